@@ -1,0 +1,45 @@
+# The commands of this project. Every target installs what it needs into .venv first.
+#   make demo        train a pocket-sized model and open it up: minutes on two cores
+#   make test        the default tests            make lint    formatting, lint, types
+#   make test-all    the slow ones too            make clean   all that make made, but not runs/
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+RUN := runs/pocket
+
+.PHONY: demo test test-all lint clean venv
+
+demo: $(INSTALLED)
+	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
+	$(BIN)/python -m implicit_reasoning report --workdir=$(RUN)
+	@echo
+	@echo "The report is $(RUN)/report/index.html: open it in a browser."
+	@echo "The curves in TensorBoard: $(BIN)/tensorboard --logdir runs"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The empty -m takes back the "not slow" of pyproject.toml.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+venv: $(INSTALLED)
+
+# touch comes last: an installation that was cut short is started again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "implicit_reasoning needs Python 3.11 or newer, $(PYTHON) is %d.%d: use make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

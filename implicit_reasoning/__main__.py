@@ -1,0 +1,136 @@
+"""The commands: `python -m implicit_reasoning VERB --flag=value ...`. Thin: each calls one function.
+
+Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 75 a
+signal came, the state is saved, and the same command goes on from there (EX_TEMPFAIL).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.errors import InputError
+
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 75
+
+
+class Verb(NamedTuple):
+    """A command: what it does in one line, its flags with their defaults, its function."""
+
+    summary: str
+    flags: dict[str, Any]
+    required: tuple[str, ...]
+    function: Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+def train(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Train, or go on training."""
+    from implicit_reasoning.training import run_phases, train
+
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    run = train(config, flags["workdir"], stop_at=flags["stop_at"])
+    for name, step in run_phases(run).describe().items():
+        print(f"{name:>22}: {step}")
+
+
+def report(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Write the page of a run."""
+    from implicit_reasoning.report import write_report
+    from implicit_reasoning.runs import Run
+
+    print(f"report: {write_report(Run(flags['workdir']))}")
+
+
+def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Build a dataset, say what is in it and what answers it without composing, write its files."""
+    from implicit_reasoning.worlds import build
+    from implicit_reasoning.worlds.exchange import write_grokked
+    from implicit_reasoning.worlds.summary import describe
+
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    began = time.perf_counter()
+    dataset = build(config.task)
+    print(describe(dataset))
+    out = Path(flags["out"])
+    dataset.save(out / "world.npz")
+    write_grokked(dataset, out)
+    print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
+
+
+VERBS = {
+    "train": Verb(
+        "train a configuration into a run directory, or go on with it",
+        {"config": str, "workdir": str, "stop_at": int},
+        ("config", "workdir"),
+        train,
+    ),
+    "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
+    "world": Verb(
+        "build a configuration's dataset, describe it and write it",
+        {"config": str, "out": str},
+        ("config", "out"),
+        world,
+    ),
+}
+
+
+def usage() -> str:
+    """All commands and their flags."""
+    lines = ["python -m implicit_reasoning VERB --flag=value ...  (--config.x.y=v overrides a field)"]
+    for name, verb in VERBS.items():
+        flags = " ".join(
+            f"--{flag}=..." if flag in verb.required else f"[--{flag}=...]" for flag in verb.flags
+        )
+        lines.append(f"  {name:<8} {flags:<44} {verb.summary}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("help", "--help", "-h"):
+        print(usage())
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except InputError as error:
+        print(f"implicit_reasoning: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"implicit_reasoning: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    if name not in VERBS:
+        raise InputError(f"there is no command {name!r}\n{usage()}")
+    verb = VERBS[name]
+    flags, overrides = parse_flags(words, verb.flags)
+    missing = [f"--{flag}=" for flag in verb.required if flags[flag] is None]
+    if missing:
+        raise InputError(f"{name} needs {', '.join(missing)}\n{usage()}")
+    if overrides and "config" not in verb.flags:
+        raise InputError(f"{name} takes no --config.* overrides")
+    if name != "train":
+        verb.function(flags, overrides)
+        return 0
+
+    from implicit_reasoning.training import Interrupted, NonFiniteLoss
+
+    try:
+        verb.function(flags, overrides)
+    except Interrupted as stopped:
+        print(f"implicit_reasoning: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    except NonFiniteLoss as diverged:
+        print(f"implicit_reasoning: {diverged}", file=sys.stderr)
+        return DIVERGED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

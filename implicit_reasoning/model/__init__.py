@@ -1,0 +1,20 @@
+"""The transformer: its parts and wirings, its named sites, what may be edited there, its files."""
+
+from implicit_reasoning.model.edits import Edit, add, drop, mask, scale, set_to
+from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.spec import Spec
+from implicit_reasoning.model.transformer import Network, Params, Transformer
+
+__all__ = [
+    "Edit",
+    "Network",
+    "Params",
+    "Spec",
+    "Taps",
+    "Transformer",
+    "add",
+    "drop",
+    "mask",
+    "scale",
+    "set_to",
+]

@@ -1,0 +1,210 @@
+"""The parts of a GPT-2-style decoder, as Flax NNX modules whose attributes bear HookedTransformer's
+names and layouts.
+
+The parts do not know how they are wired: attention takes separate query, key and value inputs and,
+when only a suffix of the positions is recomputed, the keys and values of a clean prefix; a norm
+takes, when it is to be held linear, the scale of another run. `Transformer.forward` is one wiring;
+trimmed training, path patching and frozen replacement models are others.
+
+Sources: Radford et al. 2019 (GPT-2); names and layouts of TransformerLens's HookedTransformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.spec import Spec
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape))
+
+
+class Norm(nnx.Module):
+    """Layer norm over `d_model`; `hook_normalized` is after weight and bias, as in TransformerLens."""
+
+    def __init__(self, spec: Spec):
+        self.w = nnx.Param(jnp.ones(spec.d_model))
+        self.b = nnx.Param(jnp.zeros(spec.d_model))
+        self.eps = spec.eps
+        self.dtype = spec.dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "*rest d_model"],
+        taps: Taps,
+        *,
+        scale: Float[Array, "*rest 1"] | None = None,
+    ) -> Float[Array, "*rest d_model"]:
+        """Normalise `x`; with `scale` (of a clean run) the map is affine in `x` ("frozen LN")."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        if scale is None:
+            scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
+        scale = taps("hook_scale", scale)
+        normalized = centred / scale * self.w[...] + self.b[...]
+        return taps("hook_normalized", normalized.astype(self.dtype))
+
+
+class NoNorm(nnx.Module):
+    """What stands in a norm's place in a model without norms."""
+
+    def __init__(self, spec: Spec):
+        self.dtype = spec.dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "*rest d_model"],
+        taps: Taps,
+        *,
+        scale: Float[Array, "*rest 1"] | None = None,
+    ) -> Float[Array, "*rest d_model"]:
+        """`x`, in the dtype of activations."""
+        return x.astype(self.dtype)
+
+
+def make_norm(spec: Spec) -> Norm | NoNorm:
+    """The norm that the spec asks for."""
+    return Norm(spec) if spec.normalization == "LN" else NoNorm(spec)
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention with separate query, key and value inputs."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        into = (spec.n_heads, spec.d_model, spec.d_head)
+        self.W_Q = _normal(rngs, into, spec.init_std)
+        self.W_K = _normal(rngs, into, spec.init_std)
+        self.W_V = _normal(rngs, into, spec.init_std)
+        self.W_O = _normal(
+            rngs, (spec.n_heads, spec.d_head, spec.d_model), spec.residual_init_std
+        )
+        self.b_Q = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
+        self.b_K = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
+        self.b_V = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
+        self.b_O = nnx.Param(jnp.zeros(spec.d_model))
+        self.precision = spec.precision
+
+    def __call__(
+        self,
+        query_in: Float[Array, "batch query_pos *head d_model"],
+        key_in: Float[Array, "batch key_pos *head d_model"],
+        value_in: Float[Array, "batch key_pos *head d_model"],
+        taps: Taps,
+        *,
+        query_positions: Int[Array, "batch query_pos"] | None = None,
+        prefix: tuple[Array, Array] | None = None,
+    ) -> Float[Array, "batch query_pos d_model"]:
+        """Attend.
+
+        Args:
+          query_in, key_in, value_in: normalised residuals, `[batch, pos, d_model]`, or one for each
+            head, `[batch, pos, head, d_model]`.
+          taps: sees `hook_q` ... `hook_result`.
+          query_positions: where the queries stand (they see keys up to there); by default they
+            are the positions after the prefix, in order.
+          prefix: `hook_k` and `hook_v` of earlier positions, `[batch, prefix_pos, head, d_head]`;
+            `key_in` and `value_in` then hold the later positions only.
+
+        Returns:
+          The sum over heads and the output bias.
+        """
+        q = taps("hook_q", self._project(query_in, self.W_Q, self.b_Q))
+        k = taps("hook_k", self._project(key_in, self.W_K, self.b_K))
+        v = taps("hook_v", self._project(value_in, self.W_V, self.b_V))
+        first = 0
+        if prefix is not None:
+            first = prefix[0].shape[1]
+            k = jnp.concatenate([prefix[0], k], axis=1)
+            v = jnp.concatenate([prefix[1], v], axis=1)
+        if query_positions is None:
+            query_positions = first + jnp.arange(q.shape[1])[None]
+        visible = jnp.arange(k.shape[1]) <= query_positions[..., None]
+
+        scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
+        scores = jnp.where(visible[:, None], scores, -jnp.inf)
+        scores = taps("hook_attn_scores", scores)
+        pattern = taps("hook_pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
+        z = taps("hook_z", _mix(pattern, v, self.precision))
+        return self._output(z, taps)
+
+    def _project(self, x: Array, weight: nnx.Param, bias: nnx.Param) -> Array:
+        per_head = "h" if x.ndim == 4 else ""
+        projected = jnp.einsum(
+            f"bp{per_head}d,hde->bphe", x, weight[...].astype(x.dtype), precision=self.precision
+        )
+        return projected + bias[...].astype(x.dtype)
+
+    def _output(self, z: Array, taps: Taps) -> Array:
+        weight, bias = self.W_O[...].astype(z.dtype), self.b_O[...].astype(z.dtype)
+        if not taps.asked("hook_result"):
+            return jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision) + bias
+        result = jnp.einsum("bphe,hed->bphd", z, weight, precision=self.precision)
+        return taps("hook_result", result).sum(axis=2) + bias
+
+
+class MLP(nnx.Module):
+    """Two linear maps and an activation."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.W_in = _normal(rngs, (spec.d_model, spec.d_mlp), spec.init_std)
+        self.b_in = nnx.Param(jnp.zeros(spec.d_mlp))
+        self.W_out = _normal(rngs, (spec.d_mlp, spec.d_model), spec.residual_init_std)
+        self.b_out = nnx.Param(jnp.zeros(spec.d_model))
+        self.act_fn = spec.act_fn
+        self.precision = spec.precision
+
+    def __call__(
+        self, x: Float[Array, "batch pos d_model"], taps: Taps
+    ) -> Float[Array, "batch pos d_model"]:
+        """The output for normalised residuals; `taps` sees `hook_pre` and `hook_post`."""
+        pre = jnp.matmul(x, self.W_in[...].astype(x.dtype), precision=self.precision)
+        pre = taps("hook_pre", pre + self.b_in[...].astype(x.dtype))
+        post = taps("hook_post", ACTIVATIONS[self.act_fn](pre))
+        out = jnp.matmul(post, self.W_out[...].astype(x.dtype), precision=self.precision)
+        return out + self.b_out[...].astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """Token embeddings `W_E [d_vocab, d_model]`."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.W_E = _normal(rngs, (spec.d_vocab, spec.d_model), spec.init_std)
+
+
+class PosEmbed(nnx.Module):
+    """Learned absolute positions `W_pos [n_ctx, d_model]`."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.W_pos = _normal(rngs, (spec.n_ctx, spec.d_model), spec.init_std)
+
+
+class Unembed(nnx.Module):
+    """Logit weights `W_U [d_model, d_vocab]`, absent when tied to `W_E`, and, if asked, a bias."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        if not spec.tied:
+            self.W_U = _normal(rngs, (spec.d_model, spec.d_vocab), spec.init_std)
+        if spec.unembed_bias:
+            self.b_U = nnx.Param(jnp.zeros(spec.d_vocab))
+
+
+def _scores(q: Array, k: Array, precision: str) -> Array:
+    return jnp.einsum(
+        "bqhe,bkhe->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _mix(pattern: Array, v: Array, precision: str) -> Array:
+    return jnp.einsum("bhqk,bkhe->bqhe", pattern, v, precision=precision)

@@ -1,0 +1,219 @@
+"""The transformer as pure functions of a plain dictionary of parameters.
+
+`Transformer(spec)` holds no weights. Parameters are a nested dict with HookedTransformer's names
+and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that they stack,
+shard, save and print like any pytree; `bind` lends them to the NNX modules for the time of a trace.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.edits import Edit
+from implicit_reasoning.model.layers import (
+    MLP,
+    Attention,
+    Embed,
+    PosEmbed,
+    Unembed,
+    make_norm,
+)
+from implicit_reasoning.model.sites import Dims, Taps, check_sites, site_table
+from implicit_reasoning.model.spec import Spec
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A GPT-2-style decoder of a given shape; hashable, and static under `jax.jit`."""
+
+    spec: Spec
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters (GPT-2's initialisation), float32."""
+        return _public(nnx.to_pure_dict(nnx.state(Network(self.spec, nnx.Rngs(key)))))
+
+    def bind(self, params: Params) -> Network:
+        """The NNX modules with these parameters in them: the parts from which wirings are made."""
+        network: Network = nnx.merge(_graphdef(self.spec), _private(params))
+        return network
+
+    def forward(
+        self,
+        params: Params,
+        tokens: Int[Array, "batch pos"],
+        *,
+        edits: Mapping[str, Edit] | None = None,
+        sites: Collection[str] = (),
+    ) -> tuple[Float[Array, "batch pos d_vocab"], dict[str, Array]]:
+        """Logits at every position, and the values of the wanted sites.
+
+        Args:
+          params: of one model; map over a leading axis with `jax.vmap` for many.
+          tokens: integers below `spec.d_vocab`; at most `spec.n_ctx` positions.
+          edits: what to do to the value at a site before it goes on.
+          sites: names whose (edited) values are returned; shapes in `sites`.
+
+        Returns:
+          `(logits, {site: value})`, logits in float32.
+
+        Raises:
+          InputError: a site the model does not have, or an edit that changes a shape.
+        """
+        check_sites({*(edits or ()), *sites}, self.sites)
+        if tokens.shape[1] > self.spec.n_ctx:
+            raise InputError(
+                f"{tokens.shape[1]} tokens a row were given to a model of {self.spec.n_ctx} "
+                "positions (n_ctx)"
+            )
+        taps = Taps(edits, sites)
+        network = self.bind(params)
+        resid = network.embedding(tokens, taps)
+        for layer in range(self.spec.depth):
+            resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
+        return network.readout(resid, taps), taps.results()
+
+    @property
+    def sites(self) -> dict[str, Dims]:
+        """Every site and the names of its dimensions; sizes are in `dims`."""
+        return dict(_sites(self.spec))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes of the dimensions that the spec fixes."""
+        spec = self.spec
+        return {
+            "d_model": spec.d_model,
+            "head": spec.n_heads,
+            "d_head": spec.d_head,
+            "d_mlp": spec.d_mlp,
+            "one": 1,
+        }
+
+
+class Network(nnx.Module):
+    """All parts of one model. Attribute paths are the parameters' public names."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.embed = Embed(spec, rngs)
+        self.pos_embed = PosEmbed(spec, rngs)
+        self.blocks = nnx.List([Block(spec, rngs) for _ in range(spec.n_layers)])
+        self.ln_final = make_norm(spec)
+        self.unembed = Unembed(spec, rngs)
+        self.spec = spec
+
+    def embedding(
+        self, tokens: Int[Array, "batch pos"], taps: Taps, *, first: int = 0
+    ) -> Float[Array, "batch pos d_model"]:
+        """Token plus position embeddings; `first` is the position of the first token."""
+        # One-hot products would be exact too, but a gather moves far fewer bytes.
+        embedded = taps("hook_embed", self.embed.W_E[...][tokens])
+        positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]
+        positions = jnp.broadcast_to(positions, embedded.shape)
+        return (embedded + taps("hook_pos_embed", positions)).astype(self.spec.dtype)
+
+    def block(self, layer: int) -> Block:
+        """The block at unrolled depth `layer`."""
+        block: Block = self.blocks[layer % self.spec.n_layers]
+        return block
+
+    def readout(
+        self, resid: Float[Array, "*rest d_model"], taps: Taps
+    ) -> Float[Array, "*rest d_vocab"]:
+        """Final norm and unembedding, float32."""
+        resid = self.ln_final(resid, taps.within("ln_final."))
+        weight = self.embed.W_E[...].T if self.spec.tied else self.unembed.W_U[...]
+        logits = jnp.matmul(
+            resid,
+            weight.astype(resid.dtype),
+            precision=self.spec.precision,
+            preferred_element_type=jnp.float32,
+        )
+        return logits + self.unembed.b_U[...] if self.spec.unembed_bias else logits
+
+
+class Block(nnx.Module):
+    """Attention and MLP around a residual, each reading a normalised copy."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.ln1 = make_norm(spec)
+        self.attn = Attention(spec, rngs)
+        self.ln2 = make_norm(spec)
+        self.mlp = MLP(spec, rngs)
+        self.n_heads = spec.n_heads
+
+    def __call__(
+        self, resid: Float[Array, "batch pos d_model"], taps: Taps
+    ) -> Float[Array, "batch pos d_model"]:
+        """The ordinary wiring: queries, keys and values all read this residual."""
+        resid = taps("hook_resid_pre", resid)
+        query_in, key_in, value_in = self.attention_inputs(resid, taps)
+        attn_out = self.attn(query_in, key_in, value_in, taps.within("attn."))
+        return self.after_attention(resid, attn_out, taps)
+
+    def after_attention(
+        self,
+        resid: Float[Array, "batch pos d_model"],
+        attn_out: Float[Array, "batch pos d_model"],
+        taps: Taps,
+    ) -> Float[Array, "batch pos d_model"]:
+        """The second half of a block: add what attention wrote, then the MLP."""
+        resid = taps("hook_resid_mid", resid + taps("hook_attn_out", attn_out))
+        mlp_in = self.ln2(taps("hook_mlp_in", resid), taps.within("ln2."))
+        mlp_out = taps("hook_mlp_out", self.mlp(mlp_in, taps.within("mlp.")))
+        return taps("hook_resid_post", resid + mlp_out)
+
+    def attention_inputs(
+        self, resid: Float[Array, "batch pos d_model"], taps: Taps
+    ) -> tuple[Array, Array, Array]:
+        """Normalised query, key and value inputs; one copy per head where a site asks for it.
+
+        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, which is
+        then computed for each copy; edits of `ln1` would be ambiguous there and are refused.
+        """
+        normalized = self.ln1(resid, taps.within("ln1."))
+        if not any(map(taps.asked, _PER_HEAD_INPUTS)):
+            return normalized, normalized, normalized
+        if taps.edited("ln1.hook_scale") or taps.edited("ln1.hook_normalized"):
+            raise InputError(
+                "edits of ln1 and of hook_attn_in, hook_q_input, hook_k_input or hook_v_input "
+                "cannot be combined in one block; edit the inputs only"
+            )
+        copies = resid[:, :, None].repeat(self.n_heads, axis=2)
+        if taps.asked("hook_attn_in"):
+            copies = taps("hook_attn_in", copies)
+        split = [taps(site, copies) for site in _PER_HEAD_INPUTS[1:]]
+        query_in, key_in, value_in = (self.ln1(copy, Taps()) for copy in split)
+        return query_in, key_in, value_in
+
+
+_PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
+
+@functools.cache
+def _graphdef(spec: Spec) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))
+
+
+@functools.cache
+def _sites(spec: Spec) -> dict[str, Dims]:
+    return site_table(spec.depth, normalized=spec.normalization == "LN")
+
+
+def _public(state: Params) -> Params:
+    """NNX's lists have integer keys; files and HookedTransformer want strings."""
+    blocks = {str(layer): block for layer, block in state["blocks"].items()}
+    return {name: group for name, group in (state | {"blocks": blocks}).items() if group}
+
+
+def _private(params: Params) -> Params:
+    return params | {"blocks": {int(layer): block for layer, block in params["blocks"].items()}}

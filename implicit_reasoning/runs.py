@@ -1,0 +1,277 @@
+"""One run directory: where its files are, its checkpoints, and opening it all as a `Run`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import xarray as xr
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import from_json
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write, read_json
+from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.worlds import Dataset
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a run directory.
+
+    `config.json` is written last when a run begins: a directory that has it is a run.
+    """
+
+    workdir: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.workdir / "config.json"
+
+    @property
+    def world(self) -> Path:
+        """The dataset: rows, splits, truth."""
+        return self.workdir / "world.npz"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions and hardware, and how long each start of the run took."""
+        return self.workdir / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.workdir / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.workdir / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Parameters, on the schedule, kept for ever."""
+        return self.workdir / "checkpoints"
+
+    @property
+    def resume(self) -> Path:
+        """The full training state, the last two."""
+        return self.workdir / "resume"
+
+    @property
+    def first_correct(self) -> Path:
+        """Per probe row, the first evaluated step at which it was answered correctly."""
+        return self.workdir / "first_correct.npz"
+
+    @property
+    def analysis(self) -> Path:
+        """Results of instruments, `<name>.nc`."""
+        return self.workdir / "analysis"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.workdir / "report" / "index.html"
+
+
+class Checkpoints:
+    """Pytrees of arrays under step numbers in one folder, through Orbax.
+
+    A save is written under a temporary name and renamed when it is whole; what a killed process
+    left half-written is never counted, and removed by the next writer.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None = None, read_only: bool = False):
+        """Open `folder`; a writer keeps the last `keep` steps (None: all)."""
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else keep,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Finished steps, ascending."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def save(self, step: int, tree: Any) -> None:
+        """Save in the background; a step that is there already is left as it is."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.PyTreeSave(tree))
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The tree of a step, on the devices and shardings of `like` (arrays or their shapes)."""
+        arguments = ocp.checkpoint_utils.construct_restore_args(like)
+        return self._manager.restore(step, args=ocp.args.PyTreeRestore(like, restore_args=arguments))
+
+    def restore_to_host(self, step: int, like: Any) -> Any:
+        """The tree of a step as numpy arrays, whatever devices wrote it."""
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        return self._manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+    def wait(self) -> None:
+        """Return when everything that was saved is on disk; raise what went wrong on the way."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and let go of the folder."""
+        self._manager.close()
+
+
+class Store(Protocol):
+    """Where a `Run` reads parameters from: a folder of checkpoints, or a row of stacked ones."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that have a checkpoint, ascending."""
+        ...
+
+    def params(self, step: int) -> Params:
+        """Parameters of one step, as numpy arrays."""
+        ...
+
+
+class FolderStore:
+    """The checkpoints of a run that was trained alone."""
+
+    def __init__(self, folder: Path, model: Transformer):
+        self._folder = folder
+        self._like = jax.eval_shape(model.init, jax.random.key(0))
+
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self._folder, read_only=True)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbered folders; a save under way has another name."""
+        if not self._folder.is_dir():
+            return ()
+        return tuple(sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal()))
+
+    def params(self, step: int) -> Params:
+        """Parameters of one step, as numpy arrays."""
+        params: Params = self._checkpoints.restore_to_host(step, self._like)
+        return params
+
+
+class Run:
+    """A run directory, opened for reading, and for keeping what was measured on it."""
+
+    def __init__(self, workdir: str | os.PathLike[str], store: Store | None = None):
+        """Open `workdir`; an `InputError` if it is not a run directory.
+
+        Args:
+          workdir: where `train` wrote.
+          store: where parameters are, if not in the directory's own `checkpoints/`.
+        """
+        self.files = Layout(Path(workdir))
+        if not self.files.config.exists():
+            raise InputError(
+                f"{workdir} is not a run directory: it has no config.json; `train --workdir=` makes one"
+            )
+        self.store: Store = store or FolderStore(self.files.checkpoints, self.model)
+
+    def __repr__(self) -> str:
+        steps = self.steps
+        return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints up to step {steps[-1:]})"
+
+    @cached_property
+    def config(self) -> ConfigDict:
+        """The configuration as it was run."""
+        return from_json(read_json(self.files.config))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Rows, splits and truth."""
+        return Dataset.load(self.files.world)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model for analysis: true float32 on every device, whatever training used."""
+        exact = {"dtype": "float32", "precision": "highest"}
+        return Transformer(
+            Spec.from_config(
+                {**self.config.model, **exact},
+                d_vocab=self.dataset.n_vocab,
+                n_ctx=self.dataset.n_ctx,
+            )
+        )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a checkpoint, ascending."""
+        return self.store.steps
+
+    def params(self, steps: Sequence[int] | None = None) -> Params:
+        """Parameters of some checkpoints (default: all), stacked along a leading axis.
+
+        Raises:
+          InputError: a step without a checkpoint.
+        """
+        steps = self.steps if steps is None else tuple(steps)
+        missing = [step for step in steps if step not in self.steps]
+        if missing or not steps:
+            raise InputError(
+                f"{self.files.workdir} has no checkpoint of step {missing}; there are {self.steps}"
+            )
+        trees = [self.store.params(step) for step in steps]
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`."""
+        return read_metrics(self.files.metrics)
+
+    @property
+    def first_correct(self) -> dict[str, np.ndarray]:
+        """`row` (of the dataset) and `step` (first correct evaluation, -1: never), per probe row."""
+        with np.load(self.files.first_correct, allow_pickle=False) as file:
+            return dict(file)
+
+    def save_result(self, name: str, result: xr.Dataset) -> Path:
+        """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
+        path = self.files.analysis / f"{name}.nc"
+        # netCDF has no nested or missing attributes, JSON has.
+        plain = result.assign_attrs({}).drop_attrs()
+        plain.attrs["json"] = json.dumps(result.attrs)
+        with atomic_write(path, "wb") as file:
+            file.write(plain.to_netcdf(engine="h5netcdf"))
+        return path
+
+    def result(self, name: str) -> xr.Dataset:
+        """What `save_result` kept."""
+        path = self.files.analysis / f"{name}.nc"
+        if not path.exists():
+            raise InputError(f"there is no result {name!r} in {self.files.analysis}")
+        result = xr.load_dataset(path, engine="h5netcdf")
+        return result.assign_attrs(json.loads(result.attrs.pop("json")))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise InputError(f"{path}, line {number}, is not JSON: {line[:60]!r}") from None
+    return rows

@@ -1,0 +1,179 @@
+"""Intervals clustered by fact, and permutation nulls.
+
+The unit of this laboratory is the fact (or the prefix), never the query: queries that share a fact
+share a state, so an interval that takes queries for independent is too narrow, and a null that
+shuffles them one by one is too easy to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from implicit_reasoning.errors import InputError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval: floats, or arrays [...] for values [..., example].
+
+    `low` and `high` are nan where fewer than two clusters leave the spread unknown; `mean` is nan
+    where there is no example at all.
+    """
+
+    mean: Any
+    low: Any
+    high: Any
+    n_examples: int
+    n_clusters: int
+
+
+class ClusterBootstrap:
+    """Percentile bootstrap over clusters, for many sets of values on the same examples.
+
+    Clusters are drawn with replacement, with all their examples, and every resample's mean is the
+    ratio of its sum to its count. Percentile intervals are narrow with few clusters (in simulations
+    "95%" covers 88% with 10 of them, 92% with 20, 93% with 50) and have no width where all values
+    agree: read them beside `n_clusters`.
+
+    Source: Davison and Hinkley 1997, *Bootstrap Methods and their Application*, section 3.8; Field
+    and Welsh 2007, *Bootstrapping clustered data* (the "randomized cluster bootstrap").
+    """
+
+    def __init__(
+        self, clusters: Int[np.ndarray, " example"], n_resamples: int = 1000, seed: int = 0
+    ) -> None:
+        """Draw the resamples once: memory is `4 * n_resamples * n_clusters` bytes."""
+        if n_resamples < 1:
+            raise InputError(f"n_resamples is at least 1, was given {n_resamples}")
+        _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+        # Sorted by cluster, a cluster's sum is one slice: `reduceat` adds them all in one pass.
+        self._order = np.argsort(index, kind="stable")
+        self._starts = np.cumsum(sizes) - sizes
+        self._sizes = sizes
+        self._counts = _multinomial_counts(len(sizes), n_resamples, seed)
+        self._resampled_sizes = self._counts @ sizes.astype(np.float64)
+
+    def interval(
+        self, values: Shaped[np.ndarray, "*batch example"], level: float = 0.95
+    ) -> Interval:
+        """Return the mean over examples and its interval, for every leading index.
+
+        Args:
+          values: [..., example] numbers or bools (outcomes), in the order of `clusters`.
+          level: coverage wanted, between 0 and 1.
+
+        Raises:
+          InputError: another number of examples, a value that is not finite, or a level outside.
+        """
+        n_examples, n_clusters = len(self._order), len(self._sizes)
+        if not 0 < level < 1:
+            raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
+        if values.shape[-1] != n_examples:
+            raise InputError(f"{values.shape[-1]} values were given for {n_examples} examples")
+        values = values.astype(np.float64)
+        if not np.isfinite(values).all():
+            bad = np.count_nonzero(~np.isfinite(values))
+            raise InputError(f"{bad} values are not finite: drop those examples and their clusters")
+        unknown = np.full(values.shape[:-1], np.nan)
+        mean = np.asarray(values.mean(-1)) if n_examples else unknown
+        low, high = unknown, unknown
+        if n_clusters >= 2:
+            tails = [(1 - level) / 2, (1 + level) / 2]
+            low, high = np.quantile(self._resampled_means(values, mean), tails, axis=-1)
+        # `[()]` makes numbers of arrays without axes.
+        return Interval(mean[()], low[()], high[()], n_examples, n_clusters)
+
+    def _resampled_means(
+        self, values: Float[np.ndarray, "*batch example"], mean: Float[np.ndarray, "*batch"]
+    ) -> Float[np.ndarray, "*batch resample"]:
+        # Deviations from the mean, so that equal values give exactly no spread.
+        mean = mean[..., None]
+        deviations = (values - mean)[..., self._order]
+        sums = np.add.reduceat(deviations, self._starts, axis=-1)
+        # In float32, the counts' type: the product is the whole cost, and rounding is relative to
+        # the deviations.
+        return mean + (sums.astype(np.float32) @ self._counts.T) / self._resampled_sizes
+
+
+def clustered_bootstrap(
+    values: Shaped[np.ndarray, " example"],
+    clusters: Int[np.ndarray, " example"],
+    *,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of `values` and its interval, resampling whole clusters.
+
+    For several sets of values on the same examples make one `ClusterBootstrap`, which also has the
+    arguments, the errors and the source.
+    """
+    return ClusterBootstrap(clusters, n_resamples, seed).interval(values, level)
+
+
+def permutation_null(
+    statistic: Callable[[np.ndarray], float],
+    labels: Shaped[np.ndarray, " example"],
+    *,
+    n_permutations: int,
+    seed: int,
+    clusters: Int[np.ndarray, " example"] | None = None,
+) -> Float[np.ndarray, " permutation"]:
+    """Return the statistic under random reassignments of the labels.
+
+    Args:
+      statistic: of labels [example]; called once for every permutation.
+      labels: [example] of any type.
+      n_permutations: how many.
+      seed: of the permutations.
+      clusters: [example]; where given, a cluster (a fact) keeps one label for all its examples and
+        labels are exchanged between clusters. Labels must be constant within each.
+
+    Returns:
+      float64 [permutation], for `p_value`.
+
+    Raises:
+      InputError: lengths differ, or a cluster has two labels.
+    """
+    if clusters is None:
+        clusters = np.arange(len(labels))
+    if len(clusters) != len(labels):
+        raise InputError(f"{len(labels)} labels were given for {len(clusters)} examples")
+    _, first, index = np.unique(clusters, return_index=True, return_inverse=True)
+    by_cluster = labels[first]
+    mixed = clusters[by_cluster[index] != labels]
+    if len(mixed):
+        raise InputError(f"labels are constant within a cluster; cluster {mixed[0]} has several")
+    rng = np.random.default_rng(seed)
+    shuffled = (rng.permutation(by_cluster)[index] for _ in range(n_permutations))
+    return np.array([statistic(one) for one in shuffled], np.float64)
+
+
+def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
+    """Return `(1 + #(null >= observed)) / (1 + n)`: one-sided, valid for any n, never zero.
+
+    Raises:
+      InputError: a nan on either side, which no comparison can place.
+
+    Source: Phipson and Smyth 2010, "Permutation p-values should never be zero".
+    """
+    if np.isnan(observed) or np.isnan(null).any():
+        raise InputError("a p-value needs numbers: the observed statistic or its null has a nan")
+    return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
+
+
+def _multinomial_counts(
+    n_clusters: int, n_resamples: int, seed: int
+) -> Float[np.ndarray, "resample cluster"]:
+    """How often each resample draws each cluster: rows sum to `n_clusters`."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((n_resamples, n_clusters), np.float32)
+    if n_clusters:  # with nothing to draw from, there is nothing to draw
+        for row in counts:
+            row[:] = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+    return counts

@@ -1,0 +1,86 @@
+"""Every split, evaluated on the device: accuracy, loss and reciprocal rank of the answer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.statistics import ClusterBootstrap
+from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.step import answer_logits
+from implicit_reasoning.worlds import Dataset
+
+_CHUNK = 512
+
+
+class Outcome(NamedTuple):
+    """Per probe row; `rank` 0 is the best, and a tie with another token counts against the answer."""
+
+    loss: Float[Array, "probe"]
+    rank: Int[Array, "probe"]
+
+
+class Evaluation:
+    """The probe rows of a dataset, on the device, and what to say about a model's answers."""
+
+    def __init__(self, model: Transformer, dataset: Dataset):
+        """Move the probe rows to the device, and draw the bootstrap of the cross split once."""
+        self.rows = np.flatnonzero(dataset.probe)
+        self._members = {
+            name: np.flatnonzero(dataset.split[self.rows] == index)
+            for index, name in enumerate(dataset.splits)
+        }
+        self._cross = Splits.of(dataset).cross
+        if self._cross is not None:
+            facts = dataset.truth["fact1"][self.rows[self._members[self._cross]]]
+            self._bootstrap = ClusterBootstrap(facts)
+        # Padded with the first row to whole chunks; the padding is cut off again below.
+        padded = np.resize(self.rows, -(-len(self.rows) // _CHUNK) * _CHUNK)
+        position = dataset.truth["position"][padded]
+        self._tokens = jnp.asarray(dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx))
+        self._positions = jnp.asarray(position.reshape(-1, _CHUNK, 1))
+        self._answers = jnp.asarray(dataset.truth["answer"][padded].reshape(-1, _CHUNK))
+        self._model = model
+        self._launch = jax.jit(self._outcome)
+
+    def launch(self, params: Params) -> Outcome:
+        """Start the evaluation; nothing waits until its outcome is read."""
+        outcome: Outcome = self._launch(params, self._tokens, self._positions, self._answers)
+        return outcome
+
+    def correct(self, outcome: Outcome) -> Bool[np.ndarray, "probe"]:
+        """Which probe rows were answered correctly."""
+        return np.asarray(outcome.rank) == 0
+
+    def summary(self, outcome: Outcome) -> dict[str, float]:
+        """`accuracy/<split>`, `loss/<split>`, `reciprocal_rank/<split>` (means over probe rows), and
+        `accuracy_low95/<cross split>`, the lower end of its interval clustered by first-hop fact."""
+        loss, rank = np.asarray(outcome.loss, np.float64), np.asarray(outcome.rank)
+        values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
+        summary = {
+            f"{quantity}/{split}": float(value[members].mean())
+            for quantity, value in values.items()
+            for split, members in self._members.items()
+            if len(members)
+        }
+        if self._cross is not None:
+            interval = self._bootstrap.interval(rank[self._members[self._cross]] == 0)
+            summary[f"accuracy_low95/{self._cross}"] = interval.low
+        return summary
+
+    def _outcome(self, params: Params, tokens: Array, positions: Array, answers: Array) -> Outcome:
+        def chunk(rows: tuple[Array, Array, Array]) -> Outcome:
+            tokens, positions, answers = rows
+            logits = answer_logits(self._model, params, tokens, positions)[:, 0]
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
+            of_answer = jnp.take_along_axis(logits, answers[:, None], axis=-1)
+            return Outcome(loss, (logits >= of_answer).sum(-1) - 1)
+
+        chunks = jax.lax.map(chunk, (tokens, positions, answers))
+        return jax.tree.map(lambda x: x.reshape(-1)[: len(self.rows)], chunks)

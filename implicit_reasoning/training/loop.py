@@ -1,0 +1,268 @@
+"""Training from a configuration to a run directory, resumable at any moment, bit for bit.
+
+What resuming relies on: the rows of `metrics.jsonl` up to a step are on disk before the full state
+of that step is saved, everything that happens at a step follows from the configuration, and no
+parameters are kept before their `finite` flag was read. Between events the device runs alone; what
+it has to say is read one chunk late, while the next one runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.runs import Checkpoints, Layout, Run
+from implicit_reasoning.training import directory, setup, sharding
+from implicit_reasoning.training.evaluation import Evaluation, Outcome
+from implicit_reasoning.training.interruption import Interrupted, Wish, wishes
+from implicit_reasoning.training.optimizer import hyper
+from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.step import TrainState
+from implicit_reasoning.training.writers import MetricsFile, Row, TensorBoard
+from implicit_reasoning.worlds import Dataset
+
+_CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
+_KEPT_RESUMES = 2
+NEVER = -1
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient was not finite; parameters were left as they were before that step."""
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"the loss or its gradient was not finite at step {step}; parameters were not changed. "
+            "A lower optimizer.learning_rate or optimizer.clip_norm, or a longer warm-up, may help"
+        )
+        self.step = step
+
+
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], *, stop_at: int | None = None
+) -> Run:
+    """Train until `config.steps`, or go on with a run that stopped before.
+
+    Args:
+      config: as in `configs/composition.py`.
+      workdir: of the run; made if missing.
+      stop_at: stop, resumable, after so many steps in all.
+
+    Returns:
+      The run, opened.
+
+    Raises:
+      InputError: the configuration cannot be trained, or `workdir` holds another run.
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      NonFiniteLoss: training diverged; what was kept before is whole.
+    """
+    files = Layout(Path(workdir))
+    setup.check_config(config)
+    stop = config.steps if stop_at is None else stop_at
+    if not 0 <= stop <= config.steps:
+        raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
+    with directory.exclusive(files), wishes() as wish:
+        dataset = directory.open_dataset(files, config)
+        trainer = Trainer(config, dataset, files)
+        directory.begin(files, config, dataset)
+        trainer.run(stop, wish)
+    return Run(workdir)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What the device will know at a step, while it still computes."""
+
+    step: int
+    snapshot: dict[str, Any]
+    outcome: Outcome | None
+
+
+class Trainer:
+    """One run in progress."""
+
+    def __init__(self, config: ConfigDict, dataset: Dataset, files: Layout):
+        """Build everything from the configuration; nothing is written yet."""
+        self._config, self._files = config, files
+        mesh = sharding.make_mesh(config.mesh)
+        self._recipe = setup.make_recipe(config, dataset, mesh)
+        self._schedule = Schedule.from_config(config)
+        self._rows = setup.training_rows(dataset, mesh)
+        self._hyper = hyper(config.optimizer)
+        self._init_key, self._stream_key = setup.keys(config.seed)
+        self._evaluation = Evaluation(self._recipe.model, dataset)
+        self._splits = Splits.of(dataset)
+        self._all_splits = [name for name in dataset.splits if len(dataset.probes(name))]
+
+        shape = jax.eval_shape(self._recipe.init, self._init_key)
+        shardings = sharding.tree_shardings(mesh, shape)
+        self._like = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shape,
+            shardings,
+        )
+        self._init = jax.jit(self._recipe.init, out_shardings=shardings)
+        self._advance = jax.jit(self._recipe.run, donate_argnums=0, out_shardings=shardings)
+        self._snapshot = jax.jit(_snapshot)
+
+    def run(self, stop: int, wish: Wish) -> None:
+        """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
+        self._checkpoints = Checkpoints(self._files.checkpoints)
+        self._resumes = Checkpoints(self._files.resume, keep=_KEPT_RESUMES)
+        state, step = self._restore()
+        directory.record_start(self._files, max(step, 0))
+        self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
+        writers = self._config.writers
+        self._tensorboard = (
+            TensorBoard(self._files, self._config, self._all_splits, self._metrics.rows)
+            if writers.tensorboard
+            else None
+        )
+        self._bar = tqdm(
+            total=self._schedule.horizon,
+            initial=max(step, 0),
+            unit="step",
+            disable=not writers.progress,
+            dynamic_ncols=True,
+        )
+        try:
+            self._loop(state, step, stop, wish)
+        finally:
+            # Also when training fails: what was saved before must be whole on disk.
+            self._bar.close()
+            self._metrics.close()
+            if self._tensorboard:
+                self._tensorboard.close()
+            self._checkpoints.close()
+            self._resumes.close()
+
+    def _restore(self) -> tuple[TrainState, int]:
+        """The state to go on from, and its step; -1 if nothing has happened yet, not even step 0."""
+        self._first_correct = np.full(len(self._evaluation.rows), NEVER, np.int32)
+        if not self._resumes.steps:
+            return self._init(self._init_key), NEVER
+        step = self._resumes.steps[-1]
+        saved = self._resumes.restore(
+            step, {"state": self._like, "first_correct": self._first_correct}
+        )
+        self._first_correct = np.array(saved["first_correct"])
+        return saved["state"], step
+
+    def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
+        self._last_finish = time.perf_counter()
+        self._seconds_per_step = 0.0
+        pending: _Pending | None = None
+        if step == NEVER:
+            step = 0
+            pending = self._arrive(step, state)
+            self._keep(step, state, pending, step == stop)
+            pending = None
+        while step < stop and not wish:
+            previous, step = step, self._next(step, stop)
+            state = self._advance(
+                state, self._rows, self._hyper, self._stream_key, jnp.int32(step - previous)
+            )
+            if pending:
+                self._finish(pending)
+            pending = self._arrive(step, state)
+            if self._keep(step, state, pending, step == stop or bool(wish)):
+                pending = None
+        if wish:
+            self._keep(step, state, pending, True)
+            raise Interrupted(step, str(wish.signal_name))
+
+    def _next(self, step: int, stop: int) -> int:
+        """The next event, or as far as the device gets before a signal would have to wait long."""
+        patience = int(_CHUNK_SECONDS / self._seconds_per_step) if self._seconds_per_step else stop
+        return min(self._schedule.next_event(step), stop, step + max(patience, 1))
+
+    def _arrive(self, step: int, state: TrainState) -> _Pending:
+        """Start what has to be computed at a step, without waiting for it."""
+        evaluate = step in self._schedule.evaluations
+        outcome = self._evaluation.launch(state.params) if evaluate else None
+        return _Pending(step, self._snapshot(state), outcome)
+
+    def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
+        """Save what is due at a step, after its row; returns whether `pending` was finished."""
+        checkpoint = step in self._schedule.checkpoints
+        resume = leaving or step in self._schedule.resumes
+        if not (checkpoint or resume):
+            return False
+        if pending:
+            self._finish(pending)
+        if checkpoint:
+            self._checkpoints.save(step, state.params)
+        if resume:
+            self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
+            with atomic_write(self._files.first_correct, "wb") as file:
+                np.savez(file, row=self._evaluation.rows, step=self._first_correct)
+        return True
+
+    def _finish(self, pending: _Pending) -> None:
+        """Read what the device says of a step; write its row if it has one."""
+        snapshot = jax.device_get(pending.snapshot)
+        if not snapshot["finite"]:
+            raise NonFiniteLoss(int(snapshot["step"]))
+        now, step = time.perf_counter(), pending.step
+        advanced = step - self._bar.n
+        seconds, self._last_finish = now - self._last_finish, now
+        if advanced:
+            self._seconds_per_step = seconds / advanced
+        self._bar.update(advanced)
+        if step in self._schedule.rows:
+            self._write(pending, snapshot)
+
+    def _write(self, pending: _Pending, snapshot: dict[str, Any]) -> None:
+        step = pending.step
+        row: Row = {"step": step, **self._training_metrics(step, snapshot)}
+        if pending.outcome is not None:
+            row |= self._evaluation.summary(pending.outcome)
+            newly = self._evaluation.correct(pending.outcome) & (self._first_correct == NEVER)
+            self._first_correct = np.where(newly, np.int32(step), self._first_correct)
+        row |= {"time": time.time()}
+        if self._seconds_per_step:
+            row["steps_per_second"] = 1 / self._seconds_per_step
+        self._metrics.write(row)
+        if self._tensorboard:
+            self._tensorboard.write(row)
+        self._show(row)
+
+    def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
+        """Means over the steps since the last row, and the norm of the parameters."""
+        since = np.arange(self._schedule.previous_row(step), step) % self._config.log_every
+        rate = float(self._recipe.relative_rate(step)) * self._config.optimizer.learning_rate
+        means = {
+            name: float(values[since].mean(dtype=np.float64))
+            for name, values in snapshot["window"].items()
+            if len(since)
+        }
+        return {**means, "param_norm": float(snapshot["param_norm"]), "learning_rate": rate}
+
+    def _show(self, row: Row) -> None:
+        shown = {"loss": row.get("loss")}
+        shown["memorise"] = row.get(f"accuracy/{self._splits.trained}")
+        shown["generalise"] = row.get(f"accuracy/{self._splits.held_out}")
+        self._shown = {**getattr(self, "_shown", {}), **{k: v for k, v in shown.items() if v is not None}}
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in self._shown.items()})
+
+
+def _snapshot(state: TrainState) -> dict[str, Any]:
+    """Copies of what the host reads late, because the state itself is donated to the next chunk."""
+    return {
+        "step": state.step,
+        "finite": state.finite,
+        "window": state.window,
+        "param_norm": optax.global_norm(state.params),
+    }

@@ -1,0 +1,84 @@
+"""AdamW as the published runs use it: warm-up, decoupled decay on weights only, clipping.
+
+Learning rate and weight decay are *arguments* of the update (`Hyper`), not constants baked into it,
+so that a population of trials that differ in them is a `vmap` of one update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Params
+
+
+class Hyper(NamedTuple):
+    """What may differ between the trials of one compiled program; float32 scalars."""
+
+    learning_rate: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+
+
+def hyper(config: Any) -> Hyper:
+    """The traced hyperparameters of a config's `optimizer` group."""
+    return Hyper(jnp.float32(config.learning_rate), jnp.float32(config.weight_decay))
+
+
+def relative_rate(config: Any, horizon: int) -> optax.Schedule:
+    """Learning rate at a step as a fraction of its peak.
+
+    Linear from 0 over `warmup_steps` (the first update has rate 0, as in HuggingFace's schedules),
+    then `constant`, or `cosine` down to `final_fraction` at `horizon` steps.
+    """
+    if config.schedule not in ("constant", "cosine"):
+        raise InputError(
+            f"optimizer.schedule is {config.schedule!r}; it must be 'constant' or 'cosine'"
+        )
+    cooling = max(horizon - config.warmup_steps, 1)
+    after = (
+        optax.constant_schedule(1.0)
+        if config.schedule == "constant"
+        else optax.cosine_decay_schedule(1.0, cooling, alpha=config.final_fraction)
+    )
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def preconditioner(config: Any) -> optax.GradientTransformation:
+    """Clipping by global norm, then Adam's direction (Loshchilov & Hutter 2019, algorithm 2)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    )
+
+
+def decayed(params: Params) -> Any:
+    """Which parameters decay: all weights, embeddings and positions too; no bias, no norm (Wang)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith("W_"), params)
+
+
+def apply_updates(
+    params: Params, directions: Params, hyper: Hyper, rate: Float[Array, ""]
+) -> Params:
+    """One decoupled step: `p - rate * learning_rate * (direction + weight_decay * p)`."""
+    step = rate * hyper.learning_rate
+
+    def update(param: Array, direction: Array, decays: bool) -> Array:
+        return param - step * (direction + (hyper.weight_decay * param if decays else 0.0))
+
+    return jax.tree.map(update, params, directions, decayed(params))
+
+
+def global_norm(tree: Any) -> Float[Array, ""]:
+    """Euclidean norm of all leaves together."""
+    return optax.global_norm(tree)
+
+
+Step = Int[Array, ""]

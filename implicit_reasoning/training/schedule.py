@@ -1,0 +1,79 @@
+"""When things happen: at which steps a run evaluates, logs, keeps a checkpoint, can be resumed.
+
+All of it follows from the configuration alone, so that a resumed run does the same things at the
+same steps as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import Any
+
+from implicit_reasoning.errors import InputError
+
+
+def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
+    """Step 0, then log-spaced steps until they are `every` apart, then each `every`, and the last.
+
+    Args:
+      horizon: the last step.
+      per_doubling: log-spaced steps in each doubling; 0 for none.
+      every: the interval they grow to.
+    """
+    steps = {0, horizon, *range(every, horizon + 1, every)}
+    if per_doubling:
+        exponent, step = 0, 1
+        while step < min(every, horizon):
+            steps.add(step)
+            exponent += 1
+            step = round(2 ** (exponent / per_doubling))
+    return tuple(sorted(steps))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps at which a run of `horizon` steps does something; each tuple ascends.
+
+    Attributes:
+      rows: a row of `metrics.jsonl` is written (multiples of `log_every`, and evaluations).
+      evaluations: all splits are evaluated.
+      checkpoints: parameters are kept.
+      resumes: the full state is saved, so that a killed run loses little.
+    """
+
+    horizon: int
+    rows: tuple[int, ...]
+    evaluations: tuple[int, ...]
+    checkpoints: tuple[int, ...]
+    resumes: tuple[int, ...]
+
+    @classmethod
+    def from_config(cls, config: Any) -> Schedule:
+        """The schedule of a configuration."""
+        for key in ("steps", "log_every", "evaluation.every", "checkpoints.every", "resume_every"):
+            value = config[key] if "." not in key else config[key.split(".")[0]].every
+            if value < 1:
+                raise InputError(f"{key} is {value}; it must be at least 1")
+        horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
+        evaluations = spaced(horizon, evaluation.per_doubling, evaluation.every)
+        return cls(
+            horizon=horizon,
+            rows=tuple(sorted({*spaced(horizon, 0, config.log_every), *evaluations})),
+            evaluations=evaluations,
+            checkpoints=spaced(horizon, kept.per_doubling, kept.every),
+            resumes=spaced(horizon, 0, config.resume_every)[1:],
+        )
+
+    def next_event(self, step: int) -> int:
+        """The first step after `step` at which anything happens."""
+        later = [
+            steps[index]
+            for steps in (self.rows, self.checkpoints, self.resumes)
+            if (index := bisect.bisect_right(steps, step)) < len(steps)
+        ]
+        return min(later, default=self.horizon)
+
+    def previous_row(self, step: int) -> int:
+        """The last step before `step` that has a row, or 0."""
+        return self.rows[max(bisect.bisect_left(self.rows, step) - 1, 0)]

@@ -1,0 +1,107 @@
+"""From a configuration to everything that training needs, checked before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import flatten
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.training import batches, optimizer, sharding
+from implicit_reasoning.training.step import Recipe, TrainingRows
+from implicit_reasoning.worlds import Dataset
+
+# What training itself reads; a task reads its own fields of `task`.
+REQUIRED = (
+    *("seed", "steps", "batch_size", "order", "log_every", "resume_every", "task.name"),
+    *("model.n_layers", "model.d_model", "model.n_heads", "model.d_mlp", "model.n_loops"),
+    *("model.dropout", "optimizer.learning_rate", "optimizer.weight_decay"),
+    *("optimizer.warmup_steps", "optimizer.schedule", "optimizer.final_fraction"),
+    *("optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.clip_norm"),
+    *("evaluation.every", "evaluation.per_doubling"),
+    *("checkpoints.every", "checkpoints.per_doubling"),
+    *("writers.tensorboard", "writers.progress", "mesh.trial", "mesh.data", "mesh.model"),
+)
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, 2**31 - 1),
+    "batch_size": (1, 2**31 - 1),
+    "evaluation.per_doubling": (0, 64),
+    "checkpoints.per_doubling": (0, 64),
+    "model.dropout": (0, 0.99),
+    "optimizer.learning_rate": (0, float("inf")),
+    "optimizer.weight_decay": (0, float("inf")),
+    "optimizer.warmup_steps": (0, 2**31 - 1),
+    "optimizer.final_fraction": (0, 1),
+    "optimizer.b1": (0, 1 - 1e-9),
+    "optimizer.b2": (0, 1 - 1e-9),
+    "optimizer.clip_norm": (1e-12, float("inf")),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise one `InputError` that lists every field that is missing or out of bounds."""
+    fields = flatten(config)
+    missing = [key for key in REQUIRED if key not in fields]
+    faults = [f"{key} is missing" for key in missing]
+    for key, (low, high) in _BOUNDS.items():
+        if key in fields and not low <= fields[key] <= high:
+            faults.append(f"{key} is {fields[key]}; it must be between {low:g} and {high:g}")
+    if faults:
+        raise InputError("the configuration cannot be trained: " + "; ".join(faults))
+
+
+def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:
+    """The model in its training precision, sized for a dataset."""
+    return Transformer(
+        Spec.from_config(config.model, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx)
+    )
+
+
+def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
+    """The step of a configuration; an `InputError` where its parts do not fit together."""
+    batches.check_order(config.order, config.batch_size, dataset.n_train)
+    if config.batch_size % mesh.shape["data"]:
+        raise InputError(
+            f"batch_size is {config.batch_size}, which mesh.data = {mesh.shape['data']} does not "
+            "divide; each device takes an equal share of a batch"
+        )
+    return Recipe(
+        model=make_model(config, dataset),
+        preconditioner=optimizer.preconditioner(config.optimizer),
+        relative_rate=optimizer.relative_rate(config.optimizer, config.steps),
+        batch_size=config.batch_size,
+        order=config.order,
+        dropout=config.model.dropout,
+        log_every=config.log_every,
+        batch_sharding=sharding.by_rows(mesh),
+    )
+
+
+def training_rows(dataset: Dataset, mesh: Mesh) -> TrainingRows:
+    """The rows to train on, on every device."""
+    tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
+    supervised = targets >= 0
+    slots = max(int(supervised.sum(1).max()), 1)
+    # Supervised positions first, in order; what is left over is marked by the answer -1.
+    positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
+    rows = TrainingRows(
+        tokens=tokens,
+        positions=positions,
+        answers=np.take_along_axis(targets, positions, axis=1),
+        n_rows=np.int32(dataset.n_train),
+    )
+    placed: TrainingRows = jax.device_put(jax.tree.map(jnp.asarray, rows), sharding.replicated(mesh))
+    return placed
+
+
+def keys(seed: int) -> tuple[Any, Any]:
+    """`(initialisation, stream)` keys of a run; the stream's are folded with the step."""
+    init_key, stream_key = jax.random.split(jax.random.key(seed))
+    return init_key, stream_key

@@ -1,0 +1,202 @@
+"""One update of the parameters, and the compiled loop that makes many of them without the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from implicit_reasoning.model import Edit, Params, Taps, Transformer, drop
+from implicit_reasoning.training import batches
+from implicit_reasoning.training.optimizer import Hyper, apply_updates
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "moments", "step", "finite", "window"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes; what `resume/` holds.
+
+    Attributes:
+      params: of the model.
+      moments: Adam's.
+      step: updates made, int32.
+      finite: False from the first step whose loss or gradient was not finite; parameters then stay.
+      window: per-step metrics since the last row of `metrics.jsonl`, each `[log_every]`.
+    """
+
+    params: Params
+    moments: Any
+    step: Int[Array, ""]
+    finite: Bool[Array, ""]
+    window: dict[str, Float[Array, "window"]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "positions", "answers", "n_rows"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class TrainingRows:
+    """Training rows on the device.
+
+    Attributes:
+      tokens: `[row, pos]`.
+      positions: of the supervised positions, ascending, `[row, slot]`.
+      answers: the token to predict there, -1 where a row has fewer of them, `[row, slot]`.
+      n_rows: how many of the rows are in use (the rest is padding of a population), int32.
+    """
+
+    tokens: Int[Array, "row pos"]
+    positions: Int[Array, "row slot"]
+    answers: Int[Array, "row slot"]
+    n_rows: Int[Array, ""]
+
+
+def answer_logits(
+    model: Transformer,
+    params: Params,
+    tokens: Int[Array, "batch pos"],
+    positions: Int[Array, "batch slot"],
+    edits: Mapping[str, Edit] | None = None,
+) -> Float[Array, "batch slot d_vocab"]:
+    """`forward`'s logits at some positions; the last block runs only there.
+
+    The last block's keys and values are needed everywhere, its queries, output, MLP and the
+    unembedding only where somebody reads them: with 3 positions and one answer this saves two
+    thirds of the last block and of the unembedding.
+    """
+    taps = Taps(edits)
+    network = model.bind(params)
+    last = model.spec.depth - 1
+    resid = network.embedding(tokens, taps)
+    for layer in range(last):
+        resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
+    taps, block = taps.within(f"blocks.{last}."), network.block(last)
+
+    resid = taps("hook_resid_pre", resid)
+    normalized = block.ln1(resid, taps.within("ln1."))
+    here = functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
+    attn_out = block.attn(
+        here(normalized), normalized, normalized, taps.within("attn."), query_positions=positions
+    )
+    resid = block.after_attention(here(resid), attn_out, taps)
+    return network.readout(resid, Taps())
+
+
+def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
+    """GPT-2's dropout as edits: embeddings, attention patterns, and both outputs of every block."""
+    sites = ["blocks.0.hook_resid_pre"] + [
+        f"blocks.{layer}.{site}"
+        for layer in range(model.spec.depth)
+        for site in ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")
+    ]
+    keys = jax.random.split(key, len(sites))
+    return {
+        site: Edit(drop, (key, jnp.float32(rate))) for site, key in zip(sites, keys, strict=True)
+    }
+
+
+def answer_loss(
+    logits: Float[Array, "batch slot d_vocab"], answers: Int[Array, "batch slot"]
+) -> Float[Array, ""]:
+    """Mean cross entropy over the supervised slots, nats."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
+    supervised = answers >= 0
+    return jnp.where(supervised, losses, 0).sum() / supervised.sum()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is fixed while a run is compiled; everything that may vary is an argument of `step`."""
+
+    model: Transformer
+    preconditioner: optax.GradientTransformation
+    relative_rate: optax.Schedule
+    batch_size: int
+    order: str
+    dropout: float
+    log_every: int
+    batch_sharding: NamedSharding | None = None
+
+    def init(self, key: Key[Array, ""]) -> TrainState:
+        """The state before the first step."""
+        params = self.model.init(key)
+        return TrainState(
+            params=params,
+            moments=self.preconditioner.init(params),
+            step=jnp.int32(0),
+            finite=jnp.bool_(True),
+            window={name: jnp.zeros(self.log_every) for name in ("loss", "grad_norm")},
+        )
+
+    def step(
+        self, state: TrainState, rows: TrainingRows, hyper: Hyper, key: Key[Array, ""]
+    ) -> TrainState:
+        """One update, on a batch and with dropout that depend on (key, step) only."""
+        data_key, dropout_key = jax.random.split(key)
+        chosen = batches.rows_of_step(
+            data_key, state.step, rows.n_rows, batch_size=self.batch_size, order=self.order
+        )
+        batch = jax.tree.map(
+            lambda column: self._shard(column[chosen]), (rows.tokens, rows.positions, rows.answers)
+        )
+        edits = (
+            dropout_edits(self.model, jax.random.fold_in(dropout_key, state.step), self.dropout)
+            if self.dropout
+            else None
+        )
+
+        def loss_of(params: Params) -> Array:
+            tokens, positions, answers = batch
+            return answer_loss(
+                answer_logits(self.model, params, tokens, positions, edits), answers
+            )
+
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        return self._update(state, loss, gradients, hyper)
+
+    def _shard(self, column: Array) -> Array:
+        if self.batch_sharding is None:
+            return column
+        return jax.lax.with_sharding_constraint(column, self.batch_sharding)
+
+    def _update(
+        self, state: TrainState, loss: Array, gradients: Params, hyper: Hyper
+    ) -> TrainState:
+        grad_norm = optax.global_norm(gradients)
+        directions, moments = self.preconditioner.update(gradients, state.moments)
+        params = apply_updates(state.params, directions, hyper, self.relative_rate(state.step))
+        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(finite, new, old)
+
+        slot = state.step % self.log_every
+        seen = {"loss": loss, "grad_norm": grad_norm}
+        return TrainState(
+            params=jax.tree.map(keep, params, state.params),
+            moments=jax.tree.map(keep, moments, state.moments),
+            step=state.step + finite,
+            finite=finite,
+            window={name: w.at[slot].set(keep(seen[name], w[slot])) for name, w in state.window.items()},
+        )
+
+    def run(
+        self, state: TrainState, rows: TrainingRows, hyper: Hyper, key: Key[Array, ""], n_steps: Int[Array, ""]
+    ) -> TrainState:
+        """`n_steps` updates in one compiled loop; the count is traced, so no length recompiles."""
+        return jax.lax.fori_loop(
+            0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
+        )

@@ -1,0 +1,376 @@
+"""A dataset: rows of tokens, what is supervised in them, and the truth about each row.
+
+A task makes `Rows` for each split (from chains with `rows_from_chains`, or by itself) and puts them
+together with `assemble`; `Dataset` is what training, evaluation and every instrument read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.worlds.chains import Chains, exposure
+from implicit_reasoning.worlds.world import NONE, World
+
+FORMAT_VERSION = 1
+"""Of `world.npz`; raised whenever a reader of the old files would misread the new ones."""
+
+END_TOKEN = "</a>"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to train on (first) and to test on, with their truth.
+
+    In tasks made of a world, entity `e` is token `e`, relation `r` is token `n_entities + r`, and
+    `</a>`, if used, comes last.
+
+    Attributes:
+      tokens: int32 [row, pos], the inputs, padded on the right with 0. That 0 is also entity 0 does
+        no harm: attention is causal, so no supervised position ever sees the padding after it.
+      targets: int32 [row, pos], the token to predict at each position; -1 where none is supervised.
+      split: int8 [row], index into `splits`.
+      splits: names of the splits.
+      n_train: rows [0, n_train) are trained on; the others never.
+      probe: bool [row], the rows that evaluation looks at.
+      truth: int32 [row] columns, -1 where a row has none. All tasks have `answer` (a token) and
+        `position` (the one that predicts it). Tasks of chains also have e1, r1, e2, r2, ...; the
+        facts used, fact1, ...; their roles, role1, ... (indices into `ROLES`); and exposure1, ...:
+        how many training chains use the row's fact at that hop.
+      vocab: the name of every token.
+      world: the world behind the rows, None for tasks that have none.
+    """
+
+    tokens: Int[np.ndarray, "row pos"]
+    targets: Int[np.ndarray, "row pos"]
+    split: Int[np.ndarray, "row"]
+    splits: tuple[str, ...]
+    n_train: int
+    probe: Bool[np.ndarray, "row"]
+    truth: dict[str, Int[np.ndarray, "row"]]
+    vocab: tuple[str, ...]
+    world: World | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens."""
+        return len(self.vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        """Length of a row, in tokens."""
+        return self.tokens.shape[1]
+
+    @property
+    def hops(self) -> int:
+        """Hops of the longest rows: the number of `fact1, fact2, ...` columns."""
+        return len(_fact_columns(self.truth))
+
+    @property
+    def bridge(self) -> Int[np.ndarray, "row"]:
+        """int32 [row]: e2, the entity between hop 1 and hop 2; -1 for atomic rows."""
+        return np.where(self.truth["fact2"] >= 0, self.truth["e2"], np.int32(NONE))
+
+    @property
+    def exposure(self) -> Int[np.ndarray, "fact hop"]:
+        """int32 [fact, hop]: how many training chains use each fact at each hop."""
+        return _exposure(self.truth, self.n_train, world_of(self).n_facts)
+
+    def rows(self, split: str) -> Int[np.ndarray, "row"]:
+        """The rows of a split, in order."""
+        return np.flatnonzero(self.split == self._index(split))
+
+    def probes(self, split: str) -> Int[np.ndarray, "row"]:
+        """The rows of a split that evaluation looks at."""
+        return np.flatnonzero((self.split == self._index(split)) & self.probe)
+
+    def sizes(self) -> dict[str, int]:
+        """Number of rows of every split."""
+        counts = np.bincount(self.split, minlength=len(self.splits))
+        return dict(zip(self.splits, counts.tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """sha256 over the contents, in hexadecimal: equal for equal datasets, on any machine."""
+        digest = hashlib.sha256()
+        for name, array in self._arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one uncompressed `.npz`, atomically."""
+        arrays = self._arrays()
+        arrays["format_version"] = np.asarray(FORMAT_VERSION)
+        arrays["fingerprint"] = np.asarray(self.fingerprint())
+        with atomic_write(path, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Dataset:
+        """Read what `save` wrote, and check that it is what was written.
+
+        Raises:
+          InputError: the file is missing, cut short, changed, of another format, or something else.
+        """
+        arrays = _read_npz(path)
+        version, fingerprint = arrays.pop("format_version", None), arrays.pop("fingerprint", None)
+        if version is None or fingerprint is None:
+            raise InputError(f"{path} is no dataset: it has no format_version or fingerprint")
+        if version != FORMAT_VERSION:
+            raise InputError(f"{path} has format {version}; this code reads {FORMAT_VERSION}")
+        try:
+            dataset = _from_arrays(arrays)
+        except KeyError as error:
+            raise InputError(f"{path} is no dataset: it has no {error}") from None
+        if dataset.fingerprint() != fingerprint:
+            raise InputError(f"{path} was changed after it was written: its fingerprint differs")
+        return dataset
+
+    def _index(self, split: str) -> int:
+        if split not in self.splits:
+            raise InputError(f"no split {split!r}; this dataset has {', '.join(self.splits)}")
+        return self.splits.index(split)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        # The one description of the contents: what is fingerprinted is exactly what is saved.
+        arrays: dict[str, np.ndarray] = {
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "split": self.split,
+            "splits": np.array(self.splits, np.str_),
+            "n_train": np.asarray(self.n_train, np.int64),
+            "probe": self.probe,
+            "vocab": np.array(self.vocab, np.str_),
+            **{f"truth/{name}": column for name, column in self.truth.items()},
+        }
+        if self.world is not None:
+            arrays["world/tail"] = self.world.tail
+            arrays["world/role"] = self.world.role
+            arrays["world/seed"] = np.asarray(self.world.seed, np.int64)
+        return arrays
+
+
+def world_of(dataset: Dataset) -> World:
+    """The world of a dataset; an `InputError` where there is none."""
+    if dataset.world is None:
+        raise InputError("this dataset has no world: its task does not consist of facts")
+    return dataset.world
+
+
+class Rows(NamedTuple):
+    """The rows of one split on their way into a dataset; see `Dataset` for the fields."""
+
+    tokens: Int[np.ndarray, "row pos"]
+    targets: Int[np.ndarray, "row pos"]
+    truth: dict[str, Int[np.ndarray, "row"]]
+
+
+def rows_from_chains(chains: Chains, end_token: bool = False) -> Rows:
+    """Spell chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`.
+
+    With `end_token` the answer is part of the input and followed by `</a>`: `[e1, r1, r2, e3]` with
+    targets `[-1, -1, e3, </a>]`, as Wang et al. train.
+    """
+    world, hops = chains.world, chains.hops
+    entities, answer = chains.entities, chains.entities[:, -1]
+    prompt = [entities[:, 0], *(world.n_entities + chains.relations).T]
+    ending = np.full(len(chains), world.n_entities + world.n_relations)
+    tokens = np.column_stack([*prompt, answer] if end_token else prompt).astype(np.int32)
+    targets = np.full_like(tokens, NONE)
+    targets[:, hops] = answer
+    if end_token:
+        targets[:, hops + 1] = ending
+    return Rows(tokens, targets, _truth(chains))
+
+
+def with_answers(rows: Rows, answer: Int[np.ndarray, "row"]) -> Rows:
+    """The same prompts with other answers (tokens): to teach something other than the truth."""
+    tokens, targets = rows.tokens.copy(), rows.targets.copy()
+    row, position = np.arange(len(answer)), rows.truth["position"]
+    targets[row, position] = answer
+    if tokens.shape[1] > position.max(initial=0) + 1:  # an end token follows the answer
+        tokens[row, position + 1] = answer
+    return Rows(tokens, targets, rows.truth | {"answer": answer.astype(np.int32)})
+
+
+def assemble(
+    trained: Mapping[str, Rows],
+    tested: Mapping[str, Rows],
+    *,
+    vocab: tuple[str, ...],
+    probes: int,
+    world: World | None = None,
+) -> Dataset:
+    """Put splits together into a dataset; the first `probes` rows of each are its probes.
+
+    Shuffle a split before you pass it, and its probes are a fair sample. Shorter rows are padded; a
+    truth column that a split lacks is -1 there; exposures are counted over the trained chains.
+
+    Raises:
+      RuntimeError: a tested prompt is also trained on - an error of the task, never of its config.
+    """
+    splits = {**trained, **tested}
+    parts = list(splits.values())
+    sizes = [len(part.tokens) for part in parts]
+    n_train = sum(sizes[: len(trained)])
+    truth = _stack_truth([part.truth for part in parts], sizes)
+    if world is not None:
+        truth |= _exposure_columns(truth, n_train, world.n_facts)
+    dataset = Dataset(
+        tokens=_stack([part.tokens for part in parts], padding=0),
+        targets=_stack([part.targets for part in parts], padding=NONE),
+        split=np.repeat(np.arange(len(splits), dtype=np.int8), sizes),
+        splits=tuple(splits),
+        n_train=n_train,
+        probe=np.concatenate([np.arange(size) < probes for size in sizes]),
+        truth=truth,
+        vocab=vocab,
+        world=world,
+    )
+    _check_no_test_row_is_trained(dataset)
+    return dataset
+
+
+def vocabulary(world: World, end_token: bool = False) -> tuple[str, ...]:
+    """Names of the tokens of a world: entities, relations, then `</a>` if it is used."""
+    entities = [f"<e_{i}>" for i in range(world.n_entities)]
+    relations = [f"<r_{i}>" for i in range(world.n_relations)]
+    return (*entities, *relations, *([END_TOKEN] if end_token else []))
+
+
+def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:
+    """int64 [row, pos]: a number for the tokens up to and with each position.
+
+    Two rows have the same number at a position exactly when they have the same tokens up to there,
+    hence, in a causal model, the same state: this is how distinct states are told apart.
+    """
+    keys = np.empty(tokens.shape, np.int64)
+    key, bound = np.zeros(len(tokens), np.int64), 1
+    for position in range(tokens.shape[1]):
+        if bound * n_vocab >= 2**63:  # would overflow: number the prefixes seen so far anew
+            key, bound = np.unique(key, return_inverse=True)[1], len(tokens)
+        key = key * n_vocab + tokens[:, position]
+        bound *= n_vocab
+        keys[:, position] = key
+    return keys
+
+
+def prompt_keys(dataset: Dataset) -> Int[np.ndarray, "row"]:
+    """int64 [row]: a number for each row's prompt, its length included."""
+    position = dataset.truth["position"]
+    keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
+    keys = np.unique(keys, return_inverse=True)[1]
+    return keys * dataset.n_ctx + position
+
+
+def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
+    hops, entities, relations = chains.hops, chains.entities, chains.relations
+    truth = {"e1": entities[:, 0]}
+    for hop in range(hops):
+        truth[f"r{hop + 1}"] = relations[:, hop]
+        truth[f"e{hop + 2}"] = entities[:, hop + 1]
+    truth |= {f"fact{hop + 1}": chains.facts[:, hop] for hop in range(hops)}
+    truth |= {f"role{hop + 1}": chains.roles[:, hop] for hop in range(hops)}
+    # Who is trained on is known only once all splits are together: `assemble` fills these in.
+    truth |= {f"exposure{hop + 1}": np.full(len(chains), NONE) for hop in range(hops)}
+    truth["answer"] = entities[:, -1]
+    truth["position"] = np.full(len(chains), hops)
+    return {name: column.astype(np.int32) for name, column in truth.items()}
+
+
+def _stack(parts: list[np.ndarray], padding: int) -> np.ndarray:
+    width = max(part.shape[1] for part in parts)
+    stacked = np.full((sum(map(len, parts)), width), padding, np.int32)
+    start = 0
+    for part in parts:
+        stacked[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return stacked
+
+
+def _stack_truth(
+    parts: list[dict[str, np.ndarray]], sizes: list[int]
+) -> dict[str, Int[np.ndarray, "row"]]:
+    # The split with most columns sets their order: the chains, before the facts that lack some.
+    names = dict.fromkeys(name for truth in sorted(parts, key=len, reverse=True) for name in truth)
+    none = [np.full(size, NONE, np.int32) for size in sizes]
+    return {
+        name: np.concatenate([truth.get(name, nil) for truth, nil in zip(parts, none, strict=True)])
+        for name in names
+    }
+
+
+def _fact_columns(truth: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return [column for name, column in truth.items() if re.fullmatch(r"fact\d+", name)]
+
+
+def _exposure(truth: Mapping[str, np.ndarray], n_train: int, n_facts: int) -> np.ndarray:
+    facts = np.column_stack(_fact_columns(truth))[:n_train]
+    chains = facts[facts[:, -1] >= 0]  # an atomic row lacks the last hop
+    return exposure(chains, n_facts)
+
+
+def _exposure_columns(
+    truth: Mapping[str, np.ndarray], n_train: int, n_facts: int
+) -> dict[str, Int[np.ndarray, "row"]]:
+    facts = _fact_columns(truth)
+    if not facts:
+        return {}
+    counts = _exposure(truth, n_train, n_facts)
+    return {
+        f"exposure{hop + 1}": np.where(fact >= 0, counts[fact, hop], np.int32(NONE))
+        for hop, fact in enumerate(facts)
+    }
+
+
+def _check_no_test_row_is_trained(dataset: Dataset) -> None:
+    keys = prompt_keys(dataset)
+    leaked = np.isin(keys[dataset.n_train :], keys[: dataset.n_train])
+    if leaked.any():
+        row = dataset.n_train + int(np.argmax(leaked))
+        prompt = dataset.tokens[row, : dataset.truth["position"][row] + 1]
+        text = "".join(dataset.vocab[token] for token in prompt)
+        split = dataset.splits[dataset.split[row]]
+        raise RuntimeError(f"{int(leaked.sum())} test rows are trained on, first {text} of {split}")
+
+
+def _read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        # AttributeError, TypeError: a lone .npy array opens without complaint, but has no members.
+        raise InputError(f"{path} is not a whole dataset file: {error}") from None
+
+
+def _from_arrays(arrays: dict[str, Any]) -> Dataset:
+    world = None
+    if "world/tail" in arrays:
+        world = World(arrays["world/tail"], arrays["world/role"], int(arrays["world/seed"]))
+    truth = {key[6:]: column for key, column in arrays.items() if key.startswith("truth/")}
+    return Dataset(
+        tokens=arrays["tokens"],
+        targets=arrays["targets"],
+        split=arrays["split"],
+        splits=tuple(arrays["splits"].tolist()),
+        n_train=int(arrays["n_train"]),
+        probe=arrays["probe"],
+        truth=truth,
+        vocab=tuple(arrays["vocab"].tolist()),
+        world=world,
+    )
