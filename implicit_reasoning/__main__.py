@@ -1,4 +1,4 @@
-"""The commands: `python -m implicit_reasoning VERB --flag=value ...`. Thin: each calls one function.
+"""The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
 
 Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 75 a
 signal came, the state is saved, and the same command goes on from there (EX_TEMPFAIL).
@@ -80,12 +80,12 @@ VERBS = {
 
 def usage() -> str:
     """All commands and their flags."""
-    lines = ["python -m implicit_reasoning VERB --flag=value ...  (--config.x.y=v overrides a field)"]
+    lines = ["python -m implicit_reasoning VERB --flag=value ... [--config.x.y=value ...]"]
     for name, verb in VERBS.items():
         flags = " ".join(
             f"--{flag}=..." if flag in verb.required else f"[--{flag}=...]" for flag in verb.flags
         )
-        lines.append(f"  {name:<8} {flags:<44} {verb.summary}")
+        lines += [f"  {name} {flags}", f"      {verb.summary}"]
     return "\n".join(lines)
 
 
@@ -97,10 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(words[0], words[1:])
-    except InputError as error:
-        print(f"implicit_reasoning: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"implicit_reasoning: {error}", file=sys.stderr)
         return BAD_INPUT
 

@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -98,17 +99,7 @@ def choose(arg: str, options: Mapping[str, T]) -> T:
 def _import(where: str) -> ModuleType:
     """Import a file by path, under a private name that shadows no package, or a module by name."""
     if not where.endswith(".py"):
-        try:
-            return importlib.import_module(where)
-        except (ModuleNotFoundError, ValueError, TypeError) as error:
-            missing = getattr(error, "name", None)
-            # A module missing *inside* the one that was named is a bug there, no wrong name here.
-            if missing is not None and missing != where and not where.startswith(f"{missing}."):
-                raise
-            raise InputError(
-                f"there is no configuration {where!r}: give path/to/file.py[:arg]"
-                " or package.module[:arg]"
-            ) from None
+        return _import_module(where)
     if not Path(where).is_file():
         nearby = sorted(str(path) for path in Path(where).parent.glob("*.py"))
         raise InputError(f"configuration file {where} does not exist{_did_you_mean(where, nearby)}")
@@ -117,6 +108,21 @@ def _import(where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _import_module(name: str) -> ModuleType:
+    wrong_name = InputError(
+        f"there is no configuration {name!r}: give path/to/file.py[:arg] or package.module[:arg]"
+    )
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise wrong_name
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module missing *inside* the one that was named is a bug there, no wrong name here.
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise wrong_name from None
+        raise
 
 
 def _call(get_config: Callable[..., Any], where: str, arg: str) -> Any:
@@ -304,7 +310,9 @@ def _literal(given: Any) -> Any:
 
 def _literal_or_text(text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" is somebody's text, not code
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -112,12 +112,15 @@ class Checkpoints:
     def save(self, step: int, tree: Any) -> None:
         """Save in the background; a step that is there already is left as it is."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.PyTreeSave(tree))
+            # Without `force` Orbax passes over a step before its latest, and says nothing.
+            self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
 
     def restore(self, step: int, like: Any) -> Any:
         """The tree of a step, on the devices and shardings of `like` (arrays or their shapes)."""
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
-        return self._manager.restore(step, args=ocp.args.PyTreeRestore(like, restore_args=arguments))
+        return self._manager.restore(
+            step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
+        )
 
     def restore_to_host(self, step: int, like: Any) -> Any:
         """The tree of a step as numpy arrays, whatever devices wrote it."""
@@ -133,6 +136,7 @@ class Checkpoints:
         self._manager.close()
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where a `Run` reads parameters from: a folder of checkpoints, or a row of stacked ones."""
 
@@ -183,7 +187,7 @@ class Run:
         self.files = Layout(Path(workdir))
         if not self.files.config.exists():
             raise InputError(
-                f"{workdir} is not a run directory: it has no config.json; `train --workdir=` makes one"
+                f"{workdir} is not a run directory: it has no config.json; `train` makes one"
             )
         self.store: Store = store or FolderStore(self.files.checkpoints, self.model)
 
@@ -207,7 +211,7 @@ class Run:
         exact = {"dtype": "float32", "precision": "highest"}
         return Transformer(
             Spec.from_config(
-                {**self.config.model, **exact},
+                {**self.config.model.to_dict(), **exact},
                 d_vocab=self.dataset.n_vocab,
                 n_ctx=self.dataset.n_ctx,
             )
@@ -240,16 +244,17 @@ class Run:
 
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
-        """`row` (of the dataset) and `step` (first correct evaluation, -1: never), per probe row."""
+        """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
         with np.load(self.files.first_correct, allow_pickle=False) as file:
             return dict(file)
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
         path = self.files.analysis / f"{name}.nc"
+        plain = result.copy()
         # netCDF has no nested or missing attributes, JSON has.
-        plain = result.assign_attrs({}).drop_attrs()
-        plain.attrs["json"] = json.dumps(result.attrs)
+        for part in (plain, *plain.variables.values()):
+            part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
         with atomic_write(path, "wb") as file:
             file.write(plain.to_netcdf(engine="h5netcdf"))
         return path
@@ -260,7 +265,9 @@ class Run:
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
         result = xr.load_dataset(path, engine="h5netcdf")
-        return result.assign_attrs(json.loads(result.attrs.pop("json")))
+        for part in (result, *result.variables.values()):
+            part.attrs = json.loads(part.attrs.get("json", "{}"))
+        return result
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,19 @@
 """How every test runs: on the CPU, with shapes and types checked, and reproducibly."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A persistent cache would hide what a test compiles, and couple one test session to another.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Many tests train the same tiny model, some in processes of their own: each program is compiled
+# once a session, in a cache that no other session sees.
+_cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 from jaxtyping import install_import_hook

@@ -365,10 +365,17 @@ def test_load_refuses_what_is_no_configuration(tmp_path, body, says):
         load_config(f"{path}:arg")
 
 
-def test_a_bug_in_the_file_keeps_its_traceback(tmp_path):
-    (tmp_path / "c.py").write_text("import module_that_is_not_there")
-    with pytest.raises(ModuleNotFoundError):
-        load_config(str(tmp_path / "c.py"))
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [("import module_that_is_not_there", ModuleNotFoundError), ("int('x')", ValueError)],
+)
+def test_a_bug_in_the_file_keeps_its_traceback(tmp_path, monkeypatch, body, error):
+    (tmp_path / "config_with_a_bug.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    for spec in (str(tmp_path / "config_with_a_bug.py"), "config_with_a_bug"):
+        with pytest.raises(error) as caught:
+            load_config(spec)
+        assert not isinstance(caught.value, InputError)
 
 
 def test_choose():

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 EditFn = Callable[[Array, Mapping[str, Array], Any], Array]
@@ -35,28 +36,28 @@ class Edit:
     args: Any = None
 
 
-def set_to(value: Array, seen: Mapping[str, Array], new: Array) -> Array:
+def set_to(value: Array, seen: Mapping[str, Array], new: ArrayLike) -> Array:
     """The value becomes `new` (broadcast to the site's shape)."""
-    return jnp.broadcast_to(new, value.shape).astype(value.dtype)
+    return jnp.broadcast_to(jnp.asarray(new), value.shape).astype(value.dtype)
 
 
-def add(value: Array, seen: Mapping[str, Array], term: Array) -> Array:
+def add(value: Array, seen: Mapping[str, Array], term: ArrayLike) -> Array:
     """Add `term`: a steering vector, the difference of two runs, a gradient's perturbation."""
     return value + jnp.asarray(term).astype(value.dtype)
 
 
-def scale(value: Array, seen: Mapping[str, Array], factor: Array) -> Array:
+def scale(value: Array, seen: Mapping[str, Array], factor: ArrayLike) -> Array:
     """Multiply by `factor`; 0 is a zero ablation, broadcasting chooses heads or positions."""
     return value * jnp.asarray(factor).astype(value.dtype)
 
 
-def mask(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:
+def mask(value: Array, seen: Mapping[str, Array], args: tuple[ArrayLike, ArrayLike]) -> Array:
     """Where the first argument is true the value becomes the second: `args = (where, new)`.
 
     The patch of one (position, head) cell is a mask; a grid of cells is a stack of masks.
     """
     where, new = args
-    return jnp.where(where, jnp.asarray(new).astype(value.dtype), value)
+    return jnp.where(jnp.asarray(where), jnp.asarray(new).astype(value.dtype), value)
 
 
 def drop(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:

@@ -1,5 +1,4 @@
-"""The parts of a GPT-2-style decoder, as Flax NNX modules whose attributes bear HookedTransformer's
-names and layouts.
+"""The parts of a GPT-2-style decoder: Flax NNX modules with HookedTransformer's names and layouts.
 
 The parts do not know how they are wired: attention takes separate query, key and value inputs and,
 when only a suffix of the positions is recomputed, the keys and values of a clean prefix; a norm
@@ -32,7 +31,7 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
 
 
 class Norm(nnx.Module):
-    """Layer norm over `d_model`; `hook_normalized` is after weight and bias, as in TransformerLens."""
+    """Layer norm; `hook_normalized` is after weight and bias, as in TransformerLens."""
 
     def __init__(self, spec: Spec):
         self.w = nnx.Param(jnp.ones(spec.d_model))
@@ -87,9 +86,7 @@ class Attention(nnx.Module):
         self.W_Q = _normal(rngs, into, spec.init_std)
         self.W_K = _normal(rngs, into, spec.init_std)
         self.W_V = _normal(rngs, into, spec.init_std)
-        self.W_O = _normal(
-            rngs, (spec.n_heads, spec.d_head, spec.d_model), spec.residual_init_std
-        )
+        self.W_O = _normal(rngs, (spec.n_heads, spec.d_head, spec.d_model), spec.residual_init_std)
         self.b_Q = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
         self.b_K = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
         self.b_V = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
@@ -109,8 +106,10 @@ class Attention(nnx.Module):
         """Attend.
 
         Args:
-          query_in, key_in, value_in: normalised residuals, `[batch, pos, d_model]`, or one for each
-            head, `[batch, pos, head, d_model]`.
+          query_in: normalised residual, `[batch, pos, d_model]`, or one for each head,
+            `[batch, pos, head, d_model]`.
+          key_in: the same, for the keys.
+          value_in: the same, for the values.
           taps: sees `hook_q` ... `hook_result`.
           query_positions: where the queries stand (they see keys up to there); by default they
             are the positions after the prefix, in order.

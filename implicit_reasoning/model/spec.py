@@ -88,5 +88,5 @@ class Spec:
     def from_config(cls, config: Mapping[str, Any], *, d_vocab: int, n_ctx: int) -> Spec:
         """The spec of a config's `model` group, for the vocabulary and context of its data."""
         names = {field.name for field in dataclasses.fields(cls)}
-        chosen = {name: value for name, value in dict(config).items() if name in names}
+        chosen = {name: value for name, value in config.items() if name in names}
         return cls(d_vocab=d_vocab, n_ctx=n_ctx, **chosen)

@@ -85,7 +85,7 @@ def permuted(
 
 
 def _mix(x: Array) -> Array:
-    """A 32-bit finaliser (Steele & Vigna 2021's constants): every bit in moves half the bits out."""
+    """A 32-bit finaliser: every bit that goes in moves half the bits that come out."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)

@@ -20,7 +20,7 @@ _CHUNK = 512
 
 
 class Outcome(NamedTuple):
-    """Per probe row; `rank` 0 is the best, and a tie with another token counts against the answer."""
+    """Per probe row; `rank` 0 is best. A tie with another token, or a nan, counts against it."""
 
     loss: Float[Array, "probe"]
     rank: Int[Array, "probe"]
@@ -59,8 +59,11 @@ class Evaluation:
         return np.asarray(outcome.rank) == 0
 
     def summary(self, outcome: Outcome) -> dict[str, float]:
-        """`accuracy/<split>`, `loss/<split>`, `reciprocal_rank/<split>` (means over probe rows), and
-        `accuracy_low95/<cross split>`, the lower end of its interval clustered by first-hop fact."""
+        """Means over the probe rows of each split: `accuracy/<split>`, `loss/`, `reciprocal_rank/`.
+
+        `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by the
+        first-hop fact.
+        """
         loss, rank = np.asarray(outcome.loss, np.float64), np.asarray(outcome.rank)
         values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
         summary = {
@@ -80,7 +83,7 @@ class Evaluation:
             logits = answer_logits(self._model, params, tokens, positions)[:, 0]
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
             of_answer = jnp.take_along_axis(logits, answers[:, None], axis=-1)
-            return Outcome(loss, (logits >= of_answer).sum(-1) - 1)
+            return Outcome(loss, (~(logits < of_answer)).sum(-1) - 1)
 
         chunks = jax.lax.map(chunk, (tokens, positions, answers))
         return jax.tree.map(lambda x: x.reshape(-1)[: len(self.rows)], chunks)

@@ -15,7 +15,9 @@ class Interrupted(Exception):
     """Training was asked to stop, and saved its state; the same call goes on where it stopped."""
 
     def __init__(self, step: int, signal_name: str):
-        super().__init__(f"{signal_name}: saved at step {step}; the same command goes on from there")
+        super().__init__(
+            f"{signal_name}: saved at step {step}; the same command goes on from there"
+        )
         self.step = step
 
 

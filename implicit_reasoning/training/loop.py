@@ -40,7 +40,7 @@ NEVER = -1
 
 
 class NonFiniteLoss(Exception):
-    """The loss or its gradient was not finite; parameters were left as they were before that step."""
+    """The loss or its gradient was not finite; parameters are as they were before that step."""
 
     def __init__(self, step: int):
         super().__init__(
@@ -149,7 +149,7 @@ class Trainer:
             self._resumes.close()
 
     def _restore(self) -> tuple[TrainState, int]:
-        """The state to go on from, and its step; -1 if nothing has happened yet, not even step 0."""
+        """The state to go on from and its step, -1 if nothing has happened yet, not even step 0."""
         self._first_correct = np.full(len(self._evaluation.rows), NEVER, np.int32)
         if not self._resumes.steps:
             return self._init(self._init_key), NEVER
@@ -254,7 +254,10 @@ class Trainer:
         shown = {"loss": row.get("loss")}
         shown["memorise"] = row.get(f"accuracy/{self._splits.trained}")
         shown["generalise"] = row.get(f"accuracy/{self._splits.held_out}")
-        self._shown = {**getattr(self, "_shown", {}), **{k: v for k, v in shown.items() if v is not None}}
+        self._shown = {
+            **getattr(self, "_shown", {}),
+            **{k: v for k, v in shown.items() if v is not None},
+        }
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in self._shown.items()})
 
 
@@ -264,5 +267,5 @@ def _snapshot(state: TrainState) -> dict[str, Any]:
         "step": state.step,
         "finite": state.finite,
         "window": state.window,
-        "param_norm": optax.global_norm(state.params),
+        "param_norm": optax.tree.norm(state.params),
     }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
@@ -60,7 +60,7 @@ def preconditioner(config: Any) -> optax.GradientTransformation:
 
 
 def decayed(params: Params) -> Any:
-    """Which parameters decay: all weights, embeddings and positions too; no bias, no norm (Wang)."""
+    """Which parameters decay: weights, embeddings and positions; no bias, no norm (Wang)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith("W_"), params)
 
 
@@ -74,11 +74,3 @@ def apply_updates(
         return param - step * (direction + (hyper.weight_decay * param if decays else 0.0))
 
     return jax.tree.map(update, params, directions, decayed(params))
-
-
-def global_norm(tree: Any) -> Float[Array, ""]:
-    """Euclidean norm of all leaves together."""
-    return optax.global_norm(tree)
-
-
-Step = Int[Array, ""]

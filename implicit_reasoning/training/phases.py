@@ -103,8 +103,9 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
 def run_phases(run: Run) -> Phases:
     """The phases of a run, from its metrics and the shortcuts of its world."""
     splits = Splits.of(run.dataset)
-    rules = shortcuts(run.dataset) if splits.cross else {}
-    floor = max((by_split[splits.cross] for by_split in rules.values()), default=None)
+    if splits.cross is None:
+        return phases(run.metrics, splits, None)
+    floor = max(by_split[splits.cross] for by_split in shortcuts(run.dataset).values())
     return phases(run.metrics, splits, floor)
 
 

@@ -14,12 +14,12 @@ from implicit_reasoning.errors import InputError
 
 
 def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
-    """Step 0, then log-spaced steps until they are `every` apart, then each `every`, and the last.
+    """Step 0, then log-spaced steps below `every`, then each `every`, and the last.
 
     Args:
       horizon: the last step.
       per_doubling: log-spaced steps in each doubling; 0 for none.
-      every: the interval they grow to.
+      every: the interval after them.
     """
     steps = {0, horizon, *range(every, horizon + 1, every)}
     if per_doubling:

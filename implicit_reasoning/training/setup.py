@@ -32,7 +32,11 @@ REQUIRED = (
 _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, 2**31 - 1),
     "batch_size": (1, 2**31 - 1),
+    "log_every": (1, 2**31 - 1),
+    "resume_every": (1, 2**31 - 1),
+    "evaluation.every": (1, 2**31 - 1),
     "evaluation.per_doubling": (0, 64),
+    "checkpoints.every": (1, 2**31 - 1),
     "checkpoints.per_doubling": (0, 64),
     "model.dropout": (0, 0.99),
     "optimizer.learning_rate": (0, float("inf")),
@@ -41,6 +45,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.final_fraction": (0, 1),
     "optimizer.b1": (0, 1 - 1e-9),
     "optimizer.b2": (0, 1 - 1e-9),
+    "optimizer.eps": (1e-30, 1),  # 0 divides by zero where a token never occurs
     "optimizer.clip_norm": (1e-12, float("inf")),
 }
 
@@ -51,17 +56,16 @@ def check_config(config: ConfigDict) -> None:
     missing = [key for key in REQUIRED if key not in fields]
     faults = [f"{key} is missing" for key in missing]
     for key, (low, high) in _BOUNDS.items():
-        if key in fields and not low <= fields[key] <= high:
-            faults.append(f"{key} is {fields[key]}; it must be between {low:g} and {high:g}")
+        value = fields.get(key, low)
+        if not (isinstance(value, int | float) and low <= value <= high):
+            faults.append(f"{key} is {value!r}; it must be between {low:g} and {high:g}")
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
 
 def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:
     """The model in its training precision, sized for a dataset."""
-    return Transformer(
-        Spec.from_config(config.model, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx)
-    )
+    return Transformer(Spec.from_config(config.model.to_dict(), d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
 def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
@@ -92,12 +96,12 @@ def training_rows(dataset: Dataset, mesh: Mesh) -> TrainingRows:
     # Supervised positions first, in order; what is left over is marked by the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
     rows = TrainingRows(
-        tokens=tokens,
-        positions=positions,
-        answers=np.take_along_axis(targets, positions, axis=1),
-        n_rows=np.int32(dataset.n_train),
+        tokens=jnp.asarray(tokens),
+        positions=jnp.asarray(positions),
+        answers=jnp.asarray(np.take_along_axis(targets, positions, axis=1)),
+        n_rows=jnp.int32(dataset.n_train),
     )
-    placed: TrainingRows = jax.device_put(jax.tree.map(jnp.asarray, rows), sharding.replicated(mesh))
+    placed: TrainingRows = jax.device_put(rows, sharding.replicated(mesh))
     return placed
 
 

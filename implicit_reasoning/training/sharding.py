@@ -36,7 +36,9 @@ def make_mesh(config: Any) -> Mesh:
     if shape.count(-1) > 1 or any(size < -1 or size == 0 for size in shape):
         raise InputError(f"mesh is {shape}; sizes are positive and at most one is -1")
     if len(devices) % fixed:
-        raise InputError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices")
+        raise InputError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices"
+        )
     shape = [len(devices) // fixed if size == -1 else size for size in shape]
     used = int(np.prod(shape))
     if used > len(devices):
@@ -60,7 +62,9 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of parameters, or of anything shaped like them (moments)."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = ".".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+        name = ".".join(
+            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
+        )
         spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
         return NamedSharding(mesh, spec)
 

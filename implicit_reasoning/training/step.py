@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,15 @@ from implicit_reasoning.training import batches
 from implicit_reasoning.training.optimizer import Hyper, apply_updates
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "moments", "step", "finite", "window"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """Everything that a step reads and writes; what `resume/` holds.
 
     Attributes:
       params: of the model.
       moments: Adam's.
       step: updates made, int32.
-      finite: False from the first step whose loss or gradient was not finite; parameters then stay.
+      finite: False from the first step whose loss, gradient or new parameters were not finite;
+        nothing changes from that step on.
       window: per-step metrics since the last row of `metrics.jsonl`, each `[log_every]`.
     """
 
@@ -42,13 +37,7 @@ class TrainState:
     window: dict[str, Float[Array, "window"]]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "positions", "answers", "n_rows"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class TrainingRows:
+class TrainingRows(NamedTuple):
     """Training rows on the device.
 
     Attributes:
@@ -160,9 +149,7 @@ class Recipe:
 
         def loss_of(params: Params) -> Array:
             tokens, positions, answers = batch
-            return answer_loss(
-                answer_logits(self.model, params, tokens, positions, edits), answers
-            )
+            return answer_loss(answer_logits(self.model, params, tokens, positions, edits), answers)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         return self._update(state, loss, gradients, hyper)
@@ -175,10 +162,10 @@ class Recipe:
     def _update(
         self, state: TrainState, loss: Array, gradients: Params, hyper: Hyper
     ) -> TrainState:
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         directions, moments = self.preconditioner.update(gradients, state.moments)
         params = apply_updates(state.params, directions, hyper, self.relative_rate(state.step))
-        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _finite(params)
 
         def keep(new: Array, old: Array) -> Array:
             return jnp.where(finite, new, old)
@@ -190,13 +177,25 @@ class Recipe:
             moments=jax.tree.map(keep, moments, state.moments),
             step=state.step + finite,
             finite=finite,
-            window={name: w.at[slot].set(keep(seen[name], w[slot])) for name, w in state.window.items()},
+            window={
+                name: w.at[slot].set(keep(seen[name], w[slot])) for name, w in state.window.items()
+            },
         )
 
     def run(
-        self, state: TrainState, rows: TrainingRows, hyper: Hyper, key: Key[Array, ""], n_steps: Int[Array, ""]
+        self,
+        state: TrainState,
+        rows: TrainingRows,
+        hyper: Hyper,
+        key: Key[Array, ""],
+        n_steps: Int[Array, ""],
     ) -> TrainState:
         """`n_steps` updates in one compiled loop; the count is traced, so no length recompiles."""
         return jax.lax.fori_loop(
             0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
         )
+
+
+def _finite(tree: Any) -> Array:
+    """Whether every number is; not by their norm, whose squares overflow before they do."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

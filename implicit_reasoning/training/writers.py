@@ -26,6 +26,10 @@ Row = dict[str, Any]
 # These differ between two equal runs.
 TIMINGS = ("time", "seconds", "steps_per_second")
 
+# Not what an experiment is, and so no columns in TensorBoard's table of hyperparameters, which
+# sorts by name and shows the first five.
+_ROUTINE = ("checkpoints", "evaluation", "log_every", "mesh", "resume_every", "writers")
+
 
 class MetricsFile:
     """Appends rows to `metrics.jsonl`."""
@@ -88,6 +92,7 @@ class TensorBoard:
         plain = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in flatten(self._config).items()
+            if key.split(".")[0] not in _ROUTINE
         }
         metrics: Mapping[str, float] = {f"accuracy/{split}": 0.0 for split in splits}
         experiment, start, _ = hparams(plain, metrics)

@@ -50,8 +50,3 @@ __all__ = [
     "world_from_table",
     "write_grokked",
 ]
-
-from implicit_reasoning.worlds.dataset import Dataset
-from implicit_reasoning.worlds.tasks import build
-
-__all__ = ["Dataset", "build"]

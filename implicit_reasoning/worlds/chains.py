@@ -82,7 +82,7 @@ def enumerate_chains(world: World, hops: int) -> Chains:
     """All chains of `hops` hops, ordered by their fact numbers.
 
     The number of chains is `n_facts * out_degree ** (hops - 1)`: 800,000 for two hops at the
-    published size 2000/200/20, in about 0.05 s.
+    published size 2000/200/20, in a few hundredths of a second.
     """
     head, tail = world.facts.head, world.facts.tail
     first_fact = np.searchsorted(head, np.arange(world.n_entities, dtype=head.dtype))

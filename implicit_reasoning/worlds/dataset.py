@@ -347,14 +347,25 @@ def _check_no_test_row_is_trained(dataset: Dataset) -> None:
         raise RuntimeError(f"{int(leaked.sum())} test rows are trained on, first {text} of {split}")
 
 
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    RuntimeError,  # a flipped bit may say "encrypted", or name a compression that is unknown
+    AttributeError,  # a lone .npy array opens without complaint, but has no members
+    TypeError,
+)
+"""What numpy and zipfile raise on files that are cut short, damaged, or something else."""
+
+
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        # AttributeError, TypeError: a lone .npy array opens without complaint, but has no members.
+    except _UNREADABLE as error:
         raise InputError(f"{path} is not a whole dataset file: {error}") from None
 
 

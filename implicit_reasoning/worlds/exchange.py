@@ -130,37 +130,31 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     """The text of every file."""
     if not dataset.probe[dataset.n_train :].all():
         raise InputError("this layout has no place for test rows that are not probes")
-    rows = _row_texts(dataset)
-    types = [f', "type": {json.dumps(type_name(s, wang_types))}}}' for s in dataset.splits]
-    probes = np.flatnonzero(dataset.probe)
-    test = [rows[row] + types[dataset.split[row]] for row in probes]
+    rows = _rows(dataset)
+    types = [type_name(split, wang_types) for split in dataset.splits]
+    test = [rows[i] | {"type": types[dataset.split[i]]} for i in np.flatnonzero(dataset.probe)]
     all_outside = f"test_{'o' * dataset.hops}"
     valid = all_outside if all_outside in dataset.splits else dataset.splits[-1]
     names = [name for name in dataset.vocab if name != END_TOKEN]
     files = {
-        "train.json": _list([row + "}" for row in rows[: dataset.n_train]]),
-        "test.json": _list(test),
-        "valid.json": _list([rows[row] + "}" for row in dataset.probes(valid)]),
+        "train.json": json.dumps(rows[: dataset.n_train]),
+        "test.json": json.dumps(test),
+        "valid.json": json.dumps([rows[i] for i in dataset.probes(valid)]),
         "vocab.json": json.dumps([*names, *SPECIAL_TOKENS]),
     }
     return files | {"meta.json": json.dumps(_meta(dataset, files), indent=2)}
 
 
-def _row_texts(dataset: Dataset) -> list[str]:
-    # Objects without their closing brace. Spelling them by hand is 5 times as fast as json.dumps.
+def _rows(dataset: Dataset) -> list[dict[str, str]]:
     position, answer = dataset.truth["position"], dataset.truth["answer"]
-    names = np.array([*(json.dumps(name)[1:-1] for name in dataset.vocab), ""], object)
+    names = np.array([*dataset.vocab, ""], object)  # token -1 spells as nothing
     prompt = names[dataset.tokens[:, 0]]
-    for place in range(1, position.max(initial=0) + 1):
+    for place in range(1, position.max(initial=0) + 1):  # one column at a time, all rows at once
         prompt = prompt + names[np.where(place <= position, dataset.tokens[:, place], NONE)]
     return [
-        f'{{"input_text": "{text}", "target_text": "{text}{end}{END_TOKEN}"'
+        {"input_text": text, "target_text": f"{text}{end}{END_TOKEN}"}
         for text, end in zip(prompt.tolist(), names[answer].tolist(), strict=True)
     ]
-
-
-def _list(rows: list[str]) -> str:
-    return f"[{', '.join(rows)}]"
 
 
 def _meta(dataset: Dataset, files: dict[str, str]) -> dict[str, Any]:
@@ -282,7 +276,7 @@ def _derive_roles(table: Table, facts: np.ndarray, n_facts: int) -> Int[np.ndarr
     role = np.full(n_facts, ROLES.index("O"), np.int8)
     chains = facts[: table.n_train][table.hops[: table.n_train] > 1]
     role[chains[chains >= 0]] = ROLES.index("I")
-    types = [split_name(name) for name in table.type]
+    types = [split_name(name) for name in table.types]
     probed = [table.n_train + i for i, name in enumerate(types) if name == "id_triples"]
     role[facts[probed, 0]] = ROLES.index("I")
     return role
@@ -292,7 +286,7 @@ def _splits(table: Table, first_role: np.ndarray, trained_names: list[str]) -> n
     """A trained row's split follows from its form and its fact's role, a test row's is its type."""
     n_train = table.n_train
     which = np.where(table.hops[:n_train] > 1, 2, first_role[:n_train] == ROLES.index("O"))
-    types = [split_name(name) for name in table.type]
+    types = [split_name(name) for name in table.types]
     return np.concatenate([np.array(trained_names, object)[which], np.array(types, object)])
 
 

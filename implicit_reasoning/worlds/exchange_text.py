@@ -6,11 +6,12 @@ Only the syntax is known here; what the rows mean is in `exchange`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
@@ -20,6 +21,9 @@ from implicit_reasoning.worlds.world import NONE
 
 ROW_FILES = ("train.json", "test.json", "valid.json")
 """The files of rows, in the order in which they are read."""
+
+UNKNOWN = -2
+"""Stands for a token that is not in the vocabulary."""
 
 
 class Table(NamedTuple):
@@ -32,7 +36,7 @@ class Table(NamedTuple):
     prompt: Int[np.ndarray, "row pos"]  # tokens, padded with 0
     hops: Int[np.ndarray, "row"]
     answer: Int[np.ndarray, "row"]
-    type: list[str]  # of the rows of test.json, as written there
+    types: list[str]  # of the rows of test.json, as written there
 
     def error(self, row: int, what: str) -> InputError:
         """An error that says in which file and where in it the row is."""
@@ -68,49 +72,56 @@ def read_table(folder: Path) -> Table:
             what = f"target_text {whole!r} is not input_text {start!r}, an answer and {END_TOKEN}"
             raise _error(folder, ends, i, what)
 
-    # Every token ends in ">": one split over all files, one look-up a token.
-    names = "".join(targets).split(">")[:-1]
-    vocab = (f"<e_{i}" for i in range(n_entities)), (f"<r_{i}" for i in range(n_relations))
-    number = {name: i for i, name in enumerate((*vocab[0], *vocab[1], END_TOKEN[:-1]))}
-    tokens = np.fromiter((number.get(name, NONE) for name in names), np.int64, len(names))
-    length = np.array([text.count(">") for text in targets], np.int64)
-    row, place = expand(np.zeros_like(length), length)
-    if (tokens < 0).any():
-        bad = int(np.argmax(tokens < 0))
-        raise _error(folder, ends, int(row[bad]), f"unknown token {names[bad] + '>'!r}")
+    def check(wrong: np.ndarray, what: Callable[[int], str]) -> None:
+        if wrong.any():
+            bad = int(np.argmax(wrong))
+            raise _error(folder, ends, bad, what(bad))
 
-    grid = np.full((len(length), int(length.max(initial=3))), NONE)
-    grid[row, place] = tokens
+    grid = _tokenise(targets, n_entities, n_relations)
+    unknown = (grid == UNKNOWN).any(1)
+    check(unknown, lambda i: f"unknown token {_token(targets[i], grid[i] == UNKNOWN)!r}")
     hops = np.array([text.count(">") for text in inputs], np.int64) - 1
-    wrong = ~_is_well_formed(grid, length, hops, n_entities, n_relations)
-    if wrong.any():
-        bad = int(np.argmax(wrong))
-        what = f"{targets[bad]!r} is not an entity, relations, an entity and {END_TOKEN}"
-        raise _error(folder, ends, bad, what)
-    prompt = np.where(np.arange(grid.shape[1]) <= hops[:, None], grid, 0)[:, : hops.max() + 1]
+    wrong = ~_is_well_formed(grid, hops, n_entities, n_relations)
+    check(wrong, lambda i: f"{targets[i]!r} is not an entity, relations, an entity and {END_TOKEN}")
+
+    rows = slice(ends[1])  # the rows of valid.json stand in test.json too
+    grid, hops = grid[rows], hops[rows]
     answer = grid[np.arange(len(grid)), hops + 1]
-    keep = slice(ends[1])  # the rows of valid.json stand in test.json too
-    return Table(
-        folder,
-        ends[0],
-        n_entities,
-        n_relations,
-        prompt[keep],
-        hops[keep],
-        answer[keep],
-        texts[1][2],
-    )
+    prompt = np.where(np.arange(grid.shape[1]) <= hops[:, None], grid, 0)[:, : hops.max() + 1]
+    return Table(folder, ends[0], n_entities, n_relations, prompt, hops, answer, types=texts[1][2])
+
+
+def _tokenise(texts: list[str], n_entities: int, n_relations: int) -> Int[np.ndarray, "row place"]:
+    """The tokens of every text, -1 after its end; `</a>` comes after the relations."""
+    # Every token ends in ">": one split over all texts, one look-up a token.
+    vocab = [f"<e_{i}" for i in range(n_entities)] + [f"<r_{i}" for i in range(n_relations)]
+    number = {name: i for i, name in enumerate([*vocab, END_TOKEN[:-1]])}
+    names = "".join(texts).split(">")[:-1]
+    tokens = np.fromiter((number.get(name, UNKNOWN) for name in names), np.int64, len(names))
+    length = np.array([text.count(">") for text in texts], np.int64)
+    grid = np.full((len(texts), int(length.max(initial=1))), NONE)
+    grid[expand(np.zeros_like(length), length)] = tokens
+    return grid
+
+
+def _token(text: str, where: np.ndarray) -> str:
+    return text.split(">")[int(np.argmax(where))] + ">"
 
 
 def _is_well_formed(
-    grid: np.ndarray, length: np.ndarray, hops: np.ndarray, n_entities: int, n_relations: int
-) -> np.ndarray:
+    grid: Int[np.ndarray, "row place"],
+    hops: Int[np.ndarray, "row"],
+    n_entities: int,
+    n_relations: int,
+) -> Bool[np.ndarray, "row"]:
+    """Whether each row is an entity, `hops` relations (at least one), an entity and `</a>`."""
+    kinds = [0, n_entities, n_entities + n_relations, n_entities + n_relations + 1]
+    kind = np.searchsorted(kinds, grid, side="right")  # 0 padding, 1 entity, 2 relation, 3 </a>
     place, hops = np.arange(grid.shape[1]), hops[:, None]
-    is_entity = (grid >= 0) & (grid < n_entities)
-    is_relation = (grid >= n_entities) & (grid < n_entities + n_relations)
-    entities_fit = is_entity == ((place == 0) | (place == hops + 1))
-    relations_fit = is_relation == ((place >= 1) & (place <= hops))
-    return (entities_fit & relations_fit).all(1) & (length == hops[:, 0] + 3) & (hops[:, 0] >= 1)
+    wanted = np.select(
+        [place == 0, place <= hops, place == hops + 1, place == hops + 2], [1, 2, 1, 3], default=0
+    )
+    return (kind == wanted).all(1) & (hops[:, 0] >= 1) & (hops[:, 0] + 3 <= grid.shape[1])
 
 
 def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:

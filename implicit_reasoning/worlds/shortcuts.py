@@ -106,7 +106,7 @@ def coverage(dataset: Dataset) -> float:
     world = world_of(dataset)
     facts = world.facts
     inside = facts.role == ROLES.index("I")
-    continuations = np.ones(world.n_entities)
+    continuations: np.ndarray = np.ones(world.n_entities)
     for _ in range(dataset.hops):  # chains that start at each entity, one hop longer each time
         through = continuations[facts.tail[inside]]
         continuations = np.bincount(facts.head[inside], through, world.n_entities)

@@ -1,4 +1,4 @@
-"""Settings of small worlds, and small worlds to draw from."""
+"""Small task configurations, and the datasets made of them."""
 
 from types import SimpleNamespace
 
@@ -6,34 +6,34 @@ import pytest
 
 from implicit_reasoning.worlds import build
 
-
-def settings(**changes):
-    """A complete task configuration: 100/10/10 with 5% of facts `O`, phi 7."""
-    values = {
-        "name": "composition",
-        "world_seed": 0,
-        "n_entities": 100,
-        "n_relations": 10,
-        "out_degree": 10,
-        "ood_fraction": 0.05,
-        "phi": 7.0,
-        "hops": 2,
-        "holdout": 0.05,
-        "probes": 3000,
-        "mixed_chains": True,
-        "end_token": False,
-    }
-    assert not changes.keys() - values.keys()
-    return SimpleNamespace(**(values | changes))
+DEFAULTS = {
+    "name": "composition",
+    "world_seed": 0,
+    "n_entities": 20,
+    "n_relations": 6,
+    "out_degree": 4,
+    "ood_fraction": 0.2,
+    "phi": 1.5,
+    "hops": 2,
+    "holdout": 0.1,
+    "probes": 3000,
+    "mixed_chains": True,
+    "end_token": False,
+}
 
 
-@pytest.fixture
-def task():
-    """`task(phi=5)`: settings with some changed."""
-    return settings
+@pytest.fixture(scope="session")
+def settings():
+    """`settings(phi=5)`: a complete task configuration with some values changed."""
+
+    def change(**changes):
+        assert not changes.keys() - DEFAULTS.keys()
+        return SimpleNamespace(**(DEFAULTS | changes))
+
+    return change
 
 
-@pytest.fixture
-def make():
-    """`make(phi=5)`: the dataset of settings with some changed."""
+@pytest.fixture(scope="session")
+def make(settings):
+    """`make(phi=5)`: the dataset of such a configuration."""
     return lambda **changes: build(settings(**changes))

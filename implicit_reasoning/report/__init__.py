@@ -1,0 +1,14 @@
+"""The page of a run: `write_report(run) -> Path`.
+
+    figures.py   asks the rooms for their figures; files of them, and TensorBoard's images
+    tables.py    what the page says in words and numbers
+    page.py      puts both into page.html
+
+The report knows no instrument by name: a room that has figures gives `figures(run)` in a module of
+its own, and the module's import path goes into `PROVIDERS`.
+"""
+
+from implicit_reasoning.report.figures import PROVIDERS
+from implicit_reasoning.report.page import write_report
+
+__all__ = ["PROVIDERS", "write_report"]

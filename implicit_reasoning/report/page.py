@@ -1,0 +1,97 @@
+"""One self-contained page about a run: no network, no script, fit to be printed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.report import tables
+from implicit_reasoning.report.figures import (
+    FORMATS,
+    PROVIDERS,
+    Rendered,
+    collect,
+    render,
+    write_files,
+    write_tensorboard,
+)
+from implicit_reasoning.runs import Layout, Run
+
+
+def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
+    """Write `report/index.html`, the figures beside it, and (if the run has it) into TensorBoard.
+
+    Args:
+      run: finished or still training; what is written is replaced.
+      providers: modules with `figures(run)`, by import path.
+
+    Returns:
+      The page.
+
+    Raises:
+      InputError: nothing was trained yet, or a provider is not one.
+    """
+    if not run.metrics:
+        raise InputError(
+            f"{run.files.metrics} has no rows yet: there is nothing to report before the first "
+            "evaluation, at step 0"
+        )
+    rendered = [render(figure) for figure in collect(run, providers)]
+    page = _fill(run, rendered)
+    write_files(rendered, run.files.report.parent / "figures")
+    if run.config.writers.tensorboard:
+        write_tensorboard(rendered, run)
+    with atomic_write(run.files.report) as file:
+        file.write(page)
+    return run.files.report
+
+
+def _fill(run: Run, rendered: Sequence[Rendered]) -> str:
+    environment = Environment(
+        loader=PackageLoader("implicit_reasoning.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [
+        {
+            "name": one.figure.name,
+            "title": one.figure.title,
+            "caption": one.figure.caption,
+            "image": "data:image/svg+xml;base64," + base64.b64encode(one.files["svg"]).decode(),
+        }
+        for one in rendered
+    ]
+    page: str = environment.get_template("page.html").render(
+        figures=figures, formats=FORMATS, links=_links(run.files), **tables.context(run)
+    )
+    return page
+
+
+def _links(files: Layout) -> dict[str, str]:
+    """Raw files that are there, by their place relative to the page, with what each holds."""
+    described = {
+        files.metrics: "one JSON object a line: every number in the curves",
+        files.first_correct: "per probe row, the step of its first correct answer (-1: never)",
+        files.config: "the configuration as it was run",
+        files.world: "rows, splits, and the truth about every row",
+        files.provenance: "versions and hardware of every start",
+        files.checkpoints: "parameters, by step (Orbax)",
+        files.tensorboard: "event files",
+        **{
+            result: "an instrument's labelled arrays"
+            for result in sorted(files.analysis.glob("*.nc"))
+        },
+    }
+    root = files.workdir
+    return {
+        f"{path.relative_to(root)}{'/' if path.is_dir() else ''}": text
+        for path, text in described.items()
+        if path.exists()
+    }

@@ -1,0 +1,249 @@
+"""What the page says about a run in words and numbers, ready to be laid out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from implicit_reasoning.config import to_json
+from implicit_reasoning.files import read_json
+from implicit_reasoning.runs import Run
+from implicit_reasoning.statistics import Interval, clustered_bootstrap
+from implicit_reasoning.training import Phases, Splits, phases
+from implicit_reasoning.training.evaluation import Evaluation
+from implicit_reasoning.training.figures import best_shortcuts
+from implicit_reasoning.worlds import ROLES, Dataset, coverage, distinct_states, shortcuts
+from implicit_reasoning.worlds.shortcuts import RULES
+
+NOT_REACHED = "not reached"
+
+
+def context(run: Run) -> dict[str, Any]:
+    """Everything that `page.html` shows besides figures."""
+    rows, dataset = run.metrics, run.dataset
+    rules = shortcuts(dataset)
+    parts, floors = Splits.of(dataset), best_shortcuts(rules)
+    found = phases(rows, parts, floors[parts.cross][0] if parts.cross in floors else None)
+    checkpoint = run.steps[-1] if run.steps else None
+    table = _split_table(run, rules, checkpoint)
+    return {
+        "name": run.files.workdir.absolute().name,
+        "summary": _summary(run, dataset),
+        "step": rows[-1]["step"],
+        "horizon": run.config.steps,
+        "tiles": _tiles(found, parts, rows[-1], floors),
+        "warning": _warning(parts, floors),
+        "splits": table,
+        "unit": "facts" if dataset.hops else "rows",
+        "rules": {name: _first_line(rule) for name, rule in RULES.items()},
+        "checkpoint": checkpoint,
+        "world": _world(dataset),
+        "config": _groups(to_json(run.config)),
+        "config_json": json.dumps(to_json(run.config), indent=2),
+        **_provenance(run),
+    }
+
+
+def _summary(run: Run, dataset: Dataset) -> str:
+    spec = run.config.model
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+    n_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    looped = f", looped {spec.n_loops} times" if spec.n_loops > 1 else ""
+    text = (
+        f"A transformer of {_plural(spec.n_layers, 'layer')}{looped} (width {spec.d_model}, "
+        f"{_plural(spec.n_heads, 'head')}, {_short(n_params)} parameters), trained on "
+        f"{_plural(dataset.n_train, 'row')} of the task “{run.config.task.name}”"
+    )
+    if dataset.world is None:
+        return f"{text}."
+    world, trained = dataset.world, Splits.of(dataset).trained
+    text += f": all {world.n_facts:,} facts of a world of {world.n_entities:,} entities and "
+    text += _plural(world.n_relations, "relation")
+    if trained:
+        text += f", and {len(dataset.rows(trained)):,} chains of {dataset.hops} facts"
+    return f"{text}."
+
+
+def _tiles(
+    found: Phases, parts: Splits, last: dict[str, Any], floors: dict[str, tuple[float, str]]
+) -> list[dict[str, Any]]:
+    """The phases that a task can have, with the rule of each and where its accuracy ended."""
+
+    def ended(split: str | None) -> list[str]:
+        value = last.get(f"accuracy/{split}")
+        lines = [] if value is None else [f"last evaluation: {value:.1%}"]
+        return lines + ([f"best shortcut: {floors[split][0]:.1%}"] if split in floors else [])
+
+    steps = {name: _step(step) for name, step in dataclasses.asdict(found).items()}
+    lag = NOT_REACHED if found.lag is None else f"{found.lag:,} steps"
+    trained, held_out, cross = dataclasses.astuple(parts)
+    tiles = []
+    if trained:
+        memorised = f"{trained} ≥ 99%"
+        tiles += [_tile("Memorised", steps["memorised"], memorised, *ended(trained))]
+    if held_out:
+        half, whole = f"{held_out} ≥ 50%", f"{held_out} ≥ 95%"
+        tiles += [
+            _tile("Half in-distribution", steps["in_distribution_half"], half),
+            _tile("In-distribution", steps["in_distribution"], whole, *ended(held_out)),
+            _tile("Lag", lag, "from memorised to in-distribution"),
+        ]
+    if cross:
+        above = f"95% interval of {cross} above the best shortcut"
+        tiles += [_tile("Cross-distribution", steps["cross_distribution"], above, *ended(cross))]
+    return tiles
+
+
+def _tile(name: str, value: str, *lines: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "lines": lines}
+
+
+def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
+    """Where a shortcut passes the rule for "in-distribution", passing it shows no composition."""
+    accuracy, rule = floors.get(parts.held_out or "", (0.0, ""))
+    if accuracy < 0.95:
+        return None
+    return (
+        f"In this world {rule.replace('_', ' ')}, a shortcut, answers {accuracy:.1%} of "
+        f"{parts.held_out}: being right there does not show that facts are composed."
+    )
+
+
+def _split_table(
+    run: Run, rules: dict[str, dict[str, float]], checkpoint: int | None
+) -> list[dict[str, Any]]:
+    dataset, last = run.dataset, run.metrics[-1]
+    correct = None if checkpoint is None else _answers(run, checkpoint)
+    table = []
+    for split, size in dataset.sizes().items():
+        rows, probes = dataset.rows(split), dataset.probes(split)
+        outcome = None if correct is None or not len(probes) else correct[probes]
+        accuracies = {name: by_split.get(split) for name, by_split in rules.items()}
+        known = [accuracy for accuracy in accuracies.values() if accuracy is not None]
+        table.append(
+            {
+                "name": split,
+                "rows": size,
+                "trained": int((rows < dataset.n_train).sum()),
+                "probes": len(probes),
+                "interval": None if outcome is None else _interval(dataset, probes, outcome),
+                "accuracy": last.get(f"accuracy/{split}"),
+                "shortcuts": accuracies,
+                "best": max(known, default=None),
+            }
+        )
+    return table
+
+
+def _answers(run: Run, step: int) -> Bool[np.ndarray, "row"]:
+    """Which probe rows a checkpoint answers correctly; False for all other rows."""
+    evaluation = Evaluation(run.model, run.dataset)
+    params = jax.tree.map(lambda leaf: leaf[0], run.params([step]))
+    correct = np.zeros(len(run.dataset), bool)
+    correct[evaluation.rows] = evaluation.correct(evaluation.launch(params))
+    return correct
+
+
+def _interval(dataset: Dataset, probes: np.ndarray, outcome: np.ndarray) -> Interval:
+    """Of the mean; clustered by the facts of the hop whose facts make it widest."""
+    columns = [dataset.truth[f"fact{hop + 1}"][probes] for hop in range(dataset.hops)]
+    # A single fact has no second hop; a task without facts has only rows to count.
+    columns = [column for column in columns if (column >= 0).all()] or [probes]
+    intervals = [clustered_bootstrap(outcome, column) for column in columns]
+    return max(intervals, key=lambda interval: np.nan_to_num(interval.high - interval.low))
+
+
+def _world(dataset: Dataset) -> dict[str, str]:
+    world: dict[str, str] = {}
+    if dataset.world is not None:
+        outside = int((dataset.world.facts.role == ROLES.index("O")).sum())
+        world = {
+            "Entities": f"{dataset.world.n_entities:,}",
+            "Relations": f"{dataset.world.n_relations:,}",
+            "Facts": f"{dataset.world.n_facts:,}, of which {outside:,} in no training chain",
+            "Hops": str(dataset.hops),
+            "Coverage": f"{coverage(dataset):.1%} of the in-distribution chains are trained on",
+            "World seed": str(dataset.world.seed),
+        }
+    states = distinct_states(dataset).items()
+    return {
+        **world,
+        "Distinct states": ", ".join(f"{n:,} at {position}" for position, n in states),
+        "Rows": f"{len(dataset):,}, of up to {dataset.n_ctx} tokens",
+        "Vocabulary": _plural(dataset.n_vocab, "token"),
+        "Fingerprint": dataset.fingerprint(),
+    }
+
+
+def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configuration by group; what is in none comes first, under "run"."""
+    groups: dict[str, dict[str, Any]] = {"run": {}}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            groups[key] = value
+        else:
+            groups["run"][key] = value
+    return groups
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """Every start of the run, with how long it worked on rows that are still there."""
+    starts = read_json(run.files.provenance) if run.files.provenance.exists() else []
+    rows, total, table = run.metrics, 0.0, []
+    for index, start in enumerate(starts):
+        until = starts[index + 1]["time"] if index + 1 < len(starts) else float("inf")
+        own = [row for row in rows if start["time"] <= row["time"] < until]
+        seconds = own[-1]["time"] - start["time"] if own else 0.0
+        total += seconds
+        table.append(
+            {
+                "when": datetime.fromtimestamp(start["time"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                "from": start["step"],
+                "to": own[-1]["step"] if own else None,
+                "duration": _duration(seconds) if own else "",
+                "device": _device(start),
+                "cores": start["cpu_cores"],
+                "platform": start["platform"],
+            }
+        )
+    versions = {"python": starts[-1]["python"], **starts[-1]["versions"]} if starts else {}
+    return {"starts": table, "versions": versions, "duration": _duration(total) if starts else ""}
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]
+
+
+def _step(step: int | None) -> str:
+    return NOT_REACHED if step is None else f"step {step:,}"
+
+
+def _device(start: dict[str, Any]) -> str:
+    count = start["device_count"]
+    return start["device"] if count == 1 else f"{count} x {start['device']}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{minutes} min {seconds % 60:.0f} s" if hours == 0 else f"{hours} h {minutes % 60} min"

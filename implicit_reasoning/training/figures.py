@@ -1,0 +1,269 @@
+"""The figures that training brings to a report: accuracy, loss, first answers, optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from implicit_reasoning.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    Figure,
+    dark,
+    label_ends,
+    log_axis,
+    new_drawing,
+    split_style,
+    spread,
+    step_axis,
+)
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training.phases import Phases, Splits, phases
+from implicit_reasoning.worlds import Dataset, shortcuts
+
+Row = Mapping[str, Any]
+
+_PHASES = {
+    "memorised": "memorised",
+    "in_distribution_half": "half in-distribution",
+    "in_distribution": "whole in-distribution",
+    "cross_distribution": "cross-distribution",
+}
+
+
+def figures(run: Run) -> list[Figure]:
+    """Every figure that the run has data for, in the order of the page."""
+    rows = run.metrics
+    if not rows:
+        return []
+    splits, rules = Splits.of(run.dataset), shortcuts(run.dataset)
+    floors = best_shortcuts(rules)
+    found = phases(rows, splits, floors[splits.cross][0] if splits.cross in floors else None)
+    first_correct = run.first_correct if run.files.first_correct.exists() else None
+    drawn = (
+        _accuracy(rows, run.dataset, found, floors),
+        _loss(rows, run.dataset),
+        _first_correct(first_correct, rows[-1]["step"], run.dataset),
+        _optimisation(rows),
+    )
+    return [figure for figure in drawn if figure is not None]
+
+
+def best_shortcuts(rules: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, str]]:
+    """Of `shortcuts`: `{split: (accuracy, rule)}` of the best rule on each split."""
+    splits = {split for by_split in rules.values() for split in by_split}
+    return {
+        split: max((by_split[split], rule) for rule, by_split in rules.items())
+        for split in sorted(splits)
+    }
+
+
+def _accuracy(
+    rows: Sequence[Row], dataset: Dataset, found: Phases, floors: Mapping[str, tuple[float, str]]
+) -> Figure | None:
+    curves = _by_split(rows, "accuracy", dataset)
+    if not curves:
+        return None
+    drawing, (ax,) = new_drawing(9.5, 5.2)
+    step_axis(ax, rows[-1]["step"])
+    ax.set_ylim(-0.015, 1.015)
+    ax.set_ylabel("accuracy on probe rows")
+    for split, (steps, values) in curves.items():
+        _curve(ax, steps, values, **split_style(split))
+        low_steps, low = _series(rows, f"accuracy_low95/{split}")
+        if len(low):
+            color = split_style(split)["color"]
+            ax.plot(low_steps, low, color=color, linewidth=0.7)
+            mean = np.interp(low_steps, steps, values)
+            ax.fill_between(low_steps, low, mean, color=color, alpha=0.15, linewidth=0)
+    _draw_floors(ax, {split: floors[split] for split in curves if split in floors})
+    _draw_phases(ax, found)
+    _label(ax, curves, percent=True)
+    caption = (
+        "Accuracy of every split at each evaluation; its name and last value are at the right. "
+        "Dashed: trained on; dotted: single facts; solid: never trained on. "
+    )
+    if floors:
+        caption += (
+            "Thin dash-dotted lines, in their split's colour and named at the left: the best "
+            "shortcut on that split. It composes nothing, so it is the height to beat. "
+        )
+    if any(key.startswith("accuracy_low95/") for row in rows for key in row):
+        caption += "Shading reaches down to the lower end of the 95% interval clustered by fact. "
+    caption += f"Probe rows: {_counts(curves, dataset)}."
+    return Figure("accuracy", "Accuracy by split", caption, drawing)
+
+
+def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
+    curves = _by_split(rows, "loss", dataset)
+    batch = _series(rows, "loss")
+    if not curves:
+        return None
+    drawing, (ax,) = new_drawing(9.5, 4.2)
+    log_axis(ax)
+    ax.set_ylabel("cross-entropy of the answer, nats")
+    if len(batch[0]):
+        _curve(ax, *batch, color=GREY, linewidth=3.5, alpha=0.35, zorder=1.5)
+    for split, (steps, values) in curves.items():
+        _curve(ax, steps, values, **split_style(split))
+    step_axis(ax, rows[-1]["step"])
+    _label(ax, curves, extra=[(batch[1][-1], "training batches", GREY)] if len(batch[0]) else [])
+    caption = (
+        f"Mean loss of the probe rows of every split; guessing evenly among all "
+        f"{dataset.n_vocab:,} tokens costs {np.log(dataset.n_vocab):.2f} nats. Wide grey line: the "
+        "loss that training saw, averaged over the steps since the row before."
+    )
+    return Figure("loss", "Loss by split", caption, drawing)
+
+
+def _first_correct(
+    outcome: Mapping[str, np.ndarray] | None, last: int, dataset: Dataset
+) -> Figure | None:
+    if outcome is None or not len(outcome["row"]):
+        return None
+    split_of, curves = dataset.split[outcome["row"]], {}
+    for index, split in enumerate(dataset.splits):
+        first = outcome["step"][split_of == index]
+        if len(first):
+            # A resumed run may have dropped rows that the file, written before, still counts.
+            reached = np.sort(first[(first >= 0) & (first <= last)])
+            steps = np.unique(np.append(reached, [0, last]))
+            curves[split] = steps, np.searchsorted(reached, steps, side="right") / len(first)
+    drawing, (ax,) = new_drawing(9.5, 4.2)
+    step_axis(ax, last)
+    ax.set_ylim(-0.015, 1.015)
+    ax.set_ylabel("share of probe rows\never answered correctly")
+    for split, (steps, values) in curves.items():
+        _curve(ax, steps, values, drawstyle="steps-post", **split_style(split))
+    _label(ax, curves, percent=True)
+    caption = (
+        "Share of probe rows that have been answered correctly at one evaluation or more, up to "
+        "each step. One lucky guess counts, so this lies above the accuracy: where the two part, "
+        f"answers were found and lost again. Probe rows: {_counts(curves, dataset)}."
+    )
+    return Figure("first_correct", "When each row was first answered", caption, drawing)
+
+
+def _optimisation(rows: Sequence[Row]) -> Figure | None:
+    quantities = {
+        "grad_norm": ("gradient norm", VERMILION),
+        "param_norm": ("parameter norm", BLUE),
+        "learning_rate": ("learning rate", GREEN),
+    }
+    series = {name: _series(rows, name) for name in quantities}
+    series = {name: points for name, points in series.items() if len(points[0])}
+    if not series:
+        return None
+    drawing, axes = new_drawing(9.5, 2.9, ncols=len(series))
+    for ax, (name, (steps, values)) in zip(axes, series.items(), strict=True):
+        title, color = quantities[name]
+        if name == "grad_norm":
+            log_axis(ax)
+        else:
+            ax.ticklabel_format(axis="y", scilimits=(-2, 4))
+        _curve(ax, steps, values, color=color)
+        step_axis(ax, rows[-1]["step"])
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("training step")
+        ax.tick_params("both", labelsize=8)
+    caption = (
+        "L2 norm of the gradient before clipping (mean over the steps since the row before), L2 "
+        "norm of all parameters, and the learning rate in force."
+    )
+    return Figure("optimisation", "Optimisation", caption, drawing)
+
+
+def _series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one quantity, where it was written."""
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def _by_split(
+    rows: Sequence[Row], quantity: str, dataset: Dataset
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    series = {split: _series(rows, f"{quantity}/{split}") for split in dataset.splits}
+    return {split: points for split, points in series.items() if len(points[0])}
+
+
+def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    # A line of one point cannot be seen: a run that has only just begun gets a dot.
+    marker = "o" if len(steps) == 1 else None
+    ax.plot(steps, values, **{"linewidth": 1.7, "marker": marker, "clip_on": False, **style})
+
+
+def _label(
+    ax: Axes,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    percent: bool = False,
+    extra: Sequence[tuple[float, str, str]] = (),
+) -> None:
+    ends = [
+        (
+            values[-1],
+            f"{split}  {values[-1]:{'.1%' if percent else '.2g'}}",
+            split_style(split)["color"],
+        )
+        for split, (_, values) in curves.items()
+    ]
+    label_ends(ax, [*ends, *extra])
+
+
+def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
+    """The best shortcut of each split as a thin line, named at the left, where curves are low."""
+    lowest_first = sorted((accuracy, split, rule) for split, (accuracy, rule) in floors.items())
+    heights = spread([accuracy + 0.024 for accuracy, _, _ in lowest_first], gap=0.042)
+    # Names on white, over the lines but under the curves: nothing measured is ever hidden.
+    line: dict[str, Any] = {"linestyle": (0, (6, 2, 1, 2)), "linewidth": 0.9, "zorder": 1.8}
+    name: dict[str, Any] = {
+        "fontsize": 7.5,
+        "va": "center_baseline",
+        "zorder": 1.9,
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        "transform": ax.get_yaxis_transform(),
+    }
+    for (accuracy, split, rule), height in zip(lowest_first, heights, strict=True):
+        color = split_style(split)["color"]
+        ax.axhline(accuracy, color=color, alpha=0.8, **line)
+        text = f"shortcut on {split}: {rule.replace('_', ' ')}, {accuracy:.1%}"
+        if accuracy > 0.95:  # below the line, or it would leave the axes
+            height = accuracy - 0.028
+        ax.text(0.008, height, text, color=dark(color), **name)
+
+
+def _draw_phases(ax: Axes, found: Phases) -> None:
+    """A line for each phase, with its name on a row of its own above the axes."""
+    reached = [(getattr(found, name), label) for name, label in _PHASES.items()]
+    reached = sorted((step, label) for step, label in reached if step is not None)
+    if not reached:
+        return
+    start, end = found.memorised, found.in_distribution
+    if start is not None and end is not None and start < end:
+        ax.axvspan(start, end, color=BLACK, alpha=0.05, linewidth=0)
+    # Names to the left of their lines, the earliest lowest (or, where there is no room, to the
+    # right, the earliest highest), so that no line crosses a name.
+    in_axes = (ax.transData + ax.transAxes.inverted()).transform
+    left = in_axes((reached[0][0], 0))[0] > 0.3
+    frame = ax.get_xaxis_transform()
+    line: dict[str, Any] = {"color": BLACK, "linewidth": 0.8, "clip_on": False}
+    name: dict[str, Any] = {
+        "fontsize": 8.5,
+        "ha": "right" if left else "left",
+        "xytext": (-4 if left else 4, 0),
+        "textcoords": "offset points",
+    }
+    for row, (step, label) in enumerate(reached if left else reached[::-1]):
+        height = 1.035 + 0.048 * row
+        ax.plot([step, step], [0, height + 0.03], transform=frame, **line)
+        ax.annotate(f"{label}, step {step:,}", (step, height), xycoords=frame, **name)
+
+
+def _counts(curves: Mapping[str, Any], dataset: Dataset) -> str:
+    return ", ".join(f"{len(dataset.probes(split)):,} {split}" for split in curves)

@@ -1,0 +1,350 @@
+"""The forward pass: equal to a plain transcription, causal, mappable, editable at every site."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Edit, Spec, Taps, Transformer, add, mask, scale, set_to
+
+SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
+LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=3)
+BARE = dataclasses.replace(SPEC, normalization="none", act_fn="relu", tied=True, unembed_bias=True)
+SPECS = {"gpt2": SPEC, "looped": LOOPED, "bare": BARE}
+
+TOKENS = jnp.array([[3, 7, 1, 9], [22, 0, 5, 5]])
+
+
+@pytest.fixture(params=SPECS, scope="module")
+def model(request):
+    return Transformer(SPECS[request.param])
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    # Biases and norms away from their initial 0 and 1, or a test could not see them missing.
+    fresh = jax.jit(model.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("sites",))
+def _forward(model, params, edits, *, sites=()):
+    return model.forward(params, TOKENS, edits=edits, sites=sites)
+
+
+def forward(model, params, *, edits=None, sites=()):
+    """Compiled: the checks of shapes then run once a trace, not once an operation."""
+    return _forward(model, params, edits, sites=tuple(sites))
+
+
+def reference(spec, params, tokens):
+    """The forward pass in plain numpy float64, one row, one head, one position at a time."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x, w):
+        if spec.normalization == "none":
+            return x
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + spec.eps) * w["w"] + w["b"]
+
+    def act(x):
+        if spec.act_fn == "relu":
+            return np.maximum(x, 0)
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    out = []
+    for row in np.asarray(tokens):
+        x = p["embed"]["W_E"][row] + p["pos_embed"]["W_pos"][: len(row)]
+        for layer in range(spec.depth):
+            b = p["blocks"][str(layer % spec.n_layers)]
+            n = norm(x, b.get("ln1"))
+            written = np.zeros_like(x)
+            for h in range(spec.n_heads):
+                q, k, v = (n @ b["attn"][f"W_{c}"][h] + b["attn"][f"b_{c}"][h] for c in "QKV")
+                for i in range(len(row)):
+                    score = k[: i + 1] @ q[i] / np.sqrt(spec.d_head)
+                    weight = np.exp(score - score.max())
+                    written[i] += (weight / weight.sum()) @ v[: i + 1] @ b["attn"]["W_O"][h]
+            x = x + written + b["attn"]["b_O"]
+            hidden = act(norm(x, b.get("ln2")) @ b["mlp"]["W_in"] + b["mlp"]["b_in"])
+            x = x + hidden @ b["mlp"]["W_out"] + b["mlp"]["b_out"]
+        x = norm(x, p.get("ln_final"))
+        weight = p["embed"]["W_E"].T if spec.tied else p["unembed"]["W_U"]
+        out.append(x @ weight + (p["unembed"]["b_U"] if spec.unembed_bias else 0))
+    return np.stack(out)
+
+
+def test_forward_equals_a_plain_numpy_transcription(model, params):
+    logits, _ = forward(model, params)
+    np.testing.assert_allclose(logits, reference(model.spec, params, TOKENS), rtol=2e-5, atol=2e-5)
+
+
+def test_parameters_have_the_names_and_layouts_of_hooked_transformer():
+    names = {
+        ".".join(k.key for k in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            Transformer(SPEC).init(jax.random.key(0))
+        )
+    }
+    assert names["blocks.2.attn.W_Q"] == (4, 16, 4)  # [head, d_model, d_head]
+    assert names["blocks.0.attn.W_O"] == (4, 4, 16)  # [head, d_head, d_model]
+    assert names["blocks.1.attn.b_K"] == (4, 4)
+    assert names["blocks.0.mlp.W_in"] == (16, 32)
+    assert names["embed.W_E"] == (23, 16)
+    assert names["pos_embed.W_pos"] == (4, 16)
+    assert names["unembed.W_U"] == (16, 23)
+    assert names["ln_final.w"] == names["blocks.0.ln1.b"] == (16,)
+
+
+def test_initial_scales_are_gpt2s():
+    spec = Spec(d_vocab=500, n_ctx=4, n_layers=2, d_model=128, n_heads=2, d_mlp=512, n_loops=2)
+    params = Transformer(spec).init(jax.random.key(0))
+    block = params["blocks"]["1"]
+    for weight, std in [
+        (params["embed"]["W_E"], 0.02),
+        (block["attn"]["W_Q"], 0.02),
+        (block["attn"]["W_O"], 0.02 / np.sqrt(2 * 4)),
+        (block["mlp"]["W_out"], 0.02 / np.sqrt(2 * 4)),
+    ]:
+        assert abs(float(weight.std()) / std - 1) < 4 / np.sqrt(2 * weight.size)
+    assert not block["attn"]["b_Q"].any() and (block["ln1"]["w"] == 1).all()
+
+
+def test_no_position_is_influenced_by_a_later_one(model, params):
+    embedded = forward(model, params, sites=["hook_embed"])[1]["hook_embed"]
+
+    def logits(embedding):
+        return forward(model, params, edits={"hook_embed": Edit(set_to, embedding)})[0]
+
+    influence = jax.jit(jax.jacobian(lambda e: logits(e).sum(-1)[0]))(embedded)[
+        :, 0
+    ]  # [to, from, d_model]
+    influence = np.abs(influence).sum(-1)
+    assert (influence[np.triu_indices(4, k=1)] == 0).all()
+    assert (influence[np.tril_indices(4)] > 0).all()
+
+
+def test_every_site_has_the_shape_that_the_table_says(model, params):
+    _, sites = forward(model, params, sites=tuple(model.sites))
+    sizes = {**model.dims, "batch": 2, "pos": 4, "query_pos": 4, "key_pos": 4}
+    for name, dims in model.sites.items():
+        assert sites[name].shape == tuple(sizes[d] for d in dims), name
+
+
+def test_asking_for_sites_does_not_change_the_logits(model, params):
+    logits, _ = forward(model, params)
+    with_sites, _ = forward(model, params, sites=tuple(model.sites))
+    np.testing.assert_allclose(logits, with_sites, rtol=1e-5, atol=1e-5)
+
+
+def test_costly_sites_are_computed_only_when_asked_for():
+    model = Transformer(SPEC)
+    params = model.init(jax.random.key(0))
+
+    def flops(sites):
+        compiled = jax.jit(lambda p: model.forward(p, TOKENS, sites=sites)).lower(params).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(("blocks.0.hook_resid_mid",)) == flops(())
+    assert flops(("blocks.0.attn.hook_result",)) > flops(())
+
+
+def test_sites_add_up_to_the_residual(model, params):
+    names = [
+        "hook_resid_pre",
+        "hook_attn_out",
+        "hook_mlp_out",
+        "hook_resid_post",
+        "attn.hook_result",
+    ]
+    _, s = forward(model, params, sites=[f"blocks.1.{n}" for n in names])
+    pre, attn_out, mlp_out, post, result = (s[f"blocks.1.{n}"] for n in names)
+    np.testing.assert_allclose(pre + attn_out + mlp_out, post, atol=1e-5)
+    b_O = params["blocks"][str(1 % model.spec.n_layers)]["attn"]["b_O"]
+    np.testing.assert_allclose(result.sum(2) + b_O, attn_out, atol=1e-5)
+
+
+def test_looped_blocks_are_numbered_by_unrolled_depth():
+    looped = Transformer(LOOPED)
+    params = looped.init(jax.random.key(0))
+    # The same model with its one block written out three times.
+    flat = Transformer(dataclasses.replace(LOOPED, n_layers=3, n_loops=1))
+    unrolled = params | {"blocks": {str(i): params["blocks"]["0"] for i in range(3)}}
+    wanted = [f"blocks.{i}.hook_resid_post" for i in range(3)]
+    a, b = forward(looped, params, sites=wanted), forward(flat, unrolled, sites=wanted)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "expected"),
+    [
+        (set_to, 2.0, lambda x: np.full_like(x, 2)),
+        (add, np.arange(16.0), lambda x: x + np.arange(16.0)),
+        (scale, 0.0, np.zeros_like),
+        (mask, (np.arange(4)[:, None] == 1, 5.0), lambda x: np.where([[0], [1], [0], [0]], 5, x)),
+    ],
+)
+def test_edits_do_what_they_say(fn, args, expected):
+    model = Transformer(SPEC)
+    params = model.init(jax.random.key(0))
+    for site in ["hook_embed", "blocks.0.ln1.hook_normalized", "blocks.2.hook_mlp_out"]:
+        _, clean = forward(model, params, sites=[site])
+        _, edited = forward(model, params, sites=[site], edits={site: Edit(fn, args)})
+        np.testing.assert_allclose(edited[site], expected(np.asarray(clean[site])), atol=1e-6)
+
+
+def test_an_edit_sees_the_sites_that_came_before_it():
+    model = Transformer(SPEC)
+    params = model.init(jax.random.key(0))
+    site = "blocks.2.hook_resid_pre"
+    logits, _ = forward(model, params, edits={site: Edit(_back_to_the_embedding)})
+    resid = forward(model, params, sites=["blocks.0.hook_resid_pre"])[1]
+    expected, _ = forward(
+        model, params, edits={site: Edit(set_to, resid["blocks.0.hook_resid_pre"])}
+    )
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+def _back_to_the_embedding(value, seen, args):
+    return seen["blocks.0.hook_resid_pre"]
+
+
+@pytest.mark.parametrize("site", ["hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"])
+def test_per_head_inputs_reach_only_what_they_feed(site):
+    """Zeroing one head's query input changes that head's queries, and no other head's anything."""
+    model = Transformer(SPEC)
+    params = model.init(jax.random.key(0))
+    one_head = (jnp.arange(4) == 2)[:, None]
+    outputs = [f"blocks.0.attn.hook_{c}" for c in "qkv"]
+    _, clean = forward(model, params, sites=outputs)
+    _, edited = forward(
+        model,
+        params,
+        sites=outputs,
+        edits={f"blocks.0.{site}": Edit(mask, (one_head, 0.0))},
+    )
+    feeds = "qkv" if site == "hook_attn_in" else site[5]
+    for c in "qkv":
+        change = np.abs(clean[f"blocks.0.attn.hook_{c}"] - edited[f"blocks.0.attn.hook_{c}"])
+        change = change.sum((0, 1, 3))  # by head
+        assert (change[[0, 1, 3]] < 1e-5).all()
+        assert (change[2] > 1e-2) == (c in feeds)
+
+
+def test_a_grid_of_edits_compiles_once():
+    model = Transformer(SPEC)
+    params = model.init(jax.random.key(0))
+    traces = []
+
+    @jax.jit
+    def patched(where):
+        traces.append(1)
+        edits = {"blocks.1.hook_resid_post": Edit(mask, (where, jnp.float32(0)))}
+        return forward(model, params, edits=edits)[0]
+
+    grid = jnp.eye(4, dtype=bool)[:, None, :, None]
+    one_by_one = jnp.stack([patched(cell) for cell in grid])
+    np.testing.assert_allclose(jax.vmap(patched)(grid), one_by_one, atol=1e-5)
+    assert len(traces) == 1
+
+
+def test_stacked_parameters_map_over_checkpoints():
+    model = Transformer(SPEC)
+    stacked = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3))
+    together = jax.jit(jax.vmap(lambda p: model.forward(p, TOKENS)[0]))(stacked)
+    for i in range(3):
+        alone, _ = forward(model, jax.tree.map(lambda x, i=i: x[i], stacked))
+        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_have_the_structure_of_the_parameters_and_agree_with_differences(model, params):
+    # Smooth everywhere: a finite step across a kink of relu is no derivative.
+    model = Transformer(dataclasses.replace(model.spec, act_fn="gelu_new"))
+
+    @jax.jit
+    def loss(p):
+        return jax.nn.logsumexp(model.forward(p, TOKENS)[0]).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    direction = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(7), x.shape) / np.sqrt(x.size), params
+    )
+    step = 1e-2
+    moved = [
+        loss(jax.tree.map(lambda x, d, s=s: x + s * step * d, params, direction)) for s in (1, -1)
+    ]
+    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
+    np.testing.assert_allclose((moved[0] - moved[1]) / (2 * step), slope, rtol=2e-2)
+
+
+def test_bfloat16_activations_stay_close_to_float32(params, model):
+    half = Transformer(dataclasses.replace(model.spec, dtype="bfloat16"))
+    exact, rounded = forward(model, params)[0], half.forward(params, TOKENS)[0]
+    assert rounded.dtype == jnp.float32
+    assert 1e-5 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m, p: m.forward(p, TOKENS, sites=["blocks.0.hook_resid_psot"]),
+            "did you mean 'blocks.0.hook_resid_post'",
+        ),
+        (
+            lambda m, p: m.forward(p, TOKENS, edits={"blocks.9.hook_z": Edit(scale, 0.0)}),
+            "no such site",
+        ),
+        (lambda m, p: m.forward(p, jnp.zeros((1, 5), int)), "5 tokens a row"),
+        (
+            lambda m, p: m.forward(p, TOKENS, edits={"hook_embed": Edit(_shrinks)}),
+            "must keep the shape",
+        ),
+        (
+            lambda m, p: m.forward(
+                p,
+                TOKENS,
+                sites=["blocks.0.hook_q_input"],
+                edits={"blocks.0.ln1.hook_scale": Edit(scale, 2.0)},
+            ),
+            "cannot be combined",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    model = Transformer(SPEC)
+    with pytest.raises(InputError, match=message):
+        call(model, model.init(jax.random.key(0)))
+
+
+def _shrinks(value, seen, args):
+    return value[:1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 3}, "does not divide"),
+        ({"n_layers": 0}, "n_layers is 0"),
+        ({"act_fn": "swish"}, "act_fn is 'swish'"),
+        ({"normalization": "RMS"}, "normalization is 'RMS'"),
+        ({"dtype": "float8"}, "dtype is 'float8'"),
+    ],
+)
+def test_impossible_specs_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SPEC, **change)
+
+
+def test_a_wiring_that_misses_a_wanted_site_says_so():
+    taps = Taps(sites=["hook_embed"])
+    with pytest.raises(InputError, match="does not pass hook_embed"):
+        taps.results()

@@ -1,0 +1,290 @@
+"""The page of a run: complete, self-contained, escaped, repeatable."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from configs.composition import get_config
+from implicit_reasoning.config import apply_overrides
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.report import tables, write_report
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training import train
+
+TINY = {
+    "steps": 20,
+    "batch_size": 32,
+    "log_every": 5,
+    "resume_every": 20,
+    "task.n_entities": 20,
+    "task.n_relations": 5,
+    "task.out_degree": 5,
+    "task.ood_fraction": 0.2,
+    "task.phi": 2.0,
+    "task.probes": 100,
+    "model.n_layers": 1,
+    "model.d_model": 16,
+    "model.n_heads": 2,
+    "model.d_mlp": 32,
+    "evaluation.every": 10,
+    "checkpoints.every": 20,
+    "checkpoints.per_doubling": 0,
+    "writers.progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train(apply_overrides(get_config(), TINY), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path) -> Path:
+    """A copy that a test may change; without checkpoints, which take seconds to evaluate."""
+    skip = shutil.ignore_patterns("checkpoints", "report", "*.report")
+    return Path(shutil.copytree(trained, tmp_path / "tiny", ignore=skip))
+
+
+def text_only(workdir: Path) -> str:
+    """The page without figures, which take seconds to draw."""
+    return write_report(Run(workdir), providers=()).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def reported(trained) -> Run:
+    run = Run(trained)
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(reported) -> str:
+    return reported.files.report.read_text(encoding="utf-8")
+
+
+def edit_config(workdir: Path, change) -> None:
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def edit_rows(workdir: Path, change) -> None:
+    path = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+
+
+def test_it_has_every_split_with_its_numbers(page, reported):
+    for split, size in reported.dataset.sizes().items():
+        cells = _row_of(page, split)
+        assert cells[1] == f"{size:,}"
+        assert cells[3] == f"{len(reported.dataset.probes(split)):,}"
+        accuracy = reported.metrics[-1][f"accuracy/{split}"]
+        assert cells[4].startswith(f"{100 * accuracy:.1f}%")
+
+
+def test_intervals_hold_the_accuracy_and_count_facts(page, reported):
+    dataset = reported.dataset
+    probes = dataset.probes("test_ii")
+    cells = _row_of(page, "test_ii")
+    mean, low, high = (float(number) for number in re.findall(r"([\d.]+)%", cells[4]))
+    assert low <= mean <= high
+    facts = {len(np.unique(dataset.truth[f"fact{hop}"][probes])) for hop in (1, 2)}
+    assert int(cells[5]) in facts
+
+
+def test_phases_that_did_not_come_are_not_reached(page):
+    assert page.count("<b>not reached</b>") == 5
+
+
+def test_phases_that_came_are_told_with_their_steps(workdir):
+    def grok(rows):
+        for row in rows:
+            if "accuracy/train_ii" in row:
+                row["accuracy/train_ii"] = 1.0
+                row["accuracy/test_ii"] = float(row["step"] >= 4)
+        return rows
+
+    edit_rows(workdir, grok)
+    page = text_only(workdir)
+    assert "<b>step 0</b>" in page
+    assert "<b>step 4</b>" in page
+    assert "<b>4 steps</b>" in page
+
+
+def test_it_needs_no_network_and_no_script(page):
+    resources = _Resources()
+    resources.feed(page)
+    assert not resources.scripts
+    images = [value for tag, value in resources.values if tag == "img"]
+    assert len(images) == 4
+    assert all(value.startswith("data:image/svg+xml;base64,") for value in images)
+    assert not [value for _, value in resources.values if re.match(r"[a-z]*:?//", value)]
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_its_links_lead_to_files(page, reported):
+    resources = _Resources()
+    resources.feed(page)
+    links = [value for tag, value in resources.values if tag == "a" and value[0] != "#"]
+    assert "../metrics.jsonl" in links
+    assert all((reported.files.report.parent / link).exists() for link in links)
+
+
+def test_figures_lie_beside_it_in_all_formats(reported):
+    folder = reported.files.report.parent / "figures"
+    starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
+    for name in ("accuracy", "loss", "first_correct", "optimisation"):
+        for kind, start in starts.items():
+            assert (folder / f"{name}.{kind}").read_bytes().startswith(start)
+
+
+def test_writing_it_again_changes_nothing(reported, tmp_path):
+    def contents(workdir):
+        files = (path for path in (workdir / "report").rglob("*") if path.is_file())
+        return {path.relative_to(workdir): path.read_bytes() for path in files}
+
+    before = reported.files.workdir
+    again = Path(shutil.copytree(before, tmp_path / before.name))
+    (again / "report" / "figures" / "of_an_older_report.png").write_bytes(b"")
+    assert write_report(Run(again)) == again / "report" / "index.html"
+    assert contents(again) == contents(before)
+    assert len(list((again / "tensorboard").iterdir())) == 2
+
+
+def test_tensorboard_has_the_images_beside_the_curves(reported):
+    events = EventAccumulator(str(reported.files.tensorboard)).Reload()
+    assert "report/accuracy" in events.Tags()["images"]
+    (image,) = events.Images("report/accuracy")
+    assert image.step == 20
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert (image.width, image.height) > (1000, 500)
+    assert "accuracy/test_ii" in events.Tags()["scalars"]
+
+
+def test_tensorboard_reads_the_report_before_the_curves_that_may_still_grow(reported):
+    names = sorted(path.name for path in reported.files.tensorboard.iterdir())
+    assert [name.endswith(".report") for name in names] == [True, False]
+
+
+def test_a_run_without_tensorboard_gets_no_images_there(workdir):
+    edit_config(workdir, lambda config: config["writers"].update(tensorboard=False))
+    shutil.rmtree(workdir / "tensorboard")
+    text_only(workdir)
+    assert not (workdir / "tensorboard").exists()
+
+
+def test_what_comes_from_the_configuration_is_escaped(workdir):
+    nasty = "</script><img src=x onerror=alert(1)>&\"'"
+    edit_config(workdir, lambda config: config["task"].update(name=nasty))
+    page = text_only(workdir)
+    assert "<img src=x" not in page
+    assert nasty in html.unescape(page)
+
+
+def test_a_shortcut_that_would_pass_for_generalising_is_told(workdir, monkeypatch):
+    sentence = "does not show that facts are composed"
+    assert sentence not in text_only(workdir)
+    rules = {"modal_r2": {"test_ii": 0.1}, "row_completion": {"test_ii": 0.96}}
+    monkeypatch.setattr(tables, "shortcuts", lambda dataset: rules)
+    page = text_only(workdir)
+    assert "row completion, a shortcut, answers 96.0% of test_ii" in page
+    assert sentence in page
+
+
+def test_time_counts_only_what_led_to_the_rows(workdir):
+    began = [
+        {"step": 0, "time": 1000.0},
+        {"step": 10, "time": 5000.0},
+        {"step": 20, "time": 9000.0},
+    ]
+    path = workdir / "provenance.json"
+    (start,) = json.loads(path.read_text())
+    path.write_text(json.dumps([start | times for times in began]))
+    times = {0: 1010.0, 10: 1030.0}
+    edit_rows(workdir, lambda rows: [r | {"time": times.get(r["step"], 5060.0)} for r in rows])
+    edit_rows(workdir, lambda rows: [r for r in rows if r["step"] in (0, 10, 20)])
+    page = text_only(workdir)
+    assert "in 1 min 30 s on" in page  # 30 s and 60 s; the last start found nothing to do
+    assert [cell for cell in re.findall(r"<td>(\d+ s|1 min 0 s)</td>", page)] == [
+        "30 s",
+        "1 min 0 s",
+    ]
+
+
+def test_a_run_that_stopped_at_once_has_a_page(workdir):
+    edit_rows(workdir, lambda rows: rows[:1])
+    page = write_report(Run(workdir)).read_text()
+    assert "0 of 20 steps" in page
+    assert "not finished" in page
+    assert "data:image/svg+xml" in page
+
+
+def test_a_run_without_checkpoints_or_provenance_has_a_page(workdir):
+    assert Run(workdir).steps == ()
+    (workdir / "provenance.json").unlink()
+    page = text_only(workdir)
+    accuracy = Run(workdir).metrics[-1]["accuracy/test_ii"]
+    assert _row_of(page, "test_ii")[4] == f"{100 * accuracy:.1f}%"
+    assert "Not recorded" in page
+
+
+def test_a_run_without_rows_is_refused(workdir):
+    (workdir / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match=r"metrics\.jsonl has no rows yet"):
+        write_report(Run(workdir))
+
+
+def test_other_rooms_bring_figures_by_import_path(workdir, tmp_path, monkeypatch):
+    (tmp_path / "my_instrument.py").write_text(
+        "from implicit_reasoning.figures import Figure, new_drawing\n"
+        "def figures(run):\n"
+        "    return [Figure('mine', 'My figure', 'How to read it.', new_drawing()[0])]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    page = write_report(Run(workdir), ("my_instrument",)).read_text()
+    assert "How to read it." in page
+    assert page.count("<figure ") == 1
+    assert (workdir / "report" / "figures" / "mine.svg").exists()
+
+
+@pytest.mark.parametrize("path", ["implicit_reasoning.nothing", "json"])
+def test_a_wrong_provider_is_named(workdir, path):
+    with pytest.raises(InputError, match=path):
+        write_report(Run(workdir), (path,))
+
+
+def test_two_figures_of_one_name_are_refused(workdir):
+    twice = ("implicit_reasoning.training.figures",) * 2
+    with pytest.raises(InputError, match="same name: accuracy"):
+        write_report(Run(workdir), twice)
+
+
+class _Resources(HTMLParser):
+    """Every src and href of a page, and its scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.values: list[tuple[str, str]] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        self.values += [(tag, value) for name, value in attributes if name in ("src", "href")]
+
+
+def _row_of(page: str, split: str) -> list[str]:
+    """The cells of a split's row, as text."""
+    row = re.search(rf"<td><code>{split}</code></td>.*?</tr>", page, re.DOTALL).group()
+    return [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td.*?</td>", row, re.DOTALL)]

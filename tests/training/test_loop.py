@@ -1,0 +1,129 @@
+"""What a run leaves behind, and what it says when it cannot go on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training import NonFiniteLoss, train
+from tests.training.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(tiny(), tmp_path_factory.mktemp("loop") / "run")
+
+
+def test_the_run_directory_is_as_the_plan_lays_it_out(run):
+    present = {p.name for p in run.files.workdir.iterdir()}
+    assert present == {
+        *(".lock", "config.json", "world.npz", "provenance.json", "metrics.jsonl"),
+        *("tensorboard", "checkpoints", "resume", "first_correct.npz"),
+    }
+    assert run.steps == (0, 1, 2, 4, 8, 16, 25, 50, 60)
+    assert sorted(p.name for p in run.files.resume.iterdir()) == ["40", "60"]
+
+
+def test_rows_are_where_the_schedule_says_and_hold_what_they_should(run):
+    rows = {row["step"]: row for row in run.metrics}
+    logged, evaluated = set(range(0, 61, 7)) | {60}, {0, 1, 2, 3, 4, 6, 8, *range(10, 61, 10)}
+    assert set(rows) == logged | evaluated
+    assert evaluated == {step for step, row in rows.items() if "accuracy/test_ii" in row}
+    for step, row in rows.items():
+        assert ("loss" in row) == (step > 0)
+        assert json.loads(json.dumps(row)) == row
+
+
+def test_losses_are_means_over_the_steps_since_the_last_row(run, tmp_path):
+    """Against a run that writes a row for every step."""
+    every = train(tiny(log_every=1), tmp_path / "run")
+    losses = {row["step"]: row["loss"] for row in every.metrics if "loss" in row}
+    steps = [row["step"] for row in run.metrics]
+    for before, row in zip(steps, run.metrics[1:], strict=False):
+        mean = np.mean([losses[step] for step in range(before + 1, row["step"] + 1)])
+        assert row["loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_first_correct_is_the_first_evaluation_that_was_right(run):
+    found = run.first_correct
+    evaluated = [row["step"] for row in run.metrics if "accuracy/test_ii" in row]
+    assert set(found["step"]) <= {-1, *evaluated}
+    # Right at step 0 by luck stays right in the record, so the share ever right is no smaller than
+    # any single evaluation's.
+    dataset = run.dataset
+    for split in ("train_ii", "test_ii"):
+        members = dataset.split[found["row"]] == dataset.splits.index(split)
+        ever = (found["step"][members] >= 0).mean()
+        assert ever >= max(row.get(f"accuracy/{split}", 0) for row in run.metrics)
+
+
+def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):
+    other_init = train(tiny(seed=1), tmp_path / "init", stop_at=1)
+    other_world = train(tiny(task__world_seed=1), tmp_path / "world", stop_at=1)
+    assert other_init.dataset.fingerprint() == run.dataset.fingerprint()
+    assert other_world.dataset.fingerprint() != run.dataset.fingerprint()
+    first = run.params([0])["embed"]["W_E"]
+    np.testing.assert_array_equal(other_world.params([0])["embed"]["W_E"], first)
+    assert (other_init.params([0])["embed"]["W_E"] != first).any()
+
+
+def test_divergence_names_its_step_and_keeps_what_was_whole(tmp_path):
+    config = tiny(
+        optimizer__learning_rate=1e30, optimizer__clip_norm=1e30, optimizer__warmup_steps=0
+    )
+    with pytest.raises(NonFiniteLoss, match="not finite at step") as caught:
+        train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    step = caught.value.step
+    assert 0 < step < 60
+    assert run.steps and max(run.steps) <= step
+    assert all(np.isfinite(leaf).all() for leaf in run.params()["embed"].values())
+    assert all(np.isfinite(row.get("loss", 0)) for row in run.metrics)
+    # Starting again gives the same answer, not a silent success.
+    with pytest.raises(NonFiniteLoss, match=f"at step {step};"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop_at", [-1, 61])
+def test_stopping_outside_the_run_is_refused(stop_at, tmp_path):
+    with pytest.raises(InputError, match=r"stop_at is -?\d+; it must be between 0 and steps = 60"):
+        train(tiny(), tmp_path / "run", stop_at=stop_at)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task__phi": 99.0}, "phi"),
+        ({"model__n_heads": 3}, "does not divide"),
+        ({"order": "random"}, "order is 'random'"),
+        ({"optimizer__schedule": "linear"}, "schedule is 'linear'"),
+        ({"mesh__data": 7}, "mesh"),
+        ({"log_every": 0}, "log_every is 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(tiny(**change), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_the_published_settings_train_too(tmp_path):
+    """Epoch order, end token, tied weights, dropout, loops, bfloat16: one step of each kind."""
+    run = train(
+        tiny(
+            order="epochs",
+            task__end_token=True,
+            model__tied=True,
+            model__dropout=0.1,
+            model__n_loops=2,
+            model__dtype="bfloat16",
+            optimizer__schedule="constant",
+        ),
+        tmp_path / "run",
+        stop_at=20,
+    )
+    assert np.isfinite(run.metrics[-1]["loss"])
+    assert run.model.spec.dtype == "float32" and run.model.spec.precision == "highest"

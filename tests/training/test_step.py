@@ -1,0 +1,333 @@
+"""One update against plain JAX, and the compiled loop of them: exact, quiet, and stopped by nan."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.training import optimizer, step
+from implicit_reasoning.training.batches import rows_of_step
+from implicit_reasoning.training.step import (
+    Recipe,
+    TrainingRows,
+    answer_logits,
+    answer_loss,
+    dropout_edits,
+)
+
+MODEL = Transformer(
+    Spec(d_vocab=11, n_ctx=4, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.3)
+)
+OPTIMIZER = SimpleNamespace(
+    learning_rate=1e-2,
+    weight_decay=0.5,
+    warmup_steps=2,
+    schedule="constant",
+    b1=0.9,
+    b2=0.98,
+    eps=1e-8,
+    clip_norm=1.0,
+)
+HYPER, KEY, N_ROWS = optimizer.hyper(OPTIMIZER), jax.random.key(7), 13
+TRACES = []  # the relative rate is asked for once in every trace of a step
+
+
+def relative_rate(step):
+    TRACES.append(None)
+    return optimizer.relative_rate(OPTIMIZER, 10)(step)
+
+
+def recipe(**changes):
+    fields = {
+        "model": MODEL,
+        "preconditioner": optimizer.preconditioner(OPTIMIZER),
+        "relative_rate": relative_rate,
+        "batch_size": 6,
+        "order": "replacement",
+        "dropout": 0.0,
+        "log_every": 4,
+    }
+    return Recipe(**(fields | changes))
+
+
+def make_rows():
+    """Some rows with two supervised positions, some with one."""
+    rng = np.random.default_rng(0)
+    answers = rng.integers(11, size=(N_ROWS, 2), dtype=np.int32)
+    answers[::3, 1] = -1
+    positions = np.where(answers >= 0, [[2, 3]], [[2, 0]]).astype(np.int32)
+    tokens = rng.integers(11, size=(N_ROWS, 4), dtype=np.int32)
+    columns = (tokens, positions, answers, np.int32(N_ROWS))
+    return TrainingRows(*map(jnp.asarray, columns))
+
+
+ROWS = make_rows()
+run = jax.jit(recipe().run)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return jax.jit(recipe().init)(jax.random.key(0))
+
+
+def advance(state, *chunks, rows=ROWS, hyper=HYPER, key=KEY, compiled=run):
+    for n_steps in chunks:
+        state = compiled(state, rows, hyper, key, jnp.int32(n_steps))
+    return state
+
+
+def assert_same(a, b):
+    """Bit for bit, except that a nan equals a nan."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_loss_is_the_mean_over_supervised_slots():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(5, 3, 7)).astype(np.float32)
+    answers = rng.integers(7, size=(5, 3)).astype(np.int32)
+    answers[[0, 0, 2, 4], [1, 2, 2, 0]] = -1
+    wanted = [
+        np.log(np.exp(logits[i, j].astype(np.float64)).sum()) - logits[i, j, answers[i, j]]
+        for i in range(5)
+        for j in range(3)
+        if answers[i, j] >= 0
+    ]
+    loss, gradient = jax.jit(jax.value_and_grad(answer_loss))(logits, answers)
+    assert loss == pytest.approx(np.mean(wanted), rel=1e-6)
+    unsupervised = answers < 0
+    assert not gradient[unsupervised].any() and gradient[~unsupervised].all()
+
+
+def plain(state, n_steps):
+    """Some steps as a tutorial would write them: the whole forward pass, optax's own AdamW."""
+    adamw = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            lambda count: 1e-2 * jnp.minimum(count / 2, 1),
+            b2=0.98,
+            weight_decay=0.5,
+            mask=optimizer.decayed,
+        ),
+    )
+    data_key, _ = jax.random.split(KEY)
+
+    @jax.jit
+    def update(params, moments, number):
+        chosen = rows_of_step(data_key, number, ROWS.n_rows, batch_size=6, order="replacement")
+
+        def loss_of(params):
+            logits, _ = MODEL.forward(params, ROWS.tokens[chosen])
+            of_token = jax.nn.log_softmax(logits)
+            answers = ROWS.answers[chosen]
+            where = jnp.arange(6)[:, None], ROWS.positions[chosen], answers
+            return -(of_token[where] * (answers >= 0)).sum() / (answers >= 0).sum()
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        updates, moments = adamw.update(gradients, moments, params)
+        seen = loss, jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients)))
+        return optax.apply_updates(params, updates), moments, seen
+
+    params, moments, window = state.params, adamw.init(state.params), []
+    for number in range(n_steps):
+        params, moments, seen = update(params, moments, jnp.int32(number))
+        window.append(seen)
+    return params, np.array(window).T
+
+
+def test_steps_equal_plain_jax(start):
+    """The trimmed last block, traced hyperparameters and the loop change nothing."""
+    params, (losses, grad_norms) = plain(start, 4)
+    state = advance(start, 4)
+    for (path, ours), theirs, before in zip(
+        jax.tree_util.tree_leaves_with_path(state.params),
+        jax.tree.leaves(params),
+        jax.tree.leaves(start.params),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path)
+        # Adam divides by a gradient's own size, so rounding in one near 0 shows in full - and
+        # the gradient of a key's bias is 0, for softmax does not see it.
+        if "b_K" not in name:
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5, err_msg=name)
+            assert np.abs(ours - before).max() > 5e-3, name
+    np.testing.assert_allclose(state.window["loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(state.window["grad_norm"], grad_norms, rtol=1e-5)
+    assert (grad_norms > 1).any()  # clipping has had something to do
+    assert state.step == 4 and state.finite
+
+
+def test_chunks_of_any_length_give_the_same_bits(start):
+    once = advance(start, 10)
+    assert_same(once, advance(start, 3, 7))
+    assert_same(once, advance(start, *[1] * 10))
+    assert once.step == 10 and not (once.window["loss"] == 0).any()
+
+
+def test_no_chunk_length_compiles_again(start):
+    advance(start, 1)
+    before = len(TRACES)
+    advance(start, 2, 5, 0, 17)
+    assert before > 0 and len(TRACES) == before
+
+
+def test_nothing_waits_for_the_host(start):
+    """A transfer that nobody asked for would stall every chunk on an accelerator."""
+    state, n_steps = advance(start, 1), jnp.int32(3)
+    with jax.transfer_guard("disallow"):
+        state = run(state, ROWS, HYPER, KEY, n_steps)
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            run(state, ROWS, HYPER, KEY, np.int32(3))
+    assert state.step == 4
+
+
+@pytest.mark.parametrize("learning_rate", [np.inf, np.nan])
+def test_an_update_that_is_not_finite_is_not_made(start, learning_rate):
+    good = advance(start, 5)
+    bad = advance(good, 3, hyper=HYPER._replace(learning_rate=jnp.float32(learning_rate)))
+    assert not bad.finite and bad.step == 5
+    assert_same(bad, good._replace(finite=jnp.bool_(False)))
+    # What comes later changes nothing, though by itself it would be fine.
+    assert_same(advance(bad, 1, 4), bad)
+
+
+def test_a_loss_that_is_not_finite_stops_everything(start):
+    good = advance(start, 6)
+    broken = good._replace(params=jax.tree.map(lambda x: x * jnp.nan, good.params))
+    assert_same(advance(broken, 2), broken._replace(finite=jnp.bool_(False)))
+
+
+def test_a_gradient_that_is_not_finite_stops_everything(start):
+    """The loss is finite here; its gradient's norm is not, for its square overflows."""
+    params = jax.tree.map(lambda x: x, start.params)
+    huge = params["unembed"]["W_U"].at[0].multiply(1e30)
+    params["ln_final"]["w"] = params["ln_final"]["w"].at[0].set(1e-30)
+    params["unembed"]["W_U"] = huge
+    steep = start._replace(params=params)
+    logits = jax.jit(functools.partial(answer_logits, MODEL))(params, ROWS.tokens, ROWS.positions)
+    assert np.isfinite(answer_loss(logits, ROWS.answers))
+    assert_same(advance(steep, 2), steep._replace(finite=jnp.bool_(False)))
+
+
+DROPOUT = dropout_edits(MODEL, jax.random.key(3), 0.3)
+
+
+@functools.partial(jax.jit, static_argnames="sites")
+def dropped_logits(params, rate, sites):
+    edits = dropout_edits(MODEL, jax.random.key(3), rate)
+    edits = {site: edits[site] for site in sites}
+    return answer_logits(MODEL, params, ROWS.tokens, ROWS.positions, edits)
+
+
+def test_dropout_of_nothing_changes_nothing(start):
+    with_it = dropped_logits(start.params, 0.0, tuple(DROPOUT))
+    np.testing.assert_array_equal(with_it, dropped_logits(start.params, 0.0, ()))
+
+
+def test_dropout_is_where_gpt2_has_it():
+    """Embeddings, and of each block the pattern and both outputs; a loop counts as a block."""
+    looped = Transformer(
+        Spec(d_vocab=5, n_ctx=3, n_layers=2, d_model=4, n_heads=1, d_mlp=4, n_loops=2)
+    )
+    per_block = ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")
+    assert set(dropout_edits(looped, KEY, 0.1)) == {
+        "blocks.0.hook_resid_pre",
+        *(f"blocks.{layer}.{site}" for layer in range(4) for site in per_block),
+    }
+    assert set(DROPOUT) < set(MODEL.sites)
+
+
+def test_every_site_of_dropout_is_passed(start):
+    """A name that the trimmed wiring does not pass would be no dropout, silently."""
+
+    @jax.jit
+    def change(params):
+        clean = answer_logits(MODEL, params, ROWS.tokens, ROWS.positions)
+        return {
+            site: jnp.abs(
+                answer_logits(MODEL, params, ROWS.tokens, ROWS.positions, {site: edit}) - clean
+            ).max()
+            for site, edit in DROPOUT.items()
+        }
+
+    for site, difference in change(start.params).items():
+        assert difference > 0.01, site
+
+
+def test_dropout_keeps_and_rescales():
+    kept = []
+    for edit in DROPOUT.values():
+        value = np.asarray(edit.fn(jnp.ones(20_000), {}, edit.args))
+        np.testing.assert_allclose(np.unique(value), [0, 1 / 0.7], rtol=1e-6)
+        assert (value > 0).mean() == pytest.approx(0.7, abs=5 * np.sqrt(0.21 / 20_000))
+        kept.append(value > 0)
+    for one, other in zip(kept, kept[1:], strict=False):  # sites are independent
+        assert (one == other).mean() == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
+
+
+def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
+    # All rows are one and nothing is learned: losses differ only in what was dropped.
+    same = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.broadcast_to(x[1], x.shape), ROWS)
+    frozen = HYPER._replace(learning_rate=jnp.float32(0))
+    go = functools.partial(advance, start, rows=same, hyper=frozen)
+    clean = go(4).window["loss"]
+    np.testing.assert_allclose(clean, clean[0], rtol=1e-6)
+    compiled = jax.jit(recipe(dropout=0.5).run)
+    losses = go(4, compiled=compiled).window["loss"]
+    assert (np.abs(np.diff(np.sort(losses))) > 1e-3).all()
+    np.testing.assert_array_equal(go(1, 3, compiled=compiled).window["loss"], losses)
+    other = go(4, key=jax.random.key(8), compiled=compiled).window["loss"]
+    assert (np.abs(other - losses) > 1e-3).all()
+
+
+def test_a_population_is_its_trials(start):
+    """Mapped over hyperparameters: equal to each alone while rounding has not yet grown."""
+    trials = optimizer.Hyper(jnp.array([1e-3, 1e-2, 3e-2]), jnp.array([0.0, 0.5, 1.0]))
+    together = jax.jit(jax.vmap(recipe().run, (None, None, 0, None, None)))(
+        start, ROWS, trials, KEY, jnp.int32(6)
+    )
+    for trial in range(3):
+        alone = advance(start, 6, hyper=jax.tree.map(lambda x, i=trial: x[i], trials))
+        embedding = together.params["embed"]["W_E"][trial]
+        np.testing.assert_allclose(embedding, alone.params["embed"]["W_E"], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(together.window["loss"][trial], alone.window["loss"], rtol=1e-4)
+    assert np.std(together.params["embed"]["W_E"], axis=0).max() > 0.01
+
+
+@pytest.mark.parametrize("order", ["replacement", "epochs"])
+def test_rows_beyond_the_number_in_use_are_never_seen(start, order):
+    """They are the padding of a population whose trials have different numbers of rows."""
+    compiled = run if order == "replacement" else jax.jit(recipe(order=order).run)
+    some = ROWS._replace(n_rows=jnp.int32(9))
+    spoiled = some._replace(tokens=some.tokens.at[9:].set(0), answers=some.answers.at[9:].set(-1))
+    once = advance(start, 8, rows=some, compiled=compiled)
+    assert_same(once, advance(start, 8, rows=spoiled, compiled=compiled))
+    used = some._replace(answers=some.answers.at[8].set(0))
+    again = advance(start, 8, rows=used, compiled=compiled)
+    assert not (once.window["loss"] == again.window["loss"]).all()
+
+
+def test_shapes_are_never_promoted(start, monkeypatch):
+    """By accident `[batch]` and `[batch, slot]` broadcast; in training, only what is meant may.
+
+    The model is left out: it adds biases to whole batches, and means to.
+    """
+
+    def bag_of_tokens(model, params, tokens, positions, edits=None):
+        embedded = params["embed"]["W_E"][tokens].sum(1, keepdims=True)
+        return jnp.broadcast_to(embedded @ params["unembed"]["W_U"], (6, 2, 11))
+
+    monkeypatch.setattr(step, "answer_logits", bag_of_tokens)
+    with jax.numpy_rank_promotion("raise"):
+        for order in ("replacement", "epochs"):
+            state = recipe(order=order, dropout=0.1).run
+            shape = jax.eval_shape(state, start, ROWS, HYPER, KEY, jnp.int32(1))
+            assert shape.window["loss"].shape == (4,)
+        with pytest.raises(ValueError, match="rank_promotion"):
+            jnp.ones((2, 3)) + jnp.ones(3)

@@ -1,0 +1,80 @@
+"""The smallest run that still does everything; shared by the tests of the loop."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.runs import Layout, Run
+from implicit_reasoning.training.writers import TIMINGS
+
+TINY = {
+    "steps": 60,
+    "batch_size": 16,
+    "log_every": 7,
+    "resume_every": 20,
+    "task.n_entities": 12,
+    "task.n_relations": 4,
+    "task.out_degree": 3,
+    "task.ood_fraction": 0.2,
+    "task.phi": 1.5,
+    "task.holdout": 0.2,
+    "model.d_model": 8,
+    "model.n_heads": 2,
+    "model.d_mlp": 16,
+    "model.n_layers": 2,
+    "optimizer.warmup_steps": 5,
+    "evaluation.every": 10,
+    "checkpoints.every": 25,
+    "writers.progress": False,
+}
+
+
+def tiny(**overrides):
+    """The tiny configuration; keyword arguments use `__` for the dot."""
+    changes = {key.replace("__", "."): value for key, value in overrides.items()}
+    return apply_overrides(load_config("configs/composition.py:pocket"), {**TINY, **changes})
+
+
+def untimed(rows):
+    """Rows of metrics without what differs between two equal runs."""
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+def saved_state(workdir):
+    """Every leaf of the newest full state of a run, and the step it was saved at."""
+    resume = Layout(workdir).resume
+    step = max(int(p.name) for p in resume.iterdir() if p.name.isdecimal())
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore((resume / str(step) / "default").absolute())
+    return {"at": np.asarray(step)} | {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_run(a, b):
+    """Bit for bit: full state, every kept parameter, every row (timings aside), every event."""
+    one, other = saved_state(a), saved_state(b)
+    assert one.keys() == other.keys() and len(one) > 60
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name], err_msg=name)
+    a, b = Run(a), Run(b)
+    assert untimed(a.metrics) == untimed(b.metrics)
+    assert a.steps == b.steps
+    jax.tree.map(np.testing.assert_array_equal, a.params(), b.params())
+    jax.tree.map(np.testing.assert_array_equal, a.first_correct, b.first_correct)
+    assert events(a) == events(b)
+    leftovers = [p for r in (a, b) for p in r.files.workdir.rglob("*tmp*")]
+    assert not leftovers
+
+
+def events(run):
+    """`{tag: [(step, value), ...]}` of TensorBoard's scalars, timings aside."""
+    reader = EventAccumulator(str(run.files.tensorboard), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+        if tag not in TIMINGS
+    }
