@@ -21,7 +21,7 @@ def base() -> ConfigDict:
     """Every field there is, with what it means."""
     config = ConfigDict()
     config.seed = 0  # of initialisation, data order and dropout; the world has its own
-    config.steps = 4_000  # updates; also the horizon of the learning rate
+    config.steps = 6_000  # updates; also the horizon of the learning rate
     config.batch_size = 256  # rows an update
     config.order = "replacement"  # or "epochs": every row once before any row twice
     config.log_every = 50  # steps between rows of metrics.jsonl

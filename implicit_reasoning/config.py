@@ -93,7 +93,8 @@ def choose(arg: str, options: Mapping[str, T]) -> T:
     if arg in options:
         return options[arg]
     given = f"unknown choice {arg!r}" if arg else "a choice is missing"
-    raise InputError(f"{given}{_did_you_mean(arg, options)}; there are: {', '.join(options)}")
+    near = _did_you_mean(arg, options)
+    raise InputError(f"{given}{near} (there are: {', '.join(options)})")
 
 
 def _import(where: str) -> ModuleType:

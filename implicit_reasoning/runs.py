@@ -253,7 +253,8 @@ class Run:
         path = self.files.analysis / f"{name}.nc"
         plain = result.copy()
         # netCDF has no nested or missing attributes, JSON has.
-        for part in (plain, *plain.variables.values()):
+        parts: list[Any] = [plain, *plain.variables.values()]
+        for part in parts:
             part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
         with atomic_write(path, "wb") as file:
             file.write(plain.to_netcdf(engine="h5netcdf"))
@@ -265,7 +266,8 @@ class Run:
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
         result = xr.load_dataset(path, engine="h5netcdf")
-        for part in (result, *result.variables.values()):
+        parts: list[Any] = [result, *result.variables.values()]
+        for part in parts:
             part.attrs = json.loads(part.attrs.get("json", "{}"))
         return result
 

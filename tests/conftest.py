@@ -15,8 +15,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import hypothesis
-from jaxtyping import install_import_hook
+import hypothesis  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
 install_import_hook("implicit_reasoning", "beartype.beartype")

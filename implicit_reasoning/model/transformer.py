@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -50,7 +51,7 @@ class Transformer:
     def forward(
         self,
         params: Params,
-        tokens: Int[Array, "batch pos"],
+        tokens: Int[Array | np.ndarray, "batch pos"],
         *,
         edits: Mapping[str, Edit] | None = None,
         sites: Collection[str] = (),
@@ -77,7 +78,7 @@ class Transformer:
             )
         taps = Taps(edits, sites)
         network = self.bind(params)
-        resid = network.embedding(tokens, taps)
+        resid = network.embedding(jnp.asarray(tokens), taps)
         for layer in range(self.spec.depth):
             resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
         return network.readout(resid, taps), taps.results()

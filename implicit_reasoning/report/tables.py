@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Bool
 
 from implicit_reasoning.config import to_json
 from implicit_reasoning.files import read_json
 from implicit_reasoning.runs import Run
-from implicit_reasoning.statistics import Interval, clustered_bootstrap
-from implicit_reasoning.training import Phases, Splits, phases
-from implicit_reasoning.training.evaluation import Evaluation
+from implicit_reasoning.training import Phases, Splits, run_phases
+from implicit_reasoning.training.evaluation import accuracy_intervals
 from implicit_reasoning.training.figures import best_shortcuts
 from implicit_reasoning.worlds import ROLES, Dataset, coverage, distinct_states, shortcuts
 from implicit_reasoning.worlds.shortcuts import RULES
@@ -31,7 +28,7 @@ def context(run: Run) -> dict[str, Any]:
     rows, dataset = run.metrics, run.dataset
     rules = shortcuts(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
-    found = phases(rows, parts, floors[parts.cross][0] if parts.cross in floors else None)
+    found = run_phases(run, rules)
     checkpoint = run.steps[-1] if run.steps else None
     table = _split_table(run, rules, checkpoint)
     return {
@@ -121,11 +118,10 @@ def _split_table(
     run: Run, rules: dict[str, dict[str, float]], checkpoint: int | None
 ) -> list[dict[str, Any]]:
     dataset, last = run.dataset, run.metrics[-1]
-    correct = None if checkpoint is None else _answers(run, checkpoint)
+    intervals = {} if checkpoint is None else accuracy_intervals(run, checkpoint)
     table = []
     for split, size in dataset.sizes().items():
         rows, probes = dataset.rows(split), dataset.probes(split)
-        outcome = None if correct is None or not len(probes) else correct[probes]
         accuracies = {name: by_split.get(split) for name, by_split in rules.items()}
         known = [accuracy for accuracy in accuracies.values() if accuracy is not None]
         table.append(
@@ -134,31 +130,13 @@ def _split_table(
                 "rows": size,
                 "trained": int((rows < dataset.n_train).sum()),
                 "probes": len(probes),
-                "interval": None if outcome is None else _interval(dataset, probes, outcome),
+                "interval": intervals.get(split),
                 "accuracy": last.get(f"accuracy/{split}"),
                 "shortcuts": accuracies,
                 "best": max(known, default=None),
             }
         )
     return table
-
-
-def _answers(run: Run, step: int) -> Bool[np.ndarray, "row"]:
-    """Which probe rows a checkpoint answers correctly; False for all other rows."""
-    evaluation = Evaluation(run.model, run.dataset)
-    params = jax.tree.map(lambda leaf: leaf[0], run.params([step]))
-    correct = np.zeros(len(run.dataset), bool)
-    correct[evaluation.rows] = evaluation.correct(evaluation.launch(params))
-    return correct
-
-
-def _interval(dataset: Dataset, probes: np.ndarray, outcome: np.ndarray) -> Interval:
-    """Of the mean; clustered by the facts of the hop whose facts make it widest."""
-    columns = [dataset.truth[f"fact{hop + 1}"][probes] for hop in range(dataset.hops)]
-    # A single fact has no second hop; a task without facts has only rows to count.
-    columns = [column for column in columns if (column >= 0).all()] or [probes]
-    intervals = [clustered_bootstrap(outcome, column) for column in columns]
-    return max(intervals, key=lambda interval: np.nan_to_num(interval.high - interval.low))
 
 
 def _world(dataset: Dataset) -> dict[str, str]:

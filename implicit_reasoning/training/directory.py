@@ -61,6 +61,8 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     """Write what makes a directory a run; `config.json` comes last, so it vouches for the rest."""
+    for stale in files.workdir.glob(".*.tmp"):  # a killed process was writing these
+        stale.unlink()
     if not files.config.exists():
         dataset.save(files.world)
     write_json(files.config, to_json(config))

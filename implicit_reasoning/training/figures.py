@@ -24,7 +24,7 @@ from implicit_reasoning.figures import (
     step_axis,
 )
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training.phases import Phases, Splits, phases
+from implicit_reasoning.training.phases import Phases, run_phases
 from implicit_reasoning.worlds import Dataset, shortcuts
 
 Row = Mapping[str, Any]
@@ -42,9 +42,8 @@ def figures(run: Run) -> list[Figure]:
     rows = run.metrics
     if not rows:
         return []
-    splits, rules = Splits.of(run.dataset), shortcuts(run.dataset)
-    floors = best_shortcuts(rules)
-    found = phases(rows, splits, floors[splits.cross][0] if splits.cross in floors else None)
+    rules = shortcuts(run.dataset)
+    floors, found = best_shortcuts(rules), run_phases(run, rules)
     first_correct = run.first_correct if run.files.first_correct.exists() else None
     drawn = (
         _accuracy(rows, run.dataset, found, floors),

@@ -8,6 +8,7 @@ it has to say is read one chunk late, while the next one runs.
 
 from __future__ import annotations
 
+import collections
 import os
 import time
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from implicit_reasoning.worlds import Dataset
 
 _CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
 _KEPT_RESUMES = 2
+_CLOCKED = 10  # chunks that the speed is measured over
 NEVER = -1
 
 
@@ -161,8 +163,7 @@ class Trainer:
         return saved["state"], step
 
     def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
-        self._last_finish = time.perf_counter()
-        self._seconds_per_step = 0.0
+        self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
         pending: _Pending | None = None
         if step == NEVER:
             step = 0
@@ -185,7 +186,7 @@ class Trainer:
 
     def _next(self, step: int, stop: int) -> int:
         """The next event, or as far as the device gets before a signal would have to wait long."""
-        patience = int(_CHUNK_SECONDS / self._seconds_per_step) if self._seconds_per_step else stop
+        patience = int(_CHUNK_SECONDS * self._steps_per_second())
         return min(self._schedule.next_event(step), stop, step + max(patience, 1))
 
     def _arrive(self, step: int, state: TrainState) -> _Pending:
@@ -215,12 +216,9 @@ class Trainer:
         snapshot = jax.device_get(pending.snapshot)
         if not snapshot["finite"]:
             raise NonFiniteLoss(int(snapshot["step"]))
-        now, step = time.perf_counter(), pending.step
-        advanced = step - self._bar.n
-        seconds, self._last_finish = now - self._last_finish, now
-        if advanced:
-            self._seconds_per_step = seconds / advanced
-        self._bar.update(advanced)
+        step = pending.step
+        self._finished.append((time.perf_counter(), step))
+        self._bar.update(step - self._bar.n)
         if step in self._schedule.rows:
             self._write(pending, snapshot)
 
@@ -231,13 +229,20 @@ class Trainer:
             row |= self._evaluation.summary(pending.outcome)
             newly = self._evaluation.correct(pending.outcome) & (self._first_correct == NEVER)
             self._first_correct = np.where(newly, np.int32(step), self._first_correct)
-        row |= {"time": time.time()}
-        if self._seconds_per_step:
-            row["steps_per_second"] = 1 / self._seconds_per_step
+        row |= {"time": time.time(), "steps_per_second": self._steps_per_second()}
         self._metrics.write(row)
         if self._tensorboard:
             self._tensorboard.write(row)
         self._show(row)
+
+    def _steps_per_second(self) -> float:
+        """Over the last chunks, evaluations and saves included.
+
+        Not over the last one alone: where a device computes while it is being told to (CPUs do),
+        two chunks can be heard of in the same moment.
+        """
+        (then, before), (now, step) = self._finished[0], self._finished[-1]
+        return (step - before) / (now - then) if step > before else 0.0
 
     def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
         """Means over the steps since the last row, and the norm of the parameters."""

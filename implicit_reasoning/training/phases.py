@@ -100,13 +100,18 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     )
 
 
-def run_phases(run: Run) -> Phases:
-    """The phases of a run, from its metrics and the shortcuts of its world."""
+def run_phases(run: Run, rules: Mapping[str, Mapping[str, float]] | None = None) -> Phases:
+    """The phases of a run, from its metrics and the shortcuts of its world.
+
+    Args:
+      run: with a `metrics.jsonl`.
+      rules: what `worlds.shortcuts` found, if it is at hand; else it is computed.
+    """
     splits = Splits.of(run.dataset)
     if splits.cross is None:
         return phases(run.metrics, splits, None)
-    floor = max(by_split[splits.cross] for by_split in shortcuts(run.dataset).values())
-    return phases(run.metrics, splits, floor)
+    by_rule = shortcuts(run.dataset) if rules is None else rules
+    return phases(run.metrics, splits, max(rule[splits.cross] for rule in by_rule.values()))
 
 
 def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:

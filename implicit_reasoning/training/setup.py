@@ -65,7 +65,9 @@ def check_config(config: ConfigDict) -> None:
 
 def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:
     """The model in its training precision, sized for a dataset."""
-    return Transformer(Spec.from_config(config.model.to_dict(), d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
+    return Transformer(
+        Spec.from_config(config.model.to_dict(), d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx)
+    )
 
 
 def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:

@@ -1,0 +1,76 @@
+"""The commands, as a person types them: what they write, what they say, how they exit."""
+
+import json
+
+import pytest
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.runs import Run
+from implicit_reasoning.worlds import Dataset
+from tests.training.tiny import TINY
+
+CONFIG = "--config=configs/composition.py:pocket"
+OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
+
+
+def test_train_then_report(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert main(["train", CONFIG, workdir, "--stop_at=20", *OVERRIDES]) == 0
+    assert Run(tmp_path / "run").metrics[-1]["step"] == 20
+    assert "memorised: not reached" in capsys.readouterr().out
+    assert main(["report", workdir]) == 0
+    assert "report/index.html" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_world_writes_and_describes(tmp_path, capsys):
+    assert main(["world", CONFIG, f"--out={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "1,000 facts" in said and "row_completion" in said and "100 at e1, 1,000 at r1" in said
+    assert Dataset.load(tmp_path / "world.npz").sizes()["train_ii"] == 6650
+    assert len(json.loads((tmp_path / "train.json").read_text())) == 7650
+
+
+@pytest.mark.parametrize("argv", [[], ["help"], ["--help"]])
+def test_help_lists_every_command(argv, capsys):
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in ("train", "report", "world", "--stop_at", "--out"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "there is no command 'trian'"),
+        (["train", CONFIG], "train needs --workdir="),
+        (["train", CONFIG, "--workdri=x"], "did you mean --workdir"),
+        (
+            ["train", "--config=configs/composition.py:pokcet", "--workdir=x"],
+            "did you mean pocket?",
+        ),
+        (["train", "--config=configs/compositoin.py", "--workdir=x"], "does not exist"),
+        (["train", CONFIG, "--workdir=x", "--config.task.ph=3", "--config.steps=.5"], "2 faults"),
+        (["train", CONFIG, "--workdir=x", "--config.task.name=compsition"], "'composition'"),
+        (["world", CONFIG, "--out=x", "--config.task.phi=12"], "phi can be at most"),
+        (["world", CONFIG, "--out=x", "--config.task.out_degree=11"], "out_degree"),
+        (["report", "--workdir=nowhere"], "is not a run directory"),
+        (["report", "--workdir=nowhere", "--config.steps=3"], "takes no --config"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence_and_exit_2(argv, said, capsys):
+    assert main(argv) == 2
+    heard = capsys.readouterr().err
+    assert said in heard and "Traceback" not in heard
+
+
+def test_an_unwritable_directory_is_answered_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", CONFIG, f"--workdir={tmp_path / 'file' / 'run'}", *OVERRIDES]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_divergence_exits_3_and_names_the_step(tmp_path, capsys):
+    wild = ["learning_rate=1e30", "clip_norm=1e30"]
+    argv = ["train", CONFIG, f"--workdir={tmp_path}", *OVERRIDES]
+    assert main([*argv, *(f"--config.optimizer.{w}" for w in wild)]) == 3
+    assert "not finite at step" in capsys.readouterr().err

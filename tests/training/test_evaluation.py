@@ -1,0 +1,164 @@
+"""Evaluation against plain numpy on the logits of the whole forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.runs import Run
+from implicit_reasoning.statistics import clustered_bootstrap
+from implicit_reasoning.training.evaluation import Evaluation, Outcome, accuracy_intervals
+from implicit_reasoning.worlds import build
+from tests.training.tiny import tiny
+
+SIZES = {
+    "task__n_entities": 40,
+    "task__n_relations": 6,
+    "task__out_degree": 5,
+    "task__phi": 2.0,
+    "task__probes": 150,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return build(tiny(**SIZES).task)
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    shape = {"d_vocab": dataset.n_vocab, "n_ctx": dataset.n_ctx}
+    return Transformer(Spec(n_layers=1, d_model=8, n_heads=2, d_mlp=8, **shape))
+
+
+@pytest.fixture(scope="module")
+def evaluation(model, dataset):
+    return Evaluation(model, dataset)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
+
+
+def brute_force(model, params, dataset):
+    """`(loss, rank)` of every row of the dataset, one row at a time in float64."""
+    logits = jax.jit(model.forward)(params, dataset.tokens)[0]
+    losses, ranks = [], []
+    for row, position, answer in zip(
+        np.asarray(logits, np.float64),
+        dataset.truth["position"],
+        dataset.truth["answer"],
+        strict=True,
+    ):
+        at = row[position]
+        losses.append(np.log(np.exp(at - at.max()).sum()) + at.max() - at[answer])
+        others = np.delete(at, answer)
+        ranks.append((others >= at[answer]).sum())
+    return np.array(losses), np.array(ranks)
+
+
+def test_every_split_equals_brute_force(evaluation, model, params, dataset):
+    assert len(evaluation.rows) > 512 and len(evaluation.rows) % 512  # a whole chunk and a part
+    outcome = evaluation.launch(params)
+    loss, rank = brute_force(model, params, dataset)
+    np.testing.assert_allclose(outcome.loss, loss[evaluation.rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(outcome.rank, rank[evaluation.rows])
+    np.testing.assert_array_equal(evaluation.correct(outcome), rank[evaluation.rows] == 0)
+
+    summary = evaluation.summary(outcome)
+    for split in dataset.splits:
+        rows = dataset.probes(split)
+        assert summary[f"accuracy/{split}"] == np.mean(rank[rows] == 0)
+        assert summary[f"loss/{split}"] == pytest.approx(loss[rows].mean(), rel=1e-5)
+        assert summary[f"reciprocal_rank/{split}"] == pytest.approx((1 / (1 + rank[rows])).mean())
+    assert len(summary) == 3 * len(dataset.splits) + 1
+    assert len({summary[f"loss/{split}"] for split in dataset.splits}) == len(dataset.splits)
+    assert any(summary[f"accuracy/{split}"] > 0 for split in dataset.splits)
+
+
+def test_the_lower_bound_is_clustered_by_the_first_fact(evaluation, dataset):
+    rng = np.random.default_rng(1)
+    cross = dataset.probes("test_oi")
+    fact = dataset.truth["fact1"]
+    # Right or wrong by fact, mostly: then the clusters make the interval wider.
+    right = rng.random(fact.max() + 1) < 0.6
+    correct = right[fact] ^ (rng.random(len(dataset)) < 0.1)
+    rank = np.where(correct, 0, 3)[evaluation.rows]
+    outcome = Outcome(jnp.zeros(len(rank)), jnp.asarray(rank))
+    low = evaluation.summary(outcome)["accuracy_low95/test_oi"]
+    assert low == clustered_bootstrap(correct[cross], fact[cross]).low
+    assert low < clustered_bootstrap(correct[cross], np.arange(len(cross))).low - 0.02
+
+
+def test_ties_count_against_the_answer(evaluation, params, dataset):
+    """A model that says the same of every token knows nothing, and gets nothing."""
+    same = jax.tree.map(jnp.zeros_like, params)
+    summary = evaluation.summary(evaluation.launch(same))
+    for split in dataset.splits:
+        assert summary[f"accuracy/{split}"] == 0
+        assert summary[f"reciprocal_rank/{split}"] == pytest.approx(1 / dataset.n_vocab)
+        assert summary[f"loss/{split}"] == pytest.approx(np.log(dataset.n_vocab), rel=1e-6)
+
+
+def test_a_broken_model_is_no_good_model(evaluation, params, dataset):
+    """Comparisons with nan are false: a rank that counted what is better would be the best."""
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    outcome = evaluation.launch(broken)
+    assert (np.asarray(outcome.rank) == dataset.n_vocab - 1).all()
+    assert not evaluation.correct(outcome).any()
+
+
+def test_launching_waits_for_nothing(evaluation, params):
+    jax.block_until_ready(evaluation.launch(params))
+    with jax.transfer_guard("disallow"):
+        evaluation.launch(params)
+
+
+def outcome_of(evaluation):
+    n = len(evaluation.rows)
+    return Outcome(jnp.zeros(n), jnp.zeros(n, jnp.int32))
+
+
+def test_splits_without_probes_are_left_out(model, dataset):
+    for split, gone in (("test_oo", ["test_oo"]), ("test_oi", ["test_oi", "low95"])):
+        of_split = dataset.split == dataset.splits.index(split)
+        fewer = dataclasses.replace(dataset, probe=dataset.probe & ~of_split)
+        evaluation = Evaluation(model, fewer)
+        summary = evaluation.summary(outcome_of(evaluation))
+        assert not [key for key in summary if any(name in key for name in gone)]
+        assert {f"accuracy/{name}" for name in dataset.splits if name != split} < summary.keys()
+
+
+def test_a_dataset_without_mixed_chains_has_no_lower_bound(model):
+    evaluation = Evaluation(model, build(tiny(**SIZES, task__mixed_chains=False).task))
+    summary = evaluation.summary(outcome_of(evaluation))
+    assert "accuracy/test_oo" in summary and not any("low95" in key for key in summary)
+
+
+def test_intervals_of_a_checkpoint_take_the_hop_that_leaves_them_widest(model, params, dataset):
+    class Made(Run):
+        """A run of which only this is known."""
+
+        def __init__(self):
+            self.dataset, self.model = dataset, model
+
+        def params(self, steps):
+            assert steps == [40]
+            return jax.tree.map(lambda leaf: leaf[None], params)
+
+    intervals = accuracy_intervals(Made(), 40)
+    assert intervals.keys() == set(dataset.splits)
+    correct = brute_force(model, params, dataset)[1] == 0
+    for split, interval in intervals.items():
+        rows = dataset.probes(split)
+        hops = ["fact1"] if split.endswith("triples") else ["fact1", "fact2"]
+        by_hop = [clustered_bootstrap(correct[rows], dataset.truth[hop][rows]) for hop in hops]
+        assert interval.mean == correct[rows].mean() and interval.n_examples == len(rows)
+        assert interval.high - interval.low == max(one.high - one.low for one in by_hop)
+        assert interval in by_hop

@@ -1,0 +1,138 @@
+"""The rules that date the phases, on rows made by hand."""
+
+import dataclasses
+
+import pytest
+
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training.phases import Phases, Splits, phases, run_phases
+from implicit_reasoning.worlds import build, shortcuts
+from tests.training.tiny import tiny
+
+SPLITS = Splits("train_ii", "test_ii", "test_oi")
+NOT_REACHED = Phases(None, None, None, None)
+
+
+def rows(every=100, **series):
+    """Rows of evaluations, `every` steps apart; `train_ii=[...]` is an accuracy."""
+    (length,) = {len(values) for values in series.values()}
+    keys = {name: name if "/" in name else f"accuracy/{name}" for name in series}
+    return [
+        {"step": i * every, "loss": 1.0, **{keys[name]: series[name][i] for name in series}}
+        for i in range(length)
+    ]
+
+
+def memorised(accuracies):
+    return phases(rows(train_ii=accuracies), SPLITS, None).memorised
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "step"),
+    [
+        ([0, 0.99, 0.99, 0.99, 0.99], 100),  # the first of the three; the bound itself counts
+        ([1, 1, 1], 0),
+        ([0, 1, 1, 0.98, 1, 1, 1], 400),  # a dip starts the count anew
+        ([1, 1, 0, 1, 1, 0, 1, 1], None),
+        ([0, 0, 0, 1, 1], None),  # two are not three yet
+        ([0.989] * 9, None),
+        ([1, 1], None),
+        ([], None),
+        ([1, 1, 1, 0, 0, 1, 1, 1], 0),  # what was lost again was reached
+    ],
+)
+def test_three_in_a_row(accuracies, step):
+    assert memorised(accuracies) == step
+
+
+def test_each_phase_has_its_rule():
+    found = phases(
+        rows(
+            train_ii=[0.5, 0.99, 0.99, 0.99, 1, 1, 1, 1, 1],
+            test_ii=[0.1, 0.2, 0.5, 0.5, 0.5, 0.94, 0.95, 0.95, 0.95],
+        ),
+        SPLITS,
+        None,
+    )
+    assert found == Phases(100, 200, 600, None)
+    assert found.lag == 500
+    assert found.describe() == {
+        "memorised": "100 steps",
+        "in distribution half": "200 steps",
+        "in distribution": "600 steps",
+        "cross distribution": "not reached",
+        "lag": "500 steps",
+    }
+
+
+def test_the_lag_is_negative_where_it_generalised_first_and_unknown_without_either():
+    found = phases(rows(train_ii=[0.9, 0.9, 1, 1, 1], test_ii=[1.0] * 5), SPLITS, None)
+    assert (found.memorised, found.in_distribution, found.lag) == (200, 0, -200)
+    assert found.describe()["lag"] == "-200 steps"
+    assert dataclasses.replace(found, memorised=None).lag is None
+    assert dataclasses.replace(found, in_distribution=None).lag is None
+
+
+def test_rows_without_an_evaluation_do_not_break_a_run_of_three():
+    evaluated = rows(train_ii=[0, 1, 1, 1])
+    logged = [{"step": step, "loss": 1.0} for step in range(50, 400, 100)]
+    mixed = sorted(evaluated + logged, key=lambda row: row["step"])
+    assert phases(mixed, SPLITS, None).memorised == 100
+    assert phases(logged, SPLITS, None) == NOT_REACHED
+
+
+def test_crossing_wants_the_lower_bound_above_the_shortcut():
+    mean, low = [0.3, 0.9, 0.9, 0.9, 0.9], [0.2, 0.4, 0.41, 0.5, 0.6]
+    table = rows(test_oi=mean, **{"accuracy_low95/test_oi": low})
+    assert phases(table, SPLITS, 0.4).cross_distribution == 200  # equal is not above
+    assert phases(table, SPLITS, 0.39).cross_distribution == 100
+    assert phases(table, SPLITS, 0.5).cross_distribution is None  # though every mean is above
+    assert phases(table, SPLITS, None).cross_distribution is None
+    unknown = rows(
+        **{"accuracy_low95/test_oi": [float("nan")] * 5}
+    )  # too few facts for an interval
+    assert phases(unknown, SPLITS, 0.0).cross_distribution is None
+
+
+def test_a_dataset_without_the_splits_has_no_phases():
+    table = rows(train_ii=[1.0] * 5, test_ii=[1.0] * 5)
+    assert phases(table, Splits(None, None, None), 0.1) == NOT_REACHED
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return build(tiny().task)
+
+
+def test_splits_by_their_names(dataset):
+    assert Splits.of(dataset) == SPLITS
+    three = build(tiny(task__hops=3, task__phi=1.0).task)
+    assert Splits.of(three) == Splits("train_iii", "test_iii", "test_oii")
+
+
+def test_splits_that_are_missing_or_have_no_probes_are_none(dataset):
+    unmixed = build(tiny(task__mixed_chains=False).task)
+    assert Splits.of(unmixed) == Splits("train_ii", "test_ii", None)
+    cross = dataset.split == dataset.splits.index("test_oi")
+    unprobed = dataclasses.replace(dataset, probe=dataset.probe & ~cross)
+    assert Splits.of(unprobed) == Splits("train_ii", "test_ii", None)
+    other = dataclasses.replace(dataset, splits=tuple(f"my_{name}" for name in dataset.splits))
+    assert Splits.of(other) == Splits(None, None, None)
+
+
+def test_a_run_is_held_against_the_best_shortcut_of_its_world(dataset):
+    best = max(rule["test_oi"] for rule in shortcuts(dataset).values())
+    low = {"accuracy_low95/test_oi": [best, best + 0.01, best + 0.01, best + 0.01]}
+
+    class Made(Run):
+        """A run of which only this is known."""
+
+        def __init__(self):
+            self.dataset = dataset
+
+        metrics = rows(train_ii=[1.0] * 4, **low)
+
+    assert run_phases(Made()) == Phases(0, None, None, 100)
+    better = {"some rule": {"test_oi": best + 0.02, "test_ii": 0.0}, "another": {"test_oi": 0.0}}
+    assert run_phases(Made(), better) == Phases(0, None, None, None)
+    assert run_phases(Made(), {"rule": {"test_ii": 0.0}}) == Phases(0, None, None, None)

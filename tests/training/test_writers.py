@@ -1,0 +1,191 @@
+"""What is written is what was said, and after a resumption nothing is left of the lost steps."""
+
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from implicit_reasoning.config import flatten
+from implicit_reasoning.runs import Layout, read_metrics
+from implicit_reasoning.training.writers import MetricsFile, TensorBoard
+from tests.training.tiny import tiny
+
+SPLITS = ["train_ii", "test_ii", "test_oo"]
+
+
+def row(step):
+    """Numbers that are awkward to print: they must come back as they were."""
+    return {
+        "step": step,
+        "loss": 1 / (3 + step),
+        "param_norm": 1e-7 * (step + 1),
+        "accuracy/train_ii": step / 50,
+        "accuracy/test_oo": 0.1 + 0.2,
+        "time": 1_700_000_000.123 + step,
+        "steps_per_second": 12.5,
+    }
+
+
+ROWS = [row(step) for step in (0, 10, 20, 30)]
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    """A whole file of four rows."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resumed_at=-1)
+    for each in ROWS:
+        file.write(each)
+    file.close()
+    return path
+
+
+def test_rows_come_back_as_they_were(metrics):
+    assert read_metrics(metrics) == ROWS
+
+
+def test_every_row_is_on_disk_when_write_returns(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resumed_at=-1)
+    for n, each in enumerate(ROWS, start=1):
+        file.write(each)
+        assert read_metrics(path) == ROWS[:n] == file.rows
+    file.close()
+
+
+@pytest.mark.parametrize("cut", ["", '{"step": 40, "loss": 0.', json.dumps(row(40))])
+def test_resuming_drops_what_comes_after_and_leaves_the_rest_byte_for_byte(metrics, cut):
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    with metrics.open("a") as file:
+        file.write(cut)  # a crash: not even a whole last row has its line's end
+    again = MetricsFile(metrics, resumed_at=20)
+    assert metrics.read_bytes() == b"".join(lines[:3]) and again.rows == ROWS[:3]
+    again.write(ROWS[3])
+    again.close()
+    assert metrics.read_bytes() == b"".join(lines)
+
+
+def test_a_run_that_begins_anew_has_no_rows(metrics):
+    MetricsFile(metrics, resumed_at=-1).close()
+    assert metrics.read_bytes() == b""
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Layout(tmp_path)
+
+
+def open_events(files, rows=()):
+    return TensorBoard(files, tiny(), SPLITS, list(rows))
+
+
+def read(files):
+    """TensorBoard's own reader; it merges all files, as its pages do."""
+    return EventAccumulator(str(files.tensorboard), size_guidance={"scalars": 0}).Reload()
+
+
+def assert_shows(reader, rows):
+    """Exactly the numbers of the rows, once each, at their steps and times."""
+    wanted = {}
+    for each in rows:
+        for tag in each.keys() - {"step", "time"}:
+            wanted.setdefault(tag, []).append((each["step"], each["time"], each[tag]))
+    assert set(reader.Tags()["scalars"]) == wanted.keys()
+    for tag, events in wanted.items():
+        shown = [(event.step, event.wall_time) for event in reader.Scalars(tag)]
+        assert shown == [(step, time) for step, time, _ in events], tag
+        values = [event.value for event in reader.Scalars(tag)]
+        assert values == pytest.approx([value for *_, value in events], rel=1e-6)  # float32
+
+
+def test_scalars_are_the_rows(files):
+    board = open_events(files, ROWS[:1])
+    for each in ROWS[1:]:
+        board.write(each)
+    board.close()
+    assert_shows(read(files), ROWS)
+
+
+def test_resuming_leaves_neither_later_events_nor_two_of_one(files):
+    board = open_events(files)
+    for each in ROWS:
+        board.write(each)
+    board.close()
+    # At once, hence under the same file name: TensorBoard's names have a resolution of a second.
+    board = open_events(files, ROWS[:2])
+    board.close()
+    assert_shows(read(files), ROWS[:2])
+    other = [{**each, "loss": 7.0} for each in ROWS[2:]]
+    board = open_events(files, ROWS[:2])
+    for each in other:
+        board.write(each)
+    board.close()
+    assert_shows(read(files), ROWS[:2] + other)
+
+
+def test_a_number_that_is_nan_does_not_stop_the_writing(files):
+    board = open_events(files)
+    board.write({"step": 0, "time": 1.0, "accuracy_low95/test_oi": math.nan})
+    board.close()
+    (event,) = read(files).Scalars("accuracy_low95/test_oi")
+    assert math.isnan(event.value)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    files = Layout(tmp_path_factory.mktemp("board"))
+    open_events(files, ROWS).close()
+    return read(files)
+
+
+def test_one_chart_has_all_splits(reader):
+    (event,) = reader.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    (category,) = layout.category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    for quantity in ("accuracy", "loss", "reciprocal_rank"):
+        # Anchored: TensorBoard takes them for regular expressions.
+        assert charts[quantity] == [f"^{quantity}/{split}$" for split in SPLITS]
+    assert len(charts) == 3
+
+
+def plugin_data(reader, tag):
+    content = reader.summary_metadata[f"_hparams_/{tag}"].plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def test_what_makes_an_experiment_is_a_hyperparameter(reader):
+    session = plugin_data(reader, "session_start_info").session_start_info
+    routine = ("checkpoints", "evaluation", "log_every", "mesh", "resume_every", "writers")
+    fields = {key for key in flatten(tiny()) if key.split(".")[0] not in routine}
+    assert set(session.hparams) == fields and len(fields) > 35
+    assert session.hparams["optimizer.learning_rate"].number_value == 1e-3
+    assert session.hparams["model.d_model"].number_value == 8
+    assert session.hparams["order"].string_value == "replacement"
+    assert session.hparams["model.tied"].bool_value is False
+    experiment = plugin_data(reader, "experiment").experiment
+    assert {info.name for info in experiment.hparam_infos} == fields
+    shown = {info.name.tag for info in experiment.metric_infos}
+    assert shown == {f"accuracy/{split}" for split in SPLITS}
+
+
+def test_fields_that_are_none_or_tuples_are_written_in_words(files):
+    config = tiny()
+    with config.unlocked():
+        config.task.nothing, config.task.some = None, (1, 2)
+    TensorBoard(files, config, SPLITS, []).close()
+    session = plugin_data(read(files), "session_start_info").session_start_info
+    assert session.hparams["task.nothing"].string_value == "None"
+    assert session.hparams["task.some"].string_value == "(1, 2)"
+
+
+def test_the_configuration_is_there_as_text(reader):
+    (event,) = reader.Tensors("config/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    begin, end = "```json\n", "\n```"
+    assert text.startswith(begin) and text.endswith(end)
+    shown = json.loads(text.removeprefix(begin).removesuffix(end))
+    assert shown == json.loads(tiny().to_json())
