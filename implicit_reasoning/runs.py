@@ -125,7 +125,9 @@ class Checkpoints:
     def restore_to_host(self, step: int, like: Any) -> Any:
         """The tree of a step as numpy arrays, whatever devices wrote it."""
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-        return self._manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=arguments))
+        return self._manager.restore(
+            step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
+        )
 
     def wait(self) -> None:
         """Return when everything that was saved is on disk; raise what went wrong on the way."""

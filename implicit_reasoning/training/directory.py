@@ -30,7 +30,8 @@ def exclusive(files: Layout) -> Iterator[None]:
     The lock belongs to the process, so a killed one does not leave it behind.
     """
     files.workdir.mkdir(parents=True, exist_ok=True)
-    with (files.workdir / ".lock").open("w") as lock:
+    path = files.workdir / ".lock"
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -38,7 +39,13 @@ def exclusive(files: Layout) -> Iterator[None]:
                 f"another process is training in {files.workdir}; wait for it, or choose another "
                 "--workdir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if not files.config.exists():  # nothing came of it: leave no trace
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    files.workdir.rmdir()
 
 
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:

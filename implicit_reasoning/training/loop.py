@@ -139,6 +139,7 @@ class Trainer:
             disable=not writers.progress,
             dynamic_ncols=True,
         )
+        self._shown: dict[str, str] = {}
         try:
             self._loop(state, step, stop, wish)
         finally:
@@ -256,14 +257,14 @@ class Trainer:
         return {**means, "param_norm": float(snapshot["param_norm"]), "learning_rate": rate}
 
     def _show(self, row: Row) -> None:
-        shown = {"loss": row.get("loss")}
-        shown["memorise"] = row.get(f"accuracy/{self._splits.trained}")
-        shown["generalise"] = row.get(f"accuracy/{self._splits.held_out}")
-        self._shown = {
-            **getattr(self, "_shown", {}),
-            **{k: v for k, v in shown.items() if v is not None},
+        """Beside the bar: the newest loss, and accuracies on trained and held-out chains."""
+        keys = {
+            "loss": "loss",
+            "memorise": f"accuracy/{self._splits.trained}",
+            "generalise": f"accuracy/{self._splits.held_out}",
         }
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in self._shown.items()})
+        self._shown |= {name: f"{row[key]:.3f}" for name, key in keys.items() if key in row}
+        self._bar.set_postfix(self._shown)
 
 
 def _snapshot(state: TrainState) -> dict[str, Any]:

@@ -135,4 +135,3 @@ def test_a_run_is_held_against_the_best_shortcut_of_its_world(dataset):
     assert run_phases(Made()) == Phases(0, None, None, 100)
     better = {"some rule": {"test_oi": best + 0.02, "test_ii": 0.0}, "another": {"test_oi": 0.0}}
     assert run_phases(Made(), better) == Phases(0, None, None, None)
-    assert run_phases(Made(), {"rule": {"test_ii": 0.0}}) == Phases(0, None, None, None)
