@@ -57,7 +57,7 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     print(describe(dataset))
     out = Path(flags["out"])
     dataset.save(out / "world.npz")
-    write_grokked(dataset, out)
+    write_grokked(dataset, out, wang_types=flags["wang_types"])
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
@@ -71,7 +71,7 @@ VERBS = {
     "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
     "world": Verb(
         "build a configuration's dataset, describe it and write it",
-        {"config": str, "out": str},
+        {"config": str, "out": str, "wang_types": False},
         ("config", "out"),
         world,
     ),

@@ -85,23 +85,17 @@ class Layout:
 
 
 class Checkpoints:
-    """Pytrees of arrays under step numbers in one folder, through Orbax.
+    """Pytrees of arrays under step numbers in one folder, for the process that writes them.
 
     A save is written under a temporary name and renamed when it is whole; what a killed process
     left half-written is never counted, and removed by the next writer.
     """
 
-    def __init__(self, folder: Path, *, keep: int | None = None, read_only: bool = False):
-        """Open `folder`; a writer keeps the last `keep` steps (None: all)."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, keep: int | None = None):
+        """Open `folder`, making it if need be; only the last `keep` steps stay (None: all)."""
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
     @property
@@ -118,13 +112,6 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> Any:
         """The tree of a step, on the devices and shardings of `like` (arrays or their shapes)."""
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
-        return self._manager.restore(
-            step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
-        )
-
-    def restore_to_host(self, step: int, like: Any) -> Any:
-        """The tree of a step as numpy arrays, whatever devices wrote it."""
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         return self._manager.restore(
             step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
         )
@@ -153,15 +140,12 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """The checkpoints of a run that was trained alone."""
+    """The checkpoints of a run that was trained alone; only read, also while training writes."""
 
     def __init__(self, folder: Path, model: Transformer):
+        """Nothing is opened yet, and nothing need be there."""
         self._folder = folder
         self._like = jax.eval_shape(model.init, jax.random.key(0))
-
-    @cached_property
-    def _checkpoints(self) -> Checkpoints:
-        return Checkpoints(self._folder, read_only=True)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -171,8 +155,11 @@ class FolderStore:
         return tuple(sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal()))
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays."""
-        params: Params = self._checkpoints.restore_to_host(step, self._like)
+        """Parameters of one step, as numpy arrays, whatever devices wrote them."""
+        path = (self._folder / str(step) / "default").absolute()
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._like)
+        with ocp.PyTreeCheckpointer() as reader:
+            params: Params = reader.restore(path, item=self._like, restore_args=arguments)
         return params
 
 
@@ -195,7 +182,8 @@ class Run:
 
     def __repr__(self) -> str:
         steps = self.steps
-        return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints up to step {steps[-1:]})"
+        last = f" up to step {steps[-1]}" if steps else ""
+        return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
     @cached_property
     def config(self) -> ConfigDict:

@@ -29,6 +29,16 @@ def test_world_writes_and_describes(tmp_path, capsys):
     assert "1,000 facts" in said and "row_completion" in said and "100 at e1, 1,000 at r1" in said
     assert Dataset.load(tmp_path / "world.npz").sizes()["train_ii"] == 6650
     assert len(json.loads((tmp_path / "train.json").read_text())) == 7650
+    types = {row["type"] for row in json.loads((tmp_path / "test.json").read_text())}
+    assert types >= {"ID Triples", "Train-II", "Test-OI"}
+
+
+def test_world_speaks_wangs_names_too(tmp_path):
+    config = "--config=configs/composition.py:pocket"
+    argv = [config, "--config.task.mixed_chains=false", f"--out={tmp_path}", "--wang_types"]
+    assert main(["world", *argv]) == 0
+    types = {row["type"] for row in json.loads((tmp_path / "test.json").read_text())}
+    assert types >= {"id_atomic", "train_inferred", "test_inferred_ood"}
 
 
 @pytest.mark.parametrize("argv", [[], ["help"], ["--help"]])

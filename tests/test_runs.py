@@ -71,9 +71,6 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
         restored = checkpoints.restore(step, shapes)
         assert_same(restored, state(step))
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
-        on_host = checkpoints.restore_to_host(step, shapes)
-        assert_same(on_host, state(step))
-        assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(on_host))
 
 
 def test_a_step_that_is_there_is_left_as_it_is(checkpoints):
@@ -116,18 +113,6 @@ def half_written(folder):
     return left
 
 
-def test_a_reader_neither_counts_nor_touches_half_written_checkpoints(folder):
-    writer = Checkpoints(folder)
-    writer.save(10, state(10))
-    writer.close()
-    left = half_written(folder)
-    reader = Checkpoints(folder, read_only=True)
-    assert reader.steps == (10,)
-    assert_same(reader.restore(10, state(0)), state(10))
-    reader.close()
-    assert all((path / "default.orbax-checkpoint-tmp" / "_METADATA").exists() for path in left)
-
-
 def test_a_writer_removes_half_written_checkpoints(folder):
     folder.mkdir()
     left = half_written(folder)
@@ -138,11 +123,6 @@ def test_a_writer_removes_half_written_checkpoints(folder):
     writer.close()
     assert not any(path.exists() for path in left)
     assert sorted(path.name for path in folder.iterdir()) == ["20", "30"]
-
-
-def test_a_reader_makes_no_folder(folder):
-    assert Checkpoints(folder, read_only=True).steps == ()
-    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +162,7 @@ def test_a_run_knows_its_configuration_dataset_and_model(run):
     assert run.dataset.fingerprint() == build(tiny().task).fingerprint()
     spec = run.model.spec
     assert (spec.d_vocab, spec.n_ctx, spec.d_model) == (16, 3, 8)
-    assert repr(run) == f"Run({str(run.files.workdir)!r}, 4 checkpoints up to step (25,))"
+    assert repr(run) == f"Run({str(run.files.workdir)!r}, 4 checkpoints up to step 25)"
 
 
 def test_analysis_is_in_float32_whatever_training_was_in(workdir, tmp_path):

@@ -46,7 +46,9 @@ class Splits:
         def existing(name: str) -> str | None:
             return name if name in dataset.splits and len(dataset.probes(name)) else None
 
-        return cls(trained, existing(f"test_{pattern}"), existing(f"test_o{pattern[1:]}"))
+        # The rule for the cross split clusters by the first fact, so there has to be one.
+        cross = existing(f"test_o{pattern[1:]}") if "fact1" in dataset.truth else None
+        return cls(trained, existing(f"test_{pattern}"), cross)
 
 
 @dataclass(frozen=True)

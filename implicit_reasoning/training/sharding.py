@@ -31,18 +31,18 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(config: Any) -> Mesh:
     """The mesh of a config's `mesh` group; one axis may be -1, "all devices that are left"."""
     devices = jax.devices()
-    shape = [int(config[axis]) for axis in AXES]
-    fixed = int(np.prod([size for size in shape if size != -1]))
+    asked = {axis: int(config[axis]) for axis in AXES}
+    shape = list(asked.values())
     if shape.count(-1) > 1 or any(size < -1 or size == 0 for size in shape):
-        raise InputError(f"mesh is {shape}; sizes are positive and at most one is -1")
-    if len(devices) % fixed:
+        raise InputError(f"mesh is {asked}; sizes are positive and at most one is -1")
+    used = int(np.prod([size for size in shape if size != -1]))
+    if used > len(devices) or (-1 in shape and len(devices) % used):
         raise InputError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices"
+            f"mesh {asked} does not fit the {len(devices)} devices; the product of its sizes must "
+            "not exceed them, and divide them if one is -1"
         )
-    shape = [len(devices) // fixed if size == -1 else size for size in shape]
-    used = int(np.prod(shape))
-    if used > len(devices):
-        raise InputError(f"mesh {shape} needs {used} devices; there are {len(devices)}")
+    if -1 in shape:
+        shape[shape.index(-1)], used = len(devices) // used, len(devices)
     return jax.make_mesh(
         tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used]
     )

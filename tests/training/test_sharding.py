@@ -40,7 +40,7 @@ def test_sizes_that_mean_nothing_are_refused(shape):
 
 @pytest.mark.parametrize("shape", [(1, 2, 1), (2, -1, 1), (3, 1, 5)])
 def test_more_devices_than_there_are_cannot_be_asked_for(shape):
-    with pytest.raises(InputError, match=r"mesh \{'trial': .* does not divide the 1 devices"):
+    with pytest.raises(InputError, match=r"mesh \{'trial': .* does not fit the 1 devices"):
         mesh_of(*shape)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,12 +48,14 @@ def test_rows_come_back_as_they_were(metrics):
     assert read_metrics(metrics) == ROWS
 
 
-def test_every_row_is_on_disk_when_write_returns(tmp_path):
-    path = tmp_path / "metrics.jsonl"
+def test_every_row_is_on_disk_when_write_returns(tmp_path, monkeypatch):
+    path, synced = tmp_path / "metrics.jsonl", []
     file = MetricsFile(path, resumed_at=-1)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_text()))
     for n, each in enumerate(ROWS, start=1):
         file.write(each)
         assert read_metrics(path) == ROWS[:n] == file.rows
+        assert synced[-1:] == [path.read_text()]  # not only the process may crash
     file.close()
 
 
@@ -115,9 +118,11 @@ def test_resuming_leaves_neither_later_events_nor_two_of_one(files):
         board.write(each)
     board.close()
     # At once, hence under the same file name: TensorBoard's names have a resolution of a second.
-    board = open_events(files, ROWS[:2])
-    board.close()
+    open_events(files, ROWS[:2]).close()
     assert_shows(read(files), ROWS[:2])
+    # And later, under another name.
+    (events,) = files.tensorboard.iterdir()
+    events.rename(files.tensorboard / "events.out.tfevents.1600000000.elsewhere")
     other = [{**each, "loss": 7.0} for each in ROWS[2:]]
     board = open_events(files, ROWS[:2])
     for each in other:
