@@ -20,9 +20,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags, to_json
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
-from implicit_reasoning.files import atomic_write, read_json, write_json
+from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import run_phases, train
@@ -46,15 +48,13 @@ def main(argv: list[str]) -> None:
     write_curves(out / "curves.csv", runs)
     draw(runs).savefig(out / "seeds.png", dpi=150)
     page = write_report(runs[0])
-    for figure in ("accuracy", "loss", "first_correct"):
-        shutil.copy(page.parent / "figures" / f"{figure}.png", out / f"{figure}.png")
+    shutil.copy(page.parent / "figures" / "accuracy.png", out)
 
 
 def summary(run: Run) -> dict[str, Any]:
     """What one run came to, with its nulls, its n and where it ran."""
     phases, dataset = run_phases(run), run.dataset
-    starts = read_json(run.files.provenance)
-    rows = [row for row in run.metrics if row["time"] >= starts[-1]["time"]]
+    speeds = [row["steps_per_second"] for row in run.metrics[len(run.metrics) // 2 :]]
     return {
         "seed": run.config.seed,
         "world_seed": run.config.task.world_seed,
@@ -69,9 +69,9 @@ def summary(run: Run) -> dict[str, Any]:
         "distinct_states": distinct_states(dataset),
         "sizes": dataset.sizes(),
         "fingerprint": dataset.fingerprint(),
-        "starts": len(starts),
-        "minutes_of_last_start": (rows[-1]["time"] - starts[-1]["time"]) / 60 if rows else None,
-        "provenance": starts[-1],
+        "minutes": sum(start["seconds"] for start in run.starts) / 60,
+        "steps_per_second": float(np.median(speeds)),
+        "starts": [start for start in run.starts if start["seconds"]],
     }
 
 

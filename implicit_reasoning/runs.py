@@ -233,6 +233,22 @@ class Run:
         return read_metrics(self.files.metrics)
 
     @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of the run: step, time, versions and hardware, and what came of it.
+
+        `until` is the step of the last row it wrote that is still there (None if there is none),
+        `seconds` how long it worked for it.
+        """
+        starts = read_json(self.files.provenance) if self.files.provenance.exists() else []
+        ends = [start["time"] for start in starts[1:]] + [float("inf")]
+        rows = self.metrics
+        for start, end in zip(starts, ends, strict=True):
+            own = [row for row in rows if start["time"] <= row["time"] < end]
+            start["until"] = own[-1]["step"] if own else None
+            start["seconds"] = own[-1]["time"] - start["time"] if own else 0.0
+        return starts
+
+    @property
     def first_correct(self) -> dict[str, np.ndarray]:
         """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
         with np.load(self.files.first_correct, allow_pickle=False) as file:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from implicit_reasoning.config import to_json
-from implicit_reasoning.files import read_json
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import Phases, Splits, run_phases
 from implicit_reasoning.training.evaluation import accuracy_intervals
@@ -174,25 +173,21 @@ def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _provenance(run: Run) -> dict[str, Any]:
     """Every start of the run, with how long it worked on rows that are still there."""
-    starts = read_json(run.files.provenance) if run.files.provenance.exists() else []
-    rows, total, table = run.metrics, 0.0, []
-    for index, start in enumerate(starts):
-        until = starts[index + 1]["time"] if index + 1 < len(starts) else float("inf")
-        own = [row for row in rows if start["time"] <= row["time"] < until]
-        seconds = own[-1]["time"] - start["time"] if own else 0.0
-        total += seconds
-        table.append(
-            {
-                "when": datetime.fromtimestamp(start["time"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                "from": start["step"],
-                "to": own[-1]["step"] if own else None,
-                "duration": _duration(seconds) if own else "",
-                "device": _device(start),
-                "cores": start["cpu_cores"],
-                "platform": start["platform"],
-            }
-        )
+    starts = run.starts
+    table = [
+        {
+            "when": datetime.fromtimestamp(start["time"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "from": start["step"],
+            "to": start["until"],
+            "duration": _duration(start["seconds"]) if start["seconds"] else "",
+            "device": _device(start),
+            "cores": start["cpu_cores"],
+            "platform": start["platform"],
+        }
+        for start in starts
+    ]
     versions = {"python": starts[-1]["python"], **starts[-1]["versions"]} if starts else {}
+    total = sum(start["seconds"] for start in starts)
     return {"starts": table, "versions": versions, "duration": _duration(total) if starts else ""}
 
 

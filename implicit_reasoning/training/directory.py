@@ -8,7 +8,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -87,7 +88,8 @@ def provenance() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
         "device": devices[0].device_kind,
         "device_count": len(devices),
         "processes": jax.process_count(),
@@ -95,8 +97,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def _cpu_model() -> str:
+    """What Linux calls the processor; elsewhere what Python knows of it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
-    except Exception:  # a checkout on the path is not an installed distribution
+    except PackageNotFoundError:  # a checkout on the path is not an installed distribution
         return "unknown"

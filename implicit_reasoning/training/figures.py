@@ -37,6 +37,9 @@ _PHASES = {
 }
 
 
+_NO_LOSS = 1e-8  # nats; finer than float32 tells apart
+
+
 def figures(run: Run) -> list[Figure]:
     """Every figure that the run has data for, in the order of the page."""
     rows = run.metrics
@@ -101,9 +104,12 @@ def _accuracy(
 
 def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     curves = _by_split(rows, "loss", dataset)
-    batch = _series(rows, "loss")
     if not curves:
         return None
+    # A loss that float32 rounds to 0 has no place on a logarithmic axis.
+    curves = {name: (steps, np.maximum(loss, _NO_LOSS)) for name, (steps, loss) in curves.items()}
+    steps, batch_loss = _series(rows, "loss")
+    batch = steps, np.maximum(batch_loss, _NO_LOSS)
     drawing, (ax,) = new_drawing(9.5, 4.2)
     log_axis(ax)
     ax.set_ylabel("cross-entropy of the answer, nats")
@@ -116,7 +122,8 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     caption = (
         f"Mean loss of the probe rows of every split; guessing evenly among all "
         f"{dataset.n_vocab:,} tokens costs {np.log(dataset.n_vocab):.2f} nats. Wide grey line: the "
-        "loss that training saw, averaged over the steps since the row before."
+        "loss that training saw, averaged over the steps since the row before. What is below "
+        f"{_NO_LOSS:g} is drawn there."
     )
     return Figure("loss", "Loss by split", caption, drawing)
 

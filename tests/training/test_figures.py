@@ -1,6 +1,7 @@
 """What the figures of training draw, from rows and a world made for the purpose."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,3 +146,14 @@ def test_the_caption_tells_how_many_rows(dataset):
     caption = named(figures(MadeRun(dataset, grokking(dataset))))["accuracy"].caption
     for split in dataset.splits:
         assert f"{len(dataset.probes(split)):,} {split}" in caption
+
+
+def test_a_loss_of_exactly_zero_can_be_drawn(dataset):
+    """float32 reaches it on memorised rows; a logarithmic axis has no place for it."""
+    rows = grokking(dataset)
+    for split in dataset.splits:
+        rows[-1][f"loss/{split}"] = 0.0
+    loss = named(figures(MadeRun(dataset, rows)))["loss"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss.drawing.draw_without_rendering()
