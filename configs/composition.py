@@ -88,11 +88,24 @@ def base() -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """Minutes on two cores; for seams, speed and the demo. The fields of `base` are its values."""
+    """To try the lab, and for tests: the fields of `base` are its values.
+
+    3.5 minutes on two cores of an AMD EPYC (jax 0.10.2, 33 steps/s). Over three seeds of world and
+    initialisation: train_ii .99 for good at 2,050 - 2,400 steps with test_ii at .72 - .79; test_ii
+    .95 at 4,200 - 4,650, .988 - .994 at the end; test_oi .17 - .31; results/pocket has the rest.
+    Too small for claims: row completion, which composes nothing, answers test_ii too.
+    """
 
 
 def desk(config: ConfigDict) -> None:
-    """Half an hour on two cores."""
+    """The studies: the smallest world found whose gap between memorising and generalising is wide.
+
+    22 minutes on two cores of an AMD EPYC when they have nothing else to do (jax 0.10.2, 18
+    steps/s). Seed 0: train_ii .99 for good at 7,750 steps with test_ii at .65, .95 at 18,000, .995 at
+    the end; test_oi .22 (.19 - .25), best shortcut there .03; results/desk has the rest, and what
+    other shapes did. Coverage .59. Big enough for the gap and for test_oi, not for claims about
+    composition on test_ii alone: row completion answers .998 of it.
+    """
     config.steps = 24_000
     config.batch_size = 512
     config.log_every = 100
