@@ -91,8 +91,9 @@ def pocket(config: ConfigDict) -> None:
     """To try the lab, and for tests: the fields of `base` are its values.
 
     3.5 minutes on two cores of an AMD EPYC (jax 0.10.2, 33 steps/s). Over three seeds of world and
-    initialisation: train_ii .99 for good at 2,050 - 2,400 steps with test_ii at .72 - .79; test_ii
-    .95 at 4,200 - 4,650, .988 - .994 at the end; test_oi .17 - .31; results/pocket has the rest.
+    initialisation: train_ii .99 (three evaluations in a row) at 2,050 - 2,400 steps with test_ii at
+    .72 - .79; test_ii .95 at 4,200 - 4,650, .988 - .994 at the end; test_oi .17 - .31. The rest is
+    in results/pocket.
     Too small for claims: row completion, which composes nothing, answers test_ii too.
     """
 
@@ -100,11 +101,14 @@ def pocket(config: ConfigDict) -> None:
 def desk(config: ConfigDict) -> None:
     """The studies: the smallest world found whose gap between memorising and generalising is wide.
 
-    22 minutes on two cores of an AMD EPYC when they have nothing else to do (jax 0.10.2, 18
-    steps/s). Seed 0: train_ii .99 for good at 7,750 steps with test_ii at .66, .95 at 18,000, .995
-    at the end; test_oi .22 (.19 - .25), best shortcut there .03. results/desk has the rest, and
-    what other shapes did. Coverage .59. Big enough for the gap and for test_oi, not for claims
-    about composition on test_ii alone: row completion answers .998 of it.
+        python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=DIR
+
+    31 minutes on two cores of an AMD EPYC that were shared with other work; 22 by its own median
+    speed (18 steps/s, jax 0.10.2). Seed 0: train_ii .99 (three evaluations in a row) at 7,750 steps
+    with test_ii at .66; test_ii .95 at 18,000, .995 at the end; test_oi .22 (.19 - .25), best
+    shortcut there .03. results/desk has the rest, and what other shapes did. Coverage .59. Big
+    enough for the gap and for test_oi, not for claims about composition on test_ii alone: row
+    completion answers .998 of it.
     """
     config.steps = 24_000
     config.batch_size = 512
@@ -134,7 +138,12 @@ def paper(config: ConfigDict) -> None:
     40,000 facts, 273,600 training chains. Published (Ye, training dynamics): train_ii .99 at
     10,000 steps; test_ii .44 at 100,000 and .99 at 900,000; test_oi .50 at 4 million; test_io and
     test_oo stay at 0. Not measured here.
-    Half precision is bfloat16, where the published code used float16 with loss scaling.
+    For test_oi set --config.steps=12_000_000, as published. Half precision is bfloat16, with a
+    float32 residual, where the published code used float16 with loss scaling.
+
+        python -m implicit_reasoning train --config=configs/composition.py:paper --workdir=DIR
+
+    Big enough for every claim of the paper; row completion answers .998 of test_ii here too.
     """
     config.steps = 2_000_000
     config.batch_size = 512
@@ -173,6 +182,10 @@ def paper_wang(config: ConfigDict) -> None:
 
     Published (figure 1, left): train .99 at 14,000 steps; test_ii .48 at 50,000, .77 at 100,000 and
     .95 at 200,000; test_oo about 0 throughout. Not measured here.
+
+        python -m implicit_reasoning train --config=configs/composition.py:paper_wang --workdir=DIR
+
+    Big enough for the paper's claims about in-distribution chains; it has no mixed ones.
     """
     paper(config)
     config.steps = 1_500_000

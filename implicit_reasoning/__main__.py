@@ -1,7 +1,8 @@
 """The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
 
-Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 75 a
-signal came, the state is saved, and the same command goes on from there (EX_TEMPFAIL).
+Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 74 a
+file could not be read or written (EX_IOERR); 75 a signal came, the state is saved, and the same
+command goes on from there (EX_TEMPFAIL).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.errors import InputError
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 75
+BAD_INPUT, DIVERGED, NO_FILE, INTERRUPTED = 2, 3, 74, 75
 
 
 class Verb(NamedTuple):
@@ -56,8 +57,8 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     dataset = build(config.task)
     print(describe(dataset))
     out = Path(flags["out"])
+    write_grokked(dataset, out, wang_types=flags["wang_types"])  # checks before it writes
     dataset.save(out / "world.npz")
-    write_grokked(dataset, out, wang_types=flags["wang_types"])
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words[0], words[1:])
     except (InputError, OSError) as error:
         print(f"implicit_reasoning: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return BAD_INPUT if isinstance(error, InputError) else NO_FILE
 
 
 def _run(name: str, words: Sequence[str]) -> int:

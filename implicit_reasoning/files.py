@@ -12,6 +12,10 @@ from typing import IO, Any
 
 from implicit_reasoning.errors import InputError
 
+# The umask can only be read by setting it, which no other thread may see: once, at import.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
@@ -32,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -55,10 +59,3 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not complete, valid JSON: {error}") from None
-
-
-def _umask() -> int:
-    # The umask can only be read by setting it; there is no thread-free way.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,6 +1,7 @@
 """The commands, as a person types them: what they write, what they say, how they exit."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.worlds import Dataset
 from tests.training.tiny import TINY
 
-CONFIG = "--config=configs/composition.py:pocket"
+CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
 OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
 
 
@@ -34,8 +35,7 @@ def test_world_writes_and_describes(tmp_path, capsys):
 
 
 def test_world_speaks_wangs_names_too(tmp_path):
-    config = "--config=configs/composition.py:pocket"
-    argv = [config, "--config.task.mixed_chains=false", f"--out={tmp_path}", "--wang_types"]
+    argv = [CONFIG, "--config.task.mixed_chains=false", f"--out={tmp_path}", "--wang_types"]
     assert main(["world", *argv]) == 0
     types = {row["type"] for row in json.loads((tmp_path / "test.json").read_text())}
     assert types >= {"id_atomic", "train_inferred", "test_inferred_ood"}
@@ -63,19 +63,24 @@ def test_help_lists_every_command(argv, capsys):
         (["train", CONFIG, "--workdir=x", "--config.task.name=compsition"], "'composition'"),
         (["world", CONFIG, "--out=x", "--config.task.phi=12"], "phi can be at most"),
         (["world", CONFIG, "--out=x", "--config.task.out_degree=11"], "out_degree"),
+        (["world", CONFIG, "--out=x", "--wang_types"], "no type for split 'test_io'"),
         (["report", "--workdir=nowhere"], "is not a run directory"),
         (["report", "--workdir=nowhere", "--config.steps=3"], "takes no --config"),
     ],
 )
-def test_mistakes_are_answered_in_a_sentence_and_exit_2(argv, said, capsys):
+def test_mistakes_are_answered_in_a_sentence_exit_2_and_leave_nothing(
+    argv, said, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     heard = capsys.readouterr().err
     assert said in heard and "Traceback" not in heard
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_directory_is_answered_in_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["train", CONFIG, f"--workdir={tmp_path / 'file' / 'run'}", *OVERRIDES]) == 2
+    assert main(["train", CONFIG, f"--workdir={tmp_path / 'file' / 'run'}", *OVERRIDES]) == 74
     assert "Not a directory" in capsys.readouterr().err
 
 

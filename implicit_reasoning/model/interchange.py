@@ -1,8 +1,8 @@
 """Weights in and out: HookedTransformer's keys in a `.npz` or `.safetensors`, a JSON config beside.
 
-The keys and layouts are those of an *unfolded* HookedTransformer state dict, so a file written here
-loads in TransformerLens (and in what is built on it), and the other way round. Neither format runs
-code when it is read.
+The keys and layouts are those of an *unfolded* HookedTransformer state dict, and the config has the
+words of HookedTransformerConfig, so that TransformerLens and what is built on it can load a file
+written here, and the other way round. Neither format runs code when it is read.
 """
 
 from __future__ import annotations
@@ -53,12 +53,16 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
 
     Args:
       path: ends in `.npz` or `.safetensors`.
-      model: whose parameters they are. A looped model is written as it is stored; its config's
-        `n_loops` is ours, and other packages would run its blocks once.
+      model: whose parameters they are. A tied one is written with its unembedding spelt out, for
+        HookedTransformer does not tie. A looped one is written as it is stored, with an `n_loops`
+        in its config that other packages do not know.
       params: float32.
     """
     path = _checked(path)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten_params(params).items()}
+    if model.spec.tied:
+        arrays["unembed.W_U"] = np.ascontiguousarray(arrays["embed.W_E"].T)
+    arrays.setdefault("unembed.b_U", np.zeros(model.spec.d_vocab, np.float32))
     with atomic_write(path, "wb") as file:
         if path.suffix == ".npz":
             np.savez(file, allow_pickle=False, **arrays)
@@ -70,8 +74,8 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
 def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     """Read what `save_weights`, or an exporter of HookedTransformer state dicts, wrote.
 
-    Buffers are dropped; missing biases are zero; without `unembed.W_U` the model is tied, without
-    (or with an all-zero) `unembed.b_U` it has no logit bias.
+    Buffers are dropped; missing biases are zero. Where `unembed.W_U` is missing, or the embedding
+    transposed, the model is tied; where `unembed.b_U` is missing or all zero it has no logit bias.
 
     Raises:
       InputError: a file is missing or cut short, a key is missing, unknown or of another shape, or
@@ -81,6 +85,8 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     flat = {name: a for name, a in _read(path).items() if not _BUFFERS.search(name)}
     if "unembed.b_U" in flat and not np.any(flat["unembed.b_U"]):
         del flat["unembed.b_U"]
+    if "unembed.W_U" in flat and np.array_equal(flat["unembed.W_U"].T, flat.get("embed.W_E", ())):
+        del flat["unembed.W_U"]
     spec = spec_of(
         read_json(path.with_suffix(".json")),
         tied="unembed.W_U" not in flat,
@@ -105,8 +111,9 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
 
 def hooked_config(spec: Spec) -> dict[str, Any]:
-    """The spec in HookedTransformerConfig's words, with our own `n_loops` and `tied` beside."""
-    return {
+    """The spec in HookedTransformerConfig's words; `n_loops`, which it lacks, only if it loops."""
+    loops = {"n_loops": spec.n_loops} if spec.n_loops > 1 else {}
+    return loops | {
         "n_layers": spec.n_layers,
         "d_model": spec.d_model,
         "n_ctx": spec.n_ctx,
@@ -120,8 +127,6 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
         "positional_embedding_type": "standard",
         "attention_dir": "causal",
         "eps": spec.eps,
-        "n_loops": spec.n_loops,
-        "tied": spec.tied,
     }
 
 

@@ -33,7 +33,7 @@ class Spec:
       eps: added to the variance by layer norms.
       init_std: of all weights; those that write to the residual are divided by
         sqrt(2 depth), biases are zero (GPT-2).
-      dtype: of activations; parameters are float32.
+      dtype: of activations inside attention and MLP; parameters and the residual are float32.
       precision: of matrix products (`highest` is true float32 on every device).
     """
 

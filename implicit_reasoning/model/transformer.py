@@ -120,7 +120,7 @@ class Network(nnx.Module):
         embedded = taps("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]
         positions = jnp.broadcast_to(positions, embedded.shape)
-        return (embedded + taps("hook_pos_embed", positions)).astype(self.spec.dtype)
+        return embedded + taps("hook_pos_embed", positions)
 
     def block(self, layer: int) -> Block:
         """The block at unrolled depth `layer`."""

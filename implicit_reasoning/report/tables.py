@@ -200,8 +200,9 @@ def _step(step: int | None) -> str:
 
 
 def _device(start: dict[str, Any]) -> str:
-    count = start["device_count"]
-    return start["device"] if count == 1 else f"{count} x {start['device']}"
+    count, device = start["device_count"], start["device"]
+    name = start.get("cpu") or device if device == "cpu" else device
+    return name if count == 1 else f"{count} x {name}"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -6,22 +6,24 @@ import contextlib
 import fcntl
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from implicit_reasoning import __version__
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.worlds import Dataset, build
 
-_PACKAGES = ("implicit_reasoning", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @contextlib.contextmanager
@@ -40,23 +42,23 @@ def exclusive(files: Layout) -> Iterator[None]:
                 f"another process is training in {files.workdir}; wait for it, or choose another "
                 "--workdir"
             ) from None
-        try:
-            yield
-        finally:
-            if not files.config.exists():  # nothing came of it: leave no trace
-                path.unlink()
-                with contextlib.suppress(OSError):
-                    files.workdir.rmdir()
+        yield
 
 
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """The dataset of a run that began before, or a new one; nothing is written yet.
 
     Raises:
-      InputError: the run that began here had another configuration; the keys are listed.
+      InputError: the run that began here had another configuration, or this one makes no dataset.
     """
     if not files.config.exists():
         return build(config.task)
+    check_same(files, config)
+    return Dataset.load(files.world)
+
+
+def check_same(files: Layout, config: ConfigDict) -> None:
+    """Raise an `InputError` that lists the keys if the run here has another configuration."""
     changes = changed_keys(from_json(read_json(files.config)), config)
     if changes:
         listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
@@ -64,14 +66,15 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
             f"{files.workdir} holds a run with another configuration ({listed}); go on with the "
             "old one, or choose another --workdir"
         )
-    return Dataset.load(files.world)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     """Write what makes a directory a run; `config.json` comes last, so it vouches for the rest."""
     for stale in files.workdir.glob(".*.tmp"):  # a killed process was writing these
         stale.unlink()
-    if not files.config.exists():
+    if files.config.exists():
+        check_same(files, config)  # another process may have begun one since we looked
+    else:
         dataset.save(files.world)
     write_json(files.config, to_json(config))
 
@@ -83,11 +86,12 @@ def record_start(files: Layout, step: int) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and hardware of this process."""
+    """Versions, commit and hardware of this process."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
+        "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "device": devices[0].device_kind,
@@ -106,8 +110,12 @@ def _cpu_model() -> str:
     return platform.processor()
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout on the path is not an installed distribution
-        return "unknown"
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked when it has been changed."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    git = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    return None

@@ -9,6 +9,7 @@ it has to say is read one chunk late, while the next one runs.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from implicit_reasoning.runs import Checkpoints, Layout, Run
 from implicit_reasoning.training import directory, setup, sharding
 from implicit_reasoning.training.evaluation import Evaluation, Outcome
 from implicit_reasoning.training.interruption import Interrupted, Wish, wishes
-from implicit_reasoning.training.optimizer import hyper
+from implicit_reasoning.training.optimizer import Hyper, hyper
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.training.step import TrainState
@@ -75,9 +76,10 @@ def train(
     stop = config.steps if stop_at is None else stop_at
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
+    # Whatever can be wrong with a new run is found before anything is made.
+    dataset = directory.open_dataset(files, config)
+    trainer = Trainer(config, dataset, files)
     with directory.exclusive(files), wishes() as wish:
-        dataset = directory.open_dataset(files, config)
-        trainer = Trainer(config, dataset, files)
         directory.begin(files, config, dataset)
         trainer.run(stop, wish)
     return Run(workdir)
@@ -117,39 +119,36 @@ class Trainer:
         )
         self._init = jax.jit(self._recipe.init, out_shardings=shardings)
         self._advance = jax.jit(self._recipe.run, donate_argnums=0, out_shardings=shardings)
-        self._snapshot = jax.jit(_snapshot)
+        self._snapshot = jax.jit(self._snapshot_of)
 
     def run(self, stop: int, wish: Wish) -> None:
         """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
-        self._checkpoints = Checkpoints(self._files.checkpoints)
-        self._resumes = Checkpoints(self._files.resume, keep=_KEPT_RESUMES)
-        state, step = self._restore()
-        directory.record_start(self._files, max(step, 0))
-        self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
-        writers = self._config.writers
-        self._tensorboard = (
-            TensorBoard(self._files, self._config, self._all_splits, self._metrics.rows)
-            if writers.tensorboard
-            else None
-        )
-        self._bar = tqdm(
+        # Closed in reverse order, also when training fails: what was saved must be whole on disk.
+        with contextlib.ExitStack() as stack:
+
+            def opened(part: Any) -> Any:
+                return stack.enter_context(contextlib.closing(part))
+
+            self._resumes = opened(Checkpoints(self._files.resume, keep=_KEPT_RESUMES))
+            self._checkpoints = opened(Checkpoints(self._files.checkpoints))
+            state, step = self._restore()
+            directory.record_start(self._files, max(step, 0))
+            self._metrics = opened(MetricsFile(self._files.metrics, resumed_at=step))
+            self._tensorboard = self._config.writers.tensorboard and opened(
+                TensorBoard(self._files, self._config, self._all_splits, self._metrics.rows)
+            )
+            self._bar = opened(self._progress_bar(max(step, 0)))
+            self._shown: dict[str, str] = {}
+            self._loop(state, step, stop, wish)
+
+    def _progress_bar(self, step: int) -> tqdm[Any]:
+        return tqdm(
             total=self._schedule.horizon,
-            initial=max(step, 0),
+            initial=step,
             unit="step",
-            disable=not writers.progress,
+            disable=not self._config.writers.progress,
             dynamic_ncols=True,
         )
-        self._shown: dict[str, str] = {}
-        try:
-            self._loop(state, step, stop, wish)
-        finally:
-            # Also when training fails: what was saved before must be whole on disk.
-            self._bar.close()
-            self._metrics.close()
-            if self._tensorboard:
-                self._tensorboard.close()
-            self._checkpoints.close()
-            self._resumes.close()
 
     def _restore(self) -> tuple[TrainState, int]:
         """The state to go on from and its step, -1 if nothing has happened yet, not even step 0."""
@@ -181,7 +180,7 @@ class Trainer:
             pending = self._arrive(step, state)
             if self._keep(step, state, pending, step == stop or bool(wish)):
                 pending = None
-        if wish:
+        if wish and step < stop:
             self._keep(step, state, pending, True)
             raise Interrupted(step, str(wish.signal_name))
 
@@ -194,7 +193,7 @@ class Trainer:
         """Start what has to be computed at a step, without waiting for it."""
         evaluate = step in self._schedule.evaluations
         outcome = self._evaluation.launch(state.params) if evaluate else None
-        return _Pending(step, self._snapshot(state), outcome)
+        return _Pending(step, self._snapshot(state, self._hyper), outcome)
 
     def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
         """Save what is due at a step, after its row; returns whether `pending` was finished."""
@@ -207,6 +206,8 @@ class Trainer:
         if checkpoint:
             self._checkpoints.save(step, state.params)
         if resume:
+            # A run that resumes here never comes by this step again: what it kept must be there.
+            self._checkpoints.wait()
             self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
             with atomic_write(self._files.first_correct, "wb") as file:
                 np.savez(file, row=self._evaluation.rows, step=self._first_correct)
@@ -246,15 +247,14 @@ class Trainer:
         return (step - before) / (now - then) if step > before else 0.0
 
     def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
-        """Means over the steps since the last row, and the norm of the parameters."""
+        """Means over the steps since the last row, and what holds at this step."""
         since = np.arange(self._schedule.previous_row(step), step) % self._config.log_every
-        rate = float(self._recipe.relative_rate(step)) * self._config.optimizer.learning_rate
         means = {
             name: float(values[since].mean(dtype=np.float64))
             for name, values in snapshot["window"].items()
             if len(since)
         }
-        return {**means, "param_norm": float(snapshot["param_norm"]), "learning_rate": rate}
+        return means | {name: float(snapshot[name]) for name in ("param_norm", "learning_rate")}
 
     def _show(self, row: Row) -> None:
         """Beside the bar: the newest loss, and accuracies on trained and held-out chains."""
@@ -266,12 +266,12 @@ class Trainer:
         self._shown |= {name: f"{row[key]:.3f}" for name, key in keys.items() if key in row}
         self._bar.set_postfix(self._shown)
 
-
-def _snapshot(state: TrainState) -> dict[str, Any]:
-    """Copies of what the host reads late, because the state itself is donated to the next chunk."""
-    return {
-        "step": state.step,
-        "finite": state.finite,
-        "window": state.window,
-        "param_norm": optax.tree.norm(state.params),
-    }
+    def _snapshot_of(self, state: TrainState, hyper: Hyper) -> dict[str, Any]:
+        """Copies of what the host reads late, as the state itself is donated to the next chunk."""
+        return {
+            "step": state.step,
+            "finite": state.finite,
+            "window": state.window,
+            "param_norm": optax.tree.norm(state.params),
+            "learning_rate": hyper.learning_rate * self._recipe.relative_rate(state.step),
+        }

@@ -66,7 +66,7 @@ def answer_logits(
     unembedding only where somebody reads them: with 3 positions and one answer this saves two
     thirds of the last block and of the unembedding.
     """
-    taps = Taps(edits)
+    all_taps = taps = Taps(edits)
     network = model.bind(params)
     last = model.spec.depth - 1
     resid = network.embedding(tokens, taps)
@@ -81,7 +81,9 @@ def answer_logits(
         here(normalized), normalized, normalized, taps.within("attn."), query_positions=positions
     )
     resid = block.after_attention(here(resid), attn_out, taps)
-    return network.readout(resid, Taps())
+    logits = network.readout(resid, all_taps)
+    all_taps.results()  # an edit of a site that this wiring does not pass is an error, not silence
+    return logits
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:

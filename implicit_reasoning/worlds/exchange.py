@@ -187,6 +187,10 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         return None
+    lacking = [key for key in ("sha256", "seed", "end_token", "splits", "roles") if key not in meta]
+    if lacking or not set(meta["roles"]) <= set(ROLES):
+        fault = f"it lacks {', '.join(lacking)}" if lacking else "it names roles there are not"
+        raise InputError(f"{folder / 'meta.json'} was damaged: {fault}")
     if meta["sha256"] != _digest(
         (folder / name).read_bytes() for name in (*ROW_FILES, "vocab.json")
     ):

@@ -58,6 +58,17 @@ def test_a_logit_bias_is_kept(tmp_path):
     assert again.spec.unembed_bias
 
 
+def test_files_are_complete_for_those_who_do_not_tie_and_have_a_bias(tmp_path):
+    """HookedTransformer fills what is missing with random weights, and only warns."""
+    model = Transformer(dataclasses.replace(SPEC, tied=True))
+    params = model.init(jax.random.key(0))
+    save_weights(tmp_path / "w.npz", model, params)
+    with np.load(tmp_path / "w.npz") as file:
+        np.testing.assert_array_equal(file["unembed.W_U"], params["embed"]["W_E"].T)
+        assert not file["unembed.b_U"].any()
+    assert {"n_loops", "tied"}.isdisjoint(json.loads((tmp_path / "w.json").read_text()))
+
+
 def test_flat_names_are_an_inverse_pair():
     params = Transformer(SPEC).init(jax.random.key(0))
     assert jax.tree.structure(unflatten_params(flatten_params(params))) == jax.tree.structure(

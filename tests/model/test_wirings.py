@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Taps, Transformer, scale, set_to
 from implicit_reasoning.training.step import answer_logits
 
@@ -161,6 +162,19 @@ def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
 
 def _add(value, seen, term):
     return value + term
+
+
+def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
+    positions = jnp.array([[2], [3]])
+    for site in ("blocks.2.hook_q_input", "blocks.0.hook_atn_out"):
+        edits = {site: Edit(scale, jnp.float32(0))}
+        with pytest.raises(InputError, match=f"does not pass {site}"):
+            answer_logits(model, params, CLEAN, positions, edits)
+    final = {"ln_final.hook_scale": Edit(scale, jnp.float32(2))}
+    halved = answer_logits(model, params, CLEAN, positions, final)
+    np.testing.assert_allclose(
+        2 * halved, answer_logits(model, params, CLEAN, positions), atol=2e-5
+    )
 
 
 def test_edits_work_in_other_wirings_too(model, params):
