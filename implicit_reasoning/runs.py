@@ -240,9 +240,9 @@ class Run:
         `seconds` how long it worked for it.
         """
         starts = read_json(self.files.provenance) if self.files.provenance.exists() else []
-        ends = [start["time"] for start in starts[1:]] + [float("inf")]
+        ends = [*(start["time"] for start in starts[1:]), float("inf")]
         rows = self.metrics
-        for start, end in zip(starts, ends, strict=True):
+        for start, end in zip(starts, ends, strict=False):
             own = [row for row in rows if start["time"] <= row["time"] < end]
             start["until"] = own[-1]["step"] if own else None
             start["seconds"] = own[-1]["time"] - start["time"] if own else 0.0

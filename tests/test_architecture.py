@@ -9,7 +9,7 @@ import pytest
 
 # Ground floor first; rooms on one floor do not import each other.
 FLOORS = [
-    {"errors", "figures"},
+    {"errors", "figures", "__version__"},
     {"config", "files", "statistics"},
     {"worlds", "model"},
     {"runs"},

@@ -55,7 +55,7 @@ def test_help_lists_every_command(argv, capsys):
         (["train", CONFIG], "train needs --workdir="),
         (["train", CONFIG, "--workdri=x"], "did you mean --workdir"),
         (
-            ["train", "--config=configs/composition.py:pokcet", "--workdir=x"],
+            ["train", CONFIG.replace("pocket", "pokcet"), "--workdir=x"],
             "did you mean pocket?",
         ),
         (["train", "--config=configs/compositoin.py", "--workdir=x"], "does not exist"),

@@ -113,7 +113,8 @@ def run_phases(run: Run, rules: Mapping[str, Mapping[str, float]] | None = None)
     if splits.cross is None:
         return phases(run.metrics, splits, None)
     by_rule = shortcuts(run.dataset) if rules is None else rules
-    return phases(run.metrics, splits, max(rule[splits.cross] for rule in by_rule.values()))
+    on_cross = [rule[splits.cross] for rule in by_rule.values() if splits.cross in rule]
+    return phases(run.metrics, splits, max(on_cross, default=None))
 
 
 def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Checkpoints, Run
 from implicit_reasoning.training import NonFiniteLoss, train
 from tests.training.tiny import tiny
 
@@ -67,6 +67,21 @@ def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):
     first = run.params([0])["embed"]["W_E"]
     np.testing.assert_array_equal(other_world.params([0])["embed"]["W_E"], first)
     assert (other_init.params([0])["embed"]["W_E"] != first).any()
+
+
+def test_what_was_kept_is_on_disk_before_the_run_can_resume_after_it(tmp_path, monkeypatch):
+    """Killed between the two saves, a run would never come by the kept step again."""
+    original, folder, seen = Checkpoints.save, tmp_path / "run" / "checkpoints", []
+
+    def save(self, step, tree):
+        if "state" in tree:  # a resume point; parameters alone are what is kept
+            due = {kept for kept in (0, 1, 2, 4, 8, 16, 25, 50, 60) if kept <= step}
+            seen.append({int(p.name) for p in folder.iterdir() if p.name.isdecimal()} >= due)
+        original(self, step, tree)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    train(tiny(), tmp_path / "run")
+    assert seen == [True, True, True]
 
 
 def test_divergence_names_its_step_and_keeps_what_was_whole(tmp_path):
