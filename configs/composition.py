@@ -104,11 +104,11 @@ def desk(config: ConfigDict) -> None:
         python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=DIR
 
     31 minutes on two cores of an AMD EPYC that were shared with other work; 20 to expect alone, at
-    the 19.8 steps/s measured over 2,500 steps (jax 0.10.2). Seed 0: train_ii .99 (three evaluations in a row) at 7,750 steps
-    with test_ii at .66; test_ii .95 at 18,000, .995 at the end; test_oi .22 (.19 - .25), best
-    shortcut there .03. results/desk has the rest, and what other shapes did. Coverage .59. Big
-    enough for the gap and for test_oi, not for claims about composition on test_ii alone: row
-    completion answers .998 of it.
+    the 19.8 steps/s measured over 2,500 steps (jax 0.10.2). Seed 0: train_ii .99 (three evaluations
+    in a row) at 7,750 steps with test_ii at .66; test_ii .95 at 18,000, .995 at the end; test_oi
+    .22 (.19 - .25), best shortcut there .03. results/desk has the rest, and what other shapes did.
+    Coverage .59. Big enough for the gap and for test_oi, not for claims about composition on
+    test_ii alone: row completion answers .998 of it.
     """
     config.steps = 24_000
     config.batch_size = 512
