@@ -14,19 +14,16 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import importlib
-import importlib.util
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
 
 T = TypeVar("T")
@@ -74,7 +71,7 @@ def load_config(spec: str) -> ConfigDict:
         that JSON cannot hold. An exception raised inside the file keeps its own traceback.
     """
     where, _, arg = spec.partition(":")
-    get_config = getattr(_import(where), "get_config", None)
+    get_config = getattr(imports.load(where, "configuration"), "get_config", None)
     if not callable(get_config):
         raise InputError(f"{where} has no function get_config(), so it is no configuration file")
     config = _call(get_config, where, arg)
@@ -95,35 +92,6 @@ def choose(arg: str, options: Mapping[str, T]) -> T:
     given = f"unknown choice {arg!r}" if arg else "a choice is missing"
     near = _did_you_mean(arg, options)
     raise InputError(f"{given}{near} (there are: {', '.join(options)})")
-
-
-def _import(where: str) -> ModuleType:
-    """Import a file by path, under a private name that shadows no package, or a module by name."""
-    if not where.endswith(".py"):
-        return _import_module(where)
-    if not Path(where).is_file():
-        nearby = sorted(str(path) for path in Path(where).parent.glob("*.py"))
-        raise InputError(f"configuration file {where} does not exist{_did_you_mean(where, nearby)}")
-    spec = importlib.util.spec_from_file_location(f"_config_{Path(where).stem}", where)
-    assert spec is not None and spec.loader is not None  # it is a file and it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str) -> ModuleType:
-    wrong_name = InputError(
-        f"there is no configuration {name!r}: give path/to/file.py[:arg] or package.module[:arg]"
-    )
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise wrong_name
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # A module missing *inside* the one that was named is a bug there, no wrong name here.
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise wrong_name from None
-        raise
 
 
 def _call(get_config: Callable[..., Any], where: str, arg: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.files import atomic_write
@@ -46,10 +46,9 @@ def collect(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Figure]:
     """
     figures: list[Figure] = []
     for path in providers:
-        try:
-            provider = importlib.import_module(path).figures
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise InputError(f"{path} is no module with a function figures(run): {error}") from None
+        provider = getattr(imports.load(path, "provider of figures"), "figures", None)
+        if not callable(provider):
+            raise InputError(f"{path} has no function figures(run)")
         figures += provider(run)
     names = [figure.name for figure in figures]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -116,6 +116,7 @@ class Dataset:
         arrays["format_version"] = np.asarray(FORMAT_VERSION)
         arrays["fingerprint"] = np.asarray(self.fingerprint())
         with atomic_write(path, "wb") as file:
+            # numpy's stubs take every further keyword for `allow_pickle`.
             np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
 
     @staticmethod

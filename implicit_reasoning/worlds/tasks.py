@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns
 from implicit_reasoning.worlds.dataset import Dataset, assemble, rows_from_chains, vocabulary
@@ -103,7 +99,7 @@ def find_task(name: str) -> Callable[[Any], Dataset]:
             " or /path/to/file.py:function for one of your own"
         )
     source, _, function = name.rpartition(":")
-    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    module = imports.load(source, "task")
     if not callable(getattr(module, function, None)):
         raise InputError(f"task {name!r}: {source} has no function {function!r}")
     return getattr(module, function)
@@ -119,25 +115,3 @@ def _n_train_chains(phi: int | float, n_id_facts: int, available: int) -> int:
             f" the holdout there are {available}: phi can be at most {largest}"
         )
     return wanted
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # Only the module asked for is the user's typing error; what *it* lacks is theirs to see.
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(f"no module {name!r} can be imported: {error}") from None
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"task file {path} does not exist")
-    name = f"implicit_reasoning_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # both are there for any .py file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in the file look their module up here
-    spec.loader.exec_module(module)
-    return module

@@ -183,7 +183,7 @@ def test_sizes_of_the_published_world(make):
         ({"out_degree": 7}, "out_degree = 7 .* from 1 to 6"),
         ({"name": "compositon"}, "unknown task 'compositon' - did you mean 'composition'"),
         ({"name": "zzz"}, "unknown task 'zzz' Known: composition; or package.module:function"),
-        ({"name": "no_such_package.tasks:f"}, "no module 'no_such_package.tasks'"),
+        ({"name": "no_such_package.tasks:f"}, "there is no task 'no_such_package.tasks'"),
         ({"name": "json:no_such_function"}, "json has no function 'no_such_function'"),
         ({"name": "/no/such/file.py:f"}, "task file /no/such/file.py does not exist"),
         ({"name": "builtins:repr"}, "task 'builtins:repr' returned str, not a Dataset"),

@@ -1,0 +1,55 @@
+"""Python of the user's own, found by import path: configurations, tasks, providers of figures."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from implicit_reasoning.errors import InputError
+
+
+def load(where: str, kind: str) -> ModuleType:
+    """Import a module.
+
+    Args:
+      where: `path/to/file.py`, imported under a private name that shadows no package, or
+        `package.module`.
+      kind: what it is meant to be, for messages: "configuration", "task".
+
+    Raises:
+      InputError: there is no such file or module. An exception raised *inside* it, a module missing
+        there included, is its author's to see and keeps its own traceback.
+    """
+    return _load_file(where, kind) if where.endswith(".py") else _load_module(where, kind)
+
+
+def _load_file(where: str, kind: str) -> ModuleType:
+    path = Path(where)
+    if not path.is_file():
+        nearby = sorted(str(other) for other in path.parent.glob("*.py"))
+        near = difflib.get_close_matches(where, nearby, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{kind} file {where} does not exist{hint}")
+    name = f"_{kind}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, where)
+    assert spec is not None and spec.loader is not None  # it is a file and it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses in the file look their module up here
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str, kind: str) -> ModuleType:
+    missing = InputError(f"there is no {kind} {name!r}: give path/to/file.py or package.module")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise missing
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise missing from None
+        raise
