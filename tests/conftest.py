@@ -7,6 +7,8 @@ import tempfile
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shape that broadcasts by accident is an error, here and in the processes that tests start.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Many tests train the same tiny model, some in processes of their own: each program is compiled
 # once a session, in a cache that no other session sees.
 _cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")

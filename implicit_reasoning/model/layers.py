@@ -52,7 +52,7 @@ class Norm(nnx.Module):
         if scale is None:
             scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
         scale = taps("hook_scale", scale)
-        normalized = centred / scale * self.w[...] + self.b[...]
+        normalized = centred / scale * _as_last(self.w[...], x) + _as_last(self.b[...], x)
         return taps("hook_normalized", normalized.astype(self.dtype))
 
 
@@ -129,7 +129,7 @@ class Attention(nnx.Module):
             v = jnp.concatenate([prefix[1], v], axis=1)
         if query_positions is None:
             query_positions = first + jnp.arange(q.shape[1])[None]
-        visible = jnp.arange(k.shape[1]) <= query_positions[..., None]
+        visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
 
         scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
         scores = jnp.where(visible[:, None], scores, -jnp.inf)
@@ -143,14 +143,16 @@ class Attention(nnx.Module):
         projected = jnp.einsum(
             f"bp{per_head}d,hde->bphe", x, weight[...].astype(x.dtype), precision=self.precision
         )
-        return projected + bias[...].astype(x.dtype)
+        return projected + _as_last(bias[...], projected, 2)
 
     def _output(self, z: Array, taps: Taps) -> Array:
-        weight, bias = self.W_O[...].astype(z.dtype), self.b_O[...].astype(z.dtype)
+        weight = self.W_O[...].astype(z.dtype)
         if not taps.asked("hook_result"):
-            return jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision) + bias
-        result = jnp.einsum("bphe,hed->bphd", z, weight, precision=self.precision)
-        return taps("hook_result", result).sum(axis=2) + bias
+            out = jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision)
+        else:
+            result = jnp.einsum("bphe,hed->bphd", z, weight, precision=self.precision)
+            out = taps("hook_result", result).sum(axis=2)
+        return out + _as_last(self.b_O[...], out)
 
 
 class MLP(nnx.Module):
@@ -168,11 +170,11 @@ class MLP(nnx.Module):
         self, x: Float[Array, "batch pos d_model"], taps: Taps
     ) -> Float[Array, "batch pos d_model"]:
         """The output for normalised residuals; `taps` sees `hook_pre` and `hook_post`."""
-        pre = jnp.matmul(x, self.W_in[...].astype(x.dtype), precision=self.precision)
-        pre = taps("hook_pre", pre + self.b_in[...].astype(x.dtype))
+        pre = _linear(x, self.W_in[...], self.precision)
+        pre = taps("hook_pre", pre + _as_last(self.b_in[...], pre))
         post = taps("hook_post", ACTIVATIONS[self.act_fn](pre))
-        out = jnp.matmul(post, self.W_out[...].astype(x.dtype), precision=self.precision)
-        return out + self.b_out[...].astype(x.dtype)
+        out = _linear(post, self.W_out[...], self.precision)
+        return out + _as_last(self.b_out[...], out)
 
 
 class Embed(nnx.Module):
@@ -199,11 +201,50 @@ class Unembed(nnx.Module):
             self.b_U = nnx.Param(jnp.zeros(spec.d_vocab))
 
 
-def _scores(q: Array, k: Array, precision: str) -> Array:
-    return jnp.einsum(
-        "bqhe,bkhe->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
-    )
+def _linear(x: Array, weight: Array, precision: str) -> Array:
+    """`x @ weight`, `[batch, pos, into] [into, out] -> [batch, pos, out]`.
+
+    The weight's extra axis of one keeps XLA from folding a transposition into the product that is
+    the weight's gradient: its CPU kernels do those at half speed.
+    """
+    weight = weight.astype(x.dtype)[None]
+    return jnp.einsum("bpd,odm->bpom", x, weight, precision=precision)[:, :, 0]
 
 
-def _mix(pattern: Array, v: Array, precision: str) -> Array:
-    return jnp.einsum("bhqk,bkhe->bqhe", pattern, v, precision=precision)
+# Of a query and a key, in one row. Below that, on a CPU, products of tiny matrices take several
+# times as long as their sums written out.
+_FEW_PAIRS = 32
+
+
+def _scores(q: Array, k: Array, precision: str) -> Float[Array, "batch head query_pos key_pos"]:
+    """Dot products of queries and keys, float32."""
+    if q.shape[1] * k.shape[1] > _FEW_PAIRS:
+        return jnp.einsum(
+            "bqhe,bkhe->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
+        )
+    queries, keys = _split(q.astype(jnp.float32), 1), _split(k.astype(jnp.float32), 1)
+    rows = [jnp.stack([(query * key).sum(-1) for key in keys], axis=-1) for query in queries]
+    return jnp.stack(rows, axis=2)
+
+
+def _mix(pattern: Array, v: Array, precision: str) -> Float[Array, "batch query_pos head d_head"]:
+    """Values, weighted by the pattern."""
+    if pattern.shape[2] * pattern.shape[3] > _FEW_PAIRS:
+        return jnp.einsum("bhqk,bkhe->bqhe", pattern, v, precision=precision)
+    values = _split(v, 1)
+    rows = []
+    for row in _split(pattern, 2):
+        weights = [weight[..., None] for weight in _split(row, 2)]
+        rows.append(sum(weight * value for weight, value in zip(weights, values, strict=True)))
+    return jnp.stack(rows, axis=1)
+
+
+def _split(x: Array, axis: int) -> list[Array]:
+    """The slices along an axis; unlike those of indexing, their gradients are concatenated."""
+    parts = jax.lax.split(x, (1,) * x.shape[axis], axis=axis)
+    return [part.squeeze(axis) for part in parts]
+
+
+def _as_last(vector: Array, x: Array, dims: int = 1) -> Array:
+    """A parameter of the last dimensions of `x`, in `x`'s rank and dtype."""
+    return jax.lax.expand_dims(vector.astype(x.dtype), range(x.ndim - dims))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -119,7 +120,7 @@ class Network(nnx.Module):
         # One-hot products would be exact too, but a gather moves far fewer bytes.
         embedded = taps("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]
-        positions = jnp.broadcast_to(positions, embedded.shape)
+        positions = jnp.broadcast_to(positions[None], embedded.shape)
         return embedded + taps("hook_pos_embed", positions)
 
     def block(self, layer: int) -> Block:
@@ -139,7 +140,9 @@ class Network(nnx.Module):
             precision=self.spec.precision,
             preferred_element_type=jnp.float32,
         )
-        return logits + self.unembed.b_U[...] if self.spec.unembed_bias else logits
+        if not self.spec.unembed_bias:
+            return logits
+        return logits + jax.lax.expand_dims(self.unembed.b_U[...], range(logits.ndim - 1))
 
 
 class Block(nnx.Module):

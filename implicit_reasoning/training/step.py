@@ -25,8 +25,9 @@ class TrainState(NamedTuple):
       params: of the model.
       moments: Adam's.
       step: updates made, int32.
-      finite: False from the first step whose loss, gradient or new parameters were not finite;
-        nothing changes from that step on.
+      finite: False from the first step whose loss, gradient or rates were not finite; nothing
+        changes from that step on. Also False after a call of `run` that left parameters which are
+        not finite.
       window: per-step metrics since the last row of `metrics.jsonl`, each `[log_every]`.
     """
 
@@ -166,14 +167,16 @@ class Recipe:
     ) -> TrainState:
         grad_norm = optax.tree.norm(gradients)
         directions, moments = self.preconditioner.update(gradients, state.moments)
-        params = apply_updates(state.params, directions, hyper, self.relative_rate(state.step))
-        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _finite(params)
+        rate = self.relative_rate(state.step)
+        params = apply_updates(state.params, directions, hyper, rate)
+        shrinking = rate * hyper.learning_rate * hyper.weight_decay
+        seen = {"loss": loss, "grad_norm": grad_norm}
+        finite = state.finite & jnp.isfinite(jnp.stack([*seen.values(), shrinking])).all()
 
         def keep(new: Array, old: Array) -> Array:
             return jnp.where(finite, new, old)
 
         slot = state.step % self.log_every
-        seen = {"loss": loss, "grad_norm": grad_norm}
         return TrainState(
             params=jax.tree.map(keep, params, state.params),
             moments=jax.tree.map(keep, moments, state.moments),
@@ -193,9 +196,12 @@ class Recipe:
         n_steps: Int[Array, ""],
     ) -> TrainState:
         """`n_steps` updates in one compiled loop; the count is traced, so no length recompiles."""
-        return jax.lax.fori_loop(
+        state = jax.lax.fori_loop(
             0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
         )
+        # Parameters may overflow all the same. Here, not in every step: to look at all of them takes
+        # as long as to update them.
+        return state._replace(finite=state.finite & _finite(state.params))
 
 
 def _finite(tree: Any) -> Array:

@@ -168,7 +168,7 @@ def test_sites_add_up_to_the_residual(model, params):
     pre, attn_out, mlp_out, post, result = (s[f"blocks.1.{n}"] for n in names)
     np.testing.assert_allclose(pre + attn_out + mlp_out, post, atol=1e-5)
     b_O = params["blocks"][str(1 % model.spec.n_layers)]["attn"]["b_O"]
-    np.testing.assert_allclose(result.sum(2) + b_O, attn_out, atol=1e-5)
+    np.testing.assert_allclose(result.sum(2) + b_O[None, None], attn_out, atol=1e-5)
 
 
 def test_looped_blocks_are_numbered_by_unrolled_depth():

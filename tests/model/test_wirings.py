@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Edit, Spec, Taps, Transformer, scale, set_to
+from implicit_reasoning.model import Edit, Spec, Taps, Transformer, add, layers, scale, set_to
 from implicit_reasoning.training.step import answer_logits
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
@@ -153,15 +153,11 @@ def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
     names = ("blocks.1.attn.hook_pattern",)
     blocked = jnp.zeros((4, 4)).at[3, 0].set(-jnp.inf)
     _, seen = model.forward(
-        params, CLEAN, sites=names, edits={"blocks.1.attn.hook_attn_scores": Edit(_add, blocked)}
+        params, CLEAN, sites=names, edits={"blocks.1.attn.hook_attn_scores": Edit(add, blocked)}
     )
     pattern = seen[names[0]]
     assert (pattern[:, :, 3, 0] == 0).all()
     np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-6)
-
-
-def _add(value, seen, term):
-    return value + term
 
 
 def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
@@ -184,3 +180,12 @@ def test_edits_work_in_other_wirings_too(model, params):
     trimmed = answer_logits(model, params, CLEAN, positions, edits)
     expected = jnp.take_along_axis(full, positions[..., None], axis=1)
     np.testing.assert_allclose(trimmed, expected, atol=2e-5)
+
+
+def test_attention_written_out_equals_its_products(model, params, monkeypatch):
+    """Few positions take another path than many; both are the same sums."""
+    short, _ = model.forward(params, CLEAN)
+    monkeypatch.setattr(layers, "_FEW_PAIRS", 0)
+    products, _ = model.forward(params, CLEAN)
+    np.testing.assert_allclose(short, products, atol=2e-6)
+    assert (short != products).any()  # the other path was taken indeed
