@@ -199,8 +199,8 @@ class Recipe:
         state = jax.lax.fori_loop(
             0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
         )
-        # Parameters may overflow all the same. Here, not in every step: to look at all of them takes
-        # as long as to update them.
+        # Parameters may overflow all the same. Here, not in every step: looking at all takes as
+        # long as to update them.
         return state._replace(finite=state.finite & _finite(state.params))
 
 

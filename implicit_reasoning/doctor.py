@@ -1,0 +1,74 @@
+"""Is this machine ready? Devices, versions, what it reaches; what is missing, and the remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import jax
+
+from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning.training.directory import provenance
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR=~/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
+
+
+def examine(workdir: str = ".") -> dict[str, str]:
+    """Findings by name, in the order to print them; takes a few seconds, for the peak."""
+    found = provenance()
+    devices = f"{found['device_count']} x {found['device']} ({jax.default_backend()})"
+    here = Path(workdir)
+    while not here.exists():
+        here = here.parent
+    return {
+        "devices": f"{devices}; {found['processes']} process(es)",
+        "cpu": f"{found['cpu']}, {found['cpu_cores']} cores for this process",
+        "python": found["python"],
+        "packages": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        "matrix products": ", ".join(
+            f"{matmul_peak(dtype) / 1e9:,.0f} GFLOP/s in {dtype}"
+            for dtype in ("float32", "bfloat16")
+        ),
+        "compilation cache": examine_cache(),
+        "free disk": f"{shutil.disk_usage(here).free / 2**30:,.1f} GiB at {here.absolute()}",
+    }
+
+
+def remedies() -> list[str]:
+    """What is missing here and how to get it, a sentence each; empty if nothing is."""
+    advice = []
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
+        advice.append(
+            "There is an NVIDIA driver, but JAX runs on the CPU: pip install"
+            ' "implicit_reasoning[cuda]" (and see whether JAX_PLATFORMS is set).'
+        )
+    if examine_cache() == "none":
+        advice.append(
+            "Every start compiles anew, about ten seconds for a small model: set"
+            f" {_CACHE} to keep what was compiled."
+        )
+    if importlib.util.find_spec("xprof") is None:
+        advice.append("TensorBoard's Profile tab, for `train --profile`: pip install xprof.")
+    if not os.environ.get("XLA_FLAGS", "").count("deterministic") and _is_gpu():
+        advice.append(
+            "Runs on this GPU repeat bit for bit only with"
+            " XLA_FLAGS=--xla_gpu_deterministic_ops=true."
+        )
+    return advice
+
+
+def examine_cache() -> str:
+    """Where compiled programs are kept, and how many are there."""
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not folder:
+        return "none"
+    path = Path(folder).expanduser()
+    entries = sum(1 for _ in path.glob("*-cache")) if path.is_dir() else 0
+    floor = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+    return f"{folder}, {entries} programs, of those that take {floor:g} s or more to compile"
+
+
+def _is_gpu() -> bool:
+    return jax.default_backend() == "gpu"

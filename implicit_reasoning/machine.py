@@ -1,0 +1,46 @@
+"""This machine: what its matrix products reach at most, measured; speeds are held against it."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+_SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
+
+
+def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) -> float:
+    """FLOP/s of a square matrix product on the default device, the best of some repeats.
+
+    Args:
+      dtype: of the factors; on GPUs float32 is TF32 unless precision says otherwise.
+      n: rows and columns; by default as many as fill the device.
+      repeats: measurements; the best counts, as others may use the machine.
+    """
+    if n is None:
+        n = 1024 if jax.default_backend() == "cpu" else 8192
+    one, two = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
+    count = 1
+    while (seconds := _time_products(one, two, count)) < _SECONDS:
+        count = max(2 * count, round(1.2 * count * _SECONDS / seconds))
+    best = min(seconds, *(_time_products(one, two, count) for _ in range(repeats - 1)))
+    return 2.0 * n**3 * count / best
+
+
+def _time_products(one: Array, two: Array, count: int) -> float:
+    _products(one, two, count).block_until_ready()  # compiled, and the caches are warm
+    began = time.perf_counter()
+    _products(one, two, count).block_until_ready()
+    return time.perf_counter() - began
+
+
+@jax.jit
+def _products(one: Array, two: Array, count: ArrayLike) -> Array:
+    # Each product needs the one before it, so that none is left out; the scale keeps it finite.
+    scale = jnp.asarray(one.shape[0] ** -0.5, one.dtype)
+    multiply = functools.partial(jnp.matmul, precision="default")
+    return jax.lax.fori_loop(0, count, lambda _, x: multiply(x, two) * scale, one)

@@ -1,0 +1,189 @@
+"""What a run will cost, before it is launched: sizes from shapes, time from a short measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
+from implicit_reasoning.training.evaluation import Evaluation
+from implicit_reasoning.training.optimizer import hyper
+from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.worlds import Dataset, build
+
+_SECONDS = 2.0  # of steps that are timed
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A short measurement on this machine.
+
+    Attributes:
+      compile_seconds: until the step was compiled (less if a cache had it).
+      step_seconds: of one step.
+      evaluation_seconds: of one evaluation of all splits.
+      device_bytes: what the compiled loop of steps holds on a device: its arguments, results and
+        temporaries; None where the backend does not say.
+      peak: FLOP/s of matrix products, measured, one device.
+    """
+
+    compile_seconds: float
+    step_seconds: float
+    evaluation_seconds: float
+    device_bytes: int | None
+    peak: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of a configuration; `speed` is None if nothing was measured."""
+
+    steps: int
+    evaluations: int
+    checkpoints: int
+    rows: int
+    devices: int
+    cost: StepCost
+    rows_bytes: int
+    speed: Speed | None
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """On disk when the run is done: parameters of every checkpoint, the last two full states.
+
+        Orbax compresses, trained parameters hardly.
+        """
+        return self.checkpoints * 4 * self.cost.parameters + 2 * self.cost.state_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """An estimate of the whole run; saves, which run in the background, are not in it."""
+        if self.speed is None:
+            return None
+        steps = self.steps * self.speed.step_seconds
+        return self.speed.compile_seconds + steps + self.evaluations * self.speed.evaluation_seconds
+
+    def describe(self) -> str:
+        """A table for a person."""
+        cost, speed = self.cost, self.speed
+        lines = {
+            "parameters": f"{cost.parameters:,}",
+            "training rows": f"{self.rows:,}, {_bytes(self.rows_bytes)} on every device",
+            "matrix products": f"{cost.step / 1e9:.3g} GFLOP a step",
+            "update": f"at least {_bytes(cost.traffic_bytes)} moved a step",
+            "state": f"{_bytes(cost.state_bytes)}: parameters and two moments, float32",
+            "checkpoints": f"{self.checkpoints:,}; {_bytes(self.checkpoint_bytes)} on disk in all",
+            "devices": f"{self.devices}",
+        }
+        if speed:
+            rate = 1 / speed.step_seconds
+            # The "devices" of a CPU are threads of one machine, and share what it reaches.
+            limit = speed.peak * (1 if jax.default_backend() == "cpu" else self.devices)
+            memory = "unknown" if speed.device_bytes is None else _bytes(speed.device_bytes)
+            lines |= {
+                "device memory": f"{memory} in the compiled loop",
+                "compiling": f"{speed.compile_seconds:.1f} s",
+                "speed": f"{rate:,.3g} steps/s, measured; {cost.step * rate / limit:.0%} of "
+                f"the {limit / 1e9:,.0f} GFLOP/s that products reach, measured",
+                "evaluations": f"{self.evaluations:,} of {speed.evaluation_seconds:.2g} s",
+                "time": f"about {_duration(self.seconds or 0)} for {self.steps:,} steps",
+            }
+        width = max(map(len, lines))
+        return "\n".join(f"{name:>{width}}: {value}" for name, value in lines.items())
+
+
+def plan(config: ConfigDict, *, measure: bool = True) -> Plan:
+    """What training a configuration would cost here; nothing is written.
+
+    Args:
+      config: as for `train`.
+      measure: also compile and time some steps and an evaluation; seconds, most of them compiling.
+
+    Raises:
+      InputError: the configuration cannot be trained.
+    """
+    setup.check_config(config)
+    dataset, schedule = build(config.task), Schedule.from_config(config)
+    mesh = sharding.make_mesh(config.mesh)
+    model = setup.make_model(config, dataset)
+    trained = dataset.tokens[: dataset.n_train]
+    return Plan(
+        steps=config.steps,
+        evaluations=len(schedule.evaluations),
+        checkpoints=len(schedule.checkpoints),
+        rows=dataset.n_train,
+        devices=mesh.size,
+        cost=step_cost(model.spec, batch_size=config.batch_size, **row_shape(dataset)),
+        rows_bytes=trained.nbytes + 2 * 4 * dataset.n_train * row_shape(dataset)["n_slots"],
+        speed=_measure(config, dataset, mesh) if measure else None,
+    )
+
+
+def _measure(config: ConfigDict, dataset: Dataset, mesh: Any) -> Speed:
+    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
+    init_key, stream_key = setup.keys(config.seed)
+    rates = hyper(config.optimizer)
+    shardings = sharding.tree_shardings(mesh, jax.eval_shape(recipe.init, init_key))
+    state = jax.jit(recipe.init, out_shardings=shardings)(init_key)
+
+    began = time.perf_counter()
+    advance = jax.jit(recipe.run, donate_argnums=0, out_shardings=shardings)
+    compiled = advance.lower(state, rows, rates, stream_key, jnp.int32(1)).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def steps(count: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state = compiled(state, rows, rates, stream_key, jnp.int32(count))
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    steps(1)
+    count = max(1, round(_SECONDS / max(steps(2) / 2, 1e-6)))
+    step_seconds = steps(count) / count
+    evaluation = Evaluation(recipe.model, dataset)
+    jax.block_until_ready(evaluation.launch(state.params))
+    return Speed(
+        compile_seconds=compile_seconds,
+        step_seconds=step_seconds,
+        evaluation_seconds=_seconds(lambda: evaluation.launch(state.params)),
+        device_bytes=_device_bytes(compiled),
+        peak=matmul_peak(config.model.dtype),
+    )
+
+
+def _seconds(launch: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(launch())
+    return time.perf_counter() - began
+
+
+def _device_bytes(compiled: Any) -> int | None:
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return int(held + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
+
+
+def _bytes(count: int | float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def _duration(seconds: int | float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,41 @@
+"""A plan says what a run will need; held against what a run needs."""
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.config import apply_overrides
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.training.plan import plan
+from implicit_reasoning.worlds import build
+from tests.training.tiny import tiny
+
+
+def test_sizes_are_those_of_the_run():
+    config = tiny()
+    planned = plan(config, measure=False)
+    dataset, mesh = build(config.task), sharding.make_mesh(config.mesh)
+    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
+    state = jax.eval_shape(recipe.init, jax.random.key(0))
+    assert planned.cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # less Adam's counter
+    assert planned.cost.state_bytes == 4 * (planned.cost.parameters + moments)
+    assert planned.rows_bytes == sum(np.asarray(column).nbytes for column in rows[:3])
+    assert planned.rows == dataset.n_train
+    assert planned.seconds is None and "steps/s" not in planned.describe()
+
+
+def test_a_measured_plan_estimates_time():
+    config = tiny()
+    planned = plan(config)
+    speed = planned.speed
+    assert planned.seconds > config.steps * speed.step_seconds
+    # The state and the rows are in the compiled loop at least; donated buffers are counted once.
+    assert speed.device_bytes >= planned.cost.state_bytes + planned.rows_bytes
+    assert "steps/s" in planned.describe() and "about" in planned.describe()
+
+
+def test_what_cannot_be_trained_cannot_be_planned():
+    with pytest.raises(InputError, match="batch_size"):
+        plan(apply_overrides(tiny(), {"batch_size": 0}))
