@@ -1,0 +1,241 @@
+"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
+
+    make peers
+    python experiments/benchmarks/train_step.py --rounds=15
+
+All sides take turns in one run, each with every core: our compiled loop of steps; square matrix
+products (the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused AdamW, twice:
+- `same work`: our initial weights, rows, loss and clipping, 3 input tokens, our vocabulary. The
+  first loss and gradient norm are held equal to ours before anything is timed.
+- `as published`: rows padded to 10 tokens and GPT-2's 50,257 tokens beside the world's, tied, as
+  the published code trains. Other work, hence labelled so.
+Without `--peer` (the Python of an environment with torch and transformers) only the first two.
+
+On an accelerator: --config=configs/composition.py:paper --peer=none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
+from implicit_reasoning.training.directory import provenance
+from implicit_reasoning.training.optimizer import hyper
+from implicit_reasoning.training.step import TrainingRows, answer_logits, answer_loss
+from implicit_reasoning.worlds import build
+
+FLAGS = {
+    "config": "configs/composition.py:pocket",
+    "rounds": 15,
+    "steps": 20,
+    "peer": ".peers/huggingface/bin/python",
+    "out": "results/benchmarks/train_step.json",
+}
+GPT2_VOCABULARY, PUBLISHED_LENGTH = 50_257, 10
+
+
+def main(argv: list[str]) -> None:
+    """Take turns, then write seconds, FLOPs and ratios."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    ours = Ours(config)
+    with tempfile.TemporaryDirectory() as folder:
+        peers = {} if flags["peer"] == "none" else start_peers(ours, flags["peer"], Path(folder))
+        sides: dict[str, tuple[Callable[[int], float], int]] = {"ours": (ours.run, flags["steps"])}
+        sides |= {name: (peer.run, peer.steps(flags["steps"])) for name, peer in peers.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        peak = []
+        for turn in range(flags["rounds"] + 1):
+            for name, (run, steps) in sides.items():
+                if turn:
+                    peak.append(matmul_peak(config.model.dtype, repeats=2))
+                took = run(steps) / steps
+                if turn:  # the first warms all up
+                    seconds[name].append(took)
+            print(f"{turn}/{flags['rounds']}", file=sys.stderr, flush=True)
+    flops = {"ours": ours.flops} | {name: peer.flops for name, peer in peers.items()}
+    result = {
+        "config": flags["config"],
+        "load_average": os.getloadavg()[0],
+        "milliseconds": {name: spread([1e3 * s for s in s_]) for name, s_ in seconds.items()},
+        "gflop": {name: value / 1e9 for name, value in flops.items()},
+        "gflop_per_second": {
+            name: spread([flops[name] / s / 1e9 for s in s_]) for name, s_ in seconds.items()
+        },
+        # Once with the best that was seen, as the peak of a machine is; once with the median.
+        "peak_gflop_per_second": {"best": max(peak) / 1e9, **spread([p / 1e9 for p in peak])},
+        "share_of_peak": {
+            name: spread([flops[name] / s / max(peak) for s in s_]) for name, s_ in seconds.items()
+        },
+        "times_as_fast": {
+            name: {
+                "time": spread([b / a for a, b in zip(seconds["ours"], s_, strict=True)]),
+                "flop": flops[name] / flops["ours"],
+            }
+            for name, s_ in seconds.items()
+        },
+        "versions": {name: peer.versions for name, peer in peers.items()},
+        "provenance": {"time": time.time(), **provenance()},
+    }
+    write_json(flags["out"], result)
+    print(json.dumps(result, indent=2))
+
+
+class Ours:
+    """The compiled loop of a configuration, as `train` runs it."""
+
+    def __init__(self, config: ConfigDict):
+        self.config, self.dataset = config, build(config.task)
+        mesh = sharding.make_mesh(config.mesh)
+        self.recipe = setup.make_recipe(config, self.dataset, mesh)
+        self.rows = setup.training_rows(self.dataset, mesh)
+        init_key, self.key = setup.keys(config.seed)
+        self.hyper = hyper(config.optimizer)
+        self.params = self.recipe.model.init(init_key)
+        self._state = self.recipe.init(init_key)
+        self._run = jax.jit(self.recipe.run, donate_argnums=0)
+        shape = row_shape(self.dataset)
+        self.flops = step_cost(self.spec, batch_size=config.batch_size, **shape).step
+
+    @property
+    def spec(self) -> Spec:
+        """Of the model."""
+        return self.recipe.model.spec
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        began = time.perf_counter()
+        self._state = self._run(self._state, self.rows, self.hyper, self.key, jnp.int32(steps))
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - began
+
+
+class Peer:
+    """A process that trains GPT-2 in PyTorch when it is told to."""
+
+    def __init__(self, python: str, folder: Path, flops: float):
+        script = Path(__file__).with_name("gpt2_torch.py")
+        threads = len(os.sched_getaffinity(0))
+        self.flops = flops
+        self._process = subprocess.Popen(
+            [python, str(script), str(folder), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.versions = self._listen()
+
+    def tell(self, steps: int) -> dict[str, float]:
+        """Let it make so many steps."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return self._listen()
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps, by its own clock."""
+        return self.tell(steps)["seconds"]
+
+    def steps(self, ours: int) -> int:
+        """Fewer where a step is expensive."""
+        return max(2, min(ours, round(ours * 2e10 / self.flops)))
+
+    def _listen(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        said: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return said
+
+
+def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, Peer]:
+    """Both variants; the first is checked to do what ours does."""
+    rows = jax.device_get(ours.rows)
+    assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
+    batch = ours.config.batch_size
+    same = write_peer(folder / "same", ours, ours.recipe.model, ours.params, rows)
+    peers = {"same work": Peer(python, same, whole_flops(ours.spec, batch, rows.tokens.shape[1]))}
+    check_same_work(ours, rows, peers["same work"].tell(1))
+
+    spec = dataclasses.replace(
+        ours.spec,
+        d_vocab=GPT2_VOCABULARY + ours.spec.d_vocab,
+        n_ctx=PUBLISHED_LENGTH,
+        tied=True,
+    )
+    padded = np.pad(rows.tokens, ((0, 0), (0, PUBLISHED_LENGTH - rows.tokens.shape[1])))
+    model = Transformer(spec)
+    published = write_peer(
+        folder / "published",
+        ours,
+        model,
+        model.init(jax.random.key(0)),
+        rows._replace(tokens=padded),
+    )
+    flops = whole_flops(spec, batch, PUBLISHED_LENGTH)
+    return peers | {"as published": Peer(python, published, flops)}
+
+
+def write_peer(
+    folder: Path, ours: Ours, model: Transformer, params: Any, rows: TrainingRows
+) -> Path:
+    """The folder that gpt2_torch.py reads."""
+    save_gpt2(folder, model, params)
+    columns = {
+        "tokens": rows.tokens,
+        "position": rows.positions[:, 0],
+        "answer": rows.answers[:, 0],
+    }
+    np.savez(folder / "rows.npz", **columns)
+    settings = {"batch_size": ours.config.batch_size, **ours.config.optimizer.to_dict()}
+    write_json(folder / "settings.json", settings)
+    return folder
+
+
+def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> None:
+    """The first batch has the same loss and gradient norm on both sides."""
+    here = slice(ours.config.batch_size)
+
+    def loss(params: Any) -> Any:
+        logits = answer_logits(
+            ours.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
+        )
+        return answer_loss(logits, rows.answers[here])
+
+    value, gradient = jax.value_and_grad(loss)(ours.params)
+    np.testing.assert_allclose(said["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(said["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+
+
+def whole_flops(spec: Spec, batch_size: int, n_pos: int) -> float:
+    """FLOPs of a step that runs every block, and the unembedding, at every position."""
+    blocks = spec.depth * block_flops(spec, n_pos, n_pos)
+    return 3.0 * batch_size * (blocks + 2 * n_pos * spec.d_model * spec.d_vocab)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
