@@ -35,12 +35,15 @@ from implicit_reasoning.worlds.dataset import (
     Rows,
     assemble,
     prefix_keys,
-    rows_from_chains,
-    vocabulary,
-    with_answers,
     world_of,
 )
 from implicit_reasoning.worlds.exchange_text import ROW_FILES, Table, read_table
+from implicit_reasoning.worlds.spelling import (
+    Spelling,
+    position_names,
+    rows_from_chains,
+    vocabulary,
+)
 from implicit_reasoning.worlds.world import NONE, ROLES, world_from_table
 
 META_FORMAT = "implicit_reasoning exchange 1"
@@ -229,15 +232,18 @@ def _rebuild(
     names = list(splits or dict.fromkeys([*trained_names, *split[kept]]))
     index = {name: np.flatnonzero(kept & (split == name)) for name in names}
 
+    spelling = Spelling(end_token=end_token)
+
     def rows(name: str) -> Rows:
         length = 1 if name.endswith("triples") else hops
         chains = Chains(world, facts[index[name], :length])
-        return with_answers(rows_from_chains(chains, end_token), table.answer[index[name]])
+        return rows_from_chains(chains, spelling, table.answer[index[name]])
 
     dataset = assemble(
         {name: rows(name) for name in names if name in trained_names},
         {name: rows(name) for name in names if name not in trained_names},
-        vocab=vocabulary(world, end_token),
+        vocab=vocabulary(world, spelling),
+        positions=position_names(hops, spelling),
         probes=0,
         world=world,
     )

@@ -15,6 +15,8 @@ from implicit_reasoning.worlds.shortcuts import (
     row_completion,
 )
 
+OF_CHAINS = ("modal_r2", "modal_e1_r2", "row_completion")
+
 
 def training_rows(dataset):
     """{prefix: {last relation: answer}} of the training chains."""
@@ -88,10 +90,12 @@ def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, en
     # Trained chains are asked as well: a rule may not fall over on what it has seen.
     rows = np.flatnonzero((dataset.truth["position"] == hops) & dataset.probe)
     expected = [plain_answers(dataset, row, known) for row in rows]
-    for name, rule in RULES.items():
-        assert rule(dataset, rows).tolist() == [answers[name] for answers in expected]
+    for name in OF_CHAINS:
+        assert RULES[name].predict(dataset, rows).tolist() == [
+            answers[name] for answers in expected
+        ]
     table = shortcuts(dataset)
-    for name, row in [(n, s) for n in RULES for s in dataset.splits if s.startswith("test")]:
+    for name, row in [(n, s) for n in OF_CHAINS for s in dataset.splits if s.startswith("test")]:
         asked = np.flatnonzero(dataset.split[rows] == dataset.splits.index(row))
         if not len(asked):
             assert row not in table[name]

@@ -1,0 +1,137 @@
+"""From chains to tokens: how entities, relations and answers are written down as rows.
+
+What a row says does not depend on how it is spelt: the truth about a chain is the same in every
+spelling, only tokens, targets and answer positions differ.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds.chains import Chains
+from implicit_reasoning.worlds.dataset import END_TOKEN, Rows
+from implicit_reasoning.worlds.world import NONE, World
+
+ORDERS = ("e r r", "r r e")
+"""Entity first, as published; or relations first, so that all hops share the last position."""
+
+
+class Spelling(NamedTuple):
+    """How chains are written.
+
+    Attributes:
+      order: of `ORDERS`: the prompt is [e1, r1, r2, ...] or [r1, r2, ..., e1].
+      names: 0 to write an entity as one token; n to write it as a first and a last name, out of n
+        each (Wang et al. 2024, appendix C). All names are used equally often, or nearly: each by
+        n_entities / n entities, the paper's "token multiplicity".
+      end_token: put `</a>` after the answer, and supervise it, as published.
+    """
+
+    order: str = "e r r"
+    names: int = 0
+    end_token: bool = False
+
+    def check(self, world: World) -> None:
+        """Raise an `InputError` if entities of this world cannot be written so."""
+        if self.order not in ORDERS:
+            known = " or ".join(map(repr, ORDERS))
+            raise InputError(f"order is {self.order!r}; it must be {known}")
+        if self.names and not (1 <= self.names <= world.n_entities <= self.names**2):
+            raise InputError(
+                f"names = {self.names} is out of bounds: {world.n_entities} entities need at least"
+                f" {int(np.ceil(world.n_entities**0.5))} first and last names (so that every pair"
+                f" is another entity), and at most {world.n_entities}; 0 writes one token each"
+            )
+
+
+PLAIN = Spelling()
+"""Entity first, a token each, and nothing after the answer."""
+
+
+def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
+    """Names of the tokens: entities (or first, then last names), relations, then `</a>` if used."""
+    if spelling.names:
+        entities = [f"<{kind}_{i}>" for kind in ("first", "last") for i in range(spelling.names)]
+    else:
+        entities = [f"<e_{i}>" for i in range(world.n_entities)]
+    relations = [f"<r_{i}>" for i in range(world.n_relations)]
+    return (*entities, *relations, *([END_TOKEN] if spelling.end_token else []))
+
+
+def position_names(hops: int, spelling: Spelling = PLAIN) -> tuple[str, ...]:
+    """Names of the positions of a prompt of so many hops: e1, r1, r2; or e1.first, e1.last, ..."""
+    entity = ("e1.first", "e1.last") if spelling.names else ("e1",)
+    relations = tuple(f"r{hop + 1}" for hop in range(hops))
+    return (*entity, *relations) if spelling.order == "e r r" else (*relations, *entity)
+
+
+def rows_from_chains(
+    chains: Chains,
+    spelling: Spelling = PLAIN,
+    answers: Int[np.ndarray, "chain"] | None = None,
+) -> Rows:
+    """Write chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`.
+
+    What is answered in more than one token is input too: `[e1, r1, r2, e3]` with targets
+    `[-1, -1, e3, </a>]` where there is an end token.
+
+    Args:
+      chains: of one world.
+      spelling: how to write them.
+      answers: entities to teach in place of the true ones, [chain]; the rest of the truth stays.
+    """
+    world = chains.world
+    taught = chains.entities[:, -1] if answers is None else answers.astype(np.int32)
+    # Names and relations have their token numbers after those of the entities.
+    entity, answer = (_spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
+    relations = [_first_relation(world, spelling) + relation for relation in chains.relations.T]
+    prompt = [*entity, *relations] if spelling.order == "e r r" else [*relations, *entity]
+    end = _first_relation(world, spelling) + world.n_relations
+    ending = [*answer, *([np.full(len(chains), end, np.int32)] if spelling.end_token else [])]
+
+    tokens = np.empty((len(chains), len(prompt) + len(ending) - 1), np.int32)
+    targets = np.full_like(tokens, NONE)
+    for place, column in enumerate([*prompt, *ending[:-1]]):
+        tokens[:, place] = column
+    for place, column in enumerate(ending, start=len(prompt) - 1):
+        targets[:, place] = column
+    return Rows(tokens, targets, _truth(chains) | _answers(answer, len(prompt) - 1))
+
+
+def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "row"]]:
+    """The tokens of entities, one column a token."""
+    if not names:
+        return [entity]
+    # Pairs (i, i), then (i, i + 1), ...: for every number of entities all names are used alike.
+    first = entity % names
+    return [first, names + (first + entity // names) % names]
+
+
+def _first_relation(world: World, spelling: Spelling) -> int:
+    return 2 * spelling.names or world.n_entities
+
+
+def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
+    hops, entities, relations = chains.hops, chains.entities, chains.relations
+    truth = {"e1": entities[:, 0]}
+    for hop in range(hops):
+        truth[f"r{hop + 1}"] = relations[:, hop]
+        truth[f"e{hop + 2}"] = entities[:, hop + 1]
+    truth |= {f"fact{hop + 1}": chains.facts[:, hop] for hop in range(hops)}
+    truth |= {f"role{hop + 1}": chains.roles[:, hop].astype(np.int32) for hop in range(hops)}
+    return truth
+
+
+def _answers(
+    answer: list[Int[np.ndarray, "row"]], position: int
+) -> dict[str, Int[np.ndarray, "row"]]:
+    truth = {}
+    for number, column in enumerate(answer):
+        suffix = str(number + 1) if number else ""
+        truth[f"answer{suffix}"] = column
+        truth[f"position{suffix}"] = np.full(len(column), position + number, np.int32)
+    return truth
