@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -206,6 +206,39 @@ class Rows(NamedTuple):
     tokens: Int[np.ndarray, "row pos"]
     targets: Int[np.ndarray, "row pos"]
     truth: dict[str, Int[np.ndarray, "row"]]
+
+
+def make_rows(
+    prompt: Sequence[Int[np.ndarray, "row"]],
+    answer: Sequence[Int[np.ndarray, "row"]],
+    truth: Mapping[str, Int[np.ndarray, "row"]],
+    end: int | None = None,
+) -> Rows:
+    """Rows that ask `prompt` and supervise `answer`: `[a, b, c] -> d`.
+
+    What is answered in more than one token is input too: `[a, b, c, d]` with targets
+    `[-1, -1, d, end]`.
+
+    Args:
+      prompt: the prompt's tokens, a column each.
+      answer: the answer's tokens, a column each; at least one.
+      truth: further columns; `answer`, `position` (and `answer2`, ...) are filled in here.
+      end: the token to put after the answer and to supervise, None for none.
+    """
+    n_rows, last = len(answer[0]), len(prompt) - 1
+    ending = [*answer, *([] if end is None else [np.full(n_rows, end, np.int32)])]
+    tokens = np.empty((n_rows, last + len(ending)), np.int32)
+    targets = np.full_like(tokens, NONE)
+    for place, column in enumerate([*prompt, *ending[:-1]]):
+        tokens[:, place] = column
+    for place, column in enumerate(ending, start=last):
+        targets[:, place] = column
+    known = {name: column.astype(np.int32, copy=False) for name, column in truth.items()}
+    for number, column in enumerate(answer):
+        suffix = str(number + 1) if number else ""
+        known[f"answer{suffix}"] = column.astype(np.int32, copy=False)
+        known[f"position{suffix}"] = np.full(n_rows, last + number, np.int32)
+    return Rows(tokens, targets, known)
 
 
 def assemble(

@@ -13,8 +13,8 @@ from jaxtyping import Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds.chains import Chains
-from implicit_reasoning.worlds.dataset import END_TOKEN, Rows
-from implicit_reasoning.worlds.world import NONE, World
+from implicit_reasoning.worlds.dataset import END_TOKEN, Rows, make_rows
+from implicit_reasoning.worlds.world import World
 
 ORDERS = ("e r r", "r r e")
 """Entity first, as published; or relations first, so that all hops share the last position."""
@@ -74,10 +74,7 @@ def rows_from_chains(
     spelling: Spelling = PLAIN,
     answers: Int[np.ndarray, "chain"] | None = None,
 ) -> Rows:
-    """Write chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`.
-
-    What is answered in more than one token is input too: `[e1, r1, r2, e3]` with targets
-    `[-1, -1, e3, </a>]` where there is an end token.
+    """Write chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`; see `make_rows`.
 
     Args:
       chains: of one world.
@@ -85,21 +82,14 @@ def rows_from_chains(
       answers: entities to teach in place of the true ones, [chain]; the rest of the truth stays.
     """
     world = chains.world
-    taught = chains.entities[:, -1] if answers is None else answers.astype(np.int32)
-    # Names and relations have their token numbers after those of the entities.
+    taught = chains.entities[:, -1] if answers is None else answers
     entity, answer = (_spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
-    relations = [_first_relation(world, spelling) + relation for relation in chains.relations.T]
+    # Relations have their token numbers after those of the entities, or of their names.
+    first = 2 * spelling.names or world.n_entities
+    relations = [first + relation for relation in chains.relations.T]
     prompt = [*entity, *relations] if spelling.order == "e r r" else [*relations, *entity]
-    end = _first_relation(world, spelling) + world.n_relations
-    ending = [*answer, *([np.full(len(chains), end, np.int32)] if spelling.end_token else [])]
-
-    tokens = np.empty((len(chains), len(prompt) + len(ending) - 1), np.int32)
-    targets = np.full_like(tokens, NONE)
-    for place, column in enumerate([*prompt, *ending[:-1]]):
-        tokens[:, place] = column
-    for place, column in enumerate(ending, start=len(prompt) - 1):
-        targets[:, place] = column
-    return Rows(tokens, targets, _truth(chains) | _answers(answer, len(prompt) - 1))
+    end = first + world.n_relations if spelling.end_token else None
+    return make_rows(prompt, answer, _truth(chains), end)
 
 
 def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "row"]]:
@@ -111,10 +101,6 @@ def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "
     return [first, names + (first + entity // names) % names]
 
 
-def _first_relation(world: World, spelling: Spelling) -> int:
-    return 2 * spelling.names or world.n_entities
-
-
 def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
     hops, entities, relations = chains.hops, chains.entities, chains.relations
     truth = {"e1": entities[:, 0]}
@@ -122,16 +108,5 @@ def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
         truth[f"r{hop + 1}"] = relations[:, hop]
         truth[f"e{hop + 2}"] = entities[:, hop + 1]
     truth |= {f"fact{hop + 1}": chains.facts[:, hop] for hop in range(hops)}
-    truth |= {f"role{hop + 1}": chains.roles[:, hop].astype(np.int32) for hop in range(hops)}
-    return truth
-
-
-def _answers(
-    answer: list[Int[np.ndarray, "row"]], position: int
-) -> dict[str, Int[np.ndarray, "row"]]:
-    truth = {}
-    for number, column in enumerate(answer):
-        suffix = str(number + 1) if number else ""
-        truth[f"answer{suffix}"] = column
-        truth[f"position{suffix}"] = np.full(len(column), position + number, np.int32)
+    truth |= {f"role{hop + 1}": chains.roles[:, hop] for hop in range(hops)}
     return truth

@@ -42,11 +42,13 @@ class Stream(enum.IntEnum):
     SHADOW_TAILS = 5
     SCRAMBLED_ANSWERS = 6
     OTHER_ROLES = 7
+    HELD_OUT = 8
+    PAIRS = 9
 
 
-def stream(seed: int, purpose: int) -> np.random.Generator:
+def stream(seed: int, *purpose: int) -> np.random.Generator:
     """The generator of `seed` for one purpose; a task of your own takes a number from 100 on."""
-    return np.random.default_rng([seed, int(purpose)])
+    return np.random.default_rng([seed, *map(int, purpose)])
 
 
 class Facts(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds.dataset import Dataset
+from implicit_reasoning.worlds.tasks.comparison import comparison, complex
 from implicit_reasoning.worlds.tasks.composition import (
     composition,
     held_out_id_triples,
@@ -20,6 +21,8 @@ from implicit_reasoning.worlds.tasks.composition import (
     shadow,
     without_id_triples,
 )
+from implicit_reasoning.worlds.tasks.in_context import in_context
+from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
 
 TASKS: dict[str, Callable[[Any], Dataset]] = {
     "composition": composition,
@@ -28,6 +31,10 @@ TASKS: dict[str, Callable[[Any], Dataset]] = {
     "second_hop_restricted": second_hop_restricted,
     "shadow": shadow,
     "scrambled": scrambled,
+    "comparison": comparison,
+    "complex": complex,
+    "modular_addition": modular_addition,
+    "in_context": in_context,
 }
 """The tasks that come with the lab; others are found by import path."""
 
