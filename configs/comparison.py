@@ -2,8 +2,8 @@
 
     python -m implicit_reasoning train --config=configs/comparison.py:desk --workdir=DIR
 
-The other task of Wang et al. 2024 (section 4), in which the two facts are looked up side by side
-and not one after the other.
+Controls for: reasoning that is not a chain. In this other task of Wang et al. 2024 (section 4) the
+two facts are looked up side by side, and not one after the other.
 
 Published (phi 7.2, figure 1, right): train .99 at 10,000 steps; test_ii .86 at 2,000, .90 at
 10,000, 1.0 at 340,000; test_oo .80 at 4,000 and .99 at 340,000 - unlike composition it generalises

@@ -7,7 +7,7 @@ sequence, so the same instruments must find attention that matches and copies, a
 
 Published: two layers are enough, one is not (Elhage et al. 2021; Olsson et al. 2022, who see the
 heads form in an abrupt phase). To expect: test_repeated follows train_repeated closely, in one
-jump; with `--config.model.n_layers=1` neither comes. Times: not measured.
+jump; with `--config.model.n_layers=1` neither comes. Times: not measured, but for `pocket`.
 """
 
 from pathlib import Path
@@ -37,7 +37,11 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """To try it."""
+    """To try it: about 40 steps/s on two cores that were shared with other work.
+
+    One run, seed 0: test_repeated .75 at 200 steps, .98 at 350 and 1.0 from 800 on, train_repeated
+    the same.
+    """
     config.steps = 4_000
     config.batch_size = 128
 

@@ -39,6 +39,7 @@ def context(run: Run) -> dict[str, Any]:
         "warning": _warning(parts, floors),
         "splits": table,
         "unit": "facts" if dataset.hops else "rows",
+        "patterns": "r2" in dataset.truth,
         "rules": {name: _first_line(RULES[name].predict) for name in rules},
         "checkpoint": checkpoint,
         "world": _world(dataset),
@@ -58,13 +59,13 @@ def _summary(run: Run, dataset: Dataset) -> str:
         f"{_plural(spec.n_heads, 'head')}, {_short(n_params)} parameters), trained on "
         f"{_plural(dataset.n_train, 'row')} of the task “{run.config.task.name}”"
     )
-    if dataset.world is None:
-        return f"{text}."
-    world, trained = dataset.world, Splits.of(dataset).trained
-    text += f": all {world.n_facts:,} facts of a world of {world.n_entities:,} entities and "
-    text += _plural(world.n_relations, "relation")
+    if dataset.world is not None:
+        world = dataset.world
+        text += f", made of {world.n_facts:,} facts about {world.n_entities:,} entities and "
+        text += _plural(world.n_relations, "relation")
+    trained = Splits.of(dataset).trained
     if trained:
-        text += f", and {len(dataset.rows(trained)):,} chains of {dataset.hops} facts"
+        text += f"; {len(dataset.rows(trained)):,} of the rows are {trained}"
     return f"{text}."
 
 

@@ -12,7 +12,7 @@ A task of your own is a function from its settings to a `Dataset`: the README wr
 """
 
 from implicit_reasoning.worlds.chains import Chains, enumerate_chains, exposure, patterns
-from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, prefix_keys
+from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, make_rows, prefix_keys
 from implicit_reasoning.worlds.exchange import read_grokked, write_grokked
 from implicit_reasoning.worlds.shortcuts import coverage, distinct_states, shortcuts
 from implicit_reasoning.worlds.spelling import (
@@ -39,6 +39,7 @@ __all__ = [
     "enumerate_chains",
     "exposure",
     "find_task",
+    "make_rows",
     "make_world",
     "patterns",
     "position_names",
