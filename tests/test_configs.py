@@ -1,19 +1,21 @@
 """Every configuration, at every scale: it builds, reads what it has, and its rows are true."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
 from implicit_reasoning.training import Splits
 from implicit_reasoning.training.batches import check_order
 from implicit_reasoning.training.setup import check_config
-from implicit_reasoning.worlds import TASKS, build, shortcuts
+from implicit_reasoning.worlds import TASKS, Dataset, build, shortcuts
 
 FILES = sorted(Path("configs").glob("*.py"))
 SCALES = {
@@ -91,6 +93,16 @@ def answers_of(dataset):
     if "answer2" in truth:  # the first of two names
         entity = entity % (sum(word.startswith("<first_") for word in dataset.vocab))
     return entity.tolist()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_world_command_takes_it(path, tmp_path, capsys):
+    assert main(["world", f"--config={path}:pocket", f"--out={tmp_path}"]) == 0
+    dataset = Dataset.load(tmp_path / "world.npz")
+    assert len(json.loads((tmp_path / "train.json").read_text())) == dataset.n_train
+    said = capsys.readouterr().out
+    assert all(split in said for split in dataset.splits)
+    assert all(position in said for position in dataset.positions)
 
 
 def test_every_task_has_a_configuration():

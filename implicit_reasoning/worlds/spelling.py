@@ -89,7 +89,8 @@ def rows_from_chains(
     relations = [first + relation for relation in chains.relations.T]
     prompt = [*entity, *relations] if spelling.order == "e r r" else [*relations, *entity]
     end = first + world.n_relations if spelling.end_token else None
-    return make_rows(prompt, answer, _truth(chains), end)
+    truth = chain_truth(chains.entities, chains.relations, chains.facts, chains.roles)
+    return make_rows(prompt, answer, truth, end)
 
 
 def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "row"]]:
@@ -101,12 +102,16 @@ def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "
     return [first, names + (first + entity // names) % names]
 
 
-def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
-    hops, entities, relations = chains.hops, chains.entities, chains.relations
+def chain_truth(
+    entities: Int[np.ndarray, "chain entity"],
+    relations: Int[np.ndarray, "chain hop"],
+    facts: Int[np.ndarray, "chain hop"],
+    roles: Int[np.ndarray, "chain hop"],
+) -> dict[str, Int[np.ndarray, "chain"]]:
+    """The truth columns of chains, before what depends on their spelling."""
     truth = {"e1": entities[:, 0]}
-    for hop in range(hops):
+    for hop in range(facts.shape[1]):
         truth[f"r{hop + 1}"] = relations[:, hop]
         truth[f"e{hop + 2}"] = entities[:, hop + 1]
-    truth |= {f"fact{hop + 1}": chains.facts[:, hop] for hop in range(hops)}
-    truth |= {f"role{hop + 1}": chains.roles[:, hop] for hop in range(hops)}
-    return truth
+    truth |= {f"fact{hop + 1}": column for hop, column in enumerate(facts.T)}
+    return truth | {f"role{hop + 1}": column for hop, column in enumerate(roles.T)}

@@ -42,7 +42,7 @@ def modular_addition(task: Any) -> Dataset:
     return assemble(
         {"train_pairs": rows(order[:n_train])},
         {"test_pairs": rows(order[n_train:][: task.probes])},
-        vocab=(*map(str, range(task.modulus)), "="),
+        vocab=(*(f"<{i}>" for i in range(task.modulus)), "<=>"),
         positions=("a", "b", "="),
         probes=task.probes,
     )

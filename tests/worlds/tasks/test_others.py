@@ -31,11 +31,11 @@ def repeated(**changes):
 )
 def test_addition_has_every_pair_once(seed, modulus, fraction):
     dataset = addition(world_seed=seed, modulus=modulus, train_fraction=fraction)
-    assert dataset.vocab == (*map(str, range(modulus)), "=")
+    assert dataset.vocab == (*(f"<{i}>" for i in range(modulus)), "<=>")
     assert dataset.sizes()["train_pairs"] == dataset.n_train == round(fraction * modulus**2)
     pairs = set()
     for row in range(len(dataset)):
-        words = [dataset.vocab[token] for token in dataset.tokens[row]]
+        words = [dataset.vocab[token].strip("<>") for token in dataset.tokens[row]]
         a, b = int(words[0]), int(words[1])
         assert words[2] == "=" and dataset.truth["a"][row] == a and dataset.truth["b"][row] == b
         answer = (a + b) % modulus
