@@ -55,29 +55,37 @@ class Chains:
         """int8 [chain, hop]: the role of each hop's fact, an index into `ROLES`."""
         return self.world.facts.role[self.facts]
 
-    def allowing(self, *roles: str) -> Chains:
-        """The chains whose facts have one of the given roles, hop by hop: `allowing("IR", "I")`."""
+    def allows(self, *roles: str) -> Bool[np.ndarray, "chain"]:
+        """Which chains have facts of the given roles, hop by hop: `allows("IR", "I")`."""
         keep = np.ones(len(self), bool)
         for hop, letters in enumerate(roles):
-            allowed = np.array([role in letters for role in ROLES])
-            keep &= allowed[self.roles[:, hop]]
-        return self[keep]
+            fits = np.isin(self.world.facts.role, [ROLES.index(letter) for letter in letters])
+            keep &= fits[self.facts[:, hop]]
+        return keep
 
-    def where(self, pattern: str) -> Chains:
-        """The chains of one pattern, such as `"io"`, in the order they stand here.
+    def matches(self, pattern: str) -> Bool[np.ndarray, "chain"]:
+        """Which chains are of a pattern, such as `"io"`.
 
         `o` is an `O` fact, `i` any other that training allows at that hop; see `inside`.
         """
-        return self.allowing(
+        return self.allows(
             *("O" if letter == "o" else inside(hop) for hop, letter in enumerate(pattern))
         )
 
+    def where(self, pattern: str) -> Chains:
+        """The chains of one pattern, in the order they stand here."""
+        return self[self.matches(pattern)]
+
     def shuffled(self, random: np.random.Generator) -> Chains:
         """The same chains in random order."""
-        # Half the memory of `random.permutation`, and the same order.
-        order = np.arange(len(self), dtype=np.int32)
-        random.shuffle(order)
-        return self[order]
+        return self[shuffled(len(self), random)]
+
+
+def shuffled(count: int, random: np.random.Generator) -> Int[np.ndarray, "row"]:
+    """int32: the numbers below `count` in random order, the same as `random.permutation`'s."""
+    order = np.arange(count, dtype=np.int32)  # half the memory of theirs
+    random.shuffle(order)
+    return order
 
 
 def inside(hop: int) -> str:

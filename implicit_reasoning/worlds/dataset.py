@@ -302,7 +302,8 @@ def prompt_keys(dataset: Dataset) -> Int[np.ndarray, "row"]:
     """int64 [row]: a number for each row's prompt, its length included."""
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
-    keys = np.unique(keys, return_inverse=True)[1]
+    if dataset.n_vocab**dataset.n_ctx * dataset.n_ctx >= 2**63:  # would overflow: number them anew
+        keys = np.unique(keys, return_inverse=True)[1]
     return keys * dataset.n_ctx + position
 
 
@@ -347,9 +348,16 @@ def _exposure_columns(
     }
 
 
+_PRIME = 4_194_301
+
+
 def _check_no_test_row_is_trained(dataset: Dataset) -> None:
     keys = prompt_keys(dataset)
-    leaked = np.isin(keys[dataset.n_train :], keys[: dataset.n_train])
+    trained, tested = keys[: dataset.n_train], keys[dataset.n_train :]
+    # Most trained prompts share not even a remainder with a tested one, and need not be sorted.
+    remainders = np.zeros(_PRIME, bool)
+    remainders[tested % _PRIME] = True
+    leaked = np.isin(tested, trained[remainders[trained % _PRIME]])
     if leaked.any():
         row = dataset.n_train + int(np.argmax(leaked))
         prompt = dataset.tokens[row, : dataset.truth["position"][row] + 1]

@@ -64,7 +64,7 @@ def test_a_pattern_allows_what_training_allows_at_that_hop(world, hops):
             for roles in chains.roles.tolist()
         ]
         assert chains.where(name).facts.tolist() == chains.facts[np.array(wanted, bool)].tolist()
-    few = chains.allowing(*["RO"] * hops)
+    few = chains[chains.allows(*["RO"] * hops)]
     assert {ROLES[role] for role in few.roles.ravel()} <= {"R", "O"}
     assert len(few) == sum(set(roles) <= {1, 3} for roles in chains.roles.tolist())
 

@@ -11,10 +11,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns
+from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns, shuffled
 from implicit_reasoning.worlds.dataset import Dataset, assemble
 from implicit_reasoning.worlds.spelling import (
     Spelling,
@@ -23,7 +23,6 @@ from implicit_reasoning.worlds.spelling import (
     vocabulary,
 )
 from implicit_reasoning.worlds.world import (
-    ROLES,
     Stream,
     World,
     check_range,
@@ -91,8 +90,8 @@ def held_out_id_triples(task: Any) -> Dataset:
     check_range("held_out_fraction", task.held_out_fraction, 0, 1)
     cut = _cut(task, with_role(_world(task), "H", task.held_out_fraction))
     facts = cut.trained["id_triples"]
-    cut.trained["id_triples"] = facts.allowing("I")
-    held_out = {"held_out_id_triples": facts.allowing("H")[: task.probes]}
+    cut.trained["id_triples"] = facts[facts.allows("I")]
+    held_out = {"held_out_id_triples": facts[facts.allows("H")][: task.probes]}
     return _dataset(task, cut._replace(tested={**held_out, **cut.tested}))
 
 
@@ -110,10 +109,10 @@ def second_hop_restricted(task: Any) -> Dataset:
     """
     check_range("restricted_fraction", task.restricted_fraction, 0, 1)
     cut = _cut(task, with_role(_world(task), "R", task.restricted_fraction))
-    known = cut.chains.allowing(*["IR"] * task.hops)
-    later = (known.roles[:, 1:] == ROLES.index("R")).any(1)
+    all_known = cut.chains.allows(*["IR"] * task.hops)
+    restricted = cut.in_order(all_known & ~cut.chains.matches("i" * task.hops))
     inside, *others = cut.tested
-    tested = {inside: cut.tested[inside], f"{inside}_sr": known[later][: task.probes]}
+    tested = {inside: cut.tested[inside], f"{inside}_sr": restricted[: task.probes]}
     return _dataset(task, cut._replace(tested=tested | {name: cut.tested[name] for name in others}))
 
 
@@ -170,11 +169,16 @@ def scrambled(task: Any) -> Dataset:
 
 
 class _Cut(NamedTuple):
-    """All chains in their one random order, and the splits cut from it."""
+    """All chains, the one random order they are taken in, and the splits cut from it."""
 
     chains: Chains
+    order: Int[np.ndarray, "chain"]
     trained: dict[str, Chains]
     tested: dict[str, Chains]
+
+    def in_order(self, which: Bool[np.ndarray, "chain"]) -> Chains:
+        """Some of the chains, in the random order."""
+        return self.chains[self.order[which[self.order]]]
 
 
 def _world(task: Any) -> World:
@@ -197,22 +201,26 @@ def _cut(task: Any, world: World) -> _Cut:
     check_range("probes", task.probes, 1)
     seed, all_inside = task.world_seed, "i" * task.hops
     facts = enumerate_chains(world, 1).shuffled(stream(seed, Stream.FACT_ORDER))
-    chains = enumerate_chains(world, task.hops).shuffled(stream(seed, Stream.CHAIN_ORDER))
+    chains = enumerate_chains(world, task.hops)
+    order = shuffled(len(chains), stream(seed, Stream.CHAIN_ORDER))
 
-    id_triples, inside = facts.where("i"), chains.where(all_inside)
+    # Chains are put in order by their numbers: of most only those have to be moved.
+    inside = order[chains.matches(all_inside)[order]]
+    id_triples = facts.where("i")
     n_held_out = round(task.holdout * len(inside))
     n_train = n_train_rows(task.phi, len(id_triples), len(inside) - n_held_out, "chains")
     trained = {
         "id_triples": id_triples,
         "ood_triples": facts.where("o"),
-        f"train_{all_inside}": inside[:n_train],
+        f"train_{all_inside}": chains[inside[:n_train]],
     }
-    tested = {f"test_{all_inside}": inside[::-1][: min(n_held_out, task.probes)]}
+    tested = {f"test_{all_inside}": chains[inside[::-1][: min(n_held_out, task.probes)]]}
     for pattern in patterns(task.hops):
         mixed = len(set(pattern)) > 1
         if pattern != all_inside and (task.mixed_chains or not mixed):
-            tested[f"test_{pattern}"] = chains.where(pattern)[: task.probes]
-    return _Cut(chains, trained, tested)
+            ordered = order[chains.matches(pattern)[order]]
+            tested[f"test_{pattern}"] = chains[ordered[: task.probes]]
+    return _Cut(chains, order, trained, tested)
 
 
 def _dataset(
