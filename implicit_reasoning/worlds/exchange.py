@@ -113,11 +113,7 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
     meta = _read_meta(folder)
     if meta is None:
         return _rebuild(table, end_token, _derive_world(table), None)
-    tail = np.full((table.n_entities, table.n_relations), NONE, np.int32)
-    tail[meta["heads"], meta["relations"]] = meta["tails"]
-    role = np.array([ROLES.index(letter) for letter in meta["roles"]], np.int8)
-    world = world_from_table(tail, role, meta["seed"])
-    return _rebuild(table, meta["end_token"], world, meta["splits"])
+    return _rebuild(table, meta["end_token"], _world_of_meta(folder, meta, table), meta["splits"])
 
 
 def type_name(split: str, wang_types: bool = False) -> str:
@@ -221,7 +217,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         return None
     lacking = [key for key in META_KEYS if key not in meta]
-    if lacking or not set(meta["roles"]) <= set(ROLES):
+    if lacking or not set(map(str, meta["roles"])) <= set(ROLES):
         fault = f"it lacks {', '.join(lacking)}" if lacking else "it names roles there are not"
         raise InputError(f"{folder / 'meta.json'} was damaged: {fault}")
     if meta["sha256"] != _digest(
@@ -275,9 +271,26 @@ def _rebuild(table: Table, end_token: bool, world: World, splits: Sequence[str] 
     return dataclasses.replace(dataset, probe=probe[order_of_rows])
 
 
+def _world_of_meta(folder: Path, meta: dict[str, Any], table: Table) -> World:
+    try:
+        facts = np.array([meta["heads"], meta["relations"], meta["tails"]], np.int32)
+        role = np.array([ROLES.index(letter) for letter in meta["roles"]], np.int8)
+        tail = np.full((table.n_entities, table.n_relations), NONE, np.int32)
+        tail[facts[0], facts[1]] = facts[2]
+        world = world_from_table(tail, role, meta["seed"])
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{folder / 'meta.json'} was damaged: {error}") from None
+    whole = facts.shape[1] == len(role) == world.n_facts
+    if not whole or facts.min(initial=0) < 0 or tail.max(initial=0) >= table.n_entities:
+        raise InputError(f"{folder / 'meta.json'} was damaged: its facts do not fit together")
+    return world
+
+
 def _derive_world(table: Table) -> World:
     """The facts that atomic rows state, and the roles that chains and probes give them."""
     world = world_from_table(_tails(table), ROLES.index("O"))
+    if not world.n_facts:
+        raise InputError(f"{table.folder} has no atomic row: not a single fact is stated")
     facts, _ = _walk(table, world)
     unknown = int(((facts < 0).any(1) & (table.hops > 1)).sum())
     if unknown:

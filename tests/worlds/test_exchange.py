@@ -231,6 +231,38 @@ def test_a_meta_file_of_somebody_else_is_passed_over(folder):
         assert read_grokked(folder).vocab[-1] == "</a>"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tails": [1]},
+        {"tails": None},
+        {"roles": "I"},
+        {"roles": "IX"},
+        {"heads": "abc"},
+        lambda meta: {"heads": [99, *meta["heads"][1:]]},
+        lambda meta: {"tails": [99, *meta["tails"][1:]]},
+        lambda meta: {"tails": [-2, *meta["tails"][1:]]},
+        lambda meta: {"heads": [10**12, *meta["heads"][1:]]},
+    ],
+)
+def test_a_damaged_meta_file_is_named(folder, change):
+    path = folder / "meta.json"
+    meta = read(path)
+    path.write_text(json.dumps(meta | (change(meta) if callable(change) else change)))
+    with pytest.raises(InputError, match=r"meta\.json was damaged"):
+        read_grokked(folder)
+
+
+def test_a_folder_of_chains_alone_is_refused(folder):
+    for name in ("train", "test", "valid"):
+        rows = read(folder / f"{name}.json")
+        chains = [row for row in rows if row["input_text"].count(">") > 2]
+        (folder / f"{name}.json").write_text(json.dumps(chains))
+    (folder / "meta.json").unlink()
+    with pytest.raises(InputError, match="has no atomic row: not a single fact is stated"):
+        read_grokked(folder)
+
+
 @pytest.mark.parametrize("name", ["train.json", "valid.json", "test.json", "vocab.json"])
 def test_missing_and_cut_files_are_named(folder, name):
     text = (folder / name).read_text()

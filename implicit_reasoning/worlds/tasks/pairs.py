@@ -16,6 +16,9 @@ PATTERNS = ("ii", "io", "oi", "oo")
 _WRITTEN_OUT = 2**20
 """Spaces up to this size are written out and shuffled; from larger ones, pairs are drawn."""
 
+_RARE = 1 / 32
+"""Unless so few of the pairs are wanted that most draws would be in vain."""
+
 
 class Pairs(NamedTuple):
     """All comparisons of a world, by pattern, those tested apart from those trained on.
@@ -73,8 +76,15 @@ class Pairs(NamedTuple):
             held_out = self.held_out[attribute, one, two] == tested
             return (one != two) & (held_out | (pattern != "ii"))
 
+        total, available = int(np.prod(shape)), self.count(pattern)
+        if pattern == "ii":
+            available = available - self.n_trainable if tested else self.n_trainable
         random = stream(self.world.seed, Stream.PAIRS, PATTERNS.index(pattern), int(tested))
-        codes = _distinct(random, int(np.prod(shape)), count, wanted)
+        if total <= _WRITTEN_OUT or available < _RARE * total:
+            order = random.permutation(total)
+            codes = order[wanted(order)][:count]
+        else:
+            codes = _distinct(random, total, min(count, available), wanted)
         return pairs(codes).astype(np.int32)
 
 
@@ -84,17 +94,13 @@ def _distinct(
     count: int,
     wanted: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """`count` distinct numbers below `total` that are wanted, in random order."""
-    if total <= _WRITTEN_OUT:
-        order = random.permutation(total)
-        return order[wanted(order)][:count]
-    # First occurrences in one endless sequence of draws: the same ones for every count.
+    """`count` distinct numbers below `total` that are wanted, of which there must be as many.
+
+    They are the first ones in an endless sequence of draws, which is the same for every count.
+    """
     found, n_draws = np.empty(0, np.int64), count
     while len(found) < count:
         draws = random.integers(total, size=n_draws)
         found = np.concatenate([found, draws[wanted(draws)]])
         found = found[np.sort(np.unique(found, return_index=True)[1])]
-        if n_draws > 64 * total:  # there are no more
-            break
-        n_draws *= 2
     return found[:count]

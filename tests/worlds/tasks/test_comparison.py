@@ -138,6 +138,15 @@ def test_phi_is_a_ratio_of_counts_and_nested(monkeypatch, written_out):
     assert len(set(many)) == 270 and not set(many) & set(asked(large, "test_ii"))
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.02, 0.5, 1.0])
+def test_drawing_ends_whatever_is_held_out(monkeypatch, holdout):
+    written = comparison(holdout=holdout, phi=0)
+    monkeypatch.setattr(pairs, "_WRITTEN_OUT", 0)
+    drawn = comparison(holdout=holdout, phi=0)
+    for split in written.splits:
+        assert set(asked(drawn, split)) == set(asked(written, split))
+
+
 def test_drawn_pairs_are_uniform(monkeypatch):
     monkeypatch.setattr(pairs, "_WRITTEN_OUT", 0)
     counts = np.zeros(20)
