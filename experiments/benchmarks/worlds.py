@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import resource
 import statistics
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
     from implicit_reasoning.training.directory import provenance  # jax: not in the timed processes
 
     result = {
+        "load_average_before": os.getloadavg()[0],  # a machine shared with other work is slower
         "against_plain_loops": {"aim": 30.0, **against_plain_loops(flags["rounds"])},
         "sizes": {
             name: {"aim": AIMS[name], "rounds": [in_own_process(name) for _ in range(3)]}
