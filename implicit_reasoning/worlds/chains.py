@@ -32,7 +32,11 @@ class Chains:
         return len(self.facts)
 
     def __getitem__(self, rows: slice | Int[np.ndarray, "row"] | Bool[np.ndarray, "row"]) -> Chains:
-        return Chains(self.world, self.facts[rows])
+        if isinstance(rows, slice):
+            return Chains(self.world, self.facts[rows])
+        # Whole rows by their numbers: `take` is several times as fast as an index here.
+        numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Chains(self.world, np.take(self.facts, numbers, axis=0))
 
     @property
     def hops(self) -> int:
