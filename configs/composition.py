@@ -39,6 +39,8 @@ def base() -> ConfigDict:
     config.task.holdout = 0.2  # share of in-distribution chains that are never trained on
     config.task.probes = 3_000  # rows of each split, at most, that evaluation looks at
     config.task.mixed_chains = True  # also test chains of one I and one O fact (Ye; not Wang)
+    config.task.order = "e r r"  # or "r r e": both hops share the last position
+    config.task.names = 0  # 0: an entity is one token; n: a first and a last name of n each
     config.task.end_token = False  # also predict </a> after the answer, as published
 
     config.model = ConfigDict()

@@ -50,6 +50,15 @@ _SPLITS: dict[str, tuple[str, str]] = {
     "test_oio": (PURPLE, "-"),
     "test_ooi": (OLIVE, "-"),
     "test_ooo": (ORANGE, "-"),
+    "held_out_id_triples": (SKY, ":"),
+    "test_ii_sr": (WINE, "-"),
+    "train_io": (GREEN, "--"),
+    "train_oi": (VERMILION, "--"),
+    "test_hard": (WINE, "-"),
+    "train_pairs": (BLACK, "--"),
+    "test_pairs": (BLUE, "-"),
+    "train_repeated": (BLACK, "--"),
+    "test_repeated": (BLUE, "-"),
 }
 _SPARE = (SKY, PURPLE, GREEN, ORANGE)  # no yellow: a thin line of it is lost on white
 

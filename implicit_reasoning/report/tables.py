@@ -16,7 +16,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.training import Phases, Splits, run_phases
 from implicit_reasoning.training.evaluation import accuracy_intervals
 from implicit_reasoning.training.figures import best_shortcuts
-from implicit_reasoning.worlds import ROLES, Dataset, coverage, distinct_states, shortcuts
+from implicit_reasoning.worlds import ROLES, Dataset, World, coverage, distinct_states, shortcuts
 from implicit_reasoning.worlds.shortcuts import RULES
 
 NOT_REACHED = "not reached"
@@ -39,7 +39,8 @@ def context(run: Run) -> dict[str, Any]:
         "warning": _warning(parts, floors),
         "splits": table,
         "unit": "facts" if dataset.hops else "rows",
-        "rules": {name: _first_line(rule) for name, rule in RULES.items()},
+        "patterns": "r2" in dataset.truth,
+        "rules": {name: _first_line(RULES[name].predict) for name in rules},
         "checkpoint": checkpoint,
         "world": _world(dataset),
         "config": _groups(to_json(run.config)),
@@ -58,13 +59,13 @@ def _summary(run: Run, dataset: Dataset) -> str:
         f"{_plural(spec.n_heads, 'head')}, {_short(n_params)} parameters), trained on "
         f"{_plural(dataset.n_train, 'row')} of the task “{run.config.task.name}”"
     )
-    if dataset.world is None:
-        return f"{text}."
-    world, trained = dataset.world, Splits.of(dataset).trained
-    text += f": all {world.n_facts:,} facts of a world of {world.n_entities:,} entities and "
-    text += _plural(world.n_relations, "relation")
+    if dataset.world is not None:
+        world = dataset.world
+        text += f", made of {world.n_facts:,} facts about {world.n_entities:,} entities and "
+        text += _plural(world.n_relations, "relation")
+    trained = Splits.of(dataset).trained
     if trained:
-        text += f", and {len(dataset.rows(trained)):,} chains of {dataset.hops} facts"
+        text += f"; {len(dataset.rows(trained)):,} of the rows are {trained}"
     return f"{text}."
 
 
@@ -141,15 +142,15 @@ def _split_table(
 def _world(dataset: Dataset) -> dict[str, str]:
     world: dict[str, str] = {}
     if dataset.world is not None:
-        outside = int((dataset.world.facts.role == ROLES.index("O")).sum())
         world = {
             "Entities": f"{dataset.world.n_entities:,}",
             "Relations": f"{dataset.world.n_relations:,}",
-            "Facts": f"{dataset.world.n_facts:,}, of which {outside:,} in no training chain",
-            "Hops": str(dataset.hops),
-            "Coverage": f"{coverage(dataset):.1%} of the in-distribution chains are trained on",
+            "Facts": f"{dataset.world.n_facts:,}{_roles(dataset.world)}",
             "World seed": str(dataset.world.seed),
         }
+    if "r2" in dataset.truth:
+        world["Hops"] = str(dataset.hops)
+        world["Coverage"] = f"{coverage(dataset):.1%} of the in-distribution chains are trained on"
     states = distinct_states(dataset).items()
     return {
         **world,
@@ -158,6 +159,13 @@ def _world(dataset: Dataset) -> dict[str, str]:
         "Vocabulary": _plural(dataset.n_vocab, "token"),
         "Fingerprint": dataset.fingerprint(),
     }
+
+
+def _roles(world: World) -> str:
+    """How many facts play a role other than `I`, in words."""
+    counts = {role: int((world.facts.role == index).sum()) for index, role in enumerate(ROLES)}
+    parts = [f"{n:,} of role {role}" for role, n in counts.items() if n and role != "I"]
+    return f", of which {', '.join(parts)}" if parts else ""
 
 
 def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

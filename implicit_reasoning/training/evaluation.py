@@ -1,4 +1,9 @@
-"""Every split, evaluated on the device: accuracy, loss and reciprocal rank of the answer."""
+"""Every split, evaluated on the device: accuracy, loss and reciprocal rank of the answer.
+
+An answer of several tokens is right if each is, given those before it, which for being right is the
+same as writing it greedily. Its loss is the sum over its tokens, its rank the worst of theirs. The
+`</a>` that may follow does not count.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +48,11 @@ class Evaluation:
             self._bootstrap = ClusterBootstrap(facts)
         # Padded with the first row to whole chunks; the padding is cut off again below.
         padded = np.resize(self.rows, -(-len(self.rows) // _CHUNK) * _CHUNK)
-        position = dataset.truth["position"][padded]
+        answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
+        chunks = (-1, _CHUNK, answers.shape[1])
         self._tokens = jnp.asarray(dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx))
-        self._positions = jnp.asarray(position.reshape(-1, _CHUNK, 1))
-        self._answers = jnp.asarray(dataset.truth["answer"][padded].reshape(-1, _CHUNK))
+        self._positions = jnp.asarray(np.maximum(positions, 0).reshape(chunks))
+        self._answers = jnp.asarray(answers.reshape(chunks))
         self._model = model
         self._launch = jax.jit(self._outcome)
 
@@ -81,10 +87,12 @@ class Evaluation:
     def _outcome(self, params: Params, tokens: Array, positions: Array, answers: Array) -> Outcome:
         def chunk(rows: tuple[Array, Array, Array]) -> Outcome:
             tokens, positions, answers = rows
-            logits = answer_logits(self._model, params, tokens, positions)[:, 0]
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
-            of_answer = jnp.take_along_axis(logits, answers[:, None], axis=-1)
-            return Outcome(loss, (~(logits < of_answer)).sum(-1) - 1)
+            logits = answer_logits(self._model, params, tokens, positions)
+            there, wanted = answers >= 0, jnp.maximum(answers, 0)  # shorter answers end in -1
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)
+            rank = (~(logits < of_answer)).sum(-1) - 1
+            return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1))
 
         chunks = jax.lax.map(chunk, (tokens, positions, answers))
         return jax.tree.map(lambda x: x.reshape(-1)[: len(self.rows)], chunks)

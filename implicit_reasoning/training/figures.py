@@ -119,9 +119,10 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
         _curve(ax, steps, values, **split_style(split))
     step_axis(ax, rows[-1]["step"])
     _label(ax, curves, extra=[(batch[1][-1], "training batches", GREY)] if len(batch[0]) else [])
+    guessing = dataset.answers.shape[1] * np.log(dataset.n_vocab)
     caption = (
         f"Mean loss of the probe rows of every split; guessing evenly among all "
-        f"{dataset.n_vocab:,} tokens costs {np.log(dataset.n_vocab):.2f} nats. Wide grey line: the "
+        f"{dataset.n_vocab:,} tokens costs {guessing:.2f} nats an answer. Wide grey line: the "
         "loss that training saw, averaged over the steps since the row before. What is below "
         f"{_NO_LOSS:g} is drawn there."
     )

@@ -3,26 +3,25 @@
     world.py      facts and their roles
     chains.py     facts in a row: all multi-hop chains of a world
     dataset.py    rows to train and test on, and the truth about each
-    tasks.py      from a configuration to a dataset; the table of tasks
+    spelling.py   from chains to the tokens of rows
+    tasks/        from a configuration to a dataset; the table of tasks
     shortcuts.py  what answers test chains without composing
     exchange.py   GrokkedTransformer's JSON folders (exchange_text.py: their syntax)
 
-A task of your own is a function from its settings to a `Dataset`: see `tasks.composition`.
+A task of your own is a function from its settings to a `Dataset`: the README writes one.
 """
 
 from implicit_reasoning.worlds.chains import Chains, enumerate_chains, exposure, patterns
-from implicit_reasoning.worlds.dataset import (
-    Dataset,
-    Rows,
-    assemble,
-    prefix_keys,
-    rows_from_chains,
-    vocabulary,
-    with_answers,
-)
+from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, make_rows, prefix_keys
 from implicit_reasoning.worlds.exchange import read_grokked, write_grokked
 from implicit_reasoning.worlds.shortcuts import coverage, distinct_states, shortcuts
-from implicit_reasoning.worlds.tasks import TASKS, build
+from implicit_reasoning.worlds.spelling import (
+    Spelling,
+    position_names,
+    rows_from_chains,
+    vocabulary,
+)
+from implicit_reasoning.worlds.tasks import TASKS, build, find_task
 from implicit_reasoning.worlds.world import ROLES, World, make_world, stream, world_from_table
 
 __all__ = [
@@ -31,6 +30,7 @@ __all__ = [
     "Chains",
     "Dataset",
     "Rows",
+    "Spelling",
     "World",
     "assemble",
     "build",
@@ -38,15 +38,17 @@ __all__ = [
     "distinct_states",
     "enumerate_chains",
     "exposure",
+    "find_task",
+    "make_rows",
     "make_world",
     "patterns",
+    "position_names",
     "prefix_keys",
     "read_grokked",
     "rows_from_chains",
     "shortcuts",
     "stream",
     "vocabulary",
-    "with_answers",
     "world_from_table",
     "write_grokked",
 ]

@@ -32,7 +32,11 @@ class Chains:
         return len(self.facts)
 
     def __getitem__(self, rows: slice | Int[np.ndarray, "row"] | Bool[np.ndarray, "row"]) -> Chains:
-        return Chains(self.world, self.facts[rows])
+        if isinstance(rows, slice):
+            return Chains(self.world, self.facts[rows])
+        # Whole rows by their numbers: `take` is several times as fast as an index here.
+        numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Chains(self.world, np.take(self.facts, numbers, axis=0))
 
     @property
     def hops(self) -> int:
@@ -55,27 +59,47 @@ class Chains:
         """int8 [chain, hop]: the role of each hop's fact, an index into `ROLES`."""
         return self.world.facts.role[self.facts]
 
-    @cached_property
-    def pattern(self) -> Int[np.ndarray, "chain"]:
-        """int32 [chain]: the roles as one number, an index into `patterns(hops)`."""
-        number = np.zeros(len(self), np.int32)
-        for hop in range(self.hops):
-            number = number * len(ROLES) + self.roles[:, hop]
-        return number
+    def allows(self, *roles: str) -> Bool[np.ndarray, "chain"]:
+        """Which chains have facts of the given roles, hop by hop: `allows("IR", "I")`."""
+        keep = np.ones(len(self), bool)
+        for hop, letters in enumerate(roles):
+            fits = np.isin(self.world.facts.role, [ROLES.index(letter) for letter in letters])
+            keep &= fits[self.facts[:, hop]]
+        return keep
+
+    def matches(self, pattern: str) -> Bool[np.ndarray, "chain"]:
+        """Which chains are of a pattern, such as `"io"`.
+
+        `o` is an `O` fact, `i` any other that training allows at that hop; see `inside`.
+        """
+        return self.allows(
+            *("O" if letter == "o" else inside(hop) for hop, letter in enumerate(pattern))
+        )
 
     def where(self, pattern: str) -> Chains:
-        """The chains of one pattern, such as `"io"`, in the order they stand here."""
-        return self[self.pattern == patterns(self.hops).index(pattern)]
+        """The chains of one pattern, in the order they stand here."""
+        return self[self.matches(pattern)]
 
     def shuffled(self, random: np.random.Generator) -> Chains:
         """The same chains in random order."""
-        return self[random.permutation(len(self))]
+        return self[shuffled(len(self), random)]
+
+
+def shuffled(count: int, random: np.random.Generator) -> Int[np.ndarray, "row"]:
+    """int32: the numbers below `count` in random order, the same as `random.permutation`'s."""
+    order = np.arange(count, dtype=np.int32)  # half the memory of theirs
+    random.shuffle(order)
+    return order
+
+
+def inside(hop: int) -> str:
+    """The roles that training chains may have at a hop, counted from 0: `i` in a pattern's name."""
+    return "IHR" if hop == 0 else "IH"
 
 
 def patterns(hops: int) -> list[str]:
     """Names of all role patterns, first letter = first hop: ii, io, oi, oo for two hops."""
-    letters = [role.lower() for role in ROLES]
-    return ["".join(pattern) for pattern in itertools.product(letters, repeat=hops)]
+    return ["".join(pattern) for pattern in itertools.product("io", repeat=hops)]
 
 
 def enumerate_chains(world: World, hops: int) -> Chains:
@@ -85,13 +109,14 @@ def enumerate_chains(world: World, hops: int) -> Chains:
     published size 2000/200/20, in a few hundredths of a second.
     """
     head, tail = world.facts.head, world.facts.tail
-    first_fact = np.searchsorted(head, np.arange(world.n_entities, dtype=head.dtype))
+    entities = np.arange(world.n_entities, dtype=np.int32)
+    first_fact = np.searchsorted(head, entities).astype(np.int32)
     degree = np.bincount(head, minlength=world.n_entities)
     facts = np.arange(world.n_facts, dtype=np.int32)[:, None]
     for _ in range(1, hops):
         end = tail[facts[:, -1]]
         chain, following = expand(first_fact[end], degree[end])
-        facts = np.column_stack([facts[chain], following.astype(np.int32)])
+        facts = np.column_stack([facts[chain], following])
     return Chains(world, facts)
 
 
@@ -100,12 +125,14 @@ def expand(
 ) -> tuple[Int[np.ndarray, "item"], Int[np.ndarray, "item"]]:
     """Write out ranges: `start = [7, 3], length = [2, 1]` gives owners [0, 0, 1], items [7, 8, 3].
 
-    The one primitive behind every join in this room.
+    The one primitive behind every join in this room. Both results have the dtype of `start`.
     """
-    owner = np.repeat(np.arange(len(length)), length)
+    owner = np.repeat(np.arange(len(length), dtype=start.dtype), length)
     # An item's place in its own range = its place among all items - the items before its range.
-    before = np.cumsum(length) - length
-    return owner, np.arange(len(owner)) + np.repeat(start - before, length)
+    before = (np.cumsum(length) - length).astype(start.dtype)
+    item = np.arange(len(owner), dtype=start.dtype)
+    item += np.repeat(start - before, length)
+    return owner, item
 
 
 def exposure(facts: Int[np.ndarray, "chain hop"], n_facts: int) -> Int[np.ndarray, "fact hop"]:

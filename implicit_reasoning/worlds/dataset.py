@@ -1,16 +1,16 @@
 """A dataset: rows of tokens, what is supervised in them, and the truth about each row.
 
-A task makes `Rows` for each split (from chains with `rows_from_chains`, or by itself) and puts them
-together with `assemble`; `Dataset` is what training, evaluation and every instrument read.
+A task makes `Rows` for each split (from chains with `rows_from_chains` in `spelling`, or by itself)
+and puts them together with `assemble`; `Dataset` is what training, evaluation and every instrument
+read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from jaxtyping import Bool, Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
-from implicit_reasoning.worlds.chains import Chains, exposure
+from implicit_reasoning.worlds.chains import exposure
 from implicit_reasoning.worlds.world import NONE, World
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of `world.npz`; raised whenever a reader of the old files would misread the new ones."""
 
 END_TOKEN = "</a>"
@@ -32,8 +32,8 @@ END_TOKEN = "</a>"
 class Dataset:
     """Rows to train on (first) and to test on, with their truth.
 
-    In tasks made of a world, entity `e` is token `e`, relation `r` is token `n_entities + r`, and
-    `</a>`, if used, comes last.
+    In tasks of chains whose entities are one token each, entity `e` is token `e`, relation `r` is
+    token `n_entities + r`, and `</a>`, if used, comes last; `spelling` has the others.
 
     Attributes:
       tokens: int32 [row, pos], the inputs, padded on the right with 0. That 0 is also entity 0 does
@@ -44,10 +44,13 @@ class Dataset:
       n_train: rows [0, n_train) are trained on; the others never.
       probe: bool [row], the rows that evaluation looks at.
       truth: int32 [row] columns, -1 where a row has none. All tasks have `answer` (a token) and
-        `position` (the one that predicts it). Tasks of chains also have e1, r1, e2, r2, ...; the
-        facts used, fact1, ...; their roles, role1, ... (indices into `ROLES`); and exposure1, ...:
-        how many training chains use the row's fact at that hop.
+        `position` (the one that predicts it); where answers take two tokens, `answer2` and
+        `position2` too, and so on. Tasks of chains also have e1, r1, e2, r2, ..., numbers of
+        entities and relations of `world`, which `answer` may contradict where a task teaches
+        something else; the facts used, fact1, ...; their roles, role1, ... (indices into `ROLES`);
+        and exposure1, ...: how many training chains use the row's fact at that hop.
       vocab: the name of every token.
+      positions: names of the prompt's positions in the longest rows, such as ("e1", "r1", "r2").
       world: the world behind the rows, None for tasks that have none.
     """
 
@@ -59,6 +62,7 @@ class Dataset:
     probe: Bool[np.ndarray, "row"]
     truth: dict[str, Int[np.ndarray, "row"]]
     vocab: tuple[str, ...]
+    positions: tuple[str, ...]
     world: World | None = None
 
     def __len__(self) -> int:
@@ -76,13 +80,29 @@ class Dataset:
 
     @property
     def hops(self) -> int:
-        """Hops of the longest rows: the number of `fact1, fact2, ...` columns."""
-        return len(_fact_columns(self.truth))
+        """Facts of the longest rows, for chains their hops: the number of `fact1, ...` columns."""
+        return len(columns(self.truth, "fact"))
 
     @property
     def bridge(self) -> Int[np.ndarray, "row"]:
-        """int32 [row]: e2, the entity between hop 1 and hop 2; -1 for atomic rows."""
+        """int32 [row]: e2, the entity between hop 1 and hop 2; -1 for atomic rows.
+
+        Raises:
+          InputError: the task is not one of chains.
+        """
+        if "r2" not in self.truth:
+            raise InputError("this dataset has no bridge entities: its task is not one of chains")
         return np.where(self.truth["fact2"] >= 0, self.truth["e2"], np.int32(NONE))
+
+    @property
+    def answers(self) -> Int[np.ndarray, "row token"]:
+        """int32 [row, token]: all tokens of the answer; -1 after the last of a shorter one."""
+        return np.column_stack([self.truth["answer"], *columns(self.truth, "answer", start=2)])
+
+    @property
+    def answer_positions(self) -> Int[np.ndarray, "row token"]:
+        """int32 [row, token]: the positions that predict `answers`; -1 where there is none."""
+        return np.column_stack([self.truth["position"], *columns(self.truth, "position", start=2)])
 
     @property
     def exposure(self) -> Int[np.ndarray, "fact hop"]:
@@ -155,6 +175,7 @@ class Dataset:
             "n_train": np.asarray(self.n_train, np.int64),
             "probe": self.probe,
             "vocab": np.array(self.vocab, np.str_),
+            "positions": np.array(self.positions, np.str_),
             **{f"truth/{name}": column for name, column in self.truth.items()},
         }
         if self.world is not None:
@@ -171,6 +192,14 @@ def world_of(dataset: Dataset) -> World:
     return dataset.world
 
 
+def columns(truth: Mapping[str, np.ndarray], name: str, start: int = 1) -> list[np.ndarray]:
+    """The numbered columns of a truth: `columns(truth, "fact")` is fact1, fact2, ..."""
+    found: list[np.ndarray] = []
+    while f"{name}{start + len(found)}" in truth:
+        found.append(truth[f"{name}{start + len(found)}"])
+    return found
+
+
 class Rows(NamedTuple):
     """The rows of one split on their way into a dataset; see `Dataset` for the fields."""
 
@@ -179,32 +208,37 @@ class Rows(NamedTuple):
     truth: dict[str, Int[np.ndarray, "row"]]
 
 
-def rows_from_chains(chains: Chains, end_token: bool = False) -> Rows:
-    """Spell chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`.
+def make_rows(
+    prompt: Sequence[Int[np.ndarray, "row"]],
+    answer: Sequence[Int[np.ndarray, "row"]],
+    truth: Mapping[str, Int[np.ndarray, "row"]],
+    end: int | None = None,
+) -> Rows:
+    """Rows that ask `prompt` and supervise `answer`: `[a, b, c] -> d`.
 
-    With `end_token` the answer is part of the input and followed by `</a>`: `[e1, r1, r2, e3]` with
-    targets `[-1, -1, e3, </a>]`, as Wang et al. train.
+    What is answered in more than one token is input too: `[a, b, c, d]` with targets
+    `[-1, -1, d, end]`.
+
+    Args:
+      prompt: the prompt's tokens, a column each.
+      answer: the answer's tokens, a column each; at least one.
+      truth: further columns; `answer`, `position` (and `answer2`, ...) are filled in here.
+      end: the token to put after the answer and to supervise, None for none.
     """
-    world, hops = chains.world, chains.hops
-    entities, answer = chains.entities, chains.entities[:, -1]
-    prompt = [entities[:, 0], *(world.n_entities + chains.relations).T]
-    ending = np.full(len(chains), world.n_entities + world.n_relations)
-    tokens = np.column_stack([*prompt, answer] if end_token else prompt).astype(np.int32)
+    n_rows, last = len(answer[0]), len(prompt) - 1
+    ending = [*answer, *([] if end is None else [np.full(n_rows, end, np.int32)])]
+    tokens = np.empty((n_rows, last + len(ending)), np.int32)
     targets = np.full_like(tokens, NONE)
-    targets[:, hops] = answer
-    if end_token:
-        targets[:, hops + 1] = ending
-    return Rows(tokens, targets, _truth(chains))
-
-
-def with_answers(rows: Rows, answer: Int[np.ndarray, "row"]) -> Rows:
-    """The same prompts with other answers (tokens): to teach something other than the truth."""
-    tokens, targets = rows.tokens.copy(), rows.targets.copy()
-    row, position = np.arange(len(answer)), rows.truth["position"]
-    targets[row, position] = answer
-    if tokens.shape[1] > position.max(initial=0) + 1:  # an end token follows the answer
-        tokens[row, position + 1] = answer
-    return Rows(tokens, targets, rows.truth | {"answer": answer.astype(np.int32)})
+    for place, column in enumerate([*prompt, *ending[:-1]]):
+        tokens[:, place] = column
+    for place, column in enumerate(ending, start=last):
+        targets[:, place] = column
+    known = {name: column.astype(np.int32, copy=False) for name, column in truth.items()}
+    for number, column in enumerate(answer):
+        suffix = str(number + 1) if number else ""
+        known[f"answer{suffix}"] = column.astype(np.int32, copy=False)
+        known[f"position{suffix}"] = np.full(n_rows, last + number, np.int32)
+    return Rows(tokens, targets, known)
 
 
 def assemble(
@@ -212,6 +246,7 @@ def assemble(
     tested: Mapping[str, Rows],
     *,
     vocab: tuple[str, ...],
+    positions: tuple[str, ...],
     probes: int,
     world: World | None = None,
 ) -> Dataset:
@@ -239,17 +274,11 @@ def assemble(
         probe=np.concatenate([np.arange(size) < probes for size in sizes]),
         truth=truth,
         vocab=vocab,
+        positions=positions,
         world=world,
     )
     _check_no_test_row_is_trained(dataset)
     return dataset
-
-
-def vocabulary(world: World, end_token: bool = False) -> tuple[str, ...]:
-    """Names of the tokens of a world: entities, relations, then `</a>` if it is used."""
-    entities = [f"<e_{i}>" for i in range(world.n_entities)]
-    relations = [f"<r_{i}>" for i in range(world.n_relations)]
-    return (*entities, *relations, *([END_TOKEN] if end_token else []))
 
 
 def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:
@@ -273,23 +302,9 @@ def prompt_keys(dataset: Dataset) -> Int[np.ndarray, "row"]:
     """int64 [row]: a number for each row's prompt, its length included."""
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
-    keys = np.unique(keys, return_inverse=True)[1]
+    if dataset.n_vocab**dataset.n_ctx * dataset.n_ctx >= 2**63:  # would overflow: number them anew
+        keys = np.unique(keys, return_inverse=True)[1]
     return keys * dataset.n_ctx + position
-
-
-def _truth(chains: Chains) -> dict[str, Int[np.ndarray, "row"]]:
-    hops, entities, relations = chains.hops, chains.entities, chains.relations
-    truth = {"e1": entities[:, 0]}
-    for hop in range(hops):
-        truth[f"r{hop + 1}"] = relations[:, hop]
-        truth[f"e{hop + 2}"] = entities[:, hop + 1]
-    truth |= {f"fact{hop + 1}": chains.facts[:, hop] for hop in range(hops)}
-    truth |= {f"role{hop + 1}": chains.roles[:, hop] for hop in range(hops)}
-    # Who is trained on is known only once all splits are together: `assemble` fills these in.
-    truth |= {f"exposure{hop + 1}": np.full(len(chains), NONE) for hop in range(hops)}
-    truth["answer"] = entities[:, -1]
-    truth["position"] = np.full(len(chains), hops)
-    return {name: column.astype(np.int32) for name, column in truth.items()}
 
 
 def _stack(parts: list[np.ndarray], padding: int) -> np.ndarray:
@@ -314,12 +329,8 @@ def _stack_truth(
     }
 
 
-def _fact_columns(truth: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return [column for name, column in truth.items() if re.fullmatch(r"fact\d+", name)]
-
-
 def _exposure(truth: Mapping[str, np.ndarray], n_train: int, n_facts: int) -> np.ndarray:
-    facts = np.column_stack(_fact_columns(truth))[:n_train]
+    facts = np.column_stack([column[:n_train] for column in columns(truth, "fact")])
     chains = facts[facts[:, -1] >= 0]  # an atomic row lacks the last hop
     return exposure(chains, n_facts)
 
@@ -327,7 +338,7 @@ def _exposure(truth: Mapping[str, np.ndarray], n_train: int, n_facts: int) -> np
 def _exposure_columns(
     truth: Mapping[str, np.ndarray], n_train: int, n_facts: int
 ) -> dict[str, Int[np.ndarray, "row"]]:
-    facts = _fact_columns(truth)
+    facts = columns(truth, "fact")
     if not facts:
         return {}
     counts = _exposure(truth, n_train, n_facts)
@@ -337,9 +348,16 @@ def _exposure_columns(
     }
 
 
+_PRIME = 4_194_301
+
+
 def _check_no_test_row_is_trained(dataset: Dataset) -> None:
     keys = prompt_keys(dataset)
-    leaked = np.isin(keys[dataset.n_train :], keys[: dataset.n_train])
+    trained, tested = keys[: dataset.n_train], keys[dataset.n_train :]
+    # Most trained prompts share not even a remainder with a tested one, and need not be sorted.
+    remainders = np.zeros(_PRIME, bool)
+    remainders[tested % _PRIME] = True
+    leaked = np.isin(tested, trained[remainders[trained % _PRIME]])
     if leaked.any():
         row = dataset.n_train + int(np.argmax(leaked))
         prompt = dataset.tokens[row, : dataset.truth["position"][row] + 1]
@@ -384,5 +402,6 @@ def _from_arrays(arrays: dict[str, Any]) -> Dataset:
         probe=arrays["probe"],
         truth=truth,
         vocab=tuple(arrays["vocab"].tolist()),
+        positions=tuple(arrays["positions"].tolist()),
         world=world,
     )

@@ -2,13 +2,16 @@
 
 `train.json`, `valid.json` and `test.json` hold rows of text, `{"input_text": "<e_1><r_2>",
 "target_text": "<e_1><r_2><e_3></a>"}`, in `test.json` with a "type", the split; `vocab.json` lists
-the tokens. The layout says nothing of roles, seed, or splits that happen to be empty, so a
-`meta.json` beside it does. Readers elsewhere pass it over, and so does ours when a file was changed
-after it was written; then, as for published folders, a fact is `I` if a training chain uses it or
-if its probe says so.
+the tokens. Rows of every task can be written; read are those of chains, entity first, an entity
+being one token.
 
-Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb; Jiaran-Ye/ImplicitReasoning,
-data_preparation.ipynb.
+The layout says nothing of roles, seed, splits that happen to be empty, or facts that no row states,
+so a `meta.json` beside it does. Readers elsewhere pass it over, and so does ours when a file was
+changed after it was written; then, as for published folders, the facts are those that atomic rows
+state, `I` if a training chain uses it or if its probe says so.
+
+Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
+Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.
 """
 
 from __future__ import annotations
@@ -28,26 +31,31 @@ from jaxtyping import Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
-from implicit_reasoning.worlds.chains import Chains
 from implicit_reasoning.worlds.dataset import (
     END_TOKEN,
     Dataset,
     Rows,
     assemble,
+    make_rows,
     prefix_keys,
-    rows_from_chains,
-    vocabulary,
-    with_answers,
     world_of,
 )
 from implicit_reasoning.worlds.exchange_text import ROW_FILES, Table, read_table
-from implicit_reasoning.worlds.world import NONE, ROLES, world_from_table
+from implicit_reasoning.worlds.spelling import (
+    Spelling,
+    chain_truth,
+    position_names,
+    vocabulary,
+)
+from implicit_reasoning.worlds.world import NONE, ROLES, World, world_from_table
 
-META_FORMAT = "implicit_reasoning exchange 1"
+META_FORMAT = "implicit_reasoning exchange 2"
 """Tells our `meta.json` from another's."""
 
+META_KEYS = ("sha256", "seed", "end_token", "splits", "roles", "heads", "relations", "tails")
+
 SPECIAL_TOKENS = ("<mask>", "<sep>", "<a>", END_TOKEN, "<q>", "</q>")
-"""What published vocabularies end with; of these, rows of chains use only `</a>`."""
+"""In all published vocabularies; rows of chains use only `</a>`, comparisons <q> and <mask> too."""
 
 WANG_TYPES = {
     "id_triples": "id_atomic",
@@ -68,12 +76,12 @@ def write_grokked(
     the all-`O` split (of the last split, where there is none). Nothing half-written ever stays.
 
     Args:
-      dataset: a task of chains; every test row must be a probe, as `composition` makes it.
+      dataset: of any task; every test row must be a probe, as in all of ours.
       folder: made when missing; files of the layout already there are replaced.
       wang_types: name the types as Wang et al. do instead of Ye et al.
 
     Raises:
-      InputError: the dataset has no world, a row has no place, or a split no name in this layout.
+      InputError: a row has no place, or a split no name in this layout.
     """
     texts = _spell(dataset, wang_types)
     folder = Path(folder)
@@ -89,6 +97,10 @@ def write_grokked(
 def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Dataset:
     """Read such a folder, ours (then it is the dataset that was written) or a published one.
 
+    Of ours, only the column `decoy` of a `shadow` dataset is lost. Where a published folder trains
+    on chains of facts that no atomic row states ("without ID triples"), the facts and entities
+    along them stay unknown, -1 in the truth, and a warning says how many; their rows are whole.
+
     Args:
       folder: with `train.json`, `valid.json`, `test.json` and `vocab.json`.
       end_token: supervise `</a>` too, as those who publish such folders do; ours say it themselves.
@@ -100,8 +112,8 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
     table = read_table(folder)
     meta = _read_meta(folder)
     if meta is None:
-        return _rebuild(table, end_token)
-    return _rebuild(table, meta["end_token"], meta["seed"], meta["roles"], meta["splits"])
+        return _rebuild(table, end_token, _derive_world(table), None)
+    return _rebuild(table, meta["end_token"], _world_of_meta(folder, meta, table), meta["splits"])
 
 
 def type_name(split: str, wang_types: bool = False) -> str:
@@ -111,6 +123,8 @@ def type_name(split: str, wang_types: bool = False) -> str:
             known = ", ".join(WANG_TYPES)
             raise InputError(f"Wang et al. have no type for split {split!r}, only for {known}")
         return WANG_TYPES[split]
+    if split.endswith("id_triples") and split != "id_triples":
+        return f"{split.removesuffix('_id_triples').replace('_', '-').capitalize()} ID Triples"
     first, _, rest = split.partition("_")
     if rest == "triples":
         return f"{first.upper()} Triples"
@@ -120,6 +134,7 @@ def type_name(split: str, wang_types: bool = False) -> str:
 def split_name(type_name: str) -> str:
     """The inverse of `type_name`, for both ways of naming."""
     ours = {theirs: split for split, theirs in WANG_TYPES.items()}
+    ours["Retained ID Triples"] = "id_triples"  # Ye et al., beside "Held-out ID Triples"
     return ours.get(type_name) or type_name.lower().replace("-", "_").replace(" ", "_")
 
 
@@ -135,25 +150,36 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     test = [rows[i] | {"type": types[dataset.split[i]]} for i in np.flatnonzero(dataset.probe)]
     all_outside = f"test_{'o' * dataset.hops}"
     valid = all_outside if all_outside in dataset.splits else dataset.splits[-1]
-    names = [name for name in dataset.vocab if name != END_TOKEN]
+    names = [*dataset.vocab, *SPECIAL_TOKENS]
+    if END_TOKEN in dataset.vocab:  # it has its place among the special ones
+        names.remove(END_TOKEN)
     files = {
         "train.json": json.dumps(rows[: dataset.n_train]),
         "test.json": json.dumps(test),
         "valid.json": json.dumps([rows[i] for i in dataset.probes(valid)]),
-        "vocab.json": json.dumps([*names, *SPECIAL_TOKENS]),
+        "vocab.json": json.dumps(list(dict.fromkeys(names))),
     }
-    return files | {"meta.json": json.dumps(_meta(dataset, files), indent=2)}
+    if not _is_readable(dataset):
+        return files
+    return files | {"meta.json": json.dumps(_meta(dataset, files))}
+
+
+def _is_readable(dataset: Dataset) -> bool:
+    """Whether rows are chains in the spelling that the readers of this layout know."""
+    return dataset.positions == position_names(dataset.hops) and dataset.world is not None
 
 
 def _rows(dataset: Dataset) -> list[dict[str, str]]:
-    position, answer = dataset.truth["position"], dataset.truth["answer"]
+    position = dataset.truth["position"]
     names = np.array([*dataset.vocab, ""], object)  # token -1 spells as nothing
-    prompt = names[dataset.tokens[:, 0]]
-    for place in range(1, position.max(initial=0) + 1):  # one column at a time, all rows at once
+    prompt, answer = np.full((2, len(dataset)), "", object)
+    for place in range(position.max(initial=0) + 1):  # one column at a time, all rows at once
         prompt = prompt + names[np.where(place <= position, dataset.tokens[:, place], NONE)]
+    for token in dataset.answers.T:
+        answer = answer + names[token]
     return [
         {"input_text": text, "target_text": f"{text}{end}{END_TOKEN}"}
-        for text, end in zip(prompt.tolist(), names[answer].tolist(), strict=True)
+        for text, end in zip(prompt.tolist(), answer.tolist(), strict=True)
     ]
 
 
@@ -165,8 +191,11 @@ def _meta(dataset: Dataset, files: dict[str, str]) -> dict[str, Any]:
         "seed": world.seed,
         "end_token": END_TOKEN in dataset.vocab,
         "splits": dataset.splits,
-        # One letter a fact, in row-major order of (head, relation).
+        # One letter and one number a fact, in row-major order of (head, relation).
         "roles": "".join(ROLES[role] for role in world.facts.role),
+        "heads": world.facts.head.tolist(),
+        "relations": world.facts.relation.tolist(),
+        "tails": world.facts.tail.tolist(),
     }
 
 
@@ -187,8 +216,8 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         return None
-    lacking = [key for key in ("sha256", "seed", "end_token", "splits", "roles") if key not in meta]
-    if lacking or not set(meta["roles"]) <= set(ROLES):
+    lacking = [key for key in META_KEYS if key not in meta]
+    if lacking or not set(map(str, meta["roles"])) <= set(ROLES):
         fault = f"it lacks {', '.join(lacking)}" if lacking else "it names roles there are not"
         raise InputError(f"{folder / 'meta.json'} was damaged: {fault}")
     if meta["sha256"] != _digest(
@@ -199,50 +228,85 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _rebuild(
-    table: Table,
-    end_token: bool,
-    seed: int = 0,
-    roles: str | None = None,
-    splits: Sequence[str] | None = None,
-) -> Dataset:
-    tail = _tails(table)
-    facts = _facts(table, tail)
-    if roles is None:
-        role = _derive_roles(table, facts, int((tail >= 0).sum()))
-    else:
-        role = np.array([ROLES.index(letter) for letter in roles], np.int8)
-    world = world_from_table(tail, role, seed)
-
+def _rebuild(table: Table, end_token: bool, world: World, splits: Sequence[str] | None) -> Dataset:
     hops = int(table.hops.max())
     odd = np.flatnonzero((table.hops > 1) & (table.hops < hops))
     if len(odd):
         row = int(odd[0])
         raise table.error(row, f"{table.hops[row]} hops, but other rows have {hops}")
-    trained_names = ["id_triples", "ood_triples", f"train_{'i' * hops}"]
-    split = _splits(table, world.facts.role[facts[:, 0]], trained_names)
+    facts, entities = _walk(table, world)
+    split = _splits(table, world, facts[:, 0])
     twin = _twins(table)
     _check_agreement(table, split, twin)
     kept, probe = twin < 0, np.arange(len(twin)) >= table.n_train
     probe[twin[~kept]] = True  # a trained row's twin in test.json only says that it is a probe
 
-    names = list(splits or dict.fromkeys([*trained_names, *split[kept]]))
+    trained = set(split[: table.n_train])
+    order = ["id_triples", "ood_triples", f"train_{'i' * hops}"]
+    names = list(splits or dict.fromkeys([*filter(trained.__contains__, order), *split[kept]]))
     index = {name: np.flatnonzero(kept & (split == name)) for name in names}
+    # What trained splits there are: those of train.json, and empty ones before the last of them.
+    n_trained = 1 + max(place for place, name in enumerate(names) if name in trained)
+    spelling = Spelling(end_token=end_token)
+    end = table.n_entities + table.n_relations if end_token else None
 
     def rows(name: str) -> Rows:
         length = 1 if name.endswith("triples") else hops
-        chains = Chains(world, facts[index[name], :length])
-        return with_answers(rows_from_chains(chains, end_token), table.answer[index[name]])
+        chosen = index[name]
+        prompt, passed = table.prompt[chosen, : length + 1], facts[chosen, :length]
+        role = np.where(passed >= 0, world.facts.role[passed], np.int8(NONE))
+        relations = prompt[:, 1:] - table.n_entities
+        truth = chain_truth(entities[chosen, : length + 1], relations, passed, role)
+        return make_rows([*prompt.T], [table.answer[chosen]], truth, end)
 
     dataset = assemble(
-        {name: rows(name) for name in names if name in trained_names},
-        {name: rows(name) for name in names if name not in trained_names},
-        vocab=vocabulary(world, end_token),
+        {name: rows(name) for name in names[:n_trained]},
+        {name: rows(name) for name in names[n_trained:]},
+        vocab=vocabulary(world, spelling),
+        positions=position_names(hops, spelling),
         probes=0,
         world=world,
     )
-    order = np.concatenate([index[name] for name in dataset.splits])
-    return dataclasses.replace(dataset, probe=probe[order])
+    order_of_rows = np.concatenate([index[name] for name in dataset.splits])
+    return dataclasses.replace(dataset, probe=probe[order_of_rows])
+
+
+def _world_of_meta(folder: Path, meta: dict[str, Any], table: Table) -> World:
+    try:
+        facts = np.array([meta["heads"], meta["relations"], meta["tails"]], np.int32)
+        role = np.array([ROLES.index(letter) for letter in meta["roles"]], np.int8)
+        tail = np.full((table.n_entities, table.n_relations), NONE, np.int32)
+        tail[facts[0], facts[1]] = facts[2]
+        world = world_from_table(tail, role, meta["seed"])
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{folder / 'meta.json'} was damaged: {error}") from None
+    whole = facts.shape[1] == len(role) == world.n_facts
+    if not whole or facts.min(initial=0) < 0 or tail.max(initial=0) >= table.n_entities:
+        raise InputError(f"{folder / 'meta.json'} was damaged: its facts do not fit together")
+    return world
+
+
+def _derive_world(table: Table) -> World:
+    """The facts that atomic rows state, and the roles that chains and probes give them."""
+    world = world_from_table(_tails(table), ROLES.index("O"))
+    if not world.n_facts:
+        raise InputError(f"{table.folder} has no atomic row: not a single fact is stated")
+    facts, _ = _walk(table, world)
+    unknown = int(((facts < 0).any(1) & (table.hops > 1)).sum())
+    if unknown:
+        what = f"{unknown} chains use facts that no atomic row states: their truth stays unknown"
+        warnings.warn(f"{table.folder}: {what}", stacklevel=4)
+    role = np.full(world.n_facts, ROLES.index("O"), np.int8)
+    chains = facts[: table.n_train][table.hops[: table.n_train] > 1]
+    role[chains[chains >= 0]] = ROLES.index("I")
+    types = np.array([split_name(name) for name in table.types], object)
+    tested = facts[table.n_train :]
+    for name, letter in (("id_triples", "I"), ("held_out_id_triples", "H")):
+        role[tested[types == name, 0]] = ROLES.index(letter)
+    if facts.shape[1] > 1:
+        later = tested[types == "test_ii_sr", 1]
+        role[later[later >= 0]] = ROLES.index("R")
+    return world_from_table(world.tail, role)
 
 
 def _tails(table: Table) -> Int[np.ndarray, "entity relation"]:
@@ -258,40 +322,31 @@ def _tails(table: Table) -> Int[np.ndarray, "entity relation"]:
     return tail
 
 
-def _facts(table: Table, tail: np.ndarray) -> Int[np.ndarray, "row hop"]:
-    """int32 [row, hop]: the facts behind each row, found by walking its relations; -1 after it."""
-    fact_id = world_from_table(tail, 0).fact_id
-    facts = np.full((len(table.prompt), table.prompt.shape[1] - 1), NONE, np.int32)
-    entity = table.prompt[:, 0].copy()
-    for hop in range(facts.shape[1]):
-        walking = np.flatnonzero(table.hops > hop)
-        cell = entity[walking], table.prompt[walking, hop + 1] - table.n_entities
-        lost = walking[fact_id[cell] < 0]
-        if len(lost):
-            row = int(lost[0])
-            what = f"no atomic row says where hop {hop + 1} of {table.name(row)} leads"
-            raise table.error(row, what)
-        facts[walking, hop] = fact_id[cell]
-        entity[walking] = tail[cell]
-    return facts
+def _walk(table: Table, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """The facts behind each row, and the entities passed, by walking its relations.
+
+    int32 [row, hop] and [row, hop + 1]; -1 after its end, and after a fact that is not known.
+    """
+    n_rows, n_places = table.prompt.shape
+    facts = np.full((n_rows, n_places - 1), NONE, np.int32)
+    entities = np.full((n_rows, n_places), NONE, np.int32)
+    entities[:, 0] = table.prompt[:, 0]
+    for hop in range(n_places - 1):
+        walking = np.flatnonzero((table.hops > hop) & (entities[:, hop] >= 0))
+        cell = entities[walking, hop], table.prompt[walking, hop + 1] - table.n_entities
+        facts[walking, hop] = world.fact_id[cell]
+        entities[walking, hop + 1] = world.tail[cell]
+    return facts, entities
 
 
-def _derive_roles(table: Table, facts: np.ndarray, n_facts: int) -> Int[np.ndarray, "fact"]:
-    role = np.full(n_facts, ROLES.index("O"), np.int8)
-    chains = facts[: table.n_train][table.hops[: table.n_train] > 1]
-    role[chains[chains >= 0]] = ROLES.index("I")
-    types = [split_name(name) for name in table.types]
-    probed = [table.n_train + i for i, name in enumerate(types) if name == "id_triples"]
-    role[facts[probed, 0]] = ROLES.index("I")
-    return role
-
-
-def _splits(table: Table, first_role: np.ndarray, trained_names: list[str]) -> np.ndarray:
+def _splits(table: Table, world: World, first_fact: np.ndarray) -> np.ndarray:
     """A trained row's split follows from its form and its fact's role, a test row's is its type."""
-    n_train = table.n_train
-    which = np.where(table.hops[:n_train] > 1, 2, first_role[:n_train] == ROLES.index("O"))
+    n_train, hops = table.n_train, int(table.hops.max())
+    names = np.array(["id_triples", "ood_triples", f"train_{'i' * hops}"], object)
+    outside = world.facts.role[first_fact[:n_train]] == ROLES.index("O")
+    which = np.where(table.hops[:n_train] > 1, 2, outside)
     types = [split_name(name) for name in table.types]
-    return np.concatenate([np.array(trained_names, object)[which], np.array(types, object)])
+    return np.concatenate([names[which], np.array(types, object)])
 
 
 def _twins(table: Table) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Shortcuts: what can be answered from training chains alone, without composing two facts.
+"""Shortcuts: what can be answered from training rows alone, without the reasoning in question.
 
 A model that answers held-out chains need not compose: completing rows of a table does as well. Hold
 every accuracy on test chains against these. No rule here ever looks at an atomic fact.
 
-A prompt is split as (prefix, last relation): (e1, r1) and r2 for two hops. All ties go to the
-answer with the smallest token, so that a prediction never depends on the order of the rows.
+Rules read a row's truth, never its tokens, so that they hold for every spelling. Of a chain they
+see (prefix, last relation): (e1, r1) and r2 for two hops. An answer is one number, also where it is
+spelt in several tokens. All ties go to the smallest number, so that a prediction never depends on
+the order of the rows.
 """
 
 from __future__ import annotations
@@ -15,11 +17,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from implicit_reasoning.worlds.chains import expand
-from implicit_reasoning.worlds.dataset import Dataset, prefix_keys, world_of
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds.chains import expand, inside
+from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
 from implicit_reasoning.worlds.world import NONE, ROLES
 
 Rows = Int[np.ndarray, "row"]
+
+
+def answer_numbers(dataset: Dataset) -> Rows:
+    """int64 [row]: a number for each row's whole answer, its token where it is a single one."""
+    answers = dataset.answers.astype(np.int64)
+    number = answers[:, 0]
+    for token in answers.T[1:]:
+        number = number * (dataset.n_vocab + 1) + token + 1  # -1: a shorter answer
+    return number
 
 
 def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
@@ -30,13 +42,10 @@ def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
       rows: [row], rows of chains (not of atomic facts) to answer.
 
     Returns:
-      [row], the predicted tokens. A relation that no training chain ends in gets the answer most
-      frequent over all.
+      [row], the predicted answers as numbers (see `answer_numbers`). A relation that no training
+      chain ends in gets the answer most frequent over all.
     """
-    train = _training_chains(dataset)
-    last, everything = _last(dataset), np.zeros(len(dataset), np.int64)
-    overall = _modal(dataset, everything, train, rows, fallback=np.zeros(len(rows), np.int32))
-    return _modal(dataset, last, train, rows, fallback=overall)
+    return _modal(dataset, _last(dataset), rows, _modal_overall(dataset, rows))
 
 
 def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
@@ -44,9 +53,8 @@ def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
 
     Arguments and result as `modal_given_last`, which answers where no training chain has the pair.
     """
-    pair = dataset.tokens[:, 0].astype(np.int64) * dataset.n_vocab + _last(dataset)
-    fallback = modal_given_last(dataset, rows)
-    return _modal(dataset, pair, _training_chains(dataset), rows, fallback)
+    pair = _pair(dataset.truth["e1"], _last(dataset))
+    return _modal(dataset, pair, rows, modal_given_last(dataset, rows))
 
 
 def row_completion(dataset: Dataset, rows: Rows) -> Rows:
@@ -75,10 +83,71 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
     return prediction
 
 
-RULES: dict[str, Callable[[Dataset, Rows], Rows]] = {
-    "modal_r2": modal_given_last,
-    "modal_e1_r2": modal_given_first_and_last,
-    "row_completion": row_completion,
+def modal_given_attribute(dataset: Dataset, rows: Rows) -> Rows:
+    """The most frequent label among the training comparisons of the same attribute.
+
+    Arguments and result as `modal_given_last`, for a task of comparisons.
+    """
+    return _modal(dataset, dataset.truth["attribute"], rows, _modal_overall(dataset, rows))
+
+
+def win_rate(dataset: Dataset, rows: Rows) -> Rows:
+    """Compare how often either entity came out above others in training comparisons.
+
+    An entity's score for an attribute is the mean of +1 (above), 0 (equal) and -1 (below) over its
+    training comparisons. With values spread evenly, neighbouring ones differ in score by twice the
+    share of equal pairs: scores nearer to each other than half of that count as equal. Where an
+    entity was never compared, the answer is that of `modal_given_attribute`.
+    """
+    truth, train = dataset.truth, _training_rows(dataset)
+    first = _pair(truth["attribute"], truth["entity1"])
+    second = _pair(truth["attribute"], truth["entity2"], like=truth["entity1"])
+    label = truth["label"][train] - 1
+    size = int(max(first.max(), second.max())) + 1
+    players = np.concatenate([first[train], second[train]])
+    games = np.bincount(players, minlength=size)
+    wins = np.bincount(players, np.concatenate([label, -label]), minlength=size)
+    score = wins / np.maximum(games, 1)
+
+    lead = score[first[rows]] - score[second[rows]]
+    nearest = np.where(np.abs(lead) < (label == 0).mean(), 0, np.sign(lead)).astype(np.int64)
+    # A label is another token for every attribute: read which from the training rows.
+    token = np.full((int(truth["attribute"].max()) + 1, 3), NONE, np.int64)
+    token[truth["attribute"][train], truth["label"][train]] = truth["answer"][train]
+    answer = token[truth["attribute"][rows], nearest + 1]
+    known = (games[first[rows]] > 0) & (games[second[rows]] > 0) & (answer >= 0)
+    return np.where(known, answer, modal_given_attribute(dataset, rows))
+
+
+def commuted(dataset: Dataset, rows: Rows) -> Rows:
+    """The answer of the training row with a and b exchanged.
+
+    Arguments and result as `modal_given_last`, for a task of sums; where no such row was trained
+    on, the answer most frequent in training.
+    """
+    a, b = dataset.truth["a"], dataset.truth["b"]
+    size = int(max(a.max(initial=0), b.max(initial=0))) + 1
+    train = _training_rows(dataset)
+    answer = np.full((size, size), NONE, np.int64)
+    answer[b[train], a[train]] = answer_numbers(dataset)[train]
+    found = answer[a[rows], b[rows]]
+    return np.where(found >= 0, found, _modal_overall(dataset, rows))
+
+
+class Rule(NamedTuple):
+    """A shortcut, and the truth columns without which it makes no sense."""
+
+    predict: Callable[[Dataset, Rows], Rows]
+    needs: tuple[str, ...]
+
+
+RULES = {
+    "modal_r2": Rule(modal_given_last, ("e1", "r2")),
+    "modal_e1_r2": Rule(modal_given_first_and_last, ("e1", "r2")),
+    "row_completion": Rule(row_completion, ("e1", "r2")),
+    "modal_attribute": Rule(modal_given_attribute, ("attribute", "label")),
+    "win_rate": Rule(win_rate, ("attribute", "label", "entity1", "entity2")),
+    "commuted": Rule(commuted, ("a", "b")),
 }
 """Rules by name (r2 stands for the last relation, whatever the number of hops)."""
 
@@ -86,42 +155,51 @@ RULES: dict[str, Callable[[Dataset, Rows], Rows]] = {
 def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
     """Accuracy of every rule on the probes of every test split: `{rule: {split: 0 to 1}}`.
 
-    A split without chains to ask is left out. For single predictions call the rules themselves.
+    Only rules that make sense in the task are there; in some tasks that is none. A split without
+    chains (or comparisons, ...) to ask is left out. For single predictions call the rules.
     """
-    asked = {split: _test_chains(dataset, split) for split in dataset.splits}
+    rules = {name: rule for name, rule in RULES.items() if set(rule.needs) <= dataset.truth.keys()}
+    asked = {split: _test_rows(dataset, split) for split in dataset.splits}
     asked = {split: rows for split, rows in asked.items() if len(rows)}
     if not asked:
-        return {name: {} for name in RULES}
+        return {name: {} for name in rules}
     rows = np.concatenate(list(asked.values()))
     ends = np.cumsum([len(part) for part in asked.values()])[:-1]
-    table = {}
-    for name, rule in RULES.items():
-        correct = np.split(rule(dataset, rows) == dataset.truth["answer"][rows], ends)
+    answers, table = answer_numbers(dataset)[rows], {}
+    for name, rule in rules.items():
+        correct = np.split(rule.predict(dataset, rows) == answers, ends)
         table[name] = {split: float(c.mean()) for split, c in zip(asked, correct, strict=True)}
     return table
 
 
 def coverage(dataset: Dataset) -> float:
-    """Share of all chains of `I` facts that are trained on; about phi / ((1 - ood) * degree)."""
+    """Share of all all-`I` chains that are trained on; about phi / ((1 - ood) * degree).
+
+    Raises:
+      InputError: the task is not one of chains.
+    """
     world = world_of(dataset)
+    if "r2" not in dataset.truth:
+        raise InputError("coverage is of chains: this dataset's task is not one of chains")
     facts = world.facts
-    inside = facts.role == ROLES.index("I")
     continuations: np.ndarray = np.ones(world.n_entities)
-    for _ in range(dataset.hops):  # chains that start at each entity, one hop longer each time
-        through = continuations[facts.tail[inside]]
-        continuations = np.bincount(facts.head[inside], through, world.n_entities)
-    return len(_training_chains(dataset)) / max(1.0, float(continuations.sum()))
+    for hop in reversed(range(dataset.hops)):  # chains that start at each entity, by their length
+        allowed = np.isin(facts.role, [ROLES.index(letter) for letter in inside(hop)])
+        through = continuations[facts.tail[allowed]]
+        continuations = np.bincount(facts.head[allowed], through, world.n_entities)
+    return len(_training_rows(dataset)) / max(1.0, float(continuations.sum()))
 
 
 def distinct_states(dataset: Dataset) -> dict[str, int]:
     """Number of distinct prefixes over all rows, by the prompt's position: `{"e1": .., "r1": ..}`.
 
-    In a causal model a state depends on nothing else, so this is the n of any claim about states.
+    In a causal model a state depends on nothing else, so this is the n of any claim about states. A
+    row with a shorter prompt counts at the places it has, whatever its own tokens there are called.
     """
     keys, position = prefix_keys(dataset.tokens, dataset.n_vocab), dataset.truth["position"]
-    names = ["e1", *(f"r{hop + 1}" for hop in range(position.max()))]
     return {
-        name: len(np.unique(keys[position >= place, place])) for place, name in enumerate(names)
+        name: len(np.unique(keys[position >= place, place]))
+        for place, name in enumerate(dataset.positions)
     }
 
 
@@ -146,15 +224,15 @@ class _Pairs(NamedTuple):
 
 
 def _answer_table(dataset: Dataset) -> _AnswerTable:
-    train = _training_chains(dataset)
-    chain = _is_chain(dataset)
-    keys = prefix_keys(dataset.tokens[:, : _hops(dataset)], dataset.n_vocab)[:, -1]
+    train, chain = _training_rows(dataset), _is_longest(dataset)
+    steps = np.column_stack([dataset.truth["e1"], *columns(dataset.truth, "r")[:-1]])
+    keys = prefix_keys(steps[chain], int(steps.max(initial=0)) + 1)[:, -1]
     prefix = np.full(len(dataset), NONE)
-    prefix[chain] = np.unique(keys[chain], return_inverse=True)[1]
+    prefix[chain] = np.unique(keys, return_inverse=True)[1]
     last = np.full(len(dataset), NONE)
     last[chain] = np.unique(_last(dataset)[chain], return_inverse=True)[1]
-    answer = np.full((prefix.max() + 1, last.max() + 1), NONE, np.int32)
-    answer[prefix[train], last[train]] = dataset.truth["answer"][train]
+    answer = np.full((prefix.max() + 1, last.max() + 1), NONE, np.int64)
+    answer[prefix[train], last[train]] = answer_numbers(dataset)[train]
     return _AnswerTable(answer, train, prefix, last)
 
 
@@ -163,7 +241,7 @@ def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
     n_prefix, n_last = table.answer.shape
     prefix, last = table.prefix[table.train], table.last[table.train]
     # Chains that agree are neighbours once sorted by (answer, last): a join, never prefix x prefix.
-    cell = table.answer[prefix, last].astype(np.int64) * n_last + last
+    cell = table.answer[prefix, last] * n_last + last
     order = np.argsort(cell, kind="stable")
     cell, prefix = cell[order], prefix[order]
     wanted = np.flatnonzero(np.isin(prefix, asked))
@@ -201,34 +279,46 @@ def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
     return groups, answer[best_first[first]]
 
 
-def _modal(
-    dataset: Dataset, key: np.ndarray, train: np.ndarray, rows: np.ndarray, fallback: np.ndarray
-) -> np.ndarray:
+def _modal(dataset: Dataset, key: np.ndarray, rows: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     """The modal answer of the training rows with the same key; `fallback` where there are none."""
-    groups, winners = _elect(key[train], dataset.truth["answer"][train], np.ones(len(train)))
+    train = _training_rows(dataset)
+    groups, winners = _elect(key[train], answer_numbers(dataset)[train], np.ones(len(train)))
     if not len(groups):
         return fallback
     place = np.minimum(np.searchsorted(groups, key[rows]), len(groups) - 1)
     found = groups[place] == key[rows]
-    return np.where(found, winners[place], fallback).astype(np.int32)
+    return np.where(found, winners[place], fallback)
 
 
-def _hops(dataset: Dataset) -> int:
-    return int(dataset.truth["position"].max())
+def _modal_overall(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    nothing = np.zeros(len(rows), np.int64)
+    return _modal(dataset, np.zeros(len(dataset), np.int64), rows, fallback=nothing)
 
 
-def _is_chain(dataset: Dataset) -> np.ndarray:
-    return dataset.truth["position"] == _hops(dataset)
+def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """A number for two columns, which for rows that lack them (-1) may be any from 0 on.
+
+    `like` is a column of the same kind as `other`, for numbers that can be compared between them.
+    """
+    largest = (
+        other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))
+    )
+    return np.maximum(one, 0).astype(np.int64) * (int(largest) + 1) + np.maximum(other, 0)
 
 
-def _last(dataset: Dataset) -> np.ndarray:
-    return dataset.tokens[:, _hops(dataset)]
+def _is_longest(dataset: Dataset) -> np.ndarray:
+    """Which rows are chains, comparisons, ..., rather than the atomic facts they are made of."""
+    return dataset.truth["position"] == dataset.truth["position"].max(initial=0)
 
 
-def _training_chains(dataset: Dataset) -> np.ndarray:
-    return np.flatnonzero(_is_chain(dataset)[: dataset.n_train])
+def _last(dataset: Dataset) -> Rows:
+    return columns(dataset.truth, "r")[-1]
 
 
-def _test_chains(dataset: Dataset, split: str) -> np.ndarray:
+def _training_rows(dataset: Dataset) -> Rows:
+    return np.flatnonzero(_is_longest(dataset)[: dataset.n_train])
+
+
+def _test_rows(dataset: Dataset, split: str) -> Rows:
     rows = dataset.probes(split)
-    return rows[(rows >= dataset.n_train) & _is_chain(dataset)[rows]]
+    return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]

@@ -14,25 +14,32 @@ def describe(dataset: Dataset) -> str:
     ]
     lines += _split_table(dataset)
     if dataset.world is not None:
-        lines += ["", f"{dataset.world.n_facts:,} facts; training chains cover"]
-        lines[-1] += f" {coverage(dataset):.0%} of the in-distribution ones"
+        lines += ["", f"{dataset.world.n_facts:,} facts"]
+        if "r2" in dataset.truth:
+            lines[-1] += f"; training chains cover {coverage(dataset):.0%}"
+            lines[-1] += " of the in-distribution ones"
     states = ", ".join(f"{n:,} at {position}" for position, n in distinct_states(dataset).items())
-    lines += [f"distinct states: {states}", "", "accuracy of shortcuts, which compose nothing:"]
-    return "\n".join(lines + _shortcut_table(dataset))
+    return "\n".join([*lines, f"distinct states: {states}", *_shortcut_table(dataset)])
 
 
 def _split_table(dataset: Dataset) -> list[str]:
-    lines = [f"{'split':<16}{'rows':>10}{'probes':>8}"]
+    width = max(16, *(len(split) + 1 for split in dataset.splits))
+    lines = [f"{'split':<{width}}{'rows':>10}{'probes':>8}"]
     for split, size in dataset.sizes().items():
         trained = "  trained on" if size and dataset.rows(split)[0] < dataset.n_train else ""
-        lines.append(f"{split:<16}{size:>10,}{len(dataset.probes(split)):>8,}{trained}")
+        lines.append(f"{split:<{width}}{size:>10,}{len(dataset.probes(split)):>8,}{trained}")
     return lines
 
 
 def _shortcut_table(dataset: Dataset) -> list[str]:
     rules = shortcuts(dataset)
-    splits = next(iter(rules.values()))
-    lines = [f"{'':<16}" + "".join(f"{split:>10}" for split in splits)]
+    if not rules:
+        return ["no shortcut is known for this task"]
+    splits = list(next(iter(rules.values())))
+    widths = [max(10, len(split) + 2) for split in splits]
+    columns = [f"{split:>{width}}" for split, width in zip(splits, widths, strict=True)]
+    lines = ["", "accuracy of shortcuts, which compose nothing:", f"{'':<16}" + "".join(columns)]
     for rule, accuracy in rules.items():
-        lines.append(f"{rule:<16}" + "".join(f"{accuracy[split]:>10.3f}" for split in splits))
+        values = [f"{accuracy[s]:>{width}.3f}" for s, width in zip(splits, widths, strict=True)]
+        lines.append(f"{rule:<16}" + "".join(values))
     return lines

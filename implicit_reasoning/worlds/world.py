@@ -16,8 +16,13 @@ from jaxtyping import Int
 
 from implicit_reasoning.errors import InputError
 
-ROLES = ("I", "O")
-"""What a fact may be: `I` takes part in training chains, `O` is seen only as an atomic triple.
+ROLES = ("I", "O", "H", "R")
+"""What a fact may be:
+
+- `I`: seen as an atomic triple, and in training chains at any hop;
+- `O`: seen only as an atomic triple;
+- `H`: held out, seen only in training chains, never as an atomic triple;
+- `R`: restricted, seen as an atomic triple and as a first hop, never as a later one.
 
 `World.role` holds indices into this tuple; a study that needs another role appends one letter here.
 """
@@ -34,11 +39,16 @@ class Stream(enum.IntEnum):
     ROLES = 2
     FACT_ORDER = 3
     CHAIN_ORDER = 4
+    SHADOW_TAILS = 5
+    SCRAMBLED_ANSWERS = 6
+    OTHER_ROLES = 7
+    HELD_OUT = 8
+    PAIRS = 9
 
 
-def stream(seed: int, purpose: int) -> np.random.Generator:
+def stream(seed: int, *purpose: int) -> np.random.Generator:
     """The generator of `seed` for one purpose; a task of your own takes a number from 100 on."""
-    return np.random.default_rng([seed, int(purpose)])
+    return np.random.default_rng([seed, *map(int, purpose)])
 
 
 class Facts(NamedTuple):
@@ -142,6 +152,27 @@ def world_from_table(
     table = np.full(tail.shape, NONE, np.int8)
     table[tail >= 0] = role
     return World(tail.astype(np.int32), table, seed)
+
+
+def with_tails_of(world: World, purpose: int) -> World:
+    """Another world over the same (entity, relation) pairs and roles, its tails drawn anew."""
+    exists = world.tail >= 0
+    tails = stream(world.seed, purpose).integers(
+        world.n_entities, size=world.tail.shape, dtype=np.int32
+    )
+    return World(np.where(exists, tails, np.int32(NONE)), world.role, world.seed)
+
+
+def with_role(world: World, letter: str, share: int | float) -> World:
+    """The same facts, with a random share of the `I` ones (rounded to a count) given another role.
+
+    A larger share only adds to a smaller one.
+    """
+    role = world.facts.role.copy()
+    inside = np.flatnonzero(role == ROLES.index("I"))
+    order = stream(world.seed, Stream.OTHER_ROLES).permutation(inside)
+    role[order[: round(share * len(inside))]] = ROLES.index(letter)
+    return world_from_table(world.tail, role, world.seed)
 
 
 def check_range(

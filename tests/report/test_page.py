@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.composition import get_config
-from implicit_reasoning.config import apply_overrides
+from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report import tables, write_report
 from implicit_reasoning.runs import Run
@@ -101,6 +101,24 @@ def test_intervals_hold_the_accuracy_and_count_facts(page, reported):
     assert low <= mean <= high
     facts = {len(np.unique(dataset.truth[f"fact{hop}"][probes])) for hop in (1, 2)}
     assert int(cells[5]) in facts
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "absent"),
+    [
+        ("comparison", ["win rate", "10 of role O", "test_oo"], ["Coverage", "row completion"]),
+        ("in_context", ["test_repeated", "x1"], ["shortcuts", "Facts", "Coverage", "composed"]),
+    ],
+)
+def test_tasks_that_are_not_chains_are_told_as_they_are(tmp_path, name, there, absent):
+    sizes = {key: value for key, value in TINY.items() if not key.startswith("task.")}
+    if name == "comparison":
+        sizes |= {"task.n_entities": 20}
+    config = apply_overrides(load_config(f"configs/{name}.py:pocket"), sizes)
+    page = write_report(train(config, tmp_path, stop_at=0), providers=()).read_text("utf-8")
+    said = html.unescape(page.split('<h2 id="config">')[0].split("</style>")[1])
+    assert all(text in said for text in there)
+    assert not [text for text in absent if text in said.replace("Splits and shortcuts", "")]
 
 
 def test_phases_that_did_not_come_are_not_reached(page):

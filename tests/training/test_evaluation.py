@@ -23,9 +23,11 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    return build(tiny(**SIZES).task)
+@pytest.fixture(scope="module", params=["one token", "two tokens"])
+def dataset(request):
+    """Entities of one token; or of two, an atomic row's answer then being before a chain's."""
+    names = 7 if request.param == "two tokens" else 0
+    return build(tiny(**SIZES, task__names=names, task__end_token=bool(names)).task)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def evaluation(model, dataset):
 
 @pytest.fixture(scope="module")
 def params(model):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # right now and then, in either spelling
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
 
@@ -50,16 +52,16 @@ def brute_force(model, params, dataset):
     """`(loss, rank)` of every row of the dataset, one row at a time in float64."""
     logits = jax.jit(model.forward)(params, dataset.tokens)[0]
     losses, ranks = [], []
-    for row, position, answer in zip(
-        np.asarray(logits, np.float64),
-        dataset.truth["position"],
-        dataset.truth["answer"],
-        strict=True,
-    ):
-        at = row[position]
-        losses.append(np.log(np.exp(at - at.max()).sum()) + at.max() - at[answer])
-        others = np.delete(at, answer)
-        ranks.append((others >= at[answer]).sum())
+    for row, of_row in enumerate(np.asarray(logits, np.float64)):
+        loss, rank = 0.0, 0
+        for suffix in ("", "2"):
+            if f"answer{suffix}" in dataset.truth:
+                at = of_row[dataset.truth[f"position{suffix}"][row]]
+                answer = dataset.truth[f"answer{suffix}"][row]
+                loss += np.log(np.exp(at - at.max()).sum()) + at.max() - at[answer]
+                rank = max(rank, (np.delete(at, answer) >= at[answer]).sum())
+        losses.append(loss)
+        ranks.append(rank)
     return np.array(losses), np.array(ranks)
 
 
@@ -80,6 +82,17 @@ def test_every_split_equals_brute_force(evaluation, model, params, dataset):
     assert len(summary) == 3 * len(dataset.splits) + 1
     assert len({summary[f"loss/{split}"] for split in dataset.splits}) == len(dataset.splits)
     assert any(summary[f"accuracy/{split}"] > 0 for split in dataset.splits)
+
+
+def test_shorter_answers_stand_beside_longer_ones(model, params, dataset):
+    """A column of -1 after an answer adds nothing to its loss or rank."""
+    missing = np.full(len(dataset), -1, np.int32)
+    extra = f"{dataset.answers.shape[1] + 1}"
+    longer = dataset.truth | {f"answer{extra}": missing, f"position{extra}": missing}
+    plain = Evaluation(model, dataset).launch(params)
+    padded = Evaluation(model, dataclasses.replace(dataset, truth=longer)).launch(params)
+    np.testing.assert_array_equal(plain.rank, padded.rank)
+    np.testing.assert_allclose(plain.loss, padded.loss, rtol=1e-5, atol=1e-6)
 
 
 def test_the_lower_bound_is_clustered_by_the_first_fact(evaluation, dataset):
@@ -103,7 +116,10 @@ def test_ties_count_against_the_answer(evaluation, params, dataset):
     for split in dataset.splits:
         assert summary[f"accuracy/{split}"] == 0
         assert summary[f"reciprocal_rank/{split}"] == pytest.approx(1 / dataset.n_vocab)
-        assert summary[f"loss/{split}"] == pytest.approx(np.log(dataset.n_vocab), rel=1e-6)
+        n_tokens = dataset.answers.shape[1]
+        assert summary[f"loss/{split}"] == pytest.approx(
+            n_tokens * np.log(dataset.n_vocab), rel=1e-6
+        )
 
 
 def test_a_broken_model_is_no_good_model(evaluation, params, dataset):

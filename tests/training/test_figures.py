@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from configs.composition import get_config
+from implicit_reasoning.config import load_config
+from implicit_reasoning.figures import split_style
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training.figures import best_shortcuts, figures
 from implicit_reasoning.worlds import build, shortcuts
@@ -63,6 +65,25 @@ def texts(ax):
 
 def test_no_rows_no_figures(dataset):
     assert figures(MadeRun(dataset, [])) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("without_id_triples", "held_out_id_triples", "second_hop_restricted", "three_hops"),
+        *("comparison", "complex", "modular_addition", "in_context"),
+    ],
+)
+def test_every_task_is_drawn_and_no_two_splits_look_alike(name):
+    dataset = build(load_config(f"configs/{name}.py:pocket").task)
+    probed = [split for split in dataset.splits if len(dataset.probes(split))]
+    rows = [{"step": step, "loss": 1.0, **{f"accuracy/{s}": 0.5 for s in probed}} for step in STEPS]
+    found = named(figures(MadeRun(dataset, rows)))
+    names = " ".join(texts(axes_of(found["accuracy"])[0]))
+    assert all(split in names for split in probed)
+    assert ("shortcut on" in names) == bool(shortcuts(dataset))
+    looks = [tuple(split_style(split).values()) for split in probed]
+    assert len(set(looks)) == len(looks)
 
 
 def test_a_run_of_one_row_is_drawn_as_dots(dataset):

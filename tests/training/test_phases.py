@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from implicit_reasoning.config import load_config
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training.phases import Phases, Splits, phases, run_phases
 from implicit_reasoning.worlds import build, shortcuts
@@ -108,6 +109,25 @@ def test_splits_by_their_names(dataset):
     assert Splits.of(dataset) == SPLITS
     three = build(tiny(task__hops=3, task__phi=1.0).task)
     assert Splits.of(three) == Splits("train_iii", "test_iii", "test_oii")
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("comparison", Splits("train_ii", "test_ii", "test_oi")),
+        ("complex", Splits("train_ii", "test_ii", None)),
+        ("modular_addition", Splits("train_pairs", "test_pairs", None)),
+        ("in_context", Splits("train_repeated", "test_repeated", None)),
+        ("second_hop_restricted", Splits("train_ii", "test_ii", None)),
+        ("without_id_triples", SPLITS),
+        ("two_token_entities", SPLITS),
+    ],
+)
+def test_every_task_has_its_parts(name, splits):
+    dataset = build(load_config(f"configs/{name}.py:pocket").task)
+    assert Splits.of(dataset) == splits
+    table = rows(**{splits.trained: [1.0] * 3, splits.held_out: [0.6] * 3})
+    assert phases(table, splits, None) == Phases(0, 0, None, None)
 
 
 def test_splits_that_are_missing_or_have_no_probes_are_none(dataset):

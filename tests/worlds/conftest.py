@@ -18,7 +18,11 @@ DEFAULTS = {
     "holdout": 0.1,
     "probes": 3000,
     "mixed_chains": True,
+    "order": "e r r",
+    "names": 0,
     "end_token": False,
+    "held_out_fraction": 0.1,
+    "restricted_fraction": 0.1,
 }
 
 

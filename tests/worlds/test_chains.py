@@ -10,7 +10,7 @@ from implicit_reasoning.worlds.world import ROLES
 
 
 @st.composite
-def small_worlds(draw):
+def small_worlds(draw, roles=2):
     """Worlds with any number of facts a head, none included - more than `make_world` makes."""
     n_entities, n_relations = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     cells = st.lists(
@@ -20,7 +20,7 @@ def small_worlds(draw):
     )
     tail = np.array(draw(cells)).reshape(n_entities, n_relations)
     n_facts = int((tail >= 0).sum())
-    role = draw(st.lists(st.integers(0, 1), min_size=n_facts, max_size=n_facts))
+    role = draw(st.lists(st.integers(0, roles - 1), min_size=n_facts, max_size=n_facts))
     return world_from_table(tail, np.array(role, np.int8))
 
 
@@ -49,10 +49,24 @@ def test_chains_are_those_of_plain_enumeration(world, hops):
     assert chains.facts.tolist() == [list(facts) for facts, *_ in expected]
     assert chains.entities.tolist() == [list(entities) for _, entities, *_ in expected]
     assert chains.relations.tolist() == [list(relations) for *_, relations, _ in expected]
-    names = patterns(hops)
-    assert [names[code] for code in chains.pattern] == [name for *_, name in expected]
-    for name in names:
-        assert len(chains.where(name)) == sum(chain[-1] == name for chain in expected)
+    for name in patterns(hops):
+        wanted = [list(facts) for facts, *_, pattern in expected if pattern == name]
+        assert chains.where(name).facts.tolist() == wanted
+
+
+@given(world=small_worlds(roles=4), hops=st.integers(1, 3))
+def test_a_pattern_allows_what_training_allows_at_that_hop(world, hops):
+    chains = enumerate_chains(world, hops)
+    allowed = [{"i": "IHR", "o": "O"}, {"i": "IH", "o": "O"}]
+    for name in patterns(hops):
+        wanted = [
+            all(ROLES[r] in allowed[hop > 0][name[hop]] for hop, r in enumerate(roles))
+            for roles in chains.roles.tolist()
+        ]
+        assert chains.where(name).facts.tolist() == chains.facts[np.array(wanted, bool)].tolist()
+    few = chains[chains.allows(*["RO"] * hops)]
+    assert {ROLES[role] for role in few.roles.ravel()} <= {"R", "O"}
+    assert len(few) == sum(set(roles) <= {1, 3} for roles in chains.roles.tolist())
 
 
 def test_patterns_put_the_first_hop_first():

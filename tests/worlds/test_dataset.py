@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds import Dataset, coverage, prefix_keys
+from implicit_reasoning.worlds import Dataset, coverage, make_rows, prefix_keys
 
 
 def assert_same(a, b):
@@ -17,6 +17,7 @@ def assert_same(a, b):
         left, right = getattr(a, field), getattr(b, field)
         assert left.dtype == right.dtype and np.array_equal(left, right)
     assert (a.splits, a.n_train, a.vocab) == (b.splits, b.n_train, b.vocab)
+    assert a.positions == b.positions
     assert list(a.truth) == list(b.truth)
     for name, column in a.truth.items():
         assert column.dtype == b.truth[name].dtype == np.int32
@@ -67,7 +68,8 @@ def test_prefix_keys_tell_prefixes_apart(rows):
 
 
 def test_save_and_load_without_loss(make, tmp_path):
-    for number, changes in enumerate([{}, {"end_token": True, "hops": 3}, {"ood_fraction": 0}]):
+    kinds = [{}, {"end_token": True, "hops": 3}, {"ood_fraction": 0}, {"name": "shadow"}]
+    for number, changes in enumerate([*kinds, {"names": 5}, {"name": "second_hop_restricted"}]):
         dataset = make(**changes)
         path = tmp_path / f"{number}" / "world.npz"
         dataset.save(path)
@@ -81,10 +83,11 @@ def test_the_fingerprint_is_of_the_contents(make):
     fingerprint = make().fingerprint()
     assert fingerprint == make().fingerprint()
     # Pinned: a change here makes every dataset that anybody has saved another one.
-    assert fingerprint.startswith("f93a1bb4562c7016")
+    assert fingerprint.startswith("8dadf5feafe15723")
     others = [make(world_seed=1), make(phi=1.6), make(probes=9), make(end_token=True)]
     others.append(dataclasses.replace(make(), vocab=("<e_x>", *make().vocab[1:])))
-    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 6
+    others.append(dataclasses.replace(make(), positions=("a", "b", "c")))
+    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 7
 
 
 def test_a_dataset_without_a_world(dataset, tmp_path):
@@ -96,6 +99,43 @@ def test_a_dataset_without_a_world(dataset, tmp_path):
     assert Dataset.load(tmp_path / "world.npz").world is None
     with pytest.raises(InputError, match="has no world"):
         coverage(bare)
+    with pytest.raises(InputError, match="has no bridge entities: its task is not one of chains"):
+        _ = bare.bridge
+
+
+def test_positions_are_those_of_the_longest_prompt(make):
+    for changes in ({}, {"hops": 3, "phi": 0.5}, {"order": "r r e"}, {"names": 5}):
+        dataset = make(**changes)
+        assert len(dataset.positions) == dataset.truth["position"].max() + 1
+    assert make(names=5).positions == ("e1.first", "e1.last", "r1", "r2")
+    assert make(order="r r e").positions == ("r1", "r2", "e1")
+
+
+@pytest.mark.parametrize("names", [0, 5])
+def test_answers_are_what_is_supervised(make, names):
+    dataset = make(names=names)
+    assert dataset.answers.shape == (len(dataset), 2 if names else 1)
+    for row, (answer, places) in enumerate(
+        zip(dataset.answers, dataset.answer_positions, strict=True)
+    ):
+        assert dataset.targets[row, places].tolist() == answer.tolist()
+        assert np.flatnonzero(dataset.targets[row] >= 0).tolist() == places.tolist()
+
+
+@given(n_prompt=st.integers(1, 3), n_answer=st.integers(1, 3), end=st.sampled_from([None, 9]))
+def test_rows_from_columns(n_prompt, n_answer, end):
+    prompt = [np.array([10 + i, 20 + i]) for i in range(n_prompt)]
+    answer = [np.array([30 + i, 40 + i]) for i in range(n_answer)]
+    tokens, targets, truth = make_rows(prompt, answer, {"kind": np.array([7, 8])}, end)
+    asked, said = [c.tolist() for c in prompt], [c.tolist() for c in answer]
+    ending = [*said, *([] if end is None else [[end, end]])]
+    assert tokens.T.tolist() == [*asked, *ending[:-1]]
+    assert targets.T.tolist() == [[-1, -1]] * (n_prompt - 1) + ending
+    assert truth["kind"].tolist() == [7, 8]
+    for number, column in enumerate(said):
+        suffix = number + 1 if number else ""
+        assert truth[f"answer{suffix}"].tolist() == column
+        assert truth[f"position{suffix}"].tolist() == [n_prompt - 1 + number] * 2
 
 
 def test_a_file_cut_anywhere_is_refused(dataset, tmp_path):
@@ -126,7 +166,7 @@ def test_a_changed_file_is_refused(dataset, tmp_path):
         Dataset.load(path)
 
     np.savez(path, **(arrays | {"format_version": 99}))
-    with pytest.raises(InputError, match="has format 99; this code reads 1"):
+    with pytest.raises(InputError, match="has format 99; this code reads 2"):
         Dataset.load(path)
     del arrays["split"]
     np.savez(path, **arrays)

@@ -1,13 +1,16 @@
+import dataclasses
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds import ROLES, read_grokked, write_grokked
+from implicit_reasoning.worlds import ROLES, build, read_grokked, write_grokked
 from implicit_reasoning.worlds.exchange import split_name, type_name
 
 FILES = ["meta.json", "test.json", "train.json", "valid.json", "vocab.json"]
@@ -60,12 +63,116 @@ def test_the_layout_is_the_published_one(make, folder):
         {"ood_fraction": 0.0},  # and so empty splits
         {"hops": 3, "end_token": True},
         {"mixed_chains": False},
+        {"name": "without_id_triples"},
+        {"name": "held_out_id_triples"},
+        {"name": "second_hop_restricted", "ood_fraction": 0.0},
+        {"name": "scrambled", "end_token": True},
     ],
 )
 def test_round_trip_without_loss(make, tmp_path, changes):
     dataset = make(**changes)
     write_grokked(dataset, tmp_path / "data")
     assert read_grokked(tmp_path / "data").fingerprint() == dataset.fingerprint()
+
+
+def test_a_shadow_loses_its_decoy_and_nothing_else(make, tmp_path):
+    dataset = make(name="shadow")
+    write_grokked(dataset, tmp_path)
+    again = read_grokked(tmp_path)
+    truth = {name: column for name, column in dataset.truth.items() if name != "decoy"}
+    assert again.fingerprint() == dataclasses.replace(dataset, truth=truth).fingerprint()
+
+
+def published(dataset, folder):
+    """A folder as others write it: without our `meta.json`."""
+    write_grokked(dataset, folder)
+    (folder / "meta.json").unlink()
+    return read_grokked(folder)
+
+
+def test_a_published_folder_without_id_triples(make, tmp_path):
+    dataset = make(name="without_id_triples", end_token=True, probes=40)
+    with pytest.warns(UserWarning, match=r"\d+ chains use facts that no atomic row states"):
+        again = published(dataset, tmp_path)
+    assert again.splits == dataset.splits and again.n_train == dataset.n_train
+    for field in ("tokens", "targets", "split", "probe"):
+        assert np.array_equal(getattr(again, field), getattr(dataset, field))
+    assert np.array_equal(again.truth["answer"], dataset.truth["answer"])
+    # What is stated is known, and what is not is not made up.
+    for name in ("e1", "r1", "r2"):
+        assert np.array_equal(again.truth[name], dataset.truth[name])
+    for name in ("e2", "e3"):
+        known = again.truth[name] >= 0
+        assert 0 < known[dataset.rows("train_ii")].mean() < 1
+        assert (again.truth[name] == dataset.truth[name])[known].all()
+    stated = np.concatenate([dataset.rows("id_triples"), dataset.rows("ood_triples")])
+    assert again.world.n_facts == len(stated)
+
+
+def test_a_published_folder_with_held_out_id_triples(make, tmp_path):
+    dataset = make(name="held_out_id_triples", end_token=True)
+    assert published(dataset, tmp_path).fingerprint() == dataset.fingerprint()
+    test = read(tmp_path / "test.json")
+    assert "Held-out ID Triples" in {row["type"] for row in test}
+    for row in test:  # as Ye et al. name those that are trained on
+        row["type"] = row["type"].replace("ID Triples", "Retained ID Triples", 1)
+        row["type"] = row["type"].replace("Held-out Retained", "Held-out")
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    assert read_grokked(tmp_path).fingerprint() == dataset.fingerprint()
+
+
+def test_a_published_folder_with_restricted_second_hops(make, tmp_path):
+    dataset = make(name="second_hop_restricted", restricted_fraction=0.2, phi=2.0, end_token=True)
+    again = published(dataset, tmp_path)
+    asked = dataset.truth["fact2"][dataset.rows("test_ii_sr")]
+    assert (again.world.facts.role[asked] == ROLES.index("R")).all()
+    assert np.array_equal(again.tokens, dataset.tokens) and again.splits == dataset.splits
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "target"),
+    [
+        ("two_token_entities", r"<first_\d+><last_\d+><r_\d+>", "<first_\\d+><last_\\d+></a>"),
+        ("relations_first", r"<r_\d+><e_\d+>", "<e_\\d+></a>"),
+        ("comparison", r"<e_\d+><attr_\d+>", "<\\d+></a>"),
+        ("complex", r"<e_\d+><attr_\d+>", "<\\d+></a>"),
+        ("modular_addition", r"<\d+><\d+><=>", "<\\d+></a>"),
+        ("in_context", r"(<x_\d+>)+", r"<x_\d+></a>"),
+    ],
+)
+def test_rows_of_other_spellings_and_tasks_are_written(tmp_path, name, first, target):
+    dataset = build(load_config(f"configs/{name}.py:pocket").task)
+    write_grokked(dataset, tmp_path)
+    rows, vocab = read(tmp_path / "train.json"), read(tmp_path / "vocab.json")
+    assert len(rows) == dataset.n_train and len(set(vocab)) == len(vocab)
+    assert re.fullmatch(first, rows[0]["input_text"])
+    assert rows[0]["target_text"].startswith(rows[0]["input_text"])
+    assert re.fullmatch(target, rows[0]["target_text"].removeprefix(rows[0]["input_text"]))
+    for row in (*rows[:50], *read(tmp_path / "test.json")[-50:]):
+        assert set(re.findall("<.*?>", row["target_text"])) <= set(vocab)
+    assert not (tmp_path / "meta.json").exists()
+    with pytest.raises(InputError, match=r"\.json"):  # and not mistaken for chains
+        read_grokked(tmp_path)
+
+
+def test_comparisons_are_written_as_wang_et_al_do(tmp_path):
+    config = apply_overrides(
+        load_config("configs/comparison.py:pocket"), {"task.mixed_chains": False}
+    )
+    dataset = build(config.task)
+    write_grokked(dataset, tmp_path, wang_types=True)
+    row = dataset.rows("train_ii")[0]
+    truth = {name: int(column[row]) for name, column in dataset.truth.items()}
+    a, label = truth["attribute"], truth["label"]
+    prompt = f"<attr_{a}><q><e_{truth['entity1']}><mask><e_{truth['entity2']}>"
+    expected = {"input_text": prompt, "target_text": f"{prompt}<attr_{a}_{label}></a>"}
+    assert read(tmp_path / "train.json")[row] == expected
+    types = {row["type"] for row in read(tmp_path / "test.json")}
+    assert types >= {"id_atomic", "train_inferred", "test_inferred_iid", "test_inferred_ood"}
+    # 100 entities, 5 attributes, 10 values, 15 labels and six special tokens.
+    assert len(read(tmp_path / "vocab.json")) == 136
+    asked = [row["input_text"] for row in read(tmp_path / "valid.json")]
+    assert len(asked) == len(dataset.rows("test_oo"))
 
 
 def test_round_trip_in_wangs_names(make, tmp_path):
@@ -124,6 +231,38 @@ def test_a_meta_file_of_somebody_else_is_passed_over(folder):
         assert read_grokked(folder).vocab[-1] == "</a>"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tails": [1]},
+        {"tails": None},
+        {"roles": "I"},
+        {"roles": "IX"},
+        {"heads": "abc"},
+        lambda meta: {"heads": [99, *meta["heads"][1:]]},
+        lambda meta: {"tails": [99, *meta["tails"][1:]]},
+        lambda meta: {"tails": [-2, *meta["tails"][1:]]},
+        lambda meta: {"heads": [10**12, *meta["heads"][1:]]},
+    ],
+)
+def test_a_damaged_meta_file_is_named(folder, change):
+    path = folder / "meta.json"
+    meta = read(path)
+    path.write_text(json.dumps(meta | (change(meta) if callable(change) else change)))
+    with pytest.raises(InputError, match=r"meta\.json was damaged"):
+        read_grokked(folder)
+
+
+def test_a_folder_of_chains_alone_is_refused(folder):
+    for name in ("train", "test", "valid"):
+        rows = read(folder / f"{name}.json")
+        chains = [row for row in rows if row["input_text"].count(">") > 2]
+        (folder / f"{name}.json").write_text(json.dumps(chains))
+    (folder / "meta.json").unlink()
+    with pytest.raises(InputError, match="has no atomic row: not a single fact is stated"):
+        read_grokked(folder)
+
+
 @pytest.mark.parametrize("name", ["train.json", "valid.json", "test.json", "vocab.json"])
 def test_missing_and_cut_files_are_named(folder, name):
     text = (folder / name).read_text()
@@ -169,6 +308,7 @@ def edit(path, change):
 
 
 @pytest.mark.filterwarnings("ignore:.*changed after it was written")
+@pytest.mark.filterwarnings("ignore:.*no atomic row states")
 def test_rows_that_do_not_fit_together_are_named(make, folder):
     test, train = folder / "test.json", folder / "train.json"
     original = test.read_text(), train.read_text()
@@ -235,6 +375,7 @@ def test_type_names():
         ("ood_triples", "OOD Triples"),
         ("train_iii", "Train-III"),
         ("test_ii_sr", "Test-II-SR"),
+        ("held_out_id_triples", "Held-out ID Triples"),
     ]:
         assert type_name(split) == ye and split_name(ye) == split
     assert split_name("test_inferred_iid") == "test_ii"

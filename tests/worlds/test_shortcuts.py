@@ -1,4 +1,5 @@
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds import coverage, distinct_states, enumerate_chains, shortcuts
+from implicit_reasoning.worlds import build, coverage, distinct_states, enumerate_chains, shortcuts
 from implicit_reasoning.worlds.shortcuts import (
     RULES,
     modal_given_first_and_last,
@@ -15,16 +16,29 @@ from implicit_reasoning.worlds.shortcuts import (
     row_completion,
 )
 
+OF_CHAINS = ("modal_r2", "modal_e1_r2", "row_completion")
+
+
+def query(dataset, row):
+    """(e1, r1, ...) of a row of chains, however it is spelt."""
+    names = ("e1", *(f"r{hop + 1}" for hop in range(dataset.hops)))
+    return tuple(int(dataset.truth[name][row]) for name in names)
+
 
 def training_rows(dataset):
     """{prefix: {last relation: answer}} of the training chains."""
     known = defaultdict(dict)
     for row in range(dataset.n_train):
-        end = dataset.truth["position"][row]
-        if end == dataset.hops:
-            prompt = dataset.tokens[row, : end + 1].tolist()
-            known[tuple(prompt[:-1])][prompt[-1]] = int(dataset.truth["answer"][row])
+        if query(dataset, row)[-1] >= 0:
+            *prefix, last = query(dataset, row)
+            known[tuple(prefix)][last] = tuple(dataset.answers[row].tolist())
     return known
+
+
+def number(dataset, answer):
+    """The number that stands for an answer of one or two tokens."""
+    first, *second = answer
+    return first * (dataset.n_vocab + 1) + second[0] + 1 if second else first
 
 
 def elect(votes):
@@ -43,10 +57,10 @@ def plain_modal(known, keep):
 
 def plain_answers(dataset, row, known):
     """What each rule answers, from its definition alone."""
-    end = dataset.truth["position"][row]
-    *prefix, last = dataset.tokens[row, : end + 1].tolist()
+    *prefix, last = query(dataset, row)
     mine = known.get(tuple(prefix), {})
-    overall = plain_modal(known, lambda p, r: True) or 0
+    nothing = (0,) if "answer2" not in dataset.truth else (0, -1)
+    overall = plain_modal(known, lambda p, r: True) or nothing
     by_last = plain_modal(known, lambda p, r: r == last)
     by_last = overall if by_last is None else by_last
     by_pair = plain_modal(known, lambda p, r: r == last and p[0] == prefix[0])
@@ -65,13 +79,15 @@ def plain_answers(dataset, row, known):
 
 @given(
     seed=st.integers(0, 10_000),
-    n_entities=st.integers(3, 14),
+    n_entities=st.integers(4, 14),
     hops=st.integers(2, 3),
     phi=st.sampled_from([0.0, 0.5, 1.5]),
-    end_token=st.booleans(),
+    spelling=st.sampled_from(
+        [{}, {"end_token": True}, {"order": "r r e"}, {"names": 4}, {"names": 4, "order": "r r e"}]
+    ),
 )
-@hypothesis_settings(max_examples=40)
-def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, end_token):
+@hypothesis_settings(max_examples=60)
+def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, spelling):
     try:
         dataset = make(
             world_seed=seed,
@@ -79,24 +95,25 @@ def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, en
             hops=hops,
             phi=phi,
             out_degree=3,
-            end_token=end_token,
             probes=10,
+            **spelling,
         )
     except InputError:  # too few chains of I facts for this phi
         return
     known = training_rows(dataset)
     # Trained chains are asked as well: a rule may not fall over on what it has seen.
-    rows = np.flatnonzero((dataset.truth["position"] == hops) & dataset.probe)
+    rows = np.flatnonzero((dataset.truth[f"r{hops}"] >= 0) & dataset.probe)
     expected = [plain_answers(dataset, row, known) for row in rows]
-    for name, rule in RULES.items():
-        assert rule(dataset, rows).tolist() == [answers[name] for answers in expected]
+    for name in OF_CHAINS:
+        numbers = [number(dataset, answers[name]) for answers in expected]
+        assert RULES[name].predict(dataset, rows).tolist() == numbers
     table = shortcuts(dataset)
-    for name, row in [(n, s) for n in RULES for s in dataset.splits if s.startswith("test")]:
+    for name, row in [(n, s) for n in OF_CHAINS for s in dataset.splits if s.startswith("test")]:
         asked = np.flatnonzero(dataset.split[rows] == dataset.splits.index(row))
         if not len(asked):
             assert row not in table[name]
             continue
-        right = [expected[i][name] == dataset.truth["answer"][rows[i]] for i in asked]
+        right = [expected[i][name] == tuple(dataset.answers[rows[i]].tolist()) for i in asked]
         assert table[name][row] == pytest.approx(np.mean(right))
 
 
@@ -165,4 +182,86 @@ def test_coverage_counts_all_inside_chains(make, hops):
 def test_distinct_states_are_distinct_prefixes(make):
     dataset = make(n_entities=100, n_relations=10, out_degree=10, phi=7)
     states = distinct_states(dataset)
+    assert list(states) == list(dataset.positions)
     assert states == {"e1": 100, "r1": 1000, "r2": int((dataset.truth["position"] == 2).sum())}
+
+
+@pytest.mark.parametrize("spelling", [{"order": "r r e"}, {"names": 5}, {"hops": 3, "phi": 0.5}])
+def test_distinct_states_in_any_spelling(make, spelling):
+    dataset = make(**spelling)
+    states = distinct_states(dataset)
+    assert list(states) == list(dataset.positions)
+    for place, name in enumerate(dataset.positions):
+        prompts = [
+            tuple(tokens[: place + 1])
+            for tokens, end in zip(dataset.tokens.tolist(), dataset.truth["position"], strict=True)
+            if end >= place
+        ]
+        assert states[name] == len(set(prompts))
+    if spelling == {"order": "r r e"}:  # nothing of the entity before the last position
+        assert states["r1"] == 6 and states["r2"] <= 6 * (6 + 20)
+
+
+@pytest.mark.parametrize("name", ["held_out_id_triples", "second_hop_restricted", "shadow"])
+def test_coverage_counts_what_training_could_use(make, name):
+    dataset = make(name=name)
+    inside = enumerate_chains(dataset.world, 2).where("ii")
+    assert coverage(dataset) == pytest.approx(len(dataset.rows("train_ii")) / len(inside))
+
+
+def test_coverage_is_of_chains():
+    with pytest.raises(InputError, match="task is not one of chains"):
+        coverage(comparisons())
+
+
+def comparisons(**changes):
+    settings = {"world_seed": 0, "n_entities": 20, "n_attributes": 3, "n_values": 6}
+    settings |= {"ood_fraction": 0.2, "phi": 2.0, "holdout": 0.2, "probes": 400}
+    settings |= {"mixed_chains": True, "end_token": False}
+    return build(SimpleNamespace(name="comparison", **(settings | changes)))
+
+
+@given(seed=st.integers(0, 999), phi=st.sampled_from([0.1, 2.0, 8.0]), n_values=st.integers(1, 8))
+@hypothesis_settings(max_examples=15)
+def test_rules_of_comparison_against_their_definitions(seed, phi, n_values):
+    dataset = comparisons(world_seed=seed, phi=phi, n_values=n_values)
+    truth, labels = dataset.truth, defaultdict(Counter)
+    scores = defaultdict(list)
+    for row in dataset.rows("train_ii"):
+        a, i, j = (int(truth[name][row]) for name in ("attribute", "entity1", "entity2"))
+        labels[a][int(truth["answer"][row])] += 1
+        scores[a, i].append(int(truth["label"][row]) - 1)
+        scores[a, j].append(1 - int(truth["label"][row]))
+    total = sum(labels.values(), Counter())
+    equal = sum((truth["label"][dataset.rows("train_ii")] == 1).tolist()) / total.total()
+    tokens = {}
+    for row in dataset.rows("train_ii"):
+        tokens[int(truth["attribute"][row]), int(truth["label"][row])] = int(truth["answer"][row])
+    rows = np.flatnonzero((truth["entity2"] >= 0) & dataset.probe)
+    modal, wins = [], []
+    for row in rows:
+        a, i, j = (int(truth[name][row]) for name in ("attribute", "entity1", "entity2"))
+        modal.append(elect(labels[a]) if labels.get(a) else elect(total))
+        if scores[a, i] and scores[a, j]:
+            lead = np.mean(scores[a, i]) - np.mean(scores[a, j])
+            label = 1 if abs(lead) < equal else 2 if lead > 0 else 0 if lead < 0 else 1
+            said = tokens.get((a, label))
+            wins.append(modal[-1] if said is None else said)
+        else:
+            wins.append(modal[-1])
+    assert RULES["modal_attribute"].predict(dataset, rows).tolist() == modal
+    assert RULES["win_rate"].predict(dataset, rows).tolist() == wins
+    assert set(shortcuts(dataset)) == {"modal_attribute", "win_rate"}
+
+
+def test_a_win_rate_is_a_strong_shortcut_where_entities_were_compared():
+    table = shortcuts(comparisons(n_entities=100, n_values=10, phi=7.2, ood_fraction=0.1))
+    assert table["win_rate"]["test_ii"] > 0.75 > 0.5 > table["modal_attribute"]["test_ii"]
+    assert table["win_rate"]["test_oo"] == table["modal_attribute"]["test_oo"]
+
+
+@pytest.mark.parametrize("name", ["scrambled", "shadow"])
+def test_what_shortcuts_reach_in_the_controls(make, name):
+    size = {"n_entities": 100, "n_relations": 10, "out_degree": 10, "ood_fraction": 0.05, "phi": 7}
+    found = shortcuts(make(name=name, **size))["row_completion"]["test_ii"]
+    assert found < 0.05 if name == "scrambled" else found > 0.95

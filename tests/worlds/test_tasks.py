@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds import (
     Chains,
+    Spelling,
     assemble,
     enumerate_chains,
     make_world,
+    position_names,
     rows_from_chains,
     vocabulary,
-    with_answers,
 )
 
 
@@ -182,7 +183,7 @@ def test_sizes_of_the_published_world(make):
         ({"probes": 0}, "probes = 0 .* at least 1"),
         ({"out_degree": 7}, "out_degree = 7 .* from 1 to 6"),
         ({"name": "compositon"}, "unknown task 'compositon' - did you mean 'composition'"),
-        ({"name": "zzz"}, "unknown task 'zzz' Known: composition; or package.module:function"),
+        ({"name": "zzz"}, "unknown task 'zzz' Known: composition, .*; or package.module:function"),
         ({"name": "no_such_package.tasks:f"}, "there is no task 'no_such_package.tasks'"),
         ({"name": "json:no_such_function"}, "json has no function 'no_such_function'"),
         ({"name": "/no/such/file.py:f"}, "task file /no/such/file.py does not exist"),
@@ -210,19 +211,19 @@ def test_a_task_in_a_file_of_ones_own(make, tmp_path):
             '''
             """Chains with random answers: a memoriser by nature."""
             from implicit_reasoning.worlds import (
-                assemble, enumerate_chains, make_world, rows_from_chains, stream, vocabulary,
-                with_answers,
+                assemble, enumerate_chains, make_world, position_names, rows_from_chains, stream,
+                vocabulary,
             )
 
             def scrambled(task):
                 world = make_world(task.n_entities, task.n_relations, task.out_degree, 0, 0)
                 facts = rows_from_chains(enumerate_chains(world, 1))
                 chains = enumerate_chains(world, 2).shuffled(stream(0, 100))
-                rows = rows_from_chains(chains)
                 random = stream(0, 101).integers(world.n_entities, size=len(chains))
+                rows = rows_from_chains(chains, answers=random)
                 return assemble(
-                    {"id_triples": facts, "train_ii": with_answers(rows, random)}, {},
-                    vocab=vocabulary(world), probes=task.probes, world=world,
+                    {"id_triples": facts, "train_ii": rows}, {}, vocab=vocabulary(world),
+                    positions=position_names(2), probes=task.probes, world=world,
                 )
             '''
         )
@@ -251,6 +252,7 @@ def test_a_trained_test_row_is_refused():
             {"train_ii": rows_from_chains(chains[:10])},
             {"test_ii": rows_from_chains(chains[9:20])},
             vocab=vocabulary(world),
+            positions=position_names(2),
             probes=5,
             world=world,
         )
@@ -259,7 +261,7 @@ def test_a_trained_test_row_is_refused():
 def test_other_answers_go_where_the_answer_was():
     world = make_world(6, 4, 3, 0.0, 0)
     chains = Chains(world, enumerate_chains(world, 2).facts[:3])
-    rows = with_answers(rows_from_chains(chains, end_token=True), np.array([5, 4, 3]))
+    rows = rows_from_chains(chains, Spelling(end_token=True), np.array([5, 4, 3]))
     assert rows.targets.tolist() == [[-1, -1, 5, 10], [-1, -1, 4, 10], [-1, -1, 3, 10]]
     assert rows.tokens[:, 3].tolist() == rows.truth["answer"].tolist() == [5, 4, 3]
     assert (rows.truth["e3"] == chains.entities[:, 2]).all()

@@ -1,0 +1,35 @@
+"""Complex reasoning: compare entities whose facts were never taught, by what was said of them.
+
+    python -m implicit_reasoning train --config=configs/complex.py:desk --workdir=DIR
+
+Wang et al. 2024, section 5: facts of `I` entities, 3% of the comparisons of two `I` entities and of
+an `I` and an `O` entity. `test_hard` asks for what follows from facts and comparisons together but
+not from comparisons alone; its rule is in the docstring of the task.
+
+Controls for: search over what is stored, at a depth that no training row shows. The published model
+reached 99.3% of test_hard (from memory of the paper; its figure 16 has the curve), language models
+with retrieval about a third, which is chance. To expect here: not known below `paper`; hold
+test_hard against `win_rate`, .4 to .6. Times: not measured.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import choose, load_config
+
+
+def get_config(scale: str = "pocket") -> ConfigDict:
+    """The experiment at a scale: `pocket`, `desk` or `paper`."""
+    comparison = Path(__file__).with_name("comparison.py")
+    config = load_config(f"{comparison}:{scale}").unlock()
+    config.task.name = "complex"
+    del config.task.phi, config.task.mixed_chains
+    config.task.share = choose(scale, {"pocket": 0.06, "desk": 0.04, "paper": 0.03})
+    config.task.hard_queries = 50  # of test_hard, for each of the three labels, if there are
+    if scale == "pocket":
+        config.task.n_entities = 200
+        config.task.n_values = 20
+    if scale == "paper":
+        config.steps = 1_500_000
+    return config

@@ -1,0 +1,213 @@
+"""How fast are worlds built? Against a plain-Python loop, and at sizes beyond the published ones.
+
+    python experiments/benchmarks/worlds.py --rounds=5 --out=results/benchmarks/worlds.json
+
+(a) The job of the published notebook (Wang et al. 2024, composition): draw the world 2000/200/20,
+    enumerate its 800,000 chains, classify and split them, choose the probes. Three sides,
+    alternately, in one process, on one core:
+    - `as_published`: written here anew, with what the published loop does in the order it does it:
+      facts are looked up as tuples of text, every chain is written as text at once, a random number
+      is drawn from numpy for each, and the `O` facts are found by searching a list;
+    - `lean`: the same job in the plainest Python one would write with speed in mind: tuples of
+      ints, sets, no text;
+    - `build`: the whole dataset - token arrays, truth of every row, and a check for leaks besides.
+    The notebook's own stored time, on another machine, is 7.4 s. Aim: 30 times `as_published`.
+(b) `build` alone, each size in a process of its own for its peak memory: 2000/200/20 with all
+    chains (phi 18) in at most 1 s; 50,000/200/20 (20 million chains, phi 7.2) in at most 25 s and 3
+    GB.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.worlds import build
+
+FLAGS = {"rounds": 5, "out": "results/benchmarks/worlds.json", "size": ""}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "2000/200/20, all chains": {"task.phi": 18.0, "task.holdout": 0.005},
+    "50000/200/20, 20 million chains": {"task.n_entities": 50_000, "task.phi": 7.2},
+}
+AIMS = {
+    "2000/200/20, all chains": {"seconds": 1.0},
+    "50000/200/20, 20 million chains": {"seconds": 25.0, "peak_gb": 3.0},
+}
+
+
+def main(argv: list[str]) -> None:
+    """Measure and write; with `--size` only build that one and print what it took."""
+    flags, _ = parse_flags(argv, FLAGS)
+    if flags["size"]:
+        print(json.dumps(built(SIZES[flags["size"]])))
+        return
+    from implicit_reasoning.training.directory import provenance  # jax: not in the timed processes
+
+    result = {
+        "load_average_before": os.getloadavg()[0],  # a machine shared with other work is slower
+        "against_plain_loops": {"aim": 30.0, **against_plain_loops(flags["rounds"])},
+        "sizes": {
+            name: {"aim": AIMS[name], "rounds": [in_own_process(name) for _ in range(3)]}
+            for name in SIZES
+        },
+        "provenance": {"time": time.time(), **provenance()},
+    }
+    write_json(flags["out"], result)
+    print(json.dumps(result, indent=2))
+
+
+def against_plain_loops(rounds: int) -> dict[str, Any]:
+    """Seconds of all sides, round by round, and how many times as fast as each `build` is."""
+    task = load_config("configs/composition.py:paper_wang").task
+    sides: dict[str, Callable[[Any], dict[str, int]]] = {
+        "as_published": as_published,
+        "lean": lean,
+        "build": lambda task: build(task).sizes(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}  # fair on a shared machine
+    for seed in range(rounds + 1):
+        one = apply_overrides(task, {"world_seed": seed})
+        for name, job in sides.items():
+            gc.collect()
+            began, cpu = time.perf_counter(), time.process_time()
+            sizes = job(one)
+            took, cpu = time.perf_counter() - began, time.process_time() - cpu
+            check_job(sizes)
+            if seed:  # the first round warms all up
+                seconds[name].append(took)
+                cpu_seconds[name].append(cpu)
+    ratios = {
+        f"{clock} ratio to {name}": spread(of[name], of["build"])
+        for clock, of in (("wall", seconds), ("cpu", cpu_seconds))
+        for name in ("as_published", "lean")
+    }
+    return {**ratios, "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def check_job(sizes: dict[str, int]) -> None:
+    """That a side did the job: the number of rows of every kind, within chance where it decides."""
+    assert sizes["id_triples"] == 38_000 and sizes["ood_triples"] == 2_000
+    assert sizes["train_ii"] == 273_600 and sizes["test_ii"] == 3_000
+    assert 1_700 < sizes["test_oo"] < 2_300
+
+
+def spread(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """Ratios round by round."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def as_published(task: Any) -> dict[str, int]:
+    """The published loop's job, with its means."""
+    rng = np.random.default_rng(task.world_seed)
+
+    def written(prompt: tuple[str, ...], answer: str) -> dict[str, str]:
+        text = "".join(prompt)
+        return {"input_text": text, "target_text": f"{text}{answer}</a>"}
+
+    def chosen(rows: list[Any], count: int) -> list[Any]:
+        places = rng.choice(len(rows), min(count, len(rows)), replace=False)
+        return [rows[place] for place in places.tolist()]
+
+    outgoing: dict[str, list[tuple[str, str]]] = {}
+    for head in range(task.n_entities):
+        relations = rng.choice(task.n_relations, task.out_degree, replace=False)
+        outgoing[f"<e_{head}>"] = [
+            (f"<r_{r}>", f"<e_{rng.integers(task.n_entities)}>") for r in relations.tolist()
+        ]
+    atomic = [(head, r, tail) for head, facts in outgoing.items() for r, tail in facts]
+    places = rng.choice(len(atomic), round(task.ood_fraction * len(atomic)), replace=False).tolist()
+    outside = {fact for place, fact in enumerate(atomic) if place in places}  # a list is searched
+    id_triples = [written((h, r), t) for h, r, t in atomic if (h, r, t) not in outside]
+    ood_triples = [written((h, r), t) for h, r, t in outside]
+    pool, held_out, test_oo = [], [], []
+    for head, facts in outgoing.items():
+        for r1, bridge in facts:
+            for r2, tail in outgoing[bridge]:
+                n_outside = ((head, r1, bridge) in outside) + ((bridge, r2, tail) in outside)
+                if n_outside == 2:
+                    test_oo.append(written((head, r1, r2), tail))
+                elif n_outside == 0:
+                    side = held_out if rng.uniform() < task.holdout else pool
+                    side.append(written((head, r1, r2), tail))
+    train = chosen(pool, round(task.phi * len(id_triples)))
+    splits = [id_triples, ood_triples, train, held_out, test_oo]
+    return sizes_of([*splits[:3], *([chosen(rows, task.probes) for rows in splits][3:])])
+
+
+def lean(task: Any) -> dict[str, int]:
+    """The same job in plain Python that spares what it can."""
+    rng = random.Random(task.world_seed)
+    outgoing = [
+        [
+            (r, rng.randrange(task.n_entities))
+            for r in rng.sample(range(task.n_relations), task.out_degree)
+        ]
+        for _ in range(task.n_entities)
+    ]
+    atomic = [(head, r, tail) for head, facts in enumerate(outgoing) for r, tail in facts]
+    outside = set(rng.sample(atomic, round(task.ood_fraction * len(atomic))))
+    id_triples = [fact for fact in atomic if fact not in outside]
+    pool, held_out, test_oo = [], [], []
+    for head, facts in enumerate(outgoing):
+        for r1, bridge in facts:
+            first_outside = (head, r1, bridge) in outside
+            for r2, tail in outgoing[bridge]:
+                if ((bridge, r2, tail) in outside) != first_outside:
+                    continue
+                row = (head, r1, r2, tail)
+                if first_outside:
+                    test_oo.append(row)
+                elif rng.random() < task.holdout:
+                    held_out.append(row)
+                else:
+                    pool.append(row)
+    train = rng.sample(pool, round(task.phi * len(id_triples)))
+    splits = [id_triples, list(outside), train, held_out, test_oo]
+    probes = [rng.sample(rows, min(task.probes, len(rows))) for rows in splits]
+    return sizes_of([*splits[:3], *probes[3:]])
+
+
+def sizes_of(splits: list[list[Any]]) -> dict[str, int]:
+    """Number of rows by the names of the splits."""
+    names = ("id_triples", "ood_triples", "train_ii", "test_ii", "test_oo")
+    return {name: len(rows) for name, rows in zip(names, splits, strict=True)}
+
+
+def built(changes: dict[str, Any]) -> dict[str, float]:
+    """Build one size in this process, from nothing."""
+    config = apply_overrides(load_config("configs/composition.py:paper"), changes)
+    began, cpu = time.perf_counter(), time.process_time()
+    dataset = build(config.task)
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "rows": len(dataset),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+def in_own_process(name: str) -> dict[str, float]:
+    """What `built` says of a size."""
+    command = [sys.executable, __file__, f"--size={name}"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(said.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

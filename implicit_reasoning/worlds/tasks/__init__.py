@@ -1,0 +1,76 @@
+"""Tasks: functions from a configuration to a dataset, found by name or by import path.
+
+composition.py        multi-hop chains of facts, and the variations that control for something
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from implicit_reasoning import imports
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds.dataset import Dataset
+from implicit_reasoning.worlds.tasks.comparison import comparison, complex
+from implicit_reasoning.worlds.tasks.composition import (
+    composition,
+    held_out_id_triples,
+    scrambled,
+    second_hop_restricted,
+    shadow,
+    without_id_triples,
+)
+from implicit_reasoning.worlds.tasks.in_context import in_context
+from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
+
+TASKS: dict[str, Callable[[Any], Dataset]] = {
+    "composition": composition,
+    "without_id_triples": without_id_triples,
+    "held_out_id_triples": held_out_id_triples,
+    "second_hop_restricted": second_hop_restricted,
+    "shadow": shadow,
+    "scrambled": scrambled,
+    "comparison": comparison,
+    "complex": complex,
+    "modular_addition": modular_addition,
+    "in_context": in_context,
+}
+"""The tasks that come with the lab; others are found by import path."""
+
+
+def build(task: Any) -> Dataset:
+    """Build the dataset that `task.name` names, with the settings in `task`.
+
+    Args:
+      task: anything with attributes, such as an ml_collections.ConfigDict. `name` is a key of
+        `TASKS`, or `package.module:function`, or `/path/to/file.py:function`; the function gets
+        `task` whole, and returns a `Dataset`.
+
+    Raises:
+      InputError: the name is unknown, its module or function is missing, or a setting is missing or
+        wrong.
+    """
+    dataset = find_task(task.name)(task)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"task {task.name!r} returned {type(dataset).__name__}, not a Dataset")
+    return dataset
+
+
+def find_task(name: str) -> Callable[[Any], Dataset]:
+    """The function behind a task's name; see `build`."""
+    if name in TASKS:
+        return TASKS[name]
+    if ":" not in name:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" - did you mean {close[0]!r}?" if close else ""
+        known = ", ".join(TASKS)
+        raise InputError(
+            f"unknown task {name!r}{hint} Known: {known}; or package.module:function"
+            " or /path/to/file.py:function for one of your own"
+        )
+    source, _, function = name.rpartition(":")
+    module = imports.load(source, "task")
+    if not callable(getattr(module, function, None)):
+        raise InputError(f"task {name!r}: {source} has no function {function!r}")
+    return getattr(module, function)

@@ -1,0 +1,207 @@
+"""Comparing two entities by an attribute whose values are single facts.
+
+The world's entities are the things compared and, after them, the values: a fact is
+`(entity, attribute) -> value`. Values have no facts; for every attribute it is drawn anew which
+entities are `I` and which `O`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from implicit_reasoning.worlds.dataset import END_TOKEN, Dataset, Rows, assemble, make_rows
+from implicit_reasoning.worlds.tasks.composition import n_train_rows
+from implicit_reasoning.worlds.tasks.pairs import PATTERNS, Pairs
+from implicit_reasoning.worlds.tasks.transitivity import from_comparisons, from_facts_too
+from implicit_reasoning.worlds.world import (
+    NONE,
+    ROLES,
+    Stream,
+    World,
+    check_range,
+    stream,
+    world_from_table,
+)
+
+POSITIONS = ("attribute", "q", "entity1", "mask", "entity2")
+
+
+def comparison(task: Any) -> Dataset:
+    """Learn facts `(entity, attribute) -> value`, then answer which of two values is the larger.
+
+    A comparison is `[attribute, <q>, entity1, <mask>, entity2] -> label`; the label token says the
+    attribute, and whether value 1 is smaller (truth `label` 0), equal (1) or larger (2). For every
+    attribute a random share of the *entities* is `O`. Trained on: all facts, and
+    `round(phi * n_id_facts)` comparisons of two `I` entities, a smaller phi being a prefix of a
+    larger one. Unordered `I` pairs are held out with probability `holdout`, never trained on in
+    either order, and tested in both.
+
+    Args:
+      task: with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction; phi,
+        training comparisons per `I` fact; holdout; probes, the most rows of a split to evaluate on;
+        mixed_chains, True to test pairs of an `I` and an `O` entity too (Wang et al. drop them);
+        end_token, True to supervise `</a>`.
+
+    Raises:
+      InputError: a setting is out of bounds, or there are fewer comparisons than phi asks for.
+
+    Source: Wang et al. 2024, section 4.
+    """
+    check_range("phi", task.phi, 0)
+    pairs = _pairs(task)
+    n_train = n_train_rows(task.phi, pairs.sides[0].size, pairs.n_trainable, "comparisons")
+    facts = {"id_triples": _facts(pairs.world, "I"), "ood_triples": _facts(pairs.world, "O")}
+    patterns = PATTERNS if task.mixed_chains else ("ii", "oo")
+    tested = {f"test_{kind}": pairs.draw(kind, task.probes, tested=True) for kind in patterns}
+    return _dataset(task, pairs.world, facts | {"train_ii": pairs.draw("ii", n_train)}, tested)
+
+
+def complex(task: Any) -> Dataset:
+    """Compare entities whose facts were never taught, through what was said of them.
+
+    Trained on: the facts of `I` entities, a `share` of the comparisons of two `I` entities, and the
+    same share of those of an `I` and an `O` entity. The facts of `O` entities are not taught;
+    `ood_triples` tests whether they can be inferred. `test_hard` asks pairs of `O` entities, as
+    many for each label, whose answer follows from facts and comparisons together, and not from
+    comparisons alone. Exactly, for one attribute:
+
+    - *comparisons alone*: draw an arrow from the smaller to the larger of every trained comparison,
+      and both ways between equals. The answer follows if there is a path one way (smaller, larger)
+      or both ways (equal).
+    - *with facts*: add such arrows between all `I` entities, by their values, and look again.
+
+    `test_hard` has pairs for which the second gives the answer and the first does not. `test_oo`
+    has any pairs of `O` entities, those included.
+
+    Args:
+      task: as for `comparison`, without phi and mixed_chains; with share, of the comparisons, and
+        hard_queries, the number of them for each label (fewer, where there are not as many).
+
+    Raises:
+      InputError: a setting is out of bounds.
+
+    Source: Wang et al. 2024, section 5 and appendix F (3%, 50 a label).
+    """
+    check_range("share", task.share, 0, 1)
+    check_range("hard_queries", task.hard_queries, 1)
+    pairs = _pairs(task)
+    available = {"ii": pairs.n_trainable, "io": pairs.count("io"), "oi": pairs.count("oi")}
+    chosen = {
+        f"train_{kind}": pairs.draw(kind, round(task.share * n)) for kind, n in available.items()
+    }
+    tested = {
+        "ood_triples": _facts(pairs.world, "O")[: task.probes],
+        "test_ii": pairs.draw("ii", task.probes, tested=True),
+        "test_hard": _hard(pairs, np.concatenate(list(chosen.values())), task.hard_queries),
+        "test_oo": pairs.draw("oo", task.probes),
+    }
+    return _dataset(task, pairs.world, {"id_triples": _facts(pairs.world, "I")} | chosen, tested)
+
+
+def _pairs(task: Any) -> Pairs:
+    check_range("n_entities", task.n_entities, 2)
+    check_range("n_attributes", task.n_attributes, 1)
+    check_range("n_values", task.n_values, 1)
+    check_range("ood_fraction", task.ood_fraction, 0, 1)
+    check_range("holdout", task.holdout, 0, 1)
+    check_range("probes", task.probes, 1)
+    check_range("world_seed", task.world_seed, 0)
+    shape = (task.n_entities, task.n_attributes)
+    value = stream(task.world_seed, Stream.TAILS).integers(task.n_values, size=shape)
+    tail = np.full((task.n_entities + task.n_values, task.n_attributes), NONE)
+    tail[: task.n_entities] = task.n_entities + value
+    # A random rank of every entity for every attribute: the last ones are O.
+    rank = stream(task.world_seed, Stream.ROLES).random(shape).argsort(0).argsort(0)
+    outside = rank >= task.n_entities - round(task.ood_fraction * task.n_entities)
+    role = np.where(outside, ROLES.index("O"), ROLES.index("I")).astype(np.int8)
+    world = world_from_table(tail, role.ravel(), task.world_seed)
+    return Pairs.of(world, task.n_entities, task.holdout)
+
+
+def _facts(world: World, role: str) -> Int[np.ndarray, "fact 2"]:
+    """(attribute, entity) of the facts of a role, in random order."""
+    order = stream(world.seed, Stream.FACT_ORDER).permutation(world.n_facts)
+    order = order[world.facts.role[order] == ROLES.index(role)]
+    return np.column_stack([world.facts.relation[order], world.facts.head[order]])
+
+
+def _hard(pairs: Pairs, compared: np.ndarray, n_queries: int) -> Int[np.ndarray, "pair 3"]:
+    """The queries of `test_hard`, as `Pairs.draw` gives them."""
+    found: list[list[np.ndarray]] = [[], [], []]
+    for attribute, asked in enumerate(pairs.sides[1]):
+        value, known = pairs.world.tail[:, attribute], np.zeros(pairs.world.n_entities, bool)
+        known[pairs.sides[0][attribute]] = True
+        here = compared[compared[:, 0] == attribute, 1:]
+        easy = from_comparisons(value, here, asked)
+        label = from_facts_too(value, known, here, asked)
+        for kind, queries in enumerate(found):
+            # An entity and itself are in one group, so that pair is never hard.
+            first, second = np.nonzero((label == kind) & (easy != kind))
+            same = np.full(len(first), attribute)
+            queries.append(np.column_stack([same, asked[first], asked[second]]))
+    by_label = [np.concatenate(queries) for queries in found]
+    n_each = min(n_queries, *map(len, by_label))
+    random = stream(pairs.world.seed, Stream.PAIRS, len(PATTERNS))
+    chosen = [random.permutation(queries)[:n_each] for queries in by_label]
+    return random.permutation(np.concatenate(chosen)).astype(np.int32)
+
+
+def _dataset(
+    task: Any, world: World, trained: dict[str, np.ndarray], tested: dict[str, np.ndarray]
+) -> Dataset:
+    """Splits of facts (attribute, entity) and of comparisons (attribute, entity1, entity2)."""
+
+    def rows(splits: dict[str, np.ndarray]) -> dict[str, Rows]:
+        return {
+            name: _rows(world, task.end_token, *part.astype(np.int32).T)
+            for name, part in splits.items()
+        }
+
+    return assemble(
+        rows(trained),
+        rows(tested),
+        vocab=_vocabulary(task),
+        positions=POSITIONS,
+        probes=task.probes,
+        world=world,
+    )
+
+
+def _rows(world: World, end_token: bool, attribute: np.ndarray, *entities: np.ndarray) -> Rows:
+    """Facts where there is one entity, comparisons where there are two."""
+    # Tokens: entities and values, attributes, three labels each, <q>, <mask>, </a>.
+    first_label = world.n_entities + world.n_relations
+    q = first_label + 3 * world.n_relations
+    end = q + 2 if end_token else None
+    values = [world.tail[entity, attribute] for entity in entities]
+    truth = {"attribute": attribute}
+    for number, (entity, value) in enumerate(zip(entities, values, strict=True), start=1):
+        truth |= {
+            f"entity{number}": entity,
+            f"value{number}": value,
+            f"fact{number}": world.fact_id[entity, attribute],
+            f"role{number}": world.role[entity, attribute],
+        }
+    about = world.n_entities + attribute
+    if len(entities) == 1:
+        return make_rows([entities[0], about], values, truth, end)
+    label = 1 + np.sign(values[0] - values[1])
+    marks = [np.full(len(attribute), token) for token in (q, q + 1)]
+    prompt = [about, marks[0], entities[0], marks[1], entities[1]]
+    return make_rows(prompt, [first_label + 3 * attribute + label], truth | {"label": label}, end)
+
+
+def _vocabulary(task: Any) -> tuple[str, ...]:
+    """The tokens' names, as published."""
+    attributes = range(task.n_attributes)
+    return (
+        *(f"<e_{i}>" for i in range(task.n_entities)),
+        *(f"<{i}>" for i in range(task.n_values)),
+        *(f"<attr_{i}>" for i in attributes),
+        *(f"<attr_{i}_{label}>" for i in attributes for label in range(3)),
+        *("<q>", "<mask>"),
+        *([END_TOKEN] if task.end_token else []),
+    )

@@ -1,0 +1,84 @@
+"""Sequences that repeat themselves: what comes next stands in the context, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, prefix_keys
+from implicit_reasoning.worlds.world import NONE, Stream, check_range, stream
+
+
+def in_context(task: Any) -> Dataset:
+    """Random sequences, said twice: `x1 x2 ... xn x1 x2 ... -> xn`, for induction heads.
+
+    The tokens of a sequence differ from each other, so that what follows the earlier occurrence of
+    the present token is the only possible answer; n differs from row to row, so that counting back
+    a fixed number of positions is no substitute. Supervised: from the second x1 on, every position
+    (it predicts x2, ..., xn). Truth `answer` and `position` are of the last one; `period` is n.
+    Tested sequences are fresh: nothing that could be stored in weights helps with them.
+
+    Args:
+      task: with attributes world_seed; n_tokens, of the vocabulary; min_length, max_length, bounds
+        of n; n_train, rows to train on; probes, rows to test on.
+
+    Raises:
+      InputError: a setting is out of bounds, or there are not as many different sequences.
+
+    Source: Elhage et al. 2021 and Olsson et al. 2022 (repeated random tokens; fixed n there).
+    """
+    check_range("max_length", task.max_length, 2, task.n_tokens, " (n_tokens)")
+    check_range("min_length", task.min_length, 2, task.max_length, " (max_length)")
+    check_range("n_train", task.n_train, 1)
+    check_range("probes", task.probes, 1)
+    check_range("world_seed", task.world_seed, 0)
+    wanted = task.n_train + task.probes
+    order, period = _sequences(task, wanted + wanted // 8 + 100)
+    keys = prefix_keys(order + 1, task.n_tokens + 1)[:, -1]
+    different = np.sort(np.unique(keys, return_index=True)[1])[:wanted]
+    if len(different) < wanted:
+        raise InputError(
+            f"{task.n_tokens} tokens make too few sequences of {task.min_length} to"
+            f" {task.max_length} for n_train + probes = {wanted}; raise n_tokens or max_length"
+        )
+    order, period = order[different], period[different]
+    return assemble(
+        {"train_repeated": _rows(order[: task.n_train], period[: task.n_train])},
+        {"test_repeated": _rows(order[task.n_train :], period[task.n_train :])},
+        vocab=tuple(f"<x_{i}>" for i in range(task.n_tokens)),
+        positions=tuple(
+            f"x{i + 1}{again}"
+            for again in ("", "'")
+            for i in range(task.max_length - (again == "'"))
+        ),
+        probes=task.probes,
+    )
+
+
+def _sequences(task: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of distinct tokens, -1 after their end, [row, place]; and their lengths, [row]."""
+    random = stream(task.world_seed, Stream.CHAIN_ORDER)
+    period = random.integers(task.min_length, task.max_length + 1, size=count)
+    order = random.integers(task.n_tokens, size=(count, task.max_length), dtype=np.int32)
+    for place in range(1, task.max_length):
+        again = np.arange(count)
+        while len(again):  # draw anew what stands further left already
+            taken = (order[again, :place] == order[again, place, None]).any(1)
+            again = again[taken]
+            order[again, place] = random.integers(task.n_tokens, size=len(again), dtype=np.int32)
+    order[np.arange(task.max_length) >= period[:, None]] = NONE
+    return order, period
+
+
+def _rows(order: np.ndarray, period: np.ndarray) -> Rows:
+    width = 2 * order.shape[1] - 1
+    place, n = np.arange(width + 1), period[:, None]
+    twice = np.take_along_axis(order, place % n, axis=1)  # goes on for ever, in every row
+    tokens = np.where(place < 2 * n - 1, twice, 0)[:, :-1].astype(np.int32)
+    supervised = (place[:-1] >= n) & (place[:-1] < 2 * n - 1)
+    targets = np.where(supervised, twice[:, 1:], NONE).astype(np.int32)
+    last = np.take_along_axis(order, n - 1, axis=1)[:, 0]
+    truth = {"period": period, "answer": last, "position": 2 * period - 2}
+    return Rows(tokens, targets, {name: c.astype(np.int32) for name, c in truth.items()})

@@ -1,0 +1,106 @@
+"""The comparisons of a world: pairs of entities, drawn without writing out all the millions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from implicit_reasoning.worlds.world import ROLES, Stream, World, stream
+
+PATTERNS = ("ii", "io", "oi", "oo")
+"""Of comparisons: the roles of the first and of the second entity."""
+
+_WRITTEN_OUT = 2**20
+"""Spaces up to this size are written out and shuffled; from larger ones, pairs are drawn."""
+
+_RARE = 1 / 32
+"""Unless so few of the pairs are wanted that most draws would be in vain."""
+
+
+class Pairs(NamedTuple):
+    """All comparisons of a world, by pattern, those tested apart from those trained on.
+
+    Attributes:
+      world: of entities and their values; the role of a fact says on which side its entity is.
+      sides: the `I` and the `O` entities of every attribute, int [attribute, entity] each.
+      held_out: bool [attribute, entity, entity], the unordered pairs that are never trained on.
+    """
+
+    world: World
+    sides: tuple[Int[np.ndarray, "attribute inside"], Int[np.ndarray, "attribute outside"]]
+    held_out: Bool[np.ndarray, "attribute entity entity"]
+
+    @classmethod
+    def of(cls, world: World, n_entities: int, holdout: int | float) -> Pairs:
+        """The comparisons of the first `n_entities`, of which a share is held out, at random."""
+        shape = (world.n_relations, n_entities, n_entities)
+        draws = stream(world.seed, Stream.HELD_OUT).random(shape, dtype=np.float32)
+        above = np.triu(draws < holdout, 1)  # one draw an unordered pair
+        role = world.role[:n_entities].T
+        inside, outside = (
+            np.nonzero(role == ROLES.index(letter))[1].reshape(world.n_relations, -1)
+            for letter in "IO"
+        )
+        return cls(world, (inside, outside), above | above.transpose(0, 2, 1))
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of ordered pairs of `I` entities that are not held out."""
+        members = zip(self.held_out, self.sides[0], strict=True)
+        return self.count("ii") - sum(int(table[np.ix_(i, i)].sum()) for table, i in members)
+
+    def count(self, pattern: str) -> int:
+        """Number of ordered pairs of a pattern, held out or not; nobody is paired with itself."""
+        first, second = (self.sides["io".index(letter)] for letter in pattern)
+        pairs = first.size * second.shape[1]
+        return pairs - first.size if first is second else pairs
+
+    def draw(self, pattern: str, count: int, tested: bool = False) -> Int[np.ndarray, "pair 3"]:
+        """Distinct (attribute, entity1, entity2), in random order; all, if there are no more.
+
+        A smaller count gives a prefix of a larger one. Of the pattern ii come only pairs that are
+        held out (`tested`) or that are not; other patterns are whole.
+        """
+        first, second = (self.sides["io".index(letter)] for letter in pattern)
+        shape = (len(first), first.shape[1], second.shape[1])
+
+        def pairs(codes: np.ndarray) -> np.ndarray:
+            attribute, one, two = np.unravel_index(codes, shape)
+            return np.column_stack([attribute, first[attribute, one], second[attribute, two]])
+
+        def wanted(codes: np.ndarray) -> np.ndarray:
+            attribute, one, two = pairs(codes).T
+            held_out = self.held_out[attribute, one, two] == tested
+            return (one != two) & (held_out | (pattern != "ii"))
+
+        total, available = int(np.prod(shape)), self.count(pattern)
+        if pattern == "ii":
+            available = available - self.n_trainable if tested else self.n_trainable
+        random = stream(self.world.seed, Stream.PAIRS, PATTERNS.index(pattern), int(tested))
+        if total <= _WRITTEN_OUT or available < _RARE * total:
+            order = random.permutation(total)
+            codes = order[wanted(order)][:count]
+        else:
+            codes = _distinct(random, total, min(count, available), wanted)
+        return pairs(codes).astype(np.int32)
+
+
+def _distinct(
+    random: np.random.Generator,
+    total: int,
+    count: int,
+    wanted: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """`count` distinct numbers below `total` that are wanted, of which there must be as many.
+
+    They are the first ones in an endless sequence of draws, which is the same for every count.
+    """
+    found, n_draws = np.empty(0, np.int64), count
+    while len(found) < count:
+        draws = random.integers(total, size=n_draws)
+        found = np.concatenate([found, draws[wanted(draws)]])
+        found = found[np.sort(np.unique(found, return_index=True)[1])]
+    return found[:count]
