@@ -78,7 +78,7 @@ def import_grokked(
     Raises:
       InputError: something is missing, cut short, or does not fit the rest.
     """
-    files = Layout(Path(workdir))
+    files = Layout(Path(workdir).resolve())  # of "." too there is a parent, and of links a target
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
         raise InputError(f"{workdir} is not empty; choose another --workdir")
     checkpoints = find_checkpoints(Path(source))

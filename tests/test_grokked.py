@@ -16,6 +16,7 @@ from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
+from implicit_reasoning.training import train
 from implicit_reasoning.worlds import Dataset, build, read_grokked, write_grokked
 from tests.model.interchange.models import assert_same_logits, filled, logits_of
 from tests.model.interchange.numpy_gpt2 import gpt2
@@ -236,6 +237,13 @@ def test_a_directory_with_something_in_it_is_left_alone(published, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_an_empty_directory_will_do(published, tmp_path):
-    assert imported(published, tmp_path).steps == STEPS
-    assert Dataset.load(tmp_path / "world.npz").n_ctx == 4
+def test_an_empty_directory_will_do_even_by_a_link(published, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    assert imported(published, tmp_path / "here").steps == STEPS
+    assert Dataset.load(tmp_path / "there" / "world.npz").n_ctx == 4
+
+
+def test_nobody_trains_on_in_an_imported_run(run):
+    with pytest.raises(InputError, match="holds a run with another configuration"):
+        train(tiny(), run.files.workdir)

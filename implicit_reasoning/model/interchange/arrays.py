@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -22,7 +24,10 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     KeyError,
-    RuntimeError,  # torch, of an archive that is cut short
+    RuntimeError,  # torch, of an archive that is cut short; zipfile, of what it cannot unpack
+    AttributeError,  # a lone .npy array opens without complaint, but has no members
+    TypeError,
+    zlib.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
@@ -49,8 +54,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
             file.write(save(plain, metadata={"format": "pt"}))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read such a file.
+def read_arrays(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
+    """Read such a file, in float32 whatever it was saved in.
 
     Raises:
       InputError: it is missing, cut short or something else, or it is PyTorch's and torch is not
@@ -60,11 +65,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} does not exist")
     try:
         if path.suffix == ".bin":
-            return _read_torch(path)
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            arrays = _read_torch(path)
+        elif path.suffix == ".safetensors":
+            arrays = dict(load_file(path))
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        return {name: array.astype(np.float32) for name, array in arrays.items()}
     except _UNREADABLE as error:
         raise InputError(f"{path} is not a whole weights file: {error}") from None
 

@@ -60,21 +60,34 @@ def check_fit(
 
 
 def check_config(
-    config: Any, numbers: Sequence[str], fixed: Mapping[str, Any], where: str | os.PathLike[str]
+    config: Any,
+    where: str | os.PathLike[str],
+    *,
+    numbers: Sequence[str] = (),
+    optional: Mapping[str, Any] = {},
+    fixed: Mapping[str, Any] = {},
 ) -> None:
     """Raise an `InputError` where a model's JSON config lacks a number, or is of another kind.
 
     Args:
       config: what was in the file.
-      numbers: fields that must be whole numbers.
-      fixed: fields, with the one value that this transformer can express. Absent is as good.
       where: the file.
+      numbers: fields that must be there, and be whole numbers.
+      optional: fields that may be absent, with the types they have otherwise.
+      fixed: fields, with the one value that this transformer can express. Absent is as good.
     """
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a model config, but a JSON {type(config).__name__}")
     faults = [name for name in numbers if not isinstance(config.get(name), int)]
     if faults:
         raise InputError(f"{where} is not a model config: it needs the numbers {', '.join(faults)}")
+    faults = [
+        f"{name} = {config[name]!r}"
+        for name, kind in optional.items()
+        if name in config and not isinstance(config[name], kind)
+    ]
+    if faults:
+        raise InputError(f"{where} has fields of a wrong type: {', '.join(faults)}")
     other = [
         f"{name} = {config[name]!r} (only {value!r} is)"
         for name, value in fixed.items()
@@ -90,6 +103,6 @@ def shapes(model: Transformer) -> Params:
     return params
 
 
-def as_float32(flat: Mapping[str, Any]) -> Params:
+def on_device(flat: Mapping[str, Any]) -> Params:
     """Nested parameters of flat ones, on the device."""
-    return unflatten_params({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()})
+    return unflatten_params({name: jnp.asarray(leaf) for name, leaf in flat.items()})

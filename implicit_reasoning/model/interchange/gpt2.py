@@ -23,9 +23,9 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.model.interchange.flat import (
-    as_float32,
     check_config,
     check_fit,
+    on_device,
     shapes,
     unroll,
 )
@@ -39,6 +39,14 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
 
 _NUMBERS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_OPTIONAL = {
+    "n_inner": int | None,
+    "activation_function": str,
+    "layer_norm_epsilon": float,
+    "tie_word_embeddings": bool,
+    "add_recurrence": bool,
+    "no_ln": bool,
+}
 
 # Fields, with the one value that this transformer can express; absent fields have it too.
 _FIXED = {
@@ -108,7 +116,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
         if not np.array_equal(head, flat.get("transformer.wte.weight", ())):
             raise InputError(f"{path}: lm_head.weight is tied, but not equal, to the embeddings")
     check_fit(flat, jax.eval_shape(gpt2_state, shapes(model)), path)
-    return model, as_float32(hooked_state(flat, spec))
+    return model, on_device(hooked_state(flat, spec))
 
 
 def gpt2_state(params: Params) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def gpt2_config(spec: Spec) -> dict[str, Any]:
 
 def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
     """The spec that a GPT2Config's JSON describes, with GrokkedTransformer's fields."""
-    check_config(config, _NUMBERS, _FIXED, where)
+    check_config(config, where, numbers=_NUMBERS, optional=_OPTIONAL, fixed=_FIXED)
     return Spec(
         d_vocab=config["vocab_size"],
         n_ctx=config["n_positions"],

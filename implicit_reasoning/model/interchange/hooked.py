@@ -20,10 +20,10 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.interchange import bridge
 from implicit_reasoning.model.interchange.arrays import checked, read_arrays, write_arrays
 from implicit_reasoning.model.interchange.flat import (
-    as_float32,
     check_config,
     check_fit,
     flatten_params,
+    on_device,
     shapes,
     unroll,
 )
@@ -33,6 +33,7 @@ from implicit_reasoning.model.transformer import Params, Transformer
 # Buffers of HookedTransformer that are no parameters.
 _BUFFERS = re.compile(r"(attn\.(mask|IGNORE|rotary_sin|rotary_cos))$")
 _NUMBERS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab")
+_OPTIONAL = {"act_fn": str, "normalization_type": str | None, "eps": float}
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
@@ -69,7 +70,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     path = checked(path)
     where = path.with_suffix(".json")
     config = read_json(where)
-    check_config(config, _NUMBERS, {}, where)
+    check_config(config, where, numbers=_NUMBERS)
     flat = {name: a for name, a in read_arrays(path).items() if not _BUFFERS.search(name)}
     if bridge.is_bridge(flat):
         flat = bridge.hooked_state(flat, config["n_heads"])
@@ -85,7 +86,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
         if name not in flat and name.rpartition(".")[2].startswith("b"):
             flat[name] = np.zeros(like.shape, np.float32)
     check_fit(flat, wanted, path)
-    return model, as_float32({name: flat[name] for name in wanted})
+    return model, on_device({name: flat[name] for name in wanted})
 
 
 def hooked_config(spec: Spec) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
 
 def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
     """The spec that a HookedTransformerConfig's JSON describes."""
-    check_config(config, _NUMBERS, {}, where)
+    check_config(config, where, numbers=_NUMBERS, optional=_OPTIONAL)
     fixed = {
         "positional_embedding_type": "standard",
         "attention_dir": "causal",
@@ -120,7 +121,7 @@ def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the co
     }
     # HookedTransformerConfig writes -1 for "follows from the others".
     stated = {name: value for name, value in config.items() if value != -1}
-    check_config(stated, (), fixed, where)
+    check_config(stated, where, fixed=fixed)
     normalization = config.get("normalization_type", "LN")
     if normalization not in ("LN", None):
         raise InputError(
