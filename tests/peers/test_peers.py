@@ -15,11 +15,18 @@ from tests.peers.environment import run_in
 
 pytestmark = pytest.mark.peers
 
-LENSES = ("transformer_lens_2", "transformer_lens_4")
+SCRIPTS = {
+    "huggingface": "huggingface",
+    "transformer_lens_2": "hooked_transformer",
+    "sae_lens": "hooked_transformer",  # on TransformerLens 3
+    "transformer_lens_4": "transformer_bridge",
+}
 CASES = [*RANDOM, *TRAINED]
 PAIRS = [
-    *(("huggingface", case) for case in CASES if case not in NOT_GPT2),
-    *((lens, case) for lens in LENSES for case in CASES),
+    (peer, case)
+    for peer in SCRIPTS
+    for case in CASES
+    if not (peer == "huggingface" and case in NOT_GPT2)
 ]
 
 
@@ -45,7 +52,7 @@ def exchanged(made, tmp_path_factory):
                         save_gpt2(folder / "ours", model, params)
                     else:
                         save_weights(folder / "ours.safetensors", model, params)
-            run_in(peer, peer, folders[peer])
+            run_in(peer, SCRIPTS[peer], folders[peer])
         return folders[peer]
 
     return visit

@@ -1,4 +1,7 @@
-"""Named arrays in a file: `.safetensors`, `.npz`, and PyTorch's own `.bin`, which is only read."""
+"""Named arrays in a file: `.safetensors`, `.npz`, and PyTorch's own `.bin`, which is only read.
+
+Imports neither JAX nor what needs it, so that tests/peers can run it in an environment with torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -54,7 +56,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
             file.write(save(plain, metadata={"format": "pt"}))
 
 
-def read_arrays(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read such a file, in float32 whatever it was saved in.
 
     Raises:

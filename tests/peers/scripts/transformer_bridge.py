@@ -1,7 +1,7 @@
 """TransformerBridge, native: logits of the models in our files, and models of its own for us.
 
 The files are those that HookedTransformer reads; TransformerLens 4 converts their keys itself.
-Reads and writes what `transformer_lens_2.py` does.
+Reads and writes what `hooked_transformer.py` does.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""HookedTransformer: logits of the models in our files, and models of its own for us to read.
+"""HookedTransformer, or SAELens's: logits of the models in our files, and its own for us to read.
 
 For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`; then fills a
 model of the same config at random and saves its state dict and config as `<case>/theirs.*`, with
@@ -14,12 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+try:
+    from sae_lens import HookedSAETransformer as Model
+except ImportError:  # the environment of TransformerLens by itself
+    Model = HookedTransformer
+
 
 @torch.no_grad()
 def answer(case):
     tokens = torch.as_tensor(np.load(case / "tokens.npy"), dtype=torch.long)
     config = HookedTransformerConfig(**json.loads((case / "ours.json").read_text()))
-    model = HookedTransformer(config)
+    model = Model(config)
     told = model.load_state_dict(load_file(case / "ours.safetensors"), strict=False)
     buffers = [name for name, _ in model.named_buffers()]
     assert not told.unexpected_keys and set(told.missing_keys) <= set(buffers), told
