@@ -47,8 +47,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# They cannot share one: each pins versions that the others refuse. PyTorch's build for CPUs is
-# enough; where pip would take another, say where to find it with PIP_EXTRA_INDEX_URL.
+# They cannot share one: each pins versions that the others refuse. The lists are for Python 3.11
+# (TransformerLens 2 asks for other versions on 3.12). PyTorch's build for CPUs is enough; where pip
+# would take another, say where to find it with PIP_EXTRA_INDEX_URL.
 .peers/%/.installed: tests/peers/requirements/%.txt
 	rm -rf .peers/$*
 	$(PYTHON) -m venv .peers/$*
