@@ -126,7 +126,7 @@ def token_ids(
       d_vocab: size of the checkpoint's vocabulary.
 
     Raises:
-      InputError: a file is malformed, or a symbol has no number, or none below `d_vocab`.
+      InputError: a file is malformed, or a symbol has no number below `d_vocab` of its own.
     """
     numbers = _added_tokens(folder)
     if numbers is None:
@@ -145,10 +145,12 @@ def token_ids(
                 f"{folder} gives {symbol} of {vocab.parent} the number {number}, not one below "
                 f"{d_vocab:,}: was it trained on other data?"
             )
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{folder} gives two symbols of {vocab.parent} the same number")
     return np.array(ids, np.int64)
 
 
-def _added_tokens(folder: Path) -> dict[str, int] | None:
+def _added_tokens(folder: Path) -> dict[str, Any] | None:
     """Numbers by token, from the first of the tokenizer's files that is there."""
     readers = {
         "added_tokens.json": lambda content: dict(content.items()),

@@ -209,6 +209,10 @@ def cut(path):
             "gives <e_3> of .*data the number 40, not one below 40: was it trained on other data?",
         ),
         (
+            lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 12}),
+            "gives two symbols of .*data the same number",
+        ),
+        (
             lambda d: write(d / "output/checkpoint-100/added_tokens.json", {"<e_0>": 11}),
             "gives <e_1> of .*data the number None",
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -37,8 +36,9 @@ def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:
     """The model without loops that computes the same: every block once for each of its passes."""
     spec = model.spec
     unrolled = dataclasses.replace(spec, n_layers=spec.depth, n_loops=1)
+    # Arrays are shared between the passes; the dictionaries are not, so that each can be edited.
     blocks = {
-        str(layer): copy.deepcopy(params["blocks"][str(layer % spec.n_layers)])
+        str(layer): jax.tree.map(lambda leaf: leaf, params["blocks"][str(layer % spec.n_layers)])
         for layer in range(spec.depth)
     }
     return Transformer(unrolled), params | {"blocks": blocks}
