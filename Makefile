@@ -2,6 +2,7 @@
 #   make demo        train a pocket-sized model and open it up: minutes on two cores
 #   make test        the default tests            make lint    formatting, lint, types
 #   make test-all    the slow ones too            make clean   all that make made, but not runs/
+#   make test-peers  against other packages, each in an environment of its own under .peers/
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -10,7 +11,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := runs/pocket
 
-.PHONY: demo test test-all lint clean venv
+# A peer is a package that we exchange files with: one pinned environment for each list.
+PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
+
+.PHONY: demo test test-all test-peers lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -22,9 +26,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
-# The empty -m takes back the "not slow" of pyproject.toml.
+# This -m takes back the "not slow" of pyproject.toml.
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not peers" $(PYTEST_ARGS)
+
+test-peers: $(INSTALLED) $(PEERS)
+	$(BIN)/python -m pytest -q -m peers tests/peers $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,6 +47,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# They cannot share one: each pins versions that the others refuse. The lists are for Python 3.11
+# (TransformerLens 2 asks for other versions on 3.12). PyTorch's build for CPUs is enough; where pip
+# would take another, say where to find it with PIP_EXTRA_INDEX_URL.
+.peers/%/.installed: tests/peers/requirements/%.txt
+	rm -rf .peers/$*
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,6 +62,14 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
+def import_(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Make a run directory of what others trained."""
+    from implicit_reasoning.grokked import import_grokked
+
+    run = import_grokked(flags["source"], flags["data"], flags["workdir"])
+    print(f"imported {run}")
+
+
 VERBS = {
     "train": Verb(
         "train a configuration into a run directory, or go on with it",
@@ -75,6 +83,12 @@ VERBS = {
         {"config": str, "out": str, "wang_types": False},
         ("config", "out"),
         world,
+    ),
+    "import": Verb(
+        "make a run directory of a GrokkedTransformer run: its checkpoints, and its data",
+        {"source": str, "data": str, "workdir": str},
+        ("source", "data", "workdir"),
+        import_,
     ),
 }
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"worlds", "model"},
     {"runs"},
     {"training"},
-    {"report"},
+    {"report", "grokked"},
     {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

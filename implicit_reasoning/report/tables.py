@@ -196,7 +196,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     ]
     versions = {"python": starts[-1]["python"], **starts[-1]["versions"]} if starts else {}
     total = sum(start["seconds"] for start in starts)
-    return {"starts": table, "versions": versions, "duration": _duration(total) if starts else ""}
+    return {"starts": table, "versions": versions, "duration": _duration(total) if total else ""}
 
 
 def _first_line(function: Callable[..., Any]) -> str:

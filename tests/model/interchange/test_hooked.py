@@ -1,39 +1,60 @@
-"""Weights in files: round trips, the peers' quirks, and faults in one sentence each."""
+"""HookedTransformer's files: round trips, the peers' quirks, and faults in one sentence each."""
 
 import dataclasses
 import json
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.interchange import (
     flatten_params,
     load_weights,
     save_weights,
     unflatten_params,
+    unroll,
+)
+from tests.model.interchange.models import (
+    SPEC,
+    assert_equal,
+    assert_same_logits,
+    filled,
+    logits_of,
+    specs,
+    tokens_for,
 )
 
-SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32)
 
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(
-    "change",
-    [{}, {"tied": True}, {"normalization": "none", "act_fn": "relu"}, {"n_loops": 2}],
-    ids=str,
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    spec=specs(normalization=st.sampled_from(["LN", "none"]), unembed_bias=st.booleans()),
+    suffix=st.sampled_from([".npz", ".safetensors"]),
 )
-def test_what_is_saved_loads_equal(tmp_path, suffix, change):
-    model = Transformer(dataclasses.replace(SPEC, **change))
-    params = model.init(jax.random.key(0))
-    save_weights(tmp_path / f"w{suffix}", model, params)
-    again, loaded = load_weights(tmp_path / f"w{suffix}")
-    assert again == model
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.json", f"w{suffix}"]
+def test_what_is_saved_loads_equal(tmp_path_factory, spec, suffix):
+    folder = tmp_path_factory.mktemp("hooked")
+    model = Transformer(spec)
+    params = filled(model)
+    save_weights(folder / f"w{suffix}", model, params)
+    again, loaded = load_weights(folder / f"w{suffix}")
+    unrolled, expected = unroll(model, params)
+    assert again == unrolled
+    assert_equal(loaded, expected)
+    assert sorted(p.name for p in folder.iterdir()) == ["w.json", f"w{suffix}"]
+
+
+def test_a_looped_model_is_written_out_for_those_who_do_not_loop(tmp_path):
+    model = Transformer(dataclasses.replace(SPEC, n_loops=3))
+    params, tokens = filled(model), tokens_for(SPEC)
+    save_weights(tmp_path / "w.npz", model, params)
+    again, loaded = load_weights(tmp_path / "w.npz")
+    assert (again.spec.n_layers, again.spec.n_loops) == (6, 1)
+    assert_same_logits(logits_of(again, loaded, tokens), logits_of(model, params, tokens), 1e-6)
+    assert again.sites == model.sites  # layers were numbered by unrolled depth all along
 
 
 def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
@@ -86,10 +107,12 @@ def test_flat_names_are_an_inverse_pair():
         (lambda d: (d / "w.json").write_text("{"), "not complete, valid JSON"),
         (lambda d: (d / "w.json").unlink(), "w.json does not exist"),
         (lambda d: (d / "w.npz").unlink(), "w.npz does not exist"),
-        (lambda d: _config(d, d_mlp=33), r"W_in has shape \(16, 32\), not \(16, 33\)"),
+        (lambda d: _config(d, d_mlp=33), r"W_in has shape \(16, 24\), not \(16, 33\)"),
         (lambda d: _config(d, n_layers=3), "blocks.2.attn.W_K is missing"),
         (lambda d: _config(d, n_layers=1), "blocks.1.attn.W_K is not a parameter"),
         (lambda d: _config(d, normalization_type="RMS"), "normalization_type = 'RMS'"),
+        (lambda d: _config(d, n_layers=2.5), "needs the numbers n_layers"),
+        (lambda d: (d / "w.json").write_text("[]"), "not a model config, but a JSON list"),
         (lambda d: _config(d, positional_embedding_type="rotary"), "positional_embedding_type"),
     ],
 )

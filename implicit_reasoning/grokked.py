@@ -1,0 +1,249 @@
+"""A run of GrokkedTransformer, imported: its checkpoints and data become a run directory of ours.
+
+Their model numbers the 50,257 tokens of GPT-2 first, then the symbols of the world, pads that to a
+multiple of 8, and has 1,024 positions. Only the rows of the world's own tokens and of the positions
+in use are kept. The logits of the kept tokens are unchanged; a softmax or a rank is over them only,
+so that an answer which lost to one of GPT-2's words there counts as right here.
+
+Their initialisation was not saved: an imported run has no step 0.
+
+Source: OSU-NLP-Group/GrokkedTransformer, main.py and simpletransformers/seq2seq (what a checkpoint
+holds, how tokens are numbered).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from implicit_reasoning.config import to_json
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write, read_json, write_json
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.interchange import load_gpt2
+from implicit_reasoning.runs import Checkpoints, Layout, Run
+from implicit_reasoning.training.directory import provenance
+from implicit_reasoning.training.evaluation import Evaluation
+from implicit_reasoning.training.loop import NEVER
+from implicit_reasoning.training.writers import MetricsFile, TensorBoard
+from implicit_reasoning.worlds import Dataset, read_grokked
+
+GPT2_TOKENS = 50_257
+"""Tokens that come before the world's own."""
+
+_PADDED_TO = 8
+
+# Of their many arguments, those that say how a model was trained.
+_RECIPE = (
+    *("learning_rate", "weight_decay", "warmup_steps", "scheduler", "adam_epsilon"),
+    *("max_grad_norm", "train_batch_size", "gradient_accumulation_steps", "max_steps"),
+    *("manual_seed", "fp16"),
+)
+
+
+class Checkpoint(NamedTuple):
+    """A folder that they saved, and the step at which they did."""
+
+    step: int
+    folder: Path
+
+
+def import_grokked(
+    source: str | os.PathLike[str], data: str | os.PathLike[str], workdir: str | os.PathLike[str]
+) -> Run:
+    """Make a run directory of a run of GrokkedTransformer, evaluated anew on every split.
+
+    Args:
+      source: their `--output_dir`, with folders `checkpoint-<step>` as HuggingFace saves them.
+      data: their `--data_dir`, with `train.json`, `test.json`, `valid.json` and `vocab.json`.
+      workdir: of the new run; must be missing or empty. It appears when it is whole.
+
+    Returns:
+      The run, opened. Its config has the model, and under `recipe` their words for how it was
+      trained, as far as they are in the checkpoints.
+
+    Raises:
+      InputError: something is missing, cut short, or does not fit the rest.
+    """
+    files = Layout(Path(workdir).resolve())  # of "." too there is a parent, and of links a target
+    if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
+        raise InputError(f"{workdir} is not empty; choose another --workdir")
+    checkpoints = find_checkpoints(Path(source))
+    dataset = read_grokked(data)
+    files.workdir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=files.workdir.parent, prefix=f".{files.workdir.name}."
+    ) as temporary:
+        made = Layout(Path(temporary) / "run")
+        made.workdir.mkdir()
+        _write(made, dataset, checkpoints, Path(data))
+        os.replace(made.workdir, files.workdir)
+    return Run(workdir)
+
+
+def published(task: Any) -> Dataset:
+    """The task of an imported run: what is in the folder of JSON data `task.folder`."""
+    return read_grokked(task.folder)
+
+
+def find_checkpoints(source: Path) -> list[Checkpoint]:
+    """The checkpoints of a run by ascending step; of two at one step that without an epoch."""
+    if not source.is_dir():
+        raise InputError(f"{source} is not a folder of checkpoints")
+    found: dict[int, Path] = {}
+    for folder in sorted(source.iterdir()):
+        if name := re.fullmatch(r"checkpoint-(\d+)(-epoch-\d+)?", folder.name):
+            found.setdefault(int(name[1]), folder)
+    if not found:
+        raise InputError(f"{source} has no folders checkpoint-<step>; give the --output_dir")
+    return [Checkpoint(*item) for item in sorted(found.items())]
+
+
+def token_ids(
+    folder: Path, symbols: Sequence[str], vocab: Path, d_vocab: int
+) -> Int[np.ndarray, "token"]:
+    """The number that each symbol has in a checkpoint.
+
+    Args:
+      folder: of the checkpoint, with the files of its tokenizer: `added_tokens.json`,
+        `tokenizer.json` or `tokenizer_config.json`, whichever there is.
+      symbols: the tokens of the world.
+      vocab: the `vocab.json` of the data. Where the tokenizer was not kept, its order says the
+        numbers, provided that GPT-2's vocabulary and it make `d_vocab`.
+      d_vocab: size of the checkpoint's vocabulary.
+
+    Raises:
+      InputError: a file is malformed, or a symbol has no number below `d_vocab` of its own.
+    """
+    numbers = _added_tokens(folder)
+    if numbers is None:
+        listed = read_json(vocab)
+        size = -(-(GPT2_TOKENS + len(listed)) // _PADDED_TO) * _PADDED_TO
+        if size != d_vocab:
+            raise InputError(
+                f"{folder} has no tokenizer, and its {d_vocab:,} tokens are not GPT-2's and the "
+                f"{len(listed):,} of {vocab} ({size:,}): nothing says which token is which"
+            )
+        numbers = {name: GPT2_TOKENS + place for place, name in enumerate(listed)}
+    ids = [numbers.get(symbol) for symbol in symbols]
+    for symbol, number in zip(symbols, ids, strict=True):
+        if not isinstance(number, int) or not 0 <= number < d_vocab:
+            raise InputError(
+                f"{folder} gives {symbol} of {vocab.parent} the number {number}, not one below "
+                f"{d_vocab:,}: was it trained on other data?"
+            )
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{folder} gives two symbols of {vocab.parent} the same number")
+    return np.array(ids, np.int64)
+
+
+def _added_tokens(folder: Path) -> dict[str, Any] | None:
+    """Numbers by token, from the first of the tokenizer's files that is there."""
+    readers = {
+        "added_tokens.json": lambda content: dict(content.items()),
+        "tokenizer.json": lambda content: {t["content"]: t["id"] for t in content["added_tokens"]},
+        "tokenizer_config.json": lambda content: {
+            token["content"]: int(number)
+            for number, token in content["added_tokens_decoder"].items()
+        },
+    }
+    for name, numbers_of in readers.items():
+        if (folder / name).exists():
+            try:
+                return numbers_of(read_json(folder / name))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{folder / name} does not list added tokens as a tokenizer does: {error!r}"
+                ) from None
+    return None
+
+
+def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], data: Path) -> None:
+    """All files of the run."""
+    first = _load(checkpoints[0], dataset, data)[0]
+    evaluation = Evaluation(first, dataset)
+    first_correct = np.full(len(evaluation.rows), NEVER, np.int32)
+    with (
+        contextlib.closing(Checkpoints(files.checkpoints)) as store,
+        contextlib.closing(MetricsFile(files.metrics, resumed_at=NEVER)) as metrics,
+    ):
+        for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
+            model, params = _load(checkpoint, dataset, data)
+            if model != first:
+                raise InputError(
+                    f"{checkpoint.folder} holds another model than {checkpoints[0].folder}: "
+                    f"{model.spec} is not {first.spec}"
+                )
+            store.save(checkpoint.step, params)
+            outcome = evaluation.launch(params)
+            newly = evaluation.correct(outcome) & (first_correct == NEVER)
+            first_correct = np.where(newly, np.int32(checkpoint.step), first_correct)
+            summary = evaluation.summary(outcome)
+            metrics.write({"step": checkpoint.step, **summary, "time": time.time()})
+
+    with atomic_write(files.first_correct, "wb") as file:
+        np.savez(file, row=evaluation.rows, step=first_correct)
+    dataset.save(files.world)
+    config = _config(first, checkpoints[-1], data)
+    splits = [name for name in dataset.splits if len(dataset.probes(name))]
+    TensorBoard(files, config, splits, metrics.rows).close()
+    # After the rows in time, as no training was done here that could have written them.
+    start = {"step": 0, "time": time.time(), "imported": str(checkpoints[-1].folder.parent)}
+    write_json(files.provenance, [{**start, **provenance()}])
+    write_json(files.config, to_json(config))
+
+
+def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transformer, Params]:
+    """The model and parameters of a checkpoint, with the world's tokens and positions only."""
+    model, params = load_gpt2(checkpoint.folder)
+    spec = model.spec
+    if spec.n_ctx < dataset.n_ctx:
+        raise InputError(
+            f"{checkpoint.folder} has {spec.n_ctx} positions, but rows of {data} have "
+            f"{dataset.n_ctx} tokens"
+        )
+    ids = token_ids(checkpoint.folder, dataset.vocab, data / "vocab.json", spec.d_vocab)
+    cut = {
+        "embed": {"W_E": params["embed"]["W_E"][ids]},
+        "pos_embed": {"W_pos": params["pos_embed"]["W_pos"][: dataset.n_ctx]},
+    }
+    if not spec.tied:
+        cut["unembed"] = {"W_U": params["unembed"]["W_U"][:, jnp.asarray(ids)]}
+    spec = dataclasses.replace(spec, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx)
+    return Transformer(spec), params | cut
+
+
+def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
+    """The configuration of the run, as far as the checkpoints say it."""
+    theirs = read_json(last.folder / "config.json")
+    arguments = last.folder / "model_args.json"
+    recipe = read_json(arguments) if arguments.exists() else {}
+    if not isinstance(recipe, dict):
+        raise InputError(f"{arguments} is not an object of arguments")
+    shape = dataclasses.asdict(model.spec)
+    del shape["d_vocab"], shape["n_ctx"]  # those of the data
+    return ConfigDict(
+        {
+            "steps": last.step,
+            "task": {
+                "name": "implicit_reasoning.grokked:published",
+                "folder": str(data.absolute()),
+            },
+            "model": shape | {"dropout": theirs.get("resid_pdrop", 0.1)},  # GPT2Config's default
+            "recipe": {name: recipe[name] for name in _RECIPE if name in recipe},
+            "writers": {"tensorboard": True},
+        }
+    )

@@ -1,0 +1,19 @@
+"""Weights in and out: the formats of TransformerLens and of HuggingFace's GPT-2, a file for each.
+
+Neither runs code when it is read. Both spell the model out for packages that know no loops: a
+looped model is written with its blocks repeated, once for each pass.
+"""
+
+from implicit_reasoning.model.interchange.flat import flatten_params, unflatten_params, unroll
+from implicit_reasoning.model.interchange.gpt2 import load_gpt2, save_gpt2
+from implicit_reasoning.model.interchange.hooked import load_weights, save_weights
+
+__all__ = [
+    "flatten_params",
+    "load_gpt2",
+    "load_weights",
+    "save_gpt2",
+    "save_weights",
+    "unflatten_params",
+    "unroll",
+]

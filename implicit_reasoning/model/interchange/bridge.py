@@ -1,0 +1,57 @@
+"""The names of TransformerLens 4: what a native `TransformerBridge` saves, in HookedTransformer's.
+
+TransformerLens 4 reads HookedTransformer's state dicts (`convert_tl_checkpoint`), but saves linear
+layers as PyTorch has them: `[out, in]`, heads side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {
+    "embed.weight": "embed.W_E",
+    "pos_embed.weight": "pos_embed.W_pos",
+    "unembed.weight": "unembed.W_U",
+    "unembed.bias": "unembed.b_U",
+    **{f"attn.{x}.weight": f"attn.W_{x.upper()}" for x in "qkvo"},
+    **{f"attn.{x}.bias": f"attn.b_{x.upper()}" for x in "qkvo"},
+    **{f"mlp.{x}.weight": f"mlp.W_{x}" for x in ("in", "out")},
+    **{f"mlp.{x}.bias": f"mlp.b_{x}" for x in ("in", "out")},
+    **{f"{x}.weight": f"{x}.w" for x in ("ln1", "ln2", "ln_final")},
+    **{f"{x}.bias": f"{x}.b" for x in ("ln1", "ln2", "ln_final")},
+}
+_TRANSPOSED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U")
+
+
+def is_bridge(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict has the names of TransformerLens 4."""
+    return "embed.weight" in state
+
+
+def hooked_state(state: Mapping[str, Any], n_heads: int) -> dict[str, Any]:
+    """The same state in HookedTransformer's names and layouts.
+
+    Names and shapes that are not known stay, for the reader to complain of.
+    """
+    renamed = {}
+    for name, array in state.items():
+        block = "".join(re.findall(r"^blocks\.\d+\.", name))
+        rest = name.removeprefix(block)
+        ours = _NAMES.get(rest, rest)
+        renamed[block + ours] = _relaid(ours.rpartition(".")[2], array, n_heads)
+    return renamed
+
+
+def _relaid(name: str, array: Any, n_heads: int) -> Any:
+    if name in _TRANSPOSED:
+        array = array.T  # [out, in] -> [in, out]
+    heads_in = name in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V")
+    width = array.shape[-1 if heads_in else 0] if array.ndim else 0
+    if not (heads_in or name == "W_O") or n_heads < 1 or width % n_heads:
+        return array
+    if name == "W_O":
+        return array.reshape(n_heads, width // n_heads, -1)
+    split = array.reshape(*array.shape[:-1], n_heads, width // n_heads)
+    return split.transpose(1, 0, 2) if split.ndim == 3 else split

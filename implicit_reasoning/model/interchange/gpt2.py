@@ -1,0 +1,231 @@
+"""HuggingFace's GPT-2: the folder of `config.json` and weights that `from_pretrained` opens.
+
+Its `Conv1D` holds weights as `[in, out]`, so matrices go over untransposed; queries, keys and
+values lie side by side in one matrix, heads side by side within each.
+
+Sources: transformers, models/gpt2; for the fields that loop and drop norms, the copy of it in
+OSU-NLP-Group/GrokkedTransformer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.interchange.flat import (
+    check_config,
+    check_fit,
+    on_device,
+    shapes,
+    unroll,
+)
+from implicit_reasoning.model.spec import Spec
+from implicit_reasoning.model.transformer import Params, Transformer
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the weights of a checkpoint may be called, in the order of preference."""
+
+# Buffers of older checkpoints: the causal mask, and what stands where it hides something.
+_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
+
+_NUMBERS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_OPTIONAL = {
+    "n_inner": int | None,
+    "activation_function": str,
+    "layer_norm_epsilon": float,
+    "tie_word_embeddings": bool,
+    "add_recurrence": bool,
+    "no_ln": bool,
+}
+
+# Fields, with the one value that this transformer can express; absent fields have it too.
+_FIXED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    # Wirings that only GrokkedTransformer knows.
+    "re_embed": False,
+    "no_mlp": False,
+    "share_mlp": False,
+    "add_memory": False,
+}
+
+# Ours, in a block, to theirs; attention's inputs are apart, because theirs is one matrix.
+_NORM = {"w": "weight", "b": "bias"}
+_MLP = {
+    "W_in": "mlp.c_fc.weight",
+    "b_in": "mlp.c_fc.bias",
+    "W_out": "mlp.c_proj.weight",
+    "b_out": "mlp.c_proj.bias",
+}
+
+
+def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params) -> None:
+    """Write a folder that `GPT2LMHeadModel.from_pretrained` opens; a looped model is unrolled.
+
+    Args:
+      folder: made if missing; `config.json` comes last, so it vouches for the weights.
+      model: whose parameters they are.
+      params: float32.
+
+    Raises:
+      InputError: the model has no norms, or a logit bias that is not zero: GPT-2 can have neither.
+    """
+    if model.spec.normalization == "none":
+        raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 always has norms")
+    if model.spec.unembed_bias and np.any(np.asarray(params["unembed"]["b_U"])):
+        raise InputError("unembed.b_U is not zero; HuggingFace's GPT-2 has no bias on its logits")
+    model, params = unroll(model, params)
+    folder = Path(folder)
+    write_arrays(folder / WEIGHT_FILES[0], gpt2_state(params))
+    write_json(folder / "config.json", gpt2_config(model.spec))
+
+
+def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
+    """Read a checkpoint folder of HuggingFace's GPT-2, or of GrokkedTransformer's copy of it.
+
+    Of the latter `--add_recurrence` (blocks run twice, `n_loops` 2) and `--no_ln` are known. Where
+    embeddings are tied, by the config, a copy of them under `lm_head` is passed over.
+
+    Raises:
+      InputError: a file is missing or cut short, a name is missing, unknown or of another shape,
+        tied embeddings differ, or the config asks for something this transformer is not.
+    """
+    folder = Path(folder)
+    spec = gpt2_spec(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise InputError(f"{folder} has no weights: neither {' nor '.join(WEIGHT_FILES)}")
+    flat = {name: a for name, a in read_arrays(path).items() if not _BUFFERS.search(name)}
+    if "wte.weight" in flat:  # saved from GPT2Model, the trunk by itself
+        flat = {f"transformer.{name}": array for name, array in flat.items()}
+    model = Transformer(spec)
+    if spec.tied and "lm_head.weight" in flat:
+        head = flat.pop("lm_head.weight")
+        if not np.array_equal(head, flat.get("transformer.wte.weight", ())):
+            raise InputError(f"{path}: lm_head.weight is tied, but not equal, to the embeddings")
+    check_fit(flat, jax.eval_shape(gpt2_state, shapes(model)), path)
+    return model, on_device(hooked_state(flat, spec))
+
+
+def gpt2_state(params: Params) -> dict[str, Any]:
+    """Parameters of a model without loops, in GPT-2's names and layouts."""
+    state = {
+        "transformer.wte.weight": params["embed"]["W_E"],
+        "transformer.wpe.weight": params["pos_embed"]["W_pos"],
+        **_renamed(params.get("ln_final", {}), _NORM, "transformer.ln_f."),
+    }
+    if "W_U" in params.get("unembed", {}):
+        state["lm_head.weight"] = params["unembed"]["W_U"].T
+    for layer, block in params["blocks"].items():
+        prefix, attn = f"transformer.h.{layer}.", block["attn"]
+        state |= {
+            # [head, d_model, d_head] -> [d_model, head * d_head], three times side by side
+            f"{prefix}attn.c_attn.weight": jnp.concatenate(
+                [_heads_last(attn[name]) for name in ("W_Q", "W_K", "W_V")], axis=1
+            ),
+            f"{prefix}attn.c_attn.bias": jnp.concatenate(
+                [attn[name].reshape(-1) for name in ("b_Q", "b_K", "b_V")]
+            ),
+            f"{prefix}attn.c_proj.weight": attn["W_O"].reshape(-1, attn["W_O"].shape[-1]),
+            f"{prefix}attn.c_proj.bias": attn["b_O"],
+            **_renamed(block.get("ln1", {}), _NORM, f"{prefix}ln_1."),
+            **_renamed(block.get("ln2", {}), _NORM, f"{prefix}ln_2."),
+            **_renamed(block["mlp"], _MLP, prefix),
+        }
+    return state
+
+
+def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """The inverse of `gpt2_state`, flat."""
+    flat = {
+        "embed.W_E": state["transformer.wte.weight"],
+        "pos_embed.W_pos": state["transformer.wpe.weight"],
+        **_named_back(state, _NORM, "ln_final.", "transformer.ln_f."),
+    }
+    if not spec.tied:
+        flat["unembed.W_U"] = state["lm_head.weight"].T
+    heads = (spec.n_heads, spec.d_head)
+    for layer in range(spec.n_layers):
+        ours, theirs = f"blocks.{layer}.", f"transformer.h.{layer}."
+        weights = np.split(state[f"{theirs}attn.c_attn.weight"], 3, axis=1)
+        biases = np.split(state[f"{theirs}attn.c_attn.bias"], 3)
+        for name, weight, bias in zip("QKV", weights, biases, strict=True):
+            flat[f"{ours}attn.W_{name}"] = weight.reshape(-1, *heads).transpose(1, 0, 2)
+            flat[f"{ours}attn.b_{name}"] = bias.reshape(heads)
+        flat |= {
+            f"{ours}attn.W_O": state[f"{theirs}attn.c_proj.weight"].reshape(*heads, -1),
+            f"{ours}attn.b_O": state[f"{theirs}attn.c_proj.bias"],
+            **_named_back(state, _NORM, f"{ours}ln1.", f"{theirs}ln_1."),
+            **_named_back(state, _NORM, f"{ours}ln2.", f"{theirs}ln_2."),
+            **_named_back(state, _MLP, f"{ours}mlp.", theirs),
+        }
+    return flat
+
+
+def gpt2_config(spec: Spec) -> dict[str, Any]:
+    """The spec, of a model without loops, in GPT2Config's words."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": spec.d_vocab,
+        "n_positions": spec.n_ctx,
+        "n_embd": spec.d_model,
+        "n_layer": spec.n_layers,
+        "n_head": spec.n_heads,
+        "n_inner": spec.d_mlp,
+        "activation_function": spec.act_fn,
+        "layer_norm_epsilon": spec.eps,
+        "tie_word_embeddings": spec.tied,
+        "initializer_range": spec.init_std,
+        # GPT-2's own end of text is no token of ours.
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
+    """The spec that a GPT2Config's JSON describes, with GrokkedTransformer's fields."""
+    check_config(config, where, numbers=_NUMBERS, optional=_OPTIONAL, fixed=_FIXED)
+    return Spec(
+        d_vocab=config["vocab_size"],
+        n_ctx=config["n_positions"],
+        n_layers=config["n_layer"],
+        d_model=config["n_embd"],
+        n_heads=config["n_head"],
+        d_mlp=config.get("n_inner") or 4 * config["n_embd"],
+        n_loops=2 if config.get("add_recurrence") else 1,
+        act_fn=config.get("activation_function", "gelu_new"),
+        normalization="none" if config.get("no_ln") else "LN",
+        tied=config.get("tie_word_embeddings", True),
+        eps=config.get("layer_norm_epsilon", 1e-5),
+    )
+
+
+def _heads_last(weight: Any) -> Any:
+    return weight.transpose(1, 0, 2).reshape(weight.shape[1], -1)
+
+
+def _renamed(group: Mapping[str, Any], names: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{names[name]}": leaf for name, leaf in group.items()}
+
+
+def _named_back(
+    state: Mapping[str, Any], names: Mapping[str, str], ours: str, theirs: str
+) -> dict[str, Any]:
+    return {
+        f"{ours}{name}": state[f"{theirs}{other}"]
+        for name, other in names.items()
+        if f"{theirs}{other}" in state  # a model without norms has none of theirs
+    }

@@ -1,0 +1,62 @@
+"""Models whose every parameter matters, and the specs that a property test draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from implicit_reasoning.model import Spec, Transformer
+
+SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=24)
+
+
+def filled(model, seed=0):
+    """Parameters of which none is what an initialisation would leave: no zero bias, no unit norm.
+
+    Drawn by numpy, as large as those of a trained model, so that a swapped pair shows in logits.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes
+    )
+
+
+def tokens_for(spec, rows=5, seed=1):
+    return np.random.default_rng(seed).integers(0, spec.d_vocab, (rows, spec.n_ctx), np.int32)
+
+
+def assert_equal(params, others):
+    assert jax.tree.structure(params) == jax.tree.structure(others)
+    jax.tree.map(np.testing.assert_array_equal, params, others)
+
+
+def assert_same_logits(ours, theirs, tolerance=1e-4):
+    """The issue's tolerance, on logits that are far from zero."""
+    assert np.abs(theirs).max() > 0.1
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance)
+
+
+@st.composite
+def specs(draw, **fixed):
+    n_heads = draw(st.integers(1, 3))
+    return Spec(
+        **{
+            "d_vocab": draw(st.integers(2, 9)),
+            "n_ctx": draw(st.integers(1, 4)),
+            "n_layers": draw(st.integers(1, 2)),
+            "d_model": n_heads * draw(st.integers(1, 4)),
+            "n_heads": n_heads,
+            "d_mlp": draw(st.integers(1, 9)),
+            "n_loops": draw(st.integers(1, 2)),
+            "act_fn": draw(st.sampled_from(["gelu_new", "relu"])),
+            "tied": draw(st.booleans()),
+            "eps": draw(st.sampled_from([1e-5, 1e-2])),
+            **{name: draw(strategy) for name, strategy in fixed.items()},
+        }
+    )
+
+
+def logits_of(model: Transformer, params, tokens):
+    # One program for each model compiles much faster than its operations one by one.
+    return np.asarray(jax.jit(lambda p: model.forward(p, tokens)[0])(params))

@@ -1,0 +1,47 @@
+"""The models that are shown to every peer, with inputs."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.training import train
+from tests.model.interchange.models import filled, tokens_for
+from tests.training.tiny import tiny
+
+SPEC = Spec(d_vocab=37, n_ctx=7, n_layers=2, d_model=24, n_heads=3, d_mlp=40)
+
+# At random; every bias and norm is drawn too, so that a swapped pair shows.
+RANDOM = {
+    "untied, gelu_new": {},
+    "tied": {"tied": True},
+    "relu": {"act_fn": "relu"},
+    "another eps": {"eps": 1e-2},
+    "looped, tied": {"n_loops": 3, "tied": True},
+    "no norm, relu": {"normalization": "none", "act_fn": "relu"},
+    "logit bias": {"unembed_bias": True},
+}
+NOT_GPT2 = ("no norm, relu", "logit bias")
+"""What HuggingFace's GPT-2 cannot be; the default suite says that it is refused."""
+
+TRAINED = {
+    "trained": {},
+    "trained, looped, tied": {"model__n_loops": 2, "model__tied": True},
+}
+
+
+def models(folder):
+    """`{case: (model, params, tokens)}`; those that are trained leave their run under `folder`."""
+    made = {}
+    for name, change in RANDOM.items():
+        model = Transformer(dataclasses.replace(SPEC, **change))
+        made[name] = model, filled(model), tokens_for(model.spec, rows=9)
+    for name, change in TRAINED.items():
+        wider = {"model__d_model": 32, "model__d_mlp": 128}
+        run = train(tiny(steps=200, checkpoints__every=200, **wider, **change), folder / name)
+        params = jax.tree.map(lambda leaf: leaf[0], run.params([200]))
+        # Long enough to be another model, so that "trained" is no empty word.
+        assert run.metrics[-1]["accuracy/id_triples"] > run.metrics[0]["accuracy/id_triples"] + 0.3
+        made[name] = run.model, params, np.unique(run.dataset.tokens, axis=0)
+    return made

@@ -1,0 +1,28 @@
+"""Running a script in the environment of a peer: files in, files out.
+
+A peer is a file in `requirements/`; `make test-peers` builds `.peers/<its name>` from it.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run_in(peer, script, *arguments):
+    """Run `scripts/<script>.py` with the peer's Python; what it says on failure is the error."""
+    python = ROOT / ".peers" / peer / "bin" / "python"
+    # Not skipped: a check that silently does not run says nothing.
+    assert python.exists(), f"{python} is missing; `make test-peers` builds it"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [python, HERE / "scripts" / f"{script}.py", *arguments],
+        env={**clean, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

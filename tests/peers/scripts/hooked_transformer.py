@@ -1,0 +1,44 @@
+"""HookedTransformer, or SAELens's: logits of the models in our files, and its own for us to read.
+
+For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`; then fills a
+model of the same config at random and saves its state dict and config as `<case>/theirs.*`, with
+its logits in `<case>/their_logits.npy`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+try:
+    from sae_lens import HookedSAETransformer as Model
+except ImportError:  # the environment of TransformerLens by itself
+    Model = HookedTransformer
+
+
+@torch.no_grad()
+def answer(case):
+    tokens = torch.as_tensor(np.load(case / "tokens.npy"), dtype=torch.long)
+    config = HookedTransformerConfig(**json.loads((case / "ours.json").read_text()))
+    model = Model(config)
+    told = model.load_state_dict(load_file(case / "ours.safetensors"), strict=False)
+    buffers = [name for name, _ in model.named_buffers()]
+    assert not told.unexpected_keys and set(told.missing_keys) <= set(buffers), told
+    np.save(case / "logits.npy", model(tokens).numpy())
+
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.3)
+    # As people save it: the whole state dict, buffers too, and the whole config.
+    state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, case / "theirs.safetensors")
+    (case / "theirs.json").write_text(json.dumps(model.cfg.to_dict(), default=str))
+    np.save(case / "their_logits.npy", model(tokens).numpy())
+
+
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    answer(folder)

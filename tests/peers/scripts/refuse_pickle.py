@@ -1,0 +1,20 @@
+"""Our reader of weight files meets a pickle that runs code: it must refuse, and run none."""
+
+import pickle
+import sys
+from pathlib import Path
+
+from huggingface import read_arrays
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path(sys.argv[1]) / "ran",)
+
+
+path = Path(sys.argv[1]) / "pytorch_model.bin"
+path.write_bytes(pickle.dumps({"transformer.wte.weight": Evil()}))
+try:
+    read_arrays(path)
+except Exception as error:
+    print(type(error).__name__, error)

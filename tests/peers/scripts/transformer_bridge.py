@@ -1,0 +1,38 @@
+"""TransformerBridge, native: logits of the models in our files, and models of its own for us.
+
+The files are those that HookedTransformer reads; TransformerLens 4 converts their keys itself.
+Reads and writes what `hooked_transformer.py` does.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+
+@torch.no_grad()
+def answer(case):
+    tokens = torch.as_tensor(np.load(case / "tokens.npy"), dtype=torch.long)
+    config = TransformerBridgeConfig.from_dict(json.loads((case / "ours.json").read_text()))
+    model = TransformerBridge.boot_native(config)
+    state = convert_tl_checkpoint(load_file(case / "ours.safetensors"), config)
+    model.load_state_dict(state, strict=True)
+    np.save(case / "logits.npy", model(tokens).numpy())
+
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.3)
+    state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, case / "theirs.safetensors")
+    (case / "theirs.json").write_text(json.dumps(model.cfg.to_dict(), default=str))
+    np.save(case / "their_logits.npy", model(tokens).numpy())
+
+
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    answer(folder)
