@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.training import batches, optimizer, sharding
+from implicit_reasoning.training import batches, distributed, optimizer, sharding
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -27,6 +27,8 @@ REQUIRED = (
     *("evaluation.every", "evaluation.per_doubling"),
     *("checkpoints.every", "checkpoints.per_doubling"),
     *("writers.tensorboard", "writers.progress", "mesh.trial", "mesh.data", "mesh.model"),
+    *("mesh.fsdp", "distributed.mode", "distributed.coordinator_address", "profile"),
+    *("distributed.num_processes", "distributed.process_id", "distributed.timeout"),
 )
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -47,6 +49,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.b2": (0, 1 - 1e-9),
     "optimizer.eps": (1e-30, 1),  # 0 divides by zero where a token never occurs
     "optimizer.clip_norm": (1e-12, float("inf")),
+    "distributed.timeout": (5, 3600),
 }
 
 
@@ -59,6 +62,8 @@ def check_config(config: ConfigDict) -> None:
         value = fields.get(key, low)
         if not (isinstance(value, int | float) and low <= value <= high):
             faults.append(f"{key} is {value!r}; it must be between {low:g} and {high:g}")
+    if not missing:
+        faults += distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
