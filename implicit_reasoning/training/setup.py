@@ -32,6 +32,7 @@ REQUIRED = (
 )
 
 _BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
     "steps": (1, 2**31 - 1),
     "batch_size": (1, 2**31 - 1),
     "log_every": (1, 2**31 - 1),
@@ -40,6 +41,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluation.per_doubling": (0, 64),
     "checkpoints.every": (1, 2**31 - 1),
     "checkpoints.per_doubling": (0, 64),
+    "model.n_layers": (1, 1_000),  # each is traced by itself
+    "model.n_loops": (1, 1_000),
+    "model.d_model": (1, 2**20),
+    "model.n_heads": (1, 2**20),
+    "model.d_mlp": (1, 2**20),
     "model.dropout": (0, 0.99),
     "optimizer.learning_rate": (0, float("inf")),
     "optimizer.weight_decay": (0, float("inf")),

@@ -9,6 +9,7 @@ part, and only what is averaged over seeds can be compared.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -44,7 +45,7 @@ def make_mesh(config: Any) -> Mesh:
     shape = list(asked.values())
     if shape.count(-1) > 1 or any(size < -1 or size == 0 for size in shape):
         raise InputError(f"mesh is {asked}; sizes are positive and at most one is -1")
-    used = int(np.prod([size for size in shape if size != -1]))
+    used = math.prod(size for size in shape if size != -1)
     if used > len(devices) or (-1 in shape and len(devices) % used):
         raise InputError(
             f"mesh {asked} does not fit the {len(devices)} devices; the product of its sizes must "
