@@ -20,7 +20,7 @@ from implicit_reasoning import __version__
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.runs import Layout, read_starts
+from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
 from implicit_reasoning.worlds import Dataset, build
 
@@ -54,11 +54,15 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """The dataset of a run that began before, or a new one; nothing is written yet.
 
     Raises:
-      InputError: the run that began here had another configuration, or this one makes no dataset.
+      InputError: the run that began here had another configuration, or one of its files is damaged,
+        or this configuration makes no dataset.
     """
     if not files.config.exists():
         return build(config.task)
     check_same(files, config)
+    # Damage that will be met later is found here, before anything is changed.
+    read_metrics(files.metrics)
+    read_starts(files.provenance)
     return Dataset.load(files.world)
 
 

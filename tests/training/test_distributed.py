@@ -190,7 +190,9 @@ def test_no_cluster_and_another_number_of_processes_are_errors(monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
-    with pytest.raises(InputError, match="mode is 'auto', but JAX could not join the processes: co"):
+    with pytest.raises(
+        InputError, match="mode is 'auto', but JAX could not join the processes: co"
+    ):
         distributed.join(tiny(distributed__mode="auto").distributed)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     four = tiny(distributed__mode="auto", distributed__num_processes=4).distributed

@@ -14,6 +14,7 @@ import pytest
 # Trains on every placement asked for; then what one device and eight saved goes on at the other.
 PROGRAM = """
 import json, shutil, sys, jax, numpy as np
+from pathlib import Path
 import tests.conftest
 from tests.training.tiny import saved_state, tiny
 from implicit_reasoning.runs import Checkpoints, Layout, Run
@@ -38,7 +39,7 @@ runs = {name: train(config(placement), f"{folder}/{name}")
 said = {name: losses(run) for name, run in runs.items()}
 
 for name, other in (("alone", "both"), ("both", "alone")):
-    moved = shutil.copytree(f"{folder}/{name}", f"{folder}/{name}_moved")
+    moved = Path(shutil.copytree(f"{folder}/{name}", f"{folder}/{name}_moved"))
     shutil.rmtree(f"{moved}/resume/100")
     saved = saved_state(moved)
     trainer = Trainer(config(placements[other]), runs[name].dataset, Layout(runs[name].files.workdir))
