@@ -80,10 +80,11 @@ from implicit_reasoning.training import train
 
 world = dict(n_entities=40, n_relations=6, out_degree=6, ood_fraction=0.05, phi=5.0, holdout=0.1)
 changes = dict(
-    steps=6000, batch_size=64, log_every=1000, resume_every=6000, evaluation__every=6000,
-    evaluation__per_doubling=0, checkpoints__every=6000, checkpoints__per_doubling=0,
+    steps=5000, batch_size=64, log_every=1000, resume_every=5000, evaluation__every=5000,
+    evaluation__per_doubling=0, checkpoints__every=5000, checkpoints__per_doubling=0,
     model__d_model=128, model__n_heads=4, model__d_mlp=512, optimizer__learning_rate=2e-3,
-    optimizer__weight_decay=2.0, optimizer__warmup_steps=50, writers__tensorboard=False,
+    optimizer__weight_decay=2.0, optimizer__warmup_steps=50, optimizer__final_fraction=0.0,
+    optimizer__eps=1e-6, writers__tensorboard=False,
     **{f"task__{name}": value for name, value in world.items()},
 )
 said = {}
