@@ -86,6 +86,16 @@ def base() -> ConfigDict:
     config.mesh.trial = 1
     config.mesh.data = -1
     config.mesh.model = 1
+    config.mesh.fsdp = False  # also split weights and their moments over `data`
+
+    config.distributed = ConfigDict()  # one run on many hosts: the same command on each
+    config.distributed.mode = "none"  # "auto": ask Slurm, Open MPI, Cloud TPU; "explicit": as below
+    config.distributed.coordinator_address = ""  # of process 0, host:port, seen from all hosts
+    config.distributed.num_processes = 0  # "auto": 0, or the number that there has to be
+    config.distributed.process_id = -1  # 0 to num_processes - 1, another one on each host
+    config.distributed.timeout = 30  # seconds of silence after which a process counts as lost
+
+    config.profile = False  # write a trace of a few early steps into profile/
     return config
 
 

@@ -1,14 +1,16 @@
 """The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
 
-Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 74 a
-file could not be read or written (EX_IOERR); 75 a signal came, the state is saved, and the same
-command goes on from there (EX_TEMPFAIL).
+Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 69 a
+peer process of a run on many hosts was lost (EX_UNAVAILABLE); 74 a file could not be read or
+written (EX_IOERR); 75 a signal came, the state is saved, and the same command goes on from there
+(EX_TEMPFAIL).
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +32,14 @@ class Verb(NamedTuple):
 
 def train(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Train, or go on training."""
-    from implicit_reasoning.training import run_phases, train
+    from implicit_reasoning.training import distributed, run_phases, train
 
+    if flags["profile"]:
+        overrides = {"profile": True, **overrides}
     config = apply_overrides(load_config(flags["config"]), overrides)
     run = train(config, flags["workdir"], stop_at=flags["stop_at"])
+    if not distributed.writes():
+        return
     for name, step in run_phases(run).describe().items():
         print(f"{name:>22}: {step}")
 
@@ -73,7 +79,7 @@ def import_(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
 VERBS = {
     "train": Verb(
         "train a configuration into a run directory, or go on with it",
-        {"config": str, "workdir": str, "stop_at": int},
+        {"config": str, "workdir": str, "stop_at": int, "profile": False},
         ("config", "workdir"),
         train,
     ),
@@ -112,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(words[0], words[1:])
-    except (InputError, OSError) as error:
-        print(f"implicit_reasoning: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, InputError) else NO_FILE
+    except (InputError, OSError, MemoryError) as error:
+        return _answer(error)
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -130,18 +135,42 @@ def _run(name: str, words: Sequence[str]) -> int:
     if name != "train":
         verb.function(flags, overrides)
         return 0
+    return _train_and_answer(verb, flags, overrides)
 
-    from implicit_reasoning.training import Interrupted, NonFiniteLoss
+
+def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
+    """Run `train`; what only one of many processes meets ends it at once, and so tells the rest."""
+    from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost, distributed
 
     try:
         verb.function(flags, overrides)
     except Interrupted as stopped:
-        print(f"implicit_reasoning: {stopped}", file=sys.stderr)
-        return INTERRUPTED
+        return _say(stopped, INTERRUPTED)
     except NonFiniteLoss as diverged:
-        print(f"implicit_reasoning: {diverged}", file=sys.stderr)
-        return DIVERGED
+        return _say(diverged, DIVERGED)
+    except PeerLost as lost:
+        distributed.leave(_say(lost, distributed.PEER_LOST))
+        return distributed.PEER_LOST
+    except Exception as error:
+        if distributed.many():
+            distributed.leave(_answer(error))
+        raise
     return 0
+
+
+def _answer(error: Exception) -> int:
+    """Say what went wrong; returns its exit code."""
+    if isinstance(error, MemoryError):
+        return _say(InputError(f"not enough memory: {error}; choose smaller sizes"), BAD_INPUT)
+    if isinstance(error, InputError | OSError):
+        return _say(error, BAD_INPUT if isinstance(error, InputError) else NO_FILE)
+    traceback.print_exception(error)
+    return 1
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"implicit_reasoning: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +26,12 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, read_json
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.worlds import Dataset
+
+# What numpy raises for a damaged .npz, and the system for a file that cannot be written.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_SYSTEM_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,11 @@ class Layout:
         return self.workdir / "first_correct.npz"
 
     @property
+    def profile(self) -> Path:
+        """Traces of early steps, where the configuration asked for one."""
+        return self.workdir / "profile"
+
+    @property
     def analysis(self) -> Path:
         """Results of instruments, `<name>.nc`."""
         return self.workdir / "analysis"
@@ -84,19 +99,56 @@ class Layout:
         return self.workdir / "report" / "index.html"
 
 
+class Damaged(InputError):
+    """A checkpoint that has its name but cannot be read."""
+
+    def __init__(self, folder: Path, error: Exception):
+        said = str(error).strip() or type(error).__name__
+        super().__init__(f"the checkpoint {folder} cannot be read: {said.splitlines()[0][:200]}")
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    # Orbax has no type of error for damage: whatever it says but for want of memory, or of a peer.
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise Damaged(folder, error) from error
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    # TensorStore reports what the system said of a file as a ValueError; only its text tells.
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        said = str(error)
+        found = next((code for code in _SYSTEM_ERRORS if os.strerror(code) in said), None)
+        if found is None:
+            raise
+        raise OSError(found, os.strerror(found), str(folder)) from error
+
+
 class Checkpoints:
-    """Pytrees of arrays under step numbers in one folder, for the process that writes them.
+    """Pytrees of arrays under step numbers in one folder, for the processes that write them.
 
     A save is written under a temporary name and renamed when it is whole; what a killed process
-    left half-written is never counted, and removed by the next writer.
+    left half-written is never counted, and removed by the next writer. In a run of many processes
+    all of them call every method, in the same order.
     """
 
     def __init__(self, folder: Path, *, keep: int | None = None):
         """Open `folder`, making it if need be; only the last `keep` steps stay (None: all)."""
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-        )
+        self._folder = folder.absolute()
+        with _written(folder):
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True
+                ),
+            )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -104,25 +156,43 @@ class Checkpoints:
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:
-        """Save in the background; a step that is there already is left as it is."""
+        """Save in the background; a step that is there already is left as it is.
+
+        Raises:
+          OSError: this save, or the one before it, could not be written.
+        """
         if step not in self._manager.all_steps():
             # Without `force` Orbax passes over a step before its latest, and says nothing.
-            self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
+            with _written(self._folder):
+                self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
 
     def restore(self, step: int, like: Any) -> Any:
-        """The tree of a step, on the devices and shardings of `like` (arrays or their shapes)."""
+        """The tree of a step, on the devices and shardings of `like` (arrays or their shapes).
+
+        Raises:
+          Damaged: it cannot be read.
+        """
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
-        return self._manager.restore(
-            step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
-        )
+        with _readable(self._folder / str(step)):
+            return self._manager.restore(
+                step, args=ocp.args.PyTreeRestore(like, restore_args=arguments)
+            )
+
+    def drop_after(self, step: int) -> None:
+        """Remove every later step: a run that goes on from `step` comes by them again."""
+        for later in self.steps:
+            if later > step:
+                self._manager.delete(later)
 
     def wait(self) -> None:
         """Return when everything that was saved is on disk; raise what went wrong on the way."""
-        self._manager.wait_until_finished()
+        with _written(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
-        self._manager.close()
+        with _written(self._folder):
+            self._manager.close()
 
 
 @runtime_checkable
@@ -155,10 +225,14 @@ class FolderStore:
         return tuple(sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal()))
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays, whatever devices wrote them."""
+        """Parameters of one step, as numpy arrays, whatever devices wrote them.
+
+        Raises:
+          Damaged: they cannot be read.
+        """
         path = (self._folder / str(step) / "default").absolute()
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._like)
-        with ocp.PyTreeCheckpointer() as reader:
+        with _readable(path.parent), ocp.PyTreeCheckpointer() as reader:
             params: Params = reader.restore(path, item=self._like, restore_args=arguments)
         return params
 
@@ -239,7 +313,7 @@ class Run:
         `until` is the step of the last row it wrote that is still there (None if there is none),
         `seconds` how long it worked for it.
         """
-        starts = read_json(self.files.provenance) if self.files.provenance.exists() else []
+        starts = read_starts(self.files.provenance)
         ends = [*(start["time"] for start in starts[1:]), float("inf")]
         rows = self.metrics
         for start, end in zip(starts, ends, strict=False):
@@ -251,8 +325,14 @@ class Run:
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
         """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
-        with np.load(self.files.first_correct, allow_pickle=False) as file:
-            return dict(file)
+        path = self.files.first_correct
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in ("row", "step")}
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; training writes it when it saves") from None
+        except _UNREADABLE as error:
+            raise InputError(f"{path} is damaged ({error}); training writes it anew") from None
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
@@ -279,14 +359,40 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """The whole rows of a `metrics.jsonl`; a last line that a crash cut short is left out.
+
+    Raises:
+      InputError: another line is no row; it is named.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise InputError(f"{path}, line {number}, is not JSON: {line[:60]!r}") from None
-    return rows
+    # A bad byte spoils its own line only.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    advice = "training goes on when this line and those after it are removed"
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise InputError(f"{path}, line {number}, is not JSON: {line[:60]!r}; {advice}") from None
+    numbers = isinstance(row, dict) and (row.get("step"), row.get("time", 0.0))
+    if not numbers or not isinstance(numbers[0], int) or not isinstance(numbers[1], int | float):
+        raise InputError(f"{path}, line {number}, is no row: {line[:60]!r}; {advice}")
+    return row
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """What `provenance.json` says of every start; nothing where there is no such file."""
+    starts = read_json(path) if path.exists() else []
+    if not isinstance(starts, list) or not all(
+        isinstance(start, dict)
+        and isinstance(start.get("step"), int)
+        and isinstance(start.get("time"), int | float)
+        for start in starts
+    ):
+        raise InputError(
+            f"{path} is no list of starts; remove it to go on, only their history is lost"
+        )
+    return starts

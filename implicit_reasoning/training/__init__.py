@@ -1,7 +1,17 @@
 """Training: `train(config, workdir) -> Run`."""
 
+from implicit_reasoning.training.distributed import PeerLost
 from implicit_reasoning.training.interruption import Interrupted
 from implicit_reasoning.training.loop import NonFiniteLoss, train
 from implicit_reasoning.training.phases import Phases, Splits, phases, run_phases
 
-__all__ = ["Interrupted", "NonFiniteLoss", "Phases", "Splits", "phases", "run_phases", "train"]
+__all__ = [
+    "Interrupted",
+    "NonFiniteLoss",
+    "PeerLost",
+    "Phases",
+    "Splits",
+    "phases",
+    "run_phases",
+    "train",
+]

@@ -20,7 +20,8 @@ from implicit_reasoning import __version__
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.runs import Layout
+from implicit_reasoning.runs import Layout, read_metrics, read_starts
+from implicit_reasoning.training import distributed
 from implicit_reasoning.worlds import Dataset, build
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -30,8 +31,12 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def exclusive(files: Layout) -> Iterator[None]:
     """Hold the directory; an `InputError` if another process trains in it.
 
-    The lock belongs to the process, so a killed one does not leave it behind.
+    The lock belongs to the process, so a killed one does not leave it behind. Of a run of many
+    processes, the one that writes holds it.
     """
+    if not distributed.writes():
+        yield
+        return
     files.workdir.mkdir(parents=True, exist_ok=True)
     path = files.workdir / ".lock"
     with path.open("w") as lock:
@@ -49,11 +54,15 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """The dataset of a run that began before, or a new one; nothing is written yet.
 
     Raises:
-      InputError: the run that began here had another configuration, or this one makes no dataset.
+      InputError: the run that began here had another configuration, or one of its files is damaged,
+        or this configuration makes no dataset.
     """
     if not files.config.exists():
         return build(config.task)
     check_same(files, config)
+    # Damage that will be met later is found here, before anything is changed.
+    read_metrics(files.metrics)
+    read_starts(files.provenance)
     return Dataset.load(files.world)
 
 
@@ -70,6 +79,8 @@ def check_same(files: Layout, config: ConfigDict) -> None:
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     """Write what makes a directory a run; `config.json` comes last, so it vouches for the rest."""
+    if not distributed.writes():
+        return
     for stale in files.workdir.glob(".*.tmp"):  # a killed process was writing these
         stale.unlink()
     if files.config.exists():
@@ -81,7 +92,7 @@ def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
 
 def record_start(files: Layout, step: int) -> None:
     """Add this start, its versions and hardware, to `provenance.json`."""
-    starts = read_json(files.provenance) if files.provenance.exists() else []
+    starts = read_starts(files.provenance)
     write_json(files.provenance, [*starts, {"step": step, "time": time.time(), **provenance()}])
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model import Params, Transformer
@@ -35,8 +36,14 @@ class Outcome(NamedTuple):
 class Evaluation:
     """The probe rows of a dataset, on the device, and what to say about a model's answers."""
 
-    def __init__(self, model: Transformer, dataset: Dataset):
-        """Move the probe rows to the device, and draw the bootstrap of the cross split once."""
+    def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
+        """Move the probe rows to the device, and draw the bootstrap of the cross split once.
+
+        Args:
+          model: to evaluate.
+          dataset: whose probe rows are asked.
+          sharding: of the rows and of every outcome; one device where it is None.
+        """
         self.rows = np.flatnonzero(dataset.probe)
         self._members = {
             name: np.flatnonzero(dataset.split[self.rows] == index)
@@ -50,11 +57,14 @@ class Evaluation:
         padded = np.resize(self.rows, -(-len(self.rows) // _CHUNK) * _CHUNK)
         answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
         chunks = (-1, _CHUNK, answers.shape[1])
-        self._tokens = jnp.asarray(dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx))
-        self._positions = jnp.asarray(np.maximum(positions, 0).reshape(chunks))
-        self._answers = jnp.asarray(answers.reshape(chunks))
+        rows = (
+            dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
+            np.maximum(positions, 0).reshape(chunks),
+            answers.reshape(chunks),
+        )
+        self._tokens, self._positions, self._answers = jax.device_put(rows, sharding)
         self._model = model
-        self._launch = jax.jit(self._outcome)
+        self._launch = jax.jit(self._outcome, out_shardings=sharding)
 
     def launch(self, params: Params) -> Outcome:
         """Start the evaluation; nothing waits until its outcome is read."""

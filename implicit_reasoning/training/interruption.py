@@ -22,13 +22,18 @@ class Interrupted(Exception):
 
 
 class Wish:
-    """Whether a signal has asked the process to stop."""
+    """Whether a signal has asked the process to stop: its number, or 0."""
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.number = 0
 
     def __bool__(self) -> bool:
-        return self.signal_name is not None
+        return self.number != 0
+
+
+def signal_name(number: int) -> str | None:
+    """What a signal is called; None for 0."""
+    return signal.Signals(number).name if number else None
 
 
 @contextlib.contextmanager
@@ -44,7 +49,7 @@ def wishes() -> Iterator[Wish]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wish.signal_name = signal.Signals(number).name
+        wish.number = number
         for each, handler in before.items():
             signal.signal(each, handler)
 

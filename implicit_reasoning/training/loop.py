@@ -3,7 +3,10 @@
 What resuming relies on: the rows of `metrics.jsonl` up to a step are on disk before the full state
 of that step is saved, everything that happens at a step follows from the configuration, and no
 parameters are kept before their `finite` flag was read. Between events the device runs alone; what
-it has to say is read one chunk late, while the next one runs.
+it has to say is read one chunk late, while the next one runs. Nothing moves to or from it unasked:
+the loop runs under a transfer guard.
+
+Every process of a run goes through the same steps and the same saves; process 0 also writes files.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -25,10 +28,10 @@ from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
-from implicit_reasoning.runs import Checkpoints, Layout, Run
-from implicit_reasoning.training import directory, setup, sharding
+from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run
+from implicit_reasoning.training import directory, distributed, profiling, setup, sharding
 from implicit_reasoning.training.evaluation import Evaluation, Outcome
-from implicit_reasoning.training.interruption import Interrupted, Wish, wishes
+from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
 from implicit_reasoning.training.optimizer import Hyper, hyper
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
@@ -70,16 +73,18 @@ def train(
       InputError: the configuration cannot be trained, or `workdir` holds another run.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
       NonFiniteLoss: training diverged; what was kept before is whole.
+      PeerLost: another process of the run is gone; what was saved before is whole.
     """
     files = Layout(Path(workdir))
     setup.check_config(config)
     stop = config.steps if stop_at is None else stop_at
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
+    distributed.join(config.distributed)
     # Whatever can be wrong with a new run is found before anything is made.
     dataset = directory.open_dataset(files, config)
     trainer = Trainer(config, dataset, files)
-    with directory.exclusive(files), wishes() as wish:
+    with distributed.watched(), directory.exclusive(files), wishes() as wish:
         directory.begin(files, config, dataset)
         trainer.run(stop, wish)
     return Run(workdir)
@@ -100,18 +105,21 @@ class Trainer:
     def __init__(self, config: ConfigDict, dataset: Dataset, files: Layout):
         """Build everything from the configuration; nothing is written yet."""
         self._config, self._files = config, files
+        self._compiled = profiling.compiles()
         mesh = sharding.make_mesh(config.mesh)
+        self._whole = sharding.replicated(mesh)
         self._recipe = setup.make_recipe(config, dataset, mesh)
         self._schedule = Schedule.from_config(config)
         self._rows = setup.training_rows(dataset, mesh)
-        self._hyper = hyper(config.optimizer)
-        self._init_key, self._stream_key = setup.keys(config.seed)
-        self._evaluation = Evaluation(self._recipe.model, dataset)
+        self._hyper = jax.device_put(hyper(config.optimizer), self._whole)
+        keys = jax.jit(lambda: setup.keys(config.seed), out_shardings=self._whole)
+        self._init_key, self._stream_key = keys()
+        self._evaluation = Evaluation(self._recipe.model, dataset, self._whole)
         self._splits = Splits.of(dataset)
         self._all_splits = [name for name in dataset.splits if len(dataset.probes(name))]
 
         shape = jax.eval_shape(self._recipe.init, self._init_key)
-        shardings = sharding.tree_shardings(mesh, shape)
+        shardings = sharding.tree_shardings(mesh, shape, fsdp=config.mesh.fsdp)
         self._like = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             shape,
@@ -119,48 +127,74 @@ class Trainer:
         )
         self._init = jax.jit(self._recipe.init, out_shardings=shardings)
         self._advance = jax.jit(self._recipe.run, donate_argnums=0, out_shardings=shardings)
-        self._snapshot = jax.jit(self._snapshot_of)
+        self._snapshot = jax.jit(self._snapshot_of, out_shardings=self._whole)
 
     def run(self, stop: int, wish: Wish) -> None:
         """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
+        files, writes = self._files, distributed.writes()
         # Closed in reverse order, also when training fails: what was saved must be whole on disk.
         with contextlib.ExitStack() as stack:
 
             def opened(part: Any) -> Any:
-                return stack.enter_context(contextlib.closing(part))
+                stack.push(lambda kind, error, trace: _close(part, error))
+                return part
 
-            self._resumes = opened(Checkpoints(self._files.resume, keep=_KEPT_RESUMES))
-            self._checkpoints = opened(Checkpoints(self._files.checkpoints))
+            self._resumes = opened(Checkpoints(files.resume, keep=_KEPT_RESUMES))
+            self._checkpoints = opened(Checkpoints(files.checkpoints))
             state, step = self._restore()
-            directory.record_start(self._files, max(step, 0))
-            self._metrics = opened(MetricsFile(self._files.metrics, resumed_at=step))
-            self._tensorboard = self._config.writers.tensorboard and opened(
-                TensorBoard(self._files, self._config, self._all_splits, self._metrics.rows)
+            if writes:
+                directory.record_start(files, max(step, 0))
+            self._metrics = writes and opened(MetricsFile(files.metrics, resumed_at=step))
+            # What is later was kept by a start whose state is lost, maybe on another mesh.
+            self._checkpoints.drop_after(step)
+            self._resumes.drop_after(step)
+            rows = self._metrics.rows if self._metrics else []
+            self._tensorboard = (
+                writes
+                and self._config.writers.tensorboard
+                and opened(TensorBoard(files, self._config, self._all_splits, rows))
             )
             self._bar = opened(self._progress_bar(max(step, 0)))
             self._shown: dict[str, str] = {}
-            self._loop(state, step, stop, wish)
+            traced = files.profile if writes and self._config.profile else None
+            self._profile = opened(profiling.Profile(traced))
+            with jax.transfer_guard("disallow"):
+                self._loop(state, step, stop, wish)
 
     def _progress_bar(self, step: int) -> tqdm[Any]:
         return tqdm(
             total=self._schedule.horizon,
             initial=step,
             unit="step",
-            disable=not self._config.writers.progress,
+            disable=not (self._config.writers.progress and distributed.writes()),
             dynamic_ncols=True,
         )
 
     def _restore(self) -> tuple[TrainState, int]:
-        """The state to go on from and its step, -1 if nothing has happened yet, not even step 0."""
+        """The state to go on from and its step, -1 if nothing has happened yet, not even step 0.
+
+        A state that cannot be read is passed over for the one before it: what came after is then
+        trained again, and comes out the same.
+        """
         self._first_correct = np.full(len(self._evaluation.rows), NEVER, np.int32)
-        if not self._resumes.steps:
-            return self._init(self._init_key), NEVER
-        step = self._resumes.steps[-1]
-        saved = self._resumes.restore(
-            step, {"state": self._like, "first_correct": self._first_correct}
-        )
-        self._first_correct = np.array(saved["first_correct"])
-        return saved["state"], step
+        like = {"state": self._like, "first_correct": self._first_correct}
+        for step in reversed(self._resumes.steps):
+            saved, said = None, ""
+            try:
+                saved = self._resumes.restore(step, like)
+            except Damaged as damage:
+                said = str(damage)
+            if distributed.gather(np.array([saved is not None], np.float32)).all() and saved:
+                self._first_correct = np.array(saved["first_correct"])
+                return saved["state"], step
+            said = said or f"the checkpoint of step {step} cannot be read by another process"
+            print(f"implicit_reasoning: {said}; trying the one before it", file=sys.stderr)
+        if self._resumes.steps:
+            raise InputError(
+                f"no state in {self._files.resume} can be read; remove that folder to train again "
+                "from step 0, or choose another --workdir"
+            )
+        return self._init(self._init_key), NEVER
 
     def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
         self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
@@ -170,24 +204,29 @@ class Trainer:
             pending = self._arrive(step, state)
             self._keep(step, state, pending, step == stop)
             pending = None
-        while step < stop and not wish:
-            previous, step = step, self._next(step, stop)
-            state = self._advance(
-                state, self._rows, self._hyper, self._stream_key, jnp.int32(step - previous)
-            )
+        while step < stop:
+            asked, patience = self._agree(wish)
+            if asked:
+                self._keep(step, state, pending, True)
+                raise Interrupted(step, asked)
+            previous, step = step, min(self._schedule.next_event(step), stop, step + patience)
+            self._profile.next_chunk(state)
+            steps = sharding.put_number(step - previous, self._whole)
+            state = self._advance(state, self._rows, self._hyper, self._stream_key, steps)
             if pending:
                 self._finish(pending)
             pending = self._arrive(step, state)
-            if self._keep(step, state, pending, step == stop or bool(wish)):
+            if self._keep(step, state, pending, step == stop):
                 pending = None
-        if wish and step < stop:
-            self._keep(step, state, pending, True)
-            raise Interrupted(step, str(wish.signal_name))
 
-    def _next(self, step: int, stop: int) -> int:
-        """The next event, or as far as the device gets before a signal would have to wait long."""
-        patience = int(_CHUNK_SECONDS * self._steps_per_second())
-        return min(self._schedule.next_event(step), stop, step + max(patience, 1))
+    def _agree(self, wish: Wish) -> tuple[str | None, int]:
+        """A signal that any process got, and how many steps to go before asking again.
+
+        Not more than the device gets done before a signal would have to wait long.
+        """
+        own = np.array([wish.number, self._steps_per_second()], np.float32)
+        said = distributed.gather(own)
+        return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
     def _arrive(self, step: int, state: TrainState) -> _Pending:
         """Start what has to be computed at a step, without waiting for it."""
@@ -203,12 +242,14 @@ class Trainer:
             return False
         if pending:
             self._finish(pending)
-        if checkpoint:
-            self._checkpoints.save(step, state.params)
-        if resume:
-            # A run that resumes here never comes by this step again: what it kept must be there.
-            self._checkpoints.wait()
-            self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
+        with jax.transfer_guard("allow"):  # Orbax copies as it likes
+            if checkpoint:
+                self._checkpoints.save(step, state.params)
+            if resume:
+                # A run that resumes here never comes by this step again: what it kept must be there
+                self._checkpoints.wait()
+                self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
+        if resume and distributed.writes():
             with atomic_write(self._files.first_correct, "wb") as file:
                 np.savez(file, row=self._evaluation.rows, step=self._first_correct)
         return True
@@ -228,10 +269,14 @@ class Trainer:
         step = pending.step
         row: Row = {"step": step, **self._training_metrics(step, snapshot)}
         if pending.outcome is not None:
-            row |= self._evaluation.summary(pending.outcome)
-            newly = self._evaluation.correct(pending.outcome) & (self._first_correct == NEVER)
+            outcome = jax.device_get(pending.outcome)
+            row |= self._evaluation.summary(outcome)
+            newly = self._evaluation.correct(outcome) & (self._first_correct == NEVER)
             self._first_correct = np.where(newly, np.int32(step), self._first_correct)
+        if not self._metrics:
+            return
         row |= {"time": time.time(), "steps_per_second": self._steps_per_second()}
+        row |= profiling.compiles().since(self._compiled)
         self._metrics.write(row)
         if self._tensorboard:
             self._tensorboard.write(row)
@@ -275,3 +320,13 @@ class Trainer:
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": hyper.learning_rate * self._recipe.relative_rate(state.step),
         }
+
+
+def _close(part: Any, error: BaseException | None) -> None:
+    """Close a part of a run; but after an error of its own a process must not wait for its peers.
+
+    A signal and divergence all processes leave with alike.
+    """
+    alike = error is None or isinstance(error, Interrupted | NonFiniteLoss)
+    if alike or not distributed.many():
+        part.close()

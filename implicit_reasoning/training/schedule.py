@@ -12,6 +12,8 @@ from typing import Any
 
 from implicit_reasoning.errors import InputError
 
+_MOST = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
+
 
 def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     """Step 0, then log-spaced steps below `every`, then each `every`, and the last.
@@ -55,6 +57,11 @@ class Schedule:
             value = config[key] if "." not in key else config[key.split(".")[0]].every
             if value < 1:
                 raise InputError(f"{key} is {value}; it must be at least 1")
+            if config.steps // value > _MOST and key != "steps":
+                raise InputError(
+                    f"{key} is {value}, which is {config.steps // value:,} times in "
+                    f"{config.steps:,} steps; it must be at least {-(-config.steps // _MOST)}"
+                )
         horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
         evaluations = spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.training import batches, optimizer, sharding
+from implicit_reasoning.training import batches, distributed, optimizer, sharding
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -27,9 +27,12 @@ REQUIRED = (
     *("evaluation.every", "evaluation.per_doubling"),
     *("checkpoints.every", "checkpoints.per_doubling"),
     *("writers.tensorboard", "writers.progress", "mesh.trial", "mesh.data", "mesh.model"),
+    *("mesh.fsdp", "distributed.mode", "distributed.coordinator_address", "profile"),
+    *("distributed.num_processes", "distributed.process_id", "distributed.timeout"),
 )
 
 _BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
     "steps": (1, 2**31 - 1),
     "batch_size": (1, 2**31 - 1),
     "log_every": (1, 2**31 - 1),
@@ -38,6 +41,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluation.per_doubling": (0, 64),
     "checkpoints.every": (1, 2**31 - 1),
     "checkpoints.per_doubling": (0, 64),
+    "model.n_layers": (1, 1_000),  # each is traced by itself
+    "model.n_loops": (1, 1_000),
+    "model.d_model": (1, 2**20),
+    "model.n_heads": (1, 2**20),
+    "model.d_mlp": (1, 2**20),
     "model.dropout": (0, 0.99),
     "optimizer.learning_rate": (0, float("inf")),
     "optimizer.weight_decay": (0, float("inf")),
@@ -47,6 +55,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.b2": (0, 1 - 1e-9),
     "optimizer.eps": (1e-30, 1),  # 0 divides by zero where a token never occurs
     "optimizer.clip_norm": (1e-12, float("inf")),
+    "distributed.timeout": (5, 3600),
 }
 
 
@@ -59,6 +68,8 @@ def check_config(config: ConfigDict) -> None:
         value = fields.get(key, low)
         if not (isinstance(value, int | float) and low <= value <= high):
             faults.append(f"{key} is {value!r}; it must be between {low:g} and {high:g}")
+    if not missing:
+        faults += distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 

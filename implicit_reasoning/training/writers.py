@@ -24,11 +24,14 @@ from implicit_reasoning.runs import Layout, read_metrics
 Row = dict[str, Any]
 
 # These differ between two equal runs.
-TIMINGS = ("time", "seconds", "steps_per_second")
+TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
 
 # Not what an experiment is, and so no columns in TensorBoard's table of hyperparameters, which
 # sorts by name and shows the first five.
-_ROUTINE = ("checkpoints", "evaluation", "log_every", "mesh", "resume_every", "writers")
+_ROUTINE = (
+    *("checkpoints", "distributed", "evaluation", "log_every", "mesh", "profile", "resume_every"),
+    "writers",
+)
 
 
 class MetricsFile:

@@ -28,12 +28,13 @@ def test_a_whole_configuration_passes():
 
 def test_all_faults_are_told_at_once():
     config = tiny(steps=0, optimizer__b2=1.0, model__dropout=1.0, optimizer__clip_norm=-1.0)
+    config_mesh = tuple(config.mesh)
     with config.unlocked():
         del config.batch_size, config.optimizer.eps, config.mesh
     with pytest.raises(InputError) as caught:
         check_config(config)
     faults = str(caught.value).removeprefix("the configuration cannot be trained: ").split("; ")
-    missing = ("batch_size", "optimizer.eps", "mesh.trial", "mesh.data", "mesh.model")
+    missing = ("batch_size", "optimizer.eps", *(f"mesh.{name}" for name in config_mesh))
     assert {fault for fault in faults if "missing" in fault} == {f"{k} is missing" for k in missing}
     for key in ("steps is 0", "optimizer.b2 is 1.0", "dropout is 1.0", "clip_norm is -1.0"):
         assert key in str(caught.value)

@@ -164,7 +164,8 @@ def plugin_data(reader, tag):
 
 def test_what_makes_an_experiment_is_a_hyperparameter(reader):
     session = plugin_data(reader, "session_start_info").session_start_info
-    routine = ("checkpoints", "evaluation", "log_every", "mesh", "resume_every", "writers")
+    routine = {"checkpoints", "distributed", "evaluation", "log_every", "mesh", "profile"}
+    routine |= {"resume_every", "writers"}
     fields = {key for key in flatten(tiny()) if key.split(".")[0] not in routine}
     assert set(session.hparams) == fields and len(fields) > 35
     assert session.hparams["optimizer.learning_rate"].number_value == 1e-3

@@ -46,8 +46,14 @@ def saved_state(workdir):
     """Every leaf of the newest full state of a run, and the step it was saved at."""
     resume = Layout(workdir).resume
     step = max(int(p.name) for p in resume.iterdir() if p.name.isdecimal())
+    path = (resume / str(step) / "default").absolute()
     with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.restore((resume / str(step) / "default").absolute())
+        # As numpy arrays: the devices that saved them need not be here.
+        arguments = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            dict(reader.metadata(path).item_metadata.tree),
+        )
+        tree = reader.restore(path, restore_args=arguments)
     return {"at": np.asarray(step)} | {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

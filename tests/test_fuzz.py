@@ -1,0 +1,99 @@
+"""Whatever is typed, and whatever happened to a file: an exit code and a sentence, no traceback.
+
+Nothing is compiled for an example. A configuration that is sound meets a folder that cannot be
+made; a run directory is that of a finished run, or has a state that is refused.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.config import flatten
+from implicit_reasoning.training import train
+from tests.training.tiny import TINY, tiny
+
+CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
+OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
+ANSWERS = {0, 2, 3, 74}
+
+# Import paths are looked up, and what they name is run: no random ones. A mode that joins would.
+FIELDS = sorted(set(flatten(tiny())) - {"task.name", "distributed.mode", "writers.progress"})
+# Either small, or too large to be begun; in between a world is only slow.
+NUMBERS = st.sampled_from([-(2**70), -7, -2, -1, 0, 1, 2, 3, 5, 12, 10**13, 2**62, 2**63, 2**70])
+FLOATS = st.floats() | st.sampled_from([1e-320, 1e308, -0.0])
+TEXTS = st.text(max_size=12) | st.sampled_from(["none", "true", "(1, 2)", "1e5", "nan", "epochs"])
+OF_KIND = {int: NUMBERS, float: NUMBERS | FLOATS, bool: st.booleans(), str: TEXTS}
+
+
+@st.composite
+def changes(draw):
+    """Some fields with a value of their kind, absurd or not, and at times of another kind."""
+    fields = flatten(tiny())
+    keys = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4, unique=True))
+    other = draw(st.integers(0, 9)) == 0
+    return {key: draw(TEXTS if other else OF_KIND[type(fields[key])]) for key in keys}
+
+
+def words(overrides):
+    given = {**TINY, **overrides}
+    return [f"--config.{key}={value}" for key, value in given.items()]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(overrides=changes())
+def test_any_configuration_is_answered(overrides, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    code = main(["train", CONFIG, f"--workdir={tmp_path / 'file' / 'run'}", *words(overrides)])
+    assert code in {2, 74}
+    heard = capsys.readouterr().err
+    assert heard.startswith("implicit_reasoning: ") and "Traceback" not in heard
+
+
+@settings(max_examples=200)
+@given(argv=st.lists(TEXTS | st.sampled_from(["train", "report", "--workdir", CONFIG, "--"])))
+def test_any_command_line_is_answered(argv):
+    assert main([word for word in argv if not word.startswith("world")]) in {0, 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(tiny(), tmp_path_factory.mktemp("fuzz") / "run").files.workdir
+
+
+FILES = ("config.json", "world.npz", "metrics.jsonl", "provenance.json", "first_correct.npz")
+
+
+@st.composite
+def damaged(draw, content):
+    """Cut short, bits flipped, a stretch overwritten, or something else altogether."""
+    kind = draw(st.sampled_from(["cut", "flip", "overwrite", "other"]))
+    where = draw(st.integers(0, len(content) - 1))
+    if kind == "cut":
+        return content[:where]
+    if kind == "other":
+        return draw(st.binary(max_size=40) | st.sampled_from([b"null", b"[]", b"{}", b"[1]\n"]))
+    if kind == "flip":
+        return (
+            content[:where]
+            + bytes([content[where] ^ 1 << draw(st.integers(0, 7))])
+            + (content[where + 1 :])
+        )
+    noise = draw(st.binary(min_size=1, max_size=30))
+    return content[:where] + noise + content[where + len(noise) :]
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_of_a_file_is_answered(name, data, finished, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(finished, workdir)
+    path = workdir / name
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    assert main(["train", CONFIG, f"--workdir={workdir}", *OVERRIDES]) in ANSWERS
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,0 +1,222 @@
+"""One run on two processes over loopback: the same run, one writer, and no process left waiting.
+
+Each process is the command itself, with one CPU device, joined by `jax.distributed` and Gloo.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.config import apply_overrides
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run, read_metrics
+from implicit_reasoning.training import PeerLost, distributed, train
+from tests.training.tiny import TINY, assert_same_run, tiny
+
+# Weights are split over the two processes, so that a checkpoint needs both.
+CHANGES = {
+    "steps": 100,
+    "log_every": 1,
+    "resume_every": 50,
+    "evaluation.every": 100,
+    "evaluation.per_doubling": 0,
+    "checkpoints.every": 100,
+    "checkpoints.per_doubling": 0,
+    "mesh.fsdp": True,
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def pair(workdir):
+    """The command twice; both processes are gone afterwards."""
+    stated = {
+        "distributed.mode": "explicit",
+        "distributed.coordinator_address": f"127.0.0.1:{free_port()}",
+        "distributed.num_processes": 2,
+        "distributed.timeout": 10,
+    }
+    overrides = [f"--config.{key}={value}" for key, value in {**TINY, **CHANGES, **stated}.items()]
+    command = [sys.executable, "-m", "implicit_reasoning", "train", f"--workdir={workdir}"]
+    command += ["--config=configs/composition.py:pocket", *overrides]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--config.distributed.process_id={number}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def ends(processes, within=240):
+    """`(exit code, standard output, standard error)` of each, within so many seconds."""
+    deadline = time.monotonic() + within
+    said = [p.communicate(timeout=max(deadline - time.monotonic(), 1)) for p in processes]
+    return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
+
+
+def wait_for_row(processes, workdir, step):
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl")):
+        assert all(p.poll() is None for p in processes) and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    with pair(workdir) as processes:
+        for number, (code, out, err) in enumerate(ends(processes)):
+            assert code == 0, err
+            assert ("memorised" in out) == (number == 0)  # the other one says nothing
+    return workdir
+
+
+def test_two_processes_train_the_run_of_one(uninterrupted, tmp_path):
+    alone = train(apply_overrides(tiny(), CHANGES), tmp_path / "run")
+    together = Run(uninterrupted)
+    losses = [[row["loss"] for row in run.metrics[1:]] for run in (together, alone)]
+    assert len(losses[0]) == 100
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    first = jax.tree.map(lambda x: x[0], together.params([0])), alone.params([0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), *first)
+
+
+def test_process_0_writes_and_the_directory_is_as_always(uninterrupted):
+    run = Run(uninterrupted)
+    assert {p.name for p in uninterrupted.iterdir()} == {
+        *(".lock", "config.json", "world.npz", "provenance.json", "metrics.jsonl"),
+        *("tensorboard", "checkpoints", "resume", "first_correct.npz"),
+    }
+    assert len(list(run.files.tensorboard.iterdir())) == 1
+    [start] = run.starts
+    assert (start["processes"], start["device_count"]) == (2, 2)
+    assert run.config.distributed.process_id == 0
+
+
+def kill_one(workdir, victim, step):
+    """At a row of the step or later; the other one says so, and is gone within a minute."""
+    with pair(workdir) as processes:
+        wait_for_row(processes, workdir, step)
+        processes[victim].kill()
+        code, _, err = ends(processes, within=60)[1 - victim]
+        assert code == 69, err
+        assert "a peer process was lost" in err and "start all processes again" in err
+
+
+def test_when_one_is_killed_the_other_ends(tmp_path):
+    kill_one(tmp_path / "run", victim=1, step=5)
+
+
+@pytest.mark.slow
+def test_signalled_or_killed_they_end_together_and_go_on_exactly(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    with pair(workdir) as processes:
+        wait_for_row(processes, workdir, 10)
+        processes[1].send_signal(signal.SIGTERM)
+        steps = set()
+        for code, _, err in ends(processes):
+            assert code == 75, err
+            steps |= set(re.findall(r"SIGTERM: saved at step (\d+);", err))
+        assert len(steps) == 1
+    kill_one(workdir, victim=1, step=60)
+    kill_one(workdir, victim=0, step=80)
+    with pair(workdir) as processes:
+        assert [code for code, _, _ in ends(processes)] == [0, 0]
+    assert_same_run(uninterrupted, workdir)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, tmp_path):
+    """Its last state, resumed here and saved again, is the same numbers."""
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(workdir / "resume" / "100")
+    train(apply_overrides(tiny(), CHANGES), workdir)
+    kept = [Run(path).params([0]) for path in (uninterrupted, workdir)]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+    losses = [[r["loss"] for r in Run(path).metrics[1:]] for path in (uninterrupted, workdir)]
+    assert losses[0][:50] == losses[1][:50]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+EXPLICIT = {"mode": "explicit", "coordinator_address": "h:1", "num_processes": 2, "process_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mode": "slurm"}, "must be one of 'none', 'auto', 'explicit'"),
+        ({"num_processes": 2}, "distributed.mode is 'none'"),
+        ({**EXPLICIT, "coordinator_address": "host"}, "host:port of process 0"),
+        ({**EXPLICIT, "num_processes": 0}, "num_processes is 0; it must be at least 1"),
+        ({**EXPLICIT, "process_id": 2}, "process_id is 2; it must be between 0 and 1"),
+        ({"mode": "auto", "num_processes": -2}, "it must be the number, or 0"),
+        ({"timeout": 1}, "distributed.timeout is 1"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused_before_anything_is_joined(change, said, tmp_path):
+    config = tiny(**{f"distributed__{name}": value for name, value in change.items()})
+    with pytest.raises(InputError, match=said):
+        train(config, tmp_path / "run")
+    assert not jax.distributed.is_initialized()
+
+
+def test_no_cluster_and_another_number_of_processes_are_errors(monkeypatch):
+    """Neither is swallowed: else a pod would train one run for each of its hosts."""
+
+    def nobody(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    with pytest.raises(
+        InputError, match="mode is 'auto', but JAX could not join the processes: co"
+    ):
+        distributed.join(tiny(distributed__mode="auto").distributed)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    four = tiny(distributed__mode="auto", distributed__num_processes=4).distributed
+    with pytest.raises(InputError, match="num_processes is 4, but 1 processes were joined"):
+        distributed.join(four)
+
+
+def test_only_what_sounds_like_a_lost_peer_is_one(monkeypatch):
+    gloo = ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    for error, many, seen in [
+        (gloo, True, PeerLost),
+        (gloo, False, ValueError),
+        (ValueError("shapes differ"), True, ValueError),
+        (InputError("barrier"), True, InputError),
+    ]:
+        monkeypatch.setattr(distributed, "many", lambda many=many: many)
+        with pytest.raises(seen) as caught, distributed.watched():
+            raise error
+        assert type(caught.value) is seen
+
+
+def test_alone_a_process_agrees_with_itself_and_writes():
+    values = np.array([3.0, 4.0], np.float32)
+    assert distributed.gather(values).tolist() == [[3.0, 4.0]]
+    assert distributed.writes() and not distributed.many()
+    distributed.leave(1)  # and does not leave
+    assert os.getpid()

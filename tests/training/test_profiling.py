@@ -1,0 +1,82 @@
+"""What is compiled, when, and how often; what moves; and that looking on changes nothing."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.training import sharding, train
+from implicit_reasoning.training.profiling import Compiles, Profile, compiles
+from implicit_reasoning.training.step import Recipe
+from tests.training.tiny import TINY, assert_same_run, tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(tiny(), tmp_path_factory.mktemp("profiling") / "run")
+
+
+def test_a_start_traces_and_compiles_the_step_once(tmp_path, monkeypatch):
+    """Over chunks of many lengths, evaluations and saves, from a new state or a restored one."""
+    traced, original = [], Recipe.run
+    compiled = []
+
+    def listen(event, duration_secs, **about):
+        if "backend_compile" in event and about.get("fun_name") == "jit(run)":
+            compiled.append(duration_secs)
+
+    def run(self, *arguments):
+        traced.append(arguments)
+        return original(self, *arguments)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    monkeypatch.setattr(Recipe, "run", run)
+    for starts, stop in ((1, 33), (2, 60)):
+        train(tiny(), tmp_path / "run", stop_at=stop)
+        assert len(traced) == len(compiled) == starts
+
+
+def test_rows_say_how_much_was_compiled_and_when(run):
+    counts = {row["step"]: row["compiles"] for row in run.metrics}
+    assert 0 < counts[0] < counts[1]  # evaluation at step 0, then the step itself
+    assert set(list(counts.values())[2:]) == {counts[60]}  # and nothing after that
+    assert run.metrics[-1]["compile_seconds"] > 0
+
+
+def test_compiles_are_counted_by_program():
+    before = compiles()
+    add = jax.jit(lambda x: x + before.count)
+    for _ in range(3):
+        add(np.float32(1))
+    since = compiles().since(before)
+    assert since["compiles"] == 1 and since["compile_seconds"] > 0
+    assert Compiles(5, 2.0).since(Compiles(2, 0.5)) == {"compiles": 3, "compile_seconds": 1.5}
+
+
+def test_what_moves_to_the_device_unasked_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "put_number", lambda number, where: np.int32(number))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(tiny(), tmp_path / "run")
+
+
+def test_a_traced_run_is_the_same_run(run, tmp_path):
+    argv = [f"--config.{key}={value}" for key, value in TINY.items()]
+    config = f"--config={Path('configs').absolute()}/composition.py:pocket"
+    traced = tmp_path / "run"
+    assert main(["train", config, f"--workdir={traced}", "--profile", *argv]) == 0
+    [trace] = (traced / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 10_000
+    assert_same_run(run.files.workdir, traced)
+    assert not run.files.profile.exists()
+
+
+def test_a_trace_ends_where_the_run_does(tmp_path):
+    """A run may stop while it is traced."""
+    profile = Profile(tmp_path)
+    for _ in range(2):
+        profile.next_chunk(jax.numpy.ones(3))
+    profile.close()
+    profile.close()
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
