@@ -68,6 +68,24 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
+def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Say what a run would cost here."""
+    from implicit_reasoning.training.plan import plan
+
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    print(plan(config, measure=flags["measure"]).describe())
+
+
+def doctor(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Say what this machine has, reaches and lacks."""
+    from implicit_reasoning import doctor
+
+    for name, finding in doctor.examine(flags["workdir"]).items():
+        print(f"{name:>18}: {finding}")
+    for remedy in doctor.remedies():
+        print(f"\n{remedy}")
+
+
 def import_(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Make a run directory of what others trained."""
     from implicit_reasoning.grokked import import_grokked
@@ -90,6 +108,13 @@ VERBS = {
         ("config", "out"),
         world,
     ),
+    "plan": Verb(
+        "what a run would cost: FLOPs, memory, disk, and time from a short measurement",
+        {"config": str, "measure": True},
+        ("config",),
+        plan,
+    ),
+    "doctor": Verb("what this machine has, reaches and lacks", {"workdir": "."}, (), doctor),
     "import": Verb(
         "make a run directory of a GrokkedTransformer run: its checkpoints, and its data",
         {"source": str, "data": str, "workdir": str},

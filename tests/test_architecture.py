@@ -10,12 +10,12 @@ import pytest
 # Ground floor first; rooms on one floor do not import each other.
 FLOORS = [
     {"errors", "figures", "__version__"},
-    {"files", "imports", "statistics"},
+    {"files", "imports", "machine", "statistics"},
     {"config"},
     {"worlds", "model"},
     {"runs"},
     {"training"},
-    {"report", "grokked"},
+    {"report", "grokked", "doctor"},
     {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

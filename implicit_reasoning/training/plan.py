@@ -131,7 +131,8 @@ def _measure(config: ConfigDict, dataset: Dataset, mesh: Any) -> Speed:
     recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
     init_key, stream_key = setup.keys(config.seed)
     rates = hyper(config.optimizer)
-    shardings = sharding.tree_shardings(mesh, jax.eval_shape(recipe.init, init_key))
+    shape = jax.eval_shape(recipe.init, init_key)
+    shardings = sharding.tree_shardings(mesh, shape, fsdp=config.mesh.fsdp)
     state = jax.jit(recipe.init, out_shardings=shardings)(init_key)
 
     began = time.perf_counter()
