@@ -68,6 +68,9 @@ def check_config(config: ConfigDict) -> None:
         value = fields.get(key, low)
         if not (isinstance(value, int | float) and low <= value <= high):
             faults.append(f"{key} is {value!r}; it must be between {low:g} and {high:g}")
+    for key, value in fields.items():
+        if key not in _BOUNDS and isinstance(value, int) and abs(value) >= 2**31:
+            faults.append(f"{key} is {value}; counts and seeds must be below 2**31")
     if not missing:
         faults += distributed.faults(config.distributed)
     if faults:
