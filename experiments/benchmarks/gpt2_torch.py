@@ -20,7 +20,8 @@ def main(folder, threads):
     """Answer every line of standard input with that many steps."""
     torch.set_num_threads(threads)
     settings = json.loads((folder / "settings.json").read_text())
-    model = GPT2LMHeadModel.from_pretrained(folder).train()
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), settings["dropout"])
+    model = GPT2LMHeadModel.from_pretrained(folder, **dropout).train()
     rows = np.load(folder / "rows.npz")
     tokens, position, answer = (torch.as_tensor(rows[name]).long() for name in rows.files)
     optimizer = torch.optim.AdamW(
