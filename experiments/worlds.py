@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -65,16 +65,21 @@ def main(argv: list[str]) -> None:
 
     def job(arm: str, seed: int) -> None:
         mine = cores.get()
+        os.sched_setaffinity(0, mine)  # of this thread, and of the process it starts
         try:
-            run = train_apart(arms[arm], seed, Path(flags["runs"]) / f"{arm}_{seed}", mine)
+            run = train_apart(arms[arm], seed, Path(flags["runs"]) / f"{arm}_{seed}")
             write_json(raw(out, arm, seed), measured(run))
         finally:
             cores.put(mine)
 
     with ThreadPoolExecutor(flags["jobs"]) as pool:
         jobs = [pool.submit(job, arm, seed) for arm, seed in missing]
-        for done in tqdm(jobs, unit="run"):
-            done.result()
+        try:
+            for done in tqdm(as_completed(jobs), total=len(jobs), unit="run"):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what trains already is let finish
+            raise
     draw_all(out, list(arms))
 
 
@@ -90,8 +95,8 @@ def raw(out: Path, arm: str, seed: int) -> Path:
     return out / "raw" / f"{arm}_{seed}.json"
 
 
-def train_apart(config: str, seed: int, workdir: Path, cores: set[int]) -> Run:
-    """Train in a process of its own, on some cores; its own words are the error if it fails."""
+def train_apart(config: str, seed: int, workdir: Path) -> Run:
+    """Train in a process of its own; its own words are the error if it fails."""
     command = [sys.executable, "-m", "implicit_reasoning", "train", f"--config={config}"]
     command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.task.world_seed={seed}"]
     command += ["--config.writers.progress=false", "--config.writers.tensorboard=false"]
@@ -100,13 +105,7 @@ def train_apart(config: str, seed: int, workdir: Path, cores: set[int]) -> Run:
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.absolute() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    done = subprocess.run(
-        command,
-        env={**os.environ, **cache},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     return Run(workdir)

@@ -178,7 +178,10 @@ def test_sizes_of_the_published_world(make):
     [
         ({"phi": 20}, r"phi = 20 asks for 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
         ({"phi": -1.0}, "phi = -1.0 is out of bounds"),
-        ({"hops": 1}, "hops = 1 .* at least 2"),
+        ({"hops": 1}, "hops = 1 .* from 2 to 6"),
+        ({"hops": 7}, "hops = 7 .* from 2 to 6"),
+        # Refused before that many are made.
+        ({"n_entities": 10**5, "out_degree": 6, "hops": 6}, "makes 4,665,600,000 chains"),
         ({"holdout": 1.1}, "holdout = 1.1 .* from 0 to 1"),
         ({"probes": 0}, "probes = 0 .* at least 1"),
         ({"out_degree": 7}, "out_degree = 7 .* from 1 to 6"),

@@ -43,7 +43,7 @@ def composition(task: Any) -> Dataset:
 
     Args:
       task: with attributes world_seed, n_entities, n_relations, out_degree, ood_fraction (see
-        `make_world`); hops, at least 2; phi, training chains per `I` fact; holdout, the share of
+        `make_world`); hops, 2 to 6; phi, training chains per `I` fact; holdout, the share of
         all-`I` chains kept from training; probes, the most rows of a split to evaluate on;
         mixed_chains, False to leave out the patterns that mix `I` and `O`, as Wang et al. do;
         order, names, end_token (see `Spelling`).
@@ -193,9 +193,19 @@ def _spelling(task: Any) -> Spelling:
     return Spelling(task.order, task.names, task.end_token)
 
 
+MOST_HOPS = 6  # the patterns of roles double with each
+MOST_CHAINS = 2**28  # all of them are enumerated, in some tens of bytes each
+
+
 def _cut(task: Any, world: World) -> _Cut:
     """The splits of `composition`; see there."""
-    check_range("hops", task.hops, 2)
+    check_range("hops", task.hops, 2, MOST_HOPS)
+    n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
+    if n_chains > MOST_CHAINS:
+        raise InputError(
+            f"hops = {task.hops} over {world.n_facts:,} facts makes {n_chains:,} chains; there can "
+            f"be at most {MOST_CHAINS:,}: choose a smaller world or out_degree"
+        )
     check_range("holdout", task.holdout, 0, 1)
     check_range("phi", task.phi, 0)
     check_range("probes", task.probes, 1)
