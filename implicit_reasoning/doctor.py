@@ -9,8 +9,7 @@ from pathlib import Path
 
 import jax
 
-from implicit_reasoning.machine import matmul_peak
-from implicit_reasoning.training.directory import provenance
+from implicit_reasoning.machine import matmul_peak, provenance
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR=~/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
 

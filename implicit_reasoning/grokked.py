@@ -32,10 +32,10 @@ from tqdm import tqdm
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, read_json, write_json
+from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.interchange import load_gpt2
 from implicit_reasoning.runs import Checkpoints, Layout, Run
-from implicit_reasoning.training.directory import provenance
 from implicit_reasoning.training.evaluation import Evaluation
 from implicit_reasoning.training.loop import NEVER
 from implicit_reasoning.training.writers import MetricsFile, TensorBoard

@@ -1,16 +1,62 @@
-"""This machine: what its matrix products reach at most, measured; speeds are held against it."""
+"""This machine: what runs on it, and what its matrix products reach at most, measured."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import platform
+import subprocess
 import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from implicit_reasoning import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and hardware of this process."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
+        "commit": _commit(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "device": devices[0].device_kind,
+        "device_count": len(devices),
+        "processes": jax.process_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+def _cpu_model() -> str:
+    """What Linux calls the processor; elsewhere what Python knows of it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked when it has been changed."""
+    folder = Path(__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    git = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    return None
 
 
 def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) -> float:

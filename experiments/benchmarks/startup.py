@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         return
     from implicit_reasoning.config import parse_flags
     from implicit_reasoning.files import write_json
-    from implicit_reasoning.training.directory import provenance
+    from implicit_reasoning.machine import provenance
 
     flags, _ = parse_flags(argv, FLAGS)
     starts: dict[str, list[dict[str, float]]] = {"no cache": [], "empty cache": [], "cache": []}

@@ -35,12 +35,11 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning.machine import matmul_peak, provenance
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
-from implicit_reasoning.training.directory import provenance
 from implicit_reasoning.training.optimizer import hyper
 from implicit_reasoning.training.step import TrainingRows, answer_logits, answer_loss
 from implicit_reasoning.worlds import build

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if flags["size"]:
         print(json.dumps(built(SIZES[flags["size"]])))
         return
-    from implicit_reasoning.training.directory import provenance  # jax: not in the timed processes
+    from implicit_reasoning.machine import provenance  # jax: not in the timed processes
 
     result = {
         "load_average_before": os.getloadavg()[0],  # a machine shared with other work is slower

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from implicit_reasoning import __version__
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
 from implicit_reasoning.worlds import Dataset, build
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @contextlib.contextmanager
@@ -94,39 +85,3 @@ def record_start(files: Layout, step: int) -> None:
     """Add this start, its versions and hardware, to `provenance.json`."""
     starts = read_starts(files.provenance)
     write_json(files.provenance, [*starts, {"step": step, "time": time.time(), **provenance()}])
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
-        "commit": _commit(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "device": devices[0].device_kind,
-        "device_count": len(devices),
-        "processes": jax.process_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-    }
-
-
-def _cpu_model() -> str:
-    """What Linux calls the processor; elsewhere what Python knows of it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, marked when it has been changed."""
-    folder = Path(__file__).parents[2]
-    if not (folder / ".git").exists():
-        return None
-    git = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
-    with contextlib.suppress(OSError):
-        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    return None
