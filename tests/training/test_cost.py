@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from implicit_reasoning.model import Spec, Transformer, layers
 from implicit_reasoning.training.cost import block_flops, step_cost
@@ -32,7 +33,7 @@ def traced_flops(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * depth * equation.outvars[0].aval.size
-        total += sum(map(traced_flops, jax.core.jaxprs_in_params(equation.params)))
+        total += sum(map(traced_flops, jaxprs_in_params(equation.params)))
     return total
 
 
