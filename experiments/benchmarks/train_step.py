@@ -131,6 +131,11 @@ class Ours:
         jax.block_until_ready(self._state)
         return time.perf_counter() - began
 
+    def compiled_text(self) -> str:
+        """The compiled program."""
+        arguments = (self._state, self.rows, self.hyper, self.key, jnp.int32(1))
+        return str(self._run.lower(*arguments).compile().as_text())
+
 
 class Peer:
     """A process that trains GPT-2 in PyTorch when it is told to."""

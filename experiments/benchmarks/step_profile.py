@@ -1,0 +1,118 @@
+"""Where does a training step's time go? The operations of the compiled loop, from a trace, by kind.
+
+    taskset -c 0 python experiments/benchmarks/step_profile.py    # one core: times add up
+
+With several cores operations overlap, and their times add up to more than the step. Kinds:
+- products: matrix products of the forward and backward pass;
+- layout: copies and transpositions that bring a factor, or a gradient, into the order wanted;
+- sums: reductions (norms, gradients of biases, softmax, attention written out);
+- update: clipping, Adam, the new parameters;
+- elementwise: the rest (activations, norms, embeddings, dropout).
+"""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from train_step import Ours
+
+from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import provenance
+
+FLAGS = {
+    "config": "configs/composition.py:pocket",
+    "steps": 50,
+    "top": 12,
+    "out": "results/benchmarks/step_profile.json",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Trace some steps, write the milliseconds a step of every kind, and the largest operations."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    ours = Ours(apply_overrides(load_config(flags["config"]), overrides))
+    steps = flags["steps"]
+    program = ours.compiled_text()
+    ours.run(steps)
+    seconds = min(ours.run(steps) for _ in range(3)) / steps
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            ours.run(steps)
+        spent = durations(Path(folder))
+    rows = [
+        (spent[name] / steps / 1e3, kind_of(definition), name, definition)
+        for name, definition in instructions(program).items()
+        if name in spent
+    ]
+    by_kind: dict[str, float] = collections.Counter()
+    for milliseconds, kind, _, _ in rows:
+        by_kind[kind] += milliseconds
+    result = {
+        "config": flags["config"],
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "milliseconds_a_step": 1e3 * seconds,
+        "gflop_a_step": ours.flops / 1e9,
+        "milliseconds_by_kind": dict(sorted(by_kind.items(), key=lambda item: -item[1])),
+        "largest_beside_products": [
+            {"milliseconds": ms, "kind": kind, "operation": describe(name, definition)}
+            for ms, kind, name, definition in sorted(rows, reverse=True)
+            if kind != "products"
+        ][: flags["top"]],
+        "provenance": {"time": time.time(), **provenance()},
+    }
+    write_json(flags["out"], result)
+    print(json.dumps(result, indent=2))
+
+
+def durations(folder: Path) -> dict[str, float]:
+    """Microseconds of every operation, by name."""
+    spent: dict[str, float] = collections.Counter()
+    path = next(folder.rglob("*.trace.json.gz"))
+    with gzip.open(path, "rt") as file:
+        for event in json.load(file)["traceEvents"]:
+            if event.get("ph") == "X":
+                spent[event["name"]] += event["dur"]
+    return spent
+
+
+def instructions(program: str) -> dict[str, str]:
+    """Name to definition of every instruction of a compiled program; of a fusion, what it fuses."""
+    bodies = dict(re.findall(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", program, re.M | re.S))
+    found = {}
+    for name, text in re.findall(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$", program, re.M):
+        fused = re.search(r"calls=%?([\w.-]+)", text)
+        found[name] = text + (bodies.get(fused[1], "") if fused else "")
+    return found
+
+
+def kind_of(definition: str) -> str:
+    """One of the kinds above."""
+    if re.search(r"\bdot\(", definition):
+        return "products"
+    name = re.search(r'op_name="([^"]*)"', definition)
+    if not name or "jvp" not in name[1]:
+        return "update"
+    if re.search(r"\breduce\(", definition):
+        return "sums"
+    return "layout" if re.search(r"\b(copy|transpose)\(", definition) else "elementwise"
+
+
+def describe(name: str, definition: str) -> str:
+    """An instruction for a person: its name, its shape, where in the program it comes from."""
+    source = re.search(r'op_name="([^"]*)"', definition)
+    return f"{name} {definition.split('{')[0]} {source[1].split('body/')[-1] if source else ''}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
