@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
@@ -29,7 +30,14 @@ import numpy as np
 from grokking import summary
 from tqdm import tqdm
 
-from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.config import (
+    apply_overrides,
+    changed_keys,
+    from_json,
+    load_config,
+    parse_flags,
+    to_json,
+)
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import read_json, write_json
@@ -53,21 +61,24 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
     arms, out = all_arms(flags["scale"]), Path(flags["out"])
+    runs = Path(flags["runs"]) / flags["scale"]
     chosen = flags["only"].split(",") if flags["only"] else list(arms)
     if unknown := set(chosen) - set(arms):
         raise InputError(f"there is no arm {sorted(unknown)}; there are {', '.join(arms)}")
     # Seed by seed, so that what is there when it is stopped is a study of fewer seeds.
     wanted = [(arm, seed) for seed in range(flags["seeds"]) for arm in chosen]
     missing = [(arm, seed) for arm, seed in wanted if not raw(out, arm, seed).exists()]
+    check_current(out, arms)
     cores: Queue[set[int]] = Queue()
-    for part in np.array_split(sorted(os.sched_getaffinity(0)), flags["jobs"]):
+    own = sorted(os.sched_getaffinity(0))
+    for part in np.array_split(own, min(flags["jobs"], len(own))):
         cores.put(set(part.tolist()))
 
     def job(arm: str, seed: int) -> None:
         mine = cores.get()
         os.sched_setaffinity(0, mine)  # of this thread, and of the process it starts
         try:
-            run = train_apart(arms[arm], seed, Path(flags["runs"]) / f"{arm}_{seed}")
+            run = train_apart(arms[arm], seed, runs / f"{arm}_{seed}")
             write_json(raw(out, arm, seed), measured(run))
         finally:
             cores.put(mine)
@@ -88,6 +99,28 @@ def all_arms(scale: str) -> dict[str, str]:
     stems = sorted(path.stem for path in Path("configs").glob("*.py"))
     arms = {stem: f"configs/{stem}.py:{scale}" for stem in stems}
     return arms | {f"ood_ratio_{p}": f"configs/ood_ratio.py:{scale}_{p}" for p in RATIOS}
+
+
+def check_current(out: Path, arms: dict[str, str]) -> None:
+    """Refuse to mix runs of configurations that were changed with what is measured now."""
+    for arm, seed, path in kept(out, arms):
+        seeds = {"seed": seed, "task.world_seed": seed}
+        config = apply_overrides(load_config(arms[arm]), seeds)
+        if changes := changed_keys(from_json(read_json(path)["config"]), config):
+            raise InputError(
+                f"{path} was measured with another configuration ({changes[0].key} was "
+                f"{changes[0].old!r}); remove it, or choose another --out"
+            )
+
+
+def kept(out: Path, arms: Iterable[str]) -> list[tuple[str, int, Path]]:
+    """Arm, seed and file of everything measured so far, by arm and seed."""
+    found = []
+    for path in (out / "raw").glob("*.json"):
+        arm, _, seed = path.stem.rpartition("_")
+        if arm in arms and seed.isdecimal():
+            found.append((arm, int(seed), path))
+    return sorted(found)
 
 
 def raw(out: Path, arm: str, seed: int) -> Path:
@@ -137,10 +170,8 @@ def first_correct(run: Run, split: str, steps: list[int]) -> list[float]:
 def draw_all(out: Path, arms: list[str]) -> None:
     """Curves of every arm that has runs, in two figures, and a table of ends."""
     seeds: dict[str, list[dict[str, Any]]] = {}
-    for arm in arms:
-        paths = sorted((out / "raw").glob(f"{arm}_[0-9].json"))
-        if paths:
-            seeds[arm] = [read_json(path) for path in paths]
+    for arm, _, path in kept(out, arms):
+        seeds.setdefault(arm, []).append(read_json(path))
     for quantity, label in (
         ("accuracy", "accuracy on probe rows"),
         ("first_correct", "share answered correctly at least once"),

@@ -79,7 +79,11 @@ def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
 def doctor(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Say what this machine has, reaches and lacks."""
     from implicit_reasoning import doctor
+    from implicit_reasoning.training import distributed
 
+    if flags["config"] is not None:
+        config = apply_overrides(load_config(flags["config"]), overrides)
+        distributed.join(config.distributed)
     for name, finding in doctor.examine(flags["workdir"]).items():
         print(f"{name:>18}: {finding}")
     for remedy in doctor.remedies():
@@ -114,7 +118,12 @@ VERBS = {
         ("config",),
         plan,
     ),
-    "doctor": Verb("what this machine has, reaches and lacks", {"workdir": "."}, (), doctor),
+    "doctor": Verb(
+        "what this machine has, reaches and lacks; with a config, after joining its processes",
+        {"workdir": ".", "config": str},
+        (),
+        doctor,
+    ),
     "import": Verb(
         "make a run directory of a GrokkedTransformer run: its checkpoints, and its data",
         {"source": str, "data": str, "workdir": str},

@@ -45,7 +45,7 @@ def remedies() -> list[str]:
         )
     if examine_cache() == "none":
         advice.append(
-            "Every start compiles anew, about ten seconds for a small model: set"
+            "Every start compiles anew, about five seconds for a small model: set"
             f" {_CACHE} to keep what was compiled."
         )
     if importlib.util.find_spec("xprof") is None:

@@ -1,10 +1,11 @@
 """The doctor names what it finds, and only advises what would help."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from implicit_reasoning import doctor
-from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning import doctor, machine
 
 
 def test_findings(tmp_path, monkeypatch):
@@ -32,8 +33,16 @@ def test_an_idle_gpu_is_noticed(monkeypatch):
     assert any("cuda" in advice for advice in doctor.remedies())
 
 
-def test_the_peak_is_that_of_products():
-    """Within a factor that other work on the machine may cost: a product of one size up."""
-    small, large = matmul_peak(n=256, repeats=3), matmul_peak(n=512, repeats=3)
-    assert 0.05 < small / large < 20
-    assert large > 1e8  # no processor that runs this is slower
+def test_the_peak_counts_every_product_once(monkeypatch):
+    """A machine that takes 5 ms a product, and is disturbed at first."""
+    disturbed = iter([3.0])
+    monkeypatch.setattr(
+        machine, "_time_products", lambda one, two, count: 0.005 * count * next(disturbed, 1.0)
+    )
+    assert machine.matmul_peak(n=100) == pytest.approx(2 * 100**3 / 0.005)
+
+
+def test_as_many_products_are_made_as_are_counted():
+    one, two = jnp.eye(4), 2 * jnp.eye(4)
+    np.testing.assert_allclose(machine._products(one, two, 3), jnp.eye(4))  # (2 / sqrt(4)) ** 3
+    np.testing.assert_allclose(machine._products(one, 4 * two, 3), 64 * jnp.eye(4))

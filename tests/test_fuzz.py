@@ -4,6 +4,8 @@ Nothing is compiled for an example. A configuration that is sound meets a folder
 made; a run directory is that of a finished run, or has a state that is refused.
 """
 
+import contextlib
+import math
 import shutil
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.config import flatten
+from implicit_reasoning.config import apply_overrides, flatten, load_config
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.training import train
+from implicit_reasoning.worlds import build
+from implicit_reasoning.worlds.summary import describe
 from tests.training.tiny import TINY, tiny
 
 CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
@@ -51,6 +56,32 @@ def test_any_configuration_is_answered(overrides, tmp_path, capsys):
     assert code in {2, 74}
     heard = capsys.readouterr().err
     assert heard.startswith("implicit_reasoning: ") and "Traceback" not in heard
+
+
+PATHS = sorted(path.stem for path in Path("configs").glob("*.py"))
+
+
+@st.composite
+def worlds(draw):
+    """The task of some configuration, with some of its fields changed to values of their kind."""
+    task = load_config(f"configs/{draw(st.sampled_from(PATHS))}.py:pocket").task
+    fields = sorted(set(task) - {"name"})
+    keys = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=3, unique=True))
+    return apply_overrides(
+        task, {key: draw(OF_KIND[type(task[key])].filter(sound)) for key in keys}
+    )
+
+
+def sound(value):
+    """Overrides take finite numbers only, and say so."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@settings(max_examples=150)
+@given(task=worlds())
+def test_any_world_is_made_and_described_or_refused(task):
+    with contextlib.suppress(InputError):
+        describe(build(task))
 
 
 @settings(max_examples=200)

@@ -2,7 +2,8 @@
 
 Counted are the products that the trimmed wiring of `step.answer_logits` executes, a multiplication
 and an addition each; nothing else a step does (norms, activations, the optimiser) is a FLOP here,
-so that a share of a machine's peak says how much of its time went into products.
+so that a share of a machine's peak says how much of its time went into products. Attention counts
+as products also over the few positions where it is written out as sums (.2% of a `pocket` step).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.worlds import Dataset
 
@@ -62,6 +64,10 @@ def block_flops(spec: Spec, n_keys: int, n_queries: int) -> int:
 
 
 def row_shape(dataset: Dataset) -> dict[str, int]:
-    """The `n_pos` and `n_slots` of a dataset, for `step_cost`."""
+    """The `n_pos` and `n_slots` of a dataset; an `InputError` if it has nothing to train on."""
+    if not dataset.n_train:
+        raise InputError(
+            "the task makes no rows to train on; raise phi, or whatever decides how many there are"
+        )
     trained = dataset.targets[: dataset.n_train]
     return {"n_pos": dataset.n_ctx, "n_slots": max(int((trained >= 0).sum(1).max()), 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
 from implicit_reasoning.worlds import Dataset, build
+
+# What may differ between the processes of one run.
+_OWN = ("distributed", "writers", "profile")
 
 
 @contextlib.contextmanager
@@ -66,6 +70,12 @@ def check_same(files: Layout, config: ConfigDict) -> None:
             f"{files.workdir} holds a run with another configuration ({listed}); go on with the "
             "old one, or choose another --workdir"
         )
+
+
+def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
+    """What all processes of one run must have in common, as text."""
+    same = {key: value for key, value in to_json(config).items() if key not in _OWN}
+    return json.dumps([same, stop, dataset.fingerprint()], sort_keys=True)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import re
 import signal
@@ -92,14 +93,15 @@ def join(config: Any) -> None:
             "num_processes": config.num_processes,
             "process_id": config.process_id,
         }
-        _say_it_when_aborted()
+        if config.num_processes != 1:
+            _say_it_when_aborted()
         try:
             jax.distributed.initialize(
                 **(stated if config.mode == "explicit" else {}),
                 heartbeat_timeout_seconds=config.timeout,
                 shutdown_timeout_seconds=config.timeout,
             )
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"distributed.mode is {config.mode!r}, but JAX could not join the processes: "
                 f"{error}; state them with distributed.mode='explicit', or use 'none'"
@@ -114,6 +116,16 @@ def join(config: Any) -> None:
 def many() -> bool:
     """Whether this process has peers."""
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
+
+
+def check_alike(said: str) -> None:
+    """Raise an `InputError`, in every process, unless all of them say the same here."""
+    digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
+    if (gather(digest) != digest).any():
+        raise InputError(
+            "the processes were started with different configurations, stop_at or worlds; the same "
+            "command must run on every host, but for distributed.process_id"
+        )
 
 
 def writes() -> bool:
@@ -156,7 +168,10 @@ def leave(exit_code: int) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
-    message = f"implicit_reasoning: a peer process was lost (JAX ended this one); {_ADVICE}\n"
+    message = (
+        "implicit_reasoning: JAX ended this process, most likely because a peer process was lost "
+        f"(its own words are above); {_ADVICE}\n"
+    )
     os.write(2, message.encode())
     os._exit(PEER_LOST)
 

@@ -81,12 +81,15 @@ def train(
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
     distributed.join(config.distributed)
-    # Whatever can be wrong with a new run is found before anything is made.
-    dataset = directory.open_dataset(files, config)
-    trainer = Trainer(config, dataset, files)
-    with distributed.watched(), directory.exclusive(files), wishes() as wish:
-        directory.begin(files, config, dataset)
-        trainer.run(stop, wish)
+    with distributed.watched():
+        # Whatever can be wrong with a new run is found before anything is made.
+        dataset = directory.open_dataset(files, config)
+        if distributed.many():
+            distributed.check_alike(directory.identity(config, stop, dataset))
+        trainer = Trainer(config, dataset, files)
+        with directory.exclusive(files), wishes() as wish:
+            directory.begin(files, config, dataset)
+            trainer.run(stop, wish)
     return Run(workdir)
 
 

@@ -14,6 +14,7 @@ from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training import batches, distributed, optimizer, sharding
+from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -107,8 +108,7 @@ def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
 def training_rows(dataset: Dataset, mesh: Mesh) -> TrainingRows:
     """The rows to train on, on every device."""
     tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
-    supervised = targets >= 0
-    slots = max(int(supervised.sum(1).max()), 1)
+    supervised, slots = targets >= 0, row_shape(dataset)["n_slots"]
     # Supervised positions first, in order; what is left over is marked by the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
     rows = TrainingRows(

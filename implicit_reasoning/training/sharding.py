@@ -53,6 +53,11 @@ def make_mesh(config: Any) -> Mesh:
         )
     if -1 in shape:
         shape[shape.index(-1)], used = len(devices) // used, len(devices)
+    if {device.process_index for device in devices[:used]} != set(range(jax.process_count())):
+        raise InputError(
+            f"mesh {asked} uses {used} of {len(devices)} devices, none of them in some of the "
+            f"{jax.process_count()} processes; let one of its sizes be -1"
+        )
     return jax.make_mesh(
         tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used]
     )

@@ -110,7 +110,8 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     score = wins / np.maximum(games, 1)
 
     lead = score[first[rows]] - score[second[rows]]
-    nearest = np.where(np.abs(lead) < (label == 0).mean(), 0, np.sign(lead)).astype(np.int64)
+    equal = float((label == 0).mean()) if len(label) else 0.0
+    nearest = np.where(np.abs(lead) < equal, 0, np.sign(lead)).astype(np.int64)
     # A label is another token for every attribute: read which from the training rows.
     token = np.full((int(truth["attribute"].max()) + 1, 3), NONE, np.int64)
     token[truth["attribute"][train], truth["label"][train]] = truth["answer"][train]

@@ -130,6 +130,7 @@ def make_world(
     check_range("out_degree", out_degree, 1, n_relations, " (n_relations)")
     check_range("ood_fraction", ood_fraction, 0, 1)
     check_range("world_seed", seed, 0)
+    check_count("n_entities x n_relations", n_entities * n_relations)
     shape = (n_entities, n_relations)
     # Only the *set* of the smallest draws is used: their order may differ between processors.
     draws = stream(seed, Stream.RELATIONS).random(shape)
@@ -186,3 +187,12 @@ def check_range(
     if not low <= value <= high:
         bound = f"at least {low}" if high == np.inf else f"from {low} to {high}{what_high_is}"
         raise InputError(f"{name} = {value} is out of bounds: it must be {bound}")
+
+
+MOST = 2**31 - 1  # numbers of facts, tokens and rows are int32
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise an `InputError` unless so many things can be numbered, and so be made at all."""
+    if count > MOST:
+        raise InputError(f"{name} = {count:,} is too many: there can be at most {MOST:,}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.training.setup import (
     REQUIRED,
@@ -148,3 +149,10 @@ def test_the_model_is_sized_for_its_dataset(dataset):
 def test_seeds_and_purposes_have_keys_of_their_own():
     numbers = {tuple(jax.random.key_data(key).tolist()) for seed in (0, 1) for key in keys(seed)}
     assert len(numbers) == 4
+
+
+def test_a_task_without_rows_to_train_on_is_refused():
+    config = load_config("configs/modular_addition.py:pocket")
+    dataset = build(apply_overrides(config, {"task.train_fraction": 0.0}).task)
+    with pytest.raises(InputError, match="no rows to train on"):
+        training_rows(dataset, make_mesh(config.mesh))

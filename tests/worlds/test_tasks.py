@@ -178,6 +178,8 @@ def test_sizes_of_the_published_world(make):
     [
         ({"phi": 20}, r"phi = 20 asks for 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
         ({"phi": -1.0}, "phi = -1.0 is out of bounds"),
+        ({"phi": 1e308}, "phi can be at most"),  # overflows, were it counted
+        ({"n_entities": 2**40}, "n_entities x n_relations = .* is too many"),
         ({"hops": 1}, "hops = 1 .* from 2 to 6"),
         ({"hops": 7}, "hops = 7 .* from 2 to 6"),
         # Refused before that many are made.

@@ -1,6 +1,9 @@
 """Tasks: functions from a configuration to a dataset, found by name or by import path.
 
 composition.py        multi-hop chains of facts, and the variations that control for something
+comparison.py         which of two values is larger; through others, too (pairs, transitivity)
+modular_addition.py   sums modulo p
+in_context.py         repeated random sequences
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from implicit_reasoning.worlds.world import (
     ROLES,
     Stream,
     World,
+    check_count,
     check_range,
     stream,
     world_from_table,
@@ -109,6 +110,8 @@ def _pairs(task: Any) -> Pairs:
     check_range("holdout", task.holdout, 0, 1)
     check_range("probes", task.probes, 1)
     check_range("world_seed", task.world_seed, 0)
+    n_cells = (task.n_entities + task.n_values) * task.n_attributes
+    check_count("(n_entities + n_values) x n_attributes", n_cells)
     shape = (task.n_entities, task.n_attributes)
     value = stream(task.world_seed, Stream.TAILS).integers(task.n_values, size=shape)
     tail = np.full((task.n_entities + task.n_values, task.n_attributes), NONE)

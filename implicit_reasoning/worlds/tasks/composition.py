@@ -259,11 +259,11 @@ def n_train_rows(phi: int | float, n_id_facts: int, available: int, what: str) -
 
     Phi is a ratio of counts: phi * n_id_facts of them, not a share of those there are.
     """
-    wanted = round(phi * n_id_facts)
-    if wanted > available:
+    # Compared before it is rounded: what is too large to count is too large, not an error.
+    if phi * n_id_facts > available + 0.5 or (wanted := round(phi * n_id_facts)) > available:
         largest = math.floor(1000 * available / n_id_facts) / 1000
         raise InputError(
-            f"phi = {phi} asks for {wanted} training {what} ({n_id_facts} I facts x phi), but after"
-            f" the holdout there are {available}: phi can be at most {largest}"
+            f"phi = {phi} asks for {phi * n_id_facts:.0f} training {what} ({n_id_facts} I facts x"
+            f" phi), but after the holdout there are {available}: phi can be at most {largest}"
         )
     return wanted

@@ -8,7 +8,7 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, prefix_keys
-from implicit_reasoning.worlds.world import NONE, Stream, check_range, stream
+from implicit_reasoning.worlds.world import NONE, Stream, check_count, check_range, stream
 
 
 def in_context(task: Any) -> Dataset:
@@ -59,6 +59,8 @@ def in_context(task: Any) -> Dataset:
 
 def _sequences(task: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Sequences of distinct tokens, -1 after their end, [row, place]; and their lengths, [row]."""
+    check_count("n_tokens", task.n_tokens)
+    check_count("(n_train + probes) x max_length", count * task.max_length)
     random = stream(task.world_seed, Stream.CHAIN_ORDER)
     period = random.integers(task.min_length, task.max_length + 1, size=count)
     order = random.integers(task.n_tokens, size=(count, task.max_length), dtype=np.int32)

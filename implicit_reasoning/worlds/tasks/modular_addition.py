@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from implicit_reasoning.worlds.dataset import Dataset, Rows, assemble, make_rows
-from implicit_reasoning.worlds.world import Stream, check_range, stream
+from implicit_reasoning.worlds.world import Stream, check_count, check_range, stream
 
 
 def modular_addition(task: Any) -> Dataset:
@@ -31,6 +31,7 @@ def modular_addition(task: Any) -> Dataset:
     check_range("probes", task.probes, 1)
     check_range("world_seed", task.world_seed, 0)
     n_pairs = task.modulus**2
+    check_count("modulus ** 2", n_pairs)
     order = stream(task.world_seed, Stream.PAIRS).permutation(n_pairs)
     n_train = round(task.train_fraction * n_pairs)
 
