@@ -43,8 +43,8 @@ def free_port():
 
 
 @contextmanager
-def pair(workdir):
-    """The command twice; both processes are gone afterwards."""
+def pair(workdir, own=((), ())):
+    """The command twice, each with flags of its own; both processes are gone afterwards."""
     stated = {
         "distributed.mode": "explicit",
         "distributed.coordinator_address": f"127.0.0.1:{free_port()}",
@@ -56,7 +56,7 @@ def pair(workdir):
     command += ["--config=configs/composition.py:pocket", *overrides]
     processes = [
         subprocess.Popen(
-            [*command, f"--config.distributed.process_id={number}"],
+            [*command, f"--config.distributed.process_id={number}", *own[number]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -129,6 +129,22 @@ def kill_one(workdir, victim, step):
 
 def test_when_one_is_killed_the_other_ends(tmp_path):
     kill_one(tmp_path / "run", victim=1, step=5)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (((), ("--config.seed=7",)), "started with different configurations"),
+        ((("--stop_at=50",), ()), "started with different configurations"),
+        ((("--config.mesh.data=1",),) * 2, "let one of its sizes be -1"),
+    ],
+)
+def test_processes_that_cannot_train_one_run_are_refused(tmp_path, own, said):
+    """Else each would train a run of its own, and write them into one folder."""
+    with pair(tmp_path / "run", own) as processes:
+        for code, _, err in ends(processes, within=60):
+            assert code == 2 and said in err, err
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.slow
