@@ -18,6 +18,7 @@ al. 2024 (comparison generalises out of distribution, composition does not).
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -57,6 +58,7 @@ COLUMNS = 4
 
 def main(argv: list[str]) -> None:
     """Train what is missing, then draw."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the children too
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
@@ -74,11 +76,13 @@ def main(argv: list[str]) -> None:
     for part in np.array_split(own, min(flags["jobs"], len(own))):
         cores.put(set(part.tolist()))
 
+    children: list[subprocess.Popen[str]] = []
+
     def job(arm: str, seed: int) -> None:
         mine = cores.get()
         os.sched_setaffinity(0, mine)  # of this thread, and of the process it starts
         try:
-            run = train_apart(arms[arm], seed, runs / f"{arm}_{seed}")
+            run = train_apart(arms[arm], seed, runs / f"{arm}_{seed}", children)
             write_json(raw(out, arm, seed), measured(run))
         finally:
             cores.put(mine)
@@ -89,7 +93,9 @@ def main(argv: list[str]) -> None:
             for done in tqdm(as_completed(jobs), total=len(jobs), unit="run"):
                 done.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what trains already is let finish
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.terminate()  # it saves its state, and goes on from there the next time
             raise
     draw_all(out, list(arms))
 
@@ -128,7 +134,9 @@ def raw(out: Path, arm: str, seed: int) -> Path:
     return out / "raw" / f"{arm}_{seed}.json"
 
 
-def train_apart(config: str, seed: int, workdir: Path) -> Run:
+def train_apart(
+    config: str, seed: int, workdir: Path, children: list[subprocess.Popen[str]]
+) -> Run:
     """Train in a process of its own; its own words are the error if it fails."""
     command = [sys.executable, "-m", "implicit_reasoning", "train", f"--config={config}"]
     command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.task.world_seed={seed}"]
@@ -138,9 +146,18 @@ def train_apart(config: str, seed: int, workdir: Path) -> Run:
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.absolute() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, **cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children.append(child)
+    _, said = child.communicate()
+    children.remove(child)
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{said}")
     return Run(workdir)
 
 
