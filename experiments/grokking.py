@@ -65,7 +65,7 @@ def summary(run: Run) -> dict[str, Any]:
             for split, interval in accuracy_intervals(run, run.steps[-1]).items()
         },
         "shortcuts": shortcuts(dataset),
-        "coverage": coverage(dataset) if "r2" in dataset.truth else None,  # of chains only
+        "coverage": coverage(dataset),
         "distinct_states": distinct_states(dataset),
         "sizes": dataset.sizes(),
         "fingerprint": dataset.fingerprint(),

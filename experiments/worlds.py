@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         os.sched_setaffinity(0, mine)  # of this thread, and of the process it starts
         try:
             run = train_apart(arms[arm], seed, runs / f"{arm}_{seed}", children)
-            write_json(raw(out, arm, seed), measured(run))
+            write_json(raw(out, arm, seed), measured(run), indent=None)
         finally:
             cores.put(mine)
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,7 +51,8 @@ def remedies() -> list[str]:
         )
     if importlib.util.find_spec("xprof") is None:
         advice.append("TensorBoard's Profile tab, for `train --profile`: pip install xprof.")
-    if not os.environ.get("XLA_FLAGS", "").count("deterministic") and _is_gpu():
+    deterministic = "xla_gpu_deterministic_ops" in os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() == "gpu" and not deterministic:
         advice.append(
             "Runs on this GPU repeat bit for bit only with"
             " XLA_FLAGS=--xla_gpu_deterministic_ops=true."
@@ -60,14 +62,15 @@ def remedies() -> list[str]:
 
 def examine_cache() -> str:
     """Where compiled programs are kept, and how many are there."""
-    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    folder = _setting("jax_compilation_cache_dir")
     if not folder:
         return "none"
     path = Path(folder).expanduser()
     entries = sum(1 for _ in path.glob("*-cache")) if path.is_dir() else 0
-    floor = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+    floor = _setting("jax_persistent_cache_min_compile_time_secs")
     return f"{folder}, {entries} programs, of those that take {floor:g} s or more to compile"
 
 
-def _is_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+def _setting(name: str) -> Any:
+    """One of JAX's settings; it defines them as it starts, so no type checker knows their names."""
+    return getattr(jax.config, name)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never meets a half-written one."""
+"""Files: written so that nobody meets a half-written one, read with one sentence for any damage."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from implicit_reasoning.errors import InputError
+
+# What numpy and zipfile raise on files that are cut short, damaged, or something else.
+_NO_NPZ = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,  # a flipped bit may say "encrypted", or name a compression that is unknown
+    AttributeError,  # a lone .npy array opens without complaint, but has no members
+    TypeError,
+)
 
 # The umask can only be read by setting it, which no other thread may see: once, at import.
 _UMASK = os.umask(0)
@@ -44,10 +61,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         raise
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
+    """Write `value` as JSON, atomically; `indent=None` is for what only programs read."""
     with atomic_write(path) as file:
-        json.dump(value, file, indent=2)
+        json.dump(value, file, indent=indent)
         file.write("\n")
 
 
@@ -59,3 +76,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not complete, valid JSON: {error}") from None
+
+
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one uncompressed `.npz`, atomically."""
+    with atomic_write(path, "wb") as file:
+        # The stubs of numpy take every further keyword for `allow_pickle`, hence the exception.
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
+def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an `.npz`, no pickles; an `InputError` if it is not a whole `what`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except _NO_NPZ as error:
+        raise InputError(f"{path} is not a whole {what}: {error}") from None
+    # numpy hands out as bytes what else is in the archive.
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise InputError(f"{path} is not a whole {what}: {strange[0]} in it is no array")
+    return arrays

@@ -31,13 +31,12 @@ from tqdm import tqdm
 
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write, read_json, write_json
+from implicit_reasoning.files import read_json, write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.interchange import load_gpt2
 from implicit_reasoning.runs import Checkpoints, Layout, Run
-from implicit_reasoning.training.evaluation import Evaluation
-from implicit_reasoning.training.loop import NEVER
+from implicit_reasoning.training.evaluation import NEVER, Evaluation
 from implicit_reasoning.training.writers import MetricsFile, TensorBoard
 from implicit_reasoning.worlds import Dataset, read_grokked
 
@@ -189,13 +188,11 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
                 )
             store.save(checkpoint.step, params)
             outcome = evaluation.launch(params)
-            newly = evaluation.correct(outcome) & (first_correct == NEVER)
-            first_correct = np.where(newly, np.int32(checkpoint.step), first_correct)
+            first_correct = evaluation.first_correct(first_correct, checkpoint.step, outcome)
             summary = evaluation.summary(outcome)
             metrics.write({"step": checkpoint.step, **summary, "time": time.time()})
 
-    with atomic_write(files.first_correct, "wb") as file:
-        np.savez(file, row=evaluation.rows, step=first_correct)
+    write_npz(files.first_correct, {"row": evaluation.rows, "step": first_correct})
     dataset.save(files.world)
     config = _config(first, checkpoints[-1], data)
     splits = [name for name in dataset.splits if len(dataset.probes(name))]

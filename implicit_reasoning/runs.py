@@ -6,8 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +21,11 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import from_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write, read_json
+from implicit_reasoning.files import atomic_write, read_json, read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.worlds import Dataset
 
-# What numpy raises for a damaged .npz, and the system for a file that cannot be written.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# What the system says of a file that cannot be written.
 _SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
 )
@@ -325,14 +322,11 @@ class Run:
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
         """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
-        path = self.files.first_correct
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in ("row", "step")}
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist; training writes it when it saves") from None
-        except _UNREADABLE as error:
-            raise InputError(f"{path} is damaged ({error}); training writes it anew") from None
+        what = "record of first correct answers, which training writes when it saves"
+        kept = read_npz(self.files.first_correct, what)
+        if kept.keys() != {"row", "step"}:
+            raise InputError(f"{self.files.first_correct} is no {what}: it has {', '.join(kept)}")
+        return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""

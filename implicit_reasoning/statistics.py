@@ -96,8 +96,9 @@ class ClusterBootstrap:
         deviations = (values - mean)[..., self._order]
         sums = np.add.reduceat(deviations, self._starts, axis=-1)
         # In float32, the counts' type: the product is the whole cost, and rounding is relative to
-        # the deviations.
-        return mean + (sums.astype(np.float32) @ self._counts.T) / self._resampled_sizes
+        # the deviations. A mean of shares stays a share: that rounding must not make it negative.
+        means = mean + (sums.astype(np.float32) @ self._counts.T) / self._resampled_sizes
+        return np.clip(means, values.min(-1, keepdims=True), values.max(-1, keepdims=True))
 
 
 def clustered_bootstrap(

@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_open(files):
 
 def test_a_damaged_first_correct_is_named_and_written_anew(finished, files):
     cut(files.first_correct)
-    with pytest.raises(ValueError, match=r"first_correct.npz is damaged"):
+    with pytest.raises(ValueError, match=r"first_correct.npz is not a whole record"):
         _ = Run(files.workdir).first_correct
     shutil.rmtree(files.resume / "60")
     assert command(files.workdir) == 0

@@ -101,6 +101,12 @@ def test_outcomes_are_shares_and_agreement_has_no_width():
     assert same.low == same.mean == same.high
 
 
+@pytest.mark.parametrize("n", [30, 60, 475])
+def test_a_rare_success_has_no_negative_interval(n):
+    """Rounding in float32 takes resamples without a success below 0, which prints as -0.000."""
+    assert clustered_bootstrap(np.arange(n) < 1, np.arange(n)).low == 0.0
+
+
 @pytest.mark.parametrize("n_clusters", [0, 1])
 def test_fewer_than_two_clusters_have_no_interval(n_clusters):
     got = clustered_bootstrap(np.ones(3 * n_clusters), np.zeros(3 * n_clusters, int))

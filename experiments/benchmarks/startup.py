@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+
+from measure import spread
 
 FLAGS = {"rounds": 5, "out": "results/benchmarks/startup.json"}
 
@@ -38,7 +39,10 @@ def main(argv: list[str]) -> None:
                 starts[name].append(start(folder))
     result = {
         "load_average": os.getloadavg()[0],
-        "seconds": {name: summary(parts) for name, parts in starts.items()},
+        "seconds": {
+            name: {part: spread([one[part] for one in parts]) for part in parts[0]}
+            for name, parts in starts.items()
+        },
         "provenance": {"time": time.time(), **provenance()},
     }
     write_json(flags["out"], result)
@@ -63,36 +67,24 @@ def first_step() -> dict[str, float]:
     """Seconds of each part, in the order they come."""
     times = [time.perf_counter()]
     import jax
-    import jax.numpy as jnp
 
     from implicit_reasoning.config import load_config
     from implicit_reasoning.training import setup, sharding
-    from implicit_reasoning.training.optimizer import hyper
     from implicit_reasoning.worlds import build
 
     times.append(time.perf_counter())
     config = load_config("configs/composition.py:pocket")
     dataset = build(config.task)
     times.append(time.perf_counter())
-    mesh = sharding.make_mesh(config.mesh)
-    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
-    init_key, stream_key = setup.keys(config.seed)
-    state = jax.block_until_ready(jax.jit(recipe.init)(init_key))
+    program = setup.make_program(config, dataset)
+    state = jax.block_until_ready(program.init(program.init_key))
     times.append(time.perf_counter())
-    arguments = (state, rows, hyper(config.optimizer), stream_key, jnp.int32(1))
-    jax.block_until_ready(jax.jit(recipe.run)(*arguments))
+    one = sharding.put_number(1, program.whole)
+    arguments = (state, program.rows, program.hyper, program.stream_key, one)
+    jax.block_until_ready(program.advance(*arguments))
     times.append(time.perf_counter())
     names = ("import", "world", "initialise", "first step")
     return dict(zip(names, [b - a for a, b in itertools.pairwise(times)], strict=True))
-
-
-def summary(parts: list[dict[str, float]]) -> dict[str, Any]:
-    """Median and range of every part."""
-    table = {name: sorted(part[name] for part in parts) for name in parts[0]}
-    return {
-        name: {"median": values[len(values) // 2], "low": values[0], "high": values[-1]}
-        for name, values in table.items()
-    }
 
 
 if __name__ == "__main__":

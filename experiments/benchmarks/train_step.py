@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from measure import spread
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
@@ -40,7 +41,6 @@ from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
-from implicit_reasoning.training.optimizer import hyper
 from implicit_reasoning.training.step import TrainingRows, answer_logits, answer_loss
 from implicit_reasoning.worlds import build
 
@@ -105,36 +105,32 @@ class Ours:
     """The compiled loop of a configuration, as `train` runs it."""
 
     def __init__(self, config: ConfigDict):
-        self.config, self.dataset = config, build(config.task)
-        mesh = sharding.make_mesh(config.mesh)
-        self.recipe = setup.make_recipe(config, self.dataset, mesh)
-        self.rows = setup.training_rows(self.dataset, mesh)
-        init_key, self.key = setup.keys(config.seed)
-        self.hyper = hyper(config.optimizer)
-        self.params = self.recipe.model.init(init_key)
-        shape = jax.eval_shape(self.recipe.init, init_key)
-        places = sharding.tree_shardings(mesh, shape, fsdp=config.mesh.fsdp)
-        self._state = jax.jit(self.recipe.init, out_shardings=places)(init_key)
-        self._run = jax.jit(self.recipe.run, donate_argnums=0, out_shardings=places)
-        shape = row_shape(self.dataset)
+        self.config, dataset = config, build(config.task)
+        self.program = setup.make_program(config, dataset)
+        self._state = self.program.init(self.program.init_key)
+        self.params = jax.tree.map(jnp.copy, self._state.params)  # the state is donated
+        shape = row_shape(dataset)
         self.flops = step_cost(self.spec, batch_size=config.batch_size, **shape).step
 
     @property
     def spec(self) -> Spec:
         """Of the model."""
-        return self.recipe.model.spec
+        return self.program.recipe.model.spec
+
+    def arguments(self, steps: int) -> tuple[Any, ...]:
+        """Of the compiled loop."""
+        program, count = self.program, sharding.put_number(steps, self.program.whole)
+        return self._state, program.rows, program.hyper, program.stream_key, count
 
     def run(self, steps: int) -> float:
         """Seconds of so many steps."""
         began = time.perf_counter()
-        self._state = self._run(self._state, self.rows, self.hyper, self.key, jnp.int32(steps))
-        jax.block_until_ready(self._state)
+        self._state = jax.block_until_ready(self.program.advance(*self.arguments(steps)))
         return time.perf_counter() - began
 
     def compiled_text(self) -> str:
         """The compiled program."""
-        arguments = (self._state, self.rows, self.hyper, self.key, jnp.int32(1))
-        return str(self._run.lower(*arguments).compile().as_text())
+        return str(self.program.advance.lower(*self.arguments(1)).compile().as_text())
 
 
 class Peer:
@@ -175,11 +171,11 @@ class Peer:
 
 def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, Peer]:
     """Both variants; the first is checked to do what ours does."""
-    rows = jax.device_get(ours.rows)
+    rows = jax.device_get(ours.program.rows)
     assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
     batch = ours.config.batch_size
     dropout = ours.config.model.dropout
-    same = write_peer(folder / "same", ours, ours.recipe.model, ours.params, rows, dropout)
+    same = write_peer(folder / "same", ours, ours.program.recipe.model, ours.params, rows, dropout)
     peers = {"same work": Peer(python, same, whole_flops(ours.spec, batch, rows.tokens.shape[1]))}
     check_same_work(ours, rows, peers["same work"].tell(1))
 
@@ -226,7 +222,7 @@ def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> N
 
     def loss(params: Any) -> Any:
         logits = answer_logits(
-            ours.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
+            ours.program.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
         )
         return answer_loss(logits, rows.answers[here])
 
@@ -239,11 +235,6 @@ def whole_flops(spec: Spec, batch_size: int, n_pos: int) -> float:
     """FLOPs of a step that runs every block, and the unembedding, at every position."""
     blocks = spec.depth * block_flops(spec, n_pos, n_pos)
     return 3.0 * batch_size * (blocks + 2 * n_pos * spec.d_model * spec.d_vocab)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import json
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from measure import spread
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json
@@ -92,7 +92,9 @@ def against_plain_loops(rounds: int) -> dict[str, Any]:
                 seconds[name].append(took)
                 cpu_seconds[name].append(cpu)
     ratios = {
-        f"{clock} ratio to {name}": spread(of[name], of["build"])
+        f"{clock} ratio to {name}": spread(
+            [a / b for a, b in zip(of[name], of["build"], strict=True)]
+        )
         for clock, of in (("wall", seconds), ("cpu", cpu_seconds))
         for name in ("as_published", "lean")
     }
@@ -104,12 +106,6 @@ def check_job(sizes: dict[str, int]) -> None:
     assert sizes["id_triples"] == 38_000 and sizes["ood_triples"] == 2_000
     assert sizes["train_ii"] == 273_600 and sizes["test_ii"] == 3_000
     assert 1_700 < sizes["test_oo"] < 2_300
-
-
-def spread(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Ratios round by round."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
 def as_published(task: Any) -> dict[str, int]:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from implicit_reasoning.model.rank import of_rank
+
 EditFn = Callable[[Array, Mapping[str, Array], Any], Array]
 
 
@@ -38,17 +40,17 @@ class Edit:
 
 def set_to(value: Array, seen: Mapping[str, Array], new: ArrayLike) -> Array:
     """The value becomes `new` (broadcast to the site's shape)."""
-    return jnp.broadcast_to(_of_rank(new, value), value.shape)
+    return jnp.broadcast_to(of_rank(new, value), value.shape)
 
 
 def add(value: Array, seen: Mapping[str, Array], term: ArrayLike) -> Array:
     """Add `term`: a steering vector, the difference of two runs, a gradient's perturbation."""
-    return value + _of_rank(term, value)
+    return value + of_rank(term, value)
 
 
 def scale(value: Array, seen: Mapping[str, Array], factor: ArrayLike) -> Array:
     """Multiply by `factor`; 0 is a zero ablation, broadcasting chooses heads or positions."""
-    return value * _of_rank(factor, value)
+    return value * of_rank(factor, value)
 
 
 def mask(value: Array, seen: Mapping[str, Array], args: tuple[ArrayLike, ArrayLike]) -> Array:
@@ -57,8 +59,8 @@ def mask(value: Array, seen: Mapping[str, Array], args: tuple[ArrayLike, ArrayLi
     The patch of one (position, head) cell is a mask; a grid of cells is a stack of masks.
     """
     where, new = args
-    where = _of_rank(where, value).astype(bool)
-    return jnp.where(where, _of_rank(new, value), value)
+    where = of_rank(where, value).astype(bool)
+    return jnp.where(where, of_rank(new, value), value)
 
 
 def drop(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:
@@ -66,9 +68,3 @@ def drop(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> 
     key, rate = args
     keep = jax.random.bernoulli(key, 1 - rate, value.shape)
     return jnp.where(keep, value / (1 - rate).astype(value.dtype), 0)
-
-
-def _of_rank(x: ArrayLike, value: Array) -> Array:
-    """`x` with the rank and dtype of `value`: axes of one in front, as numpy broadcasts."""
-    x = jnp.asarray(x)
-    return jax.lax.expand_dims(x, range(value.ndim - x.ndim)).astype(value.dtype)

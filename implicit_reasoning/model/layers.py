@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from implicit_reasoning.model.rank import of_rank
 from implicit_reasoning.model.sites import Taps
 from implicit_reasoning.model.spec import Spec
 
@@ -52,7 +53,7 @@ class Norm(nnx.Module):
         if scale is None:
             scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
         scale = taps("hook_scale", scale)
-        normalized = centred / scale * _as_last(self.w[...], x) + _as_last(self.b[...], x)
+        normalized = centred / scale * of_rank(self.w[...], x) + of_rank(self.b[...], x)
         return taps("hook_normalized", normalized.astype(self.dtype))
 
 
@@ -143,7 +144,7 @@ class Attention(nnx.Module):
         projected = jnp.einsum(
             f"bp{per_head}d,hde->bphe", x, weight[...].astype(x.dtype), precision=self.precision
         )
-        return projected + _as_last(bias[...], projected, 2)
+        return projected + of_rank(bias[...], projected)
 
     def _output(self, z: Array, taps: Taps) -> Array:
         weight = self.W_O[...].astype(z.dtype)
@@ -152,7 +153,7 @@ class Attention(nnx.Module):
         else:
             result = jnp.einsum("bphe,hed->bphd", z, weight, precision=self.precision)
             out = taps("hook_result", result).sum(axis=2)
-        return out + _as_last(self.b_O[...], out)
+        return out + of_rank(self.b_O[...], out)
 
 
 class MLP(nnx.Module):
@@ -171,10 +172,10 @@ class MLP(nnx.Module):
     ) -> Float[Array, "batch pos d_model"]:
         """The output for normalised residuals; `taps` sees `hook_pre` and `hook_post`."""
         pre = _linear(x, self.W_in[...], self.precision)
-        pre = taps("hook_pre", pre + _as_last(self.b_in[...], pre))
+        pre = taps("hook_pre", pre + of_rank(self.b_in[...], pre))
         post = taps("hook_post", ACTIVATIONS[self.act_fn](pre))
         out = _linear(post, self.W_out[...], self.precision)
-        return out + _as_last(self.b_out[...], out)
+        return out + of_rank(self.b_out[...], out)
 
 
 class Embed(nnx.Module):
@@ -243,8 +244,3 @@ def _split(x: Array, axis: int) -> list[Array]:
     """The slices along an axis; unlike those of indexing, their gradients are concatenated."""
     parts = jax.lax.split(x, (1,) * x.shape[axis], axis=axis)
     return [part.squeeze(axis) for part in parts]
-
-
-def _as_last(vector: Array, x: Array, dims: int = 1) -> Array:
-    """A parameter of the last dimensions of `x`, in `x`'s rank and dtype."""
-    return jax.lax.expand_dims(vector.astype(x.dtype), range(x.ndim - dims))

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -28,6 +27,7 @@ from implicit_reasoning.model.layers import (
     Unembed,
     make_norm,
 )
+from implicit_reasoning.model.rank import of_rank
 from implicit_reasoning.model.sites import Dims, Taps, check_sites, site_table
 from implicit_reasoning.model.spec import Spec
 
@@ -140,9 +140,7 @@ class Network(nnx.Module):
             precision=self.spec.precision,
             preferred_element_type=jnp.float32,
         )
-        if not self.spec.unembed_bias:
-            return logits
-        return logits + jax.lax.expand_dims(self.unembed.b_U[...], range(logits.ndim - 1))
+        return logits + of_rank(self.unembed.b_U[...], logits) if self.spec.unembed_bias else logits
 
 
 class Block(nnx.Module):

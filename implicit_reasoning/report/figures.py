@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Sequence
@@ -9,11 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 
-from implicit_reasoning import imports
+from implicit_reasoning import events, imports
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.files import atomic_write
@@ -90,25 +88,12 @@ def write_tensorboard(rendered: Sequence[Rendered], run: Run) -> None:
     curves that still grow must be it. The name is new each time, so that an open one notices.
     """
     folder, rows = run.files.tensorboard, run.metrics
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"events.*{_SUFFIX}"):
         old.unlink()
-    # As old as the run itself, or TensorBoard would sort the run by when its report was written.
-    events = [Event(file_version="brain.Event:2", wall_time=rows[0]["time"])]
-    for one in rendered:
-        summary = Summary(value=[_image(one)])
-        step, written = rows[-1]["step"], rows[-1]["time"]
-        events.append(Event(summary=summary, step=step, wall_time=written))
     name = f"events.out.tfevents.0000000000.{time.time_ns()}{_SUFFIX}"
-    writer = RecordWriter(str(folder / name))
-    for event in events:
-        writer.write(event.SerializeToString())
-    writer.close()
-
-
-def _image(one: Rendered) -> Summary.Value:
-    png, figure = one.files["png"], one.figure
-    # A PNG has its width and height at bytes 16 to 24.
-    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-    return Summary.Value(tag=f"report/{figure.name}", image=image)
+    # As old as the run itself, or TensorBoard would sort the run by when its report was written.
+    file = events.EventFile(folder / name, begun=rows[0]["time"])
+    with contextlib.closing(file):
+        for one in rendered:
+            shown = events.image(f"report/{one.figure.name}", one.files["png"])
+            file.write(shown, step=rows[-1]["step"], when=rows[-1]["time"])

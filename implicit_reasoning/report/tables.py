@@ -148,9 +148,9 @@ def _world(dataset: Dataset) -> dict[str, str]:
             "Facts": f"{dataset.world.n_facts:,}{_roles(dataset.world)}",
             "World seed": str(dataset.world.seed),
         }
-    if "r2" in dataset.truth:
+    if (share := coverage(dataset)) is not None:
         world["Hops"] = str(dataset.hops)
-        world["Coverage"] = f"{coverage(dataset):.1%} of the in-distribution chains are trained on"
+        world["Coverage"] = f"{share:.1%} of the in-distribution chains are trained on"
     states = distinct_states(dataset).items()
     return {
         **world,

@@ -24,6 +24,8 @@ from implicit_reasoning.training.step import answer_logits
 from implicit_reasoning.worlds import Dataset
 
 _CHUNK = 512
+NEVER = -1
+"""Of a probe row's first correct answer: there was none yet."""
 
 
 class Outcome(NamedTuple):
@@ -74,6 +76,13 @@ class Evaluation:
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, "probe"]:
         """Which probe rows were answered correctly."""
         return np.asarray(outcome.rank) == 0
+
+    def first_correct(
+        self, before: Int[np.ndarray, "probe"], step: int, outcome: Outcome
+    ) -> Int[np.ndarray, "probe"]:
+        """The steps at which the probe rows were first answered correctly, brought up to date."""
+        newly = self.correct(outcome) & (before == NEVER)
+        return np.where(newly, np.int32(step), before)
 
     def summary(self, outcome: Outcome) -> dict[str, float]:
         """Means over the probe rows of each split: `accuracy/<split>`, `loss/`, `reciprocal_rank/`.

@@ -27,12 +27,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write
+from implicit_reasoning.files import write_npz
 from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run
 from implicit_reasoning.training import directory, distributed, profiling, setup, sharding
-from implicit_reasoning.training.evaluation import Evaluation, Outcome
+from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome
 from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
-from implicit_reasoning.training.optimizer import Hyper, hyper
+from implicit_reasoning.training.optimizer import Hyper
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.training.step import TrainState
@@ -42,7 +42,6 @@ from implicit_reasoning.worlds import Dataset
 _CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
 _KEPT_RESUMES = 2
 _CLOCKED = 10  # chunks that the speed is measured over
-NEVER = -1
 
 
 class NonFiniteLoss(Exception):
@@ -109,28 +108,12 @@ class Trainer:
         """Build everything from the configuration; nothing is written yet."""
         self._config, self._files = config, files
         self._compiled = profiling.compiles()
-        mesh = sharding.make_mesh(config.mesh)
-        self._whole = sharding.replicated(mesh)
-        self._recipe = setup.make_recipe(config, dataset, mesh)
+        self._program = program = setup.make_program(config, dataset)
         self._schedule = Schedule.from_config(config)
-        self._rows = setup.training_rows(dataset, mesh)
-        self._hyper = jax.device_put(hyper(config.optimizer), self._whole)
-        keys = jax.jit(lambda: setup.keys(config.seed), out_shardings=self._whole)
-        self._init_key, self._stream_key = keys()
-        self._evaluation = Evaluation(self._recipe.model, dataset, self._whole)
+        self._evaluation = Evaluation(program.recipe.model, dataset, program.whole)
         self._splits = Splits.of(dataset)
         self._all_splits = [name for name in dataset.splits if len(dataset.probes(name))]
-
-        shape = jax.eval_shape(self._recipe.init, self._init_key)
-        shardings = sharding.tree_shardings(mesh, shape, fsdp=config.mesh.fsdp)
-        self._like = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shape,
-            shardings,
-        )
-        self._init = jax.jit(self._recipe.init, out_shardings=shardings)
-        self._advance = jax.jit(self._recipe.run, donate_argnums=0, out_shardings=shardings)
-        self._snapshot = jax.jit(self._snapshot_of, out_shardings=self._whole)
+        self._snapshot = jax.jit(self._snapshot_of, out_shardings=program.whole)
 
     def run(self, stop: int, wish: Wish) -> None:
         """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
@@ -180,7 +163,7 @@ class Trainer:
         trained again, and comes out the same.
         """
         self._first_correct = np.full(len(self._evaluation.rows), NEVER, np.int32)
-        like = {"state": self._like, "first_correct": self._first_correct}
+        like = {"state": self._program.like, "first_correct": self._first_correct}
         for step in reversed(self._resumes.steps):
             saved, said = None, ""
             try:
@@ -197,10 +180,11 @@ class Trainer:
                 f"no state in {self._files.resume} can be read; remove that folder to train again "
                 "from step 0, or choose another --workdir"
             )
-        return self._init(self._init_key), NEVER
+        return self._program.init(self._program.init_key), NEVER
 
     def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
         self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
+        program = self._program
         pending: _Pending | None = None
         if step == NEVER:
             step = 0
@@ -214,8 +198,8 @@ class Trainer:
                 raise Interrupted(step, asked)
             previous, step = step, min(self._schedule.next_event(step), stop, step + patience)
             self._profile.next_chunk(state)
-            steps = sharding.put_number(step - previous, self._whole)
-            state = self._advance(state, self._rows, self._hyper, self._stream_key, steps)
+            steps = sharding.put_number(step - previous, program.whole)
+            state = program.advance(state, program.rows, program.hyper, program.stream_key, steps)
             if pending:
                 self._finish(pending)
             pending = self._arrive(step, state)
@@ -235,7 +219,7 @@ class Trainer:
         """Start what has to be computed at a step, without waiting for it."""
         evaluate = step in self._schedule.evaluations
         outcome = self._evaluation.launch(state.params) if evaluate else None
-        return _Pending(step, self._snapshot(state, self._hyper), outcome)
+        return _Pending(step, self._snapshot(state, self._program.hyper), outcome)
 
     def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
         """Save what is due at a step, after its row; returns whether `pending` was finished."""
@@ -253,8 +237,8 @@ class Trainer:
                 self._checkpoints.wait()
                 self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
         if resume and distributed.writes():
-            with atomic_write(self._files.first_correct, "wb") as file:
-                np.savez(file, row=self._evaluation.rows, step=self._first_correct)
+            rows, first = self._evaluation.rows, self._first_correct
+            write_npz(self._files.first_correct, {"row": rows, "step": first})
         return True
 
     def _finish(self, pending: _Pending) -> None:
@@ -274,8 +258,7 @@ class Trainer:
         if pending.outcome is not None:
             outcome = jax.device_get(pending.outcome)
             row |= self._evaluation.summary(outcome)
-            newly = self._evaluation.correct(outcome) & (self._first_correct == NEVER)
-            self._first_correct = np.where(newly, np.int32(step), self._first_correct)
+            self._first_correct = self._evaluation.first_correct(self._first_correct, step, outcome)
         if not self._metrics:
             return
         row |= {"time": time.time(), "steps_per_second": self._steps_per_second()}
@@ -321,7 +304,7 @@ class Trainer:
             "finite": state.finite,
             "window": state.window,
             "param_norm": optax.tree.norm(state.params),
-            "learning_rate": hyper.learning_rate * self._recipe.relative_rate(state.step),
+            "learning_rate": hyper.learning_rate * self._program.recipe.relative_rate(state.step),
         }
 
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
 from implicit_reasoning.training.evaluation import Evaluation
-from implicit_reasoning.training.optimizer import hyper
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.worlds import Dataset, build
 
@@ -123,34 +121,32 @@ def plan(config: ConfigDict, *, measure: bool = True) -> Plan:
         devices=mesh.size,
         cost=step_cost(model.spec, batch_size=config.batch_size, **row_shape(dataset)),
         rows_bytes=trained.nbytes + 2 * 4 * dataset.n_train * row_shape(dataset)["n_slots"],
-        speed=_measure(config, dataset, mesh) if measure else None,
+        speed=_measure(config, dataset) if measure else None,
     )
 
 
-def _measure(config: ConfigDict, dataset: Dataset, mesh: Any) -> Speed:
-    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
-    init_key, stream_key = setup.keys(config.seed)
-    rates = hyper(config.optimizer)
-    shape = jax.eval_shape(recipe.init, init_key)
-    shardings = sharding.tree_shardings(mesh, shape, fsdp=config.mesh.fsdp)
-    state = jax.jit(recipe.init, out_shardings=shardings)(init_key)
+def _measure(config: ConfigDict, dataset: Dataset) -> Speed:
+    program = setup.make_program(config, dataset)
+    state = program.init(program.init_key)
+
+    def arguments(count: int) -> tuple[Any, ...]:
+        steps = sharding.put_number(count, program.whole)
+        return state, program.rows, program.hyper, program.stream_key, steps
 
     began = time.perf_counter()
-    advance = jax.jit(recipe.run, donate_argnums=0, out_shardings=shardings)
-    compiled = advance.lower(state, rows, rates, stream_key, jnp.int32(1)).compile()
+    compiled = program.advance.lower(*arguments(1)).compile()
     compile_seconds = time.perf_counter() - began
 
     def steps(count: int) -> float:
         nonlocal state
         began = time.perf_counter()
-        state = compiled(state, rows, rates, stream_key, jnp.int32(count))
-        jax.block_until_ready(state)
+        state = jax.block_until_ready(compiled(*arguments(count)))
         return time.perf_counter() - began
 
     steps(1)
     count = max(1, round(_SECONDS / max(steps(2) / 2, 1e-6)))
     step_seconds = steps(count) / count
-    evaluation = Evaluation(recipe.model, dataset)
+    evaluation = Evaluation(program.recipe.model, dataset, program.whole)
     jax.block_until_ready(evaluation.launch(state.params))
     return Speed(
         compile_seconds=compile_seconds,

@@ -10,8 +10,6 @@ import bisect
 from dataclasses import dataclass
 from typing import Any
 
-from implicit_reasoning.errors import InputError
-
 _MOST = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
 
 
@@ -33,6 +31,25 @@ def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     return tuple(sorted(steps))
 
 
+def faults(config: Any) -> list[str]:
+    """What is wrong with the intervals of a configuration, in words."""
+    intervals = {
+        "log_every": config.log_every,
+        "resume_every": config.resume_every,
+        "evaluation.every": config.evaluation.every,
+        "checkpoints.every": config.checkpoints.every,
+    }
+    found = []
+    for key, interval in intervals.items():
+        least = max(1, -(-config.steps // _MOST))
+        if interval < least:
+            found.append(
+                f"{key} is {interval}; it must be at least {least}, for events of {config.steps:,} "
+                f"steps that one can wait for (at most {_MOST:,})"
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The steps at which a run of `horizon` steps does something; each tuple ascends.
@@ -52,16 +69,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Any) -> Schedule:
-        """The schedule of a configuration."""
-        for key in ("steps", "log_every", "evaluation.every", "checkpoints.every", "resume_every"):
-            value = config[key] if "." not in key else config[key.split(".")[0]].every
-            if value < 1:
-                raise InputError(f"{key} is {value}; it must be at least 1")
-            if config.steps // value > _MOST and key != "steps":
-                raise InputError(
-                    f"{key} is {value}, which is {config.steps // value:,} times in "
-                    f"{config.steps:,} steps; it must be at least {-(-config.steps // _MOST)}"
-                )
+        """The schedule of a configuration in which `faults` finds none."""
         horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
         evaluations = spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(

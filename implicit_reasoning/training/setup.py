@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Wrapped
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.training import batches, distributed, optimizer, sharding
+from implicit_reasoning.training import batches, distributed, optimizer, schedule, sharding
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
@@ -36,11 +38,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "steps": (1, 2**31 - 1),
     "batch_size": (1, 2**31 - 1),
-    "log_every": (1, 2**31 - 1),
-    "resume_every": (1, 2**31 - 1),
-    "evaluation.every": (1, 2**31 - 1),
     "evaluation.per_doubling": (0, 64),
-    "checkpoints.every": (1, 2**31 - 1),
     "checkpoints.per_doubling": (0, 64),
     "model.n_layers": (1, 1_000),  # each is traced by itself
     "model.n_loops": (1, 1_000),
@@ -72,8 +70,8 @@ def check_config(config: ConfigDict) -> None:
     for key, value in fields.items():
         if key not in _BOUNDS and isinstance(value, int) and abs(value) >= 2**31:
             faults.append(f"{key} is {value}; counts and seeds must be below 2**31")
-    if not missing:
-        faults += distributed.faults(config.distributed)
+    if not faults:  # these compute with the fields
+        faults += schedule.faults(config) + distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
@@ -119,6 +117,61 @@ def training_rows(dataset: Dataset, mesh: Mesh) -> TrainingRows:
     )
     placed: TrainingRows = jax.device_put(rows, sharding.replicated(mesh))
     return placed
+
+
+class Program(NamedTuple):
+    """What a run computes, and what it is called with; nothing is compiled before it is called.
+
+    Attributes:
+      recipe: the step.
+      rows: to train on, on every device.
+      hyper: the traced hyperparameters.
+      init_key: of the initialisation.
+      stream_key: of data order and dropout.
+      whole: the sharding of what lies on every device.
+      like: shapes and shardings of the state.
+      init: `init(init_key)`, the state before the first step.
+      advance: `advance(state, rows, hyper, stream_key, n_steps)`, the state after so many more; the
+        state that goes in is donated.
+    """
+
+    recipe: Recipe
+    rows: TrainingRows
+    hyper: optimizer.Hyper
+    init_key: Key[Array, ""]
+    stream_key: Key[Array, ""]
+    whole: NamedSharding
+    like: Any
+    init: Wrapped
+    advance: Wrapped
+
+
+def make_program(config: ConfigDict, dataset: Dataset) -> Program:
+    """Everything that training computes with, on the mesh of a configuration.
+
+    Raises:
+      InputError: the parts of the configuration do not fit each other, the dataset or the devices.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    whole, recipe = sharding.replicated(mesh), make_recipe(config, dataset, mesh)
+    init_key, stream_key = jax.jit(lambda: keys(config.seed), out_shardings=whole)()
+    shapes = jax.eval_shape(recipe.init, init_key)
+    places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp)
+    return Program(
+        recipe=recipe,
+        rows=training_rows(dataset, mesh),
+        hyper=jax.device_put(optimizer.hyper(config.optimizer), whole),
+        init_key=init_key,
+        stream_key=stream_key,
+        whole=whole,
+        like=jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            places,
+        ),
+        init=jax.jit(recipe.init, out_shardings=places),
+        advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
+    )
 
 
 def keys(seed: int) -> tuple[Any, Any]:

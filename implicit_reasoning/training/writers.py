@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
 
+from implicit_reasoning import events
 from implicit_reasoning.config import flatten, to_json
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Layout, read_metrics
@@ -63,41 +62,28 @@ class TensorBoard:
         """Begin a fresh event file with everything there is so far."""
         for old in files.tensorboard.glob("events.*"):
             old.unlink()
-        self._writer = SummaryWriter(str(files.tensorboard), flush_secs=10)
-        self._config = config
-        self._writer.add_custom_scalars(
-            {
-                "all splits": {
-                    quantity: ["Multiline", [f"^{quantity}/{split}$" for split in splits]]
-                    for quantity in ("accuracy", "loss", "reciprocal_rank")
-                }
-            }
-        )
-        text = json.dumps(to_json(config), indent=2)
-        self._writer.add_text("config", "```json\n" + text + "\n```")
-        self._begin_session(splits)
+        begun = rows[0]["time"] if rows else time.time()
+        name = f"events.out.tfevents.{int(begun):010d}.{time.time_ns()}"
+        self._file = events.EventFile(files.tensorboard / name, begun)
+        quantities = {
+            quantity: [f"{quantity}/{split}" for split in splits]
+            for quantity in ("accuracy", "loss", "reciprocal_rank")
+        }
+        shown = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _ROUTINE}
+        for summary in (
+            events.charts("all splits", quantities),
+            events.text("config", f"```json\n{json.dumps(to_json(config), indent=2)}\n```"),
+            events.hyperparameters(shown, quantities["accuracy"], begun),
+        ):
+            self._file.write(summary, when=begun)
         for row in rows:
             self.write(row)
 
     def write(self, row: Row) -> None:
         """Add the scalars of one row."""
-        for tag, value in row.items():
-            if tag not in ("step", "time"):
-                self._writer.add_scalar(tag, value, row["step"], walltime=row["time"])
+        values = {tag: value for tag, value in row.items() if tag not in ("step", "time")}
+        self._file.write(events.scalars(values), step=row["step"], when=row["time"])
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
-
-    def _begin_session(self, splits: list[str]) -> None:
-        # Not `add_hparams`: it opens a second writer, which within the same second takes the same
-        # file name. The session has no end record, so that a resumed run need not take one back.
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in flatten(self._config).items()
-            if key.split(".")[0] not in _ROUTINE
-        }
-        metrics: Mapping[str, float] = {f"accuracy/{split}": 0.0 for split in splits}
-        experiment, start, _ = hparams(plain, metrics)
-        self._writer.file_writer.add_summary(experiment)
-        self._writer.file_writer.add_summary(start)
+        """Close the file."""
+        self._file.close()

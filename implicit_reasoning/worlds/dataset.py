@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write
+from implicit_reasoning.files import read_npz, write_npz
 from implicit_reasoning.worlds.chains import exposure
 from implicit_reasoning.worlds.world import NONE, World
 
@@ -135,9 +134,7 @@ class Dataset:
         arrays = self._arrays()
         arrays["format_version"] = np.asarray(FORMAT_VERSION)
         arrays["fingerprint"] = np.asarray(self.fingerprint())
-        with atomic_write(path, "wb") as file:
-            # numpy's stubs take every further keyword for `allow_pickle`.
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        write_npz(path, arrays)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Dataset:
@@ -146,7 +143,7 @@ class Dataset:
         Raises:
           InputError: the file is missing, cut short, changed, of another format, or something else.
         """
-        arrays = _read_npz(path)
+        arrays: dict[str, Any] = read_npz(path, "dataset file")
         version, fingerprint = arrays.pop("format_version", None), arrays.pop("fingerprint", None)
         if version is None or fingerprint is None:
             raise InputError(f"{path} is no dataset: it has no format_version or fingerprint")
@@ -364,28 +361,6 @@ def _check_no_test_row_is_trained(dataset: Dataset) -> None:
         text = "".join(dataset.vocab[token] for token in prompt)
         split = dataset.splits[dataset.split[row]]
         raise RuntimeError(f"{int(leaked.sum())} test rows are trained on, first {text} of {split}")
-
-
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    RuntimeError,  # a flipped bit may say "encrypted", or name a compression that is unknown
-    AttributeError,  # a lone .npy array opens without complaint, but has no members
-    TypeError,
-)
-"""What numpy and zipfile raise on files that are cut short, damaged, or something else."""
-
-
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except _UNREADABLE as error:
-        raise InputError(f"{path} is not a whole dataset file: {error}") from None
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Dataset:

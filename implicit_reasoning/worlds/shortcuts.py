@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.worlds.chains import expand, inside
 from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
 from implicit_reasoning.worlds.world import NONE, ROLES
@@ -173,15 +172,14 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
     return table
 
 
-def coverage(dataset: Dataset) -> float:
+def coverage(dataset: Dataset) -> float | None:
     """Share of all all-`I` chains that are trained on; about phi / ((1 - ood) * degree).
 
-    Raises:
-      InputError: the task is not one of chains.
+    None where the task is not one of chains.
     """
-    world = world_of(dataset)
     if "r2" not in dataset.truth:
-        raise InputError("coverage is of chains: this dataset's task is not one of chains")
+        return None
+    world = world_of(dataset)
     facts = world.facts
     continuations: np.ndarray = np.ones(world.n_entities)
     for hop in reversed(range(dataset.hops)):  # chains that start at each entity, by their length

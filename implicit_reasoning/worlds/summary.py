@@ -15,8 +15,8 @@ def describe(dataset: Dataset) -> str:
     lines += _split_table(dataset)
     if dataset.world is not None:
         lines += ["", f"{dataset.world.n_facts:,} facts"]
-        if "r2" in dataset.truth:
-            lines[-1] += f"; training chains cover {coverage(dataset):.0%}"
+        if (share := coverage(dataset)) is not None:
+            lines[-1] += f"; training chains cover {share:.0%}"
             lines[-1] += " of the in-distribution ones"
     states = ", ".join(f"{n:,} at {position}" for position, n in distinct_states(dataset).items())
     return "\n".join([*lines, f"distinct states: {states}", *_shortcut_table(dataset)])

@@ -43,7 +43,7 @@ for name, other in (("alone", "both"), ("both", "alone")):
     saved = saved_state(moved)
     files = runs[name].files
     trainer = Trainer(config(placements[other]), runs[name].dataset, files)
-    like = {"state": trainer._like, "first_correct": np.zeros(1, np.int32)}
+    like = {"state": trainer._program.like, "first_correct": np.zeros(1, np.int32)}
     like["first_correct"] = np.zeros_like(runs[name].first_correct["step"])
     reader = Checkpoints(files.resume)
     restored = reader.restore(50, like)

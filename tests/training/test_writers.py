@@ -189,7 +189,7 @@ def test_fields_that_are_none_or_tuples_are_written_in_words(files):
 
 
 def test_the_configuration_is_there_as_text(reader):
-    (event,) = reader.Tensors("config/text_summary")
+    (event,) = reader.Tensors("config")
     text = event.tensor_proto.string_val[0].decode()
     begin, end = "```json\n", "\n```"
     assert text.startswith(begin) and text.endswith(end)

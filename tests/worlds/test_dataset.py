@@ -97,8 +97,7 @@ def test_a_dataset_without_a_world(dataset, tmp_path):
     )
     bare.save(tmp_path / "world.npz")
     assert Dataset.load(tmp_path / "world.npz").world is None
-    with pytest.raises(InputError, match="has no world"):
-        coverage(bare)
+    assert coverage(bare) is None
     with pytest.raises(InputError, match="has no bridge entities: its task is not one of chains"):
         _ = bare.bridge
 
@@ -204,7 +203,7 @@ def test_foreign_files_are_refused(tmp_path):
         Dataset.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match="is no dataset"):
+    with pytest.raises(InputError, match=r"is not a whole dataset file: readme\.txt in it is no"):
         Dataset.load(path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write
+from implicit_reasoning.files import atomic_write, read_npz, write_npz
 
 _UNREADABLE = (
     SafetensorError,
@@ -27,9 +26,7 @@ _UNREADABLE = (
     EOFError,
     KeyError,
     RuntimeError,  # torch, of an archive that is cut short; zipfile, of what it cannot unpack
-    AttributeError,  # a lone .npy array opens without complaint, but has no members
     TypeError,
-    zlib.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
@@ -47,13 +44,12 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write the arrays, as they are, in the format that the path ends in."""
     # What was reshaped or transposed need not lie in the order that safetensors writes out.
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    if path.suffix == ".npz":
+        write_npz(path, plain)
+        return
     with atomic_write(path, "wb") as file:
-        if path.suffix == ".npz":
-            # numpy's stubs take every further keyword for `allow_pickle`.
-            np.savez(file, allow_pickle=False, **plain)  # type: ignore[arg-type]
-        else:
-            # HuggingFace reads no file that does not say which framework's tensors it holds.
-            file.write(save(plain, metadata={"format": "pt"}))
+        # HuggingFace reads no file that does not say which framework's tensors it holds.
+        file.write(save(plain, metadata={"format": "pt"}))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -71,9 +67,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         elif path.suffix == ".safetensors":
             arrays = dict(load_file(path))
         else:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays = read_npz(path, "weights file")
         return {name: array.astype(np.float32) for name, array in arrays.items()}
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"{path} is not a whole weights file: {error}") from None
 

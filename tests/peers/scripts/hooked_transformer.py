@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from at_random import make_theirs
+from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 try:
@@ -29,15 +30,7 @@ def answer(case):
     buffers = [name for name, _ in model.named_buffers()]
     assert not told.unexpected_keys and set(told.missing_keys) <= set(buffers), told
     np.save(case / "logits.npy", model(tokens).numpy())
-
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.normal_(0, 0.3)
-    # As people save it: the whole state dict, buffers too, and the whole config.
-    state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, case / "theirs.safetensors")
-    (case / "theirs.json").write_text(json.dumps(model.cfg.to_dict(), default=str))
-    np.save(case / "their_logits.npy", model(tokens).numpy())
+    make_theirs(case, model, tokens)
 
 
 for folder in sorted(Path(sys.argv[1]).iterdir()):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from at_random import make_theirs
+from safetensors.torch import load_file
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
@@ -24,14 +25,7 @@ def answer(case):
     state = convert_tl_checkpoint(load_file(case / "ours.safetensors"), config)
     model.load_state_dict(state, strict=True)
     np.save(case / "logits.npy", model(tokens).numpy())
-
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.normal_(0, 0.3)
-    state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, case / "theirs.safetensors")
-    (case / "theirs.json").write_text(json.dumps(model.cfg.to_dict(), default=str))
-    np.save(case / "their_logits.npy", model(tokens).numpy())
+    make_theirs(case, model, tokens)
 
 
 for folder in sorted(Path(sys.argv[1]).iterdir()):
