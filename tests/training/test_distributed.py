@@ -21,7 +21,7 @@ from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, read_metrics
 from implicit_reasoning.training import PeerLost, distributed, train
-from tests.training.tiny import TINY, assert_same_run, tiny
+from tests.training.tiny import GROKS, TINY, assert_same_run, tiny
 
 # Weights are split over the two processes, so that a checkpoint needs both.
 CHANGES = {
@@ -43,7 +43,7 @@ def free_port():
 
 
 @contextmanager
-def pair(workdir, own=((), ())):
+def pair(workdir, own=((), ()), changes=CHANGES):
     """The command twice, each with flags of its own; both processes are gone afterwards."""
     stated = {
         "distributed.mode": "explicit",
@@ -51,7 +51,7 @@ def pair(workdir, own=((), ())):
         "distributed.num_processes": 2,
         "distributed.timeout": 10,
     }
-    overrides = [f"--config.{key}={value}" for key, value in {**TINY, **CHANGES, **stated}.items()]
+    overrides = [f"--config.{key}={value}" for key, value in {**TINY, **changes, **stated}.items()]
     command = [sys.executable, "-m", "implicit_reasoning", "train", f"--workdir={workdir}"]
     command += ["--config=configs/composition.py:pocket", *overrides]
     processes = [
@@ -163,6 +163,24 @@ def test_signalled_or_killed_they_end_together_and_go_on_exactly(uninterrupted, 
     with pair(workdir) as processes:
         assert [code for code, _, _ in ends(processes)] == [0, 0]
     assert_same_run(uninterrupted, workdir)
+
+
+@pytest.mark.slow
+def test_over_three_seeds_two_processes_learn_what_one_does(tmp_path):
+    """Single curves part, as rounding is amplified; their mean does not."""
+    accuracies = {"alone": [], "together": []}
+    for seed in range(3):
+        changes = {**GROKS, "seed": seed}
+        alone = train(apply_overrides(tiny(), changes), tmp_path / f"alone_{seed}")
+        accuracies["alone"].append(alone.metrics[-1]["accuracy/test_ii"])
+        workdir = tmp_path / f"together_{seed}"
+        with pair(workdir, changes=changes) as processes:
+            assert [code for code, _, _ in ends(processes, within=600)] == [0, 0]
+        accuracies["together"].append(Run(workdir).metrics[-1]["accuracy/test_ii"])
+    print(accuracies)
+    means = {name: np.mean(found) for name, found in accuracies.items()}
+    assert means["alone"] > 0.9  # it generalised, so there is something to agree on
+    assert abs(means["alone"] - means["together"]) <= 0.02
 
 
 def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, tmp_path):
