@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -93,6 +94,8 @@ def join(config: Any) -> None:
             "num_processes": config.num_processes,
             "process_id": config.process_id,
         }
+        if config.mode == "explicit" and config.process_id == 0:
+            _check_port_is_free(config.coordinator_address)
         if config.num_processes != 1:
             _say_it_when_aborted()
         try:
@@ -111,6 +114,20 @@ def join(config: Any) -> None:
             f"distributed.num_processes is {config.num_processes}, but {jax.process_count()} "
             "processes were joined; the command must run exactly once for each"
         )
+
+
+def _check_port_is_free(address: str) -> None:
+    """Process 0 is to listen there; where something else does, JAX crashes without a word."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that just ended is none
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"distributed.coordinator_address is {address!r}, but process 0 cannot listen on "
+                f"port {port} here: {error}; choose a free port"
+            ) from None
 
 
 def many() -> bool:
