@@ -15,6 +15,7 @@ FLOORS = [
     {"worlds", "model"},
     {"runs"},
     {"training"},
+    {"analysis"},
     {"report", "grokked", "doctor"},
     {"__main__"},
 ]

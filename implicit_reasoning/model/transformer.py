@@ -132,7 +132,10 @@ class Network(nnx.Module):
         self, resid: Float[Array, "*rest d_model"], taps: Taps
     ) -> Float[Array, "*rest d_vocab"]:
         """Final norm and unembedding, float32."""
-        resid = self.ln_final(resid, taps.within("ln_final."))
+        return self.unembedding(self.ln_final(resid, taps.within("ln_final.")))
+
+    def unembedding(self, resid: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_vocab"]:
+        """Logits of a residual that is normalised already (or, in a lens, is not), float32."""
         weight = self.embed.W_E[...].T if self.spec.tied else self.unembed.W_U[...]
         logits = jnp.matmul(
             resid,

@@ -1,0 +1,83 @@
+"""Claims: the few things an instrument may say of a mechanism, and how they are held against truth.
+
+A claim is about a variable at a place: "e2 is decodable at layer 1, position r1". What is true of a
+model whose mechanism is known is a `Mechanism`; claims that it leaves open count neither way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import xarray as xr
+
+KINDS = {
+    "decodable": "the variable can be read from the state at (layer, position)",
+    "carried": "what the answer needs of the variable passes through (layer, position)",
+    "used": "the variable's own code at (layer, position) is what the answer is computed from",
+    "unused": "the variable's code at (layer, position) is there, and the answer ignores it",
+    "composes": "answers are computed through the variable, somewhere",
+    "memorised": "answers are looked up, not computed through the variable",
+}
+"""The fixed list. Layer and position are -1 and "" in the last two."""
+
+Verdict = Literal["right", "wrong", "silent"]
+
+
+class Claim(NamedTuple):
+    """One statement; `layer` counts blocks before the state, as `S[layer, pos]` in the papers."""
+
+    kind: str
+    variable: str
+    layer: int = -1
+    pos: str = ""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What is true of a model.
+
+    Attributes:
+      true: claims that hold.
+      open: claims that nobody knows, or on which one may differ; those are not counted.
+      closed: kinds of which every claim that is neither true nor open is false.
+    """
+
+    true: frozenset[Claim]
+    open: frozenset[Claim] = frozenset()
+    closed: frozenset[str] = field(default_factory=lambda: frozenset(KINDS))
+
+    def holds(self, claim: Claim) -> bool | None:
+        """Whether a claim is true; None if that is open."""
+        if claim in self.true:
+            return True
+        return None if claim in self.open or claim.kind not in self.closed else False
+
+
+def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
+    """The claims of one kind: the true cells of an array with the dimensions of a claim."""
+    cells = there.transpose("variable", "layer", "pos").to_series()
+    return {Claim(kind, *map(_plain, cell)) for cell, value in cells.items() if value}
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if hasattr(label, "item") else label
+
+
+def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
+    """Right: at least one claim, and none false. Wrong: a false claim. Silent: nothing said."""
+    truths = [mechanism.holds(claim) for claim in claims]
+    if False in truths:
+        return "wrong"
+    return "right" if True in truths else "silent"
+
+
+def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list[str]]:
+    """The claims in words, by what is true of them: "true", "false", "open"."""
+    words = {True: "true", False: "false", None: "open"}
+    found: dict[str, list[str]] = {word: [] for word in words.values()}
+    for claim in sorted(claims):
+        where = f" at layer {claim.layer}, {claim.pos}" if claim.pos else ""
+        found[words[mechanism.holds(claim)]].append(f"{claim.variable} {claim.kind}{where}")
+    return found

@@ -1,0 +1,196 @@
+"""The runner: an instrument, written for one model, over all checkpoints in one compiled program.
+
+Checkpoints are stacked along a leading axis; the program maps `measure` over it, each device of the
+mesh's `trial` axis its own share, and is compiled once however many checkpoints and runs there are.
+Outcomes by example come back to the host, which averages them within groups, with intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import xarray as xr
+from jax.sharding import PartitionSpec
+from tqdm import tqdm
+
+from implicit_reasoning.analysis.aggregate import aggregate
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.machine import provenance
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.training import sharding
+from implicit_reasoning.worlds import Dataset
+
+_SEED = 0  # of what instruments draw at random
+_MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggregates meanwhile
+_MEMORY = 2**31  # bytes that one call may need for its intermediate values, on each device
+
+
+class Subject(Protocol):
+    """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
+
+    @property
+    def model(self) -> Transformer:
+        """The model."""
+        ...
+
+    @property
+    def dataset(self) -> Dataset:
+        """What it was trained on, with its truth."""
+        ...
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Checkpoints, ascending."""
+        ...
+
+    def params(self, steps: Sequence[int] | None = None) -> Params:
+        """Parameters of some checkpoints, stacked along a leading axis."""
+        ...
+
+
+class Runner:
+    """One instrument, for models of one shape; compiled once, then called for chunks of them."""
+
+    def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
+        """Prepare; nothing is compiled yet.
+
+        Args:
+          instrument: to run.
+          model: of all checkpoints.
+          together: models that a device computes at the same time (`vmap`); by default one on a
+            CPU, whose batched products of small matrices are slow, and all of a chunk elsewhere.
+        """
+        self.instrument, self.model = instrument, model
+        self.mesh = sharding.make_mesh({"trial": -1, "data": 1, "model": 1})
+        alone = jax.default_backend() == "cpu"
+        self.together = together or (1 if alone else _MOST_AT_ONCE)
+        self.traces = 0
+        self._compiled: dict[Any, Callable[..., dict[str, jax.Array]]] = {}
+
+    def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
+        """Measure stacked checkpoints; each output gets a leading axis of them."""
+        count = jax.tree.leaves(params)[0].shape[0]
+        devices = self.mesh.shape["trial"]
+        padded = -(-count // devices) * devices
+        params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
+        key = jax.random.key(_SEED)
+        found = self._program(params, examples.inputs, key)
+        return {name: np.asarray(value)[:count] for name, value in found.items()}
+
+    def _program(self, params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
+        shapes = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
+        name = (jax.tree.leaves(params)[0].shape[0], str(shapes))
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(self._mapped())
+        return self._compiled[name](params, inputs, key)
+
+    def _mapped(self) -> Callable[..., dict[str, jax.Array]]:
+        def share(params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
+            def one(params: Params) -> dict[str, jax.Array]:
+                self.traces += 1
+                return self.instrument.measure(self.model, params, inputs, key)
+
+            found: dict[str, jax.Array] = jax.lax.map(one, params, batch_size=self.together)
+            return found
+
+        by_trial, whole = PartitionSpec("trial"), PartitionSpec()
+        return jax.shard_map(
+            share,
+            mesh=self.mesh,
+            in_specs=(by_trial, whole, whole),
+            out_specs=by_trial,
+            check_vma=False,
+        )
+
+
+def measure(
+    instrument: Instrument,
+    subject: Subject,
+    steps: Sequence[int] | None = None,
+    *,
+    runner: Runner | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run one instrument over the checkpoints of one subject.
+
+    Args:
+      instrument: to run.
+      subject: with `model`, `dataset`, `steps` and `params`.
+      steps: which checkpoints; all by default.
+      runner: of an earlier call for a model of this shape, which need not be compiled again.
+      progress: show a bar on standard error.
+
+    Returns:
+      Labelled arrays with the dimensions `step`, then `group` (of averaged outcomes), then those
+      that the instrument declares.
+
+    Raises:
+      InputError: the instrument cannot be used here, says something else than it declares, or a
+        step has no checkpoint.
+    """
+    model, dataset = subject.model, subject.dataset
+    steps = tuple(subject.steps if steps is None else steps)
+    runner = runner or Runner(instrument, model)
+    examples = instrument.examples(model, dataset)
+    coords = {**instrument.coords(model, dataset), **examples.coords}
+    sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
+
+    at_once = chunk_size(len(steps))
+    found: list[xr.Dataset] = []
+    with tqdm(total=len(steps), desc=instrument.name, unit="ckpt", disable=not progress) as bar:
+        for start in range(0, len(steps), at_once):
+            part = steps[start : start + at_once]
+            # The last chunk is filled up, so that every call has the shape that is compiled.
+            filled = (*part, *[part[-1]] * (at_once - len(part)))
+            outputs = runner(subject.params(filled), examples)
+            outputs = {name: value[: len(part)] for name, value in outputs.items()}
+            instrument.check({name: value[0] for name, value in outputs.items()}, sizes)
+            found.append(aggregate(instrument, outputs, examples, coords, part))
+            bar.update(len(part))
+    result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
+    return result.assign_attrs(_about(instrument, model, dataset, examples))
+
+
+def chunk_size(count: int) -> int:
+    """Checkpoints in a call: at most `_MOST_AT_ONCE`, in chunks as equal as can be."""
+    chunks = max(1, -(-count // _MOST_AT_ONCE))
+    return -(-count // chunks)
+
+
+def _about(
+    instrument: Instrument, model: Transformer, dataset: Dataset, examples: Examples
+) -> dict[str, Any]:
+    versions = provenance()
+    return {
+        "instrument": instrument.name,
+        "version": instrument.version,
+        "definition": instrument.definition,
+        "sites": list(instrument.sites(model)),
+        "groups": list(examples.groups),
+        "world": dataset.fingerprint(),
+        "model": json.loads(json.dumps(vars(model.spec))),
+        "seed": _SEED,
+        "made_with": versions,
+    }
+
+
+def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
+    """Put new steps into what was measured before; a step that is in both is taken from `new`.
+
+    Raises:
+      InputError: the two are of different instruments, versions, worlds, models or examples.
+    """
+    for what in ("instrument", "version", "definition", "world", "model", "groups"):
+        if old.attrs.get(what) != new.attrs[what]:
+            raise InputError(
+                f"the result of {new.attrs['instrument']!r} that is there has another {what} "
+                f"({old.attrs.get(what)!r}, now {new.attrs[what]!r}); remove it to measure anew"
+            )
+    kept = old.sel(step=[step for step in old.step.values if step not in new.step.values])
+    both = xr.concat([kept, new], dim="step", data_vars="minimal") if kept.sizes["step"] else new
+    return both.sortby("step").assign_attrs(new.attrs)
