@@ -3,11 +3,13 @@
 Each package has an environment of its own, and files are all that passes between them and us.
 """
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 
+from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.interchange import load_gpt2, load_weights, save_gpt2, save_weights
 from tests.model.interchange.models import assert_same_logits, logits_of
 from tests.peers.cases import NOT_GPT2, RANDOM, TRAINED, models
@@ -73,6 +75,24 @@ def test_we_compute_their_logits_from_their_file(made, exchanged, peer, case):
         model, params = load_weights(folder / "theirs.safetensors")
     tokens, theirs = np.load(folder / "tokens.npy"), np.load(folder / "their_logits.npy")
     assert_same_logits(logits_of(model, params, tokens), theirs)
+
+
+@pytest.mark.parametrize(("peer", "case"), [pair for pair in PAIRS if pair[0] != "huggingface"])
+def test_every_hook_has_the_value_that_it_has_there(made, exchanged, peer, case):
+    model, params, tokens = made[case]
+    with np.load(exchanged(peer) / case / "hooks.npz") as file:
+        theirs = dict(file)
+    shared = [site for site in model.sites if site in theirs]
+    if peer == "transformer_lens_4":  # its native bridge has most of them, under the same names
+        assert len(shared) > len(model.sites) / 2
+        # There this one stands before weight and bias, in 2 and 3 after them, as ours.
+        shared = [site for site in shared if not site.endswith("hook_normalized")]
+    else:
+        assert shared == list(model.sites)
+    exact = Transformer(dataclasses.replace(model.spec, precision="highest"))
+    _, ours = exact.forward(params, tokens, sites=shared)
+    for site in shared:
+        np.testing.assert_allclose(ours[site], theirs[site], rtol=1e-4, atol=1e-4, err_msg=site)
 
 
 @pytest.mark.parametrize("case", ["tied", "trained"])

@@ -1,6 +1,7 @@
 """HookedTransformer, or SAELens's: logits of the models in our files, and its own for us to read.
 
-For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`; then fills a
+For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`, and in
+`<case>/hooks.npz` the value at every hook; then fills a
 model of the same config at random and saves its state dict and config as `<case>/theirs.*`, with
 its logits in `<case>/their_logits.npy`.
 """
@@ -21,6 +22,21 @@ except ImportError:  # the environment of TransformerLens by itself
     Model = HookedTransformer
 
 
+PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result")
+
+
+def hook_values(model, tokens):
+    """Every hook's value; in a second run those that cost something and change others' shapes."""
+    _, usual = model.run_with_cache(tokens)
+    model.set_use_attn_result(True)
+    model.set_use_attn_in(True)
+    model.set_use_split_qkv_input(True)
+    model.set_use_hook_mlp_in(True)
+    _, costly = model.run_with_cache(tokens)
+    rare = {name: value for name, value in costly.items() if name.endswith((*PER_HEAD, "mlp_in"))}
+    return {name: value.numpy() for name, value in {**usual, **rare}.items()}
+
+
 @torch.no_grad()
 def answer(case):
     tokens = torch.as_tensor(np.load(case / "tokens.npy"), dtype=torch.long)
@@ -30,6 +46,7 @@ def answer(case):
     buffers = [name for name, _ in model.named_buffers()]
     assert not told.unexpected_keys and set(told.missing_keys) <= set(buffers), told
     np.save(case / "logits.npy", model(tokens).numpy())
+    np.savez(case / "hooks.npz", **hook_values(model, tokens))
     make_theirs(case, model, tokens)
 
 

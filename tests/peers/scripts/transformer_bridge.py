@@ -25,6 +25,9 @@ def answer(case):
     state = convert_tl_checkpoint(load_file(case / "ours.safetensors"), config)
     model.load_state_dict(state, strict=True)
     np.save(case / "logits.npy", model(tokens).numpy())
+    _, cache = model.run_with_cache(tokens)
+    arrays = {name: value for name, value in cache.items() if isinstance(value, torch.Tensor)}
+    np.savez(case / "hooks.npz", **{name: value.numpy() for name, value in arrays.items()})
     make_theirs(case, model, tokens)
 
 
