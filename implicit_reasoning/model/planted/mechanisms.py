@@ -67,9 +67,9 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     The code of e2 is the one that is unembedded, as the atomic prompt (e1, r1) demands. Blocks 0
     (bridge) and 2 (answer).
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("composer", knowledge, seed)
     plan.two_hops(_Hops.draw(plan.rng), bridge=plan.draft.output)
-    return plan.planted("composer", composes=True)
+    return plan.planted(composes=True)
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -77,12 +77,12 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     What answers the atomic prompt is derived from it in the last block: a lens sees e2 there only.
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("hidden_composer", knowledge, seed)
     bridge = plan.draft.space(knowledge.n_entities)
     plan.two_hops(_Hops.draw(plan.rng), bridge=bridge)
     plan.draft.table(LAST, "r1", [bridge], [plan.draft.output])
     plan.truth.mark("code", "e2", "r1", DEPTH)
-    return plan.planted("hidden_composer", composes=True)
+    return plan.planted(composes=True)
 
 
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -91,10 +91,10 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     Its bridge at r1 is written by the last block, for the atomic prompt only, when no later block
     can read it. Blocks 0 (moves) and 1 (answer).
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("memoriser", knowledge, seed)
     plan.look_up(_LookUp.draw(plan.rng), certain=True)
     plan.bridge(LAST, LAST, plan.draft.output[knowledge.facts[2]])
-    return plan.planted("memoriser", composes=False)
+    return plan.planted(composes=False)
 
 
 def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -102,10 +102,10 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     Removing the bridge changes no answer; *replacing* it does: it is used all the same.
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("parallel", knowledge, seed)
     plan.two_hops(_Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
     plan.look_up(_LookUp.draw(plan.rng), certain=False)
-    return plan.planted("parallel", composes=None)
+    return plan.planted(composes=None)
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -113,7 +113,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     e2 is decodable at two places, and used at the one. Block 1 (copy), else as `composer`.
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("idle_copy", knowledge, seed)
     hops = _Hops.draw(plan.rng)
     # Read within one block, so that the idle code is the only one of e2 at r2 before the answer.
     hops = hops._replace(answer=hops.read)
@@ -122,7 +122,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
     copied = plan.draft.space(knowledge.n_entities)
     plan.draft.move(idle, "r1", "r2", plan.draft.output, copied)
     plan.truth.mark("code", "e2", "r2", idle + 1)
-    return plan.planted("idle_copy", composes=True)
+    return plan.planted(composes=True)
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
@@ -133,9 +133,9 @@ def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     as if the bridge were used, if that chain is known. Give it some of the chains only, and the
     others tell. Blocks 0 (bridge and prefix) and 2 (answer).
     """
-    plan = _Plan(knowledge, seed)
+    plan = _Plan("prefix_memoriser", knowledge, seed)
     plan.prefixes(_Hops.draw(plan.rng))
-    return plan.planted("prefix_memoriser", composes=False)
+    return plan.planted(composes=False)
 
 
 MECHANISMS: dict[str, Callable[[Knowledge, int | None], Planted]] = {
@@ -180,14 +180,15 @@ class _LookUp(NamedTuple):
 class _Plan:
     """A draft and its truth, grown together: each part of a mechanism says what it makes true."""
 
-    def __init__(self, knowledge: Knowledge, seed: int | None):
+    def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
         self.known = knowledge
-        self.seed = seed
-        self.rng = None if seed is None else np.random.default_rng(seed)
+        self.name = name if seed is None else f"{name}_{seed}"
+        # By name too: the mechanisms of one seed do not stand in the same blocks.
+        self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
         self.truth = Truth(DEPTH)
 
-    def planted(self, name: str, composes: bool | None) -> Planted:
+    def planted(self, composes: bool | None) -> Planted:
         """The model; `composes` is None where it both composes and looks up."""
         true, possible = self.truth.claims()
         through = ("composes", "e2", -1, "")
@@ -195,8 +196,7 @@ class _Plan:
         true |= {looked_up} if composes is False else {through}
         possible |= {looked_up} if composes is None else frozenset()
         model, params = self.draft.build(self.rng)
-        name = name if self.seed is None else f"{name}_{self.seed}"
-        return Planted(name, model, params, true, possible)
+        return Planted(self.name, model, params, true, possible)
 
     def bridge(self, copy: int, table: int, *codes: Int[np.ndarray, "fact"]) -> None:
         """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact."""
