@@ -52,6 +52,30 @@ def report(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     print(f"report: {write_report(Run(flags['workdir']))}")
 
 
+def analyze(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Measure checkpoints with instruments."""
+    from implicit_reasoning.analysis import analyze_all
+    from implicit_reasoning.runs import Run
+
+    run = Run(flags["workdir"])
+    names = flags["instruments"].split(",") if flags["instruments"] else None
+    steps = parse_steps(flags["steps"], run.steps)
+    for name in analyze_all(run, names, steps=steps, again=flags["again"]):
+        print(f"{run.files.analysis / f'{name}.nc'}")
+
+
+def parse_steps(text: str, there: Sequence[int]) -> list[int] | None:
+    """The steps of `--steps=`: `all`, `last`, or numbers with commas between."""
+    if text in ("all", "last"):
+        return list(there) if text == "all" else list(there[-1:])
+    try:
+        return [int(step) for step in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--steps={text} is not understood; it is all, last, or steps such as 0,1000,6000"
+        ) from None
+
+
 def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Build a dataset, say what is in it and what answers it without composing, write its files."""
     from implicit_reasoning.worlds import build
@@ -104,6 +128,12 @@ VERBS = {
         {"config": str, "workdir": str, "stop_at": int, "profile": False},
         ("config", "workdir"),
         train,
+    ),
+    "analyze": Verb(
+        "measure a run's checkpoints with instruments, for the report to show",
+        {"workdir": str, "instruments": "", "steps": "all", "again": False},
+        ("workdir",),
+        analyze,
     ),
     "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
     "world": Verb(

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 
 from implicit_reasoning.__main__ import VERBS, main
+from implicit_reasoning.analysis import Claim, find_instrument
 from implicit_reasoning.report import write_report
+from implicit_reasoning.report.figures import collect
 from implicit_reasoning.runs import Run
+from implicit_reasoning.training import train
+from tests.training.tiny import tiny
 
 README = Path("README.md").read_text(encoding="utf-8")
 
@@ -57,6 +61,24 @@ def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
         if relation >= 12 + 3:  # the inverse of an inverse is the fact
             assert answer[said, relation - 3] == entity
     assert "accuracy/test_backward" in run.metrics[-1]
+
+
+def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch, capsys):
+    example = python_of("An instrument of your own")
+    assert len(example.splitlines()) <= 52  # some 40 without its blank lines
+    run = train(tiny(steps=10, checkpoints__every=5), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "knock_out.py").write_text(example, encoding="utf-8")
+    where = "knock_out.py:KnockOut"
+    assert main(["analyze", f"--workdir={run.files.workdir}", f"--instruments={where}"]) == 0
+    assert capsys.readouterr().out.strip().endswith("analysis/knock_out.nc")
+    result = run.result("knock_out")
+    assert dict(result.right.sizes) == {"step": len(run.steps), "group": 5, "layer": 3, "pos": 3}
+    assert "knock_out" in [figure.name for figure in collect(run)]
+    # What it says of the last layer is what is so: no answer at r2 without the state there.
+    last = result.isel(step=-1).sel(layer=2)
+    assert (last.right.sel(pos="e1") == last.right.sel(pos="r1")).all()
+    assert find_instrument(where).claims(result.isel(step=-1)) >= {Claim("carried", "r2", 2, "r2")}
 
 
 def test_every_configuration_is_in_the_table_of_worlds():

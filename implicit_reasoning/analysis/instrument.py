@@ -27,6 +27,10 @@ EXAMPLE = "example"
 """The last dimension of an outcome that there is one of for each example; it is averaged away."""
 
 
+class NotApplicable(InputError):
+    """An instrument makes no sense for a task; the message says why."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """What an instrument looks at.
@@ -61,6 +65,7 @@ class Instrument(abc.ABC):
         one is "example", the result has means over each group with `<name>_low` and `<name>_high`,
         the ends of the interval; other outputs are kept as they are.
       default: whether `analyze` runs it when no instrument is named.
+      found_at: its import path, where it was found by one; the report finds it there again.
     """
 
     name: ClassVar[str]
@@ -68,13 +73,14 @@ class Instrument(abc.ABC):
     version: ClassVar[int] = 1
     outputs: ClassVar[dict[str, tuple[str, ...]]]
     default: ClassVar[bool] = True
+    found_at: str = ""
 
     @abc.abstractmethod
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose what to look at; a fixed choice for a dataset, whatever the checkpoint.
 
         Raises:
-          InputError: the instrument makes no sense for this task; says why.
+          NotApplicable: the instrument makes no sense for this task.
         """
 
     @abc.abstractmethod

@@ -94,9 +94,9 @@ class LogitLens(Instrument):
             wanted = inputs["wanted"]
             of_wanted = jnp.take_along_axis(logits[None, None], wanted[..., None], axis=-1)
             better = ~(logits[None, None] < of_wanted)  # ties, nans and the token itself too
-            token = jnp.arange(logits.shape[-1])
+            token = jnp.arange(logits.shape[-1])[None]
             kind = (token >= inputs["first"][:, None]) & (token < inputs["end"][:, None])
-            return jnp.stack([better.sum(-1), (better & kind[:, None]).sum(-1)]) - 1
+            return jnp.stack([better.sum(-1), (better & kind[None, :, None]).sum(-1)]) - 1
 
         def place(state: Array) -> Array:
             """[norm, vocabulary, truth, variable, example] of one (layer, position)."""

@@ -7,9 +7,9 @@ Outcomes by example come back to the host, which averages them within groups, wi
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ _MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggreg
 _MEMORY = 2**31  # bytes that one call may need for its intermediate values, on each device
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
 
@@ -153,7 +154,7 @@ def measure(
             found.append(aggregate(instrument, outputs, examples, coords, part))
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
-    return result.assign_attrs(_about(instrument, model, dataset, examples))
+    return result.assign_attrs(_about(instrument, subject, examples))
 
 
 def chunk_size(count: int) -> int:
@@ -162,35 +163,40 @@ def chunk_size(count: int) -> int:
     return -(-count // chunks)
 
 
-def _about(
-    instrument: Instrument, model: Transformer, dataset: Dataset, examples: Examples
-) -> dict[str, Any]:
-    versions = provenance()
+def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict[str, Any]:
+    return {
+        **_identity(instrument, subject),
+        "found_at": instrument.found_at,
+        "sites": list(instrument.sites(subject.model)),
+        "groups": list(examples.groups),
+        "made_with": provenance(),
+    }
+
+
+def _identity(instrument: Instrument, subject: Subject) -> dict[str, Any]:
+    """What has to be equal for numbers to be comparable."""
     return {
         "instrument": instrument.name,
         "version": instrument.version,
         "definition": instrument.definition,
-        "sites": list(instrument.sites(model)),
-        "groups": list(examples.groups),
-        "world": dataset.fingerprint(),
-        "model": json.loads(json.dumps(vars(model.spec))),
         "seed": _SEED,
-        "made_with": versions,
+        "world": subject.dataset.fingerprint(),
+        "model": dataclasses.asdict(subject.model.spec),
     }
 
 
 def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Put new steps into what was measured before; a step that is in both is taken from `new`.
-
-    Raises:
-      InputError: the two are of different instruments, versions, worlds, models or examples.
-    """
-    for what in ("instrument", "version", "definition", "world", "model", "groups"):
-        if old.attrs.get(what) != new.attrs[what]:
-            raise InputError(
-                f"the result of {new.attrs['instrument']!r} that is there has another {what} "
-                f"({old.attrs.get(what)!r}, now {new.attrs[what]!r}); remove it to measure anew"
-            )
-    kept = old.sel(step=[step for step in old.step.values if step not in new.step.values])
-    both = xr.concat([kept, new], dim="step", data_vars="minimal") if kept.sizes["step"] else new
+    """Put new steps into what was measured before; a step that is in both is taken from `new`."""
+    steps = [step for step in old.step.values if step not in new.step.values]
+    both = xr.concat([old.sel(step=steps), new], dim="step", data_vars="minimal") if steps else new
     return both.sortby("step").assign_attrs(new.attrs)
+
+
+def check_same(old: xr.Dataset, instrument: Instrument, subject: Subject) -> None:
+    """Raise an `InputError` if a result is of another version, world or model than this one."""
+    for what, now in _identity(instrument, subject).items():
+        if old.attrs.get(what) != now:
+            raise InputError(
+                f"the result of instrument {instrument.name!r} that is there has another {what} "
+                f"({old.attrs.get(what)!r}, now {now!r}); measure all of it again (--again)"
+            )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
@@ -60,7 +60,7 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Variables
     that teach something else, and only where it is not the same are both there.
 
     Raises:
-      InputError: the task is not one of chains, or spells an entity in two tokens.
+      NotApplicable: the task is not one of chains, or spells an entity in two tokens.
     """
     need_chains(dataset)
     world, truth = dataset.world, dataset.truth
@@ -88,20 +88,21 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Variables
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise an `InputError` unless this is a task of chains whose entities are one token each."""
+    """Raise `NotApplicable` unless this is a task of chains whose entities are one token each."""
     if "r2" not in dataset.truth or dataset.world is None:
-        raise InputError("this instrument needs a task of chains (e1, r1, r2) -> e3")
+        raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(
         f"<e_{number}>" for number in range(dataset.world.n_entities)
     ):
-        raise InputError(
+        raise NotApplicable(
             "this instrument needs entities of one token each; this task spells them in two "
             "(task.names), and then no single token is the bridge"
         )
 
 
 def chain_splits(dataset: Dataset) -> tuple[str, ...]:
-    """The splits of whole chains, in order."""
+    """The splits of whole chains, in order; `NotApplicable` where the task is not one of chains."""
+    need_chains(dataset)
     last = dataset.truth[f"fact{dataset.hops}"]
     return tuple(
         name

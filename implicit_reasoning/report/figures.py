@@ -17,7 +17,10 @@ from implicit_reasoning.figures import Figure
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Run
 
-PROVIDERS: tuple[str, ...] = ("implicit_reasoning.training.figures",)
+PROVIDERS: tuple[str, ...] = (
+    "implicit_reasoning.training.figures",
+    "implicit_reasoning.analysis.figures",
+)
 """Modules with a function `figures(run) -> list[Figure]`, in the order of the page."""
 
 FORMATS = ("svg", "png", "pdf")

@@ -1,0 +1,185 @@
+"""A model as TransformerLens's users know it: `run_with_cache`, `run_with_hooks`, hook names.
+
+For looking around by hand. Hooks run one operation at a time, outside any compiled program, so that
+they may print, branch and plot as they like - which is slow; what is to be measured over a grid or
+over checkpoints is written as `Edit`s, which compile once.
+
+Source of the names and signatures: TransformerLens (HookedTransformer, ActivationCache).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.edits import Edit
+from implicit_reasoning.model.sites import check_sites
+from implicit_reasoning.model.transformer import Params, Transformer
+
+Filter = str | Collection[str] | Callable[[str], bool] | None
+
+
+class HookPoint(NamedTuple):
+    """What a hook is told of the place it runs at."""
+
+    name: str
+
+    @property
+    def layer(self) -> int:
+        """The block's number; -1 outside of blocks."""
+        found = re.match(r"blocks\.(\d+)\.", self.name)
+        return int(found[1]) if found else -1
+
+
+Hook = Callable[[Array, HookPoint], Array | None]
+
+
+class Hooked:
+    """One model with its parameters.
+
+    `Hooked(run.model, params)`, with parameters of one checkpoint; calling it gives logits.
+    """
+
+    def __init__(self, model: Transformer, params: Params):
+        self.model, self.params = model, params
+        self._forward = jax.jit(model.forward, static_argnames="sites")
+
+    def __call__(self, tokens: Int[Array | np.ndarray, "batch pos"]) -> Float[Array, "..."]:
+        """Logits, [batch, pos, d_vocab]."""
+        logits: Array = self._forward(self.params, tokens)[0]
+        return logits
+
+    def run_with_cache(
+        self, tokens: Int[Array | np.ndarray, "batch pos"], names_filter: Filter = None
+    ) -> tuple[Float[Array, "batch pos d_vocab"], Cache]:
+        """Logits and the values at sites: all of them, or those that the filter names.
+
+        Args:
+          tokens: the prompts.
+          names_filter: a site, several, or a function of a site's name that says which.
+
+        Raises:
+          InputError: a site that the model does not have.
+        """
+        sites = self.sites(names_filter)
+        logits, found = self._forward(self.params, tokens, sites=sites)
+        return logits, Cache(found, self)
+
+    def run_with_hooks(
+        self,
+        tokens: Int[Array | np.ndarray, "batch pos"],
+        fwd_hooks: Sequence[tuple[Filter, Hook]] = (),
+    ) -> Float[Array, "batch pos d_vocab"]:
+        """Logits of a run in which hooks see, and may replace, the values at sites.
+
+        Args:
+          tokens: the prompts.
+          fwd_hooks: (site or filter, function of the value and its `HookPoint`); what it returns
+            goes on in the value's place, `None` leaves it. Several at one site run in order.
+            Arrays cannot be written into: `value.at[:, 1].set(0)` makes a new one.
+        """
+        at: dict[str, list[Hook]] = {}
+        for names, hook in fwd_hooks:
+            for site in self.sites(names):
+                at.setdefault(site, []).append(hook)
+        edits = {site: Edit(_calling(site, hooks)) for site, hooks in at.items()}
+        return self.model.forward(self.params, tokens, edits=edits)[0]
+
+    def sites(self, names: Filter) -> tuple[str, ...]:
+        """The sites that a filter names, in the order of the forward pass."""
+        table = self.model.sites
+        if names is None:
+            return tuple(table)
+        if callable(names):
+            return tuple(site for site in table if names(site))
+        asked = {names} if isinstance(names, str) else set(names)
+        check_sites(asked, table)
+        return tuple(site for site in table if site in asked)
+
+
+def _calling(
+    site: str, hooks: Sequence[Hook]
+) -> Callable[[Array, Mapping[str, Array], Any], Array]:
+    def edit(value: Array, seen: Mapping[str, Array], args: Any) -> Array:
+        for hook in hooks:
+            new = hook(value, HookPoint(site))
+            value = value if new is None else new
+        return value
+
+    return edit
+
+
+class Cache(Mapping[str, Array]):
+    """Values by site: `cache["blocks.1.attn.hook_z"]`, or short, `cache["z", 1]`."""
+
+    def __init__(self, values: Mapping[str, Array], hooked: Hooked):
+        self._values, self._hooked = dict(values), hooked
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Array:
+        site = get_act_name(*key) if isinstance(key, tuple) else get_act_name(key)
+        if site not in self._values:
+            raise InputError(
+                f"{site} is not in the cache, which has {len(self._values)} sites; widen "
+                "names_filter, or see model.sites for what there is"
+            )
+        return self._values[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def accumulated_resid(self) -> tuple[Float[Array, "layer batch pos d_model"], list[str]]:
+        """The residual before each block and after the last, with labels: the lens's input."""
+        depth = self._hooked.model.spec.depth
+        states = [self["resid_pre", layer] for layer in range(depth)]
+        states.append(self["resid_post", depth - 1])
+        return jnp.stack(states), [f"{layer}_pre" for layer in range(depth)] + ["final_post"]
+
+    def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
+        """What was written to the residual, by writer: their sum is the last residual."""
+        parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
+        for layer in range(self._hooked.model.spec.depth):
+            parts[f"{layer}_attn_out"] = self["attn_out", layer]
+            parts[f"{layer}_mlp_out"] = self["mlp_out", layer]
+        return jnp.stack(list(parts.values())), list(parts)
+
+
+# Where a short name's hook is, within a block.
+_IN_ATTENTION = ("q", "k", "v", "z", "attn_scores", "pattern", "result")
+_IN_MLP = ("pre", "post")
+_IN_NORM = ("scale", "normalized")
+_ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v"}
+_ALIASES |= {"mlp_pre": "pre", "mlp_mid": "post", "mlp_post": "post"}
+
+
+def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
+    """The whole name of a site from a short one: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
+
+    Args:
+      name: short, such as "resid_post", "q", "pattern", "mlp_out", "normalized"; or whole.
+      layer: of the block, None for what is outside of blocks.
+      layer_type: "ln1" or "ln2", for "scale" and "normalized"; elsewhere ("a", "m") it says
+        nothing new.
+    """
+    if "." in name or name.startswith("hook_"):
+        return name
+    name = _ALIASES.get(name, name)
+    if layer is None:
+        return f"ln_final.hook_{name}" if name in _IN_NORM else f"hook_{name}"
+    place = ""
+    if name in _IN_NORM:
+        place = f"{layer_type or 'ln1'}."
+    elif name in _IN_ATTENTION:
+        place = "attn."
+    elif name in _IN_MLP:
+        place = "mlp."
+    return f"blocks.{layer}.{place}hook_{name}"

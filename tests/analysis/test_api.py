@@ -1,0 +1,121 @@
+"""Instruments by name, over the checkpoints of a run: what is kept, merged, refused and drawn."""
+
+import dataclasses
+import shutil
+
+import pytest
+import xarray as xr
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.analysis import NotApplicable, analyze, analyze_all, find_instrument
+from implicit_reasoning.analysis import runner as runner_module
+from implicit_reasoning.analysis.lens import LogitLens
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.report.figures import collect
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training import train
+from tests.training.tiny import tiny
+
+OWN = """
+import jax.numpy as jnp
+import numpy as np
+from implicit_reasoning.analysis import Examples, Instrument
+from implicit_reasoning.figures import Figure, new_drawing
+
+class Norms(Instrument):
+    name, definition = "norms", "Norm of the logits at each position."
+    outputs = {"norm": ("pos", "example")}
+
+    def examples(self, model, dataset):
+        rows = dataset.probes("train_ii")[:8]
+        return Examples(dataset.tokens[rows], ("train_ii",), np.zeros(len(rows), int), rows)
+
+    def measure(self, model, params, inputs, key):
+        return {"norm": jnp.linalg.norm(model.forward(params, inputs)[0], axis=-1).T}
+
+    def figures(self, result):
+        drawing, (ax,) = new_drawing()
+        ax.plot(result.step, result.norm.sel(pos="r2", group="train_ii"))
+        return [Figure("norms", "Norms", "Over steps.", drawing)]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train(tiny(steps=20, checkpoints__every=10), tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Run(shutil.copytree(trained.files.workdir, tmp_path / "run"))
+
+
+def test_what_is_there_is_not_measured_again(run, monkeypatch):
+    measured = []
+
+    def measure(instrument, subject, steps, **options):
+        measured.append(steps)
+        return runner_module.measure(instrument, subject, steps, **options)
+
+    monkeypatch.setattr("implicit_reasoning.analysis.api.measure", measure)
+    analyze(run, "lens", steps=[20, 0], progress=False)
+    by_parts = analyze(run, "lens", progress=False)
+    assert measured == [(20, 0), tuple(s for s in run.steps if s not in (0, 20))]
+    assert by_parts.step.values.tolist() == list(run.steps)
+    again = analyze(run, LogitLens(), progress=False)
+    xr.testing.assert_identical(again, by_parts)
+    assert len(measured) == 2
+    at_once = analyze(run, "lens", again=True, progress=False)
+    assert measured[2] == run.steps
+    xr.testing.assert_allclose(at_once, by_parts, rtol=1e-5)
+    assert at_once.attrs["definition"] == LogitLens.definition
+
+
+def test_the_command_and_the_report(run, capsys):
+    workdir = f"--workdir={run.files.workdir}"
+    assert main(["analyze", workdir, "--instruments=lens", "--steps=last"]) == 0
+    assert capsys.readouterr().out.strip().endswith("analysis/lens.nc")
+    assert run.result("lens").step.values.tolist() == [20]
+    assert main(["analyze", workdir, "--steps=0,10"]) == 0
+    assert run.result("lens").step.values.tolist() == [0, 10, 20]
+    assert main(["analyze", workdir, "--steps=soon"]) == 2
+    assert "--steps=soon is not understood; it is all, last, or" in capsys.readouterr().err
+    assert main(["analyze", workdir, "--steps=7"]) == 2
+    assert "no checkpoint of step 7; there are" in capsys.readouterr().err
+
+
+def test_an_instrument_of_ones_own_from_a_file(run, tmp_path):
+    (tmp_path / "norms.py").write_text(OWN)
+    where = f"{tmp_path}/norms.py:Norms"
+    result = analyze(run, where, progress=False)
+    assert result.attrs["found_at"] == where
+    assert result.norm.dims == ("step", "group", "pos") and result.n_states.item() == 8
+    assert "norms" in [figure.name for figure in collect(run)]
+    (tmp_path / "norms.py").unlink()  # the report does without
+    assert "norms" not in [figure.name for figure in collect(run)]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lnes", "unknown instrument 'lnes' - did you mean 'lens'"),
+        ("nowhere.at_all:Lens", "there is no instrument 'nowhere.at_all'"),
+        ("implicit_reasoning.analysis.lens:NORMS", "has no class 'NORMS' of instruments"),
+    ],
+)
+def test_what_cannot_be_found_is_said(name, said):
+    with pytest.raises(InputError, match=said):
+        find_instrument(name)
+
+
+def test_an_instrument_that_is_not_for_the_task_is_passed_over_unless_named(run):
+    class OfSums(Run):
+        @property
+        def dataset(self):
+            truth = {name: run.dataset.truth[name] for name in ("answer", "position")}
+            return dataclasses.replace(run.dataset, truth=truth)
+
+    other = OfSums(run.files.workdir)
+    assert "lens" not in analyze_all(other, progress=False)
+    with pytest.raises(NotApplicable, match="needs a task of chains"):
+        analyze_all(other, ["lens"], progress=False)

@@ -1,0 +1,145 @@
+"""What the runner returns is what a loop over checkpoints by hand would, and it compiles once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from implicit_reasoning.analysis import Examples, Instrument, Runner, measure
+from implicit_reasoning.analysis.runner import check_same, chunk_size, merge
+from implicit_reasoning.errors import InputError
+from tests.analysis.subjects import Subject
+
+
+class Probabilities(Instrument):
+    """The probability of the answer by position, and the sum of one weight matrix."""
+
+    name = "probabilities"
+    definition = "softmax(logits)[answer]"
+    outputs = {"probability": ("pos", "example"), "weights": ("width",), "drawn": ()}
+
+    def examples(self, model, dataset):
+        rows = np.concatenate([dataset.probes("test_ii")[:7], dataset.probes("test_oi")[:5]])
+        inputs = {"tokens": dataset.tokens[rows], "answer": dataset.truth["answer"][rows]}
+        # At the first position an example is its entity; at the last it does not count if odd.
+        by_row = np.where(np.arange(12) % 2, -1, np.arange(12))
+        clusters = np.stack([dataset.truth["e1"][rows], dataset.truth["fact1"][rows], by_row])
+        return Examples(inputs, ("ii", "oi"), np.repeat([0, 1], [7, 5]), clusters, "pos")
+
+    def coords(self, model, dataset):
+        return {**super().coords(model, dataset), "width": range(model.spec.d_model)}
+
+    def measure(self, model, params, inputs, key):
+        logits, _ = model.forward(params, inputs["tokens"])
+        probability = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
+        of_answer = jnp.take_along_axis(probability, inputs["answer"][:, None, None], -1)[..., 0]
+        sums = params["embed"]["W_E"].sum(0)
+        return {"probability": of_answer.T, "weights": sums, "drawn": jnp.sum(sums) * 0 + 1}
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject(11)
+
+
+@pytest.fixture(scope="module")
+def result(subject):
+    return measure(Probabilities(), subject, progress=False)
+
+
+def test_numbers_are_those_of_every_checkpoint_by_itself(subject, result):
+    instrument = Probabilities()
+    examples = instrument.examples(subject.model, subject.dataset)
+    assert result.step.values.tolist() == list(subject.steps)
+    for step in subject.steps:
+        alone = instrument.measure(subject.model, subject.one(step), examples.inputs, None)
+        by_hand = np.asarray(alone["probability"])
+        one = result.sel(step=step)
+        for number, group in enumerate(examples.groups):
+            for place, pos in enumerate(subject.dataset.positions):
+                counted = (examples.group == number) & (examples.clusters[place] >= 0)
+                cell = one.sel(group=group, pos=pos)
+                values = by_hand[place, counted]
+                np.testing.assert_allclose(cell.probability, values.mean(), rtol=1e-5)
+                assert cell.probability_low <= cell.probability <= cell.probability_high
+                assert cell.n_examples == counted.sum()
+                assert cell.n_states == len(set(examples.clusters[place, counted]))
+        np.testing.assert_allclose(one.weights, alone["weights"], rtol=1e-6)
+
+
+def test_it_is_traced_once_for_all_chunks_and_not_again_for_more(subject):
+    runner = Runner(Probabilities(), subject.model)
+    measure(runner.instrument, subject, runner=runner, progress=False)
+    assert len(subject.steps) > chunk_size(len(subject.steps)) and runner.traces == 1
+    measure(runner.instrument, subject, runner=runner, progress=False)
+    assert runner.traces == 1
+
+
+@pytest.mark.parametrize("together", [1, 2, 6])
+def test_how_many_go_together_does_not_matter(subject, result, together):
+    runner = Runner(Probabilities(), subject.model, together=together)
+    again = measure(runner.instrument, subject, runner=runner, progress=False)
+    xr.testing.assert_allclose(again, result, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 5), (16, 8), (17, 6), (20, 7)])
+def test_chunks_are_as_equal_as_can_be(count, size):
+    assert chunk_size(count) == size
+
+
+def test_new_steps_are_merged_into_what_is_there(subject, result):
+    first = measure(Probabilities(), subject, subject.steps[5:9], progress=False)
+    rest = measure(Probabilities(), subject, subject.steps[:6], progress=False)
+    xr.testing.assert_allclose(merge(first, rest), result.sel(step=list(subject.steps[:9])))
+
+
+def test_what_was_measured_otherwise_is_not_mixed(subject, result):
+    check_same(result, Probabilities(), subject)
+    newer = Probabilities()
+    newer.version = 2
+    with pytest.raises(InputError, match=r"has another version \(1, now 2\); measure all of it"):
+        check_same(result, newer, subject)
+    with pytest.raises(InputError, match="has another model"):
+        check_same(result, Probabilities(), Subject(1, d_mlp=4))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"probability": ("pos", "example")}, "declares the outputs .'probability'., but measure"),
+        ({**Probabilities.outputs, "weights": ("head",)}, "'weights' has the dimension 'head'"),
+        ({**Probabilities.outputs, "weights": ("layer",)}, r"has shape \(8,\); its dimensions"),
+    ],
+)
+def test_what_is_not_as_declared_is_said(subject, outputs, said):
+    class Odd(Probabilities):
+        pass
+
+    Odd.outputs = outputs
+    with pytest.raises(InputError, match=said):
+        measure(Odd(), subject, subject.steps[:1], progress=False)
+
+
+def test_eight_devices_measure_the_same(result):
+    """Each takes its share of the checkpoints; eleven are filled up to sixteen."""
+    program = (
+        "import json, jax; from tests.analysis.test_runner import *\n"
+        "assert jax.device_count() == 8\n"
+        "found = measure(Probabilities(), Subject(11), progress=False)\n"
+        "print(json.dumps(found.probability.values.tolist()))"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found, result.probability, rtol=1e-5)
