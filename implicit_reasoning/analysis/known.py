@@ -156,7 +156,7 @@ def untrained_model() -> Known:
     true = _claims(["decodable"], [(name, ln, name) for name in _TOKENS for ln in everywhere])
     tokens = [cell for cell in _possible(spec.depth, ()) if cell[0] in _TOKENS]
     possible = _claims(["decodable", "carried", "used", "unused"], tokens) - true
-    subject = Fixed(model, dataset, model.init(jax.random.key(0)))
+    subject = Fixed(model, dataset, jax.jit(model.init)(jax.random.key(0)))
     return Known("untrained", subject, Mechanism(true, possible))
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from implicit_reasoning.analysis.api import find_instrument
 from implicit_reasoning.analysis.claims import Verdict, describe, judge
-from implicit_reasoning.analysis.instrument import Instrument
+from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.known import SEEDS, Known, known_models
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.errors import InputError
@@ -80,7 +81,7 @@ class Scores:
 
 
 def score(
-    instruments: Sequence[Instrument],
+    instruments: Sequence[str | Instrument],
     *,
     cache: str | os.PathLike[str],
     seeds: Sequence[int] = SEEDS,
@@ -90,21 +91,23 @@ def score(
     """Run instruments on models of known mechanism, and judge what they claim.
 
     Args:
-      instruments: any; one of your own needs nothing but `claims`.
+      instruments: by name or import path (see `analyze`), or themselves; one of your own needs
+        nothing but `claims`.
       cache: a folder for the models that have to be trained; see `known_models`.
       seeds: of the random family.
       models: to score on, instead of `known_models(cache, seeds)`.
       progress: show a bar on standard error.
 
     Raises:
-      InputError: two instruments have one name, or the models cannot be had.
+      InputError: no such instrument, two of one name, or the models cannot be had.
     """
-    names = [instrument.name for instrument in instruments]
+    chosen = [find_instrument(instrument) for instrument in instruments]
+    names = [instrument.name for instrument in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"instruments need different names to be scored, got {', '.join(names)}")
     models = known_models(Path(cache), seeds) if models is None else models
     runners: dict[tuple[str, Transformer], Runner] = {}  # each shape is compiled once
-    pairs = list(itertools.product(instruments, models))
+    pairs = list(itertools.product(chosen, models))
     rows = [
         _score_one(instrument, known, runners)
         for instrument, known in tqdm(pairs, desc="score", unit="model", disable=not progress)
@@ -121,7 +124,7 @@ def _score_one(
     last = known.subject.steps[-1:]
     try:
         result = measure(instrument, known.subject, last, runner=runner, progress=False)
-    except InputError as error:
+    except NotApplicable as error:
         return Score(instrument.name, known.name, NOT_APPLICABLE, {}, str(error))
     claims = instrument.claims(result.isel(step=0, drop=True))
     found = describe(claims, known.mechanism)

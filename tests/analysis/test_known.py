@@ -1,5 +1,6 @@
 """Models of known mechanism: they answer what they should, and what is said of them is possible."""
 
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,6 @@ from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.planted import MECHANISMS
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training import train
 from tests.training.tiny import tiny
 
 SMALL = {"n_entities": 12, "n_relations": 4, "out_degree": 3, "phi": 1.0}
@@ -107,16 +107,22 @@ def config(name, **changes):
 
 
 def test_a_model_is_trained_once_and_goes_on_if_it_was_cut_short(tmp_path, monkeypatch):
-    train(config("scrambled"), tmp_path / "scrambled", stop_at=10)
     made = known.trained_model("scrambled", config("scrambled"), tmp_path)
     assert isinstance(made.subject, Run) and made.subject.steps[-1] == 20
-    monkeypatch.setattr(known, "train", None)
+
+    calls = []
+    monkeypatch.setattr(known, "train", lambda *given: calls.append(given) or made.subject)
     again = known.trained_model("scrambled", config("scrambled"), tmp_path)
-    assert again.subject.steps == made.subject.steps
+    assert again.subject.steps == made.subject.steps and not calls
     with pytest.raises(InputError, match="holds a run with another configuration"):
         known.trained_model("scrambled", config("scrambled", seed=1), tmp_path)
 
+    shutil.rmtree(made.subject.files.checkpoints / "20")
+    known.trained_model("scrambled", config("scrambled"), tmp_path)
+    assert calls == [(config("scrambled"), tmp_path / "scrambled")]
 
+
+@pytest.mark.slow
 def test_all_of_them(tmp_path):
     configs = {name: config(name) for name in known.TRAINED}
     found = known.known_models(tmp_path, seeds=(4,), configs=configs)
