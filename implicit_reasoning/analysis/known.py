@@ -154,8 +154,11 @@ def untrained_model() -> Known:
     model = Transformer(spec)
     everywhere = range(spec.depth + 1)
     true = _claims(["decodable"], [(name, ln, name) for name in _TOKENS for ln in everywhere])
-    tokens = [cell for cell in _possible(spec.depth, ()) if cell[0] in _TOKENS]
-    possible = _claims(["decodable", "carried", "used", "unused"], tokens) - true
+    tokens = _possible(spec.depth, ())
+    possible = (
+        _claims(["decodable", "unused"], tokens)
+        | _claims(["carried", "used"], _live(tokens, spec.depth))
+    ) - true
     subject = Fixed(model, dataset, jax.jit(model.init)(jax.random.key(0)))
     return Known("untrained", subject, Mechanism(true, possible))
 

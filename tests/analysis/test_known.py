@@ -66,6 +66,8 @@ def test_of_an_untrained_model_nothing_but_tokens_is_true():
     assert holds(Claim("decodable", "r1", 2, "r1")) is True
     assert holds(Claim("decodable", "e1", 1, "r1")) is None
     assert holds(Claim("decodable", "e1", 0, "r1")) is False
+    assert holds(Claim("carried", "e1", 1, "e1")) is None
+    assert holds(Claim("carried", "e1", 2, "e1")) is False  # which nothing reads
     for kind in ("decodable", "carried", "used", "unused"):
         assert holds(Claim(kind, "e2", 1, "r1")) is False
     assert holds(Claim("composes", "e2")) is False and holds(Claim("memorised", "e2")) is False
