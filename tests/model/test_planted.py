@@ -101,6 +101,17 @@ def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
     assert round(float(rest[0])) in (1, 2)
 
 
+@pytest.mark.parametrize("seed", [None, *range(6)])
+def test_the_idle_copy_and_the_used_bridge_are_in_the_same_layer(seed):
+    planted = idle_copy(knowledge(n_entities=6, n_relations=3, out_degree=2), seed)
+
+    def layers(kind, pos):
+        return {layer for k, name, layer, at in planted.true if (k, name, at) == (kind, "e2", pos)}
+
+    assert layers("unused", "r2") & layers("used", "r1")
+    assert not layers("used", "r2")
+
+
 def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
     """A whole state, moved: the composed chain follows if it is known, else it does not."""
     known = knowledge(share=0.5)
@@ -133,7 +144,7 @@ def test_a_seed_moves_a_mechanism_and_is_repeatable(known):
     assert one.name == "idle_copy_7" and one.model == other.model
     jax.tree.map(np.testing.assert_array_equal, one.params, same.params)
     assert one.true == same.true
-    assert len({idle_copy(known, seed).true for seed in range(10)}) > 3
+    assert len({composer(known, seed).true for seed in range(10)}) > 3
     assert not np.allclose(one.params["embed"]["W_E"], other.params["embed"]["W_E"])
 
 

@@ -2,6 +2,7 @@
 
     draft.py       circuits (moves of codes between positions, look-ups), made into weights
     truth.py       what is true of such a model at every layer and position
+    routes.py      ways from a prompt to its answer, each with what it makes true
     mechanisms.py  the models: composers, memorisers, and decoys that resemble them
 
 Source: the idea of Tracr (Lindner et al. 2023), for the question whether a model composes.
@@ -9,8 +10,6 @@ Source: the idea of Tracr (Lindner et al. 2023), for the question whether a mode
 
 from implicit_reasoning.model.planted.mechanisms import (
     MECHANISMS,
-    Knowledge,
-    Planted,
     composer,
     hidden_composer,
     idle_copy,
@@ -18,6 +17,7 @@ from implicit_reasoning.model.planted.mechanisms import (
     parallel,
     prefix_memoriser,
 )
+from implicit_reasoning.model.planted.routes import Knowledge, Planted
 
 __all__ = [
     "MECHANISMS",
