@@ -6,6 +6,8 @@ states.py       states and truth variables, from which most begin
 runner.py       all checkpoints in one program; labelled results
 aggregate.py    means by group, with intervals and their n
 analyze.py      `analyze(run, "lens")`, and the table of instruments
+known.py        models of known mechanism
+score.py        instruments on those, judged
 figures.py      what the report asks for
 lens.py, ...    one instrument a file, with its figure
 """

@@ -1,0 +1,203 @@
+"""Routes to an answer, each with what it makes true: through the bridge, or by one look-up.
+
+A route is given the blocks that it stands in, which the random family draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from implicit_reasoning.model.planted.draft import Draft
+from implicit_reasoning.model.planted.truth import Claims, Mark, Truth
+from implicit_reasoning.model.transformer import Params, Transformer
+
+DEPTH = 4
+LAST = DEPTH - 1
+
+
+class Knowledge(NamedTuple):
+    """What a model is to know; entity e is token e, relation r is token `n_entities + r`.
+
+    Attributes:
+      facts: `head, relation, tail`, a column each.
+      chains: `e1, r1, e2, r2, e3`, a row each: those that may be looked up. Who composes knows
+        all that follow from the facts.
+      n_entities, n_relations: how many there are.
+    """
+
+    facts: Int[np.ndarray, "three fact"]
+    chains: Int[np.ndarray, "chain five"]
+    n_entities: int
+    n_relations: int
+
+    @property
+    def n_possible(self) -> int:
+        """How many chains follow from the facts."""
+        head, _, tail = self.facts
+        return int(np.bincount(head, minlength=self.n_entities)[tail].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model whose mechanism is known.
+
+    Attributes:
+      name: of the mechanism, with its seed.
+      model, params: as from training.
+      true: claims that hold: `(kind, variable, layer, pos)`, see `Truth`.
+      open: claims that one may differ on; all others are false.
+    """
+
+    name: str
+    model: Transformer
+    params: Params
+    true: Claims
+    open: Claims
+
+
+class Hops(NamedTuple):
+    """Blocks of a route with two look-ups: e1 to r1, look up, on to r2, look up."""
+
+    copy: int
+    table: int
+    read: int
+    answer: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator | None, between: int = 0) -> Hops:
+        """Random blocks, at least so many of them between the bridge and its reader."""
+        if rng is None:
+            return cls(0, 0, 2, 2)
+        table = int(rng.integers(LAST - between))
+        read = int(rng.integers(table + 1 + between, DEPTH))
+        return cls(int(rng.integers(table + 1)), table, read, int(rng.integers(read, DEPTH)))
+
+
+class LookUp(NamedTuple):
+    """Blocks of a route with one look-up: e1 to r2, r1 to r2, look up."""
+
+    entity: int
+    relation: int
+    answer: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator | None) -> LookUp:
+        """Random blocks."""
+        if rng is None:
+            return cls(0, 0, 1)
+        answer = int(rng.integers(DEPTH))
+        entity, relation = rng.integers(answer + 1, size=2)
+        return cls(int(entity), int(relation), answer)
+
+
+class Plan:
+    """A draft and its truth, grown together: each part of a mechanism says what it makes true."""
+
+    def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
+        self.known = knowledge
+        self.name = name if seed is None else f"{name}_{seed}"
+        # By name too: the mechanisms of one seed do not stand in the same blocks.
+        self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
+        self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
+        self.truth = Truth(DEPTH)
+
+    def planted(self, composes: bool | None) -> Planted:
+        """The model; `composes` is None where it both composes and looks up."""
+        true, possible = self.truth.claims()
+        through = ("composes", "e2", -1, "")
+        looked_up = ("memorised", "e2", -1, "")
+        true |= {looked_up} if composes is False else {through}
+        possible |= {looked_up} if composes is None else frozenset()
+        model, params = self.draft.build(self.rng)
+        return Planted(self.name, model, params, true, possible)
+
+    def bridge(self, copy: int, table: int, *codes: Int[np.ndarray, "fact"]) -> None:
+        """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact."""
+        head, relation, _ = self.known.facts
+        copied = self.draft.space(self.known.n_entities)
+        self.draft.move(copy, "e1", "r1", self.draft.entity, copied)
+        self.draft.table(table, "r1", [copied[head], self.draft.relation[relation]], codes)
+        self.truth.mark("code", "e1", "r1", copy + 1)
+        self.truth.mark("code", "e2", "r1", table + 1)
+
+    def two_hops(
+        self, hops: Hops, bridge: Int[np.ndarray, "entity"], strength: float = 1.0
+    ) -> None:
+        """The route of a composer."""
+        draft, (head, relation, tail) = self.draft, self.known.facts
+        self.bridge(hops.copy, hops.table, bridge[tail])
+        arrived = draft.space(self.known.n_entities)
+        draft.move(hops.read, "r1", "r2", bridge, arrived)
+        keys = [arrived[head], draft.relation[relation]]
+        draft.table(hops.answer, "r2", keys, [draft.output[tail]], strength)
+
+        mark = self.truth.mark
+        self._first_hop_is_used(hops)
+        mark("code", "e2", "r2", hops.read + 1)
+        mark("used", "e2", "r1", hops.table + 1, hops.read)
+        mark("used", "e2", "r2", hops.read + 1, hops.answer)
+        mark("carried", "e2", "r1", hops.table + 1, hops.read)
+        mark("carried", "e2", "r2", hops.read + 1)
+        self._answered(hops.answer)
+
+    def look_up(self, blocks: LookUp, *, certain: bool) -> None:
+        """The route of a memoriser; not `certain` where another route outweighs it."""
+        draft, (e1, r1, _, r2, e3) = self.draft, self.known.chains.T
+        entity, relation = draft.space(self.known.n_entities), draft.space(self.known.n_relations)
+        draft.move(blocks.entity, "e1", "r2", draft.entity, entity)
+        draft.move(blocks.relation, "r1", "r2", draft.relation, relation)
+        keys = [entity[e1], relation[r1], draft.relation[r2]]
+        draft.table(blocks.answer, "r2", keys, [draft.output[e3]])
+
+        mark = self.truth.mark
+        used: Mark = "used" if certain else "maybe used"
+        carried: Mark = "carried" if certain else "maybe carried"
+        for variable, block in (("e1", blocks.entity), ("r1", blocks.relation)):
+            mark("code", variable, "r2", block + 1)
+            mark(used, variable, variable, 0, block)
+            mark(used, variable, "r2", block + 1, blocks.answer)
+            mark(carried, variable, variable, 0, block)
+            mark(carried, variable, "r2", block + 1)
+        self._answered(blocks.answer, used, carried)
+
+    def prefixes(self, hops: Hops) -> None:
+        """The route through a number for each prefix, with a bridge beside it."""
+        draft, facts, mark = self.draft, self.known.facts, self.truth.mark
+        e1, r1, _, r2, e3 = self.known.chains.T
+        prefix, arrived = (draft.space(facts.shape[1]) for _ in range(2))
+        self.bridge(hops.copy, hops.table, prefix, draft.output[facts[2]])
+        draft.move(hops.read, "r1", "r2", prefix, arrived)
+        number = np.zeros((self.known.n_entities, self.known.n_relations), np.int64)
+        number[facts[0], facts[1]] = np.arange(facts.shape[1])
+        keys = [arrived[number[e1, r1]], draft.relation[r2]]
+        draft.table(hops.answer, "r2", keys, [draft.output[e3]])
+
+        self._first_hop_is_used(hops)
+        for variable in ("e1", "r1"):  # a prefix's number says both, if not linearly
+            mark("maybe used", variable, "r1", hops.table + 1, hops.read)
+            mark("maybe used", variable, "r2", hops.read + 1)
+        if len(self.known.chains) < self.known.n_possible:
+            mark("not carried", "e2", "r1", 0)
+        self._answered(hops.answer)
+
+    def _first_hop_is_used(self, hops: Hops) -> None:
+        mark = self.truth.mark
+        mark("used", "e1", "e1", 0, hops.copy)
+        mark("used", "e1", "r1", hops.copy + 1, hops.table)
+        mark("used", "r1", "r1", 0, hops.table)
+        mark("carried", "e1", "e1", 0, hops.copy)
+        mark("carried", "e1", "r1", hops.copy + 1, hops.read)
+        mark("carried", "r1", "r1", 0, hops.read)
+        for variable in ("e1", "r1"):
+            mark("carried", variable, "r2", hops.read + 1)
+
+    def _answered(self, block: int, used: Mark = "used", carried: Mark = "carried") -> None:
+        mark = self.truth.mark
+        mark(used, "r2", "r2", 0, block)
+        mark("code", "answer", "r2", block + 1)
+        mark(used, "answer", "r2", block + 1)
+        mark(carried, "answer", "r2", block + 1)

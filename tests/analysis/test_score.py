@@ -1,0 +1,151 @@
+"""Scoring: the right, the wrong, the silent and the inapplicable are told apart, and written."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import known
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
+from implicit_reasoning.analysis.lens import LogitLens
+from implicit_reasoning.analysis.score import score
+from implicit_reasoning.errors import InputError
+
+# Without OOD facts: of the few that so small a world has, a lens cannot tell what is chance.
+SMALL = {"n_entities": 16, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.0}
+TRUE = Claim("used", "e2", 1, "r1")  # of the composer; false of both memorisers
+
+
+class Says(Instrument):
+    """Claims what it is told to, wherever the model has as many layers as it wants."""
+
+    definition = "For tests."
+    outputs = {"layers": ("one",)}
+
+    def __init__(self, name, claims=(), depth=4):
+        self.name, self.said, self.depth = name, set(claims), depth
+
+    def examples(self, model, dataset):
+        if model.spec.depth != self.depth:
+            raise NotApplicable(f"made for {self.depth} layers")
+        return Examples(jnp.zeros(1), ("all",), np.zeros(1, int), np.zeros(1, int))
+
+    def coords(self, model, dataset):
+        return {"one": ["layers"]}
+
+    def measure(self, model, params, inputs, key):
+        return {"layers": inputs + self.depth}
+
+    def claims(self, result):
+        assert "step" not in result.dims and result["layers"].item() == self.depth
+        return self.said
+
+
+@pytest.fixture(scope="module")
+def models():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setitem(known._WORLD, name, value)
+        family = {model.name: model for model in known.planted_models(6)}
+        # Of the family some: each shape is compiled, and the fixed ones have the same.
+        some = [family[name] for name in ("composer_6", "parallel_6", "prefix_memoriser_6")]
+        return [*known.planted_models(), *some, known.untrained_model()]
+
+
+@pytest.fixture(scope="module")
+def scores(models, tmp_path_factory):
+    toys = [
+        Says("good", {TRUE}),
+        Says("bold", {TRUE, Claim("used", "e2", 4, "e1")}),
+        Says("vague", {Claim("carried", "answer", 1, "r1")}),
+        Says("mute"),
+    ]
+    chosen = [model for model in models if not model.name.endswith("_6")]
+    return score(toys, cache=tmp_path_factory.mktemp("cache"), models=chosen, progress=False)
+
+
+def test_an_instrument_is_right_wrong_silent_or_not_applicable(scores):
+    verdicts = scores.verdicts()
+    assert verdicts["good"] == {
+        "composer": "right",
+        "hidden_composer": "right",
+        "memoriser": "wrong",
+        "parallel": "right",
+        "idle_copy": "right",
+        "prefix_memoriser": "wrong",
+        "untrained": "not applicable",
+    }
+    assert verdicts["bold"]["composer"] == "wrong"
+    assert verdicts["vague"]["composer"] == "silent"  # what is open is no claim to be scored
+    assert set(verdicts["mute"].values()) == {"silent", "not applicable"}
+
+
+def test_what_was_claimed_is_said_in_words(scores):
+    of = {(row.instrument, row.model): row for row in scores.rows}
+    words = of["bold", "composer"].claims
+    assert words["true"] == ["e2 used at layer 1, r1"]
+    assert words["false"] == ["e2 used at layer 4, e1"]
+    assert of["vague", "composer"].claims["open"] == ["answer carried at layer 1, r1"]
+    assert of["good", "untrained"].why == "made for 4 layers"
+
+
+def test_scores_are_written_for_people_and_for_programs(scores, tmp_path):
+    scores.save(tmp_path / "here")
+    text = (tmp_path / "here" / "scores.md").read_text()
+    assert text.splitlines()[0] == "| model | good | bold | vague | mute |"
+    assert "| composer | right | wrong | silent | silent |" in text
+    assert "## bold on composer: wrong" in text and "- false: e2 used at layer 4, e1" in text
+    assert "made for 4 layers" in text
+    kept = json.loads((tmp_path / "here" / "scores.json").read_text())
+    assert kept["scores"] == [dataclasses.asdict(row) for row in scores.rows]
+    assert "versions" in kept["made_with"]
+
+
+def test_the_lens_is_right_on_all_that_it_can_see(models, tmp_path):
+    found = score(["lens"], cache=tmp_path, models=models, progress=False)
+    verdicts = found.verdicts()["lens"]
+    assert verdicts.pop("untrained") == "silent"
+    assert set(verdicts.values()) == {"right"} and len(verdicts) == 9
+    of = {row.model: row.claims["true"] for row in found.rows}
+    at_r1 = [f"e2 decodable at layer {layer}, r1" for layer in range(1, 5)]
+    assert set(at_r1) < set(of["composer"])
+    # It cannot tell a bridge that is used from one that is not, and does not pretend to.
+    assert of["prefix_memoriser"] == of["composer"]
+    assert set(of["hidden_composer"]) & set(at_r1) == set(at_r1[-1:])
+
+
+def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
+    class Shifted(LogitLens):
+        name = "shifted"
+
+        def claims(self, result):
+            return {claim._replace(layer=claim.layer - 1) for claim in super().claims(result)}
+
+    found = score([Shifted()], cache=tmp_path, models=models[:3], progress=False)
+    assert set(found.verdicts()["shifted"].values()) == {"wrong"}
+
+
+def test_models_are_trained_where_none_are_given(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "implicit_reasoning.analysis.score.known_models",
+        lambda cache, seeds: asked.append((cache, seeds)) or [],
+    )
+    assert score([Says("good")], cache=str(tmp_path), seeds=(7,), progress=False).rows == ()
+    assert asked == [(tmp_path, (7,))]
+
+
+def test_two_instruments_cannot_have_one_name(tmp_path):
+    with pytest.raises(InputError, match="different names"):
+        score([Says("a"), Says("a")], cache=tmp_path, models=[], progress=False)
+
+
+def test_an_instrument_that_breaks_its_own_declaration_is_no_verdict(models, tmp_path):
+    class Liar(Says):
+        outputs = {"heads": ("one",)}
+
+    with pytest.raises(InputError, match="declares the outputs"):
+        score([Liar("liar")], cache=tmp_path, models=models[:1], progress=False)
