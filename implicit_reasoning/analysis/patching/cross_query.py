@@ -63,7 +63,7 @@ class CrossQuery(Instrument):
         "composed answer of another pair. direct: the composed question itself, asked."
     )
     outputs = {
-        "share": ("expected", "share", "layer", "pos", "example"),
+        "share": ("expected", "outcome", "layer", "pos", "example"),
         "correct": ("example",),
         "direct": ("example",),
     }
@@ -91,7 +91,7 @@ class CrossQuery(Instrument):
             groups=GROUPS,
             group=pairs.group,
             clusters=source.facts[:, 0].astype(np.int64),
-            coords={"share": SHARES, "expected": ("true", "shuffled")},
+            coords={"outcome": SHARES, "expected": ("true", "shuffled")},
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
@@ -122,9 +122,9 @@ class CrossQuery(Instrument):
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""
         true, shuffled = (result.share.sel(expected=e) for e in ("true", "shuffled"))
-        new, old = (true.sel(share=share) for share in (SHARES[1], SHARES[0]))
+        new, old = (true.sel(outcome=share) for share in (SHARES[1], SHARES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
-        rows["null: shuffled\nanswer"] = shuffled.sel(share=SHARES[1], group=BRIDGE)
+        rows["null: shuffled\nanswer"] = shuffled.sel(outcome=SHARES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
         caption = (
             "Share of targets, of those answered correctly when clean, whose answer becomes the "
@@ -143,11 +143,12 @@ class CrossQuery(Instrument):
         Carried: another bridge is followed to an answer that no training chain gives, by a majority
         (lower end), three times the null; and another prefix with the same bridge changes nothing,
         for a majority. Composes: the same with sources no training chain begins with, at a place
-        where e2 is carried. Memorised: trained composed chains are answered, those absent are not
-        (asked or patched), and another prefix with the same bridge does not keep the answer.
+        where e2 is carried. Memorised: composed chains that are trained on are answered, absent
+        ones are not, though both facts are trained on in chains, nor with the bridge of a chain
+        that is answered; and no state is followed.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
-        same = result.share_low.sel(expected="true", share=SHARES[0], group=SAME) >= _MAJORITY
+        same = result.share_low.sel(expected="true", outcome=SHARES[0], group=SAME) >= _MAJORITY
         same &= self._enough(result, SAME)
         # At the last layers of the first position all is unchanged; only together do they say it.
         there = followed & same
@@ -159,23 +160,21 @@ class CrossQuery(Instrument):
         return claims
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
-        """bool [layer, pos]"""
-        low = result.share_low.sel(expected="true", share=SHARES[1], group=group)
-        null = result.share.sel(expected="shuffled", share=SHARES[1], group=group)
+        """Where a group's composed answers are given, bool [layer, pos]."""
+        low = result.share_low.sel(expected="true", outcome=SHARES[1], group=group)
+        null = result.share.sel(expected="shuffled", outcome=SHARES[1], group=group)
         return (low >= _MAJORITY) & (low >= _CHANCE * null) & self._enough(result, group)
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
-        n = result.share_n.sel(expected="true", share=SHARES[0], group=group)
+        n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
         return n.fillna(0) >= _FEWEST
 
     def _remembers(self, result: xr.Dataset) -> bool:
-        absent = result.share_high.sel(expected="true", share=SHARES[1], group=BRIDGE)
         return bool(
             result.direct_low.sel(group=TRAINED) >= _KNOWN
             and result.correct_low.sel(group=TRAINED) >= _KNOWN
             and result.direct_high.sel(group=BRIDGE) <= _LITTLE
             and result.direct_high.sel(group=SAME) <= _LITTLE
-            and (absent <= _LITTLE).all()
             and self._enough(result, BRIDGE).all()
         )
 
@@ -200,7 +199,7 @@ def choose_pairs(dataset: Dataset) -> Pairs:
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
         raise InputError("cross_query needs training chains among the probes; this task has none")
-    targets = choose.questions_of(dataset, random.permutation(trained))
+    targets = choose.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
     usual = choose.of_roles(dataset, table, choose.first_roles())
     candidates = {
         BRIDGE: table.only(usual & ~table.trained),
@@ -236,10 +235,12 @@ def _compose(
     """For each target a candidate with another first fact and the same r2, ..."""
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        other = candidates.facts[item, 0] != targets.facts[row, 0]
+        # In both parts: else exchanging one token would make the composed question of the target.
+        other = (candidates.parts[item, :2] != targets.parts[row, :2]).all(1)
         follows = (candidates.facts[item, 1:] == targets.facts[row, 1:]).all(1)
-        equal = candidates.answer[item] == targets.answer[row]
-        return other & (follows & equal if same_bridge else ~follows & ~equal)
+        if same_bridge:
+            return other & follows
+        return other & ~follows & (candidates.answer[item] != targets.answer[row])
 
     found = choose.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
     keep = np.flatnonzero(found >= 0)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.image import AxesImage
 
 from implicit_reasoning.figures import new_drawing
 
@@ -55,7 +56,7 @@ def draw_maps(
     return drawing
 
 
-def _one(ax: Axes, values: xr.DataArray) -> object:
+def _one(ax: Axes, values: xr.DataArray) -> AxesImage:
     numbers = values.values.astype(float)
     image = ax.imshow(numbers, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
     ax.grid(visible=False)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.model.rank import of_rank
+
 SHARES = ("clean answer", "counterfactual", "other")
 """In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
 
@@ -21,8 +23,9 @@ Tokens = Int[Array, "example"]
 
 
 def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
-    """Whether a token has the highest logit of all."""
-    return logits.argmax(-1) == jnp.broadcast_to(token, logits.shape[:-1])
+    """Whether a token (-1: none) has the highest logit; a tie counts against it, and so do nans."""
+    own = _at(logits, token)[..., None]
+    return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
 
 
 def shares(
@@ -49,10 +52,14 @@ def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
     """KL(clean run || this run), nats: 0 where the clean run's distribution is restored."""
-    clean = jax.nn.log_softmax(jnp.broadcast_to(clean, logits.shape))
+    clean = jax.nn.log_softmax(of_rank(clean, logits))
     return (jnp.exp(clean) * (clean - jax.nn.log_softmax(logits))).sum(-1)
 
 
+def _like(token: Tokens, logits: Logits) -> Int[Array, "*cell example"]:
+    return jnp.broadcast_to(of_rank(token, logits[..., 0]).astype(jnp.int32), logits.shape[:-1])
+
+
 def _at(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
-    index = jnp.broadcast_to(token, logits.shape[:-1])[..., None]
+    index = _like(token, logits)[..., None]
     return jnp.take_along_axis(logits, index, axis=-1)[..., 0]
