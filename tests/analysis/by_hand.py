@@ -24,7 +24,7 @@ def dataset(**changes):
         "phi": 1.5,
         "hops": 2,
         "holdout": 0.2,
-        "probes": 200,
+        "probes": 70,
         "mixed_chains": True,
         "order": "e r r",
         "names": 0,

@@ -17,7 +17,7 @@ TRUE = {
     Claim("carried", "e1", 0, "e1"),
     Claim("carried", "r1", 0, "r1"),
     Claim("carried", "r1", 1, "r1"),
-    *(Claim("carried", "r2", layer, "r2") for layer in range(2)),
+    *(Claim("carried", "r2", layer, "r2") for layer in range(3)),
 }
 
 
@@ -109,7 +109,7 @@ def test_the_grids_equal_forward_with_edits():
             edits = {site: Edit(mask, (where, donor[site]))}
             return model.forward(params, tokens, edits=edits)[0][:, -1]
 
-        names = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+        names = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
         by_state = [[wanted(name, pos) for pos in range(3)] for name in names]
         cells = [("hook_attn_out",), ("hook_mlp_out",), ("attn.hook_z", 0), ("attn.hook_z", 1)]
         by_part = [

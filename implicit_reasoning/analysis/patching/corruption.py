@@ -75,7 +75,8 @@ class Corruption(Instrument):
         "(denoising); part_share: the same for what one part of a block wrote, counterfactual "
         "tokens only. null_share: with the counterfactual answer of another question. "
         "logit_difference: clean minus counterfactual answer; probability: of the clean answer; "
-        "divergence: KL(clean run || patched run), nats."
+        "divergence: KL(clean run || patched run), nats. followed: the counterfactual share in "
+        "noising, where the counterfactual question is answered correctly, too, when asked."
     )
     outputs = {
         "share": ("outcome", *_STATES),
@@ -83,13 +84,17 @@ class Corruption(Instrument):
         **dict.fromkeys(_GRADED, _STATES),
         "part_share": ("outcome", *_PARTS),
         "part_logit_difference": _PARTS,
+        "followed": ("token", "layer", "pos", "example"),
         "counts": ("token", "example"),
+        "both_correct": ("token", "example"),
         "corrupted": ("kind", "token", "example"),
         "correct": ("example",),
     }
-    given = dict.fromkeys(("share", "null_share", *_GRADED, "corrupted"), "counts") | dict.fromkeys(
-        ("part_share", "part_logit_difference"), "counts"
-    )
+    given = {
+        **dict.fromkeys(("share", "null_share", *_GRADED, "corrupted"), "counts"),
+        **dict.fromkeys(("part_share", "part_logit_difference"), "counts"),
+        "followed": "both_correct",
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; an interval's unit is the first fact."""
@@ -179,13 +184,11 @@ class Corruption(Instrument):
         """A token's variable is carried where the answer follows its exchange.
 
         Only at the token's own position (elsewhere the state may hold what was computed from it),
-        only in noising with answers that are known, in one split at least.
+        only in noising, among questions that the model can answer both ways, in one split at least.
         """
-        of_kind = result.sel(kind=KINDS[0], direction="noising")
-        low = of_kind.share_low.sel(outcome=SHARES[1])
-        enough = of_kind.share_n.sel(outcome=SHARES[1]) >= _FEWEST
-        there = enough & (low >= _CARRIED) & (low >= _CHANCE * of_kind.null_share)
-        there = there.any("group")
+        null = result.null_share.sel(kind=KINDS[0], direction="noising")
+        low, enough = result.followed_low, result.followed_n >= _FEWEST
+        there = (enough & (low >= _CARRIED) & (low >= _CHANCE * null)).any("group")
         return {
             Claim("carried", str(token), int(layer), str(token))
             for token in result.token.values
@@ -210,13 +213,13 @@ def replacements(
         # A question that nobody was trained on only where there is no other.
         wider = _exchanged(asked, table, ~table.trained, rest, random)
         found = np.where(found >= 0, found, wider)
-        token = choose.tokens_of(dataset, table.parts[found])[:, dataset_place(dataset, part)]
+        token = choose.tokens_of(dataset, table.parts[found])[:, _place(dataset, part)]
         tokens.append(np.where(found >= 0, token, -1))
         answers.append(np.where(found >= 0, table.answer[found], -1))
     return np.stack(tokens), np.stack(answers)
 
 
-def dataset_place(dataset: Dataset, part: int) -> int:
+def _place(dataset: Dataset, part: int) -> int:
     """The position of a part (of e1, r1, r2, ...) in a prompt."""
     return choose.spelt_order(dataset).index(part)
 
@@ -301,13 +304,16 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     )
     by_part = jax.lax.map(parts, places)
     correct = answers_with(whole, clean)
+    # A question counts where it is answered correctly, and the exchange has a known answer.
+    counts = correct[None] & (example["answer"].T >= 0)
     graded = {name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *_GRADED)}
     return graded | {
         "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
         "corrupted": by_state["corrupted"],
         "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
         "part_logit_difference": jnp.moveaxis(by_part["part_logit_difference"], 1, 0),
-        # A question counts where it is answered correctly, and the exchange has a known answer.
-        "counts": correct[None] & (example["answer"].T >= 0),
+        "followed": by_state["share"][0, :, SHARES.index("counterfactual"), 0],
+        "counts": counts,
+        "both_correct": counts & by_state["corrupted"][0],
         "correct": correct,
     }
