@@ -29,6 +29,7 @@ from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import (
+    both_ways,
     in_parts,
     part_names,
     patch_parts,
@@ -274,9 +275,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
 
     def states(kind: Array, place: Array) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
-        grid = jnp.stack(
-            [patch_states(model, params, base, donor), patch_states(model, params, donor, base)]
-        )
+        grid = both_ways(patch_states, model, params, base, donor)
         answer, other = example["answer"][:, place], example["shuffled"][:, place]
         return {
             "share": shares(grid, clean, answer),
@@ -289,9 +288,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
 
     def parts(place: Array) -> dict[str, Array]:
         _, donor = corrupted(jnp.int32(0), place)
-        grid = jnp.stack(
-            [patch_parts(model, params, base, donor), patch_parts(model, params, donor, base)]
-        )
+        grid = both_ways(patch_parts, model, params, base, donor)
         answer = example["answer"][:, place]
         return {
             "part_share": shares(grid, clean, answer),

@@ -69,6 +69,19 @@ def patch_parts(
     return jnp.stack([at(pos) for pos in range(n_pos)], axis=2)
 
 
+def both_ways(
+    patch: Callable[[Transformer, Params, Cache, Cache], Array],
+    model: Transformer,
+    params: Params,
+    one: Cache,
+    other: Cache,
+) -> Float[Array, "direction *grid"]:
+    """The grid of `other` put into `one`, and the reverse; compiled once for both."""
+    pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
+    grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)
+    return grids
+
+
 _AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache, or nearly
 
 
