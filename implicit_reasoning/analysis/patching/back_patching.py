@@ -21,7 +21,7 @@ from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import in_parts
 from implicit_reasoning.analysis.patching.maps import draw_maps
-from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.patching.outcomes import FEWEST, answers_with
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -94,7 +94,7 @@ class BackPatching(Instrument):
         """Repaired answers by (from, to), for every position of one split of tests."""
         tests = [name for name in result.group.values.tolist() if name.startswith("test")]
         group = (tests or result.group.values.tolist())[0]
-        repaired = result.repaired.sel(group=group)
+        repaired = result.repaired.where(result.repaired_n >= FEWEST).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
         caption = (
@@ -102,7 +102,8 @@ class BackPatching(Instrument):
             "state after from_layer blocks replaces that after `layer` blocks, at the position of "
             "the row. Above the diagonal a later state is put back; the diagonal changes nothing, "
             "hence is 0. The null, the best of all positions, takes another question's state. The "
-            "best of many cells is high by chance, too: hold it against the best of the null."
+            "best of many cells is high by chance, too: hold it against the best of the null. "
+            f"White: fewer than {FEWEST} facts counted."
         )
         drawing = draw_maps(rows, up="from_layer", across="layer", label="share repaired")
         return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]

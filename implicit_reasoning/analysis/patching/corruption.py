@@ -37,6 +37,7 @@ from implicit_reasoning.analysis.patching.grids import (
 )
 from implicit_reasoning.analysis.patching.maps import draw_maps
 from implicit_reasoning.analysis.patching.outcomes import (
+    FEWEST,
     SHARES,
     answers_with,
     divergence,
@@ -58,7 +59,6 @@ _SIGMAS = 3.0
 _SEED = 0
 _CARRIED = 0.9  # of answers that follow the exchanged token, lower end of the interval
 _CHANCE = 3.0  # times the null that they must be
-_FEWEST = 10  # distinct states, before anything is said
 
 _STATES = ("direction", "kind", "token", "layer", "pos", "example")
 _PARTS = ("direction", "token", "block", "part", "pos", "example")
@@ -150,31 +150,31 @@ class Corruption(Instrument):
         """Where each token's exchange is followed: by state, and by part of a block."""
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
-        moved = of_group.share.sel(outcome=SHARES[1], kind=KINDS[0])
+        known = of_group.share.where(of_group.share_n >= FEWEST)
+        moved = known.sel(outcome=SHARES[1], kind=KINDS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
-        first = rows | {
-            "null: answer of\nanother question": of_group.null_share.sel(kind=KINDS[0]).max("token")
-        }
+        null = of_group.null_share.where(of_group.null_share_n >= FEWEST).sel(kind=KINDS[0])
+        rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
             f"Split {group}, questions answered correctly when clean. A row is the input token "
             "that was exchanged; shown is the share of answers that become those of the question "
             "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
             "on the way from that token to the answer; a state before that token's position cannot "
-            "change anything. The null expects the answer of another question's exchange."
+            "change anything. The null expects the answer of another question's exchange. "
+            f"White: fewer than {FEWEST} facts counted."
         )
-        states = draw_maps(first, label="share of answers that follow")
-        by_part = of_group.part_share.sel(outcome=SHARES[0])
-        last = str(result.pos.values[-1])
-        parts = {
-            f"{token}\nexchanged, {last}": 1 - by_part.sel(token=token, pos=last)
-            for token in result.token.values
-        }
-        written = draw_maps(parts, up="part", across="block", label="share of answers that change")
+        states = draw_maps(rows_and_null, label="share of answers that follow")
+        by_part = of_group.part_share.where(of_group.part_share_n >= FEWEST)
+        by_part = by_part.sel(outcome=SHARES[1]).max("pos")
+        parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
+        written = draw_maps(
+            parts, up="part", across="block", label="share of answers that follow, best position"
+        )
         about_parts = (
-            f"Split {group}: share of answers that change when what one part of a block wrote at "
-            f"the last position ({last}) is taken from the run with one input token exchanged. "
-            "A change alone may be damage: the file has the three shares, and other positions. A "
-            "part that does not see the token changes nothing, and that is the null, 0."
+            f"Split {group}: as the figure of states, but only what one part of one block wrote is "
+            "taken from the run with the token exchanged, at the position where most answers "
+            "follow. A part of which the token makes no difference to the answer has 0, which is "
+            "the null here. The file has all positions, both directions and the other shares."
         )
         return [
             Figure("corruption", "On which way does a token reach the answer?", caption, states),
@@ -188,7 +188,7 @@ class Corruption(Instrument):
         only in noising, among questions that the model can answer both ways, in one split at least.
         """
         null = result.null_share.sel(kind=KINDS[0], direction="noising")
-        low, enough = result.followed_low, result.followed_n >= _FEWEST
+        low, enough = result.followed_low, result.followed_n >= FEWEST
         there = (enough & (low >= _CARRIED) & (low >= _CHANCE * null)).any("group")
         return {
             Claim("carried", str(token), int(layer), str(token))

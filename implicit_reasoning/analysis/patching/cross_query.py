@@ -24,7 +24,7 @@ from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import in_parts, patch_states
 from implicit_reasoning.analysis.patching.maps import draw_maps
-from implicit_reasoning.analysis.patching.outcomes import SHARES, answers_with, shares
+from implicit_reasoning.analysis.patching.outcomes import FEWEST, SHARES, answers_with, shares
 from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
@@ -48,7 +48,6 @@ _MAJORITY = 0.5  # that carries: the lower end of success, and of same-bridge so
 _CHANCE = 3.0  # times the null that success must be
 _LITTLE = 0.1  # that remembering allows of success on chains absent from training
 _KNOWN = 0.9  # of trained chains, before anything is said of remembering
-_FEWEST = 10  # distinct source facts, before anything is said
 
 
 class CrossQuery(Instrument):
@@ -121,7 +120,8 @@ class CrossQuery(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""
-        true, shuffled = (result.share.sel(expected=e) for e in ("true", "shuffled"))
+        known = result.share.where(result.share_n >= FEWEST)
+        true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=share) for share in (SHARES[1], SHARES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
         rows["null: shuffled\nanswer"] = shuffled.sel(outcome=SHARES[1], group=BRIDGE)
@@ -132,7 +132,8 @@ class CrossQuery(Instrument):
             "replaces theirs. Only in 'trained chain' was that chain trained on: what is high "
             "there alone is remembered. A state that stands for the bridge is high in the first "
             "row and, with the same bridge from another prefix (last row), leaves the answer as "
-            "it is. The null expects the answer of another pair."
+            "it is. The null expects the answer of another pair. White: fewer than "
+            f"{FEWEST} source facts counted."
         )
         drawing = draw_maps(rows, label="share of predictions")
         return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
@@ -167,7 +168,7 @@ class CrossQuery(Instrument):
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
         n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
-        return n.fillna(0) >= _FEWEST
+        return n.fillna(0) >= FEWEST
 
     def _remembers(self, result: xr.Dataset) -> bool:
         return bool(

@@ -25,7 +25,7 @@ def some_steps(steps: Sequence[int], most: int = _COLUMNS) -> list[int]:
 def draw_maps(
     rows: Mapping[str, xr.DataArray], *, up: str = "layer", across: str = "pos", label: str
 ) -> Drawing:
-    """Maps of values from 0 to 1: a row each, a column for each of some checkpoints.
+    """Maps of values from 0 to 1 (nan: white): a row each, a column for some checkpoints each.
 
     Args:
       rows: name to values of the dimensions step, `up` and `across`.
@@ -50,6 +50,8 @@ def draw_maps(
         image = _one(ax, values)
         if name == places[0][0]:
             ax.set_title(f"step {step:,}", fontsize=9)
+        if name == places[-1][0]:
+            ax.set_xlabel(across, fontsize=8)
         if step == steps[0]:
             ax.set_ylabel(f"{name}\n{up}", fontsize=8)
     drawing.colorbar(image, ax=axes, label=label, shrink=0.8)

@@ -18,6 +18,9 @@ from implicit_reasoning.model.rank import of_rank
 SHARES = ("clean answer", "counterfactual", "other")
 """In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
 
+FEWEST = 10
+"""Distinct states that must have counted before a number is shown in a figure, or said."""
+
 Logits = Float[Array, "*cell example d_vocab"]
 Tokens = Int[Array, "example"]
 
