@@ -177,6 +177,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
     attribute, change = MUTATIONS[name]

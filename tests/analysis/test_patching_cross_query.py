@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching import choose, cross_query
 from implicit_reasoning.analysis.patching.cross_query import (
     BRIDGE,
     GROUPS,
@@ -86,7 +85,8 @@ def test_one_that_remembers_is_found_out(measured):
 
 
 def test_nothing_is_said_of_random_weights(measured):
-    assert CrossQuery().claims(measured["random"]) == set()
+    for name in ("composer", "memoriser"):
+        assert CrossQuery().claims(measured[f"random {name}"]) == set()
 
 
 def test_every_pair_is_what_its_group_says(data):
@@ -168,7 +168,7 @@ def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch
 
 
 def test_figures_say_how_to_read_them(measured):
-    (figure,) = CrossQuery().figures(measured["composer all"])
+    (figure,) = CrossQuery().figures(measured["both steps"])
     assert "null" in figure.caption
     figure.drawing.draw_without_rendering()
 
@@ -183,4 +183,3 @@ def test_the_choice_is_the_same_every_time(data):
     first, second = (choose_pairs(data) for _ in range(2))
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert cross_query._MOST == 400 and choose.first_roles() == "IHR"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis.patching import back_patching, grids
+from implicit_reasoning.analysis.patching import back_patching, grids, parameters
 from implicit_reasoning.analysis.patching.back_patching import BackPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange
 from implicit_reasoning.analysis.runner import Runner, measure, merge
@@ -30,9 +30,7 @@ def too_late(data):
     blocks = params["blocks"]
     idle = jax.tree.map(jnp.zeros_like, blocks["0"])
     spec = model.spec
-    late = Transformer(
-        Spec(**{**vars(spec), "n_layers": 3}),
-    )
+    late = Transformer(Spec(**{**vars(spec), "n_layers": 3}))
     # Block 1 does hop 2, with what block 0 did not write; block 2 does hop 1.
     order = {"0": idle, "1": blocks["1"], "2": blocks["0"]}
     return late, params | {"blocks": order}
@@ -88,6 +86,16 @@ def test_parameters_move_what_they_hold(data, made):
     assert (result.sel(step=1).correct == 1).all()  # the last checkpoint is its own other
     for figure in ParameterPatching().figures(result):
         figure.drawing.draw_without_rendering()
+
+
+def test_parameters_of_the_wrong_part_repair_nothing(data, made, monkeypatch):
+    monkeypatch.setattr(
+        parameters,
+        "exchange",
+        lambda own, other, part, block: exchange(own, other, 1 - part, block),
+    )
+    with pytest.raises(AssertionError):
+        test_parameters_move_what_they_hold(data, made)
 
 
 def test_what_is_exchanged_is_one_part_of_one_block():

@@ -106,7 +106,6 @@ class Corruption(Instrument):
         order = choose.spelt_order(dataset)
         token, answer = replacements(dataset, asked, random)
         shuffled = answer[:, random.permutation(len(rows))]
-        own = (shuffled == asked.answer) | (shuffled == answer)
         inputs = {
             "clean": asked.answer,
             "tokens": choose.tokens_of(dataset, asked.parts),
@@ -115,7 +114,7 @@ class Corruption(Instrument):
             .transpose(2, 0, 1)
             .astype(np.int32),
             "answer": answer[order].T.astype(np.int32),
-            "shuffled": np.where(own, -1, shuffled)[order].T.astype(np.int32),
+            "shuffled": np.where(shuffled == asked.answer, -1, shuffled)[order].T.astype(np.int32),
             "noise": random.standard_normal((len(rows), model.spec.d_model)).astype(np.float32),
         }
         return Examples(

@@ -265,12 +265,12 @@ def _sources(
 
 
 def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The expected answer of another pair of the group; -1 where it happens to be an own one."""
+    """The expected answer of another pair of the group; -1 where that is the clean answer."""
     random, found = np.random.default_rng(_SEED), expected.copy()
     for number in np.unique(group):
         rows = np.flatnonzero(group == number)
         found[rows] = expected[random.permutation(rows)]
-    return np.where((found == clean) | (found == expected), np.int32(-1), found)
+    return np.where(found == clean, np.int32(-1), found)
 
 
 def _stacked(parts: tuple[choose.Questions, ...]) -> choose.Questions:
