@@ -179,6 +179,11 @@ def test_it_says_where_it_makes_no_sense(data):
         CrossQuery().examples(model, dataset(phi=0))
 
 
+def test_a_group_may_be_empty():
+    pairs = choose_pairs(dataset(ood_fraction=0.0))
+    assert (pairs.group != GROUPS.index(OOD)).all() and len(pairs.group) > 0
+
+
 def test_the_choice_is_the_same_every_time(data):
     first, second = (choose_pairs(data) for _ in range(2))
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):

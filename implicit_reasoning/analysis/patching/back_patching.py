@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import in_parts
-from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.maps import a_test_split, draw_maps
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, answers_with
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -92,8 +92,7 @@ class BackPatching(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Repaired answers by (from, to), for every position of one split of tests."""
-        tests = [name for name in result.group.values.tolist() if name.startswith("test")]
-        group = (tests or result.group.values.tolist())[0]
+        group = a_test_split(result)
         repaired = result.repaired.where(result.repaired_n >= FEWEST).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Int
 from implicit_reasoning.worlds import Chains, Dataset, enumerate_chains, prefix_keys
 from implicit_reasoning.worlds.chains import expand, inside
 from implicit_reasoning.worlds.dataset import columns, world_of
-from implicit_reasoning.worlds.world import ROLES
 
 Rows = Int[np.ndarray, "row"]
 
@@ -69,11 +68,6 @@ def of_roles(dataset: Dataset, questions: Questions, first: str) -> Bool[np.ndar
     return chains.allows(first, *(inside(hop) for hop in range(1, dataset.hops)))
 
 
-def first_roles() -> str:
-    """The roles that training allows at the first hop."""
-    return inside(0)
-
-
 def matches(
     asked: Int[np.ndarray, "row key"],
     table: Int[np.ndarray, "item key"],
@@ -115,11 +109,6 @@ def spelt_order(dataset: Dataset) -> list[int]:
     """The number of the part (of e1, r1, r2, ...) at each position of a prompt."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
-
-
-def role_letters(dataset: Dataset) -> set[str]:
-    """The roles that some fact of the world has."""
-    return {ROLES[role] for role in np.unique(world_of(dataset).facts.role)}
 
 
 def _parts(chains: Chains) -> Int[np.ndarray, "chain part"]:

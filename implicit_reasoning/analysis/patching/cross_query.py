@@ -31,6 +31,7 @@ from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.wirings import cache_sites
 from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.chains import inside
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
 """Groups of pairs; in all but `TRAINED` the composed chain is absent from training:
@@ -201,7 +202,7 @@ def choose_pairs(dataset: Dataset) -> Pairs:
     if not len(trained):
         raise InputError("cross_query needs training chains among the probes; this task has none")
     targets = choose.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
-    usual = choose.of_roles(dataset, table, choose.first_roles())
+    usual = choose.of_roles(dataset, table, inside(0))
     candidates = {
         BRIDGE: table.only(usual & ~table.trained),
         OOD: table.only(choose.of_roles(dataset, table, "O") & ~table.trained),

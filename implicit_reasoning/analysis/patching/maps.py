@@ -22,6 +22,12 @@ def some_steps(steps: Sequence[int], most: int = _COLUMNS) -> list[int]:
     return [int(steps[place]) for place in places]
 
 
+def a_test_split(result: xr.Dataset) -> str:
+    """The first group that is a split of tests; the first of all where there is none."""
+    groups = [str(group) for group in result.group.values]
+    return next((group for group in groups if group.startswith("test")), groups[0])
+
+
 def draw_maps(
     rows: Mapping[str, xr.DataArray], *, up: str = "layer", across: str = "pos", label: str
 ) -> Drawing:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Key
 
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.maps import a_test_split, draw_maps
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -94,10 +94,7 @@ class ParameterPatching(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Accuracy by part and block, both directions, beside the two checkpoints alone."""
-        group = next(
-            (g for g in result.group.values.tolist() if g.startswith("test")),
-            result.group.values.tolist()[0],
-        )
+        group = a_test_split(result)
         of_group = result.sel(group=group)
         titles = {
             "later": "a part of the last\ncheckpoint in this",
