@@ -26,20 +26,14 @@ def data():
 
 @pytest.fixture(scope="module")
 def measured(data):
-    """Results of the composer, the memoriser, and a model with random weights."""
+    """Results of the composer, the memoriser, and random weights in their places."""
     found = {}
     for name, make in (("composer", composer), ("memoriser", memoriser)):
         model, params = make(data)
-        checkpoints = [params]
-        if name == "composer":
-            checkpoints.append(jax.jit(model.init)(jax.random.key(3)))
+        checkpoints = [params, jax.jit(model.init)(jax.random.key(3))]
         result = measure(CrossQuery(), Subject(model, data, checkpoints), progress=False)
-        found |= (
-            {name: result.isel(step=0), "random": result.isel(step=-1)}
-            if len(checkpoints) > 1
-            else {name: result.isel(step=0)}
-        )
-        found[f"{name} all"] = result
+        found |= {name: result.isel(step=0), f"random {name}": result.isel(step=1)}
+        found["both steps"] = result
     return found
 
 
