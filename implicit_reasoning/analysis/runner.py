@@ -138,6 +138,9 @@ def measure(
     steps = tuple(subject.steps if steps is None else steps)
     runner = runner or Runner(instrument, model)
     examples = instrument.examples(model, dataset)
+    if instrument.reference:
+        last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
+        examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
@@ -182,6 +185,8 @@ def _identity(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         "seed": _SEED,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
+        # Numbers against the last checkpoint are others once training went on.
+        "reference": subject.steps[-1] if instrument.reference else None,
     }
 
 
