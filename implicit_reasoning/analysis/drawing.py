@@ -109,6 +109,7 @@ def heat_maps(
     columns: str = "pos",
     low: float = 0.0,
     high: float = 1.0,
+    width: float = 0.52,
 ) -> Drawing:
     """Tables of numbers as colours, one beside the other on one scale; layer 0 is at the bottom.
 
@@ -120,14 +121,15 @@ def heat_maps(
       columns: the dimension that goes right.
       low: value of the darkest colour.
       high: value of the lightest.
+      width: of a column, in inches.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
     nrows = -(-len(maps) // ncols)
-    width = max(1.6, 0.52 * one.sizes[columns])
+    wide = max(1.6, width * one.sizes[columns])
     height = max(1.3, 0.3 * one.sizes[rows])
     drawing, axes = new_drawing(
-        1.8 + width * ncols,
+        1.8 + wide * ncols,
         0.5 + nrows * (height + 0.7),
         nrows=nrows,
         ncols=ncols,

@@ -52,6 +52,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
         order = random.permutation(len(bridges))
         kept = bridges[order[: max(1, np.count_nonzero(np.cumsum(size[order]) <= most))]]
         rows = rows[np.isin(truth["e2"][rows], kept)]
+    rows = random.permutation(rows)  # or the first of an e1 would always be its first relation's
     letters = np.array(ROLES)[truth["role1"][rows]]
     there = [letter for letter in GROUPS if (letters == letter).any()]
     group = np.array([there.index(letter) for letter in letters], np.int64)

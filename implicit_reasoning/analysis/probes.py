@@ -213,50 +213,51 @@ def _read(
     inputs: Any,
 ) -> Bool[Array, "truth variable row"]:
     """Whether each state's class is read by the probe it is held out of."""
-    x, sums = _fit(states, layout, labels, inputs["classes"])
-    return _right(predict(sums, ridge(sums), x), layout, labels, inputs["n_classes"][None])
+    flat = labels.reshape(-1, labels.shape[-1]).T[jnp.asarray(layout.members)]
+    x, sums = _fit(states, layout, flat, inputs["classes"])
+    n_classes = jnp.tile(jnp.asarray(inputs["n_classes"]), labels.shape[0])
+    return _right(predict(sums, ridge(sums), x), layout, flat, n_classes).reshape(labels.shape)
 
 
 def _read_few(
     states: Float[Array, "row width"], layout: Layout, labels: Int[Array, "truth row"], inputs: Any
 ) -> Bool[Array, "k truth row"]:
     """The same for one variable, e2, from few dimensions."""
-    labels = labels[:, None]
-    x, sums = _fit(states, layout, labels, inputs["classes"])
-    most = min(max(SIZES), states.shape[1])
-    n_classes = inputs["n_classes"][2:3][None]
-    rights = [
-        _right(predict(sums, weights, x), layout, labels, n_classes)[:, 0]
-        for weights in sparse_ridge(sums, most, SIZES)
-    ]
-    return jnp.stack(rights)
+    by_fold = labels.T[jnp.asarray(layout.members)]
+    x, sums = _fit(states, layout, by_fold, inputs["classes"])
+    n_classes = jnp.repeat(jnp.asarray(inputs["n_classes"])[2], len(labels))
+    return jnp.stack(
+        [
+            _right(predict(sums, weights, x), layout, by_fold, n_classes)
+            for weights in sparse_ridge(sums, min(max(SIZES), states.shape[1]), SIZES)
+        ]
+    )
 
 
 def _fit(
     states: Float[Array, "row width"],
     layout: Layout,
-    labels: Int[Array, "truth variable row"],
+    labels: Int[Array, "fold member label"],
     classes: Any,
 ) -> tuple[Float[Array, "fold member width"], Sums]:
-    one_hot = labels[..., None] == jnp.asarray(classes)[None, None, None]
-    one_hot = jnp.moveaxis(one_hot, 2, 0).reshape(len(states), -1).astype(jnp.float32)
-    members = jnp.asarray(layout.members)
-    x, weight = states[members], jnp.asarray(layout.weight)
-    return x, outside_sums(x, one_hot[members], weight)
+    one_hot = (labels[..., None] == jnp.asarray(classes)[None, None, None]).astype(jnp.float32)
+    x = states[jnp.asarray(layout.members)]
+    return x, outside_sums(x, one_hot.reshape(*labels.shape[:2], -1), jnp.asarray(layout.weight))
 
 
 def _right(
     said: Float[Array, "fold member out"],
     layout: Layout,
-    labels: Int[Array, "truth variable row"],
-    n_classes: Any,
-) -> Bool[Array, "truth variable row"]:
-    said = said.reshape(-1, said.shape[-1])[jnp.asarray(layout.place)]
-    said = jnp.moveaxis(said.reshape(said.shape[0], *labels.shape[:2], -1), 0, 2)
-    possible = jnp.arange(said.shape[-1]) < jnp.asarray(n_classes)[..., None]
-    said = jnp.where(possible[:, :, None], said, -jnp.inf)
+    labels: Int[Array, "fold member label"],
+    n_classes: Int[Array, " label"],
+) -> Bool[Array, "label row"]:
+    """Whether the largest output of each label's classes is the label's own."""
+    said = said.reshape(*labels.shape, -1)
+    possible = jnp.arange(said.shape[-1]) < n_classes[:, None]
+    said = jnp.where(possible[None, None], said, -jnp.inf)
     # A model that has diverged says nan, which no class is.
-    return (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
+    right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
+    return right.reshape(-1, labels.shape[-1])[jnp.asarray(layout.place)].T
 
 
 def _over_training(result: xr.Dataset) -> Figure:
