@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -43,6 +43,7 @@ def curves(
     nulls: Mapping[str, tuple[Mapping[str, Any], str]],
     label: str,
     ncols: int | None = None,
+    highest: float = 1.0,
     lowest: float = 0.0,
 ) -> Drawing:
     """An outcome over training steps, a line for each layer, a panel for each selection.
@@ -56,7 +57,8 @@ def curves(
         highest is drawn, so that what is above the line is above every layer's null.
       label: of the y axis.
       ncols: panels in a row, by default all.
-      lowest: end of the y axis, which goes up to 1.
+      highest: end of the y axis.
+      lowest: its other end.
     """
     ncols = ncols or len(panels)
     nrows = -(-len(panels) // ncols)
@@ -69,13 +71,13 @@ def curves(
             _line(ax, null, color=color, linestyle="--", label=name_of_null)
         _by_layer(ax, result, name, {**select, **panel})
         step_axis(ax, int(result["step"][-1]))
-        ax.set_ylim(lowest - 0.02 * (1 - lowest), 1 + 0.02 * (1 - lowest))
+        margin = 0.02 * (highest - lowest)
+        ax.set_ylim(lowest - margin, highest + margin)
         ax.set_title(title, fontsize=10)
         ax.tick_params(labelsize=8)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
+    _hide_the_rest(axes, len(panels), ncols)
     for index, ax in enumerate(axes):
-        ax.set_xlabel("training step" if index // ncols == nrows - 1 else "")
+        ax.set_xlabel("training step" if index + ncols >= len(panels) else "")
     drawing.supylabel(label, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
@@ -98,6 +100,13 @@ def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
     marker = "o" if values.sizes["step"] == 1 else None
     style = {"linewidth": 1.5, "marker": marker, "clip_on": False, **style}
     ax.plot(values["step"], values, **style)
+
+
+def _hide_the_rest(axes: Sequence[Axes], used: int, ncols: int) -> None:
+    """Empty axes go, and those above them get the labels that they would have shared."""
+    for index, ax in enumerate(axes):
+        ax.set_visible(index < used)
+        ax.tick_params(labelbottom=index + ncols >= used)
 
 
 def heat_maps(
@@ -140,8 +149,8 @@ def heat_maps(
     for ax, (title, values) in zip(axes, maps.items(), strict=False):
         _heat_map(ax, values.transpose(rows, columns), scale)
         ax.set_title(title, fontsize=9.5)
+    _hide_the_rest(axes, len(maps), ncols)
     for index, ax in enumerate(axes):
-        ax.set_visible(index < len(maps))
         ax.set_ylabel(rows if index % ncols == 0 else "")
     colors = matplotlib.cm.ScalarMappable(scale, _CELLS)
     bar = drawing.colorbar(colors, ax=axes, shrink=0.9, aspect=25, pad=0.02)

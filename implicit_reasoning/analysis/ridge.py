@@ -144,3 +144,15 @@ def _strength(sums: Sums) -> Float[Array, " fold"]:
     # The last term only matters where all states are equal, and nothing can be read from them.
     trace = jnp.trace(sums.gram, axis1=1, axis2=2)
     return STRENGTH * trace / sums.gram.shape[-1] + 1e-12
+
+
+def affine(
+    x: Float[Array, "row width"], y: Float[Array, "row out"], weight: Float[Array, " row"]
+) -> tuple[Float[Array, "width out"], Float[Array, " out"]]:
+    """The map `x @ A + b` nearest to y over the rows of weight 1: `(A, b)`, by ridge regression."""
+    # Two folds: what counts, and nothing; the second is fitted to the first.
+    rows, none = weight[None], jnp.zeros_like(weight)[None]
+    sums = outside_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
+    sums = Sums(*(part[1:] for part in sums))
+    weights = ridge(sums)[0]
+    return weights, sums.mean_y[0] - jnp.matmul(sums.mean_x[0], weights, precision=_HIGHEST)
