@@ -11,8 +11,18 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
 
-from implicit_reasoning.figures import new_drawing, step_axis
+from implicit_reasoning.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    new_drawing,
+    step_axis,
+)
 
 _CELLS = "cividis"  # even in lightness, and the same to colour-blind readers
 
@@ -169,3 +179,46 @@ def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize) -> None:
         ink = "black" if scale(value) > 0.55 else "white"
         text = f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else "-"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+def scatters(
+    panels: Mapping[str, xr.DataArray],
+    colors: Sequence[str],
+    markers: Sequence[str],
+    *,
+    ncols: int,
+) -> Drawing:
+    """Points in the plane, on scales of their own.
+
+    Args:
+      panels: title to coordinates with the dimensions `point` and `axis` (two of them).
+      colors: by point, the name of what it is coloured by; at most six names.
+      markers: by point, the name of its kind: the first kind is a circle, all others crosses.
+      ncols: panels in a row.
+    """
+    nrows = -(-len(panels) // ncols)
+    drawing, axes = new_drawing(1.3 + 2.5 * ncols, 2.6 * nrows, nrows=nrows, ncols=ncols)
+    names, kinds = list(dict.fromkeys(colors)), sorted(dict.fromkeys(markers), key=_id_first)
+    palette = dict(zip(names, (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False))
+    for ax, (title, points) in zip(axes, panels.items(), strict=False):
+        x, y = points.transpose("axis", "point").values
+        for name in names:
+            for kind in kinds:
+                of_both = zip(colors, markers, strict=True)
+                here = np.array([pair == (name, kind) for pair in of_both])
+                shape = "o" if kind == kinds[0] else "X"
+                style = {"s": 26 if shape == "o" else 48, "marker": shape, "linewidths": 0.6}
+                ax.scatter(x[here], y[here], color=palette[name], edgecolors="white", **style)
+        ax.set_title(title, fontsize=9.5)
+        ax.tick_params(labelsize=7)
+    handles = [Line2D([], [], marker="o", ls="", color=palette[name], label=name) for name in names]
+    handles += [
+        Line2D([], [], marker="o" if kind == kinds[0] else "X", ls="", color="grey", label=kind)
+        for kind in kinds
+    ]
+    drawing.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
+    return drawing
+
+
+def _id_first(kind: str) -> tuple[bool, str]:
+    return kind != "id", kind
