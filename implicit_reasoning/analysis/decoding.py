@@ -174,15 +174,15 @@ def _over_training(result: xr.Dataset) -> Figure:
         "How often the state after (e1, r1) gives the fact's tail e2: unembedded as it is "
         "(immediate), or put into another prompt and decoded by the layers that follow (full run). "
         f"A layer counts the blocks before the state. Shading: 95% interval over facts "
-        f"({_counts(result)}). Grey: the tail of another fact, highest layer. {_construction(result)}"
+        f"({_counts(result)}). Grey: another fact's tail, highest layer. {_construction(result)}"
     )
     return Figure("decoding", "Immediate and full-run decoding of e2", caption, drawing)
 
 
 def _table(result: xr.Dataset) -> Figure:
-    at = {"truth": TRUTHS[0], "variable": "e2"}
+    tails = result["top1"].sel(truth=TRUTHS[0], variable="e2")
     maps = {
-        f"{group} facts, step {step:,}": result["top1"].sel(step=step, group=group, **at)
+        f"{group} facts, step {step:,}": tails.sel(step=step, group=group)
         for group in result.group.values
         for step in some_steps(result)
     }

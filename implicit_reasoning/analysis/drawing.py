@@ -100,8 +100,8 @@ def _by_layer(ax: Axes, result: xr.Dataset, name: str, where: Mapping[str, Any])
     for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
         at = {**where, "layer": layer}
         if f"{name}_low" in result:
-            ends = [result[f"{name}_{end}"].sel(at) for end in ("low", "high")]
-            ax.fill_between(result["step"], *ends, color=color, alpha=0.15, linewidth=0)
+            low, high = (result[f"{name}_{end}"].sel(at) for end in ("low", "high"))
+            ax.fill_between(result["step"], low, high, color=color, alpha=0.15, linewidth=0)
         _line(ax, result[name].sel(at), color=color, label=f"layer {layer}")
 
 
@@ -207,7 +207,7 @@ def scatters(
                 of_both = zip(colors, markers, strict=True)
                 here = np.array([pair == (name, kind) for pair in of_both])
                 shape = "o" if kind == kinds[0] else "X"
-                style = {"s": 26 if shape == "o" else 48, "marker": shape, "linewidths": 0.6}
+                style: Any = {"s": 26 if shape == "o" else 48, "marker": shape, "linewidths": 0.6}
                 ax.scatter(x[here], y[here], color=palette[name], edgecolors="white", **style)
         ax.set_title(title, fontsize=9.5)
         ax.tick_params(labelsize=7)

@@ -84,7 +84,8 @@ def known_at(variable: str, positions: Sequence[str]) -> str:
 def first_of_each(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
     """Where a number occurs for the first time in its line."""
     first = np.zeros(keys.shape, bool)
-    for line, found in zip(keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])):
+    lines, there = keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])
+    for line, found in zip(lines, there, strict=True):
         found[np.unique(line, return_index=True)[1]] = True
     return first
 

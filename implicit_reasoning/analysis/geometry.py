@@ -127,7 +127,9 @@ class Geometry(Instrument):
                 for one in bridge
             ]
             return jax.tree.map(
-                lambda *parts: jnp.stack(parts).reshape(len(TRUTHS), len(CENTRINGS), *parts[0].shape),
+                lambda *parts: jnp.stack(parts).reshape(
+                    len(TRUTHS), len(CENTRINGS), *parts[0].shape
+                ),
                 *[near for of_truth in both for near in of_truth],
             )
 
@@ -135,7 +137,8 @@ class Geometry(Instrument):
         near = jax.lax.map(lambda layer: jax.lax.map(place, (layer, weights)), states)
         network = model.bind(params)
         attributes = jax.lax.map(
-            lambda state: _attributes(network.readout(state, Taps()), inputs), states[:, inputs["e1"]]
+            lambda state: _attributes(network.readout(state, Taps()), inputs),
+            states[:, inputs["e1"]],
         )
         pictured = states[:, inputs["known"]][:, jnp.asarray(inputs["points"])]
         return {

@@ -161,7 +161,8 @@ def _over_training(result: xr.Dataset) -> Figure:
         f"Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; distinct "
         f"states: {n}. Shading: 95% interval over states. Grey: the truth of another prompt, "
         "highest layer. Where (e1, r1) -> e2 is itself trained on, the last layer of e2 at r1 is "
-        "high by construction, and so is the answer's."
+        "high by construction, and so is the answer's. Relations are never answers: only where the "
+        "embedding is the unembedding (a tied model) can this lens find them."
     )
     return Figure("lens", "Logit lens over training", caption, drawing)
 

@@ -117,18 +117,40 @@ def sparse_ridge(
     difference = jnp.abs(sums.cross) / spread[:, :, None]
     _, chosen = jax.lax.top_k(jnp.swapaxes(difference, 1, 2), most)  # [fold, out, most]
 
-    def fit(gram: Array, cross: Array, strength: Array, chosen: Array, size: int) -> Array:
-        """[width] of one output of one fold."""
-        used = jnp.arange(most) < size
-        small = jnp.where(used[:, None] & used[None], gram[chosen[:, None], chosen[None]], 0)
-        small += jnp.diag(jnp.where(used, strength, 1))
-        few = jnp.linalg.solve(small, jnp.where(used, cross[chosen], 0))
-        return jnp.zeros(cross.shape[0]).at[chosen].set(few)
+    def rows(gram: Array, cross: Array, strength: Array, chosen: Array) -> Array:
+        """[most, most + 1], the equations of one output of one fold, their right side last."""
+        small = gram[chosen[:, None], chosen[None]] + strength * jnp.eye(most)
+        return jnp.concatenate([small, cross[chosen][:, None]], axis=1)
 
-    by_out = jax.vmap(fit, in_axes=(None, 1, None, 0, None), out_axes=1)
-    by_fold = jax.vmap(by_out, in_axes=(0, 0, 0, 0, None))
-    strength = _strength(sums)
-    return jnp.stack([by_fold(sums.gram, sums.cross, strength, chosen, size) for size in sizes])
+    by_out = jax.vmap(rows, in_axes=(None, 1, None, 0))
+    equations = jax.vmap(by_out)(sums.gram, sums.cross, _strength(sums), chosen)
+    solutions = _swept(equations)
+    width = jnp.arange(sums.gram.shape[-1])
+    here = chosen[..., None, :] == width[:, None]  # [fold, out, width, most]
+
+    def spread_out(size: int) -> Array:
+        few = jnp.where(jnp.arange(most) < size, solutions[min(size, most) - 1], 0)
+        return jnp.swapaxes(jnp.where(here, few[..., None, :], 0).sum(-1), 1, 2)
+
+    return jnp.stack([spread_out(size) for size in sizes])
+
+
+def _swept(
+    equations: Float[Array, "fold out most most+1"],
+) -> list[Float[Array, "fold out most"]]:
+    """Solutions of the leading 1, 2, ... equations, in one elimination (the sweep operator).
+
+    Positive definite, so that no pivoting is needed. Not `jnp.linalg.solve`: on a CPU a program
+    with many tiny systems in a loop calls LAPACK for each, and was seen to wait for ever (0.10.2).
+    """
+    found, most = [], equations.shape[-2]
+    for pivot in range(most):
+        row = equations[:, :, pivot] / equations[:, :, pivot, pivot, None]
+        cleared = equations - equations[..., pivot, None] * row[:, :, None]
+        here = (jnp.arange(most) == pivot)[None, None, :, None]
+        equations = jnp.where(here, row[:, :, None], cleared)
+        found.append(equations[..., -1])
+    return found
 
 
 def predict(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ _MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggreg
 _MEMORY = 2**31  # bytes that one call may need for its intermediate values, on each device
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
 

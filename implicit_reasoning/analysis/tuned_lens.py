@@ -1,4 +1,4 @@
-"""The tuned lens: the logit lens after an affine map that makes an early state look like a late one.
+"""The tuned lens: the logit lens after an affine map from early states to late ones.
 
 `h -> h + A h + b` for every (layer, position), fitted to the model's own final logits there by KL
 divergence on some prefixes and scored on others (Belrose et al. 2023). It starts from the ridge
@@ -130,7 +130,7 @@ class TunedLens(Instrument):
         return claimed("decodable", (low >= _DECODED) & (low >= _CHANCE * null))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Bridge and answer where they are known, both lenses; and how far from the final logits."""
+        """Bridge and answer where they are known, by both lenses; and KL to the final logits."""
         return [_top1(result), _distance(result)]
 
 
@@ -191,7 +191,9 @@ def _top1(result: xr.Dataset) -> Figure:
         label="share of held-out states with it as top-1",
         ncols=2,
     )
-    counts = ", ".join(f"{int(result['n_states'].sel(group=lead, pos=p))} at {p}" for p in positions)
+    counts = ", ".join(
+        f"{int(result['n_states'].sel(group=lead, pos=p))} at {p}" for p in positions
+    )
     caption = (
         "How often bridge and answer are the top-1 of the logit lens (top) and of a tuned lens "
         f"(bottom) on states it was not fitted to ({lead} facts: {counts}). What only the tuned "
