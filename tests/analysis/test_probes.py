@@ -1,4 +1,4 @@
-"""Linear probes: against plain regressions, on states with no code, a bridge code, a prefix code."""
+"""Linear probes: against plain regressions; on noise, a bridge code, a prefix code."""
 
 import jax.numpy as jnp
 import numpy as np

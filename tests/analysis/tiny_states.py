@@ -1,4 +1,4 @@
-"""A small world, a model of its shape, and states that are built by hand in place of the model's."""
+"""A small world, a model of its shape, and states that are built by hand."""
 
 from types import SimpleNamespace
 
