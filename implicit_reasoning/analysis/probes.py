@@ -253,7 +253,7 @@ def _right(
 ) -> Bool[Array, "label row"]:
     """Whether the largest output of each label's classes is the label's own."""
     said = said.reshape(*labels.shape, -1)
-    possible = jnp.arange(said.shape[-1]) < n_classes[:, None]
+    possible = jnp.arange(said.shape[-1])[None] < n_classes[:, None]
     said = jnp.where(possible[None, None], said, -jnp.inf)
     # A model that has diverged says nan, which no class is.
     right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))

@@ -125,12 +125,13 @@ def sparse_ridge(
     by_out = jax.vmap(rows, in_axes=(None, 1, None, 0))
     equations = jax.vmap(by_out)(sums.gram, sums.cross, _strength(sums), chosen)
     solutions = _swept(equations)
-    width = jnp.arange(sums.gram.shape[-1])
-    here = chosen[..., None, :] == width[:, None]  # [fold, out, width, most]
+    width = jnp.arange(sums.gram.shape[-1])[None, None, :, None]
+    here = chosen[:, :, None] == width  # [fold, out, width, most]
 
     def spread_out(size: int) -> Array:
-        few = jnp.where(jnp.arange(most) < size, solutions[min(size, most) - 1], 0)
-        return jnp.swapaxes(jnp.where(here, few[..., None, :], 0).sum(-1), 1, 2)
+        used = (jnp.arange(most) < size)[None, None]
+        few = jnp.where(used, solutions[min(size, most) - 1], 0)
+        return jnp.swapaxes(jnp.where(here, few[:, :, None], 0).sum(-1), 1, 2)
 
     return jnp.stack([spread_out(size) for size in sizes])
 

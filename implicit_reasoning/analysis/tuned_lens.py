@@ -154,7 +154,7 @@ def _tuned(
 
     optimizer = optax.adam(_RATE)
 
-    def step(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+    def step(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         lens, memory = carry
         updates, memory = optimizer.update(jax.grad(loss)(lens), memory)
         return optax.apply_updates(lens, updates), memory

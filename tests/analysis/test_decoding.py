@@ -23,6 +23,10 @@ def model(dataset):
     return make_model(dataset)
 
 
+def first_params(model, dataset):
+    return jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+
+
 def by_hand(model, params, tokens, recipients):
     """[layer, row]: top-1 of the full run, block by block."""
     network = model.bind(params)
@@ -47,14 +51,14 @@ def measured(model, dataset, wanted):
     """bool [layer, row] of the full run, for tails of one's own choice."""
     inputs = dict(Decoding().examples(model, dataset).inputs)
     inputs["wanted"] = np.broadcast_to(wanted, inputs["wanted"].shape)
-    params = jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+    params, inputs = first_params(model, dataset), jax.tree.map(jnp.asarray, inputs)
     found = jax.jit(lambda p: Decoding().measure(model, p, inputs, jax.random.key(0)))(params)
     return np.asarray(found["top1"])[2, 0, 0]
 
 
 def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
     inputs = Decoding().examples(model, dataset).inputs
-    params = jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+    params = first_params(model, dataset)
     tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
     assert (tops[0] != tops[-1]).any()  # or one layer could stand for another
     for layer, top in enumerate(tops):
@@ -64,7 +68,7 @@ def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
 def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
     """Published code puts a state in one block later than it came from."""
     inputs = Decoding().examples(model, dataset).inputs
-    params = jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+    params = first_params(model, dataset)
     tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
     right = decoding.resid_sites
     late = lambda model: (*right(model)[1:], right(model)[-1])  # noqa: E731
@@ -77,7 +81,7 @@ def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, datas
     inputs = Decoding().examples(model, dataset).inputs
     unembed = Subject(model, dataset).params()["unembed"]["W_U"][0]
     states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
-    columns = np.asarray(unembed).T
+    columns = np.array(unembed).T
     columns /= np.linalg.norm(columns, axis=1, keepdims=True)
     states[1, :, 1] = 10 * columns[inputs["wanted"][0, 0]]
     plant(monkeypatch, decoding, states.astype(np.float32))
