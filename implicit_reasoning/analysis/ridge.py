@@ -125,32 +125,36 @@ def sparse_ridge(
     by_out = jax.vmap(rows, in_axes=(None, 1, None, 0))
     equations = jax.vmap(by_out)(sums.gram, sums.cross, _strength(sums), chosen)
     solutions = _swept(equations)
-    width = jnp.arange(sums.gram.shape[-1])[None, None, :, None]
-    here = chosen[:, :, None] == width  # [fold, out, width, most]
 
     def spread_out(size: int) -> Array:
+        """The solution for so many, at their places among all dimensions."""
         used = (jnp.arange(most) < size)[None, None]
         few = jnp.where(used, solutions[min(size, most) - 1], 0)
-        return jnp.swapaxes(jnp.where(here, few[:, :, None], 0).sum(-1), 1, 2)
+        empty = jnp.zeros(sums.gram.shape[-1])
+        put = jax.vmap(jax.vmap(lambda where, values: empty.at[where].set(values)))
+        return jnp.swapaxes(put(chosen, few), 1, 2)
 
     return jnp.stack([spread_out(size) for size in sizes])
 
 
 def _swept(
     equations: Float[Array, "fold out most most+1"],
-) -> list[Float[Array, "fold out most"]]:
+) -> Float[Array, "most fold out most"]:
     """Solutions of the leading 1, 2, ... equations, in one elimination (the sweep operator).
 
     Positive definite, so that no pivoting is needed. Not `jnp.linalg.solve`: on a CPU a program
     with many tiny systems in a loop calls LAPACK for each, and was seen to wait for ever (0.10.2).
     """
-    found, most = [], equations.shape[-2]
-    for pivot in range(most):
-        row = equations[:, :, pivot] / equations[:, :, pivot, pivot, None]
-        cleared = equations - equations[..., pivot, None] * row[:, :, None]
-        here = (jnp.arange(most) == pivot)[None, None, :, None]
+
+    def sweep(equations: Array, pivot: Array) -> tuple[Array, Array]:
+        row, column = equations[:, :, pivot], equations[:, :, :, pivot]
+        row = row / row[:, :, pivot, None]
+        cleared = equations - column[..., None] * row[:, :, None]
+        here = (jnp.arange(column.shape[-1]) == pivot)[None, None, :, None]
         equations = jnp.where(here, row[:, :, None], cleared)
-        found.append(equations[..., -1])
+        return equations, equations[..., -1]
+
+    found: Array = jax.lax.scan(sweep, equations, jnp.arange(equations.shape[-2]))[1]
     return found
 
 
