@@ -53,7 +53,8 @@ class Geometry(Instrument):
         "that unembed(norm(S)) ranks highest, the share that are tails of e1 (own) or of another "
         "entity, m the number of those tails (Geva et al. 2023). picture: two principal "
         "coordinates, of centred states (PCA) or of cosine distances (classical MDS), at the "
-        "position where e2 is first known. Null: bridges shuffled between states."
+        "position where e2 is first known. Null: bridges shuffled between states. Layer 0 is a "
+        "null as well: a state there is its token's embedding."
     )
     outputs = {
         "cosine": ("truth", "centring", "centroid", "layer", "pos", "example"),
