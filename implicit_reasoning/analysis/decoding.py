@@ -180,9 +180,12 @@ def _over_training(result: xr.Dataset) -> Figure:
 
 
 def _table(result: xr.Dataset) -> Figure:
-    tails = result["top1"].sel(truth=TRUTHS[0], variable="e2")
+    tails = result["top1"].sel(truth=TRUTHS[0])
     maps = {
-        f"{group} facts, step {step:,}": tails.sel(step=step, group=group)
+        f"{variable}, {group} facts,\nstep {step:,}": tails.sel(
+            step=step, group=group, variable=variable
+        )
+        for variable in result["variable"].values
         for group in result.group.values
         for step in some_steps(result)
     }
@@ -194,7 +197,8 @@ def _table(result: xr.Dataset) -> Figure:
         maps, "share of facts", columns="reading", ncols=len(some_steps(result)), width=0.75
     )
     caption = (
-        "Ye et al.'s decoding table at every layer: share of facts whose tail is top-1, by "
+        "Ye et al.'s decoding table at every layer: share of facts whose tail e2 (and, where the "
+        "prompt (e1, r1) is taught another answer, that decoy) is top-1, by "
         f"reading, at some checkpoints ({_counts(result)}). {_construction(result)}"
     )
     return Figure("decoding_table", "Decodable and usable, by layer", caption, drawing)
@@ -205,11 +209,11 @@ def _counts(result: xr.Dataset) -> str:
 
 
 def _construction(result: xr.Dataset) -> str:
-    there = result["by_construction"].isel(step=-1).sel(variable="e2").any("layer")
-    groups = [str(group) for group in result.group.values if there.sel(group=group)]
-    if not groups:
-        return "No group's prompts are trained on: nothing here is true by construction."
+    there = result["by_construction"].isel(step=-1).any("layer").to_series()
+    taught = [f"{variable} of {group} facts" for (variable, group), so in there.items() if so]
+    if not taught:
+        return "Nothing here is true by construction: training never asks for (e1, r1) by itself."
     return (
-        f"True by construction, because (e1, r1) -> e2 is itself trained on: the last layer of "
-        f"{', '.join(groups)} facts, with the final norm and in the full run."
+        "True by construction, because it is what training teaches after (e1, r1): "
+        f"{', '.join(taught)} at the last layer, with the final norm and in the full run."
     )
