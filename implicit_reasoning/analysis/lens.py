@@ -16,7 +16,10 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
+from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.ranking import ranks
 from implicit_reasoning.analysis.states import (
     chain_splits,
     chain_variables,
@@ -26,6 +29,7 @@ from implicit_reasoning.analysis.states import (
     residuals,
     state_keys,
 )
+from implicit_reasoning.figures import GREY, Figure
 from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.worlds import Dataset
 
@@ -89,19 +93,18 @@ class LogitLens(Instrument):
         states = residuals(model, params, inputs["tokens"])
         network = model.bind(params)
 
-        def ranks(logits: Array) -> Array:
-            """[vocabulary, truth, variable, example] of one (norm, layer, position)."""
-            wanted = inputs["wanted"]
-            of_wanted = jnp.take_along_axis(logits[None, None], wanted[..., None], axis=-1)
-            better = ~(logits[None, None] < of_wanted)  # ties, nans and the token itself too
-            token = jnp.arange(logits.shape[-1])[None]
-            kind = (token >= inputs["first"][:, None]) & (token < inputs["end"][:, None])
-            return jnp.stack([better.sum(-1), (better & kind[None, :, None]).sum(-1)]) - 1
+        token = jnp.arange(model.spec.d_vocab)[None]
+        own_kind = (token >= inputs["first"][:, None]) & (token < inputs["end"][:, None])
+        wanted = jnp.asarray(inputs["wanted"])
 
         def place(state: Array) -> Array:
             """[norm, vocabulary, truth, variable, example] of one (layer, position)."""
+            both = network.readout(state, Taps()), network.unembedding(state)
             return jnp.stack(
-                [ranks(network.readout(state, Taps())), ranks(network.unembedding(state))]
+                [
+                    jnp.stack([ranks(logits, wanted), ranks(logits, wanted, own_kind)])
+                    for logits in both
+                ]
             )
 
         by_place = jax.lax.map(
@@ -117,3 +120,64 @@ class LogitLens(Instrument):
         null = best["top1"].sel(truth="shuffled").max("group")
         there = (low >= _DECODED) & (low >= _CHANCE * null)
         return claimed("decodable", there)
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Bridge, second relation and answer over training; every place at the last checkpoint."""
+        return [_over_training(result), _places(result)]
+
+
+def _group(result: xr.Dataset) -> str:
+    """Chains that are trained on, as published, where there are any."""
+    groups = [str(group) for group in result.group.values]
+    return next((group for group in groups if group.startswith("train")), groups[0])
+
+
+def _over_training(result: xr.Dataset) -> Figure:
+    """Wang et al.'s figure 4c, for every layer, and its top-1."""
+    positions, group = list(result.pos.values), _group(result)
+    wanted = {variable: known_at(variable, positions) for variable in ("e2", "r2", "answer")}
+    result = result.sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
+    both = xr.concat([result, result], "outcome").assign_coords(outcome=["MRR", "top-1"])
+    for end in ("", "_low", "_high"):
+        parts = [result[f"{name}{end}"] for name in ("reciprocal_rank", "top1")]
+        both[f"rank{end}"] = xr.concat(parts, "outcome")
+    panels = {
+        f"{outcome} of {variable} at {pos}": {"variable": variable, "pos": pos, "outcome": outcome}
+        for outcome in ("MRR", "top-1")
+        for variable, pos in wanted.items()
+    }
+    drawing = curves(
+        both,
+        "rank",
+        panels,
+        select={"truth": "true"},
+        nulls={"shuffled truth": ({"truth": "shuffled"}, GREY)},
+        label="among all tokens, with the final norm",
+        ncols=len(wanted),
+    )
+    n = ", ".join(f"{int(result['n_states'].sel(pos=p))} at {p}" for p in wanted.values())
+    caption = (
+        "What the model's own unembedding reads from each layer: mean reciprocal rank (top, as in "
+        f"Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; distinct "
+        f"states: {n}. Shading: 95% interval over states. Grey: the truth of another prompt, "
+        "highest layer. Where (e1, r1) -> e2 is itself trained on, the last layer of e2 at r1 is "
+        "high by construction, and so is the answer's. Relations are never answers: only where the "
+        "embedding is the unembedding (a tied model) can this lens find them."
+    )
+    return Figure("lens", "Logit lens over training", caption, drawing)
+
+
+def _places(result: xr.Dataset) -> Figure:
+    group = _group(result)
+    final = last_step(result).sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
+    ranked = final["reciprocal_rank"]
+    maps = {str(v): ranked.sel(truth="true", variable=v) for v in result["variable"].values}
+    maps["shuffled truth\n(highest of all)"] = ranked.sel(truth="shuffled").max("variable")
+    drawing = heat_maps(maps, "mean reciprocal rank")
+    caption = (
+        "Mean reciprocal rank of every variable's token at every layer and position, among all "
+        f"tokens, with the final norm; prompts of {group}, step {int(result.step[-1]):,}. Last "
+        "panel: the truth of another prompt, which for relations, of which there are few, is high "
+        "wherever relations are on top at all."
+    )
+    return Figure("lens_map", "Logit lens, every layer and position", caption, drawing)

@@ -1,0 +1,224 @@
+"""Drawings that most instruments share: curves over training by layer, maps of layer x position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_hex
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+
+from implicit_reasoning.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    new_drawing,
+    step_axis,
+)
+
+_CELLS = "cividis"  # even in lightness, and the same to colour-blind readers
+
+
+def last_step(result: xr.Dataset) -> xr.Dataset:
+    """The last checkpoint of a result."""
+    return result.isel(step=-1)
+
+
+def some_steps(result: xr.Dataset, most: int = 4) -> list[int]:
+    """At most so many checkpoints, evenly over the schedule, the first and the last among them."""
+    chosen = np.linspace(0, result.sizes["step"] - 1, most).round().astype(int)
+    return [int(result["step"][index]) for index in dict.fromkeys(chosen.tolist())]
+
+
+def layer_colors(n_layers: int) -> list[str]:
+    """A colour for each layer, dark to light; told apart in grey, too."""
+    # The lightest fifth of the scale is lost on white.
+    return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0, 0.82, n_layers)]
+
+
+def curves(
+    result: xr.Dataset,
+    name: str,
+    panels: Mapping[str, Mapping[str, Any]],
+    *,
+    select: Mapping[str, Any],
+    nulls: Mapping[str, tuple[Mapping[str, Any], str]],
+    label: str,
+    ncols: int | None = None,
+    highest: float = 1.0,
+    lowest: float = 0.0,
+) -> Drawing:
+    """An outcome over training steps, a line for each layer, a panel for each selection.
+
+    Args:
+      result: with the dimensions `step` and `layer`, and whatever is selected away.
+      name: of the variable; `<name>_low` and `<name>_high`, if there, are drawn as a band.
+      panels: title to what it selects.
+      select: what all panels select, except for the nulls.
+      nulls: name to what it selects in place of `select`, and its colour; of the layers the
+        highest is drawn, so that what is above the line is above every layer's null.
+      label: of the y axis.
+      ncols: panels in a row, by default all.
+      highest: end of the y axis.
+      lowest: its other end.
+    """
+    ncols = ncols or len(panels)
+    nrows = -(-len(panels) // ncols)
+    drawing, axes = new_drawing(
+        2.0 + 2.9 * ncols, 0.6 + 2.6 * nrows, nrows=nrows, ncols=ncols, sharey=True, sharex=True
+    )
+    for ax, (title, panel) in zip(axes, panels.items(), strict=False):
+        for name_of_null, (where, color) in nulls.items():
+            null = result[name].sel({**where, **panel}).max("layer")
+            _line(ax, null, color=color, linestyle="--", label=name_of_null)
+        _by_layer(ax, result, name, {**select, **panel})
+        step_axis(ax, int(result["step"][-1]))
+        margin = 0.02 * (highest - lowest)
+        ax.set_ylim(lowest - margin, highest + margin)
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(labelsize=8)
+    _hide_the_rest(axes, len(panels), ncols)
+    for index, ax in enumerate(axes):
+        ax.set_xlabel("training step" if index + ncols >= len(panels) else "")
+    drawing.supylabel(label, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    return drawing
+
+
+def _by_layer(ax: Axes, result: xr.Dataset, name: str, where: Mapping[str, Any]) -> None:
+    """Lines of one panel, with their bands."""
+    layers = result["layer"].values
+    for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
+        at = {**where, "layer": layer}
+        if f"{name}_low" in result:
+            low, high = (result[f"{name}_{end}"].sel(at) for end in ("low", "high"))
+            ax.fill_between(result["step"], low, high, color=color, alpha=0.15, linewidth=0)
+        _line(ax, result[name].sel(at), color=color, label=f"layer {layer}")
+
+
+def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
+    # A line of one point cannot be seen: one checkpoint gets a dot.
+    marker = "o" if values.sizes["step"] == 1 else None
+    style = {"linewidth": 1.5, "marker": marker, "clip_on": False, **style}
+    ax.plot(values["step"], values, **style)
+
+
+def _hide_the_rest(axes: Sequence[Axes], used: int, ncols: int) -> None:
+    """Empty axes go, and those above them get the labels that they would have shared."""
+    for index, ax in enumerate(axes):
+        ax.set_visible(index < used)
+        ax.tick_params(labelbottom=index + ncols >= used)
+
+
+def heat_maps(
+    maps: Mapping[str, xr.DataArray],
+    label: str,
+    *,
+    ncols: int = 6,
+    rows: str = "layer",
+    columns: str = "pos",
+    low: float = 0.0,
+    high: float = 1.0,
+    width: float = 0.52,
+) -> Drawing:
+    """Tables of numbers as colours, one beside the other on one scale; layer 0 is at the bottom.
+
+    Args:
+      maps: title to values with the dimensions `rows` and `columns`.
+      label: of the scale.
+      ncols: maps in a row.
+      rows: the dimension that goes up.
+      columns: the dimension that goes right.
+      low: value of the darkest colour.
+      high: value of the lightest.
+      width: of a column, in inches.
+    """
+    one = next(iter(maps.values()))
+    ncols = min(ncols, len(maps))
+    nrows = -(-len(maps) // ncols)
+    wide = max(1.6, width * one.sizes[columns])
+    height = max(1.3, 0.3 * one.sizes[rows])
+    drawing, axes = new_drawing(
+        1.8 + wide * ncols,
+        0.5 + nrows * (height + 0.7),
+        nrows=nrows,
+        ncols=ncols,
+        sharey=True,
+        sharex=True,
+    )
+    scale = Normalize(low, high)
+    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+        _heat_map(ax, values.transpose(rows, columns), scale)
+        ax.set_title(title, fontsize=9.5)
+    _hide_the_rest(axes, len(maps), ncols)
+    for index, ax in enumerate(axes):
+        ax.set_ylabel(rows if index % ncols == 0 else "")
+    colors = matplotlib.cm.ScalarMappable(scale, _CELLS)
+    bar = drawing.colorbar(colors, ax=axes, shrink=0.9, aspect=25, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    return drawing
+
+
+def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize) -> None:
+    rows, columns = values.dims
+    ax.imshow(values, cmap=_CELLS, norm=scale, origin="lower", aspect="auto")
+    ax.grid(False)
+    ax.set_xticks(range(values.sizes[columns]), [str(x) for x in values[columns].values])
+    ax.set_yticks(range(values.sizes[rows]), [str(x) for x in values[rows].values])
+    ax.tick_params(labelsize=8, length=0)
+    for (row, column), value in np.ndenumerate(values.values):
+        ink = "black" if scale(value) > 0.55 else "white"
+        text = f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else "-"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+def scatters(
+    panels: Mapping[str, xr.DataArray],
+    colors: Sequence[str],
+    markers: Sequence[str],
+    *,
+    ncols: int,
+) -> Drawing:
+    """Points in the plane, on scales of their own.
+
+    Args:
+      panels: title to coordinates with the dimensions `point` and `axis` (two of them).
+      colors: by point, the name of what it is coloured by; at most six names.
+      markers: by point, the name of its kind: the first kind is a circle, all others crosses.
+      ncols: panels in a row.
+    """
+    nrows = -(-len(panels) // ncols)
+    drawing, axes = new_drawing(1.3 + 2.5 * ncols, 2.6 * nrows, nrows=nrows, ncols=ncols)
+    names, kinds = list(dict.fromkeys(colors)), sorted(dict.fromkeys(markers), key=_id_first)
+    palette = dict(zip(names, (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False))
+    for ax, (title, points) in zip(axes, panels.items(), strict=False):
+        x, y = points.transpose("axis", "point").values
+        for name in names:
+            for kind in kinds:
+                of_both = zip(colors, markers, strict=True)
+                here = np.array([pair == (name, kind) for pair in of_both])
+                shape = "o" if kind == kinds[0] else "X"
+                style: Any = {"s": 26 if shape == "o" else 48, "marker": shape, "linewidths": 0.6}
+                ax.scatter(x[here], y[here], color=palette[name], edgecolors="white", **style)
+        ax.set_title(title, fontsize=9.5)
+        ax.tick_params(labelsize=7)
+    handles = [Line2D([], [], marker="o", ls="", color=palette[name], label=name) for name in names]
+    handles += [
+        Line2D([], [], marker="o" if kind == kinds[0] else "X", ls="", color="grey", label=kind)
+        for kind in kinds
+    ]
+    drawing.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
+    return drawing
+
+
+def _id_first(kind: str) -> tuple[bool, str]:
+    return kind != "id", kind

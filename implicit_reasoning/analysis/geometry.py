@@ -1,0 +1,358 @@
+"""How states lie: do those of one bridge cluster, whatever the fact that leads to it?
+
+Ye et al. 2025's cosine lens - *ID cohesion*, how near states lie to the centroid of the states of
+their bridge e2, and *OOD alignment*, how near those of OOD facts lie to the centroid of the ID
+ones - with the controls that it lacks: a centroid without the state itself, centroids of other
+bridges, the mean removed (states of transformers all point one way), and whether the nearest
+centroid is the right one. Then pictures of some bridges' states, and attribute enrichment at e1
+(Geva et al. 2023): does the state of e1 already promote where its facts lead?
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
+from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.states import prompts, resid_sites, residuals, state_keys
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import GREY, ORANGE, Figure
+from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.dataset import world_of
+
+TRUTHS = ("true", "shuffled")
+CENTRINGS = ("as they are", "mean removed")
+CENTROIDS = ("with itself", "without itself", "of other bridges")
+PROJECTIONS = ("PCA", "MDS of cosine distances")
+_MOST = 4000  # states; in larger worlds all those of some bridges
+_PICTURED, _EACH = 5, 12  # bridges in the pictures, and the most states of each
+_RETRIEVED = 0.9  # nearest centroid right, mean removed, lower end of the interval
+_CHANCE = 3.0  # times the null (shuffled truth)
+
+
+class Geometry(Instrument):
+    """See the module."""
+
+    name = "geometry"
+    definition = (
+        "cosine of S[layer, pos] with the mean of the ID states of its bridge e2 (groups: id = ID "
+        "cohesion, ood = OOD alignment, Ye et al. 2025; averaged over states, not over bridges), "
+        "that mean with or without the state itself, and the average over means of all other "
+        "bridges; mean removed: of all ID states there. retrieval: the nearest mean, without "
+        "itself, is its own, among n_bridges; a tie is wrong. attributes: at e1, of the m entities "
+        "that unembed(norm(S)) ranks highest, the share that are tails of e1 (own) or of another "
+        "entity, m the number of those tails (Geva et al. 2023). picture: two principal "
+        "coordinates, of centred states (PCA) or of cosine distances (classical MDS), at the "
+        "position where e2 is first known. Null: bridges shuffled between states. Layer 0 is a "
+        "null as well: a state there is its token's embedding."
+    )
+    outputs = {
+        "cosine": ("truth", "centring", "centroid", "layer", "pos", "example"),
+        "retrieval": ("truth", "centring", "layer", "pos", "example"),
+        "attributes": ("whose", "layer", "example"),
+        "picture": ("projection", "layer", "point", "axis"),
+        "n_bridges": (),
+    }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """One chain for each fact whose bridge has two ID facts or more."""
+        facts = fact_rows(dataset, _MOST)
+        if "e1" not in dataset.positions:
+            raise InputError("geometry needs entities of one token at position e1")
+        facts, bridge = _of_common_bridges(facts, dataset.truth["e2"])
+        leads = facts.group == 0
+        shuffled = bridge.copy()
+        for part in (leads, ~leads):
+            shuffled[part] = np.random.default_rng(0).permutation(bridge[part])
+        keys = state_keys(dataset, facts.rows)
+        # A state counts once for a bridge; two relations of e1 may lead to the same one.
+        prefixes = np.stack([np.unique(line, return_inverse=True)[1] for line in keys])
+        counted = first_of_each(prefixes * (bridge.max() + 1) + bridge)
+        position = dataset.positions.index(known_at("e2", dataset.positions))
+        points = _pictured(bridge, leads, counted[position])
+        names = [f"e2={dataset.truth['e2'][facts.rows[i]]}" for i in points]
+        inputs = {
+            "tokens": prompts(dataset, facts.rows),
+            "bridge": np.stack([bridge, shuffled]).astype(np.int32),
+            "weight": (counted & leads).astype(np.float32),
+            "bridges": np.arange(bridge.max() + 1, dtype=np.int32),
+            "points": points,
+            "known": np.int32(position),
+            "e1": np.int32(dataset.positions.index("e1")),
+            **_tails(dataset, dataset.truth["e1"][facts.rows]),
+        }
+        groups = [facts.groups[group] for group in facts.group[points]]
+        return Examples(
+            inputs,
+            groups=facts.groups,
+            group=facts.group,
+            clusters=np.where(counted, keys, -1),
+            cluster_dim="pos",
+            coords={
+                "truth": TRUTHS,
+                "centring": CENTRINGS,
+                "centroid": CENTROIDS,
+                "whose": ("own", "another's"),
+                "projection": PROJECTIONS,
+                "point": [f"{name} {group}" for name, group in zip(names, groups, strict=True)],
+                "axis": (1, 2),
+            },
+        )
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals."""
+        return resid_sites(model)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every state, and the pictures."""
+        states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
+        bridge, bridges = jnp.asarray(inputs["bridge"]), jnp.asarray(inputs["bridges"])
+
+        def place(cell: tuple[Array, Array]) -> _Near:
+            state, weight = cell
+            mean = (state * weight[:, None]).sum(0) / weight.sum()
+            both = [
+                [_nearness(x, one, weight, bridges) for x in (state, state - mean[None])]
+                for one in bridge
+            ]
+            return jax.tree.map(
+                lambda *parts: jnp.stack(parts).reshape(
+                    len(TRUTHS), len(CENTRINGS), *parts[0].shape
+                ),
+                *[near for of_truth in both for near in of_truth],
+            )
+
+        weights = jnp.asarray(inputs["weight"])
+        near = jax.lax.map(lambda layer: jax.lax.map(place, (layer, weights)), states)
+        network = model.bind(params)
+        attributes = jax.lax.map(
+            lambda state: _attributes(network.readout(state, Taps()), inputs),
+            states[:, inputs["e1"]],
+        )
+        pictured = states[:, inputs["known"]][:, jnp.asarray(inputs["points"])]
+        return {
+            "cosine": jnp.moveaxis(near.cosine, (0, 1), (3, 4)),
+            "retrieval": jnp.moveaxis(near.retrieved, (0, 1), (2, 3)),
+            "attributes": jnp.moveaxis(attributes, 0, 1),
+            "picture": jnp.stack([jax.lax.map(way, pictured) for way in (pca, mds)]),
+            "n_bridges": jnp.asarray(len(inputs["bridges"])),
+        }
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """The bridge is decodable where the nearest centroid of other states is mostly its own."""
+        best = result.isel(group=0).sel(centring=CENTRINGS[1])
+        low, null = best["retrieval_low"].sel(truth="true"), best["retrieval"].sel(truth="shuffled")
+        there = (low >= _RETRIEVED) & (low >= _CHANCE * null)
+        return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Cohesion and alignment, retrieval everywhere, attributes, and the picture of states."""
+        return [_cosines(result), _retrieval(result), _enrichment(result), _picture(result)]
+
+
+class _Near(NamedTuple):
+    """Of every row: cosines with centroids [centroid, row], and whether its own is the nearest."""
+
+    cosine: Float[Array, "centroid row"]
+    retrieved: Bool[Array, " row"]
+
+
+def _of_common_bridges(
+    facts: FactRows, e2: Int[np.ndarray, "any"]
+) -> tuple[FactRows, Int[np.ndarray, "row"]]:
+    """The facts whose bridges have two leading facts or more, and those bridges as 0, 1, ..."""
+    values = e2[facts.rows]
+    many, count = np.unique(values[facts.group == 0], return_counts=True)
+    kept = np.isin(values, many[count >= 2])
+    if not kept.any():
+        raise InputError("geometry compares facts with the same tail, and here no two have one")
+    bridge = np.unique(values[kept], return_inverse=True)[1]
+    return FactRows(facts.rows[kept], facts.groups, facts.group[kept]), bridge
+
+
+def _pictured(
+    bridge: Int[np.ndarray, "row"], leads: Bool[np.ndarray, "row"], counted: Bool[np.ndarray, "row"]
+) -> Int[np.ndarray, "point"]:
+    """Some rows of the bridges with most facts outside the leading group, then with most facts."""
+    outside = np.bincount(bridge[~leads & counted], minlength=bridge.max() + 1)
+    total = np.bincount(bridge[counted], minlength=bridge.max() + 1)
+    chosen = np.lexsort((-total, -outside))[:_PICTURED]
+    rows = []
+    for one in chosen:
+        there = np.flatnonzero((bridge == one) & counted)
+        rows.append(there[np.argsort(leads[there], kind="stable")][:_EACH])
+    return np.concatenate(rows).astype(np.int32)
+
+
+def _tails(dataset: Dataset, e1: Int[np.ndarray, "row"]) -> dict[str, np.ndarray]:
+    """bool [whose, row, entity]: tails of each row's e1, and of another entity."""
+    world = world_of(dataset)
+    tails = np.zeros((world.n_entities, world.n_entities), bool)
+    tails[world.facts.head, world.facts.tail] = True
+    # Anyone but e1 itself: a random shift of the entities.
+    shift = np.random.default_rng(0).integers(1, world.n_entities, world.n_entities)
+    another = (np.arange(world.n_entities) + shift) % world.n_entities
+    return {"tails": np.stack([tails[e1], tails[another[e1]]])}
+
+
+def _nearness(
+    state: Float[Array, "row width"],
+    bridge: Int[Array, " row"],
+    weight: Float[Array, " row"],
+    bridges: Int[Array, " bridge"],
+) -> _Near:
+    """Cosines of each state with the sums (whose directions are the means') of its bridge's."""
+    member = (bridge[:, None] == bridges[None]).astype(jnp.float32)
+    sums = _dot((member * weight[:, None]).T, state)
+    cosines = _dot(_unit(state), _unit(sums).T)
+    own = (cosines * member).sum(-1)
+    rest = sums[bridge] - state * weight[:, None]
+    without = (_unit(state) * _unit(rest)).sum(-1)
+    others = (cosines * (1 - member)).sum(-1) / jnp.maximum(len(bridges) - 1, 1)
+    highest = jnp.where(member > 0, -jnp.inf, cosines).max(-1)
+    return _Near(jnp.stack([own, without, others]), without > highest)
+
+
+def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, "whose row"]:
+    """Share of some entity's tails among as many entities that the lens ranks highest."""
+    tails = jnp.asarray(inputs["tails"])
+    entities = logits[:, : tails.shape[-1]]
+    tokens = jnp.broadcast_to(jnp.arange(tails.shape[-1])[:, None], tails.shape[:0:-1])
+    rank = ranks(entities, tokens[None])[0].T  # [row, entity]
+    count = tails.sum(-1)
+    return ((rank[None] < count[..., None]) & tails).sum(-1) / count
+
+
+def pca(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
+    """The first two principal components of some states."""
+    centred = states - states.mean(0, keepdims=True)
+    return _principal(_dot(centred, centred.T))
+
+
+def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
+    """Classical scaling of cosine distances 1 - cos to two dimensions (Torgerson 1952)."""
+    unit = _unit(states)
+    squared = (1 - _dot(unit, unit.T)) ** 2
+    centred = squared - squared.mean(0, keepdims=True)
+    return _principal(-0.5 * (centred - centred.mean(1, keepdims=True)))
+
+
+def _principal(products: Float[Array, "point point"]) -> Float[Array, "point axis"]:
+    """Coordinates whose inner products are nearest to those given; signs are made definite."""
+    values, vectors = jnp.linalg.eigh(products)
+    values, vectors = values[-1:-3:-1], vectors[:, -1:-3:-1]
+    furthest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(0)[None], axis=0)
+    return vectors * jnp.sign(furthest) * jnp.sqrt(jnp.maximum(values, 0))[None]
+
+
+def _unit(x: Float[Array, "row width"]) -> Float[Array, "row width"]:
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-12)
+
+
+def _dot(x: Float[Array, "a b"], y: Float[Array, "b c"]) -> Float[Array, "a c"]:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cosines(result: xr.Dataset) -> Figure:
+    pos = known_at("e2", list(result.pos.values))
+    panels = {
+        f"{group} states, {centring}": {"group": group, "centring": centring}
+        for centring in CENTRINGS
+        for group in result.group.values
+    }
+    at = {"truth": "true", "pos": pos}
+    drawing = curves(
+        result,
+        "cosine",
+        panels,
+        select={**at, "centroid": CENTROIDS[1]},
+        nulls={
+            "with itself (published)": ({**at, "centroid": CENTROIDS[0]}, ORANGE),
+            "other bridges' centroids": ({**at, "centroid": CENTROIDS[2]}, GREY),
+        },
+        label=f"cosine with the bridge's ID centroid at {pos}",
+        ncols=result.sizes["group"],
+        lowest=-0.25,
+    )
+    caption = (
+        f"How near states at {pos} lie to the centroid of the ID states of their bridge, the state "
+        f"itself left out ({_counts(result, pos)}); first column: ID cohesion. Shading: 95% "
+        "interval over states. Orange: the centroid with the state itself, as published, and grey: "
+        "centroids of other bridges, of either the highest layer. Top: as published; below: "
+        "with the mean of all ID states removed, without which all states look alike."
+    )
+    return Figure("geometry", "ID cohesion and OOD alignment", caption, drawing)
+
+
+def _retrieval(result: xr.Dataset) -> Figure:
+    final = last_step(result).sel(centring=CENTRINGS[1])["retrieval"]
+    maps = {
+        f"{group} states,\n{truth} bridges": final.sel(group=group, truth=truth)
+        for group in result.group.values
+        for truth in TRUTHS
+    }
+    drawing = heat_maps(maps, "nearest centroid is the right one")
+    bridges = int(result["n_bridges"].isel(step=-1))
+    caption = (
+        "Share of states whose nearest centroid (of the ID states of each bridge, itself left "
+        f"out, mean removed) is that of its own bridge, among {bridges} (chance {1 / bridges:.3f}"
+        f"); step {int(result.step[-1]):,}. Beside each: the same with bridges shuffled."
+    )
+    return Figure("geometry_retrieval", "Is the nearest cluster the right one?", caption, drawing)
+
+
+def _enrichment(result: xr.Dataset) -> Figure:
+    lead = str(result.group.values[0])
+    drawing = curves(
+        result,
+        "attributes",
+        {"tails of e1 at position e1": {}},
+        select={"group": lead, "whose": "own"},
+        nulls={"tails of another entity": ({"group": lead, "whose": "another's"}, GREY)},
+        label="share among the top",
+    )
+    caption = (
+        "Of the entities that the logit lens ranks highest at e1 - as many as e1 has tails - the "
+        "share that are tails of e1. Above grey (tails of another entity): where its facts lead is "
+        "gathered before a relation asks. Shading: 95% interval over entities."
+    )
+    return Figure("geometry_attributes", "Attributes gathered at e1", caption, drawing)
+
+
+def _picture(result: xr.Dataset) -> Figure:
+    steps, layer = some_steps(result, 3), int(result["layer"][-1])
+    panels = {
+        f"{projection}, step {step:,}": result["picture"].sel(
+            step=step, projection=projection, layer=layer
+        )
+        for projection in PROJECTIONS
+        for step in steps
+    }
+    labels = [str(label).split(" ") for label in result["point"].values]
+    colors, markers = [label[0] for label in labels], [label[1] for label in labels]
+    drawing = scatters(panels, colors, markers, ncols=len(steps))
+    pos = known_at("e2", list(result.pos.values))
+    caption = (
+        f"States at {pos} of the bridges with most OOD facts, layer {layer}, in two principal "
+        "coordinates, fitted to what is shown at each checkpoint. Colour: bridge; circle: ID fact, "
+        "cross: another role. Clusters of one colour: one code for a bridge, whatever fact leads "
+        "there. Axes have no unit of their own, and need not agree between panels."
+    )
+    return Figure("geometry_states", "States of some bridges", caption, drawing)
+
+
+def _counts(result: xr.Dataset, pos: str) -> str:
+    counts = result["n_states"].sel(pos=pos)
+    return ", ".join(f"{int(counts.sel(group=g))} {g}" for g in result.group.values)

@@ -1,0 +1,337 @@
+"""Linear probes: what a linear map can read from states that it has not been fitted to.
+
+Ridge regression to one-hot classes at every (layer, position), each state read by a probe that was
+fitted without it: without its prefix, and, harder, without any state of its e1. Every cell has
+three controls. Shuffled truth shows what a probe gets from noise. The control task (Hewitt and
+Liang 2019) gives each *type* a random label, here each e1: a probe that does as well there reads
+e1 by heart, not the variable; the difference is its selectivity. And a variable that has not been
+seen yet at a position (r2 at r1) must be at chance.
+
+Sparse probes for e2 (Gurnee et al. 2023) see k dimensions of the residual, or k neurons of the MLP
+that wrote it last, chosen for each class by difference of means among the states fitted to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
+from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.ridge import (
+    STRENGTH,
+    Layout,
+    Sums,
+    lay_out,
+    outside_sums,
+    predict,
+    ridge,
+    sparse_ridge,
+)
+from implicit_reasoning.analysis.states import (
+    Variables,
+    chain_variables,
+    prompts,
+    resid_sites,
+    residuals,
+    state_keys,
+)
+from implicit_reasoning.figures import GREY, ORANGE, Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.worlds import Dataset
+
+HELD_OUT = ("prefix", "e1")
+TRUTHS = ("true", "shuffled", "control")
+BASES = ("residual", "neurons")
+SIZES = (1, 4, 16)
+_FOLDS = 5
+_MOST = 4000  # states; in larger worlds all those of some bridges
+_READ = 0.9  # accuracy, lower end of the interval, held out by prefix and by e1
+_CHANCE = 3.0  # times the shuffled truth's accuracy, and the best constant answer's
+_SELECTIVE = 0.5  # accuracy less the control task's, both held out by e1, lower end
+
+
+class Probes(Instrument):
+    """See the module."""
+
+    name = "probes"
+    definition = (
+        "accuracy: share of distinct states whose class (argmax over the variable's values) a "
+        "ridge regression to one-hot classes reads at S[layer, pos]; one chain for each first "
+        f"fact, {_FOLDS} folds, ridge {STRENGTH:g} x trace / width. held_out: folds of prefixes, "
+        "or of all states with an e1 (e1 itself is then 0 by construction); at layer 0, where a "
+        "state is its token's embedding, folds of tokens. truth: true, shuffled between states, "
+        "or control: a random label for each e1 (Hewitt and Liang 2019). selectivity: true less "
+        "control. sparse: e2 from k dimensions for each class, by difference of means (Gurnee et "
+        "al. 2023), held out by prefix. chance: the best constant answer, n_classes: values seen."
+    )
+    outputs = {
+        "accuracy": ("held_out", "truth", "variable", "layer", "pos", "example"),
+        "selectivity": ("held_out", "variable", "layer", "pos", "example"),
+        "sparse": ("basis", "k", "truth", "layer", "pos", "example"),
+        "chance": ("variable", "pos"),
+        "n_classes": ("variable",),
+    }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """One chain for each fact; folds and labels are fixed here."""
+        facts = fact_rows(dataset, _MOST)
+        variables = chain_variables(dataset, facts.rows)
+        tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
+        counted, layers = first_of_each(prefixes), model.spec.depth + 1
+        e1 = variables.values[variables.names.index("e1")]
+        folds = np.stack(
+            [
+                state_folds(tokens.T, prefixes, layers, _FOLDS, together)
+                for together in (None, e1.astype(np.int64))
+            ]
+        )
+        labels, n_classes = _labels(variables, e1)
+        weights = np.broadcast_to(counted, folds.shape)
+        inputs = {
+            "tokens": tokens,
+            "layout": lay_out(folds, weights, _FOLDS)._asdict(),
+            "labels": labels,
+            "n_classes": n_classes,
+            "chance": _commonest(labels[0], counted),
+            "classes": np.arange(n_classes.max(), dtype=np.int32),
+        }
+        return Examples(
+            inputs,
+            groups=facts.groups,
+            group=facts.group,
+            clusters=np.where(counted, prefixes, -1),
+            cluster_dim="pos",
+            coords={
+                "held_out": HELD_OUT,
+                "truth": TRUTHS,
+                "variable": variables.names,
+                "basis": BASES,
+                "k": SIZES,
+            },
+        )
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals, and the neurons."""
+        return (*resid_sites(model), *_neuron_sites(model))
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every example, read by the fold that it is held out of."""
+        states = residuals(model, params, inputs["tokens"])
+        _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
+        neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
+        neurons = jnp.concatenate([jnp.zeros_like(neurons[:1]), neurons])  # none wrote layer 0
+        layout, labels = Layout(**inputs["layout"]), jnp.asarray(inputs["labels"])
+        by_place = [jnp.swapaxes(x, 1, 2) for x in (states, neurons)]  # [layer, pos, row, ...]
+
+        right = _cells(
+            lambda cell: _read(cell[0], Layout(*cell[1]), labels, inputs),
+            (jnp.stack([by_place[0]] * len(HELD_OUT)), tuple(layout)),
+            axes=3,
+        )
+        accuracy = jnp.moveaxis(right, (1, 2), (3, 4))
+        by_prefix = tuple(jnp.asarray(part)[0] for part in layout)
+        few = [
+            _cells(
+                lambda cell: _read_few(cell[0], Layout(*cell[1]), labels[:, 2], inputs),
+                (values, by_prefix),
+                axes=2,
+            )
+            for values in by_place
+        ]
+        return {
+            "accuracy": accuracy,
+            "selectivity": accuracy[:, 0].astype(jnp.int8) - accuracy[:, 2].astype(jnp.int8),
+            "sparse": jnp.moveaxis(jnp.stack(few), (1, 2), (3, 4)),
+            "chance": jnp.asarray(inputs["chance"]),
+            "n_classes": jnp.asarray(inputs["n_classes"]),
+        }
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Decodable: read from states of new prefixes and of new e1, and the controls are not."""
+        best = result.isel(group=0)
+        accuracy, low = best["accuracy"], best["accuracy_low"]
+        by_prefix = low.sel(held_out="prefix", truth="true")
+        floor = np.maximum(accuracy.sel(held_out="prefix", truth="shuffled"), result["chance"])
+        by_e1 = low.sel(held_out="e1", truth="true") >= _READ
+        selective = best["selectivity_low"].sel(held_out="e1") >= _SELECTIVE
+        itself = result["variable"] == "e1"  # it cannot be held out by itself
+        there = (by_prefix >= _READ) & (by_prefix >= _CHANCE * floor)
+        return claimed("decodable", there & (itself | (by_e1 & selective)))
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """The bridge over training, all variables at the last checkpoint, few dimensions."""
+        return [_over_training(result), _everything(result), _few_dimensions(result)]
+
+
+def _labels(
+    variables: Variables, e1: Int[np.ndarray, "row"]
+) -> tuple[Int[np.ndarray, "truth variable row"], Int[np.ndarray, "variable"]]:
+    """Classes 0, 1, ... of the values there are: true, shuffled, and by lot for each e1."""
+    random = np.random.default_rng(0)
+    true = np.stack([np.unique(values, return_inverse=True)[1] for values in variables.values])
+    n_classes = true.max(axis=1) + 1
+    lots = [random.integers(count, size=e1.max() + 1)[e1] for count in n_classes]
+    shuffled = true[:, random.permutation(len(e1))]
+    return np.stack([true, shuffled, np.stack(lots)]).astype(np.int32), n_classes.astype(np.int32)
+
+
+def _commonest(
+    labels: Int[np.ndarray, "variable row"], counted: Bool[np.ndarray, "pos row"]
+) -> Float[np.ndarray, "variable pos"]:
+    shares = [
+        [np.bincount(line[there]).max() / there.sum() for there in counted] for line in labels
+    ]
+    return np.array(shares, np.float32)
+
+
+def _neuron_sites(model: Transformer) -> tuple[str, ...]:
+    return tuple(f"blocks.{layer}.mlp.hook_post" for layer in range(model.spec.depth))
+
+
+def _cells(function: Any, stacked: Any, axes: int) -> Array:
+    """A function of one cell, one after another over the leading axes of what it needs."""
+    shape = jax.tree.leaves(stacked)[0].shape[:axes]
+    flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[axes:]), stacked)
+    found: Array = jax.lax.map(function, flat)
+    return found.reshape(*shape, *found.shape[1:])
+
+
+def _read(
+    states: Float[Array, "row width"],
+    layout: Layout,
+    labels: Int[Array, "truth variable row"],
+    inputs: Any,
+) -> Bool[Array, "truth variable row"]:
+    """Whether each state's class is read by the probe it is held out of."""
+    flat = labels.reshape(-1, labels.shape[-1]).T[jnp.asarray(layout.members)]
+    x, sums = _fit(states, layout, flat, inputs["classes"])
+    n_classes = jnp.tile(jnp.asarray(inputs["n_classes"]), labels.shape[0])
+    return _right(predict(sums, ridge(sums), x), layout, flat, n_classes).reshape(labels.shape)
+
+
+def _read_few(
+    states: Float[Array, "row width"], layout: Layout, labels: Int[Array, "truth row"], inputs: Any
+) -> Bool[Array, "k truth row"]:
+    """The same for one variable, e2, from few dimensions."""
+    by_fold = labels.T[jnp.asarray(layout.members)]
+    x, sums = _fit(states, layout, by_fold, inputs["classes"])
+    n_classes = jnp.repeat(jnp.asarray(inputs["n_classes"])[2], len(labels))
+    return jnp.stack(
+        [
+            _right(predict(sums, weights, x), layout, by_fold, n_classes)
+            for weights in sparse_ridge(sums, min(max(SIZES), states.shape[1]), SIZES)
+        ]
+    )
+
+
+def _fit(
+    states: Float[Array, "row width"],
+    layout: Layout,
+    labels: Int[Array, "fold member label"],
+    classes: Any,
+) -> tuple[Float[Array, "fold member width"], Sums]:
+    one_hot = (labels[..., None] == jnp.asarray(classes)[None, None, None]).astype(jnp.float32)
+    x = states[jnp.asarray(layout.members)]
+    return x, outside_sums(x, one_hot.reshape(*labels.shape[:2], -1), jnp.asarray(layout.weight))
+
+
+def _right(
+    said: Float[Array, "fold member out"],
+    layout: Layout,
+    labels: Int[Array, "fold member label"],
+    n_classes: Int[Array, " label"],
+) -> Bool[Array, "label row"]:
+    """Whether the largest output of each label's classes is the label's own."""
+    said = said.reshape(*labels.shape, -1)
+    possible = jnp.arange(said.shape[-1])[None] < n_classes[:, None]
+    said = jnp.where(possible[None, None], said, -jnp.inf)
+    # A model that has diverged says nan, which no class is.
+    right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
+    return right.reshape(-1, labels.shape[-1])[jnp.asarray(layout.place)].T
+
+
+def _over_training(result: xr.Dataset) -> Figure:
+    """The bridge where it is first known, by layer."""
+    pos = known_at("e2", list(result.pos.values))
+    panels = {
+        f"held out by {scheme}": {"held_out": scheme, "variable": "e2", "pos": pos}
+        for scheme in HELD_OUT
+    }
+    lead = str(result.group.values[0])
+    drawing = curves(
+        result,
+        "accuracy",
+        panels,
+        select={"group": lead, "truth": "true"},
+        nulls={
+            "shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY),
+            "control task": ({"group": lead, "truth": "control"}, ORANGE),
+        },
+        label=f"accuracy of linear probes, e2 at {pos}",
+    )
+    caption = (
+        f"Share of held-out states at {pos} from which a linear probe reads the bridge e2, by "
+        f"layer; {_n(result, lead, pos)}. Left: the state's prefix was held out; right: all states "
+        "of its e1. Shading: 95% interval over states. Grey: the same probes on shuffled truth; "
+        "orange: on a random label for each e1, highest layer of each. On the left a probe that "
+        "knows e1 by heart solves orange; on the right nothing but the variable helps."
+    )
+    return Figure("probes", "The bridge, read by linear probes", caption, drawing)
+
+
+def _everything(result: xr.Dataset) -> Figure:
+    final = last_step(result).isel(group=0).sel(held_out="prefix")
+    maps = {
+        f"{name}": final["accuracy"].sel(truth="true", variable=name)
+        for name in result["variable"].values
+    }
+    null = final["accuracy"].sel(truth="shuffled").max("variable")
+    maps["shuffled truth\n(highest of all)"] = null
+    drawing = heat_maps(maps, "accuracy, held out by prefix")
+    step = int(final["step"])
+    caption = (
+        f"Accuracy of linear probes for every variable at every layer and position, step {step:,}. "
+        "Layer 0 is the embedding, held out by token, so that nothing can be read there that is "
+        "not shared between tokens; a class with a single state (e1 at e1) cannot be read either. "
+        "Last panel: shuffled truth. A variable that comes later than a position must look like it."
+    )
+    return Figure("probes_map", "What linear probes read, and where", caption, drawing)
+
+
+def _few_dimensions(result: xr.Dataset) -> Figure:
+    pos, lead = known_at("e2", list(result.pos.values)), str(result.group.values[0])
+    panels = {
+        f"{k} {'neurons' if basis == 'neurons' else 'dimensions'} a class": {"basis": basis, "k": k}
+        for basis in BASES
+        for k in SIZES
+    }
+    drawing = curves(
+        result,
+        "sparse",
+        panels,
+        select={"group": lead, "truth": "true", "pos": pos},
+        nulls={"shuffled truth": ({"group": lead, "truth": "shuffled", "pos": pos}, GREY)},
+        label=f"accuracy, e2 at {pos}",
+        ncols=len(SIZES),
+    )
+    caption = (
+        f"Share of held-out states at {pos} whose bridge e2 is read from k dimensions of the "
+        "residual (top) or k neurons of the last MLP (bottom; layer 0 has none), chosen for each "
+        "class by difference of means among the states fitted to. High with k = 1: single "
+        "dimensions stand for single entities. Grey: shuffled truth, highest layer."
+    )
+    return Figure("probes_sparse", "How few dimensions hold the bridge", caption, drawing)
+
+
+def _n(result: xr.Dataset, group: str, pos: str) -> str:
+    return f"{int(result['n_states'].sel(group=group, pos=pos))} distinct states ({group} facts)"

@@ -1,0 +1,185 @@
+"""Ridge regression in closed form, cross-validated: one Gram matrix serves all variables at once.
+
+Rows lie by fold. The sums that a fold's regression is fitted to are those of all rows less its own,
+so that every row is read by a regression that has not seen it, at about the cost of one fit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+STRENGTH = 1e-2
+"""Ridge added to the Gram matrix, in units of its mean eigenvalue: trace / width."""
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Layout(NamedTuple):
+    """Rows by fold, padded to folds of one size; arrays of numpy or JAX, leading axes alike.
+
+    Attributes:
+      members: int32 [..., fold, member], numbers of rows; 0 where padded.
+      weight: float32 [..., fold, member], 1 for what is fitted to, 0 for duplicates and padding.
+      place: int32 [..., row], where a row is in `members`, flattened.
+    """
+
+    members: Int[Array | np.ndarray, "*cell fold member"]
+    weight: Float[Array | np.ndarray, "*cell fold member"]
+    place: Int[Array | np.ndarray, "*cell row"]
+
+
+def lay_out(
+    folds: Int[np.ndarray, "*cell row"], counted: Bool[np.ndarray, "*cell row"], n_folds: int
+) -> Layout:
+    """The layout of some cells, from each row's fold and whether it is fitted to."""
+    cells, n_rows = folds.shape[:-1], folds.shape[-1]
+    folds, counted = folds.reshape(-1, n_rows), counted.reshape(-1, n_rows)
+    sizes = [np.bincount(line, minlength=n_folds) for line in folds]
+    members = np.zeros((len(folds), n_folds, max(map(max, sizes))), np.int32)
+    weight = np.zeros(members.shape, np.float32)
+    place = np.zeros(folds.shape, np.int32)
+    for cell, (line, counts) in enumerate(zip(folds, counted, strict=True)):
+        for fold in range(n_folds):
+            rows = np.flatnonzero(line == fold)
+            members[cell, fold, : len(rows)] = rows
+            weight[cell, fold, : len(rows)] = counts[rows]
+            place[cell, rows] = fold * members.shape[-1] + np.arange(len(rows))
+    shape = (*cells, *members.shape[1:])
+    return Layout(members.reshape(shape), weight.reshape(shape), place.reshape(*cells, n_rows))
+
+
+class Sums(NamedTuple):
+    """Of the rows outside each fold: means, and centred products."""
+
+    mean_x: Float[Array, "fold width"]
+    mean_y: Float[Array, "fold out"]
+    gram: Float[Array, "fold width width"]
+    cross: Float[Array, "fold width out"]
+
+
+def outside_sums(
+    x: Float[Array, "fold member width"],
+    y: Float[Array, "fold member out"],
+    weight: Float[Array, "fold member"],
+) -> Sums:
+    """What each fold is fitted to: everything of weight 1 but its own rows."""
+    weighted = x * weight[..., None]
+    total = weight.sum()
+    # In float32 differences of sums lose digits where means are large: centre once beforehand.
+    centre = weighted.sum((0, 1)) / total
+    x = x - centre[None, None]
+    weighted = x * weight[..., None]
+
+    def outside(by_fold: Array) -> Array:
+        return by_fold.sum(0, keepdims=True) - by_fold
+
+    count = outside(weight.sum(1))
+    mean_x = outside(weighted.sum(1)) / count[:, None]
+    mean_y = outside((y * weight[..., None]).sum(1)) / count[:, None]
+    gram = outside(jnp.einsum("fmd,fme->fde", weighted, x, precision=_HIGHEST))
+    cross = outside(jnp.einsum("fmd,fmo->fdo", weighted, y, precision=_HIGHEST))
+    counts = count[:, None, None]
+    return Sums(
+        mean_x=mean_x + centre[None],
+        mean_y=mean_y,
+        gram=gram - counts * mean_x[:, :, None] * mean_x[:, None, :],
+        cross=cross - counts * mean_x[:, :, None] * mean_y[:, None, :],
+    )
+
+
+def ridge(sums: Sums) -> Float[Array, "fold width out"]:
+    """Weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`."""
+    eye = jnp.eye(sums.gram.shape[-1])[None]
+    factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
+    found: Array = jax.scipy.linalg.cho_solve(factor, sums.cross)
+    return found
+
+
+def sparse_ridge(
+    sums: Sums, most: int, sizes: tuple[int, ...]
+) -> Float[Array, "size fold width out"]:
+    """Weights on few dimensions: for each output those whose class means differ most.
+
+    `cross[d, o]` is the difference of dimension d's mean between the rows of class o and the rest,
+    times a factor that depends on o only; it is compared in units of d's spread.
+
+    Args:
+      sums: of y one-hot.
+      most: the largest of `sizes`.
+      sizes: numbers of dimensions.
+    """
+    spread = jnp.sqrt(jnp.diagonal(sums.gram, axis1=1, axis2=2)) + 1e-12
+    difference = jnp.abs(sums.cross) / spread[:, :, None]
+    _, chosen = jax.lax.top_k(jnp.swapaxes(difference, 1, 2), most)  # [fold, out, most]
+
+    def rows(gram: Array, cross: Array, strength: Array, chosen: Array) -> Array:
+        """[most, most + 1], the equations of one output of one fold, their right side last."""
+        small = gram[chosen[:, None], chosen[None]] + strength * jnp.eye(most)
+        return jnp.concatenate([small, cross[chosen][:, None]], axis=1)
+
+    by_out = jax.vmap(rows, in_axes=(None, 1, None, 0))
+    equations = jax.vmap(by_out)(sums.gram, sums.cross, _strength(sums), chosen)
+    solutions = _swept(equations)
+
+    def spread_out(size: int) -> Array:
+        """The solution for so many, at their places among all dimensions."""
+        used = (jnp.arange(most) < size)[None, None]
+        few = jnp.where(used, solutions[min(size, most) - 1], 0)
+        empty = jnp.zeros(sums.gram.shape[-1])
+        put = jax.vmap(jax.vmap(lambda where, values: empty.at[where].set(values)))
+        return jnp.swapaxes(put(chosen, few), 1, 2)
+
+    return jnp.stack([spread_out(size) for size in sizes])
+
+
+def _swept(
+    equations: Float[Array, "fold out most most+1"],
+) -> Float[Array, "most fold out most"]:
+    """Solutions of the leading 1, 2, ... equations, in one elimination (the sweep operator).
+
+    Positive definite, so that no pivoting is needed. Not `jnp.linalg.solve`: on a CPU a program
+    with many tiny systems in a loop calls LAPACK for each, and was seen to wait for ever (0.10.2).
+    """
+
+    def sweep(equations: Array, pivot: Array) -> tuple[Array, Array]:
+        row, column = equations[:, :, pivot], equations[:, :, :, pivot]
+        row = row / row[:, :, pivot, None]
+        cleared = equations - column[..., None] * row[:, :, None]
+        here = (jnp.arange(column.shape[-1]) == pivot)[None, None, :, None]
+        equations = jnp.where(here, row[:, :, None], cleared)
+        return equations, equations[..., -1]
+
+    found: Array = jax.lax.scan(sweep, equations, jnp.arange(equations.shape[-2]))[1]
+    return found
+
+
+def predict(
+    sums: Sums, weights: Float[Array, "fold width out"], x: Float[Array, "fold member width"]
+) -> Float[Array, "fold member out"]:
+    """What each fold's regression says of the fold's own rows."""
+    centred = x - sums.mean_x[:, None]
+    said = jnp.einsum("fmd,fdo->fmo", centred, weights, precision=_HIGHEST)
+    return said + sums.mean_y[:, None]
+
+
+def _strength(sums: Sums) -> Float[Array, " fold"]:
+    # The last term only matters where all states are equal, and nothing can be read from them.
+    trace = jnp.trace(sums.gram, axis1=1, axis2=2)
+    return STRENGTH * trace / sums.gram.shape[-1] + 1e-12
+
+
+def affine(
+    x: Float[Array, "row width"], y: Float[Array, "row out"], weight: Float[Array, " row"]
+) -> tuple[Float[Array, "width out"], Float[Array, " out"]]:
+    """The map `x @ A + b` nearest to y over the rows of weight 1: `(A, b)`, by ridge regression."""
+    # Two folds: what counts, and nothing; the second is fitted to the first.
+    rows, none = weight[None], jnp.zeros_like(weight)[None]
+    sums = outside_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
+    sums = Sums(*(part[1:] for part in sums))
+    weights = ridge(sums)[0]
+    return weights, sums.mean_y[0] - jnp.matmul(sums.mean_x[0], weights, precision=_HIGHEST)

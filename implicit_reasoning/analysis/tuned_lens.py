@@ -1,0 +1,227 @@
+"""The tuned lens: the logit lens after an affine map from early states to late ones.
+
+`h -> h + A h + b` for every (layer, position), fitted to the model's own final logits there by KL
+divergence on some prefixes and scored on others (Belrose et al. 2023). It starts from the ridge
+regression of what the remaining layers add on the state, and then takes some steps of Adam. Because
+it is fitted to what the model says at that position, it says what the model will say - also where
+the state only holds the prefix that this is looked up from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Key
+
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import curves
+from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.ridge import affine
+from implicit_reasoning.analysis.states import (
+    chain_variables,
+    prompts,
+    resid_sites,
+    residuals,
+    state_keys,
+)
+from implicit_reasoning.figures import GREY, Figure
+from implicit_reasoning.model import Network, Params, Taps, Transformer
+from implicit_reasoning.worlds import Dataset
+
+LENSES = ("logit lens", "tuned lens")
+TRUTHS = ("true", "shuffled")
+_FOLDS = 4  # one of them is held out
+_MOST = 4000  # states; in larger worlds all those of some bridges
+_STEPS, _RATE = 100, 1e-3  # of Adam
+_DECODED = 0.9  # top-1 on held-out states, lower end of the interval
+_CHANCE = 3.0  # times the null (shuffled truth)
+
+
+class TunedLens(Instrument):
+    """See the module."""
+
+    name = "tuned_lens"
+    default = False  # it trains a map for every (layer, position): by far the slowest of the lenses
+    definition = (
+        "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
+        "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
+        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats; a "
+        f"quarter of the prefixes held out. top1: rank 0, a tie counts against it; "
+        "reciprocal_rank: 1 / (1 + rank). At the last layer it is the identity. Beside it the "
+        "logit lens on the same states. Null: another state's truth, at random."
+    )
+    outputs = {
+        **{
+            name: ("lens", "truth", "variable", "layer", "pos", "example")
+            for name in ("top1", "reciprocal_rank")
+        },
+        "kl": ("lens", "layer", "pos", "example"),
+    }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """One chain for each fact; of every position's prefixes a quarter is held out."""
+        facts = fact_rows(dataset, _MOST)
+        variables = chain_variables(dataset, facts.rows)
+        tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
+        counted = first_of_each(prefixes)
+        folds = state_folds(tokens.T, prefixes, model.spec.depth + 1, _FOLDS)
+        shuffled = np.random.default_rng(0).permutation(len(facts.rows))
+        inputs = {
+            "tokens": tokens,
+            "fitted": (folds != 0) & counted,
+            "wanted": np.stack([variables.tokens, variables.tokens[:, shuffled]]),
+        }
+        return Examples(
+            inputs,
+            groups=facts.groups,
+            group=facts.group,
+            clusters=np.where(counted & (folds[-1] == 0), prefixes, -1),
+            cluster_dim="pos",
+            coords={"lens": LENSES, "truth": TRUTHS, "variable": variables.names},
+        )
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals."""
+        return resid_sites(model)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every example; those that were fitted to do not count."""
+        network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
+        states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
+        final = states[-1]
+
+        def outcomes(cell: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            """`([lens, truth, variable, row] ranks, [lens, row] KL)` of one (layer, position)."""
+            state, last, fitted = cell
+            said = network.readout(last, Taps())
+            # At the last layer there is nothing to add, and nothing is what ridge adds.
+            lenses = [
+                network.readout(state, Taps()),
+                network.readout(_tuned(network, state, last, said, fitted), Taps()),
+            ]
+            rank = jnp.stack([ranks(lens, wanted) for lens in lenses])
+            return rank, jnp.stack([_kl(said, lens) for lens in lenses])
+
+        def layer(cells: tuple[Array, Array]) -> tuple[Array, Array]:
+            found: tuple[Array, Array] = jax.lax.map(outcomes, (cells[0], final, cells[1]))
+            return found
+
+        rank, kl = jax.lax.map(layer, (states, jnp.asarray(inputs["fitted"])))
+        rank = jnp.moveaxis(rank, (0, 1), (3, 4))
+        return {
+            "top1": rank == 0,
+            "reciprocal_rank": 1 / (1 + rank),
+            "kl": jnp.moveaxis(kl, 2, 0),
+        }
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Decodable where the tuned lens has most held-out truths on top, and not by chance."""
+        best = result.isel(group=0).sel(lens="tuned lens")
+        low, null = best["top1_low"].sel(truth="true"), best["top1"].sel(truth="shuffled")
+        return claimed("decodable", (low >= _DECODED) & (low >= _CHANCE * null))
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Bridge and answer where they are known, by both lenses; and KL to the final logits."""
+        return [_top1(result), _distance(result)]
+
+
+def _tuned(
+    network: Network,
+    state: Float[Array, "row width"],
+    last: Float[Array, "row width"],
+    said: Float[Array, "row token"],
+    fitted: Bool[Array, " row"],
+) -> Float[Array, "row width"]:
+    """The states mapped by the lens that is fitted to some of them."""
+    weight = fitted.astype(jnp.float32)
+
+    def mapped(lens: tuple[Array, Array]) -> Array:
+        moved = jnp.matmul(state, lens[0], precision=jax.lax.Precision.HIGHEST)
+        return state + moved + lens[1][None]
+
+    def loss(lens: tuple[Array, Array]) -> Array:
+        kl = _kl(said, network.readout(mapped(lens), Taps()))
+        return (kl * weight).sum() / weight.sum()
+
+    optimizer = optax.adam(_RATE)
+
+    def step(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        lens, memory = carry
+        updates, memory = optimizer.update(jax.grad(loss)(lens), memory)
+        return optax.apply_updates(lens, updates), memory
+
+    start = affine(state, last - state, weight)
+    lens, _ = jax.lax.fori_loop(0, _STEPS, step, (start, optimizer.init(start)))
+    better = loss(lens) < loss(start)  # where the start is exact, Adam only walks away from it
+    return jnp.where(better, mapped(lens), mapped(start))
+
+
+def _kl(said: Float[Array, "row token"], lens: Float[Array, "row token"]) -> Float[Array, " row"]:
+    """KL(said || lens) of each row, nats."""
+    final, other = jax.nn.log_softmax(said), jax.nn.log_softmax(lens)
+    return (jnp.exp(final) * (final - other)).sum(-1)
+
+
+def _top1(result: xr.Dataset) -> Figure:
+    positions, lead = list(result.pos.values), str(result.group.values[0])
+    panels = {
+        f"{variable} at {known_at(variable, positions)}, {lens}": {
+            "lens": lens,
+            "variable": variable,
+            "pos": known_at(variable, positions),
+        }
+        for lens in LENSES
+        for variable in ("e2", "answer")
+    }
+    drawing = curves(
+        result,
+        "top1",
+        panels,
+        select={"group": lead, "truth": "true"},
+        nulls={"shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY)},
+        label="share of held-out states with it as top-1",
+        ncols=2,
+    )
+    counts = ", ".join(
+        f"{int(result['n_states'].sel(group=lead, pos=p))} at {p}" for p in positions
+    )
+    caption = (
+        "How often bridge and answer are the top-1 of the logit lens (top) and of a tuned lens "
+        f"(bottom) on states it was not fitted to ({lead} facts: {counts}). What only the tuned "
+        "lens finds is there in another basis than the unembedding's. Grey: shuffled truth. At "
+        "the last layer both are the model's own output."
+    )
+    return Figure("tuned_lens", "Logit lens and tuned lens", caption, drawing)
+
+
+def _distance(result: xr.Dataset) -> Figure:
+    lead = str(result.group.values[0])
+    highest = float(result["kl"].sel(group=lead).max())
+    panels = {
+        f"{lens}, {pos}": {"lens": lens, "pos": pos} for lens in LENSES for pos in result.pos.values
+    }
+    drawing = curves(
+        result,
+        "kl",
+        panels,
+        select={"group": lead},
+        nulls={},
+        label="KL to the final logits, nats",
+        ncols=result.sizes["pos"],
+        highest=max(highest, 1e-3),
+    )
+    caption = (
+        "How far each lens is from what the model says at that position in the end, on held-out "
+        "states; 0 is the same distribution. Before training both are near 0, because all logits "
+        "are."
+    )
+    return Figure("tuned_lens_kl", "Lenses and the final logits", caption, drawing)

@@ -1,0 +1,129 @@
+"""Immediate and full-run decoding: against blocks run by hand, and where it is by construction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import decoding
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.decoding import Decoding
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Taps
+from tests.analysis.tiny_states import Subject, make_dataset, make_model, plant, run
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    return make_model(dataset)
+
+
+def first_params(model, dataset):
+    return jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+
+
+def by_hand(model, params, tokens, recipients):
+    """[layer, row]: top-1 of the full run, block by block."""
+    network = model.bind(params)
+
+    def streams(tokens):
+        found = [network.embedding(jnp.asarray(tokens), Taps())]
+        for layer in range(model.spec.depth):
+            found.append(network.block(layer)(found[-1], Taps()))
+        return found
+
+    source, target = streams(tokens), streams(recipients)
+    tops = []
+    for start in range(model.spec.depth + 1):
+        mixed = jnp.concatenate([target[start][:, :1], source[start][:, 1:]], axis=1)
+        for layer in range(start, model.spec.depth):
+            mixed = network.block(layer)(mixed, Taps())
+        tops.append(network.readout(mixed, Taps())[:, 1].argmax(-1))
+    return np.stack(tops)
+
+
+def measured(model, dataset, wanted):
+    """bool [layer, row] of the full run, for tails of one's own choice."""
+    inputs = dict(Decoding().examples(model, dataset).inputs)
+    inputs["wanted"] = np.broadcast_to(wanted, inputs["wanted"].shape)
+    params, inputs = first_params(model, dataset), jax.tree.map(jnp.asarray, inputs)
+    found = jax.jit(lambda p: Decoding().measure(model, p, inputs, jax.random.key(0)))(params)
+    return np.asarray(found["top1"])[2, 0, 0]
+
+
+def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
+    inputs = Decoding().examples(model, dataset).inputs
+    params = first_params(model, dataset)
+    tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
+    assert (tops[0] != tops[-1]).any()  # or one layer could stand for another
+    for layer, top in enumerate(tops):
+        assert measured(model, dataset, top)[layer].all()
+
+
+def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
+    """Published code puts a state in one block later than it came from."""
+    inputs = Decoding().examples(model, dataset).inputs
+    params = first_params(model, dataset)
+    tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
+    right = decoding.resid_sites
+    late = lambda model: (*right(model)[1:], right(model)[-1])  # noqa: E731
+    monkeypatch.setattr(decoding, "resid_sites", late)
+    assert not measured(model, dataset, tops[0])[0].all()
+
+
+def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, dataset):
+    """States at (1, r1) are the unembedding's column of the tail."""
+    inputs = Decoding().examples(model, dataset).inputs
+    unembed = Subject(model, dataset).params()["unembed"]["W_U"][0]
+    states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
+    columns = np.array(unembed).T
+    columns /= np.linalg.norm(columns, axis=1, keepdims=True)
+    states[1, :, 1] = 10 * columns[inputs["wanted"][0, 0]]
+    plant(monkeypatch, decoding, states.astype(np.float32))
+    result, traces = run(Decoding(), dataset, model)
+    assert traces == 1
+    at = result.isel(step=0).sel(variable="e2", layer=1)["top1"]
+    for reading in decoding.READINGS[:2]:
+        assert (at.sel(reading=reading, truth="true") > 0.95).all()
+        assert (at.sel(reading=reading, truth="another's") < 0.05).all()
+    assert Decoding().claims(result.isel(step=0)) == {Claim("decodable", "e2", 1, "r1")}
+    assert result["top1"].sel(reading="immediate", truth="true", layer=2).max() < 0.4
+    assert [f.name for f in Decoding().figures(result)] == ["decoding", "decoding_table"]
+
+
+def test_recipients_and_nulls_have_other_tails(model, dataset):
+    inputs = Decoding().examples(model, dataset).inputs
+    true, another, recipients = inputs["wanted"][:, 0]
+    assert (true != another).all() and (true != recipients).all()
+    assert (inputs["tokens"][:, 0] != inputs["recipients"][:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "other", "taught"),
+    [
+        ("composition", {}, {"id": True, "ood": True}),
+        ("without_id_triples", {}, {"id": False, "ood": True}),
+        ("held_out_id_triples", {"held_out_fraction": 0.2}, {"id": True, "held_out": False}),
+        ("shadow", {}, {"id": False, "ood": False}),
+    ],
+)
+def test_what_is_true_by_construction(task, other, taught):
+    dataset = make_dataset(task, **other)
+    examples = Decoding().examples(make_model(dataset), dataset)
+    found = examples.inputs["by_construction"]
+    assert not found[:, :-1].any()
+    for group, value in taught.items():
+        assert found[0, -1, examples.groups.index(group)] == value
+    if task == "shadow":  # what is taught there is the decoy, and e2 is what chains follow
+        assert examples.coords["variable"] == ["e2", "decoy"] and found[1, -1].all()
+
+
+def test_prompts_that_begin_with_relations_are_refused(model):
+    other = make_dataset(order="r r e")
+    with pytest.raises(InputError, match="r1, r2, e1"):
+        Decoding().examples(make_model(other), other)

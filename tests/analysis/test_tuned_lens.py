@@ -1,0 +1,88 @@
+"""The tuned lens: a rotated code is found, on states that it was not fitted to; noise is not."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import tuned_lens
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.tuned_lens import TunedLens
+from tests.analysis.tiny_states import (
+    Subject,
+    make_dataset,
+    make_model,
+    plant,
+    random_states,
+    run,
+    truth_of,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    return make_model(dataset)
+
+
+@pytest.fixture(scope="module")
+def states(model, dataset):
+    """At the last layer, at r1, the unembedding's columns of e2; at layer 1 a rotation of them."""
+    tokens = TunedLens().examples(model, dataset).inputs["tokens"]
+    states = random_states(tokens, 3)
+    columns = np.array(Subject(model, dataset).params()["unembed"]["W_U"][0]).T
+    columns /= np.linalg.norm(columns, axis=1, keepdims=True)
+    states[2, :, 1] = 6 * columns[truth_of(dataset, tokens, "e2")] + 0.1 * states[2, :, 1]
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(48, 48)))[0]
+    states[1, :, 1] = states[2, :, 1] @ rotation
+    return states
+
+
+def test_a_rotated_code_is_found_by_the_tuned_lens_only(monkeypatch, model, dataset, states):
+    plant(monkeypatch, tuned_lens, states)
+    result, traces = run(TunedLens(), dataset, model)
+    assert traces == 1
+    there = result.isel(step=0).sel(group="id", pos="r1", variable="e2")
+    top1 = there["top1"].sel(layer=1)
+    assert top1.sel(lens="tuned lens", truth="true") > 0.9
+    assert top1.sel(lens="tuned lens", truth="shuffled") < 0.3
+    assert top1.sel(lens="logit lens", truth="true") < 0.3
+    kl = result["kl"].isel(step=0).sel(group="id", pos="r1")
+    assert kl.sel(layer=1, lens="tuned lens") < 0.5 * kl.sel(layer=1, lens="logit lens")
+    assert abs(kl.sel(layer=2)).max() < 1e-4  # the last layer is what it is held against
+    # At layer 0 a state is its relation, which says nothing of the bridge.
+    assert there["top1"].sel(layer=0, truth="true").max() < 0.4
+    claims = TunedLens().claims(result.isel(step=0))
+    assert claims == {Claim("decodable", "e2", layer, "r1") for layer in (1, 2)}
+    assert [f.name for f in TunedLens().figures(result)] == ["tuned_lens", "tuned_lens_kl"]
+
+
+def test_without_its_map_the_planted_test_fails(monkeypatch, model, dataset, states):
+    plant(monkeypatch, tuned_lens, states)
+    monkeypatch.setattr(tuned_lens, "_tuned", lambda network, state, *_: state)
+    result, _ = run(TunedLens(), dataset, model)
+    top1 = result["top1"].sel(layer=1, pos="r1", variable="e2", truth="true", lens="tuned lens")
+    assert top1.max() < 0.3
+
+
+def test_fitted_and_scored_states_are_distinct(model, dataset):
+    examples = TunedLens().examples(model, dataset)
+    fitted, tokens = examples.inputs["fitted"], examples.inputs["tokens"]
+    for pos in range(3):
+        prefix = np.unique(tokens[:, : pos + 1], axis=0, return_inverse=True)[1].ravel()
+        scored = examples.clusters[pos] >= 0
+        assert scored.any() and fitted[1, pos].any()
+        assert not set(prefix[scored]) & set(prefix[fitted[1, pos]])
+        held_out = ~np.isin(tokens[:, pos], tokens[fitted[0, pos], pos])
+        assert held_out.any()  # at layer 0 whole tokens are
+
+
+def test_kl_is_that_of_numpy():
+    random = np.random.default_rng(0)
+    p, q = random.normal(size=(2, 3, 5)).astype(np.float32)
+    a, b = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (p, q))
+    expected = (a * np.log(a / b)).sum(-1)
+    np.testing.assert_allclose(tuned_lens._kl(jnp.asarray(p), jnp.asarray(q)), expected, atol=1e-5)

@@ -1,0 +1,79 @@
+"""A small world, a model of its shape, and states that are built by hand."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.worlds import TASKS
+
+TASK = {
+    "world_seed": 3,
+    "n_entities": 16,
+    "n_relations": 8,
+    "out_degree": 8,
+    "ood_fraction": 0.1,
+    "hops": 2,
+    "phi": 3.0,
+    "holdout": 0.2,
+    "probes": 200,
+    "mixed_chains": True,
+    "order": "e r r",
+    "names": 0,
+    "end_token": False,
+}
+
+
+def make_dataset(task="composition", **other):
+    return TASKS[task](SimpleNamespace(**{**TASK, **other}))
+
+
+def make_model(dataset, **other):
+    shape = {"n_layers": 2, "d_model": 48, "n_heads": 2, "d_mlp": 20, "init_std": 0.3, **other}
+    return Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=len(dataset.positions), **shape))
+
+
+class Subject:
+    """Some checkpoints, at random, of one model."""
+
+    def __init__(self, model, dataset, steps=(0,)):
+        self.model, self.dataset, self.steps = model, dataset, tuple(steps)
+
+    def params(self, steps=None):
+        init = jax.jit(self.model.init)
+        trees = [init(jax.random.key(step)) for step in steps or self.steps]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def run(instrument, dataset, model=None, steps=(0,)):
+    """The result, and how often `measure` was traced."""
+    subject = Subject(model or make_model(dataset), dataset, steps)
+    runner = Runner(instrument, subject.model)
+    return measure(instrument, subject, runner=runner, progress=False), runner.traces
+
+
+def random_states(tokens, n_layers, width=48, seed=0):
+    """[layer, row, pos, width] at random, equal where prefixes (at layer 0: tokens) are equal."""
+    random = np.random.default_rng(seed)
+    states = np.empty((n_layers, *tokens.shape, width), np.float32)
+    for layer in range(n_layers):
+        for pos in range(tokens.shape[1]):
+            seen = tokens[:, pos : pos + 1] if layer == 0 else tokens[:, : pos + 1]
+            index = np.unique(seen, axis=0, return_inverse=True)[1].ravel()
+            states[layer, :, pos] = random.normal(size=(index.max() + 1, width))[index]
+    return states
+
+
+def plant(monkeypatch, module, states):
+    """Make an instrument's module see these states in place of the model's."""
+    monkeypatch.setattr(module, "residuals", lambda *_: jnp.asarray(states))
+
+
+def truth_of(dataset, tokens, name):
+    """A truth column for some prompts."""
+    chains = np.flatnonzero(dataset.truth["fact2"] >= 0)
+    table = {tuple(dataset.tokens[row, : tokens.shape[1]]): row for row in chains}
+    return dataset.truth[name][[table[tuple(prompt)] for prompt in tokens]]
