@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from implicit_reasoning.analysis.cells import enough
 from implicit_reasoning.figures import Figure, new_drawing
 
 _COLUMN, _ROW = 1.75, 1.6  # inches
@@ -35,6 +36,7 @@ def heat_maps(result: xr.Dataset, value: str, *, name: str, title: str, caption:
     """
     rows = [(step, group) for step in some_steps(result) for group in some_groups(result)]
     variables = list(result["variable"].values)
+    there = enough(result)
     drawing, axes = new_drawing(
         1.6 + _COLUMN * len(variables),
         0.6 + _ROW * len(rows),
@@ -46,7 +48,7 @@ def heat_maps(result: xr.Dataset, value: str, *, name: str, title: str, caption:
     image = None
     for (step, group), line in zip(rows, np.reshape(np.array(axes), (len(rows), -1)), strict=True):
         for variable, ax in zip(variables, line, strict=True):
-            cells = result[value].sel(step=step, group=group, variable=variable)
+            cells = result[value].where(there).sel(step=step, group=group, variable=variable)
             cells = cells.transpose("edit", "layer", "pos")
             image = draw_map(ax, cells.values[0], cells.values[-1])
             label_places(ax, cells)

@@ -111,10 +111,10 @@ class ClassMeanSwap(Instrument):
                 title="Answers that follow a swapped variable",
                 caption=(
                     "Share of cases, right when clean, whose answer becomes what the world says "
-                    "when the variable has another value, after its class mean at (layer, position) "
-                    "was swapped. In brackets the null: the same vectors, randomly rotated. Empty: "
-                    "the state cannot know the variable there, or no case counts. By construction "
-                    "high: e1 and r1 where they are read (layer 0), the answer at the last layer."
+                    "when the variable has another value, after its class mean at (layer, "
+                    "position) was swapped. In brackets the null: the same vectors, randomly "
+                    "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
+                    "cases count. At layer 0 a token is exchanged for another, no more."
                 ),
             )
         ]
