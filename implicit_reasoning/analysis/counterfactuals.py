@@ -141,6 +141,30 @@ def follow(
     return start
 
 
+def answer_if(
+    dataset: Dataset,
+    rows: Int[np.ndarray, "row"],
+    name: str,
+    others: Int[np.ndarray, "row value"],
+) -> Int[np.ndarray, "row value"]:
+    """The answer (a token) of each row if a variable had each of its other values.
+
+    What the world says, hop by hop; -1 where there is no such fact, or none that training uses at
+    that hop. A `decoy` is taken for the bridge that the chain goes on from.
+    """
+    world, truth = world_of(dataset), dataset.truth
+    if name == "answer":
+        return others
+    relations = [np.broadcast_to(c[rows, None], others.shape) for c in columns(truth, "r")]
+    if name == "decoy":
+        return follow(world, relations, others, 1)
+    hop = int(name[1:]) - 1
+    if name.startswith("e"):
+        return follow(world, relations, others, hop)
+    start = np.broadcast_to(truth[name.replace("r", "e")][rows, None], others.shape)
+    return follow(world, [*relations[:hop], others, *relations[hop + 1 :]], start, hop)
+
+
 def _another(
     dataset: Dataset,
     rows: np.ndarray,
@@ -149,7 +173,8 @@ def _another(
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     values = np.unique(known)
-    leads = _answers_if(dataset, rows, name, values)
+    others = np.broadcast_to(values, (len(rows), len(values)))
+    leads = answer_if(dataset, rows, name, others)
     old, answer = dataset.truth[name][rows], dataset.truth["answer"][rows]
     usable = (leads >= 0) & (leads != answer[:, None]) & (values[None] != old[:, None])
     usable &= (old >= 0)[:, None] & (values >= 0)[None]
@@ -157,25 +182,6 @@ def _another(
     here = np.arange(len(rows))
     found = usable[here, place]
     return np.where(found, values[place], -1), np.where(found, leads[here, place], -1)
-
-
-def _answers_if(
-    dataset: Dataset, rows: np.ndarray, name: str, values: np.ndarray
-) -> Int[np.ndarray, "row value"]:
-    """The answer of each row if a variable had each of the values; -1 where there is none."""
-    world, truth = world_of(dataset), dataset.truth
-    shape = (len(rows), len(values))
-    others = np.broadcast_to(values, shape)
-    if name == "answer":
-        return others
-    relations = [np.broadcast_to(column[rows, None], shape) for column in columns(truth, "r")]
-    if name == "decoy":  # if it were the bridge that the chain goes on from
-        return follow(world, relations, others, 1)
-    hop = int(name[1:]) - 1
-    if name.startswith("e"):
-        return follow(world, relations, others, hop)
-    start = np.broadcast_to(truth[name.replace("r", "e")][rows, None], shape)
-    return follow(world, [*relations[:hop], others, *relations[hop + 1 :]], start, hop)
 
 
 def inputs_of(
