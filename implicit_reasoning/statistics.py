@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from implicit_reasoning.errors import InputError
 
@@ -59,22 +59,16 @@ class ClusterBootstrap:
         self._resampled_sizes = self._counts @ sizes.astype(np.float64)
 
     def interval(
-        self,
-        values: Shaped[np.ndarray, "*batch example"],
-        level: float = 0.95,
-        counted: Bool[np.ndarray, "*batch example"] | None = None,
+        self, values: Shaped[np.ndarray, "*batch example"], level: float = 0.95
     ) -> Interval:
         """Return the mean over examples and its interval, for every leading index.
 
         Args:
           values: [..., example] numbers or bools (outcomes), in the order of `clusters`.
           level: coverage wanted, between 0 and 1.
-          counted: [..., example], which values count; all by default. A mean over those that do is
-            a ratio of two sums, and both are resampled. `n_examples` and `n_clusters` are of all.
 
         Raises:
-          InputError: another number of examples, a counted value that is not finite, or a level
-            outside.
+          InputError: another number of examples, a value that is not finite, or a level outside.
         """
         n_examples, n_clusters = len(self._order), len(self._sizes)
         if not 0 < level < 1:
@@ -82,8 +76,6 @@ class ClusterBootstrap:
         if values.shape[-1] != n_examples:
             raise InputError(f"{values.shape[-1]} values were given for {n_examples} examples")
         values = values.astype(np.float64)
-        if counted is not None:
-            return self._interval_of_some(values, level, counted)
         if not np.isfinite(values).all():
             bad = np.count_nonzero(~np.isfinite(values))
             raise InputError(f"{bad} values are not finite: drop those examples and their clusters")
@@ -95,46 +87,6 @@ class ClusterBootstrap:
             low, high = np.quantile(self._resampled_means(values, mean), tails, axis=-1)
         # `[()]` makes numbers of arrays without axes.
         return Interval(mean[()], low[()], high[()], n_examples, n_clusters)
-
-    def _interval_of_some(
-        self,
-        values: Float[np.ndarray, "*batch example"],
-        level: float,
-        counted: Bool[np.ndarray, "*batch example"],
-    ) -> Interval:
-        number = counted.sum(-1)
-        if not np.isfinite(values[counted]).all():
-            bad = np.count_nonzero(~np.isfinite(values[counted]))
-            raise InputError(f"{bad} of the values that count are not finite")
-        mean = np.where(number, np.where(counted, values, 0).sum(-1), np.nan) / np.maximum(
-            number, 1
-        )
-        low = high = np.full(number.shape, np.nan)
-        if len(self._sizes) >= 2:
-            means, clusters = self._resampled_ratios(values, mean, counted)
-            tails = [(1 - level) / 2, (1 + level) / 2]
-            ends = np.quantile(means, tails, axis=-1)
-            low, high = np.where(clusters >= 2, ends, np.nan)
-        return Interval(mean[()], low[()], high[()], len(self._order), len(self._sizes))
-
-    def _resampled_ratios(
-        self,
-        values: Float[np.ndarray, "*batch example"],
-        mean: Float[np.ndarray, "*batch"],
-        counted: Bool[np.ndarray, "*batch example"],
-    ) -> tuple[Float[np.ndarray, "*batch resample"], Int[np.ndarray, "*batch"]]:
-        """Means over what counts, by resample, and the number of clusters with anything in it."""
-        deviations = np.where(counted, values - mean[..., None], 0.0)
-        sums, sizes = (
-            np.add.reduceat(part[..., self._order], self._starts, axis=-1, dtype=np.float64)
-            for part in (deviations, counted)
-        )
-        top, bottom = (part.astype(np.float32) @ self._counts.T for part in (sums, sizes))
-        # A resample in which nothing counts says nothing: it stays at the mean.
-        means = mean[..., None] + top / np.maximum(bottom, 1)
-        lowest = np.where(counted, values, np.inf).min(-1, keepdims=True)
-        highest = np.where(counted, values, -np.inf).max(-1, keepdims=True)
-        return np.clip(means, lowest, highest), (sizes > 0).sum(-1)
 
     def _resampled_means(
         self, values: Float[np.ndarray, "*batch example"], mean: Float[np.ndarray, "*batch"]

@@ -124,36 +124,6 @@ def test_the_seed_decides_and_the_level_widens():
     assert wide.low < once.low < once.high < wide.high
 
 
-def test_what_does_not_count_changes_nothing():
-    """Examples left out of the mean: the same interval as if they had never been there."""
-    random = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(40), 5)
-    values = random.random((2, 200))
-    counted = np.stack([random.random(200) < 0.5, np.ones(200, bool)])
-    got = ClusterBootstrap(clusters, 4000).interval(
-        np.where(counted, values, np.nan), counted=counted
-    )
-    whole = ClusterBootstrap(clusters, 4000).interval(values[1])
-    np.testing.assert_allclose(
-        [got.mean[1], got.low[1], got.high[1]], [whole.mean, whole.low, whole.high], rtol=1e-6
-    )
-    some = counted[0]
-    alone = ClusterBootstrap(clusters[some], 4000).interval(values[0, some])
-    assert got.mean[0] == pytest.approx(alone.mean)
-    assert got.low[0] == pytest.approx(alone.low, abs=0.01)
-    assert got.high[0] == pytest.approx(alone.high, abs=0.01)
-
-
-def test_where_nothing_counts_there_is_no_mean():
-    bootstrap = ClusterBootstrap(np.arange(4), 10)
-    counted = np.array([[False] * 4, [True, False, False, False]])
-    got = bootstrap.interval(np.ones((2, 4)), counted=counted)
-    assert np.isnan(got.mean[0]) and got.mean[1] == 1
-    assert np.isnan(got.low).all()  # one cluster has no spread
-    with pytest.raises(InputError, match="1 of the values that count"):
-        bootstrap.interval(np.array([np.nan, 1, 1, 1]), counted=np.ones(4, bool))
-
-
 @pytest.mark.parametrize(
     ("values", "options", "says"),
     [

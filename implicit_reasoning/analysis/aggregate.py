@@ -23,9 +23,6 @@ def aggregate(
 ) -> xr.Dataset:
     """Average outcomes by example within each group; keep other outputs as they are.
 
-    An outcome that is nan is one that does not count (a case that is not answered correctly when
-    nothing is changed, say): the mean is over the others, and nan where there is none.
-
     Intervals are of 95%, by a bootstrap over clusters. `n_examples` and `n_states` (distinct
     clusters) are by group, and by `cluster_dim` where clusters differ along one.
     """
@@ -97,8 +94,5 @@ class _Parts:
 
 def _interval(values: np.ndarray, rows: np.ndarray, bootstrap: ClusterBootstrap) -> np.ndarray:
     """float32 [3, ...]: mean, low, high over the last axis."""
-    values = values[..., rows]
-    counted = ~np.isnan(values) if values.dtype.kind == "f" else np.True_
-    some = None if counted.all() else counted
-    interval = bootstrap.interval(values, counted=some)
+    interval = bootstrap.interval(values[..., rows])
     return np.stack([interval.mean, interval.low, interval.high]).astype(np.float32)

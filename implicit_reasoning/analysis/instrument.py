@@ -59,8 +59,7 @@ class Instrument(abc.ABC):
       version: raised when a change makes old numbers another thing; they are then not mixed.
       outputs: name to dimensions of what `measure` returns, `step` not among them. Where the last
         one is "example", the result has means over each group with `<name>_low` and `<name>_high`,
-        the ends of the interval, and an example whose outcome is nan does not count; other outputs
-        are kept as they are.
+        the ends of the interval; other outputs are kept as they are.
       default: whether `analyze` runs it when no instrument is named.
     """
 
