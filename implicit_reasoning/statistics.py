@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from implicit_reasoning.errors import InputError
 
@@ -22,14 +22,14 @@ class Interval:
     """A mean with its confidence interval: floats, or arrays [...] for values [..., example].
 
     `low` and `high` are nan where fewer than two clusters leave the spread unknown; `mean` is nan
-    where there is no example at all.
+    where there is no example at all. `n_clusters` is an array where it differs between values.
     """
 
     mean: Any
     low: Any
     high: Any
     n_examples: int
-    n_clusters: int
+    n_clusters: Any
 
 
 class ClusterBootstrap:
@@ -88,16 +88,52 @@ class ClusterBootstrap:
         # `[()]` makes numbers of arrays without axes.
         return Interval(mean[()], low[()], high[()], n_examples, n_clusters)
 
+    def interval_given(
+        self,
+        values: Shaped[np.ndarray, "*batch example"],
+        counted: Bool[np.ndarray, "*batch example"],
+        level: float = 0.95,
+    ) -> Interval:
+        """The same over the examples that are counted, which may be others for every leading index.
+
+        A mean is then a ratio of two sums that both vary between resamples. A resample without any
+        counted example says nothing, and stands at the mean. `n_clusters` [...] has those in which
+        at least one example is counted.
+
+        Raises:
+          InputError: as `interval`.
+        """
+        if not np.isfinite(values[counted]).all():
+            raise InputError("values that count are not finite: do not count those examples")
+        weight = counted.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # nan where nothing counts
+            mean = np.where(counted, values, 0.0).sum(-1) / weight.sum(-1)
+        centre = np.nan_to_num(mean)[..., None]
+        deviations = np.where(counted, values - centre, 0.0)
+        sizes = np.maximum(self._resampled_sums(weight), 1)
+        drawn = centre + self._resampled_sums(deviations) / sizes
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        n_clusters = (self._by_cluster(weight) > 0).sum(-1)
+        few = n_clusters < 2
+        low, high = np.where(few, np.nan, low), np.where(few, np.nan, high)
+        return Interval(mean[()], low[()], high[()], len(self._order), n_clusters[()])
+
+    def _by_cluster(self, values: np.ndarray) -> Float[np.ndarray, "*batch cluster"]:
+        if not len(self._starts):
+            return values[..., :0]
+        return np.add.reduceat(values[..., self._order], self._starts, axis=-1)
+
+    def _resampled_sums(self, values: np.ndarray) -> Float[np.ndarray, "*batch resample"]:
+        return self._by_cluster(values).astype(np.float32) @ self._counts.T
+
     def _resampled_means(
         self, values: Float[np.ndarray, "*batch example"], mean: Float[np.ndarray, "*batch"]
     ) -> Float[np.ndarray, "*batch resample"]:
         # Deviations from the mean, so that equal values give exactly no spread.
         mean = mean[..., None]
-        deviations = (values - mean)[..., self._order]
-        sums = np.add.reduceat(deviations, self._starts, axis=-1)
         # In float32, the counts' type: the product is the whole cost, and rounding is relative to
         # the deviations. A mean of shares stays a share: that rounding must not make it negative.
-        means = mean + (sums.astype(np.float32) @ self._counts.T) / self._resampled_sizes
+        means = mean + self._resampled_sums(values - mean) / self._resampled_sizes
         return np.clip(means, values.min(-1, keepdims=True), values.max(-1, keepdims=True))
 
 

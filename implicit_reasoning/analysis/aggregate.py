@@ -34,9 +34,10 @@ def aggregate(
         if name not in by_example
     }
     for name, dims in by_example.items():
-        mean, low, high = parts.average(outputs[name], ("step", *dims[:-1]))
-        kept = ("step", "group", *dims[:-1])
-        variables |= {name: (kept, mean), f"{name}_low": (kept, low), f"{name}_high": (kept, high)}
+        counted = _counted(instrument, outputs, name)
+        found = parts.average(outputs[name], ("step", *dims[:-1]), counted)
+        kept, endings = ("step", "group", *dims[:-1]), ("", "_low", "_high", "_n")[: len(found)]
+        variables |= {f"{name}{e}": (kept, part) for e, part in zip(endings, found, strict=True)}
     used = {dim for dims in instrument.outputs.values() for dim in dims if dim != EXAMPLE}
     labels = {dim: list(coords[dim]) for dim in coords if dim in used}
     if by_example:
@@ -44,6 +45,19 @@ def aggregate(
         dims = ("group", *parts.dims)
         variables |= {"n_examples": (dims, parts.n_examples), "n_states": (dims, parts.n_states)}
     return xr.Dataset(variables, {"step": list(steps), **labels})
+
+
+def _counted(
+    instrument: Instrument, outputs: Mapping[str, np.ndarray], name: str
+) -> np.ndarray | None:
+    """Which examples count for an output, in its shape; None where all do."""
+    if name not in instrument.given:
+        return None
+    condition = instrument.given[name]
+    there = ("step", *instrument.outputs[condition])
+    dims = ("step", *instrument.outputs[name])
+    expanded = [slice(None) if dim in there else None for dim in dims]
+    return np.broadcast_to(outputs[condition].astype(bool)[*expanded], outputs[name].shape)
 
 
 class _Parts:
@@ -73,26 +87,40 @@ class _Parts:
         self.n_examples = np.array(sizes, np.int64).reshape(shape)
 
     def average(
-        self, values: np.ndarray, dims: tuple[str, ...]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and ends of the interval, the group's axis after the first."""
+        self, values: np.ndarray, dims: tuple[str, ...], counted: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Mean, ends of the interval and, where not all count, n; the group's axis is the second.
+
+        Args:
+          values: of `dims`, then by example.
+          dims: the first is the step.
+          counted: of the same shape, which count; None for all.
+        """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
         for members, bootstraps in zip(self._members, self._bootstraps, strict=True):
             if axis is None:
-                found = [_interval(values, members[0], bootstraps[0])]
-                by_group.append(found[0])
+                by_group.append(_interval(values, counted, members[0], bootstraps[0]))
                 continue
             found = [
-                _interval(np.take(values, place, axis), rows, bootstrap)
+                _interval(
+                    np.take(values, place, axis),
+                    None if counted is None else np.take(counted, place, axis),
+                    rows,
+                    bootstrap,
+                )
                 for place, (rows, bootstrap) in enumerate(zip(members, bootstraps, strict=True))
             ]
             by_group.append(np.stack(found, axis=axis + 1))
-        mean, low, high = np.moveaxis(np.stack(by_group), 0, 2)  # [3, step, group, ...]
-        return mean, low, high
+        return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
 
 
-def _interval(values: np.ndarray, rows: np.ndarray, bootstrap: ClusterBootstrap) -> np.ndarray:
-    """float32 [3, ...]: mean, low, high over the last axis."""
-    interval = bootstrap.interval(values[..., rows])
-    return np.stack([interval.mean, interval.low, interval.high]).astype(np.float32)
+def _interval(
+    values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, bootstrap: ClusterBootstrap
+) -> np.ndarray:
+    """float32 [3 or 4, ...]: mean, low, high over the last axis, and n if not all count."""
+    if counted is None:
+        interval = bootstrap.interval(values[..., rows])
+        return np.stack([interval.mean, interval.low, interval.high]).astype(np.float32)
+    given = bootstrap.interval_given(values[..., rows], counted[..., rows])
+    return np.stack([given.mean, given.low, given.high, given.n_clusters]).astype(np.float32)

@@ -60,6 +60,11 @@ class Instrument(abc.ABC):
       outputs: name to dimensions of what `measure` returns, `step` not among them. Where the last
         one is "example", the result has means over each group with `<name>_low` and `<name>_high`,
         the ends of the interval; other outputs are kept as they are.
+      given: for outputs by example, the output (bool, of some of the same dimensions) that says
+        which examples count at this checkpoint, such as those answered correctly when nothing is
+        changed. `<name>_n` then has how many clusters did.
+      reference: whether `inputs`, a dict, gets the parameters of the subject's last checkpoint as
+        `inputs["reference"]`: what others are compared with.
       default: whether `analyze` runs it when no instrument is named.
     """
 
@@ -67,6 +72,8 @@ class Instrument(abc.ABC):
     definition: ClassVar[str]
     version: ClassVar[int] = 1
     outputs: ClassVar[dict[str, tuple[str, ...]]]
+    given: ClassVar[dict[str, str]] = {}
+    reference: ClassVar[bool] = False
     default: ClassVar[bool] = True
 
     @abc.abstractmethod

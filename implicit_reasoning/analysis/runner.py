@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ _MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggreg
 _MEMORY = 2**31  # bytes that one call may need for its intermediate values, on each device
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
 
@@ -137,6 +139,9 @@ def measure(
     steps = tuple(subject.steps if steps is None else steps)
     runner = runner or Runner(instrument, model)
     examples = instrument.examples(model, dataset)
+    if instrument.reference:
+        last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
+        examples = replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
@@ -153,7 +158,9 @@ def measure(
             found.append(aggregate(instrument, outputs, examples, coords, part))
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
-    return result.assign_attrs(_about(instrument, model, dataset, examples))
+    about = _about(instrument, model, dataset, examples)
+    about["reference"] = subject.steps[-1] if instrument.reference else None
+    return result.assign_attrs(about)
 
 
 def chunk_size(count: int) -> int:
@@ -185,7 +192,8 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     Raises:
       InputError: the two are of different instruments, versions, worlds, models or examples.
     """
-    for what in ("instrument", "version", "definition", "world", "model", "groups"):
+    same = ("instrument", "version", "definition", "world", "model", "groups", "reference")
+    for what in same:
         if old.attrs.get(what) != new.attrs[what]:
             raise InputError(
                 f"the result of {new.attrs['instrument']!r} that is there has another {what} "

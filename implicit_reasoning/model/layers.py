@@ -137,7 +137,7 @@ class Attention(nnx.Module):
         scores = taps("hook_attn_scores", scores)
         pattern = taps("hook_pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
         z = taps("hook_z", _mix(pattern, v, self.precision))
-        return self._output(z, taps)
+        return self.output(z, taps)
 
     def _project(self, x: Array, weight: nnx.Param, bias: nnx.Param) -> Array:
         per_head = "h" if x.ndim == 4 else ""
@@ -146,7 +146,10 @@ class Attention(nnx.Module):
         )
         return projected + of_rank(bias[...], projected)
 
-    def _output(self, z: Array, taps: Taps) -> Array:
+    def output(
+        self, z: Float[Array, "batch query_pos head d_head"], taps: Taps
+    ) -> Float[Array, "batch query_pos d_model"]:
+        """What heads that mixed `z` write: their sum, and the bias; `taps` sees `hook_result`."""
         weight = self.W_O[...].astype(z.dtype)
         if not taps.asked("hook_result"):
             out = jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision)

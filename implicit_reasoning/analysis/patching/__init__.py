@@ -1,0 +1,15 @@
+"""Patching: states of one run put into another, and what the answer becomes.
+
+    corruption.py      one input token exchanged: where what it says passes
+    cross_query.py     a bridge from another question: is it followed?
+    back_patching.py   a later state put back into an earlier layer
+    parameters.py      weights from another checkpoint
+
+    choose.py          which questions meet, by the truth of the world (on the host)
+    grids.py           all (layer, position) cells of a patch, each on its cone of the forward pass
+    outcomes.py        what became of an answer: three shares, and graded measures
+    maps.py            figures of (layer, position) cells over checkpoints
+
+A whole state is exchanged here. That shows that what the answer needs passes the place; it does not
+show in which code: a state that is used for its prefix may merely contain the bridge, too.
+"""

@@ -1,0 +1,122 @@
+"""Back-patching: a later state, put back into an earlier layer at the same position.
+
+If the first hop is resolved too late for the layers that would do the second, then a question that
+is answered wrongly is answered rightly when those layers meet the later state. For every pair
+(from layer, to layer): the diagonal changes nothing, below it a state is put forward instead.
+
+Source: Biran et al. 2024, "Hopping too late", section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Key
+
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching import choose
+from implicit_reasoning.analysis.patching.grids import in_parts
+from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import Cache, cache_sites, patched_logits, state
+from implicit_reasoning.worlds import Dataset
+
+DONORS = ("own", "another's")
+_MOST = 300  # rows of a split
+_SEED = 0
+
+
+class BackPatching(Instrument):
+    """See the module."""
+
+    name = "back_patching"
+    definition = (
+        "Of questions answered wrongly: the share that is answered correctly when S[from_layer, "
+        "pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the state of "
+        "another question's run. correct: the share answered correctly when nothing is changed."
+    )
+    outputs = {
+        "repaired": ("donor", "pos", "from_layer", "layer", "example"),
+        "wrong": ("example",),
+        "correct": ("example",),
+    }
+    given = {"repaired": "wrong"}
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        need_chains(dataset)
+        splits = chain_splits(dataset)
+        rows, group = choose_rows(dataset, splits, _MOST)
+        asked = choose.questions_of(dataset, rows)
+        tokens = choose.tokens_of(dataset, asked.parts)
+        other = np.random.default_rng(_SEED).permutation(len(rows))
+        inputs = {"tokens": tokens, "others": tokens[other], "answer": asked.answer}
+        return Examples(
+            inputs,
+            groups=splits,
+            group=group,
+            clusters=asked.facts[:, 0].astype(np.int64),
+            coords={"donor": DONORS},
+        )
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Also the layer that a state is taken from."""
+        return super().coords(model, dataset) | {"from_layer": range(model.spec.depth + 1)}
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals; keys and values before the position."""
+        return cache_sites(model)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every question."""
+        sites = cache_sites(model)
+
+        def outcomes(question: dict[str, Array]) -> dict[str, Array]:
+            logits, base = model.forward(params, question["tokens"], sites=sites)
+            _, other = model.forward(params, question["others"], sites=sites)
+            grid = jnp.stack([_from_all_layers(model, params, base, d) for d in (base, other)])
+            correct = answers_with(logits[:, -1], question["answer"])
+            repaired = answers_with(grid, question["answer"])
+            return {"repaired": repaired, "wrong": ~correct, "correct": correct}
+
+        return in_parts(outcomes, inputs)
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Repaired answers by (from, to), for every position of one split of tests."""
+        tests = [name for name in result.group.values.tolist() if name.startswith("test")]
+        group = (tests or result.group.values.tolist())[0]
+        repaired = result.repaired.sel(group=group)
+        rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
+        rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
+        caption = (
+            f"Split {group}, questions answered wrongly: the share answered correctly when the "
+            "state after from_layer blocks replaces that after `layer` blocks, at the position of "
+            "the row. Above the diagonal a later state is put back; the diagonal changes nothing, "
+            "hence is 0. The null, the best of all positions, takes another question's state. The "
+            "best of many cells is high by chance, too: hold it against the best of the null."
+        )
+        drawing = draw_maps(rows, up="from_layer", across="layer", label="share repaired")
+        return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]
+
+
+def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cache) -> Array:
+    """Logits [pos, from_layer, layer, example, d_vocab]."""
+    layers = range(model.spec.depth + 1)
+    n_pos = state(model, base, 0).shape[1]
+
+    def at(pos: int) -> Array:
+        taken = jnp.stack([state(model, donor, layer)[:, pos] for layer in layers])
+        logits = patched_logits(model, params, base, pos, dict.fromkeys(layers, taken))
+        by_layer = logits.reshape(len(layers), len(layers), *logits.shape[1:])
+        return jnp.swapaxes(by_layer, 0, 1)
+
+    return jnp.stack([at(pos) for pos in range(n_pos)])

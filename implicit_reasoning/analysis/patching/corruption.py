@@ -1,0 +1,313 @@
+"""Patching between a question and the same one with a token exchanged: where does it pass?
+
+Noising puts a state of the corrupted run into the clean one, denoising a clean state into the
+corrupted one, at every (layer, position) - and, for the counterfactual corruption, what attention,
+the MLP or one head wrote. Three corruptions of one token at a time:
+
+- `counterfactual`: another entity or relation such that the question has another answer, which is
+  known; a question that is trained on where there is one, so that a model that remembers can be
+  moved as well as one that composes;
+- `symmetric`: any other token of the same kind;
+- `noise`: three standard deviations of the embeddings, added to the token's.
+
+Sources: Wang et al. 2024, section 3.3 (one token, chosen so that the answer changes); Zhang and
+Nanda 2024 (symmetric replacement, measures); Meng et al. 2022 (noise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Int, Key
+
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching import choose
+from implicit_reasoning.analysis.patching.grids import (
+    in_parts,
+    part_names,
+    patch_parts,
+    patch_states,
+)
+from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.outcomes import (
+    SHARES,
+    answers_with,
+    divergence,
+    logit_difference,
+    probability,
+    shares,
+)
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Edit, Params, Transformer, add
+from implicit_reasoning.model.wirings import Cache, cache_sites
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.dataset import world_of
+
+KINDS = ("counterfactual", "symmetric", "noise")
+DIRECTIONS = ("noising", "denoising")
+_MOST = 150  # rows of a split
+_SIGMAS = 3.0
+_SEED = 0
+_CARRIED = 0.9  # of answers that follow the exchanged token, lower end of the interval
+_CHANCE = 3.0  # times the null that they must be
+_FEWEST = 10  # distinct states, before anything is said
+
+_STATES = ("direction", "kind", "token", "layer", "pos", "example")
+_PARTS = ("direction", "token", "block", "part", "pos", "example")
+_GRADED = ("logit_difference", "probability", "divergence")
+
+
+class Corruption(Instrument):
+    """See the module."""
+
+    name = "corruption"
+    definition = (
+        "Of questions answered correctly when clean: the share of predictions that are the clean "
+        "answer, that of the question with the counterfactual token, or another, when S[layer, pos]"
+        " of the run with one token corrupted is put into the clean run (noising) or the reverse "
+        "(denoising); part_share: the same for what one part of a block wrote, counterfactual "
+        "tokens only. null_share: with the counterfactual answer of another question. "
+        "logit_difference: clean minus counterfactual answer; probability: of the clean answer; "
+        "divergence: KL(clean run || patched run), nats."
+    )
+    outputs = {
+        "share": ("outcome", *_STATES),
+        "null_share": _STATES,
+        **dict.fromkeys(_GRADED, _STATES),
+        "part_share": ("outcome", *_PARTS),
+        "part_logit_difference": _PARTS,
+        "counts": ("token", "example"),
+        "corrupted": ("kind", "token", "example"),
+        "correct": ("example",),
+    }
+    given = dict.fromkeys(("share", "null_share", *_GRADED, "corrupted"), "counts") | dict.fromkeys(
+        ("part_share", "part_logit_difference"), "counts"
+    )
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        need_chains(dataset)
+        splits = chain_splits(dataset)
+        rows, group = choose_rows(dataset, splits, _MOST)
+        asked, random = choose.questions_of(dataset, rows), np.random.default_rng(_SEED)
+        order = choose.spelt_order(dataset)
+        token, answer = replacements(dataset, asked, random)
+        shuffled = answer[:, random.permutation(len(rows))]
+        own = (shuffled == asked.answer) | (shuffled == answer)
+        inputs = {
+            "clean": asked.answer,
+            "tokens": choose.tokens_of(dataset, asked.parts),
+            # By example first: examples are taken some at a time.
+            "corrupt": np.stack([token, _symmetric(dataset, asked, random)])[:, order]
+            .transpose(2, 0, 1)
+            .astype(np.int32),
+            "answer": answer[order].T.astype(np.int32),
+            "shuffled": np.where(own, -1, shuffled)[order].T.astype(np.int32),
+            "noise": random.standard_normal((len(rows), model.spec.d_model)).astype(np.float32),
+        }
+        return Examples(
+            inputs,
+            groups=splits,
+            group=group,
+            clusters=asked.facts[:, 0].astype(np.int64),
+            coords={
+                "outcome": SHARES,
+                "direction": DIRECTIONS,
+                "kind": KINDS,
+                "token": dataset.positions,
+            },
+        )
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Also blocks and their parts."""
+        of_parts = {"block": range(model.spec.depth), "part": part_names(model)}
+        return super().coords(model, dataset) | of_parts
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals, what parts of blocks wrote; keys and values before the position."""
+        return cache_sites(model, inside=True)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every example."""
+        return in_parts(lambda example: _outcomes(model, params, example), inputs)
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Where each token's exchange is followed: by state, and by part of a block."""
+        group = str(result.group.values[0])
+        of_group = result.sel(group=group, direction="noising")
+        moved = of_group.share.sel(outcome=SHARES[1], kind=KINDS[0])
+        rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
+        first = rows | {
+            "null: answer of\nanother question": of_group.null_share.sel(kind=KINDS[0]).max("token")
+        }
+        caption = (
+            f"Split {group}, questions answered correctly when clean. A row is the input token "
+            "that was exchanged; shown is the share of answers that become those of the question "
+            "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
+            "on the way from that token to the answer; a state before that token's position cannot "
+            "change anything. The null expects the answer of another question's exchange."
+        )
+        states = draw_maps(first, label="share of answers that follow")
+        by_part = of_group.part_share.sel(outcome=SHARES[0])
+        last = str(result.pos.values[-1])
+        parts = {
+            f"{token}\nexchanged, {last}": 1 - by_part.sel(token=token, pos=last)
+            for token in result.token.values
+        }
+        written = draw_maps(parts, up="part", across="block", label="share of answers that change")
+        about_parts = (
+            f"Split {group}: share of answers that change when what one part of a block wrote at "
+            f"the last position ({last}) is taken from the run with one input token exchanged. "
+            "A change alone may be damage: the file has the three shares, and other positions. A "
+            "part that does not see the token changes nothing, and that is the null, 0."
+        )
+        return [
+            Figure("corruption", "On which way does a token reach the answer?", caption, states),
+            Figure("corruption_parts", "Which parts of blocks carry it?", about_parts, written),
+        ]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """A token's variable is carried where the answer follows its exchange.
+
+        Only at the token's own position (elsewhere the state may hold what was computed from it),
+        only in noising with answers that are known, in one split at least.
+        """
+        of_kind = result.sel(kind=KINDS[0], direction="noising")
+        low = of_kind.share_low.sel(outcome=SHARES[1])
+        enough = of_kind.share_n.sel(outcome=SHARES[1]) >= _FEWEST
+        there = enough & (low >= _CARRIED) & (low >= _CHANCE * of_kind.null_share)
+        there = there.any("group")
+        return {
+            Claim("carried", str(token), int(layer), str(token))
+            for token in result.token.values
+            for layer in result.layer.values
+            if there.sel(token=token, pos=token, layer=layer)
+        }
+
+
+def replacements(
+    dataset: Dataset, asked: choose.Questions, random: np.random.Generator
+) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
+    """For each part of the questions another value, and the answer it leads to.
+
+    Returns:
+      `(token, answer)` by part (e1, r1, ...); -1 where no question with another answer exists.
+    """
+    table = choose.all_questions(dataset)
+    tokens, answers = [], []
+    for part in range(dataset.hops + 1):
+        rest = np.delete(np.arange(dataset.hops + 1), part)
+        found = _exchanged(asked, table, table.trained, rest, random)
+        # A question that nobody was trained on only where there is no other.
+        wider = _exchanged(asked, table, ~table.trained, rest, random)
+        found = np.where(found >= 0, found, wider)
+        token = choose.tokens_of(dataset, table.parts[found])[:, dataset_place(dataset, part)]
+        tokens.append(np.where(found >= 0, token, -1))
+        answers.append(np.where(found >= 0, table.answer[found], -1))
+    return np.stack(tokens), np.stack(answers)
+
+
+def dataset_place(dataset: Dataset, part: int) -> int:
+    """The position of a part (of e1, r1, r2, ...) in a prompt."""
+    return choose.spelt_order(dataset).index(part)
+
+
+def _exchanged(
+    asked: choose.Questions,
+    table: choose.Questions,
+    which: np.ndarray,
+    rest: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The number of a question of `which` with the same `rest` and another answer; -1: none."""
+    numbers = np.flatnonzero(which)
+
+    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        other: np.ndarray = table.answer[numbers[item]] != asked.answer[row]
+        return other
+
+    found = choose.matches(asked.parts[:, rest], table.parts[numbers][:, rest], fits, random)
+    return np.where(found >= 0, numbers[found], -1) if len(numbers) else found
+
+
+def _symmetric(
+    dataset: Dataset, asked: choose.Questions, random: np.random.Generator
+) -> Int[np.ndarray, "part row"]:
+    """Another token of the same kind, any of them, for each part."""
+    world = world_of(dataset)
+    columns = []
+    for part, old in enumerate(asked.parts.T):
+        size = world.n_relations if part else world.n_entities
+        new = (old + random.integers(1, max(size, 2), len(old))) % size
+        columns.append(new + world.n_entities * (part > 0))
+    return np.stack(columns)
+
+
+def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> dict[str, Array]:
+    """Of some examples."""
+    tokens, clean = example["tokens"], example["clean"]
+    sites = cache_sites(model, inside=True)
+    whole, base = model.forward(params, tokens, sites=sites)
+    whole = whole[:, -1]
+    sigma = _SIGMAS * params["embed"]["W_E"].std()
+
+    def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
+        """The run with the token at `place` corrupted; both arguments are traced numbers."""
+        here = jnp.arange(tokens.shape[1]) == place
+        new = example["corrupt"][:, jnp.minimum(kind, 1)]
+        exchange = here[None] & (kind < 2) & (new >= 0)
+        noise = sigma * example["noise"][:, None] * (here & (kind == 2))[None, :, None]
+        edits = {"hook_embed": Edit(add, noise)}
+        return model.forward(params, jnp.where(exchange, new, tokens), edits=edits, sites=sites)
+
+    def states(kind: Array, place: Array) -> dict[str, Array]:
+        logits, donor = corrupted(kind, place)
+        grid = jnp.stack(
+            [patch_states(model, params, base, donor), patch_states(model, params, donor, base)]
+        )
+        answer, other = example["answer"][:, place], example["shuffled"][:, place]
+        return {
+            "share": shares(grid, clean, answer),
+            "null_share": answers_with(grid, other),
+            "logit_difference": logit_difference(grid, clean, answer),
+            "probability": probability(grid, clean),
+            "divergence": divergence(grid, whole),
+            "corrupted": answers_with(logits[:, -1], answer),
+        }
+
+    def parts(place: Array) -> dict[str, Array]:
+        _, donor = corrupted(jnp.int32(0), place)
+        grid = jnp.stack(
+            [patch_parts(model, params, base, donor), patch_parts(model, params, donor, base)]
+        )
+        answer = example["answer"][:, place]
+        return {
+            "part_share": shares(grid, clean, answer),
+            "part_logit_difference": logit_difference(grid, clean, answer),
+        }
+
+    places = jnp.arange(tokens.shape[1])
+    by_state = jax.lax.map(
+        lambda kind: jax.lax.map(lambda place: states(kind, place), places), jnp.arange(len(KINDS))
+    )
+    by_part = jax.lax.map(parts, places)
+    correct = answers_with(whole, clean)
+    graded = {name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *_GRADED)}
+    return graded | {
+        "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
+        "corrupted": by_state["corrupted"],
+        "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
+        "part_logit_difference": jnp.moveaxis(by_part["part_logit_difference"], 1, 0),
+        # A question counts where it is answered correctly, and the exchange has a known answer.
+        "counts": correct[None] & (example["answer"].T >= 0),
+        "correct": correct,
+    }

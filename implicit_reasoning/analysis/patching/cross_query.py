@@ -1,0 +1,276 @@
+"""Cross-query semantic patching: the bridge of another question, put into this one.
+
+The source asks (e1', r1', r2') by way of the bridge b', the target (e1, r1, r2). `S[layer, pos]` of
+the source's run is put into the target's, at the same place. If the state stands for b', the answer
+becomes the tail of (b', r2): that of the *composed* chain (e1', r1', r2).
+
+Source: Ye et al. 2025, section 4 (the patch). Other than there, a composed chain is one that was
+never trained on - else a model that remembers it answers as well, without any bridge -, its answer
+is not the clean one, the source's own answer is not the one expected (so that nothing but its
+bridge can be what is read), and the last layer is before the final norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Key
+
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching import choose
+from implicit_reasoning.analysis.patching.grids import in_parts, patch_states
+from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.outcomes import SHARES, answers_with, shares
+from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import cache_sites
+from implicit_reasoning.worlds import Dataset
+
+BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
+"""Groups of pairs; in all but `TRAINED` the composed chain is absent from training:
+
+- `BRIDGE`: the source's first fact takes part in training chains, as the target's does;
+- `OOD`: it does not; no table of trained chains, completed however, has an entry for its prefix;
+- `TRAINED`: as `BRIDGE`, but the composed chain was trained on: what remembering does;
+- `SAME`: another prefix with the target's own bridge. A composer does not change its answer.
+"""
+
+GROUPS = (BRIDGE, OOD, TRAINED, SAME)
+_MOST = 400  # pairs of a group
+_SEED = 0
+_MAJORITY = 0.5  # that carries: the lower end of success, and of same-bridge sources that agree
+_CHANCE = 3.0  # times the null that success must be
+_LITTLE = 0.1  # that remembering allows of success on chains absent from training
+_KNOWN = 0.9  # of trained chains, before anything is said of remembering
+_FEWEST = 10  # distinct source facts, before anything is said
+
+
+class CrossQuery(Instrument):
+    """See the module."""
+
+    name = "cross_query"
+    definition = (
+        "Share of predictions that are the clean answer, the composed one (tail of the source's "
+        "bridge and the target's r2; Ye et al. 2025), or another, when S[layer, pos] of a source "
+        "question replaces the target's; over targets answered correctly when clean. Composed "
+        "chains are absent from training but in the group 'trained chain'. Null 'shuffled': the "
+        "composed answer of another pair. direct: the composed question itself, asked."
+    )
+    outputs = {
+        "share": ("expected", "outcome", "layer", "pos", "example"),
+        "correct": ("example",),
+        "direct": ("example",),
+    }
+    given = {"share": "correct"}
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Pairs of questions; an interval's unit is the source's first fact."""
+        need_chains(dataset)
+        pairs = choose_pairs(dataset)
+        source, target, composed = pairs.source, pairs.target, pairs.composed
+        same = pairs.group == GROUPS.index(SAME)
+        shuffled = _another(composed.answer, target.answer, pairs.group)
+        inputs = {
+            "source": choose.tokens_of(dataset, source.parts),
+            "target": choose.tokens_of(dataset, target.parts),
+            "composed": choose.tokens_of(dataset, composed.parts),
+            "clean": target.answer,
+            "direct": composed.answer,
+            # With the same bridge there is no other answer to expect: whatever changed is damage.
+            "true": np.where(same, np.int32(-1), composed.answer),
+            "shuffled": shuffled,
+        }
+        return Examples(
+            inputs,
+            groups=GROUPS,
+            group=pairs.group,
+            clusters=source.facts[:, 0].astype(np.int64),
+            coords={"outcome": SHARES, "expected": ("true", "shuffled")},
+        )
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals; keys and values before the position."""
+        return cache_sites(model)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every pair."""
+        sites = cache_sites(model)
+
+        def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
+            _, donor = model.forward(params, pair["source"], sites=sites)
+            clean, base = model.forward(params, pair["target"], sites=sites)
+            direct, _ = model.forward(params, pair["composed"])
+            logits = patch_states(model, params, base, donor)
+            return {
+                "share": jnp.stack(
+                    [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
+                ),
+                "correct": answers_with(clean[:, -1], pair["clean"]),
+                "direct": answers_with(direct[:, -1], pair["direct"]),
+            }
+
+        return in_parts(outcomes, inputs)
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Success by (layer, position): all groups, and the null."""
+        true, shuffled = (result.share.sel(expected=e) for e in ("true", "shuffled"))
+        new, old = (true.sel(outcome=share) for share in (SHARES[1], SHARES[0]))
+        rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
+        rows["null: shuffled\nanswer"] = shuffled.sel(outcome=SHARES[1], group=BRIDGE)
+        rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
+        caption = (
+            "Share of targets, of those answered correctly when clean, whose answer becomes the "
+            "tail of the source's bridge and the target's r2 when S[layer, pos] of the source "
+            "replaces theirs. Only in 'trained chain' was that chain trained on: what is high "
+            "there alone is remembered. A state that stands for the bridge is high in the first "
+            "row and, with the same bridge from another prefix (last row), leaves the answer as "
+            "it is. The null expects the answer of another pair."
+        )
+        drawing = draw_maps(rows, label="share of predictions")
+        return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Where e2 is carried; that the model composes, or remembers.
+
+        Carried: another bridge is followed to an answer that no training chain gives, by a majority
+        (lower end), three times the null; and another prefix with the same bridge changes nothing,
+        for a majority. Composes: the same with sources no training chain begins with, at a place
+        where e2 is carried. Memorised: composed chains that are trained on are answered, absent
+        ones are not, though both facts are trained on in chains, nor with the bridge of a chain
+        that is answered; and no state is followed.
+        """
+        followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
+        same = result.share_low.sel(expected="true", outcome=SHARES[0], group=SAME) >= _MAJORITY
+        same &= self._enough(result, SAME)
+        # At the last layers of the first position all is unchanged; only together do they say it.
+        there = followed & same
+        claims = claimed("carried", there.expand_dims(variable=["e2"]))
+        if (there & followed_ood).any():
+            claims.add(Claim("composes", "e2"))
+        if not followed.any() and self._remembers(result):
+            claims.add(Claim("memorised", "e2"))
+        return claims
+
+    def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
+        """Where a group's composed answers are given, bool [layer, pos]."""
+        low = result.share_low.sel(expected="true", outcome=SHARES[1], group=group)
+        null = result.share.sel(expected="shuffled", outcome=SHARES[1], group=group)
+        return (low >= _MAJORITY) & (low >= _CHANCE * null) & self._enough(result, group)
+
+    def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
+        n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
+        return n.fillna(0) >= _FEWEST
+
+    def _remembers(self, result: xr.Dataset) -> bool:
+        return bool(
+            result.direct_low.sel(group=TRAINED) >= _KNOWN
+            and result.correct_low.sel(group=TRAINED) >= _KNOWN
+            and result.direct_high.sel(group=BRIDGE) <= _LITTLE
+            and result.direct_high.sel(group=SAME) <= _LITTLE
+            and self._enough(result, BRIDGE).all()
+        )
+
+
+class Pairs(NamedTuple):
+    """Questions that meet: source, target, and the chain that is composed of both."""
+
+    source: choose.Questions
+    target: choose.Questions
+    composed: choose.Questions
+    group: np.ndarray
+
+
+def choose_pairs(dataset: Dataset) -> Pairs:
+    """Up to `_MOST` pairs of each group; targets are probes that are trained on.
+
+    Raises:
+      InputError: no training chain is a probe.
+    """
+    table, random = choose.all_questions(dataset), np.random.default_rng(_SEED)
+    trained = np.flatnonzero(dataset.probe[: dataset.n_train])
+    trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
+    if not len(trained):
+        raise InputError("cross_query needs training chains among the probes; this task has none")
+    targets = choose.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
+    usual = choose.of_roles(dataset, table, choose.first_roles())
+    candidates = {
+        BRIDGE: table.only(usual & ~table.trained),
+        OOD: table.only(choose.of_roles(dataset, table, "O") & ~table.trained),
+        TRAINED: table.only(table.trained),
+        SAME: table.only(usual & ~table.trained),
+    }
+    parts = []
+    for number, group in enumerate(GROUPS):
+        target, composed = _compose(targets, candidates[group], group == SAME, random)
+        source = _sources(composed, table, target, random)
+        found = np.flatnonzero(source >= 0)[:_MOST]
+        numbers = np.full(len(found), number)
+        parts.append(
+            Pairs(
+                table.only(source[found]),
+                target.only(found),
+                composed.only(found),
+                numbers,
+            )
+        )
+    columns = zip(*parts, strict=True)
+    source, target, composed, group = columns
+    return Pairs(_stacked(source), _stacked(target), _stacked(composed), np.concatenate(group))
+
+
+def _compose(
+    targets: choose.Questions,
+    candidates: choose.Questions,
+    same_bridge: bool,
+    random: np.random.Generator,
+) -> tuple[choose.Questions, choose.Questions]:
+    """For each target a candidate with another first fact and the same r2, ..."""
+
+    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        # In both parts: else exchanging one token would make the composed question of the target.
+        other = (candidates.parts[item, :2] != targets.parts[row, :2]).all(1)
+        follows = (candidates.facts[item, 1:] == targets.facts[row, 1:]).all(1)
+        if same_bridge:
+            return other & follows
+        return other & ~follows & (candidates.answer[item] != targets.answer[row])
+
+    found = choose.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
+    keep = np.flatnonzero(found >= 0)
+    return targets.only(keep), candidates.only(found[keep])
+
+
+def _sources(
+    composed: choose.Questions,
+    table: choose.Questions,
+    target: choose.Questions,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The source: the same first fact, another r2, and an answer that nobody expects here."""
+
+    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        answer = table.answer[item]
+        unexpected = (answer != composed.answer[row]) & (answer != target.answer[row])
+        return (table.parts[item, 2] != composed.parts[row, 2]) & unexpected
+
+    return choose.matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
+
+
+def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The expected answer of another pair of the group; -1 where it happens to be an own one."""
+    random, found = np.random.default_rng(_SEED), expected.copy()
+    for number in np.unique(group):
+        rows = np.flatnonzero(group == number)
+        found[rows] = expected[random.permutation(rows)]
+    return np.where((found == clean) | (found == expected), np.int32(-1), found)
+
+
+def _stacked(parts: tuple[choose.Questions, ...]) -> choose.Questions:
+    return choose.Questions(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,94 @@
+"""All cells of a patch: states, or what the parts of a block wrote, of one run put into another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import (
+    Cache,
+    after_attn_out,
+    after_heads,
+    after_mlp_out,
+    patched_logits,
+    state,
+)
+
+
+def part_names(model: Transformer) -> tuple[str, ...]:
+    """Of the parts of a block, in the order of `patch_parts`."""
+    return ("attention", "MLP", *(f"head {head}" for head in range(model.spec.n_heads)))
+
+
+def patch_states(
+    model: Transformer, params: Params, base: Cache, donor: Cache
+) -> Float[Array, "layer pos example d_vocab"]:
+    """Logits at the end of `base` with `S[layer, pos]` of `donor`, for every layer and position.
+
+    Layer `depth` is before the final norm, which then reads the state that was put there.
+    """
+
+    def at(pos: int) -> Array:
+        layers = range(model.spec.depth + 1)
+        starts = {layer: state(model, donor, layer)[None, :, pos] for layer in layers}
+        return patched_logits(model, params, base, pos, starts)
+
+    n_pos = state(model, base, 0).shape[1]
+    return jnp.stack([at(pos) for pos in range(n_pos)], axis=1)
+
+
+def patch_parts(
+    model: Transformer, params: Params, base: Cache, donor: Cache
+) -> Float[Array, "block part pos example d_vocab"]:
+    """Logits at the end of `base` when one part of one block writes what it did in `donor`."""
+
+    def cells(block: int, pos: int) -> Array:
+        name, here = f"blocks.{block}.", (model, params, base, block, pos)
+        attn_out, mlp_out, z = (
+            donor[name + site][:, pos] for site in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")
+        )
+        return jnp.concatenate(
+            [
+                after_attn_out(*here, attn_out[None]),
+                after_mlp_out(model, base, block, pos, mlp_out[None]),
+                after_heads(*here, z),
+            ]
+        )
+
+    def at(pos: int) -> Array:
+        starts = {block + 1: cells(block, pos) for block in range(model.spec.depth)}
+        logits = patched_logits(model, params, base, pos, starts)
+        return logits.reshape(model.spec.depth, -1, *logits.shape[1:])
+
+    n_pos = state(model, base, 0).shape[1]
+    return jnp.stack([at(pos) for pos in range(n_pos)], axis=2)
+
+
+_AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache, or nearly
+
+
+def in_parts(outcomes: Callable[[Any], dict[str, Array]], examples: Any) -> dict[str, Array]:
+    """`outcomes(examples)`, some examples at a time, so that the memory for a grid is bounded.
+
+    Args:
+      outcomes: from a pytree of arrays [example, ...] to outcomes [..., example].
+      examples: such a pytree, of any number of examples.
+    """
+    count = jax.tree.leaves(examples)[0].shape[0]
+    size = min(count, _AT_ONCE)
+    parts = -(-count // size)
+    # The last part is filled up with the first examples, and cut off again.
+    number = jnp.arange(parts * size).reshape(parts, size) % count
+    found = jax.lax.map(
+        lambda chosen: outcomes(jax.tree.map(lambda leaf: leaf[chosen], examples)), number
+    )
+
+    def joined(outcome: Array) -> Array:
+        return jnp.moveaxis(outcome, 0, -2).reshape(*outcome.shape[1:-1], -1)[..., :count]
+
+    return {name: joined(outcome) for name, outcome in found.items()}

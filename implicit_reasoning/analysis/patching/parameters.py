@@ -1,0 +1,136 @@
+"""Parameter patching: the attention or the MLP of one block, taken from another checkpoint.
+
+`later` puts a part of the last checkpoint into this one: does the model answer as if it were
+trained to the end? `earlier` puts a part of this one into the last: is it still needed that the
+part changed? A part comes with the norm in front of it. A looped model's blocks are its n_layers
+sets of weights.
+
+Parts of two checkpoints need not speak one language: that a patch breaks answers says that the two
+no longer fit, not what the part does. So compare with the two checkpoints alone, which are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Key
+
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching import choose
+from implicit_reasoning.analysis.patching.maps import draw_maps
+from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.worlds import Dataset
+
+PARTS = {"attention": ("ln1", "attn"), "MLP": ("ln2", "mlp")}
+DIRECTIONS = ("later", "earlier")
+_MOST = 300  # rows of a split
+
+
+class ParameterPatching(Instrument):
+    """See the module."""
+
+    name = "parameter_patching"
+    definition = (
+        "Share of questions answered correctly when the attention or the MLP of one block (with "
+        "its norm) is that of the last checkpoint (later), or when the last checkpoint has that of "
+        "this one (earlier). alone: nothing exchanged: this checkpoint, and the last one."
+    )
+    outputs = {
+        "correct": ("direction", "part", "block", "example"),
+        "alone": ("direction", "example"),
+    }
+    reference = True
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        need_chains(dataset)
+        splits = chain_splits(dataset)
+        rows, group = choose_rows(dataset, splits, _MOST)
+        asked = choose.questions_of(dataset, rows)
+        return Examples(
+            {"tokens": choose.tokens_of(dataset, asked.parts), "answer": asked.answer},
+            groups=splits,
+            group=group,
+            clusters=asked.facts[:, 0].astype(np.int64),
+            coords={"direction": DIRECTIONS, "part": tuple(PARTS)},
+        )
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Blocks are sets of weights."""
+        return {"block": range(model.spec.n_layers)}
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every question."""
+        # Parameters are chosen by a traced number, so that the model is compiled once.
+        parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
+
+        def answered(params: Params) -> Bool[Array, "example"]:
+            logits, _ = model.forward(params, inputs["tokens"])
+            return answers_with(logits[:, -1], inputs["answer"])
+
+        def both(own: Params, other: Params) -> tuple[Array, Array]:
+            def patched(part: Array, block: Array) -> Array:
+                return answered(exchange(own, other, part, block))
+
+            grid = jax.lax.map(
+                lambda part: jax.lax.map(lambda block: patched(part, block), blocks), parts
+            )
+            return grid, answered(own)
+
+        this, last = params, inputs["reference"]
+        pairs = jax.tree.map(lambda a, b: jnp.stack([a, b]), (this, last), (last, this))
+        correct, alone = jax.lax.map(lambda pair: both(*pair), pairs)
+        return {"correct": correct, "alone": alone}
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Accuracy by part and block, both directions, beside the two checkpoints alone."""
+        group = next(
+            (g for g in result.group.values.tolist() if g.startswith("test")),
+            result.group.values.tolist()[0],
+        )
+        of_group = result.sel(group=group)
+        titles = {
+            "later": "a part of the last\ncheckpoint in this",
+            "earlier": "a part of this\nin the last",
+        }
+        rows = {}
+        for direction, title in titles.items():
+            alone = of_group.alone.sel(direction=direction).expand_dims(part=["nothing"])
+            alone = alone.expand_dims(block=result.block.values)
+            grid = xr.concat([alone, of_group.correct.sel(direction=direction)], "part")
+            rows[title] = grid
+        caption = (
+            f"Split {group}: share of questions answered correctly when the attention or the MLP "
+            "of one block comes from the other checkpoint. Row 'nothing' is the null, the model "
+            "without the exchange. Above it: the part that the model lacked; below it: the two "
+            "checkpoints' parts no longer fit, which says nothing about what a part does."
+        )
+        drawing = draw_maps(rows, up="part", across="block", label="share correct")
+        return [Figure("parameter_patching", "Which weights made the change?", caption, drawing)]
+
+
+def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:
+    """`own` with one part of one block of `other`; both are traced numbers."""
+
+    def group(name: str, group: str) -> Params:
+        number = next(n for n, groups in enumerate(PARTS.values()) if group in groups)
+        take = (block == int(name)) & (part == number)
+        both = own["blocks"][name][group], other["blocks"][name][group]
+        found: Params = jax.tree.map(lambda a, b: jnp.where(take, b, a), *both)
+        return found
+
+    blocks = {
+        name: {part_name: group(name, part_name) for part_name in groups}
+        for name, groups in own["blocks"].items()
+    }
+    return own | {"blocks": blocks}

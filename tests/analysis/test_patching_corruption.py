@@ -1,0 +1,192 @@
+"""Patching a corrupted token follows it where the models by hand say it goes, and only there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.patching import choose, corruption, grids
+from implicit_reasoning.analysis.patching.corruption import Corruption, replacements
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.model import Edit, Spec, Transformer, mask
+from implicit_reasoning.model.wirings import cache_sites
+from tests.analysis.by_hand import Subject, composer, dataset, memoriser
+
+TRUE = {
+    Claim("carried", "e1", 0, "e1"),
+    Claim("carried", "r1", 0, "r1"),
+    Claim("carried", "r1", 1, "r1"),
+    *(Claim("carried", "r2", layer, "r2") for layer in range(2)),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return dataset()
+
+
+@pytest.fixture(scope="module")
+def results(data):
+    found = {}
+    for make in (composer, memoriser):
+        model, params = make(data)
+        noise = jax.jit(model.init)(jax.random.key(1))
+        subject, runner = Subject(model, data, [params, noise]), Runner(Corruption(), model)
+        found[make] = measure(Corruption(), subject, progress=False, runner=runner)
+        assert runner.traces <= 2  # for all cells and checkpoints
+    return found
+
+
+@pytest.fixture(scope="module")
+def composed(results):
+    return results[composer].isel(step=0)
+
+
+def test_tokens_are_carried_to_where_they_are_read(results):
+    for result in results.values():
+        assert Corruption().claims(result.isel(step=0)) == TRUE
+        assert Corruption().claims(result.isel(step=1)) == set()  # random weights
+
+
+def test_shares_in_a_composer(composed):
+    assert (composed.correct == 1).all()
+    shares = composed.share.sel(kind="counterfactual")
+    np.testing.assert_allclose(shares.sum("outcome"), 1, atol=1e-6)
+    noising, denoising = (shares.sel(direction=name) for name in ("noising", "denoising"))
+    moved = noising.sel(outcome="counterfactual")
+    # The first hop is over when the state at r1 has the bridge: from there both e1 and r1 go.
+    for token in ("e1", "r1"):
+        assert (moved.sel(token=token, layer=1, pos="r1") == 1).all()
+        assert (moved.sel(token=token, layer=2, pos="r2") == 1).all()
+        assert (moved.sel(token=token, layer=2, pos="r1") == 0).all()
+    assert (moved.sel(token="e1", layer=1, pos="e1") == 0).all()
+    assert (moved.sel(token="r2", pos=["e1", "r1"]) == 0).all()
+    # Denoising restores at the same places.
+    restored = denoising.sel(outcome="clean answer")
+    np.testing.assert_array_equal(restored.transpose(*moved.dims), moved)
+    assert composed.null_share.sel(direction="noising", kind="counterfactual").max() < 0.4
+
+
+def test_parts_in_a_composer(composed):
+    moved = composed.part_share.sel(outcome="counterfactual", direction="noising")
+    # The MLP of block 0 writes the bridge at r1, attention of block 1 brings it to r2.
+    # (What block 0 brought to r1 is read by its MLP from the residual, so attention carries, too.)
+    for block, part, pos in ((0, "MLP", "r1"), (1, "attention", "r2"), (1, "head 0", "r2")):
+        assert (moved.sel(token="r1", block=block, part=part, pos=pos) == 1).all()
+    assert (moved.sel(token="e1", block=0, part="attention", pos="r1") == 1).all()
+    assert (moved.sel(token="r1", block=0, part="attention") == 0).all()
+    assert (moved.sel(token="r2", block=0) == 0).all()
+
+
+def test_graded_measures(composed):
+    clean = composed.sel(kind="counterfactual", direction="noising", layer=1)
+    assert (clean.divergence.sel(token="r2", pos="r1") < 1e-6).all()
+    assert (clean.divergence.sel(token="r1", pos="r1") > 1).all()
+    assert (clean.probability.sel(token="r2", pos="r1") > 0.99).all()
+    assert (clean.logit_difference.sel(token="r2", pos="r1") > 5).all()
+    assert (clean.logit_difference.sel(token="r1", pos="r1") < -5).all()
+
+
+def test_the_grids_equal_forward_with_edits():
+    """On random weights with several heads, at every cell."""
+    spec = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
+    model = Transformer(spec)
+    params = jax.jit(model.init)(jax.random.key(0))
+    sites = cache_sites(model, inside=True)
+    tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
+
+    def everything(params):
+        _, base = model.forward(params, tokens, sites=sites)
+        _, donor = model.forward(params, tokens[:, ::-1], sites=sites)
+        found = grids.patch_states(model, params, base, donor)
+        parts = grids.patch_parts(model, params, base, donor)
+
+        def wanted(site, pos, head=slice(None)):
+            where = jnp.zeros((1, *donor[site].shape[1:]), bool).at[:, pos].set(True)
+            if head != slice(None):
+                where &= (jnp.arange(2) == head)[None, None, :, None]
+            edits = {site: Edit(mask, (where, donor[site]))}
+            return model.forward(params, tokens, edits=edits)[0][:, -1]
+
+        names = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+        by_state = [[wanted(name, pos) for pos in range(3)] for name in names]
+        cells = [("hook_attn_out",), ("hook_mlp_out",), ("attn.hook_z", 0), ("attn.hook_z", 1)]
+        by_part = [
+            [[wanted(f"blocks.{b}.{name}", p, *head) for p in range(3)] for name, *head in cells]
+            for b in range(2)
+        ]
+        return found, parts, by_state, by_part
+
+    found, parts, by_state, by_part = jax.jit(everything)(params)
+    np.testing.assert_allclose(found, np.array(by_state), atol=2e-5)
+    np.testing.assert_allclose(parts, np.array(by_part), atol=2e-5)
+    assert grids.part_names(model) == ("attention", "MLP", "head 0", "head 1")
+
+
+@pytest.mark.parametrize("order", ["e r r", "r r e"])
+def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
+    data = dataset(order=order)
+    rows = np.concatenate([data.probes(name) for name in ("train_ii", "test_ii", "test_oi")])
+    asked = choose.questions_of(data, rows)
+    token, answer = replacements(data, asked, np.random.default_rng(0))
+    tail, known = data.world.tail, answer >= 0
+    assert known.mean(1).min() > 0.5
+    assert (answer[known] != np.broadcast_to(asked.answer, answer.shape)[known]).all()
+    for part in range(3):
+        e1, r1, r2 = np.where(np.arange(3)[:, None] == part, token[part], asked.parts.T)
+        if part:
+            r1, r2 = (r - data.world.n_entities * (r >= data.world.n_entities) for r in (r1, r2))
+        here = known[part]
+        np.testing.assert_array_equal(tail[tail[e1, r1], r2][here], answer[part][here])
+    np.testing.assert_array_equal(choose.tokens_of(data, asked.parts), data.tokens[rows, :3])
+
+
+def test_trained_questions_are_preferred():
+    data = dataset()
+    asked = choose.questions_of(data, data.probes("train_ii"))
+    table = choose.all_questions(data)
+    found = corruption._exchanged(
+        asked, table, table.trained, np.array([1, 2]), np.random.default_rng(0)
+    )
+    token, _ = replacements(data, asked, np.random.default_rng(0))
+    there = found >= 0
+    assert there.any()
+    trained = {tuple(map(int, parts)) for parts in table.parts[table.trained]}
+    new = np.column_stack([token[0], asked.parts[:, 1:]])[there]
+    assert all(tuple(map(int, parts)) in trained for parts in new)
+
+
+def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
+    asked = choose.questions_of(data, data.probes("test_ii"))
+    new = corruption._symmetric(data, asked, np.random.default_rng(0))
+    old = asked.parts.T + np.array([[0], [15], [15]])
+    assert (new != old).all()
+    assert (new[0] < 15).all() and (new[1:] >= 15).all() and (new < 20).all()
+
+
+MUTATIONS = {
+    "base and donor exchanged": (
+        "patch_states",
+        lambda real: lambda model, params, base, donor: real(model, params, donor, base),
+    ),
+    "positions reversed": (
+        "patch_states",
+        lambda real: lambda *runs: real(*runs)[:, ::-1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
+    attribute, change = MUTATIONS[name]
+    monkeypatch.setattr(corruption, attribute, change(getattr(corruption, attribute)))
+    model, params = composer(data)
+    result = measure(Corruption(), Subject(model, data, [params]), progress=False)
+    assert Corruption().claims(result.isel(step=0)) != TRUE
+
+
+def test_figures_say_how_to_read_them(results):
+    for figure in Corruption().figures(results[composer]):
+        assert "null" in figure.caption
+        figure.drawing.draw_without_rendering()

@@ -1,0 +1,186 @@
+"""Cross-query patching tells a composer from one that remembers; its pairs are what they say."""
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.patching import choose, cross_query
+from implicit_reasoning.analysis.patching.cross_query import (
+    BRIDGE,
+    GROUPS,
+    OOD,
+    SAME,
+    TRAINED,
+    CrossQuery,
+    choose_pairs,
+)
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.errors import InputError
+from tests.analysis.by_hand import Subject, answers, composer, dataset, memoriser
+
+
+@pytest.fixture(scope="module")
+def data():
+    return dataset()
+
+
+@pytest.fixture(scope="module")
+def measured(data):
+    """Results of the composer, the memoriser, and a model with random weights."""
+    found = {}
+    for name, make in (("composer", composer), ("memoriser", memoriser)):
+        model, params = make(data)
+        checkpoints = [params]
+        if name == "composer":
+            checkpoints.append(jax.jit(model.init)(jax.random.key(3)))
+        result = measure(CrossQuery(), Subject(model, data, checkpoints), progress=False)
+        found |= (
+            {name: result.isel(step=0), "random": result.isel(step=-1)}
+            if len(checkpoints) > 1
+            else {name: result.isel(step=0)}
+        )
+        found[f"{name} all"] = result
+    return found
+
+
+def success(result, group, expected="true"):
+    return result.share.sel(outcome="counterfactual", expected=expected, group=group)
+
+
+def test_the_models_by_hand_do_what_they_should(data):
+    chains = np.flatnonzero(data.truth["fact2"] >= 0)
+    trained = chains < data.n_train
+    right = {}
+    for name, make in (("composer", composer), ("memoriser", memoriser)):
+        model, params = make(data)
+        right[name] = answers(model, params, data.tokens[chains]) == data.truth["answer"][chains]
+    assert right["composer"].all() and right["memoriser"][trained].all()
+    assert right["memoriser"][~trained].mean() < 0.3
+
+
+def test_a_composer_carries_the_bridge_and_composes(measured):
+    result = measured["composer"]
+    assert CrossQuery().claims(result) == {
+        Claim("carried", "e2", 1, "r1"),
+        Claim("composes", "e2"),
+    }
+    for group in (BRIDGE, OOD, TRAINED):
+        grid = success(result, group)
+        assert grid.sel(layer=1, pos="r1") == 1
+        # Put there by itself, a state of any other place gives another answer, or none.
+        assert grid.sel(layer=0).max() < 0.3 and grid.sel(layer=2).max() < 0.3
+    assert success(result, BRIDGE, "shuffled").max() < 0.3
+    same = result.share.sel(outcome="clean answer", expected="true", group=SAME)
+    assert same.sel(layer=1, pos="r1") == 1
+
+
+def test_one_that_remembers_is_found_out(measured):
+    result = measured["memoriser"]
+    assert CrossQuery().claims(result) == {Claim("memorised", "e2")}
+    assert success(result, TRAINED).sel(layer=1, pos="r1") == 1  # what trap 5 is about
+    assert (success(result, BRIDGE).sel(layer=[1, 2]) == 0).all()
+    assert success(result, BRIDGE).max() < 0.3  # a token exchanged makes a trained chain at times
+    same = result.share.sel(outcome="clean answer", expected="true", group=SAME)
+    assert same.sel(layer=1, pos="r1") == 0
+
+
+def test_nothing_is_said_of_random_weights(measured):
+    assert CrossQuery().claims(measured["random"]) == set()
+
+
+def test_every_pair_is_what_its_group_says(data):
+    pairs, world = choose_pairs(data), data.world
+    source, target, composed = pairs.source, pairs.target, pairs.composed
+    e1, r1, r2 = composed.parts.T
+    assert (source.parts[:, :2] == composed.parts[:, :2]).all()  # the source's prefix,
+    assert (target.parts[:, 2] == r2).all()  # and the target's last relation
+    assert (world.tail[world.tail[e1, r1], r2] == composed.answer).all()
+    assert target.trained.all() and (source.facts[:, 0] != target.facts[:, 0]).all()
+    assert (source.answer != composed.answer).all() and (source.parts[:, 2] != r2).all()
+    trained = {
+        tuple(map(int, key))
+        for key in np.stack([data.truth[n][: data.n_train] for n in ("e1", "r1", "r2")], 1)
+    }
+    inside = np.array([tuple(map(int, key)) in trained for key in composed.parts])
+    of = {name: pairs.group == number for number, name in enumerate(GROUPS)}
+    assert inside[of[TRAINED]].all() and not inside[~of[TRAINED]].any()
+    same = world.tail[e1, r1] == world.tail[target.parts[:, 0], target.parts[:, 1]]
+    assert same[of[SAME]].all() and not same[of[BRIDGE]].any()
+    other_answer = composed.answer != target.answer
+    assert other_answer[~of[SAME]].all() and not other_answer[of[SAME]].any()
+    first_role = world.facts.role[composed.facts[:, 0]]
+    assert (first_role[of[OOD]] == 1).all() and (first_role[~of[OOD]] == 0).all()
+    assert all(which.sum() >= 10 for which in of.values())
+
+
+def test_the_unit_is_the_sources_fact(data):
+    model, _ = composer(data)
+    examples = CrossQuery().examples(model, data)
+    prefixes = [tuple(row) for row in examples.inputs["source"][:, :2]]
+    by_cluster = dict(zip(examples.clusters, prefixes, strict=True))
+    assert [by_cluster[c] for c in examples.clusters] == prefixes
+    assert len(set(by_cluster.values())) == len(by_cluster)
+
+
+def test_one_program_for_all_cells_and_checkpoints(data):
+    model, params = composer(data)
+    runner = Runner(CrossQuery(), model)
+    subject = Subject(model, data, [params] * 3)
+    measure(CrossQuery(), subject, progress=False, runner=runner)
+    once = runner.traces
+    measure(CrossQuery(), subject, progress=False, runner=runner)
+    assert runner.traces == once <= 2  # `lax.map` may look at its function twice
+
+
+MUTATIONS = {
+    "a layer late": (
+        "implicit_reasoning.analysis.patching.grids.state",
+        lambda real: lambda model, run, layer: real(model, run, min(layer + 1, model.spec.depth)),
+    ),
+    "trained chains": (
+        "implicit_reasoning.analysis.patching.choose.all_questions",
+        lambda real: (
+            lambda data: real(data)._replace(
+                trained=~real(data).trained  # absent and trained exchanged
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch):
+    path, change = MUTATIONS[name]
+    module, attribute = path.rsplit(".", 1)
+    real = getattr(__import__(module, fromlist=["x"]), attribute)
+    monkeypatch.setattr(path, change(real))
+    wanted = {
+        composer: {Claim("carried", "e2", 1, "r1"), Claim("composes", "e2")},
+        memoriser: {Claim("memorised", "e2")},
+    }
+    said = {}
+    for make in wanted:
+        model, params = make(data)
+        result = measure(CrossQuery(), Subject(model, data, [params]), progress=False)
+        said[make] = CrossQuery().claims(result.isel(step=0))
+    assert said != wanted
+
+
+def test_figures_say_how_to_read_them(measured):
+    (figure,) = CrossQuery().figures(measured["composer all"])
+    assert "null" in figure.caption
+    figure.drawing.draw_without_rendering()
+
+
+def test_it_says_where_it_makes_no_sense(data):
+    model, _ = composer(data)
+    with pytest.raises(InputError, match="training chains among the probes"):
+        CrossQuery().examples(model, dataset(phi=0))
+
+
+def test_the_choice_is_the_same_every_time(data):
+    first, second = (choose_pairs(data) for _ in range(2))
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert cross_query._MOST == 400 and choose.first_roles() == "IHR"

@@ -1,0 +1,123 @@
+"""Back-patching repairs a model whose first hop comes too late; parameters move what they hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis.patching import back_patching, grids
+from implicit_reasoning.analysis.patching.back_patching import BackPatching
+from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange
+from implicit_reasoning.analysis.runner import Runner, measure, merge
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Spec, Transformer
+from tests.analysis.by_hand import Subject, composer, dataset
+
+
+@pytest.fixture(scope="module")
+def data():
+    return dataset()
+
+
+@pytest.fixture(scope="module")
+def made(data):
+    return composer(data)
+
+
+def too_late(data):
+    """A composer whose bridge is written a block after it would be needed."""
+    model, params = composer(data)
+    blocks = params["blocks"]
+    idle = jax.tree.map(jnp.zeros_like, blocks["0"])
+    spec = model.spec
+    late = Transformer(
+        Spec(**{**vars(spec), "n_layers": 3}),
+    )
+    # Block 1 does hop 2, with what block 0 did not write; block 2 does hop 1.
+    order = {"0": idle, "1": blocks["1"], "2": blocks["0"]}
+    return late, params | {"blocks": order}
+
+
+def test_a_late_bridge_is_repaired_at_its_place_only(data):
+    model, params = too_late(data)
+    runner = Runner(BackPatching(), model)
+    result = measure(BackPatching(), Subject(model, data, [params]), progress=False, runner=runner)
+    assert runner.traces <= 2
+    result = result.isel(step=0)
+    wrong = result.wrong > 0.9
+    assert wrong.all()
+    own, other = (result.repaired.sel(donor=donor) for donor in back_patching.DONORS)
+    assert (own.sel(pos="r1", from_layer=3, layer=1) == 1).all()
+    assert own.sel(pos="r2").max() < 0.3 and own.sel(pos="e1").max() < 0.3
+    assert other.sel(pos="r1").mean() < 0.3
+    for layer in range(4):  # nothing is changed, nothing is repaired
+        assert (own.sel(from_layer=layer, layer=layer) == 0).all()
+    for figure in BackPatching().figures(result.expand_dims("step")):
+        figure.drawing.draw_without_rendering()
+
+
+def test_back_patching_with_layers_exchanged_fails(data, monkeypatch):
+    real = back_patching._from_all_layers
+    monkeypatch.setattr(
+        back_patching, "_from_all_layers", lambda *args: jnp.swapaxes(real(*args), 1, 2)
+    )
+    model, params = too_late(data)
+    result = measure(BackPatching(), Subject(model, data, [params]), progress=False)
+    repaired = result.isel(step=0).repaired.sel(donor="own", pos="r1", from_layer=3, layer=1)
+    assert not (repaired == 1).all()
+
+
+def test_parameters_move_what_they_hold(data, made):
+    """Without the MLP of block 1 there is no second hop; putting the last one's there repairs."""
+    model, params = made
+    idle = jax.tree.map(jnp.zeros_like, params["blocks"]["1"]["mlp"])
+    blocks = params["blocks"] | {"1": params["blocks"]["1"] | {"mlp": idle}}
+    subject = Subject(model, data, [params | {"blocks": blocks}, params])
+    runner = Runner(ParameterPatching(), model)
+    result = measure(ParameterPatching(), subject, progress=False, runner=runner)
+    assert runner.traces <= 2
+    early = result.sel(step=0)
+    assert (early.alone.sel(direction="earlier") == 1).all()
+    assert early.alone.sel(direction="later").max() < 0.3
+    later = early.correct.sel(direction="later")
+    assert (later.sel(part="MLP", block=1) == 1).all()
+    assert later.sel(part="attention").max() < 0.3
+    earlier = early.correct.sel(direction="earlier")
+    assert earlier.sel(part="MLP", block=1).max() < 0.3
+    assert (earlier.sel(part="attention") == 1).all()
+    assert (result.sel(step=1).correct == 1).all()  # the last checkpoint is its own other
+    for figure in ParameterPatching().figures(result):
+        figure.drawing.draw_without_rendering()
+
+
+def test_what_is_exchanged_is_one_part_of_one_block():
+    spec = Spec(d_vocab=5, n_ctx=3, n_layers=2, d_model=4, n_heads=1, d_mlp=4)
+    own = jax.jit(Transformer(spec).init)(jax.random.key(0))
+    other = jax.tree.map(lambda leaf: leaf + 1, own)
+    new = exchange(own, other, jnp.int32(1), jnp.int32(0))
+    moved = jax.tree.map(lambda a, b: bool((a != b).all()), new, own)
+    names = {jax.tree_util.keystr(path) for path, m in jax.tree.leaves_with_path(moved) if m}
+    assert names == {
+        f"['blocks']['0']['{group}']['{leaf}']"
+        for group in ("ln2", "mlp")
+        for leaf in new["blocks"]["0"][group]
+    }
+
+
+def test_results_held_against_another_checkpoint_do_not_mix(data, made):
+    model, params = made
+    two, three = (Subject(model, data, [params] * n) for n in (2, 3))
+    first = measure(ParameterPatching(), two, [0], progress=False)
+    second = measure(ParameterPatching(), three, [1], progress=False)
+    assert first.attrs["reference"] == 1
+    with pytest.raises(InputError, match="another reference"):
+        merge(first, second)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_examples_in_parts_are_the_same_as_at_once(count, monkeypatch):
+    monkeypatch.setattr(grids, "_AT_ONCE", 3)
+    values = jnp.arange(2.0 * count).reshape(count, 2)
+    found = grids.in_parts(lambda x: {"a": x[0].T, "b": x[0].sum(1)}, [values])
+    np.testing.assert_array_equal(found["a"], values.T)
+    np.testing.assert_array_equal(found["b"], values.sum(1))
