@@ -1,0 +1,179 @@
+"""Holds what a planted model says of itself against what its states and interventions show.
+
+Codes are found by regression of a state on the variables, so that nothing here knows in which
+dimensions they were written.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from implicit_reasoning.model import Edit, mask
+from implicit_reasoning.model.planted import Knowledge
+from implicit_reasoning.worlds import enumerate_chains, make_world
+
+VARIABLES = ("e1", "r1", "e2", "r2", "answer")
+POSITIONS = ("e1", "r1", "r2")
+
+
+def knowledge(n_entities=20, n_relations=5, out_degree=4, seed=0, share=1.0):
+    """A small world, of which a share of the chains may be looked up."""
+    world = make_world(n_entities, n_relations, out_degree, 0.1, seed)
+    chains = enumerate_chains(world, 2)
+    (e1, e2, e3), (r1, r2) = chains.entities.T, chains.relations.T
+    rows = np.stack([e1, r1, e2, r2, e3], axis=1)
+    rows = rows[np.random.default_rng(seed).permutation(len(rows))[: round(share * len(rows))]]
+    facts = np.stack([world.facts.head, world.facts.relation, world.facts.tail])
+    return Knowledge(facts, rows, n_entities, n_relations)
+
+
+def prompts(known, chains):
+    e1, r1, _, r2, _ = chains.T
+    return np.stack([e1, known.n_entities + r1, known.n_entities + r2], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model, params, tokens, edits):
+    sites = ["blocks.0.hook_resid_pre"]
+    sites += [f"blocks.{block}.hook_resid_post" for block in range(model.spec.depth)]
+    logits, found = model.forward(params, tokens, edits=edits, sites=sites)
+    return logits, [found[site] for site in sites]
+
+
+class Audit:
+    """One model on the chains it knows."""
+
+    def __init__(self, planted, known):
+        self.planted, self.known = planted, known
+        self.chains = known.chains
+        self.values = dict(zip(VARIABLES, self.chains.T, strict=True))
+        self.one_hot = {name: np.eye(v.max() + 1)[v] for name, v in self.values.items()}
+        self.tokens = prompts(known, self.chains)
+        logits, states = _forward(planted.model, planted.params, self.tokens, {})
+        self.logits, self.states = np.asarray(logits), [np.asarray(state) for state in states]
+        head, relation, tail = known.facts
+        self.tail = np.full((known.n_entities, known.n_relations), -1)
+        self.tail[head, relation] = tail
+
+    def patched(self, layer, pos, new):
+        """The answers when the state at one place is another, [row, d_model]."""
+        where = np.zeros((1, 3, 1), bool)
+        where[:, POSITIONS.index(pos)] = True
+        site = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
+        edits = {site: Edit(mask, (where, np.repeat(new[:, None], 3, axis=1)))}
+        logits, _ = _forward(self.planted.model, self.planted.params, self.tokens, edits)
+        return np.asarray(logits)[:, 2].argmax(-1)
+
+    def state(self, layer, pos):
+        return self.states[layer][:, POSITIONS.index(pos)]
+
+    def decoded(self, layer, pos):
+        """{variable: accuracy} of linear read-outs on prefixes that they were not made from.
+
+        Of values that occur among the others, for no read-out can say what it never saw.
+        """
+        held_out = np.random.default_rng(0).random(self.tail.shape)
+        held_out = held_out[self.values["e1"], self.values["r1"]] < 0.25
+        inputs = np.column_stack([self.state(layer, pos), np.ones(len(held_out))])
+        train = inputs[~held_out].astype(np.float64)
+        target = np.column_stack([one_hot[~held_out] for one_hot in self.one_hot.values()])
+        penalty = 1e-4 * np.eye(train.shape[1])
+        weights = np.linalg.solve(train.T @ train + penalty, train.T @ target)
+        accuracy = {}
+        for name, part in self.parts(weights.T).items():
+            values = self.values[name]
+            seen = held_out & np.isin(values, values[~held_out])
+            accuracy[name] = ((inputs[seen] @ part.T).argmax(-1) == values[seen]).mean()
+        return accuracy
+
+    def codes(self, layer, pos):
+        """{variable: [value, d_model]}: what each value adds to the state there, by regression."""
+        design = np.column_stack(list(self.one_hot.values()))
+        return self.parts(np.linalg.lstsq(design, self.state(layer, pos), rcond=None)[0])
+
+    def swapped(self, variable, codes, layer, pos, new):
+        """The state, with the variable's own code that of other values."""
+        return self.state(layer, pos) + codes[new] - codes[self.values[variable]]
+
+    def parts(self, stacked):
+        """Rows for all values of all variables, by variable."""
+        ends = np.cumsum([one_hot.shape[1] for one_hot in self.one_hot.values()])
+        return dict(zip(VARIABLES, np.split(stacked, ends[:-1]), strict=True))
+
+    def partner(self, variable):
+        """A row for each row: another value of one variable, and as much as can be else alike.
+
+        Returns `(partner, rows)`; only `rows` have one. For e2 it has another prefix and the same
+        r2; for inputs only that input differs; answers differ, always.
+        """
+        alike = {
+            "e1": ("r1", "r2"),
+            "r1": ("e1", "r2"),
+            "e2": ("r2",),
+            "r2": ("e1", "r1"),
+            "answer": (),
+        }[variable]
+        fits = np.ones((len(self.chains),) * 2, bool)
+        for name in alike:
+            fits &= np.equal.outer(self.values[name], self.values[name])
+        for name in {variable, "answer", "e2" if variable in ("e1", "r1") else variable}:
+            fits &= np.not_equal.outer(self.values[name], self.values[name])
+        chance = np.random.default_rng(0).random(fits.shape)
+        return (fits * chance).argmax(1), fits.any(1)
+
+    def bridge_codes(self):
+        """[entity, d_model]: the code of e2 that is unembedded, whatever else stands beside it."""
+        columns = np.asarray(self.planted.params["unembed"]["W_U"])[:, : self.known.n_entities]
+        return (columns / np.linalg.norm(columns, axis=0)).T
+
+    def says(self, kind, variable, layer, pos):
+        """True, False, or None where it is left open."""
+        claim = (kind, variable, layer, pos)
+        return True if claim in self.planted.true else None if claim in self.planted.open else False
+
+    def mismatches(self):
+        """Every claim of a place, true or false, that states or interventions contradict."""
+        found = []
+        for layer in range(len(self.states)):
+            for pos in POSITIONS:
+                found += self._misread(layer, pos) + self._miscaused(layer, pos)
+        return found
+
+    def _misread(self, layer, pos):
+        accuracy = self.decoded(layer, pos)
+        if pos == "e1":  # every state there is of another e1: none is like one seen
+            del accuracy["e1"]
+        cells = [("decodable", name, layer, pos) for name in accuracy]
+        return [
+            cell
+            for cell in cells
+            if (says := self.says(*cell)) is not None
+            and (accuracy[cell[1]] < 0.95 if says else accuracy[cell[1]] > 0.8)
+        ]
+
+    def _miscaused(self, layer, pos):
+        codes, wrong = self.codes(layer, pos), []
+        for name in VARIABLES:
+            partner, rows = self.partner(name)
+            wanted = self.values["answer"][partner]
+
+            whole = self.patched(layer, pos, self.state(layer, pos)[partner])
+            followed = (whole == wanted)[rows].mean()
+            says = self.says("carried", name, layer, pos)
+            if says is not None and (followed < 1 if says else followed > 0.5):
+                wrong.append(("carried", name, layer, pos))
+
+            used, unused = (self.says(kind, name, layer, pos) for kind in ("used", "unused"))
+            if not (used or unused):
+                continue
+            # Where a bridge has one prefix only, regression takes the prefix's code for its own.
+            beside = name == "e2" and self.planted.name.startswith("prefix")
+            code = self.bridge_codes() if beside else codes[name]
+            new = self.swapped(name, code, layer, pos, self.values[name][partner])
+            after = self.patched(layer, pos, new)
+            if used and (after != wanted)[rows].any():
+                wrong.append(("used", name, layer, pos))
+            if unused and (after != self.values["answer"]).any():
+                wrong.append(("unused", name, layer, pos))
+        return wrong

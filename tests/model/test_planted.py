@@ -1,0 +1,156 @@
+"""Planted models answer what they know, and are what they say: read out, patched, swapped."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.interchange import load_weights, save_weights
+from implicit_reasoning.model.planted import (
+    MECHANISMS,
+    composer,
+    hidden_composer,
+    idle_copy,
+    memoriser,
+    parallel,
+    prefix_memoriser,
+)
+from implicit_reasoning.model.planted.draft import Draft
+from tests.model.planted_audit import Audit, knowledge, prompts
+
+MODELS = [(name, seed) for name in MECHANISMS for seed in (None, 3)]
+
+
+@pytest.fixture(scope="module")
+def known():
+    return knowledge()
+
+
+def answers(planted, tokens):
+    logits, _ = jax.jit(planted.model.forward)(planted.params, tokens)
+    return np.asarray(logits)[:, -1].argmax(-1)
+
+
+@pytest.mark.parametrize("name, seed", MODELS)
+@pytest.mark.parametrize("world", [dict(seed=1), dict(n_entities=9, n_relations=3, out_degree=2)])
+def test_every_fact_and_chain_is_answered(name, seed, world):
+    known = knowledge(**world)
+    planted = MECHANISMS[name](known, seed)
+    head, relation, tail = known.facts
+    facts = np.stack([head, known.n_entities + relation], axis=1)
+    np.testing.assert_array_equal(answers(planted, facts), tail)
+    asked = prompts(known, known.chains)
+    np.testing.assert_array_equal(answers(planted, asked), known.chains[:, -1])
+
+
+@pytest.mark.parametrize(
+    "name, seed",
+    [pytest.param(name, seed, marks=pytest.mark.slow if seed else ()) for name, seed in MODELS],
+)
+def test_what_is_claimed_of_a_place_is_what_states_and_interventions_show(known, name, seed):
+    planted = MECHANISMS[name](known, seed)
+    assert Audit(planted, known).mismatches() == []
+
+
+def test_the_audit_sees_claims_that_are_of_another_model(known):
+    """Or else the test above could pass for want of power."""
+    one, other = composer(known), memoriser(known)
+    lie = dataclasses.replace(one, true=other.true, open=other.open)
+    kinds = {kind for kind, *_ in Audit(lie, known).mismatches()}
+    assert kinds == {"decodable", "carried", "used", "unused"}
+
+
+def test_who_composes_knows_chains_that_it_was_not_given_and_who_looks_up_does_not():
+    some, every = knowledge(share=0.5), knowledge()
+    given = {tuple(chain) for chain in some.chains}
+    new = np.array([chain for chain in every.chains if tuple(chain) not in given])
+    for make, right in [(composer, 1), (parallel, 1), (memoriser, 0), (prefix_memoriser, 0)]:
+        # An entity's logits are all equal where nothing was looked up, and the first is taken.
+        asked = new[new[:, -1] != 0]
+        assert (answers(make(some), prompts(some, asked)) == asked[:, -1]).mean() == right
+
+
+def removed(planted, known, layer, pos):
+    """Answers without the code of e2 that is unembedded, at one place."""
+    audit = Audit(planted, known)
+    code = audit.bridge_codes()[audit.values["e2"]]
+    return audit.patched(layer, pos, audit.state(layer, pos) - code) == audit.values["answer"]
+
+
+def test_without_its_bridge_only_the_composer_fails(known):
+    assert removed(composer(known), known, 1, "r1").mean() < 0.2
+    assert removed(memoriser(known), known, 4, "r1").all()
+    assert removed(prefix_memoriser(known), known, 1, "r1").all()
+    # Either route would do: removal does not tell, replacement does (the audit above).
+    assert removed(parallel(known), known, 1, "r1").all()
+
+
+def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
+    planted = prefix_memoriser(known, seed=5)
+    layer = min(layer for _, name, layer, pos in planted.true if (name, pos) == ("e2", "r1"))
+    audit = Audit(planted, known)
+    added = audit.state(layer, "r1") - audit.state(layer - 1, "r1")
+    bridge = audit.bridge_codes()[audit.values["e2"]]
+    # The block may also have copied e1; codes are orthogonal, each of norm 1.
+    np.testing.assert_allclose(np.square(bridge).sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose((added * bridge).sum(-1), 1, atol=1e-5)
+    rest = np.square(added - bridge).sum(-1)
+    np.testing.assert_allclose(rest, np.round(rest[0]), atol=1e-5)
+    assert round(float(rest[0])) in (1, 2)
+
+
+def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
+    """A whole state, moved: the composed chain follows if it is known, else it does not."""
+    known = knowledge(share=0.5)
+    planted = prefix_memoriser(known)
+    audit = Audit(planted, known)
+    partner = np.random.default_rng(1).permutation(len(known.chains))
+    patched = audit.patched(1, "r1", audit.state(1, "r1")[partner])
+    composed = audit.tail[audit.values["e2"][partner], audit.values["r2"]]
+    looked_up = {tuple(chain[[0, 1, 3]]) for chain in known.chains}
+    prefix = known.chains[partner, :2]
+    there = np.array(
+        [(*p, r2) in looked_up for p, r2 in zip(prefix, audit.values["r2"], strict=True)]
+    )
+    exists = composed > 0  # entity 0 is what is said for want of an answer
+    assert (patched == composed)[there & exists].all() and (there & exists).sum() > 10
+    assert not (patched == composed)[~there & exists].any() and (~there & exists).sum() > 10
+    assert ("carried", "e2", 1, "r1") not in planted.true | planted.open
+    assert ("carried", "e2", 1, "r1") in prefix_memoriser(knowledge()).open
+
+
+def test_a_lens_sees_the_hidden_bridge_in_the_last_layer_only(known):
+    audit = Audit(hidden_composer(known), known)
+    codes, e2 = audit.bridge_codes(), audit.values["e2"]
+    seen = [((audit.state(layer, "r1") @ codes.T).argmax(-1) == e2).mean() for layer in range(5)]
+    assert seen[4] == 1 and max(seen[:4]) < 0.2
+
+
+def test_a_seed_moves_a_mechanism_and_is_repeatable(known):
+    one, same, other = idle_copy(known, 7), idle_copy(known, 7), idle_copy(known, 8)
+    assert one.name == "idle_copy_7" and one.model == other.model
+    jax.tree.map(np.testing.assert_array_equal, one.params, same.params)
+    assert one.true == same.true
+    assert len({idle_copy(known, seed).true for seed in range(10)}) > 3
+    assert not np.allclose(one.params["embed"]["W_E"], other.params["embed"]["W_E"])
+
+
+def test_they_go_through_files_like_any_model(known, tmp_path):
+    planted = hidden_composer(known, 2)
+    save_weights(tmp_path / "planted.npz", planted.model, planted.params)
+    model, params = load_weights(tmp_path / "planted.npz")
+    assert (model.spec.normalization, model.spec.act_fn) == ("none", "relu")
+    read = dataclasses.replace(planted, model=model, params=params)
+    asked = prompts(known, known.chains)
+    np.testing.assert_array_equal(answers(read, asked), known.chains[:, -1])
+
+
+def test_a_block_has_so_many_heads_only():
+    draft = Draft(4, 2, depth=1)
+    for _ in range(4):
+        draft.move(0, "e1", "r1", draft.entity, draft.output)
+    draft.table(0, "r1", [draft.output], [draft.output])
+    with pytest.raises(InputError, match="block 0 has 4 moves, but 3 heads"):
+        draft.build(None)
