@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from implicit_reasoning.analysis.cells import enough
 from implicit_reasoning.figures import Figure, new_drawing
@@ -36,7 +35,7 @@ def heat_maps(result: xr.Dataset, value: str, *, name: str, title: str, caption:
     """
     rows = [(step, group) for step in some_steps(result) for group in some_groups(result)]
     variables = list(result["variable"].values)
-    there = enough(result)
+    there = enough(result, value)
     drawing, axes = new_drawing(
         1.6 + _COLUMN * len(variables),
         0.6 + _ROW * len(rows),
@@ -45,7 +44,7 @@ def heat_maps(result: xr.Dataset, value: str, *, name: str, title: str, caption:
         sharex=True,
         sharey=True,
     )
-    image = None
+    image: AxesImage | None = None
     for (step, group), line in zip(rows, np.reshape(np.array(axes), (len(rows), -1)), strict=True):
         for variable, ax in zip(variables, line, strict=True):
             cells = result[value].where(there).sel(step=step, group=group, variable=variable)
@@ -57,11 +56,12 @@ def heat_maps(result: xr.Dataset, value: str, *, name: str, title: str, caption:
         ax.set_title(str(variable), fontsize=10)
     for ax in axes[-len(variables) :]:
         ax.set_xlabel("position")
+    assert image is not None  # there is a step and a group at least
     drawing.colorbar(image, ax=axes, label="share of cases", shrink=0.6)
     return Figure(name, title, caption, drawing)
 
 
-def draw_map(ax: Axes, value: np.ndarray, null: np.ndarray) -> object:
+def draw_map(ax: Axes, value: np.ndarray, null: np.ndarray) -> AxesImage:
     """One map [layer, pos], layer 0 at the bottom, with its numbers and (those of the null)."""
     ax.grid(False)
     image = ax.imshow(value, origin="lower", vmin=0, vmax=1, cmap="Blues", aspect="auto")
@@ -76,5 +76,4 @@ def draw_map(ax: Axes, value: np.ndarray, null: np.ndarray) -> object:
 def label_places(ax: Axes, cells: xr.DataArray) -> None:
     """Names of layers and positions at the ticks."""
     ax.set_xticks(range(cells.sizes["pos"]), [str(pos) for pos in cells["pos"].values])
-    layers: Sequence[int] = cells["layer"].values
-    ax.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    ax.set_yticks(range(cells.sizes["layer"]), [str(layer) for layer in cells["layer"].values])

@@ -14,7 +14,7 @@ from implicit_reasoning.analysis.rest import answer_from, answer_logits
 from implicit_reasoning.analysis.states import residuals
 from implicit_reasoning.model import Params, Transformer
 
-ENOUGH = 20  # cases that must count before a mean is taken for a claim
+ENOUGH = 20  # facts or prefixes whose cases count, before a mean is taken for a claim
 
 
 class Cell(NamedTuple):
@@ -36,8 +36,8 @@ class Cell(NamedTuple):
     new: Int[Array, "example"]
     expected: Int[Array, "example"]
     fit_states: Float[Array, "fit d_model"]
-    fit_values: Int[Array, "fit"]
-    fit_weight: Float[Array, "fit"]
+    fit_values: Int[Array, "fit *more"]
+    fit_weight: Float[Array, "fit *more"]
 
 
 class Edited(NamedTuple):
@@ -78,14 +78,14 @@ def intervene(
 
     def of_cell(layer: int, variable: Array, pos: Array) -> dict[str, Array]:
         cell = Cell(
-            variable,
-            pos,
-            layer,
-            states[layer][:, pos],
-            *(inputs[name][variable] for name in ("old", "new", "expected")),
-            fit_states[layer][:, pos],
-            inputs["fit_values"][variable],
-            inputs["fit_weight"][pos],
+            variable=variable,
+            pos=pos,
+            layer=layer,
+            states=states[layer][:, pos],
+            **{name: inputs[name][variable] for name in ("old", "new", "expected")},
+            fit_states=fit_states[layer][:, pos],
+            fit_values=inputs["fit_values"][variable],
+            fit_weight=inputs["fit_weight"][pos],
         )
         edited = edit(cell)
         answer = jax.lax.map(
@@ -108,13 +108,6 @@ def intervene(
     return {**table, "answer": jnp.moveaxis(table["answer"], 3, 0), "correct": correct}
 
 
-def shares(
-    answer: Int[Array, "*rest example"], wanted: Int[Array, "*rest example"], counted: Array
-) -> Float[Array, "*rest example"]:
-    """1 where the answer is the wanted one, 0 where not, nan where the case does not count."""
-    return jnp.where(counted, (answer == wanted).astype(jnp.float32), jnp.nan)
-
-
 def across(value: Array, like: Array) -> Array:
     """`value` [variable, example] or [example] along [.., variable, layer, pos, example]."""
     if value.ndim == 2:
@@ -122,6 +115,6 @@ def across(value: Array, like: Array) -> Array:
     return jnp.broadcast_to(jnp.expand_dims(value, range(like.ndim - value.ndim)), like.shape)
 
 
-def enough(result: xr.Dataset) -> xr.DataArray:
-    """Where the cases that count are enough for a claim."""
-    return result["counted"] * result["n_examples"] >= ENOUGH
+def enough(result: xr.Dataset, name: str) -> xr.DataArray:
+    """Where the mean of an output is over enough facts or prefixes to say anything."""
+    return result[f"{name}_n"] >= ENOUGH

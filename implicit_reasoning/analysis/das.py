@@ -78,6 +78,7 @@ class Alignment(Instrument):
         "counted_isolation": ("variable", "layer", "pos", "example"),
         "correct": ("example",),
     }
+    given = {"cause": "counted", "isolation": "counted_isolation"}
     default = False
 
     def __init__(
@@ -193,12 +194,11 @@ class Alignment(Instrument):
         learnt = align(model, params, material, random, settings, draw)
         answers, correct = _answers(model, params, inputs, orthonormal(jnp.stack([learnt, random])))
         expected = inputs["expected"][None, None]  # [1, 1, pos, kind, example]
-        hit = (answers == expected).astype(jnp.float32)
+        hit = (answers == expected)[:, None]  # [edit, variable, layer, pos, kind, example]
         counted = (expected >= 0) & correct[None, None, None, None]
-        share = jnp.where(counted, hit, jnp.nan)[:, None]  # [edit, variable, layer, pos, kind, ..]
-        there = jnp.broadcast_to(counted[0], hit.shape[1:])[None]
+        there = jnp.broadcast_to(counted, hit.shape[1:])
         return {
-            **{kind: share[..., index, :] for index, kind in enumerate(KINDS)},
+            **{kind: hit[..., index, :] for index, kind in enumerate(KINDS)},
             "counted": there[..., 0, :],
             "counted_isolation": there[..., 1, :],
             "correct": correct,
@@ -213,14 +213,11 @@ class Alignment(Instrument):
         caption = (
             "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
             "null: a random subspace of equal rank. Held-out pairs share neither first facts nor "
-            "(value, last relation) with those learnt from. Empty: fewer than 20 pairs count."
+            "(value, last relation) with those learnt from. Empty: fewer than 20 facts count."
         )
-        cause = result.sel(edit=list(EDITS[:2]))
-        of_kind = {"cause": cause, "isolation": _of_isolation(cause)}
+        two = result.sel(edit=list(EDITS[:2]))
         return [
-            cell_figures.heat_maps(
-                of_kind[kind], kind, name=f"das_{kind}", title=title, caption=caption
-            )
+            cell_figures.heat_maps(two, kind, name=f"das_{kind}", title=title, caption=caption)
             for kind, title in what.items()
         ]
 
@@ -229,12 +226,8 @@ class Alignment(Instrument):
         sets = result["cause_low"].sel(edit="learnt") >= _USED
         alone = result["isolation_low"].sel(edit="learnt") >= _USED
         by_chance = result["cause_high"].sel(edit="random") <= _CONTROL
-        counts = enough(result) & enough(_of_isolation(result))
-        return claimed("used", (sets & alone & by_chance & counts).any("group"))
-
-
-def _of_isolation(result: xr.Dataset) -> xr.Dataset:
-    return result.assign(counted=result["counted_isolation"])
+        counts = enough(result, "cause") & enough(result, "isolation")
+        return claimed("used", (sets & alone & by_chance & counts.sel(edit="learnt")).any("group"))
 
 
 def _held_out(

@@ -25,7 +25,6 @@ from implicit_reasoning.analysis.cells import (
     across,
     enough,
     intervene,
-    shares,
 )
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.counterfactuals import (
@@ -76,9 +75,11 @@ class Erasure(Instrument):
         "unchanged": ("edit", "variable", "layer", "pos", "example"),
         "decoded": ("variable", "layer", "pos", "example"),
         "counted": ("variable", "layer", "pos", "example"),
+        "known": ("variable", "pos", "example"),
         "correct": ("example",),
         "rank": ("variable", "layer", "pos"),
     }
+    given = {"unchanged": "counted", "decoded": "known"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; fitted on training chains, and on these too."""
@@ -128,17 +129,14 @@ class Erasure(Instrument):
 
         found = intervene(model, params, inputs, edit)
         answer = found["answer"]
-        known = across(inputs["old"], found["decoded"]) >= 0
-        there = jnp.zeros(known.shape[:1] + known.shape[2:3], bool)
+        n_variables, _, n_pos, _ = found["decoded"].shape
+        there = jnp.zeros((n_variables, n_pos), bool)
         there = there.at[inputs["cell_variable"], inputs["cell_pos"]].set(True)
         return {
-            "unchanged": shares(
-                answer,
-                across(inputs["answer"], answer),
-                jnp.broadcast_to(found["counted"][None], answer.shape),
-            ),
-            "decoded": jnp.where(known & there[:, None, :, None], found["decoded"], jnp.nan),
+            "unchanged": answer == across(inputs["answer"], answer),
+            "decoded": found["decoded"],
             "counted": found["counted"],
+            "known": there[:, :, None] & (inputs["old"] >= 0)[:, None],
             "correct": found["correct"],
             "rank": found["rank"],
         }
@@ -156,16 +154,16 @@ class Erasure(Instrument):
                     "information on the variable is erased at (layer, position). Pale: it is "
                     "needed there. In brackets the null: the same erasure for values dealt out "
                     "anew among the states. Empty: the state cannot know the variable, or fewer "
-                    "than 20 cases count."
+                    "than 20 facts count."
                 ),
             )
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """A variable is unused where it is decodable and its erasure changes no answer."""
-        there = result["decoded_low"] >= _DECODED
+        there = (result["decoded_low"] >= _DECODED) & enough(result, "decoded")
         stays = result["unchanged_low"].sel(edit=CONDITIONS[0]) >= _UNCHANGED
-        counts = enough(result)
+        counts = enough(result, "unchanged").sel(edit=CONDITIONS[0])
         # In every group that can say anything: one where answers change is enough to be silent.
         unused = (there & stays & counts).any("group") & (stays | ~counts).all("group")
         return claimed("unused", unused)
@@ -180,7 +178,7 @@ def _decode(cell: Cell, n_classes: int) -> Array:
         for states in (cell.fit_states, cell.states)
     ]
     means = class_means(flat[0], cell.fit_values[:, 0], weight, n_classes)
-    return (nearest_mean(flat[1], means) == cell.old).astype(jnp.float32)
+    return nearest_mean(flat[1], means) == cell.old
 
 
 def _dealt_anew(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class ClassMeans(NamedTuple):
     """Mean state of every class, and how many distinct states it is the mean of."""
 
     mean: Float[Array, "class d_model"]
-    count: Float[Array, "class"]
+    size: Float[Array, "class"]
 
 
 def class_means(
@@ -50,7 +50,7 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
 
     Columns beyond the rank of the differences are 0. Classes count equally; empty ones do not.
     """
-    there = (means.count > 0).astype(means.mean.dtype)
+    there = (means.size > 0).astype(means.mean.dtype)
     centre = (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
     centred = (means.mean - centre[None]) * there[:, None]
     _, size, directions = jnp.linalg.svd(centred, full_matrices=False)
@@ -127,7 +127,7 @@ def leace(
     (cross-covariance with the one-hot class in place of the means, which spans the same).
     """
     means = class_means(states - white.mean[None], classes, weight, n_classes)
-    share = jnp.sqrt(means.count / jnp.maximum(means.count.sum(), 1))
+    share = jnp.sqrt(means.size / jnp.maximum(means.size.sum(), 1))
     within = _product(means.mean * share[:, None], white.inverse)
     _, size, directions = jnp.linalg.svd(within, full_matrices=False)
     # A class's mean in whitened states is of the order of 1; what is far below is rounding.
@@ -156,7 +156,7 @@ def nearest_mean(
     """The class with the nearest mean; classes without a state are none."""
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)
-    return jnp.where(means.count[None] > 0, distance, jnp.inf).argmin(-1)
+    return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
 
 
 def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "pos state"]:

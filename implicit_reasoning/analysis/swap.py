@@ -20,7 +20,6 @@ from implicit_reasoning.analysis.cells import (
     across,
     enough,
     intervene,
-    shares,
 )
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.counterfactuals import (
@@ -60,6 +59,7 @@ class ClassMeanSwap(Instrument):
         "counted": ("variable", "layer", "pos", "example"),
         "correct": ("example",),
     }
+    given = dict.fromkeys(("counterfactual", "unchanged", "other"), "counted")
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains, with another value for each variable."""
@@ -91,7 +91,7 @@ class ClassMeanSwap(Instrument):
             )
             swapped = swap(cell.states, means, cell.old, cell.new)
             turned = cell.states + jnp.matmul(swapped - cell.states, rotation, precision="highest")
-            known = (means.count[cell.old] > 0) & (means.count[cell.new] > 0)
+            known = (means.size[cell.old] > 0) & (means.size[cell.new] > 0)
             return Edited(jnp.stack([swapped, turned]), known & (cell.expected >= 0), {})
 
         found = intervene(model, params, inputs, edit)
@@ -114,7 +114,7 @@ class ClassMeanSwap(Instrument):
                     "when the variable has another value, after its class mean at (layer, "
                     "position) was swapped. In brackets the null: the same vectors, randomly "
                     "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
-                    "cases count. At layer 0 a token is exchanged for another, no more."
+                    "facts count. At layer 0 a token is exchanged for another, no more."
                 ),
             )
         ]
@@ -122,18 +122,18 @@ class ClassMeanSwap(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """A variable is used where answers follow its swap, and do not follow a random one."""
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
+        counts = enough(result, "counterfactual").sel(edit=CONDITIONS[0])
         by_chance = result["counterfactual_high"].sel(edit=CONDITIONS[1]) <= _CONTROL
-        return claimed("used", (follows & by_chance & enough(result)).any("group"))
+        return claimed("used", (follows & by_chance & counts).any("group"))
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:
-    """The three shares [condition, variable, layer, pos, example]; nan where not counted."""
+    """The three outcomes, bool [condition, variable, layer, pos, example]."""
     answer = found["answer"]
-    counted = jnp.broadcast_to(found["counted"][None], answer.shape)
-    counterfactual = shares(answer, across(inputs["expected"], answer), counted)
-    unchanged = shares(answer, across(inputs["answer"], answer), counted)
+    counterfactual = answer == across(inputs["expected"], answer)
+    unchanged = answer == across(inputs["answer"], answer)
     return {
         "counterfactual": counterfactual,
         "unchanged": unchanged,
-        "other": 1 - counterfactual - unchanged,
+        "other": ~(counterfactual | unchanged),
     }
