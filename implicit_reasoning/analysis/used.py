@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
 
-from implicit_reasoning.analysis.cell_figures import some_groups
+from implicit_reasoning.analysis.cell_figures import label_places, some_groups, some_steps
 from implicit_reasoning.analysis.cells import ENOUGH
 from implicit_reasoning.analysis.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.swap import CONDITIONS as SWAPPED
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
-    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -40,6 +40,8 @@ VERDICTS = {
 }
 """What is said of a (variable, layer, position), and the colours."""
 
+_ALPHA = 0.5  # of colours, so that the numbers on them can be read
+_SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
 _HIGH = 0.8  # decoded; answers that follow a swap
 _LOW = 0.2  # the same, where it is not so; answers that an erasure changes beyond its control
 _STAY = 0.9  # answers that stay, after a swap and after an erasure, where a code is not used
@@ -119,44 +121,58 @@ def disagreements(made: xr.Dataset) -> list[str]:
 
 
 def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
-    """Decoding against use, a point for each (variable, layer, position) of some checkpoints."""
+    """A map of verdicts by (layer, position), for each variable and some checkpoints."""
     made = table(results, group)
-    steps = list(dict.fromkeys([int(made["step"][i]) for i in (0, made.sizes["step"] // 2, -1)]))
+    steps, variables = some_steps(made), list(made["variable"].values)
     drawing, axes = new_drawing(
-        1.4 + 3.1 * len(steps), 3.9, ncols=len(steps), sharex=True, sharey=True
+        1.2 + 1.9 * len(variables),
+        1.1 + 1.8 * len(steps),
+        nrows=len(steps),
+        ncols=len(variables),
+        sharex=True,
+        sharey=True,
     )
-    for step, ax in zip(steps, axes, strict=True):
-        _draw(ax, made.sel(step=[step]))
-        ax.set_title(f"step {step:,}", fontsize=10)
-        ax.set_xlabel("decoded (held-out states)")
-    axes[0].set_ylabel("answers that follow the swap")
-    handles = [
-        axes[0].scatter([], [], color=color, label=verdict) for verdict, color in VERDICTS.items()
-    ]
-    drawing.legend(
-        handles, list(VERDICTS), loc="outside lower center", ncols=5, fontsize=8, frameon=False
-    )
+    places = [(step, variable) for step in steps for variable in variables]
+    for (step, variable), ax in zip(places, axes, strict=True):
+        _draw(ax, made.sel(step=step, variable=variable))
+        if variable == variables[0]:
+            ax.set_ylabel(f"step {step:,}\nlayer")
+        if step == steps[0]:
+            ax.set_title(str(variable), fontsize=10)
+        if step == steps[-1]:
+            ax.set_xlabel("position")
+    handles = [Patch(color=color, alpha=_ALPHA, label=name) for name, color in VERDICTS.items()]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     said = " ".join(disagreements(made)) or "At the last checkpoint the two nowhere disagree."
     caption = (
-        f"Each point is a variable at a (layer, position), on cases of {made.attrs['group']} that "
-        "are right when clean: how well a linear reader decodes it, against the share of answers "
-        "that become what the world says when its class mean is swapped. Crosses: the null, the "
-        "same swap randomly rotated. Bottom right is what a probe finds and the model ignores; "
-        "'unclear' is where swap and erasure disagree, or do damage. " + said
+        f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
+        "linear reader decodes the variable from held-out states; the share of answers that become "
+        "what the world says when its class mean is swapped (the null, the same vectors randomly "
+        "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
+        "of two others as large). Red is what a probe finds and the model ignores; 'unclear' is "
+        "where swap and erasure disagree or do damage, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
 
 
 def _draw(ax: Axes, made: xr.Dataset) -> None:
-    for row in rows(made):
-        ax.scatter(row["decoded"], row["follows_random"], marker="x", s=12, color=BLACK, alpha=0.3)
-        color = VERDICTS[row["verdict"]]
-        ax.scatter(row["decoded"], row["follows"], color=color, s=22, alpha=0.85)
-        if row["verdict"] in ("decodable, not used", "used, not decodable"):
-            name = f"{row['variable']}@{row['layer']},{row['pos']}"
-            ax.annotate(name, (row["decoded"], row["follows"]), fontsize=6.5, rotation=35)
-    ax.set_xlim(-0.05, 1.05)
-    ax.set_ylim(-0.05, 1.05)
+    """One variable at one checkpoint."""
+    made = made.transpose("layer", "pos")
+    ax.grid(False)
+    for (layer, pos), verdict in np.ndenumerate(made["verdict"].values):
+        if not verdict:
+            continue
+        corner = (pos - 0.5, layer - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, color=VERDICTS[verdict], alpha=_ALPHA, linewidth=0))
+        at = {name: float(made[name].values[layer, pos]) for name in _SHOWN}
+        text = (
+            f"{at['decoded']:.2f}\n{at['follows']:.2f} ({at['follows_random']:.2f})\n"
+            f"{at['stays_erased']:.2f} ({at['stays_control']:.2f})"
+        )
+        ax.text(pos, layer, text, ha="center", va="center", fontsize=5.5)
+    ax.set_xlim(-0.5, made.sizes["pos"] - 0.5)
+    ax.set_ylim(-0.5, made.sizes["layer"] - 0.5)
+    label_places(ax, made["decoded"])
 
 
 def _decoded(results: Mapping[str, xr.Dataset], group: str) -> xr.DataArray:
