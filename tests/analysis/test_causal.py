@@ -58,7 +58,9 @@ def test_the_rest_of_a_model_from_a_clean_state_is_the_model(layer):
 # What is used ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["composer", "prefix_memoriser"])
+@pytest.mark.parametrize(
+    "name", ["composer", pytest.param("prefix_memoriser", marks=pytest.mark.slow)]
+)
 def test_all_that_a_swap_claims_is_true(name):
     claims = told(name, swap.ClassMeanSwap())
     assert claims and not subject(name).words(claims)["false"]
@@ -74,6 +76,7 @@ def test_a_swap_in_a_composer_is_exact_and_its_control_does_nothing():
     np.testing.assert_allclose(shares.where(shares.notnull(), 1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
     """The mutation: the mean that is added is not that of the class it is said to be."""
     right = swap.class_means
@@ -87,6 +90,7 @@ def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
     assert Claim("used", "e2", 1, "r1") not in told("composer", swap.ClassMeanSwap(), broken)
 
 
+@pytest.mark.slow
 def test_random_states_are_at_chance():
     """An untrained model: nothing is used, and hardly anything answered."""
     one = Planted("composer")
@@ -107,19 +111,22 @@ def test_an_instrument_is_traced_once_for_all_checkpoints():
 # What is needed ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_erasing_breaks_what_is_used_and_nothing_else():
     """The composer of `idle_copy` has e2 at two places, and reads it at the one."""
     e2 = results("idle_copy", Erasure()).sel(step=0, group="test_ii", variable="e2")
     stays = e2["unchanged"].sel(edit="variable")
     assert stays.sel(layer=1, pos="r1") < 0.3 < 0.95 < stays.sel(layer=2, pos="r2")
-    assert min(e2["decoded"].sel(layer=1, pos="r1"), e2["decoded"].sel(layer=2, pos="r2")) > 0.9
+    assert min(e2["decoded"].sel(layer=1, pos="r1"), e2["decoded"].sel(layer=2, pos="r2")) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["idle_copy", "prefix_memoriser"])
 def test_all_that_an_erasure_claims_is_true(name):
     assert not subject(name).words(told(name, Erasure()))["false"]
 
 
+@pytest.mark.slow
 def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
     """The mutation: all is unused then, and much of that is false."""
     right = erasure.leace
@@ -141,6 +148,7 @@ def search():
     return Alignment(rank=48, steps=60)
 
 
+@pytest.mark.slow
 def test_a_subspace_of_the_bridge_is_found_in_a_composer(search):
     one = results("composer", search).sel(step=0, group="test_ii", variable="e2", pos="r1")
     assert one["cause"].sel(edit="learnt", layer=1) > 0.8
@@ -150,6 +158,7 @@ def test_a_subspace_of_the_bridge_is_found_in_a_composer(search):
     assert not subject("composer").words(told("composer", search))["false"]
 
 
+@pytest.mark.slow
 def test_an_unlearnt_subspace_makes_no_claim(search, monkeypatch):
     """The mutation: the search returns what it began with."""
     monkeypatch.setattr(das, "align", lambda model, params, material, weights, *rest: weights)
@@ -202,13 +211,15 @@ def test_behaviour_that_asks_about_other_answers_is_found_out():
     one, instrument = subject("memoriser"), Behaviour()
     examples = instrument.examples(one.model, one.dataset)
     wrong = {**examples.inputs, "kind": np.roll(examples.inputs["kind"], 1, axis=0)}
-    found = instrument.measure(one.model, one.weights, wrong, jax.random.key(0))
+    measured = jax.jit(instrument.measure, static_argnums=0)
+    found = measured(one.model, one.weights, wrong, jax.random.key(0))
     assert found["share"][0].mean() < 0.3
 
 
 # Decodable or used -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_tells_what_is_used_from_what_is_only_there():
     instruments = (swap.ClassMeanSwap(), Erasure())
     made = used.table({one.name: results("idle_copy", one) for one in instruments})
@@ -223,6 +234,7 @@ def test_the_table_needs_both_interventions():
         used.table({"swap": results("composer", swap.ClassMeanSwap())})
 
 
+@pytest.mark.slow
 def test_every_figure_can_be_drawn(search):
     both = {one.name: results("idle_copy", one) for one in (swap.ClassMeanSwap(), Erasure())}
     drawn = used.figures(both)
