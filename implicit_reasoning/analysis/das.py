@@ -4,7 +4,8 @@ At every (layer, position) a subspace is learnt (`alignment.py`) such that the a
 source's value of the variable (cause) and nothing else of the source (isolation). Pairs to learn
 from and pairs to score on share no first fact, and ask for other facts at the last hop. A learnt
 subspace can *make* a model compute what it does not by itself: read it beside `swap`, whose
-subspace is not searched for, and beside its two bounds here: an unlearnt subspace, the whole state.
+subspace is not searched for, and beside what needs no search here: the subspace in which class
+means differ most, a random one, and the whole state.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ from implicit_reasoning.analysis.states import (
     prompts,
     resid_sites,
     residuals,
+    state_keys,
 )
+from implicit_reasoning.analysis.subspaces import basis, class_means, distinct_weights
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
-EDITS = ("learnt", "random", "whole state")
+EDITS = ("learnt", "class means", "whole state", "random")
 _MOST = 128  # cases of a split
 _PAIRS = 2048  # of each kind, to learn from
 _USED = 0.8  # cause and isolation, lower end of the interval
@@ -69,8 +72,9 @@ class Alignment(Instrument):
         "the base with it. isolation: the source has the same value and another first fact, and "
         "another last relation; the answer stays. Of cases right when clean, on pairs whose first "
         "facts and (value, last relation) were not learnt from and whose composed prompt was not "
-        "trained on. Edits: subspace learnt (DAS), random of equal rank, the whole state. counted: "
-        "share of cases that have a pair (for cause) and are right when clean."
+        "trained on. Edits: a subspace learnt (DAS), that of class means and a random one of "
+        "equal rank, the whole state. counted: share of cases that have a pair (for cause) and are "
+        "right when clean."
     )
     outputs = {
         **{kind: ("edit", "variable", "layer", "pos", "example") for kind in KINDS},
@@ -137,6 +141,8 @@ class Alignment(Instrument):
         inputs = {
             "place": np.array(places, np.int32),
             "fit_tokens": prompts(dataset, fit),
+            "fit_values": dataset.truth[self.variable][fit],
+            "fit_weight": distinct_weights(state_keys(dataset, fit)),
             **_as_places(to_fit, fit),
             "tokens": prompts(dataset, bases),
             "answer": dataset.truth["answer"][bases],
@@ -192,7 +198,9 @@ class Alignment(Instrument):
             *(inputs[name] for name in ("place", "fit_base", "fit_source", "fit_expected")),
         )
         learnt = align(model, params, material, random, settings, draw)
-        answers, correct = _answers(model, params, inputs, orthonormal(jnp.stack([learnt, random])))
+        of_means = _of_class_means(model, material, inputs, settings.rank)
+        bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
+        answers, correct = _answers(model, params, inputs, bases)
         expected = inputs["expected"][None, None]  # [1, 1, pos, kind, example]
         hit = (answers == expected)[:, None]  # [edit, variable, layer, pos, kind, example]
         counted = (expected >= 0) & correct[None, None, None, None]
@@ -215,7 +223,7 @@ class Alignment(Instrument):
             "null: a random subspace of equal rank. Held-out pairs share neither first facts nor "
             "(value, last relation) with those learnt from. Empty: fewer than 20 facts count."
         )
-        two = result.sel(edit=list(EDITS[:2]))
+        two = result.sel(edit=["learnt", "random"])
         return [
             cell_figures.heat_maps(two, kind, name=f"das_{kind}", title=title, caption=caption)
             for kind, title in what.items()
@@ -259,6 +267,23 @@ def _as_places(pairs: list[tuple[np.ndarray, Pairs]], fit: np.ndarray) -> dict[s
     }
 
 
+def _of_class_means(model: Transformer, material: Material, inputs: Any, rank: int) -> Array:
+    """Subspaces [layer, pos, d_model, rank] in which the variable's class means differ most."""
+
+    def of_place(states: Array, place: Array) -> Array:
+        weight = jnp.asarray(inputs["fit_weight"])[place]
+        means = class_means(states[:, place], inputs["fit_values"], weight, model.spec.d_vocab)
+        found = basis(means, rank)
+        return jnp.pad(found, ((0, 0), (0, rank - found.shape[1])))
+
+    return jnp.stack(
+        [
+            jnp.stack([of_place(states, place) for place in material.place])
+            for states in material.states
+        ]
+    )
+
+
 def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> tuple[Array, Array]:
     """Answers [edit, layer, pos, kind, example], and whether the clean ones are right."""
     depth = model.spec.depth
@@ -275,11 +300,11 @@ def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> t
             base = states[layer][:, place]
 
             def answers(source: Array, layer: int = layer, base: Array = base) -> Array:
-                new = [interchange(base, source, bases[edit, layer, index]) for edit in (0, 1)]
+                new = [interchange(base, source, bases[edit, layer, index]) for edit in range(3)]
                 return jnp.stack(
                     [
                         answer_from(model, params, states[layer], layer, place, one)
-                        for one in (*new, source)
+                        for one in (new[0], new[1], source, new[2])
                     ]
                 )
 
