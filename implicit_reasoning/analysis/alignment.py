@@ -1,0 +1,121 @@
+"""Distributed alignment search: a subspace is learnt in which a variable can be interchanged.
+
+Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
+distributed neural representations*; isolation as in Huang et al. 2024, RAVEL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.model import Params, Transformer
+
+
+class Settings(NamedTuple):
+    """How an alignment is learnt: dimensions of the subspace, steps of Adam, pairs in a step."""
+
+    rank: int
+    steps: int
+    batch: int = 64
+    learning_rate: float = 5e-3
+
+
+def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
+    """An orthonormal basis of the columns (QR): any gradient step leads to another basis."""
+    return jnp.linalg.qr(weights)[0]
+
+
+def interchange(
+    base: Float[Array, "pair d_model"],
+    source: Float[Array, "pair d_model"],
+    basis: Float[Array, "d_model rank"],
+) -> Float[Array, "pair d_model"]:
+    """The base with its component in the subspace replaced by the source's."""
+    inside = jnp.matmul(source - base, basis, precision="highest")
+    return base + jnp.matmul(inside, basis.T, precision="highest")
+
+
+class Material(NamedTuple):
+    """What is learnt from.
+
+    Attributes:
+      states: of rows, `S[layer, pos]`.
+      place: [pos], the positions to align at.
+      base: [pair], rows of `states`.
+      source: [pos, pair], the same.
+      expected: [pos, pair], tokens; -1: not a pair.
+    """
+
+    states: Float[Array, "layer row n_pos d_model"]
+    place: Int[Array, "pos"]
+    base: Int[Array, "pair"]
+    source: Int[Array, "pos pair"]
+    expected: Int[Array, "pos pair"]
+
+
+def start(
+    model: Transformer, n_places: int, rank: int, key: Key[Array, ""]
+) -> Float[Array, "layer pos d_model rank"]:
+    """Random weights, one matrix for each layer and position."""
+    d_model = model.spec.d_model
+    shape = (model.spec.depth + 1, n_places, d_model, rank)
+    return jax.random.normal(key, shape) / d_model**0.5
+
+
+def align(
+    model: Transformer,
+    params: Params,
+    material: Material,
+    weights: Float[Array, "layer pos d_model rank"],
+    settings: Settings,
+    key: Key[Array, ""],
+) -> Float[Array, "layer pos d_model rank"]:
+    """Learn all subspaces at once: the mean of -log p(expected answer) over pairs goes down."""
+    optimizer = optax.adam(settings.learning_rate)
+    loss = _loss(model, params, material)
+
+    def step(index: Any, carry: Any) -> Any:
+        weights, state = carry
+        batch = jax.random.randint(
+            jax.random.fold_in(key, index), (settings.batch,), 0, len(material.base)
+        )
+        updates, state = optimizer.update(jax.grad(loss)(weights, batch), state)
+        return optax.apply_updates(weights, updates), state
+
+    first = (weights, optimizer.init(weights))
+    found: Array = jax.lax.fori_loop(0, settings.steps, step, first)[0]
+    return found
+
+
+def _loss(
+    model: Transformer, params: Params, material: Material
+) -> Callable[[Array, Array], Array]:
+    def at_place(layer: int, weights: Array, place: Array, pairs: tuple[Array, ...]) -> Array:
+        base, source, expected = pairs
+        rest, states = material.states[layer][base], material.states[layer][source, place]
+        new = interchange(rest[:, place], states, orthonormal(weights))
+        logits = answer_logits(model, params, rest.at[:, place].set(new), layer)
+        chance = jax.nn.log_softmax(logits)
+        wanted = jnp.take_along_axis(chance, jnp.maximum(expected, 0)[:, None], axis=1)[:, 0]
+        return -jnp.where(expected >= 0, wanted, 0).mean()
+
+    def loss(weights: Array, batch: Array) -> Array:
+        total = jnp.zeros(())
+        for layer in range(model.spec.depth + 1):
+            for index in range(len(material.place)):
+                pairs = (
+                    material.base[batch],
+                    material.source[index][batch],
+                    material.expected[index][batch],
+                )
+                total += at_place(layer, weights[layer, index], material.place[index], pairs)
+        return total
+
+    return loss

@@ -1,0 +1,207 @@
+"""What the answers are, right and wrong, and which shortcut would have given them.
+
+A wrong answer tells of the mechanism: the bridge itself (the second hop is not taken), an entity
+that r2 leads to from somewhere else (the first hop went wrong), what is most frequent after r2 (no
+hop at all), what a completed row would say (no facts at all).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Int, Key
+
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.analysis.states import (
+    chain_splits,
+    choose_rows,
+    need_chains,
+    prompts,
+    residuals,
+)
+from implicit_reasoning.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Figure,
+    new_drawing,
+    step_axis,
+)
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.dataset import columns, world_of
+from implicit_reasoning.worlds.shortcuts import RULES
+
+KINDS = {
+    "right": BLUE,
+    "bridge": ORANGE,
+    "row completion": PURPLE,
+    "modal after r2": SKY,
+    "r2 of another bridge": GREEN,
+    "another entity": VERMILION,
+    "no entity": GREY,
+}
+"""Kinds of answers and their colours, in order of priority: an answer is of the first that fits."""
+
+_MOST = 1000  # rows of a split
+_LEARNT = 0.95  # accuracy on training chains, lower end of the interval
+_ABOVE = 0.05  # what accuracy must exceed the modal shortcuts by, to be more than they are
+_CHEAP = ("modal_r2", "modal_e1_r2")
+_ENOUGH = 20
+
+
+class Behaviour(Instrument):
+    """See the module."""
+
+    name = "behaviour"
+    definition = (
+        "The most likely token after the prompt, by the first that fits: right; the bridge (the "
+        "entity before the last hop); the answer of row completion; the most frequent answer after "
+        "the last relation; where the last relation leads from another entity; another entity; "
+        "no entity. share: of the answers; chance: of all entities. agreement: the answer is the "
+        "shortcut's; shortcut: the shortcut is right."
+    )
+    outputs = {
+        "share": ("kind", "example"),
+        "chance": ("kind", "example"),
+        "agreement": ("rule", "example"),
+        "shortcut": ("rule", "example"),
+    }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Probe rows of every split of chains; clusters are first facts."""
+        need_chains(dataset)
+        splits = chain_splits(dataset)
+        rows, group = choose_rows(dataset, splits, _MOST)
+        rules = {
+            name: rule.predict(dataset, rows)
+            for name, rule in RULES.items()
+            if set(rule.needs) <= dataset.truth.keys()
+        }
+        answers = dataset.truth["answer"][rows]
+        kind = kinds_of_tokens(dataset, rows, rules)
+        entities = world_of(dataset).n_entities
+        inputs = {
+            "tokens": prompts(dataset, rows),
+            "kind": kind,
+            "chance": _shares_of(kind[:, :entities]).astype(np.float32),
+            "predicted": np.stack(list(rules.values())).astype(np.int32),
+            "answer": answers,
+        }
+        return Examples(
+            inputs,
+            groups=splits,
+            group=group,
+            clusters=dataset.truth["fact1"][rows],
+            coords={"kind": tuple(KINDS), "rule": tuple(rules)},
+        )
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every example."""
+        depth = model.spec.depth
+        states = residuals(model, params, inputs["tokens"])
+        answer = answer_logits(model, params, states[depth], depth).argmax(-1)
+        kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
+        predicted = inputs["predicted"]
+        return {
+            "share": jnp.arange(len(KINDS))[:, None] == kind[None],
+            "chance": inputs["chance"],
+            "agreement": predicted == answer[None],
+            "shortcut": predicted == inputs["answer"][None],
+        }
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Kinds of answers over training, a panel for each split."""
+        groups = [str(group) for group in result["group"].values]
+        drawing, axes = new_drawing(
+            8.0, 1.9 * len(groups) + 0.6, nrows=len(groups), sharex=True, sharey=True
+        )
+        steps = result["step"].values
+        for group, ax in zip(groups, axes, strict=True):
+            share = result["share"].sel(group=group)
+            below = np.zeros(len(steps))
+            for kind, color in KINDS.items():
+                above = below + share.sel(kind=kind).values
+                ax.fill_between(steps, below, above, color=color, label=kind, linewidth=0)
+                below = above
+            ax.set_ylim(0, 1)
+            ax.set_ylabel(f"{group}\nshare of answers")
+            for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):
+                level = float(result["shortcut"].sel(group=group, rule=rule).isel(step=0))
+                label = f"shortcut {rule} right"
+                ax.axhline(level, color="black", linestyle=style, linewidth=1, label=label)
+            step_axis(ax, int(steps[-1]))
+        for ax in axes[:-1]:
+            ax.set_xlabel("")
+        axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7.5, frameon=False)
+        caption = (
+            "What the answers are, by split; an answer is of the first kind that fits, from below. "
+            "Black lines: how often a shortcut, which composes nothing, is right - a model that "
+            "is no better has shown no more. Many entities are where r2 leads from somewhere: the "
+            "result's `chance` says how many an entity drawn at random would hit."
+        )
+        return [Figure("behaviour", "What the answers are", caption, drawing)]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Memorised: training chains are learnt, held-out ones no better than cheap shortcuts."""
+        trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
+        pairs = [(g, g.replace("train", "test")) for g in trained]
+        pairs = [(g, test) for g, test in pairs if test in result["group"].values]
+        right = result.sel(kind="right")
+        cheap = [rule for rule in _CHEAP if rule in result["rule"].values]
+        by_shortcut = result["shortcut"].sel(rule=cheap).max("rule")
+        memorised = [
+            float(right["share_low"].sel(group=train)) >= _LEARNT
+            and float(right["share_high"].sel(group=test))
+            <= float(by_shortcut.sel(group=test)) + _ABOVE
+            and int(result["n_examples"].sel(group=test)) >= _ENOUGH
+            for train, test in pairs
+        ]
+        return {Claim("memorised", "e2")} if memorised and all(memorised) else set()
+
+
+def kinds_of_tokens(
+    dataset: Dataset, rows: Int[np.ndarray, "row"], rules: dict[str, Int[np.ndarray, "row"]]
+) -> Int[np.ndarray, "row token"]:
+    """int8 [row, token]: the kind, a place in `KINDS`, of each token as an answer to each row."""
+    world, truth = world_of(dataset), dataset.truth
+    last = columns(truth, "r")[-1][rows]
+    bridge = columns(truth, "e")[dataset.hops - 1][rows]
+    tokens = np.arange(dataset.n_vocab)[None]
+    elsewhere = _reached(world.tail)[last]
+    is_of = {
+        "right": tokens == truth["answer"][rows, None],
+        "bridge": tokens == bridge[:, None],
+        "row completion": tokens == rules["row_completion"][:, None],
+        "modal after r2": tokens == rules["modal_r2"][:, None],
+        "r2 of another bridge": np.pad(
+            elsewhere, ((0, 0), (0, dataset.n_vocab - world.n_entities))
+        ),
+        "another entity": np.broadcast_to(tokens < world.n_entities, (len(rows), tokens.size)),
+        "no entity": np.ones((len(rows), tokens.size), bool),
+    }
+    return np.stack([is_of[kind] for kind in KINDS]).argmax(0).astype(np.int8)
+
+
+def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "relation entity"]:
+    """Which entities each relation leads to from anywhere."""
+    reached = np.zeros((tail.shape[1], tail.shape[0]), bool)
+    head, relation = np.nonzero(tail >= 0)
+    reached[relation, tail[head, relation]] = True
+    return reached
+
+
+def _shares_of(kind: Int[np.ndarray, "row token"]) -> np.ndarray:
+    """[kind, row]: the share of tokens of each kind."""
+    return np.stack([(kind == place).mean(1) for place in range(len(KINDS))])

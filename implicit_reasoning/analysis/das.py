@@ -1,0 +1,316 @@
+"""Is there a subspace through which a variable can be set? Searched for, on pairs, held-out ones.
+
+At every (layer, position) a subspace is learnt (`alignment.py`) such that the answer follows the
+source's value of the variable (cause) and nothing else of the source (isolation). Pairs to learn
+from and pairs to score on share no first fact, and ask for other facts at the last hop. A learnt
+subspace can *make* a model compute what it does not by itself: read it beside `swap`, whose
+subspace is not searched for, and beside what needs no search here: the subspace in which class
+means differ most, a random one, and the whole state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Key
+
+from implicit_reasoning.analysis import cell_figures
+from implicit_reasoning.analysis.alignment import (
+    Material,
+    Settings,
+    align,
+    interchange,
+    orthonormal,
+    start,
+)
+from implicit_reasoning.analysis.cells import enough
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.counterfactuals import (
+    determined,
+    fact_units,
+    fitting_half,
+    rows_to_fit,
+    spread,
+)
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.interchange import KINDS, Pairs, Rules, find_pairs
+from implicit_reasoning.analysis.rest import answer_from, answer_logits
+from implicit_reasoning.analysis.states import (
+    chain_splits,
+    chain_variables,
+    prompts,
+    resid_sites,
+    residuals,
+    state_keys,
+)
+from implicit_reasoning.analysis.subspaces import basis, class_means, distinct_weights
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.dataset import world_of
+
+EDITS = ("learnt", "class means", "whole state", "random")
+_MOST = 128  # cases of a split
+_PAIRS = 2048  # of each kind, to learn from
+_USED = 0.8  # cause and isolation, lower end of the interval
+_CONTROL = 0.2  # cause of the random subspace, upper end
+
+
+class Alignment(Instrument):
+    """See the module."""
+
+    name = "das"
+    definition = (
+        "S[layer, pos] of a base has its component in a subspace replaced by that of a source. "
+        "cause: the source has another value of the variable; the answer is what the world says of "
+        "the base with it. isolation: the source has the same value and another first fact, and "
+        "another last relation; the answer stays. Of cases right when clean, on pairs whose first "
+        "facts and (value, last relation) were not learnt from and whose composed prompt was not "
+        "trained on. Edits: a subspace learnt (DAS), that of class means and a random one of "
+        "equal rank, the whole state. counted: share of cases that have a pair (for cause) and are "
+        "right when clean."
+    )
+    outputs = {
+        **{kind: ("edit", "variable", "layer", "pos", "example") for kind in KINDS},
+        "counted": ("variable", "layer", "pos", "example"),
+        "counted_isolation": ("variable", "layer", "pos", "example"),
+        "correct": ("example",),
+    }
+    given = {"cause": "counted", "isolation": "counted_isolation"}
+    default = False
+
+    def __init__(
+        self,
+        variable: str = "e2",
+        positions: Sequence[str] | None = None,
+        *,
+        rank: int = 64,
+        steps: int = 300,
+    ):
+        """Choose what to look for.
+
+        Args:
+          variable: of the task's truth.
+          positions: where; by default the first at which a state can know the variable.
+          rank: dimensions of the subspace; at most half of the model's are used.
+          steps: of Adam.
+        """
+        self.variable, self.positions = variable, positions
+        self.rank, self.steps = rank, steps
+
+    def places(self, dataset: Dataset) -> list[int]:
+        """Numbers of the positions."""
+        if self.positions is not None:
+            missing = [pos for pos in self.positions if pos not in dataset.positions]
+            if missing:
+                raise InputError(
+                    f"no position {missing[0]!r}; there are {', '.join(dataset.positions)}"
+                )
+            return [dataset.positions.index(pos) for pos in self.positions]
+        rows = rows_to_fit(dataset)
+        names = chain_variables(dataset, rows[:1]).names
+        if self.variable not in names:
+            raise InputError(f"no variable {self.variable!r}; there are {', '.join(names)}")
+        variable, pos = determined(dataset, rows)
+        return [int(pos[variable == names.index(self.variable)].min())]
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Layers, and the positions chosen."""
+        return {
+            "layer": range(model.spec.depth + 1),
+            "pos": [dataset.positions[place] for place in self.places(dataset)],
+            "variable": (self.variable,),
+            "edit": EDITS,
+        }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Pairs to learn from, and pairs to score on with bases of every split of chains."""
+        random = np.random.default_rng(0)
+        world, places = world_of(dataset), self.places(dataset)
+        learnt = random.random((max(world.tail.shape), world.n_relations)) < 0.5
+        fit = rows_to_fit(dataset)
+        to_fit = self._pairs(dataset, fit[random.integers(len(fit), size=_PAIRS)], fit, learnt)
+        splits, bases, group, pool = _held_out(dataset)
+        scored = self._pairs(dataset, bases, pool, ~learnt, untrained=True)
+        inputs = {
+            "place": np.array(places, np.int32),
+            "fit_tokens": prompts(dataset, fit),
+            "fit_values": dataset.truth[self.variable][fit],
+            "fit_weight": distinct_weights(state_keys(dataset, fit)),
+            **_as_places(to_fit, fit),
+            "tokens": prompts(dataset, bases),
+            "answer": dataset.truth["answer"][bases],
+            "source_tokens": np.stack(
+                [np.stack([prompts(dataset, rows) for rows in pairs.source]) for _, pairs in scored]
+            ),
+            "expected": np.stack([pairs.expected for _, pairs in scored]),
+        }
+        return Examples(
+            inputs,
+            groups=splits,
+            group=group,
+            clusters=fact_units(dataset, bases)[places],
+            cluster_dim="pos",
+        )
+
+    def _pairs(
+        self,
+        dataset: Dataset,
+        bases: np.ndarray,
+        pool: np.ndarray,
+        facts: np.ndarray,
+        untrained: bool = False,
+    ) -> list[tuple[np.ndarray, Pairs]]:
+        """Bases and their pairs, by position."""
+        return [
+            (
+                bases,
+                find_pairs(
+                    dataset,
+                    bases,
+                    pool,
+                    Rules(self.variable, place, facts, untrained),
+                    np.random.default_rng(place),
+                ),
+            )
+            for place in self.places(dataset)
+        ]
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals."""
+        return resid_sites(model)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Learn on the one set of pairs, score on the other."""
+        settings = Settings(min(self.rank, model.spec.d_model // 2), self.steps)
+        begin, draw = jax.random.split(key)
+        random = start(model, len(inputs["place"]), settings.rank, begin)
+        material = Material(
+            residuals(model, params, inputs["fit_tokens"]),
+            *(inputs[name] for name in ("place", "fit_base", "fit_source", "fit_expected")),
+        )
+        learnt = align(model, params, material, random, settings, draw)
+        of_means = _of_class_means(model, material, inputs, settings.rank)
+        bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
+        answers, correct = _answers(model, params, inputs, bases)
+        expected = inputs["expected"][None, None]  # [1, 1, pos, kind, example]
+        hit = (answers == expected)[:, None]  # [edit, variable, layer, pos, kind, example]
+        counted = (expected >= 0) & correct[None, None, None, None]
+        there = jnp.broadcast_to(counted, hit.shape[1:])
+        return {
+            **{kind: hit[..., index, :] for index, kind in enumerate(KINDS)},
+            "counted": there[..., 0, :],
+            "counted_isolation": there[..., 1, :],
+            "correct": correct,
+        }
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Cause and isolation, by cell."""
+        what = {
+            "cause": "Answers that follow a variable set through a learnt subspace",
+            "isolation": "Answers that stay when a subspace is set to the same value",
+        }
+        caption = (
+            "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
+            "null: a random subspace of equal rank. Held-out pairs share neither first facts nor "
+            "(value, last relation) with those learnt from. Empty: fewer than 20 facts count."
+        )
+        two = result.sel(edit=["learnt", "random"])
+        return [
+            cell_figures.heat_maps(two, kind, name=f"das_{kind}", title=title, caption=caption)
+            for kind, title in what.items()
+        ]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """A variable is used where a subspace sets it alone, and a random one does not set it."""
+        sets = result["cause_low"].sel(edit="learnt") >= _USED
+        alone = result["isolation_low"].sel(edit="learnt") >= _USED
+        by_chance = result["cause_high"].sel(edit="random") <= _CONTROL
+        counts = enough(result, "cause") & enough(result, "isolation")
+        return claimed("used", (sets & alone & by_chance & counts.sel(edit="learnt")).any("group"))
+
+
+def _held_out(
+    dataset: Dataset,
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Splits, bases and their groups, and a pool of sources: all of the half not learnt from."""
+    chains = np.flatnonzero(dataset.truth[f"fact{dataset.hops}"][: dataset.n_train] >= 0)
+    learnt_from = np.unique(dataset.truth["fact1"][chains[fitting_half(dataset, chains)]])
+    first = dataset.truth["fact1"]
+    splits = chain_splits(dataset)
+    parts = []
+    for split in splits:
+        rows = dataset.probes(split)
+        rows = rows[~np.isin(first[rows], learnt_from)]
+        parts.append(spread(rows, first[rows])[:_MOST])
+    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return splits, np.concatenate(parts), group, chains[~np.isin(first[chains], learnt_from)]
+
+
+def _as_places(pairs: list[tuple[np.ndarray, Pairs]], fit: np.ndarray) -> dict[str, np.ndarray]:
+    """Pairs of both kinds in one list, as places among the fitted rows (which are sorted)."""
+    bases = np.concatenate([pairs[0][0]] * len(KINDS))
+    return {
+        "fit_base": np.searchsorted(fit, bases).astype(np.int32),
+        "fit_source": np.stack(
+            [np.searchsorted(fit, np.maximum(p.source, fit[0])).ravel() for _, p in pairs]
+        ).astype(np.int32),
+        "fit_expected": np.stack([p.expected.ravel() for _, p in pairs]),
+    }
+
+
+def _of_class_means(model: Transformer, material: Material, inputs: Any, rank: int) -> Array:
+    """Subspaces [layer, pos, d_model, rank] in which the variable's class means differ most."""
+
+    def of_place(states: Array, place: Array) -> Array:
+        weight = jnp.asarray(inputs["fit_weight"])[place]
+        means = class_means(states[:, place], inputs["fit_values"], weight, model.spec.d_vocab)
+        found = basis(means, rank)
+        return jnp.pad(found, ((0, 0), (0, rank - found.shape[1])))
+
+    return jnp.stack(
+        [
+            jnp.stack([of_place(states, place) for place in material.place])
+            for states in material.states
+        ]
+    )
+
+
+def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> tuple[Array, Array]:
+    """Answers [edit, layer, pos, kind, example], and whether the clean ones are right."""
+    depth = model.spec.depth
+    states = residuals(model, params, inputs["tokens"])
+    clean = answer_logits(model, params, states[depth], depth).argmax(-1)
+
+    def at_place(at: tuple[Array, ...]) -> Array:
+        place, index, source_tokens = at
+        of_kind = jax.lax.map(
+            lambda tokens: residuals(model, params, tokens)[:, :, place], source_tokens
+        )
+        layers = []
+        for layer in range(depth + 1):
+            base = states[layer][:, place]
+
+            def answers(source: Array, layer: int = layer, base: Array = base) -> Array:
+                new = [interchange(base, source, bases[edit, layer, index]) for edit in range(3)]
+                return jnp.stack(
+                    [
+                        answer_from(model, params, states[layer], layer, place, one)
+                        for one in (new[0], new[1], source, new[2])
+                    ]
+                )
+
+            layers.append(jax.lax.map(answers, of_kind[:, layer]))
+        return jnp.stack(layers)  # [layer, kind, edit, example]
+
+    n_places = len(inputs["place"])
+    found = jax.lax.map(at_place, (inputs["place"], jnp.arange(n_places), inputs["source_tokens"]))
+    return found.transpose(3, 1, 0, 2, 4), clean == inputs["answer"]

@@ -1,0 +1,172 @@
+"""The part of a state that codes a variable: found by class means, swapped, erased.
+
+All functions are pure and take states of one place, `[state, d_model]`, with the class of each (-1:
+none) and a weight (0 for a state that is another's copy, so that each distinct state counts once).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+_SAME = 1e-4  # of the largest: singular values below are rounding, in float32
+
+
+class ClassMeans(NamedTuple):
+    """Mean state of every class, and how many distinct states it is the mean of."""
+
+    mean: Float[Array, "class d_model"]
+    size: Float[Array, "class"]
+
+
+def class_means(
+    states: Float[Array, "state d_model"],
+    classes: Int[Array, "state"],
+    weight: Float[Array, "state"],
+    n_classes: int,
+) -> ClassMeans:
+    """Weighted means by class; a class without a state has mean 0 and count 0."""
+    member = jax.nn.one_hot(classes, n_classes, dtype=states.dtype) * weight[:, None]
+    count = member.sum(0)
+    return ClassMeans(_product(member.T, states) / jnp.maximum(count, 1)[:, None], count)
+
+
+def swap(
+    states: Float[Array, "example d_model"],
+    means: ClassMeans,
+    old: Int[Array, "example"],
+    new: Int[Array, "example"],
+) -> Float[Array, "example d_model"]:
+    """The states, with what codes class `old` on average replaced by what codes class `new`."""
+    return states + means.mean[new] - means.mean[old]
+
+
+def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
+    """Orthonormal directions in which class means differ most; the largest differences first.
+
+    Columns beyond the rank of the differences are 0. Classes count equally; empty ones do not.
+    """
+    there = (means.size > 0).astype(means.mean.dtype)
+    centre = (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
+    centred = (means.mean - centre[None]) * there[:, None]
+    _, size, directions = jnp.linalg.svd(centred, full_matrices=False)
+    kept = jnp.where(size > _SAME * size[0], 1.0, 0.0)
+    return (directions * kept[:, None]).T[:, :rank]
+
+
+def random_rotation(key: Key[Array, ""], d_model: int) -> Float[Array, "d_model d_model"]:
+    """A random orthogonal matrix.
+
+    What is multiplied by it keeps its norm and, over many examples, its rank, and points nowhere
+    in particular: the control for an edit within a subspace.
+    """
+    q, r = jnp.linalg.qr(jax.random.normal(key, (d_model, d_model)))
+    return q * jnp.sign(jnp.diagonal(r))[None]  # else not uniform over rotations
+
+
+class Eraser(NamedTuple):
+    """An affine map that removes something: `states - (states - mean) @ take`."""
+
+    mean: Float[Array, "d_model"]
+    take: Float[Array, "d_model d_model"]
+    rank: Float[Array, ""]
+
+    def __call__(self, states: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
+        """The states, without it."""
+        centre = jnp.expand_dims(self.mean, range(states.ndim - 1))
+        return states - _product(states - centre, self.take)
+
+
+class Whitening(NamedTuple):
+    """Mean, the symmetric square roots of a pseudo-inverse covariance and of the covariance."""
+
+    mean: Float[Array, "d_model"]
+    inverse: Float[Array, "d_model d_model"]
+    root: Float[Array, "d_model d_model"]
+
+
+def whiten(
+    states: Float[Array, "state d_model"], weight: Float[Array, "state"], shrinkage: float = 0.0
+) -> Whitening:
+    """Whitening of the weighted states, within the span that they have.
+
+    The root is the pseudo-inverse of `inverse`, so that what is outside the span is left alone.
+    With a `shrinkage` the covariance is mixed with that share of a multiple of the identity, as
+    discriminants of few states need it (Ledoit and Wolf 2004).
+    """
+    share = weight / weight.sum()
+    mean = _product(share[None], states)[0]
+    centred = (states - mean[None]) * jnp.sqrt(share)[:, None]
+    size, directions = jnp.linalg.eigh(_product(centred.T, centred))
+    size = (1 - shrinkage) * jnp.maximum(size, 0) + shrinkage * size.mean()
+    kept = size > states.shape[1] * jnp.finfo(states.dtype).eps * size[-1]
+    root = jnp.where(kept, jnp.sqrt(size), 0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, root, 1), 0)
+    forth, back = (_product(directions * s[None], directions.T) for s in (inverse, root))
+    return Whitening(mean, forth, back)
+
+
+def leace(
+    white: Whitening,
+    states: Float[Array, "state d_model"],
+    classes: Int[Array, "state"],
+    weight: Float[Array, "state"],
+    n_classes: int,
+) -> Eraser:
+    """Least-squares concept erasure: the smallest change after which class means are all equal.
+
+    Then no linear classifier beats a constant one, on these states, under any convex loss. Means
+    of the whitened states span the directions to remove; where states have no class (-1) they count
+    in the whitening only.
+
+    Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem 4.3
+    (cross-covariance with the one-hot class in place of the means, which spans the same).
+    """
+    means = class_means(states - white.mean[None], classes, weight, n_classes)
+    share = jnp.sqrt(means.size / jnp.maximum(means.size.sum(), 1))
+    within = _product(means.mean * share[:, None], white.inverse)
+    _, size, directions = jnp.linalg.svd(within, full_matrices=False)
+    # A class's mean in whitened states is of the order of 1; what is far below is rounding.
+    kept = jnp.where(size > 1e-2, 1.0, 0.0)
+    return _eraser(white, directions * kept[:, None], kept.sum())
+
+
+def erase_random(white: Whitening, rank: Float[Array, ""], key: Key[Array, ""]) -> Eraser:
+    """An eraser of random directions, as many as `rank`: the control of `leace`, made alike."""
+    d_model = white.mean.shape[0]
+    span = _product(white.inverse, white.root)
+    draws = _product(jax.random.normal(key, (d_model, d_model)), span)
+    directions = jnp.linalg.qr(draws.T)[0].T
+    kept = jnp.where(jnp.arange(d_model) < rank, 1.0, 0.0)
+    return _eraser(white, directions * kept[:, None], rank)
+
+
+def _eraser(white: Whitening, directions: Float[Array, "direction d_model"], rank: Array) -> Eraser:
+    onto = _product(directions.T, directions)
+    return Eraser(white.mean, _product(_product(white.inverse, onto), white.root), rank)
+
+
+def nearest_mean(
+    states: Float[Array, "example d_model"], means: ClassMeans
+) -> Int[Array, "example"]:
+    """The class with the nearest mean; classes without a state are none."""
+    square = (means.mean**2).sum(-1)
+    distance = square[None] - 2 * _product(states, means.mean.T)
+    return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
+
+
+def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "pos state"]:
+    """1 for the first of equal states at each position, 0 for its copies; for the host."""
+    weight = np.zeros(keys.shape, np.float32)
+    for row, of_pos in zip(weight, keys, strict=True):
+        row[np.unique(of_pos, return_index=True)[1]] = 1
+    return weight
+
+
+def _product(a: Array, b: Array) -> Array:
+    # True float32 on every device: erasure is a difference of nearly equal numbers.
+    return jnp.matmul(a, b, precision="highest")

@@ -1,0 +1,206 @@
+"""Decodable or used? What can be read of a variable at a place, beside what changing it does.
+
+The same variable at the same place in three results: how well it is decoded, whether answers follow
+when its code is swapped, and whether they break when it is erased. Most claims about what a model
+represents rest on the first alone; where the three disagree, this says so in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
+
+from implicit_reasoning.analysis.cell_figures import label_places, some_groups, some_steps
+from implicit_reasoning.analysis.cells import ENOUGH
+from implicit_reasoning.analysis.erasure import CONDITIONS as ERASED
+from implicit_reasoning.analysis.lens import NORMS, VOCABULARIES
+from implicit_reasoning.analysis.swap import CONDITIONS as SWAPPED
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    Figure,
+    new_drawing,
+)
+
+VERDICTS = {
+    "used": BLUE,
+    "decodable, not used": VERMILION,
+    "used, not decodable": GREEN,
+    "neither": GREY,
+    "unclear": ORANGE,
+}
+"""What is said of a (variable, layer, position), and the colours."""
+
+_ALPHA = 0.5  # of colours, so that the numbers on them can be read
+_SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
+_HIGH = 0.8  # decoded; answers that follow a swap
+_LOW = 0.2  # the same, where it is not so; answers that an erasure changes beyond its control
+_STAY = 0.9  # answers that stay, after a swap and after an erasure, where a code is not used
+
+
+def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
+    """Put results of one run side by side.
+
+    Args:
+      results: "swap" and "erasure", and "probes" or "lens"; others are passed over. From probes
+        the held-out accuracy by prefix is taken; else what the erasure's discriminant decodes on
+        held-out states. The lens, if there, has a column of its own: what it reads is what the
+        unembedding would, which is less than is there.
+      group: of cases; by default the first test split, where most are new.
+
+    Returns:
+      Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
+      `follows` (answers that the swap sets as the world says), `follows_random` (its control),
+      `stays_swapped`, `stays_erased`, `stays_control` (the better-fitted control of erasure), `n`
+      (facts whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count.
+
+    Raises:
+      InputError: the swap or the erasure is missing.
+    """
+    missing = [name for name in ("swap", "erasure") if name not in results]
+    if missing:
+        raise InputError(
+            f"the table of what is used needs the results of swap and erasure; {missing[0]} is "
+            "missing: run `analyze` for it"
+        )
+    group = group or some_groups(results["swap"])[-1]
+    swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
+    columns = {
+        "decoded": _decoded(results, group),
+        "follows": swap["counterfactual"].sel(edit=SWAPPED[0]),
+        "follows_random": swap["counterfactual"].sel(edit=SWAPPED[1]),
+        "stays_swapped": swap["unchanged"].sel(edit=SWAPPED[0]),
+        "stays_erased": erasure["unchanged"].sel(edit=ERASED[0]),
+        "stays_control": erasure["unchanged"].sel(edit=list(ERASED[1:])).min("edit"),
+        "n": swap["counterfactual_n"].sel(edit=SWAPPED[0]),
+    }
+    if "lens" in results:
+        columns["lens"] = _lens(results["lens"], group)
+    aligned = xr.align(*(column.drop_vars("edit", errors="ignore") for column in columns.values()))
+    made = xr.Dataset(dict(zip(columns, aligned, strict=True)))
+    dims = ("step", "variable", "layer", "pos")
+    made = made.transpose(*dims).assign_attrs(group=group)
+    return made.assign(verdict=(dims, _verdicts(made)))
+
+
+def rows(made: xr.Dataset) -> list[dict[str, Any]]:
+    """A row for every checkpoint and place of which something is said; numbers are rounded."""
+    frame = made.to_dataframe().reset_index()
+    frame = frame[frame["verdict"] != ""].round(3)
+    found: list[dict[str, Any]] = frame.to_dict("records")
+    return found
+
+
+def disagreements(made: xr.Dataset) -> list[str]:
+    """A sentence for each place of the last checkpoint where decoding and use disagree."""
+    last = made.isel(step=[-1])
+    sentences = []
+    for row in rows(last):
+        where = f"{row['variable']} at S[{row['layer']}, {row['pos']}]"
+        if row["verdict"] == "decodable, not used":
+            sentences.append(
+                f"{where} is decodable ({row['decoded']:.2f}) and not used: "
+                f"{row['stays_swapped']:.2f} of answers stay when it is swapped, "
+                f"{row['stays_erased']:.2f} when it is erased."
+            )
+        if row["verdict"] == "used, not decodable":
+            sentences.append(
+                f"{where} is used and not linearly decodable from held-out states "
+                f"({row['decoded']:.2f}): {row['follows']:.2f} of answers follow its swap."
+            )
+    return sentences
+
+
+def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
+    """A map of verdicts by (layer, position), for each variable and some checkpoints."""
+    made = table(results, group)
+    steps, variables = some_steps(made), list(made["variable"].values)
+    drawing, axes = new_drawing(
+        1.2 + 1.9 * len(variables),
+        1.1 + 1.8 * len(steps),
+        nrows=len(steps),
+        ncols=len(variables),
+        sharex=True,
+        sharey=True,
+    )
+    places = [(step, variable) for step in steps for variable in variables]
+    for (step, variable), ax in zip(places, axes, strict=True):
+        _draw(ax, made.sel(step=step, variable=variable))
+        if variable == variables[0]:
+            ax.set_ylabel(f"step {step:,}\nlayer")
+        if step == steps[0]:
+            ax.set_title(str(variable), fontsize=10)
+        if step == steps[-1]:
+            ax.set_xlabel("position")
+    handles = [Patch(color=color, alpha=_ALPHA, label=name) for name, color in VERDICTS.items()]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    said = " ".join(disagreements(made)) or "At the last checkpoint the two nowhere disagree."
+    caption = (
+        f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
+        "linear reader decodes the variable from held-out states; the share of answers that become "
+        "what the world says when its class mean is swapped (the null, the same vectors randomly "
+        "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
+        "of two others as large). Red is what a probe finds and the model ignores; 'unclear' is "
+        "where swap and erasure disagree or do damage, or decoding is partial. " + said
+    )
+    return [Figure("used", "Decodable or used?", caption, drawing)]
+
+
+def _draw(ax: Axes, made: xr.Dataset) -> None:
+    """One variable at one checkpoint."""
+    made = made.transpose("layer", "pos")
+    ax.grid(False)
+    for (layer, pos), verdict in np.ndenumerate(made["verdict"].values):
+        if not verdict:
+            continue
+        corner = (pos - 0.5, layer - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, color=VERDICTS[verdict], alpha=_ALPHA, linewidth=0))
+        at = {name: float(made[name].values[layer, pos]) for name in _SHOWN}
+        text = (
+            f"{at['decoded']:.2f}\n{at['follows']:.2f} ({at['follows_random']:.2f})\n"
+            f"{at['stays_erased']:.2f} ({at['stays_control']:.2f})"
+        )
+        ax.text(pos, layer, text, ha="center", va="center", fontsize=5.5)
+    ax.set_xlim(-0.5, made.sizes["pos"] - 0.5)
+    ax.set_ylim(-0.5, made.sizes["layer"] - 0.5)
+    label_places(ax, made["decoded"])
+
+
+def _decoded(results: Mapping[str, xr.Dataset], group: str) -> xr.DataArray:
+    if "probes" in results:
+        accuracy = results["probes"]["accuracy"].sel(held_out="prefix", truth="true")
+        return accuracy.isel(group=0, drop=True)  # the group of facts that training chains use
+    return results["erasure"]["decoded"].sel(group=group)
+
+
+def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
+    at = {"norm": NORMS[0], "vocabulary": VOCABULARIES[0], "truth": "true", "group": group}
+    return lens["top1"].sel(at, drop=True)
+
+
+def _verdicts(made: xr.Dataset) -> np.ndarray:
+    """Words, [step, variable, layer, pos]; used or not needs both interventions to agree."""
+    loss = made["stays_control"] - made["stays_erased"]
+    used = (made["follows"] >= _HIGH) & (made["follows_random"] <= _LOW)
+    unused = (
+        (made["follows"] <= _LOW)
+        & (made["stays_swapped"] >= _STAY)
+        & (made["stays_erased"] >= _STAY)
+        & (loss <= _LOW)
+    )
+    read, unread = made["decoded"] >= _HIGH, made["decoded"] <= _LOW
+    words = np.select(
+        [used & read, unused & read, used & unread, unused & unread],
+        ["used", "decodable, not used", "used, not decodable", "neither"],
+        "unclear",
+    )
+    return np.where((made["n"] >= ENOUGH) & made["decoded"].notnull(), words, "")

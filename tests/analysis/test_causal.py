@@ -1,0 +1,248 @@
+"""Swap, erasure, alignment and behaviour on planted models, and with each instrument broken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import das, erasure, swap, used
+from implicit_reasoning.analysis.behaviour import KINDS, Behaviour
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.das import Alignment
+from implicit_reasoning.analysis.erasure import Erasure
+from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis.states import prompts, residuals
+from implicit_reasoning.analysis.subspaces import ClassMeans, Eraser
+from implicit_reasoning.errors import InputError
+from tests.analysis.planted_subject import Planted
+
+SUBJECTS = {
+    "composer": lambda: Planted("composer"),
+    "prefix_memoriser": lambda: Planted("prefix_memoriser", every_chain=True),
+    "idle_copy": lambda: Planted("idle_copy"),
+    "memoriser": lambda: Planted("memoriser"),
+}
+_made = {}
+
+
+def subject(name):
+    if name not in _made:
+        _made[name] = SUBJECTS[name]()
+    return _made[name]
+
+
+def results(name, instrument):
+    """The result of a whole instrument on a planted model, measured once a session."""
+    key = (name, instrument.name)
+    if key not in _made:
+        _made[key] = measure(instrument, subject(name), progress=False)
+    return _made[key]
+
+
+def told(name, instrument, result=None):
+    result = results(name, instrument) if result is None else result
+    return instrument.claims(result.isel(step=0))
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_the_rest_of_a_model_from_a_clean_state_is_the_model(layer):
+    one = subject("composer")
+    tokens = jnp.asarray(prompts(one.dataset, one.dataset.rows("test_ii"))[:8])
+    states = residuals(one.model, one.weights, tokens)
+    logits = answer_logits(one.model, one.weights, states[layer], layer)
+    whole, _ = one.model.forward(one.weights, tokens)
+    np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
+
+
+# What is used ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["composer", pytest.param("prefix_memoriser", marks=pytest.mark.slow)]
+)
+def test_all_that_a_swap_claims_is_true(name):
+    claims = told(name, swap.ClassMeanSwap())
+    assert claims and not subject(name).words(claims)["false"]
+    assert (Claim("used", "e2", 1, "r1") in claims) == (name == "composer")
+
+
+def test_a_swap_in_a_composer_is_exact_and_its_control_does_nothing():
+    found = results("composer", swap.ClassMeanSwap()).sel(step=0, group="test_ii")
+    e2 = found["counterfactual"].sel(variable="e2", pos="r1")
+    np.testing.assert_array_equal(e2.sel(edit="class means"), [0, 1, 1, 0, 0])
+    assert e2.sel(edit="random").max() < 0.2
+    shares = sum(found[name] for name in ("counterfactual", "unchanged", "other"))
+    np.testing.assert_allclose(shares.where(shares.notnull(), 1), 1, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
+    """The mutation: the mean that is added is not that of the class it is said to be."""
+    right = swap.class_means
+
+    def wrong(*args):
+        means = right(*args)
+        return ClassMeans(jnp.roll(means.mean, 1, axis=0), means.size)
+
+    monkeypatch.setattr(swap, "class_means", wrong)
+    broken = measure(swap.ClassMeanSwap(), subject("composer"), progress=False)
+    assert Claim("used", "e2", 1, "r1") not in told("composer", swap.ClassMeanSwap(), broken)
+
+
+@pytest.mark.slow
+def test_random_states_are_at_chance():
+    """An untrained model: nothing is used, and hardly anything answered."""
+    one = Planted("composer")
+    one.weights = jax.jit(one.model.init)(jax.random.key(0))
+    for instrument in (swap.ClassMeanSwap(), Behaviour()):
+        assert instrument.claims(measure(instrument, one, progress=False).isel(step=0)) == set()
+
+
+def test_an_instrument_is_traced_once_for_all_checkpoints():
+    one, instrument = subject("composer"), swap.ClassMeanSwap()
+    runner = Runner(instrument, one.model)
+    examples = instrument.examples(one.model, one.dataset)
+    for _ in range(2):
+        runner(one.params((0, 0)), examples)
+    assert runner.traces == 1
+
+
+# What is needed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_erasing_breaks_what_is_used_and_nothing_else():
+    """The composer of `idle_copy` has e2 at two places, and reads it at the one."""
+    e2 = results("idle_copy", Erasure()).sel(step=0, group="test_ii", variable="e2")
+    stays = e2["unchanged"].sel(edit="variable")
+    assert stays.sel(layer=1, pos="r1") < 0.3 < 0.95 < stays.sel(layer=2, pos="r2")
+    assert min(e2["decoded"].sel(layer=1, pos="r1"), e2["decoded"].sel(layer=2, pos="r2")) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["idle_copy", "prefix_memoriser"])
+def test_all_that_an_erasure_claims_is_true(name):
+    assert not subject(name).words(told(name, Erasure()))["false"]
+
+
+@pytest.mark.slow
+def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
+    """The mutation: all is unused then, and much of that is false."""
+    right = erasure.leace
+    monkeypatch.setattr(
+        erasure,
+        "leace",
+        lambda *args: (lambda e: Eraser(e.mean, 0 * e.take, e.rank))(right(*args)),
+    )
+    broken = measure(Erasure(), subject("idle_copy"), progress=False)
+    claims = told("idle_copy", Erasure(), broken)
+    assert "e2 unused at layer 1, r1" in subject("idle_copy").words(claims)["false"]
+
+
+# What can be set ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def search():
+    return Alignment(rank=48, steps=60)
+
+
+@pytest.mark.slow
+def test_a_subspace_of_the_bridge_is_found_in_a_composer(search):
+    one = results("composer", search).sel(step=0, group="test_ii", variable="e2", pos="r1")
+    assert one["cause"].sel(edit="learnt", layer=1) > 0.8
+    assert one["isolation"].sel(edit="learnt", layer=1) > 0.8
+    assert one["cause"].sel(edit="random", layer=1) < 0.3
+    assert one["cause"].sel(layer=[3, 4]).max() == 0  # r1 is not read any more
+    assert not subject("composer").words(told("composer", search))["false"]
+
+
+@pytest.mark.slow
+def test_an_unlearnt_subspace_makes_no_claim(search, monkeypatch):
+    """The mutation: the search returns what it began with."""
+    monkeypatch.setattr(das, "align", lambda model, params, material, weights, *rest: weights)
+    broken = measure(search, subject("composer"), progress=False)
+    assert told("composer", search, broken) == set()
+
+
+def test_held_out_pairs_share_nothing_with_those_learnt_from(search):
+    one = subject("composer")
+    inputs = search.examples(one.model, one.dataset).inputs
+    learnt = {tuple(row) for row in inputs["fit_tokens"][:, :2]}
+    assert not learnt & {tuple(row) for row in inputs["tokens"][:, :2]}
+    asked = inputs["expected"][0, 0] >= 0
+    sources = inputs["source_tokens"][0, 0][asked]
+    assert not learnt & {tuple(row) for row in sources[:, :2]}
+    trained = {tuple(row) for row in prompts(one.dataset, np.arange(one.dataset.n_train))}
+    composed = np.column_stack([sources[:, :2], inputs["tokens"][asked][:, 2]])
+    assert not trained & {tuple(row) for row in composed}
+
+
+@pytest.mark.parametrize(
+    "options, says", [({"variable": "e9"}, "no variable 'e9'"), ({"positions": ["x"]}, "'x'")]
+)
+def test_what_is_not_there_cannot_be_searched_for(options, says):
+    one = subject("composer")
+    with pytest.raises(InputError, match=says):
+        Alignment(**options).examples(one.model, one.dataset)
+
+
+# What is answered --------------------------------------------------------------------------------
+
+
+def test_answers_are_sorted_into_kinds():
+    right = results("composer", Behaviour()).sel(step=0)["share"].sel(kind="right")
+    np.testing.assert_array_equal(right, 1)
+    found = results("memoriser", Behaviour()).sel(step=0)
+    for name in ("share", "chance"):
+        np.testing.assert_allclose(found[name].sum("kind"), 1, atol=1e-5)
+    assert found["share"].sel(kind="right", group="train_ii") == 1
+    assert list(found["kind"].values) == list(KINDS)
+
+
+def test_only_a_memoriser_is_said_to_memorise():
+    assert told("memoriser", Behaviour()) == {Claim("memorised", "e2")}
+    assert told("composer", Behaviour()) == set()
+
+
+def test_behaviour_that_asks_about_other_answers_is_found_out():
+    """The mutation: the truth of another row; nothing is right then."""
+    one, instrument = subject("memoriser"), Behaviour()
+    examples = instrument.examples(one.model, one.dataset)
+    wrong = {**examples.inputs, "kind": np.roll(examples.inputs["kind"], 1, axis=0)}
+    measured = jax.jit(instrument.measure, static_argnums=0)
+    found = measured(one.model, one.weights, wrong, jax.random.key(0))
+    assert found["share"][0].mean() < 0.3
+
+
+# Decodable or used -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_table_tells_what_is_used_from_what_is_only_there():
+    instruments = (swap.ClassMeanSwap(), Erasure())
+    made = used.table({one.name: results("idle_copy", one) for one in instruments})
+    e2 = made["verdict"].sel(step=0, variable="e2")
+    assert e2.sel(layer=1, pos="r1") == "used"
+    assert e2.sel(layer=2, pos="r2") == "decodable, not used"
+    assert any("e2 at S[2, r2] is decodable" in said for said in used.disagreements(made))
+
+
+def test_the_table_needs_both_interventions():
+    with pytest.raises(InputError, match="erasure is missing"):
+        used.table({"swap": results("composer", swap.ClassMeanSwap())})
+
+
+@pytest.mark.slow
+def test_every_figure_can_be_drawn(search):
+    both = {one.name: results("idle_copy", one) for one in (swap.ClassMeanSwap(), Erasure())}
+    drawn = used.figures(both)
+    for instrument in (swap.ClassMeanSwap(), Erasure()):
+        drawn += instrument.figures(both[instrument.name])
+    for instrument in (Behaviour(), search):
+        drawn += instrument.figures(results("composer", instrument))
+    assert len({figure.name for figure in drawn}) == len(drawn) == 6
+    for figure in drawn:
+        assert figure.caption and figure.title
+        figure.drawing.canvas.draw()
