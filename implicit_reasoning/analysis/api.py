@@ -13,8 +13,21 @@ from implicit_reasoning.analysis.runner import check_same, measure, merge
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 
+_HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
-    "lens": "implicit_reasoning.analysis.lens:LogitLens",
+    "behaviour": f"{_HERE}.behaviour:Behaviour",
+    "lens": f"{_HERE}.lens:LogitLens",
+    "tuned_lens": f"{_HERE}.tuned_lens:TunedLens",
+    "decoding": f"{_HERE}.decoding:Decoding",
+    "probes": f"{_HERE}.probes:Probes",
+    "geometry": f"{_HERE}.geometry:Geometry",
+    "corruption": f"{_HERE}.patching.corruption:Corruption",
+    "cross_query": f"{_HERE}.patching.cross_query:CrossQuery",
+    "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
+    "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
+    "swap": f"{_HERE}.swap:ClassMeanSwap",
+    "erasure": f"{_HERE}.erasure:Erasure",
+    "das": f"{_HERE}.das:Alignment",
 }
 """Those that come with the lab, in the order of the report; others are found by import path."""
 
