@@ -16,7 +16,7 @@ from implicit_reasoning.analysis.counterfactuals import answer_if
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 KINDS = ("cause", "isolation")
-_TRIES = 64  # sources that are tried for each base
+_TRIES = 512  # sources that are tried for each base: few have the same value and compose anew
 
 
 class Pairs(NamedTuple):
