@@ -7,8 +7,9 @@ two facts are looked up side by side, and not one after the other.
 
 Published (phi 7.2, figure 1, right): train .99 at 10,000 steps; test_ii .86 at 2,000, .90 at
 10,000, 1.0 at 340,000; test_oo .80 at 4,000 and .99 at 340,000 - unlike composition it generalises
-out of distribution. To expect here: test_ii and test_oo early above .8, where `win_rate`, a
-shortcut, is as well (on test_oo it knows nothing); then slowly to 1. Times: not measured.
+out of distribution. To expect here: test_ii early at the height of `win_rate`, a shortcut; then
+slowly to 1. At `pocket` (three seeds, 9 minutes on one core, 6,000 steps): test_ii .82 - .86, where
+the shortcut is, test_oo .56 - .66, above its .45.
 """
 
 from pathlib import Path

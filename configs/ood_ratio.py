@@ -8,7 +8,8 @@ The argument is the scale of `composition.py` and, after it, the percentage of `
 Controls for: the generalisation of first hops as a matter of exposure.
 
 Published (Ye et al. 2025): with .8/.2 (`I`/`O`) test_oi rises in the end, with .3/.7 it does not.
-To expect: test_oi the higher, the fewer facts are `O`. Times: not measured.
+To expect: test_oi the higher, the fewer facts are `O`. At `pocket` (three seeds, 5 minutes on one
+core): test_oi .21 - .24 at 20%, .14 - .17 at 50%, .09 - .18 at 70%; test_ii .97, .58, .30.
 """
 
 from pathlib import Path

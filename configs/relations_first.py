@@ -8,7 +8,8 @@ have been computed at r1, and a transcoder that skips layers sees both hops. Two
 after the relations were gathered, want depth: at least 4 layers beyond `pocket`.
 
 Published: nothing in this order. To expect: slower than "e r r" in steps; at `pocket` scale, with 2
-layers, possibly memorisation only. Times: not measured.
+layers, possibly memorisation only. Found at `pocket` (three seeds, 5 minutes on one core, 6,000
+steps): test_ii .81, .46, .35, still rising.
 """
 
 from pathlib import Path

@@ -6,7 +6,8 @@ Controls for: instruments that find composition where there is none. Single fact
 bridge at r1 is a training target and decodable; no answer of a chain follows from it.
 
 Published: the house's own. To expect: triples and train_ii at 1.0, every test split of chains at
-chance, 1 / n_entities, by construction and for ever. Times: not measured.
+chance, 1 / n_entities, by construction and for ever. Found so at `pocket` (three seeds, 5 minutes
+on one core).
 """
 
 from pathlib import Path

@@ -7,9 +7,9 @@ is never a second hop in training; entities, relations, the fact alone and its u
 are all seen. As published there are no `O` facts; the splits that would hold them are empty.
 
 Published (Ye et al. 2025, section 2.4 and appendix D.1; a reproduction at 1M steps: 2 of 3,000
-right, while test_ii is at 99.6% and triples at 99.8%): test_ii_sr stays at the floor.
-To expect: the same, at the shortcuts' height (modal answers are right now and then by luck). Times:
-not measured.
+right, while test_ii is at 99.6% and triples at 99.8%): test_ii_sr stays at the floor. To expect:
+the same, at the shortcuts' height (modal answers are right now and then by luck). Found at `pocket`
+(three seeds, 5 minutes on one core): test_ii .988 - .998, test_ii_sr .006 - .041.
 """
 
 from pathlib import Path

@@ -6,8 +6,9 @@ Controls for: what holds of two hops only. Splits train_iii, test_iii, and test_
 
 Published (Ye et al. 2025; 1,000 entities, 100 relations, degree 10, 20% `O` facts - "can't be too
 low" - and 120,000 training chains): of the patterns with `O` facts only test_oii, the `O` fact in
-the first hop, rises; any `O` fact in hop 2 or 3 fails. To expect: the same, later than two hops.
-Times: not measured.
+the first hop, rises; any `O` fact in hop 2 or 3 fails. To expect: the same, later than two hops. At
+`pocket` (three seeds, 9 minutes on one core, 6,000 steps): test_iii .17 - .24, test_oii .11 - .13,
+as its shortcut; not reached.
 """
 
 from pathlib import Path

@@ -8,8 +8,8 @@ so whether it is present in a state is a question for a probe.
 
 Published (Wang et al. 2024, appendix C, phi 12.6): a larger token multiplicity (entities a name;
 2,000 entities with 50 names: 40) delays generalisation and never prevents it; the second token of
-the bridge becomes perfectly decodable at r1. To expect: the curves of `composition.py`, later.
-Times: not measured.
+the bridge becomes perfectly decodable at r1. To expect: the curves of `composition.py`, later. At
+`pocket` (three seeds, 7 minutes on one core, 6,000 steps): test_ii .03 - .05; not reached.
 """
 
 from pathlib import Path

@@ -254,7 +254,10 @@ def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
     for arm, runs in seeds.items():
         for split in runs[0]["accuracy"]:
             last = [run["final_accuracy"][split] for run in runs]
-            ends = ("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**one) for one in last)
+            ends = [
+                "{} [{}, {}]".format(*(share(one[key]) for key in ("mean", "low", "high")))
+                for one in last
+            ]
             n = ", ".join(str(one["n_examples"]) for one in last)
             best = [best_shortcut(run, split) for run in runs]
             shown = ", ".join("-" if one is None else f"{one:.3f}" for one in best)
@@ -263,6 +266,11 @@ def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
                 f"| {arm} | {split} | {', '.join(ends)} | {n} | {shown} | {half} / {most} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def share(value: float) -> str:
+    """Three decimals; never -0.000."""
+    return f"{abs(round(value, 3)):.3f}"
 
 
 def reached(runs: list[dict[str, Any]], split: str, level: float) -> str:
