@@ -70,7 +70,7 @@ class Hooked:
         """
         sites = self.sites(names_filter)
         logits, found = self._forward(self.params, tokens, sites=sites)
-        return logits, Cache(found, self)
+        return logits, Cache({site: found[site] for site in sites}, self)
 
     def run_with_hooks(
         self,

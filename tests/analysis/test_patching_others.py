@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.analysis.patching import back_patching, grids, parameters
 from implicit_reasoning.analysis.patching.back_patching import BackPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange
-from implicit_reasoning.analysis.runner import Runner, measure, merge
+from implicit_reasoning.analysis.runner import Runner, check_same, measure
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from tests.analysis.by_hand import Subject, composer, dataset
@@ -116,10 +116,10 @@ def test_results_held_against_another_checkpoint_do_not_mix(data, made):
     model, params = made
     two, three = (Subject(model, data, [params] * n) for n in (2, 3))
     first = measure(ParameterPatching(), two, [0], progress=False)
-    second = measure(ParameterPatching(), three, [1], progress=False)
     assert first.attrs["reference"] == 1
-    with pytest.raises(InputError, match="another reference"):
-        merge(first, second)
+    check_same(first, ParameterPatching(), two)
+    with pytest.raises(InputError, match=r"another reference \(1, now 2\); measure all of it"):
+        check_same(first, ParameterPatching(), three)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 8])
