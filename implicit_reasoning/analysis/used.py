@@ -149,7 +149,9 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         "linear reader decodes the variable from held-out states; the share of answers that become "
         "what the world says when its class mean is swapped (the null, the same vectors randomly "
         "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
-        "of two others as large). Red is what a probe finds and the model ignores; 'unclear' is "
+        "of two others as large). Cells are empty where a class has one state only, which no "
+        "held-out reader can know, or too few cases count. Red is what a probe finds and the model "
+        "ignores; 'unclear' is "
         "where swap and erasure disagree or do damage, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
@@ -177,8 +179,11 @@ def _draw(ax: Axes, made: xr.Dataset) -> None:
 
 def _decoded(results: Mapping[str, xr.Dataset], group: str) -> xr.DataArray:
     if "probes" in results:
-        accuracy = results["probes"]["accuracy"].sel(held_out="prefix", truth="true")
-        return accuracy.isel(group=0, drop=True)  # the group of facts that training chains use
+        probes = results["probes"].isel(group=0, drop=True)  # facts that training chains use
+        accuracy = probes["accuracy"].sel(held_out="prefix", truth="true")
+        # An embedding is one state a token, and so are states at e1: held out, nobody has seen it.
+        several = probes["n_states"] > probes["n_classes"].isel(step=0, drop=True)
+        return accuracy.where((accuracy["layer"] > 0) & several)
     return results["erasure"]["decoded"].sel(group=group)
 
 
