@@ -19,6 +19,7 @@ def test_what_is_written_can_be_read_before_the_file_is_closed(tmp_path):
     file.close()
 
 
+# Other systems have no device that is always full; what is tested is the same code there.
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux that is always full")
 def test_a_full_disk_is_the_callers_error_not_a_workers_silence():
     with pytest.raises(OSError, match="No space left on device"):

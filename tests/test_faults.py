@@ -151,6 +151,7 @@ def full_disk(tmp_path):
     disk.mkdir()
     made = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
     if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
+        # Without mounts no disk here is full; `small_files`, the other case, needs no root.
         pytest.skip("only root can mount a small disk")
     try:
         yield disk / "run"
@@ -179,6 +180,7 @@ def test_an_unwritable_directory_is_answered_and_left_as_it_is(finished, tmp_pat
     read_only.mkdir()
     made = ["mount", "--bind", "-o", "ro", str(finished.workdir), str(read_only)]
     if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
+        # Permissions would do for others, but not for root, as whom CI runs: a mount holds for all.
         pytest.skip("only root can mount a folder read-only")
     try:
         assert command(read_only) == 74
