@@ -105,6 +105,10 @@ class Behaviour(Instrument):
             coords={"kind": tuple(KINDS), "rule": tuple(rules)},
         )
 
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """None: only answers are looked at."""
+        return ()
+
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:

@@ -19,7 +19,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import cell_figures
 from implicit_reasoning.analysis.alignment import (
     Material,
     Settings,
@@ -37,6 +36,7 @@ from implicit_reasoning.analysis.counterfactuals import (
     rows_to_fit,
     spread,
 )
+from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.interchange import KINDS, Pairs, Rules, find_pairs
 from implicit_reasoning.analysis.rest import answer_from, answer_logits
@@ -44,7 +44,6 @@ from implicit_reasoning.analysis.states import (
     chain_splits,
     chain_variables,
     prompts,
-    resid_sites,
     residuals,
     state_keys,
 )
@@ -182,10 +181,6 @@ class Alignment(Instrument):
             for place in self.places(dataset)
         ]
 
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
-
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
@@ -225,7 +220,12 @@ class Alignment(Instrument):
         )
         two = result.sel(edit=["learnt", "random"])
         return [
-            cell_figures.heat_maps(two, kind, name=f"das_{kind}", title=title, caption=caption)
+            Figure(
+                f"das_{kind}",
+                title,
+                caption,
+                maps_by_variable(two[kind].where(enough(two, kind)), "share of cases"),
+            )
             for kind, title in what.items()
         ]
 

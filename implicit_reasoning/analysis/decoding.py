@@ -23,7 +23,7 @@ from implicit_reasoning.analysis.drawing import curves, heat_maps, some_steps
 from implicit_reasoning.analysis.facts import fact_rows, taught_alone
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.ranking import ranks
-from implicit_reasoning.analysis.states import chain_variables, prompts, resid_sites, residuals
+from implicit_reasoning.analysis.states import chain_variables, prompts, residuals
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, Figure
 from implicit_reasoning.model import Edit, Params, Taps, Transformer, mask
@@ -87,10 +87,6 @@ class Decoding(Instrument):
             },
         )
 
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals, read and edited."""
-        return resid_sites(model)
-
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
@@ -111,7 +107,7 @@ class Decoding(Instrument):
                     ranks(full_run(site, state), wanted),
                 ]
             )
-            for site, state in zip(resid_sites(model), states, strict=True)
+            for site, state in zip(model.resid_sites, states, strict=True)
         ]
         return {
             "top1": jnp.stack(by_layer, axis=3) == 0,

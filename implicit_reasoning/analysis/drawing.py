@@ -32,10 +32,17 @@ def last_step(result: xr.Dataset) -> xr.Dataset:
     return result.isel(step=-1)
 
 
-def some_steps(result: xr.Dataset, most: int = 4) -> list[int]:
+def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
     """At most so many checkpoints, evenly over the schedule, the first and the last among them."""
     chosen = np.linspace(0, result.sizes["step"] - 1, most).round().astype(int)
     return [int(result["step"][index]) for index in dict.fromkeys(chosen.tolist())]
+
+
+def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
+    """The first trained and the first tested group, as far as there are; else the first of all."""
+    groups = [str(group) for group in result["group"].values]
+    firsts = [next((g for g in groups if g.startswith(kind)), None) for kind in ("train", "test")]
+    return [group for group in firsts if group is not None] or groups[:1]
 
 
 def layer_colors(n_layers: int) -> list[str]:
@@ -123,62 +130,110 @@ def heat_maps(
     maps: Mapping[str, xr.DataArray],
     label: str,
     *,
+    nulls: Mapping[str, xr.DataArray] | None = None,
     ncols: int = 6,
     rows: str = "layer",
     columns: str = "pos",
-    low: float = 0.0,
-    high: float = 1.0,
     width: float = 0.52,
 ) -> Drawing:
-    """Tables of numbers as colours, one beside the other on one scale; layer 0 is at the bottom.
+    """Tables of shares as colours, one beside the other on one scale; layer 0 is at the bottom.
 
     Args:
-      maps: title to values with the dimensions `rows` and `columns`.
+      maps: title to values from 0 to 1 (nan: white) with the dimensions `rows` and `columns`.
       label: of the scale.
+      nulls: the same for what the values are held against; written in brackets below them.
       ncols: maps in a row.
       rows: the dimension that goes up.
       columns: the dimension that goes right.
-      low: value of the darkest colour.
-      high: value of the lightest.
       width: of a column, in inches.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
     nrows = -(-len(maps) // ncols)
     wide = max(1.6, width * one.sizes[columns])
-    height = max(1.3, 0.3 * one.sizes[rows])
+    height = max(1.3, (0.42 if nulls else 0.3) * one.sizes[rows])
+    lines = 1 + max(title.count("\n") for title in maps)
     drawing, axes = new_drawing(
         1.8 + wide * ncols,
-        0.5 + nrows * (height + 0.7),
+        0.5 + nrows * (height + 0.55 + 0.15 * lines),
         nrows=nrows,
         ncols=ncols,
         sharey=True,
         sharex=True,
     )
-    scale = Normalize(low, high)
+    scale = Normalize(0.0, 1.0)
     for ax, (title, values) in zip(axes, maps.items(), strict=False):
-        _heat_map(ax, values.transpose(rows, columns), scale)
+        null = None if nulls is None else nulls[title].transpose(rows, columns)
+        _heat_map(ax, values.transpose(rows, columns), scale, null)
         ax.set_title(title, fontsize=9.5)
     _hide_the_rest(axes, len(maps), ncols)
     for index, ax in enumerate(axes):
-        ax.set_ylabel(rows if index % ncols == 0 else "")
+        ax.set_ylabel(rows.replace("_", " ") if index % ncols == 0 else "")
+        ax.set_xlabel(columns.replace("_", " ") if index + ncols >= len(maps) else "")
     colors = matplotlib.cm.ScalarMappable(scale, _CELLS)
     bar = drawing.colorbar(colors, ax=axes, shrink=0.9, aspect=25, pad=0.02)
     bar.set_label(label, fontsize=9)
     return drawing
 
 
-def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize) -> None:
-    rows, columns = values.dims
-    ax.imshow(values, cmap=_CELLS, norm=scale, origin="lower", aspect="auto")
+def maps_over_steps(
+    series: Mapping[str, xr.DataArray], label: str, *, rows: str = "layer", columns: str = "pos"
+) -> Drawing:
+    """`heat_maps` at a few checkpoints: a row for each series, a column for each checkpoint."""
+    steps = some_steps(next(iter(series.values())))
+    maps = {
+        f"{name}\nstep {step:,}": values.sel(step=step)
+        for name, values in series.items()
+        for step in steps
+    }
+    return heat_maps(maps, label, ncols=len(steps), rows=rows, columns=columns)
+
+
+def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
+    """`heat_maps` of every variable (a column each), at a few checkpoints, for a group or two.
+
+    `values` has the dimension `edit`, of which the first is shown, and the last is its null.
+    """
+    places = [
+        {"step": step, "group": group, "variable": variable}
+        for step in some_steps(values, 3)
+        for group in some_groups(values)
+        for variable in values["variable"].values
+    ]
+    titles = ["{variable}\n{group}, step {step:,}".format(**place) for place in places]
+    shown, null = (
+        {
+            title: values.sel(place).isel(edit=end)
+            for title, place in zip(titles, places, strict=True)
+        }
+        for end in (0, -1)
+    )
+    return heat_maps(shown, label, nulls=null, ncols=values.sizes["variable"])
+
+
+def label_places(ax: Axes, values: xr.DataArray) -> None:
+    """The ticks of a map: names of its rows, the first dimension, and of its columns."""
     ax.grid(False)
-    ax.set_xticks(range(values.sizes[columns]), [str(x) for x in values[columns].values])
-    ax.set_yticks(range(values.sizes[rows]), [str(x) for x in values[rows].values])
+    for axis, dim in zip((ax.yaxis, ax.xaxis), values.dims, strict=True):
+        axis.set_ticks(range(values.sizes[dim]), [str(x) for x in values[dim].values])
     ax.tick_params(labelsize=8, length=0)
+
+
+def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize, null: xr.DataArray | None) -> None:
+    ax.imshow(values, cmap=_CELLS, norm=scale, origin="lower", aspect="auto")
+    label_places(ax, values)
     for (row, column), value in np.ndenumerate(values.values):
+        if not np.isfinite(value):
+            continue
+        text = _short(float(value))
+        if null is not None:
+            text += f"\n({_short(null.values.item(row, column))})"
         ink = "black" if scale(value) > 0.55 else "white"
-        text = f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else "-"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def scatters(

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import cell_figures
 from implicit_reasoning.analysis.cells import (
     Cell,
     Edited,
@@ -33,12 +32,12 @@ from implicit_reasoning.analysis.counterfactuals import (
     inputs_of,
     rows_to_fit,
 )
+from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
     chain_splits,
     chain_variables,
     prompts,
-    resid_sites,
     state_keys,
 )
 from implicit_reasoning.analysis.subspaces import (
@@ -104,10 +103,6 @@ class Erasure(Instrument):
             coords={"variable": cases.variables.names, "edit": CONDITIONS},
         )
 
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
-
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
@@ -143,20 +138,18 @@ class Erasure(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Answers that stay, by cell."""
+        shown = result.sel(edit=["variable", "shuffled"])
+        values = shown["unchanged"].where(enough(shown, "unchanged"))
+        caption = (
+            "Share of cases, right when clean, whose answer stays when all linear "
+            "information on the variable is erased at (layer, position). Dark: it is "
+            "needed there. In brackets the null: the same erasure for values dealt out "
+            "anew among the states. Empty: the state cannot know the variable, or fewer "
+            "than 20 facts count."
+        )
+        drawing = maps_by_variable(values, "share of cases")
         return [
-            cell_figures.heat_maps(
-                result.sel(edit=["variable", "shuffled"]),
-                "unchanged",
-                name="erasure",
-                title="Answers that survive the erasure of a variable",
-                caption=(
-                    "Share of cases, right when clean, whose answer stays when all linear "
-                    "information on the variable is erased at (layer, position). Pale: it is "
-                    "needed there. In brackets the null: the same erasure for values dealt out "
-                    "anew among the states. Empty: the state cannot know the variable, or fewer "
-                    "than 20 facts count."
-                ),
-            )
+            Figure("erasure", "Answers that survive the erasure of a variable", caption, drawing)
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:

@@ -23,7 +23,7 @@ from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, sc
 from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.ranking import ranks
-from implicit_reasoning.analysis.states import prompts, resid_sites, residuals, state_keys
+from implicit_reasoning.analysis.states import prompts, residuals, state_keys
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, ORANGE, Figure
 from implicit_reasoning.model import Params, Taps, Transformer
@@ -108,10 +108,6 @@ class Geometry(Instrument):
                 "axis": (1, 2),
             },
         )
-
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

@@ -108,8 +108,8 @@ class Instrument(abc.ABC):
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The sites that are read or edited, for the record."""
-        return ()
+        """The sites that are read or edited, for the record; the residuals, unless overridden."""
+        return model.resid_sites
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """The instrument's figures; none unless overridden."""

@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
-from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
+from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.ranking import ranks
@@ -25,7 +25,6 @@ from implicit_reasoning.analysis.states import (
     chain_variables,
     choose_rows,
     prompts,
-    resid_sites,
     residuals,
     state_keys,
 )
@@ -82,10 +81,6 @@ class LogitLens(Instrument):
             },
         )
 
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
-
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
@@ -126,15 +121,9 @@ class LogitLens(Instrument):
         return [_over_training(result), _places(result)]
 
 
-def _group(result: xr.Dataset) -> str:
-    """Chains that are trained on, as published, where there are any."""
-    groups = [str(group) for group in result.group.values]
-    return next((group for group in groups if group.startswith("train")), groups[0])
-
-
 def _over_training(result: xr.Dataset) -> Figure:
     """Wang et al.'s figure 4c, for every layer, and its top-1."""
-    positions, group = list(result.pos.values), _group(result)
+    positions, group = list(result.pos.values), some_groups(result)[0]
     wanted = {variable: known_at(variable, positions) for variable in ("e2", "r2", "answer")}
     result = result.sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
     both = xr.concat([result, result], "outcome").assign_coords(outcome=["MRR", "top-1"])
@@ -168,7 +157,7 @@ def _over_training(result: xr.Dataset) -> Figure:
 
 
 def _places(result: xr.Dataset) -> Figure:
-    group = _group(result)
+    group = some_groups(result)[0]
     final = last_step(result).sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
     ranked = final["reciprocal_rank"]
     maps = {str(v): ranked.sel(truth="true", variable=v) for v in result["variable"].values}

@@ -39,7 +39,6 @@ from implicit_reasoning.analysis.states import (
     Variables,
     chain_variables,
     prompts,
-    resid_sites,
     residuals,
     state_keys,
 )
@@ -120,7 +119,7 @@ class Probes(Instrument):
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
         """The residuals, and the neurons."""
-        return (*resid_sites(model), *_neuron_sites(model))
+        return (*model.resid_sites, *_neuron_sites(model))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

@@ -18,17 +18,11 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 
-def resid_sites(model: Transformer) -> tuple[str, ...]:
-    """The sites of `residuals`, by layer."""
-    depth = model.spec.depth
-    return ("blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(depth)))
-
-
 def residuals(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "layer batch pos d_model"]:
     """`S[layer, pos]` of every row."""
-    sites = resid_sites(model)
+    sites = model.resid_sites
     _, found = model.forward(params, tokens, sites=sites)
     return jnp.stack([found[site] for site in sites])
 

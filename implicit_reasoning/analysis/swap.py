@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import cell_figures
 from implicit_reasoning.analysis.cells import (
     Cell,
     Edited,
@@ -28,8 +27,9 @@ from implicit_reasoning.analysis.counterfactuals import (
     inputs_of,
     rows_to_fit,
 )
+from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.states import chain_splits, resid_sites
+from implicit_reasoning.analysis.states import chain_splits
 from implicit_reasoning.analysis.subspaces import class_means, random_rotation, swap
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -75,10 +75,6 @@ class ClassMeanSwap(Instrument):
             coords={"variable": cases.variables.names, "edit": CONDITIONS},
         )
 
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
-
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
@@ -103,21 +99,16 @@ class ClassMeanSwap(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Counterfactual answers by cell."""
-        return [
-            cell_figures.heat_maps(
-                result,
-                "counterfactual",
-                name="swap",
-                title="Answers that follow a swapped variable",
-                caption=(
-                    "Share of cases, right when clean, whose answer becomes what the world says "
-                    "when the variable has another value, after its class mean at (layer, "
-                    "position) was swapped. In brackets the null: the same vectors, randomly "
-                    "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
-                    "facts count. At layer 0 a token is exchanged for another, no more."
-                ),
-            )
-        ]
+        values = result["counterfactual"].where(enough(result, "counterfactual"))
+        caption = (
+            "Share of cases, right when clean, whose answer becomes what the world says "
+            "when the variable has another value, after its class mean at (layer, "
+            "position) was swapped. In brackets the null: the same vectors, randomly "
+            "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
+            "facts count. At layer 0 a token is exchanged for another, no more."
+        )
+        drawing = maps_by_variable(values, "share of cases")
+        return [Figure("swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """A variable is used where answers follow its swap, and do not follow a random one."""

@@ -27,7 +27,6 @@ from implicit_reasoning.analysis.ridge import affine
 from implicit_reasoning.analysis.states import (
     chain_variables,
     prompts,
-    resid_sites,
     residuals,
     state_keys,
 )
@@ -86,10 +85,6 @@ class TunedLens(Instrument):
             cluster_dim="pos",
             coords={"lens": LENSES, "truth": TRUTHS, "variable": variables.names},
         )
-
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals."""
-        return resid_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

@@ -90,6 +90,12 @@ class Transformer:
         return dict(_sites(self.spec))
 
     @property
+    def resid_sites(self) -> tuple[str, ...]:
+        """The residual stream by layer: before the first block, then after each."""
+        after = (f"blocks.{layer}.hook_resid_post" for layer in range(self.spec.depth))
+        return ("blocks.0.hook_resid_pre", *after)
+
+    @property
     def dims(self) -> dict[str, int]:
         """Sizes of the dimensions that the spec fixes."""
         spec = self.spec

@@ -8,6 +8,7 @@ import pytest
 from implicit_reasoning.analysis import decoding
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.decoding import Decoding
+from implicit_reasoning.analysis.states import residuals
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Taps
 from tests.analysis.tiny_states import Subject, make_dataset, make_model, plant, run
@@ -70,9 +71,9 @@ def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
     inputs = Decoding().examples(model, dataset).inputs
     params = first_params(model, dataset)
     tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
-    right = decoding.resid_sites
-    late = lambda model: (*right(model)[1:], right(model)[-1])  # noqa: E731
-    monkeypatch.setattr(decoding, "resid_sites", late)
+    plant(monkeypatch, decoding, residuals(model, params, jnp.asarray(inputs["tokens"])))
+    late = (*model.resid_sites[1:], model.resid_sites[-1])
+    monkeypatch.setattr(type(model), "resid_sites", property(lambda self: late))
     assert not measured(model, dataset, tops[0])[0].all()
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
+from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import in_parts
-from implicit_reasoning.analysis.patching.maps import a_test_split, draw_maps
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, answers_with
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -92,7 +92,7 @@ class BackPatching(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Repaired answers by (from, to), for every position of one split of tests."""
-        group = a_test_split(result)
+        group = some_groups(result)[-1]
         repaired = result.repaired.where(result.repaired_n >= FEWEST).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
@@ -104,7 +104,7 @@ class BackPatching(Instrument):
             "best of many cells is high by chance, too: hold it against the best of the null. "
             f"White: fewer than {FEWEST} facts counted."
         )
-        drawing = draw_maps(rows, up="from_layer", across="layer", label="share repaired")
+        drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
         return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]
 
 

@@ -26,6 +26,7 @@ import xarray as xr
 from jaxtyping import Array, Int, Key
 
 from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import (
@@ -35,7 +36,6 @@ from implicit_reasoning.analysis.patching.grids import (
     patch_parts,
     patch_states,
 )
-from implicit_reasoning.analysis.patching.maps import draw_maps
 from implicit_reasoning.analysis.patching.outcomes import (
     FEWEST,
     SHARES,
@@ -162,12 +162,12 @@ class Corruption(Instrument):
             "change anything. The null expects the answer of another question's exchange. "
             f"White: fewer than {FEWEST} facts counted."
         )
-        states = draw_maps(rows_and_null, label="share of answers that follow")
+        states = maps_over_steps(rows_and_null, "share of answers that follow")
         by_part = of_group.part_share.where(of_group.part_share_n >= FEWEST)
         by_part = by_part.sel(outcome=SHARES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
-        written = draw_maps(
-            parts, up="part", across="block", label="share of answers that follow, best position"
+        written = maps_over_steps(
+            parts, "share of answers that follow, best position", rows="part", columns="block"
         )
         about_parts = (
             f"Split {group}: as the figure of states, but only what one part of one block wrote is "

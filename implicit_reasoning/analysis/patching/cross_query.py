@@ -20,10 +20,10 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import in_parts, patch_states
-from implicit_reasoning.analysis.patching.maps import draw_maps
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, SHARES, answers_with, shares
 from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.errors import InputError
@@ -136,7 +136,7 @@ class CrossQuery(Instrument):
             "it is. The null expects the answer of another pair. White: fewer than "
             f"{FEWEST} source facts counted."
         )
-        drawing = draw_maps(rows, label="share of predictions")
+        drawing = maps_over_steps(rows, "share of predictions")
         return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:

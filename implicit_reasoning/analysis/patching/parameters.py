@@ -20,9 +20,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Key
 
+from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.maps import a_test_split, draw_maps
 from implicit_reasoning.analysis.patching.outcomes import answers_with
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -94,7 +94,7 @@ class ParameterPatching(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Accuracy by part and block, both directions, beside the two checkpoints alone."""
-        group = a_test_split(result)
+        group = some_groups(result)[-1]
         of_group = result.sel(group=group)
         titles = {
             "later": "a part of the last\ncheckpoint in this",
@@ -112,7 +112,7 @@ class ParameterPatching(Instrument):
             "without the exchange. Above it: the part that the model lacked; below it: the two "
             "checkpoints' parts no longer fit, which says nothing about what a part does."
         )
-        drawing = draw_maps(rows, up="part", across="block", label="share correct")
+        drawing = maps_over_steps(rows, "share correct", rows="part", columns="block")
         return [Figure("parameter_patching", "Which weights made the change?", caption, drawing)]
 
 
