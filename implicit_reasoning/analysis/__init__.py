@@ -1,15 +1,22 @@
 """Instruments: each written for one model, run over all checkpoints, scored against truth.
 
+reading/        what a state says: lenses, probes, geometry
+patching/       whole states exchanged, and what the answer becomes
+variables/      one variable exchanged or erased
+behaviour.py    what wrong answers are
+used.py         decodable or used? one table of a run
+truth/          models of known mechanism, and instruments judged on them
+
 instrument.py   the form of an instrument
 claims.py       what one may say of a mechanism, and how that is judged
 states.py       states and truth variables, from which most begin
+facts.py        facts as the rows that are fitted and held out
+rest.py         the rest of a forward pass, from an edited state on
 runner.py       all checkpoints in one program; labelled results
 aggregate.py    means by group, with intervals and their n
-analyze.py      `analyze(run, "lens")`, and the table of instruments
-known.py        models of known mechanism
-score.py        instruments on those, judged
+api.py          `analyze(run, "lens")`, and the table of instruments
+drawing.py      drawings that instruments share
 figures.py      what the report asks for
-lens.py, ...    one instrument a file, with its figure
 """
 
 from implicit_reasoning.analysis.api import INSTRUMENTS, analyze, analyze_all, find_instrument

@@ -16,18 +16,18 @@ from implicit_reasoning.runs import Run
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
     "behaviour": f"{_HERE}.behaviour:Behaviour",
-    "lens": f"{_HERE}.lens:LogitLens",
-    "tuned_lens": f"{_HERE}.tuned_lens:TunedLens",
-    "decoding": f"{_HERE}.decoding:Decoding",
-    "probes": f"{_HERE}.probes:Probes",
-    "geometry": f"{_HERE}.geometry:Geometry",
+    "lens": f"{_HERE}.reading.lens:LogitLens",
+    "tuned_lens": f"{_HERE}.reading.tuned_lens:TunedLens",
+    "decoding": f"{_HERE}.reading.decoding:Decoding",
+    "probes": f"{_HERE}.reading.probes:Probes",
+    "geometry": f"{_HERE}.reading.geometry:Geometry",
     "corruption": f"{_HERE}.patching.corruption:Corruption",
     "cross_query": f"{_HERE}.patching.cross_query:CrossQuery",
     "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
     "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
-    "swap": f"{_HERE}.swap:ClassMeanSwap",
-    "erasure": f"{_HERE}.erasure:Erasure",
-    "das": f"{_HERE}.das:Alignment",
+    "swap": f"{_HERE}.variables.swap:ClassMeanSwap",
+    "erasure": f"{_HERE}.variables.erasure:Erasure",
+    "das": f"{_HERE}.variables.das:Alignment",
 }
 """Those that come with the lab, in the order of the report; others are found by import path."""
 

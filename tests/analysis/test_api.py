@@ -9,7 +9,7 @@ import xarray as xr
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.analysis import NotApplicable, analyze, analyze_all, find_instrument
 from implicit_reasoning.analysis import runner as runner_module
-from implicit_reasoning.analysis.lens import LogitLens
+from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report.figures import collect
 from implicit_reasoning.runs import Run
@@ -100,7 +100,7 @@ def test_an_instrument_of_ones_own_from_a_file(run, tmp_path):
     [
         ("lnes", "unknown instrument 'lnes' - did you mean 'lens'"),
         ("nowhere.at_all:Lens", "there is no instrument 'nowhere.at_all'"),
-        ("implicit_reasoning.analysis.lens:NORMS", "has no class 'NORMS' of instruments"),
+        ("implicit_reasoning.analysis.reading.lens:NORMS", "has no class 'NORMS' of instruments"),
     ],
 )
 def test_what_cannot_be_found_is_said(name, said):

@@ -8,7 +8,6 @@
     choose.py          which questions meet, by the truth of the world (on the host)
     grids.py           all (layer, position) cells of a patch, each on its cone of the forward pass
     outcomes.py        what became of an answer: three shares, and graded measures
-    maps.py            figures of (layer, position) cells over checkpoints
 
 A whole state is exchanged here. That shows that what the answer needs passes the place; it does not
 show in which code: a state that is used for its prefix may merely contain the bridge, too.

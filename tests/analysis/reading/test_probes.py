@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import probes, ridge
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.probes import Probes
+from implicit_reasoning.analysis.reading import probes, ridge
+from implicit_reasoning.analysis.reading.probes import Probes
 from tests.analysis.tiny_states import (
     make_dataset,
     make_model,

@@ -19,7 +19,7 @@ from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import (
     chain_splits,
     chain_variables,

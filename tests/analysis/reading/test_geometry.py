@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import geometry
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.geometry import Geometry, mds, pca
+from implicit_reasoning.analysis.reading import geometry
+from implicit_reasoning.analysis.reading.geometry import Geometry, mds, pca
 from tests.analysis.tiny_states import (
     make_dataset,
     make_model,

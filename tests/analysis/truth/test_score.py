@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import known
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.lens import LogitLens
-from implicit_reasoning.analysis.score import score
+from implicit_reasoning.analysis.reading.lens import LogitLens
+from implicit_reasoning.analysis.truth import known
+from implicit_reasoning.analysis.truth.score import score
 from implicit_reasoning.errors import InputError
 
 # Without OOD facts: of the few that so small a world has, a lens cannot tell what is chance.
@@ -131,7 +131,7 @@ def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
 def test_models_are_trained_where_none_are_given(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "implicit_reasoning.analysis.score.known_models",
+        "implicit_reasoning.analysis.truth.score.known_models",
         lambda cache, seeds: asked.append((cache, seeds)) or [],
     )
     assert score([Says("good")], cache=str(tmp_path), seeds=(7,), progress=False).rows == ()

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import decoding
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.decoding import Decoding
+from implicit_reasoning.analysis.reading import decoding
+from implicit_reasoning.analysis.reading.decoding import Decoding
 from implicit_reasoning.analysis.states import residuals
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Taps

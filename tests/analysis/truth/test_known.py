@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import known
 from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.truth import known
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.planted import MECHANISMS
 from implicit_reasoning.runs import Run

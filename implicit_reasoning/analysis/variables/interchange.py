@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.analysis.counterfactuals import answer_if
+from implicit_reasoning.analysis.variables.counterfactuals import answer_if
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 KINDS = ("cause", "isolation")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import counterfactuals
-from implicit_reasoning.analysis.interchange import Rules, find_pairs
 from implicit_reasoning.analysis.states import chain_splits, prompts
+from implicit_reasoning.analysis.variables import counterfactuals
+from implicit_reasoning.analysis.variables.interchange import Rules, find_pairs
 from tests.analysis.planted_subject import dataset
 
 SPLITS = ("train_ii", "test_ii")

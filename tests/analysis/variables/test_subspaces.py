@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import subspaces
+from implicit_reasoning.analysis.variables import subspaces
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, some_steps
 from implicit_reasoning.analysis.facts import fact_rows, taught_alone
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import chain_variables, prompts, residuals
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, Figure

@@ -18,20 +18,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.cells import (
-    Cell,
-    Edited,
-    across,
-    enough,
-    intervene,
-)
 from implicit_reasoning.analysis.claims import Claim, claimed
-from implicit_reasoning.analysis.counterfactuals import (
-    choose_cases,
-    fact_units,
-    inputs_of,
-    rows_to_fit,
-)
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
@@ -40,7 +27,20 @@ from implicit_reasoning.analysis.states import (
     prompts,
     state_keys,
 )
-from implicit_reasoning.analysis.subspaces import (
+from implicit_reasoning.analysis.variables.cells import (
+    Cell,
+    Edited,
+    across,
+    enough,
+    intervene,
+)
+from implicit_reasoning.analysis.variables.counterfactuals import (
+    choose_cases,
+    fact_units,
+    inputs_of,
+    rows_to_fit,
+)
+from implicit_reasoning.analysis.variables.subspaces import (
     class_means,
     distinct_weights,
     erase_random,

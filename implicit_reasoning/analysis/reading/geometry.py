@@ -22,7 +22,7 @@ from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
 from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, ORANGE, Figure

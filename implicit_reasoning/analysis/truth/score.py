@@ -19,8 +19,8 @@ from tqdm import tqdm
 from implicit_reasoning.analysis.api import find_instrument
 from implicit_reasoning.analysis.claims import Verdict, describe, judge
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.known import SEEDS, Known, known_models
 from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis.truth.known import SEEDS, Known, known_models
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.machine import provenance

@@ -22,8 +22,8 @@ from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves
 from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.ranking import ranks
-from implicit_reasoning.analysis.ridge import affine
+from implicit_reasoning.analysis.reading.ranking import ranks
+from implicit_reasoning.analysis.reading.ridge import affine
 from implicit_reasoning.analysis.states import (
     chain_variables,
     prompts,

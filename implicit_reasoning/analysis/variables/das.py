@@ -19,26 +19,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.alignment import (
-    Material,
-    Settings,
-    align,
-    interchange,
-    orthonormal,
-    start,
-)
-from implicit_reasoning.analysis.cells import enough
 from implicit_reasoning.analysis.claims import Claim, claimed
-from implicit_reasoning.analysis.counterfactuals import (
-    determined,
-    fact_units,
-    fitting_half,
-    rows_to_fit,
-    spread,
-)
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.interchange import KINDS, Pairs, Rules, find_pairs
 from implicit_reasoning.analysis.rest import answer_from, answer_logits
 from implicit_reasoning.analysis.states import (
     chain_splits,
@@ -47,7 +30,24 @@ from implicit_reasoning.analysis.states import (
     residuals,
     state_keys,
 )
-from implicit_reasoning.analysis.subspaces import basis, class_means, distinct_weights
+from implicit_reasoning.analysis.variables.alignment import (
+    Material,
+    Settings,
+    align,
+    interchange,
+    orthonormal,
+    start,
+)
+from implicit_reasoning.analysis.variables.cells import enough
+from implicit_reasoning.analysis.variables.counterfactuals import (
+    determined,
+    fact_units,
+    fitting_half,
+    rows_to_fit,
+    spread,
+)
+from implicit_reasoning.analysis.variables.interchange import KINDS, Pairs, Rules, find_pairs
+from implicit_reasoning.analysis.variables.subspaces import basis, class_means, distinct_weights
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import tuned_lens
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.tuned_lens import TunedLens
+from implicit_reasoning.analysis.reading import tuned_lens
+from implicit_reasoning.analysis.reading.tuned_lens import TunedLens
 from tests.analysis.tiny_states import (
     Subject,
     make_dataset,

@@ -6,8 +6,8 @@ import pytest
 
 from implicit_reasoning.analysis.drawing import some_steps
 from implicit_reasoning.analysis.facts import fact_rows, first_of_each, fold_of, known_at
-from implicit_reasoning.analysis.lens import LogitLens
-from implicit_reasoning.analysis.ranking import ranks
+from implicit_reasoning.analysis.reading.lens import LogitLens
+from implicit_reasoning.analysis.reading.ranking import ranks
 from tests.analysis.tiny_states import make_dataset, run
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
-from implicit_reasoning.analysis.subspaces import distinct_weights
+from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import inside
 from implicit_reasoning.worlds.dataset import columns, world_of

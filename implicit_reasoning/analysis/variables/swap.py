@@ -13,24 +13,24 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.cells import (
+from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.drawing import maps_by_variable
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.states import chain_splits
+from implicit_reasoning.analysis.variables.cells import (
     Cell,
     Edited,
     across,
     enough,
     intervene,
 )
-from implicit_reasoning.analysis.claims import Claim, claimed
-from implicit_reasoning.analysis.counterfactuals import (
+from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
     fact_units,
     inputs_of,
     rows_to_fit,
 )
-from implicit_reasoning.analysis.drawing import maps_by_variable
-from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.states import chain_splits
-from implicit_reasoning.analysis.subspaces import class_means, random_rotation, swap
+from implicit_reasoning.analysis.variables.subspaces import class_means, random_rotation, swap
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset

@@ -25,7 +25,7 @@ from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
 from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.ridge import (
+from implicit_reasoning.analysis.reading.ridge import (
     STRENGTH,
     Layout,
     Sums,

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import das, erasure, swap, used
+from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.behaviour import KINDS, Behaviour
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.das import Alignment
-from implicit_reasoning.analysis.erasure import Erasure
 from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.states import prompts, residuals
-from implicit_reasoning.analysis.subspaces import ClassMeans, Eraser
+from implicit_reasoning.analysis.variables import das, erasure, swap
+from implicit_reasoning.analysis.variables.das import Alignment
+from implicit_reasoning.analysis.variables.erasure import Erasure
+from implicit_reasoning.analysis.variables.subspaces import ClassMeans, Eraser
 from implicit_reasoning.errors import InputError
 from tests.analysis.planted_subject import Planted
 
