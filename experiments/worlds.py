@@ -17,19 +17,15 @@ al. 2024 (comparison generalises out of distribution, composition does not).
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
+from apart import Command, run_apart
 from grokking import summary
-from tqdm import tqdm
 
 from implicit_reasoning.config import (
     apply_overrides,
@@ -58,7 +54,6 @@ COLUMNS = 4
 
 def main(argv: list[str]) -> None:
     """Train what is missing, then draw."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the children too
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
@@ -71,32 +66,14 @@ def main(argv: list[str]) -> None:
     wanted = [(arm, seed) for seed in range(flags["seeds"]) for arm in chosen]
     missing = [(arm, seed) for arm, seed in wanted if not raw(out, arm, seed).exists()]
     check_current(out, arms)
-    cores: Queue[set[int]] = Queue()
-    own = sorted(os.sched_getaffinity(0))
-    for part in np.array_split(own, min(flags["jobs"], len(own))):
-        cores.put(set(part.tolist()))
 
-    children: list[subprocess.Popen[str]] = []
+    def job(arm: str, seed: int, command: Command) -> None:
+        workdir = runs / f"{arm}_{seed}"
+        command(training(arms[arm], seed, workdir))
+        write_json(raw(out, arm, seed), measured(Run(workdir)), indent=None)
 
-    def job(arm: str, seed: int) -> None:
-        mine = cores.get()
-        os.sched_setaffinity(0, mine)  # of this thread, and of the process it starts
-        try:
-            run = train_apart(arms[arm], seed, runs / f"{arm}_{seed}", children)
-            write_json(raw(out, arm, seed), measured(run), indent=None)
-        finally:
-            cores.put(mine)
-
-    with ThreadPoolExecutor(flags["jobs"]) as pool:
-        jobs = [pool.submit(job, arm, seed) for arm, seed in missing]
-        try:
-            for done in tqdm(as_completed(jobs), total=len(jobs), unit="run"):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()  # it saves its state, and goes on from there the next time
-            raise
+    jobs = {f"{arm}_{seed}": partial(job, arm, seed) for arm, seed in missing}
+    run_apart(jobs, flags["jobs"], runs / "compiled")
     draw_all(out, list(arms))
 
 
@@ -134,31 +111,17 @@ def raw(out: Path, arm: str, seed: int) -> Path:
     return out / "raw" / f"{arm}_{seed}.json"
 
 
-def train_apart(
-    config: str, seed: int, workdir: Path, children: list[subprocess.Popen[str]]
-) -> Run:
-    """Train in a process of its own; its own words are the error if it fails."""
-    command = [sys.executable, "-m", "implicit_reasoning", "train", f"--config={config}"]
-    command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.task.world_seed={seed}"]
-    command += ["--config.writers.progress=false", "--config.writers.tensorboard=false"]
-    # Seeds of one arm are the same programs.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.absolute() / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, **cache},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children.append(child)
-    _, said = child.communicate()
-    children.remove(child)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{said}")
-    return Run(workdir)
+def training(config: str, seed: int, workdir: Path) -> list[str]:
+    """The command that trains one run."""
+    return [
+        "train",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        f"--config.seed={seed}",
+        f"--config.task.world_seed={seed}",
+        "--config.writers.progress=false",
+        "--config.writers.tensorboard=false",
+    ]
 
 
 def measured(run: Run) -> dict[str, Any]:

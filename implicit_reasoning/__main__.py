@@ -76,6 +76,27 @@ def parse_steps(text: str, there: Sequence[int]) -> list[int] | None:
         ) from None
 
 
+def score(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Judge instruments on models whose mechanism is known."""
+    from implicit_reasoning.analysis import INSTRUMENTS
+    from implicit_reasoning.analysis.truth.score import score
+
+    names = flags["instruments"].split(",") if flags["instruments"] else list(INSTRUMENTS)
+    scores = score(names, cache=flags["cache"], seeds=parse_seeds(flags["seeds"]))
+    scores.save(flags["out"])
+    print(f"{scores.summary()}\nwrote {flags['out']}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The numbers of `--seeds=`, with commas between."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--seeds={text} is not understood; it is numbers with commas between, such as 1,2,3"
+        ) from None
+
+
 def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Build a dataset, say what is in it and what answers it without composing, write its files."""
     from implicit_reasoning.worlds import build
@@ -134,6 +155,12 @@ VERBS = {
         {"workdir": str, "instruments": "", "steps": "all", "again": False},
         ("workdir",),
         analyze,
+    ),
+    "score": Verb(
+        "judge instruments on models whose mechanism is known; the first time it trains some",
+        {"instruments": "", "seeds": "2000,2001,2002", "cache": "runs/known", "out": str},
+        ("out",),
+        score,
     ),
     "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
     "world": Verb(

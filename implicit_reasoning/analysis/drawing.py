@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
@@ -25,6 +26,7 @@ from implicit_reasoning.figures import (
 )
 
 _CELLS = "cividis"  # even in lightness, and the same to colour-blind readers
+_DIFFERENCES = "PuOr_r"  # likewise, white in the middle
 
 
 def last_step(result: xr.Dataset) -> xr.Dataset:
@@ -135,17 +137,19 @@ def heat_maps(
     rows: str = "layer",
     columns: str = "pos",
     width: float = 0.52,
+    lowest: float = 0.0,
 ) -> Drawing:
     """Tables of shares as colours, one beside the other on one scale; layer 0 is at the bottom.
 
     Args:
-      maps: title to values from 0 to 1 (nan: white) with the dimensions `rows` and `columns`.
+      maps: title to values up to 1 (nan: white) with the dimensions `rows` and `columns`.
       label: of the scale.
       nulls: the same for what the values are held against; written in brackets below them.
       ncols: maps in a row.
       rows: the dimension that goes up.
       columns: the dimension that goes right.
       width: of a column, in inches.
+      lowest: where the scale begins; if below 0, its colours part at 0.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
@@ -161,16 +165,15 @@ def heat_maps(
         sharey=True,
         sharex=True,
     )
-    scale = Normalize(0.0, 1.0)
+    colors = ScalarMappable(Normalize(lowest, 1.0), _CELLS if lowest >= 0 else _DIFFERENCES)
     for ax, (title, values) in zip(axes, maps.items(), strict=False):
         null = None if nulls is None else nulls[title].transpose(rows, columns)
-        _heat_map(ax, values.transpose(rows, columns), scale, null)
+        _heat_map(ax, values.transpose(rows, columns), colors, null)
         ax.set_title(title, fontsize=9.5)
     _hide_the_rest(axes, len(maps), ncols)
     for index, ax in enumerate(axes):
         ax.set_ylabel(rows.replace("_", " ") if index % ncols == 0 else "")
         ax.set_xlabel(columns.replace("_", " ") if index + ncols >= len(maps) else "")
-    colors = matplotlib.cm.ScalarMappable(scale, _CELLS)
     bar = drawing.colorbar(colors, ax=axes, shrink=0.9, aspect=25, pad=0.02)
     bar.set_label(label, fontsize=9)
     return drawing
@@ -219,8 +222,10 @@ def label_places(ax: Axes, values: xr.DataArray) -> None:
     ax.tick_params(labelsize=8, length=0)
 
 
-def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize, null: xr.DataArray | None) -> None:
-    ax.imshow(values, cmap=_CELLS, norm=scale, origin="lower", aspect="auto")
+def _heat_map(
+    ax: Axes, values: xr.DataArray, colors: ScalarMappable, null: xr.DataArray | None
+) -> None:
+    ax.imshow(colors.to_rgba(values.values), origin="lower", aspect="auto")
     label_places(ax, values)
     for (row, column), value in np.ndenumerate(values.values):
         if not np.isfinite(value):
@@ -228,7 +233,8 @@ def _heat_map(ax: Axes, values: xr.DataArray, scale: Normalize, null: xr.DataArr
         text = _short(float(value))
         if null is not None:
             text += f"\n({_short(null.values.item(row, column))})"
-        ink = "black" if scale(value) > 0.55 else "white"
+        lightness = np.dot(colors.to_rgba(value)[:3], (0.299, 0.587, 0.114))
+        ink = "black" if lightness > 0.5 else "white"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
 
 

@@ -27,8 +27,8 @@ from implicit_reasoning.training import train
 from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.worlds import Dataset, build
 
-SEEDS = (1000, 1001, 1002)
-"""Of the random family. Seeds from 1000 on are for scoring: never look at one while you write."""
+SEEDS = (2000, 2001, 2002)
+"""Of the random family. Seeds from 2000 on are for scoring: never look at one while you write."""
 
 TRAINED = ("scrambled", "shadow")
 """Configurations of `configs/`, at scale `pocket`."""

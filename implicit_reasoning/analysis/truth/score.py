@@ -60,6 +60,20 @@ class Scores:
             table.setdefault(row.instrument, {})[row.model] = row.verdict
         return table
 
+    def summary(self) -> str:
+        """A table of counts, an instrument a row: models by verdict, then claims by truth."""
+        verdicts, truths = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
+        lines = [
+            _cells(["instrument", *verdicts, *(f"claims {word}" for word in truths)]),
+            _cells(["---"] * (1 + len(verdicts) + len(truths))),
+        ]
+        for name in self.verdicts():
+            rows = [row for row in self.rows if row.instrument == name]
+            models = [sum(row.verdict == verdict for row in rows) for verdict in verdicts]
+            claims = [sum(len(row.claims.get(word, ())) for row in rows) for word in truths]
+            lines.append(_cells([name, *models, *claims]))
+        return "\n".join(lines) + "\n"
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `scores.md` for people and `scores.json` for programs."""
         folder = Path(folder)
@@ -69,10 +83,11 @@ class Scores:
             file.write(self.markdown())
 
     def markdown(self) -> str:
-        """A table of verdicts, a model a row; then what was claimed, in words."""
+        """The summary; a table of verdicts, a model a row; then what was claimed, in words."""
         table = self.verdicts()
         models = list(dict.fromkeys(row.model for row in self.rows))
-        lines = [_cells(["model", *table]), _cells(["---"] * (1 + len(table)))]
+        lines = [self.summary()]
+        lines += [_cells(["model", *table]), _cells(["---"] * (1 + len(table)))]
         lines += [_cells([name, *(table[i].get(name, "") for i in table)]) for name in models]
         for row in self.rows:
             lines += ["", f"## {row.instrument} on {row.model}: {row.verdict}", ""]

@@ -8,36 +8,44 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.rest import answer_from, answer_logits
-from implicit_reasoning.analysis.states import residuals
+from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import cache_sites, patched_logits, state
 
 ENOUGH = 20  # facts or prefixes whose cases count, before a mean is taken for a claim
 
 
-class Cell(NamedTuple):
-    """One (variable, position) in one layer: the states there, and those to fit on.
+class Place(NamedTuple):
+    """One (layer, position), whichever variable is looked at: the states to fit on.
 
     Attributes:
-      variable, pos: places among the variables and positions; traced.
-      layer: blocks before the states; static.
-      states: [example, d_model], of the cases.
-      old, new, expected: int [example], see `Cases`.
-      fit_states: [fit, d_model], with their `fit_values` and `fit_weight` (0 for copies).
+      layer: blocks before the states; traced.
+      states: [fit, d_model].
+      weight: [fit, ...], 0 for copies.
     """
 
-    variable: Int[Array, ""]
-    pos: Int[Array, ""]
-    layer: int
+    layer: Int[Array, ""]
+    states: Float[Array, "fit d_model"]
+    weight: Float[Array, "fit *more"]
+
+
+class Cell(NamedTuple):
+    """One variable at a place: the states there, and what is known of them.
+
+    Attributes:
+      place: with the states to fit on; `fit_values` are theirs.
+      states: [example, d_model], of the cases.
+      old, new, expected: int [example], see `Cases`.
+    """
+
+    place: Place
     states: Float[Array, "example d_model"]
     old: Int[Array, "example"]
     new: Int[Array, "example"]
     expected: Int[Array, "example"]
-    fit_states: Float[Array, "fit d_model"]
     fit_values: Int[Array, "fit *more"]
-    fit_weight: Float[Array, "fit *more"]
 
 
 class Edited(NamedTuple):
@@ -50,12 +58,16 @@ class Edited(NamedTuple):
     """
 
     states: Float[Array, "condition example d_model"]
-    possible: Array
+    possible: Bool[Array, "example"]
     kept: dict[str, Array]
 
 
 def intervene(
-    model: Transformer, params: Params, inputs: dict[str, Any], edit: Callable[[Cell], Edited]
+    model: Transformer,
+    params: Params,
+    inputs: dict[str, Any],
+    prepare: Callable[[Place], Any],
+    edit: Callable[[Cell, Any], Edited],
 ) -> dict[str, Array]:
     """Edit every cell, and look at the answers.
 
@@ -63,7 +75,8 @@ def intervene(
       model: static.
       params: of one checkpoint.
       inputs: as `counterfactuals.inputs_of` makes them.
-      edit: of a cell; traced once for a layer.
+      prepare: what all variables of a place share; so that it is computed once.
+      edit: of a cell, with what was prepared for its place. Both are traced once a position.
 
     Returns:
       `answer` int [condition, variable, layer, pos, example]; `counted` bool [variable, layer, pos,
@@ -71,40 +84,54 @@ def intervene(
       `edit` kept, [variable, layer, pos, ...]. What a cell has that is not among those of the
       inputs (the variable is not known there) is 0, and not counted.
     """
-    states = residuals(model, params, inputs["tokens"])
-    fit_states = residuals(model, params, inputs["fit_tokens"])
-    depth, n_pos = model.spec.depth, inputs["tokens"].shape[1]
-    correct = answer_logits(model, params, states[depth], depth).argmax(-1) == inputs["answer"]
+    sites = cache_sites(model)
+    cache = model.forward(params, inputs["tokens"], sites=sites)[1]
+    fitted = model.forward(params, inputs["fit_tokens"], sites=sites)[1]
+    depth = model.spec.depth
+    clean = answer_logits(model, params, state(model, cache, depth), depth).argmax(-1)
+    correct = clean == inputs["answer"]
+    layers = range(depth + 1)
 
-    def of_cell(layer: int, variable: Array, pos: Array) -> dict[str, Array]:
-        cell = Cell(
-            variable=variable,
-            pos=pos,
-            layer=layer,
-            states=states[layer][:, pos],
-            **{name: inputs[name][variable] for name in ("old", "new", "expected")},
-            fit_states=fit_states[layer][:, pos],
-            fit_values=inputs["fit_values"][variable],
-            fit_weight=inputs["fit_weight"][pos],
+    def of_pos(pos: int) -> dict[str, Array]:
+        """[variable, layer, ...] of one position."""
+        places = Place(
+            jnp.arange(depth + 1),
+            jnp.stack([state(model, fitted, layer)[:, pos] for layer in layers]),
+            jnp.broadcast_to(
+                inputs["fit_weight"][pos], (depth + 1, *inputs["fit_weight"][pos].shape)
+            ),
         )
-        edited = edit(cell)
-        answer = jax.lax.map(
-            lambda new: answer_from(model, params, states[layer], layer, pos, new), edited.states
-        )
-        return {"answer": answer, "counted": edited.possible & correct, **edited.kept}
+        states = jnp.stack([state(model, cache, layer)[:, pos] for layer in layers])
+        prepared = jax.lax.map(prepare, places)
 
-    where = (inputs["cell_variable"], inputs["cell_pos"])
-    shape = (len(inputs["old"]), n_pos)
+        def of_variable(variable: Array) -> dict[str, Array]:
+            known = {name: inputs[name][variable] for name in ("old", "new", "expected")}
+            values = inputs["fit_values"][variable]
 
-    def of_layer(layer: int) -> dict[str, Array]:
-        found = jax.lax.map(lambda at: of_cell(layer, *at), where)
+            def of_layer(here: tuple[Place, Array, Any]) -> Edited:
+                place, own, shared = here
+                return edit(Cell(place, own, **known, fit_values=values), shared)
+
+            edited = jax.lax.map(of_layer, (places, states, prepared))
+            starts = {layer: edited.states[layer] for layer in layers}
+            answer = patched_logits(model, params, cache, pos, starts).argmax(-1)
+            return {
+                "answer": answer.reshape(edited.states.shape[:-1]),
+                "counted": edited.possible & correct[None],
+                **edited.kept,
+            }
+
+        variables = inputs["variables_at"][pos]
+        found = jax.lax.map(of_variable, variables)
         return {
-            name: jnp.zeros((*shape, *value.shape[1:]), value.dtype).at[where].set(value)
+            name: jnp.zeros((len(inputs["old"]), *value.shape[1:]), value.dtype)
+            .at[variables]
+            .set(value)
             for name, value in found.items()
         }
 
-    layers = [of_layer(layer) for layer in range(depth + 1)]
-    table = {name: jnp.stack([of[name] for of in layers], axis=1) for name in layers[0]}
+    positions = [of_pos(pos) for pos in range(inputs["tokens"].shape[1])]
+    table = {name: jnp.stack([of[name] for of in positions], axis=2) for name in positions[0]}
     return {**table, "answer": jnp.moveaxis(table["answer"], 3, 0), "correct": correct}
 
 

@@ -8,7 +8,7 @@ state is on both sides. Before that place a state does not know its fact, and is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -184,11 +184,10 @@ def _another(
     return np.where(found, values[place], -1), np.where(found, leads[here, place], -1)
 
 
-def inputs_of(
-    dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, "row"]
-) -> dict[str, np.ndarray]:
+def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, "row"]) -> dict[str, Any]:
     """The arrays for `measure` that all instruments of class means need."""
     variable, pos = determined(dataset, fitted)
+    n_pos = prompts(dataset, fitted).shape[1]
     return {
         "tokens": prompts(dataset, cases.rows),
         "answer": dataset.truth["answer"][cases.rows],
@@ -198,6 +197,5 @@ def inputs_of(
         "fit_tokens": prompts(dataset, fitted),
         "fit_values": chain_variables(dataset, fitted).values,
         "fit_weight": distinct_weights(state_keys(dataset, fitted)),
-        "cell_variable": variable,
-        "cell_pos": pos,
+        "variables_at": tuple(variable[pos == at] for at in range(n_pos)),
     }

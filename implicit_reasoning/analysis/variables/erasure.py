@@ -10,7 +10,7 @@ truth does, and as many random directions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from implicit_reasoning.analysis.states import (
 from implicit_reasoning.analysis.variables.cells import (
     Cell,
     Edited,
+    Place,
     across,
     enough,
     intervene,
@@ -41,11 +42,13 @@ from implicit_reasoning.analysis.variables.counterfactuals import (
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.subspaces import (
+    Whitening,
     class_means,
     distinct_weights,
-    erase_random,
+    erase_some,
     leace,
     nearest_mean,
+    random_directions,
     whiten,
 )
 from implicit_reasoning.figures import Figure
@@ -109,24 +112,31 @@ class Erasure(Instrument):
         """Outcomes of every case in every cell."""
         n_classes = model.spec.d_vocab
 
-        def edit(cell: Cell) -> Edited:
-            values, weight = cell.fit_values[:, 0], cell.fit_weight[:, 0]
-            shuffled = cell.fit_values[:, 1]
-            white = whiten(cell.fit_states, weight)
-            eraser, other = (
-                leace(white, cell.fit_states, classes, weight, n_classes)
-                for classes in (values, shuffled)
+        def prepare(place: Place) -> _Fitted:
+            all_of_it, half = place.weight[:, 0], place.weight[:, 1]
+            white = whiten(place.states, all_of_it)
+            return _Fitted(
+                white,
+                random_directions(white, jax.random.fold_in(key, place.layer)),
+                whiten(place.states, half, _SHRINKAGE),
             )
-            nowhere = erase_random(white, eraser.rank, jax.random.fold_in(key, cell.layer))
+
+        def edit(cell: Cell, fitted: _Fitted) -> Edited:
+            place, white = cell.place, fitted.white
+            eraser, other = (
+                leace(white, place.states, classes, place.weight[:, 0], n_classes)
+                for classes in (cell.fit_values[:, 0], cell.fit_values[:, 1])
+            )
+            nowhere = erase_some(white, fitted.directions, eraser.rank)
             erased = jnp.stack([erase(cell.states) for erase in (eraser, other, nowhere)])
-            found = _decode(cell, n_classes)
+            found = _decode(cell, fitted.decoder, n_classes)
             return Edited(erased, cell.old >= 0, {"rank": eraser.rank, "decoded": found})
 
-        found = intervene(model, params, inputs, edit)
+        found = intervene(model, params, inputs, prepare, edit)
         answer = found["answer"]
-        n_variables, _, n_pos, _ = found["decoded"].shape
-        there = jnp.zeros((n_variables, n_pos), bool)
-        there = there.at[inputs["cell_variable"], inputs["cell_pos"]].set(True)
+        there = jnp.zeros((len(inputs["old"]), inputs["tokens"].shape[1]), bool)
+        for pos, variables in enumerate(inputs["variables_at"]):
+            there = there.at[variables, pos].set(True)
         return {
             "unchanged": answer == across(inputs["answer"], answer),
             "decoded": found["decoded"],
@@ -162,15 +172,21 @@ class Erasure(Instrument):
         return claimed("unused", unused)
 
 
-def _decode(cell: Cell, n_classes: int) -> Array:
+class _Fitted(NamedTuple):
+    """What all variables of a place share."""
+
+    white: Whitening
+    directions: Array
+    decoder: Whitening
+
+
+def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
     """Whether a discriminant of the held-out half finds each case's value: float [example]."""
-    weight = cell.fit_weight[:, 1]
-    white = whiten(cell.fit_states, weight, _SHRINKAGE)
     flat = [
         jnp.matmul(states - white.mean[None], white.inverse, precision="highest")
-        for states in (cell.fit_states, cell.states)
+        for states in (cell.place.states, cell.states)
     ]
-    means = class_means(flat[0], cell.fit_values[:, 0], weight, n_classes)
+    means = class_means(flat[0], cell.fit_values[:, 0], cell.place.weight[:, 1], n_classes)
     return nearest_mean(flat[1], means) == cell.old
 
 

@@ -81,16 +81,15 @@ class ClassMeanSwap(Instrument):
         """Outcomes of every case in every cell."""
         rotation = random_rotation(key, model.spec.d_model)
 
-        def edit(cell: Cell) -> Edited:
-            means = class_means(
-                cell.fit_states, cell.fit_values, cell.fit_weight, model.spec.d_vocab
-            )
+        def edit(cell: Cell, _: None) -> Edited:
+            place = cell.place
+            means = class_means(place.states, cell.fit_values, place.weight, model.spec.d_vocab)
             swapped = swap(cell.states, means, cell.old, cell.new)
             turned = cell.states + jnp.matmul(swapped - cell.states, rotation, precision="highest")
             known = (means.size[cell.old] > 0) & (means.size[cell.new] > 0)
             return Edited(jnp.stack([swapped, turned]), known & (cell.expected >= 0), {})
 
-        found = intervene(model, params, inputs, edit)
+        found = intervene(model, params, inputs, lambda place: None, edit)
         return {
             **outcomes(found, inputs),
             "counted": found["counted"],

@@ -112,7 +112,8 @@ def test_no_affine_map_that_erases_changes_less(coded):
 def test_a_random_eraser_has_the_rank_and_leaves_the_code(coded):
     states, classes, weight = coded
     white = subspaces.whiten(states, weight)
-    eraser = subspaces.erase_random(white, jnp.asarray(3.0), jax.random.key(1))
+    directions = subspaces.random_directions(white, jax.random.key(1))
+    eraser = subspaces.erase_some(white, directions, jnp.asarray(3.0))
     assert np.linalg.matrix_rank(np.asarray(eraser.take), tol=1e-3) == 3
     np.testing.assert_allclose(eraser(eraser(states)), eraser(states), atol=1e-4)
     assert decoded(eraser(states), classes) > 0.6

@@ -1,0 +1,85 @@
+"""Commands of a study, each in a process of its own on its share of the cores, some at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+from tqdm import tqdm
+
+Command = Callable[[Sequence[str]], None]
+"""Runs one command of the package, `["train", "--config=...", ...]`, and waits for it."""
+
+
+def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compiled: Path) -> None:
+    """Run jobs, so many at a time, each on its share of the cores that this process may use.
+
+    The cores are shared out because two processes that both use all of them are slower than one
+    after the other. If one fails, or on Ctrl-C and SIGTERM, the others are told to end, too: a run
+    saves its state, and goes on from there the next time.
+
+    Args:
+      jobs: name to job; a job is given the function that runs its commands.
+      at_once: how many jobs run at a time.
+      compiled: folder of compiled programs; seeds of one arm are the same programs.
+
+    Raises:
+      RuntimeError: a command failed; its own words are in it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cores: Queue[set[int]] = Queue()
+    own = sorted(os.sched_getaffinity(0))
+    for part in np.array_split(own, min(at_once, len(own))):
+        cores.put(set(part.tolist()))
+    children: list[subprocess.Popen[str]] = []
+
+    def command(arguments: Sequence[str]) -> None:
+        _run([sys.executable, "-m", "implicit_reasoning", *arguments], compiled, children)
+
+    def on_its_cores(job: Callable[[Command], None]) -> None:
+        mine = cores.get()
+        try:
+            os.sched_setaffinity(0, mine)  # of this thread, and of the processes it starts
+            job(command)
+        finally:
+            cores.put(mine)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        names = {pool.submit(on_its_cores, job): name for name, job in jobs.items()}
+        try:
+            with tqdm(total=len(jobs), unit="run") as bar:
+                for done in as_completed(names):
+                    done.result()
+                    bar.set_postfix_str(names[done])
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.terminate()
+            raise
+
+
+def _run(command: Sequence[str], compiled: Path, children: list[subprocess.Popen[str]]) -> None:
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled.absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, **cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children.append(child)
+    _, said = child.communicate()
+    children.remove(child)
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{said}")

@@ -1,0 +1,361 @@
+"""Figures and the table of `composition_phases.py`, from the files that it keeps.
+
+Runs of a world share it, so the unit of every interval is the world: the mean of its runs, and
+Student's t over worlds. With one run there is none, and its own intervals, clustered by fact, are
+in its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from scipy.stats import t as student
+
+from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
+from implicit_reasoning.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    dark,
+    label_ends,
+    new_drawing,
+    split_style,
+    step_axis,
+)
+
+SPLITS = ("train_ii", "test_ii", "test_oi", "test_io", "test_oo")
+STAGES = ("memorised", "half", "end")
+"""train_ii >= .99, test_ii >= .5, the last checkpoint; of each run the next one measured."""
+
+
+class Study(NamedTuple):
+    """The runs of one arm.
+
+    Attributes:
+      parts: instrument to arrays, with the leading dimension `run`.
+      worlds: of each run, its world seed.
+    """
+
+    parts: dict[str, xr.Dataset]
+    worlds: tuple[int, ...]
+
+    def stages(self) -> dict[str, list[int | None]]:
+        """The checkpoint of each stage, by run; None where it was not reached."""
+        measured = self.parts["lens"]["step"].values
+        curves = self.parts["training"]
+
+        def at(reached: Sequence[float]) -> list[int | None]:
+            later = [measured[measured >= step] for step in reached]
+            return [int(steps[0]) if len(steps) else None for steps in later]
+
+        return {
+            "memorised": at(curves["memorised"].values),
+            "half": at(curves["in_distribution_half"].values),
+            "end": at([measured[-1]] * len(self.worlds)),
+        }
+
+    def at_stage(self, values: xr.DataArray, stage: str) -> xr.DataArray | None:
+        """Values of runs at the checkpoint where each reached the stage; None if none did."""
+        steps = self.stages()[stage]
+        found = [
+            values.isel(run=run).sel(step=step, drop=True)
+            for run, step in enumerate(steps)
+            if step is not None
+        ]
+        return xr.concat(found, "run") if found else None
+
+    def summary(self, values: Sequence[float], runs: Sequence[int]) -> str:
+        """`mean [low, high] (lowest - highest)`: t over worlds, and the range of the runs."""
+        array, worlds = np.asarray(values), np.asarray(self.worlds)[list(runs)]
+        kept = np.isfinite(array)
+        if not kept.any():
+            return "-"
+        array, worlds = array[kept], worlds[kept]
+        means = np.asarray([array[worlds == world].mean() for world in np.unique(worlds)])
+        text = f"{means.mean():.2f}"
+        if len(means) > 1:
+            half = student.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+            text += f" [{means.mean() - half:.2f}, {means.mean() + half:.2f}]"
+            text += f" ({array.min():.2f} - {array.max():.2f})"
+        return text
+
+
+def draw_all(out: Path, arms: Sequence[str]) -> None:
+    """Every figure and the tables, of what is in `out/raw`."""
+    studies = {arm: study for arm in arms if (study := read_study(out / "raw", arm))}
+    drawings = {
+        "accuracy": draw_accuracy(studies),
+        "reciprocal_rank": draw_reciprocal_ranks(studies),
+        "causal_strength": draw_causal_strengths(studies),
+        "cross_query": draw_cross_query(studies),
+        "cosine": draw_cosines(studies),
+        "used": draw_used(studies),
+    }
+    for name, drawing in drawings.items():
+        drawing.savefig(out / f"{name}.png", dpi=130)
+    (out / "table.md").write_text(table(studies), encoding="utf-8")
+    (out / "decoding.md").write_text(decoding_table(studies), encoding="utf-8")
+
+
+def read_study(raw: Path, arm: str) -> Study | None:
+    """The runs of an arm, one after the other along `run`."""
+    trees = [xr.load_datatree(path) for path in sorted(raw.glob(f"{arm}_w*_i*.nc"))]
+    if not trees:
+        return None
+    names = [str(name) for name in trees[0].children]
+    parts = {
+        name: xr.concat([tree[name].to_dataset() for tree in trees], "run", join="outer")
+        for name in names
+    }
+    return Study(parts, tuple(int(tree.attrs["world"]) for tree in trees))
+
+
+def draw_accuracy(studies: Mapping[str, Study]) -> Any:
+    """Curves of every run, thin, and their mean; the best shortcut on the held-out chains."""
+    drawing, axes = _panels(studies, 1)
+    for ax, (arm, study) in zip(axes, studies.items(), strict=True):
+        curves = study.parts["training"]
+        step_axis(ax, int(curves["evaluation"][-1]))
+        ends = []
+        for split in (name for name in SPLITS if name in curves["split"]):
+            style, values = split_style(split), curves["accuracy"].sel(split=split)
+            ax.plot(curves["evaluation"], values.T, linewidth=0.6, alpha=0.45, **style)
+            mean = values.mean("run")
+            ax.plot(curves["evaluation"], mean, linewidth=1.8, **style)
+            ends.append((float(mean[-1]), split, style["color"]))
+        best = float(curves["shortcut"].sel(split="test_ii").mean())
+        ax.axhline(best, color=BLUE, linewidth=0.9, linestyle="-.", alpha=0.8)
+        ax.text(1, best - 0.06, f"best shortcut, test_ii: {best:.2f}", color=dark(BLUE), size=7)
+        _title(ax, arm, study)
+        label_ends(ax, ends)
+    axes[0].set_ylabel("accuracy on probe rows")
+    return drawing
+
+
+def draw_reciprocal_ranks(studies: Mapping[str, Study]) -> Any:
+    """Wang's Fig. 4c: e2 at r1 and r2 at r2, through the final norm and the unembedding."""
+    drawing, axes = _panels(studies, 2)
+    shown = [("e2", "r1"), ("r2", "r2")]
+    for row, (variable, pos) in enumerate(shown):
+        for column, (arm, study) in enumerate(studies.items()):
+            ax = axes[row * len(studies) + column]
+            ranks = study.parts["lens"]["reciprocal_rank"]
+            ranks = ranks.sel(group="train_ii", variable=variable, pos=pos)
+            _by_layer(ax, ranks.sel(truth="true"))
+            _null(ax, ranks.sel(truth="shuffled").max("layer"), "shuffled truth")
+            _title(ax, arm, study)
+        axes[row * len(studies)].set_ylabel(f"mean reciprocal rank\nof {variable} at {pos}")
+    _legend(drawing, axes[0])
+    return drawing
+
+
+def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
+    """Wang's Fig. 9: answers changed by the state of a run whose token there is another one."""
+    maps = {}
+    for arm, study in studies.items():
+        strength = causal_strength(study)
+        start, end = (study.at_stage(strength, stage) for stage in ("memorised", "end"))
+        for stage, found in (("memorised", start), ("end", end)):
+            if found is not None:
+                maps[f"{arm}\n{stage}"] = found.mean("run")
+        if start is not None and end is not None and start.sizes == end.sizes:
+            maps[f"{arm}\nend less memorised"] = (end - start).mean("run")
+    return heat_maps(maps, "share of answers that change", ncols=3, lowest=-1.0)
+
+
+def causal_strength(study: Study) -> xr.DataArray:
+    """1 less the share of unchanged answers; at each position its own token is another one."""
+    share = study.parts["corruption"]["share"].sel(group="train_ii", outcome="clean answer")
+    own = [share.sel(token=pos, pos=pos, drop=True) for pos in share["pos"].values]
+    return 1 - xr.concat(own, share["pos"])
+
+
+def draw_cross_query(studies: Mapping[str, Study]) -> Any:
+    """Ye's heat map at the last checkpoint; below each number that of a shuffled answer."""
+    maps, nulls = {}, {}
+    for arm, study in studies.items():
+        share = study.parts["cross_query"]["share"].sel(outcome="counterfactual").isel(step=-1)
+        for group in ("another bridge", "O source", "trained chain"):
+            if group in share["group"]:
+                title = f"{arm}\n{group}"
+                of_group = share.sel(group=group).mean("run")
+                maps[title] = of_group.sel(expected="true")
+                nulls[title] = of_group.sel(expected="shuffled")
+    return heat_maps(maps, "share of answers r2(bridge of the source)", ncols=3, nulls=nulls)
+
+
+def draw_cosines(studies: Mapping[str, Study]) -> Any:
+    """Ye's curves at r1, a row a layer, with centroids of other bridges, and the accuracies."""
+    layers = [int(x) for x in next(iter(studies.values())).parts["geometry"]["layer"] if x]
+    drawing, axes = _panels(studies, len(layers))
+    lines = {
+        "ID cohesion (left out)": (BLUE, "-", {"group": "id", "centroid": "without itself"}),
+        "of other bridges": (SKY, ":", {"group": "id", "centroid": "of other bridges"}),
+        "OOD alignment": (VERMILION, "-", {"group": "ood", "centroid": "with itself"}),
+        "OOD, of other bridges": (ORANGE, ":", {"group": "ood", "centroid": "of other bridges"}),
+    }
+    for row, layer in enumerate(layers):
+        for column, (arm, study) in enumerate(studies.items()):
+            ax = axes[row * len(studies) + column]
+            cosine = study.parts["geometry"]["cosine"].sel(
+                layer=layer, pos="r1", truth="true", centring="mean removed"
+            )
+            for name, (color, linestyle, where) in lines.items():
+                _line(ax, cosine.sel(where), color=color, linestyle=linestyle, label=name)
+            curves = study.parts["training"]
+            for split in ("test_ii", "test_oi"):
+                mean = curves["accuracy"].sel(split=split).mean("run")
+                style = {**split_style(split), "linestyle": "--", "linewidth": 0.9}
+                ax.plot(curves["evaluation"], mean, label=f"accuracy, {split}", **style)
+            _title(ax, arm, study)
+            ax.set_ylim(-0.25, 1.03)
+        axes[row * len(studies)].set_ylabel(f"cosine, mean removed,\nat S[{layer}, r1]")
+    _legend(drawing, axes[0])
+    return drawing
+
+
+def draw_used(studies: Mapping[str, Study]) -> Any:
+    """What can be read of a variable, beside what becomes of answers when it is changed."""
+    places = [("e2", 1, "r1"), ("r2", 1, "r2"), ("e1", 1, "r2")]
+    drawing, axes = _panels(studies, len(places))
+    for row, (variable, layer, pos) in enumerate(places):
+        for column, (arm, study) in enumerate(studies.items()):
+            ax = axes[row * len(studies) + column]
+            made = study.parts["used"].sel(variable=variable, layer=layer, pos=pos)
+            _line(ax, made["decoded"], color=GREY, linestyle="-", label="decoded, held out")
+            _line(ax, made["follows"], color=BLUE, linestyle="-", label="answers follow its swap")
+            _line(ax, made["follows_random"], color=BLUE, linestyle=":", label="swap, random")
+            broken, control = 1 - made["stays_erased"], 1 - made["stays_control"]
+            _line(ax, broken, color=VERMILION, linestyle="-", label="answers lost to its erasure")
+            _line(ax, control, color=VERMILION, linestyle=":", label="erasure, control")
+            _title(ax, arm, study)
+            ax.set_ylim(-0.02, 1.03)
+        axes[row * len(studies)].set_ylabel(f"{variable} at S[{layer}, {pos}]")
+    _legend(drawing, axes[0])
+    return drawing
+
+
+def table(studies: Mapping[str, Study]) -> str:
+    """Markdown: quantities by arm and stage, with intervals over worlds."""
+    lines = [
+        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: train_ii >= .99; "
+        "test_ii >= .5; the last checkpoint.",
+        "",
+        "| arm | quantity | " + " | ".join(STAGES) + " |",
+        "|---|---|" + "---|" * len(STAGES),
+    ]
+    for arm, study in studies.items():
+        reached = study.stages()
+        total = len(study.worlds)
+        counts = [f"{sum(step is not None for step in reached[stage])}/{total}" for stage in STAGES]
+        lines.append(f"| {arm} | runs that got there | {' | '.join(counts)} |")
+        for name, values in quantities(study).items():
+            cells = [_cell(study, values, stage) for stage in STAGES]
+            lines.append(f"| {arm} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def quantities(study: Study) -> dict[str, xr.DataArray]:
+    """Numbers that the text speaks of, each [run, step]."""
+    parts, strength = study.parts, causal_strength(study).sel(layer=1)
+    accuracy = parts["training"]["accuracy"].rename(evaluation="step")
+    ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
+    share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
+    other = share.sel(group="another bridge")
+    cosine = parts["geometry"]["cosine"].sel(
+        layer=1, pos="r1", truth="true", centring="mean removed"
+    )
+    used = parts["used"].sel(layer=1)
+    bridge, second = used.sel(variable="e2", pos="r1"), used.sel(variable="r2", pos="r2")
+    return {
+        "accuracy, test_ii": accuracy.sel(split="test_ii"),
+        "accuracy, test_oi": accuracy.sel(split="test_oi"),
+        "reciprocal rank of e2 at S[1, r1]": ranks.sel(variable="e2", pos="r1"),
+        "reciprocal rank of r2 at S[1, r2]": ranks.sel(variable="r2", pos="r2"),
+        "causal strength of S[1, e1]": strength.sel(pos="e1"),
+        "causal strength of S[1, r1]": strength.sel(pos="r1"),
+        "causal strength of S[1, r2]": strength.sel(pos="r2"),
+        "cross-query at S[1, r1], another bridge": other.sel(expected="true"),
+        "the same, shuffled": other.sel(expected="shuffled"),
+        "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
+        "ID cohesion at S[1, r1], left out": cosine.sel(group="id", centroid="without itself"),
+        "OOD alignment at S[1, r1]": cosine.sel(group="ood", centroid="with itself"),
+        "e2 decoded at S[1, r1], held out": bridge["decoded"],
+        "answers that follow e2 swapped there": bridge["follows"],
+        "the same, a random subspace": bridge["follows_random"],
+        "answers lost when e2 is erased there": 1 - bridge["stays_erased"],
+        "the same, the control": 1 - bridge["stays_control"],
+        "answers that follow r2 swapped at S[1, r2]": second["follows"],
+    }
+
+
+def decoding_table(studies: Mapping[str, Study]) -> str:
+    """Markdown: Ye's table: what the unembedding, and what later blocks, read at r1."""
+    lines = [
+        "Share of bridges read at r1 (top-1 of all tokens); mean [t over worlds] (range of runs).",
+        "",
+        "| arm | facts | layer | reading | " + " | ".join(STAGES) + " | null, end |",
+        "|---|---|---|---|" + "---|" * (len(STAGES) + 1),
+    ]
+    for arm, study in studies.items():
+        top1 = study.parts["decoding"]["top1"].sel(variable="e2")
+        for group in top1["group"].values:
+            for layer in top1["layer"].values[1:]:
+                for reading in ("immediate", "full run"):
+                    here = top1.sel(group=group, layer=layer, reading=reading)
+                    cells = [_cell(study, here.sel(truth="true"), stage) for stage in STAGES]
+                    cells.append(_cell(study, here.sel(truth="another's"), "end"))
+                    lines.append(f"| {arm} | {group} | {layer} | {reading} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(study: Study, values: xr.DataArray, stage: str) -> str:
+    values = values.transpose("run", "step")
+    steps = study.stages()[stage]
+    runs = [run for run, step in enumerate(steps) if step is not None]
+    return study.summary([float(values.isel(run=run).sel(step=steps[run])) for run in runs], runs)
+
+
+def _panels(studies: Mapping[str, Study], nrows: int) -> tuple[Any, list[Axes]]:
+    size = (1.9 + 3.3 * len(studies), 0.6 + 2.6 * nrows)
+    return new_drawing(*size, nrows=nrows, ncols=len(studies), sharey="row", sharex=True)
+
+
+def _title(ax: Axes, arm: str, study: Study) -> None:
+    runs = len(study.worlds)
+    ax.set_title(f"{arm}, {runs} run{'s' * (runs > 1)}", fontsize=10)
+    ax.set_ylim(-0.015, 1.03)
+
+
+def _by_layer(ax: Axes, values: xr.DataArray) -> None:
+    layers = values["layer"].values
+    for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
+        _line(ax, values.sel(layer=layer), color=color, label=f"layer {layer}")
+
+
+def _null(ax: Axes, values: xr.DataArray, name: str) -> None:
+    _line(ax, values, color=GREEN, linestyle=":", label=name)
+
+
+def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
+    """The mean over runs, in a band from the lowest run to the highest."""
+    steps, values = values["step"], values.transpose("run", "step")
+    step_axis(ax, int(steps[-1]))
+    ax.set_xlabel("")
+    ends = values.min("run"), values.max("run")
+    ax.fill_between(steps, *ends, color=style["color"], alpha=0.15, linewidth=0)
+    ax.plot(steps, values.mean("run"), **{"linewidth": 1.5, **style})
+
+
+def _legend(drawing: Any, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    drawing.supxlabel("training step (logarithmic from 1)", fontsize=10)

@@ -1,0 +1,181 @@
+"""The phases from inside: what appears in the states while a model learns to compose.
+
+    python experiments/composition_phases.py --scale=pocket --out=results/composition_phases/pocket
+    python experiments/composition_phases.py --scale=desk --worlds=1 --inits=1 --jobs=1 \
+        --out=results/composition_phases/desk
+
+Three arms, of which two are controls of known mechanism: `composition`; `shadow`, whose chains
+follow a second table that is never taught by single facts, so that the taught bridge is there to
+be decoded and of no use; and `scrambled`, whose chains have random answers, so that memorising is
+all there is. `--worlds` times `--inits` runs each, world seed and initialisation seed crossed. A
+run is trained and measured in processes of its own, `--jobs` at a time; the script resumes run by
+run: what is in `--out` is not measured again. Figures are drawn from all there is in `--out`.
+
+Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
+(Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
+of Ye et al. 2025. And what neither has: what is used of what is decodable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from apart import Command, run_apart
+from composition_figures import draw_all
+
+from implicit_reasoning.analysis import used
+from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.machine import provenance
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training import run_phases
+from implicit_reasoning.worlds import shortcuts
+
+FLAGS = {
+    "scale": "pocket",
+    "worlds": 4,
+    "inits": 2,
+    "jobs": 2,
+    "runs": "runs/composition_phases",
+    "out": "results/composition_phases/pocket",
+}
+ARMS = ("composition", "shadow", "scrambled")
+CHECKPOINTS = 10  # measured in a run, step 0 among them
+
+
+class Part(NamedTuple):
+    """What is kept of an instrument's result: some variables, with their ends, of a selection."""
+
+    variables: tuple[str, ...]
+    selected: dict[str, Any]
+
+
+KEPT = {
+    "behaviour": Part(("share", "chance"), {}),
+    "lens": Part(("reciprocal_rank", "top1"), {"norm": "final norm", "vocabulary": "all tokens"}),
+    "decoding": Part(("top1", "by_construction"), {}),
+    "probes": Part(("accuracy",), {"held_out": "prefix"}),
+    "geometry": Part(("cosine", "retrieval"), {}),
+    "corruption": Part(
+        ("share", "null_share", "both_correct"),
+        {"kind": "counterfactual", "direction": "noising"},
+    ),
+    "cross_query": Part(("share",), {}),
+    "swap": Part(("counterfactual", "unchanged"), {}),
+    "erasure": Part(("unchanged",), {}),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Train and measure what is missing, then draw."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("this study takes no overrides: its arms are files of configs/")
+    out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
+    jobs = {
+        path.stem: partial(job, flags["scale"], arm, world, init, runs / path.stem, path)
+        for arm, world, init, path in wanted(out, flags["worlds"], flags["inits"])
+        if not path.exists()
+    }
+    if jobs:
+        run_apart(jobs, flags["jobs"], runs / "compiled")
+    draw_all(out, ARMS)
+
+
+def wanted(out: Path, worlds: int, inits: int) -> Iterator[tuple[str, int, int, Path]]:
+    """Arm, world seed, initialisation seed and file of each run; stopped early, arms are even."""
+    for init in range(inits):
+        for world in range(worlds):
+            for arm in ARMS:
+                yield arm, world, init, out / "raw" / f"{arm}_w{world}_i{init}.nc"
+
+
+def job(
+    scale: str, arm: str, world: int, init: int, workdir: Path, path: Path, command: Command
+) -> None:
+    """Train one run, measure it, keep what the figures need."""
+    config = f"configs/{arm}.py:{scale}"
+    command(
+        [
+            "train",
+            f"--config={config}",
+            f"--workdir={workdir}",
+            f"--config.seed={init}",
+            f"--config.task.world_seed={world}",
+            "--config.writers.progress=false",
+            "--config.writers.tensorboard=false",
+        ]
+    )
+    run = Run(workdir)
+    steps = ",".join(map(str, spaced(run.steps, CHECKPOINTS)))
+    command(
+        ["analyze", f"--workdir={workdir}", f"--instruments={','.join(KEPT)}", f"--steps={steps}"]
+    )
+    tree = xr.DataTree.from_dict(kept(run))
+    made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
+    tree.attrs = {"world": world, "init": init, "json": json.dumps(made)}
+    with atomic_write(path, "wb") as file:
+        file.write(tree.to_netcdf(engine="h5netcdf"))
+
+
+def spaced(steps: tuple[int, ...], count: int) -> list[int]:
+    """Step 0 and checkpoints evenly over the regular ones, the last among them, denser early on."""
+    regular = [step for step in steps if step and step % 250 == 0]
+    places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
+    return [0, *dict.fromkeys(regular[round(place)] for place in places)]
+
+
+def kept(run: Run) -> dict[str, xr.Dataset]:
+    """The parts of a run's results that the figures need, and its curves; name to arrays."""
+    results = {name: run.result(name) for name in KEPT}
+    parts = {name: part_of(results[name], part) for name, part in KEPT.items()}
+    table = used.table(results)
+    return {"training": curves(run), "used": table.assign_attrs({}), **parts}
+
+
+def part_of(result: xr.Dataset, part: Part) -> xr.Dataset:
+    """A part of one result."""
+    ends = ("", "_low", "_high", "_n")
+    names = [f"{name}{end}" for name in part.variables for end in ends]
+    counts = ["n_examples", "n_states"]
+    found = result[[name for name in (*names, *counts) if name in result]]
+    found = found.sel({dim: value for dim, value in part.selected.items() if dim in found.dims})
+    return found.drop_attrs()
+
+
+def curves(run: Run) -> xr.Dataset:
+    """Accuracies at every evaluation, the phases, and what shortcuts would answer."""
+    rows = [row for row in run.metrics if f"accuracy/{run.dataset.splits[0]}" in row]
+    splits = [name for name in run.dataset.splits if f"accuracy/{name}" in rows[0]]
+    table = [[row[f"accuracy/{name}"] for name in splits] for row in rows]
+    best = [
+        max(
+            (rule[name] for rule in shortcuts(run.dataset).values() if name in rule), default=np.nan
+        )
+        for name in splits
+    ]
+    phases = run_phases(run)
+    begun = {
+        name: np.nan if (step := getattr(phases, name)) is None else step
+        for name in ("memorised", "in_distribution_half", "in_distribution")
+    }
+    return xr.Dataset(
+        {
+            "accuracy": (("evaluation", "split"), np.asarray(table, np.float32)),
+            "shortcut": ("split", np.asarray(best, np.float32)),
+            **{name: ((), step) for name, step in begun.items()},
+        },
+        {"evaluation": [row["step"] for row in rows], "split": splits},
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
