@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
+from threadpoolctl import threadpool_limits
 
 from implicit_reasoning import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
+
+
+@contextlib.contextmanager
+def lapack_alone() -> Iterator[None]:
+    """Run the decompositions of this block on one thread each.
+
+    XLA's CPU programs take them from the LAPACK that scipy brings, whose threads wait for each
+    other by spinning: with two, an eigendecomposition of 256 x 256 took 100 to 260 ms, alone 4.
+    """
+    importlib.import_module("scipy.linalg.cython_lapack")  # what is not loaded has no limit yet
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def provenance() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.machine import lapack_alone, provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.training import sharding
 from implicit_reasoning.worlds import Dataset
@@ -80,8 +80,9 @@ class Runner:
         padded = -(-count // devices) * devices
         params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
         key = jax.random.key(_SEED)
-        found = self._program(params, examples.inputs, key)
-        return {name: np.asarray(value)[:count] for name, value in found.items()}
+        with lapack_alone():
+            found = self._program(params, examples.inputs, key)
+            return {name: np.asarray(value)[:count] for name, value in found.items()}
 
     def _program(self, params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
         shapes = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
