@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from scipy.stats import t as student
 
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
+from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,
@@ -89,8 +91,8 @@ class Study(NamedTuple):
 
 
 def draw_all(out: Path, arms: Sequence[str]) -> None:
-    """Every figure and the tables, of what is in `out/raw`."""
-    studies = {arm: study for arm in arms if (study := read_study(out / "raw", arm))}
+    """Every figure and the tables, of what is in `out`."""
+    studies = {arm: study for arm in arms if (study := read_study(out / f"{arm}.nc"))}
     drawings = {
         "accuracy": draw_accuracy(studies),
         "reciprocal_rank": draw_reciprocal_ranks(studies),
@@ -105,17 +107,13 @@ def draw_all(out: Path, arms: Sequence[str]) -> None:
     (out / "decoding.md").write_text(decoding_table(studies), encoding="utf-8")
 
 
-def read_study(raw: Path, arm: str) -> Study | None:
-    """The runs of an arm, one after the other along `run`."""
-    trees = [xr.load_datatree(path) for path in sorted(raw.glob(f"{arm}_w*_i*.nc"))]
-    if not trees:
+def read_study(path: Path) -> Study | None:
+    """The runs of an arm."""
+    if not path.exists():
         return None
-    names = [str(name) for name in trees[0].children]
-    parts = {
-        name: xr.concat([tree[name].to_dataset() for tree in trees], "run", join="outer")
-        for name in names
-    }
-    return Study(parts, tuple(int(tree.attrs["world"]) for tree in trees))
+    tree = xr.load_datatree(path)
+    parts = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
+    return Study(parts, tuple(tree["world"].values.tolist()))
 
 
 def draw_accuracy(studies: Mapping[str, Study]) -> Any:
@@ -231,6 +229,7 @@ def draw_used(studies: Mapping[str, Study]) -> Any:
             ax = axes[row * len(studies) + column]
             made = study.parts["used"].sel(variable=variable, layer=layer, pos=pos)
             _line(ax, made["decoded"], color=GREY, linestyle="-", label="decoded, held out")
+            made = made.where(made["n"] >= ENOUGH)
             _line(ax, made["follows"], color=BLUE, linestyle="-", label="answers follow its swap")
             _line(ax, made["follows_random"], color=BLUE, linestyle=":", label="swap, random")
             broken, control = 1 - made["stays_erased"], 1 - made["stays_control"]
@@ -348,8 +347,9 @@ def _null(ax: Axes, values: xr.DataArray, name: str) -> None:
 def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
     """The mean over runs, in a band from the lowest run to the highest."""
     steps, values = values["step"], values.transpose("run", "step")
-    step_axis(ax, int(steps[-1]))
-    ax.set_xlabel("")
+    ax.set_xlim(0, int(steps[-1]))
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ends = values.min("run"), values.max("run")
     ax.fill_between(steps, *ends, color=style["color"], alpha=0.15, linewidth=0)
     ax.plot(steps, values.mean("run"), **{"linewidth": 1.5, **style})
@@ -358,4 +358,4 @@ def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
 def _legend(drawing: Any, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
-    drawing.supxlabel("training step (logarithmic from 1)", fontsize=10)
+    drawing.supxlabel("training step", fontsize=10)

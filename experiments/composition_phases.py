@@ -4,12 +4,14 @@
     python experiments/composition_phases.py --scale=desk --worlds=1 --inits=1 --jobs=1 \
         --out=results/composition_phases/desk
 
-Three arms, of which two are controls of known mechanism: `composition`; `shadow`, whose chains
+Four arms, of which two are controls of known mechanism: `composition`; `shadow`, whose chains
 follow a second table that is never taught by single facts, so that the taught bridge is there to
-be decoded and of no use; and `scrambled`, whose chains have random answers, so that memorising is
-all there is. `--worlds` times `--inits` runs each, world seed and initialisation seed crossed. A
-run is trained and measured in processes of its own, `--jobs` at a time; the script resumes run by
-run: what is in `--out` is not measured again. Figures are drawn from all there is in `--out`.
+be decoded and of no use; `scrambled`, whose chains have random answers, so that memorising is all
+there is; and `tied`, composition with the embedding as unembedding, as both papers have it: without
+that, a lens cannot read what is never a target, such as r2. `--worlds` times `--inits` runs each,
+world seed and initialisation seed crossed. A run is trained and measured in processes of its own,
+`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again. Figures
+are drawn from all there is in `--out`.
 
 Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
 (Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
@@ -20,9 +22,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +49,13 @@ FLAGS = {
     "runs": "runs/composition_phases",
     "out": "results/composition_phases/pocket",
 }
-ARMS = ("composition", "shadow", "scrambled")
+ARMS = {
+    "composition": ("composition", ()),
+    "shadow": ("shadow", ()),
+    "scrambled": ("scrambled", ()),
+    "tied": ("composition", ("--config.model.tied=true",)),
+}
+"""Name to the file of `configs/`, and what is changed in it."""
 CHECKPOINTS = 10  # measured in a run, step 0 among them
 
 
@@ -80,50 +88,78 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise InputError("this study takes no overrides: its arms are files of configs/")
     out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
+    writing = Lock()
+
+    def job(arm: str, world: int, init: int, command: Command) -> None:
+        workdir = runs / f"{arm}_w{world}_i{init}"
+        command(training(arm, flags["scale"], world, init, workdir))
+        command(measuring(workdir))
+        with writing:
+            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
+
+    # Initialisation by initialisation, so that what is there when it is stopped is even.
+    seeds = [
+        (i, w, arm) for i in range(flags["inits"]) for w in range(flags["worlds"]) for arm in ARMS
+    ]
     jobs = {
-        path.stem: partial(job, flags["scale"], arm, world, init, runs / path.stem, path)
-        for arm, world, init, path in wanted(out, flags["worlds"], flags["inits"])
-        if not path.exists()
+        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
+        for init, world, arm in seeds
+        if (world, init) not in there(out / f"{arm}.nc")
     }
     if jobs:
         run_apart(jobs, flags["jobs"], runs / "compiled")
-    draw_all(out, ARMS)
+    draw_all(out, tuple(ARMS))
 
 
-def wanted(out: Path, worlds: int, inits: int) -> Iterator[tuple[str, int, int, Path]]:
-    """Arm, world seed, initialisation seed and file of each run; stopped early, arms are even."""
-    for init in range(inits):
-        for world in range(worlds):
-            for arm in ARMS:
-                yield arm, world, init, out / "raw" / f"{arm}_w{world}_i{init}.nc"
+def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:
+    """The command that trains one run."""
+    name, changes = ARMS[arm]
+    return [
+        "train",
+        f"--config=configs/{name}.py:{scale}",
+        f"--workdir={workdir}",
+        f"--config.seed={init}",
+        f"--config.task.world_seed={world}",
+        "--config.writers.progress=false",
+        "--config.writers.tensorboard=false",
+        *changes,
+    ]
 
 
-def job(
-    scale: str, arm: str, world: int, init: int, workdir: Path, path: Path, command: Command
-) -> None:
-    """Train one run, measure it, keep what the figures need."""
-    config = f"configs/{arm}.py:{scale}"
-    command(
-        [
-            "train",
-            f"--config={config}",
-            f"--workdir={workdir}",
-            f"--config.seed={init}",
-            f"--config.task.world_seed={world}",
-            "--config.writers.progress=false",
-            "--config.writers.tensorboard=false",
-        ]
-    )
-    run = Run(workdir)
-    steps = ",".join(map(str, spaced(run.steps, CHECKPOINTS)))
-    command(
-        ["analyze", f"--workdir={workdir}", f"--instruments={','.join(KEPT)}", f"--steps={steps}"]
-    )
-    tree = xr.DataTree.from_dict(kept(run))
-    made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
-    tree.attrs = {"world": world, "init": init, "json": json.dumps(made)}
+def measuring(workdir: Path) -> list[str]:
+    """The command that measures it."""
+    steps = ",".join(map(str, spaced(Run(workdir).steps, CHECKPOINTS)))
+    return [
+        "analyze",
+        f"--workdir={workdir}",
+        f"--instruments={','.join(KEPT)}",
+        f"--steps={steps}",
+    ]
+
+
+def there(path: Path) -> set[tuple[int, int]]:
+    """World and initialisation seeds of the runs in an arm's file."""
+    if not path.exists():
+        return set()
+    tree = xr.load_datatree(path)
+    return set(zip(tree["world"].values.tolist(), tree["init"].values.tolist(), strict=True))
+
+
+def keep(path: Path, run: xr.DataTree) -> None:
+    """Put a run into the file of its arm: numbers to four places, compressed."""
+    trees = [xr.load_datatree(path), run] if path.exists() else [run]
+    nodes = {
+        node.path: xr.concat([tree[node.path].to_dataset(inherit=False) for tree in trees], "run")
+        for node in run.subtree
+    }
+    order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))
+    nodes = {name: node.isel(run=order) for name, node in nodes.items()}
+    packed = {
+        name: {v: {"zlib": True, "complevel": 9} for v in node if node[v].dtype.kind in "fiu"}
+        for name, node in nodes.items()
+    }
     with atomic_write(path, "wb") as file:
-        file.write(tree.to_netcdf(engine="h5netcdf"))
+        file.write(xr.DataTree.from_dict(nodes).to_netcdf(engine="h5netcdf", encoding=packed))
 
 
 def spaced(steps: tuple[int, ...], count: int) -> list[int]:
@@ -133,12 +169,22 @@ def spaced(steps: tuple[int, ...], count: int) -> list[int]:
     return [0, *dict.fromkeys(regular[round(place)] for place in places)]
 
 
-def kept(run: Run) -> dict[str, xr.Dataset]:
-    """The parts of a run's results that the figures need, and its curves; name to arrays."""
+def kept(run: Run, world: int, init: int) -> xr.DataTree:
+    """The parts of a run's results that the figures need, and its curves, along `run`."""
     results = {name: run.result(name) for name in KEPT}
+    table = used.table(results).assign_attrs({}).drop_vars("verdict")
+    made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
+    about = xr.Dataset({"world": world, "init": init, "made_with": json.dumps(made)})
     parts = {name: part_of(results[name], part) for name, part in KEPT.items()}
-    table = used.table(results)
-    return {"training": curves(run), "used": table.assign_attrs({}), **parts}
+    nodes = {"/": about, "training": curves(run), "used": table, **parts}
+    return xr.DataTree.from_dict(
+        {name: rounded(node).expand_dims("run") for name, node in nodes.items()}
+    )
+
+
+def rounded(arrays: xr.Dataset) -> xr.Dataset:
+    """Four places, which is more than any of the intervals allows."""
+    return arrays.map(lambda x: x.round(4).astype("f4") if x.dtype.kind == "f" else x)
 
 
 def part_of(result: xr.Dataset, part: Part) -> xr.Dataset:
