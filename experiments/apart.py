@@ -33,6 +33,8 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
     Raises:
       RuntimeError: a command failed; its own words are in it.
     """
+    if not jobs:
+        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cores: Queue[set[int]] = Queue()
     own = sorted(os.sched_getaffinity(0))

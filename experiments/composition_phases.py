@@ -106,8 +106,7 @@ def main(argv: list[str]) -> None:
         for init, world, arm in seeds
         if (world, init) not in there(out / f"{arm}.nc")
     }
-    if jobs:
-        run_apart(jobs, flags["jobs"], runs / "compiled")
+    run_apart(jobs, flags["jobs"], runs / "compiled")
     draw_all(out, tuple(ARMS))
 
 
