@@ -10,7 +10,8 @@ Published (Ye et al. 2025, figure 3, and a reproduction of 1M steps at their siz
 test_ii, later - 54.8% against 99.6% with the triples, .5 first passed at 1,000,000 steps against
 150,000; single facts stay at 0%; test_oi never rises. To expect: the same order, as row completion,
 which needs no triple, answers test_ii in both arms; `id_triples` at chance. At `pocket` (three
-seeds, 5 minutes on one core, 6,000 steps): test_ii .35 - .45, still rising.
+seeds, 5 minutes on one core, 6,000 steps): test_ii .35 - .45, still rising. At `desk` (one run, 40
+minutes on one core, 24,000 steps): .32.
 """
 
 from pathlib import Path
