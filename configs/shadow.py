@@ -10,8 +10,8 @@ decodable bridge for the used one is wrong here by construction.
 Published: the house's own. To expect: triples and train_ii at 1.0; test_ii as in
 `without_id_triples.py`, later than in `composition.py`; test_oi, test_io and test_oo at chance
 forever, as no row says what table B has there. At `pocket` (three seeds, 5 minutes on one core,
-6,000 steps): test_ii .77, .28, .43, still rising. At `desk` (one run, 30 minutes on one core, 24,000
-steps): .38, test_oi .015.
+6,000 steps): test_ii .77, .28, .43, still rising. At `desk` (one run, 30 minutes on one core,
+24,000 steps): .38, test_oi .015.
 """
 
 from pathlib import Path

@@ -158,7 +158,7 @@ VERBS = {
     ),
     "score": Verb(
         "judge instruments on models whose mechanism is known; the first time it trains some",
-        {"instruments": "", "seeds": "2000,2001,2002", "cache": "runs/known", "out": str},
+        {"out": str, "instruments": "", "seeds": "2000,2001,2002", "cache": "runs/known"},
         ("out",),
         score,
     ),

@@ -33,7 +33,7 @@ SEEDS = (2000, 2001, 2002)
 TRAINED = ("scrambled", "shadow")
 """Configurations of `configs/`, at scale `pocket`."""
 
-_CONFIGS = Path(__file__).parents[2] / "configs"  # of a checkout; a wheel has none
+_CONFIGS = Path(__file__).parents[3] / "configs"  # of a checkout; a wheel has none
 
 # Facts enough for statistics, and a width that a CPU can sweep: 160 facts, 640 chains.
 _WORLD = {
