@@ -30,6 +30,20 @@ TRAINED = {
     "trained, looped, tied": {"model__n_loops": 2, "model__tied": True},
 }
 
+SCRIPTS = {
+    "huggingface": "huggingface",
+    "transformer_lens_2": "hooked_transformer",
+    "sae_lens": "hooked_transformer",  # on TransformerLens 3
+    "transformer_lens_4": "transformer_bridge",
+}
+CASES = [*RANDOM, *TRAINED]
+PAIRS = [
+    (peer, case)
+    for peer in SCRIPTS
+    for case in CASES
+    if not (peer == "huggingface" and case in NOT_GPT2)
+]
+
 
 def models(folder):
     """`{case: (model, params, tokens)}`; those that are trained leave their run under `folder`."""

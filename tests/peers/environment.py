@@ -17,9 +17,12 @@ def run_in(peer, script, *arguments):
     # Not skipped: a check that silently does not run says nothing.
     assert python.exists(), f"{python} is missing; `make test-peers` builds it"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    # One thread: the models are so small that several only wait for each other, for minutes where
+    # the machine has other work.
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, HERE / "scripts" / f"{script}.py", *arguments],
-        env={**clean, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env={**clean, **fixed},
         capture_output=True,
         text=True,
         timeout=900,

@@ -1,26 +1,17 @@
 """HookedTransformer, or SAELens's: logits of the models in our files, and its own for us to read.
 
 For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`, and in
-`<case>/hooks.npz` the value at every hook; then fills a
-model of the same config at random and saves its state dict and config as `<case>/theirs.*`, with
-its logits in `<case>/their_logits.npy`.
+`<case>/hooks.npz` the value at every hook; then fills a model of the same config at random and
+saves its state dict and config as `<case>/theirs.*`, with its logits in `<case>/their_logits.npy`.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from at_random import make_theirs
-from safetensors.torch import load_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-try:
-    from sae_lens import HookedSAETransformer as Model
-except ImportError:  # the environment of TransformerLens by itself
-    Model = HookedTransformer
-
+from our_file import model_of, tokens_in
 
 PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result")
 
@@ -39,12 +30,7 @@ def hook_values(model, tokens):
 
 @torch.no_grad()
 def answer(case):
-    tokens = torch.as_tensor(np.load(case / "tokens.npy"), dtype=torch.long)
-    config = HookedTransformerConfig(**json.loads((case / "ours.json").read_text()))
-    model = Model(config)
-    told = model.load_state_dict(load_file(case / "ours.safetensors"), strict=False)
-    buffers = [name for name, _ in model.named_buffers()]
-    assert not told.unexpected_keys and set(told.missing_keys) <= set(buffers), told
+    tokens, model = tokens_in(case / "tokens.npy"), model_of(case)
     np.save(case / "logits.npy", model(tokens).numpy())
     np.savez(case / "hooks.npz", **hook_values(model, tokens))
     make_theirs(case, model, tokens)

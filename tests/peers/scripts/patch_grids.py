@@ -1,0 +1,63 @@
+"""TransformerLens's own patching grids, of the models in our files.
+
+For every `<case>/ours.safetensors` under the folder given, with `<case>/tokens.npy` and
+`<case>/others.npy`, writes `<case>/grids.npz`: `{name: [direction, layer, pos, (head), example,
+d_vocab]}`, logits at the last position. Direction 0 puts states of `others` into the run of
+`tokens`, direction 1 the reverse.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from our_file import model_of, tokens_in
+from transformer_lens import patching
+
+GRIDS = {
+    "resid_pre": patching.get_act_patch_resid_pre,
+    # Not one of those with a name of their own; the state after the last block is only here.
+    "resid_post": partial(
+        patching.generic_activation_patch,
+        patch_setter=patching.layer_pos_patch_setter,
+        activation_name="resid_post",
+        index_axis_names=("layer", "pos"),
+    ),
+    "attn_out": patching.get_act_patch_attn_out,
+    "mlp_out": patching.get_act_patch_mlp_out,
+    "head": patching.get_act_patch_attn_head_out_by_pos,
+}
+
+
+def whole(grid, model, base, cache):
+    """A grid of logit vectors.
+
+    Their metric is one number a cell. Ours is the number of the vector that we keep meanwhile, so
+    that it is their grid that says which vector stands where.
+    """
+    kept = []
+
+    def metric(logits):
+        kept.append(logits[:, -1].clone())
+        return torch.tensor(len(kept) - 1.0)
+
+    numbers = grid(model, base, cache, metric)
+    assert len(kept) == numbers.numel()
+    return torch.stack(kept)[numbers.long()].numpy()
+
+
+@torch.no_grad()
+def answer(case):
+    model, one = model_of(case), tokens_in(case / "tokens.npy")
+    other = tokens_in(case / "others.npy")
+    both = [(base, model.run_with_cache(donor)[1]) for base, donor in ((one, other), (other, one))]
+    grids = {
+        name: np.stack([whole(grid, model, base, cache) for base, cache in both])
+        for name, grid in GRIDS.items()
+    }
+    np.savez(case / "grids.npz", **grids)
+
+
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    answer(folder)
