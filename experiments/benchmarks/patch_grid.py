@@ -93,24 +93,9 @@ def main(argv: list[str]) -> None:
     prompts = np.random.default_rng(0).integers(
         flags["vocab"], size=(2, flags["prompts"], flags["positions"]), dtype=np.int32
     )
-    clean, corrupted = jnp.asarray(prompts)
-    shape, versions = clean.shape, {}
-    first: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "cones": ours(cones(model, params), clean, corrupted, cone_flops(model.spec, *shape)),
-            "forward": ours(
-                forwards(model, params), clean, corrupted, forward_flops(model.spec, *shape)
-            ),
-        }
-        if flags["peer"] != "none":
-            peer = start_peer(flags["peer"], Path(folder), model, params, prompts)
-            versions = peer.versions
-            sides["transformer_lens"] = theirs(peer, Path(folder), model.spec, shape)
-        for name, side in sides.items():
-            began = time.perf_counter()
-            side.seconds()
-            first[name] = time.perf_counter() - began
+        sides, versions = make_sides(model, params, prompts, flags["peer"], Path(folder))
+        first = {name: side.seconds() for name, side in sides.items()}
         check_equal({name: side.logits() for name, side in sides.items()})
         seconds = take_turns({name: side.seconds for name, side in sides.items()}, flags["rounds"])
     result = {
@@ -123,6 +108,22 @@ def main(argv: list[str]) -> None:
     }
     write_json(flags["out"], result)
     print(json.dumps(result, indent=2))
+
+
+def make_sides(
+    model: Transformer, params: Params, prompts: np.ndarray, python: str, folder: Path
+) -> tuple[dict[str, Side], dict[str, Any]]:
+    """All sides, and the versions of the other package."""
+    clean, corrupted = jnp.asarray(prompts)
+    spec, shape = model.spec, clean.shape
+    sides = {
+        "cones": ours(cones(model, params), clean, corrupted, cone_flops(spec, *shape)),
+        "forward": ours(forwards(model, params), clean, corrupted, forward_flops(spec, *shape)),
+    }
+    if python == "none":
+        return sides, {}
+    peer = start_peer(python, folder, model, params, prompts)
+    return sides | {"transformer_lens": theirs(peer, folder, spec, shape)}, peer.versions
 
 
 def check_equal(logits: dict[str, np.ndarray]) -> None:
