@@ -1,39 +1,50 @@
-"""How fast is a grid of patches? The cone program against whole forward passes with edits.
+r"""How fast is a grid of patches? The cone program, whole forward passes, and TransformerLens.
 
+    make .peers/transformer_lens_2/.installed
     python experiments/benchmarks/patch_grid.py --rounds=15
-    python experiments/benchmarks/patch_grid.py --layers=8 --width=768 --heads=12 --prompts=256
+    python experiments/benchmarks/patch_grid.py --rounds=5 --layers=8 --width=768 --heads=12 \
+        --prompts=256 --out=results/benchmarks/patch_grid_wide.json
 
-The grid: the residual of every (layer, position) of a corrupted run put into the clean run, layers
-0 to depth, logits at the last position. The sides take turns in one run, on every core:
+The grid: the residual of every (layer, position) of a corrupted run put into the clean run, logits
+at the last position. The sides take turns in one run, on every core:
 - `cones`: `analysis.patching.grids.patch_states`, one program, the clean and the corrupted run
-  included;
-- `forward`: one compiled `Transformer.forward` with masked edits, called for every cell, as tools
-  do that patch with hooks; the corrupted run included.
+  included; layers 0 to depth, one more than TransformerLens's grid has;
+- `forward`: one compiled `Transformer.forward` with masked edits, called for every such cell, as
+  tools do that patch with hooks; the corrupted run included;
+- `transformer_lens`: `transformer_lens.patching.get_act_patch_resid_pre` of TransformerLens 2 with
+  our weights, layers 0 to depth - 1, in a process of its own without gradients and progress bars;
+  its run with a cache keeps nothing but those states, its metric reads one logit. `--peer=none`
+  leaves it out. Aim: 4 times as fast at 2 layers x 256, 2.5 times at 8 x 768.
 Logits of all cells are held equal before anything is timed, compilation is timed apart. FLOPs are
-of matrix products, by shapes. A side is `(run, flops)`; one for another package goes into `sides`.
+of matrix products, by shapes. A side is `(seconds, logits, flops)`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import spread
+from patch_flops import cone_flops, run_flops
+from peer import Peer, start_fastest
+from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_json
+from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Edit, Params, Spec, Transformer, mask
+from implicit_reasoning.model.interchange import save_weights
 from implicit_reasoning.model.wirings import cache_sites
-from implicit_reasoning.training.cost import block_flops
 
 FLAGS = {
     "layers": 2,
@@ -43,19 +54,23 @@ FLAGS = {
     "vocab": 110,
     "positions": 3,
     "rounds": 15,
+    "peer": ".peers/transformer_lens_2/bin/python",
     "out": "results/benchmarks/patch_grid.json",
 }
+AS_CLOSE = 1e-3  # logits of the same cell
 
 
 class Side(NamedTuple):
     """One way to compute the grid.
 
     Attributes:
-      run: from the prompts (clean, corrupted) to logits [layer, pos, prompt, d_vocab].
-      flops: of a run, in matrix products.
+      seconds: computes it, and says how long that took.
+      logits: of it, [layer, pos, prompt, d_vocab]; from layer 0 on, as many as it has.
+      flops: of it, in matrix products.
     """
 
-    run: Callable[[Any, Any], Any]
+    seconds: Callable[[], float]
+    logits: Callable[[], np.ndarray]
     flops: float
 
 
@@ -78,53 +93,72 @@ def main(argv: list[str]) -> None:
     prompts = np.random.default_rng(0).integers(
         flags["vocab"], size=(2, flags["prompts"], flags["positions"]), dtype=np.int32
     )
-    clean, corrupted = jnp.asarray(prompts)
-    sides = {
-        "cones": Side(cones(model, params), cone_flops(model.spec, *clean.shape)),
-        "forward": Side(forwards(model, params), forward_flops(model.spec, *clean.shape)),
-    }
-    seconds, first, logits = take_turns(sides, (clean, corrupted), flags["rounds"])
-    np.testing.assert_allclose(logits["cones"], logits["forward"], atol=1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        sides, versions = make_sides(model, params, prompts, flags["peer"], Path(folder))
+        first = {name: side.seconds() for name, side in sides.items()}
+        check_equal({name: side.logits() for name, side in sides.items()})
+        seconds = take_turns({name: side.seconds for name, side in sides.items()}, flags["rounds"])
     result = {
-        "sizes": {name: value for name, value in flags.items() if name not in ("rounds", "out")},
+        "sizes": {n: value for n, value in flags.items() if n not in ("rounds", "out", "peer")},
         "load_average": os.getloadavg()[0],
         "first_call_seconds": first,
-        "milliseconds": {name: spread([1e3 * s for s in s_]) for name, s_ in seconds.items()},
-        "gflop": {name: side.flops / 1e9 for name, side in sides.items()},
-        "gflop_per_second": {
-            name: spread([side.flops / s / 1e9 for s in seconds[name]])
-            for name, side in sides.items()
-        },
-        "times_as_fast": {
-            name: {
-                "time": spread([b / a for a, b in zip(seconds["cones"], s_, strict=True)]),
-                "flop": sides[name].flops / sides["cones"].flops,
-            }
-            for name, s_ in seconds.items()
-            if name != "cones"
-        },
-        "made_with": provenance(),
+        **compared(seconds, {name: side.flops for name, side in sides.items()}, "cones"),
+        "versions": versions,
+        "provenance": {"time": time.time(), **provenance()},
     }
     write_json(flags["out"], result)
-    print(result)
+    print(json.dumps(result, indent=2))
 
 
-def take_turns(
-    sides: dict[str, Side], prompts: tuple[Any, Any], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, float], dict[str, np.ndarray]]:
-    """Seconds of every round, of the first call (with compilation), and the logits."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    first, logits = {}, {}
-    for turn in range(rounds + 1):
-        for name, side in sides.items():
-            began = time.perf_counter()
-            found = jax.block_until_ready(side.run(*prompts))
-            took = time.perf_counter() - began
-            if turn:
-                seconds[name].append(took)
-            else:
-                first[name], logits[name] = took, np.asarray(found)
-    return seconds, first, logits
+def make_sides(
+    model: Transformer, params: Params, prompts: np.ndarray, python: str, folder: Path
+) -> tuple[dict[str, Side], dict[str, Any]]:
+    """All sides, and the versions of the other package."""
+    clean, corrupted = jnp.asarray(prompts)
+    spec, shape = model.spec, clean.shape
+    sides = {
+        "cones": ours(cones(model, params), clean, corrupted, cone_flops(spec, *shape)),
+        "forward": ours(forwards(model, params), clean, corrupted, forward_flops(spec, *shape)),
+    }
+    if python == "none":
+        return sides, {}
+    peer = start_peer(python, folder, model, params, prompts)
+    return sides | {"transformer_lens": theirs(peer, folder, spec, shape)}, peer.versions
+
+
+def check_equal(logits: dict[str, np.ndarray]) -> None:
+    """Every side's cells are those of ours."""
+    for name, found in logits.items():
+        same = logits["cones"][: len(found)]
+        np.testing.assert_allclose(found, same, rtol=0, atol=AS_CLOSE, err_msg=name)
+
+
+def ours(run: Callable[[Any, Any], Any], clean: Any, corrupted: Any, flops: float) -> Side:
+    """A side in this process."""
+    return Side(
+        timed(lambda: run(clean, corrupted)), lambda: np.asarray(run(clean, corrupted)), flops
+    )
+
+
+def start_peer(
+    python: str, folder: Path, model: Transformer, params: Params, prompts: np.ndarray
+) -> Peer:
+    """The process of the other package, with the same weights and prompts."""
+    save_weights(folder / "ours.safetensors", model, params)
+    write_npz(folder / "prompts.npz", dict(zip(("clean", "corrupted"), prompts, strict=True)))
+    return start_fastest(python, "transformer_lens_grid.py", folder, "time")
+
+
+def theirs(peer: Peer, folder: Path, spec: Spec, shape: tuple[int, int]) -> Side:
+    """The other package: a run for the states, one for every cell; all logits of each."""
+
+    def logits() -> np.ndarray:
+        peer.ask("logits")
+        return np.load(folder / "logits.npy")
+
+    cells = spec.depth * shape[1]
+    flops = (1 + cells) * run_flops(spec, *shape, logits_at=shape[1])
+    return Side(lambda: peer.ask("time")["seconds"], logits, flops)
 
 
 def cones(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
@@ -170,35 +204,11 @@ def forwards(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
     return grid
 
 
-def run_flops(spec: Spec, prompts: int, n_pos: int, *, logits_at: int) -> float:
-    """A forward pass; logits at some positions only (a compiler drops the others)."""
-    blocks = spec.depth * block_flops(spec, n_pos, n_pos)
-    return float(prompts * (blocks + 2 * logits_at * spec.d_model * spec.d_vocab))
-
-
 def forward_flops(spec: Spec, prompts: int, n_pos: int) -> float:
     """The corrupted run, and a run for every cell."""
     cells = (spec.depth + 1) * n_pos
     donor = run_flops(spec, prompts, n_pos, logits_at=0)
     return donor + cells * run_flops(spec, prompts, n_pos, logits_at=1)
-
-
-def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """Both runs, and the cone of every cell."""
-    flops = 2 * run_flops(spec, prompts, n_pos, logits_at=0)
-    for pos in range(n_pos):
-        for layer in range(spec.depth + 1):
-            for block in range(layer, spec.depth):
-                queries = 1 if block == spec.depth - 1 else n_pos - pos
-                flops += prompts * suffix_flops(spec, n_pos - pos, queries, n_pos)
-            flops += prompts * 2 * spec.d_model * spec.d_vocab
-    return flops
-
-
-def suffix_flops(spec: Spec, new_keys: int, queries: int, keys: int) -> float:
-    """A block with new keys and values at some positions, and queries at some that see all."""
-    attended = 2 * 2 * queries * spec.d_model * (keys - new_keys)
-    return float(block_flops(spec, new_keys, queries) + attended)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
 
-    make peers
+    make .peers/huggingface/.installed
     python experiments/benchmarks/train_step.py --rounds=15
 
 All sides take turns in one run, each with every core: our compiled loop of steps; square matrix
@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ import numpy as np
 import optax
 from measure import spread
 from ml_collections import ConfigDict
+from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json
@@ -133,51 +133,32 @@ class Ours:
         return str(self.program.advance.lower(*self.arguments(1)).compile().as_text())
 
 
-class Peer:
+class GPT2(Peer):
     """A process that trains GPT-2 in PyTorch when it is told to."""
 
     def __init__(self, python: str, folder: Path, flops: float):
-        script = Path(__file__).with_name("gpt2_torch.py")
-        threads = len(os.sched_getaffinity(0))
+        super().__init__(python, "gpt2_torch.py", folder)
         self.flops = flops
-        self._process = subprocess.Popen(
-            [python, str(script), str(folder), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.versions = self._listen()
-
-    def tell(self, steps: int) -> dict[str, float]:
-        """Let it make so many steps."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return self._listen()
 
     def run(self, steps: int) -> float:
         """Seconds of so many steps, by its own clock."""
-        return self.tell(steps)["seconds"]
+        seconds: float = self.ask(str(steps))["seconds"]
+        return seconds
 
     def steps(self, ours: int) -> int:
         """Fewer where a step is expensive."""
         return max(2, min(ours, round(ours * 2e10 / self.flops)))
 
-    def _listen(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        said: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return said
 
-
-def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, Peer]:
+def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
     """Both variants; the first is checked to do what ours does."""
     rows = jax.device_get(ours.program.rows)
     assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
     batch = ours.config.batch_size
     dropout = ours.config.model.dropout
     same = write_peer(folder / "same", ours, ours.program.recipe.model, ours.params, rows, dropout)
-    peers = {"same work": Peer(python, same, whole_flops(ours.spec, batch, rows.tokens.shape[1]))}
-    check_same_work(ours, rows, peers["same work"].tell(1))
+    peers = {"same work": GPT2(python, same, whole_flops(ours.spec, batch, rows.tokens.shape[1]))}
+    check_same_work(ours, rows, peers["same work"].ask("1"))
 
     spec = dataclasses.replace(
         ours.spec,
@@ -196,7 +177,7 @@ def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, Peer]:
         PUBLISHED_DROPOUT,
     )
     flops = whole_flops(spec, batch, PUBLISHED_LENGTH)
-    return peers | {"as published": Peer(python, published, flops)}
+    return peers | {"as published": GPT2(python, published, flops)}
 
 
 def write_peer(

@@ -1,0 +1,164 @@
+"""What is won by measuring all checkpoints in one program? Against one after another.
+
+    python experiments/benchmarks/checkpoints.py
+
+An instrument on 20 models of the `pocket` shape with random weights, outcomes back on the host. The
+sides take turns in one run, every one with every core:
+- `at once`: the runner, one call for all. On a CPU its program takes one model after the other;
+- `vmap`: the runner with all models computed together, as it does by default on accelerators;
+- `one after another`: `measure` compiled once, and called for each model;
+- `a fresh jit each`: `jax.jit` of a new function for each model, as happens in a loop over
+  checkpoints that builds its function inside: compiled every time. Of so many models (`--afresh`),
+  extrapolated to all.
+All sides do the same work - the ratio of FLOPs is 1 -, and their outcomes are held equal before
+anything is timed. Nothing comes from a compilation cache. The first call of each side, with
+compilation, is kept apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from measure import spread
+from turns import ratio, take_turns, timed
+
+from implicit_reasoning.analysis import Examples, Instrument, Runner, find_instrument
+from implicit_reasoning.config import load_config, parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import provenance
+from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.worlds import build
+
+FLAGS = {
+    "config": "configs/composition.py:pocket",
+    "checkpoints": 20,
+    "instruments": ("lens", "cross_query"),
+    "rounds": 5,
+    "afresh": 2,
+    "out": "results/benchmarks/checkpoints.json",
+}
+AT_ONCE, AFRESH = "at once", "a fresh jit each"
+UNLIKE = 1e-3  # share of outcomes that may differ: ranks and ties turn on the last bit
+Outcomes = dict[str, np.ndarray]
+
+
+def main(argv: list[str]) -> None:
+    """Measure and write."""
+    flags, _ = parse_flags(argv, FLAGS)
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = load_config(flags["config"])
+    dataset = build(config.task)
+    sizes = {**config.model.to_dict(), "dtype": "float32", "precision": "highest"}  # as runs have
+    model = Transformer(Spec.from_config(sizes, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
+    keys = jax.random.split(jax.random.key(0), flags["checkpoints"])
+    params = jax.jit(jax.vmap(model.init))(keys)
+    result = {
+        "sizes": {name: value for name, value in flags.items() if name != "out"},
+        "load_average": os.getloadavg()[0],
+        "instruments": {
+            name: compare(
+                Sides(instrument, model, params, instrument.examples(model, dataset)),
+                flags["rounds"],
+                flags["afresh"],
+            )
+            for name, instrument in zip(
+                flags["instruments"], map(find_instrument, flags["instruments"]), strict=True
+            )
+        },
+        "provenance": {"time": time.time(), **provenance()},
+    }
+    write_json(flags["out"], result)
+    print(json.dumps(result, indent=2))
+
+
+class Sides:
+    """One instrument on all models, in four ways."""
+
+    def __init__(
+        self, instrument: Instrument, model: Transformer, params: Params, examples: Examples
+    ):
+        self._instrument, self._model, self._examples = instrument, model, examples
+        self._all = params
+        self.count = jax.tree.leaves(params)[0].shape[0]
+        self._each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(self.count)]
+        self._runner = Runner(instrument, model)
+        self._together = Runner(instrument, model, together=self.count)
+        self._compiled = self._fresh()
+
+    def at_once(self) -> Outcomes:
+        """One call."""
+        return self._runner(self._all, self._examples)
+
+    def vmap(self) -> Outcomes:
+        """One call, all models together."""
+        return self._together(self._all, self._examples)
+
+    def one_after_another(self) -> Outcomes:
+        """The same program for each."""
+        return stacked([self._call(self._compiled, params) for params in self._each])
+
+    def afresh(self, count: int) -> Outcomes:
+        """A program for each, of so many."""
+        return stacked([self._call(self._fresh(), params) for params in self._each[:count]])
+
+    def _fresh(self) -> Callable[..., Any]:
+        def measure(params: Params, inputs: Any, key: Any) -> Any:
+            return self._instrument.measure(self._model, params, inputs, key)
+
+        return jax.jit(measure)
+
+    def _call(self, program: Callable[..., Any], params: Params) -> Outcomes:
+        found = program(params, self._examples.inputs, jax.random.key(0))
+        return {name: np.asarray(value) for name, value in found.items()}
+
+
+def stacked(outcomes: list[Outcomes]) -> Outcomes:
+    """A leading axis of models."""
+    return {name: np.stack([one[name] for one in outcomes]) for name in outcomes[0]}
+
+
+def compare(sides: Sides, rounds: int, afresh: int) -> dict[str, Any]:
+    """Hold outcomes equal, take turns; seconds for all models, and how many times as fast."""
+    ways: dict[str, Callable[[], Outcomes]] = {
+        AT_ONCE: sides.at_once,
+        "vmap": sides.vmap,
+        "one after another": sides.one_after_another,
+        AFRESH: lambda: sides.afresh(afresh),
+    }
+    first, outcomes = {}, {}
+    for name, run in ways.items():
+        began = time.perf_counter()
+        outcomes[name] = run()
+        first[name] = time.perf_counter() - began
+    for name, found in outcomes.items():
+        check_equal(outcomes[AT_ONCE], found, name)
+    seconds = take_turns({name: timed(run) for name, run in ways.items()}, rounds)
+    seconds[AFRESH] = [s / afresh * sides.count for s in seconds[AFRESH]]
+    return {
+        "first_call_seconds": first,
+        "seconds": {name: spread(s_) for name, s_ in seconds.items()},
+        "times_as_fast": {
+            name: {"time": ratio(seconds, name, AT_ONCE), "flop": 1.0}
+            for name in ways
+            if name != AT_ONCE
+        },
+    }
+
+
+def check_equal(ours: Outcomes, found: Outcomes, side: str) -> None:
+    """Of the models that both have, all but the few outcomes that hang on rounding."""
+    for name, value in found.items():
+        same = np.isclose(ours[name][: len(value)], value, atol=1e-4, equal_nan=True)
+        if 1 - same.mean() > UNLIKE:
+            raise SystemExit(f"{side}: {1 - same.mean():.2%} of {name} differ from {AT_ONCE!r}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

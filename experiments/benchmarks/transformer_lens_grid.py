@@ -1,0 +1,81 @@
+"""TransformerLens's residual grid, for patch_grid.py; runs in the environment of that package.
+
+    python transformer_lens_grid.py FOLDER THREADS
+
+FOLDER has the model (`ours.safetensors`, `ours.json`) and `prompts.npz` (clean, corrupted). Then
+every line that comes in asks for one grid, and a line of JSON goes out for each: "time" for its
+seconds, "logits" for `logits.npy` [layer, pos, prompt, d_vocab] in FOLDER.
+"""
+
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # a bar for every grid would be counted as the grid's time
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.patching import get_act_patch_resid_pre
+
+
+def main(folder, threads):
+    """Answer every line of standard input."""
+    replies, sys.stdout = sys.stdout, sys.stderr  # what the package prints is no reply
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    model = load(folder)
+    prompts = np.load(folder / "prompts.npz")
+    clean, corrupted = (torch.as_tensor(prompts[name]).long() for name in ("clean", "corrupted"))
+    said = {
+        "transformer_lens": version("transformer_lens"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(said), file=replies, flush=True)
+    for line in sys.stdin:
+        kept = [] if line.strip() == "logits" else None
+        seconds = grid(model, clean, corrupted, kept)
+        if kept is not None:
+            shape = (model.cfg.n_layers, clean.shape[1], *kept[0].shape)
+            np.save(folder / "logits.npy", torch.stack(kept).reshape(shape).numpy())
+        print(json.dumps({"seconds": seconds}), file=replies, flush=True)
+
+
+def load(folder):
+    """Our weights in their model."""
+    config = json.loads((folder / "ours.json").read_text())
+    model = HookedTransformer(HookedTransformerConfig(**config, device="cpu")).eval()
+    told = model.load_state_dict(load_file(folder / "ours.safetensors"), strict=False)
+    buffers = {name for name, _ in model.named_buffers()}
+    assert not told.unexpected_keys and set(told.missing_keys) <= buffers, told
+    return model
+
+
+def grid(model, clean, corrupted, kept):
+    """Seconds of the run whose states are put in, with only these kept, and of all cells.
+
+    What they call corrupted is what is patched, and clean where the states are from; the other way
+    round than ours, whose clean prompts are patched.
+    """
+
+    def metric(logits):
+        """The mean of one logit at the last position: as cheap as any."""
+        if kept is not None:
+            kept.append(logits[:, -1].clone())
+        return logits[:, -1, 0].mean()
+
+    began = time.perf_counter()
+    _, donor = model.run_with_cache(
+        corrupted, names_filter=lambda name: name.endswith("hook_resid_pre")
+    )
+    get_act_patch_resid_pre(model, clean, donor, metric)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
