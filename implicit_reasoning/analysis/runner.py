@@ -162,9 +162,10 @@ def measure(
 
 
 def chunk_size(count: int) -> int:
-    """Checkpoints in a call: at most `_MOST_AT_ONCE`, in chunks as equal as can be."""
-    chunks = max(1, -(-count // _MOST_AT_ONCE))
-    return -(-count // chunks)
+    """Checkpoints in a call: at most `_MOST_AT_ONCE`, so that few are computed to fill the last."""
+    if count <= _MOST_AT_ONCE:
+        return max(1, count)
+    return min(range(_MOST_AT_ONCE, _MOST_AT_ONCE // 2, -1), key=lambda size: -count % size)
 
 
 def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict[str, Any]:
