@@ -7,7 +7,8 @@ in its file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from scipy.stats import t as student
 
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
 from implicit_reasoning.analysis.variables.cells import ENOUGH
@@ -32,6 +32,7 @@ from implicit_reasoning.figures import (
     split_style,
     step_axis,
 )
+from implicit_reasoning.statistics import mean_over_seeds
 
 SPLITS = ("train_ii", "test_ii", "test_oi", "test_io", "test_oo")
 STAGES = ("half", "memorised", "end")
@@ -74,19 +75,47 @@ class Study(NamedTuple):
         ]
         return xr.concat(found, "run") if found else None
 
+    def cosine(self, layer: int) -> xr.DataArray:
+        """Of states at r1 with centroids, the mean of all states removed."""
+        cosine = self.parts["geometry"]["cosine"]
+        return cosine.sel(layer=layer, pos="r1", truth="true", centring="mean removed")
+
+    def used(self, variable: str, layer: int, pos: str) -> xr.Dataset:
+        """How a variable is read at a place, and what becomes of answers when it is changed.
+
+        Of held-out chains where enough are right in the end, else (attribute `group`) of trained.
+        """
+        where = {"variable": variable, "layer": layer, "pos": pos}
+        swap, erasure = (self.parts[name].sel(where) for name in ("swap", "erasure"))
+        counts = swap["counterfactual_n"].sel(edit="class means") >= ENOUGH
+        held_out = bool(counts.sel(group="test_ii").isel(step=-1).all())
+        group = "test_ii" if held_out else "train_ii"
+        swap, erasure, counts = (part.sel(group=group) for part in (swap, erasure, counts))
+        stays = erasure["unchanged"]
+        changed = {
+            "follows": swap["counterfactual"].sel(edit="class means"),
+            "follows_random": swap["counterfactual"].sel(edit="random"),
+            "lost": 1 - stays.sel(edit="variable"),
+            "lost_control": 1 - stays.sel(edit=["shuffled", "random"]).min("edit"),
+        }
+        decoded = self.parts["probes"]["accuracy"].sel(where | {"truth": "true", "group": "id"})
+        made = {name: values.where(counts) for name, values in changed.items()}
+        plain = {
+            name: values.reset_coords(drop=True)
+            for name, values in {**made, "decoded": decoded}.items()
+        }
+        return xr.Dataset(plain, attrs={"group": group})
+
     def summary(self, values: Sequence[float], runs: Sequence[int]) -> str:
         """`mean [low, high] (lowest - highest)`: t over worlds, and the range of the runs."""
-        array, worlds = np.asarray(values), np.asarray(self.worlds)[list(runs)]
-        kept = np.isfinite(array)
-        if not kept.any():
+        array, worlds = np.asarray(values, float), np.asarray(self.worlds)[list(runs)]
+        found = mean_over_seeds(array, worlds)
+        if not found.n_clusters:
             return "-"
-        array, worlds = array[kept], worlds[kept]
-        means = np.asarray([array[worlds == world].mean() for world in np.unique(worlds)])
-        text = f"{means.mean():.2f}"
-        if len(means) > 1:
-            half = student.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
-            text += f" [{means.mean() - half:.2f}, {means.mean() + half:.2f}]"
-            text += f" ({array.min():.2f} - {array.max():.2f})"
+        text = f"{found.mean:.2f}"
+        if found.n_clusters > 1:
+            text += f" [{found.low:.2f}, {found.high:.2f}]"
+            text += f" ({np.nanmin(array):.2f} - {np.nanmax(array):.2f})"
         return text
 
 
@@ -141,19 +170,22 @@ def draw_accuracy(studies: Mapping[str, Study]) -> Any:
 
 def draw_reciprocal_ranks(studies: Mapping[str, Study]) -> Any:
     """Wang's Fig. 4c: e2 at r1 and r2 at r2, through the final norm and the unembedding."""
-    drawing, axes = _panels(studies, 2)
-    shown = [("e2", "r1"), ("r2", "r2")]
-    for row, (variable, pos) in enumerate(shown):
-        for column, (arm, study) in enumerate(studies.items()):
-            ax = axes[row * len(studies) + column]
-            ranks = study.parts["lens"]["reciprocal_rank"]
-            ranks = ranks.sel(group="train_ii", variable=variable, pos=pos)
-            _by_layer(ax, ranks.sel(truth="true"))
-            _null(ax, ranks.sel(truth="shuffled").max("layer"), "shuffled truth")
-            _title(ax, arm, study)
-        axes[row * len(studies)].set_ylabel(f"mean reciprocal rank\nof {variable} at {pos}")
-    _legend(drawing, axes[0])
-    return drawing
+
+    def panel(ax: Axes, study: Study, variable: str, pos: str) -> None:
+        ranks = study.parts["lens"]["reciprocal_rank"]
+        ranks = ranks.sel(group="train_ii", variable=variable, pos=pos)
+        layers = ranks["layer"].values
+        for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
+            one = ranks.sel(truth="true", layer=layer)
+            _line(ax, one, color=color, label=f"layer {layer}")
+        null = ranks.sel(truth="shuffled").max("layer")
+        _line(ax, null, color=GREEN, linestyle=":", label="shuffled truth")
+
+    rows = {
+        f"mean reciprocal rank\nof {variable} at {pos}": partial(panel, variable=variable, pos=pos)
+        for variable, pos in (("e2", "r1"), ("r2", "r2"))
+    }
+    return _over_training(studies, rows)
 
 
 def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
@@ -193,54 +225,51 @@ def draw_cross_query(studies: Mapping[str, Study]) -> Any:
 
 def draw_cosines(studies: Mapping[str, Study]) -> Any:
     """Ye's curves at r1, a row a layer, with centroids of other bridges, and the accuracies."""
-    layers = [int(x) for x in next(iter(studies.values())).parts["geometry"]["layer"] if x]
-    drawing, axes = _panels(studies, len(layers))
     lines = {
         "ID cohesion (left out)": (BLUE, "-", {"group": "id", "centroid": "without itself"}),
         "of other bridges": (SKY, ":", {"group": "id", "centroid": "of other bridges"}),
         "OOD alignment": (VERMILION, "-", {"group": "ood", "centroid": "with itself"}),
         "OOD, of other bridges": (ORANGE, ":", {"group": "ood", "centroid": "of other bridges"}),
     }
-    for row, layer in enumerate(layers):
-        for column, (arm, study) in enumerate(studies.items()):
-            ax = axes[row * len(studies) + column]
-            cosine = study.parts["geometry"]["cosine"].sel(
-                layer=layer, pos="r1", truth="true", centring="mean removed"
-            )
-            for name, (color, linestyle, where) in lines.items():
-                _line(ax, cosine.sel(where), color=color, linestyle=linestyle, label=name)
-            curves = study.parts["training"]
-            for split in ("test_ii", "test_oi"):
-                mean = curves["accuracy"].sel(split=split).mean("run")
-                style = {**split_style(split), "linestyle": "--", "linewidth": 0.9}
-                ax.plot(curves["evaluation"], mean, label=f"accuracy, {split}", **style)
-            _title(ax, arm, study)
-            ax.set_ylim(-0.25, 1.03)
-        axes[row * len(studies)].set_ylabel(f"cosine, mean removed,\nat S[{layer}, r1]")
-    _legend(drawing, axes[0])
-    return drawing
+
+    def panel(ax: Axes, study: Study, layer: int) -> None:
+        cosine = study.cosine(layer)
+        for name, (color, linestyle, where) in lines.items():
+            _line(ax, cosine.sel(where), color=color, linestyle=linestyle, label=name)
+        curves = study.parts["training"]
+        for split in ("test_ii", "test_oi"):
+            mean = curves["accuracy"].sel(split=split).mean("run")
+            style = {**split_style(split), "linestyle": "--", "linewidth": 0.9}
+            ax.plot(curves["evaluation"], mean, label=f"accuracy, {split}", **style)
+
+    layers = [int(x) for x in next(iter(studies.values())).parts["geometry"]["layer"] if x]
+    rows = {
+        f"cosine, mean removed,\nat S[{layer}, r1]": partial(panel, layer=layer) for layer in layers
+    }
+    return _over_training(studies, rows, lowest=-0.25)
 
 
 def draw_used(studies: Mapping[str, Study]) -> Any:
     """What can be read of a variable, beside what becomes of answers when it is changed."""
-    places = [("e2", 1, "r1"), ("r2", 1, "r2"), ("e1", 1, "r2")]
-    drawing, axes = _panels(studies, len(places))
-    for row, (variable, layer, pos) in enumerate(places):
-        for column, (arm, study) in enumerate(studies.items()):
-            ax = axes[row * len(studies) + column]
-            made = study.parts["used"].sel(variable=variable, layer=layer, pos=pos)
-            _line(ax, made["decoded"], color=GREY, linestyle="-", label="decoded, held out")
-            made = made.where(made["n"] >= ENOUGH)
-            _line(ax, made["follows"], color=BLUE, linestyle="-", label="answers follow its swap")
-            _line(ax, made["follows_random"], color=BLUE, linestyle=":", label="swap, random")
-            broken, control = 1 - made["stays_erased"], 1 - made["stays_control"]
-            _line(ax, broken, color=VERMILION, linestyle="-", label="answers lost to its erasure")
-            _line(ax, control, color=VERMILION, linestyle=":", label="erasure, control")
-            _title(ax, arm, study)
-            ax.set_ylim(-0.02, 1.03)
-        axes[row * len(studies)].set_ylabel(f"{variable} at S[{layer}, {pos}]")
-    _legend(drawing, axes[0])
-    return drawing
+    lines = {
+        "decoded": ("decoded, held out", GREY, "-"),
+        "follows": ("answers follow its swap", BLUE, "-"),
+        "follows_random": ("swap, random", BLUE, ":"),
+        "lost": ("answers lost to its erasure", VERMILION, "-"),
+        "lost_control": ("erasure, control", VERMILION, ":"),
+    }
+
+    def panel(ax: Axes, study: Study, variable: str, layer: int, pos: str) -> None:
+        made = study.used(variable, layer, pos)
+        for name, (label, color, linestyle) in lines.items():
+            _line(ax, made[name], color=color, linestyle=linestyle, label=label)
+        ax.text(0.98, 0.5, made.attrs["group"], transform=ax.transAxes, ha="right", size=8)
+
+    rows = {
+        f"{variable} at S[{layer}, {pos}]": partial(panel, variable=variable, layer=layer, pos=pos)
+        for variable, layer, pos in (("e2", 1, "r1"), ("r2", 1, "r2"), ("e1", 1, "r2"))
+    }
+    return _over_training(studies, rows)
 
 
 def table(studies: Mapping[str, Study]) -> str:
@@ -270,13 +299,8 @@ def quantities(study: Study) -> dict[str, xr.DataArray]:
     ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
     share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
     other = share.sel(group="another bridge")
-    cosine = parts["geometry"]["cosine"].sel(
-        layer=1, pos="r1", truth="true", centring="mean removed"
-    )
-    used = parts["used"].sel(layer=1)
-    counted = used.where(used["n"] >= ENOUGH)
-    bridge, second = counted.sel(variable="e2", pos="r1"), counted.sel(variable="r2", pos="r2")
-    decoded = used["decoded"].sel(variable="e2", pos="r1")
+    cosine = study.cosine(1)
+    bridge, second = study.used("e2", 1, "r1"), study.used("r2", 1, "r2")
     return {
         "accuracy, test_ii": accuracy.sel(split="test_ii"),
         "accuracy, test_oi": accuracy.sel(split="test_oi"),
@@ -290,11 +314,11 @@ def quantities(study: Study) -> dict[str, xr.DataArray]:
         "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
         "ID cohesion at S[1, r1], left out": cosine.sel(group="id", centroid="without itself"),
         "OOD alignment at S[1, r1]": cosine.sel(group="ood", centroid="with itself"),
-        "e2 decoded at S[1, r1], held out": decoded,
+        "e2 decoded at S[1, r1], held out": bridge["decoded"],
         "answers that follow e2 swapped there": bridge["follows"],
         "the same, a random subspace": bridge["follows_random"],
-        "answers lost when e2 is erased there": 1 - bridge["stays_erased"],
-        "the same, the control": 1 - bridge["stays_control"],
+        "answers lost when e2 is erased there": bridge["lost"],
+        "the same, the control": bridge["lost_control"],
         "answers that follow r2 swapped at S[1, r2]": second["follows"],
     }
 
@@ -331,20 +355,32 @@ def _panels(studies: Mapping[str, Study], nrows: int) -> tuple[Any, list[Axes]]:
     return new_drawing(*size, nrows=nrows, ncols=len(studies), sharey="row", sharex=True)
 
 
+def _over_training(
+    studies: Mapping[str, Study],
+    rows: Mapping[str, Callable[[Axes, Study], None]],
+    lowest: float = -0.015,
+) -> Any:
+    """A panel for each study and row; of a row its label and what draws into a panel."""
+    drawing, axes = _panels(studies, len(rows))
+    panels = iter(axes)
+    for label, draw in rows.items():
+        for number, (arm, study) in enumerate(studies.items()):
+            ax = next(panels)
+            draw(ax, study)
+            _title(ax, arm, study)
+            ax.set_ylim(lowest, 1.03)
+            if number == 0:
+                ax.set_ylabel(label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    drawing.supxlabel("training step", fontsize=10)
+    return drawing
+
+
 def _title(ax: Axes, arm: str, study: Study) -> None:
     runs = len(study.worlds)
     ax.set_title(f"{arm}, {runs} run{'s' * (runs > 1)}", fontsize=10)
     ax.set_ylim(-0.015, 1.03)
-
-
-def _by_layer(ax: Axes, values: xr.DataArray) -> None:
-    layers = values["layer"].values
-    for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
-        _line(ax, values.sel(layer=layer), color=color, label=f"layer {layer}")
-
-
-def _null(ax: Axes, values: xr.DataArray, name: str) -> None:
-    _line(ax, values, color=GREEN, linestyle=":", label=name)
 
 
 def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
@@ -356,9 +392,3 @@ def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
     ends = values.min("run"), values.max("run")
     ax.fill_between(steps, *ends, color=style["color"], alpha=0.15, linewidth=0)
     ax.plot(steps, values.mean("run"), **{"linewidth": 1.5, **style})
-
-
-def _legend(drawing: Any, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
-    drawing.supxlabel("training step", fontsize=10)

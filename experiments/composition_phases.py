@@ -32,7 +32,6 @@ import xarray as xr
 from apart import Command, run_apart
 from composition_figures import draw_all
 
-from implicit_reasoning.analysis import used
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
@@ -171,11 +170,10 @@ def spaced(steps: tuple[int, ...], count: int) -> list[int]:
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
     """The parts of a run's results that the figures need, and its curves, along `run`."""
     results = {name: run.result(name) for name in KEPT}
-    table = used.table(results).assign_attrs({}).drop_vars("verdict")
     made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
     about = xr.Dataset({"world": world, "init": init, "made_with": json.dumps(made)})
     parts = {name: part_of(results[name], part) for name, part in KEPT.items()}
-    nodes = {"/": about, "training": curves(run), "used": table, **parts}
+    nodes = {"/": about, "training": curves(run), **parts}
     return xr.DataTree.from_dict(
         {name: rounded(node).expand_dims("run") for name, node in nodes.items()}
     )

@@ -81,8 +81,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as one uncompressed `.npz`, atomically."""
     with atomic_write(path, "wb") as file:
-        # The stubs of numpy take every further keyword for `allow_pickle`, hence the exception.
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        keywords: dict[str, Any] = {**arrays, "allow_pickle": False}
+        np.savez(file, **keywords)
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:

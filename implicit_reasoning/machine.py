@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from implicit_reasoning import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
 
 
@@ -36,6 +37,12 @@ def lapack_alone() -> Iterator[None]:
     importlib.import_module("scipy.linalg.cython_lapack")  # what is not loaded has no limit yet
     with threadpool_limits(1, user_api="blas"):
         yield
+
+
+def program_memory() -> int:
+    """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
+    has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return has // 2 if has else _HOST_MEMORY
 
 
 def provenance() -> dict[str, Any]:

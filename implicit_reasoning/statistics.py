@@ -1,8 +1,9 @@
-"""Intervals clustered by fact, and permutation nulls.
+"""Intervals clustered by fact, means over seeds, and permutation nulls.
 
 The unit of this laboratory is the fact (or the prefix), never the query: queries that share a fact
 share a state, so an interval that takes queries for independent is too narrow, and a null that
-shuffles them one by one is too easy to beat.
+shuffles them one by one is too easy to beat. Of claims about training the unit is the run or, where
+runs share a world, the world.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy.stats import t as student
 
 from implicit_reasoning.errors import InputError
 
@@ -151,6 +153,46 @@ def clustered_bootstrap(
     arguments, the errors and the source.
     """
     return ClusterBootstrap(clusters, n_resamples, seed).interval(values, level)
+
+
+def mean_over_seeds(
+    values: Float[np.ndarray, "run *batch"], worlds: Int[np.ndarray, " run"], *, level: float = 0.95
+) -> Interval:
+    """Return the mean over worlds of the mean over each world's runs, with Student's t interval.
+
+    Runs that share a world differ in their initialisation only, and are not independent of each
+    other: worlds are what an interval is over. With one world there is none (`low`, `high` nan).
+    It is symmetric, so that of shares near 0 or 1 an end may lie outside.
+
+    Args:
+      values: of every run; a nan (what a run has not reached) leaves that run out.
+      worlds: the world seed of every run.
+      level: coverage wanted, between 0 and 1.
+
+    Returns:
+      `n_examples` is the number of runs given, `n_clusters` [...] of the worlds that count.
+
+    Raises:
+      InputError: another number of worlds than of runs, or a level outside.
+    """
+    if len(values) != len(worlds):
+        raise InputError(f"{len(worlds)} world seeds were given for {len(values)} runs")
+    if not 0 < level < 1:
+        raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
+    member = (np.unique(worlds)[:, None] == worlds[None]).astype(np.float64)
+    there = np.isfinite(values).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # nan where no run of a world counts
+        sums, counts = (
+            np.tensordot(member, x, 1) for x in (np.where(there > 0, values, 0.0), there)
+        )
+        by_world = sums / counts
+    counted = np.isfinite(by_world)
+    n = counted.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(counted, by_world, 0.0).sum(0) / n
+        squares = np.where(counted, (by_world - mean) ** 2, 0.0).sum(0)
+        half = student.ppf((1 + level) / 2, n - 1) * np.sqrt(squares / (n - 1) / n)
+    return Interval(mean[()], (mean - half)[()], (mean + half)[()], len(values), n[()])
 
 
 def permutation_null(

@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.statistics import (
     ClusterBootstrap,
     clustered_bootstrap,
+    mean_over_seeds,
     p_value,
     permutation_null,
 )
@@ -213,3 +215,47 @@ def test_bad_input_to_a_null():
         null(np.array([0, 1, 1]), np.array([4, 4, 5]))
     with pytest.raises(InputError, match="2 labels were given for 3 examples"):
         null(np.array([0, 1]), np.array([4, 4, 5]))
+
+
+def test_the_mean_over_seeds_is_over_worlds():
+    """Two runs of one world count as one; the interval is the textbook's."""
+    values = np.array([0.1, 0.3, 0.5, 0.9])
+    found = mean_over_seeds(values, np.array([7, 7, 8, 9]))
+    by_world = np.array([0.2, 0.5, 0.9])
+    low, high = scipy.stats.ttest_1samp(by_world, 0.0).confidence_interval(0.95)
+    assert found.mean == pytest.approx(by_world.mean())
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert (found.n_examples, found.n_clusters) == (4, 3)
+
+
+def test_runs_that_did_not_get_there_are_left_out():
+    values = np.array([[0.2, math.nan], [0.4, math.nan], [math.nan, 0.5]])
+    found = mean_over_seeds(values, np.array([1, 2, 3]))
+    alone = mean_over_seeds(values[:2, :1], np.array([1, 2]))
+    np.testing.assert_allclose(found.mean, [0.3, 0.5])
+    np.testing.assert_allclose([found.low[0], found.high[0]], [alone.low[0], alone.high[0]])
+    assert np.isnan(found.low[1]) and found.n_clusters.tolist() == [2, 1]
+    nobody = mean_over_seeds(np.full(2, math.nan), np.array([1, 2]))
+    assert math.isnan(nobody.mean) and nobody.n_clusters == 0
+
+
+def test_its_intervals_cover_as_often_as_they_say():
+    """Worlds and initialisations both vary; taking runs for independent would cover less."""
+    rng = np.random.default_rng(0)
+    covered, naive = 0, 0
+    for _ in range(1000):
+        values = np.repeat(rng.normal(size=4), 2) + 0.3 * rng.normal(size=8)
+        one = mean_over_seeds(values, np.repeat(np.arange(4), 2))
+        other = mean_over_seeds(values, np.arange(8))
+        covered += one.low <= 0 <= one.high
+        naive += other.low <= 0 <= other.high
+    assert 930 <= covered <= 970  # 950 expected, standard deviation 7
+    assert naive < 900
+
+
+def test_bad_input_to_a_mean_over_seeds():
+    unchecked = inspect.unwrap(mean_over_seeds)
+    with pytest.raises(InputError, match="1 world seeds were given for 2 runs"):
+        unchecked(np.zeros(2), np.zeros(1, int))
+    with pytest.raises(InputError, match="level is between 0 and 1"):
+        unchecked(np.zeros(2), np.zeros(2, int), level=95)

@@ -37,6 +37,7 @@ import numpy as np
 from measure import spread
 from patch_flops import cone_flops, run_flops
 from peer import Peer, start_fastest
+from shapes import random_model
 from turns import compared, ratio, take_turns, timed
 
 from implicit_reasoning.analysis.patching.cross_query import CrossQuery
@@ -45,7 +46,7 @@ from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.machine import provenance
-from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.model.wirings import cache_sites
 
@@ -72,18 +73,7 @@ def main(argv: list[str]) -> None:
     flags, _ = parse_flags(argv, FLAGS)
     if (forwards := flags["rounds"] * flags["forwards"]) < FEWEST_FORWARDS:
         raise InputError(f"{forwards} passes are too few to extrapolate; {FEWEST_FORWARDS} are not")
-    model = Transformer(
-        Spec(
-            d_vocab=flags["vocab"],
-            n_ctx=flags["positions"],
-            n_layers=flags["layers"],
-            d_model=flags["width"],
-            n_heads=flags["heads"],
-            d_mlp=4 * flags["width"],
-            tied=True,
-        )
-    )
-    params = jax.jit(model.init)(jax.random.key(0))
+    model, params = random_model(flags, tied=True)
     inputs = make_pairs(model, params, flags["pairs"])
     ours = Ours(model, params, inputs)
     first = timed(ours.run)()

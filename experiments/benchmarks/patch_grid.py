@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from patch_flops import cone_flops, run_flops
 from peer import Peer, start_fastest
+from shapes import random_model
 from turns import compared, take_turns, timed
 
 from implicit_reasoning.analysis.patching.grids import patch_states
@@ -79,17 +80,7 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError(f"no flag {next(iter(overrides))!r}; there are {', '.join(FLAGS)}")
-    model = Transformer(
-        Spec(
-            d_vocab=flags["vocab"],
-            n_ctx=flags["positions"],
-            n_layers=flags["layers"],
-            d_model=flags["width"],
-            n_heads=flags["heads"],
-            d_mlp=4 * flags["width"],
-        )
-    )
-    params = jax.jit(model.init)(jax.random.key(0))
+    model, params = random_model(flags)
     prompts = np.random.default_rng(0).integers(
         flags["vocab"], size=(2, flags["prompts"], flags["positions"]), dtype=np.int32
     )

@@ -12,22 +12,32 @@ claims.py       what one may say of a mechanism, and how that is judged
 states.py       states and truth variables, from which most begin
 facts.py        facts as the rows that are fitted and held out
 rest.py         the rest of a forward pass, from an edited state on
+subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
+seeds.py        several runs in one program
 aggregate.py    means by group, with intervals and their n
 api.py          `analyze(run, "lens")`, and the table of instruments
 drawing.py      drawings that instruments share
 figures.py      what the report asks for
 """
 
-from implicit_reasoning.analysis.api import INSTRUMENTS, analyze, analyze_all, find_instrument
+from implicit_reasoning.analysis.api import (
+    INSTRUMENTS,
+    analyze,
+    analyze_all,
+    analyze_runs,
+    find_instrument,
+)
 from implicit_reasoning.analysis.claims import Claim, Mechanism, claimed, judge
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
-from implicit_reasoning.analysis.runner import Runner, Subject, measure
+from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis.subject import InMemory, Subject
 
 __all__ = [
     "INSTRUMENTS",
     "Claim",
     "Examples",
+    "InMemory",
     "Instrument",
     "Mechanism",
     "NotApplicable",
@@ -35,6 +45,7 @@ __all__ = [
     "Subject",
     "analyze",
     "analyze_all",
+    "analyze_runs",
     "claimed",
     "find_instrument",
     "judge",

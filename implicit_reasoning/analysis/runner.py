@@ -2,14 +2,16 @@
 
 Checkpoints are stacked along a leading axis; the program maps `measure` over it, each device of the
 mesh's `trial` axis its own share, and is compiled once however many checkpoints and runs there are.
-Outcomes by example come back to the host, which averages them within groups, with intervals.
+How many are stacked, and how many of those a device computes at the same time, is what its memory
+allows. Outcomes by example come back to the host, which averages them within groups, with
+intervals.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,39 +21,14 @@ from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
+from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import lapack_alone, provenance
+from implicit_reasoning.machine import lapack_alone, program_memory, provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.training import sharding
-from implicit_reasoning.worlds import Dataset
 
 _SEED = 0  # of what instruments draw at random
 _MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggregates meanwhile
-_MEMORY = 2**31  # bytes that one call may need for its intermediate values, on each device
-
-
-@runtime_checkable
-class Subject(Protocol):
-    """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
-
-    @property
-    def model(self) -> Transformer:
-        """The model."""
-        ...
-
-    @property
-    def dataset(self) -> Dataset:
-        """What it was trained on, with its truth."""
-        ...
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Checkpoints, ascending."""
-        ...
-
-    def params(self, steps: Sequence[int] | None = None) -> Params:
-        """Parameters of some checkpoints, stacked along a leading axis."""
-        ...
 
 
 class Runner:
@@ -63,15 +40,23 @@ class Runner:
         Args:
           instrument: to run.
           model: of all checkpoints.
-          together: models that a device computes at the same time (`vmap`); by default one on a
-            CPU, whose batched products of small matrices are slow, and all of a chunk elsewhere.
+          together: models that a device computes at the same time (`vmap`), or fewer where their
+            intermediate values do not fit into its memory; by default one on a CPU, whose batched
+            products of small matrices are slow, and all of a chunk elsewhere.
         """
         self.instrument, self.model = instrument, model
         self.mesh = sharding.make_mesh({"trial": -1, "data": 1, "model": 1})
         alone = jax.default_backend() == "cpu"
         self.together = together or (1 if alone else _MOST_AT_ONCE)
         self.traces = 0
-        self._compiled: dict[Any, Callable[..., dict[str, jax.Array]]] = {}
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+
+    def at_once(self, count: int) -> int:
+        """How many of `count` checkpoints to stack in a call: few enough for their parameters."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        fit = self.mesh.shape["trial"] * program_memory() // (2 * size)  # the rest for their states
+        return chunk_size(count, max(1, min(fit, _MOST_AT_ONCE)))
 
     def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
         """Measure stacked checkpoints; each output gets a leading axis of them."""
@@ -88,8 +73,18 @@ class Runner:
         shapes = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
         name = (jax.tree.leaves(params)[0].shape[0], str(shapes))
         if name not in self._compiled:
-            self._compiled[name] = jax.jit(self._mapped())
-        return self._compiled[name](params, inputs, key)
+            self._compiled[name] = self._compile(params, inputs, key)
+        found: dict[str, jax.Array] = self._compiled[name](params, inputs, key)
+        return found
+
+    def _compile(self, params: Params, inputs: Any, key: Any) -> jax.stages.Compiled:
+        """With as many models at the same time as fit."""
+        compiled = jax.jit(self._mapped()).lower(params, inputs, key).compile()
+        memory = compiled.memory_analysis()
+        if self.together == 1 or memory is None or memory.temp_size_in_bytes <= program_memory():
+            return compiled
+        self.together //= 2
+        return self._compile(params, inputs, key)
 
     def _mapped(self) -> Callable[..., dict[str, jax.Array]]:
         def share(params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
@@ -145,7 +140,7 @@ def measure(
     coords = {**instrument.coords(model, dataset), **examples.coords}
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
-    at_once = chunk_size(len(steps))
+    at_once = runner.at_once(len(steps))
     found: list[xr.Dataset] = []
     with tqdm(total=len(steps), desc=instrument.name, unit="ckpt", disable=not progress) as bar:
         for start in range(0, len(steps), at_once):
@@ -161,11 +156,11 @@ def measure(
     return result.assign_attrs(_about(instrument, subject, examples))
 
 
-def chunk_size(count: int) -> int:
-    """Checkpoints in a call: at most `_MOST_AT_ONCE`, so that few are computed to fill the last."""
-    if count <= _MOST_AT_ONCE:
+def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:
+    """Checkpoints in a call: at most `most`, so that few are computed to fill the last."""
+    if count <= most:
         return max(1, count)
-    return min(range(_MOST_AT_ONCE, _MOST_AT_ONCE // 2, -1), key=lambda size: -count % size)
+    return min(range(most, most // 2, -1), key=lambda size: -count % size)
 
 
 def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict[str, Any]:

@@ -1,48 +1,19 @@
 """Small models made by hand, whose mechanism is known, and what they are measured on."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.worlds import build
 
 _SHARP = 30.0  # of attention
 
 
 def dataset(**changes):
     """A small world of chains; half of those that could be are trained on."""
-    settings = {
-        "name": "composition",
-        "world_seed": 1,
-        "n_entities": 15,
-        "n_relations": 5,
-        "out_degree": 4,
-        "ood_fraction": 0.25,
-        "phi": 1.5,
-        "hops": 2,
-        "holdout": 0.2,
-        "probes": 70,
-        "mixed_chains": True,
-        "order": "e r r",
-        "names": 0,
-        "end_token": False,
-    }
-    return build(SimpleNamespace(**settings | changes))
-
-
-class Subject:
-    """What the runner reads: a model, its data, and stacked checkpoints."""
-
-    def __init__(self, model, data, checkpoints):
-        self.model, self.dataset, self.checkpoints = model, data, checkpoints
-        self.steps = tuple(range(len(checkpoints)))
-
-    def params(self, steps=None):
-        trees = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    sizes = {"world_seed": 1, "n_entities": 15, "n_relations": 5, "ood_fraction": 0.25}
+    return small_world(**{**sizes, "phi": 1.5, "probes": 70, **changes})
 
 
 class _Drawing:

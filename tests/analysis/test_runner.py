@@ -13,7 +13,7 @@ import xarray as xr
 from implicit_reasoning.analysis import Examples, Instrument, Runner, measure
 from implicit_reasoning.analysis.runner import check_same, chunk_size, merge
 from implicit_reasoning.errors import InputError
-from tests.analysis.subjects import Subject
+from tests.analysis.subjects import random_checkpoints
 
 
 class Probabilities(Instrument):
@@ -44,7 +44,7 @@ class Probabilities(Instrument):
 
 @pytest.fixture(scope="module")
 def subject():
-    return Subject(11)
+    return random_checkpoints(11)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_every_checkpoint_by_itself(subject, result):
     examples = instrument.examples(subject.model, subject.dataset)
     assert result.step.values.tolist() == list(subject.steps)
     for step in subject.steps:
-        alone = instrument.measure(subject.model, subject.one(step), examples.inputs, None)
+        alone = instrument.measure(subject.model, subject.checkpoints[step], examples.inputs, None)
         by_hand = np.asarray(alone["probability"])
         one = result.sel(step=step)
         for number, group in enumerate(examples.groups):
@@ -87,6 +87,18 @@ def test_how_many_go_together_does_not_matter(subject, result, together):
     xr.testing.assert_allclose(again, result, rtol=1e-5)
 
 
+def test_as_many_go_together_as_fit_into_memory(subject, result, monkeypatch):
+    """Less memory than any program needs: one at a time, and few are stacked; the numbers stay."""
+    roomy = Runner(Probabilities(), subject.model, together=4)
+    measure(roomy.instrument, subject, runner=roomy, progress=False)
+    assert (roomy.together, roomy.at_once(11)) == (4, 6)
+    monkeypatch.setattr("implicit_reasoning.analysis.runner.program_memory", lambda: 1)
+    tight = Runner(Probabilities(), subject.model, together=4)
+    again = measure(tight.instrument, subject, runner=tight, progress=False)
+    assert (tight.together, tight.at_once(11)) == (1, 1)
+    xr.testing.assert_allclose(again, result, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 5), (16, 8), (17, 6), (20, 5)])
 def test_chunks_leave_little_to_fill_up(count, size):
     assert chunk_size(count) == size
@@ -105,7 +117,7 @@ def test_what_was_measured_otherwise_is_not_mixed(subject, result):
     with pytest.raises(InputError, match=r"has another version \(1, now 2\); measure all of it"):
         check_same(result, newer, subject)
     with pytest.raises(InputError, match="has another model"):
-        check_same(result, Probabilities(), Subject(1, d_mlp=4))
+        check_same(result, Probabilities(), random_checkpoints(1, d_mlp=4))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,7 @@ def test_eight_devices_measure_the_same(result):
     program = (
         "import json, jax; from tests.analysis.test_runner import *\n"
         "assert jax.device_count() == 8\n"
-        "found = measure(Probabilities(), Subject(11), progress=False)\n"
+        "found = measure(Probabilities(), random_checkpoints(11), progress=False)\n"
         "print(json.dumps(found.probability.values.tolist()))"
     )
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -1,34 +1,25 @@
 """A small world, a model of its shape, and states that are built by hand."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis import InMemory, Runner, measure
+from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.worlds import TASKS
 
 TASK = {
     "world_seed": 3,
     "n_entities": 16,
     "n_relations": 8,
     "out_degree": 8,
-    "ood_fraction": 0.1,
-    "hops": 2,
     "phi": 3.0,
-    "holdout": 0.2,
     "probes": 200,
-    "mixed_chains": True,
-    "order": "e r r",
-    "names": 0,
-    "end_token": False,
 }
 
 
 def make_dataset(task="composition", **other):
-    return TASKS[task](SimpleNamespace(**{**TASK, **other}))
+    return small_world(**{"name": task, **TASK, **other})
 
 
 def make_model(dataset, **other):
@@ -36,21 +27,15 @@ def make_model(dataset, **other):
     return Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=len(dataset.positions), **shape))
 
 
-class Subject:
+def random_subject(model, dataset, n_checkpoints=1):
     """Some checkpoints, at random, of one model."""
-
-    def __init__(self, model, dataset, steps=(0,)):
-        self.model, self.dataset, self.steps = model, dataset, tuple(steps)
-
-    def params(self, steps=None):
-        init = jax.jit(self.model.init)
-        trees = [init(jax.random.key(step)) for step in steps or self.steps]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    init = jax.jit(model.init)
+    return InMemory(model, dataset, [init(jax.random.key(n)) for n in range(n_checkpoints)])
 
 
-def run(instrument, dataset, model=None, steps=(0,)):
+def run(instrument, dataset, model=None, n_checkpoints=1):
     """The result, and how often `measure` was traced."""
-    subject = Subject(model or make_model(dataset), dataset, steps)
+    subject = random_subject(model or make_model(dataset), dataset, n_checkpoints)
     runner = Runner(instrument, subject.model)
     return measure(instrument, subject, runner=runner, progress=False), runner.traces
 

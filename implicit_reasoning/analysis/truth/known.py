@@ -10,17 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from implicit_reasoning.analysis.claims import Claim, Mechanism
-from implicit_reasoning.analysis.runner import Subject
+from implicit_reasoning.analysis.subject import InMemory, Subject
 from implicit_reasoning.config import load_config
-from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.planted import MECHANISMS, Knowledge
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training import train
@@ -45,35 +44,13 @@ _WORLD = {
     "phi": 2.0,
     "hops": 2,
     "holdout": 0.2,
-    "probes": 1000,
+    "probes": 1_000,
+    "world_seed": 0,
     "mixed_chains": True,
     "order": "e r r",
     "names": 0,
     "end_token": False,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """A subject of one checkpoint, at step 0."""
-
-    model: Transformer
-    dataset: Dataset
-    weights: Params
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The one."""
-        return (0,)
-
-    def params(self, steps: Sequence[int] | None = None) -> Params:
-        """The weights, along a leading axis as often as asked for."""
-        count = len(self.steps if steps is None else steps)
-
-        def repeated(leaf: ArrayLike) -> jax.Array:
-            return jnp.broadcast_to(jnp.asarray(leaf), (count, *np.shape(leaf)))
-
-        return jax.tree.map(repeated, self.weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +90,30 @@ def planted_models(seed: int | None = None) -> list[Known]:
 
     `prefix_memoriser` knows the training chains only: the others tell what it does.
     """
-    dataset = build(SimpleNamespace(**_WORLD, world_seed=seed or 0))
-    found = []
-    for name, plant in MECHANISMS.items():
-        splits = ("train_ii",) if name == "prefix_memoriser" else dataset.splits
-        planted = plant(knowledge(dataset, splits), seed)
-        true, possible = (
-            frozenset(Claim(*claim) for claim in claims) for claims in (planted.true, planted.open)
+    dataset = small_world(world_seed=seed or 0)
+    return [
+        planted_model(
+            name, dataset, ("train_ii",) if name == "prefix_memoriser" else dataset.splits, seed
         )
-        subject = Fixed(planted.model, dataset, planted.params)
-        found.append(Known(planted.name, subject, Mechanism(true, possible)))
-    return found
+        for name in MECHANISMS
+    ]
+
+
+def planted_model(
+    name: str, dataset: Dataset, splits: Sequence[str], seed: int | None = None
+) -> Known:
+    """A planted mechanism in a world, that knows all its facts, and the chains of `splits`."""
+    planted = MECHANISMS[name](knowledge(dataset, splits), seed)
+    true, possible = (
+        frozenset(Claim(*claim) for claim in claims) for claims in (planted.true, planted.open)
+    )
+    subject = InMemory(planted.model, dataset, [planted.params])
+    return Known(planted.name, subject, Mechanism(true, possible))
+
+
+def small_world(**changes: Any) -> Dataset:
+    """A world that a CPU sweeps in seconds; `changes` are fields of `config.task`."""
+    return build(SimpleNamespace(**_WORLD | changes))
 
 
 def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
@@ -147,7 +137,7 @@ def untrained_model() -> Known:
     where they stand. Open is all else about them: a random network mixes earlier tokens into later
     states, linearly, and passes on what it is given.
     """
-    dataset = build(SimpleNamespace(**_WORLD, world_seed=0))
+    dataset = small_world()
     spec = Spec(
         d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, n_layers=2, d_model=128, n_heads=4, d_mlp=512
     )
@@ -159,7 +149,7 @@ def untrained_model() -> Known:
         _claims(["decodable", "unused"], tokens)
         | _claims(["carried", "used"], _live(tokens, spec.depth))
     ) - true
-    subject = Fixed(model, dataset, jax.jit(model.init)(jax.random.key(0)))
+    subject = InMemory(model, dataset, [jax.jit(model.init)(jax.random.key(0))])
     return Known("untrained", subject, Mechanism(true, possible))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World
@@ -199,3 +200,21 @@ def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, "row"]) ->
         "fit_weight": distinct_weights(state_keys(dataset, fitted)),
         "variables_at": tuple(variable[pos == at] for at in range(n_pos)),
     }
+
+
+def examples_of(
+    dataset: Dataset,
+    splits: tuple[str, ...],
+    cases: Cases,
+    inputs: dict[str, Any],
+    conditions: Sequence[str],
+) -> Examples:
+    """What instruments of class means average: by split, clustered by fact, at each position."""
+    return Examples(
+        inputs,
+        groups=splits,
+        group=cases.group,
+        clusters=fact_units(dataset, cases.rows),
+        cluster_dim="pos",
+        coords={"variable": cases.variables.names, "edit": conditions},
+    )

@@ -37,7 +37,7 @@ from implicit_reasoning.analysis.variables.cells import (
 )
 from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
-    fact_units,
+    examples_of,
     inputs_of,
     rows_to_fit,
 )
@@ -97,14 +97,7 @@ class Erasure(Instrument):
             "fit_values": np.stack([values, _dealt_anew(values)], axis=-1),
             "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
         }
-        return Examples(
-            inputs,
-            groups=splits,
-            group=cases.group,
-            clusters=fact_units(dataset, cases.rows),
-            cluster_dim="pos",
-            coords={"variable": cases.variables.names, "edit": CONDITIONS},
-        )
+        return examples_of(dataset, splits, cases, inputs, CONDITIONS)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

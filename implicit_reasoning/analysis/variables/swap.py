@@ -26,7 +26,7 @@ from implicit_reasoning.analysis.variables.cells import (
 )
 from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
-    fact_units,
+    examples_of,
     inputs_of,
     rows_to_fit,
 )
@@ -66,14 +66,8 @@ class ClassMeanSwap(Instrument):
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MOST, fitted)
-        return Examples(
-            inputs_of(dataset, cases, fitted),
-            groups=splits,
-            group=cases.group,
-            clusters=fact_units(dataset, cases.rows),
-            cluster_dim="pos",
-            coords={"variable": cases.variables.names, "edit": CONDITIONS},
-        )
+        inputs = inputs_of(dataset, cases, fitted)
+        return examples_of(dataset, splits, cases, inputs, CONDITIONS)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]

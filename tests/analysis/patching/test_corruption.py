@@ -11,7 +11,7 @@ from implicit_reasoning.analysis.patching.corruption import Corruption, replacem
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.wirings import cache_sites
-from tests.analysis.by_hand import Subject, composer, dataset, memoriser
+from tests.analysis.by_hand import composer, dataset, memoriser
 
 TRUE = {
     Claim("carried", "e1", 0, "e1"),
@@ -32,7 +32,7 @@ def results(data):
     for make in (composer, memoriser):
         model, params = make(data)
         noise = jax.jit(model.init)(jax.random.key(1))
-        subject, runner = Subject(model, data, [params, noise]), Runner(Corruption(), model)
+        subject, runner = InMemory(model, data, [params, noise]), Runner(Corruption(), model)
         found[make] = measure(Corruption(), subject, progress=False, runner=runner)
         assert runner.traces <= 2  # for all cells and checkpoints
     return found
@@ -183,7 +183,7 @@ def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
     attribute, change = MUTATIONS[name]
     monkeypatch.setattr(corruption, attribute, change(getattr(corruption, attribute)))
     model, params = composer(data)
-    result = measure(Corruption(), Subject(model, data, [params]), progress=False)
+    result = measure(Corruption(), InMemory(model, data, [params]), progress=False)
     assert Corruption().claims(result.isel(step=0)) != TRUE
 
 

@@ -16,7 +16,7 @@ from implicit_reasoning.analysis.patching.cross_query import (
 )
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.errors import InputError
-from tests.analysis.by_hand import Subject, answers, composer, dataset, memoriser
+from tests.analysis.by_hand import answers, composer, dataset, memoriser
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def measured(data):
     for name, make in (("composer", composer), ("memoriser", memoriser)):
         model, params = make(data)
         checkpoints = [params, jax.jit(model.init)(jax.random.key(3))]
-        result = measure(CrossQuery(), Subject(model, data, checkpoints), progress=False)
+        result = measure(CrossQuery(), InMemory(model, data, checkpoints), progress=False)
         found |= {name: result.isel(step=0), f"random {name}": result.isel(step=1)}
         found["both steps"] = result
     return found
@@ -120,7 +120,7 @@ def test_the_unit_is_the_sources_fact(data):
 def test_one_program_for_all_cells_and_checkpoints(data):
     model, params = composer(data)
     runner = Runner(CrossQuery(), model)
-    subject = Subject(model, data, [params] * 3)
+    subject = InMemory(model, data, [params] * 3)
     measure(CrossQuery(), subject, progress=False, runner=runner)
     once = runner.traces
     measure(CrossQuery(), subject, progress=False, runner=runner)
@@ -156,7 +156,7 @@ def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch
     said = {}
     for make in wanted:
         model, params = make(data)
-        result = measure(CrossQuery(), Subject(model, data, [params]), progress=False)
+        result = measure(CrossQuery(), InMemory(model, data, [params]), progress=False)
         said[make] = CrossQuery().claims(result.isel(step=0))
     assert said != wanted
 

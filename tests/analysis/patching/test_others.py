@@ -11,7 +11,7 @@ from implicit_reasoning.analysis.patching.parameters import ParameterPatching, e
 from implicit_reasoning.analysis.runner import Runner, check_same, measure
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from tests.analysis.by_hand import Subject, composer, dataset
+from tests.analysis.by_hand import composer, dataset
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def too_late(data):
 def test_a_late_bridge_is_repaired_at_its_place_only(data):
     model, params = too_late(data)
     runner = Runner(BackPatching(), model)
-    result = measure(BackPatching(), Subject(model, data, [params]), progress=False, runner=runner)
+    result = measure(BackPatching(), InMemory(model, data, [params]), progress=False, runner=runner)
     assert runner.traces <= 2
     result = result.isel(step=0)
     wrong = result.wrong > 0.9
@@ -60,7 +60,7 @@ def test_back_patching_with_layers_exchanged_fails(data, monkeypatch):
         back_patching, "_from_all_layers", lambda *args: jnp.swapaxes(real(*args), 1, 2)
     )
     model, params = too_late(data)
-    result = measure(BackPatching(), Subject(model, data, [params]), progress=False)
+    result = measure(BackPatching(), InMemory(model, data, [params]), progress=False)
     repaired = result.isel(step=0).repaired.sel(donor="own", pos="r1", from_layer=3, layer=1)
     assert not (repaired == 1).all()
 
@@ -70,7 +70,7 @@ def test_parameters_move_what_they_hold(data, made):
     model, params = made
     idle = jax.tree.map(jnp.zeros_like, params["blocks"]["1"]["mlp"])
     blocks = params["blocks"] | {"1": params["blocks"]["1"] | {"mlp": idle}}
-    subject = Subject(model, data, [params | {"blocks": blocks}, params])
+    subject = InMemory(model, data, [params | {"blocks": blocks}, params])
     runner = Runner(ParameterPatching(), model)
     result = measure(ParameterPatching(), subject, progress=False, runner=runner)
     assert runner.traces <= 2
@@ -114,7 +114,7 @@ def test_what_is_exchanged_is_one_part_of_one_block():
 
 def test_results_held_against_another_checkpoint_do_not_mix(data, made):
     model, params = made
-    two, three = (Subject(model, data, [params] * n) for n in (2, 3))
+    two, three = (InMemory(model, data, [params] * n) for n in (2, 3))
     first = measure(ParameterPatching(), two, [0], progress=False)
     assert first.attrs["reference"] == 1
     check_same(first, ParameterPatching(), two)

@@ -11,7 +11,7 @@ from implicit_reasoning.analysis.reading.decoding import Decoding
 from implicit_reasoning.analysis.states import residuals
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Taps
-from tests.analysis.tiny_states import Subject, make_dataset, make_model, plant, run
+from tests.analysis.tiny_states import make_dataset, make_model, plant, random_subject, run
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model(dataset):
 
 
 def first_params(model, dataset):
-    return jax.tree.map(lambda leaf: leaf[0], Subject(model, dataset).params())
+    return jax.tree.map(lambda leaf: leaf[0], random_subject(model, dataset).params())
 
 
 def by_hand(model, params, tokens, recipients):
@@ -80,7 +80,7 @@ def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
 def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, dataset):
     """States at (1, r1) are the unembedding's column of the tail."""
     inputs = Decoding().examples(model, dataset).inputs
-    unembed = Subject(model, dataset).params()["unembed"]["W_U"][0]
+    unembed = random_subject(model, dataset).params()["unembed"]["W_U"][0]
     states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
     columns = np.array(unembed).T
     columns /= np.linalg.norm(columns, axis=1, keepdims=True)

@@ -37,7 +37,7 @@ def planted_states(dataset, tokens):
 
 def test_clusters_are_found_and_controls_are_not(monkeypatch, dataset, inputs):
     plant(monkeypatch, geometry, planted_states(dataset, inputs["tokens"]))
-    result, traces = run(Geometry(), dataset, steps=(0, 1))
+    result, traces = run(Geometry(), dataset, n_checkpoints=2)
     assert traces == 1
     there = result.isel(step=0).sel(layer=1, pos="r1")
     retrieval = there["retrieval"].sel(centring="mean removed")

@@ -54,7 +54,7 @@ def test_where_a_variable_is_first_known(variable, positions, pos):
 
 
 def test_the_logit_lens_draws_what_it_measured():
-    result, _ = run(LogitLens(), make_dataset(), steps=(0, 1, 2))
+    result, _ = run(LogitLens(), make_dataset(), n_checkpoints=3)
     assert some_steps(result, 2) == [0, 2]
     assert [figure.name for figure in LogitLens().figures(result)] == ["lens", "lens_map"]
     one = result.isel(step=[0])

@@ -44,7 +44,7 @@ E2 = {"variable": "e2", "layer": 1, "pos": "r1"}
 
 def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, dataset, inputs):
     plant(monkeypatch, probes, bridge_states(dataset, inputs["tokens"]))
-    result, traces = run(Probes(), dataset, steps=(0, 1, 2))
+    result, traces = run(Probes(), dataset, n_checkpoints=3)
     assert traces == 1
     for held_out in probes.HELD_OUT:
         assert reads(result, held_out=held_out, truth="true", **E2) > 0.95

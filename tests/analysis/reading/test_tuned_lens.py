@@ -8,11 +8,11 @@ from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.reading import tuned_lens
 from implicit_reasoning.analysis.reading.tuned_lens import TunedLens
 from tests.analysis.tiny_states import (
-    Subject,
     make_dataset,
     make_model,
     plant,
     random_states,
+    random_subject,
     run,
     truth_of,
 )
@@ -33,7 +33,7 @@ def states(model, dataset):
     """At the last layer, at r1, the unembedding's columns of e2; at layer 1 a rotation of them."""
     tokens = TunedLens().examples(model, dataset).inputs["tokens"]
     states = random_states(tokens, 3)
-    columns = np.array(Subject(model, dataset).params()["unembed"]["W_U"][0]).T
+    columns = np.array(random_subject(model, dataset).params()["unembed"]["W_U"][0]).T
     columns /= np.linalg.norm(columns, axis=1, keepdims=True)
     states[2, :, 1] = 6 * columns[truth_of(dataset, tokens, "e2")] + 0.1 * states[2, :, 1]
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(48, 48)))[0]

@@ -1,7 +1,6 @@
 """Models of known mechanism: they answer what they should, and what is said of them is possible."""
 
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -56,7 +55,7 @@ def test_a_subject_of_one_checkpoint_gives_it_as_often_as_asked():
     subject = known.untrained_model().subject
     tokens = subject.params((0, 0, 0))["embed"]["W_E"]
     assert tokens.shape == (3, subject.model.spec.d_vocab, subject.model.spec.d_model)
-    np.testing.assert_array_equal(tokens[2], subject.weights["embed"]["W_E"])
+    np.testing.assert_array_equal(tokens[2], subject.checkpoints[0]["embed"]["W_E"])
 
 
 def test_of_an_untrained_model_nothing_but_tokens_is_true():
@@ -142,7 +141,7 @@ def test_the_trained_ones_have_configurations_in_the_checkout():
 
 
 def test_knowledge_is_of_the_splits_asked_for():
-    dataset = known.build(SimpleNamespace(**known._WORLD, world_seed=1))
+    dataset = known.small_world(world_seed=1)
     taught = known.knowledge(dataset, ["train_ii"])
     assert len(taught.chains) == len(dataset.rows("train_ii"))
     e1, r1, e2, r2, e3 = taught.chains.T

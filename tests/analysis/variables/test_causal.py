@@ -16,21 +16,13 @@ from implicit_reasoning.analysis.variables.das import Alignment
 from implicit_reasoning.analysis.variables.erasure import Erasure
 from implicit_reasoning.analysis.variables.subspaces import ClassMeans, Eraser
 from implicit_reasoning.errors import InputError
-from tests.analysis.planted_subject import Planted
+from tests.analysis.planted_subject import in_words, known
 
-SUBJECTS = {
-    "composer": lambda: Planted("composer"),
-    "prefix_memoriser": lambda: Planted("prefix_memoriser", every_chain=True),
-    "idle_copy": lambda: Planted("idle_copy"),
-    "memoriser": lambda: Planted("memoriser"),
-}
 _made = {}
 
 
 def subject(name):
-    if name not in _made:
-        _made[name] = SUBJECTS[name]()
-    return _made[name]
+    return known(name).subject
 
 
 def results(name, instrument):
@@ -50,9 +42,9 @@ def told(name, instrument, result=None):
 def test_the_rest_of_a_model_from_a_clean_state_is_the_model(layer):
     one = subject("composer")
     tokens = jnp.asarray(prompts(one.dataset, one.dataset.rows("test_ii"))[:8])
-    states = residuals(one.model, one.weights, tokens)
-    logits = answer_logits(one.model, one.weights, states[layer], layer)
-    whole, _ = one.model.forward(one.weights, tokens)
+    states = residuals(one.model, one.checkpoints[0], tokens)
+    logits = answer_logits(one.model, one.checkpoints[0], states[layer], layer)
+    whole, _ = one.model.forward(one.checkpoints[0], tokens)
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
 
 
@@ -64,7 +56,7 @@ def test_the_rest_of_a_model_from_a_clean_state_is_the_model(layer):
 )
 def test_all_that_a_swap_claims_is_true(name):
     claims = told(name, swap.ClassMeanSwap())
-    assert claims and not subject(name).words(claims)["false"]
+    assert claims and not in_words(claims, name)["false"]
     assert (Claim("used", "e2", 1, "r1") in claims) == (name == "composer")
 
 
@@ -94,8 +86,9 @@ def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
 @pytest.mark.slow
 def test_random_states_are_at_chance():
     """An untrained model: nothing is used, and hardly anything answered."""
-    one = Planted("composer")
-    one.weights = jax.jit(one.model.init)(jax.random.key(0))
+    model = subject("composer").model
+    random = jax.jit(model.init)(jax.random.key(0))
+    one = InMemory(model, subject("composer").dataset, [random])
     for instrument in (swap.ClassMeanSwap(), Behaviour()):
         assert instrument.claims(measure(instrument, one, progress=False).isel(step=0)) == set()
 
@@ -124,7 +117,7 @@ def test_erasing_breaks_what_is_used_and_nothing_else():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["idle_copy", "prefix_memoriser"])
 def test_all_that_an_erasure_claims_is_true(name):
-    assert not subject(name).words(told(name, Erasure()))["false"]
+    assert not in_words(told(name, Erasure()), name)["false"]
 
 
 @pytest.mark.slow
@@ -138,7 +131,7 @@ def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
     )
     broken = measure(Erasure(), subject("idle_copy"), progress=False)
     claims = told("idle_copy", Erasure(), broken)
-    assert "e2 unused at layer 1, r1" in subject("idle_copy").words(claims)["false"]
+    assert "e2 unused at layer 1, r1" in in_words(claims, "idle_copy")["false"]
 
 
 # What can be set ---------------------------------------------------------------------------------
@@ -156,7 +149,7 @@ def test_a_subspace_of_the_bridge_is_found_in_a_composer(search):
     assert one["isolation"].sel(edit="learnt", layer=1) > 0.8
     assert one["cause"].sel(edit="random", layer=1) < 0.3
     assert one["cause"].sel(layer=[3, 4]).max() == 0  # r1 is not read any more
-    assert not subject("composer").words(told("composer", search))["false"]
+    assert not in_words(told("composer", search), "composer")["false"]
 
 
 @pytest.mark.slow
@@ -213,7 +206,7 @@ def test_behaviour_that_asks_about_other_answers_is_found_out():
     examples = instrument.examples(one.model, one.dataset)
     wrong = {**examples.inputs, "kind": np.roll(examples.inputs["kind"], 1, axis=0)}
     measured = jax.jit(instrument.measure, static_argnums=0)
-    found = measured(one.model, one.weights, wrong, jax.random.key(0))
+    found = measured(one.model, one.checkpoints[0], wrong, jax.random.key(0))
     assert found["share"][0].mean() < 0.3
 
 

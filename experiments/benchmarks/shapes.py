@@ -1,0 +1,25 @@
+"""Models of the shapes that benchmarks take as flags, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from implicit_reasoning.model import Params, Spec, Transformer
+
+
+def random_model(flags: Mapping[str, Any], **more: Any) -> tuple[Transformer, Params]:
+    """Of the flags vocab, positions, layers, width and heads; `more` are fields of `Spec`."""
+    spec = Spec(
+        d_vocab=flags["vocab"],
+        n_ctx=flags["positions"],
+        n_layers=flags["layers"],
+        d_model=flags["width"],
+        n_heads=flags["heads"],
+        d_mlp=4 * flags["width"],
+        **more,
+    )
+    model = Transformer(spec)
+    return model, jax.jit(model.init)(jax.random.key(0))
