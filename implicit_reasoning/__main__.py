@@ -57,17 +57,18 @@ def analyze(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     from implicit_reasoning.analysis import analyze_all
     from implicit_reasoning.runs import Run
 
-    run = Run(flags["workdir"])
+    runs = [Run(workdir) for workdir in flags["workdir"].split(",")]
     names = flags["instruments"].split(",") if flags["instruments"] else None
-    steps = parse_steps(flags["steps"], run.steps)
-    for name in analyze_all(run, names, steps=steps, again=flags["again"]):
-        print(f"{run.files.analysis / f'{name}.nc'}")
+    steps = parse_steps(flags["steps"], runs[0].steps)
+    for name in analyze_all(runs, names, steps=steps, again=flags["again"]):
+        for run in runs:
+            print(f"{run.files.analysis / f'{name}.nc'}")
 
 
 def parse_steps(text: str, there: Sequence[int]) -> list[int] | None:
-    """The steps of `--steps=`: `all`, `last`, or numbers with commas between."""
+    """The steps of `--steps=`: `all` (None), `last`, or numbers with commas between."""
     if text in ("all", "last"):
-        return list(there) if text == "all" else list(there[-1:])
+        return None if text == "all" else list(there[-1:])
     try:
         return [int(step) for step in text.split(",")]
     except ValueError:
@@ -151,7 +152,7 @@ VERBS = {
         train,
     ),
     "analyze": Verb(
-        "measure a run's checkpoints with instruments, for the report to show",
+        "measure checkpoints with instruments; of several runs (--workdir=A,B) in one program",
         {"workdir": str, "instruments": "", "steps": "all", "again": False},
         ("workdir",),
         analyze,

@@ -9,7 +9,8 @@ import xarray as xr
 
 from implicit_reasoning import imports
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.runner import check_same, measure, merge
+from implicit_reasoning.analysis.runner import check_same, merge
+from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 
@@ -59,7 +60,50 @@ def analyze(
       NotApplicable: the instrument is not for this run's task.
       InputError: no such instrument or step, or a result is there of another version of it.
     """
+    return analyze_runs([run], instrument, steps=steps, again=again, progress=progress)[0]
+
+
+def analyze_runs(
+    runs: Sequence[Run],
+    instrument: str | Instrument,
+    *,
+    steps: Sequence[int] | None = None,
+    again: bool = False,
+    progress: bool = True,
+) -> list[xr.Dataset]:
+    """`analyze` for several runs, such as seeds: those of one model and dataset in one program.
+
+    Each run keeps its own result. To have them in one array: `xr.concat(results, "run")`, and
+    `statistics.mean_over_seeds` for their mean.
+    """
     instrument = find_instrument(instrument)
+    there = [_there(run, instrument, again) for run in runs]
+    missing: dict[tuple[int, ...], list[int]] = {}
+    for number, (run, old) in enumerate(zip(runs, there, strict=True)):
+        missing.setdefault(_missing(run, old, steps), []).append(number)
+    for wanted, numbers in missing.items():
+        if not wanted:
+            continue
+        chosen = [runs[number] for number in numbers]
+        measured = measure_seeds(instrument, chosen, wanted, progress=progress)
+        for number, new in zip(numbers, measured, strict=True):
+            old = there[number]
+            result = new if old is None else merge(old, new)
+            runs[number].save_result(instrument.name, result)
+    return [run.result(instrument.name) for run in runs]
+
+
+def _there(run: Run, instrument: Instrument, again: bool) -> xr.Dataset | None:
+    """What is kept already and can be gone on from."""
+    if again or not (run.files.analysis / f"{instrument.name}.nc").exists():
+        return None
+    old = run.result(instrument.name)
+    check_same(old, instrument, run)
+    return old
+
+
+def _missing(run: Run, old: xr.Dataset | None, steps: Sequence[int] | None) -> tuple[int, ...]:
+    """Steps that are wanted and not yet measured."""
     if not run.steps:
         raise InputError(f"{run.files.workdir} has no checkpoints yet; there is nothing to measure")
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
@@ -67,42 +111,33 @@ def analyze(
         raise InputError(
             f"{run.files.workdir} has no checkpoint of step {unknown[0]}; there are {run.steps}"
         )
-    path = run.files.analysis / f"{instrument.name}.nc"
-    old = run.result(instrument.name) if path.exists() and not again else None
-    if old is not None:
-        check_same(old, instrument, run)
-        wanted = tuple(step for step in wanted if step not in old.step.values)
-        if not wanted:
-            return old
-    new = measure(instrument, run, wanted, progress=progress)
-    result = new if old is None else merge(old, new)
-    run.save_result(instrument.name, result)
-    return result
+    return wanted if old is None else tuple(s for s in wanted if s not in old.step.values)
 
 
 def analyze_all(
-    run: Run,
+    runs: Run | Sequence[Run],
     instruments: Sequence[str | Instrument] | None = None,
     *,
     steps: Sequence[int] | None = None,
     again: bool = False,
     progress: bool = True,
-) -> dict[str, xr.Dataset]:
-    """`analyze` with several instruments; results by name.
+) -> list[str]:
+    """`analyze_runs` with several instruments; returns the names of those that were run.
 
-    By default these are all that are marked so, but for those that are not for the run's task.
+    By default these are all that are marked so, but for those that are not for the runs' task.
     """
+    runs = [runs] if isinstance(runs, Run) else runs
     chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
-    results = {}
+    names = []
     for instrument in chosen:
         try:
-            results[instrument.name] = analyze(
-                run, instrument, steps=steps, again=again, progress=progress
-            )
+            analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
         except NotApplicable:
             if instruments is not None:
                 raise
-    return results
+        else:
+            names.append(instrument.name)
+    return names
 
 
 def default_instruments() -> list[Instrument]:

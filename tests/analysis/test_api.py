@@ -7,7 +7,13 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.analysis import NotApplicable, analyze, analyze_all, find_instrument
+from implicit_reasoning.analysis import (
+    NotApplicable,
+    analyze,
+    analyze_all,
+    analyze_runs,
+    find_instrument,
+)
 from implicit_reasoning.analysis import runner as runner_module
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.errors import InputError
@@ -57,7 +63,7 @@ def test_what_is_there_is_not_measured_again(run, monkeypatch):
         measured.append(steps)
         return runner_module.measure(instrument, subject, steps, **options)
 
-    monkeypatch.setattr("implicit_reasoning.analysis.api.measure", measure)
+    monkeypatch.setattr("implicit_reasoning.analysis.seeds.measure", measure)
     analyze(run, "lens", steps=[20, 0], progress=False)
     by_parts = analyze(run, "lens", progress=False)
     assert measured == [(20, 0), tuple(s for s in run.steps if s not in (0, 20))]
@@ -82,6 +88,19 @@ def test_the_command_and_the_report(run, capsys):
     assert "--steps=soon is not understood; it is all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2
     assert "no checkpoint of step 7; there are" in capsys.readouterr().err
+
+
+def test_several_runs_each_keep_their_own_result(trained, run, tmp_path, capsys):
+    other = Run(shutil.copytree(trained.files.workdir, tmp_path / "other"))
+    alone = analyze(run, "lens", steps=[10], progress=False)
+    found = analyze_runs([run, other], "lens", steps=[10, 20], progress=False)
+    assert [result.step.values.tolist() for result in found] == [[10, 20]] * 2
+    xr.testing.assert_allclose(found[1].sel(step=[10]), alone, rtol=1e-5)
+    xr.testing.assert_identical(other.result("lens"), found[1])
+    both = f"--workdir={run.files.workdir},{other.files.workdir}"
+    assert main(["analyze", both, "--instruments=lens", "--steps=all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert other.result("lens").step.values.tolist() == list(run.steps)
 
 
 def test_an_instrument_of_ones_own_from_a_file(run, tmp_path):
