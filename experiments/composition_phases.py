@@ -10,8 +10,8 @@ be decoded and of no use; `scrambled`, whose chains have random answers, so that
 there is; and `tied`, composition with the embedding as unembedding, as both papers have it: without
 that, a lens cannot read what is never a target, such as r2. `--worlds` times `--inits` runs each,
 world seed and initialisation seed crossed. A run is trained and measured in processes of its own,
-`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again. Figures
-are drawn from all there is in `--out`.
+`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again. `--arms`
+has those to run; figures are drawn from all there is in `--out`.
 
 Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
 (Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
@@ -44,6 +44,7 @@ FLAGS = {
     "scale": "pocket",
     "worlds": 4,
     "inits": 2,
+    "arms": "composition,shadow,scrambled,tied",
     "jobs": 2,
     "runs": "runs/composition_phases",
     "out": "results/composition_phases/pocket",
@@ -86,6 +87,9 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are files of configs/")
+    arms = flags["arms"].split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
     writing = Lock()
 
@@ -98,7 +102,7 @@ def main(argv: list[str]) -> None:
 
     # Initialisation by initialisation, so that what is there when it is stopped is even.
     seeds = [
-        (i, w, arm) for i in range(flags["inits"]) for w in range(flags["worlds"]) for arm in ARMS
+        (i, w, arm) for i in range(flags["inits"]) for w in range(flags["worlds"]) for arm in arms
     ]
     jobs = {
         f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
