@@ -10,8 +10,8 @@ be decoded and of no use; `scrambled`, whose chains have random answers, so that
 there is; and `tied`, composition with the embedding as unembedding, as both papers have it: without
 that, a lens cannot read what is never a target, such as r2. `--worlds` times `--inits` runs each,
 world seed and initialisation seed crossed. A run is trained and measured in processes of its own,
-`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again. `--arms`
-has those to run; figures are drawn from all there is in `--out`.
+`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again.
+`--arms` says which to run; figures are drawn from all there is in `--out`.
 
 Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
 (Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
