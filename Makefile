@@ -18,6 +18,7 @@ PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcar
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
+	$(BIN)/python -m implicit_reasoning analyze --workdir=$(RUN)
 	$(BIN)/python -m implicit_reasoning report --workdir=$(RUN)
 	@echo
 	@echo "The report is $(RUN)/report/index.html: open it in a browser."
