@@ -234,6 +234,33 @@ class FolderStore:
         return params
 
 
+class HeldStore:
+    """A store that keeps in memory what was read, as far as a limit of bytes allows.
+
+    For many instruments on the same checkpoints, one after the other.
+    """
+
+    def __init__(self, store: Store, limit: int):
+        """Nothing is read yet."""
+        self._store, self._left = store, limit
+        self._held: dict[int, Params] = {}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """As the store says now."""
+        return self._store.steps
+
+    def params(self, step: int) -> Params:
+        """Parameters of one step, as numpy arrays."""
+        if step in self._held:
+            return self._held[step]
+        params = self._store.params(step)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        if size <= self._left:
+            self._held[step], self._left = params, self._left - size
+        return params
+
+
 class Run:
     """A run directory, opened for reading, and for keeping what was measured on it."""
 

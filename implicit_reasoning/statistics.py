@@ -86,26 +86,27 @@ class ClusterBootstrap:
         low, high = unknown, unknown
         if n_clusters >= 2:
             tails = [(1 - level) / 2, (1 + level) / 2]
-            low, high = np.quantile(self._resampled_means(values, mean), tails, axis=-1)
+            low, high = _quantiles(self._resampled_means(values, mean), tails)
         # `[()]` makes numbers of arrays without axes.
         return Interval(mean[()], low[()], high[()], n_examples, n_clusters)
 
     def interval_given(
         self,
         values: Shaped[np.ndarray, "*batch example"],
-        counted: Bool[np.ndarray, "*batch example"],
+        counted: Bool[np.ndarray, "*#batch example"],
         level: float = 0.95,
     ) -> Interval:
         """The same over the examples that are counted, which may be others for every leading index.
 
         A mean is then a ratio of two sums that both vary between resamples. A resample without any
         counted example says nothing, and stands at the mean. `n_clusters` [...] has those in which
-        at least one example is counted.
+        at least one example is counted. Axes of `counted` of size 1 are the same all along, and
+        cost no more than that.
 
         Raises:
           InputError: as `interval`.
         """
-        if not np.isfinite(values[counted]).all():
+        if not np.isfinite(values).all(where=counted):
             raise InputError("values that count are not finite: do not count those examples")
         weight = counted.astype(np.float64)
         with np.errstate(invalid="ignore"):  # nan where nothing counts
@@ -114,8 +115,8 @@ class ClusterBootstrap:
         deviations = np.where(counted, values - centre, 0.0)
         sizes = np.maximum(self._resampled_sums(weight), 1)
         drawn = centre + self._resampled_sums(deviations) / sizes
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-        n_clusters = (self._by_cluster(weight) > 0).sum(-1)
+        low, high = _quantiles(drawn, [(1 - level) / 2, (1 + level) / 2])
+        n_clusters = np.broadcast_to((self._by_cluster(weight) > 0).sum(-1), mean.shape)
         few = n_clusters < 2
         low, high = np.where(few, np.nan, low), np.where(few, np.nan, high)
         return Interval(mean[()], low[()], high[()], len(self._order), n_clusters[()])
@@ -244,6 +245,17 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     if np.isnan(observed) or np.isnan(null).any():
         raise InputError("a p-value needs numbers: the observed statistic or its null has a nan")
     return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
+
+
+def _quantiles(values: Float[np.ndarray, "*batch resample"], shares: list[float]) -> list[Any]:
+    """[*batch] each: as `np.quantile`, from sorted values, which is several times as fast."""
+    ordered = np.sort(values, axis=-1)
+    places = [share * (values.shape[-1] - 1) for share in shares]
+    ends = [(ordered[..., int(place)], ordered[..., int(np.ceil(place))]) for place in places]
+    return [
+        below + (above - below) * (place % 1)
+        for place, (below, above) in zip(places, ends, strict=True)
+    ]
 
 
 def _multinomial_counts(

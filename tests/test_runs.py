@@ -12,7 +12,7 @@ import xarray as xr
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.runs import Checkpoints, Layout, Run, Store, read_metrics
+from implicit_reasoning.runs import Checkpoints, HeldStore, Layout, Run, Store, read_metrics
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 
@@ -318,3 +318,22 @@ def test_first_correct_is_read_whole(run):
     np.savez(run.files.first_correct, row=np.arange(3), step=np.array([0, -1, 50]))
     found = run.first_correct
     assert found.keys() == {"row", "step"} and found["step"].tolist() == [0, -1, 50]
+
+
+def test_what_was_read_is_kept_as_far_as_memory_allows():
+    class Counted:
+        steps = (0, 1, 2)
+
+        def __init__(self):
+            self.read = []
+
+        def params(self, step):
+            self.read.append(step)
+            return {"w": np.full(10, step, np.float32)}
+
+    store = Counted()
+    held = HeldStore(store, limit=80)  # of two
+    assert isinstance(held, Store) and held.steps == store.steps
+    for _ in range(2):
+        assert [held.params(step)["w"][0] for step in held.steps] == [0, 1, 2]
+    assert store.read == [0, 1, 2, 2]

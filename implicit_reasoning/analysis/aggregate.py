@@ -50,14 +50,15 @@ def aggregate(
 def _counted(
     instrument: Instrument, outputs: Mapping[str, np.ndarray], name: str
 ) -> np.ndarray | None:
-    """Which examples count for an output, in its shape; None where all do."""
+    """Which examples count for an output, with an axis for each of its own; None where all do."""
     if name not in instrument.given:
         return None
     condition = instrument.given[name]
     there = ("step", *instrument.outputs[condition])
     dims = ("step", *instrument.outputs[name])
     expanded = [slice(None) if dim in there else None for dim in dims]
-    return np.broadcast_to(outputs[condition].astype(bool)[*expanded], outputs[name].shape)
+    counted: np.ndarray = outputs[condition].astype(bool)[*expanded]
+    return counted
 
 
 class _Parts:
@@ -94,7 +95,8 @@ class _Parts:
         Args:
           values: of `dims`, then by example.
           dims: the first is the step.
-          counted: of the same shape, which count; None for all.
+          counted: which count, of the same shape or, where that is the same all along an axis, of
+            size 1 there; None for all.
         """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
@@ -105,7 +107,7 @@ class _Parts:
             found = [
                 _interval(
                     np.take(values, place, axis),
-                    None if counted is None else np.take(counted, place, axis),
+                    None if counted is None else _at(counted, place, axis),
                     rows,
                     bootstrap,
                 )
@@ -113,6 +115,10 @@ class _Parts:
             ]
             by_group.append(np.stack(found, axis=axis + 1))
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
+
+
+def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
+    return np.take(counted, min(place, counted.shape[axis] - 1), axis)
 
 
 def _interval(

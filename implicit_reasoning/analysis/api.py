@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.runner import check_same, merge
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Run
+from implicit_reasoning.machine import program_memory
+from implicit_reasoning.runs import HeldStore, Run
 
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
@@ -126,7 +128,11 @@ def analyze_all(
 
     By default these are all that are marked so, but for those that are not for the runs' task.
     """
-    runs = [runs] if isinstance(runs, Run) else runs
+    given = [runs] if isinstance(runs, Run) else runs
+    memory = program_memory() // max(1, len(given))
+    runs = [copy.copy(run) for run in given]
+    for run in runs:
+        run.store = HeldStore(run.store, memory)
     chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
     names = []
     for instrument in chosen:

@@ -16,14 +16,8 @@ from jaxtyping import Array, Bool, Int, Key
 
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.rest import answer_logits
-from implicit_reasoning.analysis.states import (
-    chain_splits,
-    choose_rows,
-    need_chains,
-    prompts,
-    residuals,
-)
+from implicit_reasoning.analysis.rest import final_logits
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains, prompts
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,
@@ -113,9 +107,7 @@ class Behaviour(Instrument):
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Outcomes of every example."""
-        depth = model.spec.depth
-        states = residuals(model, params, inputs["tokens"])
-        answer = answer_logits(model, params, states[depth], depth).argmax(-1)
+        answer = final_logits(model, params, inputs["tokens"]).argmax(-1)
         kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
         predicted = inputs["predicted"]
         return {

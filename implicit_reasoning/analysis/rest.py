@@ -1,10 +1,18 @@
-"""What a model makes of an edited state: it is run from `S[layer]` on, to the answer."""
+"""The rest of a forward pass, up to the answer: from the tokens, or from an edited state on."""
 
 from __future__ import annotations
 
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model.wirings import run_block
+
+
+def final_logits(
+    model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
+) -> Float[Array, "batch d_vocab"]:
+    """Logits at the last position, where nothing else is wanted of a run."""
+    return answer_logits(model, params, model.bind(params).embedding(tokens, Taps()), 0)
 
 
 def answer_logits(
@@ -14,9 +22,9 @@ def answer_logits(
     layer: int,
 ) -> Float[Array, "batch d_vocab"]:
     """Logits at the last position when `S[layer]` is `resid`; nothing before it is computed."""
-    network = model.bind(params)
-    for later in range(layer, model.spec.depth):
-        resid = network.block(later)(resid, Taps())
+    network, depth = model.bind(params), model.spec.depth
+    for later in range(layer, depth):
+        resid = run_block(network.block(later), resid, at_end=later == depth - 1)
     return network.readout(resid[:, -1], Taps())
 
 

@@ -28,7 +28,7 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.training import sharding
 
 _SEED = 0  # of what instruments draw at random
-_MOST_AT_ONCE = 8  # checkpoints in one call: the bar moves, and the host aggregates meanwhile
+_MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
 
 
 class Runner:
@@ -52,11 +52,15 @@ class Runner:
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def at_once(self, count: int) -> int:
-        """How many of `count` checkpoints to stack in a call: few enough for their parameters."""
+        """How many of `count` checkpoints to stack in a call: as many for each device, if it can.
+
+        Few enough for their parameters to take half of a device's memory.
+        """
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-        fit = self.mesh.shape["trial"] * program_memory() // (2 * size)  # the rest for their states
-        return chunk_size(count, max(1, min(fit, _MOST_AT_ONCE)))
+        most = max(1, min(_MOST_AT_ONCE, program_memory() // (2 * size)))
+        devices = self.mesh.shape["trial"]
+        return min(count, devices * chunk_size(-(-count // devices), most))
 
     def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
         """Measure stacked checkpoints; each output gets a leading axis of them."""

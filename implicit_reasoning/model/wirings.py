@@ -80,7 +80,8 @@ def patched_logits(
             rows = jnp.concatenate([rows, _joined(starts[layer], clean)])
         if len(rows):
             prefix = _repeated(cache, layer, pos, len(rows) // batch)
-            rows = _run(network.block(layer), rows, prefix, last=layer == depth - 1)
+            last = layer == depth - 1
+            rows = run_block(network.block(layer), rows, prefix=prefix, at_end=last)
     rows = rows[:, -1]
     if depth in starts:
         # After the last block nobody reads the other positions any more.
@@ -89,6 +90,37 @@ def patched_logits(
         rows = jnp.concatenate([rows, final.reshape(-1, model.spec.d_model)])
     logits = network.readout(rows, Taps())
     return logits.reshape(-1, batch, logits.shape[-1])
+
+
+def run_block(
+    block: Block,
+    resid: Float[Array, "rows suffix d_model"],
+    *,
+    prefix: tuple[Array, Array] | None = None,
+    at_end: bool = False,
+) -> Float[Array, "rows query_pos d_model"]:
+    """One block over the last positions.
+
+    Args:
+      block: to run.
+      resid: what it reads there.
+      prefix: keys and values of the positions before, `[rows, prefix_pos, head, d_head]`.
+      at_end: queries, output and MLP for the last position only, as the last block of a model
+        needs them: a third of its work where there are three positions.
+    """
+    normalized = block.ln1(resid, Taps())
+    first = resid.shape[1] - 1 if at_end else 0
+    before = 0 if prefix is None else prefix[0].shape[1]
+    positions = before + jnp.arange(first, resid.shape[1])
+    attn_out = block.attn(
+        normalized[:, first:],
+        normalized,
+        normalized,
+        Taps(),
+        query_positions=jnp.broadcast_to(positions, (len(resid), len(positions))),
+        prefix=prefix,
+    )
+    return block.after_attention(resid[:, first:], attn_out, Taps())
 
 
 def after_attn_out(
@@ -152,25 +184,3 @@ def _repeated(cache: Cache, layer: int, pos: int, cells: int) -> tuple[Array, Ar
     """The clean keys and values before `pos`, once for every cell."""
     keys, values = (cache[f"blocks.{layer}.{name}"][:, :pos] for name in _CONE[1:])
     return jnp.tile(keys, (cells, 1, 1, 1)), jnp.tile(values, (cells, 1, 1, 1))
-
-
-def _run(
-    block: Block,
-    resid: Float[Array, "rows suffix d_model"],
-    prefix: tuple[Array, Array],
-    *,
-    last: bool,
-) -> Float[Array, "rows query_pos d_model"]:
-    """One block over the suffix; the last one has queries, output and MLP at the end only."""
-    normalized = block.ln1(resid, Taps())
-    first = resid.shape[1] - 1 if last else 0
-    positions = prefix[0].shape[1] + jnp.arange(first, resid.shape[1])
-    attn_out = block.attn(
-        normalized[:, first:],
-        normalized,
-        normalized,
-        Taps(),
-        query_positions=jnp.broadcast_to(positions, (len(resid), len(positions))),
-        prefix=prefix,
-    )
-    return block.after_attention(resid[:, first:], attn_out, Taps())

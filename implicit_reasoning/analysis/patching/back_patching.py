@@ -29,7 +29,7 @@ from implicit_reasoning.model.wirings import Cache, cache_sites, patched_logits,
 from implicit_reasoning.worlds import Dataset
 
 DONORS = ("own", "another's")
-_MOST = 300  # rows of a split
+_MOST = 150  # rows of a split
 _SEED = 0
 
 
@@ -37,6 +37,7 @@ class BackPatching(Instrument):
     """See the module."""
 
     name = "back_patching"
+    version = 2
     definition = (
         "Of questions answered wrongly: the share that is answered correctly when S[from_layer, "
         "pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the state of "

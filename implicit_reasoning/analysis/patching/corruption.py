@@ -17,6 +17,7 @@ Nanda 2024 (symmetric replacement, measures); Meng et al. 2022 (noise).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -263,8 +264,8 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     whole = whole[:, -1]
     sigma = _SIGMAS * params["embed"]["W_E"].std()
 
-    def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
-        """The run with the token at `place` corrupted; both arguments are traced numbers."""
+    def corrupted(kind: Array, place: int) -> tuple[Array, Cache]:
+        """The run with the token at `place` corrupted; the kind is a traced number."""
         here = jnp.arange(tokens.shape[1]) == place
         new = example["corrupt"][:, jnp.minimum(kind, 1)]
         exchange = here[None] & (kind < 2) & (new >= 0)
@@ -272,9 +273,9 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         edits = {"hook_embed": Edit(add, noise)}
         return model.forward(params, jnp.where(exchange, new, tokens), edits=edits, sites=sites)
 
-    def states(kind: Array, place: Array) -> dict[str, Array]:
+    def states(kind: Array, place: int) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
-        grid = both_ways(patch_states, model, params, base, donor)
+        grid = both_ways(partial(patch_states, only=place), model, params, base, donor)
         answer, other = example["answer"][:, place], example["shuffled"][:, place]
         return {
             "share": shares(grid, clean, answer),
@@ -285,20 +286,19 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
             "corrupted": answers_with(logits[:, -1], answer),
         }
 
-    def parts(place: Array) -> dict[str, Array]:
+    def parts(place: int) -> dict[str, Array]:
         _, donor = corrupted(jnp.int32(0), place)
-        grid = both_ways(patch_parts, model, params, base, donor)
+        grid = both_ways(partial(patch_parts, only=place), model, params, base, donor)
         answer = example["answer"][:, place]
         return {
             "part_share": shares(grid, clean, answer),
             "part_logit_difference": logit_difference(grid, clean, answer),
         }
 
-    places = jnp.arange(tokens.shape[1])
-    by_state = jax.lax.map(
-        lambda kind: jax.lax.map(lambda place: states(kind, place), places), jnp.arange(len(KINDS))
-    )
-    by_part = jax.lax.map(parts, places)
+    places, kinds = range(tokens.shape[1]), jnp.arange(len(KINDS))
+    of_places = [jax.lax.map(partial(states, place=place), kinds) for place in places]
+    by_state = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *of_places)
+    by_part = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(parts, places))
     correct = answers_with(whole, clean)
     # A question counts where it is answered correctly, and the exchange has a known answer.
     counts = correct[None] & (example["answer"].T >= 0)

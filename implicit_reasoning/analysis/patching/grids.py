@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.model.wirings import (
     Cache,
     after_attn_out,
@@ -26,26 +26,42 @@ def part_names(model: Transformer) -> tuple[str, ...]:
 
 
 def patch_states(
-    model: Transformer, params: Params, base: Cache, donor: Cache
+    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: int | None = None
 ) -> Float[Array, "layer pos example d_vocab"]:
     """Logits at the end of `base` with `S[layer, pos]` of `donor`, for every layer and position.
 
     Layer `depth` is before the final norm, which then reads the state that was put there.
+
+    Args:
+      model: static, like `only`.
+      params: of both runs.
+      base: the run that is patched; see `cache_sites`.
+      donor: the run whose states are taken.
+      only: the one position at which the two runs have another token, if there is one. States
+        before it are then equal, and so are the embeddings after it: nothing is computed there.
     """
+    same = _own_logits(model, params, base)
 
     def at(pos: int) -> Array:
-        layers = range(model.spec.depth + 1)
+        first = 0 if only in (None, pos) else 1 if pos > only else model.spec.depth + 1
+        layers = range(first, model.spec.depth + 1)
         starts = {layer: state(model, donor, layer)[None, :, pos] for layer in layers}
-        return patched_logits(model, params, base, pos, starts)
+        equal = jnp.broadcast_to(same[None], (first, *same.shape))
+        if not starts:
+            return equal
+        return jnp.concatenate([equal, patched_logits(model, params, base, pos, starts)])
 
     n_pos = state(model, base, 0).shape[1]
     return jnp.stack([at(pos) for pos in range(n_pos)], axis=1)
 
 
 def patch_parts(
-    model: Transformer, params: Params, base: Cache, donor: Cache
+    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: int | None = None
 ) -> Float[Array, "block part pos example d_vocab"]:
-    """Logits at the end of `base` when one part of one block writes what it did in `donor`."""
+    """Logits at the end of `base` when one part of one block writes what it did in `donor`.
+
+    Arguments are those of `patch_states`.
+    """
 
     def cells(block: int, pos: int) -> Array:
         name, here = f"blocks.{block}.", (model, params, base, block, pos)
@@ -60,13 +76,23 @@ def patch_parts(
             ]
         )
 
+    same, n_parts = _own_logits(model, params, base), len(part_names(model))
+
     def at(pos: int) -> Array:
+        if only is not None and pos < only:
+            return jnp.broadcast_to(same[None, None], (model.spec.depth, n_parts, *same.shape))
         starts = {block + 1: cells(block, pos) for block in range(model.spec.depth)}
         logits = patched_logits(model, params, base, pos, starts)
         return logits.reshape(model.spec.depth, -1, *logits.shape[1:])
 
     n_pos = state(model, base, 0).shape[1]
     return jnp.stack([at(pos) for pos in range(n_pos)], axis=2)
+
+
+def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, "example d_vocab"]:
+    """What the run itself says at its end."""
+    last = state(model, run, model.spec.depth)[:, -1]
+    return model.bind(params).readout(last, Taps())
 
 
 def both_ways(

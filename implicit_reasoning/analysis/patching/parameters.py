@@ -24,6 +24,7 @@ from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -31,13 +32,14 @@ from implicit_reasoning.worlds import Dataset
 
 PARTS = {"attention": ("ln1", "attn"), "MLP": ("ln2", "mlp")}
 DIRECTIONS = ("later", "earlier")
-_MOST = 300  # rows of a split
+_MOST = 150  # rows of a split
 
 
 class ParameterPatching(Instrument):
     """See the module."""
 
     name = "parameter_patching"
+    version = 2
     definition = (
         "Share of questions answered correctly when the attention or the MLP of one block (with "
         "its norm) is that of the last checkpoint (later), or when the last checkpoint has that of "
@@ -75,8 +77,7 @@ class ParameterPatching(Instrument):
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 
         def answered(params: Params) -> Bool[Array, "example"]:
-            logits, _ = model.forward(params, inputs["tokens"])
-            return answers_with(logits[:, -1], inputs["answer"])
+            return answers_with(final_logits(model, params, inputs["tokens"]), inputs["answer"])
 
         def both(own: Params, other: Params) -> tuple[Array, Array]:
             def patched(part: Array, block: Array) -> Array:

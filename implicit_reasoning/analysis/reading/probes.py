@@ -61,6 +61,7 @@ class Probes(Instrument):
     """See the module."""
 
     name = "probes"
+    version = 2
     definition = (
         "accuracy: share of distinct states whose class (argmax over the variable's values) a "
         "ridge regression to one-hot classes reads at S[layer, pos]; one chain for each first "
@@ -69,7 +70,8 @@ class Probes(Instrument):
         "state is its token's embedding, folds of tokens. truth: true, shuffled between states, "
         "or control: a random label for each e1 (Hewitt and Liang 2019). selectivity: true less "
         "control. sparse: e2 from k dimensions for each class, by difference of means (Gurnee et "
-        "al. 2023), held out by prefix. chance: the best constant answer, n_classes: values seen."
+        "al. 2023), held out by prefix; of neurons 0 at layer 0, which none wrote. chance: the "
+        "best constant answer, n_classes: values seen."
     )
     outputs = {
         "accuracy": ("held_out", "truth", "variable", "layer", "pos", "example"),
@@ -128,7 +130,6 @@ class Probes(Instrument):
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
         neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
-        neurons = jnp.concatenate([jnp.zeros_like(neurons[:1]), neurons])  # none wrote layer 0
         layout, labels = Layout(**inputs["layout"]), jnp.asarray(inputs["labels"])
         by_place = [jnp.swapaxes(x, 1, 2) for x in (states, neurons)]  # [layer, pos, row, ...]
 
@@ -142,11 +143,12 @@ class Probes(Instrument):
         few = [
             _cells(
                 lambda cell: _read_few(cell[0], Layout(*cell[1]), labels[:, 2], inputs),
-                (values, by_prefix),
+                (values, tuple(part[-len(values) :] for part in by_prefix)),
                 axes=2,
             )
             for values in by_place
         ]
+        few[1] = jnp.concatenate([jnp.zeros_like(few[1][:1]), few[1]])  # no neuron wrote layer 0
         return {
             "accuracy": accuracy,
             "selectivity": accuracy[:, 0].astype(jnp.int8) - accuracy[:, 2].astype(jnp.int8),

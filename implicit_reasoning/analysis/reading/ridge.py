@@ -93,11 +93,15 @@ def outside_sums(
 
 
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
-    """Weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`."""
-    eye = jnp.eye(sums.gram.shape[-1])[None]
+    """Weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`.
+
+    The inverse is written out: thanks to c it is well-conditioned, and one product with the many
+    columns of y is several times as fast as solving for each.
+    """
+    eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
-    found: Array = jax.scipy.linalg.cho_solve(factor, sums.cross)
-    return found
+    inverse = jax.scipy.linalg.cho_solve(factor, eye)
+    return jnp.einsum("fde,feo->fdo", inverse, sums.cross, precision=_HIGHEST)
 
 
 def sparse_ridge(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.patching import choose, corruption, grids
 from implicit_reasoning.analysis.patching.corruption import Corruption, replacements
@@ -124,6 +125,27 @@ def test_the_grids_equal_forward_with_edits():
     assert grids.part_names(model) == ("attention", "MLP", "head 0", "head 1")
 
 
+@pytest.mark.parametrize("only", [0, 1, 2])
+def test_where_one_token_differs_nothing_else_need_be_computed(only):
+    """The cells that are left out are those in which nothing changes."""
+    spec = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
+    model = Transformer(spec)
+    params = jax.jit(model.init)(jax.random.key(0))
+    sites = cache_sites(model, inside=True)
+    tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
+
+    def both(params):
+        _, base = model.forward(params, tokens, sites=sites)
+        _, donor = model.forward(params, tokens.at[:, only].add(1), sites=sites)
+        runs = (model, params, base, donor)
+        patches = (grids.patch_states, grids.patch_parts)
+        return [(patch(*runs), patch(*runs, only=only)) for patch in patches]
+
+    for whole, part in jax.jit(both)(params):
+        np.testing.assert_allclose(part, whole, atol=1e-5)
+        assert np.ptp(whole, axis=-3).max() > 0.1  # over positions
+
+
 @pytest.mark.parametrize("order", ["e r r", "r r e"])
 def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
     data = dataset(order=order)
@@ -168,11 +190,13 @@ def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
 MUTATIONS = {
     "base and donor exchanged": (
         "patch_states",
-        lambda real: lambda model, params, base, donor: real(model, params, donor, base),
+        lambda real: (
+            lambda model, params, base, donor, **kw: real(model, params, donor, base, **kw)
+        ),
     ),
     "positions reversed": (
         "patch_states",
-        lambda real: lambda *runs: real(*runs)[:, ::-1],
+        lambda real: lambda *runs, **only: real(*runs, **only)[:, ::-1],
     ),
 }
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.patching.cross_query import (
     BRIDGE,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.patching import back_patching, grids, parameters
 from implicit_reasoning.analysis.patching.back_patching import BackPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange

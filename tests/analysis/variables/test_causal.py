@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import used
+from implicit_reasoning.analysis import InMemory, used
 from implicit_reasoning.analysis.behaviour import KINDS, Behaviour
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.rest import answer_logits
