@@ -55,7 +55,8 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
         the held-out accuracy by prefix is taken; else what the erasure's discriminant decodes on
         held-out states. The lens, if there, has a column of its own: what it reads is what the
         unembedding would, which is less than is there.
-      group: of cases; by default the first test split, where most are new.
+      group: of cases; by default the first test split, where most are new, or, where the last
+        checkpoint answers too few of it (it memorises), the first trained one.
 
     Returns:
       Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
@@ -72,7 +73,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
             f"the table of what is used needs the results of swap and erasure; {missing[0]} is "
             "missing: run `analyze` for it"
         )
-    group = group or some_groups(results["swap"])[-1]
+    group = group or _answered_group(results["swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
     columns = {
         "decoded": _decoded(results, group),
@@ -122,11 +123,14 @@ def disagreements(made: xr.Dataset) -> list[str]:
 
 def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
     """A map of verdicts by (layer, position), for each variable and some checkpoints."""
-    made = table(results, group)
+    whole = table(results, group)
+    made = _where_something_is_said(whole)
+    if not made["step"].size:
+        return []
     steps, variables = some_steps(made), list(made["variable"].values)
     drawing, axes = new_drawing(
-        1.2 + 1.9 * len(variables),
-        1.1 + 1.8 * len(steps),
+        1.2 + 0.9 * made.sizes["pos"] * len(variables),
+        1.1 + (0.25 + 0.6 * made.sizes["layer"]) * len(steps),
         nrows=len(steps),
         ncols=len(variables),
         sharex=True,
@@ -143,18 +147,32 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
             ax.set_xlabel("position")
     handles = [Patch(color=color, alpha=_ALPHA, label=name) for name, color in VERDICTS.items()]
     drawing.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    said = " ".join(disagreements(made)) or "At the last checkpoint the two nowhere disagree."
+    said = " ".join(disagreements(whole)) or "At the last checkpoint the two nowhere disagree."
     caption = (
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
         "linear reader decodes the variable from held-out states; the share of answers that become "
         "what the world says when its class mean is swapped (the null, the same vectors randomly "
         "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
-        "of two others as large). Cells are empty where a class has one state only, which no "
-        "held-out reader can know, or too few cases count. Red is what a probe finds and the model "
-        "ignores; 'unclear' is "
-        "where swap and erasure disagree or do damage, or decoding is partial. " + said
+        "of two others as large). Cells are empty (and layers, positions, checkpoints left out "
+        "where all are) where a class has one state only, which no held-out reader can know, or "
+        "too few cases count. Red is what a probe finds and the model ignores; 'unclear' is where "
+        "swap and erasure disagree or do damage, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
+
+
+def _answered_group(swap: xr.Dataset) -> str:
+    """The first test split, if enough of it is answered in the end to say anything."""
+    trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
+    count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
+    return tested if (count >= ENOUGH).any() else trained
+
+
+def _where_something_is_said(made: xr.Dataset) -> xr.Dataset:
+    """Without checkpoints, layers and positions at which nothing is said of any variable."""
+    said = made["verdict"] != ""
+    kept = {dim: said.any([d for d in said.dims if d != dim]) for dim in ("step", "layer", "pos")}
+    return made.isel({dim: np.flatnonzero(there) for dim, there in kept.items()})
 
 
 def _draw(ax: Axes, made: xr.Dataset) -> None:
@@ -171,7 +189,7 @@ def _draw(ax: Axes, made: xr.Dataset) -> None:
             f"{at['decoded']:.2f}\n{at['follows']:.2f} ({at['follows_random']:.2f})\n"
             f"{at['stays_erased']:.2f} ({at['stays_control']:.2f})"
         )
-        ax.text(pos, layer, text, ha="center", va="center", fontsize=5.5)
+        ax.text(pos, layer, text, ha="center", va="center", fontsize=7)
     ax.set_xlim(-0.5, made.sizes["pos"] - 0.5)
     ax.set_ylim(-0.5, made.sizes["layer"] - 0.5)
     label_places(ax, made["decoded"])
