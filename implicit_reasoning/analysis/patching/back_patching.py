@@ -19,9 +19,10 @@ from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.grids import in_parts
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, answers_with
+from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -78,18 +79,17 @@ class BackPatching(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every question."""
+        """Outcomes of every question that is answered wrongly."""
         sites = cache_sites(model)
 
         def outcomes(question: dict[str, Array]) -> dict[str, Array]:
-            logits, base = model.forward(params, question["tokens"], sites=sites)
+            _, base = model.forward(params, question["tokens"], sites=sites)
             _, other = model.forward(params, question["others"], sites=sites)
             grid = jnp.stack([_from_all_layers(model, params, base, d) for d in (base, other)])
-            correct = answers_with(logits[:, -1], question["answer"])
-            repaired = answers_with(grid, question["answer"])
-            return {"repaired": repaired, "wrong": ~correct, "correct": correct}
+            return {"repaired": answers_with(grid, question["answer"])}
 
-        return in_parts(outcomes, inputs)
+        correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["answer"])
+        return in_parts(outcomes, inputs, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Repaired answers by (from, to), for every position of one split of tests."""

@@ -29,10 +29,10 @@ from jaxtyping import Array, Int, Key
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import (
     both_ways,
-    in_parts,
     part_names,
     patch_parts,
     patch_states,
@@ -46,6 +46,7 @@ from implicit_reasoning.analysis.patching.outcomes import (
     probability,
     shares,
 )
+from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Edit, Params, Transformer, add
@@ -143,8 +144,13 @@ class Corruption(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example."""
-        return in_parts(lambda example: _outcomes(model, params, example), inputs)
+        """Outcomes of every example that counts for a token."""
+        correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
+        # A question counts where it is answered correctly, and the exchange has a known answer.
+        counts = correct[None] & (jnp.asarray(inputs["answer"]).T >= 0)
+        found = in_parts(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
+        both_correct = counts & found["corrupted"][0]
+        return found | {"counts": counts, "both_correct": both_correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Where each token's exchange is followed: by state, and by part of a block."""
@@ -299,9 +305,6 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     of_places = [jax.lax.map(partial(states, place=place), kinds) for place in places]
     by_state = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *of_places)
     by_part = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(parts, places))
-    correct = answers_with(whole, clean)
-    # A question counts where it is answered correctly, and the exchange has a known answer.
-    counts = correct[None] & (example["answer"].T >= 0)
     graded = {name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *_GRADED)}
     return graded | {
         "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
@@ -309,7 +312,4 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
         "part_logit_difference": jnp.moveaxis(by_part["part_logit_difference"], 1, 0),
         "followed": by_state["share"][0, :, SHARES.index("counterfactual"), 0],
-        "counts": counts,
-        "both_correct": counts & by_state["corrupted"][0],
-        "correct": correct,
     }

@@ -22,9 +22,11 @@ from jaxtyping import Array, Key
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.grids import in_parts, patch_states
+from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, SHARES, answers_with, shares
+from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
@@ -101,23 +103,22 @@ class CrossQuery(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every pair."""
+        """Outcomes of every pair whose target is answered correctly."""
         sites = cache_sites(model)
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
             _, donor = model.forward(params, pair["source"], sites=sites)
-            clean, base = model.forward(params, pair["target"], sites=sites)
-            direct, _ = model.forward(params, pair["composed"])
+            _, base = model.forward(params, pair["target"], sites=sites)
             logits = patch_states(model, params, base, donor)
-            return {
-                "share": jnp.stack(
-                    [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
-                ),
-                "correct": answers_with(clean[:, -1], pair["clean"]),
-                "direct": answers_with(direct[:, -1], pair["direct"]),
-            }
+            share = [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
+            return {"share": jnp.stack(share)}
 
-        return in_parts(outcomes, inputs)
+        def right(asked: str, answer: str) -> Array:
+            return answers_with(final_logits(model, params, inputs[asked]), inputs[answer])
+
+        correct = right("target", "clean")
+        direct = right("composed", "direct")
+        return in_parts(outcomes, inputs, correct) | {"correct": correct, "direct": direct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,28 +105,3 @@ def both_ways(
     pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
     grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)
     return grids
-
-
-_AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache, or nearly
-
-
-def in_parts(outcomes: Callable[[Any], dict[str, Array]], examples: Any) -> dict[str, Array]:
-    """`outcomes(examples)`, some examples at a time, so that the memory for a grid is bounded.
-
-    Args:
-      outcomes: from a pytree of arrays [example, ...] to outcomes [..., example].
-      examples: such a pytree, of any number of examples.
-    """
-    count = jax.tree.leaves(examples)[0].shape[0]
-    size = min(count, _AT_ONCE)
-    parts = -(-count // size)
-    # The last part is filled up with the first examples, and cut off again.
-    number = jnp.arange(parts * size).reshape(parts, size) % count
-    found = jax.lax.map(
-        lambda chosen: outcomes(jax.tree.map(lambda leaf: leaf[chosen], examples)), number
-    )
-
-    def joined(outcome: Array) -> Array:
-        return jnp.moveaxis(outcome, 0, -2).reshape(*outcome.shape[1:-1], -1)[..., :count]
-
-    return {name: joined(outcome) for name, outcome in found.items()}

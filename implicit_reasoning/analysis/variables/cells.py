@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.wirings import cache_sites, patched_logits, state
+from implicit_reasoning.model.wirings import Cache, cache_sites, patched_logits, state
 
 ENOUGH = 20  # facts or prefixes whose cases count, before a mean is taken for a claim
 
@@ -112,14 +113,16 @@ def intervene(
                 place, own, shared = here
                 return edit(Cell(place, own, **known, fit_values=values), shared)
 
+            def answers(cases: tuple[Cache, Array]) -> dict[str, Array]:
+                own, new = cases  # new [example, layer, condition, d_model]
+                starts = {layer: jnp.swapaxes(new[:, layer], 0, 1) for layer in layers}
+                answer = patched_logits(model, params, own, pos, starts).argmax(-1)
+                return {"answer": answer.reshape(*new.shape[1:3], -1)}
+
             edited = jax.lax.map(of_layer, (places, states, prepared))
-            starts = {layer: edited.states[layer] for layer in layers}
-            answer = patched_logits(model, params, cache, pos, starts).argmax(-1)
-            return {
-                "answer": answer.reshape(edited.states.shape[:-1]),
-                "counted": edited.possible & correct[None],
-                **edited.kept,
-            }
+            counted = edited.possible & correct[None]
+            cases = in_parts(answers, (cache, edited.states.transpose(2, 0, 1, 3)), counted.any(0))
+            return {**cases, "counted": counted, **edited.kept}
 
         variables = inputs["variables_at"][pos]
         found = jax.lax.map(of_variable, variables)

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import InMemory
-from implicit_reasoning.analysis.patching import back_patching, grids, parameters
+from implicit_reasoning.analysis.patching import back_patching, parameters
 from implicit_reasoning.analysis.patching.back_patching import BackPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange
 from implicit_reasoning.analysis.runner import Runner, check_same, measure
@@ -121,12 +120,3 @@ def test_results_held_against_another_checkpoint_do_not_mix(data, made):
     check_same(first, ParameterPatching(), two)
     with pytest.raises(InputError, match=r"another reference \(1, now 2\); measure all of it"):
         check_same(first, ParameterPatching(), three)
-
-
-@pytest.mark.parametrize("count", [1, 3, 7, 8])
-def test_examples_in_parts_are_the_same_as_at_once(count, monkeypatch):
-    monkeypatch.setattr(grids, "_AT_ONCE", 3)
-    values = jnp.arange(2.0 * count).reshape(count, 2)
-    found = grids.in_parts(lambda x: {"a": x[0].T, "b": x[0].sum(1)}, [values])
-    np.testing.assert_array_equal(found["a"], values.T)
-    np.testing.assert_array_equal(found["b"], values.sum(1))

@@ -1,0 +1,44 @@
+"""Examples in parts are the same as at once, and what does not count is not computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import parts
+from implicit_reasoning.analysis.parts import in_parts
+
+
+def outcomes(examples):
+    return {"a": examples[0].T, "b": examples[0].sum(1)}
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_examples_in_parts_are_the_same_as_at_once(count, monkeypatch):
+    monkeypatch.setattr(parts, "_AT_ONCE", 3)
+    values = jnp.arange(2.0 * count).reshape(count, 2)
+    found = in_parts(outcomes, [values])
+    np.testing.assert_array_equal(found["a"], values.T)
+    np.testing.assert_array_equal(found["b"], values.sum(1))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_those_that_count_are_there_and_no_more_parts_than_they_fill(share, monkeypatch):
+    """Any set of them, by one program."""
+    monkeypatch.setattr(parts, "_AT_ONCE", 4)
+    values, calls = jnp.arange(1.0, 23).reshape(11, 2), []
+
+    def seen(examples):
+        jax.debug.callback(lambda: calls.append(1))
+        return outcomes(examples)
+
+    counted = np.random.default_rng(0).random(11) < share
+    run = jax.jit(lambda counted: in_parts(seen, [values], counted))
+    for mask in (counted, ~counted):
+        calls.clear()
+        found = jax.block_until_ready(run(jnp.asarray(mask)))
+        jax.effects_barrier()
+        np.testing.assert_array_equal(found["a"][:, mask], values.T[:, mask])
+        np.testing.assert_array_equal(found["b"][mask], values.sum(1)[mask])
+        assert len(calls) == -(-mask.sum() // 4)
+    assert run._cache_size() == 1
