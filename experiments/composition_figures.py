@@ -35,8 +35,9 @@ from implicit_reasoning.figures import (
 from implicit_reasoning.statistics import mean_over_seeds
 
 SPLITS = ("train_ii", "test_ii", "test_oi", "test_io", "test_oo")
-STAGES = ("half", "memorised", "end")
-"""test_ii >= .5, train_ii >= .99, the last checkpoint; of each run the next one measured."""
+STAGES = ("fitted", "half", "memorised", "end")
+"""train_ii >= .9, test_ii >= .5, train_ii >= .99, the last one; of each run the next measured."""
+_FITTED = 0.9
 
 
 class Study(NamedTuple):
@@ -59,7 +60,10 @@ class Study(NamedTuple):
             later = [measured[measured >= step] for step in reached]
             return [int(steps[0]) if len(steps) else None for steps in later]
 
+        trained = curves["accuracy"].sel(split="train_ii")
+        fitted = trained["evaluation"].where(trained >= _FITTED).min("evaluation")
         return {
+            "fitted": at(fitted.values),
             "memorised": at(curves["memorised"].values),
             "half": at(curves["in_distribution_half"].values),
             "end": at([measured[-1]] * len(self.worlds)),
@@ -193,12 +197,12 @@ def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
     maps = {}
     for arm, study in studies.items():
         strength = causal_strength(study)
-        start, end = (study.at_stage(strength, stage) for stage in ("memorised", "end"))
-        for stage, found in (("memorised", start), ("end", end)):
+        start, end = (study.at_stage(strength, stage) for stage in ("fitted", "end"))
+        for stage, found in (("fitted", start), ("end", end)):
             if found is not None:
                 maps[f"{arm}\n{stage}"] = found.mean("run")
         if start is not None and end is not None and start.sizes == end.sizes:
-            maps[f"{arm}\nend less memorised"] = (end - start).mean("run")
+            maps[f"{arm}\nend less fitted"] = (end - start).mean("run")
     return heat_maps(maps, "share of answers that change", ncols=3, lowest=-1.0)
 
 
@@ -275,8 +279,9 @@ def draw_used(studies: Mapping[str, Study]) -> Any:
 def table(studies: Mapping[str, Study]) -> str:
     """Markdown: quantities by arm and stage, with intervals over worlds."""
     lines = [
-        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: half, test_ii >= .5; "
-        "memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 facts nothing is said.",
+        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: fitted, train_ii >= .9;"
+        " half, test_ii >= .5; memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 "
+        "facts nothing is said.",
         "",
         "| arm | quantity | " + " | ".join(STAGES) + " |",
         "|---|---|" + "---|" * len(STAGES),
@@ -295,6 +300,7 @@ def table(studies: Mapping[str, Study]) -> str:
 def quantities(study: Study) -> dict[str, xr.DataArray]:
     """Numbers that the text speaks of, each [run, step]."""
     parts, strength = study.parts, causal_strength(study).sel(layer=1)
+    followed = parts["corruption"]["share"].sel(group="train_ii", outcome="counterfactual", layer=1)
     accuracy = parts["training"]["accuracy"].rename(evaluation="step")
     ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
     share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
@@ -309,6 +315,7 @@ def quantities(study: Study) -> dict[str, xr.DataArray]:
         "causal strength of S[1, e1]": strength.sel(pos="e1"),
         "causal strength of S[1, r1]": strength.sel(pos="r1"),
         "causal strength of S[1, r2]": strength.sel(pos="r2"),
+        "answers that follow S[1, r1] of another r1": followed.sel(pos="r1", token="r1"),
         "cross-query at S[1, r1], another bridge": other.sel(expected="true"),
         "the same, shuffled": other.sel(expected="shuffled"),
         "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
