@@ -13,7 +13,7 @@ that wrote it last, chosen for each class by difference of means among the state
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,8 @@ class Probes(Instrument):
             "labels": labels,
             "n_classes": n_classes,
             "chance": _commonest(labels[0], counted),
-            "classes": np.arange(n_classes.max(), dtype=np.int32),
+            "outputs": _outputs(np.tile(n_classes, len(TRUTHS)))._asdict(),
+            "outputs_e2": _outputs(n_classes[[2] * len(TRUTHS)])._asdict(),
         }
         return Examples(
             inputs,
@@ -186,6 +187,29 @@ def _labels(
     return np.stack([true, shuffled, np.stack(lots)]).astype(np.int32), n_classes.astype(np.int32)
 
 
+class Outputs(NamedTuple):
+    """A regression's outputs: one for every class of every label, side by side.
+
+    Attributes:
+      label, number: int32 [out], whose, and which class of its own.
+      place: int32 [label, most], the output of each class; the number of outputs where a label has
+        fewer classes.
+    """
+
+    label: Int[Array | np.ndarray, "out"]
+    number: Int[Array | np.ndarray, "out"]
+    place: Int[Array | np.ndarray, "label most"]
+
+
+def _outputs(n_classes: Int[np.ndarray, "label"]) -> Outputs:
+    label = np.repeat(np.arange(len(n_classes)), n_classes)
+    first = np.cumsum(n_classes) - n_classes
+    number = np.arange(n_classes.sum()) - first[label]
+    most = np.arange(n_classes.max())[None]
+    place = np.where(most < n_classes[:, None], first[:, None] + most, n_classes.sum())
+    return Outputs(*(part.astype(np.int32) for part in (label, number, place)))
+
+
 def _commonest(
     labels: Int[np.ndarray, "variable row"], counted: Bool[np.ndarray, "pos row"]
 ) -> Float[np.ndarray, "variable pos"]:
@@ -215,9 +239,9 @@ def _read(
 ) -> Bool[Array, "truth variable row"]:
     """Whether each state's class is read by the probe it is held out of."""
     flat = labels.reshape(-1, labels.shape[-1]).T[jnp.asarray(layout.members)]
-    x, sums = _fit(states, layout, flat, inputs["classes"])
-    n_classes = jnp.tile(jnp.asarray(inputs["n_classes"]), labels.shape[0])
-    return _right(predict(sums, ridge(sums), x), layout, flat, n_classes).reshape(labels.shape)
+    outputs = Outputs(**inputs["outputs"])
+    x, sums = _fit(states, layout, flat, outputs)
+    return _right(predict(sums, ridge(sums), x), layout, flat, outputs).reshape(labels.shape)
 
 
 def _read_few(
@@ -225,11 +249,11 @@ def _read_few(
 ) -> Bool[Array, "k truth row"]:
     """The same for one variable, e2, from few dimensions."""
     by_fold = labels.T[jnp.asarray(layout.members)]
-    x, sums = _fit(states, layout, by_fold, inputs["classes"])
-    n_classes = jnp.repeat(jnp.asarray(inputs["n_classes"])[2], len(labels))
+    outputs = Outputs(**inputs["outputs_e2"])
+    x, sums = _fit(states, layout, by_fold, outputs)
     return jnp.stack(
         [
-            _right(predict(sums, weights, x), layout, by_fold, n_classes)
+            _right(predict(sums, weights, x), layout, by_fold, outputs)
             for weights in sparse_ridge(sums, min(max(SIZES), states.shape[1]), SIZES)
         ]
     )
@@ -239,23 +263,21 @@ def _fit(
     states: Float[Array, "row width"],
     layout: Layout,
     labels: Int[Array, "fold member label"],
-    classes: Any,
+    outputs: Outputs,
 ) -> tuple[Float[Array, "fold member width"], Sums]:
-    one_hot = (labels[..., None] == jnp.asarray(classes)[None, None, None]).astype(jnp.float32)
+    one_hot = labels[..., outputs.label] == jnp.asarray(outputs.number)[None, None]
     x = states[jnp.asarray(layout.members)]
-    return x, outside_sums(x, one_hot.reshape(*labels.shape[:2], -1), jnp.asarray(layout.weight))
+    return x, outside_sums(x, one_hot.astype(jnp.float32), jnp.asarray(layout.weight))
 
 
 def _right(
     said: Float[Array, "fold member out"],
     layout: Layout,
     labels: Int[Array, "fold member label"],
-    n_classes: Int[Array, " label"],
+    outputs: Outputs,
 ) -> Bool[Array, "label row"]:
     """Whether the largest output of each label's classes is the label's own."""
-    said = said.reshape(*labels.shape, -1)
-    possible = jnp.arange(said.shape[-1])[None] < n_classes[:, None]
-    said = jnp.where(possible[None, None], said, -jnp.inf)
+    said = jnp.pad(said, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)[..., outputs.place]
     # A model that has diverged says nan, which no class is.
     right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
     return right.reshape(-1, labels.shape[-1])[jnp.asarray(layout.place)].T
