@@ -83,8 +83,8 @@ def score(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     from implicit_reasoning.analysis.truth.score import score
 
     names = flags["instruments"].split(",") if flags["instruments"] else list(INSTRUMENTS)
-    scores = score(names, cache=flags["cache"], seeds=parse_seeds(flags["seeds"]))
-    scores.save(flags["out"])
+    seeds = parse_seeds(flags["seeds"])
+    scores = score(names, cache=flags["cache"], seeds=seeds, save=flags["out"])
     print(f"{scores.summary()}\nwrote {flags['out']}")
 
 

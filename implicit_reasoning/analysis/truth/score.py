@@ -7,13 +7,13 @@ is not punished, and shown as silence.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 from tqdm import tqdm
 
 from implicit_reasoning.analysis.api import find_instrument
@@ -101,6 +101,7 @@ def score(
     cache: str | os.PathLike[str],
     seeds: Sequence[int] = SEEDS,
     models: Sequence[Known] | None = None,
+    save: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
     """Run instruments on models of known mechanism, and judge what they claim.
@@ -111,6 +112,7 @@ def score(
       cache: a folder for the models that have to be trained; see `known_models`.
       seeds: of the random family.
       models: to score on, instead of `known_models(cache, seeds)`.
+      save: a folder to write the scores to, after each instrument: see `Scores.save`.
       progress: show a bar on standard error.
 
     Raises:
@@ -121,21 +123,24 @@ def score(
     if len(set(names)) < len(names):
         raise InputError(f"instruments need different names to be scored, got {', '.join(names)}")
     models = known_models(Path(cache), seeds) if models is None else models
-    runners: dict[tuple[str, Transformer], Runner] = {}  # each shape is compiled once
-    pairs = list(itertools.product(chosen, models))
-    rows = [
-        _score_one(instrument, known, runners)
-        for instrument, known in tqdm(pairs, desc="score", unit="model", disable=not progress)
-    ]
+    rows: list[Score] = []
+    with tqdm(total=len(chosen) * len(models), unit="model", disable=not progress) as bar:
+        for instrument in chosen:
+            bar.set_description(f"score {instrument.name}")
+            runners: dict[Transformer, Runner] = {}  # each shape is compiled once
+            for known in models:
+                rows.append(_score_one(instrument, known, runners))
+                bar.update()
+            # Every program is hundreds of memory maps, of which a process has 65,530 on Linux.
+            jax.clear_caches()
+            if save is not None:
+                Scores(tuple(rows)).save(save)
     return Scores(tuple(rows))
 
 
-def _score_one(
-    instrument: Instrument, known: Known, runners: dict[tuple[str, Transformer], Runner]
-) -> Score:
+def _score_one(instrument: Instrument, known: Known, runners: dict[Transformer, Runner]) -> Score:
     model = known.subject.model
-    key = (instrument.name, model)
-    runner = runners.setdefault(key, Runner(instrument, model))
+    runner = runners.setdefault(model, Runner(instrument, model))
     last = known.subject.steps[-1:]
     try:
         result = measure(instrument, known.subject, last, runner=runner, progress=False)

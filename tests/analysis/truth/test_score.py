@@ -151,4 +151,12 @@ def test_an_instrument_that_breaks_its_own_declaration_is_no_verdict(models, tmp
         outputs = {"heads": ("one",)}
 
     with pytest.raises(InputError, match="declares the outputs"):
-        score([Liar("liar")], cache=tmp_path, models=models[:1], progress=False)
+        score(
+            [Says("good", {TRUE}), Liar("liar")],
+            cache=tmp_path,
+            models=models[:1],
+            save=tmp_path / "out",
+            progress=False,
+        )
+    kept = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    assert [row["instrument"] for row in kept] == ["good"]  # what was done before is not lost
