@@ -270,8 +270,8 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     whole = whole[:, -1]
     sigma = _SIGMAS * params["embed"]["W_E"].std()
 
-    def corrupted(kind: Array, place: int) -> tuple[Array, Cache]:
-        """The run with the token at `place` corrupted; the kind is a traced number."""
+    def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
+        """The run with the token at `place` corrupted; both arguments are traced numbers."""
         here = jnp.arange(tokens.shape[1]) == place
         new = example["corrupt"][:, jnp.minimum(kind, 1)]
         exchange = here[None] & (kind < 2) & (new >= 0)
@@ -279,7 +279,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         edits = {"hook_embed": Edit(add, noise)}
         return model.forward(params, jnp.where(exchange, new, tokens), edits=edits, sites=sites)
 
-    def states(kind: Array, place: int) -> dict[str, Array]:
+    def states(kind: Array, place: Array) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
         grid = both_ways(partial(patch_states, only=place), model, params, base, donor)
         answer, other = example["answer"][:, place], example["shuffled"][:, place]
@@ -292,7 +292,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
             "corrupted": answers_with(logits[:, -1], answer),
         }
 
-    def parts(place: int) -> dict[str, Array]:
+    def parts(place: Array) -> dict[str, Array]:
         _, donor = corrupted(jnp.int32(0), place)
         grid = both_ways(partial(patch_parts, only=place), model, params, base, donor)
         answer = example["answer"][:, place]
@@ -301,10 +301,11 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
             "part_logit_difference": logit_difference(grid, clean, answer),
         }
 
-    places, kinds = range(tokens.shape[1]), jnp.arange(len(KINDS))
-    of_places = [jax.lax.map(partial(states, place=place), kinds) for place in places]
-    by_state = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *of_places)
-    by_part = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(parts, places))
+    places = jnp.arange(tokens.shape[1])
+    by_state = jax.lax.map(
+        lambda kind: jax.lax.map(lambda place: states(kind, place), places), jnp.arange(len(KINDS))
+    )
+    by_part = jax.lax.map(parts, places)
     graded = {name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *_GRADED)}
     return graded | {
         "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),

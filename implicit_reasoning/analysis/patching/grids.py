@@ -18,6 +18,8 @@ from implicit_reasoning.model.wirings import (
     state,
 )
 
+Place = int | Array | None
+
 
 def part_names(model: Transformer) -> tuple[str, ...]:
     """Of the parts of a block, in the order of `patch_parts`."""
@@ -25,37 +27,41 @@ def part_names(model: Transformer) -> tuple[str, ...]:
 
 
 def patch_states(
-    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: int | None = None
+    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: Place = None
 ) -> Float[Array, "layer pos example d_vocab"]:
     """Logits at the end of `base` with `S[layer, pos]` of `donor`, for every layer and position.
 
     Layer `depth` is before the final norm, which then reads the state that was put there.
 
     Args:
-      model: static, like `only`.
+      model: static.
       params: of both runs.
       base: the run that is patched; see `cache_sites`.
       donor: the run whose states are taken.
-      only: the one position at which the two runs have another token, if there is one. States
-        before it are then equal, and so are the embeddings after it: nothing is computed there.
+      only: the one position at which the two runs have another token, if there is one; it may be
+        traced. Its embedding is then all that differs, so that putting it into `base` makes it
+        `donor`; other embeddings, and states before it, change nothing. None of this is computed.
     """
-    same = _own_logits(model, params, base)
+    base_says, donor_says = (_own_logits(model, params, run) for run in (base, donor))
 
-    def at(pos: int) -> Array:
-        first = 0 if only in (None, pos) else 1 if pos > only else model.spec.depth + 1
+    def cones(pos: int, first: int) -> Array:
         layers = range(first, model.spec.depth + 1)
         starts = {layer: state(model, donor, layer)[None, :, pos] for layer in layers}
-        equal = jnp.broadcast_to(same[None], (first, *same.shape))
-        if not starts:
-            return equal
-        return jnp.concatenate([equal, patched_logits(model, params, base, pos, starts)])
+        return patched_logits(model, params, base, pos, starts)
+
+    def at(pos: int) -> Array:
+        if only is None:
+            return cones(pos, 0)
+        same = jnp.broadcast_to(base_says[None], (model.spec.depth, *base_says.shape))
+        later = jax.lax.cond(pos >= only, lambda: cones(pos, 1), lambda: same)
+        return jnp.concatenate([jnp.where(pos == only, donor_says, base_says)[None], later])
 
     n_pos = state(model, base, 0).shape[1]
     return jnp.stack([at(pos) for pos in range(n_pos)], axis=1)
 
 
 def patch_parts(
-    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: int | None = None
+    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: Place = None
 ) -> Float[Array, "block part pos example d_vocab"]:
     """Logits at the end of `base` when one part of one block writes what it did in `donor`.
 
@@ -75,14 +81,18 @@ def patch_parts(
             ]
         )
 
-    same, n_parts = _own_logits(model, params, base), len(part_names(model))
+    says = _own_logits(model, params, base)
+    same = jnp.broadcast_to(says, (model.spec.depth, len(part_names(model)), *says.shape))
 
-    def at(pos: int) -> Array:
-        if only is not None and pos < only:
-            return jnp.broadcast_to(same[None, None], (model.spec.depth, n_parts, *same.shape))
+    def patched(pos: int) -> Array:
         starts = {block + 1: cells(block, pos) for block in range(model.spec.depth)}
         logits = patched_logits(model, params, base, pos, starts)
-        return logits.reshape(model.spec.depth, -1, *logits.shape[1:])
+        return logits.reshape(same.shape)
+
+    def at(pos: int) -> Array:
+        if only is None:
+            return patched(pos)
+        return jax.lax.cond(pos >= only, lambda: patched(pos), lambda: same)
 
     n_pos = state(model, base, 0).shape[1]
     return jnp.stack([at(pos) for pos in range(n_pos)], axis=2)

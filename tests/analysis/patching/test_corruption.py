@@ -134,14 +134,14 @@ def test_where_one_token_differs_nothing_else_need_be_computed(only):
     sites = cache_sites(model, inside=True)
     tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
 
-    def both(params):
+    def both(params, only):
         _, base = model.forward(params, tokens, sites=sites)
         _, donor = model.forward(params, tokens.at[:, only].add(1), sites=sites)
         runs = (model, params, base, donor)
         patches = (grids.patch_states, grids.patch_parts)
         return [(patch(*runs), patch(*runs, only=only)) for patch in patches]
 
-    for whole, part in jax.jit(both)(params):
+    for whole, part in jax.jit(both)(params, only):  # traced
         np.testing.assert_allclose(part, whole, atol=1e-5)
         assert np.ptp(whole, axis=-3).max() > 0.1  # over positions
 
