@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import os
@@ -282,6 +283,12 @@ class Run:
         steps = self.steps
         last = f" up to step {steps[-1]}" if steps else ""
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
+
+    def held(self, limit: int) -> Run:
+        """The same run, which keeps in memory what it reads, as far as a limit of bytes allows."""
+        run = copy.copy(self)
+        run.store = HeldStore(self.store, limit)
+        return run
 
     @cached_property
     def config(self) -> ConfigDict:

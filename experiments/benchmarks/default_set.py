@@ -128,10 +128,11 @@ def once(workdir: Path, das: int, began: float) -> dict[str, Any]:
     """Measure with all of them; seconds of the import, and by instrument and part."""
     from implicit_reasoning.analysis import NotApplicable, analyze, find_instrument, runner
     from implicit_reasoning.analysis.api import default_instruments
+    from implicit_reasoning.machine import program_memory
     from implicit_reasoning.runs import Run
 
     found: dict[str, Any] = {"import": time.perf_counter() - began, "instruments": {}}
-    run, clock = Run(workdir), Clock()
+    run, clock = Run(workdir).held(program_memory()), Clock()  # as the command has it
     clock.wrap(runner.Runner, "__call__", "run")
     clock.wrap(runner, "aggregate", "aggregate")
     clock.wrap(Run, "params", "files")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from implicit_reasoning.analysis.runner import check_same, merge
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.machine import program_memory
-from implicit_reasoning.runs import HeldStore, Run
+from implicit_reasoning.runs import Run
 
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
@@ -130,9 +129,7 @@ def analyze_all(
     """
     given = [runs] if isinstance(runs, Run) else runs
     memory = program_memory() // max(1, len(given))
-    runs = [copy.copy(run) for run in given]
-    for run in runs:
-        run.store = HeldStore(run.store, memory)
+    runs = [run.held(memory) for run in given]
     chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
     names = []
     for instrument in chosen:
