@@ -18,8 +18,6 @@ from implicit_reasoning.model.wirings import (
     state,
 )
 
-Place = int | Array | None
-
 
 def part_names(model: Transformer) -> tuple[str, ...]:
     """Of the parts of a block, in the order of `patch_parts`."""
@@ -27,7 +25,12 @@ def part_names(model: Transformer) -> tuple[str, ...]:
 
 
 def patch_states(
-    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: Place = None
+    model: Transformer,
+    params: Params,
+    base: Cache,
+    donor: Cache,
+    *,
+    only: int | Array | None = None,
 ) -> Float[Array, "layer pos example d_vocab"]:
     """Logits at the end of `base` with `S[layer, pos]` of `donor`, for every layer and position.
 
@@ -61,7 +64,12 @@ def patch_states(
 
 
 def patch_parts(
-    model: Transformer, params: Params, base: Cache, donor: Cache, *, only: Place = None
+    model: Transformer,
+    params: Params,
+    base: Cache,
+    donor: Cache,
+    *,
+    only: int | Array | None = None,
 ) -> Float[Array, "block part pos example d_vocab"]:
     """Logits at the end of `base` when one part of one block writes what it did in `donor`.
 
