@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from measure import spread
-from patch_flops import cone_flops, run_flops
+from patch_flops import cone_flops, run_flops, trimmed_flops
 from peer import Peer, start_fastest
 from shapes import random_model
 from turns import compared, ratio, take_turns, timed
@@ -47,8 +47,8 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.interchange import save_gpt2
-from implicit_reasoning.model.wirings import cache_sites
 
 FLAGS = {
     "layers": 8,
@@ -151,9 +151,9 @@ class Ours:
             lambda params, inputs: CrossQuery().measure(model, params, inputs, jax.random.key(0))
         )
         pairs, n_pos = inputs["source"].shape
-        # Beside the source's and the target's run (its logits, too) the composed question's.
+        # Beside the grid: what is answered to the target's and to the composed question.
         self.flops = cone_flops(model.spec, pairs, n_pos)
-        self.flops += run_flops(model.spec, pairs, n_pos, logits_at=2)
+        self.flops += 2 * trimmed_flops(model.spec, pairs, n_pos)
 
     def run(self) -> dict[str, jax.Array]:
         """All outcomes."""
@@ -162,8 +162,10 @@ class Ours:
     def logits(self, pairs: int) -> np.ndarray:
         """Of the cells of some pairs, [pair, layer, pos, d_vocab]; layers from 1 on."""
         sites = cache_sites(self.model)
-        _, donor = self.model.forward(self.params, self.inputs["source"][:pairs], sites=sites)
-        _, base = self.model.forward(self.params, self.inputs["target"][:pairs], sites=sites)
+        donor, base = (
+            self.model.forward(self.params, self.inputs[run][:pairs], sites=sites)[1]
+            for run in ("source", "target")
+        )
         found = patch_states(self.model, self.params, base, donor)[1:]
         return np.moveaxis(np.asarray(found), 2, 0)
 

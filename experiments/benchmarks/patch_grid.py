@@ -2,8 +2,8 @@ r"""How fast is a grid of patches? The cone program, whole forward passes, and T
 
     make .peers/transformer_lens_2/.installed
     python experiments/benchmarks/patch_grid.py --rounds=15
-    python experiments/benchmarks/patch_grid.py --rounds=5 --layers=8 --width=768 --heads=12 \
-        --prompts=256 --out=results/benchmarks/patch_grid_wide.json
+    python experiments/benchmarks/patch_grid.py --rounds=5 --calls=1 --layers=8 --width=768 \
+        --heads=12 --prompts=256 --out=results/benchmarks/patch_grid_wide.json
 
 The grid: the residual of every (layer, position) of a corrupted run put into the clean run, logits
 at the last position. The sides take turns in one run, on every core:
@@ -15,8 +15,9 @@ at the last position. The sides take turns in one run, on every core:
   our weights, layers 0 to depth - 1, in a process of its own without gradients and progress bars;
   its run with a cache keeps nothing but those states, its metric reads one logit. `--peer=none`
   leaves it out. Aim: 4 times as fast at 2 layers x 256, 2.5 times at 8 x 768.
-Logits of all cells are held equal before anything is timed, compilation is timed apart. FLOPs are
-of matrix products, by shapes. A side is `(seconds, logits, flops)`.
+In a turn a side makes the grid `--calls` times, of which the median counts. Logits of all cells are
+held equal before anything is timed, compilation is timed apart. FLOPs are of matrix products, by
+shapes. A side is `(seconds, logits, flops)`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Edit, Params, Spec, Transformer, mask
+from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.interchange import save_weights
-from implicit_reasoning.model.wirings import cache_sites
+from implicit_reasoning.model.wirings import forward_at
 
 FLAGS = {
     "layers": 2,
@@ -55,6 +57,7 @@ FLAGS = {
     "vocab": 110,
     "positions": 3,
     "rounds": 15,
+    "calls": 5,
     "peer": ".peers/transformer_lens_2/bin/python",
     "out": "results/benchmarks/patch_grid.json",
 }
@@ -88,7 +91,11 @@ def main(argv: list[str]) -> None:
         sides, versions = make_sides(model, params, prompts, flags["peer"], Path(folder))
         first = {name: side.seconds() for name, side in sides.items()}
         check_equal({name: side.logits() for name, side in sides.items()})
-        seconds = take_turns({name: side.seconds for name, side in sides.items()}, flags["rounds"])
+        seconds = take_turns(
+            {name: side.seconds for name, side in sides.items()},
+            flags["rounds"],
+            calls=flags["calls"],
+        )
     result = {
         "sizes": {n: value for n, value in flags.items() if n not in ("rounds", "out", "peer")},
         "load_average": os.getloadavg()[0],
@@ -158,8 +165,8 @@ def cones(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
     @jax.jit
     def grid(params: Params, clean: Any, corrupted: Any) -> Any:
         sites = cache_sites(model)
-        _, base = model.forward(params, clean, sites=sites)
-        _, donor = model.forward(params, corrupted, sites=sites)
+        _, base = forward_at(model, params, clean, sites=sites)
+        _, donor = forward_at(model, params, corrupted, sites=sites)
         return patch_states(model, params, base, donor)
 
     return lambda clean, corrupted: grid(params, clean, corrupted)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+_TRIALS = 4
 _ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 
 
@@ -51,13 +52,14 @@ class Peer:
 
 
 def start_fastest(python: str, script: str, folder: Path, line: str) -> Peer:
-    """Start it in two ways, ask for `line` twice (the first warms up), keep the faster one.
+    """Start it in two ways, ask both for `line` some times in turn, keep the one of the best time.
 
     PyTorch's threads spin while they wait for each other. Alone on a machine that is best; beside
     other work a product that takes a millisecond takes a hundred, and threads must sleep instead.
     """
     peers = [Peer(python, script, folder, **how) for how in ({}, _ASLEEP)]
-    seconds = [[peer.ask(line)["seconds"] for peer in peers] for _ in range(2)][-1]
-    fast, slow = (peers[at] for at in sorted(range(2), key=lambda at: seconds[at]))
+    rounds = [[peer.ask(line)["seconds"] for peer in peers] for _ in range(_TRIALS)]
+    best = [min(seconds) for seconds in zip(*rounds, strict=True)]
+    fast, slow = (peers[at] for at in sorted(range(2), key=lambda at: best[at]))
     slow.close()
     return fast

@@ -39,9 +39,10 @@ from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import matmul_peak, provenance
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
-from implicit_reasoning.training.step import TrainingRows, answer_logits, answer_loss
+from implicit_reasoning.training.step import TrainingRows, answer_loss
 from implicit_reasoning.worlds import build
 
 FLAGS = {
@@ -202,7 +203,7 @@ def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> N
     here = slice(ours.config.batch_size)
 
     def loss(params: Any) -> Any:
-        logits = answer_logits(
+        logits, _ = forward_at(
             ours.program.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
         )
         return answer_loss(logits, rows.answers[here])

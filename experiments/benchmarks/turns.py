@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +15,16 @@ Seconds = dict[str, list[float]]
 """Of every round, by side."""
 
 
-def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> Seconds:
-    """Let every side say how many seconds it took, round by round; a first round warms all up."""
+def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, *, calls: int = 1) -> Seconds:
+    """Let every side say how many seconds it took, round by round; a first round warms all up.
+
+    Of several calls in a turn the median counts. A call of milliseconds needs them: the first one
+    finds the caches full of what the side before it used.
+    """
     seconds: Seconds = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, run in sides.items():
-            took = run()
+            took = statistics.median(run() for _ in range(calls))
             if turn:
                 seconds[name].append(took)
         print(f"{turn}/{rounds}", file=sys.stderr, flush=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model import Params, Taps, Transformer
-from implicit_reasoning.model.wirings import run_block
+from implicit_reasoning.model.wirings import forward_at, run_block_at
 
 
 def final_logits(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "batch d_vocab"]:
     """Logits at the last position, where nothing else is wanted of a run."""
-    return answer_logits(model, params, model.bind(params).embedding(tokens, Taps()), 0)
+    return forward_at(model, params, tokens)[0][:, 0]
 
 
 def answer_logits(
@@ -23,8 +23,10 @@ def answer_logits(
 ) -> Float[Array, "batch d_vocab"]:
     """Logits at the last position when `S[layer]` is `resid`; nothing before it is computed."""
     network, depth = model.bind(params), model.spec.depth
-    for later in range(layer, depth):
-        resid = run_block(network.block(later), resid, at_end=later == depth - 1)
+    for later in range(layer, depth - 1):
+        resid = network.block(later)(resid, Taps())
+    if layer < depth:
+        resid = run_block_at(network.block(depth - 1), resid, None, Taps())
     return network.readout(resid[:, -1], Taps())
 
 

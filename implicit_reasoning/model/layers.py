@@ -101,7 +101,7 @@ class Attention(nnx.Module):
         value_in: Float[Array, "batch key_pos *head d_model"],
         taps: Taps,
         *,
-        query_positions: Int[Array, "batch query_pos"] | None = None,
+        query_positions: Int[Array, "#batch query_pos"] | None = None,
         prefix: tuple[Array, Array] | None = None,
     ) -> Float[Array, "batch query_pos d_model"]:
         """Attend.
@@ -120,24 +120,40 @@ class Attention(nnx.Module):
         Returns:
           The sum over heads and the output bias.
         """
-        q = taps("hook_q", self._project(query_in, self.W_Q, self.b_Q))
-        k = taps("hook_k", self._project(key_in, self.W_K, self.b_K))
-        v = taps("hook_v", self._project(value_in, self.W_V, self.b_V))
-        first = 0
+        q, k, v = self.project(query_in, key_in, value_in, taps)
         if prefix is not None:
-            first = prefix[0].shape[1]
             k = jnp.concatenate([prefix[0], k], axis=1)
             v = jnp.concatenate([prefix[1], v], axis=1)
         if query_positions is None:
-            query_positions = first + jnp.arange(q.shape[1])[None]
-        visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
+            query_positions = jnp.arange(k.shape[1] - q.shape[1], k.shape[1])[None]
+        return self.output(self.mix(q, k, v, taps, query_positions=query_positions), taps)
 
+    def project(
+        self, query_in: Array, key_in: Array, value_in: Array, taps: Taps
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of the inputs, each `[batch, pos, head, d_head]`."""
+        return (
+            taps("hook_q", self._project(query_in, self.W_Q, self.b_Q)),
+            taps("hook_k", self._project(key_in, self.W_K, self.b_K)),
+            taps("hook_v", self._project(value_in, self.W_V, self.b_V)),
+        )
+
+    def mix(
+        self,
+        q: Float[Array, "batch query_pos head d_head"],
+        k: Float[Array, "batch key_pos head d_head"],
+        v: Float[Array, "batch key_pos head d_head"],
+        taps: Taps,
+        *,
+        query_positions: Int[Array, "#batch query_pos"],
+    ) -> Float[Array, "batch query_pos head d_head"]:
+        """Values, weighted by how much each query attends to keys up to its own position."""
+        visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
         scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
         scores = jnp.where(visible[:, None], scores, -jnp.inf)
         scores = taps("hook_attn_scores", scores)
         pattern = taps("hook_pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
-        z = taps("hook_z", _mix(pattern, v, self.precision))
-        return self.output(z, taps)
+        return taps("hook_z", _mix(pattern, v, self.precision))
 
     def _project(self, x: Array, weight: nnx.Param, bias: nnx.Param) -> Array:
         per_head = "h" if x.ndim == 4 else ""

@@ -1,9 +1,9 @@
 """What a training step costs: matrix-product FLOPs, bytes, parameters, from shapes alone.
 
-Counted are the products that the trimmed wiring of `step.answer_logits` executes, a multiplication
-and an addition each; nothing else a step does (norms, activations, the optimiser) is a FLOP here,
-so that a share of a machine's peak says how much of its time went into products. Attention counts
-as products also over the few positions where it is written out as sums (.2% of a `pocket` step).
+Counted are the products that `wirings.forward_at` executes, a multiplication and an addition each;
+nothing else a step does (norms, activations, the optimiser) is a FLOP here, so that a share of a
+machine's peak says how much of its time went into products. Attention counts as products also over
+the few positions where it is written out as sums (.2% of a `pocket` step).
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import ClusterBootstrap, Interval, clustered_bootstrap
 from implicit_reasoning.training.phases import Splits
-from implicit_reasoning.training.step import answer_logits
 from implicit_reasoning.worlds import Dataset
 
 _CHUNK = 512
@@ -106,7 +106,7 @@ class Evaluation:
     def _outcome(self, params: Params, tokens: Array, positions: Array, answers: Array) -> Outcome:
         def chunk(rows: tuple[Array, Array, Array]) -> Outcome:
             tokens, positions, answers = rows
-            logits = answer_logits(self._model, params, tokens, positions)
+            logits, _ = forward_at(self._model, params, tokens, positions)
             there, wanted = answers >= 0, jnp.maximum(answers, 0)  # shorter answers end in -1
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
             of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +11,8 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.model import Edit, Params, Taps, Transformer, drop
+from implicit_reasoning.model import Edit, Params, Transformer, drop
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import batches
 from implicit_reasoning.training.optimizer import Hyper, apply_updates
 
@@ -52,39 +51,6 @@ class TrainingRows(NamedTuple):
     positions: Int[Array, "row slot"]
     answers: Int[Array, "row slot"]
     n_rows: Int[Array, ""]
-
-
-def answer_logits(
-    model: Transformer,
-    params: Params,
-    tokens: Int[Array, "batch pos"],
-    positions: Int[Array, "batch slot"],
-    edits: Mapping[str, Edit] | None = None,
-) -> Float[Array, "batch slot d_vocab"]:
-    """`forward`'s logits at some positions; the last block runs only there.
-
-    The last block's keys and values are needed everywhere, its queries, output, MLP and the
-    unembedding only where somebody reads them: with 3 positions and one answer this saves two
-    thirds of the last block and of the unembedding.
-    """
-    all_taps = taps = Taps(edits)
-    network = model.bind(params)
-    last = model.spec.depth - 1
-    resid = network.embedding(tokens, taps)
-    for layer in range(last):
-        resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
-    taps, block = taps.within(f"blocks.{last}."), network.block(last)
-
-    resid = taps("hook_resid_pre", resid)
-    normalized = block.ln1(resid, taps.within("ln1."))
-    here = functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
-    attn_out = block.attn(
-        here(normalized), normalized, normalized, taps.within("attn."), query_positions=positions
-    )
-    resid = block.after_attention(here(resid), attn_out, taps)
-    logits = network.readout(resid, all_taps)
-    all_taps.results()  # an edit of a site that this wiring does not pass is an error, not silence
-    return logits
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
@@ -152,7 +118,9 @@ class Recipe:
 
         def loss_of(params: Params) -> Array:
             tokens, positions, answers = batch
-            return answer_loss(answer_logits(self.model, params, tokens, positions, edits), answers)
+            return answer_loss(
+                forward_at(self.model, params, tokens, positions, edits=edits)[0], answers
+            )
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         return self._update(state, loss, gradients, hyper)

@@ -17,12 +17,10 @@ from implicit_reasoning.model import (
     Transformer,
     add,
     layers,
-    mask,
     scale,
     set_to,
-    wirings,
 )
-from implicit_reasoning.training.step import answer_logits
+from implicit_reasoning.model.wirings import forward_at
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
 LOOPED = Spec(
@@ -95,8 +93,8 @@ def test_last_block_where_it_is_read_equals_forward(model, params):
     positions = jnp.array([[2, 3], [0, 1]])
     full = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     expected = jnp.take_along_axis(full, positions[..., None], axis=1)
-    for wiring in (last_block_at, answer_logits):
-        logits = jax.jit(wiring, static_argnums=0)(model, params, CLEAN, positions)
+    ours = jax.jit(forward_at, static_argnums=0)(model, params, CLEAN, positions)[0]
+    for logits in (jax.jit(last_block_at, static_argnums=0)(model, params, CLEAN, positions), ours):
         np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
@@ -104,7 +102,7 @@ def test_last_block_where_it_is_read_has_forwards_gradient(model, params):
     positions = jnp.array([[2], [3]])
 
     def trimmed(p):
-        return jax.nn.logsumexp(answer_logits(model, p, CLEAN, positions))
+        return jax.nn.logsumexp(forward_at(model, p, CLEAN, positions)[0])
 
     def full(p):
         logits = model.forward(p, CLEAN)[0]
@@ -176,19 +174,30 @@ def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
     for site in ("blocks.2.hook_q_input", "blocks.0.hook_atn_out"):
         edits = {site: Edit(scale, jnp.float32(0))}
         with pytest.raises(InputError, match=f"does not pass {site}"):
-            answer_logits(model, params, CLEAN, positions, edits)
+            forward_at(model, params, CLEAN, positions, edits=edits)
     final = {"ln_final.hook_scale": Edit(scale, jnp.float32(2))}
-    halved = answer_logits(model, params, CLEAN, positions, final)
-    np.testing.assert_allclose(
-        2 * halved, answer_logits(model, params, CLEAN, positions), atol=2e-5
-    )
+    halved, _ = forward_at(model, params, CLEAN, positions, edits=final)
+    whole, _ = forward_at(model, params, CLEAN, positions)
+    np.testing.assert_allclose(2 * halved, whole, atol=2e-5)
+
+
+def test_the_trimmed_wiring_has_the_sites_of_forward(model, params):
+    """By default at the last position; of the last block, what follows the keys only there."""
+    before, after = f"blocks.{2}.attn.hook_k", f"blocks.{2}.hook_mlp_out"
+    sites = ("blocks.1.hook_resid_post", before, after)
+    full, wanted = jax.jit(lambda p: model.forward(p, CLEAN, sites=sites))(params)
+    logits, seen = jax.jit(lambda p: forward_at(model, p, CLEAN, sites=sites))(params)
+    np.testing.assert_allclose(logits, full[:, -1:], atol=2e-5)
+    np.testing.assert_allclose(seen[after], wanted[after][:, -1:], atol=2e-5)
+    for site in (sites[0], before):
+        np.testing.assert_allclose(seen[site], wanted[site], atol=2e-5)
 
 
 def test_edits_work_in_other_wirings_too(model, params):
     positions = jnp.array([[2], [3]])
     edits = {"blocks.1.hook_attn_out": Edit(scale, jnp.float32(0))}
     full, _ = model.forward(params, CLEAN, edits=edits)
-    trimmed = answer_logits(model, params, CLEAN, positions, edits)
+    trimmed, _ = forward_at(model, params, CLEAN, positions, edits=edits)
     expected = jnp.take_along_axis(full, positions[..., None], axis=1)
     np.testing.assert_allclose(trimmed, expected, atol=2e-5)
 
@@ -200,112 +209,3 @@ def test_attention_written_out_equals_its_products(model, params, monkeypatch):
     products, _ = model.forward(params, CLEAN)
     np.testing.assert_allclose(short, products, atol=2e-6)
     assert (short != products).any()  # the other path was taken indeed
-
-
-# The suffix-and-cone wiring ----------------------------------------------------------------------
-
-UNNORMALIZED = Spec(
-    d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, normalization="none"
-)
-
-
-@pytest.fixture(params=[SPEC, LOOPED, UNNORMALIZED], ids=["gpt2", "looped", "none"])
-def cones(request):
-    """A model, its parameters, and a function from tokens to logits and cache."""
-    model = Transformer(request.param)
-    params = jax.jit(model.init)(jax.random.key(1))
-    # Biases that are zero would hide where one is forgotten.
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params
-    )
-    sites = wirings.cache_sites(model, inside=True)
-    return model, params, jax.jit(lambda tokens: model.forward(params, tokens, sites=sites))
-
-
-def at_cell(model, params, tokens, donor):
-    """What the wiring must give: `forward` with one cell of one of the residuals of `donor`."""
-    names = [f"blocks.{i}.hook_resid_pre" for i in range(model.spec.depth)]
-    names.append(f"blocks.{model.spec.depth - 1}.hook_resid_post")
-
-    def one(layer, pos):
-        here = (jnp.arange(tokens.shape[1]) == pos)[None, :, None]
-        edits = {
-            site: Edit(mask, (here & (layer == n), donor[site])) for n, site in enumerate(names)
-        }
-        return model.forward(params, tokens, edits=edits)[0]
-
-    return jax.jit(one)
-
-
-@pytest.mark.parametrize("length", [1, 4])
-def test_a_cone_equals_forward_with_the_same_edit(cones, length):
-    model, params, run = cones
-    tokens, other = CLEAN[:, :length], CORRUPT[:, ::-1][:, :length]
-    (_, cache), (_, donor) = run(tokens), run(other)
-    layers = range(model.spec.depth + 1)
-    patched = jax.jit(wirings.patched_logits, static_argnums=(0, 3), static_argnames="end")
-    expected = at_cell(model, params, tokens, donor)
-    for pos, end in {(0, 0), (0, length - 1), (length // 2, length - 1), (length - 1,) * 2}:
-        starts = {n: wirings.state(model, donor, n)[None, :, pos] for n in layers}
-        found = patched(model, params, cache, pos, starts, end=end)
-        assert found.shape == (len(layers), 2, 23)
-        for layer in layers:
-            wanted = expected(layer, pos)[:, end]
-            np.testing.assert_allclose(found[layer], wanted, atol=3e-5)
-
-
-def test_a_cone_from_the_clean_state_is_the_clean_run(cones):
-    model, params, run = cones
-    logits, cache = run(CLEAN)
-    layers = range(model.spec.depth + 1)
-    for pos in (1, 3):
-        starts = {n: jnp.stack([wirings.state(model, cache, n)[:, pos]] * 2) for n in layers}
-        patched = jax.jit(wirings.patched_logits, static_argnums=(0, 3))
-        found = patched(model, params, cache, pos, starts)
-        np.testing.assert_allclose(found, jnp.broadcast_to(logits[:, -1], found.shape), atol=3e-5)
-
-
-@pytest.mark.parametrize("pos", [0, 3])
-def test_cones_that_start_inside_a_block_equal_forward(cones, pos):
-    model, params, run = cones
-    (_, cache), (_, donor) = run(CLEAN), run(CORRUPT[:, ::-1])
-    here = (jnp.arange(4) == pos)[None, :, None]
-
-    def both(layer):
-        """[cell, batch, vocab]: by the wiring; attention, MLP and the heads by `forward`."""
-        within, at = f"blocks.{layer}.", (model, params, cache, layer, pos)
-        attn, mlp, z = (f"{within}{n}" for n in ("hook_attn_out", "hook_mlp_out", "attn.hook_z"))
-        cells = [
-            wirings.after_attn_out(*at, donor[attn][None, :, pos]),
-            wirings.after_mlp_out(model, cache, layer, pos, donor[mlp][None, :, pos]),
-            wirings.after_heads(*at, donor[z][:, pos]),
-        ]
-        found = wirings.patched_logits(
-            model, params, cache, pos, {layer + 1: jnp.concatenate(cells)}
-        )
-        edits = [(site, here, donor[site]) for site in (attn, mlp)]
-        result = f"{within}attn.hook_result"
-        results = model.forward(params, CORRUPT[:, ::-1], sites=(result,))[1]
-        for head in range(4):
-            of_head = here[..., None] & (jnp.arange(4) == head)[None, None, :, None]
-            # A head's mix and its result are two names of one patch.
-            edits.append((z, of_head, donor[z]) if head % 2 else (result, of_head, results[result]))
-        wanted = [
-            model.forward(params, CLEAN, edits={site: Edit(mask, (where, new))})[0][:, -1]
-            for site, where, new in edits
-        ]
-        return found, jnp.stack(wanted)
-
-    for layer in (0, model.spec.depth - 1):
-        found, wanted = jax.jit(both, static_argnums=0)(layer)
-        np.testing.assert_allclose(found, wanted, atol=3e-5)
-
-
-def test_a_cone_refuses_places_that_are_not_there(cones):
-    model, params, run = cones
-    _, cache = run(CLEAN)
-    start = wirings.state(model, cache, 0)[None, :, 0]
-    with pytest.raises(InputError, match="position 2 of 4 for logits at position 1"):
-        wirings.patched_logits(model, params, cache, 2, {0: start}, end=1)
-    with pytest.raises(InputError, match="cannot patch layer 9"):
-        wirings.patched_logits(model, params, cache, 2, {9: start})

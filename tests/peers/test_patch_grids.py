@@ -14,7 +14,7 @@ from implicit_reasoning.analysis.patching.grids import (
     patch_states,
 )
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.wirings import cache_sites
+from implicit_reasoning.model.cones import cache_sites
 from tests.peers.cases import CASES
 from tests.peers.environment import run_in
 

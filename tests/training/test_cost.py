@@ -8,8 +8,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from implicit_reasoning.model import Spec, Transformer, layers
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training.cost import block_flops, step_cost
-from implicit_reasoning.training.step import answer_logits, answer_loss
+from implicit_reasoning.training.step import answer_loss
 
 BATCH, POSITIONS, SLOTS = 3, 4, 2
 SHAPES = {
@@ -46,7 +47,7 @@ def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
     positions, answers = jnp.zeros((BATCH, SLOTS), int), jnp.zeros((BATCH, SLOTS), int)
 
     def loss(params):
-        return answer_loss(answer_logits(model, params, tokens, positions), answers)
+        return answer_loss(forward_at(model, params, tokens, positions)[0], answers)
 
     params = model.init(jax.random.key(0))
     cost = step_cost(spec, batch_size=BATCH, n_pos=POSITIONS, n_slots=SLOTS)

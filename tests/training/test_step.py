@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from implicit_reasoning.model import Edit, Spec, Transformer
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import optimizer
 from implicit_reasoning.training.batches import rows_of_step
 from implicit_reasoning.training.step import (
     Recipe,
     TrainingRows,
-    answer_logits,
     answer_loss,
     dropout_edits,
 )
@@ -253,9 +253,9 @@ def test_dropout_acts_at_each_of_its_sites_and_not_at_rate_zero(start):
             site: Edit(edit.fn, (edit.args[0], rate))
             for (site, edit), rate in zip(DROPOUT.items(), rates, strict=True)
         }
-        return answer_logits(MODEL, params, ROWS.tokens, ROWS.positions, edits)
+        return forward_at(MODEL, params, ROWS.tokens, ROWS.positions, edits=edits)[0]
 
-    clean = jax.jit(functools.partial(answer_logits, MODEL))(start.params, *ROWS[:2])
+    clean, _ = jax.jit(functools.partial(forward_at, MODEL))(start.params, *ROWS[:2])
     none, *one_each = logits(start.params, jnp.vstack([jnp.zeros(4), 0.5 * jnp.eye(4)]))
     np.testing.assert_allclose(none, clean, rtol=0, atol=1e-6)
     for site, dropped in zip(DROPOUT, one_each, strict=True):

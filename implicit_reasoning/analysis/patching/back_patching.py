@@ -26,7 +26,7 @@ from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.wirings import Cache, cache_sites, patched_logits, state
+from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
 from implicit_reasoning.worlds import Dataset
 
 DONORS = ("own", "another's")
@@ -116,8 +116,7 @@ def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cac
 
     def at(pos: int) -> Array:
         taken = jnp.stack([state(model, donor, layer)[:, pos] for layer in layers])
-        logits = patched_logits(model, params, base, pos, dict.fromkeys(layers, taken))
-        by_layer = logits.reshape(len(layers), len(layers), *logits.shape[1:])
-        return jnp.swapaxes(by_layer, 0, 1)
+        found = patched_logits(model, params, base, {(layer, pos): taken for layer in layers})
+        return jnp.stack([found[layer, pos] for layer in layers], axis=1)
 
     return jnp.stack([at(pos) for pos in range(n_pos)])

@@ -50,7 +50,8 @@ from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Edit, Params, Transformer, add
-from implicit_reasoning.model.wirings import Cache, cache_sites
+from implicit_reasoning.model.cones import Cache, cache_sites
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
@@ -266,8 +267,8 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     """Of some examples."""
     tokens, clean = example["tokens"], example["clean"]
     sites = cache_sites(model, inside=True)
-    whole, base = model.forward(params, tokens, sites=sites)
-    whole = whole[:, -1]
+    whole, base = forward_at(model, params, tokens, sites=sites)
+    whole = whole[:, 0]
     sigma = _SIGMAS * params["embed"]["W_E"].std()
 
     def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
@@ -277,7 +278,8 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         exchange = here[None] & (kind < 2) & (new >= 0)
         noise = sigma * example["noise"][:, None] * (here & (kind == 2))[None, :, None]
         edits = {"hook_embed": Edit(add, noise)}
-        return model.forward(params, jnp.where(exchange, new, tokens), edits=edits, sites=sites)
+        tokens_there = jnp.where(exchange, new, tokens)
+        return forward_at(model, params, tokens_there, edits=edits, sites=sites)
 
     def states(kind: Array, place: Array) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
@@ -289,7 +291,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
             "logit_difference": logit_difference(grid, clean, answer),
             "probability": probability(grid, clean),
             "divergence": divergence(grid, whole),
-            "corrupted": answers_with(logits[:, -1], answer),
+            "corrupted": answers_with(logits[:, 0], answer),
         }
 
     def parts(place: Array) -> dict[str, Array]:

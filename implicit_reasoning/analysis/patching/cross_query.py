@@ -31,7 +31,8 @@ from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.wirings import cache_sites
+from implicit_reasoning.model.cones import cache_sites
+from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.chains import inside
 
@@ -107,8 +108,8 @@ class CrossQuery(Instrument):
         sites = cache_sites(model)
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
-            _, donor = model.forward(params, pair["source"], sites=sites)
-            _, base = model.forward(params, pair["target"], sites=sites)
+            _, donor = forward_at(model, params, pair["source"], sites=sites)
+            _, base = forward_at(model, params, pair["target"], sites=sites)
             logits = patch_states(model, params, base, donor)
             share = [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
             return {"share": jnp.stack(share)}

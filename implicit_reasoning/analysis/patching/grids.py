@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicit_reasoning.model import Params, Taps, Transformer
-from implicit_reasoning.model.wirings import (
-    Cache,
-    after_attn_out,
-    after_heads,
-    after_mlp_out,
-    patched_logits,
-    state,
-)
+from implicit_reasoning.model.cones import Cache, patched_logits, state, value_at
+from implicit_reasoning.model.wirings import after_attn_out, after_heads, after_mlp_out
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
@@ -45,22 +40,31 @@ def patch_states(
         traced. Its embedding is then all that differs, so that putting it into `base` makes it
         `donor`; other embeddings, and states before it, change nothing. None of this is computed.
     """
+    depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
+    layers, end = range(depth + 1), n_pos - 1
     base_says, donor_says = (_own_logits(model, params, run) for run in (base, donor))
 
-    def cones(pos: int, first: int) -> Array:
-        layers = range(first, model.spec.depth + 1)
-        starts = {layer: state(model, donor, layer)[None, :, pos] for layer in layers}
-        return patched_logits(model, params, base, pos, starts)
+    def cells(layers: Sequence[int], positions: Sequence[int]) -> Array:
+        places = list(product(layers, positions))
+        starts = {(n, pos): state(model, donor, n)[None, :, pos] for n, pos in places if n < depth}
+        found = patched_logits(model, params, base, starts)
+        # After the last block nothing but the state at the end is read, and it is all that is.
+        found |= {
+            (depth, pos): (donor_says if pos == end else base_says)[None] for pos in range(n_pos)
+        }
+        logits = jnp.concatenate([found[at] for at in places])
+        return logits.reshape(len(layers), len(positions), *base_says.shape)
 
-    def at(pos: int) -> Array:
-        if only is None:
-            return cones(pos, 0)
-        same = jnp.broadcast_to(base_says[None], (model.spec.depth, *base_says.shape))
-        later = jax.lax.cond(pos >= only, lambda: cones(pos, 1), lambda: same)
-        return jnp.concatenate([jnp.where(pos == only, donor_says, base_says)[None], later])
+    if only is None:
+        return cells(layers, range(n_pos))
+    same = jnp.broadcast_to(base_says, (depth, 1, *base_says.shape))
 
-    n_pos = state(model, base, 0).shape[1]
-    return jnp.stack([at(pos) for pos in range(n_pos)], axis=1)
+    def column(pos: int) -> Array:
+        first = jnp.where(pos == only, donor_says, base_says)[None, None]
+        later = jax.lax.cond(pos >= only, lambda: cells(layers[1:], [pos]), lambda: same)
+        return jnp.concatenate([first, later])
+
+    return jnp.concatenate([column(pos) for pos in range(n_pos)], axis=1)
 
 
 def patch_parts(
@@ -75,11 +79,16 @@ def patch_parts(
 
     Arguments are those of `patch_states`.
     """
+    depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
+    says = _own_logits(model, params, base)
+    same = jnp.broadcast_to(says, (len(part_names(model)), *says.shape))
 
-    def cells(block: int, pos: int) -> Array:
+    def start(block: int, pos: int) -> Array:
+        """`S[block + 1, pos]` for each part."""
         name, here = f"blocks.{block}.", (model, params, base, block, pos)
         attn_out, mlp_out, z = (
-            donor[name + site][:, pos] for site in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")
+            value_at(model, donor, name + site, pos)
+            for site in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")
         )
         return jnp.concatenate(
             [
@@ -89,21 +98,23 @@ def patch_parts(
             ]
         )
 
-    says = _own_logits(model, params, base)
-    same = jnp.broadcast_to(says, (model.spec.depth, len(part_names(model)), *says.shape))
+    def cells(positions: Sequence[int]) -> Array:
+        places = list(product(range(depth), positions))
+        # What the last block writes elsewhere than at the end is read by nobody.
+        read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
+        starts = {(block + 1, pos): start(block, pos) for block, pos in read}
+        found = patched_logits(model, params, base, starts)
+        logits = jnp.stack([found.get((block + 1, pos), same) for block, pos in places])
+        return jnp.swapaxes(logits.reshape(depth, len(positions), *same.shape), 1, 2)
 
-    def patched(pos: int) -> Array:
-        starts = {block + 1: cells(block, pos) for block in range(model.spec.depth)}
-        logits = patched_logits(model, params, base, pos, starts)
-        return logits.reshape(same.shape)
+    if only is None:
+        return cells(range(n_pos))
+    unchanged = jnp.broadcast_to(same[None, :, None], (depth, len(same), 1, *says.shape))
 
-    def at(pos: int) -> Array:
-        if only is None:
-            return patched(pos)
-        return jax.lax.cond(pos >= only, lambda: patched(pos), lambda: same)
+    def column(pos: int) -> Array:
+        return jax.lax.cond(pos >= only, lambda: cells([pos]), lambda: unchanged)
 
-    n_pos = state(model, base, 0).shape[1]
-    return jnp.stack([at(pos) for pos in range(n_pos)], axis=2)
+    return jnp.concatenate([column(pos) for pos in range(n_pos)], axis=2)
 
 
 def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, "example d_vocab"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.wirings import Cache, cache_sites, patched_logits, state
+from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
 
 ENOUGH = 20  # facts or prefixes whose cases count, before a mean is taken for a claim
 
@@ -115,9 +115,9 @@ def intervene(
 
             def answers(cases: tuple[Cache, Array]) -> dict[str, Array]:
                 own, new = cases  # new [example, layer, condition, d_model]
-                starts = {layer: jnp.swapaxes(new[:, layer], 0, 1) for layer in layers}
-                answer = patched_logits(model, params, own, pos, starts).argmax(-1)
-                return {"answer": answer.reshape(*new.shape[1:3], -1)}
+                starts = {(layer, pos): jnp.swapaxes(new[:, layer], 0, 1) for layer in layers}
+                logits = patched_logits(model, params, own, starts)
+                return {"answer": jnp.stack([says.argmax(-1) for says in logits.values()])}
 
             edited = jax.lax.map(of_layer, (places, states, prepared))
             counted = edited.possible & correct[None]

@@ -11,7 +11,7 @@ from implicit_reasoning.analysis.patching import choose, corruption, grids
 from implicit_reasoning.analysis.patching.corruption import Corruption, replacements
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
-from implicit_reasoning.model.wirings import cache_sites
+from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset, memoriser
 
 TRUE = {
