@@ -30,8 +30,11 @@ def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:
 
 
 def cone_block_flops(spec: Spec, block: int, layer: int, pos: int, n_pos: int) -> int:
-    """One block of a cone, one row: where it starts, one position alone is projected anew."""
-    last = block == spec.depth - 1
+    """One block of a cone, one row: where it starts, one position alone is projected anew.
+
+    The first position, which sees no other, is known from the donor's run; a cone is of the rest.
+    """
+    last, pos = block == spec.depth - 1, max(pos, min(1, n_pos - 1))
     written = 1 if last else n_pos - pos
     keys = 1 if block == layer else n_pos - pos
     queries = min(keys, written)

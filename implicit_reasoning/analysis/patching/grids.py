@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicit_reasoning.model import Params, Taps, Transformer
-from implicit_reasoning.model.cones import Cache, patched_logits, state, value_at
+from implicit_reasoning.model.cones import Cache, Start, patched_logits, state, value_at
 from implicit_reasoning.model.wirings import after_attn_out, after_heads, after_mlp_out
 
 
@@ -41,17 +41,15 @@ def patch_states(
         `donor`; other embeddings, and states before it, change nothing. None of this is computed.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
-    layers, end = range(depth + 1), n_pos - 1
+    layers = range(depth + 1)
     base_says, donor_says = (_own_logits(model, params, run) for run in (base, donor))
 
     def cells(layers: Sequence[int], positions: Sequence[int]) -> Array:
         places = list(product(layers, positions))
-        starts = {(n, pos): state(model, donor, n)[None, :, pos] for n, pos in places if n < depth}
-        found = patched_logits(model, params, base, starts)
+        found = _cones(model, params, base, donor, [at for at in places if at[0] < depth])
         # After the last block nothing but the state at the end is read, and it is all that is.
-        found |= {
-            (depth, pos): (donor_says if pos == end else base_says)[None] for pos in range(n_pos)
-        }
+        for pos in positions:
+            found[depth, pos] = (donor_says if pos == n_pos - 1 else base_says)[None]
         logits = jnp.concatenate([found[at] for at in places])
         return logits.reshape(len(layers), len(positions), *base_says.shape)
 
@@ -115,6 +113,32 @@ def patch_parts(
         return jax.lax.cond(pos >= only, lambda: cells([pos]), lambda: unchanged)
 
     return jnp.concatenate([column(pos) for pos in range(n_pos)], axis=2)
+
+
+def _cones(
+    model: Transformer, params: Params, base: Cache, donor: Cache, places: list[Start]
+) -> dict[Start, Float[Array, "1 example d_vocab"]]:
+    """Logits at the end of `base` with `S[layer, pos]` of `donor`, below the last layer."""
+    if state(model, base, 0).shape[1] == 1:
+        return dict.fromkeys(places, _own_logits(model, params, donor)[None])
+    starts = {(n, pos): state(model, donor, n)[None, :, pos] for n, pos in places if pos}
+    found = patched_logits(model, params, base, starts)
+    # The first position sees no other: exchanged in one layer, it goes on as in the donor's run.
+    # The second one, where nothing is exchanged, is then the first that has to be computed.
+    starts = {(n, 1): state(model, base, n)[None, :, 1] for n, pos in places if not pos}
+    after_first = patched_logits(model, params, _with_first(base, donor), starts)
+    return found | {(n, 0): logits for (n, _), logits in after_first.items()}
+
+
+def _with_first(base: Cache, donor: Cache) -> Cache:
+    """`base`, but with the keys, values and states that `donor` has at the first position."""
+    n_pos = base["blocks.0.hook_resid_pre"].shape[1]
+
+    def joined(own: Array, other: Array) -> Array:
+        trimmed = own.shape[1] < n_pos  # to the last position
+        return own if trimmed else own.at[:, 0].set(other[:, 0])
+
+    return {site: joined(own, donor[site]) for site, own in base.items()}
 
 
 def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, "example d_vocab"]:
