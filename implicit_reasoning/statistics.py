@@ -112,9 +112,12 @@ class ClusterBootstrap:
         with np.errstate(invalid="ignore"):  # nan where nothing counts
             mean = np.where(counted, values, 0.0).sum(-1) / weight.sum(-1)
         centre = np.nan_to_num(mean)[..., None]
-        deviations = np.where(counted, values - centre, 0.0)
+        # What is not counted stands at the mean, where it moves neither sums nor extremes.
+        values = np.where(counted, values, centre)
         sizes = np.maximum(self._resampled_sums(weight), 1)
-        drawn = centre + self._resampled_sums(deviations) / sizes
+        drawn = centre + self._resampled_sums(values - centre) / sizes
+        # As in `_resampled_means`: rounding must not make a share negative.
+        drawn = np.clip(drawn, values.min(-1, keepdims=True), values.max(-1, keepdims=True))
         low, high = _quantiles(drawn, [(1 - level) / 2, (1 + level) / 2])
         n_clusters = np.broadcast_to((self._by_cluster(weight) > 0).sum(-1), mean.shape)
         few = n_clusters < 2

@@ -107,6 +107,14 @@ def test_outcomes_are_shares_and_agreement_has_no_width():
 def test_a_rare_success_has_no_negative_interval(n):
     """Rounding in float32 takes resamples without a success below 0, which prints as -0.000."""
     assert clustered_bootstrap(np.arange(n) < 1, np.arange(n)).low == 0.0
+    bootstrap = ClusterBootstrap(np.arange(2 * n))
+    counted = np.arange(2 * n) % 2 == 0
+    values = np.stack([np.arange(2 * n) < 1, np.arange(2 * n) > 1, np.ones(2 * n, bool)])
+    rare, frequent, always = (bootstrap.interval_given(one, counted) for one in values)
+    assert rare.low == 0.0 and frequent.high == 1.0 and always.low == always.high == 1.0
+    # What does not count sets no bounds, either.
+    far = bootstrap.interval_given(np.where(counted, values[0], -5.0), counted)
+    assert (far.low, far.high) == (rare.low, rare.high)
 
 
 @pytest.mark.parametrize("n_clusters", [0, 1])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Sequence
 
 import xarray as xr
+from tqdm import tqdm
 
 from implicit_reasoning import imports
+from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.runner import check_same, merge
+from implicit_reasoning.analysis.runner import check_same, differences, merge
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.machine import program_memory
@@ -44,7 +47,8 @@ def analyze(
 ) -> xr.Dataset:
     """Measure a run's checkpoints with one instrument, and keep it in `analysis/<name>.nc`.
 
-    What is kept already is not measured again; new steps are merged into it.
+    What is kept already is not measured again; new steps are merged into it. Numbers against the
+    last checkpoint are measured anew, with all steps that were there, once training went on.
 
     Args:
       run: to measure.
@@ -59,7 +63,8 @@ def analyze(
 
     Raises:
       NotApplicable: the instrument is not for this run's task.
-      InputError: no such instrument or step, or a result is there of another version of it.
+      InputError: no such instrument or step, or a result is there of another version of it, or
+        with other options.
     """
     return analyze_runs([run], instrument, steps=steps, again=again, progress=progress)[0]
 
@@ -78,10 +83,12 @@ def analyze_runs(
     `statistics.mean_over_seeds` for their mean.
     """
     instrument = find_instrument(instrument)
-    there = [_there(run, instrument, again) for run in runs]
+    there: list[xr.Dataset | None] = []
     missing: dict[tuple[int, ...], list[int]] = {}
-    for number, (run, old) in enumerate(zip(runs, there, strict=True)):
-        missing.setdefault(_missing(run, old, steps), []).append(number)
+    for number, run in enumerate(runs):
+        old, outdated = _there(run, instrument, again, progress)
+        there.append(old)
+        missing.setdefault(_missing(run, old, steps, outdated), []).append(number)
     for wanted, numbers in missing.items():
         if not wanted:
             continue
@@ -94,17 +101,30 @@ def analyze_runs(
     return [run.result(instrument.name) for run in runs]
 
 
-def _there(run: Run, instrument: Instrument, again: bool) -> xr.Dataset | None:
-    """What is kept already and can be gone on from."""
+def _there(
+    run: Run, instrument: Instrument, again: bool, progress: bool
+) -> tuple[xr.Dataset | None, list[int]]:
+    """What is kept already and can be gone on from, or else the steps it had, to measure anew."""
     if again or not (run.files.analysis / f"{instrument.name}.nc").exists():
-        return None
+        return None, []
     old = run.result(instrument.name)
+    different = differences(old, instrument, run)
+    # Nobody chose otherwise: training went on, and the last checkpoint is another.
+    if list(different) == ["reference"]:
+        if progress:
+            was, now = different["reference"]
+            about = f"were held against step {was}, the last one now is {now}"
+            say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them anew"
+            tqdm.write(say, file=sys.stderr)
+        return None, old.step.values.tolist()
     check_same(old, instrument, run)
-    return old
+    return old, []
 
 
-def _missing(run: Run, old: xr.Dataset | None, steps: Sequence[int] | None) -> tuple[int, ...]:
-    """Steps that are wanted and not yet measured."""
+def _missing(
+    run: Run, old: xr.Dataset | None, steps: Sequence[int] | None, outdated: Sequence[int]
+) -> tuple[int, ...]:
+    """Steps that are wanted and not yet measured, or no longer as they have to be."""
     if not run.steps:
         raise InputError(f"{run.files.workdir} has no checkpoints yet; there is nothing to measure")
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
@@ -112,6 +132,8 @@ def _missing(run: Run, old: xr.Dataset | None, steps: Sequence[int] | None) -> t
         raise InputError(
             f"{run.files.workdir} has no checkpoint of step {unknown[0]}; there are {run.steps}"
         )
+    if outdated:
+        return tuple(step for step in run.steps if step in wanted or step in outdated)
     return wanted if old is None else tuple(s for s in wanted if s not in old.step.values)
 
 
@@ -140,6 +162,8 @@ def analyze_all(
                 raise
         else:
             names.append(instrument.name)
+    for run in runs:
+        used.keep(run)
     return names
 
 

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int, Key
+from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains, prompts
+from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,
@@ -50,7 +52,6 @@ _MOST = 1000  # rows of a split
 _LEARNT = 0.95  # accuracy on training chains, lower end of the interval
 _ABOVE = 0.05  # what accuracy must exceed the modal shortcuts by, to be more than they are
 _CHEAP = ("modal_r2", "modal_e1_r2")
-_ENOUGH = 20
 
 
 class Behaviour(Instrument):
@@ -118,36 +119,8 @@ class Behaviour(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Kinds of answers over training, a panel for each split."""
-        groups = [str(group) for group in result["group"].values]
-        drawing, axes = new_drawing(
-            8.0, 1.9 * len(groups) + 0.6, nrows=len(groups), sharex=True, sharey=True
-        )
-        steps = result["step"].values
-        for group, ax in zip(groups, axes, strict=True):
-            share = result["share"].sel(group=group)
-            below = np.zeros(len(steps))
-            for kind, color in KINDS.items():
-                above = below + share.sel(kind=kind).values
-                ax.fill_between(steps, below, above, color=color, label=kind, linewidth=0)
-                below = above
-            ax.set_ylim(0, 1)
-            ax.set_ylabel(f"{group}\nshare of answers")
-            for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):
-                level = float(result["shortcut"].sel(group=group, rule=rule).isel(step=0))
-                label = f"shortcut {rule} right"
-                ax.axhline(level, color="black", linestyle=style, linewidth=1, label=label)
-            step_axis(ax, int(steps[-1]))
-        for ax in axes[:-1]:
-            ax.set_xlabel("")
-        axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7.5, frameon=False)
-        caption = (
-            "What the answers are, by split; an answer is of the first kind that fits, from below. "
-            "Black lines: how often a shortcut, which composes nothing, is right - a model that "
-            "is no better has shown no more. Many entities are where r2 leads from somewhere: the "
-            "result's `chance` says how many an entity drawn at random would hit."
-        )
-        return [Figure("behaviour", "What the answers are", caption, drawing)]
+        """Over training, a panel for each split: kinds of answers; agreement with shortcuts."""
+        return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Memorised: training chains are learnt, held-out ones no better than cheap shortcuts."""
@@ -161,7 +134,7 @@ class Behaviour(Instrument):
             float(right["share_low"].sel(group=train)) >= _LEARNT
             and float(right["share_high"].sel(group=test))
             <= float(by_shortcut.sel(group=test)) + _ABOVE
-            and int(result["n_examples"].sel(group=test)) >= _ENOUGH
+            and int(result["n_examples"].sel(group=test)) >= ENOUGH
             for train, test in pairs
         ]
         return {Claim("memorised", "e2")} if memorised and all(memorised) else set()
@@ -201,3 +174,90 @@ def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "rela
 def _shares_of(kind: Int[np.ndarray, "row token"]) -> np.ndarray:
     """[kind, row]: the share of tokens of each kind."""
     return np.stack([(kind == place).mean(1) for place in range(len(KINDS))])
+
+
+def _kinds(result: xr.Dataset) -> Figure:
+    """Stacked shares, and beside each panel those of an entity drawn at random."""
+    groups, steps = [str(group) for group in result["group"].values], result["step"].values
+    drawing, axes = new_drawing(
+        8.4,
+        1.9 * len(groups) + 0.6,
+        nrows=len(groups),
+        ncols=2,
+        sharex="col",
+        sharey=True,
+        width_ratios=[14, 1],
+    )
+    for group, ax, beside in zip(groups, axes[::2], axes[1::2], strict=True):
+        of_group = result.sel(group=group)
+        _stack(ax, steps, of_group["share"])
+        # The same at every checkpoint: it depends on the questions only.
+        _stack(beside, np.array([0, 1]), of_group["chance"].isel(step=[0, 0]))
+        for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):
+            level = float(of_group["shortcut"].sel(rule=rule).isel(step=0))
+            label = f"shortcut {rule} right"
+            ax.axhline(level, color="black", linestyle=style, linewidth=1, label=label)
+        ax.set_ylim(0, 1)
+        ax.set_ylabel(f"{group}\nshare of answers")
+        step_axis(ax, int(steps[-1]))
+        ax.set_xlabel("")
+        beside.set_xlim(0, 1)
+        beside.set_xticks([])
+    axes[-2].set_xlabel("training step (logarithmic from 1)")
+    axes[-1].set_xlabel("chance")
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7.5)
+    caption = (
+        "What the answers are, by split; an answer is of the first kind that fits, from below. "
+        "Black lines: how often a shortcut, which composes nothing, is right - a model that "
+        "is no better has shown no more. Right, the null of the kinds (`chance`): what an entity "
+        "drawn at random would be, for many entities are where r2 leads from somewhere; a kind "
+        "that is no more frequent than there says nothing of the mechanism."
+    )
+    return Figure("behaviour", "What the answers are", caption, drawing)
+
+
+def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
+    """Areas of all kinds, one above the other, in order of priority."""
+    below = np.zeros(len(x))
+    for kind, color in KINDS.items():
+        above = below + share.sel(kind=kind).values
+        ax.fill_between(x, below, above, color=color, label=kind, linewidth=0)
+        below = above
+
+
+def _agreement(result: xr.Dataset) -> Figure:
+    """How often the answer is a shortcut's, and how often that is the right one."""
+    groups, steps = [str(group) for group in result["group"].values], result["step"].values
+    ncols = min(3, len(groups))
+    nrows = -(-len(groups) // ncols)
+    drawing, axes = new_drawing(
+        2.0 + 2.9 * ncols, 0.6 + 2.4 * nrows, nrows=nrows, ncols=ncols, sharey=True
+    )
+    for group, ax in zip(groups, axes, strict=False):
+        for rule, color in zip(result["rule"].values, (SKY, GREEN, PURPLE), strict=False):
+            of_rule = result.sel(group=group, rule=rule)
+            low, high = of_rule["agreement_low"], of_rule["agreement_high"]
+            ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            # A line of one point cannot be seen: one checkpoint gets a dot.
+            marker = "o" if len(steps) == 1 else None
+            ax.plot(steps, of_rule["agreement"], color=color, marker=marker, label=str(rule))
+            level = float(of_rule["shortcut"].isel(step=0))
+            ax.axhline(level, color=color, linestyle="--", linewidth=1, label=f"{rule} right")
+        step_axis(ax, int(steps[-1]))
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_title(group, fontsize=10)
+        ax.set_xlabel("training step")
+        ax.tick_params(labelsize=8)
+    for ax in axes[len(groups) :]:
+        ax.set_visible(False)
+    drawing.supylabel("share of answers that are the shortcut's", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    caption = (
+        "How often the model answers what a shortcut would, right or wrong, by split. Shading: 95% "
+        "interval over first facts. Dashed: how often that shortcut is right, which is the "
+        "agreement of a model without mistakes; a line above its dashes means that the model makes "
+        "the shortcut's own mistakes, and one that comes down to them that it has left it."
+    )
+    return Figure("behaviour_shortcuts", "Agreement with shortcuts", caption, drawing)

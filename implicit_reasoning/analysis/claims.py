@@ -6,11 +6,14 @@ model whose mechanism is known is a `Mechanism`; claims that it leaves open coun
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import xarray as xr
+
+from implicit_reasoning.errors import InputError
 
 KINDS = {
     "decodable": "the variable can be read from the state at (layer, position)",
@@ -49,10 +52,24 @@ class Mechanism:
     closed: frozenset[str] = field(default_factory=lambda: frozenset(KINDS))
 
     def holds(self, claim: Claim) -> bool | None:
-        """Whether a claim is true; None if that is open."""
+        """Whether a claim is true; None if that is open.
+
+        Raises:
+          InputError: its kind is none of `KINDS`; misspelt, it would count as open, as silence.
+        """
+        _check_kind(claim)
         if claim in self.true:
             return True
         return None if claim in self.open or claim.kind not in self.closed else False
+
+
+def _check_kind(claim: Claim) -> None:
+    if claim.kind not in KINDS:
+        close = difflib.get_close_matches(claim.kind, KINDS, n=1)
+        hint = f" - did you mean {close[0]!r}?" if close else ";"
+        raise InputError(
+            f"there is no kind of claim {claim.kind!r}{hint} the kinds are {', '.join(KINDS)}"
+        )
 
 
 def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
@@ -66,7 +83,11 @@ def _plain(label: Any) -> Any:
 
 
 def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
-    """Right: at least one claim, and none false. Wrong: a false claim. Silent: nothing said."""
+    """Right: at least one claim, and none false. Wrong: a false claim. Silent: nothing said.
+
+    Raises:
+      InputError: a claim of a kind that is none of `KINDS`; `describe` as well.
+    """
     truths = [mechanism.holds(claim) for claim in claims]
     if False in truths:
         return "wrong"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.analysis.states import need_chains, state_keys
 from implicit_reasoning.worlds import ROLES, Dataset
 
 GROUPS = {"I": "id", "R": "restricted", "H": "held_out", "O": "ood"}
@@ -69,6 +69,13 @@ def taught_alone(
     answer[truth["fact1"][alone]] = truth["answer"][alone]
     found: np.ndarray = answer[truth["fact1"][rows]] == values
     return found
+
+
+def in_training(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "pos row"]:
+    """Whether each row's prefix, by position, is also one of a row that is trained on."""
+    # One numbering for all rows: keys of different calls need not be comparable.
+    keys = state_keys(dataset, np.arange(len(dataset)))
+    return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
 
 
 def known_at(variable: str, positions: Sequence[str]) -> str:

@@ -103,6 +103,13 @@ class Instrument(abc.ABC):
           key: for what is drawn at random, the same for every checkpoint.
         """
 
+    def options(self) -> dict[str, Any]:
+        """What its numbers depend on beyond its definition, such as a rank that one may choose.
+
+        Of what JSON has; none unless overridden. Results of other options are not mixed.
+        """
+        return {}
+
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden."""
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}

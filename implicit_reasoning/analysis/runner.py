@@ -10,6 +10,7 @@ intervals.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -183,6 +184,8 @@ def _identity(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         "instrument": instrument.name,
         "version": instrument.version,
         "definition": instrument.definition,
+        # As they are read back from a file.
+        "options": json.loads(json.dumps(instrument.options())),
         "seed": _SEED,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
@@ -198,11 +201,21 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     return both.sortby("step").assign_attrs(new.attrs)
 
 
+def differences(
+    old: xr.Dataset, instrument: Instrument, subject: Subject
+) -> dict[str, tuple[Any, Any]]:
+    """In what a result is not comparable with what would be measured now: `{what: (old, now)}`."""
+    # Results that were kept before instruments had options are of instruments without.
+    was = {"options": {}} | old.attrs
+    now = _identity(instrument, subject)
+    return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
+
+
 def check_same(old: xr.Dataset, instrument: Instrument, subject: Subject) -> None:
-    """Raise an `InputError` if a result is of another version, world or model than this one."""
-    for what, now in _identity(instrument, subject).items():
-        if old.attrs.get(what) != now:
-            raise InputError(
-                f"the result of instrument {instrument.name!r} that is there has another {what} "
-                f"({old.attrs.get(what)!r}, now {now!r}); measure all of it again (--again)"
-            )
+    """Raise an `InputError` if a result is of another version, world, ... than would be now."""
+    for what, (was, now) in differences(old, instrument, subject).items():
+        another = f"other {what}" if what == "options" else f"another {what}"
+        raise InputError(
+            f"the result of instrument {instrument.name!r} that is there has {another} "
+            f"({was!r}, now {now!r}); measure all of it again (--again)"
+        )

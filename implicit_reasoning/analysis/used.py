@@ -2,7 +2,8 @@
 
 The same variable at the same place in three results: how well it is decoded, whether answers follow
 when its code is swapped, and whether they break when it is erased. Most claims about what a model
-represents rest on the first alone; where the three disagree, this says so in words.
+represents rest on the first alone; where the three disagree, this says so in words. What answers
+follow is used; if they also survive its erasure, another route would do as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from implicit_reasoning.analysis.drawing import label_places, some_groups, some_
 from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
+from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
 from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
@@ -26,13 +28,16 @@ from implicit_reasoning.figures import (
     GREEN,
     GREY,
     ORANGE,
+    SKY,
     VERMILION,
     Figure,
     new_drawing,
 )
+from implicit_reasoning.runs import Run
 
 VERDICTS = {
     "used": BLUE,
+    "used, replaceable": SKY,
     "decodable, not used": VERMILION,
     "used, not decodable": GREEN,
     "neither": GREY,
@@ -43,8 +48,9 @@ VERDICTS = {
 _ALPHA = 0.5  # of colours, so that the numbers on them can be read
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
 _HIGH = 0.8  # decoded; answers that follow a swap
-_LOW = 0.2  # the same, where it is not so; answers that an erasure changes beyond its control
-_STAY = 0.9  # answers that stay, after a swap and after an erasure, where a code is not used
+_LOW = 0.2  # the same, where it is not so
+_STAY = 0.9  # answers that stay: after a swap and an erasure, where a code is not used
+_SOURCES = ("swap", "erasure", "probes", "lens", "decoding")
 
 
 def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
@@ -61,8 +67,10 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     Returns:
       Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
       `follows` (answers that the swap sets as the world says), `follows_random` (its control),
-      `stays_swapped`, `stays_erased`, `stays_control` (the better-fitted control of erasure), `n`
-      (facts whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count.
+      `stays_swapped`, `stays_erased`, `stays_control` (the worse of the controls of erasure), `n`
+      (facts whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
+      `decoded`, `follows` and `stays_erased` also with `_low` and `_high`. Verdicts go by means.
+      With "decoding" among the results, `by_construction`: training teaches the variable there.
 
     Raises:
       InputError: the swap or the erasure is missing.
@@ -76,21 +84,35 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     group = group or _answered_group(results["swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
     columns = {
-        "decoded": _decoded(results, group),
-        "follows": swap["counterfactual"].sel(edit=SWAPPED[0]),
         "follows_random": swap["counterfactual"].sel(edit=SWAPPED[1]),
         "stays_swapped": swap["unchanged"].sel(edit=SWAPPED[0]),
-        "stays_erased": erasure["unchanged"].sel(edit=ERASED[0]),
-        "stays_control": erasure["unchanged"].sel(edit=list(ERASED[1:])).min("edit"),
+        "stays_control": erasure["unchanged"].sel(edit=list(ERASED_OTHERWISE)).min("edit"),
         "n": swap["counterfactual_n"].sel(edit=SWAPPED[0]),
     }
+    for end in ("", "_low", "_high"):
+        columns |= {
+            f"decoded{end}": _decoded(results, group, end),
+            f"follows{end}": swap[f"counterfactual{end}"].sel(edit=SWAPPED[0]),
+            f"stays_erased{end}": erasure[f"unchanged{end}"].sel(edit=ERASED[0]),
+        }
     if "lens" in results:
         columns["lens"] = _lens(results["lens"], group)
     aligned = xr.align(*(column.drop_vars("edit", errors="ignore") for column in columns.values()))
     made = xr.Dataset(dict(zip(columns, aligned, strict=True)))
     dims = ("step", "variable", "layer", "pos")
     made = made.transpose(*dims).assign_attrs(group=group)
-    return made.assign(verdict=(dims, _verdicts(made)))
+    made = made.assign(verdict=(dims, _verdicts(made)))
+    if "decoding" in results:
+        made = made.assign(by_construction=_taught(results["decoding"], made))
+    return made
+
+
+def keep(run: Run) -> None:
+    """Write the table as `analysis/used.nc`, if the run has the results that it is made of."""
+    names = [path.stem for path in run.files.analysis.glob("*.nc")]
+    if {"swap", "erasure"} <= set(names):
+        results = {name: run.result(name) for name in names if name in _SOURCES}
+        run.save_result("used", table(results))
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:
@@ -109,7 +131,8 @@ def disagreements(made: xr.Dataset) -> list[str]:
         where = f"{row['variable']} at S[{row['layer']}, {row['pos']}]"
         if row["verdict"] == "decodable, not used":
             sentences.append(
-                f"{where} is decodable ({row['decoded']:.2f}) and not used: "
+                f"{where} is decodable ({row['decoded']:.2f}"
+                f"{', taught there' if row.get('by_construction') else ''}) and not used: "
                 f"{row['stays_swapped']:.2f} of answers stay when it is swapped, "
                 f"{row['stays_erased']:.2f} when it is erased."
             )
@@ -155,8 +178,9 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
         "of two others as large). Cells are empty (and layers, positions, checkpoints left out "
         "where all are) where a class has one state only, which no held-out reader can know, or "
-        "too few cases count. Red is what a probe finds and the model ignores; 'unclear' is where "
-        "swap and erasure disagree or do damage, or decoding is partial. " + said
+        "too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
+        "answers follow when it is swapped, and do without when it is erased; 'unclear' where a "
+        "swap does damage, some answers follow, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
 
@@ -195,14 +219,21 @@ def _draw(ax: Axes, made: xr.Dataset) -> None:
     label_places(ax, made["decoded"])
 
 
-def _decoded(results: Mapping[str, xr.Dataset], group: str) -> xr.DataArray:
+def _decoded(results: Mapping[str, xr.Dataset], group: str, end: str) -> xr.DataArray:
     if "probes" in results:
         probes = results["probes"].isel(group=0, drop=True)  # facts that training chains use
-        accuracy = probes["accuracy"].sel(held_out="prefix", truth="true")
+        accuracy = probes[f"accuracy{end}"].sel(held_out="prefix", truth="true")
         # An embedding is one state a token, and so are states at e1: held out, nobody has seen it.
         several = probes["n_states"] > probes["n_classes"].isel(step=0, drop=True)
         return accuracy.where((accuracy["layer"] > 0) & several)
-    return results["erasure"]["decoded"].sel(group=group)
+    return results["erasure"][f"decoded{end}"].sel(group=group)
+
+
+def _taught(decoding: xr.Dataset, made: xr.Dataset) -> xr.DataArray:
+    """Where the prompt that ends at r1 has the variable as its target: bool, as the table."""
+    taught = decoding["by_construction"].isel(step=-1, group=0, drop=True)
+    taught = taught.reindex(variable=made["variable"], layer=made["layer"], fill_value=False)
+    return taught & (made["pos"] == "r1")
 
 
 def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
@@ -211,19 +242,14 @@ def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
 
 
 def _verdicts(made: xr.Dataset) -> np.ndarray:
-    """Words, [step, variable, layer, pos]; used or not needs both interventions to agree."""
-    loss = made["stays_control"] - made["stays_erased"]
+    """Words, [step, variable, layer, pos]: a swap says what is used, an erasure what is needed."""
     used = (made["follows"] >= _HIGH) & (made["follows_random"] <= _LOW)
-    unused = (
-        (made["follows"] <= _LOW)
-        & (made["stays_swapped"] >= _STAY)
-        & (made["stays_erased"] >= _STAY)
-        & (loss <= _LOW)
-    )
+    survives = made["stays_erased"] >= _STAY
+    unused = (made["follows"] <= _LOW) & (made["stays_swapped"] >= _STAY) & survives
     read, unread = made["decoded"] >= _HIGH, made["decoded"] <= _LOW
     words = np.select(
-        [used & read, unused & read, used & unread, unused & unread],
-        ["used", "decodable, not used", "used, not decodable", "neither"],
+        [used & read & survives, used & read, unused & read, used & unread, unused & unread],
+        ["used, replaceable", "used", "decodable, not used", "used, not decodable", "neither"],
         "unclear",
     )
     return np.where((made["n"] >= ENOUGH) & made["decoded"].notnull(), words, "")

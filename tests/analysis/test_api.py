@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -15,7 +16,10 @@ from implicit_reasoning.analysis import (
     find_instrument,
 )
 from implicit_reasoning.analysis import runner as runner_module
+from implicit_reasoning.analysis.patching.cross_query import CrossQuery
+from implicit_reasoning.analysis.patching.parameters import ParameterPatching
 from implicit_reasoning.analysis.reading.lens import LogitLens
+from implicit_reasoning.analysis.variables.das import Alignment
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report.figures import collect
 from implicit_reasoning.runs import Run
@@ -138,3 +142,56 @@ def test_an_instrument_that_is_not_for_the_task_is_passed_over_unless_named(run)
     assert "lens" not in analyze_all(other, progress=False)
     with pytest.raises(NotApplicable, match="needs a task of chains"):
         analyze_all(other, ["lens"], progress=False)
+
+
+def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, monkeypatch):
+    class WithoutTrainingChains(Run):
+        @property
+        def dataset(self):
+            data = run.dataset
+            trained = np.arange(len(data.probe)) < data.n_train
+            chains = trained & (data.truth["fact2"] >= 0)
+            return dataclasses.replace(data, probe=data.probe & ~chains)
+
+    monkeypatch.setattr(
+        "implicit_reasoning.analysis.api.default_instruments", lambda: [CrossQuery(), LogitLens()]
+    )
+    other = WithoutTrainingChains(run.files.workdir)
+    assert analyze_all(other, steps=[20], progress=False) == ["lens"]
+    with pytest.raises(NotApplicable, match="cross_query needs training chains"):
+        analyze(other, "cross_query", progress=False)
+
+
+def test_options_of_ones_own_are_not_mixed(run):
+    """DAS of two variables is one file: what is there is refused, and replaced when asked."""
+    short = {"rank": 2, "steps": 1}
+    e2 = analyze(run, Alignment("e2", ["r1"], **short), steps=[20], progress=False)
+    assert e2.attrs["options"] == {"variable": "e2", "positions": ["r1"], **short}
+    xr.testing.assert_identical(
+        analyze(run, Alignment("e2", ("r1",), **short), steps=[20], progress=False), e2
+    )
+    other = Alignment("r1", ["r1"], **short)
+    with pytest.raises(InputError, match=r"'das' that is there has other options .*--again"):
+        analyze(run, other, steps=[20], progress=False)
+    r1 = analyze(run, other, steps=[20], again=True, progress=False)
+    assert r1["variable"].values.tolist() == ["r1"]
+
+
+def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_another(run, capsys):
+    class Before(Run):
+        steps = (0, 10)  # training had come so far
+
+    before = Before(run.files.workdir)
+    old = analyze(before, "parameter_patching", steps=[10], progress=False)
+    assert old.attrs["reference"] == 10
+    assert analyze_all(run, ["parameter_patching", "lens"], steps=[20]) == [
+        "parameter_patching",
+        "lens",
+    ]
+    said = "parameter_patching were held against step 10, the last one now is 20; measuring them"
+    assert said in capsys.readouterr().err
+    new = run.result("parameter_patching")
+    assert new.attrs["reference"] == 20
+    assert new.step.values.tolist() == [10, 20]  # what was there is there again
+    direct = runner_module.measure(ParameterPatching(), run, [10, 20], progress=False)
+    xr.testing.assert_allclose(new, direct)

@@ -120,6 +120,33 @@ def test_what_was_measured_otherwise_is_not_mixed(subject, result):
         check_same(result, Probabilities(), random_checkpoints(1, d_mlp=4))
 
 
+def test_options_are_kept_and_not_mixed(subject, result):
+    class Sharper(Probabilities):
+        def __init__(self, *powers):
+            self.powers = powers
+
+        def options(self):
+            return {"powers": self.powers}
+
+    assert result.attrs["options"] == {}
+    check_same(
+        result.drop_attrs().assign_attrs(without("options", result)), Probabilities(), subject
+    )
+    kept = measure(Sharper(1, 2), subject, subject.steps[:1], progress=False)
+    assert kept.attrs["options"] == {"powers": [1, 2]}  # as a file has it
+    check_same(kept, Sharper(1, 2), subject)
+    said = r"other options \(.'powers': .1, 2..*, now .'powers': .3.}\); measure all of it again"
+    with pytest.raises(InputError, match=said):
+        check_same(kept, Sharper(3), subject)
+    with pytest.raises(InputError, match="has other options"):
+        check_same(result, Sharper(3), subject)
+
+
+def without(name, result):
+    """Attributes as before there was this one."""
+    return {key: value for key, value in result.attrs.items() if key != name}
+
+
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [

@@ -1,5 +1,7 @@
 """Decodable or used: which cases the table is of, and what its picture leaves out."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -23,11 +25,56 @@ def results():
     here = {"step": 10, "layer": 1, "pos": "r1"}
     n.loc[here] = 50
     follows.loc[here | {"edit": "class means"}] = 1.0
-    stays = everywhere(1.0, edit=["variable", "shuffled", "random"])
+    stays = everywhere(1.0, edit=["variable", "shuffled", "random", "swapped"])
     stays.loc[here | {"edit": "variable"}] = 0.1
-    swap = {"counterfactual": follows, "unchanged": 1 - follows, "counterfactual_n": n}
-    erasure = {"unchanged": stays, "decoded": everywhere(0.95)}
+    swap = bounded(counterfactual=follows, unchanged=1 - follows) | {"counterfactual_n": n}
+    erasure = bounded(unchanged=stays, decoded=everywhere(0.95))
     return {"swap": xr.Dataset(swap), "erasure": xr.Dataset(erasure)}
+
+
+def bounded(**arrays):
+    """With ends of intervals, a little below and above."""
+    ends = {"": 0.0, "_low": -0.05, "_high": 0.05}
+    return {name + end: array + by for name, array in arrays.items() for end, by in ends.items()}
+
+
+HERE = {"step": 10, "group": "test_ii", "variable": "e2", "layer": 1, "pos": "r1"}
+
+
+def verdict(results):
+    made = used.table(results)
+    return made["verdict"].sel({name: HERE[name] for name in made["verdict"].dims}).item()
+
+
+def test_each_intervention_can_change_the_verdict(results):
+    """The swap decides on use; the erasure on whether something else would do."""
+    unchanged, follows = results["erasure"]["unchanged"], results["swap"]["counterfactual"]
+    assert verdict(results) == "used"
+    unchanged.loc[HERE | {"edit": "variable"}] = 1.0
+    assert verdict(results) == "used, replaceable"
+    follows.loc[HERE | {"edit": "random"}] = 0.5
+    assert verdict(results) == "unclear"
+    follows.loc[HERE] = 0.0
+    results["swap"]["unchanged"].loc[HERE] = 1.0
+    assert verdict(results) == "decodable, not used"
+    unchanged.loc[HERE | {"edit": "variable"}] = 0.5
+    assert verdict(results) == "unclear"
+    results["erasure"]["decoded"].loc[HERE] = 0.1
+    unchanged.loc[HERE | {"edit": "variable"}] = 1.0
+    assert verdict(results) == "neither"
+
+
+def test_the_table_has_intervals_and_says_what_is_taught(results):
+    taught = everywhere(False).isel(group=[0], pos=0, drop=True)
+    taught.loc[{"layer": 2}] = True
+    made = used.table(results | {"decoding": xr.Dataset({"by_construction": taught})})
+    at = {"step": 10, "variable": "e2", "layer": 1, "pos": "r1"}
+    np.testing.assert_allclose(
+        [made[f"{name}_low"].sel(at) for name in ("decoded", "follows", "stays_erased")],
+        [0.9, 0.95, 0.05],
+    )
+    there = made["by_construction"].sel(variable="e2").transpose("layer", "pos")
+    np.testing.assert_array_equal(there, [[False, False], [False, False], [False, True]])
 
 
 def test_the_verdict_is_where_something_counts(results):
@@ -50,3 +97,18 @@ def test_the_picture_has_only_places_of_which_something_is_said(results):
     assert ticks == [["1"], ["r1"]] and ax.get_ylabel().startswith("step 10\n")
     results["swap"]["counterfactual_n"][:] = 0
     assert used.figures(results) == []
+
+
+def test_the_table_is_kept_with_the_run(results, tmp_path):
+    """As a result like others; without the two it is made of there is none."""
+    kept = {}
+    run = SimpleNamespace(
+        files=SimpleNamespace(analysis=tmp_path), result=results.get, save_result=kept.__setitem__
+    )
+    (tmp_path / "swap.nc").touch()
+    used.keep(run)
+    assert not kept
+    for name in ("erasure", "knock_out"):
+        (tmp_path / f"{name}.nc").touch()
+    used.keep(run)
+    xr.testing.assert_identical(kept["used"], used.table(results))

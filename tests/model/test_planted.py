@@ -92,10 +92,13 @@ def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
     layer = min(layer for _, name, layer, pos in planted.true if (name, pos) == ("e2", "r1"))
     audit = Audit(planted, known)
     added = audit.state(layer, "r1") - audit.state(layer - 1, "r1")
-    bridge = audit.bridge_codes()[audit.values["e2"]]
-    # The block may also have copied e1; codes are orthogonal, each of norm 1.
-    np.testing.assert_allclose(np.square(bridge).sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose((added * bridge).sum(-1), 1, atol=1e-5)
+    directions = audit.bridge_codes()
+    bridge = directions[audit.values["e2"]]
+    # What was written of bridges: of norm 1, like every other code, and of e2 only. Directions of
+    # codes are orthonormal; the block may also have copied e1.
+    written = added @ directions.T @ directions
+    np.testing.assert_allclose(np.linalg.norm(written, axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose((written * bridge).sum(-1), 1, atol=1e-5)
     rest = np.square(added - bridge).sum(-1)
     np.testing.assert_allclose(rest, np.round(rest[0]), atol=1e-5)
     assert round(float(rest[0])) in (1, 2)

@@ -2,7 +2,9 @@
 
 If the first hop is resolved too late for the layers that would do the second, then a question that
 is answered wrongly is answered rightly when those layers meet the later state. For every pair
-(from layer, to layer): the diagonal changes nothing, below it a state is put forward instead.
+(from layer, to layer): the diagonal changes nothing, below it a state is put forward instead. The
+wrong answer that is left as it was, and one that became another wrong one, are told apart: the
+second is damage, and many repairs among much damage are what chance does.
 
 Source: Biran et al. 2024, "Hopping too late", section 6.
 """
@@ -27,9 +29,13 @@ from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_c
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
+from implicit_reasoning.model.rank import of_rank
 from implicit_reasoning.worlds import Dataset
 
 DONORS = ("own", "another's")
+OUTCOMES = ("unchanged", "repaired", "other")
+"""The three shares of `outcomes.py`, of a wrong clean answer with the right one to change to."""
+
 _MOST = 150  # rows of a split
 _SEED = 0
 
@@ -38,18 +44,20 @@ class BackPatching(Instrument):
     """See the module."""
 
     name = "back_patching"
-    version = 2
+    version = 3
     definition = (
-        "Of questions answered wrongly: the share that is answered correctly when S[from_layer, "
-        "pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the state of "
-        "another question's run. correct: the share answered correctly when nothing is changed."
+        "Of questions answered wrongly: the share that is answered correctly (repaired), with the "
+        "same wrong answer (unchanged) or with another wrong one (other, which is damage) when "
+        "S[from_layer, pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the "
+        "state of another question's run. correct: the share answered correctly when nothing is "
+        "changed."
     )
     outputs = {
-        "repaired": ("donor", "pos", "from_layer", "layer", "example"),
+        **dict.fromkeys(OUTCOMES, ("donor", "pos", "from_layer", "layer", "example")),
         "wrong": ("example",),
         "correct": ("example",),
     }
-    given = {"repaired": "wrong"}
+    given = dict.fromkeys(OUTCOMES, "wrong")
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; an interval's unit is the first fact."""
@@ -86,23 +94,33 @@ class BackPatching(Instrument):
             _, base = model.forward(params, question["tokens"], sites=sites)
             _, other = model.forward(params, question["others"], sites=sites)
             grid = jnp.stack([_from_all_layers(model, params, base, d) for d in (base, other)])
-            return {"repaired": answers_with(grid, question["answer"])}
+            repaired = answers_with(grid, question["answer"])
+            # Not the first of `shares`: a tie is a wrong answer, which may be left as it was, too.
+            says = grid.argmax(-1)
+            unchanged = ~repaired & (says == of_rank(question["said"], says))
+            became = (unchanged, repaired, ~(unchanged | repaired))
+            return dict(zip(OUTCOMES, became, strict=True))
 
-        correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["answer"])
-        return in_parts(outcomes, inputs, ~correct) | {"wrong": ~correct, "correct": correct}
+        logits = final_logits(model, params, inputs["tokens"])
+        correct = answers_with(logits, inputs["answer"])
+        questions = inputs | {"said": logits.argmax(-1)}
+        return in_parts(outcomes, questions, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Repaired answers by (from, to), for every position of one split of tests."""
+        """Repaired answers by (from, to), for every position of one split of tests, and damage."""
         group = some_groups(result)[-1]
         repaired = result.repaired.where(result.repaired_n >= FEWEST).sel(group=group)
+        damaged = result.other.where(result.other_n >= FEWEST).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
+        rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
         caption = (
             f"Split {group}, questions answered wrongly: the share answered correctly when the "
             "state after from_layer blocks replaces that after `layer` blocks, at the position of "
             "the row. Above the diagonal a later state is put back; the diagonal changes nothing, "
             "hence is 0. The null, the best of all positions, takes another question's state. The "
-            "best of many cells is high by chance, too: hold it against the best of the null. "
+            "best of many cells is high by chance, too: hold it against the best of the null. The "
+            "last row is damage, a wrong answer that becomes another wrong one. "
             f"White: fewer than {FEWEST} facts counted."
         )
         drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")

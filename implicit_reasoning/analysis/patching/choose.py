@@ -97,6 +97,19 @@ def matches(
     return found
 
 
+def answers_to(
+    questions: Questions, parts: Int[np.ndarray, "question part"]
+) -> Int[np.ndarray, "question"]:
+    """The answers to `parts` where `questions` has them, which has each at most once; else -1."""
+    found = matches(
+        parts,
+        questions.parts,
+        lambda row, item: np.ones(len(row), bool),
+        np.random.default_rng(0),  # there is nothing to choose
+    )
+    return np.where(found >= 0, questions.answer[found], np.int32(-1))
+
+
 def tokens_of(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:

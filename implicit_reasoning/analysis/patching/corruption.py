@@ -7,8 +7,8 @@ the MLP or one head wrote. Three corruptions of one token at a time:
 - `counterfactual`: another entity or relation such that the question has another answer, which is
   known; a question that is trained on where there is one, so that a model that remembers can be
   moved as well as one that composes;
-- `symmetric`: any other token of the same kind;
-- `noise`: three standard deviations of the embeddings, added to the token's.
+- `symmetric`: any other token of the same kind, with the answer of its question, if it is one;
+- `noise`: three standard deviations of the embeddings, added to the token's; it asks nothing.
 
 Sources: Wang et al. 2024, section 3.3 (one token, chosen so that the answer changes); Zhang and
 Nanda 2024 (symmetric replacement, measures); Meng et al. 2022 (noise).
@@ -72,21 +72,27 @@ class Corruption(Instrument):
     """See the module."""
 
     name = "corruption"
+    version = 2
     definition = (
         "Of questions answered correctly when clean: the share of predictions that are the clean "
-        "answer, that of the question with the counterfactual token, or another, when S[layer, pos]"
-        " of the run with one token corrupted is put into the clean run (noising) or the reverse "
-        "(denoising); part_share: the same for what one part of a block wrote, counterfactual "
-        "tokens only. null_share: with the counterfactual answer of another question. "
-        "logit_difference: clean minus counterfactual answer; probability: of the clean answer; "
+        "answer, that of the question with the exchanged token (counterfactual), or another, when "
+        "S[layer, pos] of the run with one token corrupted is put into the clean run (noising) or "
+        "the reverse (denoising). A symmetric token's question may have no answer, or the clean "
+        "one, and noise has none: nothing then counts as counterfactual (compared: where there is "
+        "one). part_share: the same for what one part of a block wrote, counterfactual tokens "
+        "only. null_share, part_null_share: with the exchanged answer of another question. "
+        "logit_difference: clean minus exchanged answer, where there is one; probability: of the "
+        "clean answer; "
         "divergence: KL(clean run || patched run), nats. followed: the counterfactual share in "
         "noising, where the counterfactual question is answered correctly, too, when asked."
     )
     outputs = {
         "share": ("outcome", *_STATES),
         "null_share": _STATES,
+        "compared": ("kind", "token", "example"),
         **dict.fromkeys(_GRADED, _STATES),
         "part_share": ("outcome", *_PARTS),
+        "part_null_share": _PARTS,
         "part_logit_difference": _PARTS,
         "followed": ("token", "layer", "pos", "example"),
         "counts": ("token", "example"),
@@ -96,7 +102,8 @@ class Corruption(Instrument):
     }
     given = {
         **dict.fromkeys(("share", "null_share", *_GRADED, "corrupted"), "counts"),
-        **dict.fromkeys(("part_share", "part_logit_difference"), "counts"),
+        "logit_difference": "compared",
+        **dict.fromkeys(("part_share", "part_null_share", "part_logit_difference"), "counts"),
         "followed": "both_correct",
     }
 
@@ -108,16 +115,18 @@ class Corruption(Instrument):
         asked, random = choose.questions_of(dataset, rows), np.random.default_rng(_SEED)
         order = choose.spelt_order(dataset)
         token, answer = replacements(dataset, asked, random)
-        shuffled = answer[:, random.permutation(len(rows))]
+        another = random.permutation(len(rows))
+        symmetric, its_answer = _symmetric(dataset, asked, random)
+        answers = np.stack([answer, its_answer, np.full_like(answer, -1)])[:, order]  # of KINDS
+        shuffled = answers[:, :, another]
+        shuffled = np.where(shuffled == asked.answer, -1, shuffled)
         inputs = {
             "clean": asked.answer,
             "tokens": choose.tokens_of(dataset, asked.parts),
             # By example first: examples are taken some at a time.
-            "corrupt": np.stack([token, _symmetric(dataset, asked, random)])[:, order]
-            .transpose(2, 0, 1)
-            .astype(np.int32),
-            "answer": answer[order].T.astype(np.int32),
-            "shuffled": np.where(shuffled == asked.answer, -1, shuffled)[order].T.astype(np.int32),
+            "corrupt": _by_example(np.stack([token, symmetric])[:, order]),
+            "answer": _by_example(answers),
+            "shuffled": _by_example(shuffled),
             "noise": random.standard_normal((len(rows), model.spec.d_model)).astype(np.float32),
         }
         return Examples(
@@ -148,10 +157,12 @@ class Corruption(Instrument):
         """Outcomes of every example that counts for a token."""
         correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
         # A question counts where it is answered correctly, and the exchange has a known answer.
-        counts = correct[None] & (jnp.asarray(inputs["answer"]).T >= 0)
+        known = jnp.moveaxis(jnp.asarray(inputs["answer"]) >= 0, 0, -1)  # [kind, token, example]
+        counts = correct[None] & known[0]
         found = in_parts(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
         both_correct = counts & found["corrupted"][0]
-        return found | {"counts": counts, "both_correct": both_correct, "correct": correct}
+        found |= {"counts": counts, "both_correct": both_correct, "correct": correct}
+        return found | {"compared": counts[None] & known}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Where each token's exchange is followed: by state, and by part of a block."""
@@ -174,14 +185,17 @@ class Corruption(Instrument):
         by_part = of_group.part_share.where(of_group.part_share_n >= FEWEST)
         by_part = by_part.sel(outcome=SHARES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
+        null = of_group.part_null_share.where(of_group.part_null_share_n >= FEWEST)
+        parts["null: answer of\nanother question"] = null.max(("token", "pos"))
         written = maps_over_steps(
             parts, "share of answers that follow, best position", rows="part", columns="block"
         )
         about_parts = (
             f"Split {group}: as the figure of states, but only what one part of one block wrote is "
             "taken from the run with the token exchanged, at the position where most answers "
-            "follow. A part of which the token makes no difference to the answer has 0, which is "
-            "the null here. The file has all positions, both directions and the other shares."
+            "follow. A part of which the token makes no difference to the answer has 0. The null "
+            "expects the answer of another question's exchange, and is the best of all tokens, too."
+            " The file has all positions, both directions and the other shares."
         )
         return [
             Figure("corruption", "On which way does a token reach the answer?", caption, states),
@@ -252,15 +266,27 @@ def _exchanged(
 
 def _symmetric(
     dataset: Dataset, asked: choose.Questions, random: np.random.Generator
-) -> Int[np.ndarray, "part row"]:
-    """Another token of the same kind, any of them, for each part."""
-    world = world_of(dataset)
-    columns = []
+) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
+    """Another token of the same kind, any of them, for each part, and the answer it leads to.
+
+    Returns:
+      `(token, answer)` by part; the answer is -1 where that is no question, or has the clean one.
+    """
+    world, table = world_of(dataset), choose.all_questions(dataset)
+    tokens, answers = [], []
     for part, old in enumerate(asked.parts.T):
         size = world.n_relations if part else world.n_entities
         new = (old + random.integers(1, max(size, 2), len(old))) % size
-        columns.append(new + world.n_entities * (part > 0))
-    return np.stack(columns)
+        parts = asked.parts.copy()
+        parts[:, part] = new
+        answer = choose.answers_to(table, parts)
+        tokens.append(new + world.n_entities * (part > 0))
+        answers.append(np.where(answer == asked.answer, -1, answer))
+    return np.stack(tokens), np.stack(answers)
+
+
+def _by_example(values: Int[np.ndarray, "kind token row"]) -> Int[np.ndarray, "row kind token"]:
+    return values.transpose(2, 0, 1).astype(np.int32)
 
 
 def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> dict[str, Array]:
@@ -284,7 +310,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     def states(kind: Array, place: Array) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
         grid = both_ways(partial(patch_states, only=place), model, params, base, donor)
-        answer, other = example["answer"][:, place], example["shuffled"][:, place]
+        answer, other = (example[name][:, kind, place] for name in ("answer", "shuffled"))
         return {
             "share": shares(grid, clean, answer),
             "null_share": answers_with(grid, other),
@@ -297,9 +323,10 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     def parts(place: Array) -> dict[str, Array]:
         _, donor = corrupted(jnp.int32(0), place)
         grid = both_ways(partial(patch_parts, only=place), model, params, base, donor)
-        answer = example["answer"][:, place]
+        answer, other = (example[name][:, 0, place] for name in ("answer", "shuffled"))
         return {
             "part_share": shares(grid, clean, answer),
+            "part_null_share": answers_with(grid, other),
             "part_logit_difference": logit_difference(grid, clean, answer),
         }
 
@@ -313,6 +340,9 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
         "corrupted": by_state["corrupted"],
         "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
-        "part_logit_difference": jnp.moveaxis(by_part["part_logit_difference"], 1, 0),
+        **{
+            name: jnp.moveaxis(by_part[name], 1, 0)
+            for name in ("part_null_share", "part_logit_difference")
+        },
         "followed": by_state["share"][0, :, SHARES.index("counterfactual"), 0],
     }

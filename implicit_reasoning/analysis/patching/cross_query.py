@@ -21,14 +21,13 @@ from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_over_steps
-from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.outcomes import FEWEST, SHARES, answers_with, shares
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import need_chains
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
@@ -196,13 +195,15 @@ def choose_pairs(dataset: Dataset) -> Pairs:
     """Up to `_MOST` pairs of each group; targets are probes that are trained on.
 
     Raises:
-      InputError: no training chain is a probe.
+      NotApplicable: no training chain is a probe.
     """
     table, random = choose.all_questions(dataset), np.random.default_rng(_SEED)
     trained = np.flatnonzero(dataset.probe[: dataset.n_train])
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
-        raise InputError("cross_query needs training chains among the probes; this task has none")
+        raise NotApplicable(
+            "cross_query needs training chains among the probes; this task has none"
+        )
     targets = choose.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
     usual = choose.of_roles(dataset, table, inside(0))
     candidates = {

@@ -21,10 +21,9 @@ from jaxtyping import Array, Int, Key
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, some_steps
 from implicit_reasoning.analysis.facts import fact_rows, taught_alone
-from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import chain_variables, prompts, residuals
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, Figure
 from implicit_reasoning.model import Edit, Params, Taps, Transformer, mask
 from implicit_reasoning.worlds import Dataset
@@ -57,7 +56,7 @@ class Decoding(Instrument):
         """The prompts (e1, r1) of facts that are first hops, each with a recipient."""
         facts = fact_rows(dataset, _MOST)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
-            raise InputError(
+            raise NotApplicable(
                 "decoding reads the prompt (e1, r1) that chains begin with; in this task prompts "
                 f"are {', '.join(dataset.positions)} (task.order)"
             )
@@ -137,7 +136,9 @@ def _other(
         if not len(alike):
             return chosen
         chosen[alike] = random.choice(among, len(alike))
-    raise InputError("this world is too small: for some fact there is none with another e1 and e2")
+    raise NotApplicable(
+        "this world is too small: for some fact there is none with another e1 and e2"
+    )
 
 
 def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: Any) -> np.ndarray:

@@ -21,10 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
 from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
-from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import GREY, ORANGE, Figure
 from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.worlds import Dataset
@@ -68,7 +67,10 @@ class Geometry(Instrument):
         """One chain for each fact whose bridge has two ID facts or more."""
         facts = fact_rows(dataset, _MOST)
         if "e1" not in dataset.positions:
-            raise InputError("geometry needs entities of one token at position e1")
+            raise NotApplicable(
+                "geometry needs entities of one token at position e1; in this task prompts are "
+                f"{', '.join(dataset.positions)}"
+            )
         facts, bridge = _of_common_bridges(facts, dataset.truth["e2"])
         leads = facts.group == 0
         shuffled = bridge.copy()
@@ -173,7 +175,7 @@ def _of_common_bridges(
     many, count = np.unique(values[facts.group == 0], return_counts=True)
     kept = np.isin(values, many[count >= 2])
     if not kept.any():
-        raise InputError("geometry compares facts with the same tail, and here no two have one")
+        raise NotApplicable("geometry compares facts with the same tail, and here no two have one")
     bridge = np.unique(values[kept], return_inverse=True)[1]
     return FactRows(facts.rows[kept], facts.groups, facts.group[kept]), bridge
 

@@ -4,8 +4,10 @@ Ridge regression to one-hot classes at every (layer, position), each state read 
 fitted without it: without its prefix, and, harder, without any state of its e1. Every cell has
 three controls. Shuffled truth shows what a probe gets from noise. The control task (Hewitt and
 Liang 2019) gives each *type* a random label, here each e1: a probe that does as well there reads
-e1 by heart, not the variable; the difference is its selectivity. And a variable that has not been
-seen yet at a position (r2 at r1) must be at chance.
+e1 by heart, not the variable; the difference is its selectivity. With all states of an e1 held out
+nothing can be known by heart, so that this is itself the control that claims rest on. (Selectivity
+cannot be: a state that holds e1 beside the bridge has none, held out by prefix.) And a variable
+that has not been seen yet at a position (r2 at r1) must be at chance.
 
 Sparse probes for e2 (Gurnee et al. 2023) see k dimensions of the residual, or k neurons of the MLP
 that wrote it last, chosen for each class by difference of means among the states fitted to.
@@ -54,7 +56,6 @@ _FOLDS = 5
 _MOST = 4000  # states; in larger worlds all those of some bridges
 _READ = 0.9  # accuracy, lower end of the interval, held out by prefix and by e1
 _CHANCE = 3.0  # times the shuffled truth's accuracy, and the best constant answer's
-_SELECTIVE = 0.5  # accuracy less the control task's, both held out by e1, lower end
 
 
 class Probes(Instrument):
@@ -159,16 +160,18 @@ class Probes(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable: read from states of new prefixes and of new e1, and the controls are not."""
+        """Decodable: read from states of new prefixes and of new e1, and not by chance.
+
+        Holding out e1 is what the control task asks for: who knows labels of e1 by heart fails.
+        """
         best = result.isel(group=0)
         accuracy, low = best["accuracy"], best["accuracy_low"]
         by_prefix = low.sel(held_out="prefix", truth="true")
         floor = np.maximum(accuracy.sel(held_out="prefix", truth="shuffled"), result["chance"])
         by_e1 = low.sel(held_out="e1", truth="true") >= _READ
-        selective = best["selectivity_low"].sel(held_out="e1") >= _SELECTIVE
         itself = result["variable"] == "e1"  # it cannot be held out by itself
         there = (by_prefix >= _READ) & (by_prefix >= _CHANCE * floor)
-        return claimed("decodable", there & (itself | (by_e1 & selective)))
+        return claimed("decodable", there & (itself | by_e1))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """The bridge over training, all variables at the last checkpoint, few dimensions."""

@@ -1,10 +1,10 @@
 """The tuned lens: the logit lens after an affine map from early states to late ones.
 
 `h -> h + A h + b` for every (layer, position), fitted to the model's own final logits there by KL
-divergence on some prefixes and scored on others (Belrose et al. 2023). It starts from the ridge
-regression of what the remaining layers add on the state, and then takes some steps of Adam. Because
-it is fitted to what the model says at that position, it says what the model will say - also where
-the state only holds the prefix that this is looked up from.
+divergence on some training prefixes and scored on others (Belrose et al. 2023). It starts from the
+ridge regression of what the remaining layers add on the state, and then takes some steps of Adam.
+Because it is fitted to what the model says at that position, it says what the model will say - also
+where the state only holds the prefix that this is looked up from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from jaxtyping import Array, Bool, Float, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import curves
-from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
+from implicit_reasoning.analysis.facts import (
+    fact_rows,
+    first_of_each,
+    in_training,
+    known_at,
+    state_folds,
+)
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.reading.ridge import affine
@@ -47,14 +53,18 @@ class TunedLens(Instrument):
     """See the module."""
 
     name = "tuned_lens"
+    version = 2
     default = False  # it trains a map for every (layer, position): by far the slowest of the lenses
     definition = (
         "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
         "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
-        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats; a "
-        f"quarter of the prefixes held out. top1: rank 0, a tie counts against it; "
-        "reciprocal_rank: 1 / (1 + rank). At the last layer it is the identity. Beside it the "
-        "logit lens on the same states. Null: another state's truth, at random."
+        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats. Of the "
+        "prefixes, those of one chain for each first fact, a quarter is held out and scored, in "
+        "training or not; fitted are those of the others that occur in training. At layer 0, where "
+        "a state is its token's embedding, a quarter of the tokens is held out. top1: rank 0, a "
+        "tie counts against it; reciprocal_rank: 1 / (1 + rank). At the last layer it is the "
+        "identity. Beside it the logit lens on the same states. Null: another state's truth, at "
+        "random."
     )
     outputs = {
         **{
@@ -62,26 +72,33 @@ class TunedLens(Instrument):
             for name in ("top1", "reciprocal_rank")
         },
         "kl": ("lens", "layer", "pos", "example"),
+        "scored": ("layer", "pos", "example"),
     }
+    # What is held out differs between layer 0 and the others.
+    given = {name: "scored" for name in ("top1", "reciprocal_rank", "kl")}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """One chain for each fact; of every position's prefixes a quarter is held out."""
+        """One chain for each fact; of every place's states a quarter is held out."""
         facts = fact_rows(dataset, _MOST)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
         counted = first_of_each(prefixes)
         folds = state_folds(tokens.T, prefixes, model.spec.depth + 1, _FOLDS)
         shuffled = np.random.default_rng(0).permutation(len(facts.rows))
+        fitted = (folds != 0) & counted & in_training(dataset, facts.rows)
+        # Where nothing could be fitted there is no lens to score.
+        scored = (folds == 0) & counted & fitted.any(-1, keepdims=True)
         inputs = {
             "tokens": tokens,
-            "fitted": (folds != 0) & counted,
+            "fitted": fitted,
+            "scored": scored,
             "wanted": np.stack([variables.tokens, variables.tokens[:, shuffled]]),
         }
         return Examples(
             inputs,
             groups=facts.groups,
             group=facts.group,
-            clusters=np.where(counted & (folds[-1] == 0), prefixes, -1),
+            clusters=np.where(scored.any(0), prefixes, -1),
             cluster_dim="pos",
             coords={"lens": LENSES, "truth": TRUTHS, "variable": variables.names},
         )
@@ -89,7 +106,7 @@ class TunedLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example; those that were fitted to do not count."""
+        """Outcomes of every example; `scored` says which count where."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         final = states[-1]
@@ -116,6 +133,7 @@ class TunedLens(Instrument):
             "top1": rank == 0,
             "reciprocal_rank": 1 / (1 + rank),
             "kl": jnp.moveaxis(kl, 2, 0),
+            "scored": jnp.asarray(inputs["scored"]),
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
@@ -186,14 +204,13 @@ def _top1(result: xr.Dataset) -> Figure:
         label="share of held-out states with it as top-1",
         ncols=2,
     )
-    counts = ", ".join(
-        f"{int(result['n_states'].sel(group=lead, pos=p))} at {p}" for p in positions
-    )
+    n = result["kl_n"].isel(step=-1, layer=-1, lens=0).sel(group=lead)
+    counts = ", ".join(f"{int(n.sel(pos=p))} at {p}" for p in positions)
     caption = (
         "How often bridge and answer are the top-1 of the logit lens (top) and of a tuned lens "
-        f"(bottom) on states it was not fitted to ({lead} facts: {counts}). What only the tuned "
-        "lens finds is there in another basis than the unembedding's. Grey: shuffled truth. At "
-        "the last layer both are the model's own output."
+        f"(bottom) on states it was not fitted to ({lead} facts, above layer 0: {counts}). What "
+        "only the tuned lens finds is there in another basis than the unembedding's. Grey: "
+        "shuffled truth. At the last layer both are the model's own output."
     )
     return Figure("tuned_lens", "Logit lens and tuned lens", caption, drawing)
 

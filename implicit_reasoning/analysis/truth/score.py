@@ -1,8 +1,8 @@
 """Instruments scored against truth: what each says of models whose mechanism is known.
 
-Every instrument is run on every model, and makes its claims as on any checkpoint, by thresholds
-that are fixed in its own file. Right is who said at least one true thing and nothing false; silence
-is not punished, and shown as silence.
+Every instrument that makes claims is run on every model, and makes them as on any checkpoint, by
+thresholds that are fixed in its own file. Right is who said at least one true thing and nothing
+false; silence is not punished, and shown as silence. Who never claims anything is not run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Transformer
 
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
+NO_CLAIMS: Literal["makes no claims"] = "makes no claims"
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Score:
 
     Attributes:
       instrument, model: their names.
-      verdict: as of `claims.judge`; or that the instrument cannot be used on this model.
+      verdict: as of `claims.judge`; or that the instrument cannot be used on this model, or that
+        it has no `claims` of its own, so that there is nothing to judge.
       claims: in words, by what is true of them: "true", "false", "open"; see `claims.describe`.
       why: the instrument's own words where it cannot be used.
     """
 
     instrument: str
     model: str
-    verdict: Verdict | Literal["not applicable"]
+    verdict: Verdict | Literal["not applicable", "makes no claims"]
     claims: Mapping[str, list[str]]
     why: str = ""
 
@@ -61,17 +63,25 @@ class Scores:
         return table
 
     def summary(self) -> str:
-        """A table of counts, an instrument a row: models by verdict, then claims by truth."""
+        """A table of counts, an instrument a row: models by verdict, then claims by truth.
+
+        Under it those that make no claims, which have nothing to count.
+        """
         verdicts, truths = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
         lines = [
             _cells(["instrument", *verdicts, *(f"claims {word}" for word in truths)]),
             _cells(["---"] * (1 + len(verdicts) + len(truths))),
         ]
+        mute = list(dict.fromkeys(row.instrument for row in self.rows if row.verdict == NO_CLAIMS))
         for name in self.verdicts():
+            if name in mute:
+                continue
             rows = [row for row in self.rows if row.instrument == name]
             models = [sum(row.verdict == verdict for row in rows) for verdict in verdicts]
             claims = [sum(len(row.claims.get(word, ())) for row in rows) for word in truths]
             lines.append(_cells([name, *models, *claims]))
+        if mute:
+            lines += ["", f"Not run, because nothing is claimed: {', '.join(mute)}."]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -90,6 +100,8 @@ class Scores:
         lines += [_cells(["model", *table]), _cells(["---"] * (1 + len(table)))]
         lines += [_cells([name, *(table[i].get(name, "") for i in table)]) for name in models]
         for row in self.rows:
+            if row.verdict == NO_CLAIMS:
+                continue  # the table has said it
             lines += ["", f"## {row.instrument} on {row.model}: {row.verdict}", ""]
             lines += _in_words(row)
         return "\n".join(lines) + "\n"
@@ -139,6 +151,8 @@ def score(
 
 
 def _score_one(instrument: Instrument, known: Known, runners: dict[Transformer, Runner]) -> Score:
+    if type(instrument).claims is Instrument.claims:
+        return Score(instrument.name, known.name, NO_CLAIMS, {})
     model = known.subject.model
     runner = runners.setdefault(model, Runner(instrument, model))
     last = known.subject.steps[-1:]

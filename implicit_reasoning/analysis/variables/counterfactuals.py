@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.instrument import Examples
+from implicit_reasoning.analysis.patching.choose import all_questions, questions_of
 from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
-from implicit_reasoning.worlds import ROLES, Dataset, World
+from implicit_reasoning.worlds import ROLES, Dataset, World, prefix_keys
 from implicit_reasoning.worlds.chains import inside
 from implicit_reasoning.worlds.dataset import columns, world_of
 
@@ -151,7 +152,8 @@ def answer_if(
     """The answer (a token) of each row if a variable had each of its other values.
 
     What the world says, hop by hop; -1 where there is no such fact, or none that training uses at
-    that hop. A `decoy` is taken for the bridge that the chain goes on from.
+    that hop. A `decoy` is taken for the bridge that the chain goes on from. If another token makes
+    a question to which training teaches something else (`scrambled`), then that.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":
@@ -160,10 +162,37 @@ def answer_if(
     if name == "decoy":
         return follow(world, relations, others, 1)
     hop = int(name[1:]) - 1
+    tokens = ("e1", *(f"r{number + 1}" for number in range(dataset.hops)))
+    if name in tokens and _taught_otherwise(dataset):
+        return _taught(dataset, rows, tokens.index(name), others)
     if name.startswith("e"):
         return follow(world, relations, others, hop)
     start = np.broadcast_to(truth[name.replace("r", "e")][rows, None], others.shape)
     return follow(world, [*relations[:hop], others, *relations[hop + 1 :]], start, hop)
+
+
+def _taught_otherwise(dataset: Dataset) -> bool:
+    """Whether chains are trained on whose answers are not those of the world."""
+    trained = slice(dataset.n_train)
+    last = dataset.truth[f"e{dataset.hops + 1}"][trained]
+    return bool(((last >= 0) & (dataset.truth["answer"][trained] != last)).any())
+
+
+def _taught(
+    dataset: Dataset, rows: np.ndarray, part: int, others: Int[np.ndarray, "row value"]
+) -> Int[np.ndarray, "row value"]:
+    """The answer that training teaches when one part of each question is another; -1: none."""
+    table = all_questions(dataset)
+    table = table.only(table.trained)
+    asked = np.repeat(questions_of(dataset, rows).parts[:, None], others.shape[1], axis=1)
+    asked[:, :, part] = others
+    asked = np.where(asked < 0, asked.max() + 1, asked).reshape(-1, asked.shape[2])
+    size = int(max(asked.max(initial=0), table.parts.max(initial=0))) + 1
+    keys = prefix_keys(np.concatenate([table.parts, asked]), size)[:, -1]
+    known, wanted = keys[: len(table.parts)], keys[len(table.parts) :]
+    order = np.argsort(known)
+    place = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[place] == wanted, table.answer[place], -1).reshape(others.shape)
 
 
 def _another(

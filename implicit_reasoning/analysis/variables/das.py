@@ -103,6 +103,16 @@ class Alignment(Instrument):
         self.variable, self.positions = variable, positions
         self.rank, self.steps = rank, steps
 
+    def options(self) -> dict[str, Any]:
+        """All that can be chosen."""
+        positions = None if self.positions is None else list(self.positions)
+        return {
+            "variable": self.variable,
+            "positions": positions,
+            "rank": self.rank,
+            "steps": self.steps,
+        }
+
     def places(self, dataset: Dataset) -> list[int]:
         """Numbers of the positions."""
         if self.positions is not None:

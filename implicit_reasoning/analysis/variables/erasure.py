@@ -1,7 +1,9 @@
 """Is a variable's code needed? All that a linear reader could know of it is erased from the state.
 
 LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can tell the
-variable's value. If the answers stay, the model does not need the code that a probe finds there.
+variable's value. If the answers stay, the model does not need the code that a probe finds there. It
+may use it all the same, where another route does as well: to call it unused, another value's code
+must change nothing either.
 
 Erasing many classes takes many directions, and some damage comes with any of them; hence two
 controls, made alike: the variable's values dealt out anew among the states, which overfits as the
@@ -49,13 +51,15 @@ from implicit_reasoning.analysis.variables.subspaces import (
     leace,
     nearest_mean,
     random_directions,
+    swap,
     whiten,
 )
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
-CONDITIONS = ("variable", "shuffled", "random")
+CONTROLS = ("shuffled", "random")
+CONDITIONS = ("variable", *CONTROLS, "swapped")
 _MOST = 128  # cases of a split
 _SHRINKAGE = 0.1  # of the covariance of the discriminant that decodes
 _DECODED = 0.9  # held-out accuracy, lower end of the interval
@@ -69,9 +73,11 @@ class Erasure(Instrument):
     definition = (
         "LEACE of a variable in S[layer, pos], fitted on all distinct states there (so that on "
         "these very states no linear classifier beats chance), then the answer: unchanged, share "
-        "of cases right when clean. Controls: the variable's values shuffled among states; random "
-        "directions of equal rank. decoded: a linear discriminant fitted on states of other first "
-        "facts finds the value. counted: share of all cases."
+        "of cases right when clean in which another value leads to another answer. Controls: the "
+        "variable's values shuffled among states; random directions of equal rank. swapped: not "
+        "erased, but that other value's class mean put in its place. decoded: a linear "
+        "discriminant fitted on states of other first facts finds the value. counted: share of all "
+        "cases."
     )
     outputs = {
         "unchanged": ("edit", "variable", "layer", "pos", "example"),
@@ -121,9 +127,12 @@ class Erasure(Instrument):
                 for classes in (cell.fit_values[:, 0], cell.fit_values[:, 1])
             )
             nowhere = erase_some(white, fitted.directions, eraser.rank)
-            erased = jnp.stack([erase(cell.states) for erase in (eraser, other, nowhere)])
+            means = class_means(place.states, cell.fit_values[:, 0], place.weight[:, 0], n_classes)
+            erased = [erase(cell.states) for erase in (eraser, other, nowhere)]
+            edited = jnp.stack([*erased, swap(cell.states, means, cell.old, cell.new)])
             found = _decode(cell, fitted.decoder, n_classes)
-            return Edited(erased, cell.old >= 0, {"rank": eraser.rank, "decoded": found})
+            possible = (cell.old >= 0) & (cell.new >= 0)
+            return Edited(edited, possible, {"rank": eraser.rank, "decoded": found})
 
         found = intervene(model, params, inputs, prepare, edit)
         answer = found["answer"]
@@ -156,10 +165,11 @@ class Erasure(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A variable is unused where it is decodable and its erasure changes no answer."""
+        """A variable is unused where it is decodable, and neither erasure nor swap is of effect."""
         there = (result["decoded_low"] >= _DECODED) & enough(result, "decoded")
-        stays = result["unchanged_low"].sel(edit=CONDITIONS[0]) >= _UNCHANGED
-        counts = enough(result, "unchanged").sel(edit=CONDITIONS[0])
+        edits = ["variable", "swapped"]
+        stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")
+        counts = enough(result, "unchanged").sel(edit="variable", drop=True)
         # In every group that can say anything: one where answers change is enough to be silent.
         unused = (there & stays & counts).any("group") & (stays | ~counts).all("group")
         return claimed("unused", unused)

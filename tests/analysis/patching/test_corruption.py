@@ -78,6 +78,8 @@ def test_parts_in_a_composer(composed):
     assert (moved.sel(token="e1", block=0, part="attention", pos="r1") == 1).all()
     assert (moved.sel(token="r1", block=0, part="attention") == 0).all()
     assert (moved.sel(token="r2", block=0) == 0).all()
+    null = composed.part_null_share.sel(direction="noising")
+    assert null.dims == moved.dims and null.max() < 0.4
 
 
 def test_graded_measures(composed):
@@ -181,10 +183,52 @@ def test_trained_questions_are_preferred():
 
 def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
     asked = choose.questions_of(data, data.probes("test_ii"))
-    new = corruption._symmetric(data, asked, np.random.default_rng(0))
+    new, _ = corruption._symmetric(data, asked, np.random.default_rng(0))
     old = asked.parts.T + np.array([[0], [15], [15]])
     assert (new != old).all()
     assert (new[0] < 15).all() and (new[1:] >= 15).all() and (new < 20).all()
+
+
+@pytest.mark.parametrize("order", ["e r r", "r r e"])
+def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
+    data = dataset(order=order)
+    n_entities, tail = data.world.n_entities, data.world.tail
+    examples = Corruption().examples(composer(data)[0], data)
+    tokens, corrupt, answer = (examples.inputs[n] for n in ("tokens", "corrupt", "answer"))
+    e1, r1, r2 = (data.positions.index(name) for name in ("e1", "r1", "r2"))
+
+    def by_hand(prompt):
+        bridge = tail[prompt[e1], prompt[r1] - n_entities]
+        return tail[bridge, prompt[r2] - n_entities] if bridge >= 0 else -1
+
+    symmetric = corruption.KINDS.index("symmetric")
+    known = 0
+    for row, prompt in enumerate(tokens):
+        clean = by_hand(prompt)
+        assert clean == examples.inputs["clean"][row]
+        for place in range(3):
+            changed = prompt.copy()
+            changed[place] = corrupt[row, symmetric, place]
+            wanted = by_hand(changed)
+            assert answer[row, symmetric, place] == (-1 if wanted == clean else wanted)
+            known += answer[row, symmetric, place] >= 0
+    assert 0.1 < known / answer[:, symmetric].size < 1
+    assert (answer[:, corruption.KINDS.index("noise")] == -1).all()
+
+
+def test_other_corruptions_have_answers_of_their_own(composed):
+    """A composer answers what is asked with the other token, where that is a question."""
+    shares = composed.share.sel(direction="noising", outcome="counterfactual", token="r2", pos="r2")
+    symmetric, noise = (shares.sel(kind=kind) for kind in ("symmetric", "noise"))
+    corrupted = composed.corrupted.sel(token="r2")
+    np.testing.assert_allclose(symmetric.sel(layer=0), corrupted.sel(kind="symmetric"), atol=1e-6)
+    assert (corrupted.sel(kind="symmetric") > 0.1).all()
+    assert (noise == 0).all() and (corrupted.sel(kind="noise") == 0).all()
+    assert (corrupted.sel(kind="counterfactual") == 1).all()
+    difference = composed.logit_difference.sel(direction="noising", layer=0, token="r2", pos="r2")
+    assert (difference.sel(kind="symmetric") < -5).all()  # all of them, where there is an answer
+    assert np.isnan(difference.sel(kind="noise")).all()
+    assert (composed.logit_difference_n.sel(kind="noise") == 0).all()
 
 
 MUTATIONS = {

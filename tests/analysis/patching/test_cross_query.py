@@ -6,6 +6,7 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.patching.cross_query import (
     BRIDGE,
     GROUPS,
@@ -16,7 +17,6 @@ from implicit_reasoning.analysis.patching.cross_query import (
     choose_pairs,
 )
 from implicit_reasoning.analysis.runner import Runner, measure
-from implicit_reasoning.errors import InputError
 from tests.analysis.by_hand import answers, composer, dataset, memoriser
 
 
@@ -170,7 +170,7 @@ def test_figures_say_how_to_read_them(measured):
 
 def test_it_says_where_it_makes_no_sense(data):
     model, _ = composer(data)
-    with pytest.raises(InputError, match="training chains among the probes"):
+    with pytest.raises(NotApplicable, match="training chains among the probes"):
         CrossQuery().examples(model, dataset(phi=0))
 
 

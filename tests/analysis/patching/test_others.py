@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import InMemory
@@ -44,12 +45,19 @@ def test_a_late_bridge_is_repaired_at_its_place_only(data):
     result = result.isel(step=0)
     wrong = result.wrong > 0.9
     assert wrong.all()
+    shares = sum(result[name] for name in back_patching.OUTCOMES)
+    np.testing.assert_allclose(shares, 1, atol=1e-6)
     own, other = (result.repaired.sel(donor=donor) for donor in back_patching.DONORS)
     assert (own.sel(pos="r1", from_layer=3, layer=1) == 1).all()
     assert own.sel(pos="r2").max() < 0.3 and own.sel(pos="e1").max() < 0.3
     assert other.sel(pos="r1").mean() < 0.3
     for layer in range(4):  # nothing is changed, nothing is repaired
         assert (own.sel(from_layer=layer, layer=layer) == 0).all()
+        same = result.unchanged.sel(donor="own", from_layer=layer, layer=layer)
+        assert (same == 1).all()
+    # Another question's bridge leads to another question's answer: damage, not a repair.
+    cell = result.sel(donor=back_patching.DONORS[1], pos="r1", from_layer=3, layer=1)
+    assert (cell.other > 0.2).all() and (cell.other > cell.repaired).all()
     for figure in BackPatching().figures(result.expand_dims("step")):
         figure.drawing.draw_without_rendering()
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.reading import decoding
 from implicit_reasoning.analysis.reading.decoding import Decoding
 from implicit_reasoning.analysis.states import residuals
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Taps
 from tests.analysis.tiny_states import make_dataset, make_model, plant, random_subject, run
 
@@ -126,5 +126,10 @@ def test_what_is_true_by_construction(task, other, taught):
 
 def test_prompts_that_begin_with_relations_are_refused(model):
     other = make_dataset(order="r r e")
-    with pytest.raises(InputError, match="r1, r2, e1"):
+    with pytest.raises(NotApplicable, match="r1, r2, e1"):
         Decoding().examples(make_model(other), other)
+
+
+def test_a_world_without_another_fact_to_go_into_is_refused():
+    with pytest.raises(NotApplicable, match="too small"):
+        decoding._other(np.zeros((2, 3), int), np.arange(3), seed=0)

@@ -1,10 +1,14 @@
 """Cohesion, alignment, retrieval and pictures, against loops and distances."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.facts import fact_rows
+from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.reading import geometry
 from implicit_reasoning.analysis.reading.geometry import Geometry, mds, pca
 from tests.analysis.tiny_states import (
@@ -112,3 +116,12 @@ def test_attributes_are_tails_among_as_many(dataset, inputs):
     for row in (0, 5, 11):
         table = dataset.world.tail[heads[row]]
         assert set(np.flatnonzero(tails[0, row])) == set(table[table >= 0])
+
+
+def test_a_task_without_e1_or_without_shared_tails_is_refused(dataset):
+    other = dataclasses.replace(dataset, positions=("r1", "r2", "x"))
+    with pytest.raises(NotApplicable, match="r1, r2, x"):
+        Geometry().examples(make_model(other), other)
+    facts = fact_rows(dataset, 10_000)
+    with pytest.raises(NotApplicable, match="no two have one"):
+        geometry._of_common_bridges(facts, np.arange(len(dataset)))

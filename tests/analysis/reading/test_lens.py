@@ -4,8 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.drawing import some_steps
-from implicit_reasoning.analysis.facts import fact_rows, first_of_each, fold_of, known_at
+from implicit_reasoning.analysis.facts import (
+    fact_rows,
+    first_of_each,
+    fold_of,
+    in_training,
+    known_at,
+)
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.reading.ranking import ranks
 from tests.analysis.tiny_states import make_dataset, run
@@ -53,10 +60,40 @@ def test_where_a_variable_is_first_known(variable, positions, pos):
     assert known_at(variable, positions) == pos
 
 
+def test_which_prefixes_are_trained_on():
+    """Chains of an O fact never are; its own prompt (e1, r1) is."""
+    dataset = make_dataset()
+    facts = fact_rows(dataset, 10_000)
+    e1, r1, r2 = in_training(dataset, facts.rows)
+    assert e1.all() and r1.all()
+    np.testing.assert_array_equal(r2, facts.rows < dataset.n_train)
+    assert not r2[facts.group == facts.groups.index("ood")].any()
+
+
 def test_the_logit_lens_draws_what_it_measured():
     result, _ = run(LogitLens(), make_dataset(), n_checkpoints=3)
+    rank, top1 = result["rank"], result["top1"]
+    assert (rank >= 1 - top1 - 1e-6).all() and rank.max() <= make_dataset().n_vocab - 1
+    assert (result["reciprocal_rank"] >= 1 / (1 + rank) - 1e-5).all()  # Jensen
     assert some_steps(result, 2) == [0, 2]
     assert [figure.name for figure in LogitLens().figures(result)] == ["lens", "lens_map"]
     one = result.isel(step=[0])
     assert some_steps(one) == [0]
     assert all(figure.drawing.axes for figure in LogitLens().figures(one))
+
+
+def test_the_logit_lens_claims_by_the_null_of_a_split_that_is_large_enough():
+    result, _ = run(LogitLens(), make_dataset())
+    result = result.isel(step=0).copy(deep=True)
+    result["n_states"][:] = 19
+    result["top1_low"][:], result["top1"][:] = 0.0, 0.0
+    at = {"variable": "e2", "layer": 1, "pos": "r1", "norm": "final norm"}
+    here = {**at, "vocabulary": "all tokens", "group": "test_ii"}
+    result["top1_low"].loc[{**here, "truth": "true"}] = 0.95
+    assert LogitLens().claims(result) == set()  # too few states, whatever they say
+    result["n_states"].loc[{"group": "test_ii"}] = 20
+    result["top1"].loc[{**here, "group": "test_oo", "truth": "shuffled"}] = 0.5
+    # What chance is in another split does not matter.
+    assert LogitLens().claims(result) == {Claim("decodable", "e2", 1, "r1")}
+    result["top1"].loc[{**here, "truth": "shuffled"}] = 0.5
+    assert LogitLens().claims(result) == set()

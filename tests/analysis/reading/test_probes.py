@@ -54,6 +54,9 @@ def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, da
         unseen = {**E2, "variable": "r2"}
         assert reads(result, held_out=held_out, truth="true", **unseen) < 0.3  # of 8 relations
     assert Probes().claims(result.isel(step=0)) == {Claim("decodable", "e2", 1, "r1")}
+    only_by_heart = result.isel(step=0).copy(deep=True)  # not read with its e1 held out
+    only_by_heart["accuracy_low"].loc[{"held_out": "e1"}] = 0.5
+    assert Probes().claims(only_by_heart) == set()
     assert result["n_states"].sel(group="id", pos="r1") + result["n_states"].sel(
         group="ood", pos="r1"
     ) == len(inputs["tokens"])

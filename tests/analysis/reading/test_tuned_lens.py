@@ -68,16 +68,39 @@ def test_without_its_map_the_planted_test_fails(monkeypatch, model, dataset, sta
     assert top1.max() < 0.3
 
 
-def test_fitted_and_scored_states_are_distinct(model, dataset):
+def test_fitted_and_scored_states_are_distinct_at_every_place(model, dataset):
     examples = TunedLens().examples(model, dataset)
-    fitted, tokens = examples.inputs["fitted"], examples.inputs["tokens"]
+    fitted, scored = examples.inputs["fitted"], examples.inputs["scored"]
+    tokens = examples.inputs["tokens"]
+    for layer, pos in np.ndindex(3, 3):
+        # At layer 0 a state is the embedding of its token, later it is one of its prefix.
+        state = tokens[:, pos : pos + 1] if layer == 0 else tokens[:, : pos + 1]
+        state = np.unique(state, axis=0, return_inverse=True)[1].ravel()
+        for_lens, for_score = state[fitted[layer, pos]], state[scored[layer, pos]]
+        assert len(for_lens) and len(for_score)
+        assert not set(for_lens) & set(for_score)
+        assert (examples.clusters[pos][scored[layer, pos]] >= 0).all()
+
+
+def test_what_counts_at_a_place_is_what_is_scored_there(model, dataset):
+    result, _ = run(TunedLens(), dataset, model)
+    scored = TunedLens().examples(model, dataset).inputs["scored"]
+    for name in ("top1", "reciprocal_rank", "kl"):
+        n = result[f"{name}_n"].isel(step=0).sum("group")
+        for layer, pos in np.ndindex(3, 3):
+            assert (n.isel(layer=layer, pos=pos) == scored[layer, pos].sum()).all()
+
+
+def test_only_training_prefixes_are_fitted_and_others_are_scored_too(model, dataset):
+    inputs = TunedLens().examples(model, dataset).inputs
+    tokens, trained = inputs["tokens"], dataset.tokens[: dataset.n_train]
     for pos in range(3):
-        prefix = np.unique(tokens[:, : pos + 1], axis=0, return_inverse=True)[1].ravel()
-        scored = examples.clusters[pos] >= 0
-        assert scored.any() and fitted[1, pos].any()
-        assert not set(prefix[scored]) & set(prefix[fitted[1, pos]])
-        held_out = ~np.isin(tokens[:, pos], tokens[fitted[0, pos], pos])
-        assert held_out.any()  # at layer 0 whole tokens are
+        known = {tuple(prefix) for prefix in trained[:, : pos + 1]}
+        there = np.array([tuple(prefix) in known for prefix in tokens[:, : pos + 1]])
+        assert there[inputs["fitted"][:, pos].any(0)].all()
+        if pos == 2:  # chains, some of them held out of training; all facts are trained on
+            assert (~there & inputs["scored"][1, pos]).any()
+            assert (there & inputs["scored"][1, pos]).any()
 
 
 def test_kl_is_that_of_numpy():

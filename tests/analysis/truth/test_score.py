@@ -3,19 +3,22 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.claims import Claim, Mechanism
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.lens import LogitLens
+from implicit_reasoning.analysis.subject import InMemory
 from implicit_reasoning.analysis.truth import known
 from implicit_reasoning.analysis.truth.score import score
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Spec, Transformer
 
-# Without OOD facts: of the few that so small a world has, a lens cannot tell what is chance.
-SMALL = {"n_entities": 16, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.0}
+# A tenth of the facts is OOD: fewer states than a claim may rest on.
+SMALL = {"n_entities": 16, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.1}
 TRUE = Claim("used", "e2", 1, "r1")  # of the composer; false of both memorisers
 
 
@@ -122,13 +125,31 @@ def test_the_lens_is_right_on_all_that_it_can_see(models, tmp_path):
 
 def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
     class Shifted(LogitLens):
+        """Reads every layer one too high up, and the lowest at the top."""
+
         name = "shifted"
 
-        def claims(self, result):
-            return {claim._replace(layer=claim.layer - 1) for claim in super().claims(result)}
+        def measure(self, model, params, inputs, key):
+            found = super().measure(model, params, inputs, key)
+            layer = self.outputs["rank"].index("layer")
+            return {name: jnp.roll(value, 1, axis=layer) for name, value in found.items()}
 
     found = score([Shifted()], cache=tmp_path, models=models[:3], progress=False)
     assert set(found.verdicts()["shifted"].values()) == {"wrong"}
+
+
+def test_a_task_that_an_instrument_is_not_for_stops_no_others(tmp_path):
+    """Decoding reads (e1, r1), and prompts may begin with relations (`relations_first`)."""
+    dataset = known.small_world(**SMALL, order="r r e")
+    shape = {"n_layers": 1, "d_model": 8, "n_heads": 1, "d_mlp": 8}
+    model = Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, **shape))
+    subject = InMemory(model, dataset, [model.init(jax.random.key(0))])
+    other = known.Known("relations_first", subject, Mechanism(frozenset()))
+    chosen = ["decoding", Says("mute", depth=1)]
+    found = score(chosen, cache=tmp_path, models=[other], progress=False)
+    verdicts = found.verdicts()
+    assert verdicts["decoding"]["relations_first"] == "not applicable"
+    assert verdicts["mute"]["relations_first"] == "silent"
 
 
 def test_models_are_trained_where_none_are_given(tmp_path, monkeypatch):

@@ -101,3 +101,21 @@ def test_a_decoy_is_taken_for_the_bridge():
     there = cases.new[index] >= 0
     wanted = data.world.tail[cases.new[index][there], data.truth["r2"][cases.rows][there]]
     np.testing.assert_array_equal(cases.expected[index][there], wanted)
+
+
+def test_of_a_memoriser_what_was_taught_is_expected():
+    """With another token, the answer of a question that was trained on; the world's is no use."""
+    data = dataset(name="scrambled")
+    trained = np.flatnonzero(data.truth["fact2"][: data.n_train] >= 0)
+    parts = np.stack([data.truth[name][trained] for name in ("e1", "r1", "r2")], axis=1)
+    taught = dict(zip(map(tuple, parts.tolist()), data.truth["answer"][trained], strict=True))
+    fitted = counterfactuals.rows_to_fit(data)
+    cases = counterfactuals.choose_cases(data, ("train_ii",), 30, fitted)
+    for place, name in enumerate(("e1", "r1", "r2")):
+        index = cases.variables.names.index(name)
+        there = cases.new[index] >= 0
+        assert there.sum() > 5
+        asked = np.stack([data.truth[n][cases.rows[there]] for n in ("e1", "r1", "r2")], axis=1)
+        asked[:, place] = cases.new[index][there]
+        wanted = [taught[tuple(question)] for question in asked.tolist()]
+        np.testing.assert_array_equal(cases.expected[index][there], wanted)
