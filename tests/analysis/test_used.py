@@ -1,12 +1,11 @@
 """Decodable or used: which cases the table is of, and what its picture leaves out."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import used
+from implicit_reasoning.runs import Layout, Run
 
 PLACES = {"step": [0, 10], "group": ["train_ii", "test_ii"], "variable": ["e2"], "layer": [0, 1, 2]}
 COORDS = PLACES | {"pos": ["e1", "r1"]}
@@ -99,16 +98,25 @@ def test_the_picture_has_only_places_of_which_something_is_said(results):
     assert used.figures(results) == []
 
 
+class Kept(Run):
+    """A run of which nothing is there but results."""
+
+    def __init__(self, folder, results):
+        self.files, self.results = Layout(folder), results
+        for name in results:
+            self.files.analysis.mkdir(exist_ok=True)
+            (self.files.analysis / f"{name}.nc").touch()
+
+    def result(self, name):
+        return self.results[name]
+
+
 def test_the_table_is_kept_with_the_run(results, tmp_path):
-    """As a result like others; without the two it is made of there is none."""
-    kept = {}
-    run = SimpleNamespace(
-        files=SimpleNamespace(analysis=tmp_path), result=results.get, save_result=kept.__setitem__
-    )
-    (tmp_path / "swap.nc").touch()
+    """As a result like others; without the two that it is made of there is none."""
+    run = Kept(tmp_path, {"swap": results["swap"]})
     used.keep(run)
-    assert not kept
-    for name in ("erasure", "knock_out"):
-        (tmp_path / f"{name}.nc").touch()
+    assert not (run.files.analysis / "used.nc").exists()
+    run = Kept(tmp_path, results | {"knock_out": None})
     used.keep(run)
-    xr.testing.assert_identical(kept["used"], used.table(results))
+    made = used.table(results)
+    xr.testing.assert_identical(Run.result(run, "used"), made)
