@@ -117,7 +117,8 @@ class ClusterBootstrap:
         sizes = np.maximum(self._resampled_sums(weight), 1)
         drawn = centre + self._resampled_sums(values - centre) / sizes
         # As in `_resampled_means`: rounding must not make a share negative.
-        drawn = np.clip(drawn, values.min(-1, keepdims=True), values.max(-1, keepdims=True))
+        if values.shape[-1]:
+            drawn = np.clip(drawn, values.min(-1, keepdims=True), values.max(-1, keepdims=True))
         low, high = _quantiles(drawn, [(1 - level) / 2, (1 + level) / 2])
         n_clusters = np.broadcast_to((self._by_cluster(weight) > 0).sum(-1), mean.shape)
         few = n_clusters < 2

@@ -119,10 +119,12 @@ def test_a_rare_success_has_no_negative_interval(n):
 
 @pytest.mark.parametrize("n_clusters", [0, 1])
 def test_fewer_than_two_clusters_have_no_interval(n_clusters):
-    got = clustered_bootstrap(np.ones(3 * n_clusters), np.zeros(3 * n_clusters, int))
-    assert math.isnan(got.low) and math.isnan(got.high)
-    assert math.isnan(got.mean) if n_clusters == 0 else got.mean == 1.0
-    assert (got.n_examples, got.n_clusters) == (3 * n_clusters, n_clusters)
+    values, clusters = np.ones(3 * n_clusters), np.zeros(3 * n_clusters, int)
+    every = ClusterBootstrap(clusters).interval_given(values, values > 0)
+    for got in (clustered_bootstrap(values, clusters), every):
+        assert math.isnan(got.low) and math.isnan(got.high)
+        assert math.isnan(got.mean) if n_clusters == 0 else got.mean == 1.0
+        assert (got.n_examples, got.n_clusters) == (3 * n_clusters, n_clusters)
 
 
 def test_the_seed_decides_and_the_level_widens():
