@@ -25,7 +25,8 @@ class Spec:
       d_vocab, n_ctx: tokens and positions.
       n_layers: blocks that have parameters; each runs `n_loops` times, in the order
         0..n_layers-1, 0..n_layers-1, ...; `depth` is their product.
-      d_model, n_heads, d_mlp: widths; a head has `d_model / n_heads` dimensions.
+      d_model, n_heads, d_mlp: widths; a head has `d_model / n_heads` dimensions, or
+      head_width: so many, where that is not 0 (compiled models may have heads of any width).
       act_fn: `gelu_new` (GPT-2's tanh approximation) or `relu`.
       normalization: `LN` (before attention, MLP and unembedding) or `none`.
       tied: the unembedding is the transposed embedding.
@@ -44,6 +45,7 @@ class Spec:
     n_heads: int
     d_mlp: int
     n_loops: int = 1
+    head_width: int = 0
     act_fn: str = "gelu_new"
     normalization: str = "LN"
     tied: bool = False
@@ -57,7 +59,9 @@ class Spec:
         for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads", "d_mlp", "n_loops"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.d_model % self.n_heads:
+        if self.head_width < 0:
+            raise InputError(f"model.head_width is {self.head_width}; it must be at least 0")
+        if not self.head_width and self.d_model % self.n_heads:
             raise InputError(
                 f"model.d_model is {self.d_model}, which model.n_heads = {self.n_heads} does not "
                 "divide; heads need equal widths"
@@ -72,7 +76,7 @@ class Spec:
     @property
     def d_head(self) -> int:
         """Width of a head."""
-        return self.d_model // self.n_heads
+        return self.head_width or self.d_model // self.n_heads
 
     @property
     def depth(self) -> int:

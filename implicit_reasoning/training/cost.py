@@ -57,9 +57,10 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
 
 def block_flops(spec: Spec, n_keys: int, n_queries: int) -> int:
     """Forward FLOPs of a block, one row, with keys at some positions and all else at others."""
-    square, mlp = spec.d_model**2, spec.d_model * spec.d_mlp
+    heads = spec.n_heads * spec.d_head
+    square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
     projections = 2 * square * n_keys + 2 * square * n_queries  # keys, values; queries, outputs
-    attention = 2 * n_queries * n_keys * spec.d_model  # scores and mixing
+    attention = 2 * n_queries * n_keys * heads  # scores and mixing
     return 2 * (projections + attention + 2 * mlp * n_queries)
 
 

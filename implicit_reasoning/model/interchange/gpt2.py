@@ -82,6 +82,11 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     Raises:
       InputError: the model has no norms, or a logit bias that is not zero: GPT-2 can have neither.
     """
+    if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
+        raise InputError(
+            f"{model.spec.n_heads} heads of width {model.spec.d_head} are not the model's width, "
+            f"{model.spec.d_model}; HuggingFace's GPT-2 divides its width among its heads"
+        )
     if model.spec.normalization == "none":
         raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 always has norms")
     if model.spec.unembed_bias and np.any(np.asarray(params["unembed"]["b_U"])):

@@ -33,7 +33,7 @@ from implicit_reasoning.model.transformer import Params, Transformer
 # Buffers of HookedTransformer that are no parameters.
 _BUFFERS = re.compile(r"(attn\.(mask|IGNORE|rotary_sin|rotary_cos))$")
 _NUMBERS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab")
-_OPTIONAL = {"act_fn": str, "normalization_type": str | None, "eps": float}
+_OPTIONAL = {"act_fn": str, "normalization_type": str | None, "eps": float, "d_head": int}
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
@@ -114,7 +114,6 @@ def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the co
     fixed = {
         "positional_embedding_type": "standard",
         "attention_dir": "causal",
-        "d_head": config["d_model"] // max(config["n_heads"], 1),
         "d_vocab_out": config["d_vocab"],
         "gated_mlp": False,
         "attn_only": False,
@@ -122,6 +121,8 @@ def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the co
     # HookedTransformerConfig writes -1 for "follows from the others".
     stated = {name: value for name, value in config.items() if value != -1}
     check_config(stated, where, fixed=fixed)
+    own = config["d_model"] / max(config["n_heads"], 1)
+    head_width = stated.get("d_head", own)
     normalization = config.get("normalization_type", "LN")
     if normalization not in ("LN", None):
         raise InputError(
@@ -130,6 +131,7 @@ def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the co
         )
     return Spec(
         **{name: config[name] for name in _NUMBERS},
+        head_width=0 if head_width == own else head_width,
         act_fn=config.get("act_fn", ""),
         normalization=normalization or "none",
         eps=config.get("eps", 1e-5),

@@ -47,6 +47,7 @@ def specs(draw, **fixed):
             "n_layers": draw(st.integers(1, 2)),
             "d_model": n_heads * draw(st.integers(1, 4)),
             "n_heads": n_heads,
+            "head_width": draw(st.sampled_from([0, 0, 5])),
             "d_mlp": draw(st.integers(1, 9)),
             "n_loops": draw(st.integers(1, 2)),
             "act_fn": draw(st.sampled_from(["gelu_new", "relu"])),

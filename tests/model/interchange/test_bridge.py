@@ -82,5 +82,5 @@ def test_heads_are_checked_against_the_config(saved):
     path, _ = saved
     config = path.with_suffix(".json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"n_heads": 0}))
-    with pytest.raises(InputError, match="d_head = 4"):
+    with pytest.raises(InputError, match=r"model\.n_heads is 0"):
         load_weights(path)

@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 @hypothesis.settings(max_examples=12)
-@hypothesis.given(spec=specs(), seed=st.integers(0, 9))
+@hypothesis.given(spec=specs(head_width=st.just(0)), seed=st.integers(0, 9))
 def test_what_is_saved_is_gpt2_and_loads_equal(tmp_path_factory, spec, seed):
     """Numpy's GPT-2 computes our logits from the file, and the file gives our parameters back."""
     folder = tmp_path_factory.mktemp("gpt2")
@@ -120,6 +120,7 @@ def test_half_precision_is_read_as_float32(folder):
     ("change", "message"),
     [
         ({"normalization": "none"}, "GPT-2 always has norms"),
+        ({"head_width": 3}, "divides its width among its heads"),
         ({"unembed_bias": True}, "no bias on its logits"),
     ],
 )

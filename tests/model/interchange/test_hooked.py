@@ -57,6 +57,32 @@ def test_a_looped_model_is_written_out_for_those_who_do_not_loop(tmp_path):
     assert again.sites == model.sites  # layers were numbered by unrolled depth all along
 
 
+def test_a_model_compiled_by_hand_loads_and_runs(tmp_path):
+    """No norms, relu, one head narrower than the residual: it says the token before."""
+    n_tokens = n_ctx = 3
+    token, place, said = np.split(np.eye(9, dtype=np.float32), 3)  # what the residual is made of
+    before = 100 * np.eye(3, k=-1, dtype=np.float32)  # a query at i asks for position i - 1
+    arrays = {
+        "embed.W_E": token,
+        "pos_embed.W_pos": place,
+        "blocks.0.attn.W_Q": (place.T @ before)[None],
+        "blocks.0.attn.W_K": place.T[None],
+        "blocks.0.attn.W_V": token.T[None],
+        "blocks.0.attn.W_O": said[None],
+        "blocks.0.mlp.W_in": np.zeros((9, 2), np.float32),
+        "blocks.0.mlp.W_out": np.zeros((2, 9), np.float32),
+        "unembed.W_U": said.T,
+    }
+    config = {"n_layers": 1, "d_model": 9, "n_heads": 1, "d_head": 3, "d_mlp": 2, "n_ctx": n_ctx}
+    config |= {"d_vocab": n_tokens, "act_fn": "relu", "normalization_type": None}
+    np.savez(tmp_path / "compiled.npz", **arrays)
+    (tmp_path / "compiled.json").write_text(json.dumps(config))
+    model, params = load_weights(tmp_path / "compiled.npz")
+    assert model.dims["d_head"] == 3
+    tokens = np.array([[2, 0, 1], [1, 1, 2]])
+    np.testing.assert_array_equal(logits_of(model, params, tokens)[:, 1:].argmax(-1), tokens[:, :2])
+
+
 def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
     model = Transformer(SPEC)
     params = model.init(jax.random.key(0))
