@@ -169,7 +169,7 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         if step == steps[-1]:
             ax.set_xlabel("position")
     handles = [Patch(color=color, alpha=_ALPHA, label=name) for name, color in VERDICTS.items()]
-    drawing.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    drawing.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     said = " ".join(disagreements(whole)) or "At the last checkpoint the two nowhere disagree."
     caption = (
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
