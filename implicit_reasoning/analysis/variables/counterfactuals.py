@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.instrument import Examples
-from implicit_reasoning.analysis.patching.choose import all_questions, questions_of
+from implicit_reasoning.analysis.patching.choose import all_questions, answers_to, questions_of
 from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
-from implicit_reasoning.worlds import ROLES, Dataset, World, prefix_keys
+from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import inside
 from implicit_reasoning.worlds.dataset import columns, world_of
 
@@ -183,16 +183,10 @@ def _taught(
 ) -> Int[np.ndarray, "row value"]:
     """The answer that training teaches when one part of each question is another; -1: none."""
     table = all_questions(dataset)
-    table = table.only(table.trained)
     asked = np.repeat(questions_of(dataset, rows).parts[:, None], others.shape[1], axis=1)
-    asked[:, :, part] = others
-    asked = np.where(asked < 0, asked.max() + 1, asked).reshape(-1, asked.shape[2])
-    size = int(max(asked.max(initial=0), table.parts.max(initial=0))) + 1
-    keys = prefix_keys(np.concatenate([table.parts, asked]), size)[:, -1]
-    known, wanted = keys[: len(table.parts)], keys[len(table.parts) :]
-    order = np.argsort(known)
-    place = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[place] == wanted, table.answer[place], -1).reshape(others.shape)
+    asked[:, :, part] = np.maximum(others, 0)
+    answers = answers_to(table.only(table.trained), asked.reshape(-1, asked.shape[2]))
+    return np.where(others >= 0, answers.reshape(others.shape), -1)
 
 
 def _another(
