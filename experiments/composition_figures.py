@@ -17,8 +17,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from implicit_reasoning.analysis.claims import ENOUGH
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
-from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,

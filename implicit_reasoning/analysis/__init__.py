@@ -11,6 +11,7 @@ instrument.py   the form of an instrument
 claims.py       what one may say of a mechanism, and how that is judged
 states.py       states and truth variables, from which most begin
 facts.py        facts as the rows that are fitted and held out
+questions.py    which questions meet, by the truth of the world (on the host)
 parts.py        examples some at a time, and only those that count
 rest.py         the rest of a forward pass, up to the answer
 subject.py      what can be measured: a run, or weights in memory

@@ -15,11 +15,10 @@ import xarray as xr
 from jaxtyping import Array, Bool, Int, Key
 from matplotlib.axes import Axes
 
-from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.claims import ENOUGH, Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains, prompts
-from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,
@@ -71,6 +70,7 @@ class Behaviour(Instrument):
         "agreement": ("rule", "example"),
         "shortcut": ("rule", "example"),
     }
+    nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; clusters are first facts."""

@@ -25,6 +25,10 @@ KINDS = {
 }
 """The fixed list. Layer and position are -1 and "" in the last two."""
 
+ENOUGH = 20
+"""Distinct facts or prefixes that must count before a mean is shown in a map, or claimed from:
+with fewer, an interval that is called 95% covers much less (`statistics.ClusterBootstrap`)."""
+
 Verdict = Literal["right", "wrong", "silent"]
 
 

@@ -67,6 +67,9 @@ class Instrument(abc.ABC):
       given: for outputs by example, the output (bool, of some of the same dimensions) that says
         which examples count at this checkpoint, such as those answered correctly when nothing is
         changed. `<name>_n` then has how many clusters did.
+      nulls: its controls, by name: the labels that select one from the outputs, as in
+        `{"shuffled truth": {"truth": "shuffled"}}`, or the name of the output that holds it. The
+        untrained model is one more wherever step 0 is measured.
       reference: whether `inputs`, a dict, gets the parameters of the subject's last checkpoint as
         `inputs["reference"]`: what others are compared with.
       default: whether `analyze` runs it when no instrument is named.
@@ -78,6 +81,7 @@ class Instrument(abc.ABC):
     version: ClassVar[int] = 1
     outputs: ClassVar[dict[str, tuple[str, ...]]]
     given: ClassVar[dict[str, str]] = {}
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {}
     reference: ClassVar[bool] = False
     default: ClassVar[bool] = True
     found_at: str = ""
@@ -125,6 +129,19 @@ class Instrument(abc.ABC):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """What the numbers of one checkpoint (no `step`) say; nothing unless overridden."""
         return set()
+
+    def check_nulls(self, coords: Mapping[str, Sequence[Any]]) -> None:
+        """Raise an `InputError` where a null is declared that no output has."""
+        for name, null in self.nulls.items():
+            if isinstance(null, str):
+                there, wanted = null in self.outputs, f"output {null!r}"
+            else:
+                there = any(null.keys() <= set(dims) for dims in self.outputs.values()) and all(
+                    label in coords.get(dim, ()) for dim, label in null.items()
+                )
+                wanted = "output with " + ", ".join(f"{d}={v!r}" for d, v in null.items())
+            if not there:
+                raise InputError(f"instrument {self.name!r}: null {name!r} has no {wanted}")
 
     def check(self, outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
         """Raise an `InputError` where outcomes do not have the dimensions that are declared."""

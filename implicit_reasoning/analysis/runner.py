@@ -143,6 +143,7 @@ def measure(
         last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
         examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
+    instrument.check_nulls(coords)
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
     at_once = runner.at_once(len(steps))
@@ -173,6 +174,7 @@ def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict
         **_identity(instrument, subject),
         "found_at": instrument.found_at,
         "sites": list(instrument.sites(subject.model)),
+        "nulls": dict(instrument.nulls),
         "groups": list(examples.groups),
         "made_with": provenance(),
     }

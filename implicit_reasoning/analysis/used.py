@@ -16,9 +16,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
+from implicit_reasoning.analysis.claims import ENOUGH
 from implicit_reasoning.analysis.drawing import label_places, some_groups, some_steps
 from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
-from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
 from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED

@@ -5,7 +5,6 @@
     back_patching.py   a later state put back into an earlier layer
     parameters.py      weights from another checkpoint
 
-    choose.py          which questions meet, by the truth of the world (on the host)
     grids.py           all (layer, position) cells of a patch, each on its cone of the forward pass
     outcomes.py        what became of an answer: three shares, and graded measures
 

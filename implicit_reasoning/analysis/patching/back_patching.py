@@ -19,11 +19,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
+from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis.claims import ENOUGH
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.outcomes import FEWEST, answers_with
+from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -38,34 +39,36 @@ OUTCOMES = ("unchanged", "repaired", "other")
 
 _MOST = 150  # rows of a split
 _SEED = 0
+_CELLS = ("donor", "pos", "from_layer", "layer", "example")
 
 
 class BackPatching(Instrument):
     """See the module."""
 
     name = "back_patching"
-    version = 3
+    version = 4
     definition = (
         "Of questions answered wrongly: the share that is answered correctly (repaired), with the "
         "same wrong answer (unchanged) or with another wrong one (other, which is damage) when "
         "S[from_layer, pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the "
-        "state of another question's run. correct: the share answered correctly when nothing is "
-        "changed."
+        "state of another question's run. probability: of the right answer. correct: the share "
+        "answered correctly when nothing is changed."
     )
     outputs = {
-        **dict.fromkeys(OUTCOMES, ("donor", "pos", "from_layer", "layer", "example")),
+        **dict.fromkeys((*OUTCOMES, "probability"), _CELLS),
         "wrong": ("example",),
         "correct": ("example",),
     }
-    given = dict.fromkeys(OUTCOMES, "wrong")
+    given = dict.fromkeys((*OUTCOMES, "probability"), "wrong")
+    nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; an interval's unit is the first fact."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked = choose.questions_of(dataset, rows)
-        tokens = choose.tokens_of(dataset, asked.parts)
+        asked = questions.questions_of(dataset, rows)
+        tokens = questions.tokens_of(dataset, asked.parts)
         other = np.random.default_rng(_SEED).permutation(len(rows))
         inputs = {"tokens": tokens, "others": tokens[other], "answer": asked.answer}
         return Examples(
@@ -99,18 +102,19 @@ class BackPatching(Instrument):
             says = grid.argmax(-1)
             unchanged = ~repaired & (says == of_rank(question["said"], says))
             became = (unchanged, repaired, ~(unchanged | repaired))
-            return dict(zip(OUTCOMES, became, strict=True))
+            by_share = dict(zip(OUTCOMES, became, strict=True))
+            return by_share | {"probability": probability(grid, question["answer"])}
 
         logits = final_logits(model, params, inputs["tokens"])
         correct = answers_with(logits, inputs["answer"])
-        questions = inputs | {"said": logits.argmax(-1)}
-        return in_parts(outcomes, questions, ~correct) | {"wrong": ~correct, "correct": correct}
+        asked = inputs | {"said": logits.argmax(-1)}
+        return in_parts(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Repaired answers by (from, to), for every position of one split of tests, and damage."""
         group = some_groups(result)[-1]
-        repaired = result.repaired.where(result.repaired_n >= FEWEST).sel(group=group)
-        damaged = result.other.where(result.other_n >= FEWEST).sel(group=group)
+        repaired = result.repaired.where(result.repaired_n >= ENOUGH).sel(group=group)
+        damaged = result.other.where(result.other_n >= ENOUGH).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
         rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
@@ -121,7 +125,7 @@ class BackPatching(Instrument):
             "hence is 0. The null, the best of all positions, takes another question's state. The "
             "best of many cells is high by chance, too: hold it against the best of the null. The "
             "last row is damage, a wrong answer that becomes another wrong one. "
-            f"White: fewer than {FEWEST} facts counted."
+            f"White: fewer than {ENOUGH} facts counted."
         )
         drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
         return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]

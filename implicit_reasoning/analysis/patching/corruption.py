@@ -26,11 +26,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis.claims import ENOUGH, Claim
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import (
     both_ways,
     part_names,
@@ -38,12 +38,10 @@ from implicit_reasoning.analysis.patching.grids import (
     patch_states,
 )
 from implicit_reasoning.analysis.patching.outcomes import (
-    FEWEST,
+    GRADED,
     SHARES,
     answers_with,
-    divergence,
-    logit_difference,
-    probability,
+    graded,
     shares,
 )
 from implicit_reasoning.analysis.rest import final_logits
@@ -65,35 +63,34 @@ _CHANCE = 3.0  # times the null that they must be
 
 _STATES = ("direction", "kind", "token", "layer", "pos", "example")
 _PARTS = ("direction", "token", "block", "part", "pos", "example")
-_GRADED = ("logit_difference", "probability", "divergence")
+_PARTS_GRADED = tuple(f"part_{name}" for name in GRADED)
 
 
 class Corruption(Instrument):
     """See the module."""
 
     name = "corruption"
-    version = 2
+    version = 3
     definition = (
         "Of questions answered correctly when clean: the share of predictions that are the clean "
         "answer, that of the question with the exchanged token (counterfactual), or another, when "
         "S[layer, pos] of the run with one token corrupted is put into the clean run (noising) or "
         "the reverse (denoising). A symmetric token's question may have no answer, or the clean "
         "one, and noise has none: nothing then counts as counterfactual (compared: where there is "
-        "one). part_share: the same for what one part of a block wrote, counterfactual tokens "
-        "only. null_share, part_null_share: with the exchanged answer of another question. "
+        "one). null_share: with the exchanged answer of another question. "
         "logit_difference: clean minus exchanged answer, where there is one; probability: of the "
-        "clean answer; "
-        "divergence: KL(clean run || patched run), nats. followed: the counterfactual share in "
-        "noising, where the counterfactual question is answered correctly, too, when asked."
+        "clean answer; divergence: KL(clean run || patched run), nats. part_...: the same for what "
+        "one part of a block wrote, counterfactual tokens only. followed: the counterfactual share "
+        "in noising, where the counterfactual question is answered correctly, too, when asked."
     )
     outputs = {
         "share": ("outcome", *_STATES),
         "null_share": _STATES,
         "compared": ("kind", "token", "example"),
-        **dict.fromkeys(_GRADED, _STATES),
+        **dict.fromkeys(GRADED, _STATES),
         "part_share": ("outcome", *_PARTS),
         "part_null_share": _PARTS,
-        "part_logit_difference": _PARTS,
+        **dict.fromkeys(_PARTS_GRADED, _PARTS),
         "followed": ("token", "layer", "pos", "example"),
         "counts": ("token", "example"),
         "both_correct": ("token", "example"),
@@ -101,10 +98,14 @@ class Corruption(Instrument):
         "correct": ("example",),
     }
     given = {
-        **dict.fromkeys(("share", "null_share", *_GRADED, "corrupted"), "counts"),
+        **dict.fromkeys(("share", "null_share", *GRADED, "corrupted"), "counts"),
         "logit_difference": "compared",
-        **dict.fromkeys(("part_share", "part_null_share", "part_logit_difference"), "counts"),
+        **dict.fromkeys(("part_share", "part_null_share", *_PARTS_GRADED), "counts"),
         "followed": "both_correct",
+    }
+    nulls = {
+        "answer of another question": "null_share",
+        "answer of another question, for parts": "part_null_share",
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -112,8 +113,8 @@ class Corruption(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked, random = choose.questions_of(dataset, rows), np.random.default_rng(_SEED)
-        order = choose.spelt_order(dataset)
+        asked, random = questions.questions_of(dataset, rows), np.random.default_rng(_SEED)
+        order = questions.spelt_order(dataset)
         token, answer = replacements(dataset, asked, random)
         another = random.permutation(len(rows))
         symmetric, its_answer = _symmetric(dataset, asked, random)
@@ -122,7 +123,7 @@ class Corruption(Instrument):
         shuffled = np.where(shuffled == asked.answer, -1, shuffled)
         inputs = {
             "clean": asked.answer,
-            "tokens": choose.tokens_of(dataset, asked.parts),
+            "tokens": questions.tokens_of(dataset, asked.parts),
             # By example first: examples are taken some at a time.
             "corrupt": _by_example(np.stack([token, symmetric])[:, order]),
             "answer": _by_example(answers),
@@ -168,10 +169,10 @@ class Corruption(Instrument):
         """Where each token's exchange is followed: by state, and by part of a block."""
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
-        known = of_group.share.where(of_group.share_n >= FEWEST)
+        known = of_group.share.where(of_group.share_n >= ENOUGH)
         moved = known.sel(outcome=SHARES[1], kind=KINDS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
-        null = of_group.null_share.where(of_group.null_share_n >= FEWEST).sel(kind=KINDS[0])
+        null = of_group.null_share.where(of_group.null_share_n >= ENOUGH).sel(kind=KINDS[0])
         rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
             f"Split {group}, questions answered correctly when clean. A row is the input token "
@@ -179,13 +180,13 @@ class Corruption(Instrument):
             "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
             "on the way from that token to the answer; a state before that token's position cannot "
             "change anything. The null expects the answer of another question's exchange. "
-            f"White: fewer than {FEWEST} facts counted."
+            f"White: fewer than {ENOUGH} facts counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
-        by_part = of_group.part_share.where(of_group.part_share_n >= FEWEST)
+        by_part = of_group.part_share.where(of_group.part_share_n >= ENOUGH)
         by_part = by_part.sel(outcome=SHARES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
-        null = of_group.part_null_share.where(of_group.part_null_share_n >= FEWEST)
+        null = of_group.part_null_share.where(of_group.part_null_share_n >= ENOUGH)
         parts["null: answer of\nanother question"] = null.max(("token", "pos"))
         written = maps_over_steps(
             parts, "share of answers that follow, best position", rows="part", columns="block"
@@ -209,7 +210,7 @@ class Corruption(Instrument):
         only in noising, among questions that the model can answer both ways, in one split at least.
         """
         null = result.null_share.sel(kind=KINDS[0], direction="noising")
-        low, enough = result.followed_low, result.followed_n >= FEWEST
+        low, enough = result.followed_low, result.followed_n >= ENOUGH
         there = (enough & (low >= _CARRIED) & (low >= _CHANCE * null)).any("group")
         return {
             Claim("carried", str(token), int(layer), str(token))
@@ -220,14 +221,14 @@ class Corruption(Instrument):
 
 
 def replacements(
-    dataset: Dataset, asked: choose.Questions, random: np.random.Generator
+    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
     """For each part of the questions another value, and the answer it leads to.
 
     Returns:
       `(token, answer)` by part (e1, r1, ...); -1 where no question with another answer exists.
     """
-    table = choose.all_questions(dataset)
+    table = questions.all_questions(dataset)
     tokens, answers = [], []
     for part in range(dataset.hops + 1):
         rest = np.delete(np.arange(dataset.hops + 1), part)
@@ -235,7 +236,7 @@ def replacements(
         # A question that nobody was trained on only where there is no other.
         wider = _exchanged(asked, table, ~table.trained, rest, random)
         found = np.where(found >= 0, found, wider)
-        token = choose.tokens_of(dataset, table.parts[found])[:, _place(dataset, part)]
+        token = questions.tokens_of(dataset, table.parts[found])[:, _place(dataset, part)]
         tokens.append(np.where(found >= 0, token, -1))
         answers.append(np.where(found >= 0, table.answer[found], -1))
     return np.stack(tokens), np.stack(answers)
@@ -243,12 +244,12 @@ def replacements(
 
 def _place(dataset: Dataset, part: int) -> int:
     """The position of a part (of e1, r1, r2, ...) in a prompt."""
-    return choose.spelt_order(dataset).index(part)
+    return questions.spelt_order(dataset).index(part)
 
 
 def _exchanged(
-    asked: choose.Questions,
-    table: choose.Questions,
+    asked: questions.Questions,
+    table: questions.Questions,
     which: np.ndarray,
     rest: np.ndarray,
     random: np.random.Generator,
@@ -260,26 +261,26 @@ def _exchanged(
         other: np.ndarray = table.answer[numbers[item]] != asked.answer[row]
         return other
 
-    found = choose.matches(asked.parts[:, rest], table.parts[numbers][:, rest], fits, random)
+    found = questions.matches(asked.parts[:, rest], table.parts[numbers][:, rest], fits, random)
     return np.where(found >= 0, numbers[found], -1) if len(numbers) else found
 
 
 def _symmetric(
-    dataset: Dataset, asked: choose.Questions, random: np.random.Generator
+    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
     """Another token of the same kind, any of them, for each part, and the answer it leads to.
 
     Returns:
       `(token, answer)` by part; the answer is -1 where that is no question, or has the clean one.
     """
-    world, table = world_of(dataset), choose.all_questions(dataset)
+    world, table = world_of(dataset), questions.all_questions(dataset)
     tokens, answers = [], []
     for part, old in enumerate(asked.parts.T):
         size = world.n_relations if part else world.n_entities
         new = (old + random.integers(1, max(size, 2), len(old))) % size
         parts = asked.parts.copy()
         parts[:, part] = new
-        answer = choose.answers_to(table, parts)
+        answer = questions.answers_to(table, parts)
         tokens.append(new + world.n_entities * (part > 0))
         answers.append(np.where(answer == asked.answer, -1, answer))
     return np.stack(tokens), np.stack(answers)
@@ -314,9 +315,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         return {
             "share": shares(grid, clean, answer),
             "null_share": answers_with(grid, other),
-            "logit_difference": logit_difference(grid, clean, answer),
-            "probability": probability(grid, clean),
-            "divergence": divergence(grid, whole),
+            **graded(grid, clean, answer, whole),
             "corrupted": answers_with(logits[:, 0], answer),
         }
 
@@ -327,7 +326,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         return {
             "part_share": shares(grid, clean, answer),
             "part_null_share": answers_with(grid, other),
-            "part_logit_difference": logit_difference(grid, clean, answer),
+            **dict(zip(_PARTS_GRADED, graded(grid, clean, answer, whole).values(), strict=True)),
         }
 
     places = jnp.arange(tokens.shape[1])
@@ -335,14 +334,13 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         lambda kind: jax.lax.map(lambda place: states(kind, place), places), jnp.arange(len(KINDS))
     )
     by_part = jax.lax.map(parts, places)
-    graded = {name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *_GRADED)}
-    return graded | {
+    one_each = {
+        **{name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *GRADED)},
+        **{n: jnp.moveaxis(by_part[n], 1, 0) for n in ("part_null_share", *_PARTS_GRADED)},
+    }
+    return one_each | {
         "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
         "corrupted": by_state["corrupted"],
         "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
-        **{
-            name: jnp.moveaxis(by_part[name], 1, 0)
-            for name in ("part_null_share", "part_logit_difference")
-        },
         "followed": by_state["share"][0, :, SHARES.index("counterfactual"), 0],
     }

@@ -19,13 +19,19 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching import choose
 from implicit_reasoning.analysis.patching.grids import patch_states
-from implicit_reasoning.analysis.patching.outcomes import FEWEST, SHARES, answers_with, shares
+from implicit_reasoning.analysis.patching.outcomes import (
+    GRADED,
+    SHARES,
+    answers_with,
+    graded,
+    shares,
+)
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.figures import Figure
@@ -57,19 +63,25 @@ class CrossQuery(Instrument):
     """See the module."""
 
     name = "cross_query"
+    version = 2
     definition = (
         "Share of predictions that are the clean answer, the composed one (tail of the source's "
         "bridge and the target's r2; Ye et al. 2025), or another, when S[layer, pos] of a source "
         "question replaces the target's; over targets answered correctly when clean. Composed "
         "chains are absent from training but in the group 'trained chain'. Null 'shuffled': the "
-        "composed answer of another pair. direct: the composed question itself, asked."
+        "composed answer of another pair. logit_difference: clean minus composed answer (compared: "
+        "where there is one); probability: of the clean answer; divergence: KL(clean run || "
+        "patched run), nats. direct: the composed question itself, asked."
     )
     outputs = {
         "share": ("expected", "outcome", "layer", "pos", "example"),
+        **dict.fromkeys(GRADED, ("layer", "pos", "example")),
         "correct": ("example",),
+        "compared": ("example",),
         "direct": ("example",),
     }
-    given = {"share": "correct"}
+    given = {**dict.fromkeys(("share", *GRADED), "correct"), "logit_difference": "compared"}
+    nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Pairs of questions; an interval's unit is the source's first fact."""
@@ -79,9 +91,9 @@ class CrossQuery(Instrument):
         same = pairs.group == GROUPS.index(SAME)
         shuffled = _another(composed.answer, target.answer, pairs.group)
         inputs = {
-            "source": choose.tokens_of(dataset, source.parts),
-            "target": choose.tokens_of(dataset, target.parts),
-            "composed": choose.tokens_of(dataset, composed.parts),
+            "source": questions.tokens_of(dataset, source.parts),
+            "target": questions.tokens_of(dataset, target.parts),
+            "composed": questions.tokens_of(dataset, composed.parts),
             "clean": target.answer,
             "direct": composed.answer,
             # With the same bridge there is no other answer to expect: whatever changed is damage.
@@ -108,21 +120,23 @@ class CrossQuery(Instrument):
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
             _, donor = forward_at(model, params, pair["source"], sites=sites)
-            _, base = forward_at(model, params, pair["target"], sites=sites)
+            whole, base = forward_at(model, params, pair["target"], sites=sites)
             logits = patch_states(model, params, base, donor)
             share = [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
-            return {"share": jnp.stack(share)}
+            of_grid = graded(logits, pair["clean"], pair["true"], whole[:, 0])
+            return {"share": jnp.stack(share), **of_grid}
 
         def right(asked: str, answer: str) -> Array:
             return answers_with(final_logits(model, params, inputs[asked]), inputs[answer])
 
         correct = right("target", "clean")
         direct = right("composed", "direct")
-        return in_parts(outcomes, inputs, correct) | {"correct": correct, "direct": direct}
+        found = in_parts(outcomes, inputs, correct) | {"correct": correct, "direct": direct}
+        return found | {"compared": correct & (jnp.asarray(inputs["true"]) >= 0)}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""
-        known = result.share.where(result.share_n >= FEWEST)
+        known = result.share.where(result.share_n >= ENOUGH)
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=share) for share in (SHARES[1], SHARES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
@@ -135,7 +149,7 @@ class CrossQuery(Instrument):
             "there alone is remembered. A state that stands for the bridge is high in the first "
             "row and, with the same bridge from another prefix (last row), leaves the answer as "
             "it is. The null expects the answer of another pair. White: fewer than "
-            f"{FEWEST} source facts counted."
+            f"{ENOUGH} source facts counted."
         )
         drawing = maps_over_steps(rows, "share of predictions")
         return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
@@ -170,7 +184,7 @@ class CrossQuery(Instrument):
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
         n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
-        return n.fillna(0) >= FEWEST
+        return n.fillna(0) >= ENOUGH
 
     def _remembers(self, result: xr.Dataset) -> bool:
         return bool(
@@ -185,9 +199,9 @@ class CrossQuery(Instrument):
 class Pairs(NamedTuple):
     """Questions that meet: source, target, and the chain that is composed of both."""
 
-    source: choose.Questions
-    target: choose.Questions
-    composed: choose.Questions
+    source: questions.Questions
+    target: questions.Questions
+    composed: questions.Questions
     group: np.ndarray
 
 
@@ -197,18 +211,18 @@ def choose_pairs(dataset: Dataset) -> Pairs:
     Raises:
       NotApplicable: no training chain is a probe.
     """
-    table, random = choose.all_questions(dataset), np.random.default_rng(_SEED)
+    table, random = questions.all_questions(dataset), np.random.default_rng(_SEED)
     trained = np.flatnonzero(dataset.probe[: dataset.n_train])
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
         raise NotApplicable(
             "cross_query needs training chains among the probes; this task has none"
         )
-    targets = choose.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
-    usual = choose.of_roles(dataset, table, inside(0))
+    targets = questions.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
+    usual = questions.of_roles(dataset, table, inside(0))
     candidates = {
         BRIDGE: table.only(usual & ~table.trained),
-        OOD: table.only(choose.of_roles(dataset, table, "O") & ~table.trained),
+        OOD: table.only(questions.of_roles(dataset, table, "O") & ~table.trained),
         TRAINED: table.only(table.trained),
         SAME: table.only(usual & ~table.trained),
     }
@@ -232,11 +246,11 @@ def choose_pairs(dataset: Dataset) -> Pairs:
 
 
 def _compose(
-    targets: choose.Questions,
-    candidates: choose.Questions,
+    targets: questions.Questions,
+    candidates: questions.Questions,
     same_bridge: bool,
     random: np.random.Generator,
-) -> tuple[choose.Questions, choose.Questions]:
+) -> tuple[questions.Questions, questions.Questions]:
     """For each target a candidate with another first fact and the same r2, ..."""
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -247,15 +261,15 @@ def _compose(
             return other & follows
         return other & ~follows & (candidates.answer[item] != targets.answer[row])
 
-    found = choose.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
+    found = questions.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
     keep = np.flatnonzero(found >= 0)
     return targets.only(keep), candidates.only(found[keep])
 
 
 def _sources(
-    composed: choose.Questions,
-    table: choose.Questions,
-    target: choose.Questions,
+    composed: questions.Questions,
+    table: questions.Questions,
+    target: questions.Questions,
     random: np.random.Generator,
 ) -> np.ndarray:
     """The source: the same first fact, another r2, and an answer that nobody expects here."""
@@ -265,7 +279,7 @@ def _sources(
         unexpected = (answer != composed.answer[row]) & (answer != target.answer[row])
         return (table.parts[item, 2] != composed.parts[row, 2]) & unexpected
 
-    return choose.matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
+    return questions.matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
 
 
 def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -277,5 +291,5 @@ def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.n
     return np.where(found == clean, np.int32(-1), found)
 
 
-def _stacked(parts: tuple[choose.Questions, ...]) -> choose.Questions:
-    return choose.Questions(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _stacked(parts: tuple[questions.Questions, ...]) -> questions.Questions:
+    return questions.Questions(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

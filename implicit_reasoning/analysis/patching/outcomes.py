@@ -18,8 +18,8 @@ from implicit_reasoning.model.rank import of_rank
 SHARES = ("clean answer", "counterfactual", "other")
 """In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
 
-FEWEST = 10
-"""Distinct states that must have counted before a number is shown in a figure, or said."""
+GRADED = ("logit_difference", "probability", "divergence")
+"""What `graded` returns."""
 
 Logits = Float[Array, "*cell example d_vocab"]
 Tokens = Int[Array, "example"]
@@ -37,6 +37,20 @@ def shares(
     """Which of `SHARES` each prediction is; the two answers must differ."""
     old, new = answers_with(logits, clean), answers_with(logits, counterfactual)
     return jnp.stack([old, new, ~(old | new)])
+
+
+def graded(
+    logits: Logits, clean: Tokens, counterfactual: Tokens, whole: Float[Array, "example d_vocab"]
+) -> dict[str, Float[Array, "*cell example"]]:
+    """The graded measures, by name; `whole` are the logits of the clean run.
+
+    The logit difference of a question without a counterfactual (-1) means nothing.
+    """
+    return {
+        "logit_difference": logit_difference(logits, clean, counterfactual),
+        "probability": probability(logits, clean),
+        "divergence": divergence(logits, whole),
+    }
 
 
 def logit_difference(

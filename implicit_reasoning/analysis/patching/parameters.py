@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Key
 
+from implicit_reasoning.analysis import questions
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.patching import choose
-from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
@@ -39,16 +39,18 @@ class ParameterPatching(Instrument):
     """See the module."""
 
     name = "parameter_patching"
-    version = 2
+    version = 3
     definition = (
         "Share of questions answered correctly when the attention or the MLP of one block (with "
         "its norm) is that of the last checkpoint (later), or when the last checkpoint has that of "
-        "this one (earlier). alone: nothing exchanged: this checkpoint, and the last one."
+        "this one (earlier); probability: of the answer. alone: nothing exchanged: this "
+        "checkpoint, and the last one."
     )
     outputs = {
-        "correct": ("direction", "part", "block", "example"),
+        **dict.fromkeys(("correct", "probability"), ("direction", "part", "block", "example")),
         "alone": ("direction", "example"),
     }
+    nulls = {"nothing exchanged": "alone"}
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -56,9 +58,9 @@ class ParameterPatching(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked = choose.questions_of(dataset, rows)
+        asked = questions.questions_of(dataset, rows)
         return Examples(
-            {"tokens": choose.tokens_of(dataset, asked.parts), "answer": asked.answer},
+            {"tokens": questions.tokens_of(dataset, asked.parts), "answer": asked.answer},
             groups=splits,
             group=group,
             clusters=asked.facts[:, 0].astype(np.int64),
@@ -76,22 +78,24 @@ class ParameterPatching(Instrument):
         # Parameters are chosen by a traced number, so that the model is compiled once.
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 
-        def answered(params: Params) -> Bool[Array, "example"]:
-            return answers_with(final_logits(model, params, inputs["tokens"]), inputs["answer"])
+        def answered(params: Params) -> dict[str, Array]:
+            logits, answer = final_logits(model, params, inputs["tokens"]), inputs["answer"]
+            found = answers_with(logits, answer), probability(logits, answer)
+            return dict(zip(("correct", "probability"), found, strict=True))
 
-        def both(own: Params, other: Params) -> tuple[Array, Array]:
-            def patched(part: Array, block: Array) -> Array:
+        def both(own: Params, other: Params) -> tuple[dict[str, Array], Array]:
+            def patched(part: Array, block: Array) -> dict[str, Array]:
                 return answered(exchange(own, other, part, block))
 
             grid = jax.lax.map(
                 lambda part: jax.lax.map(lambda block: patched(part, block), blocks), parts
             )
-            return grid, answered(own)
+            return grid, answered(own)["correct"]
 
         this, last = params, inputs["reference"]
         pairs = jax.tree.map(lambda a, b: jnp.stack([a, b]), (this, last), (last, this))
-        correct, alone = jax.lax.map(lambda pair: both(*pair), pairs)
-        return {"correct": correct, "alone": alone}
+        grids, alone = jax.lax.map(lambda pair: both(*pair), pairs)
+        return grids | {"alone": alone}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Accuracy by part and block, both directions, beside the two checkpoints alone."""

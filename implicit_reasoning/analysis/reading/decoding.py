@@ -51,6 +51,7 @@ class Decoding(Instrument):
         "top1": ("reading", "truth", "variable", "layer", "example"),
         "by_construction": ("variable", "layer", "group"),
     }
+    nulls = {"another fact's tail": {"truth": TRUTHS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """The prompts (e1, r1) of facts that are first hops, each with a recipient."""

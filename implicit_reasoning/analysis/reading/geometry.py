@@ -62,6 +62,11 @@ class Geometry(Instrument):
         "picture": ("projection", "layer", "point", "axis"),
         "n_bridges": (),
     }
+    nulls = {
+        "shuffled bridges": {"truth": "shuffled"},
+        "other bridges' centroids": {"centroid": CENTROIDS[2]},
+        "tails of another entity": {"whose": "another's"},
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact whose bridge has two ID facts or more."""

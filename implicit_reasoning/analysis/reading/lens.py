@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -28,7 +28,6 @@ from implicit_reasoning.analysis.states import (
     residuals,
     state_keys,
 )
-from implicit_reasoning.analysis.variables.cells import ENOUGH
 from implicit_reasoning.figures import GREY, Figure
 from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.worlds import Dataset
@@ -55,6 +54,7 @@ class LogitLens(Instrument):
         name: ("norm", "vocabulary", "truth", "variable", "layer", "pos", "example")
         for name in ("rank", "top1", "reciprocal_rank")
     }
+    nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; a state is one distinct prefix."""

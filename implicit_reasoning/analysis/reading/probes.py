@@ -81,6 +81,11 @@ class Probes(Instrument):
         "chance": ("variable", "pos"),
         "n_classes": ("variable",),
     }
+    nulls = {
+        "shuffled truth": {"truth": "shuffled"},
+        "control task": {"truth": "control"},
+        "best constant answer": "chance",
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact; folds and labels are fixed here."""

@@ -76,6 +76,7 @@ class TunedLens(Instrument):
     }
     # What is held out differs between layer 0 and the others.
     given = {name: "scored" for name in ("top1", "reciprocal_rank", "kl")}
+    nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact; of every place's states a quarter is held out."""

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.analysis.claims import ENOUGH
 from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
-
-ENOUGH = 20  # facts or prefixes whose cases count, before a mean is taken for a claim
 
 
 class Place(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.instrument import Examples
-from implicit_reasoning.analysis.patching.choose import all_questions, answers_to, questions_of
+from implicit_reasoning.analysis.questions import all_questions, answers_to, questions_of
 from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World

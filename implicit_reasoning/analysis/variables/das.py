@@ -82,6 +82,7 @@ class Alignment(Instrument):
         "correct": ("example",),
     }
     given = {"cause": "counted", "isolation": "counted_isolation"}
+    nulls = {"random subspace": {"edit": EDITS[-1]}}
     default = False
 
     def __init__(

@@ -88,6 +88,10 @@ class Erasure(Instrument):
         "rank": ("variable", "layer", "pos"),
     }
     given = {"unchanged": "counted", "decoded": "known"}
+    nulls = {
+        "values shuffled among states": {"edit": CONTROLS[0]},
+        "random directions": {"edit": CONTROLS[1]},
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; fitted on training chains, and on these too."""

@@ -60,6 +60,7 @@ class ClassMeanSwap(Instrument):
         "correct": ("example",),
     }
     given = dict.fromkeys(("counterfactual", "unchanged", "other"), "counted")
+    nulls = {"rotated at random": {"edit": CONDITIONS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains, with another value for each variable."""

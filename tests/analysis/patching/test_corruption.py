@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import InMemory
+from implicit_reasoning.analysis import InMemory, questions
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching import choose, corruption, grids
+from implicit_reasoning.analysis.patching import corruption, grids
 from implicit_reasoning.analysis.patching.corruption import Corruption, replacements
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
@@ -152,7 +152,7 @@ def test_where_one_token_differs_nothing_else_need_be_computed(only):
 def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
     data = dataset(order=order)
     rows = np.concatenate([data.probes(name) for name in ("train_ii", "test_ii", "test_oi")])
-    asked = choose.questions_of(data, rows)
+    asked = questions.questions_of(data, rows)
     token, answer = replacements(data, asked, np.random.default_rng(0))
     tail, known = data.world.tail, answer >= 0
     assert known.mean(1).min() > 0.5
@@ -163,13 +163,13 @@ def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
             r1, r2 = (r - data.world.n_entities * (r >= data.world.n_entities) for r in (r1, r2))
         here = known[part]
         np.testing.assert_array_equal(tail[tail[e1, r1], r2][here], answer[part][here])
-    np.testing.assert_array_equal(choose.tokens_of(data, asked.parts), data.tokens[rows, :3])
+    np.testing.assert_array_equal(questions.tokens_of(data, asked.parts), data.tokens[rows, :3])
 
 
 def test_trained_questions_are_preferred():
     data = dataset()
-    asked = choose.questions_of(data, data.probes("train_ii"))
-    table = choose.all_questions(data)
+    asked = questions.questions_of(data, data.probes("train_ii"))
+    table = questions.all_questions(data)
     found = corruption._exchanged(
         asked, table, table.trained, np.array([1, 2]), np.random.default_rng(0)
     )
@@ -182,7 +182,7 @@ def test_trained_questions_are_preferred():
 
 
 def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
-    asked = choose.questions_of(data, data.probes("test_ii"))
+    asked = questions.questions_of(data, data.probes("test_ii"))
     new, _ = corruption._symmetric(data, asked, np.random.default_rng(0))
     old = asked.parts.T + np.array([[0], [15], [15]])
     assert (new != old).all()

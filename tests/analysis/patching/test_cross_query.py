@@ -134,7 +134,7 @@ MUTATIONS = {
         lambda real: lambda model, run, layer: real(model, run, min(layer + 1, model.spec.depth)),
     ),
     "trained chains": (
-        "implicit_reasoning.analysis.patching.choose.all_questions",
+        "implicit_reasoning.analysis.patching.questions.all_questions",
         lambda real: (
             lambda data: real(data)._replace(
                 trained=~real(data).trained  # absent and trained exchanged

@@ -1,0 +1,52 @@
+"""What is promised of every instrument that comes with the lab."""
+
+import jax
+import pytest
+
+from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
+from implicit_reasoning.analysis.runner import measure
+from implicit_reasoning.errors import InputError
+from tests.analysis.subjects import random_checkpoints
+from tests.analysis.test_runner import Probabilities
+from tests.analysis.tiny_states import make_dataset, make_model, random_subject
+
+instruments = pytest.mark.parametrize("name", INSTRUMENTS)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    dataset = make_dataset()
+    return random_subject(make_model(dataset), dataset, n_checkpoints=3)
+
+
+@instruments
+def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
+    """Counted when the program is traced: once (`lax.map` may look twice), not once for each."""
+    instrument, model = find_instrument(name), subject.model
+    inputs = instrument.examples(model, subject.dataset).inputs
+    if instrument.reference:
+        inputs = inputs | {"reference": subject.checkpoints[0]}
+    runner = Runner(instrument, model)
+    found = jax.eval_shape(runner._mapped(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
+    assert found.keys() == instrument.outputs.keys()
+    assert {leaf.shape[0] for leaf in found.values()} == {3}
+    assert 1 <= runner.traces <= 2
+
+
+@instruments
+def test_it_has_a_null_that_is_in_its_results(subject, name):
+    instrument, dataset = find_instrument(name), subject.dataset
+    labels = instrument.examples(subject.model, dataset).coords
+    instrument.check_nulls({**instrument.coords(subject.model, dataset), **labels})
+    assert instrument.nulls
+
+
+@pytest.mark.parametrize(
+    ("null", "missing"), [("chance", "output 'chance'"), ({"pos": "r9"}, "output with pos='r9'")]
+)
+def test_a_null_that_is_not_there_is_said_before_anything_is_measured(null, missing):
+    class Odd(Probabilities):
+        nulls = {"by chance": null}  # noqa: RUF012
+
+    with pytest.raises(InputError, match=f"null 'by chance' has no {missing}"):
+        measure(Odd(), random_checkpoints(1), progress=False)
