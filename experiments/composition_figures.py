@@ -1,4 +1,4 @@
-"""Figures and the table of `composition_phases.py`, from the files that it keeps.
+"""Figures of `composition_phases.py`, from the files that it keeps.
 
 Runs of a world share it, so the unit of every interval is the world: the mean of its runs, and
 Student's t over worlds. With one run there is none, and its own intervals, clustered by fact, are
@@ -123,9 +123,8 @@ class Study(NamedTuple):
         return text
 
 
-def draw_all(out: Path, arms: Sequence[str]) -> None:
-    """Every figure and the tables, of what is in `out`."""
-    studies = {arm: study for arm in arms if (study := read_study(out / f"{arm}.nc"))}
+def draw_all(out: Path, studies: Mapping[str, Study]) -> None:
+    """Every figure."""
     drawings = {
         "accuracy": draw_accuracy(studies),
         "reciprocal_rank": draw_reciprocal_ranks(studies),
@@ -136,8 +135,6 @@ def draw_all(out: Path, arms: Sequence[str]) -> None:
     }
     for name, drawing in drawings.items():
         drawing.savefig(out / f"{name}.png", dpi=130)
-    (out / "table.md").write_text(table(studies), encoding="utf-8")
-    (out / "decoding.md").write_text(decoding_table(studies), encoding="utf-8")
 
 
 def read_study(path: Path) -> Study | None:
@@ -274,87 +271,6 @@ def draw_used(studies: Mapping[str, Study]) -> Any:
         for variable, layer, pos in (("e2", 1, "r1"), ("r2", 1, "r2"), ("e1", 1, "r2"))
     }
     return _over_training(studies, rows)
-
-
-def table(studies: Mapping[str, Study]) -> str:
-    """Markdown: quantities by arm and stage, with intervals over worlds."""
-    lines = [
-        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: fitted, train_ii >= .9;"
-        " half, test_ii >= .5; memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 "
-        "facts nothing is said.",
-        "",
-        "| arm | quantity | " + " | ".join(STAGES) + " |",
-        "|---|---|" + "---|" * len(STAGES),
-    ]
-    for arm, study in studies.items():
-        reached = study.stages()
-        total = len(study.worlds)
-        counts = [f"{sum(step is not None for step in reached[stage])}/{total}" for stage in STAGES]
-        lines.append(f"| {arm} | runs that got there | {' | '.join(counts)} |")
-        for name, values in quantities(study).items():
-            cells = [_cell(study, values, stage) for stage in STAGES]
-            lines.append(f"| {arm} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def quantities(study: Study) -> dict[str, xr.DataArray]:
-    """Numbers that the text speaks of, each [run, step]."""
-    parts, strength = study.parts, causal_strength(study).sel(layer=1)
-    followed = parts["corruption"]["share"].sel(group="train_ii", outcome="counterfactual", layer=1)
-    accuracy = parts["training"]["accuracy"].rename(evaluation="step")
-    ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
-    share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
-    other = share.sel(group="another bridge")
-    cosine = study.cosine(1)
-    bridge, second = study.used("e2", 1, "r1"), study.used("r2", 1, "r2")
-    return {
-        "accuracy, test_ii": accuracy.sel(split="test_ii"),
-        "accuracy, test_oi": accuracy.sel(split="test_oi"),
-        "reciprocal rank of e2 at S[1, r1]": ranks.sel(variable="e2", pos="r1"),
-        "reciprocal rank of r2 at S[1, r2]": ranks.sel(variable="r2", pos="r2"),
-        "causal strength of S[1, e1]": strength.sel(pos="e1"),
-        "causal strength of S[1, r1]": strength.sel(pos="r1"),
-        "causal strength of S[1, r2]": strength.sel(pos="r2"),
-        "answers that follow S[1, r1] of another r1": followed.sel(pos="r1", token="r1"),
-        "cross-query at S[1, r1], another bridge": other.sel(expected="true"),
-        "the same, shuffled": other.sel(expected="shuffled"),
-        "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
-        "ID cohesion at S[1, r1], left out": cosine.sel(group="id", centroid="without itself"),
-        "OOD alignment at S[1, r1]": cosine.sel(group="ood", centroid="with itself"),
-        "e2 decoded at S[1, r1], held out": bridge["decoded"],
-        "answers that follow e2 swapped there": bridge["follows"],
-        "the same, a random subspace": bridge["follows_random"],
-        "answers lost when e2 is erased there": bridge["lost"],
-        "the same, the control": bridge["lost_control"],
-        "answers that follow r2 swapped at S[1, r2]": second["follows"],
-    }
-
-
-def decoding_table(studies: Mapping[str, Study]) -> str:
-    """Markdown: Ye's table: what the unembedding, and what later blocks, read at r1."""
-    lines = [
-        "Share of bridges read at r1 (top-1 of all tokens); mean [t over worlds] (range of runs).",
-        "",
-        "| arm | facts | layer | reading | " + " | ".join(STAGES) + " | null, end |",
-        "|---|---|---|---|" + "---|" * (len(STAGES) + 1),
-    ]
-    for arm, study in studies.items():
-        top1 = study.parts["decoding"]["top1"].sel(variable="e2")
-        for group in top1["group"].values:
-            for layer in top1["layer"].values[1:]:
-                for reading in ("immediate", "full run"):
-                    here = top1.sel(group=group, layer=layer, reading=reading)
-                    cells = [_cell(study, here.sel(truth="true"), stage) for stage in STAGES]
-                    cells.append(_cell(study, here.sel(truth="another's"), "end"))
-                    lines.append(f"| {arm} | {group} | {layer} | {reading} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(study: Study, values: xr.DataArray, stage: str) -> str:
-    values = values.transpose("run", "step")
-    steps = study.stages()[stage]
-    runs = [run for run, step in enumerate(steps) if step is not None]
-    return study.summary([float(values.isel(run=run).sel(step=steps[run])) for run in runs], runs)
 
 
 def _panels(studies: Mapping[str, Study], nrows: int) -> tuple[Any, list[Axes]]:

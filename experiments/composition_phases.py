@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from apart import Command, run_apart
-from composition_figures import draw_all
+from composition_figures import draw_all, read_study
+from composition_tables import write_tables
 
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
@@ -110,7 +111,9 @@ def main(argv: list[str]) -> None:
         if (world, init) not in there(out / f"{arm}.nc")
     }
     run_apart(jobs, flags["jobs"], runs / "compiled")
-    draw_all(out, tuple(ARMS))
+    studies = {arm: study for arm in ARMS if (study := read_study(out / f"{arm}.nc"))}
+    draw_all(out, studies)
+    write_tables(out, studies)
 
 
 def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:

@@ -46,7 +46,7 @@ def test_it_has_a_null_that_is_in_its_results(subject, name):
 )
 def test_a_null_that_is_not_there_is_said_before_anything_is_measured(null, missing):
     class Odd(Probabilities):
-        nulls = {"by chance": null}  # noqa: RUF012
+        nulls = {"by chance": null}
 
     with pytest.raises(InputError, match=f"null 'by chance' has no {missing}"):
         measure(Odd(), random_checkpoints(1), progress=False)

@@ -1,0 +1,151 @@
+"""Tables of `composition_phases.py`, from the files that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from composition_figures import STAGES, Study, causal_strength
+
+from implicit_reasoning.statistics import p_value, permutation_null
+
+_PERMUTATIONS = 9999
+_FEWEST_WORLDS = 4  # of two arms: 70 ways to deal them out, so that p can be as low as .03
+
+
+def write_tables(out: Path, studies: Mapping[str, Study]) -> None:
+    """`table.md`, `decoding.md`, and `contrasts.md` where there are worlds enough."""
+    made = {"table": table, "decoding": decoding_table, "contrasts": contrasts}
+    for name, make in made.items():
+        if text := make(studies):
+            (out / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def table(studies: Mapping[str, Study]) -> str:
+    """Markdown: quantities by arm and stage, with intervals over worlds."""
+    lines = [
+        "Mean [95% interval, t over worlds] (lowest - highest run). Stages: fitted, train_ii >= .9;"
+        " half, test_ii >= .5; memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 "
+        "facts nothing is said.",
+        "",
+        "| arm | quantity | " + " | ".join(STAGES) + " |",
+        "|---|---|" + "---|" * len(STAGES),
+    ]
+    for arm, study in studies.items():
+        reached = study.stages()
+        total = len(study.worlds)
+        counts = [f"{sum(step is not None for step in reached[stage])}/{total}" for stage in STAGES]
+        lines.append(f"| {arm} | runs that got there | {' | '.join(counts)} |")
+        for name, values in quantities(study).items():
+            cells = [_cell(study, values, stage) for stage in STAGES]
+            lines.append(f"| {arm} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def quantities(study: Study) -> dict[str, xr.DataArray]:
+    """Numbers that the text speaks of, each [run, step]."""
+    parts, strength = study.parts, causal_strength(study).sel(layer=1)
+    followed = parts["corruption"]["share"].sel(group="train_ii", outcome="counterfactual", layer=1)
+    accuracy = parts["training"]["accuracy"].rename(evaluation="step")
+    ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
+    share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
+    other = share.sel(group="another bridge")
+    cosine = study.cosine(1)
+    bridge, second = study.used("e2", 1, "r1"), study.used("r2", 1, "r2")
+    return {
+        "accuracy, test_ii": accuracy.sel(split="test_ii"),
+        "accuracy, test_oi": accuracy.sel(split="test_oi"),
+        "reciprocal rank of e2 at S[1, r1]": ranks.sel(variable="e2", pos="r1"),
+        "reciprocal rank of r2 at S[1, r2]": ranks.sel(variable="r2", pos="r2"),
+        "causal strength of S[1, e1]": strength.sel(pos="e1"),
+        "causal strength of S[1, r1]": strength.sel(pos="r1"),
+        "causal strength of S[1, r2]": strength.sel(pos="r2"),
+        "answers that follow S[1, r1] of another r1": followed.sel(pos="r1", token="r1"),
+        "cross-query at S[1, r1], another bridge": other.sel(expected="true"),
+        "the same, shuffled": other.sel(expected="shuffled"),
+        "cross-query at S[1, r1], O source": share.sel(group="O source", expected="true"),
+        "ID cohesion at S[1, r1], left out": cosine.sel(group="id", centroid="without itself"),
+        "OOD alignment at S[1, r1]": cosine.sel(group="ood", centroid="with itself"),
+        "e2 decoded at S[1, r1], held out": bridge["decoded"],
+        "answers that follow e2 swapped there": bridge["follows"],
+        "the same, a random subspace": bridge["follows_random"],
+        "answers lost when e2 is erased there": bridge["lost"],
+        "the same, the control": bridge["lost_control"],
+        "answers that follow r2 swapped at S[1, r2]": second["follows"],
+    }
+
+
+def decoding_table(studies: Mapping[str, Study]) -> str:
+    """Markdown: Ye's table: what the unembedding, and what later blocks, read at r1."""
+    lines = [
+        "Share of bridges read at r1 (top-1 of all tokens); mean [t over worlds] (range of runs).",
+        "",
+        "| arm | facts | layer | reading | " + " | ".join(STAGES) + " | null, end |",
+        "|---|---|---|---|" + "---|" * (len(STAGES) + 1),
+    ]
+    for arm, study in studies.items():
+        top1 = study.parts["decoding"]["top1"].sel(variable="e2")
+        for group in top1["group"].values:
+            for layer in top1["layer"].values[1:]:
+                for reading in ("immediate", "full run"):
+                    here = top1.sel(group=group, layer=layer, reading=reading)
+                    cells = [_cell(study, here.sel(truth="true"), stage) for stage in STAGES]
+                    cells.append(_cell(study, here.sel(truth="another's"), "end"))
+                    lines.append(f"| {arm} | {group} | {layer} | {reading} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def contrasts(studies: Mapping[str, Study]) -> str:
+    """Markdown: every arm held against composition at the last checkpoint; "" for too few worlds.
+
+    Worlds, with all their runs, are dealt out anew between the two arms.
+    """
+    enough = {arm: s for arm, s in studies.items() if len(set(s.worlds)) >= _FEWEST_WORLDS}
+    base = enough.pop("composition", None)
+    if base is None or not enough:
+        return ""
+    lines = [
+        "Difference from `composition` of the means over runs, last checkpoint; p: two-sided, "
+        f"{_PERMUTATIONS:,} permutations of whole worlds between the two arms, of which there are "
+        "few: with four each p is never below .03. Not corrected for the number of rows.",
+        "",
+        "| quantity | " + " | ".join(f"{arm} | p" for arm in enough) + " |",
+        "|---|" + "---|---|" * len(enough),
+    ]
+    for name, values in quantities(base).items():
+        cells = [_contrast(base, values, arm, quantities(arm)[name]) for arm in enough.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _contrast(base: Study, values: xr.DataArray, arm: Study, others: xr.DataArray) -> str:
+    """`difference | p` of one quantity."""
+    both = [part.transpose("run", "step").isel(step=-1).values for part in (values, others)]
+    value = np.concatenate(both).astype(float)
+    is_arm = np.repeat([False, True], [len(part) for part in both])
+    world = np.concatenate([base.worlds, arm.worlds]) + is_arm * (1 + max(base.worlds))
+    if np.isnan(value).any():
+        return "- | -"
+
+    def difference(labels: np.ndarray) -> float:
+        return float(value[labels].mean() - value[~labels].mean())
+
+    null = permutation_null(
+        lambda labels: abs(difference(labels)),
+        is_arm,
+        n_permutations=_PERMUTATIONS,
+        seed=0,
+        clusters=world,
+    )
+    # A hair below, so that the labels as they are count as reached by rounding, too.
+    p = p_value(abs(difference(is_arm)) - 1e-12, null)
+    return f"{difference(is_arm):+.2f} | {p:.2f}"
+
+
+def _cell(study: Study, values: xr.DataArray, stage: str) -> str:
+    values = values.transpose("run", "step")
+    steps = study.stages()[stage]
+    runs = [run for run, step in enumerate(steps) if step is not None]
+    return study.summary([float(values.isel(run=run).sel(step=steps[run])) for run in runs], runs)
