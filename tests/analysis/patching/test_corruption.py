@@ -78,6 +78,11 @@ def test_parts_in_a_composer(composed):
     assert (moved.sel(token="e1", block=0, part="attention", pos="r1") == 1).all()
     assert (moved.sel(token="r1", block=0, part="attention") == 0).all()
     assert (moved.sel(token="r2", block=0) == 0).all()
+    graded = composed.sel(direction="noising", block=0, pos="r1")
+    changed, idle = (graded.sel(token="r1", part=part) for part in ("MLP", "attention"))
+    assert (changed.part_probability < 0.01).all() and (changed.part_divergence > 1).all()
+    assert (idle.part_probability > 0.99).all() and (idle.part_divergence < 1e-6).all()
+    assert (changed.part_logit_difference < -5).all() and (idle.part_logit_difference > 5).all()
     null = composed.part_null_share.sel(direction="noising")
     assert null.dims == moved.dims and null.max() < 0.4
 
@@ -184,9 +189,11 @@ def test_trained_questions_are_preferred():
 def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
     asked = questions.questions_of(data, data.probes("test_ii"))
     new, _ = corruption._symmetric(data, asked, np.random.default_rng(0))
-    old = asked.parts.T + np.array([[0], [15], [15]])
+    size, world = data.world.n_entities, data.world
+    old = asked.parts.T + np.array([[0], [size], [size]])
     assert (new != old).all()
-    assert (new[0] < 15).all() and (new[1:] >= 15).all() and (new < 20).all()
+    assert (new[0] < size).all() and (new[1:] >= size).all()
+    assert (new < size + world.n_relations).all()
 
 
 @pytest.mark.parametrize("order", ["e r r", "r r e"])

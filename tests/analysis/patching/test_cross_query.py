@@ -69,6 +69,19 @@ def test_a_composer_carries_the_bridge_and_composes(measured):
     assert same.sel(layer=1, pos="r1") == 1
 
 
+def test_graded_measures_are_those_of_the_same_answers(measured):
+    result = measured["composer"]
+    moved = result.sel(group=BRIDGE, layer=1, pos="r1")
+    assert moved.logit_difference < 0 and moved.probability < 0.01 and moved.divergence > 5
+    # A composer has no use for what the embedding at e1 is replaced by once r1 has the bridge.
+    kept = result.sel(group=BRIDGE, layer=1, pos="e1")
+    np.testing.assert_allclose(kept.divergence, 0, atol=1e-5)
+    assert kept.logit_difference > 0 and kept.probability > 0.99
+    compared = result.logit_difference_n
+    assert (compared.sel(group=SAME) == 0).all()  # no other answer to compare with
+    assert (compared.sel(group=BRIDGE) == result.share_n.sel(group=BRIDGE).max()).all()
+
+
 def test_one_that_remembers_is_found_out(measured):
     result = measured["memoriser"]
     assert CrossQuery().claims(result) == {Claim("memorised", "e2")}
@@ -134,7 +147,7 @@ MUTATIONS = {
         lambda real: lambda model, run, layer: real(model, run, min(layer + 1, model.spec.depth)),
     ),
     "trained chains": (
-        "implicit_reasoning.analysis.patching.questions.all_questions",
+        "implicit_reasoning.analysis.questions.all_questions",
         lambda real: (
             lambda data: real(data)._replace(
                 trained=~real(data).trained  # absent and trained exchanged

@@ -49,6 +49,8 @@ def test_a_late_bridge_is_repaired_at_its_place_only(data):
     np.testing.assert_allclose(shares, 1, atol=1e-6)
     own, other = (result.repaired.sel(donor=donor) for donor in back_patching.DONORS)
     assert (own.sel(pos="r1", from_layer=3, layer=1) == 1).all()
+    probable = result.probability.sel(donor="own", pos="r1", from_layer=3)
+    assert (probable.sel(layer=1) > 0.99).all() and (probable.sel(layer=3) < 0.5).all()
     assert own.sel(pos="r2").max() < 0.3 and own.sel(pos="e1").max() < 0.3
     assert other.sel(pos="r1").mean() < 0.3
     for layer in range(4):  # nothing is changed, nothing is repaired
@@ -91,6 +93,8 @@ def test_parameters_move_what_they_hold(data, made):
     earlier = early.correct.sel(direction="earlier")
     assert earlier.sel(part="MLP", block=1).max() < 0.3
     assert (earlier.sel(part="attention") == 1).all()
+    probable = early.probability.sel(direction="later", block=1)
+    assert (probable.sel(part="MLP") > 0.99).all() and (probable.sel(part="attention") < 0.5).all()
     assert (result.sel(step=1).correct == 1).all()  # the last checkpoint is its own other
     for figure in ParameterPatching().figures(result):
         figure.drawing.draw_without_rendering()
