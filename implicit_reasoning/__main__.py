@@ -19,6 +19,7 @@ from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.errors import InputError
 
 BAD_INPUT, DIVERGED, NO_FILE, INTERRUPTED = 2, 3, 74, 75
+_TRAINING = ("train", "dictionaries")  # commands that a signal stops, saved
 
 
 class Verb(NamedTuple):
@@ -98,6 +99,19 @@ def parse_seeds(text: str) -> list[int]:
         ) from None
 
 
+def dictionaries(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Train sparse dictionaries of a run, measure them, and write the page anew."""
+    from implicit_reasoning.dictionaries import measured, train_dictionaries
+    from implicit_reasoning.report import write_report
+    from implicit_reasoning.runs import Run
+
+    run = Run(flags["workdir"])
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    made = train_dictionaries(run, config)
+    measured(run, made)
+    print(f"{len(made)} dictionaries\nreport: {write_report(run)}")
+
+
 def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Build a dataset, say what is in it and what answers it without composing, write its files."""
     from implicit_reasoning.worlds import build
@@ -163,6 +177,12 @@ VERBS = {
         ("out",),
         score,
     ),
+    "dictionaries": Verb(
+        "train sparse dictionaries on a run's states, measure them, and write its page",
+        {"workdir": str, "config": "implicit_reasoning.dictionaries.defaults"},
+        ("workdir",),
+        dictionaries,
+    ),
     "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
     "world": Verb(
         "build a configuration's dataset, describe it and write it",
@@ -224,14 +244,14 @@ def _run(name: str, words: Sequence[str]) -> int:
         raise InputError(f"{name} needs {', '.join(missing)}\n{usage()}")
     if overrides and "config" not in verb.flags:
         raise InputError(f"{name} takes no --config.* overrides")
-    if name != "train":
+    if name not in _TRAINING:
         verb.function(flags, overrides)
         return 0
     return _train_and_answer(verb, flags, overrides)
 
 
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
-    """Run `train`; what only one of many processes meets ends it at once, and so tells the rest."""
+    """Run one of `_TRAINING`; what one of many processes meets ends it, and so tells the rest."""
     from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost, distributed
 
     try:

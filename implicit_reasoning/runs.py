@@ -365,13 +365,7 @@ class Run:
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
         path = self.files.analysis / f"{name}.nc"
-        plain = result.copy()
-        # netCDF has no nested or missing attributes, JSON has.
-        parts: list[Any] = [plain, *plain.variables.values()]
-        for part in parts:
-            part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
-        with atomic_write(path, "wb") as file:
-            file.write(plain.to_netcdf(engine="h5netcdf"))
+        save_arrays(path, result)
         return path
 
     def result(self, name: str) -> xr.Dataset:
@@ -379,11 +373,27 @@ class Run:
         path = self.files.analysis / f"{name}.nc"
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
-        result = xr.load_dataset(path, engine="h5netcdf")
-        parts: list[Any] = [result, *result.variables.values()]
-        for part in parts:
-            part.attrs = json.loads(part.attrs.get("json", "{}"))
-        return result
+        return load_arrays(path)
+
+
+def save_arrays(path: Path, arrays: xr.Dataset) -> None:
+    """Write labelled arrays as netCDF 4, atomically; attributes may be whatever JSON holds."""
+    plain = arrays.copy()
+    # netCDF has no nested or missing attributes, JSON has.
+    parts: list[Any] = [plain, *plain.variables.values()]
+    for part in parts:
+        part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
+    with atomic_write(path, "wb") as file:
+        file.write(plain.to_netcdf(engine="h5netcdf"))
+
+
+def load_arrays(path: Path) -> xr.Dataset:
+    """What `save_arrays` wrote."""
+    arrays = xr.load_dataset(path, engine="h5netcdf")
+    parts: list[Any] = [arrays, *arrays.variables.values()]
+    for part in parts:
+        part.attrs = json.loads(part.attrs.get("json", "{}"))
+    return arrays
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,19 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
 
 
+def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
+    example = python_of("Dictionaries")
+    assert len([line for line in example.splitlines() if line]) <= 20
+    train(tiny(steps=20, checkpoints__every=20), tmp_path / "runs" / "pocket")
+    monkeypatch.chdir(tmp_path)
+    small = '"width": 24, "training.steps": 30, "training.batch": 64, "progress": False,'
+    exec(compile(example.replace('{"name"', "{" + small + '"name"'), "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.search(r"Member\(step=20, .* keeps \S+ of the loss", said)
+    assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
+    assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
+
+
 def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
     example = python_of("A task of your own")
     assert len([line for line in example.splitlines() if line]) <= 48  # about 40 without imports

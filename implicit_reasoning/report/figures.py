@@ -20,6 +20,7 @@ from implicit_reasoning.runs import Run
 PROVIDERS: tuple[str, ...] = (
     "implicit_reasoning.training.figures",
     "implicit_reasoning.analysis.figures",
+    "implicit_reasoning.dictionaries.figures",
 )
 """Modules with a function `figures(run) -> list[Figure]`, in the order of the page."""
 

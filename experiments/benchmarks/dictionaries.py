@@ -1,0 +1,179 @@
+"""How fast do dictionaries train? TopK here, against SAELens's own trainer, on the same states.
+
+    make .peers/sae_lens/.installed
+    python experiments/benchmarks/dictionaries.py
+    taskset -c 0 python experiments/benchmarks/dictionaries.py     # one core, as the aims were set
+
+Three cases: 256 -> 2,048 with k 16 and batches of 1,024 (aim 1.3 times as fast); 64 -> 512 (aim 2);
+and eight of the small ones, which here are one program, against SAELens eight times (aim 2). States
+are sparse sums of directions (`dictionaries/synthetic.py`), of which each side draws batches at
+random; learning rate, Adam and clipping are SAELens's. The sides take turns, each with every core:
+- `ours`: `Population.advance`;
+- `SAELens`: its `SAETrainer`'s steps with dense activations, and `SAELens, sparse` with its option
+  `use_sparse_activations`. Aims are held against the faster of the two.
+A step counts once its squared error and number of active features are what the other side reaches:
+both are measured on the same states after as many steps, and said beside the times.
+FLOPs are of products, by shapes: dense, six products of batch x width x features a step (encoder,
+decoder, and two gradients of each, less that of the input); sparse, the encoder's and what k
+features take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measure import spread
+from peer import Peer
+from turns import compared, take_turns
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.dictionaries.dictionary import Dictionary
+from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
+from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.synthetic import Synthetic
+from implicit_reasoning.dictionaries.variants import TopK
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import provenance
+
+FLAGS = {
+    "rounds": 5,
+    "steps": 100,
+    "cases": "large,small,eight",
+    "peer": ".peers/sae_lens/bin/python",
+    "out": "results/benchmarks/dictionaries.json",
+}
+STATES, CHECKED = 65_536, 8_192
+RATE = 3e-4
+
+
+class Case(NamedTuple):
+    """One comparison; `aim` is how many times as fast ours is to be."""
+
+    width: int
+    d_sae: int
+    k: int
+    batch: int
+    members: int
+    aim: float
+
+
+CASES = {
+    "large": Case(256, 2048, 16, 1024, 1, 1.3),
+    "small": Case(64, 512, 16, 1024, 1, 2.0),
+    "eight": Case(64, 512, 16, 1024, 8, 2.0),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Measure all cases and write what was found."""
+    flags, _ = parse_flags(argv, FLAGS)
+    found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
+    result = {**found, "provenance": {"time": time.time(), **provenance()}}
+    write_json(flags["out"], result)
+    print(json.dumps(found, indent=2))
+
+
+def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
+    """One case."""
+    source = Synthetic(
+        n_directions=2 * case.d_sae // 2, width=case.width, mean_active=float(case.k)
+    )
+    keys = jax.random.split(jax.random.key(0))
+    pool = source.states(keys[0], source.directions(keys[1]), STATES)
+    ours = Ours(case, pool)
+    with tempfile.TemporaryDirectory() as folder:
+        peers = {
+            name: start(case, pool, flags["peer"], Path(folder) / name, sparse)
+            for name, sparse in (("SAELens", False), ("SAELens, sparse", True))
+        }
+        count = flags["steps"]
+        sides = {"ours": lambda: ours.steps(count)} | {
+            name: (lambda peer=peer: peer.ask(f"steps {count}")["seconds"])
+            for name, peer in peers.items()
+        }
+        seconds = take_turns(sides, flags["rounds"])
+        reached = {"ours": ours.quality()} | {n: p.ask("quality") for n, p in peers.items()}
+        versions = {name: peer.versions for name, peer in peers.items()}
+        for peer in peers.values():
+            peer.close()
+    dense, sparse = flops(case)
+    per_side = {"ours": sparse, "SAELens": dense, "SAELens, sparse": sparse}
+    steps = count * case.members
+    return {
+        "case": case._asdict(),
+        "load_average": os.getloadavg()[0],
+        "milliseconds_a_step": {
+            name: spread([1e3 * s / steps for s in times]) for name, times in seconds.items()
+        },
+        "reached_after": count * (flags["rounds"] + 1),
+        "reached": reached,
+        "ours_over_theirs": {
+            name: {key: reached["ours"][key] / reached[name][key] for key in ("mse", "l0")}
+            for name in peers
+        },
+        **compared(seconds, {name: steps * per_side[name] for name in seconds}, "ours"),
+        "versions": versions,
+    }
+
+
+class Ours:
+    """A population, and where it stands."""
+
+    def __init__(self, case: Case, pool: jax.Array):
+        settings = Settings(steps=10**6, batch=case.batch, learning_rate=RATE)
+        members = make_members(
+            [0] * case.members, [float(case.k)] * case.members, range(case.members)
+        )
+        dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(most=case.k))
+        pools = stack_pools(pool[None], pool[None])
+        self.population = Population(dictionary, settings, pools, members)
+        self.state, self.at, self.pool = self.population.begin(), 0, pool
+
+    def steps(self, count: int) -> float:
+        """Seconds for so many steps of all members."""
+        began = time.perf_counter()
+        self.state, window = self.population.advance(self.state, self.at, count)
+        jax.block_until_ready(window)
+        self.at += count
+        return time.perf_counter() - began
+
+    def quality(self) -> dict[str, float]:
+        """Of the first member."""
+        params = jax.tree.map(lambda leaf: leaf[0], self.state.params)
+        dictionary = self.population.dictionary
+        k = self.population.members.sparsity[0]
+        params = dictionary.finish(params, jnp.float32(0), k)
+        finished, x = dictionary.finished(), self.pool[:CHECKED]
+        acts = finished.encode(params, x)
+        mse = ((finished(params, x) - x) ** 2).sum(-1).mean()
+        return {"mse": float(mse), "l0": float((acts > 0).sum(-1).mean())}
+
+
+def start(case: Case, pool: jax.Array, python: str, folder: Path, sparse: bool) -> Peer:
+    """SAELens in a process of its own."""
+    folder.mkdir()
+    np.save(folder / "pool.npy", np.asarray(pool))
+    settings = {**case._asdict(), "learning_rate": RATE, "sparse": sparse}
+    (folder / "case.json").write_text(json.dumps(settings))
+    return Peer(python, "sae_lens_training.py", folder)
+
+
+def flops(case: Case) -> tuple[float, float]:
+    """Of a step: with all features in every product, and with k in all but the encoder's."""
+    product = 2.0 * case.batch * case.width * case.d_sae
+    few = 2.0 * case.batch * case.width * case.k
+    return 5 * product, product + 6 * few
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,153 @@
+"""A dictionary in training, a kind and a variant; and a finished one, as others load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind, Outputs
+from implicit_reasoning.dictionaries.sparse import Sparse
+from implicit_reasoning.dictionaries.variants import Encoded, Pass, Variant
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Params
+
+Scalar = Float[Array, ""]
+ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
+
+
+class Seen(NamedTuple):
+    """What a step tells beside its loss.
+
+    Attributes:
+      terms: the parts of the loss, by name; `mse` is the squared error.
+      encoded: activations.
+      fired: which features were active at all.
+      l0: active features, mean over the batch.
+    """
+
+    terms: dict[str, Scalar]
+    encoded: Encoded
+    fired: Bool[Array, "d_sae"]
+    l0: Scalar
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A kind and a variant; all static, parameters are passed in."""
+
+    kind: Kind
+    variant: Variant
+
+    def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
+        """Parameters to begin with, of some inputs and targets."""
+        return self.kind.init(key, x, y) | self.variant.init(self.kind)
+
+    def loss(
+        self,
+        params: Params,
+        x: Inputs,
+        y: Outputs,
+        sparsity: Scalar,
+        dead: Bool[Array, "d_sae"],
+    ) -> tuple[Scalar, Seen]:
+        """Squared error, summed over numbers, mean over the batch; and the variant's terms."""
+        kind, variant = self.kind, self.variant
+        encoded = variant.encode(kind, params, x, sparsity)
+        out = kind.write(params, encoded.acts) + kind.base(params, x)
+        terms = {"mse": ((out - y) ** 2).sum(-1).mean()}
+        terms |= variant.terms(kind, params, Pass(x, y, out, encoded, sparsity, dead))
+        return jnp.sum(jnp.stack(list(terms.values()))), self._seen(terms, encoded)
+
+    def _seen(self, terms: dict[str, Scalar], encoded: Encoded) -> Seen:
+        acts = encoded.acts
+        if isinstance(acts, Sparse):
+            active = acts.values > 0
+            fired = jnp.zeros(self.kind.d_sae, jnp.int32).at[acts.indices].max(active)
+            return Seen(terms, encoded, fired > 0, active.sum(-1).mean())
+        return Seen(terms, encoded, (acts > 0).any(0), (acts > 0).sum(-1).mean())
+
+    def finish(
+        self,
+        params: Params,
+        threshold: Scalar,
+        sparsity: Scalar,
+        scale_in: Scalar | float = 1.0,
+        scale_out: Scalar | float = 1.0,
+    ) -> Params:
+        """Parameters of a `Finished` of this kind, in the variant's `architecture`.
+
+        Args:
+          params: as trained, on inputs and targets divided by their scales.
+          threshold: running, see `Variant.observe`.
+          sparsity: of `topk` it is k.
+          scale_in: what inputs were divided by; folded in, so that it need not be done again.
+          scale_out: what targets were divided by.
+        """
+        raw = params | {
+            "W_enc": params["W_enc"] / scale_in,
+            "W_dec": params["W_dec"] * scale_out,
+            "b_dec": params["b_dec"] * scale_out,
+        }
+        if "W_skip" in raw:
+            raw["W_skip"] = params["W_skip"] * (scale_out / scale_in)
+        found = self.variant.finish(self.kind, raw, threshold * scale_out)
+        if self.variant.architecture == "topk":
+            found["k"] = jnp.asarray(sparsity, jnp.int32)
+        return found
+
+    def finished(self) -> Finished:
+        """What `finish` makes parameters for."""
+        most = getattr(self.variant, "most", 0) if self.variant.architecture == "topk" else 0
+        return Finished(self.kind, self.variant.architecture, most)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A dictionary for use: what reading, writing and exchange see of it.
+
+    Attributes:
+      kind: its linear maps.
+      architecture: SAELens's name of how activations are made: `standard` (ReLU), `gated`, `topk`,
+        or `jumprelu` (thresholds).
+      most: of `topk`, the largest k there is; how many is a parameter, `k`.
+    """
+
+    kind: Kind
+    architecture: str
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"there is no architecture {self.architecture!r}; there are "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        if (self.most > 0) != (self.architecture == "topk"):
+            raise InputError(f"`most` goes with topk, and with nothing else; it is {self.most}")
+
+    def encode(self, params: Params, x: Inputs) -> Features:
+        """Activations of all features."""
+        projected = self.kind.project(params, x)
+        if self.architecture == "gated":
+            magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
+            return jnp.where(projected + params["b_gate"][None] > 0, jax.nn.relu(magnitude), 0.0)
+        pre = projected + params["b_enc"][None]
+        if self.architecture == "jumprelu":
+            return jnp.where(pre > params["threshold"][None], jax.nn.relu(pre), 0.0)
+        if self.architecture == "topk":
+            value, index = jax.lax.top_k(pre, self.most)
+            few = jnp.arange(self.most)[None] < params["k"]
+            return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(self.kind.d_sae)
+        return jax.nn.relu(pre)
+
+    def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
+        """What is written; `x` is what was read, which skip transcoders map, too."""
+        return self.kind.write(params, acts) + self.kind.base(params, x)
+
+    def __call__(self, params: Params, x: Inputs) -> Outputs:
+        """What is written in place of the target."""
+        return self.decode(params, self.encode(params, x), x)

@@ -1,0 +1,182 @@
+"""SAELens's directories: `cfg.json`, `sae_weights.safetensors`, and how often features fire.
+
+    from sae_lens import SAE
+    sae = SAE.load_from_disk("folder")
+
+A finished dictionary has its input scale folded in and decoder rows of norm 1; BatchTopK and
+Matryoshka come out as `jumprelu`, as SAELens's own do. Format: SAELens 6.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import (
+    Autoencoder,
+    Crosscoder,
+    Kind,
+    SkipTranscoder,
+    Transcoder,
+)
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.model import Params
+from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+
+VERSION = "6.54.12"
+"""Of SAELens, whose format this is; it reads files that name 6.0 or later."""
+
+_AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
+_TRANSCODERS = {
+    ("standard", False): "transcoder",
+    ("jumprelu", False): "jumprelu_transcoder",
+    ("standard", True): "skip_transcoder",
+    ("jumprelu", True): "jumprelu_skip_transcoder",
+}
+
+
+def save_saelens(
+    folder: str | os.PathLike[str],
+    finished: Finished,
+    params: Params,
+    *,
+    read: str,
+    write: str,
+    about: Mapping[str, Any] | None = None,
+    density: Float[np.ndarray, "d_sae"] | None = None,
+) -> None:
+    """Write one dictionary as a directory of SAELens's.
+
+    Args:
+      folder: made if need be.
+      finished: an autoencoder or a transcoder.
+      params: its parameters.
+      read: the site it reads.
+      write: the site it writes.
+      about: more for the config's metadata, such as `model_name`.
+      density: by feature, the share of states where it is active.
+
+    Raises:
+      InputError: SAELens has nothing of this kind and architecture.
+    """
+    folder, kind = Path(folder), finished.kind
+    transcoder = not isinstance(kind, Autoencoder)
+    config: dict[str, Any] = {
+        "architecture": _architecture(finished),
+        "d_in": kind.d_in,
+        "d_sae": kind.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": not transcoder,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": VERSION,
+            "hook_name": read,
+            "hook_head_index": None,
+            "prepend_bos": False,
+            **(about or {}),
+        },
+    }
+    if transcoder:
+        config["d_out"] = kind.d_out
+        config["metadata"]["hook_name_out"] = write
+    arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    if finished.architecture == "topk":
+        config |= {"k": int(params["k"]), "rescale_acts_by_decoder_norm": False}
+        del arrays["k"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_arrays(folder / "sae_weights.safetensors", arrays)
+    if density is not None:
+        rate = np.log10(np.maximum(np.asarray(density, np.float32), 1e-10))
+        write_arrays(folder / "sparsity.safetensors", {"sparsity": rate})
+    write_json(folder / "cfg.json", config)
+
+
+def load_saelens(folder: str | os.PathLike[str]) -> tuple[Finished, Params, dict[str, Any]]:
+    """Read a directory of SAELens's.
+
+    An encoder that does not subtract `b_dec` gets a bias that makes up for ours doing so.
+
+    Returns:
+      `(finished, params, metadata)`.
+
+    Raises:
+      InputError: a file is missing or damaged, or it is something that there is nothing for here.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "cfg.json")
+    for name in ("architecture", "d_in", "d_sae"):
+        if not isinstance(config, dict) or name not in config:
+            raise InputError(f"{folder / 'cfg.json'} is no config of SAELens 6: it has no {name!r}")
+    for name in ("normalize_activations", "reshape_activations"):
+        if config.get(name, "none") != "none":
+            raise InputError(
+                f"{folder} asks for {name} = {config[name]!r}, which is done while it runs and "
+                "cannot be folded in; only 'none' can be read"
+            )
+    arrays = read_arrays(folder / "sae_weights.safetensors")
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
+    finished = _finished(config, folder)
+    if finished.architecture == "topk":
+        if config.get("rescale_acts_by_decoder_norm"):
+            params = _with_norms_folded(params)
+        params["k"] = jnp.int32(config["k"])
+    if isinstance(finished.kind, Autoencoder) and not config.get("apply_b_dec_to_input", True):
+        params = with_shifted_bias(params)
+    return finished, params, config.get("metadata", {})
+
+
+def _architecture(finished: Finished) -> str:
+    kind, own = finished.kind, finished.architecture
+    if isinstance(kind, Autoencoder) and not isinstance(kind, Crosscoder):
+        return own
+    found = _TRANSCODERS.get((own, isinstance(kind, SkipTranscoder)))
+    if type(kind) not in (Transcoder, SkipTranscoder) or found is None:
+        raise InputError(
+            f"SAELens has no {own} {type(kind).__name__.lower()}: it has autoencoders "
+            f"({', '.join(_AUTOENCODERS)}) and transcoders (standard, jumprelu)"
+        )
+    return found
+
+
+def _finished(config: Mapping[str, Any], folder: Path) -> Finished:
+    name, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
+    if name in _AUTOENCODERS:
+        most = config["k"] if name == "topk" else 0
+        return Finished(Autoencoder(d_in, d_in, d_sae), name, most)
+    for (architecture, skips), theirs in _TRANSCODERS.items():
+        if theirs == name:
+            make: type[Kind] = SkipTranscoder if skips else Transcoder
+            return Finished(make(d_in, config.get("d_out", d_in), d_sae), architecture)
+    raise InputError(
+        f"{folder} is of architecture {name!r}; those that can be read are "
+        f"{', '.join((*_AUTOENCODERS, *_TRANSCODERS.values()))}"
+    )
+
+
+def _with_norms_folded(params: Params) -> Params:
+    """Rows of norm 1: then what is chosen by what it writes is chosen by its activation."""
+    norms = jnp.linalg.norm(params["W_dec"], axis=1)
+    return params | {
+        "W_enc": params["W_enc"] * norms[None],
+        "b_enc": params["b_enc"] * norms,
+        "W_dec": params["W_dec"] / norms[:, None],
+    }
+
+
+def with_shifted_bias(params: Params) -> Params:
+    """The same activations from an encoder that subtracts `b_dec` from its input."""
+    shift = params["b_dec"] @ params["W_enc"]
+    if "b_gate" not in params:
+        return params | {"b_enc": params["b_enc"] + shift}
+    magnitude = params["b_mag"] + shift * jnp.exp(params["r_mag"])
+    return params | {"b_gate": params["b_gate"] + shift, "b_mag": magnitude}

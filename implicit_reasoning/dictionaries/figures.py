@@ -1,0 +1,135 @@
+"""Figures of a run's dictionaries, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
+from implicit_reasoning.dictionaries.store import Files, names
+from implicit_reasoning.figures import Figure, new_drawing
+from implicit_reasoning.runs import Run, load_arrays
+
+_MARKERS = "osD^v<>"
+
+
+def figures(run: Run) -> list[Figure]:
+    """Of every set of dictionaries that was measured."""
+    drawn = []
+    for name in names(run):
+        path = Files.of(run, name).measured
+        if not path.exists():
+            continue
+        result = load_arrays(path)
+        drawn.append(_pareto(name, result))
+        if "concept" in result.dims:
+            drawn.append(_matches(name, result))
+    return drawn
+
+
+def _pareto(name: str, result: xr.Dataset) -> Figure:
+    """Quality against active features, a line for each checkpoint, a column for each site."""
+    sites, steps = (_distinct(result[key].values) for key in ("site", "step"))
+    rows = {"explained_variance": "explained variance"}
+    if "ce_loss_score_mean" in result:
+        rows["ce_loss_score_mean"] = "loss recovered"
+    drawing, axes = new_drawing(
+        2.2 + 3.0 * len(sites),
+        0.8 + 2.4 * len(rows),
+        nrows=len(rows),
+        ncols=len(sites),
+        sharex=True,
+        sharey="row",
+    )
+    colors = layer_colors(len(steps))
+    panels = iter(axes)
+    for quantity, label in rows.items():
+        for site in sites:
+            ax = next(panels)
+            for number, step in enumerate(steps):
+                of = (result["site"] == site) & (result["step"] == step)
+                style = {"color": colors[number], "marker": _MARKERS[number % len(_MARKERS)]}
+                _line(ax, result.sel(member=of.values), quantity, style, f"step {step:,}")
+            ax.set_title(site, fontsize=9)
+            ax.set_xscale("log")
+            # What is far below is worse than nothing at all; how far does not matter.
+            ax.set_ylim(max(ax.get_ylim()[0], -0.2), 1.03)
+            ax.axhline(0, color="black", linewidth=0.5)
+            if site == sites[0]:
+                ax.set_ylabel(label)
+    drawing.supxlabel("active features, mean over states", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    caption = (
+        f"Dictionaries {name!r}, each point one (mean over seeds, bars from the lowest to the "
+        f"highest), on {result.attrs['n_states']:,} distinct states of prefixes that were not "
+        f"trained on ({result.attrs['n_trained']:,} were). Explained variance is about the mean of "
+        "the states. Loss recovered: of the cross-entropy that answers lose when the site is set "
+        "to its mean, the share that comes back with the dictionary's output there, trained "
+        "chains; 1 is the model itself. Before a model uses a site there is nothing to recover."
+    )
+    return Figure(f"dictionaries_{name}", "How much is kept, by how few features", caption, drawing)
+
+
+def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], label: str) -> None:
+    values = part[quantity]
+    if "split" in values.dims:
+        values = values.isel(split=0)
+    groups = [np.flatnonzero(part["sparsity"] == s) for s in _distinct(part["sparsity"].values)]
+    l0 = np.array([part["l0"].values[group].mean() for group in groups])
+    each = [values.values[group] for group in groups]
+    mean = np.array([one.mean() for one in each])
+    order = np.argsort(l0)
+    ends = np.array([[one.mean() - one.min(), one.max() - one.mean()] for one in each]).T
+    ax.errorbar(
+        l0[order],
+        mean[order],
+        yerr=ends[:, order],
+        label=label,
+        markersize=4,
+        linewidth=1.3,
+        **style,
+    )
+
+
+def _matches(name: str, result: xr.Dataset) -> Figure:
+    """Mean F1 of the best feature of a variable's values, by checkpoint; in brackets the null."""
+    sites = _distinct(result["site"].values)
+    sparsity = _middle(result["sparsity"].values)
+    maps, nulls = {}, {}
+    for site in sites:
+        chosen = (result["site"] == site) & (result["sparsity"] == sparsity)
+        part = result.sel(member=chosen.values)
+        mean = part["f1"].mean("value").groupby("step").mean()
+        null = part["f1_null"].max("draw").groupby("step").mean()
+        maps[site], nulls[site] = (value.transpose("concept", "step") for value in (mean, null))
+    drawing = heat_maps(
+        maps, "mean F1 of the best feature", rows="concept", columns="step", nulls=nulls
+    )
+    counts = result["f1"].notnull().any("member").sum("value")
+    listed = ", ".join(
+        f"{int(n)} of {c}" for c, n in zip(result["concept"].values, counts.values, strict=True)
+    )
+    caption = (
+        f"Dictionaries {name!r} of sparsity {sparsity:g}: for every value of a variable (at a "
+        "position) the feature that is active most nearly where the value is, chosen on half of "
+        "the distinct states, and its F1 on the other half; mean over values "
+        f"({listed}). In brackets the null: the highest mean of {result.sizes['draw']} "
+        "permutations of values among states. A token's own variable at its own position is "
+        "written there by the embedding."
+    )
+    title = "Do features stand for entities and relations?"
+    return Figure(f"dictionaries_{name}_matches", title, caption, drawing)
+
+
+def _distinct(values: Sequence[Any] | np.ndarray) -> list[Any]:
+    return list(dict.fromkeys(np.asarray(values).tolist()))
+
+
+def _middle(values: np.ndarray) -> float:
+    ordered = sorted(set(values.tolist()))
+    return float(ordered[len(ordered) // 2])

@@ -1,0 +1,116 @@
+"""How well a dictionary writes, and with how few features: numbers under SAELens's names.
+
+Explained variance is about the mean of the targets, `1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`:
+about zero, as SAELens computed it from March 2025 to March 2026, a constant offset counts as
+variance explained. `explained_variance_legacy` is the mean of the same ratio state by state, which
+SAEBench's paper reports.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Features, Inputs, Outputs
+from implicit_reasoning.model import Params
+
+DENSE = 0.1
+"""A feature that is active on more than this share of states is dense."""
+
+Scalar = Float[Array, ""]
+Losses = Float[Array | np.ndarray, "*any"]
+
+
+class Quality(NamedTuple):
+    """Of one dictionary on some states; see the module.
+
+    Attributes:
+      l0: active features, mean over states.
+      l1: sum of activations, mean over states.
+      mse: squared error, summed over numbers, mean over states.
+      explained_variance: about the mean.
+      explained_variance_legacy: mean over states.
+      cossim: of target and output, mean over states.
+      l2_ratio: of the norms of output and target, mean over states.
+      dead: share of features that are never active.
+      dense: share of features that are active more often than `DENSE`.
+      density: by feature, share of states where it is active.
+    """
+
+    l0: Scalar
+    l1: Scalar
+    mse: Scalar
+    explained_variance: Scalar
+    explained_variance_legacy: Scalar
+    cossim: Scalar
+    l2_ratio: Scalar
+    dead: Scalar
+    dense: Scalar
+    density: Float[Array, "d_sae"]
+
+
+def quality(finished: Finished, params: Params, x: Inputs, y: Outputs) -> Quality:
+    """Measure a dictionary; traced."""
+    acts = finished.encode(params, x)
+    return quality_of(acts, finished.decode(params, acts, x), y)
+
+
+def quality_of(acts: Features, out: Outputs, y: Outputs) -> Quality:
+    """Measure any reconstruction `out` of `y` from activations, such as a baseline's."""
+    active = acts != 0
+    error = ((out - y) ** 2).sum(-1)
+    spread = ((y - y.mean(0, keepdims=True)) ** 2).sum(-1)
+    norm_out, norm_y = (jnp.linalg.norm(value, axis=-1) for value in (out, y))
+    density = active.mean(0)
+    return Quality(
+        l0=active.sum(-1).mean(),
+        l1=jnp.abs(acts).sum(-1).mean(),
+        mse=error.mean(),
+        explained_variance=1 - error.sum() / spread.sum(),
+        explained_variance_legacy=(1 - error / jnp.maximum(spread, 1e-12)).mean(),
+        cossim=((out * y).sum(-1) / jnp.maximum(norm_out * norm_y, 1e-12)).mean(),
+        l2_ratio=(norm_out / jnp.maximum(norm_y, 1e-12)).mean(),
+        dead=(density == 0).mean(),
+        dense=(density > DENSE).mean(),
+        density=density,
+    )
+
+
+class Answers(NamedTuple):
+    """What a model answers to some questions.
+
+    Attributes:
+      ce: cross-entropy of the right answer, nats.
+      kl: KL(clean model || this one), nats.
+      correct: whether the right answer is the most likely token.
+    """
+
+    ce: Float[Array, "question"]
+    kl: Float[Array, "question"]
+    correct: Float[Array, "question"]
+
+
+def answers(
+    logits: Float[Array, "question d_vocab"],
+    clean: Float[Array, "question d_vocab"],
+    right: Float[Array, "question"] | Array,
+) -> Answers:
+    """Compare logits with the clean model's and with the truth."""
+    here, there = jax.nn.log_softmax(logits), jax.nn.log_softmax(clean)
+    ce = -jnp.take_along_axis(here, right[:, None], axis=-1)[:, 0]
+    kl = (jnp.exp(there) * (there - here)).sum(-1)
+    return Answers(ce, kl, (logits.argmax(-1) == right).astype(jnp.float32))
+
+
+def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
+    """Share of a loss that comes back when the dictionary writes, not nothing: 1 is all of it.
+
+    `(ablated - spliced) / (ablated - clean)`, SAELens's `ce_loss_score`, and with KL, whose clean
+    value is 0, its `kl_div_score`.
+    """
+    return (ablated - spliced) / jnp.maximum(ablated - clean, 1e-12)

@@ -1,0 +1,175 @@
+"""From a configuration and a run to what is trained: sites, checkpoints, members, shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from implicit_reasoning import imports
+from implicit_reasoning.dictionaries.dictionary import Dictionary
+from implicit_reasoning.dictionaries.kinds import Crosscoder, CrossLayer, Kind
+from implicit_reasoning.dictionaries.splice import Sites
+from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.store import KINDS, Member
+from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Transformer
+from implicit_reasoning.runs import Run
+
+STARTS = ("cold", "forwards", "backwards")
+ALL = -1  # in place of a step: of a crosscoder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration asks for in a run.
+
+    Attributes:
+      dictionary: the shape of all.
+      settings: how they are trained.
+      steps: checkpoints, ascending.
+      stages: members that are trained at once; each stage begins where the one before ended, if
+        there are several.
+    """
+
+    dictionary: Dictionary
+    settings: Settings
+    steps: tuple[int, ...]
+    stages: tuple[tuple[Member, ...], ...]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All of them."""
+        return tuple(member for stage in self.stages for member in stage)
+
+
+def make_plan(run: Run, config: ConfigDict) -> Plan:
+    """Resolve a configuration (see `defaults.py`).
+
+    Raises:
+      InputError: something in it does not exist here, or does not go together.
+    """
+    if config.kind not in KINDS:
+        raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
+    if config.start not in STARTS:
+        raise InputError(f"start is {config.start!r}; it is one of {', '.join(STARTS)}")
+    steps = _steps(run, config)
+    groups = _sites(run.model, config)
+    together = config.kind == "crosscoder"
+    if together and config.start != "cold":
+        raise InputError("a crosscoder is of all checkpoints at once: its start is cold")
+    of_steps = [(ALL,)] if together or config.start == "cold" else [(step,) for step in steps]
+    if config.start == "backwards":
+        of_steps.reverse()
+    stages = []
+    for stage in of_steps:
+        which = (ALL,) if together else steps if stage == (ALL,) else stage
+        combinations = product(which, groups, config.sparsities, range(config.seeds))
+        stages.append(
+            tuple(
+                Member(step, sites.read, sites.write, float(sparsity), seed)
+                for step, sites, sparsity, seed in combinations
+            )
+        )
+    kind = _kind(run.model, config, groups[0], len(steps))
+    settings = Settings(**config.training.to_dict())
+    return Plan(Dictionary(kind, _variant(config)), settings, steps, tuple(stages))
+
+
+def _steps(run: Run, config: ConfigDict) -> tuple[int, ...]:
+    if config.steps:
+        missing = [step for step in config.steps if step not in run.steps]
+        if missing:
+            raise InputError(f"{run} has no checkpoint of step {missing[0]}; there are {run.steps}")
+        return tuple(sorted(config.steps))
+    if not run.steps:
+        raise InputError(f"{run} has no checkpoints")
+    # From the last one backwards: with one, it is the last.
+    count = min(config.checkpoints, len(run.steps))
+    places = np.linspace(len(run.steps) - 1, 0, count + 1)[:count].round().astype(int)
+    return tuple(sorted(run.steps[place] for place in places))
+
+
+def _sites(model: Transformer, config: ConfigDict) -> list[Sites]:
+    """What is read and written, one for each dictionary of a checkpoint."""
+    blocks, same = range(model.spec.depth), config.kind in ("autoencoder", "crosscoder")
+    read, write = tuple(config.read), tuple(config.write)
+    if not read:
+        normalized = model.spec.normalization != "none"
+        before = "ln2.hook_normalized" if normalized else "hook_resid_mid"
+        name = "hook_resid_post" if same else before
+        read = tuple(f"blocks.{block}.{name}" for block in blocks)
+        write = write or tuple(f"blocks.{block}.hook_mlp_out" for block in blocks)
+    if same:
+        write = read
+    if len(read) != len(write):
+        raise InputError(
+            f"read has {len(read)} sites and write {len(write)}; each that is read has one that is "
+            "written"
+        )
+    unknown = [site for site in (*read, *write) if site not in model.sites]
+    if unknown:
+        raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all of them")
+    if config.kind == "cross_layer":
+        return [Sites(read, write)]
+    return [Sites((a,), (b,)) for a, b in zip(read, write, strict=True)]
+
+
+def _kind(model: Transformer, config: ConfigDict, sites: Sites, n_steps: int) -> Kind:
+    parts = n_steps if config.kind == "crosscoder" else len(sites.read)
+    d_in, d_out = (parts * _width(model, names[0]) for names in (sites.read, sites.write))
+    make = KINDS[config.kind]
+    if make is Crosscoder:
+        return Crosscoder(d_in, d_out, config.width, n_parts=parts)
+    if make is CrossLayer:
+        return CrossLayer(d_in, d_out, config.width, n_layers=parts)
+    return make(d_in, d_out, config.width)
+
+
+def _width(model: Transformer, site: str) -> int:
+    """Numbers at one position of a site."""
+    sizes = {"d_model": model.spec.d_model, "d_mlp": model.spec.d_mlp}
+    dims = model.sites[site]
+    if len(dims) != 3 or dims[-1] not in sizes:
+        raise InputError(
+            f"site {site!r} has the dimensions {', '.join(dims)}; a dictionary reads and writes "
+            "one vector of d_model or d_mlp numbers a position"
+        )
+    return sizes[dims[-1]]
+
+
+def _variant(config: ConfigDict) -> Variant:
+    """The variant, with its options; of `topk` the largest k is known from the sparsities."""
+    name, options = config.variant, _options(config)
+    make: Any = VARIANTS.get(name)
+    if make is None:
+        source, _, attribute = name.rpartition(":")
+        make = getattr(imports.load(source, "variant"), attribute, None) if source else None
+        if not (isinstance(make, type) and issubclass(make, Variant)):
+            raise InputError(
+                f"there is no variant {name!r}; there are {', '.join(VARIANTS)}, or "
+                "package.module:Class of your own"
+            )
+    fields = {field.name for field in dataclasses.fields(make)}
+    if "most" in fields:
+        options.setdefault("most", int(max(config.sparsities)))
+    # The default configuration has options of its default variant.
+    options = {key: value for key, value in options.items() if key in fields or key != "aux"}
+    unknown = [key for key in options if key not in fields]
+    if unknown:
+        raise InputError(
+            f"variant {name!r} has no option {unknown[0]!r}; it has {', '.join(sorted(fields))}"
+        )
+    made: Variant = make(**options)
+    return made
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    given: Mapping[str, Any] = config.options.to_dict()
+    return dict(given)

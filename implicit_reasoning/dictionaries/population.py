@@ -1,0 +1,153 @@
+"""Many dictionaries of one shape, trained by one program: sites, sparsities, seeds, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from implicit_reasoning.dictionaries.dictionary import Dictionary
+from implicit_reasoning.dictionaries.steps import Pool, Settings, State, Window, advance, begin
+from implicit_reasoning.model import Params
+from implicit_reasoning.training import sharding
+
+
+class Members(NamedTuple):
+    """What tells one dictionary of a population from another.
+
+    Attributes:
+      pool: which pool it is trained on.
+      sparsity: see its variant.
+      key: of its start, and of what is drawn.
+    """
+
+    pool: Int[Array, "member"]
+    sparsity: Float[Array, "member"]
+    key: Key[Array, "member"]
+
+
+@dataclass(frozen=True)
+class Population:
+    """A program that trains all members of a population at once.
+
+    Attributes:
+      dictionary: their shape.
+      settings: how they are trained.
+      pools: stacked.
+      members: of the population.
+      together: members that a device trains at the same time (`vmap`); by default one on a CPU,
+        whose batched products of small matrices are slow, and all elsewhere.
+      mesh: `trial` shards members, `model` the features of each; by default one device.
+    """
+
+    dictionary: Dictionary
+    settings: Settings
+    pools: Pool
+    members: Members
+    together: int | None = None
+    mesh: jax.sharding.Mesh | None = None
+
+    def begin(self, params: Params | None = None) -> State:
+        """Before the first step; from stacked parameters where they are given (a warm start)."""
+        return self._begin(self.pools, self.members, params)
+
+    def advance(self, state: State, start: int, count: int) -> tuple[State, Window]:
+        """`count` steps of every member from step `start`; `state` is given away."""
+        numbers = np.int32(start), np.int32(count)
+        return self._advance(state, self.pools, self.members, *numbers)
+
+    @cached_property
+    def _begin(self) -> Callable[..., State]:
+        def one(pools: Pool, member: Members, params: Params | None) -> State:
+            pool = _pool_of(pools, member)
+            return begin(self.dictionary, self.settings, member.key, pool, params)
+
+        def all_(pools: Pool, members: Members, params: Params | None) -> State:
+            return self._mapped(lambda item: one(pools, *item), (members, params))
+
+        return jax.jit(all_, out_shardings=self._shardings)
+
+    @cached_property
+    def _advance(self) -> Callable[..., tuple[State, Window]]:
+        def one(pools: Pool, start: Array, count: Array, item: Any) -> tuple[State, Window]:
+            state, member = item
+            pool, numbers = _pool_of(pools, member), (start, count)
+            with_sparsity = state, pool, member.sparsity, member.key
+            return advance(self.dictionary, self.settings, *with_sparsity, *numbers)
+
+        def all_(
+            state: State, pools: Pool, members: Members, start: Array, count: Array
+        ) -> tuple[State, Window]:
+            return self._mapped(lambda item: one(pools, start, count, item), (state, members))
+
+        shardings = None if self._shardings is None else (self._shardings, None)
+        return jax.jit(all_, donate_argnums=0, out_shardings=shardings)
+
+    def _mapped(self, function: Callable[[Any], Any], items: Any) -> Any:
+        count = len(self.members.sparsity)
+        together = self.together or (1 if jax.default_backend() == "cpu" else count)
+        if self.mesh is not None:
+            together = count  # a loop over members cannot be dealt out to devices
+        return jax.lax.map(function, items, batch_size=together)
+
+    @cached_property
+    def _shardings(self) -> State | None:
+        """Members over `trial`; what has an axis of features, over `model`."""
+        if self.mesh is None:
+            return None
+        shapes = jax.eval_shape(
+            lambda: self._mapped(
+                lambda member: begin(
+                    self.dictionary, self.settings, member.key, _pool_of(self.pools, member)
+                ),
+                self.members,
+            )
+        )
+        d_sae, mesh = self.dictionary.kind.d_sae, self.mesh
+
+        def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            axes = ["trial", *("model" if size == d_sae else None for size in leaf.shape[1:])]
+            return NamedSharding(mesh, PartitionSpec(*axes))
+
+        found: State = jax.tree.map(of, shapes)
+        return found
+
+
+def make_members(
+    pools: Sequence[int], sparsities: Sequence[float], seeds: Sequence[int]
+) -> Members:
+    """One member for each of the three, which go together; equal seeds draw alike."""
+    return Members(
+        jnp.asarray(pools, jnp.int32),
+        jnp.asarray(sparsities, jnp.float32),
+        jnp.stack([jax.random.key(seed) for seed in seeds]),
+    )
+
+
+def stack_pools(
+    x: Float[Array, "pool state d_in"],
+    y: Float[Array, "pool state d_out"],
+    counts: Int[np.ndarray, "group"] | None = None,
+) -> Pool:
+    """Pools of the same groups, of so many states each (default: one group); empty ones go."""
+    counts = np.array([x.shape[1]]) if counts is None else counts
+    first = np.cumsum(counts) - counts
+    kept = counts > 0
+    repeated = [np.tile(part[kept].astype(np.int32), (len(x), 1)) for part in (first, counts)]
+    return Pool(x, y, *map(jnp.asarray, repeated))
+
+
+def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
+    """A mesh for `Population`: members over `trial`, features over `model`."""
+    return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
+
+
+def _pool_of(pools: Pool, member: Members) -> Pool:
+    return Pool(*(part[member.pool] for part in pools))

@@ -1,0 +1,92 @@
+"""Products with the k features that are active, and none with the others.
+
+A dense decoder multiplies d_sae features with d_out numbers each, of which all but k are zero; the
+gradients of both weights do so again. Here rows of the active features are gathered, multiplied and
+added, and gradients are added to just those rows: 2 k d_out FLOPs instead of 2 d_sae d_out. The two
+products are each other's transposes, so that each is the other's gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Sparse(NamedTuple):
+    """Activations of some features, by number; a value may be 0, and all others are."""
+
+    values: Float[Array, "batch k"]
+    indices: Int[Array, "batch k"]
+
+    def dense(self, d_sae: int) -> Float[Array, "batch {d_sae}"]:
+        """Of all features; an index is not repeated within a row."""
+        rows = jnp.arange(len(self.indices))[:, None]
+        zeros = jnp.zeros((len(self.indices), d_sae), self.values.dtype)
+        return zeros.at[rows, self.indices].set(self.values, unique_indices=True)
+
+
+@jax.custom_vjp
+def gather_sum(
+    value: Float[Array, "batch k"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
+) -> Float[Array, "batch width"]:
+    """`sum_k value[b, k] rows[index[b, k]]`: a decoder."""
+    start = jnp.zeros((len(index), rows.shape[1]), rows.dtype)
+
+    def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        weight, row = one
+        return total + weight[:, None] * rows[row], None
+
+    return jax.lax.scan(add, start, (value.T, index.T))[0]
+
+
+@jax.custom_vjp
+def gather_dot(
+    x: Float[Array, "batch width"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
+) -> Float[Array, "batch k"]:
+    """`x[b] . rows[index[b, k]]`: pre-activations of chosen features."""
+    found: Array = jax.lax.map(lambda row: (x * rows[row]).sum(-1), index.T)
+    return found.T
+
+
+def scatter_sum(
+    value: Float[Array, "batch k"],
+    index: Int[Array, "batch k"],
+    x: Float[Array, "batch width"],
+    n_rows: int,
+) -> Float[Array, "{n_rows} width"]:
+    """Row r: `sum value[b, k] x[b]` over all (b, k) with index[b, k] = r."""
+    start = jnp.zeros((n_rows, x.shape[1]), x.dtype)
+
+    def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        weight, row = one
+        return total.at[row].add(weight[:, None] * x), None
+
+    return jax.lax.scan(add, start, (value.T, index.T))[0]
+
+
+Saved = tuple[Array, Array, Array]
+
+
+def _sum_forward(value: Array, index: Array, rows: Array) -> tuple[Array, Saved]:
+    return gather_sum(value, index, rows), (value, index, rows)
+
+
+def _sum_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array]:
+    value, index, rows = saved
+    return gather_dot(grad, index, rows), None, scatter_sum(value, index, grad, len(rows))
+
+
+def _dot_forward(x: Array, index: Array, rows: Array) -> tuple[Array, Saved]:
+    return gather_dot(x, index, rows), (x, index, rows)
+
+
+def _dot_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array]:
+    x, index, rows = saved
+    return gather_sum(grad, index, rows), None, scatter_sum(grad, index, x, len(rows))
+
+
+gather_sum.defvjp(_sum_forward, _sum_backward)
+gather_dot.defvjp(_dot_forward, _dot_backward)

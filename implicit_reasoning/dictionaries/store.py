@@ -1,0 +1,195 @@
+"""Where dictionaries are kept in a run, and opening them.
+
+`dictionaries/<name>/` has `config.json`, `members.json` (what each is of), `finished.npz` (all
+parameters, stacked), `measured.nc`, `metrics.jsonl` (training), and `resume/` while it is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import from_json
+from implicit_reasoning.dictionaries import kinds
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.splice import Sites
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
+from implicit_reasoning.model import Params
+from implicit_reasoning.runs import Run
+
+KINDS = {
+    "autoencoder": kinds.Autoencoder,
+    "transcoder": kinds.Transcoder,
+    "skip_transcoder": kinds.SkipTranscoder,
+    "crosscoder": kinds.Crosscoder,
+    "cross_layer": kinds.CrossLayer,
+}
+
+
+class Member(NamedTuple):
+    """What one dictionary is of.
+
+    Attributes:
+      step: of the checkpoint; -1 for a crosscoder, which is of all of them.
+      read: sites it reads.
+      write: sites it writes.
+      sparsity: see its variant.
+      seed: of its start.
+    """
+
+    step: int
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    sparsity: float
+    seed: int
+
+    @property
+    def sites(self) -> Sites:
+        """Both, as splicing wants them."""
+        return Sites(self.read, self.write)
+
+    @property
+    def site(self) -> str:
+        """A name for tables: what is written."""
+        return self.write[0] if len(self.write) == 1 else f"{len(self.write)} sites"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one set of dictionaries."""
+
+    folder: Path
+
+    @staticmethod
+    def of(run: Run, name: str) -> Files:
+        """In a run."""
+        return Files(run.files.workdir / "dictionaries" / name)
+
+    @property
+    def config(self) -> Path:
+        """As it was asked for."""
+        return self.folder / "config.json"
+
+    @property
+    def members(self) -> Path:
+        """What each dictionary is of."""
+        return self.folder / "members.json"
+
+    @property
+    def finished(self) -> Path:
+        """Parameters; written last, so that it vouches for the rest."""
+        return self.folder / "finished.npz"
+
+    @property
+    def measured(self) -> Path:
+        """What `measure.py` found."""
+        return self.folder / "measured.nc"
+
+    @property
+    def metrics(self) -> Path:
+        """A row every `log_every` steps."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def resume(self) -> Path:
+        """The state of training, the last two."""
+        return self.folder / "resume"
+
+
+@dataclass(frozen=True)
+class Dictionaries:
+    """A set of finished dictionaries of one shape.
+
+    Attributes:
+      finished: how they encode and decode.
+      params: stacked, one after the other.
+      members: what each is of.
+      config: as they were trained.
+    """
+
+    finished: Finished
+    params: Params
+    members: tuple[Member, ...]
+    config: ConfigDict
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def params_of(self, number: int) -> Params:
+        """Of one dictionary."""
+        return jax.tree.map(lambda leaf: leaf[number], self.params)
+
+    def numbers(self, **wanted: Any) -> list[int]:
+        """Numbers of the members with these attributes, such as `step=6000, site="..."`."""
+        return [
+            number
+            for number, member in enumerate(self.members)
+            if all(getattr(member, name) == value for name, value in wanted.items())
+        ]
+
+    @cached_property
+    def groups(self) -> dict[tuple[int, Sites], list[int]]:
+        """Numbers of the members of each checkpoint and site, which share states."""
+        found: dict[tuple[int, Sites], list[int]] = {}
+        for number, member in enumerate(self.members):
+            found.setdefault((member.step, member.sites), []).append(number)
+        return found
+
+
+def save(files: Files, dictionaries: Dictionaries) -> None:
+    """Keep finished dictionaries; `finished.npz` comes last."""
+    about = {
+        "kind": type(dictionaries.finished.kind).__name__,
+        "sizes": dataclasses.asdict(dictionaries.finished.kind),
+        "architecture": dictionaries.finished.architecture,
+        "most": dictionaries.finished.most,
+        "members": [member._asdict() for member in dictionaries.members],
+    }
+    write_json(files.members, about)
+    arrays = {name: np.asarray(value) for name, value in dictionaries.params.items()}
+    write_npz(files.finished, arrays)
+
+
+def load(run: Run, name: str) -> Dictionaries:
+    """Open a set of dictionaries.
+
+    Raises:
+      InputError: there is none of that name, or it is not finished.
+    """
+    files = Files.of(run, name)
+    if not files.finished.exists():
+        there = ", ".join(names(run)) or "none"
+        raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
+    about = read_json(files.members)
+    by_name = {kind.__name__: kind for kind in KINDS.values()}
+    finished = Finished(
+        by_name[about["kind"]](**about["sizes"]), about["architecture"], about["most"]
+    )
+    members = tuple(_member(member) for member in about["members"])
+    arrays = read_npz(files.finished, "set of dictionaries")
+    params = {name: jnp.asarray(value) for name, value in arrays.items()}
+    return Dictionaries(finished, params, members, from_json(read_json(files.config)))
+
+
+def names(run: Run) -> list[str]:
+    """The finished sets of a run."""
+    folder = run.files.workdir / "dictionaries"
+    return sorted(path.parent.name for path in folder.glob("*/finished.npz"))
+
+
+def _member(kept: dict[str, Any]) -> Member:
+    def sites(value: Sequence[str]) -> tuple[str, ...]:
+        return tuple(value)
+
+    read, write = sites(kept["read"]), sites(kept["write"])
+    return Member(kept["step"], read, write, kept["sparsity"], kept["seed"])

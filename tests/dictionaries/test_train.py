@@ -1,0 +1,242 @@
+"""A set of dictionaries of a run: trained, resumed to the same bits, kept, opened, measured."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.dictionaries import load, measured, names, train_dictionaries
+from implicit_reasoning.dictionaries import train as train_module
+from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.states import distinct_places, split_places, states
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.training import train
+from implicit_reasoning.training.interruption import Interrupted, Wish
+from tests.training.tiny import tiny
+
+DEFAULTS = "implicit_reasoning.dictionaries.defaults"
+SMALL = {
+    "sparsities": (2.0, 3.0),
+    "width": 24,
+    "checkpoints": 2,
+    "progress": False,
+    "log_every": 10,
+    "resume_every": 20,
+    "training.steps": 40,
+    "training.batch": 64,
+    "training.warm_up": 5,
+    "training.decay": 10,
+    "training.learning_rate": 0.01,
+}
+
+
+def config(kind="autoencoder", **changes):
+    chosen = {name.replace("__", "."): value for name, value in changes.items()}
+    return apply_overrides(load_config(f"{DEFAULTS}:{kind}"), SMALL | chosen)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return train(tiny(steps=60, checkpoints__every=20), folder)
+
+
+@pytest.fixture(scope="module")
+def made(run):
+    return train_dictionaries(run, config())
+
+
+def same(one, other):
+    for name in one.params:
+        np.testing.assert_array_equal(one.params[name], other.params[name])
+
+
+def test_every_site_sparsity_and_checkpoint_has_one(run, made):
+    assert len(made) == 2 * 2 * 2
+    assert {member.step for member in made.members} == {
+        run.steps[-1],
+        run.steps[len(run.steps) // 2],
+    }
+    assert {member.site for member in made.members} == {
+        f"blocks.{block}.hook_resid_post" for block in range(2)
+    }
+    assert made.numbers(step=run.steps[-1], sparsity=2.0) and not made.numbers(sparsity=9.0)
+
+
+def test_they_reconstruct_states_in_raw_units(run, made):
+    places = distinct_places(run.dataset, np.arange(run.dataset.n_train))
+    for number in made.numbers(sparsity=3.0):
+        member, params = made.members[number], made.params_of(number)
+        weights = jax.tree.map(lambda leaf: leaf[0], run.params([member.step]))
+        x = states(run.model, weights, places, member.read)[0]
+        out = made.finished(params, x)
+        error = ((out - x) ** 2).sum() / ((x - x.mean(0, keepdims=True)) ** 2).sum()
+        assert error < 0.9
+        assert ((made.finished.encode(params, x) > 0).sum(1) <= 3).all()
+
+
+def test_they_are_opened_as_they_were_kept(run, made):
+    assert names(run) == ["autoencoder"]
+    opened = load(run, "autoencoder")
+    assert opened.members == made.members and opened.finished == made.finished
+    same(opened, made)
+    again = train_dictionaries(run, config())  # nothing is trained
+    same(again, made)
+
+
+def stopping(monkeypatch, after):
+    """A signal comes when training asks for the so-many-th time."""
+
+    class Later(Wish):
+        asked = 0
+
+        def __bool__(self):
+            self.asked += 1
+            self.number = 15 if self.asked > after else 0
+            return self.number != 0
+
+    @contextlib.contextmanager
+    def wishes():
+        yield Later()
+
+    monkeypatch.setattr(train_module, "wishes", wishes)
+
+
+@pytest.mark.parametrize(
+    ("start", "stops"), [("cold", (1, 1)), ("forwards", (1, 5)), ("backwards", (4, 1))]
+)
+def test_a_stop_does_not_change_the_outcome(run, monkeypatch, start, stops):
+    """In the first stage, in the second, and between the two."""
+    whole = train_dictionaries(run, config(name=f"whole_{start}", start=start))
+    asked = config(name=f"stopped_{start}", start=start)
+    for after in stops:
+        with monkeypatch.context() as patched:
+            stopping(patched, after)
+            with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+                train_dictionaries(run, asked)
+        with pytest.raises(InputError, match="no finished dictionaries"):
+            load(run, f"stopped_{start}")
+    same(train_dictionaries(run, asked), whole)
+
+
+def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
+    plan = make_plan(run, config(start="backwards"))
+    assert [stage[0].step for stage in plan.stages] == sorted(plan.steps, reverse=True)
+    warm = load(run, "whole_backwards") if "whole_backwards" in names(run) else None
+    warm = warm or train_dictionaries(run, config(name="whole_backwards", start="backwards"))
+    last, first = max(plan.steps), min(plan.steps)
+    for name in ("W_enc", "b_enc"):
+        cold, later = (
+            {m: np.asarray(d.params[name][n]) for n, m in enumerate(d.members)}
+            for d in (made, warm)
+        )
+        for member in made.members:
+            alike = np.array_equal(cold[member], later[member])
+            assert alike == (member.step == last), (member.step, first)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "cross_layer", "crosscoder"])
+def test_every_kind_is_trained(run, kind):
+    found = train_dictionaries(run, config(kind, variant="relu", sparsities=(0.1,)))
+    counts = {"cross_layer": 2, "crosscoder": 2}  # one a checkpoint; one a site
+    assert len(found) == counts.get(kind, 4)
+    assert all(np.isfinite(value).all() for value in found.params.values())
+
+
+@pytest.mark.parametrize("variant", ["gated", "batch_topk", "jumprelu"])
+def test_every_variant_is_trained(run, variant):
+    sparsity = 2.0 if variant == "batch_topk" else 0.05
+    found = train_dictionaries(run, config(name=variant, variant=variant, sparsities=(sparsity,)))
+    assert all(np.isfinite(value).all() for value in found.params.values())
+
+
+def test_others_under_the_same_name_are_refused(run, made):
+    with pytest.raises(InputError, match=r"holds other dictionaries \(width was 24, is 25\)"):
+        train_dictionaries(run, config(width=25))
+    train_dictionaries(run, config(progress=True))  # how it shows is no difference
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant": "top"}, "no variant 'top'; there are relu"),
+        ({"kind": "coder"}, "no kind 'coder'; there are autoencoder"),
+        ({"start": "warm"}, "start is 'warm'; it is one of cold"),
+        ({"steps": (7,)}, "no checkpoint of step 7"),
+        ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
+        ({"read": ("blocks.0.attn.hook_pattern",)}, "has the dimensions batch, head"),
+        ({"positions": ("r9",)}, "no position 'r9'; there are e1"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_made(run, changes, said):
+    with pytest.raises(InputError, match=said):
+        train_dictionaries(run, config(name="odd", **changes))
+
+
+# States ------------------------------------------------------------------------------------------
+
+
+def test_every_distinct_prefix_counts_once_and_is_on_one_side(run):
+    data = run.dataset
+    places = distinct_places(data, np.arange(len(data)))
+    prefixes = [
+        tuple(places.tokens[row, : pos + 1])
+        for row, pos in zip(places.row, places.pos, strict=True)
+    ]
+    assert len(set(prefixes)) == len(prefixes)
+    everything = {
+        tuple(tokens[: pos + 1])
+        for tokens, end in zip(data.tokens, data.truth["position"], strict=True)
+        for pos in range(end + 1)
+    }
+    assert set(prefixes) == everything
+    held_out = split_places(data, places)
+    assert 0.1 < held_out.mean() < 0.3
+    side = dict(zip(prefixes, held_out, strict=True))
+    for prefix, out in side.items():
+        if len(prefix) > 2:  # with its first fact
+            assert out == side[prefix[:2]]
+
+
+def test_states_are_those_of_the_model(run):
+    data, model = run.dataset, run.model
+    places = distinct_places(data, np.arange(50), ("r1",))
+    assert set(places.pos) == {1}
+    params = jax.tree.map(lambda leaf: leaf[0], run.params(run.steps[-1:]))
+    site = "blocks.1.hook_resid_post"
+    found = states(model, params, places, (site,))[0]
+    _, whole = model.forward(params, places.tokens, sites=(site,))
+    np.testing.assert_allclose(found, whole[site][places.row, 1], atol=1e-5)
+
+
+# Measured ----------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_is_labelled_and_kept(run, made):
+    result = measured(run, made)
+    assert result.sizes["member"] == len(made)
+    assert str(result["split"].values[0]).startswith("train")
+    clean, spliced = (result["kl"].sel(model=name) for name in ("clean", "spliced"))
+    assert (clean == 0).all() and (spliced > 0).all()
+    assert result["l0"].max() <= 3 and (result["explained_variance"] <= 1).all()
+    assert {"e1@r1", "e2@r1", "e2@r2"} <= set(result["concept"].values)
+    assert "e1@e1" not in result["concept"].values  # one state for each value: nothing to learn
+    again = measured(run, made)
+    np.testing.assert_array_equal(result["f1"], again["f1"])
+
+
+def test_the_command_trains_measures_and_writes_the_page(run, capsys):
+    flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
+    command = ["dictionaries", f"--workdir={run.files.workdir}", "--config.name=said", *flags]
+    assert main(command) == 0
+    assert "8 dictionaries" in capsys.readouterr().out
+    page = run.files.report.read_text(encoding="utf-8")
+    assert "How much is kept, by how few features" in page
+    assert "Do features stand for entities and relations?" in page
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
