@@ -6,8 +6,7 @@ The default set of instruments over 20 checkpoints of a run, evenly over its sch
 r1) on 3 of them; compiled anew, nothing cached, nothing measured before. A round is a process of
 its own, on every core. Aim for a `pocket` run on two cores: 180 s, all included.
 
-As the command does it, the next instrument is compiled while one runs. In a process more they are
-taken one after the other, for seconds of wall clock of every instrument in parts that add up:
+Of every instrument, seconds of wall clock in parts that add up:
 - trace: Python that writes the program down, and its lowering;
 - compile: XLA;
 - run: the compiled program, for all checkpoints;
@@ -37,7 +36,7 @@ FLAGS = {
     "checkpoints": 20,
     "das": 3,
     "rounds": 3,
-    "once": "",
+    "once": False,
     "out": "results/benchmarks/default_set.json",
 }
 AIM = 180.0
@@ -47,14 +46,13 @@ XLA = f"{COMPILER}backend_compile_duration"
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write; with `--once=whole` or `--once=parts` be a measured process."""
+    """Measure and write; with `--once` be one of the measured processes."""
     began = time.perf_counter()
     from implicit_reasoning.config import parse_flags
 
     flags, _ = parse_flags(argv, FLAGS)
     if flags["once"]:
-        measured = {"whole": whole, "parts": by_parts}[flags["once"]]
-        print(json.dumps(measured(Path(flags["workdir"]), flags["das"], began)))
+        print(json.dumps(once(Path(flags["workdir"]), flags["das"], began)))
         return
     from implicit_reasoning.errors import InputError
     from implicit_reasoning.files import write_json
@@ -63,22 +61,21 @@ def main(argv: list[str]) -> None:
     if flags["workdir"] is None:
         raise InputError("--workdir is missing: a run with checkpoints")
     rounds = []
-    for number, what in enumerate(("parts", *["whole"] * flags["rounds"])):
+    for number in range(flags["rounds"]):
         with tempfile.TemporaryDirectory() as folder:
             steps = copy_run(Path(flags["workdir"]), Path(folder), flags["checkpoints"])
-            rounds.append(fresh_process(Path(folder), flags["das"], what))
-        print(f"{number}/{flags['rounds']}", file=sys.stderr, flush=True)
-    parts, *rounds = rounds
+            rounds.append(fresh_process(Path(folder), flags["das"]))
+        print(f"{number + 1}/{flags['rounds']}", file=sys.stderr, flush=True)
     result = {
         "load_average": os.getloadavg()[0],
         "steps": steps,
         "aim": AIM,
         "seconds": spread([one["process"] for one in rounds]),
         "import": spread([one["import"] for one in rounds]),
-        "one_after_the_other": parts["process"],
-        "by_instrument": parts["instruments"],
+        "by_instrument": summary([one["instruments"] for one in rounds]),
         "by_part": {
-            part: sum(one[part] for one in parts["instruments"].values()) for part in PARTS
+            part: spread([sum(i[part] for i in one["instruments"].values()) for one in rounds])
+            for part in PARTS
         },
         "provenance": {"time": time.time(), **provenance()},
     }
@@ -106,31 +103,29 @@ def evenly(steps: Sequence[int], count: int) -> list[int]:
     return [steps[place] for place in sorted(places)]
 
 
-def fresh_process(folder: Path, das: int, what: str) -> dict[str, Any]:
+def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Of every instrument: seconds, and their parts."""
+    return {
+        name: {
+            "seconds": spread([sum(one[name].values()) for one in rounds]),
+            **{part: spread([one[name][part] for one in rounds]) for part in PARTS},
+        }
+        for name in rounds[0]
+    }
+
+
+def fresh_process(folder: Path, das: int) -> dict[str, Any]:
     """One process, from outside; what it said, and how long it lived."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     clean["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    command = [sys.executable, __file__, f"--once={what}", f"--workdir={folder}", f"--das={das}"]
+    command = [sys.executable, __file__, "--once", f"--workdir={folder}", f"--das={das}"]
     began = time.perf_counter()
     said = subprocess.run(command, env=clean, check=True, stdout=subprocess.PIPE, text=True)
     return {"process": time.perf_counter() - began, **json.loads(said.stdout)}
 
 
-def whole(workdir: Path, das: int, began: float) -> dict[str, Any]:
-    """Measure with all of them; seconds of the import."""
-    from implicit_reasoning.analysis import analyze, analyze_all
-    from implicit_reasoning.machine import program_memory
-    from implicit_reasoning.runs import Run
-
-    found = {"import": time.perf_counter() - began}
-    run = Run(workdir).held(program_memory())
-    analyze_all(run, progress=False)
-    analyze(run, "das", steps=evenly(run.steps, das), progress=False)
-    return found
-
-
-def by_parts(workdir: Path, das: int, began: float) -> dict[str, Any]:
-    """The same one after the other; seconds also by instrument and part."""
+def once(workdir: Path, das: int, began: float) -> dict[str, Any]:
+    """Measure with all of them; seconds of the import, and by instrument and part."""
     from implicit_reasoning.analysis import NotApplicable, analyze, find_instrument, runner
     from implicit_reasoning.analysis.api import default_instruments
     from implicit_reasoning.machine import program_memory

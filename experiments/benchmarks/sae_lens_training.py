@@ -39,7 +39,6 @@ def make_trainer(case: dict, pool: torch.Tensor, seed: int) -> SAETrainer:
         d_in=pool.shape[1],
         d_sae=case["d_sae"],
         k=case["k"],
-        use_sparse_activations=case["sparse"],
     )
     trainer = SAETrainerConfig(
         n_checkpoints=0,
@@ -86,7 +85,6 @@ def quality(trainers: list[SAETrainer], pool: torch.Tensor) -> dict:
     sae, x = trainers[0].sae, pool[:8192]
     acts, _ = sae.encode_with_hidden_pre(x)
     out = sae.decode(acts)
-    acts = acts.to_dense() if acts.is_sparse else acts
     mse = (out - x).pow(2).sum(-1).mean()
     return {"mse": float(mse), "l0": float((acts > 0).float().sum(-1).mean())}
 

@@ -17,7 +17,6 @@ rest.py         the rest of a forward pass, up to the answer
 subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
 seeds.py        several runs in one program
-ahead.py        the next program compiled while one runs
 aggregate.py    means by group, with intervals and their n
 api.py          `analyze(run, "lens")`, and the table of instruments
 drawing.py      drawings that instruments share

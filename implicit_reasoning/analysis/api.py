@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import xarray as xr
 from tqdm import tqdm
 
 from implicit_reasoning import imports
 from implicit_reasoning.analysis import used
-from implicit_reasoning.analysis.ahead import Ahead, Runners
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.runner import check_same, differences, merge
 from implicit_reasoning.analysis.seeds import measure_seeds
@@ -85,18 +83,6 @@ def analyze_runs(
     `statistics.mean_over_seeds` for their mean.
     """
     instrument = find_instrument(instrument)
-    return _analyze(runs, instrument, steps, again, progress, {})
-
-
-def _analyze(
-    runs: Sequence[Run],
-    instrument: Instrument,
-    steps: Sequence[int] | None,
-    again: bool,
-    progress: bool,
-    runners: Runners,
-) -> list[xr.Dataset]:
-    """`analyze_runs`, with what is compiled already."""
     there: list[xr.Dataset | None] = []
     missing: dict[tuple[int, ...], list[int]] = {}
     for number, run in enumerate(runs):
@@ -107,7 +93,7 @@ def _analyze(
         if not wanted:
             continue
         chosen = [runs[number] for number in numbers]
-        measured = measure_seeds(instrument, chosen, wanted, progress=progress, runners=runners)
+        measured = measure_seeds(instrument, chosen, wanted, progress=progress)
         for number, new in zip(numbers, measured, strict=True):
             old = there[number]
             result = new if old is None else merge(old, new)
@@ -166,34 +152,19 @@ def analyze_all(
     given = [runs] if isinstance(runs, Run) else runs
     memory = program_memory() // max(1, len(given))
     runs = [run.held(memory) for run in given]
-    asked = default_instruments() if instruments is None else instruments
-    chosen = [find_instrument(one) for one in asked]
+    chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
     names = []
-    with Ahead() as ahead:
-        for instrument, following in zip_longest(chosen, chosen[1:]):
-            if following is not None and (count := _count(runs, following, steps, again)):
-                ahead.start(following, runs, count)
-            try:
-                _analyze(runs, instrument, steps, again, progress, ahead.runners(instrument))
-            except NotApplicable:
-                if instruments is not None:
-                    raise
-            else:
-                names.append(instrument.name)
+    for instrument in chosen:
+        try:
+            analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
+        except NotApplicable:
+            if instruments is not None:
+                raise
+        else:
+            names.append(instrument.name)
     for run in runs:
         used.keep(run)
     return names
-
-
-def _count(
-    runs: Sequence[Run], instrument: Instrument, steps: Sequence[int] | None, again: bool
-) -> int:
-    """How many checkpoints of the first run will be measured, as far as one can say before."""
-    wanted = set(runs[0].steps if steps is None else steps)
-    path = runs[0].files.analysis / f"{instrument.name}.nc"
-    if again or not path.exists():
-        return len(wanted)
-    return len(wanted - set(runs[0].result(instrument.name).step.values.tolist()))
 
 
 def default_instruments() -> list[Instrument]:

@@ -66,33 +66,21 @@ class Runner:
     def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
         """Measure stacked checkpoints; each output gets a leading axis of them."""
         count = jax.tree.leaves(params)[0].shape[0]
-        padded = self._padded(count)
+        devices = self.mesh.shape["trial"]
+        padded = -(-count // devices) * devices
         params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
         key = jax.random.key(_SEED)
         with lapack_alone():
-            found = self._program(params, examples.inputs, key)(params, examples.inputs, key)
+            found = self._program(params, examples.inputs, key)
             return {name: np.asarray(value)[:count] for name, value in found.items()}
 
-    def prepare(self, examples: Examples, count: int) -> None:
-        """Compile for `count` checkpoints in all, before their parameters are read."""
-        padded = self._padded(self.at_once(count))
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        stacked = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((padded, *leaf.shape), leaf.dtype), shapes
-        )
-        self._program(stacked, examples.inputs, jax.random.key(_SEED))
-
-    def _padded(self, count: int) -> int:
-        """So many that every device has as many."""
-        devices = self.mesh.shape["trial"]
-        return -(-count // devices) * devices
-
-    def _program(self, params: Params, inputs: Any, key: Any) -> jax.stages.Compiled:
+    def _program(self, params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
         shapes = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
         name = (jax.tree.leaves(params)[0].shape[0], str(shapes))
         if name not in self._compiled:
             self._compiled[name] = self._compile(params, inputs, key)
-        return self._compiled[name]
+        found: dict[str, jax.Array] = self._compiled[name](params, inputs, key)
+        return found
 
     def _compile(self, params: Params, inputs: Any, key: Any) -> jax.stages.Compiled:
         """With as many models at the same time as fit."""
@@ -109,7 +97,9 @@ class Runner:
                 self.traces += 1
                 return self.instrument.measure(self.model, params, inputs, key)
 
-            found: dict[str, jax.Array] = jax.lax.map(one, params, batch_size=self.together)
+            # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
+            size = self.together if self.together > 1 else None
+            found: dict[str, jax.Array] = jax.lax.map(one, params, batch_size=size)
             return found
 
         by_trial, whole = PartitionSpec("trial"), PartitionSpec()
@@ -150,7 +140,10 @@ def measure(
     model, dataset = subject.model, subject.dataset
     steps = tuple(subject.steps if steps is None else steps)
     runner = runner or Runner(instrument, model)
-    examples = examples_of(instrument, subject)
+    examples = instrument.examples(model, dataset)
+    if instrument.reference:
+        last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
+        examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     instrument.check_nulls(coords)
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
@@ -169,15 +162,6 @@ def measure(
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
     return result.assign_attrs(_about(instrument, subject, examples))
-
-
-def examples_of(instrument: Instrument, subject: Subject) -> Examples:
-    """What an instrument looks at, with the last checkpoint where it compares with that."""
-    examples = instrument.examples(subject.model, subject.dataset)
-    if instrument.reference:
-        last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
-        examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
-    return examples
 
 
 def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:

@@ -57,7 +57,6 @@ def measure_seeds(
     steps: Sequence[int],
     *,
     progress: bool = True,
-    runners: dict[Transformer, Runner] | None = None,
 ) -> list[xr.Dataset]:
     """Run one instrument over the same checkpoints of several subjects.
 
@@ -66,7 +65,6 @@ def measure_seeds(
       subjects: runs, or weights in memory; those of one model and dataset are measured together.
       steps: which checkpoints; all subjects have them.
       progress: show a bar on standard error, for each set that is measured together.
-      runners: of models that need not be compiled for again.
 
     Returns:
       The result of each subject, as `measure` returns it.
@@ -74,7 +72,7 @@ def measure_seeds(
     Raises:
       InputError: as `measure`.
     """
-    runners = {} if runners is None else runners
+    runners: dict[Transformer, Runner] = {}
     found: dict[int, xr.Dataset] = {}
     for together in alike(instrument, subjects):
         model = subjects[together[0]].model

@@ -16,6 +16,8 @@ store.py        where they are kept
 measure.py      all of it for a set of dictionaries
 metrics.py      how well, with how few
 matching.py     which feature stands for which value
+use.py          does the model go on with what a feature says?
+baselines.py    what a dictionary has to beat
 splice.py       a dictionary in its model
 figures.py      for the report
 synthetic.py    data whose directions are known

@@ -11,10 +11,17 @@ from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
 from implicit_reasoning.dictionaries.store import Files, names
-from implicit_reasoning.figures import Figure, new_drawing
+from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, Figure, new_drawing
 from implicit_reasoning.runs import Run, load_arrays
 
 _MARKERS = "osD^v<>"
+_RULES: dict[str, dict[str, Any]] = {
+    "class means": {"color": BLACK, "linestyle": "--", "marker": "x"},
+    "truth": {"color": BLUE, "marker": "o"},
+    "activation": {"color": ORANGE, "marker": "s"},
+    "attribution": {"color": GREEN, "marker": "D"},
+    "null": {"color": GREY, "linestyle": ":", "marker": "v"},
+}
 
 
 def figures(run: Run) -> list[Figure]:
@@ -28,6 +35,8 @@ def figures(run: Run) -> list[Figure]:
         drawn.append(_pareto(name, result))
         if "concept" in result.dims:
             drawn.append(_matches(name, result))
+        if "rule" in result.dims:
+            drawn.append(_uses(name, result))
     return drawn
 
 
@@ -124,6 +133,38 @@ def _matches(name: str, result: xr.Dataset) -> Figure:
     )
     title = "Do features stand for entities and relations?"
     return Figure(f"dictionaries_{name}_matches", title, caption, drawing)
+
+
+def _uses(name: str, result: xr.Dataset) -> Figure:
+    """Answers that follow a bridge's feature, by checkpoint and by how features are chosen."""
+    sites, sparsity = _distinct(result["site"].values), _middle(result["sparsity"].values)
+    drawing, axes = new_drawing(2.6 + 3.0 * len(sites), 3.0, ncols=len(sites), sharey=True)
+    for ax, site in zip(axes, sites, strict=True):
+        of = (result["site"] == site) & (result["sparsity"] == sparsity) & (result["seed"] == 0)
+        part = result.sel(member=of.values).sortby("step").sel(outcome="moved")
+        for rule, style in _RULES.items():
+            low, mean, high = (part[f"swap{end}"].sel(rule=rule) for end in ("_low", "", "_high"))
+            color = style["color"]
+            ax.fill_between(part["step"], low, high, color=color, alpha=0.15, linewidth=0)
+            ax.plot(part["step"], mean, label=rule, linewidth=1.4, markersize=4, **style)
+        ax.set_title(site, fontsize=9)
+        ax.set_ylim(-0.02, 1.02)
+    axes[0].set_ylabel("answers that follow")
+    drawing.supxlabel("training step", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    pairs, cases = (int(result[key].values.flat[0]) for key in ("swap_pairs", "swap_cases"))
+    caption = (
+        f"Dictionaries {name!r} of sparsity {sparsity:g}: where a bridge is first known its "
+        "feature is set to 0 and another bridge's to its usual size; the share of prompts whose "
+        f"answer becomes that of the other bridge, over all its relations ({cases} prompts, "
+        f"{pairs} pairs of a prefix and a bridge; shading: 95% interval over pairs). Features are "
+        "chosen on other facts: most nearly active where the bridge is (truth), most active, or "
+        "with most effect on the right logit (attribution). Grey: features of bridges dealt out "
+        "anew. Black: class means exchanged, for which no dictionary is needed."
+    )
+    title = "Do answers follow the features of bridges?"
+    return Figure(f"dictionaries_{name}_use", title, caption, drawing)
 
 
 def _distinct(values: Sequence[Any] | np.ndarray) -> list[Any]:

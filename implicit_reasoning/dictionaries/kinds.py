@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_sum
+from implicit_reasoning.dictionaries.sparse import Sparse, gather_sum, taken_dot
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
@@ -59,10 +59,10 @@ class Kind:
         return self.centred(params, x) @ params["W_enc"]
 
     def project_at(
-        self, params: Params, x: Inputs, index: Int[Array, "batch k"]
+        self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Pre-activations of chosen features, without their bias."""
-        return gather_dot(self.centred(params, x), index, params["W_enc"].T)
+        """Those of chosen features out of all of them, `projected`; a gradient passes here only."""
+        return taken_dot(self.centred(params, x), index, params["W_enc"].T, projected)
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
         """What each feature writes."""
@@ -208,9 +208,9 @@ class CrossLayer(Kind):
         return jnp.einsum("bld,ldf->blf", by_layer, params["W_enc"]).reshape(len(x), self.d_sae)
 
     def project_at(
-        self, params: Params, x: Inputs, index: Int[Array, "batch k"]
+        self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """As `project`, of which some are taken: features of a row read different parts of it."""
+        """Features of a row read different parts of it: the gradient is that of all of them."""
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:

@@ -3,7 +3,8 @@
 Of every dictionary, on distinct states of prefixes that it was not trained on: reconstruction and
 sparsity (`metrics.py`). With its output in place of the true one, answers by split: cross-entropy,
 KL and accuracy, beside those of the clean model and of one whose site is set to its mean or to
-zero. And for every truth variable how well its best feature stands for each value (`matching.py`).
+zero. For every truth variable how well its best feature stands for each value (`matching.py`). And
+of autoencoders of residuals whether the model goes on with a bridge's feature (`use.py`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,18 @@ from implicit_reasoning.dictionaries.metrics import Quality, answers, quality, r
 from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
 from implicit_reasoning.dictionaries.states import Places, distinct_places, split_places, states
 from implicit_reasoning.dictionaries.store import Dictionaries, Files
+from implicit_reasoning.dictionaries.use import (
+    OUTCOMES,
+    RULES,
+    bridge_position,
+    by_pair,
+    swap_bridges,
+    use_inputs,
+)
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.statistics import ClusterBootstrap
 from implicit_reasoning.worlds import Dataset
 
 _MOST_STATES = 4000  # to match truth with, at each position
@@ -97,7 +107,10 @@ def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True)
         [run.dataset.positions.index(name) for name in made.config.positions]
         or range(len(run.dataset.positions)),
     )
-    program = _program(run.model, made.finished, places, held_out, questions, concepts, where)
+    swaps = _swaps(run, made, where)
+    program = _program(
+        run.model, made.finished, places, held_out, questions, concepts, where, swaps
+    )
     found: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(made), desc="measuring", unit="dictionary", disable=not progress) as bar:
         for (step, sites), numbers in made.groups.items():
@@ -108,7 +121,28 @@ def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True)
                 found[number] = jax.tree.map(lambda leaf, p=place: leaf[p], outputs)
             bar.update(len(numbers))
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *(found[n] for n in range(len(made))))
-    return _labelled(run, made, stacked, questions, concepts, held_out)
+    return _labelled(made, stacked, questions, concepts, held_out, swaps)
+
+
+class Uses(NamedTuple):
+    """What `use.py` needs: its inputs, the position, the number of entities."""
+
+    inputs: dict[str, Any]
+    pos: int
+    n_values: int
+
+
+def _swaps(run: Run, made: Dictionaries, where: Bool[np.ndarray, "pos"]) -> Uses | None:
+    """For autoencoders of residuals, in tasks of two hops, where they know the bridge."""
+    residuals = all(member.site in run.model.resid_sites[1:] for member in made.members)
+    if not residuals or run.dataset.hops != 2 or run.dataset.world is None:
+        return None
+    try:
+        pos = bridge_position(run.dataset)
+        inputs = use_inputs(run.dataset) if where[pos] else None
+    except (NotApplicable, ValueError):
+        return None
+    return None if inputs is None else Uses(inputs, pos, run.dataset.world.n_entities)
 
 
 def all_places(run: Run, made: Dictionaries) -> Places:
@@ -169,6 +203,7 @@ def _program(
     questions: Questions | None,
     concepts: list[Concept],
     where: Bool[np.ndarray, "pos"],
+    uses: Uses | None,
 ) -> Any:
     """Compiled: everything of the dictionaries of one checkpoint and site, stacked."""
     test = np.flatnonzero(held_out)
@@ -193,6 +228,17 @@ def _program(
             for concept in concepts:
                 name = f"{concept.variable}@{concept.pos}"
                 found[name] = _matched(acts[concept.chosen], concept)
+            if uses is not None:
+                found["use"] = swap_bridges(
+                    model,
+                    params,
+                    finished,
+                    dictionary,
+                    uses.inputs,
+                    layer=model.resid_sites.index(sites.write[0]),
+                    pos=uses.pos,
+                    n_values=uses.n_values,
+                )["outcome"]
             return found
 
         found: dict[str, Any] = jax.lax.map(one, dictionaries)
@@ -234,12 +280,12 @@ def _matched(acts: Float[Array, "state feature"], concept: Concept) -> dict[str,
 
 
 def _labelled(
-    run: Run,
     made: Dictionaries,
     outputs: dict[str, Any],
     questions: Questions | None,
     concepts: list[Concept],
     held_out: Bool[np.ndarray, "state"],
+    uses: Uses | None,
 ) -> xr.Dataset:
     found: Quality = outputs["quality"]
     variables: dict[str, Any] = {
@@ -258,6 +304,9 @@ def _labelled(
     if concepts:
         variables |= _by_concept(outputs, concepts)
         coords["concept"] = [f"{c.variable}@{c.pos}" for c in concepts]
+    if uses is not None:
+        variables |= _of_use(outputs["use"], uses.inputs["pair"])
+        coords |= {"rule": list(RULES), "outcome": list(OUTCOMES)}
     about = {
         "n_states": int(held_out.sum()),
         "n_trained": int((~held_out).sum()),
@@ -286,6 +335,22 @@ def _by_split(
         "ce_loss_score_mean": (dims[:2], np.asarray(recovered(spliced, clean, mean))),
         "kl_div_score": (dims[:2], np.asarray(recovered(kl[..., 1], kl[..., 0], kl[..., 3]))),
     }
+
+
+def _of_use(
+    outcome: Bool[np.ndarray, "member rule outcome case"], pair: Int[np.ndarray, "case"]
+) -> dict[str, Any]:
+    """Shares of swaps, intervals clustered by pair; and of pairs all of whose answers move."""
+    found = ClusterBootstrap(pair).interval(outcome)
+    _, all_of = by_pair(outcome[:, :, 0], pair)
+    whole = ClusterBootstrap(np.arange(all_of.shape[-1])).interval(all_of)
+    dims = ("member", "rule", "outcome")
+    ends = {"": "mean", "_low": "low", "_high": "high"}
+    made: dict[str, Any] = {
+        f"swap{end}": (dims, getattr(found, name)) for end, name in ends.items()
+    }
+    made |= {f"swap_all{end}": (dims[:2], getattr(whole, name)) for end, name in ends.items()}
+    return made | {"swap_pairs": ((), all_of.shape[-1]), "swap_cases": ((), len(pair))}
 
 
 def _by_concept(outputs: dict[str, Any], concepts: list[Concept]) -> dict[str, Any]:

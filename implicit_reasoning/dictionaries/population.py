@@ -95,7 +95,8 @@ class Population:
         together = self.together or (1 if jax.default_backend() == "cpu" else count)
         if self.mesh is not None:
             together = count  # a loop over members cannot be dealt out to devices
-        return jax.lax.map(function, items, batch_size=together)
+        # `batch_size=1` would be a `vmap` over one, which makes gathers and products slow on a CPU.
+        return jax.lax.map(function, items, batch_size=together if together > 1 else None)
 
     @cached_property
     def _shardings(self) -> State | None:

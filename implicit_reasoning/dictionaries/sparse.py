@@ -51,6 +51,20 @@ def gather_dot(
     return found.T
 
 
+@jax.custom_vjp
+def taken_dot(
+    x: Float[Array, "batch width"],
+    index: Int[Array, "batch k"],
+    rows: Float[Array, "row width"],
+    dense: Float[Array, "batch row"],
+) -> Float[Array, "batch k"]:
+    """`gather_dot` where all products, `dense`, are there already: taken, not computed again.
+
+    Its gradients are those of `gather_dot`; none goes to `dense`.
+    """
+    return jnp.take_along_axis(dense, index, axis=1)
+
+
 def scatter_sum(
     value: Float[Array, "batch k"],
     index: Int[Array, "batch k"],
@@ -88,5 +102,14 @@ def _dot_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array]:
     return gather_sum(grad, index, rows), None, scatter_sum(grad, index, x, len(rows))
 
 
+def _taken_forward(x: Array, index: Array, rows: Array, dense: Array) -> tuple[Array, Saved]:
+    return taken_dot(x, index, rows, dense), (x, index, rows)
+
+
+def _taken_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array, None]:
+    return (*_dot_backward(saved, grad), None)
+
+
+taken_dot.defvjp(_taken_forward, _taken_backward)
 gather_sum.defvjp(_sum_forward, _sum_backward)
 gather_dot.defvjp(_dot_forward, _dot_backward)

@@ -24,6 +24,7 @@ from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
+from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run
 
@@ -154,6 +155,7 @@ def save(files: Files, dictionaries: Dictionaries) -> None:
         "architecture": dictionaries.finished.architecture,
         "most": dictionaries.finished.most,
         "members": [member._asdict() for member in dictionaries.members],
+        "made_with": provenance(),
     }
     write_json(files.members, about)
     arrays = {name: np.asarray(value) for name, value in dictionaries.params.items()}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_sum
+from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_sum, taken_dot
 
 
 @pytest.fixture
@@ -44,6 +44,15 @@ def test_the_encoder(parts):
     np.testing.assert_allclose(sparse(x, rows), dense(x, rows), atol=1e-6)
     pulled = [jax.vjp(f, x, rows)[1](value) for f in (sparse, dense)]
     for ours, theirs in zip(*pulled, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_what_is_taken_has_the_gradients_of_what_is_computed(parts):
+    value, index, x, rows = parts
+    taken = jax.vjp(lambda x, rows: taken_dot(x, index, rows, x @ rows.T), x, rows)
+    computed = jax.vjp(lambda x, rows: gather_dot(x, index, rows), x, rows)
+    np.testing.assert_allclose(taken[0], computed[0], atol=1e-6)
+    for ours, theirs in zip(taken[1](value), computed[1](value), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

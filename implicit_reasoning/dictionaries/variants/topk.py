@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind
+from implicit_reasoning.dictionaries.kinds import Inputs, Kind
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar, Variant
 from implicit_reasoning.model import Params
@@ -47,15 +47,14 @@ class TopK(Variant):
 
     def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
         """Chosen by what all would write, then computed, and differentiated, for the chosen."""
-        pre = self.pre(kind, params, x)
-        chosen = jax.lax.top_k(pre * kind.norms(params)[None], min(self.most, kind.d_sae))[1]
-        value = kind.project_at(params, x, chosen) + params["b_enc"][chosen]
+        # No gradient passes where features are chosen by.
+        projected = jax.lax.stop_gradient(kind.project(params, x))
+        pre = projected + jax.lax.stop_gradient(params["b_enc"])[None]
+        written = pre * jax.lax.stop_gradient(kind.norms(params))[None]
+        chosen = jax.lax.top_k(written, min(self.most, kind.d_sae))[1]
+        value = kind.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
         few = jnp.arange(chosen.shape[1])[None] < sparsity  # they are in order
         return Encoded(Sparse(jnp.where(few, jax.nn.relu(value), 0.0), chosen), pre)
-
-    def pre(self, kind: Kind, params: Params, x: Inputs) -> Features:
-        """Pre-activations of all features, to choose by: no gradient passes."""
-        return jax.lax.stop_gradient(kind.project(params, x) + params["b_enc"][None])
 
     def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
         """AuxK."""
@@ -107,9 +106,13 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     missing = jax.lax.stop_gradient(seen.y - seen.out)
 
     def error() -> Scalar:
-        pre = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
-        value, chosen = jax.lax.top_k(jnp.where(seen.dead[None], pre, -jnp.inf), most)
-        pre = kind.project_at(params, seen.x, chosen) + params["b_enc"][chosen]
+        pre, norms, bias = jax.lax.stop_gradient(
+            (seen.encoded.pre, kind.norms(params), params["b_enc"])
+        )
+        written = jnp.where(seen.dead[None], pre * norms[None], -jnp.inf)
+        value, chosen = jax.lax.top_k(written, most)
+        projected = pre - bias[None]
+        pre = kind.project_at(params, seen.x, chosen, projected) + params["b_enc"][chosen]
         written = kind.write(params, Sparse(jnp.where(jnp.isfinite(value), pre, 0.0), chosen))
         return ((written - missing) ** 2).sum(-1).mean()
 
