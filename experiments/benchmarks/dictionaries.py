@@ -8,7 +8,7 @@ Three cases: 256 -> 2,048 with k 16 and batches of 1,024 (aim 1.3 times as fast)
 and eight of the small ones, which here are one program, against SAELens eight times (aim 2). States
 are sparse sums of directions (`dictionaries/synthetic.py`), of which each side draws batches at
 random; learning rate, Adam and clipping are SAELens's. The sides take turns, each with every core:
-- `ours`: `Population.advance`;
+- `ours`: `Population.advance`, each core a device of its own (`jax_num_cpu_devices`);
 - `SAELens`: its `SAETrainer`'s steps, with dense activations: its option `use_sparse_activations`
   fails on a CPU (6.54.12 on torch 2.13: no `view` of sparse tensors).
 A step counts once its squared error and number of active features are what the other side reaches:
@@ -38,7 +38,12 @@ from turns import compared, take_turns
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
+from implicit_reasoning.dictionaries.population import (
+    Population,
+    fitting_mesh,
+    make_members,
+    stack_pools,
+)
 from implicit_reasoning.dictionaries.steps import Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
@@ -76,6 +81,7 @@ CASES = {
 
 def main(argv: list[str]) -> None:
     """Measure all cases and write what was found."""
+    with_every_core()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
     result = {**found, "provenance": {"time": time.time(), **provenance()}}
@@ -118,6 +124,11 @@ def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def with_every_core() -> None:
+    """Let every core be a device: members of a population are then dealt out to them."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 class Ours:
     """A population, and where it stands."""
 
@@ -128,7 +139,8 @@ class Ours:
         )
         dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(most=case.k))
         pools = stack_pools(pool[None], pool[None])
-        self.population = Population(dictionary, settings, pools, members)
+        mesh = fitting_mesh(case.members)
+        self.population = Population(dictionary, settings, pools, members, mesh=mesh)
         self.state, self.at, self.pool = self.population.begin(), 0, pool
 
     def steps(self, count: int) -> float:

@@ -25,6 +25,7 @@ from implicit_reasoning.dictionaries.sparse import Sparse
 
 _ROUNDS = 20  # of Lloyd's algorithm
 States = Float[Array, "state width"]
+Fitted = Float[Array, "fitted width"]
 
 
 class Baseline(NamedTuple):
@@ -34,7 +35,7 @@ class Baseline(NamedTuple):
     out: States
 
 
-def k_means(fitted: States, states: States, n_centres: int, key: Key[Array, ""]) -> Baseline:
+def k_means(fitted: Fitted, states: States, n_centres: int, key: Key[Array, ""]) -> Baseline:
     """Lloyd's algorithm from states at random; centres that lose all states stay where they are."""
     start = jax.random.choice(key, fitted, (min(n_centres, len(fitted)),), replace=False)
 
@@ -49,7 +50,7 @@ def k_means(fitted: States, states: States, n_centres: int, key: Key[Array, ""])
 
 
 def principal_components(
-    fitted: States, states: States, k: Int[Array, ""] | int, most: int
+    fitted: Fitted, states: States, k: Int[Array, ""] | int, most: int
 ) -> Baseline:
     """The k components of each state that are largest; at most `most`, which is static."""
     mean = fitted.mean(0, keepdims=True)
@@ -74,6 +75,8 @@ def class_means(
     return Baseline(jax.nn.one_hot(nearest, n_values), means[nearest])
 
 
-def _nearest(states: States, centres: Float[Array, "centre width"]) -> Int[Array, "state"]:
+def _nearest(
+    states: Float[Array, "_state width"], centres: Float[Array, "_centre width"]
+) -> Int[Array, "_state"]:
     """By squared distance, less what all centres have in common."""
     return ((centres**2).sum(1)[None] - 2 * states @ centres.T).argmin(1)

@@ -91,11 +91,24 @@ class Population:
         return jax.jit(all_, donate_argnums=0, out_shardings=shardings)
 
     def _mapped(self, function: Callable[[Any], Any], items: Any) -> Any:
-        count = len(self.members.sparsity)
+        """A function of every member; devices of `trial` have their share of them each."""
+        if self.mesh is None:
+            return self._by_turns(function, items)
+        by_trial = PartitionSpec("trial")
+        dealt_out = jax.shard_map(
+            lambda own: self._by_turns(function, own),
+            mesh=self.mesh,
+            in_specs=by_trial,
+            out_specs=by_trial,
+            axis_names={"trial"},
+            check_vma=False,
+        )
+        return dealt_out(items)
+
+    def _by_turns(self, function: Callable[[Any], Any], items: Any) -> Any:
+        count = jax.tree.leaves(items)[0].shape[0]
         together = self.together or (1 if jax.default_backend() == "cpu" else count)
-        if self.mesh is not None:
-            together = count  # a loop over members cannot be dealt out to devices
-        # `batch_size=1` would be a `vmap` over one, which makes gathers and products slow on a CPU.
+        # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
         return jax.lax.map(function, items, batch_size=together if together > 1 else None)
 
     @cached_property
@@ -104,7 +117,7 @@ class Population:
         if self.mesh is None:
             return None
         shapes = jax.eval_shape(
-            lambda: self._mapped(
+            lambda: self._by_turns(
                 lambda member: begin(
                     self.dictionary, self.settings, member.key, _pool_of(self.pools, member)
                 ),
@@ -119,6 +132,13 @@ class Population:
 
         found: State = jax.tree.map(of, shapes)
         return found
+
+
+def fitting_mesh(n_members: int) -> jax.sharding.Mesh | None:
+    """As many of the devices as members can be dealt out to evenly; None where that is one."""
+    n_devices = len(jax.local_devices())
+    most = max(n for n in range(1, n_devices + 1) if n_members % n == 0)
+    return make_mesh(most) if most > 1 else None
 
 
 def make_members(

@@ -21,7 +21,12 @@ from tqdm import tqdm
 
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.dictionaries.plan import ALL, Plan, make_plan
-from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
+from implicit_reasoning.dictionaries.population import (
+    Population,
+    fitting_mesh,
+    make_members,
+    stack_pools,
+)
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Places, distinct_places, split_places, states
 from implicit_reasoning.dictionaries.steps import Pool, State, Window
@@ -237,7 +242,9 @@ class _Training:
             [member.seed for member in stage],
         )
         settings = self._plan.settings
-        return Population(self._plan.dictionary, settings, material.pools, members), material
+        mesh = fitting_mesh(len(stage))
+        made = Population(self._plan.dictionary, settings, material.pools, members, mesh=mesh)
+        return made, material
 
     def _stage(self, number: int, progress: _Progress, warm: Params | None, wish: Wish) -> Params:
         """One stage to its end; returns what the next one may begin with."""

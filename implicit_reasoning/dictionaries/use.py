@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.questions import tokens_of
@@ -168,14 +168,15 @@ def swap_bridges(
         return answer_logits(model, params, resid.at[:, pos].set(states), layer).argmax(-1)
 
     said = jax.lax.map(answer, jnp.stack(edited))
-    was = answer(state)[None]
-    moved, unchanged = said == jnp.asarray(inputs["expected"])[None], said == was
-    outcome = jnp.stack([moved, unchanged & ~moved, ~(moved | unchanged)], axis=1)
+    # What is said anyway has not moved, whatever it is.
+    unchanged = said == answer(state)[None]
+    moved = (said == jnp.asarray(inputs["expected"])[None]) & ~unchanged
+    outcome = jnp.stack([moved, unchanged, ~(moved | unchanged)], axis=1)
     return {"outcome": outcome, "feature": jnp.stack([feature for feature, _ in chosen.values()])}
 
 
 def by_pair(
-    outcome: Float[np.ndarray, "*rule case"], pair: Int[np.ndarray, "case"]
+    outcome: Shaped[np.ndarray, "*rule case"], pair: Int[np.ndarray, "case"]
 ) -> tuple[Float[np.ndarray, "*rule pair"], Float[np.ndarray, "*rule pair"]]:
     """Share of a pair's relations with an outcome, and whether all have it."""
     numbers = np.unique(pair)

@@ -13,7 +13,8 @@ from tests.analysis.by_hand import composer, dataset
 
 @pytest.fixture(scope="module")
 def data():
-    return dataset()
+    # Six facts and more of each bridge to choose its feature on: with fewer, e1 may tell as much.
+    return dataset(n_relations=12, out_degree=12)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def outcomes(data, inputs, layer):
 def test_answers_follow_the_features_that_a_composer_reads(data, inputs):
     found = outcomes(data, inputs, layer=1)
     for rule in ("truth", "activation", "attribution", "class means"):
-        assert found[rule]["moved"] == 1, rule
+        # Where the old bridge has no such fact, the model may say what is expected all along.
+        assert found[rule]["moved"] > 0.97 and found[rule]["other"] == 0, rule
     assert found["null"]["moved"] < 0.2
     assert all(abs(sum(line.values()) - 1) < 1e-6 for line in found.values())
 
