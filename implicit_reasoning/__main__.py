@@ -102,9 +102,11 @@ def parse_seeds(text: str) -> list[int]:
 def dictionaries(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Train sparse dictionaries of a run, measure them, and write the page anew."""
     from implicit_reasoning.dictionaries import measured, train_dictionaries
+    from implicit_reasoning.machine import every_core_a_device
     from implicit_reasoning.report import write_report
     from implicit_reasoning.runs import Run
 
+    every_core_a_device()
     run = Run(flags["workdir"])
     config = apply_overrides(load_config(flags["config"]), overrides)
     made = train_dictionaries(run, config)

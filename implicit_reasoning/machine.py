@@ -39,6 +39,16 @@ def lapack_alone() -> Iterator[None]:
         yield
 
 
+def every_core_a_device() -> None:
+    """Let a CPU's cores be devices of their own, for work that is dealt out to devices.
+
+    Only before anything was computed; afterwards all stays as it is. Not for programs that call
+    LAPACK, which was seen to wait for ever on two of them (jax 0.10.2).
+    """
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 def program_memory() -> int:
     """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -48,7 +48,7 @@ from implicit_reasoning.dictionaries.steps import Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.machine import every_core_a_device, provenance
 
 FLAGS = {
     "rounds": 5,
@@ -81,7 +81,7 @@ CASES = {
 
 def main(argv: list[str]) -> None:
     """Measure all cases and write what was found."""
-    with_every_core()
+    every_core_a_device()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
     result = {**found, "provenance": {"time": time.time(), **provenance()}}
@@ -122,11 +122,6 @@ def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
         **compared(seconds, {name: steps * per_side[name] for name in seconds}, "ours"),
         "versions": peer.versions,
     }
-
-
-def with_every_core() -> None:
-    """Let every core be a device: members of a population are then dealt out to them."""
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 class Ours:

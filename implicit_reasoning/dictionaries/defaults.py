@@ -41,10 +41,10 @@ def get_config(kind: str = "autoencoder") -> ConfigDict:
     # ("forwards") or after ("backwards"), which makes features look older than they are.
     config.start = "cold"
     config.normalize = True  # states to a mean norm of sqrt(width); folded back in the end
-    config.training = ConfigDict(dataclasses.asdict(Settings(steps=1500, batch=512)))
+    config.training = ConfigDict(dataclasses.asdict(Settings(steps=1000, batch=512)))
     config.training.learning_rate = 1e-3
     config.training.warm_up = 50
-    config.training.decay = 300
+    config.training.decay = 200
     config.training.dead_after = 200
     config.log_every = 100  # steps; also how often progress moves
     config.resume_every = 1000  # steps; a signal saves as well

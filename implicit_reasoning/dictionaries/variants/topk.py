@@ -103,20 +103,23 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     that, the error counts for less. As in SAELens, their pre-activations count, also if negative.
     """
     most = min(kind.d_in // 2, kind.d_sae)
-    missing = jax.lax.stop_gradient(seen.y - seen.out)
+    missing, n_dead = jax.lax.stop_gradient(seen.y - seen.out), seen.dead.sum()
+    written = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
+    written = jnp.where(seen.dead[None], written, -jnp.inf)
+
+    def those_that_write_most() -> Array:
+        return written >= jax.lax.top_k(written, most)[0][:, -1:]
+
+    def all_of_them() -> Array:
+        return jnp.isfinite(written)
 
     def error() -> Scalar:
-        pre, norms, bias = jax.lax.stop_gradient(
-            (seen.encoded.pre, kind.norms(params), params["b_enc"])
-        )
-        written = jnp.where(seen.dead[None], pre * norms[None], -jnp.inf)
-        value, chosen = jax.lax.top_k(written, most)
-        projected = pre - bias[None]
-        pre = kind.project_at(params, seen.x, chosen, projected) + params["b_enc"][chosen]
-        written = kind.write(params, Sparse(jnp.where(jnp.isfinite(value), pre, 0.0), chosen))
-        return ((written - missing) ** 2).sum(-1).mean()
+        # As a rule there are few, and nobody need choose.
+        chosen = jax.lax.cond(n_dead > most, those_that_write_most, all_of_them)
+        pre = kind.project(params, seen.x) + params["b_enc"][None]
+        said = kind.write(params, jnp.where(chosen, pre, 0.0))
+        return ((said - missing) ** 2).sum(-1).mean()
 
-    n_dead = seen.dead.sum()
     scale = jnp.minimum(n_dead / most, 1.0)
     found: Scalar = jax.lax.cond(n_dead > 0, error, lambda: jnp.zeros((), missing.dtype))
     return scale * found
