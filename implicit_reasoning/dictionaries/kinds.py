@@ -64,6 +64,12 @@ class Kind:
         """Those of chosen features out of all of them, `projected`; a gradient passes here only."""
         return taken_dot(self.centred(params, x), index, params["W_enc"].T, projected)
 
+    def project_some(
+        self, params: Params, x: Inputs, index: Int[Array, "some"]
+    ) -> Float[Array, "batch some"]:
+        """Pre-activations of some features, the same for all inputs, without their bias."""
+        return self.centred(params, x) @ params["W_enc"][:, index]
+
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
         """What each feature writes."""
         rows: Array = params["W_dec"]
@@ -212,6 +218,12 @@ class CrossLayer(Kind):
     ) -> Float[Array, "batch k"]:
         """Features of a row read different parts of it: the gradient is that of all of them."""
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
+
+    def project_some(
+        self, params: Params, x: Inputs, index: Int[Array, "some"]
+    ) -> Float[Array, "batch some"]:
+        """Some columns of `project`."""
+        return self.project(params, x)[:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
         """What each feature writes into all layers, 0 into earlier ones."""

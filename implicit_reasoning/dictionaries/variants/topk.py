@@ -104,25 +104,26 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     """
     most = min(kind.d_in // 2, kind.d_sae)
     missing, n_dead = jax.lax.stop_gradient(seen.y - seen.out), seen.dead.sum()
-    written = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
-    written = jnp.where(seen.dead[None], written, -jnp.inf)
 
-    def those_that_write_most() -> Array:
-        return written >= jax.lax.top_k(written, most)[0][:, -1:]
+    def of_some() -> Scalar:
+        """Of all dead features, where they are at most so many: nobody need choose."""
+        index = jnp.argsort(~seen.dead)[:most]
+        pre = kind.project_some(params, seen.x, index) + params["b_enc"][index][None]
+        said = jnp.where(seen.dead[index][None], pre, 0.0) @ kind.rows(params)[index]
+        return ((said - missing) ** 2).sum(-1).mean()
 
-    def all_of_them() -> Array:
-        return jnp.isfinite(written)
-
-    def error() -> Scalar:
-        # As a rule there are few, and nobody need choose.
-        chosen = jax.lax.cond(n_dead > most, those_that_write_most, all_of_them)
+    def of_many() -> Scalar:
+        written = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
+        written = jnp.where(seen.dead[None], written, -jnp.inf)
+        chosen = written >= jax.lax.top_k(written, most)[0][:, -1:]
         pre = kind.project(params, seen.x) + params["b_enc"][None]
         said = kind.write(params, jnp.where(chosen, pre, 0.0))
         return ((said - missing) ** 2).sum(-1).mean()
 
-    scale = jnp.minimum(n_dead / most, 1.0)
-    found: Scalar = jax.lax.cond(n_dead > 0, error, lambda: jnp.zeros((), missing.dtype))
-    return scale * found
+    which = (n_dead > 0).astype(jnp.int32) + (n_dead > most)
+    nothing = jnp.zeros((), missing.dtype)
+    found: Scalar = jax.lax.switch(which, [lambda: nothing, of_some, of_many])
+    return jnp.minimum(n_dead / most, 1.0) * found
 
 
 def largest(values: Float[Array, "*any"], count: Int[Array, ""]) -> Scalar:
