@@ -16,6 +16,7 @@ FLOORS = [
     {"runs"},
     {"training"},
     {"analysis"},
+    {"dictionaries"},
     {"report", "grokked", "doctor"},
     {"__main__"},
 ]
