@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
 from implicit_reasoning.dictionaries.store import Files, names
@@ -66,7 +67,9 @@ def _pareto(name: str, result: xr.Dataset) -> Figure:
             ax.set_title(site, fontsize=9)
             ax.set_xscale("log")
             # What is far below is worse than nothing at all; how far does not matter.
-            ax.set_ylim(max(ax.get_ylim()[0], -0.2), 1.03)
+            ax.set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            ax.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
             ax.axhline(0, color="black", linewidth=0.5)
             if site == sites[0]:
                 ax.set_ylabel(label)
@@ -82,6 +85,11 @@ def _pareto(name: str, result: xr.Dataset) -> Figure:
         "chains; 1 is the model itself. Before a model uses a site there is nothing to recover."
     )
     return Figure(f"dictionaries_{name}", "How much is kept, by how few features", caption, drawing)
+
+
+def _lowest(values: xr.DataArray) -> float:
+    """Of what is drawn: of splits the first."""
+    return float(values.isel(split=0).min() if "split" in values.dims else values.min())
 
 
 def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], label: str) -> None:
