@@ -58,7 +58,7 @@ def test_directions_are_recovered(name):
 
 def test_a_small_one_in_the_default_suite():
     data = Synthetic(n_directions=64, width=24, mean_active=3.0)
-    found, l0 = share_recovered(TopK(most=3), 3.0, 3e-3, 1500, data, 128, 16_384)
+    found, l0 = share_recovered(TopK(most=3), 3.0, 3e-3, 4000, data, 128, 65_536)
     assert found >= 0.95 and l0 <= 3
 
 
