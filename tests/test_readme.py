@@ -44,7 +44,7 @@ def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     small = '"width": 24, "training.steps": 30, "training.batch": 64, "progress": False,'
     exec(compile(example.replace('{"name"', "{" + small + '"name"'), "README.md", "exec"), {})
     said = capsys.readouterr().out
-    assert re.search(r"Member\(step=20, .* keeps \S+ of the loss", said)
+    assert re.search(r"Member\(steps=\(20,\), .* keeps \S+ of the loss", said)
     assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
     assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
 

@@ -13,8 +13,8 @@ random; learning rate, Adam and clipping are SAELens's. The sides take turns, ea
   fails on a CPU (6.54.12 on torch 2.13: no `view` of sparse tensors).
 A step counts once its squared error and number of active features are what the other side reaches:
 both are measured on the same states after as many steps, and said beside the times.
-FLOPs are of products, by shapes: dense, six products of batch x width x features a step (encoder,
-decoder, and two gradients of each, less that of the input); sparse, the encoder's and what k
+FLOPs are of products, by shapes: dense, five products of batch x width x features a step (encoder,
+decoder, and the gradients of both weights and of the activations); sparse, the encoder's and what k
 features take.
 """
 
@@ -44,7 +44,7 @@ from implicit_reasoning.dictionaries.population import (
     make_members,
     stack_pools,
 )
-from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.files import write_json
@@ -91,9 +91,7 @@ def main(argv: list[str]) -> None:
 
 def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
     """One case."""
-    source = Synthetic(
-        n_directions=2 * case.d_sae // 2, width=case.width, mean_active=float(case.k)
-    )
+    source = Synthetic(n_directions=case.d_sae, width=case.width, mean_active=float(case.k))
     keys = jax.random.split(jax.random.key(0))
     pool = source.states(keys[0], source.directions(keys[1]), STATES)
     ours = Ours(case, pool)
@@ -135,7 +133,8 @@ class Ours:
         dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(most=case.k))
         pools = stack_pools(pool[None], pool[None])
         mesh = fitting_mesh(case.members)
-        self.population = Population(dictionary, settings, pools, members, mesh=mesh)
+        recipe = Recipe(dictionary, settings)
+        self.population = Population(recipe, pools, members, mesh=mesh)
         self.state, self.at, self.pool = self.population.begin(), 0, pool
 
     def steps(self, count: int) -> float:
@@ -149,7 +148,7 @@ class Ours:
     def quality(self) -> dict[str, float]:
         """Of the first member."""
         params = jax.tree.map(lambda leaf: leaf[0], self.state.params)
-        dictionary = self.population.dictionary
+        dictionary = self.population.recipe.dictionary
         k = self.population.members.sparsity[0]
         params = dictionary.finish(params, jnp.float32(0), k)
         finished, x = dictionary.finished(), self.pool[:CHECKED]

@@ -195,14 +195,16 @@ def maps_over_steps(
 def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
     """`heat_maps` of every variable (a column each), at a few checkpoints, for a group or two.
 
-    `values` has the dimension `edit`, of which the first is shown, and the last is its null.
+    `values` has the dimension `edit`, of which the first is shown, and the last is its null. A row
+    of maps in which nothing is known is left out, unless that is all there is.
     """
-    places = [
-        {"step": step, "group": group, "variable": variable}
+    rows = [
+        {"step": step, "group": group}
         for step in some_steps(values, 3)
         for group in some_groups(values)
-        for variable in values["variable"].values
     ]
+    rows = [row for row in rows if values.sel(row).notnull().any()] or rows
+    places = [{**row, "variable": name} for row in rows for name in values["variable"].values]
     titles = ["{variable}\n{group}, step {step:,}".format(**place) for place in places]
     shown, null = (
         {

@@ -25,8 +25,13 @@ def get_config(kind: str = "autoencoder") -> ConfigDict:
     config.name = kind  # results are kept in dictionaries/<name>
     config.kind = kind  # see kinds.py
     config.variant = "topk"  # see variants/, or the import path of another
-    config.options = ConfigDict()  # of the variant, such as aux; see its attributes
-    config.options.aux = 1.0 / 32  # Gao et al. 2024; SAELens has 1
+    config.options = ConfigDict()  # of the variant, as far as it has them; None: its own default
+    config.options.aux = None  # topk, batch_topk, matryoshka: coefficient of AuxK
+    config.options.widths = None  # matryoshka: of the nested dictionaries
+    config.options.mode = None  # jumprelu: step or tanh
+    config.options.threshold = None  # jumprelu: at the start
+    config.options.bandwidth = None  # jumprelu: of the estimator
+    config.options.revive = None  # jumprelu: coefficient of dead features' distance
     # What is read; with nothing here every block's hook_resid_post, or for transcoders (and then
     # written to hook_mlp_out) every block's ln2.hook_normalized.
     config.read = ()

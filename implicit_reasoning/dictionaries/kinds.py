@@ -31,7 +31,7 @@ Features = Float[Array, "batch d_sae"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A transcoder, the plainest kind: it reads one site and writes another.
+    """What kinds have in common; each overrides what is otherwise with it.
 
     Attributes:
       d_in: numbers read.
@@ -89,6 +89,11 @@ class Kind:
             return gather_sum(acts.values, acts.indices, self.rows(params))
         return acts @ self.rows(params)
 
+    def feature_axis(self, name: str) -> int | None:
+        """Which axis of a parameter has the features; None where it has none."""
+        axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
+        return axes.get(name, 0)
+
     def towards(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
@@ -110,7 +115,7 @@ class Transcoder(Kind):
 
 
 @dataclass(frozen=True)
-class SkipTranscoder(Kind):
+class SkipTranscoder(Transcoder):
     """A transcoder beside a linear map of its input.
 
     Source: Paulo, Shabalin and Belrose 2025, "Transcoders beat sparse autoencoders".
@@ -229,6 +234,10 @@ class CrossLayer(Kind):
         """What each feature writes into all layers, 0 into earlier ones."""
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
+    def feature_axis(self, name: str) -> int | None:
+        """Of weights that of each layer's own features."""
+        return 1 if name == "W_dec" else super().feature_axis(name)
+
     def towards(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
@@ -248,6 +257,16 @@ class CrossLayer(Kind):
 
     def _written(self) -> Float[Array, "layer 1 layer 1"]:
         return jnp.triu(jnp.ones((self.n_layers, self.n_layers)))[:, None, :, None]
+
+
+KINDS: dict[str, type[Kind]] = {
+    "autoencoder": Autoencoder,
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "crosscoder": Crosscoder,
+    "cross_layer": CrossLayer,
+}
+"""By name, in configurations and files."""
 
 
 def _unit(rows: Float[Array, "*row width"]) -> Float[Array, "*row width"]:

@@ -37,9 +37,6 @@ class Quality(NamedTuple):
       explained_variance_legacy: mean over states.
       cossim: of target and output, mean over states.
       l2_ratio: of the norms of output and target, mean over states.
-      dead: share of features that are never active.
-      dense: share of features that are active more often than `DENSE`.
-      density: by feature, share of states where it is active.
     """
 
     l0: Scalar
@@ -49,35 +46,43 @@ class Quality(NamedTuple):
     explained_variance_legacy: Scalar
     cossim: Scalar
     l2_ratio: Scalar
+
+
+class Activity(NamedTuple):
+    """How often features are active.
+
+    Attributes:
+      density: by feature, share of states where it is active.
+      dead: share of features that are never active.
+      dense: share of features that are active more often than `DENSE`.
+    """
+
+    density: Float[Array, "d_sae"]
     dead: Scalar
     dense: Scalar
-    density: Float[Array, "d_sae"]
+
+
+def activity(acts: Features) -> Activity:
+    """On all states there are; traced."""
+    density = (acts > 0).mean(0)
+    return Activity(density, (density == 0).mean(), (density > DENSE).mean())
 
 
 def quality(finished: Finished, params: Params, x: Inputs, y: Outputs) -> Quality:
     """Measure a dictionary; traced."""
     acts = finished.encode(params, x)
-    return quality_of(acts, finished.decode(params, acts, x), y)
-
-
-def quality_of(acts: Features, out: Outputs, y: Outputs) -> Quality:
-    """Measure any reconstruction `out` of `y` from activations, such as a baseline's."""
-    active = acts != 0
+    out = finished.decode(params, acts, x)
     error = ((out - y) ** 2).sum(-1)
     spread = ((y - y.mean(0, keepdims=True)) ** 2).sum(-1)
     norm_out, norm_y = (jnp.linalg.norm(value, axis=-1) for value in (out, y))
-    density = active.mean(0)
     return Quality(
-        l0=active.sum(-1).mean(),
-        l1=jnp.abs(acts).sum(-1).mean(),
+        l0=(acts > 0).sum(-1).mean(),
+        l1=acts.sum(-1).mean(),
         mse=error.mean(),
         explained_variance=1 - error.sum() / spread.sum(),
         explained_variance_legacy=(1 - error / jnp.maximum(spread, 1e-12)).mean(),
         cossim=((out * y).sum(-1) / jnp.maximum(norm_out * norm_y, 1e-12)).mean(),
         l2_ratio=(norm_out / jnp.maximum(norm_y, 1e-12)).mean(),
-        dead=(density == 0).mean(),
-        dense=(density > DENSE).mean(),
-        density=density,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,17 +12,16 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning import imports
 from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import Crosscoder, CrossLayer, Kind
+from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
-from implicit_reasoning.dictionaries.steps import Settings
-from implicit_reasoning.dictionaries.store import KINDS, Member
+from implicit_reasoning.dictionaries.steps import Recipe, Settings
+from implicit_reasoning.dictionaries.store import Member
 from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.runs import Run
 
 STARTS = ("cold", "forwards", "backwards")
-ALL = -1  # in place of a step: of a crosscoder
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,12 @@ class Plan:
     """What a configuration asks for in a run.
 
     Attributes:
-      dictionary: the shape of all.
-      settings: how they are trained.
-      steps: checkpoints, ascending.
+      recipe: the shape of all, and how they are trained.
       stages: members that are trained at once; each stage begins where the one before ended, if
         there are several.
     """
 
-    dictionary: Dictionary
-    settings: Settings
-    steps: tuple[int, ...]
+    recipe: Recipe
     stages: tuple[tuple[Member, ...], ...]
 
     @property
@@ -64,22 +58,22 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
     together = config.kind == "crosscoder"
     if together and config.start != "cold":
         raise InputError("a crosscoder is of all checkpoints at once: its start is cold")
-    of_steps = [(ALL,)] if together or config.start == "cold" else [(step,) for step in steps]
+    each = [steps] if together else [(step,) for step in steps]
     if config.start == "backwards":
-        of_steps.reverse()
+        each.reverse()
     stages = []
-    for stage in of_steps:
-        which = (ALL,) if together else steps if stage == (ALL,) else stage
-        combinations = product(which, groups, config.sparsities, range(config.seeds))
+    for stage in [each] if config.start == "cold" else [[one] for one in each]:
+        combinations = product(stage, groups, config.sparsities, range(config.seeds))
         stages.append(
             tuple(
-                Member(step, sites.read, sites.write, float(sparsity), seed)
-                for step, sites, sparsity, seed in combinations
+                Member(of, sites.read, sites.write, float(sparsity), seed)
+                for of, sites, sparsity, seed in combinations
             )
         )
     kind = _kind(run.model, config, groups[0], len(steps))
     settings = Settings(**config.training.to_dict())
-    return Plan(Dictionary(kind, _variant(config)), settings, steps, tuple(stages))
+    recipe = Recipe(Dictionary(kind, _variant(config)), settings)
+    return Plan(recipe, tuple(stages))
 
 
 def _steps(run: Run, config: ConfigDict) -> tuple[int, ...]:
@@ -146,7 +140,8 @@ def _width(model: Transformer, site: str) -> int:
 
 def _variant(config: ConfigDict) -> Variant:
     """The variant, with its options; of `topk` the largest k is known from the sparsities."""
-    name, options = config.variant, _options(config)
+    name = config.variant
+    options = {key: value for key, value in config.options.items() if value is not None}
     make: Any = VARIANTS.get(name)
     if make is None:
         source, _, attribute = name.rpartition(":")
@@ -158,9 +153,7 @@ def _variant(config: ConfigDict) -> Variant:
             )
     fields = {field.name for field in dataclasses.fields(make)}
     if "most" in fields:
-        options.setdefault("most", int(max(config.sparsities)))
-    # The default configuration has options of its default variant.
-    options = {key: value for key, value in options.items() if key in fields or key != "aux"}
+        options["most"] = int(max(config.sparsities))
     unknown = [key for key in options if key not in fields]
     if unknown:
         raise InputError(
@@ -168,8 +161,3 @@ def _variant(config: ConfigDict) -> Variant:
         )
     made: Variant = make(**options)
     return made
-
-
-def _options(config: ConfigDict) -> dict[str, Any]:
-    given: Mapping[str, Any] = config.options.to_dict()
-    return dict(given)

@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.steps import Pool, Settings, State, Window, advance, begin
+from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, State, Window
 from implicit_reasoning.model import Params
 from implicit_reasoning.training import sharding
 
@@ -38,8 +37,7 @@ class Population:
     """A program that trains all members of a population at once.
 
     Attributes:
-      dictionary: their shape.
-      settings: how they are trained.
+      recipe: their shape, and how they are trained.
       pools: stacked.
       members: of the population.
       together: members that a device trains at the same time (`vmap`); by default one on a CPU,
@@ -47,8 +45,7 @@ class Population:
       mesh: `trial` shards members, `model` the features of each; by default one device.
     """
 
-    dictionary: Dictionary
-    settings: Settings
+    recipe: Recipe
     pools: Pool
     members: Members
     together: int | None = None
@@ -65,27 +62,22 @@ class Population:
 
     @cached_property
     def _begin(self) -> Callable[..., State]:
-        def one(pools: Pool, member: Members, params: Params | None) -> State:
-            pool = _pool_of(pools, member)
-            return begin(self.dictionary, self.settings, member.key, pool, params)
-
         def all_(pools: Pool, members: Members, params: Params | None) -> State:
-            return self._mapped(lambda item: one(pools, *item), (members, params))
+            return self._mapped(
+                lambda item: self.recipe.begin(_lot(pools, item[0]), item[1]), (members, params)
+            )
 
         return jax.jit(all_, out_shardings=self._shardings)
 
     @cached_property
     def _advance(self) -> Callable[..., tuple[State, Window]]:
-        def one(pools: Pool, start: Array, count: Array, item: Any) -> tuple[State, Window]:
-            state, member = item
-            pool, numbers = _pool_of(pools, member), (start, count)
-            with_sparsity = state, pool, member.sparsity, member.key
-            return advance(self.dictionary, self.settings, *with_sparsity, *numbers)
-
         def all_(
             state: State, pools: Pool, members: Members, start: Array, count: Array
         ) -> tuple[State, Window]:
-            return self._mapped(lambda item: one(pools, start, count, item), (state, members))
+            def one(item: tuple[State, Members]) -> tuple[State, Window]:
+                return self.recipe.advance(item[0], _lot(pools, item[1]), start, count)
+
+            return self._mapped(one, (state, members))
 
         shardings = None if self._shardings is None else (self._shardings, None)
         return jax.jit(all_, donate_argnums=0, out_shardings=shardings)
@@ -113,24 +105,22 @@ class Population:
 
     @cached_property
     def _shardings(self) -> State | None:
-        """Members over `trial`; what has an axis of features, over `model`."""
+        """Members over `trial`; the axis of features, where there is one, over `model`."""
         if self.mesh is None:
             return None
-        shapes = jax.eval_shape(
-            lambda: self._by_turns(
-                lambda member: begin(
-                    self.dictionary, self.settings, member.key, _pool_of(self.pools, member)
-                ),
-                self.members,
-            )
-        )
-        d_sae, mesh = self.dictionary.kind.d_sae, self.mesh
+        mesh, kind = self.mesh, self.recipe.dictionary.kind
+        one = jax.tree.map(lambda leaf: leaf[0], self.members)
+        shapes = jax.eval_shape(lambda: self.recipe.begin(_lot(self.pools, one)))
 
-        def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-            axes = ["trial", *("model" if size == d_sae else None for size in leaf.shape[1:])]
-            return NamedSharding(mesh, PartitionSpec(*axes))
+        def of(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            axes: list[str | None] = [None] * leaf.ndim
+            name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
+            axis = kind.feature_axis(name)
+            if leaf.ndim and axis is not None:
+                axes[axis] = "model"
+            return NamedSharding(mesh, PartitionSpec("trial", *axes))
 
-        found: State = jax.tree.map(of, shapes)
+        found: State = jax.tree_util.tree_map_with_path(of, shapes)
         return found
 
 
@@ -170,5 +160,7 @@ def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
     return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
 
 
-def _pool_of(pools: Pool, member: Members) -> Pool:
-    return Pool(*(part[member.pool] for part in pools))
+def _lot(pools: Pool, member: Members) -> Lot:
+    """What one member is trained on."""
+    pool = Pool(*(part[member.pool] for part in pools))
+    return Lot(pool, member.sparsity, member.key)

@@ -6,7 +6,7 @@ transcoder and a cross-layer transcoder are spliced in alike: an edit at every s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,8 +81,3 @@ def _side_by_side(sites: Sites, number: int, value: Array, seen: Mapping[str, Ar
 def _constant(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:
     new, where = args
     return jnp.where(where[None, :, None], jnp.broadcast_to(new, value.shape), value)
-
-
-def needed(sites: Sequence[str]) -> tuple[str, ...]:
-    """Sites in order, each once."""
-    return tuple(dict.fromkeys(sites))

@@ -77,34 +77,68 @@ def distinct_places(
     return Places(rows, tokens, row, pos).only(np.ones(len(row), bool))
 
 
-def split_places(dataset: Dataset, places: Places) -> Bool[np.ndarray, "state"]:
-    """Which states are held out: whole prefixes, and with a first fact all that goes on from it.
+class Split(NamedTuple):
+    """All distinct states of a dataset, and which of them a dictionary may be trained on.
+
+    Attributes:
+      places: of all rows' prefixes.
+      trained: bool [state], in training rows, and not held out.
+      held_out: bool [state].
+    """
+
+    places: Places
+    trained: Bool[np.ndarray, "state"]
+    held_out: Bool[np.ndarray, "state"]
+
+
+def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
+    """Hold out whole prefixes, and with a first fact all that goes on from it.
 
     From the second position on a state goes where the prefix of two tokens goes, so that nothing
     that is trained on contains, or is contained in, a held-out fact; at the first, by its token.
+    It is dealt out over the states of all rows, so that training and measuring have one split.
+
+    Args:
+      dataset: of the run.
+      positions: see `distinct_places`.
     """
+    places = distinct_places(dataset, np.arange(len(dataset)), positions)
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2].T
     folds = np.stack([fold_of(line, _HELD_OUT) for line in begun])
-    held_out: np.ndarray = folds[np.minimum(places.pos, len(folds) - 1), places.row] == 0
-    return held_out
+    held_out = folds[np.minimum(places.pos, len(folds) - 1), places.row] == 0
+    # Training rows come first, and a place is in the first row that has its prefix.
+    seen = places.rows[places.row] < dataset.n_train
+    return Split(places, seen & ~held_out, held_out)
 
 
 def states(
-    model: Transformer, params: Params, places: Places, sites: Sequence[str]
-) -> Float[Array, "site state width"]:
-    """What passes each site at each place; traced. Sites of one width.
+    model: Transformer, places: Places, params: Params, sites: Sequence[str]
+) -> Float[Array, "state width"]:
+    """What passes some sites at each place, at some checkpoints, in one vector; traced.
 
     Rows go through the model some at a time, so that memory is theirs and not the dataset's.
+
+    Args:
+      model: static.
+      places: on the host.
+      params: stacked, of one checkpoint or more.
+      sites: of one width.
+
+    Returns:
+      Checkpoint by checkpoint, in each site by site.
     """
     size = min(_AT_ONCE, len(places.tokens))
     n_parts = -(-len(places.tokens) // size)
     tokens = jnp.asarray(np.resize(places.tokens, (n_parts, size, places.tokens.shape[1])))
 
-    def part(tokens: Array) -> Array:
+    def part(params: Params, tokens: Array) -> Array:
         _, found = model.forward(params, tokens, sites=tuple(sites))
-        return jnp.stack([found[site] for site in sites])
+        return jnp.concatenate([found[site] for site in sites], axis=-1)
 
-    by_part = jax.lax.map(part, tokens)  # [part, site, row, pos, width]
-    by_site = jnp.moveaxis(by_part, 1, 0)
-    flat = by_site.reshape(len(sites), n_parts * size, *by_site.shape[3:])
-    return flat[:, places.row, places.pos]
+    def of_one(params: Params) -> Array:
+        by_part = jax.lax.map(lambda some: part(params, some), tokens)  # [part, row, pos, width]
+        flat = by_part.reshape(n_parts * size, *by_part.shape[2:])
+        return flat[places.row, places.pos]
+
+    by_checkpoint = jax.lax.map(of_one, params)
+    return jnp.concatenate(list(by_checkpoint), axis=-1)

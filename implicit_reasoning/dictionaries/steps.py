@@ -110,84 +110,108 @@ class Window(NamedTuple):
     dead: Scalar
 
 
-def begin(
-    dictionary: Dictionary,
-    settings: Settings,
-    key: Key[Array, ""],
-    pool: Pool,
-    params: Params | None = None,
-) -> State:
-    """The state before the first step; from `params` where they are given (a warm start)."""
-    if params is None:
-        at = jax.random.fold_in(key, 0)
-        params = dictionary.init(at, *batch_of(pool, settings.batch, at))
-    if settings.unit_decoder:
-        params = _with_unit_rows(params)
-    idle = jnp.zeros(dictionary.kind.d_sae, jnp.int32)
-    return State(params, settings.adam.init(params), idle, jnp.float32(0))
+class Lot(NamedTuple):
+    """What one dictionary is trained on.
+
+    Attributes:
+      pool: of states.
+      sparsity: see its variant.
+      key: of its start, and of what is drawn: with the number of a step it says all.
+    """
+
+    pool: Pool
+    sparsity: Scalar
+    key: Key[Array, ""]
 
 
-def advance(
-    dictionary: Dictionary,
-    settings: Settings,
-    state: State,
-    pool: Pool,
-    sparsity: Scalar,
-    key: Key[Array, ""],
-    start: Int[Array, ""],
-    count: Int[Array, ""],
-) -> tuple[State, Window]:
-    """`count` steps from step `start`; what is drawn depends on the key and the step alone."""
+@dataclass(frozen=True)
+class Recipe:
+    """A dictionary and how it is trained; static, what it is trained on is passed in."""
 
-    def one(number: Array, carried: tuple[State, Window]) -> tuple[State, Window]:
-        state, sums = carried
-        step = start + number
-        at = jax.random.fold_in(key, step + 1)
-        state, seen = take_step(dictionary, settings, state, pool, sparsity, at, step)
-        return state, Window(*(a + b for a, b in zip(sums, seen, strict=True)))
+    dictionary: Dictionary
+    settings: Settings
 
-    nothing = Window(*(jnp.float32(0) for _ in Window._fields))
-    state, sums = jax.lax.fori_loop(0, count, one, (state, nothing))
-    return state, Window(*(total / jnp.maximum(count, 1) for total in sums))
+    def begin(self, lot: Lot, params: Params | None = None) -> State:
+        """The state before the first step; from `params` where they are given (a warm start)."""
+        if params is None:
+            at = jax.random.fold_in(lot.key, 0)
+            params = self.dictionary.init(at, *batch_of(lot.pool, self.settings.batch, at))
+        if self.settings.unit_decoder:
+            params = _with_unit_rows(params)
+        idle = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)
+        return State(params, self.settings.adam.init(params), idle, jnp.float32(0))
 
+    def advance(
+        self, state: State, lot: Lot, start: Int[Array, ""], count: Int[Array, ""]
+    ) -> tuple[State, Window]:
+        """`count` steps from step `start`."""
 
-def take_step(
-    dictionary: Dictionary,
-    settings: Settings,
-    state: State,
-    pool: Pool,
-    sparsity: Scalar,
-    key: Key[Array, ""],
-    step: Int[Array, ""],
-) -> tuple[State, Window]:
-    """One step."""
-    x, y = batch_of(pool, settings.batch, key)
-    coefficient = dictionary.variant.knob != "k"
-    if coefficient and settings.sparsity_warm_up:
-        sparsity = sparsity * jnp.minimum(1.0, (step + 1) / settings.sparsity_warm_up)
-    dead = state.idle > settings.dead_after
-    graded = jax.value_and_grad(dictionary.loss, has_aux=True)
-    (loss, seen), grads = graded(state.params, x, y, sparsity, dead)
-    if settings.unit_decoder:
-        grads = _without_growth(grads, state.params)
-    directions, adam = settings.adam.update(grads, state.adam)
-    rate = settings.rate(step)
-    params = jax.tree.map(lambda value, move: value - rate * move, state.params, directions)
-    params = dictionary.variant.project(params)
-    if settings.unit_decoder:
-        params = _with_unit_rows(params)
-    state = State(
-        params,
-        adam,
-        jnp.where(seen.fired, 0, state.idle + 1),
-        dictionary.variant.observe(dictionary.kind, params, state.threshold, seen.encoded),
-    )
-    if settings.resample_every:
-        due = (step + 1) % settings.resample_every == 0
-        state = jax.lax.cond(
-            due, lambda: resample(dictionary, settings, state, pool, sparsity, key), lambda: state
-        )
-    return state, Window(seen.terms["mse"], loss, seen.l0, dead.sum().astype(jnp.float32))
+        def one(number: Array, carried: tuple[State, Window]) -> tuple[State, Window]:
+            state, sums = carried
+            state, seen = self.step(state, lot, start + number)
+            return state, Window(*(a + b for a, b in zip(sums, seen, strict=True)))
+
+        nothing = Window(*(jnp.float32(0) for _ in Window._fields))
+        state, sums = jax.lax.fori_loop(0, count, one, (state, nothing))
+        return state, Window(*(total / jnp.maximum(count, 1) for total in sums))
+
+    def step(self, state: State, lot: Lot, step: Int[Array, ""]) -> tuple[State, Window]:
+        """One step: what is drawn depends on the key and the step's number alone."""
+        settings, variant = self.settings, self.dictionary.variant
+        key = jax.random.fold_in(lot.key, step + 1)
+        x, y = batch_of(lot.pool, settings.batch, key)
+        sparsity = lot.sparsity
+        if variant.knob != "k" and settings.sparsity_warm_up:
+            sparsity = sparsity * jnp.minimum(1.0, (step + 1) / settings.sparsity_warm_up)
+        dead = state.idle > settings.dead_after
+        graded = jax.value_and_grad(self.dictionary.loss, has_aux=True)
+        (loss, seen), grads = graded(state.params, x, y, sparsity, dead)
+        if settings.unit_decoder:
+            grads = _without_growth(grads, state.params)
+        directions, adam = settings.adam.update(grads, state.adam)
+        rate = settings.rate(step)
+        params = jax.tree.map(lambda value, move: value - rate * move, state.params, directions)
+        params = variant.project(params)
+        if settings.unit_decoder:
+            params = _with_unit_rows(params)
+        threshold = variant.observe(self.dictionary.kind, params, state.threshold, seen.encoded)
+        state = State(params, adam, jnp.where(seen.fired, 0, state.idle + 1), threshold)
+        if settings.resample_every:
+            due = (step + 1) % settings.resample_every == 0
+            state = jax.lax.cond(due, lambda: self.resample(state, lot, key), lambda: state)
+        return state, Window(seen.terms["mse"], loss, seen.l0, dead.sum().astype(jnp.float32))
+
+    def resample(self, state: State, lot: Lot, key: Key[Array, ""]) -> State:
+        """Dead features begin anew at states that are written badly, likelier the worse they are.
+
+        The encoder then points to the input, the decoder to the target, as seen from the biases;
+        Adam forgets them. They count as having fired, and have a full window to prove themselves.
+        """
+        kind, variant, params = self.dictionary.kind, self.dictionary.variant, state.params
+        keys = jax.random.split(jax.random.fold_in(key, 1))
+        x, y = batch_of(lot.pool, self.settings.batch, keys[0])
+        base = kind.base(params, x)
+        out = kind.write(params, variant.encode(kind, params, x, lot.sparsity).acts) + base
+        badly = ((out - y) ** 2).sum(-1)
+        chosen = jax.random.categorical(keys[1], 2 * jnp.log(badly + 1e-12), shape=(kind.d_sae,))
+        dead = state.idle > self.settings.dead_after
+        fresh = kind.towards(params, x[chosen], (y - base)[chosen])
+        alive = jnp.where(dead, 0.0, jnp.linalg.norm(params["W_enc"], axis=-2).reshape(-1))
+        size = _RESAMPLED * alive.sum() / jnp.maximum((~dead).sum(), 1)
+        fresh |= {"W_enc": size * fresh["W_enc"]} | variant.init(kind)
+
+        def put(tree: Params, new: Params) -> Params:
+            """The values of `new` for dead features."""
+            return tree | {
+                name: jnp.where(kind.of_features(dead, name), value, tree[name])
+                for name, value in new.items()
+            }
+
+        clip, moments = state.adam
+        nothing = jax.tree.map(jnp.zeros_like, fresh)
+        moments = moments._replace(mu=put(moments.mu, nothing), nu=put(moments.nu, nothing))
+        idle = jnp.where(dead, 0, state.idle)
+        return State(put(params, fresh), (clip, moments), idle, state.threshold)
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
@@ -197,45 +221,6 @@ def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
     within = jax.random.uniform(keys[1], (size,)) * pool.sizes[group]
     rows = pool.first[group] + jnp.minimum(within.astype(jnp.int32), pool.sizes[group] - 1)
     return pool.x[rows], pool.y[rows]
-
-
-def resample(
-    dictionary: Dictionary,
-    settings: Settings,
-    state: State,
-    pool: Pool,
-    sparsity: Scalar,
-    key: Key[Array, ""],
-) -> State:
-    """Dead features begin anew at states that are written badly, likelier the worse they are.
-
-    Its encoder points to the input, its decoder to the target, as seen from the biases; Adam
-    forgets it. It counts as having fired, so that it has a full window to prove itself.
-    """
-    kind, params = dictionary.kind, state.params
-    keys = jax.random.split(jax.random.fold_in(key, 1))
-    x, y = batch_of(pool, settings.batch, keys[0])
-    encoded = dictionary.variant.encode(kind, params, x, sparsity)
-    out = kind.write(params, encoded.acts) + kind.base(params, x)
-    badly = ((out - y) ** 2).sum(-1)
-    chosen = jax.random.categorical(keys[1], 2 * jnp.log(badly + 1e-12), shape=(kind.d_sae,))
-    dead = state.idle > settings.dead_after
-    fresh = kind.towards(params, x[chosen], (y - kind.base(params, x))[chosen])
-    alive = jnp.where(dead, 0.0, jnp.linalg.norm(params["W_enc"], axis=-2).reshape(-1))
-    size = _RESAMPLED * alive.sum() / jnp.maximum((~dead).sum(), 1)
-    fresh |= {"W_enc": size * fresh["W_enc"]} | dictionary.variant.init(kind)
-
-    def put(old: Array, new: Array, name: str) -> Array:
-        return jnp.where(kind.of_features(dead, name), new, old)
-
-    def forget(tree: Params) -> Params:
-        zero = {name: jnp.zeros_like(tree[name]) for name in fresh}
-        return tree | {name: put(tree[name], zero[name], name) for name in fresh}
-
-    clip, moments = state.adam
-    moments = moments._replace(mu=forget(moments.mu), nu=forget(moments.nu))
-    params = params | {name: put(params[name], fresh[name], name) for name in fresh}
-    return State(params, (clip, moments), jnp.where(dead, 0, state.idle), state.threshold)
 
 
 def _with_unit_rows(params: Params) -> Params:

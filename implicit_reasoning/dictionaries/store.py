@@ -7,7 +7,6 @@ parameters, stacked), `measured.nc`, `metrics.jsonl` (training), and `resume/` w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import from_json
-from implicit_reasoning.dictionaries import kinds
 from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
@@ -28,36 +28,48 @@ from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run
 
-KINDS = {
-    "autoencoder": kinds.Autoencoder,
-    "transcoder": kinds.Transcoder,
-    "skip_transcoder": kinds.SkipTranscoder,
-    "crosscoder": kinds.Crosscoder,
-    "cross_layer": kinds.CrossLayer,
-}
+ALL = -1
+"""In place of a step: of a crosscoder, which is of all checkpoints."""
+
+
+class Source(NamedTuple):
+    """Where states are from: the checkpoints, and the sites that are read and written there."""
+
+    steps: tuple[int, ...]
+    sites: Sites
 
 
 class Member(NamedTuple):
     """What one dictionary is of.
 
     Attributes:
-      step: of the checkpoint; -1 for a crosscoder, which is of all of them.
+      steps: of the checkpoint; a crosscoder's of all of them.
       read: sites it reads.
       write: sites it writes.
       sparsity: see its variant.
       seed: of its start.
     """
 
-    step: int
+    steps: tuple[int, ...]
     read: tuple[str, ...]
     write: tuple[str, ...]
     sparsity: float
     seed: int
 
     @property
+    def step(self) -> int:
+        """The checkpoint, or `ALL`."""
+        return self.steps[0] if len(self.steps) == 1 else ALL
+
+    @property
     def sites(self) -> Sites:
         """Both, as splicing wants them."""
         return Sites(self.read, self.write)
+
+    @property
+    def source(self) -> Source:
+        """Where its states are from."""
+        return Source(self.steps, self.sites)
 
     @property
     def site(self) -> str:
@@ -126,8 +138,8 @@ class Dictionaries:
     def __len__(self) -> int:
         return len(self.members)
 
-    def params_of(self, number: int) -> Params:
-        """Of one dictionary."""
+    def params_of(self, number: int | Int[np.ndarray, "some"]) -> Params:
+        """Of one dictionary; of several, stacked."""
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 
     def numbers(self, **wanted: Any) -> list[int]:
@@ -139,18 +151,18 @@ class Dictionaries:
         ]
 
     @cached_property
-    def groups(self) -> dict[tuple[int, Sites], list[int]]:
-        """Numbers of the members of each checkpoint and site, which share states."""
-        found: dict[tuple[int, Sites], list[int]] = {}
+    def groups(self) -> dict[Source, list[int]]:
+        """Numbers of the members that share states, by where these are from."""
+        found: dict[Source, list[int]] = {}
         for number, member in enumerate(self.members):
-            found.setdefault((member.step, member.sites), []).append(number)
+            found.setdefault(member.source, []).append(number)
         return found
 
 
 def save(files: Files, dictionaries: Dictionaries) -> None:
     """Keep finished dictionaries; `finished.npz` comes last."""
     about = {
-        "kind": type(dictionaries.finished.kind).__name__,
+        "kind": dictionaries.config.kind,
         "sizes": dataclasses.asdict(dictionaries.finished.kind),
         "architecture": dictionaries.finished.architecture,
         "most": dictionaries.finished.most,
@@ -173,10 +185,8 @@ def load(run: Run, name: str) -> Dictionaries:
         there = ", ".join(names(run)) or "none"
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
-    by_name = {kind.__name__: kind for kind in KINDS.values()}
-    finished = Finished(
-        by_name[about["kind"]](**about["sizes"]), about["architecture"], about["most"]
-    )
+    kind = KINDS[about["kind"]](**about["sizes"])
+    finished = Finished(kind, about["architecture"], about["most"])
     members = tuple(_member(member) for member in about["members"])
     arrays = read_npz(files.finished, "set of dictionaries")
     params = {name: jnp.asarray(value) for name, value in arrays.items()}
@@ -190,8 +200,6 @@ def names(run: Run) -> list[str]:
 
 
 def _member(kept: dict[str, Any]) -> Member:
-    def sites(value: Sequence[str]) -> tuple[str, ...]:
-        return tuple(value)
-
-    read, write = sites(kept["read"]), sites(kept["write"])
-    return Member(kept["step"], read, write, kept["sparsity"], kept["seed"])
+    """From JSON, which has lists for tuples."""
+    tuples = {name: tuple(kept[name]) for name in ("steps", "read", "write")}
+    return Member(**{**kept, **tuples})

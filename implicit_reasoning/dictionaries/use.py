@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.questions import tokens_of
@@ -175,16 +175,11 @@ def swap_bridges(
     return {"outcome": outcome, "feature": jnp.stack([feature for feature, _ in chosen.values()])}
 
 
-def by_pair(
-    outcome: Shaped[np.ndarray, "*rule case"], pair: Int[np.ndarray, "case"]
-) -> tuple[Float[np.ndarray, "*rule pair"], Float[np.ndarray, "*rule pair"]]:
-    """Share of a pair's relations with an outcome, and whether all have it."""
-    numbers = np.unique(pair)
-    parts = [outcome[..., pair == number] for number in numbers]
-    return (
-        np.stack([part.mean(-1) for part in parts], axis=-1),
-        np.stack([part.all(-1).astype(float) for part in parts], axis=-1),
-    )
+def all_of_pair(
+    outcome: Bool[np.ndarray, "*rule case"], pair: Int[np.ndarray, "case"]
+) -> Bool[np.ndarray, "*rule pair"]:
+    """Whether all of a pair's relations have an outcome."""
+    return np.stack([outcome[..., pair == one].all(-1) for one in np.unique(pair)], axis=-1)
 
 
 def _gradient(

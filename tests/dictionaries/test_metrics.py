@@ -7,7 +7,7 @@ import pytest
 
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer, SkipTranscoder
-from implicit_reasoning.dictionaries.metrics import answers, quality, quality_of, recovered
+from implicit_reasoning.dictionaries.metrics import activity, answers, quality, recovered
 from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
 from implicit_reasoning.dictionaries.variants import ReLU
 from implicit_reasoning.model import Edit, Spec, Transformer, add
@@ -68,17 +68,18 @@ def test_quality_by_hand():
     )
     np.testing.assert_allclose(found.l2_ratio, (norms[0] / norms[1]).mean(), **close)
     density = (acts > 0).mean(0)
-    np.testing.assert_allclose(found.density, density, **close)
-    np.testing.assert_allclose(found.dead, (density == 0).mean(), **close)
-    np.testing.assert_allclose(found.dense, (density > 0.1).mean(), **close)
+    seen = activity(finished.encode(params, x))
+    np.testing.assert_allclose(seen.density, density, **close)
+    np.testing.assert_allclose(seen.dead, (density == 0).mean(), **close)
+    np.testing.assert_allclose(seen.dense, (density > 0.1).mean(), **close)
 
 
 def test_the_mean_explains_nothing_and_the_truth_everything():
     y = jax.random.normal(jax.random.key(0), (40, 5)) + 2
-    acts = jnp.ones((40, 3))
-    mean = jnp.broadcast_to(y.mean(0), y.shape)
-    assert abs(quality_of(acts, mean, y).explained_variance) < 1e-5
-    assert quality_of(acts, y, y).explained_variance == 1
+    finished, perfect = identity(5)
+    nothing = perfect | {"W_dec": jnp.zeros((10, 5)), "b_dec": y.mean(0)}
+    assert abs(quality(finished, nothing, y, y).explained_variance) < 1e-5
+    assert abs(quality(finished, perfect, y, y).explained_variance - 1) < 1e-5
 
 
 # In the model ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from implicit_reasoning.dictionaries.population import (
     make_members,
     stack_pools,
 )
-from implicit_reasoning.dictionaries.steps import Pool, Settings, State, batch_of, resample
+from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, Settings, State, batch_of
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, ReLU, TopK
 
@@ -35,7 +35,7 @@ def pools(n=2):
 def population(variant, sparsities=(2.0, 3.0), *, kind=None, settings=SETTINGS, **other):
     members = make_members([0, 1, 0, 1], [*sparsities, *sparsities], [0, 0, 1, 1])
     kind = kind or Autoencoder(12, 12, 32)
-    return Population(Dictionary(kind, variant), settings, pools(), members, **other)
+    return Population(Recipe(Dictionary(kind, variant), settings), pools(), members, **other)
 
 
 def trained(made, chunks=(40,)):
@@ -65,7 +65,8 @@ def test_members_are_what_they_are_alone_and_together():
     for name in alone:
         np.testing.assert_allclose(alone[name], together[name], atol=2e-5)
     members = make_members([1], [3.0], [1])  # the last of the four
-    one = Population(Dictionary(Autoencoder(12, 12, 32), TopK(most=4)), SETTINGS, pools(), members)
+    recipe = Recipe(Dictionary(Autoencoder(12, 12, 32), TopK(most=4)), SETTINGS)
+    one = Population(recipe, pools(), members)
     by_itself = trained(one)[0].params
     for name in alone:
         np.testing.assert_array_equal(alone[name][3], by_itself[name][0])
@@ -109,6 +110,10 @@ def test_unit_decoders_stay_so(kind):
 # Features that are dead --------------------------------------------------------------------------
 
 
+def lot_of(pool):
+    return Lot(pool, jnp.float32(0.05), jax.random.key(0))
+
+
 def with_dead(variant, kind, n_dead=5):
     made = population(variant, (0.05, 0.05), kind=kind, settings=Settings(batch=64, dead_after=9))
     state = jax.tree.map(lambda leaf: leaf[0], made.begin())
@@ -122,9 +127,7 @@ def with_dead(variant, kind, n_dead=5):
 @pytest.mark.parametrize("kind", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
 def test_resampling_replaces_the_dead_and_nobody_else(kind):
     made, state, pool = with_dead(ReLU(), kind)
-    new = resample(
-        made.dictionary, made.settings, state, pool, jnp.float32(0.05), jax.random.key(3)
-    )
+    new = made.recipe.resample(state, lot_of(pool), jax.random.key(3))
     assert (np.asarray(new.idle) == 0).all()
     dead = np.arange(32) < 5
     rows = [np.asarray(kind.rows(s.params)) for s in (state, new)]
@@ -148,14 +151,8 @@ def test_what_is_resampled_is_what_was_written_worst():
     x = jnp.concatenate([jnp.zeros((10, 12)), odd[None]])
     pool = Pool(x, x, jnp.array([0]), jnp.array([11]))
     params = state.params | {"b_dec": jnp.zeros(12)}
-    new = resample(
-        made.dictionary,
-        made.settings,
-        state._replace(params=params),
-        pool,
-        jnp.float32(0.05),
-        jax.random.key(0),
-    )
+    state = state._replace(params=params)
+    new = made.recipe.resample(state, lot_of(pool), jax.random.key(0))
     np.testing.assert_allclose(kind.rows(new.params)[:5], np.tile(np.eye(12)[3], (5, 1)), atol=1e-5)
 
 

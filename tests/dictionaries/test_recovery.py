@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.dictionaries.variants import (
     BatchTopK,
@@ -43,7 +43,7 @@ def share_recovered(variant, sparsity, rate, steps, data=DATA, width=WIDTH, stat
     )
     kind = Autoencoder(data.width, data.width, width)
     pools, members = stack_pools(x[None], x[None]), make_members([0], [sparsity], [0])
-    made = Population(Dictionary(kind, variant), settings, pools, members)
+    made = Population(Recipe(Dictionary(kind, variant), settings), pools, members)
     state, window = made.advance(made.begin(), 0, steps)
     rows = kind.rows(jax.tree.map(lambda leaf: leaf[0], state.params))
     return float((recovered(directions, rows) > 0.9).mean()), float(window.l0[0])

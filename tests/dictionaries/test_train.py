@@ -9,9 +9,10 @@ import pytest
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.dictionaries import load, measured, names, train_dictionaries
+from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries import train as train_module
 from implicit_reasoning.dictionaries.plan import make_plan
-from implicit_reasoning.dictionaries.states import distinct_places, split_places, states
+from implicit_reasoning.dictionaries.states import distinct_places, split_states, states
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.training import train
 from implicit_reasoning.training.interruption import Interrupted, Wish
@@ -70,8 +71,8 @@ def test_they_reconstruct_states_in_raw_units(run, made):
     places = distinct_places(run.dataset, np.arange(run.dataset.n_train))
     for number in made.numbers(sparsity=3.0):
         member, params = made.members[number], made.params_of(number)
-        weights = jax.tree.map(lambda leaf: leaf[0], run.params([member.step]))
-        x = states(run.model, weights, places, member.read)[0]
+        weights = run.params(member.steps)
+        x = states(run.model, places, weights, member.read)
         out = made.finished(params, x)
         error = ((out - x) ** 2).sum() / ((x - x.mean(0, keepdims=True)) ** 2).sum()
         assert error < 0.9
@@ -124,10 +125,12 @@ def test_a_stop_does_not_change_the_outcome(run, monkeypatch, start, stops):
 
 def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
     plan = make_plan(run, config(start="backwards"))
-    assert [stage[0].step for stage in plan.stages] == sorted(plan.steps, reverse=True)
+    assert [stage[0].step for stage in plan.stages] == sorted(
+        {member.step for member in plan.members}, reverse=True
+    )
     warm = load(run, "whole_backwards") if "whole_backwards" in names(run) else None
     warm = warm or train_dictionaries(run, config(name="whole_backwards", start="backwards"))
-    last, first = max(plan.steps), min(plan.steps)
+    last = max(member.step for member in plan.members)
     for name in ("W_enc", "b_enc"):
         cold, later = (
             {m: np.asarray(d.params[name][n]) for n, m in enumerate(d.members)}
@@ -135,7 +138,7 @@ def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
         )
         for member in made.members:
             alike = np.array_equal(cold[member], later[member])
-            assert alike == (member.step == last), (member.step, first)
+            assert alike == (member.step == last), member
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "cross_layer", "crosscoder"])
@@ -144,6 +147,9 @@ def test_every_kind_is_trained(run, kind):
     counts = {"cross_layer": 2, "crosscoder": 2}  # one a checkpoint; one a site
     assert len(found) == counts.get(kind, 4)
     assert all(np.isfinite(value).all() for value in found.params.values())
+    result = measured(run, found)
+    assert (result["explained_variance"] <= 1).all() and "f1" in result
+    assert ("ce" in result) == (kind != "crosscoder")  # no one model has a place for it
 
 
 @pytest.mark.parametrize("variant", ["gated", "batch_topk", "jumprelu"])
@@ -162,6 +168,7 @@ def test_others_under_the_same_name_are_refused(run, made):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"options__mode": "tanh"}, "variant 'topk' has no option 'mode'; it has aux, most"),
         ({"variant": "top"}, "no variant 'top'; there are relu"),
         ({"kind": "coder"}, "no kind 'coder'; there are autoencoder"),
         ({"start": "warm"}, "start is 'warm'; it is one of cold"),
@@ -181,7 +188,7 @@ def test_what_cannot_be_is_said_before_anything_is_made(run, changes, said):
 
 def test_every_distinct_prefix_counts_once_and_is_on_one_side(run):
     data = run.dataset
-    places = distinct_places(data, np.arange(len(data)))
+    places, trained, held_out = split_states(data)
     prefixes = [
         tuple(places.tokens[row, : pos + 1])
         for row, pos in zip(places.row, places.pos, strict=True)
@@ -193,23 +200,54 @@ def test_every_distinct_prefix_counts_once_and_is_on_one_side(run):
         for pos in range(end + 1)
     }
     assert set(prefixes) == everything
-    held_out = split_places(data, places)
     assert 0.1 < held_out.mean() < 0.3
     side = dict(zip(prefixes, held_out, strict=True))
     for prefix, out in side.items():
         if len(prefix) > 2:  # with its first fact
             assert out == side[prefix[:2]]
+    in_training = {
+        tuple(tokens[: pos + 1])
+        for tokens, end in zip(
+            data.tokens[: data.n_train], data.truth["position"][: data.n_train], strict=True
+        )
+        for pos in range(end + 1)
+    }
+    for prefix, chosen in zip(prefixes, trained, strict=True):
+        assert chosen == (prefix in in_training and not side[prefix])
+
+
+def test_what_is_measured_on_was_not_trained_on(run, made, monkeypatch):
+    """The two see one split: the states of the one are none of the other's."""
+    seen = {}
+    for module, name in ((train_module, "trained"), (measure_module, "measured")):
+
+        def noted(*args, name=name):
+            seen[name] = split_states(*args)
+            return seen[name]
+
+        monkeypatch.setattr(module, "split_states", noted)
+    train_module.make_material(run, made.members, made.config)
+    exam = measure_module.choose_exam(run, made)
+    for one, other in zip(seen["trained"].places, seen["measured"].places, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not (seen["trained"].trained & exam.split.held_out).any()
 
 
 def test_states_are_those_of_the_model(run):
     data, model = run.dataset, run.model
     places = distinct_places(data, np.arange(50), ("r1",))
     assert set(places.pos) == {1}
-    params = jax.tree.map(lambda leaf: leaf[0], run.params(run.steps[-1:]))
-    site = "blocks.1.hook_resid_post"
-    found = states(model, params, places, (site,))[0]
-    _, whole = model.forward(params, places.tokens, sites=(site,))
-    np.testing.assert_allclose(found, whole[site][places.row, 1], atol=1e-5)
+    params, sites = (
+        run.params(run.steps[-2:]),
+        ("blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"),
+    )
+    found = states(model, places, params, sites)
+    parts = []
+    for number in range(2):  # checkpoint by checkpoint, in each site by site
+        one = jax.tree.map(lambda leaf, n=number: leaf[n], params)
+        _, whole = model.forward(one, places.tokens, sites=sites)
+        parts += [whole[site][places.row, 1] for site in sites]
+    np.testing.assert_allclose(found, np.concatenate(parts, axis=1), atol=1e-5)
 
 
 # Measured ----------------------------------------------------------------------------------------

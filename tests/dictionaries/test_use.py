@@ -81,8 +81,7 @@ def test_features_are_chosen_on_other_facts_than_they_are_swapped_on(inputs):
     assert not fitted & {tuple(prefix) for prefix in inputs["tokens"][:, :2]}
 
 
-def test_by_pair():
+def test_all_of_a_pair():
     outcome = np.array([[True, True, False, True]])
-    share, whole = use.by_pair(outcome, np.array([0, 0, 1, 1]))
-    np.testing.assert_array_equal(share, [[1, 0.5]])
-    np.testing.assert_array_equal(whole, [[1, 0]])
+    found = use.all_of_pair(outcome, np.array([0, 0, 1, 1]))
+    np.testing.assert_array_equal(found, [[True, False]])

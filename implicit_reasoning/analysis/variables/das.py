@@ -227,7 +227,8 @@ class Alignment(Instrument):
         caption = (
             "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
             "null: a random subspace of equal rank. Held-out pairs share neither first facts nor "
-            "(value, last relation) with those learnt from. Empty: fewer than 20 facts count."
+            "(value, last relation) with those learnt from. Empty: fewer than 20 facts count; "
+            "checkpoints where that is so everywhere are left out."
         )
         two = result.sel(edit=["learnt", "random"])
         return [

@@ -161,7 +161,7 @@ class Erasure(Instrument):
             "information on the variable is erased at (layer, position). Dark: it is "
             "needed there. In brackets the null: the same erasure for values dealt out "
             "anew among the states. Empty: the state cannot know the variable, or fewer "
-            "than 20 facts count."
+            "than 20 facts count; checkpoints where that is so everywhere are left out."
         )
         drawing = maps_by_variable(values, "share of cases")
         return [

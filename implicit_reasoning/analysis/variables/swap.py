@@ -99,7 +99,8 @@ class ClassMeanSwap(Instrument):
             "when the variable has another value, after its class mean at (layer, "
             "position) was swapped. In brackets the null: the same vectors, randomly "
             "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
-            "facts count. At layer 0 a token is exchanged for another, no more."
+            "facts count; checkpoints where that is so everywhere are left out. At layer 0 a "
+            "token is exchanged for another, no more."
         )
         drawing = maps_by_variable(values, "share of cases")
         return [Figure("swap", "Answers that follow a swapped variable", caption, drawing)]
