@@ -13,12 +13,10 @@ defaults.py     the configuration
 train.py        train a set of dictionaries of a run, resumable
 store.py        where they are kept
 
-measure.py      all of it for a set of dictionaries
-labelled.py     what was found, as labelled arrays
-metrics.py      how well, with how few
-matching.py     which feature stands for which value
-concepts.py     the values of truth variables that are matched
-use.py          does the model go on with what a feature says?
+measure.py      all of what follows, for a set of dictionaries
+measures/       how well, with how few, for what, and whether the model goes on; a file each
+baselines.py    what has to be beaten
+evolution.py    features over training and seeds
 splice.py       a dictionary in its model
 figures.py      for the report
 synthetic.py    data whose directions are known

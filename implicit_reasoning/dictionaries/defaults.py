@@ -40,17 +40,17 @@ def get_config(kind: str = "autoencoder") -> ConfigDict:
     config.sparsities = (4.0, 8.0, 16.0)  # of every site, checkpoint and seed
     config.width = 512  # features; of cross_layer in all layers together
     config.seeds = 1
-    config.checkpoints = 4  # evenly over the run's schedule, the last among them
+    config.checkpoints = 4  # evenly over the run's schedule, step 0 and the last among them
     config.steps = ()  # or these very steps
     # Every checkpoint's dictionaries from the start ("cold"), or from those of the one before
     # ("forwards") or after ("backwards"), which makes features look older than they are.
     config.start = "cold"
     config.normalize = True  # states to a mean norm of sqrt(width); folded back in the end
-    config.training = ConfigDict(dataclasses.asdict(Settings(steps=1000, batch=512)))
-    config.training.learning_rate = 1e-3
+    config.training = ConfigDict(dataclasses.asdict(Settings(steps=600, batch=512)))
+    config.training.learning_rate = 4e-3
     config.training.warm_up = 50
     config.training.decay = 200
-    config.training.dead_after = 200
+    config.training.dead_after = 100
     config.log_every = 100  # steps; also how often progress moves
     config.resume_every = 1000  # steps; a signal saves as well
     config.progress = True  # a bar on standard error

@@ -86,7 +86,7 @@ def _steps(run: Run, config: ConfigDict) -> tuple[int, ...]:
         raise InputError(f"{run} has no checkpoints")
     # From the last one backwards: with one, it is the last.
     count = min(config.checkpoints, len(run.steps))
-    places = np.linspace(len(run.steps) - 1, 0, count + 1)[:count].round().astype(int)
+    places = np.linspace(len(run.steps) - 1, 0, count).round().astype(int)
     return tuple(sorted(run.steps[place] for place in places))
 
 

@@ -83,25 +83,7 @@ class Population:
         return jax.jit(all_, donate_argnums=0, out_shardings=shardings)
 
     def _mapped(self, function: Callable[[Any], Any], items: Any) -> Any:
-        """A function of every member; devices of `trial` have their share of them each."""
-        if self.mesh is None:
-            return self._by_turns(function, items)
-        by_trial = PartitionSpec("trial")
-        dealt_out = jax.shard_map(
-            lambda own: self._by_turns(function, own),
-            mesh=self.mesh,
-            in_specs=by_trial,
-            out_specs=by_trial,
-            axis_names={"trial"},
-            check_vma=False,
-        )
-        return dealt_out(items)
-
-    def _by_turns(self, function: Callable[[Any], Any], items: Any) -> Any:
-        count = jax.tree.leaves(items)[0].shape[0]
-        together = self.together or (1 if jax.default_backend() == "cpu" else count)
-        # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
-        return jax.lax.map(function, items, batch_size=together if together > 1 else None)
+        return mapped(function, items, self.mesh, self.together)
 
     @cached_property
     def _shardings(self) -> State | None:
@@ -122,6 +104,41 @@ class Population:
 
         found: State = jax.tree_util.tree_map_with_path(of, shapes)
         return found
+
+
+def mapped(
+    function: Callable[[Any], Any],
+    items: Any,
+    mesh: jax.sharding.Mesh | None = None,
+    together: int | None = None,
+) -> Any:
+    """A function of every item of a stacked tree; devices of `trial` have their share each.
+
+    Args:
+      function: of one item.
+      items: arrays with the items along their first axis.
+      mesh: of `make_mesh`; None: one device.
+      together: items that a device takes at once, see `Population`.
+    """
+    if mesh is None:
+        return _by_turns(function, items, together)
+    by_trial = PartitionSpec("trial")
+    dealt_out = jax.shard_map(
+        lambda own: _by_turns(function, own, together),
+        mesh=mesh,
+        in_specs=by_trial,
+        out_specs=by_trial,
+        axis_names={"trial"},
+        check_vma=False,
+    )
+    return dealt_out(items)
+
+
+def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) -> Any:
+    count = jax.tree.leaves(items)[0].shape[0]
+    together = together or (1 if jax.default_backend() == "cpu" else count)
+    # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
+    return jax.lax.map(function, items, batch_size=together if together > 1 else None)
 
 
 def fitting_mesh(n_members: int) -> jax.sharding.Mesh | None:

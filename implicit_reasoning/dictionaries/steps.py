@@ -39,6 +39,7 @@ class Settings:
       clip: global norm of the gradient.
       dead_after: steps without firing.
       unit_decoder: keep decoder rows at norm 1.
+      frozen_decoder: leave the decoder's rows as they were drawn: a baseline.
       resample_every: steps between replacing dead features by what is written worst; 0: never.
     """
 
@@ -53,6 +54,7 @@ class Settings:
     clip: float = 1.0
     dead_after: int = 1000
     unit_decoder: bool = False
+    frozen_decoder: bool = False
     resample_every: int = 0
 
     def rate(self, step: Int[Array, ""]) -> Scalar:
@@ -168,6 +170,8 @@ class Recipe:
         (loss, seen), grads = graded(state.params, x, y, sparsity, dead)
         if settings.unit_decoder:
             grads = _without_growth(grads, state.params)
+        if settings.frozen_decoder:
+            grads = grads | {"W_dec": jnp.zeros_like(grads["W_dec"])}
         directions, adam = settings.adam.update(grads, state.adam)
         rate = settings.rate(step)
         params = jax.tree.map(lambda value, move: value - rate * move, state.params, directions)

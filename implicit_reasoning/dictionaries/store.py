@@ -32,6 +32,10 @@ ALL = -1
 """In place of a step: of a crosscoder, which is of all checkpoints."""
 
 
+TRAINED, UNTRAINED = "trained", "untrained model"
+"""What a dictionary is, among names of baselines; the second is of step 0."""
+
+
 class Source(NamedTuple):
     """Where states are from: the checkpoints, and the sites that are read and written there."""
 

@@ -28,7 +28,7 @@ from implicit_reasoning.dictionaries.population import (
     stack_pools,
 )
 from implicit_reasoning.dictionaries.states import split_states, states
-from implicit_reasoning.dictionaries.steps import Pool, State, Window
+from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
@@ -123,6 +123,27 @@ def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
     return jnp.linalg.norm(states, axis=1).mean() / np.sqrt(states.shape[1])
 
 
+def make_population(
+    run: Run, recipe: Recipe, members: tuple[Member, ...], config: ConfigDict
+) -> tuple[Population, Material]:
+    """What trains some members at once, and the states that it trains them on."""
+    material = make_material(run, members, config)
+    made = make_members(
+        material.pool, [member.sparsity for member in members], [member.seed for member in members]
+    )
+    mesh = fitting_mesh(len(members))
+    return Population(recipe, material.pools, made, mesh=mesh), material
+
+
+def train_members(
+    run: Run, recipe: Recipe, members: tuple[Member, ...], config: ConfigDict
+) -> Params:
+    """Train some members from the start to the end, and keep nothing; parameters, stacked."""
+    population, material = make_population(run, recipe, members, config)
+    state, _ = population.advance(population.begin(), 0, recipe.settings.steps)
+    return _finish(population, material, state)
+
+
 class _Training:
     """A set of dictionaries in training."""
 
@@ -155,7 +176,10 @@ class _Training:
         finished: Params | None = None
         warm: Params | None = None
         for number in range(self._at // self._steps, len(self._plan.stages)):
-            population, material = self._population(number)
+            stage = self._plan.stages[number]
+            population, material = make_population(
+                self._run, self._plan.recipe, stage, self._config
+            )
             if warm is None and self._at:
                 state, finished = self._restored(number, population)
             else:
@@ -166,17 +190,6 @@ class _Training:
             warm = state.params
         assert finished is not None  # there is a stage, and its last step is not one to resume from
         return finished
-
-    def _population(self, number: int) -> tuple[Population, Material]:
-        stage = self._plan.stages[number]
-        material = make_material(self._run, stage, self._config)
-        members = make_members(
-            material.pool,
-            [member.sparsity for member in stage],
-            [member.seed for member in stage],
-        )
-        mesh = fitting_mesh(len(stage))
-        return Population(self._plan.recipe, material.pools, members, mesh=mesh), material
 
     def _restored(self, number: int, population: Population) -> tuple[State, Params | None]:
         """The state of a stage that was saved, and parameters of the members of earlier stages."""

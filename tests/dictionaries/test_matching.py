@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.matching import average_precision, match, match_null
+from implicit_reasoning.dictionaries.measures.matching import (
+    Half,
+    average_precision,
+    joined,
+    match,
+    match_null,
+)
 
 
 def precision_by_hand(scores, positive):
@@ -43,12 +49,16 @@ def planted(n_states=200, n_values=10, n_features=32, seed=0):
     )
     for value in range(n_values):
         acts[:, 3 * value + 1] = 2.0 * (values == value)
-    return jnp.asarray(acts, jnp.float32), jnp.asarray(values), jnp.arange(n_states) % 4 < 2
+    return acts.astype(np.float32), values, np.arange(n_states) % 4 < 2
+
+
+def halves(acts, values, second):
+    """What is chosen on, and what is scored on."""
+    return [Half(jnp.asarray(acts[of]), jnp.asarray(values[of])) for of in (~second, second)]
 
 
 def test_planted_features_are_found():
-    acts, values, second = planted()
-    found = match(acts, values, second, 10)
+    found = match(*halves(*planted()), 10)
     np.testing.assert_array_equal(found.feature, 3 * np.arange(10) + 1)
     np.testing.assert_array_equal(found.f1, np.ones(10))
     np.testing.assert_array_equal(found.precision, np.ones(10))
@@ -57,31 +67,78 @@ def test_planted_features_are_found():
 def test_f1_is_that_of_the_second_half():
     acts, values, second = planted()
     # In the second half feature 1 is also on for value 5, of which there are some states.
-    acts = acts.at[:, 1].set(jnp.where(second & (values == 5), 1.0, acts[:, 1]))
-    found = match(acts, values, second, 10)
+    acts[:, 1] = np.where(second & (values == 5), 1.0, acts[:, 1])
+    found = match(*halves(acts, values, second), 10)
     n = np.asarray(found.n_states)
     np.testing.assert_allclose(found.f1[0], 2 * n[0] / (2 * n[0] + n[5]), rtol=1e-6)
     np.testing.assert_allclose(found.precision[0], 1)  # the value's own activations are higher
 
 
+def test_rows_that_only_fill_up_change_nothing():
+    parts = halves(*planted())
+    filled = [
+        Half(
+            jnp.pad(one.acts, [(0, 30), (0, 0)], constant_values=-jnp.inf),
+            jnp.pad(one.values, (0, 30), constant_values=-1),
+        )
+        for one in parts
+    ]
+    for found, expected in zip(match(*filled, 10), match(*parts, 10), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(joined(*filled, 10), joined(*parts, 10))
+    null = match_null(*filled, 10, jax.random.key(0), 40)
+    expected = match_null(*parts, 10, jax.random.key(1), 40)
+    np.testing.assert_allclose(null.mean(0), expected.mean(0), atol=0.02)
+
+
+def test_a_split_value_is_joined_again():
+    acts, values, second = planted()
+    # Value 4 is written by two features, each active in half of its states, in both halves.
+    turn = np.cumsum(values == 4) % 4 < 2
+    acts[:, 0], acts[:, 13] = ((values == 4) & turn) * 1.0, ((values == 4) & ~turn) * 1.0
+    found = np.asarray(joined(*halves(acts, values, second), 10))
+    share = 0.5
+    assert abs(found[4, 0] - 2 * share / (1 + share)) < 0.15
+    np.testing.assert_allclose(found[4, 1:], 1)
+    np.testing.assert_allclose(np.delete(found, 4, axis=0), 1)  # a further one adds nothing
+
+
+def test_joined_features_by_brute_force():
+    random = np.random.default_rng(3)
+    acts = (random.random((120, 12)) < 0.3).astype(np.float32)
+    values, second = random.integers(0, 4, 120), np.arange(120) % 2 == 1
+    found = np.asarray(joined(*halves(acts, values, second), 4))
+
+    def f1(any_of, there, of):
+        return 2 * (any_of & there & of).sum() / ((any_of & of).sum() + (there & of).sum())
+
+    for value in range(4):
+        there, any_of = values == value, np.zeros(120, bool)
+        for count in range(found.shape[1]):
+            tried = [f1(any_of | (acts[:, f] > 0), there, ~second) for f in range(12)]
+            any_of = any_of | (acts[:, int(np.argmax(tried))] > 0)
+            np.testing.assert_allclose(found[value, count], f1(any_of, there, second), rtol=1e-5)
+
+
 def test_the_null_is_what_features_without_meaning_reach():
     random = np.random.default_rng(1)
-    acts = jnp.asarray(np.maximum(random.normal(size=(200, 500)), 0), jnp.float32)
+    acts = np.maximum(random.normal(size=(200, 500)), 0).astype(np.float32)
     _, values, second = planted()
-    null = match_null(acts, values, second, 10, jax.random.key(0), 40)
-    found = match(acts, values, second, 10)
+    parts = halves(acts, values, second)
+    null = match_null(*parts, 10, jax.random.key(0), 40)
     low, high = np.quantile(null[:, 0], [0.01, 0.99])
-    assert low <= np.nanmean(found.f1) <= high
-    planted_acts, *_ = planted()
-    with_meaning = match_null(planted_acts, values, second, 10, jax.random.key(0), 40)
+    assert low <= np.nanmean(match(*parts, 10).f1) <= high
+    with_meaning = match_null(*halves(*planted()), 10, jax.random.key(0), 40)
     assert with_meaning[:, 0].max() < 0.5  # though the features are perfect for the true values
 
 
 def test_of_values_with_too_few_states_nothing_is_said():
     acts, values, second = planted()
-    values = jnp.where((values == 7) & (jnp.cumsum(values == 7) > 1), 9, values)
-    found = match(acts, values, second, 10)
+    values = np.where((values == 7) & (np.cumsum(values == 7) > 1), 9, values)
+    parts = halves(acts, values, second)
+    found = match(*parts, 10)
     assert np.isnan(found.f1[7]) and np.isnan(found.precision[7])
+    assert np.isnan(joined(*parts, 10)[7]).all()
     assert not np.isnan(np.delete(np.asarray(found.f1), 7)).any()
 
 
@@ -89,9 +146,8 @@ def test_choosing_and_scoring_on_the_same_states_would_be_too_good():
     """The mutation: with one half for both, features without meaning look as if they had some."""
     random = np.random.default_rng(2)
     acts = np.maximum(random.normal(size=(200, 500)), 0) * (random.random((200, 500)) < 0.1)
-    acts = jnp.asarray(acts, jnp.float32)
     _, values, second = planted()
-    honest = np.nanmean(match(acts, values, second, 10).f1)
-    twice = jnp.concatenate([acts, acts]), jnp.concatenate([values, values])
-    fooled = np.nanmean(match(*twice, jnp.arange(400) >= 200, 10).f1)
+    first, other = halves(acts.astype(np.float32), values, second)
+    honest = np.nanmean(match(first, other, 10).f1)
+    fooled = np.nanmean(match(first, first, 10).f1)
     assert fooled > honest + 0.15

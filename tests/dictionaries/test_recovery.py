@@ -21,44 +21,58 @@ from implicit_reasoning.dictionaries.variants import (
 from implicit_reasoning.errors import InputError
 
 DATA = Synthetic()  # 512 directions in 128 dimensions, 8 of them active, in pairs
-WIDTH, STATES = 1024, 262_144
+WIDTH, STATES, FRESH = 1024, 262_144, 8192
 TRAINED = {
-    # variant, sparsity, learning rate, steps
-    "topk": (TopK(most=8), 8.0, 1e-3, 4000),
-    "batch_topk": (BatchTopK(), 8.0, 1e-3, 4000),
-    "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 1e-3, 4000),
-    "relu": (ReLU(), 0.1, 1e-3, 4000),
-    "gated": (Gated(), 0.1, 1e-3, 4000),
-    "jumprelu": (JumpReLU(), 0.02, 1e-3, 4000),
+    # variant, sparsity, learning rate, steps, bounds of active features: near the true 8
+    "topk": (TopK(most=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
+    "batch_topk": (BatchTopK(), 8.0, 3e-3, 2000, (7.0, 9.0)),
+    "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2000, (7.0, 9.0)),
+    "gated": (Gated(), 1.2, 1e-3, 2500, (7.0, 10.5)),
+    "jumprelu": (JumpReLU(), 0.1, 1e-3, 2500, (6.5, 8.5)),
+    # With 1.5 it still has 12.9 active, and has lost 16% of the directions: L1 shrinks them away.
+    "relu": (ReLU(), 1.2, 1e-3, 2500, (8.0, 13.0)),
 }
 
 
-def share_recovered(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES):
-    """Share of directions to which a feature has a cosine above .9; mean active features."""
-    keys = jax.random.split(jax.random.key(0))
+def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES):
+    """Share of directions to which a feature has a cosine above .9; active features of others."""
+    keys = jax.random.split(jax.random.key(0), 3)
     directions = data.directions(keys[0])
     x = data.states(keys[1], directions, states)
+    # A penalty rises slowly, so that directions are found before any is given up; features count as
+    # dead early, as there is little time to use them.
     settings = Settings(
-        steps=steps, batch=1024, learning_rate=rate, decay=steps // 4, sparsity_warm_up=steps // 10
+        steps=steps,
+        batch=1024,
+        learning_rate=rate,
+        decay=steps // 4,
+        sparsity_warm_up=steps // 2,
+        dead_after=100,
     )
     kind = Autoencoder(data.width, data.width, width)
+    dictionary = Dictionary(kind, variant)
     pools, members = stack_pools(x[None], x[None]), make_members([0], [sparsity], [0])
-    made = Population(Recipe(Dictionary(kind, variant), settings), pools, members)
-    state, window = made.advance(made.begin(), 0, steps)
-    rows = kind.rows(jax.tree.map(lambda leaf: leaf[0], state.params))
-    return float((recovered(directions, rows) > 0.9).mean()), float(window.l0[0])
+    population = Population(Recipe(dictionary, settings), pools, members)
+    state, _ = population.advance(population.begin(), 0, steps)
+    params, threshold = jax.tree.map(lambda leaf: leaf[0], (state.params, state.threshold))
+    found = recovered(directions, kind.rows(params)) > 0.9
+    params = dictionary.finish(params, threshold, jnp.float32(sparsity))
+    acts = dictionary.finished().encode(params, data.states(keys[2], directions, FRESH))
+    return float(found.mean()), float((acts > 0).sum(1).mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_directions_are_recovered(name):
-    found, _ = share_recovered(*TRAINED[name])
+def test_directions_are_recovered_by_few_features(name):
+    *how, (least, most) = TRAINED[name]
+    found, l0 = train(*how)
     assert found >= 0.95
+    assert least <= l0 <= most
 
 
 def test_a_small_one_in_the_default_suite():
     data = Synthetic(n_directions=64, width=24, mean_active=3.0)
-    found, l0 = share_recovered(TopK(most=3), 3.0, 3e-3, 4000, data, 128, 65_536)
+    found, l0 = train(TopK(most=3), 3.0, 3e-3, 4000, data, 128, 65_536)
     assert found >= 0.95 and l0 <= 3
 
 

@@ -1,7 +1,8 @@
 """Gated: one path says which features are active, another how much.
 
 The penalty is on the gate alone, so that it does not shrink magnitudes; the gate learns from a
-reconstruction of its own, which does not move the decoder.
+reconstruction of its own, and neither moves the decoder. Else rows would shrink without end: what a
+row writes less the magnitude makes up for, but nothing the gate.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
 section 3.2. There, as here, that reconstruction sees the decoder frozen; SAELens lets it move.
@@ -46,7 +47,7 @@ class Gated(Variant):
         frozen = jax.lax.stop_gradient(params)
         said = kind.write(frozen, opened) + kind.base(frozen, seen.x)
         return {
-            "l1": seen.sparsity * (opened * kind.norms(params)[None]).sum(-1).mean(),
+            "l1": seen.sparsity * (opened * kind.norms(frozen)[None]).sum(-1).mean(),
             "gate": ((said - seen.y) ** 2).sum(-1).mean(),
         }
 

@@ -76,7 +76,7 @@ class BatchTopK(Variant):
         pre = kind.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
         written = jax.lax.stop_gradient(acts * kind.norms(params)[None]).astype(jnp.float32)
-        least = largest(written, jnp.floor(sparsity * len(x)).astype(jnp.int32))
+        least = largest(written.reshape(-1), jnp.floor(sparsity * len(x)).astype(jnp.int32))
         return Encoded(jnp.where((written >= least) & (written > 0), acts, 0.0), pre)
 
     def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
@@ -115,7 +115,7 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     def of_many() -> Scalar:
         written = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
         written = jnp.where(seen.dead[None], written, -jnp.inf)
-        chosen = written >= jax.lax.top_k(written, most)[0][:, -1:]
+        chosen = written >= largest(written, most)[:, None]
         pre = kind.project(params, seen.x) + params["b_enc"][None]
         said = kind.write(params, jnp.where(chosen, pre, 0.0))
         return ((said - missing) ** 2).sum(-1).mean()
@@ -126,17 +126,25 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     return jnp.minimum(n_dead / most, 1.0) * found
 
 
-def largest(values: Float[Array, "*any"], count: Int[Array, ""]) -> Scalar:
-    """The `count`-th largest of values that are not negative; by bisection of their bits.
+def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
+    """The `count`-th largest number of each row, of any sign; by bisection of their bits.
 
-    Positive floats are ordered as the integers that their bits make. Sorting takes ten times as
-    long, on a CPU and on a GPU.
+    Floats are ordered as the integers that their bits make, negative ones once all but their sign
+    is flipped. Sorting takes ten times as long, on a CPU and on a GPU.
     """
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))
+    least = jnp.full((*values.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
 
     def set_bit(number: Array, found: Array) -> Array:
-        tried = found | (jnp.int32(1) << (30 - number))
-        return jnp.where((bits >= tried).sum() >= count, tried, found)
+        # The highest bit is the sign: with it, numbers from 0 on.
+        step = jnp.where(number == 0, jnp.iinfo(jnp.int32).min, jnp.int32(1) << (31 - number))
+        tried = found + step
+        return jnp.where((bits >= tried).sum(-1, keepdims=True) >= count, tried, found)
 
-    found = jax.lax.fori_loop(0, 31, set_bit, jnp.int32(0))
-    return jax.lax.bitcast_convert_type(found, jnp.float32)
+    found = _ordered(jax.lax.fori_loop(0, 32, set_bit, least))
+    return jax.lax.bitcast_convert_type(found, jnp.float32)[..., 0]
+
+
+def _ordered(bits: Int[Array, "*any"]) -> Int[Array, "*any"]:
+    """Bits of floats as integers of the same order, and back."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)

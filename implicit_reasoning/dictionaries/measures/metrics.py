@@ -22,8 +22,11 @@ from implicit_reasoning.model import Params
 DENSE = 0.1
 """A feature that is active on more than this share of states is dense."""
 
+LEAST = 0.01
+"""Nats that ablation must lose, for the share of it that is recovered to mean something."""
+
 Scalar = Float[Array, ""]
-Losses = Float[Array | np.ndarray, "*any"]
+Losses = Float[np.ndarray, "*any"]
 
 
 class Quality(NamedTuple):
@@ -116,6 +119,8 @@ def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
     """Share of a loss that comes back when the dictionary writes, not nothing: 1 is all of it.
 
     `(ablated - spliced) / (ablated - clean)`, SAELens's `ce_loss_score`, and with KL, whose clean
-    value is 0, its `kl_div_score`.
+    value is 0, its `kl_div_score`. nan where ablation loses less than `LEAST` nats: an untrained
+    model has nothing to lose.
     """
-    return (ablated - spliced) / jnp.maximum(ablated - clean, 1e-12)
+    lost = ablated - clean
+    return np.where(lost >= LEAST, (ablated - spliced) / np.where(lost >= LEAST, lost, 1), np.nan)

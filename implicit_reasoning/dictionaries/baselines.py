@@ -1,0 +1,260 @@
+"""What a dictionary has to beat: clusters, linear codes, neurons, class means, a random decoder.
+
+Each is of the states that dictionaries of the last checkpoint (and of one, the middle, sparsity)
+are trained on, drawn as they are, and is measured by the same code:
+
+- `k-means`: the nearest of as many centroids as there are features, written as it is;
+- `linear`: the least-squares map of input to target in its principal directions, of either sign,
+  the k that write most - of an autoencoder PCA, with the best k of each state;
+- `neurons`: of transcoders the MLP's own, of autoencoders the coordinates, the k that write most;
+- `class means`: k-means with the means of bridges' states for centroids: truth, and so for what
+  stands for a bridge an upper bound;
+- `frozen decoder`: the same training, but the decoder's rows stay as they were drawn;
+- `untrained model`: the same training on states of step 0, where that is not in the set anyway.
+
+k is the number of active features that was asked for, or that a middle dictionary has. Sources of
+the last two: Korznikov et al. 2026 (frozen SAEs), Heap et al. 2025 (random transformers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.cluster.vq import kmeans2
+
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Autoencoder, Features, Inputs, Transcoder
+from implicit_reasoning.dictionaries.measures.bridges import bridge_position
+from implicit_reasoning.dictionaries.plan import Plan, make_plan
+from implicit_reasoning.dictionaries.sparse import Sparse
+from implicit_reasoning.dictionaries.states import Split, states
+from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
+from implicit_reasoning.dictionaries.train import train_members
+from implicit_reasoning.model import Params
+from implicit_reasoning.model.layers import ACTIVATIONS
+from implicit_reasoning.runs import Run
+
+FROZEN = "frozen decoder"
+_SAMPLE = 8192  # states that clusters and linear maps are fitted to
+_ROUNDS = 20  # of k-means
+
+
+class Baseline(NamedTuple):
+    """A baseline in a dictionary's place.
+
+    Attributes:
+      name: in tables.
+      member: where its states are from.
+      finished: encodes and decodes.
+      params: of one.
+    """
+
+    name: str
+    member: Member
+    finished: Finished
+    params: Params
+
+
+@dataclass(frozen=True)
+class Nearest(Finished):
+    """One feature is active, with 1: that whose centroid is nearest, `-|c|^2 / 2` in `b_enc`."""
+
+    def encode(self, params: Params, x: Inputs) -> Features:
+        """One-hot."""
+        closeness = self.kind.project(params, x) + params["b_enc"][None]
+        return jax.nn.one_hot(closeness.argmax(-1), self.kind.d_sae, dtype=x.dtype)
+
+
+@dataclass(frozen=True)
+class Neurons(Finished):
+    """An MLP's neurons, the `k` that write most of those that are positive.
+
+    Attributes:
+      act_fn: the model's.
+    """
+
+    act_fn: str = "relu"
+
+    def encode(self, params: Params, x: Inputs) -> Features:
+        """After the nonlinearity."""
+        acts = ACTIVATIONS[self.act_fn](self.kind.project(params, x) + params["b_enc"][None])
+        written = acts * self.kind.norms(params)[None]
+        few = jnp.arange(self.most)[None] < params["k"]
+        index = jax.lax.top_k(written, self.most)[1]
+        value = jnp.take_along_axis(jax.nn.relu(acts), index, axis=1)
+        return Sparse(jnp.where(few, value, 0.0), index).dense(self.kind.d_sae)
+
+
+def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Baseline]:
+    """All that there are for a set of dictionaries.
+
+    A cross-layer dictionary, whose layers write before later ones are read, has trained ones only.
+    """
+    plan = make_plan(run, made.config)
+    last = max(member.steps for member in made.members)
+    middle = sorted({member.sparsity for member in made.members})[len(_sparsities(made)) // 2]
+    wanted = [m for m in made.members if (m.steps, m.sparsity, m.seed) == (last, middle, 0)]
+    found = list(_trained(run, made, plan, wanted))
+    for member in wanted:
+        if len(member.write) == 1:
+            found += _fitted(run, made, split, member)
+    return found
+
+
+def _sparsities(made: Dictionaries) -> set[float]:
+    return {member.sparsity for member in made.members}
+
+
+def _trained(run: Run, made: Dictionaries, plan: Plan, wanted: list[Member]) -> Iterator[Baseline]:
+    """Dictionaries trained in the same way, but for one thing."""
+    recipe = plan.recipe
+    frozen = dataclasses.replace(recipe.settings, frozen_decoder=True)
+    arms = {FROZEN: (dataclasses.replace(recipe, settings=frozen), wanted)}
+    if wanted[0].step != ALL and not made.numbers(step=run.steps[0]):
+        first = [member._replace(steps=(run.steps[0],)) for member in wanted]
+        arms[UNTRAINED] = recipe, first
+    for name, (how, members) in arms.items():
+        params = train_members(run, how, tuple(members), made.config)
+        for number, member in enumerate(members):
+            own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
+            yield Baseline(name, member, made.finished, own)
+
+
+def _fitted(run: Run, made: Dictionaries, split: Split, member: Member) -> list[Baseline]:
+    """Those of one site that are fitted, or there anyway."""
+    x, y, numbers = _sample(run, split, member)
+    kind, width = made.finished.kind, made.finished.kind.d_sae
+    k = _active(run, made, split, member)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    found = {"k-means": _clusters(x, y, _k_means(x, width), width)}
+    slope = np.eye(x.shape[1]) if x is y else np.linalg.lstsq(x - mean_x, y - mean_y, rcond=None)[0]
+    directions = np.linalg.svd((x - mean_x) @ slope, full_matrices=False)[2]
+    found["linear"] = _signed(slope @ directions.T, directions, mean_x, mean_y, k)
+    if isinstance(kind, Autoencoder):
+        eye = np.eye(kind.d_in, dtype=np.float32)
+        found["neurons"] = _signed(eye, eye, mean_x, mean_y, k)
+    elif (mlp := _mlp(run, member, k)) is not None:
+        found["neurons"] = mlp
+    if (classes := _bridge_classes(run, split, numbers)) is not None:
+        found["class means"] = _clusters(x, y, classes, width)
+    return [Baseline(name, member, *made_) for name, made_ in found.items()]
+
+
+def _sample(
+    run: Run, split: Split, member: Member
+) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, "sample"]]:
+    """Training states, each position as often as another; the same array twice of one site."""
+    places = split.places
+    random, there = np.random.default_rng(0), np.flatnonzero(split.trained)
+    pos = places.pos[there]
+    groups = [there[pos == one] for one in np.unique(pos)]
+    each = _SAMPLE // len(groups)
+    numbers = np.concatenate([random.permutation(np.resize(g, max(each, 1))) for g in groups])
+    compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
+    params = run.params(member.steps)
+    x = np.asarray(compiled(params, member.read))[numbers]
+    same = member.read == member.write
+    y = x if same else np.asarray(compiled(params, member.write))[numbers]
+    return x, y, numbers
+
+
+def _active(run: Run, made: Dictionaries, split: Split, member: Member) -> int:
+    """k of a dictionary of the member's site, or as many features as it has active."""
+    params = made.params_of(made.members.index(member))
+    if "k" in params:
+        return int(params["k"])
+    x, *_ = _sample(run, split, member)
+    acts = made.finished.encode(params, jnp.asarray(x))
+    return max(1, round(float((acts > 0).sum(1).mean())))
+
+
+def _clusters(
+    x: Float[np.ndarray, "sample d_in"],
+    y: Float[np.ndarray, "sample d_out"],
+    cluster: Int[np.ndarray, "sample"],
+    width: int,
+) -> tuple[Finished, Params]:
+    """The nearest mean of x writes the mean of y; filled up to `width` by some that never are."""
+    numbers, cluster = np.unique(cluster, return_inverse=True)
+    member = np.eye(len(numbers), dtype=np.float32)[cluster]
+    member /= member.sum(0)
+    missing = [(0, max(0, width - len(numbers))), (0, 0)]
+    reads, writes = (np.pad(member.T @ of, missing) for of in (x, y))
+    bias = np.where(np.arange(len(reads)) < len(numbers), -(reads**2).sum(1) / 2, -np.inf)
+    params = {"W_enc": reads.T, "b_enc": bias, "W_dec": writes, "b_dec": np.zeros(y.shape[1])}
+    kind = Transcoder(x.shape[1], y.shape[1], len(reads))
+    return Nearest(kind, "standard"), _float32(params)
+
+
+def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray, "sample"]:
+    with warnings.catch_warnings():
+        # Where there are fewer distinct states than centroids, some have none.
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        cluster: np.ndarray = kmeans2(x, count, _ROUNDS, minit="points", rng=0)[1]
+    return cluster
+
+
+def _float32(arrays: dict[str, np.ndarray]) -> Params:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
+
+
+def _signed(
+    reads: Float[np.ndarray, "d_in direction"],
+    writes: Float[np.ndarray, "direction d_out"],
+    mean_x: np.ndarray,
+    mean_y: np.ndarray,
+    k: int,
+) -> tuple[Finished, Params]:
+    """Directions of both signs, of which the k largest are written; rows have norm 1."""
+    encoder = np.concatenate([reads, -reads], axis=1)
+    params = {
+        "W_enc": encoder,
+        "b_enc": -mean_x @ encoder,
+        "W_dec": np.concatenate([writes, -writes]),
+        "b_dec": mean_y,
+    }
+    kind = Transcoder(len(mean_x), len(mean_y), encoder.shape[1])
+    k = min(k, len(writes))
+    return Finished(kind, "topk", k), {**_float32(params), "k": jnp.int32(k)}
+
+
+def _mlp(run: Run, member: Member, k: int) -> tuple[Finished, Params] | None:
+    """Neurons of the MLP between what is read and what is written; None where it is not that."""
+    (read,), (write,) = member.read, member.write
+    block = write.removesuffix("hook_mlp_out")
+    if write == block or read not in (f"{block}ln2.hook_normalized", f"{block}hook_resid_mid"):
+        return None
+    if read.endswith("hook_resid_mid") and run.model.spec.normalization != "none":
+        return None
+    number = int(block.split(".")[1]) % run.model.spec.n_layers
+    weights = {n: v[0] for n, v in run.params(member.steps)["blocks"][str(number)]["mlp"].items()}
+    params = {"W_enc": weights["W_in"], "b_enc": weights["b_in"]}
+    params |= {"W_dec": weights["W_out"], "b_dec": weights["b_out"], "k": jnp.int32(k)}
+    kind = Transcoder(len(weights["W_in"]), len(weights["b_out"]), len(weights["b_in"]))
+    return Neurons(kind, "topk", k, run.model.spec.act_fn), params
+
+
+def _bridge_classes(
+    run: Run, split: Split, numbers: Int[np.ndarray, "sample"]
+) -> Int[np.ndarray, "sample"] | None:
+    """The bridge of each state, apart by position; states that know none are one class each."""
+    dataset, places = run.dataset, split.places
+    try:
+        need_chains(dataset)
+    except NotApplicable:
+        return None
+    bridge = dataset.truth["e2"][places.rows[places.row]]
+    value = np.where(places.pos >= bridge_position(dataset), bridge, -1)
+    classes: np.ndarray = (value + 1) * len(dataset.positions) + places.pos
+    return classes[numbers]

@@ -1,0 +1,119 @@
+"""Features from checkpoint to checkpoint: births, what lasts, superposition."""
+
+from __future__ import annotations
+
+import xarray as xr
+from matplotlib.axes import Axes
+
+from implicit_reasoning.dictionaries.evolution import births
+from implicit_reasoning.dictionaries.figures.parts import (
+    distinct,
+    legends,
+    middle,
+    of_middle,
+    over_steps,
+    panels,
+    trained,
+)
+from implicit_reasoning.dictionaries.measures.absorption import STANDS
+from implicit_reasoning.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    WINE,
+    Figure,
+)
+
+_CONCEPTS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, WINE, GREY)
+_MARKERS = "osD^v<>pX"
+
+
+def training(name: str, result: xr.Dataset) -> Figure | None:
+    """How many values have a feature, and how much of a dictionary is there a checkpoint later."""
+    own = trained(result)
+    if len(distinct(own["step"])) < 2 or "concept" not in result.dims:
+        return None
+    drawing, rows, sites = panels(own, nrows=2)
+    standing = births(own)["standing"].sel(sparsity=middle(result)).mean("value")
+    for column, site in enumerate(sites):
+        for number, concept in enumerate(own["concept"].values.tolist()):
+            values = standing.sel(site=site, concept=concept)
+            rows[0][column].plot(
+                values["step"],
+                values,
+                label=concept,
+                color=_CONCEPTS[number % 9],
+                marker=_MARKERS[number % 9],
+                linewidth=1.4,
+                markersize=4,
+            )
+        _lasting(rows[1][column], of_middle(result, site))
+    rows[0][0].set_ylabel("values with a feature")
+    rows[1][0].set_ylabel("cosine of the nearest")
+    for row in rows:
+        row[0].set_ylim(-0.02, 1.02)
+    legends(drawing, rows)
+    caption = (
+        f"Dictionaries {name!r} of sparsity {middle(result):g}. Top: of the values of each "
+        f"variable (at a position) the share that a feature stands for: F1 of at least {STANDS:g} "
+        "on facts that it was not chosen on, median over seeds; the null never comes near. Bottom: "
+        "for every active feature the highest cosine with a feature of the dictionary of the "
+        "checkpoint before, and of another seed (if there are several); mean over features. Grey: "
+        "the same with those turned at random."
+    )
+    if str(result.attrs.get("start", "cold")) != "cold":
+        caption += (
+            " Warm starts make features look as if they lasted, and were older than they are."
+        )
+    title = "When features appear, and whether they last"
+    return Figure(f"dictionaries_{name}_training", title, caption, drawing)
+
+
+def _lasting(ax: Axes, part: xr.Dataset) -> None:
+    later = part.sel(member=part["kept"].notnull().values)
+    if later.sizes["member"]:
+        style = {"color": BLUE, "marker": "o"}
+        over_steps(ax, later["kept"], "checkpoint before", style)
+        over_steps(ax, later["kept_null"], "null", {"color": GREY, "linestyle": ":", "marker": "v"})
+    if part["agreement"].notnull().any():
+        style = {"color": VERMILION, "marker": "s"}
+        over_steps(ax, part["agreement"], "another seed", style)
+
+
+def superposition(name: str, result: xr.Dataset) -> Figure:
+    """Directions, dimensions and how much they overlap."""
+    own = trained(result)
+    drawing, rows, sites = panels(own, nrows=2)
+    kinds = {"feature": (BLUE, "o", "features")}
+    if "bridge_overlap" in own:
+        kinds["bridge"] = (VERMILION, "s", "bridges' means")
+    for column, site in enumerate(sites):
+        part = of_middle(result, site)
+        for kind, (color, marker, label) in kinds.items():
+            style = {"color": color, "marker": marker}
+            over_steps(rows[0][column], part[f"{kind}_overlap"], label, style)
+            null = {"color": color, "linestyle": ":", "marker": marker}
+            over_steps(rows[0][column], part[f"{kind}_overlap_null"], f"{label}, null", null)
+            over_steps(rows[1][column], part[f"{kind}_directions"], label, style)
+        style = {"color": BLACK, "marker": "D"}
+        over_steps(rows[1][column], part["effective_dims"], "dimensions of states", style)
+        rows[1][column].set_yscale("log")
+    rows[0][0].set_ylabel("overlap with the nearest")
+    rows[0][0].set_ylim(-0.02, 1.02)
+    rows[1][0].set_ylabel("how many")
+    legends(drawing, rows)
+    caption = (
+        f"Dictionaries {name!r} of sparsity {middle(result):g}. Top: the highest |cosine| of a "
+        "direction with another, mean over directions: active features, and the means of bridges' "
+        "states less the mean of all; dotted: as many random directions in the same space. "
+        "Bottom: how many there are, beside the dimensions that states take (participation ratio "
+        "of their covariance): only above that line are directions in superposition, and more "
+        "overlap than at random is structure, not crowding."
+    )
+    title = "More directions than dimensions?"
+    return Figure(f"dictionaries_{name}_superposition", title, caption, drawing)

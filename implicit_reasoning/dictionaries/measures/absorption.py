@@ -1,0 +1,102 @@
+"""Measure: absorption, where a bridge's feature is silent and a fact's feature speaks for it.
+
+In a state whose bridge is e the feature that stands for e (chosen on other facts) may be silent
+while another, active in less than half of the states of e, writes at least `SHARE` of what is
+written along e's direction: the mean of its states less the mean of all. The null takes another
+bridge's direction. Only features that mostly stand for their bridge make this a finding: tables
+look at bridges whose F1 is at least `STANDS`.
+
+Source: Chanin et al. 2024, "A is for absorption", section 5: silent main latents, cosine of the
+absorbing one with the direction at least .025, at least .4 of the projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.dictionaries.measures.base import (
+    Asked,
+    Coded,
+    Found,
+    Measure,
+    Subject,
+    by_value,
+)
+from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
+from implicit_reasoning.dictionaries.measures.matching import Half, best_features, of_values
+
+SHARE, COSINE = 0.4, 0.025
+STANDS = 0.5
+_RARE = 0.5  # of the states of a bridge: more, and a feature is not a fact's
+
+
+@dataclass(frozen=True, eq=False)
+class Absorption(Measure):
+    """Shares, by bridge, of the second half's states."""
+
+    bridges: Bridges
+
+    name: ClassVar[str] = "absorption"
+
+    @classmethod
+    def choose(cls, asked: Asked) -> Measure | None:
+        """Where there are bridges."""
+        bridges = choose_bridges(asked)
+        return None if bridges is None else cls(bridges)
+
+    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+        """By bridge, shares of states: silent, absorbed, and absorbed by another's direction."""
+        one, acts = self.bridges, coded.acts[self.bridges.chosen]
+        values, fit = jnp.asarray(one.values), np.flatnonzero(~one.second)
+        of_value = of_values(values, one.n_values)
+        active = (acts > 0).astype(jnp.float32)
+        feature = best_features(Half(acts[fit], values[fit]), one.n_values)
+        silent = active[jnp.arange(len(values)), feature[values]] == 0
+        often = of_value @ active / jnp.maximum(of_value.sum(1), 1)[:, None]
+        rare = (often < _RARE)[values]
+        means = directions(subject.y[one.chosen], of_value)
+        here = of_value * jnp.asarray(one.second)[None]
+        found = {"silent": by_value(silent.astype(jnp.float32), here)}
+        for name, of in {"absorbed": one.values, "absorbed_null": _others(one.values)}.items():
+            spoken = silent & _spoken_for(acts, coded.rows, means[of], rare)
+            found[name] = by_value(spoken.astype(jnp.float32), here)
+        return found
+
+    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
+        """By bridge."""
+        return {name: (("member", "bridge"), value) for name, value in outputs.items()}, {}
+
+
+def _others(values: Int[np.ndarray, "state"]) -> Int[np.ndarray, "state"]:
+    """For each state another bridge, the same for all states of one."""
+    distinct, place = np.unique(values, return_inverse=True)
+    return np.roll(distinct, 1)[place]
+
+
+def directions(
+    states: Float[Array, "state width"], of_value: Float[Array, "value state"]
+) -> Float[Array, "value width"]:
+    """Unit vectors from the mean of all states to the mean of each value's."""
+    means = of_value @ states / jnp.maximum(of_value.sum(1), 1)[:, None]
+    away = means - states.mean(0)[None]
+    return away / (jnp.linalg.norm(away, axis=1, keepdims=True) + 1e-12)
+
+
+def _spoken_for(
+    acts: Float[Array, "state d_sae"],
+    rows: Float[Array, "d_sae width"],
+    direction: Float[Array, "state width"],
+    rare: Bool[Array, "state d_sae"],
+) -> Bool[Array, "state"]:
+    """Whether one rare feature writes most of what is written along each state's direction."""
+    along = direction @ rows.T
+    written = acts * along
+    total = written.sum(1)
+    cosine = along / (jnp.linalg.norm(rows, axis=1)[None] + 1e-12)
+    candidates = jnp.where(rare & (cosine >= COSINE), written, 0.0)
+    return (total > 0) & (candidates.max(1) >= SHARE * total)

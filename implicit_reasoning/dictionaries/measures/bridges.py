@@ -1,0 +1,58 @@
+"""States that first know the bridge of a chain: what several measures look at.
+
+One state for each first fact (e1, r1), at the first position that tells where it leads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.dictionaries.measures.base import Asked
+from implicit_reasoning.dictionaries.measures.concepts import choose_concepts
+from implicit_reasoning.worlds import ROLES, Dataset
+
+
+class Bridges(NamedTuple):
+    """Distinct states and their bridges.
+
+    Attributes:
+      chosen: numbers of states, among the places.
+      values: int [chosen], the bridge, an entity.
+      second: which half they are in.
+      in_distribution: whether training's chains use their first fact.
+      n_values: entities.
+    """
+
+    chosen: Int[np.ndarray, "state"]
+    values: Int[np.ndarray, "state"]
+    second: Bool[np.ndarray, "state"]
+    in_distribution: Bool[np.ndarray, "state"]
+    n_values: int
+
+
+def bridge_position(dataset: Dataset) -> int:
+    """The number of the first position that knows the bridge."""
+    return list(dataset.positions).index(known_at("e2", dataset.positions))
+
+
+def choose_bridges(asked: Asked) -> Bridges | None:
+    """Of tasks of chains whose bridge has several facts, at a position that is asked for."""
+    dataset, places = asked.run.dataset, asked.split.places
+    try:
+        need_chains(dataset)
+        concepts = {one.name: one for one in choose_concepts(dataset, places)}
+    except NotApplicable:
+        return None
+    pos = bridge_position(dataset)
+    found = concepts.get(f"e2@{dataset.positions[pos]}")
+    if found is None or not asked.where[pos]:
+        return None
+    role = dataset.truth["role1"][places.rows[places.row[found.chosen]]]
+    in_distribution = np.asarray(role == ROLES.index("I"))
+    return Bridges(found.chosen, found.values, found.second, in_distribution, found.n_values)

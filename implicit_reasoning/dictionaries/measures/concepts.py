@@ -1,0 +1,192 @@
+"""Measure: how well the best features stand for the values of every truth variable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from implicit_reasoning.analysis.facts import fold_of, known_at
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.states import chain_variables
+from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.dictionaries.measures.matching import (
+    JOINED,
+    Half,
+    joined,
+    match,
+    match_null,
+    ranked,
+)
+from implicit_reasoning.dictionaries.states import Places
+from implicit_reasoning.worlds import Dataset, prefix_keys
+
+FACT = "fact1"
+"""The first fact of a chain, whose distinct values are prefixes (e1, r1)."""
+_MOST_STATES = 3000  # at each position
+_MOST_FACTS = 100
+_PERMUTATIONS = 20
+_SEED = 0
+
+
+class Concept(NamedTuple):
+    """Values of a truth variable at one position, and the states that have them.
+
+    Attributes:
+      variable: its name.
+      pos: name of the position.
+      chosen: numbers of states, among the places.
+      values: int [chosen].
+      second: which half they are in.
+      n_values: values are below it.
+    """
+
+    variable: str
+    pos: str
+    chosen: Int[np.ndarray, "state"]
+    values: Int[np.ndarray, "state"]
+    second: Bool[np.ndarray, "state"]
+    n_values: int
+
+    @property
+    def name(self) -> str:
+        """Such as `e2@r1`."""
+        return f"{self.variable}@{self.pos}"
+
+
+def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
+    """Every variable from the position on where it is first known, and facts where they are past.
+
+    Halves are of first facts, so that a value's feature is scored on facts that it was not chosen
+    on; only the states of one fact are dealt out themselves.
+
+    Raises:
+      NotApplicable: the task is not one of chains, or spells an entity in two tokens.
+    """
+    variables = chain_variables(dataset, places.rows)
+    positions = list(dataset.positions)
+    begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
+    halves = fold_of(begun[places.row, np.minimum(places.pos, 1)], 2) == 1
+    random = np.random.default_rng(_SEED)
+    concepts = []
+    for name, kind in zip(variables.names, variables.kinds, strict=True):
+        for pos in range(positions.index(known_at(name, positions)), len(positions)):
+            values = dataset.truth[name][places.rows[places.row]]
+            there = np.flatnonzero((places.pos == pos) & (values >= 0))
+            there = np.sort(random.permutation(there)[:_MOST_STATES])
+            # Where a value has one state each, there is nothing to generalise over.
+            if len(there) >= 2 * len(np.unique(values[there])):
+                found = there, values[there], halves[there], variables.sizes[kind]
+                concepts.append(Concept(name, positions[pos], *found))
+    return concepts + _facts(dataset, places, positions, random)
+
+
+def _facts(
+    dataset: Dataset, places: Places, positions: list[str], random: np.random.Generator
+) -> list[Concept]:
+    """Some facts, renumbered, at the positions after those that know them."""
+    known, values = positions.index(known_at("e2", positions)), dataset.truth[FACT]
+    found = []
+    for pos in range(known + 1, len(positions)):
+        of_state = values[places.rows[places.row]]
+        there = np.flatnonzero((places.pos == pos) & (of_state >= 0))
+        facts = np.sort(random.permutation(np.unique(of_state[there]))[:_MOST_FACTS])
+        there = there[np.isin(of_state[there], facts)]
+        number = np.searchsorted(facts, of_state[there])
+        second = _alternating(number)
+        found.append(Concept(FACT, positions[pos], there, number, second, len(facts)))
+    return found
+
+
+def _alternating(values: Int[np.ndarray, "state"]) -> Bool[np.ndarray, "state"]:
+    """Every other state of each value."""
+    order = np.argsort(values, kind="stable")
+    first = np.searchsorted(values[order], values[order])
+    second = np.empty(len(values), bool)
+    second[order] = (np.arange(len(values)) - first) % 2 == 1
+    return second
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts(Measure):
+    """F1 and average precision of the best feature of every value, of several, and by chance."""
+
+    concepts: Sequence[Concept]
+
+    name: ClassVar[str] = "concepts"
+
+    @classmethod
+    def choose(cls, asked: Asked) -> Measure | None:
+        """All there are; None for tasks that are not of chains."""
+        try:
+            concepts = choose_concepts(asked.run.dataset, asked.split.places)
+        except NotApplicable:
+            return None
+        return cls(concepts) if concepts else None
+
+    @cached_property
+    def n_values(self) -> int:
+        """Of the variable with most; the others are filled up."""
+        return max(concept.n_values for concept in self.concepts)
+
+    @cached_property
+    def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Numbers of states and their values, [concept, state] each, of both halves; -1 fills up.
+
+        All concepts have one shape, so that they are one program.
+        """
+        return tuple(self._half(second) for second in (False, True))
+
+    def _half(self, second: bool) -> tuple[np.ndarray, np.ndarray]:
+        kept = [one.second == second for one in self.concepts]
+        most = max(int(part.sum()) for part in kept)
+        numbers = np.full((len(kept), most), -1, np.int32)
+        values = np.full_like(numbers, -1)
+        for row, (one, part) in enumerate(zip(self.concepts, kept, strict=True)):
+            numbers[row, : part.sum()] = one.chosen[part]
+            values[row, : part.sum()] = one.values[part]
+        return numbers, values
+
+    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+        """By concept: see `matching.py`; permutations give the null."""
+
+        def one(halves: Any) -> dict[str, Array]:
+            first, second = (
+                Half(jnp.where(numbers[:, None] >= 0, coded.acts[numbers], -jnp.inf), values)
+                for numbers, values in halves
+            )
+            order = ranked(second.acts)
+            key = jax.random.key(_SEED)
+            found = match(first, second, self.n_values, order)
+            return {
+                **found._asdict(),
+                "joined": joined(first, second, self.n_values),
+                "null": match_null(first, second, self.n_values, key, _PERMUTATIONS, order),
+            }
+
+        found: dict[str, Array] = jax.lax.map(one, jax.tree.map(jnp.asarray, self.halves))
+        return found
+
+    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
+        """By concept and value; nan where a variable has no such value."""
+        dims, null = ("member", "concept", "value"), outputs["null"]
+        variables = {
+            "f1": (dims, outputs["f1"]),
+            "average_precision": (dims, outputs["precision"]),
+            "f1_joined": ((*dims, "joined"), outputs["joined"]),
+            "best_feature": (dims, outputs["feature"]),
+            "f1_null": ((*dims[:2], "draw"), null[..., 0]),
+            "average_precision_null": ((*dims[:2], "draw"), null[..., 1]),
+        }
+        coords = {
+            "concept": [concept.name for concept in self.concepts],
+            "joined": np.arange(1, JOINED + 1),
+            "concept_states": ("concept", [len(concept.chosen) for concept in self.concepts]),
+        }
+        return variables, coords
