@@ -51,6 +51,7 @@ def get_config(kind: str = "autoencoder") -> ConfigDict:
     config.training.warm_up = 50
     config.training.decay = 200
     config.training.dead_after = 100
+    config.baselines = True  # measured beside them, see baselines.py
     config.log_every = 100  # steps; also how often progress moves
     config.resume_every = 1000  # steps; a signal saves as well
     config.progress = True  # a bar on standard error

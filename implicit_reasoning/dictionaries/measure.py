@@ -56,7 +56,8 @@ def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True)
         Baseline(TRAINED, member, made.finished, made.params_of(number))
         for number, member in enumerate(made.members)
     ]
-    candidates += make_baselines(run, made, split)
+    if made.config.baselines:
+        candidates += make_baselines(run, made, split)
     outputs = _outputs(run, candidates, measures, split, progress)
     members, what = [one.member for one in candidates], [one.name for one in candidates]
     result = _labelled(outputs, measures, members, what)
@@ -182,7 +183,7 @@ def _stack(trees: Sequence[Any]) -> Any:
 def _padded(outputs: Sequence[Any]) -> Any:
     """Stacked; baselines of fewer features have nothing, nan, for those that they lack."""
 
-    def stack(*parts: np.ndarray) -> np.ndarray:
+    def stack(*parts: Any) -> np.ndarray:
         shape = np.max([part.shape for part in parts], axis=0)
         if all(part.shape == tuple(shape) for part in parts):
             return np.stack(parts)

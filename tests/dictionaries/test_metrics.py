@@ -7,7 +7,7 @@ import pytest
 
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer, SkipTranscoder
-from implicit_reasoning.dictionaries.metrics import activity, answers, quality, recovered
+from implicit_reasoning.dictionaries.measures.metrics import activity, answers, quality, recovered
 from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
 from implicit_reasoning.dictionaries.variants import ReLU
 from implicit_reasoning.model import Edit, Spec, Transformer, add
@@ -154,9 +154,10 @@ def test_ablations_write_a_constant(model, params, tokens):
 
 
 def test_loss_recovered_runs_from_nothing_to_all():
-    assert recovered(jnp.float32(1), jnp.float32(1), jnp.float32(5)) == 1
-    assert recovered(jnp.float32(5), jnp.float32(1), jnp.float32(5)) == 0
-    assert recovered(jnp.float32(3), jnp.float32(1), jnp.float32(5)) == 0.5
+    spliced, one, five = np.array([1.0, 5.0, 3.0]), np.full(3, 1.0), np.full(3, 5.0)
+    np.testing.assert_array_equal(recovered(spliced, one, five), [1, 0, 0.5])
+    # Where ablation loses nothing there is nothing to recover.
+    assert np.isnan(recovered(spliced, one, one + 0.005)).all()
 
 
 def test_answers_against_the_clean_model():

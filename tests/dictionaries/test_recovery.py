@@ -26,7 +26,7 @@ TRAINED = {
     # variant, sparsity, learning rate, steps, bounds of active features: near the true 8
     "topk": (TopK(most=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
     "batch_topk": (BatchTopK(), 8.0, 3e-3, 2000, (7.0, 9.0)),
-    "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2000, (7.0, 9.0)),
+    "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2500, (7.0, 9.0)),
     "gated": (Gated(), 1.2, 1e-3, 2500, (7.0, 10.5)),
     "jumprelu": (JumpReLU(), 0.1, 1e-3, 2500, (6.5, 8.5)),
     # With 1.5 it still has 12.9 active, and has lost 16% of the directions: L1 shrinks them away.

@@ -2,9 +2,10 @@
 
 In a state whose bridge is e the feature that stands for e (chosen on other facts) may be silent
 while another, active in less than half of the states of e, writes at least `SHARE` of what is
-written along e's direction: the mean of its states less the mean of all. The null takes another
-bridge's direction. Only features that mostly stand for their bridge make this a finding: tables
-look at bridges whose F1 is at least `STANDS`.
+written along e's direction: the mean of e's states less the mean of all, of those other facts, so
+that no fact's own code is part of it. The null takes another bridge's direction. Only features that
+mostly stand for their bridge make this a finding: tables look at bridges whose F1 is at least
+`STANDS`.
 
 Source: Chanin et al. 2024, "A is for absorption", section 5: silent main latents, cosine of the
 absorbing one with the direction at least .025, at least .4 of the projection.
@@ -59,7 +60,7 @@ class Absorption(Measure):
         silent = active[jnp.arange(len(values)), feature[values]] == 0
         often = of_value @ active / jnp.maximum(of_value.sum(1), 1)[:, None]
         rare = (often < _RARE)[values]
-        means = directions(subject.y[one.chosen], of_value)
+        means = directions(subject.y[one.chosen[fit]], of_value[:, fit])
         here = of_value * jnp.asarray(one.second)[None]
         found = {"silent": by_value(silent.astype(jnp.float32), here)}
         for name, of in {"absorbed": one.values, "absorbed_null": _others(one.values)}.items():

@@ -135,8 +135,11 @@ class Use(Measure):
         written = {_residual(member.write) for member in asked.members}
         if dataset.hops != 2 or not written <= set(model.resid_sites[1:]):
             return None
-        if choose_bridges(asked) is None:
-            return None
+        return None if choose_bridges(asked) is None else cls.of(dataset)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Use:
+        """Its prompts: those with first facts of one half to choose features on, others to swap."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(

@@ -1,0 +1,155 @@
+"""Do dictionaries find what data is made of? On SynthSAEBench, against SAELens, by its evaluator.
+
+    make .peers/sae_lens/.installed
+    taskset -c 0 python experiments/benchmarks/synth_sae_bench.py
+
+The data is SAELens's: 1,024 features that are correlated and form trees, in 128 dimensions, with all
+else as in SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv:2602.14687). Both sides are
+trained on the same 10 million samples with the same width, k, batch, learning rate and steps, which
+but for the number of samples are that benchmark's: half as many features as the data has, k near
+what is active of the most frequent half (6.4), batches of 1,024, 3e-4. Both are saved as SAELens
+saves dictionaries for use, which makes BatchTopK a JumpReLU, and read and measured by SAELens on
+the same fresh samples. Ours draws from its part of the samples at random, with replacement;
+SAELens takes each sample once. Seconds are of training alone.
+
+Aim: F1, MCC and uniqueness within 2% of SAELens's or better, with TopK and BatchTopK, 3 seeds. Our
+Matryoshka and JumpReLU are trained with one seed, to name the best.
+
+What is done is kept: samples (5 GB) and dictionaries in `--folder`, numbers in `--out`; after an
+interruption it goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peer import Peer
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.dictionaries.dictionary import Dictionary
+from implicit_reasoning.dictionaries.exchange import save_saelens
+from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, Settings
+from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import provenance
+
+FLAGS = {
+    "seeds": 3,
+    "steps": 9766,
+    "peer": ".peers/sae_lens/bin/python",
+    "folder": "runs/synth_sae_bench",
+    "out": "results/benchmarks/synth_sae_bench.json",
+}
+D_SAE, K, BATCH, RATE = 512, 6, 1024, 3e-4
+POOL = 512  # steps that take their batches from one part of the samples
+VARIANTS = {
+    "topk": (TopK(most=K), float(K)),
+    "batch_topk": (BatchTopK(), float(K)),
+    "matryoshka": (Matryoshka(widths=(D_SAE // 8, D_SAE // 4, D_SAE // 2)), float(K)),
+    "jumprelu": (JumpReLU(), 1.0),
+}
+COMPARED = ("topk", "batch_topk")
+MEASURES = ("f1", "mcc", "uniqueness")
+WITHIN = 0.98
+
+
+def main(argv: list[str]) -> None:
+    """Train and measure what has not been yet, and write what was found."""
+    flags, _ = parse_flags(argv, FLAGS)
+    folder, out = Path(flags["folder"]), Path(flags["out"])
+    folder.mkdir(parents=True, exist_ok=True)
+    case = {"steps": flags["steps"], "batch": BATCH, "d_sae": D_SAE, "k": K, "learning_rate": RATE}
+    result = json.loads(out.read_text()) if out.exists() else {"case": case, "found": {}}
+    if result["case"] != case:
+        raise SystemExit(f"{out} holds another case, {result['case']}: name another with --out")
+    (folder / "case.json").write_text(json.dumps(case))
+    peer = Peer(flags["peer"], "synth_sae_bench_torch.py", folder)
+    drawn = peer.ask("samples")
+    samples = np.load(folder / "samples.npy", mmap_mode="r")
+    for name in names(flags["seeds"]):
+        if name in result["found"]:
+            continue
+        side, variant, seed = name.split("-")
+        if side == "ours":
+            seconds = train(variant, int(seed), samples, flags["steps"], folder / name)
+        else:
+            seconds = peer.ask(f"train {variant} {seed}")["seconds"]
+        result["found"][name] = {"seconds": seconds, **peer.ask(f"evaluate {name}")}
+        result["generator"], result["versions"] = drawn["generator"], peer.versions
+        result["summary"] = summary(result["found"])
+        result["provenance"] = {"time": time.time(), **provenance()}
+        write_json(out, result)
+        print(name, json.dumps(result["found"][name]), flush=True)
+    peer.close()
+    print(json.dumps(result["summary"], indent=2))
+
+
+def names(n_seeds: int) -> list[str]:
+    """All dictionaries, as side, variant and seed: seed by seed, then what is trained once."""
+    sides = ("SAELens", "ours")
+    compared = [f"{s}-{v}-{seed}" for seed in range(n_seeds) for v in COMPARED for s in sides]
+    return compared + [f"ours-{v}-0" for v in VARIANTS if v not in COMPARED]
+
+
+def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path) -> float:
+    """Train one of ours and write it for SAELens; seconds of training."""
+    made, sparsity = VARIANTS[variant]
+    width = samples.shape[1]
+    dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
+    recipe = Recipe(dictionary, Settings(steps=steps, batch=BATCH, learning_rate=RATE))
+    advance = jax.jit(recipe.advance, donate_argnums=0)
+    state, began = None, time.perf_counter()
+    for start in range(0, steps, POOL):
+        count = min(POOL, steps - start)
+        x = jnp.asarray(samples[start * BATCH : (start + count) * BATCH])
+        pool = Pool(x, x, jnp.zeros(1, jnp.int32), jnp.full(1, len(x), jnp.int32))
+        lot = Lot(pool, jnp.float32(sparsity), jax.random.key(seed))
+        state = state or jax.jit(recipe.begin)(lot)
+        state, _ = advance(state, lot, jnp.int32(start), jnp.int32(count))
+    assert state is not None
+    params = dictionary.finish(state.params, state.threshold, jnp.float32(sparsity))
+    jax.block_until_ready(params)
+    seconds = time.perf_counter() - began
+    save_saelens(folder, dictionary.finished(), params, read="sample", write="sample")
+    return seconds
+
+
+def summary(found: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds, how ours compares, and which of ours has the best F1."""
+    seen: dict[str, list[dict[str, float]]] = {}
+    for name, numbers in found.items():
+        seen.setdefault(name.rpartition("-")[0], []).append(numbers)
+    means = {
+        name: {key: float(np.mean([one[key] for one in runs])) for key in runs[0]}
+        for name, runs in seen.items()
+    }
+    ratios = {
+        variant: {
+            key: means[f"ours-{variant}"][key] / means[f"SAELens-{variant}"][key]
+            for key in (*MEASURES, "explained_variance", "l0", "seconds")
+        }
+        for variant in COMPARED
+        if {f"ours-{variant}", f"SAELens-{variant}"} <= means.keys()
+    }
+    ours = [name for name in means if name.startswith("ours")]
+    return {
+        "means": means,
+        "seeds": {name: len(runs) for name, runs in seen.items()},
+        "ours_over_theirs": ratios,
+        "reached": {
+            v: all(ratio[key] >= WITHIN for key in MEASURES) for v, ratio in ratios.items()
+        },
+        "best_of_ours": max(ours, key=lambda name: means[name]["f1"], default=None),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,158 @@
+"""SAELens's side of `synth_sae_bench.py`: run under its own Python, started by `peer.Peer`.
+
+Its generator, its trainer and its evaluator. Commands: `samples`, which are written once; `train
+VARIANT SEED`; `evaluate NAME`, of a dictionary in the folder, whichever side has put it there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from sae_lens import SAE, __version__
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.synthetic import (
+    FoldedNormalMagnitudeConfig,
+    HierarchyConfig,
+    LinearMagnitudeConfig,
+    LowRankCorrelationConfig,
+    OrthogonalizationConfig,
+    SyntheticModel,
+    SyntheticModelConfig,
+    ZipfianFiringProbabilityConfig,
+    eval_sae_on_synthetic_data,
+)
+from sae_lens.training.sae_trainer import SAETrainer
+
+# SynthSAEBench-16k with a sixteenth of its features and trees, and a sixth of its dimensions.
+GENERATOR = SyntheticModelConfig(
+    num_features=1024,
+    hidden_dim=128,
+    firing_probability=ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
+    hierarchy=HierarchyConfig(
+        total_root_nodes=8,
+        branching_factor=4,
+        max_depth=3,
+        mutually_exclusive_portion=1.0,
+        mutually_exclusive_min_depth=0,
+        compensate_probabilities=True,
+        scale_children_by_parent=True,
+    ),
+    orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
+    correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+    mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
+    std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+    bias=0.5,
+    seed=42,
+)
+VARIANTS = {
+    "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    "batch_topk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+}
+DRAWN, EVALUATED = 4096, 200_000  # samples at a time; samples that dictionaries are evaluated on
+TRAINING_SEED, EVALUATION_SEED = 0, 1
+
+
+def main() -> None:
+    """Answer commands until there are no more."""
+    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(threads)
+    case = json.loads((folder / "case.json").read_text())
+    model = SyntheticModel(GENERATOR)
+    versions = {"sae-lens": __version__, "torch": torch.__version__, "threads": threads}
+    print(json.dumps(versions), flush=True)
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "samples":
+            answer = write_samples(model, folder / "samples.npy", case["steps"] * case["batch"])
+        elif word == "train":
+            answer = train(case, folder, rest[0], int(rest[1]))
+        else:
+            answer = evaluate(model, folder / rest[0])
+        print(json.dumps(answer), flush=True)
+
+
+def write_samples(model: SyntheticModel, path: Path, count: int) -> dict:
+    """Write what both sides are trained on, unless it is there."""
+    began, temporary = time.perf_counter(), path.with_suffix(".part")
+    if not path.exists():
+        torch.manual_seed(TRAINING_SEED)
+        shape = (count, GENERATOR.hidden_dim)
+        file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, count, DRAWN):
+            drawn = model.sample(min(DRAWN, count - start))
+            file[start : start + DRAWN] = drawn.numpy()
+        file.flush()
+        temporary.rename(path)
+    return {"seconds": time.perf_counter() - began, "generator": GENERATOR.to_dict()}
+
+
+def train(case: dict, folder: Path, variant: str, seed: int) -> dict:
+    """One dictionary, from its start to what it is saved as for use."""
+    torch.manual_seed(seed)
+    samples, batch = np.load(folder / "samples.npy", mmap_mode="r"), case["batch"]
+    make, make_config = VARIANTS[variant]
+    sae = make(make_config(d_in=samples.shape[1], d_sae=case["d_sae"], k=case["k"]))
+
+    def batches() -> Iterator[torch.Tensor]:
+        for start in range(0, len(samples), batch):
+            yield torch.tensor(samples[start : start + batch])
+
+    # As `sae_lens.synthetic.train_toy_sae` has it, which draws every sample anew.
+    config = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=len(samples),
+        device="cpu",
+        autocast=False,
+        lr=case["learning_rate"],
+        lr_end=case["learning_rate"],
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=batch,
+        dead_feature_window=1000,
+        feature_sampling_window=2000,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    began = time.perf_counter()
+    SAETrainer(config, sae, batches()).fit()
+    seconds = time.perf_counter() - began
+    sae.save_inference_model(str(folder / f"SAELens-{variant}-{seed}"))
+    return {"seconds": seconds}
+
+
+def evaluate(model: SyntheticModel, folder: Path) -> dict:
+    """By SAELens's measures, on the same fresh samples each time."""
+    torch.manual_seed(EVALUATION_SEED)
+    found = eval_sae_on_synthetic_data(
+        SAE.load_from_disk(str(folder)),
+        model.feature_dict,
+        model.activation_generator,
+        num_samples=EVALUATED,
+        batch_size=DRAWN,
+    )
+    return {
+        "f1": found.classification.f1_score,
+        "mcc": found.mcc,
+        "uniqueness": found.uniqueness,
+        "explained_variance": found.explained_variance,
+        "l0": found.sae_l0,
+        "true_l0": found.true_l0,
+        "precision": found.classification.precision,
+        "recall": found.classification.recall,
+        "dead": found.dead_latents,
+    }
+
+
+if __name__ == "__main__":
+    main()

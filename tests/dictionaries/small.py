@@ -1,0 +1,25 @@
+"""A configuration whose dictionaries are trained in seconds."""
+
+from implicit_reasoning.config import apply_overrides, load_config
+
+DEFAULTS = "implicit_reasoning.dictionaries.defaults"
+SMALL = {
+    "sparsities": (2.0, 3.0),
+    "width": 24,
+    "checkpoints": 2,
+    "progress": False,
+    "baselines": False,
+    "log_every": 10,
+    "resume_every": 20,
+    "training.steps": 40,
+    "training.batch": 64,
+    "training.warm_up": 5,
+    "training.decay": 10,
+    "training.dead_after": 100,
+    "training.learning_rate": 0.01,
+}
+
+
+def config(kind="autoencoder", **changes):
+    chosen = {name.replace("__", "."): value for name, value in changes.items()}
+    return apply_overrides(load_config(f"{DEFAULTS}:{kind}"), SMALL | chosen)

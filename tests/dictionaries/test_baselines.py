@@ -1,0 +1,168 @@
+"""Baselines are what they are called, and are measured beside the dictionaries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from implicit_reasoning.dictionaries import Dictionaries, measured, train_dictionaries
+from implicit_reasoning.dictionaries.baselines import FROZEN, make_baselines
+from implicit_reasoning.dictionaries.evolution import births, over_training
+from implicit_reasoning.dictionaries.states import split_states, states
+from implicit_reasoning.dictionaries.store import UNTRAINED
+from tests.dictionaries.small import config
+
+FITTED = {"k-means", "linear", "neurons", "class means"}
+
+
+@pytest.fixture(scope="module")
+def split(run):
+    return split_states(run.dataset)
+
+
+@pytest.fixture(scope="module")
+def found(run, made, split):
+    first = {}
+    for one in make_baselines(run, made, split):
+        first.setdefault(one.name, one)
+    return first
+
+
+def states_of(run, split, baseline):
+    params = run.params(baseline.member.steps)
+    x, y = (
+        states(run.model, split.places, params, sites)[split.trained]
+        for sites in (baseline.member.read, baseline.member.write)
+    )
+    return x, y
+
+
+def test_there_are_all_of_them(run, found):
+    assert set(found) == {FROZEN} | FITTED  # step 0 is in the set
+    assert all(one.member.step == run.steps[-1] for one in found.values())
+
+
+def test_k_means_writes_the_nearest_of_its_centroids(run, split, found):
+    one = found["k-means"]
+    x, _ = states_of(run, split, one)
+    acts = one.finished.encode(one.params, x)
+    assert ((acts > 0).sum(1) == 1).all()
+    rows = np.asarray(one.finished.kind.rows(one.params))
+    used = np.isfinite(np.asarray(one.params["b_enc"]))
+    distance = ((np.asarray(x)[:, None] - rows[None, used]) ** 2).sum(-1)
+    written = np.asarray(one.finished(one.params, x))
+    np.testing.assert_allclose(((written - x) ** 2).sum(1), distance.min(1), rtol=1e-3, atol=1e-4)
+
+
+def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
+    one = found["linear"]
+    x, _ = (np.asarray(v, np.float64) for v in states_of(run, split, one))
+    k, mean = int(one.params["k"]), np.asarray(one.params["b_dec"], np.float64)
+    directions = np.asarray(one.finished.kind.rows(one.params), np.float64)
+    directions = directions[: len(directions) // 2]
+    np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-4)
+    along = (x - mean) @ directions.T
+    spread = (along**2).sum(0)
+    assert (np.diff(spread) <= 0.05 * spread[0]).all()  # principal ones come first
+    best = np.sort(np.abs(along), axis=1)[:, -k:]
+    left = ((x - mean) ** 2).sum(1) - (best**2).sum(1)
+    written = np.asarray(one.finished(one.params, jnp.asarray(x, jnp.float32)))
+    np.testing.assert_allclose(((written - x) ** 2).sum(1), left, rtol=1e-3, atol=1e-3)
+
+
+def test_class_means_know_the_bridge(run, made, split, found):
+    one = found["class means"]
+    x, _ = states_of(run, split, one)
+    places = split.places
+    there = places.pos[split.trained] == 1
+    e2 = run.dataset.truth["e2"][places.rows[places.row[split.trained]]][there]
+    acts = np.asarray(one.finished.encode(one.params, x))[there]
+    means = np.stack([np.asarray(x)[there][e2 == value].mean(0) for value in np.unique(e2)])
+    rows = np.asarray(one.finished.kind.rows(one.params))
+    # Of every bridge one row is the mean of its states at r1, each drawn about as often.
+    nearest = np.linalg.norm(means[:, None] - rows[None], axis=-1).min(1)
+    assert np.median(nearest) < 0.1 * np.linalg.norm(means, axis=1).mean()
+    assert len(np.unique(acts.argmax(1))) > 1
+
+
+def test_a_frozen_decoder_is_the_one_that_was_drawn(run, made, split, found):
+    one = found[FROZEN]
+    number = made.members.index(one.member)
+    rows, trained = (
+        np.asarray(made.finished.kind.rows(params))
+        for params in (one.params, made.params_of(number))
+    )
+    cosine = np.abs(rows @ rows.T - np.eye(len(rows)))
+    assert cosine.mean() < 2 / np.sqrt(rows.shape[1])  # as random as they were
+    assert np.abs((rows * trained).sum(1)).mean() < 0.9
+    x, _ = states_of(run, split, one)
+    errors = [
+        float(((made.finished(params, x) - x) ** 2).sum())
+        for params in (one.params, made.params_of(number))
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_transcoders_have_the_neurons_of_their_mlp(run, split):
+    made = train_dictionaries(run, config("transcoder", name="neurons", sparsities=(3.0,)))
+    one = next(b for b in make_baselines(run, made, split) if b.name == "neurons")
+    x, _ = states_of(run, split, one)
+    everything = {**one.params, "k": jnp.int32(one.finished.kind.d_sae)}
+    finished = type(one.finished)(
+        one.finished.kind, "topk", one.finished.kind.d_sae, one.finished.act_fn
+    )
+    hidden = np.asarray(finished.encode(everything, x))
+    sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
+    expected = states(run.model, split.places, run.params(one.member.steps), sites)
+    expected = np.maximum(np.asarray(expected)[split.trained], 0)
+    np.testing.assert_allclose(hidden, expected, atol=1e-4)
+    few = np.asarray(one.finished.encode(one.params, x))
+    assert ((few > 0).sum(1) <= 3).all()
+
+
+def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
+    steps = run.steps[-1:]
+    made = train_dictionaries(run, config(name="last", steps=steps, sparsities=(2.0,)))
+    untrained = [b for b in make_baselines(run, made, split) if b.name == UNTRAINED]
+    assert {one.member.steps for one in untrained} == {(run.steps[0],)}
+    assert len(untrained) == 2
+
+
+# Over training -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_held_against_the_one_before(run, made):
+    result = measured(run, made)
+    later = (result["what"] == "trained") & (result["step"] == run.steps[-1])
+    np.testing.assert_array_equal(np.isfinite(result["kept"]), later)
+    assert np.isnan(result["agreement"]).all()  # there is one seed
+    drift = result["drift"].sel(member=later.values)
+    assert drift.notnull().any() and (np.abs(drift.fillna(0)) <= 1 + 1e-5).all()
+
+
+def test_equal_dictionaries_keep_all_their_features(run):
+    made = train_dictionaries(run, config(name="seeds", seeds=2, sparsities=(3.0,)))
+    twice = jax.tree.map(lambda leaf: leaf.at[1::2].set(leaf[::2]), made.params)
+    equal = Dictionaries(made.finished, twice, made.members, made.config)
+    density = xr.Dataset({"density": (("member", "feature"), np.ones((len(made), 24)))})
+    found = over_training(equal, density)
+    np.testing.assert_allclose(found["agreement"], 1, atol=1e-5)
+    assert (found["agreement_null"] < 0.95).all() and "drift" not in found
+
+
+def test_births_are_first_steps_above_the_threshold():
+    f1 = np.array([[0.1, 0.6, 0.9], [0.2, 0.9, 0.1], [0.0, 0.0, 0.0], [np.nan] * 3]).T
+    result = xr.Dataset(
+        {"f1": (("member", "concept", "value"), f1[:, None])},
+        {
+            "site": ("member", ["a"] * 3),
+            "sparsity": ("member", [4.0] * 3),
+            "step": ("member", [0, 10, 20]),
+            "concept": ["e2@r1"],
+        },
+    )
+    found = births(result, 0.5).isel(site=0, sparsity=0, concept=0)
+    np.testing.assert_array_equal(found["birth"], [10, 10, np.nan, np.nan])
+    np.testing.assert_array_equal(found["kept"], [1, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(found["standing"].sel(step=10), [1, 1, 0, np.nan])

@@ -1,0 +1,147 @@
+"""Planted dictionaries: what is split, absorbed, or shared between roles is found, and no more."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.dictionaries.measures import Coded, Subject
+from implicit_reasoning.dictionaries.measures.absorption import Absorption
+from implicit_reasoning.dictionaries.measures.bridges import Bridges
+from implicit_reasoning.dictionaries.measures.concepts import FACT, choose_concepts
+from implicit_reasoning.dictionaries.measures.roles import Roles
+from implicit_reasoning.dictionaries.measures.superposition import Superposition
+from implicit_reasoning.dictionaries.splice import Sites
+from implicit_reasoning.dictionaries.states import split_states
+from implicit_reasoning.model import Spec, Transformer
+
+N_BRIDGES, N_FACTS = 8, 12  # of a bridge, each with a state of its own
+WIDTH = N_BRIDGES + N_BRIDGES * N_FACTS
+
+
+class World(NamedTuple):
+    """States with a dimension for each bridge and one for each fact."""
+
+    bridges: Bridges
+    x: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def world():
+    value = np.repeat(np.arange(N_BRIDGES), N_FACTS)
+    number, n = np.arange(N_FACTS)[None].repeat(N_BRIDGES, 0).ravel(), len(value)
+    x = np.zeros((n, WIDTH), np.float32)
+    x[np.arange(n), value] = 1.0
+    x[np.arange(n), N_BRIDGES + np.arange(n)] = 0.5
+    of = Bridges(np.arange(n), value, number % 2 == 1, number < 8, N_BRIDGES)
+    return World(of, x)
+
+
+def coded(acts, rows):
+    kind = Autoencoder(WIDTH, WIDTH, len(rows))
+    params = {"W_dec": jnp.asarray(rows, jnp.float32), "b_dec": jnp.zeros(WIDTH)}
+    return Coded(Finished(kind, "standard"), params, jnp.asarray(acts, jnp.float32))
+
+
+def found(measure, world, acts, rows):
+    spec = Spec(d_vocab=5, n_ctx=3, n_layers=1, d_model=8, n_heads=1, d_mlp=8)
+    x = jnp.asarray(world.x)
+    subject = Subject(Transformer(spec), {}, Sites((), ()), x, x)
+    outputs = measure.of_one(subject, measure.shared(subject), coded(acts, rows))
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def with_absorption(world, absorbed):
+    """Features are dimensions; absorbed states have the fact's alone, which then writes both."""
+    acts, rows = world.x.copy(), np.eye(WIDTH, dtype=np.float32)
+    for state in np.flatnonzero(absorbed):
+        bridge = world.bridges.values[state]
+        acts[state, bridge] = 0
+        acts[state, N_BRIDGES + state] = 1.0
+        rows[N_BRIDGES + state, bridge] = 1.0
+    return acts, rows
+
+
+def test_absorbed_bridges_are_counted(world):
+    of = world.bridges
+    absorbed = of.second & (np.arange(len(of.values)) % N_FACTS == 1) & (of.values < 4)
+    result = found(Absorption(of), world, *with_absorption(world, absorbed))
+    expected = np.where(np.arange(N_BRIDGES) < 4, 1 / (N_FACTS // 2), 0)
+    np.testing.assert_allclose(result["silent"], expected, atol=1e-6)
+    np.testing.assert_allclose(result["absorbed"], expected, atol=1e-6)
+    np.testing.assert_array_equal(result["absorbed_null"], np.zeros(N_BRIDGES))
+
+
+def test_what_is_merely_silent_is_not_absorbed(world):
+    """The mutation: the fact's feature is there, but does not write the bridge."""
+    of = world.bridges
+    absorbed = of.second & (np.arange(len(of.values)) % N_FACTS == 1)
+    acts, _ = with_absorption(world, absorbed)
+    result = found(Absorption(of), world, acts, np.eye(WIDTH))
+    assert (result["silent"] > 0).all() and (result["absorbed"] == 0).all()
+
+
+def test_roles_of_shared_and_of_separate_features(world):
+    of, rows = world.bridges, np.eye(WIDTH)
+    own, another = found(Roles(of), world, world.x, rows)["ood"]
+    assert own.all() and not another.any()
+    acts = world.x.copy()
+    acts[~of.in_distribution, :N_BRIDGES] = 0  # out of distribution the facts speak for themselves
+    separate = found(Roles(of), world, acts, rows)
+    assert separate["id"][0].all() and not separate["ood"].any()
+    labelled = Roles(of).labelled({name: value[None] for name, value in separate.items()})[0]
+    np.testing.assert_array_equal(labelled["role_active"][1][0], [[1, 0], [0, 0]])
+
+
+def test_superposition_by_hand(world):
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(40, WIDTH))
+    acts = np.abs(random.normal(size=(len(world.x), 40))).astype(np.float32)
+    acts[:, 30:] = 0  # never active: not among the directions
+    result = found(Superposition(world.bridges), world, acts, rows)
+    unit = rows[:30] / np.linalg.norm(rows[:30], axis=1, keepdims=True)
+    cosine = np.abs(unit @ unit.T) - np.eye(30)
+    assert result["feature_directions"] == 30
+    np.testing.assert_allclose(result["feature_overlap"], cosine.max(1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        result["feature_dims"], (1 / (1 + (cosine**2).sum(1))).mean(), rtol=1e-4
+    )
+    values = np.linalg.eigvalsh(np.cov(world.x.T, bias=True))
+    np.testing.assert_allclose(
+        result["effective_dims"], values.sum() ** 2 / (values**2).sum(), rtol=1e-3
+    )
+    # Bridges' means less their mean are a simplex: |cosine| 1 / (n - 1) of each with each other,
+    # but for the facts' own dimensions.
+    np.testing.assert_allclose(result["bridge_overlap"], 1 / (N_BRIDGES - 1), atol=0.01)
+
+
+# Concepts ----------------------------------------------------------------------------------------
+
+
+def test_features_are_chosen_and_scored_on_different_facts(run):
+    data = run.dataset
+    places = split_states(data).places
+    for concept in choose_concepts(data, places):
+        facts = data.truth["fact1"][places.rows[places.row[concept.chosen]]]
+        values = np.unique(concept.values)
+        assert values.min() >= 0 and values.max() < concept.n_values
+        assert (places.pos[concept.chosen] == data.positions.index(concept.pos)).all()
+        shared = set(facts[concept.second]) & set(facts[~concept.second])
+        if concept.variable == FACT:  # its states are dealt out one by one
+            counts = [
+                np.bincount(concept.values[concept.second == half], minlength=concept.n_values)
+                for half in (False, True)
+            ]
+            assert (np.abs(counts[0] - counts[1]) <= 1).all()
+        else:
+            assert not shared
+            where = known_at(concept.variable, data.positions)
+            assert data.positions.index(where) <= data.positions.index(concept.pos)
+            np.testing.assert_array_equal(
+                data.truth[concept.variable][places.rows[places.row[concept.chosen]]],
+                concept.values,
+            )
