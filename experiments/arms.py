@@ -1,0 +1,119 @@
+"""Arms of a study: runs that are trained alike but for one thing, and the file that keeps them.
+
+An arm is a file of `configs/`, with changes; its runs differ in world and initialisation seeds.
+What a study keeps of its runs is one netCDF file an arm, along the dimension `run`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from implicit_reasoning.config import to_json
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.machine import provenance
+from implicit_reasoning.runs import Run
+from implicit_reasoning.training import run_phases
+from implicit_reasoning.worlds import shortcuts
+
+ARMS = {
+    "composition": ("composition", ()),
+    "shadow": ("shadow", ()),
+    "scrambled": ("scrambled", ()),
+    "tied": ("composition", ("--config.model.tied=true",)),
+}
+"""Name to the file of `configs/`, and what is changed in it."""
+
+
+def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:
+    """The command that trains one run."""
+    name, changes = ARMS[arm]
+    return [
+        "train",
+        f"--config=configs/{name}.py:{scale}",
+        f"--workdir={workdir}",
+        f"--config.seed={init}",
+        f"--config.task.world_seed={world}",
+        "--config.writers.progress=false",
+        "--config.writers.tensorboard=false",
+        *changes,
+    ]
+
+
+def there(path: Path) -> set[tuple[int, int]]:
+    """World and initialisation seeds of the runs in an arm's file."""
+    if not path.exists():
+        return set()
+    tree = xr.load_datatree(path)
+    return set(zip(tree["world"].values.tolist(), tree["init"].values.tolist(), strict=True))
+
+
+def keep(path: Path, run: xr.DataTree) -> None:
+    """Put a run into the file of its arm: numbers to four places, compressed."""
+    trees = [xr.load_datatree(path), run] if path.exists() else [run]
+    nodes = {
+        node.path: xr.concat([tree[node.path].to_dataset(inherit=False) for tree in trees], "run")
+        for node in run.subtree
+    }
+    order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))
+    nodes = {name: node.isel(run=order) for name, node in nodes.items()}
+    packed = {
+        name: {v: {"zlib": True, "complevel": 9} for v in node if node[v].dtype.kind in "fiu"}
+        for name, node in nodes.items()
+    }
+    with atomic_write(path, "wb") as file:
+        file.write(xr.DataTree.from_dict(nodes).to_netcdf(engine="h5netcdf", encoding=packed))
+
+
+def spaced(steps: tuple[int, ...], count: int) -> list[int]:
+    """Step 0 and checkpoints evenly over the regular ones, the last among them, denser early on."""
+    regular = [step for step in steps if step and step % 250 == 0]
+    places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
+    return [0, *dict.fromkeys(regular[round(place)] for place in places)]
+
+
+def about(run: Run, world: int, init: int) -> xr.Dataset:
+    """What tells a run from the others, and what it was made with."""
+    made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
+    return xr.Dataset({"world": world, "init": init, "made_with": json.dumps(made)})
+
+
+def along_run(nodes: dict[str, xr.Dataset]) -> xr.DataTree:
+    """The parts of one run, numbers to four places, ready for `keep`."""
+    return xr.DataTree.from_dict(
+        {name: rounded(node).expand_dims("run") for name, node in nodes.items()}
+    )
+
+
+def rounded(arrays: xr.Dataset) -> xr.Dataset:
+    """Four places, which is more than any of the intervals allows."""
+    return arrays.map(lambda x: x.round(4).astype("f4") if x.dtype.kind == "f" else x)
+
+
+def curves(run: Run) -> xr.Dataset:
+    """Accuracies at every evaluation, the phases, and what shortcuts would answer."""
+    rows = [row for row in run.metrics if f"accuracy/{run.dataset.splits[0]}" in row]
+    splits = [name for name in run.dataset.splits if f"accuracy/{name}" in rows[0]]
+    table = [[row[f"accuracy/{name}"] for name in splits] for row in rows]
+    best = [
+        max(
+            (rule[name] for rule in shortcuts(run.dataset).values() if name in rule), default=np.nan
+        )
+        for name in splits
+    ]
+    phases = run_phases(run)
+    begun = {
+        name: np.nan if (step := getattr(phases, name)) is None else step
+        for name in ("memorised", "in_distribution_half", "in_distribution")
+    }
+    return xr.Dataset(
+        {
+            "accuracy": (("evaluation", "split"), np.asarray(table, np.float32)),
+            "shortcut": ("split", np.asarray(best, np.float32)),
+            **{name: ((), step) for name, step in begun.items()},
+        },
+        {"evaluation": [row["step"] for row in rows], "split": splits},
+    )

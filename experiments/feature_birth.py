@@ -1,0 +1,113 @@
+"""When do features of bridges appear, and are they what the model uses?
+
+    python experiments/feature_birth.py --out=results/feature_birth
+
+Sparse autoencoders (TopK, k 8, width 512, cold at every checkpoint, two seeds) of the residual
+after the first block, at ten checkpoints of runs of three arms: `composition`; `shadow`, whose
+chains follow a second table, so that of the two bridges at r1 the taught one is of no use; and
+`scrambled`, whose chains have random answers, so that there is nothing to compose. Runs are those
+of `composition_phases.py`, and are trained where they are not there. A value is born when a feature
+stands for it: F1 of at least .5 on facts that the feature was not chosen on, mean over seeds.
+The script resumes run by run.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import xarray as xr
+from apart import Command, run_apart
+from arms import ARMS, about, along_run, curves, keep, spaced, there, training
+from feature_birth_figures import draw_all, write_table
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.dictionaries import load, measured
+from implicit_reasoning.dictionaries.evolution import births
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+
+FLAGS = {
+    "scale": "pocket",
+    "worlds": 3,
+    "inits": 1,
+    "arms": "composition,shadow,scrambled",
+    "jobs": 2,
+    "runs": "runs/composition_phases",
+    "out": "results/feature_birth",
+}
+NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 8, 2, 10
+
+
+def main(argv: list[str]) -> None:
+    """Train and measure what is missing, then draw."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("this study takes no overrides: its arms are files of configs/")
+    arms = flags["arms"].split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
+    writing = Lock()
+
+    def job(arm: str, world: int, init: int, command: Command) -> None:
+        workdir = runs / f"{arm}_w{world}_i{init}"
+        command(training(arm, flags["scale"], world, init, workdir))
+        command(dictionaries(workdir))
+        with writing:
+            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
+
+    jobs = {
+        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
+        for init in range(flags["inits"])
+        for world in range(flags["worlds"])
+        for arm in arms
+        if (world, init) not in there(out / f"{arm}.nc")
+    }
+    run_apart(jobs, flags["jobs"], runs / "compiled")
+    studies = {
+        arm: xr.load_datatree(out / f"{arm}.nc") for arm in ARMS if (out / f"{arm}.nc").exists()
+    }
+    draw_all(out, studies)
+    write_table(out / "table.md", studies)
+
+
+def dictionaries(workdir: Path) -> list[str]:
+    """The command that trains and measures the dictionaries of a run."""
+    steps = ",".join(map(str, spaced(Run(workdir).steps, CHECKPOINTS)))
+    wanted = {
+        "name": NAME,
+        "read": SITE,
+        "sparsities": SPARSITY,
+        "seeds": SEEDS,
+        "steps": steps,
+        "baselines": "false",
+        "progress": "false",
+    }
+    changes = [f"--config.{key}={value}" for key, value in wanted.items()]
+    return ["dictionaries", f"--workdir={workdir}", *changes]
+
+
+def kept(run: Run, world: int, init: int) -> xr.DataTree:
+    """What the figures need of a run, by step; raw F1 of every value and seed among it."""
+    result = measured(run, load(run, NAME))
+    found = births(result).isel(site=0, sparsity=0, drop=True)
+    by_step = result.set_index(member=["step", "seed"]).unstack("member")
+    names = ["f1", "f1_null", "use", "use_low", "use_high", "explained_variance", "l0"]
+    names += ["role_active", "silent", "absorbed", "absorbed_null", "kept", "kept_null"]
+    names += ["agreement", "agreement_null", "feature_overlap", "effective_dims"]
+    features = by_step[[name for name in names if name in by_step]]
+    features["f1_null"] = features["f1_null"].max("draw")
+    features = features.merge(found.rename(kept="value_kept"))
+    size = {"n_states": result.attrs["n_states"], "n_trained": result.attrs["n_trained"]}
+    features = features.assign({name: ((), np.int32(count)) for name, count in size.items()})
+    return along_run(
+        {"/": about(run, world, init), "training": curves(run), "features": features.drop_attrs()}
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,131 @@
+"""Transcoders against sparse autoencoders of the same MLPs: quality for equally few features.
+
+    python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=runs/desk
+    python experiments/transcoders_vs_saes.py --run=runs/desk --out=results/transcoders_vs_saes
+
+The Pareto comparison of Dunefsky, Chlenski and Nanda 2024 (Fig. 2; Pythia-410M, one layer), on a
+model whose world is known: for every block of the last checkpoint a TopK autoencoder of the MLP's
+output, a transcoder and a skip transcoder, four sparsities, three seeds, one width. Compared at
+equal L0: explained variance of the MLP's output on held-out prefixes, cross-entropy of trained
+and of never-trained chains with the dictionary's output in its place (clean, and with the mean in
+its place, beside it), F1 of the features of bridges, and answers that follow a swap of them; all
+beside baselines: neurons, k-means, linear codes, class means, frozen decoders, the untrained model.
+
+Width: at most a quarter of the distinct states that are trained on, which the script checks. It
+resumes kind by kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from apart import Command, run_apart
+from transcoders_vs_saes_figures import draw_all, write_table
+
+from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.dictionaries import load, measured
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run, load_arrays, save_arrays
+
+FLAGS = {
+    "run": "runs/desk",
+    "out": "results/transcoders_vs_saes",
+    "width": 768,
+    "steps": 1_000,
+    "seeds": 3,
+    "jobs": 1,
+}
+SPARSITIES = (4, 8, 16, 32)
+KINDS = ("autoencoder", "transcoder", "skip_transcoder")
+KEPT = (
+    "explained_variance",
+    "l0",
+    "mse",
+    "dead",
+    "dense",
+    "ce",
+    "kl",
+    "correct",
+    "ce_loss_score_mean",
+    "f1",
+    "f1_null",
+    "average_precision",
+    "use",
+    "use_low",
+    "use_high",
+    "role_active",
+    "agreement",
+    "agreement_null",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Train and measure what is missing, then draw."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("this study takes no overrides: what is compared has to be alike")
+    run, out = Run(flags["run"]), Path(flags["out"])
+
+    def job(kind: str, command: Command) -> None:
+        command(dictionaries(kind, run, flags))
+        save_arrays(out / f"{kind}.nc", kept(run, kind))
+
+    jobs = {kind: partial(job, kind) for kind in KINDS if not (out / f"{kind}.nc").exists()}
+    os.makedirs(out, exist_ok=True)
+    run_apart(jobs, flags["jobs"], run.files.workdir / "compiled")
+    results = {kind: load_arrays(out / f"{kind}.nc") for kind in KINDS}
+    draw_all(out, results)
+    write_table(out / "table.md", results)
+
+
+def dictionaries(kind: str, run: Run, flags: dict[str, object]) -> list[str]:
+    """The command that trains and measures the dictionaries of a kind."""
+    blocks = range(run.model.spec.depth)
+    read = ",".join(f"blocks.{block}.ln2.hook_normalized" for block in blocks)
+    write = ",".join(f"blocks.{block}.hook_mlp_out" for block in blocks)
+    wanted = {
+        "name": f"mlp_{kind}",
+        "read": write if kind == "autoencoder" else read,
+        "write": write,
+        "sparsities": ",".join(map(str, SPARSITIES)),
+        "seeds": flags["seeds"],
+        "width": flags["width"],
+        "steps": run.steps[-1],
+        "training.steps": flags["steps"],
+        "progress": "false",
+    }
+    changes = [f"--config.{key}={value}" for key, value in wanted.items()]
+    config = f"--config=implicit_reasoning.dictionaries.defaults:{kind}"
+    return ["dictionaries", f"--workdir={run.files.workdir}", config, *changes]
+
+
+def kept(run: Run, kind: str) -> xr.Dataset:
+    """Numbers of every dictionary and baseline; of values their mean."""
+    made = load(run, f"mlp_{kind}")
+    result = measured(run, made)
+    width, states = made.config.width, result.attrs["n_trained"]
+    if 4 * width > states:
+        raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")
+    found = result[[name for name in KEPT if name in result]]
+    found["f1_null"] = found["f1_null"].max("draw")
+    found["f1_values"] = found["f1"].notnull().sum("value")
+    found = found.assign({name: found[name].mean("value") for name in ("f1", "average_precision")})
+    numbers = {
+        name: values.astype(np.float32)
+        for name, values in found.items()
+        if values.dtype.kind == "f"
+    }
+    about = {"run": to_json(run.config), "trained": run.starts, "width": width}
+    return found.assign(numbers).assign_attrs(
+        about=json.dumps(about), n_trained=states, n_states=result.attrs["n_states"]
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

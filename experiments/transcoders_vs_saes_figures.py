@@ -1,0 +1,170 @@
+"""Figures and the table of `transcoders_vs_saes.py`, from the files that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
+
+from implicit_reasoning.figures import BLUE, ORANGE, VERMILION, new_drawing
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "autoencoder": {"color": BLUE, "marker": "o"},
+    "transcoder": {"color": VERMILION, "marker": "s"},
+    "skip_transcoder": {"color": ORANGE, "marker": "D", "linestyle": "--"},
+}
+BASELINES = {
+    "neurons": "P",
+    "k-means": "X",
+    "linear": "v",
+    "class means": "*",
+    "frozen decoder": "^",
+}
+SPLITS = ("train_ii", "test_ii")
+BRIDGE = "e2@r1"
+
+
+def draw_all(out: Path, results: Mapping[str, xr.Dataset]) -> None:
+    """Write every figure as PNG."""
+    draw(results, _quantities).savefig(out / "pareto.png", dpi=150)
+    draw(results, _of_bridges).savefig(out / "bridges.png", dpi=150)
+
+
+def _quantities(part: xr.Dataset) -> dict[str, xr.DataArray]:
+    found = {"explained variance": part["explained_variance"]}
+    for split in SPLITS:
+        found[f"cross-entropy, {split}"] = part["ce"].sel(split=split, model="spliced")
+    return found
+
+
+def _of_bridges(part: xr.Dataset) -> dict[str, xr.DataArray]:
+    found = {"mean F1 of bridges": part["f1"].sel(concept=BRIDGE)}
+    found["answers that follow a swap"] = part["use"].sel(
+        rule="truth", change="swap", outcome="moved"
+    )
+    return found
+
+
+def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
+    """Quality against active features: rows are quantities, columns are blocks."""
+    sites = list(dict.fromkeys(results["autoencoder"]["site"].values.tolist()))
+    names = list(quantities(results["autoencoder"]))
+    drawing, axes = new_drawing(
+        2.4 + 2.9 * len(sites),
+        0.8 + 2.3 * len(names),
+        nrows=len(names),
+        ncols=len(sites),
+        sharex=True,
+        sharey="row",
+    )
+    for number, ax in enumerate(axes):
+        row, site = number // len(sites), sites[number % len(sites)]
+        for kind, result in results.items():
+            _curve(ax, result.sel(member=(result["site"] == site).values), kind, quantities, row)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
+        if row == 0:
+            ax.set_title(site, fontsize=9)
+        if number % len(sites) == 0:
+            ax.set_ylabel(names[row], fontsize=9)
+    drawing.supxlabel("active features, mean over held-out states", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    return drawing
+
+
+def _curve(ax: Axes, part: xr.Dataset, kind: str, quantities: Any, row: int) -> None:
+    """Mean over seeds, bars from the lowest to the highest; baselines as single marks."""
+    values = list(quantities(part).values())[row]
+    own = (part["what"] == "trained").values
+    l0, sparsity = part["l0"].values, part["sparsity"].values
+    each = [np.flatnonzero(own & (sparsity == one)) for one in np.unique(sparsity[own])]
+    mean = np.array([values.values[some].mean() for some in each])
+    ends = [
+        [mean[i] - values.values[s].min(), values.values[s].max() - mean[i]]
+        for i, s in enumerate(each)
+    ]
+    at = [l0[some].mean() for some in each]
+    ax.errorbar(
+        at,
+        mean,
+        yerr=np.array(ends).T,
+        label=kind.replace("_", " "),
+        **_STYLES[kind],
+        markersize=4,
+        linewidth=1.3,
+    )
+    if kind == "skip_transcoder":
+        return
+    for name, marker in BASELINES.items():
+        there = (part["what"] == name).values
+        ax.scatter(
+            l0[there],
+            values.values[there],
+            marker=marker,
+            s=34,
+            color=_STYLES[kind]["color"],
+            label=f"{name} ({kind})",
+            linewidth=1,
+        )
+
+
+def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
+    """Markdown: every kind and baseline, by block; L0 of the middle sparsities."""
+    one = results["autoencoder"]
+    lines = [
+        f"Of {one.attrs['n_states']:,} distinct held-out states; {one.attrs['n_trained']:,} were "
+        "trained on. Mean over seeds (lowest - highest). CE: nats, with the MLP's output replaced. "
+        f"F1: mean of the best feature of {int(one['f1_values'].sel(concept=BRIDGE).max())} "
+        "bridges where they are first known (null: highest of 20 permutations). Swap: answers that "
+        "follow when the bridge's feature gives way to another's, features chosen by truth.",
+        "",
+        "| block | kind | what | L0 | explained variance | CE train_ii | CE test_ii | F1 | null | "
+        "swap | another seed |",
+        "|" + "---|" * 11,
+    ]
+    for site in dict.fromkeys(one["site"].values.tolist()):
+        clean = [_mean(one["ce"].sel(split=split, model="clean").values) for split in SPLITS]
+        mean = [
+            _mean(one["ce"].sel(split=s, model="mean").values[(one["site"] == site).values])
+            for s in SPLITS
+        ]
+        lines.append(f"| {site} | | the model itself | | 1 | {clean[0]} | {clean[1]} | | | | |")
+        lines.append(f"| {site} | | its mean | 0 | 0 | {mean[0]} | {mean[1]} | | | | |")
+        for kind, result in results.items():
+            here = result.sel(member=(result["site"] == site).values)
+            for what in dict.fromkeys(here["what"].values.tolist()):
+                of = here.sel(member=(here["what"] == what).values)
+                for sparsity in np.unique(of["sparsity"]):
+                    some = of.sel(member=(of["sparsity"] == sparsity).values)
+                    lines.append(f"| {site} | {kind} | {what} | {_cells(some)} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cells(part: xr.Dataset) -> str:
+    moved = part["use"].sel(rule="truth", change="swap", outcome="moved").values
+    columns = [
+        part["l0"].values,
+        part["explained_variance"].values,
+        *(part["ce"].sel(split=split, model="spliced").values for split in SPLITS),
+        part["f1"].sel(concept=BRIDGE).values,
+        part["f1_null"].sel(concept=BRIDGE).values,
+        moved,
+        part["agreement"].values,
+    ]
+    return " | ".join(_mean(values) for values in columns)
+
+
+def _mean(values: np.ndarray) -> str:
+    values = np.asarray(values, float)
+    if not np.isfinite(values).all():
+        return "-"
+    low, high = values.min(), values.max()
+    ends = f" ({low:.3g} - {high:.3g})" if high - low > 5e-3 * max(abs(high), 1) else ""
+    return f"{values.mean():.3g}{ends}"
