@@ -66,7 +66,7 @@ def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
         row, site = number // len(sites), sites[number % len(sites)]
         for kind, result in results.items():
             _curve(ax, result.sel(member=(result["site"] == site).values), kind, quantities, row)
-        ax.set_xscale("log")
+        ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
         if row == 0:

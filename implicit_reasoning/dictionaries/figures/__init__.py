@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from implicit_reasoning.dictionaries.figures.beaten import beaten
 from implicit_reasoning.dictionaries.figures.matches import bridges, matches
-from implicit_reasoning.dictionaries.figures.pareto import pareto
+from implicit_reasoning.dictionaries.figures.pareto import compared, pareto
 from implicit_reasoning.dictionaries.figures.training import superposition, training
 from implicit_reasoning.dictionaries.figures.use import uses
 from implicit_reasoning.dictionaries.store import Files, names
@@ -23,11 +23,9 @@ __all__ = ["figures"]
 
 def figures(run: Run) -> list[Figure]:
     """Of every set of dictionaries that was measured."""
-    drawn: list[Figure | None] = []
-    for name in names(run):
-        path = Files.of(run, name).measured
-        if path.exists():
-            result = load_arrays(path)
-            makers = (pareto, beaten, matches, bridges, uses, training, superposition)
-            drawn += [make(name, result) for make in makers]
+    paths = {name: Files.of(run, name).measured for name in names(run)}
+    results = {name: load_arrays(path) for name, path in paths.items() if path.exists()}
+    makers = (pareto, beaten, matches, bridges, uses, training, superposition)
+    drawn = [make(name, result) for name, result in results.items() for make in makers]
+    drawn.append(compared(results))
     return [figure for figure in drawn if figure is not None]

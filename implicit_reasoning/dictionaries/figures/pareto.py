@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,19 @@ from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.analysis.drawing import layer_colors
 from implicit_reasoning.dictionaries.figures.parts import MARKERS, distinct, trained
-from implicit_reasoning.figures import Figure, new_drawing
+from implicit_reasoning.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Figure,
+    new_drawing,
+)
+
+_SETS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
@@ -40,11 +53,9 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
                 style = {"color": colors[number], "marker": MARKERS[number % len(MARKERS)]}
                 _line(ax, result.sel(member=of.values), quantity, style, f"step {step:,}")
             ax.set_title(site, fontsize=9)
-            ax.set_xscale("log")
             # What is far below is worse than nothing at all; how far does not matter.
             ax.set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
-            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ax.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+            _log_axis(ax)
             ax.axhline(0, color="black", linewidth=0.5)
             if site == sites[0]:
                 ax.set_ylabel(label)
@@ -60,6 +71,13 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
         "chains; 1 is the model itself; nothing is said where ablation loses nothing."
     )
     return Figure(f"dictionaries_{name}", "How much is kept, by how few features", caption, drawing)
+
+
+def _log_axis(ax: Axes) -> None:
+    """Doublings, as sparsities are often chosen."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
 
 
 def _lowest(values: xr.DataArray) -> float:
@@ -86,3 +104,41 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
         linewidth=1.3,
         **style,
     )
+
+
+def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
+    """Sets of a run beside each other, at the last checkpoint; None where no two share a site."""
+    last = {name: _last(trained(result)) for name, result in results.items()}
+    counts = Counter(site for one in last.values() for site in distinct(one["site"]))
+    sites = [site for site, count in counts.items() if count > 1]
+    if not sites:
+        return None
+    drawing, axes = new_drawing(2.2 + 3.0 * len(sites), 3.2, ncols=len(sites), sharey=True)
+    for ax, site in zip(axes, sites, strict=True):
+        for number, (name, result) in enumerate(last.items()):
+            part = result.sel(member=(result["site"] == site).values)
+            if part.sizes["member"]:
+                style = {"color": _SETS[number % len(_SETS)], "marker": MARKERS[number % 7]}
+                _line(ax, part, "explained_variance", style, name)
+        ax.set_title(site, fontsize=9)
+        _log_axis(ax)
+    axes[0].set_ylabel("explained variance")
+    drawing.supxlabel("active features, mean over states", fontsize=10)
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        handles |= {
+            label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+    drawing.legend(
+        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5
+    )
+    caption = (
+        "Every set of dictionaries of this run at its last checkpoint, each point one sparsity "
+        "(mean over seeds, bars from the lowest to the highest), on held-out states of the site "
+        "that is written. Sets may differ in kind, variant and width: see their configurations."
+    )
+    return Figure("dictionaries", "Kinds and variants, side by side", caption, drawing)
+
+
+def _last(result: xr.Dataset) -> xr.Dataset:
+    return result.sel(member=(result["step"] == result["step"].max()).values)

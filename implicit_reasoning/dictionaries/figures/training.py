@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.dictionaries.evolution import births
 from implicit_reasoning.dictionaries.figures.parts import (
@@ -102,7 +103,8 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
             over_steps(rows[1][column], part[f"{kind}_directions"], label, style)
         style = {"color": BLACK, "marker": "D"}
         over_steps(rows[1][column], part["effective_dims"], "dimensions of states", style)
-        rows[1][column].set_yscale("log")
+        rows[1][column].set_yscale("log", base=2)
+        rows[1][column].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     rows[0][0].set_ylabel("overlap with the nearest")
     rows[0][0].set_ylim(-0.02, 1.02)
     rows[1][0].set_ylabel("how many")
