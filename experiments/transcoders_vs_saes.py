@@ -30,6 +30,7 @@ from transcoders_vs_saes_figures import draw_all, write_table
 
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.dictionaries import load, measured
+from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: what is compared has to be alike")
-    run, out = Run(flags["run"]), Path(flags["out"])
+    run, out, width = Run(flags["run"]), Path(flags["out"]), flags["width"]
+    states = int(split_states(run.dataset).trained.sum())
+    if 4 * width > states:
+        raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")
 
     def job(kind: str, command: Command) -> None:
         command(dictionaries(kind, run, flags))
@@ -109,9 +113,6 @@ def kept(run: Run, kind: str) -> xr.Dataset:
     """Numbers of every dictionary and baseline; of values their mean."""
     made = load(run, f"mlp_{kind}")
     result = measured(run, made)
-    width, states = made.config.width, result.attrs["n_trained"]
-    if 4 * width > states:
-        raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")
     found = result[[name for name in KEPT if name in result]]
     found["f1_null"] = found["f1_null"].max("draw")
     found["f1_values"] = found["f1"].notnull().sum("value")

@@ -130,13 +130,10 @@ def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
         "|" + "---|" * 11,
     ]
     for site in dict.fromkeys(one["site"].values.tolist()):
-        clean = [_mean(one["ce"].sel(split=split, model="clean").values) for split in SPLITS]
-        mean = [
-            _mean(one["ce"].sel(split=s, model="mean").values[(one["site"] == site).values])
-            for s in SPLITS
-        ]
-        lines.append(f"| {site} | | the model itself | | 1 | {clean[0]} | {clean[1]} | | | | |")
-        lines.append(f"| {site} | | its mean | 0 | 0 | {mean[0]} | {mean[1]} | | | | |")
+        own = one.sel(member=((one["site"] == site) & (one["what"] == "trained")).values)["ce"]
+        for model, label in (("clean", "the model itself"), ("mean", "its mean")):
+            ce = [_mean(own.sel(split=split, model=model).values) for split in SPLITS]
+            lines.append(f"| {site} | | {label} | | | {ce[0]} | {ce[1]} | | | | |")
         for kind, result in results.items():
             here = result.sel(member=(result["site"] == site).values)
             for what in dict.fromkeys(here["what"].values.tolist()):

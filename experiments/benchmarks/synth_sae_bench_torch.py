@@ -1,7 +1,7 @@
 """SAELens's side of `synth_sae_bench.py`: run under its own Python, started by `peer.Peer`.
 
 Its generator, its trainer and its evaluator. Commands: `samples`, which are written once; `train
-VARIANT SEED`; `evaluate NAME`, of a dictionary in the folder, whichever side has put it there.
+VARIANT SEED`; `evaluate NAME`, of a dictionary in the folder, whichever side put it there.
 """
 
 import json
@@ -69,7 +69,7 @@ def main() -> None:
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "samples":
-            answer = write_samples(model, folder / "samples.npy", case["steps"] * case["batch"])
+            answer = write_samples(model, folder / case["samples"], case["steps"] * case["batch"])
         elif word == "train":
             answer = train(case, folder, rest[0], int(rest[1]))
         else:
@@ -95,7 +95,7 @@ def write_samples(model: SyntheticModel, path: Path, count: int) -> dict:
 def train(case: dict, folder: Path, variant: str, seed: int) -> dict:
     """One dictionary, from its start to what it is saved as for use."""
     torch.manual_seed(seed)
-    samples, batch = np.load(folder / "samples.npy", mmap_mode="r"), case["batch"]
+    samples, batch = np.load(folder / case["samples"], mmap_mode="r"), case["batch"]
     make, make_config = VARIANTS[variant]
     sae = make(make_config(d_in=samples.shape[1], d_sae=case["d_sae"], k=case["k"]))
 

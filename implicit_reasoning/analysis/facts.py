@@ -82,6 +82,7 @@ def known_at(variable: str, positions: Sequence[str]) -> str:
     """The first position whose prefix determines a variable: r1 for e2, where e1 is before it."""
     if variable in positions:
         return variable
+    variable = "e2" if variable == "decoy" else variable  # where the first fact leads, as taught
     if not variable.startswith("e"):  # the answer and what else is known at the end only
         return positions[-1]
     needed = ["e1", *(f"r{hop}" for hop in range(1, int(variable[1:])))]

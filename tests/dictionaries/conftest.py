@@ -4,7 +4,7 @@ import pytest
 
 from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.training import train
-from tests.dictionaries.small import config
+from tests.dictionaries.small import SITE, config
 from tests.training.tiny import tiny
 
 
@@ -15,4 +15,10 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(run):
-    return train_dictionaries(run, config(baselines=True))
+    return train_dictionaries(run, config())
+
+
+@pytest.fixture(scope="session")
+def beaten(run):
+    """Of one site, to be measured beside baselines."""
+    return train_dictionaries(run, config(name="beaten", read=(SITE,), baselines=True))

@@ -3,6 +3,7 @@
 from implicit_reasoning.config import apply_overrides, load_config
 
 DEFAULTS = "implicit_reasoning.dictionaries.defaults"
+SITE = "blocks.0.hook_resid_post"
 SMALL = {
     "sparsities": (2.0, 3.0),
     "width": 24,

@@ -22,9 +22,9 @@ def split(run):
 
 
 @pytest.fixture(scope="module")
-def found(run, made, split):
+def found(run, beaten, split):
     first = {}
-    for one in make_baselines(run, made, split):
+    for one in make_baselines(run, beaten, split):
         first.setdefault(one.name, one)
     return first
 
@@ -71,7 +71,7 @@ def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     np.testing.assert_allclose(((written - x) ** 2).sum(1), left, rtol=1e-3, atol=1e-3)
 
 
-def test_class_means_know_the_bridge(run, made, split, found):
+def test_class_means_know_the_bridge(run, split, found):
     one = found["class means"]
     x, _ = states_of(run, split, one)
     places = split.places
@@ -86,8 +86,8 @@ def test_class_means_know_the_bridge(run, made, split, found):
     assert len(np.unique(acts.argmax(1))) > 1
 
 
-def test_a_frozen_decoder_is_the_one_that_was_drawn(run, made, split, found):
-    one = found[FROZEN]
+def test_a_frozen_decoder_is_the_one_that_was_drawn(run, beaten, split, found):
+    made, one = beaten, found[FROZEN]
     number = made.members.index(one.member)
     rows, trained = (
         np.asarray(made.finished.kind.rows(params))
@@ -105,7 +105,9 @@ def test_a_frozen_decoder_is_the_one_that_was_drawn(run, made, split, found):
 
 
 def test_transcoders_have_the_neurons_of_their_mlp(run, split):
-    made = train_dictionaries(run, config("transcoder", name="neurons", sparsities=(3.0,)))
+    made = train_dictionaries(
+        run, config("transcoder", name="neurons", sparsities=(3.0,), checkpoints=1)
+    )
     one = next(b for b in make_baselines(run, made, split) if b.name == "neurons")
     x, _ = states_of(run, split, one)
     everything = {**one.params, "k": jnp.int32(one.finished.kind.d_sae)}
@@ -132,8 +134,8 @@ def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
 # Over training -----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_held_against_the_one_before(run, made):
-    result = measured(run, made)
+def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
+    result = measured(run, beaten)
     later = (result["what"] == "trained") & (result["step"] == run.steps[-1])
     np.testing.assert_array_equal(np.isfinite(result["kept"]), later)
     assert np.isnan(result["agreement"]).all()  # there is one seed

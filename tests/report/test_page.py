@@ -289,6 +289,53 @@ def test_two_figures_of_one_name_are_refused(workdir):
         write_report(Run(workdir), twice)
 
 
+PAGES = """
+from implicit_reasoning.figures import Page
+def pages(run):
+    return [
+        Page("one", "First <b>", "A lead & more.", "<p id='mine'>Body.</p>", ".mine { top: 0; }"),
+        Page("other", "Second", "Another lead.", "<p>More.</p>"),
+    ]
+"""
+
+
+def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
+    (tmp_path / "my_pages.py").write_text(PAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = workdir / "report"
+    folder.mkdir()
+    (folder / "of_a_set_that_is_gone.html").write_text("")
+    index = write_report(Run(workdir), ("my_pages",))
+    assert {path.name for path in folder.glob("*.html")} == {"index.html", "one.html", "other.html"}
+    one = (folder / "one.html").read_text("utf-8")
+    assert "<h1>First &lt;b&gt;</h1>" in one and "A lead &amp; more." in one
+    assert "<p id='mine'>Body.</p>" in one and ".mine { top: 0; }" in one
+    for text, names in ((index.read_text("utf-8"), ["one", "other"]), (one, ["index", "other"])):
+        resources = _Resources()
+        resources.feed(text)
+        linked = {value for tag, value in resources.values if tag == "a"}
+        assert {f"{name}.html" for name in names} <= linked and not resources.scripts
+        assert "--ink:" in text  # the same look
+    assert ".mine" not in index.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("other", "one"), "two pages have the same name: one"),
+        (("other", "index"), "a page is called 'index', as the report itself"),
+    ],
+)
+def test_pages_that_would_overwrite_each_other_are_refused(
+    workdir, tmp_path, monkeypatch, change, said
+):
+    name = f"pages_{change[1]}"  # modules are imported once
+    (tmp_path / f"{name}.py").write_text(PAGES.replace(*change))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=said):
+        write_report(Run(workdir), (name,))
+
+
 class _Resources(HTMLParser):
     """Every src and href of a page, and its scripts."""
 
