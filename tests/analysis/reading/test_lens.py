@@ -54,6 +54,7 @@ def test_folds_keep_equal_keys_together_and_are_even():
         ("e3", ["e1", "r1", "r2", "r3"], "r2"),
         ("r2", ["e1", "r1", "r2"], "r2"),
         ("answer", ["e1", "r1", "r2"], "r2"),
+        ("decoy", ["e1", "r1", "r2"], "r1"),
     ],
 )
 def test_where_a_variable_is_first_known(variable, positions, pos):
