@@ -1,4 +1,4 @@
-"""The look of every figure: one palette, one style, one small type that rooms hand to the report.
+"""The look of every figure: one palette, one style, two small types that rooms hand to the report.
 
 Colours are Okabe & Ito's (2008), which colour-blind readers can tell apart; a split keeps its
 colour and line style in every figure of the lab.
@@ -78,6 +78,25 @@ class Figure:
     title: str
     caption: str
     drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a room hands to the report as a page of its own.
+
+    Attributes:
+      name: file name without ending.
+      title: one line, plain text, as is the lead.
+      lead: what it shows and how that was chosen, in a sentence or two.
+      body: HTML, put on the page as it is: whoever made it has escaped what it is made of.
+      style: CSS beside the report's own.
+    """
+
+    name: str
+    title: str
+    lead: str
+    body: str
+    style: str = ""
 
 
 def split_style(split: str) -> dict[str, str]:

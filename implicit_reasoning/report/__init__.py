@@ -1,11 +1,13 @@
 """The page of a run: `write_report(run) -> Path`.
 
-    figures.py   asks the rooms for their figures; files of them, and TensorBoard's images
+    figures.py   asks the rooms for their figures and pages; files, and TensorBoard's images
     tables.py    what the page says in words and numbers
-    page.py      puts both into page.html
+    page.py      puts both into page.html, and what else rooms have to show into extra.html
+    base.html    the look that pages share
 
 The report knows no instrument by name: a room that has figures gives `figures(run)` in a module of
-its own, and the module's import path goes into `PROVIDERS`.
+its own, one that has a page of its own `pages(run)`, and the module's import path goes into
+`PROVIDERS`.
 """
 
 from implicit_reasoning.report.figures import PROVIDERS

@@ -1,4 +1,4 @@
-"""Figures of all rooms: collected, kept as files for papers, and shown in TensorBoard."""
+"""Figures and pages of all rooms, collected; figures as files for papers, and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib
 
 from implicit_reasoning import events, imports
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.figures import Figure
+from implicit_reasoning.figures import Figure, Page
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Run
 
@@ -21,8 +21,10 @@ PROVIDERS: tuple[str, ...] = (
     "implicit_reasoning.training.figures",
     "implicit_reasoning.analysis.figures",
     "implicit_reasoning.dictionaries.figures",
+    "implicit_reasoning.dictionaries.dashboards",
 )
-"""Modules with a function `figures(run) -> list[Figure]`, in the order of the page."""
+"""Modules with a function `figures(run) -> list[Figure]`, in the order of the page, or with one
+`pages(run) -> list[Page]`, or with both."""
 
 FORMATS = ("svg", "png", "pdf")
 _DPI = 144
@@ -44,19 +46,30 @@ def collect(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Figure]:
     """The figures of all providers.
 
     Raises:
-      InputError: a provider cannot be imported or has no `figures`, or two figures share a name.
+      InputError: a provider cannot be imported or is none, or two figures share a name.
     """
-    figures: list[Figure] = []
+    return _collect(run, providers, "figures")
+
+
+def collect_pages(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Page]:
+    """The pages of all providers; raises as `collect` does."""
+    return _collect(run, providers, "pages")
+
+
+def _collect(run: Run, providers: Sequence[str], wanted: str) -> list[Any]:
+    found: list[Any] = []
     for path in providers:
-        provider = getattr(imports.load(path, "provider of figures"), "figures", None)
-        if not callable(provider):
-            raise InputError(f"{path} has no function figures(run)")
-        figures += provider(run)
-    names = [figure.name for figure in figures]
+        provider = imports.load(path, "provider of figures")
+        makers = {kind: getattr(provider, kind, None) for kind in ("figures", "pages")}
+        if not any(map(callable, makers.values())):
+            raise InputError(f"{path} has no function figures(run) or pages(run)")
+        maker = makers[wanted]
+        found += maker(run) if callable(maker) else []
+    names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"two figures have the same name: {', '.join(twice)}")
-    return figures
+        raise InputError(f"two {wanted} have the same name: {', '.join(twice)}")
+    return found
 
 
 def render(figure: Figure) -> Rendered:

@@ -1,4 +1,4 @@
-"""One self-contained page about a run: no network, no script, fit to be printed."""
+"""Self-contained pages about a run: no network, no script, fit to be printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.figures import Page
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.report import tables
 from implicit_reasoning.report.figures import (
@@ -16,6 +17,7 @@ from implicit_reasoning.report.figures import (
     PROVIDERS,
     Rendered,
     collect,
+    collect_pages,
     render,
     write_files,
     write_tensorboard,
@@ -24,11 +26,11 @@ from implicit_reasoning.runs import Layout, Run
 
 
 def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
-    """Write `report/index.html`, the figures beside it, and (if the run has it) into TensorBoard.
+    """Write `report/index.html`, figures and further pages beside it, and images into TensorBoard.
 
     Args:
       run: finished or still training; what is written is replaced.
-      providers: modules with `figures(run)`, by import path.
+      providers: modules with `figures(run)` or `pages(run)`, by import path.
 
     Returns:
       The page.
@@ -42,7 +44,9 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
             "evaluation, at step 0"
         )
     rendered = [render(figure) for figure in collect(run, providers)]
-    page = _fill(run, rendered)
+    pages, environment = collect_pages(run, providers), _environment()
+    _write_pages(run, environment, pages)
+    page = _fill(run, environment, rendered, pages)
     write_files(rendered, run.files.report.parent / "figures")
     if run.config.writers.tensorboard:
         write_tensorboard(rendered, run)
@@ -51,14 +55,35 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
     return run.files.report
 
 
-def _fill(run: Run, rendered: Sequence[Rendered]) -> str:
-    environment = Environment(
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("implicit_reasoning.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> None:
+    """Write `report/<name>.html` of each; those of an older report go."""
+    template, folder = environment.get_template("extra.html"), run.files.report.parent
+    written = {run.files.report}
+    for page in pages:
+        path = folder / f"{page.name}.html"
+        if path == run.files.report:
+            raise InputError(f"a page is called {page.name!r}, as the report itself")
+        others = [other for other in pages if other is not page]
+        with atomic_write(path) as file:
+            file.write(template.render(page=page, others=others, name=tables.name_of(run)))
+        written.add(path)
+    for old in set(folder.glob("*.html")) - written:
+        old.unlink()
+
+
+def _fill(
+    run: Run, environment: Environment, rendered: Sequence[Rendered], pages: Sequence[Page]
+) -> str:
     figures = [
         {
             "name": one.figure.name,
@@ -69,14 +94,19 @@ def _fill(run: Run, rendered: Sequence[Rendered]) -> str:
         for one in rendered
     ]
     page: str = environment.get_template("page.html").render(
-        figures=figures, formats=FORMATS, links=_links(run.files), **tables.context(run)
+        figures=figures,
+        pages=pages,
+        formats=FORMATS,
+        links=_links(run.files, pages),
+        **tables.context(run),
     )
     return page
 
 
-def _links(files: Layout) -> dict[str, str]:
+def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
     """Raw files that are there, by their place relative to the page, with what each holds."""
     described = {
+        **{files.report.parent / f"{page.name}.html": page.title for page in pages},
         files.metrics: "one JSON object a line: every number in the curves",
         files.first_correct: "per probe row, the step of its first correct answer (-1: never)",
         files.config: "the configuration as it was run",

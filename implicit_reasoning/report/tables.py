@@ -31,7 +31,7 @@ def context(run: Run) -> dict[str, Any]:
     checkpoint = run.steps[-1] if run.steps else None
     table = _split_table(run, rules, checkpoint)
     return {
-        "name": run.files.workdir.absolute().name,
+        "name": name_of(run),
         "summary": _summary(run, dataset),
         "step": rows[-1]["step"],
         "horizon": run.config.steps,
@@ -47,6 +47,11 @@ def context(run: Run) -> dict[str, Any]:
         "config_json": json.dumps(to_json(run.config), indent=2),
         **_provenance(run),
     }
+
+
+def name_of(run: Run) -> str:
+    """What a run is called on pages: its directory."""
+    return run.files.workdir.absolute().name
 
 
 def _summary(run: Run, dataset: Dataset) -> str:

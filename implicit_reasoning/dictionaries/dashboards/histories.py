@@ -1,0 +1,98 @@
+"""What became of a feature's value, and of the feature, from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from implicit_reasoning.dictionaries.dashboards.labels import Label
+from implicit_reasoning.dictionaries.kinds import Crosscoder
+from implicit_reasoning.dictionaries.store import ALL, Dictionaries
+
+
+class Line(NamedTuple):
+    """One number at each checkpoint; nan where there is none."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+class History(NamedTuple):
+    """Lines over checkpoints."""
+
+    steps: tuple[int, ...]
+    lines: tuple[Line, ...]
+
+
+class Histories:
+    """Of the features of one dictionary, beside those of the same at other checkpoints."""
+
+    def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
+        """Nothing is compared yet.
+
+        Args:
+          made: the set.
+          number: which of it.
+          result: what was measured of the set.
+        """
+        member = made.members[number]
+        like = {"sites": member.sites, "sparsity": member.sparsity, "seed": member.seed}
+        numbers = sorted(made.numbers(**like), key=lambda one: made.members[one].step)
+        self._steps = tuple(made.members[one].step for one in numbers)
+        result = result.isel(member=numbers)
+        self._alive = result["density"].values > 0
+        self._result = result if "best_feature" in result else None
+        self._rows = [_unit(made, one) for one in numbers]
+        self._own = self._rows[numbers.index(number)]
+        self._norms: Float[np.ndarray, "feature part"] | None = None
+        if member.step == ALL and isinstance(made.finished.kind, Crosscoder):
+            norms = np.asarray(made.finished.kind.by_part(made.params_of(number)))
+            self._steps, self._norms = member.steps, norms / (norms.max(1, keepdims=True) + 1e-12)
+
+    def of(self, feature: int, label: Label | None, concept: str) -> History | None:
+        """The history of a feature; None where there is one checkpoint only.
+
+        Of a value that a feature stands for, at least weakly: F1 of the value's best feature then,
+        and how near the two point. Of others: the nearest feature there was. Of a crosscoder's,
+        which is of all checkpoints at once, how much it writes at each.
+
+        Args:
+          feature: its number.
+          label: its own.
+          concept: the label's, by name.
+        """
+        if len(self._steps) < 2:
+            return None
+        if self._norms is not None:
+            return self._made({"norm, of its largest": self._norms[feature]})
+        own = self._own[feature]
+        if label is not None and label.stands and self._result is not None:
+            at = self._result.sel(concept=concept).isel(value=label.value)
+            best = zip(self._rows, at["best_feature"].values.astype(int), strict=True)
+            cosine = np.array([rows[number] @ own for rows, number in best])
+            # A value of too few states has no best feature.
+            cosine = np.where(at["f1"].notnull(), cosine, np.nan)
+            return self._made(
+                {
+                    "F1 of the value's best feature": at["f1"].values,
+                    "its cosine with this one": cosine,
+                }
+            )
+        nearest = [
+            (rows[alive] @ own).max(initial=-1.0)
+            for rows, alive in zip(self._rows, self._alive, strict=True)
+        ]
+        return self._made({"cosine of the nearest feature": np.array(nearest)})
+
+    def _made(self, lines: dict[str, Float[np.ndarray, "step"]]) -> History:
+        named = (Line(name, tuple(values.tolist())) for name, values in lines.items())
+        return History(self._steps, tuple(named))
+
+
+def _unit(made: Dictionaries, number: int) -> Float[np.ndarray, "feature width"]:
+    rows = np.asarray(made.finished.kind.rows(made.params_of(number)))
+    unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
+    return unit

@@ -1,0 +1,314 @@
+"""What the device says of every feature of a dictionary, in one pass over the states.
+
+For each feature the pairs (variable at a position, value) that it matches best, on one half of the
+first facts, and how well they do on the other half. Here a feature looks for its value, and
+`measures/concepts.py` has it the other way round: scores are the same F1 of "active" against "has
+the value", of states at the position. But what a feature looks for is to explain all of its
+activity. So it chooses by an F1 whose precision is times the share of its activity that is at that
+position, where all positions weigh the same: else the label of a feature that is active on bridges
+at r1, and on a few states at r2, is what these few happen to share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Features, Inputs
+from implicit_reasoning.dictionaries.measures.concepts import Concepts
+from implicit_reasoning.dictionaries.measures.matching import (
+    FEWEST,
+    Half,
+    average_precision,
+    of_values,
+)
+from implicit_reasoning.dictionaries.splice import Sites
+from implicit_reasoning.dictionaries.states import Places, states
+from implicit_reasoning.dictionaries.store import Dictionaries, Member
+from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.runs import Run
+
+EXAMPLES, TOKENS, PAIRS = 8, 5, 3
+"""Of each feature: states shown, tokens shown at either end, pairs that it matches."""
+
+_SCALE = "ln_final.hook_scale"
+_ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_attn_out", "_embed")
+
+
+# On the device as they are made, arrays of numpy where cards are written: hence `Any`.
+
+
+class Matches(NamedTuple):
+    """Pairs that features match best; F1 that is nan: too few states of the value in a half.
+
+    Attributes:
+      value: of each concept's best values.
+      chosen: what they are chosen by, on one half; -1: there is no such value.
+      f1: on the other half, as all that follows.
+      both: states that have the value and are active.
+      n_value: states that have the value.
+      n_active: active states.
+      n_states: states that have any value of the concept.
+      average_precision: of each concept's best value.
+    """
+
+    value: Int[Any, "concept feature pair"]
+    chosen: Float[Any, "concept feature pair"]
+    f1: Float[Any, "concept feature pair"]
+    both: Float[Any, "concept feature pair"]
+    n_value: Float[Any, "concept feature pair"]
+    n_active: Float[Any, "concept feature"]
+    n_states: Int[Any, "concept"]
+    average_precision: Float[Any, "concept feature"]
+
+
+class Tokens(NamedTuple):
+    """What features add to logits, on the direct path, at either end.
+
+    Attributes:
+      promoted: tokens, the most promoted first.
+      up: logits.
+      suppressed: tokens, the most suppressed first.
+      down: logits.
+    """
+
+    promoted: Int[Any, "feature token"]
+    up: Float[Any, "feature token"]
+    suppressed: Int[Any, "feature token"]
+    down: Float[Any, "feature token"]
+
+
+class Look(NamedTuple):
+    """Of every feature of one dictionary.
+
+    Attributes:
+      density: share of states where it is active.
+      by_position: the same of the states at one position.
+      mean: activation where it is active.
+      top: highest activations, falling.
+      states: where these are, numbers of places.
+      matches: None where there are no concepts.
+      tokens: None where nothing is added to the residual of one model.
+    """
+
+    density: Float[Any, "feature"]
+    by_position: Float[Any, "pos feature"]
+    mean: Float[Any, "feature"]
+    top: Float[Any, "feature example"]
+    states: Int[Any, "feature example"]
+    matches: Matches | None
+    tokens: Tokens | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """States at several sites, of one forward pass.
+
+    Attributes:
+      x: states at each site, by checkpoint.
+      scale: what the final norm divides by at each place, of the first checkpoint; 1 without norm.
+    """
+
+    x: dict[str, Float[Array, "state step width"]]
+    scale: Float[Array, "state"]
+
+    def of(self, sites: Sequence[str]) -> Float[Array, "state d_in"]:
+        """What a dictionary reads: checkpoint by checkpoint, in each site by site."""
+        together = jnp.concatenate([self.x[site] for site in sites], axis=2)
+        return together.reshape(len(together), -1)
+
+
+def read_states(run: Run, places: Places, members: Sequence[Member]) -> Read:
+    """What passes all sites that some dictionaries of the same checkpoints read.
+
+    Args:
+      run: that they are of.
+      places: of the states.
+      members: of the same steps.
+    """
+    model, steps = run.model, members[0].steps
+    sites = list(dict.fromkeys(site for member in members for site in member.read))
+    sites += [_SCALE] * (_SCALE in model.sites)
+    widths = [model.dims[model.sites[site][-1]] for site in sites]
+    found = jax.jit(partial(states, model, places, sites=sites))(run.params(steps))
+    parts = jnp.split(found.reshape(len(found), len(steps), -1), np.cumsum(widths)[:-1], axis=2)
+    x = dict(zip(sites, parts, strict=True))
+    return Read(x, x[_SCALE][:, 0, 0] if _SCALE in x else jnp.ones(len(found)))
+
+
+def look(
+    run: Run,
+    made: Dictionaries,
+    number: int,
+    read: Read,
+    places: Places,
+    truth: Sequence[Concepts],
+) -> Look:
+    """Look at one dictionary on all distinct states.
+
+    Args:
+      run: that it is of.
+      made: the set that it is one of.
+      number: which of the set.
+      read: the states.
+      places: of these.
+      truth: to hold features against.
+
+    Returns:
+      Numpy arrays.
+    """
+    member, own = made.members[number], made.params_of(number)
+    acts = _encoded(made.finished, own, read.of(member.read))
+    positions = list(run.dataset.positions)
+    parts = [
+        (np.array([positions.index(of.pos) for of in one.concepts]), one.halves) for one in truth
+    ]
+    n_values = max((one.n_values for one in truth), default=0)
+    found = _look(acts, jnp.asarray(places.pos), parts, len(positions), n_values)
+    if direct_path(run.model, member.write, member.steps):
+        rows = _summed(made.finished.kind.rows(own), member.sites)
+        one = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
+        found = found._replace(tokens=_tokens(run.model, one, rows, acts, read.scale))
+    seen: Look = jax.device_get(found)
+    return seen
+
+
+def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
+    """Whether all that is written is added to, or is, the residual of one model."""
+    added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
+    residuals = sum("resid" in site for site in write)  # of these, one holds what another does
+    return added and len(steps) == 1 and (residuals == 0 or len(write) == 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
+    return finished.encode(params, x)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _look(
+    acts: Float[Array, "state feature"],
+    pos: Int[Array, "state"],
+    parts: Any,
+    n_pos: int,
+    n_values: int,
+) -> Look:
+    active = (acts > 0).astype(jnp.float32)
+    of_pos = of_values(pos, n_pos)
+    by_position = of_pos @ active / jnp.maximum(of_pos.sum(1), 1)[:, None]
+    top, places = jax.lax.top_k(acts.T, min(EXAMPLES, len(acts)))
+    mean = acts.sum(0) / jnp.maximum(active.sum(0), 1)
+    share = by_position / jnp.maximum(by_position.sum(0), 1e-12)[None]
+    found = [_matches(acts, share[where], halves, n_values) for where, halves in parts]
+    matches = jax.tree.map(lambda *some: jnp.concatenate(some), *found) if found else None
+    return Look(active.mean(0), by_position, mean, top, places, matches, None)
+
+
+def _matches(
+    acts: Float[Array, "state feature"],
+    share: Float[Array, "concept feature"],
+    halves: Any,
+    n_values: int,
+) -> Matches:
+    """Concept by concept; states that only fill up are never active."""
+
+    def one(item: tuple[Array, Any]) -> Matches:
+        share, halves = item
+        first, second = (
+            Half(jnp.where(numbers[:, None] >= 0, acts[numbers], -jnp.inf), values)
+            for numbers, values in halves
+        )
+        return match_features(first, second, n_values, share)
+
+    found: Matches = jax.lax.map(one, (share, halves))
+    return found
+
+
+def match_features(
+    first: Half, second: Half, n_values: int, share: Float[Array, "feature"]
+) -> Matches:
+    """The values of one concept that each feature matches best, chosen and scored apart; traced.
+
+    Args:
+      first: to choose on.
+      second: to score on; no state is in both.
+      n_values: values are below it, or of no interest; static.
+      share: of a feature's activity, at the concept's position.
+    """
+    counts = (_counts(half, n_values) for half in (first, second))
+    both, n_value, n_active = zip(*counts, strict=True)
+    enough = (n_value[0] >= FEWEST) & (n_value[1] >= FEWEST)
+    everywhere = n_active[0] / jnp.maximum(share, 1e-12)
+    score = _f1(both[0], n_value[0][:, None], everywhere[None])
+    chosen, value = jax.lax.top_k(jnp.where(enough[:, None], score, -1.0).T, min(PAIRS, n_values))
+    feature = jnp.arange(len(value))[:, None]
+    there = second.values[None] == value[:, :1]
+    f1 = _f1(both[1][value, feature], n_value[1][value], n_active[1][:, None])
+    return Matches(
+        value,
+        chosen,
+        jnp.where(chosen >= 0, f1, jnp.nan),
+        both[1][value, feature],
+        n_value[1][value],
+        n_active[1],
+        (second.values >= 0).sum(),
+        jax.vmap(average_precision)(second.acts.T, there),
+    )
+
+
+def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
+    """States: with a value and active [value, feature], with a value, active."""
+    of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
+    return of_value @ active, of_value.sum(1), active.sum(0)
+
+
+def _f1(both: Array, n_value: Array, n_active: Array) -> Array:
+    return 2 * both / jnp.maximum(n_value + n_active, 1)
+
+
+def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "feature d_model"]:
+    """What comes into the residual in the end: of several sites the sum."""
+    return rows.reshape(len(rows), len(sites.write), -1).sum(1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _tokens(
+    model: Transformer,
+    params: Params,
+    rows: Float[Array, "feature d_model"],
+    acts: Float[Array, "state feature"],
+    scale: Float[Array, "state"],
+) -> Tokens:
+    """Mean over a feature's active states of what it adds to logits, the final norm held linear."""
+    n_active = jnp.maximum((acts > 0).sum(0), 1)
+    size = (acts / scale[:, None]).sum(0) / n_active
+    logits = size[:, None] * direct_logits(model, params, rows)
+    n = min(TOKENS, model.spec.d_vocab)
+    up, promoted = jax.lax.top_k(logits, n)
+    down, suppressed = jax.lax.top_k(-logits, n)
+    return Tokens(promoted, up, suppressed, -down)
+
+
+def direct_logits(
+    model: Transformer, params: Params, rows: Float[Array, "row d_model"]
+) -> Float[Array, "row d_vocab"]:
+    """What residuals add to logits, but for the final norm's scale: its weight, the unembedding.
+
+    The lens's own readout, less what it makes of nothing (biases).
+    """
+    network = model.bind(params)
+
+    def read(resid: Array) -> Array:
+        one = jnp.ones((len(resid), 1))
+        logits: Array = network.unembedding(network.ln_final(resid, Taps(), scale=one))
+        return logits
+
+    return read(rows) - read(jnp.zeros_like(rows[:1]))

@@ -1,0 +1,96 @@
+"""The table of a set: every dictionary of the last checkpoint, and what it has to beat."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from implicit_reasoning.dictionaries.figures.parts import bridge, distinct, middle, trained
+from implicit_reasoning.dictionaries.store import TRAINED, UNTRAINED
+
+
+class Row(NamedTuple):
+    """One dictionary or baseline; nan where a number does not exist.
+
+    Attributes:
+      site: that is written.
+      what: "trained", or what else it is.
+      sparsity: that was asked for.
+      seed: of its start.
+      l0: active features, mean over held-out states.
+      explained: variance.
+      recovered: of the loss that answers lose when the site is set to its mean, trained chains.
+      kl: to the clean model, nats, trained chains.
+      dead, dense: share of features.
+      f1, null: mean over bridges where they are first known; the highest of its null.
+      swap, low, high: share of answers that follow a swap of bridges; 95% interval over pairs.
+    """
+
+    site: str
+    what: str
+    sparsity: float
+    seed: int
+    l0: float
+    explained: float
+    recovered: float
+    kl: float
+    dead: float
+    dense: float
+    f1: float
+    null: float
+    swap: float
+    low: float
+    high: float
+
+
+def make_rows(result: xr.Dataset) -> list[Row]:
+    """Site by site, dictionaries first; of step 0 those of the middle sparsity, as a baseline.
+
+    Args:
+      result: what was measured of a set.
+    """
+    own, what, step = trained(result), result["what"].values, result["step"].values
+    last, first = int(own["step"].max()), int(own["step"].min())
+    chosen = {number: str(name) for number, name in enumerate(what) if name != TRAINED}
+    chosen |= {int(n): TRAINED for n in np.flatnonzero((what == TRAINED) & (step == last))}
+    if first == 0 < last and UNTRAINED not in what:
+        there = (what == TRAINED) & (step == 0) & (result["sparsity"].values == middle(result))
+        chosen |= {int(number): UNTRAINED for number in np.flatnonzero(there)}
+    sites = distinct(result["site"])
+
+    def place(number: int) -> tuple[int, bool, int]:
+        return sites.index(str(result["site"].values[number])), chosen[number] != TRAINED, number
+
+    return [
+        _row(result.isel(member=number), chosen[number]) for number in sorted(chosen, key=place)
+    ]
+
+
+def _row(of: xr.Dataset, what: str) -> Row:
+    concept = bridge(of)
+    there = of if concept is None else of.sel(concept=concept)
+    swaps = {"rule": "truth", "change": "swap", "outcome": "moved"}
+
+    def number(name: str, **at: str) -> float:
+        return float(of[name].sel(at)) if name in of else np.nan
+
+    def first_split(name: str, **at: str) -> float:
+        return float(of[name].isel(split=0).sel(at)) if name in of else np.nan
+
+    return Row(
+        str(of["site"].item()),
+        what,
+        float(of["sparsity"]),
+        int(of["seed"]),
+        number("l0"),
+        number("explained_variance"),
+        first_split("ce_loss_score_mean"),
+        first_split("kl", model="spliced"),
+        number("dead"),
+        number("dense"),
+        np.nan if concept is None else float(there["f1"].mean()),
+        np.nan if concept is None else float(there["f1_null"].max()),
+        *(number(f"use{end}", **swaps) for end in ("", "_low", "_high")),
+    )
