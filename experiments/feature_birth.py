@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from apart import Command, run_apart
 from arms import ARMS, about, along_run, curves, keep, spaced, there, training
-from feature_birth_figures import draw_all, write_table
+from feature_birth_figures import CONCEPTS, draw_all, write_table
 
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.dictionaries import load, measured
@@ -102,6 +102,8 @@ def kept(run: Run, world: int, init: int) -> xr.DataTree:
     features = by_step[[name for name in names if name in by_step]]
     features["f1_null"] = features["f1_null"].max("draw")
     features = features.merge(found.rename(kept="value_kept"))
+    bridges = [name for name in features["concept"].values if name in CONCEPTS]
+    features = features.sel(concept=bridges)
     size = {"n_states": result.attrs["n_states"], "n_trained": result.attrs["n_trained"]}
     features = features.assign({name: ((), np.int32(count)) for name, count in size.items()})
     return along_run(

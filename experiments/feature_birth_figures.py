@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, new_drawing
+from implicit_reasoning.figures import BLACK, BLUE, GREY, ORANGE, VERMILION, new_drawing
 
-_CONCEPTS = {
+CONCEPTS = {
     "e2@r1": (BLUE, "o", "bridge that chains use"),
     "decoy@r1": (VERMILION, "s", "bridge that is taught, unused"),
-    "fact1@r2": (GREEN, "D", "first fact, at r2"),
 }
 _ACCURACIES = {"train_ii": (BLACK, "--"), "test_ii": (BLACK, "-")}
 _STEPS = {"memorised": "train_ii .99", "in_distribution_half": "test_ii .5"}
@@ -34,7 +33,7 @@ def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
     drawing, axes = _panels(studies)
     for ax, study in zip(axes, studies.values(), strict=True):
         features, training = study["features"], study["training"]
-        for concept, (color, marker, label) in _CONCEPTS.items():
+        for concept, (color, marker, label) in CONCEPTS.items():
             if concept in features["concept"]:
                 share = features["standing"].sel(concept=concept).mean("value")
                 _lines(ax, share, label, color=color, marker=marker)
@@ -95,7 +94,7 @@ def write_table(path: Path, studies: Mapping[str, xr.DataTree]) -> None:
     for arm, study in studies.items():
         for number, world in enumerate(study["world"].values):
             phases = [_step(study["training"][name].values[number]) for name in _STEPS]
-            for concept in _CONCEPTS:
+            for concept in CONCEPTS:
                 if concept in study["features"]["concept"]:
                     part = study["features"].to_dataset().isel(run=number).sel(concept=concept)
                     cells = [arm, str(world), *phases, concept, *_numbers(part)]

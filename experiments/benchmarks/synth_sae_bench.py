@@ -55,7 +55,8 @@ VARIANTS = {
     "topk": (TopK(most=K), float(K)),
     "batch_topk": (BatchTopK(), float(K)),
     "matryoshka": (Matryoshka(widths=(D_SAE // 8, D_SAE // 4, D_SAE // 2)), float(K)),
-    "jumprelu": (JumpReLU(), 1.0),
+    # Sizes are near 4.5: what is near 2 pays for being active, by a kernel a tenth as wide.
+    "jumprelu": (JumpReLU(bandwidth=0.2), 3.0),
 }
 COMPARED = ("topk", "batch_topk")
 AIMED = ("f1", "mcc", "uniqueness")
@@ -121,7 +122,10 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
     made, sparsity = VARIANTS[variant]
     width = samples.shape[1]
     dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
-    recipe = Recipe(dictionary, Settings(steps=steps, batch=BATCH, learning_rate=RATE))
+    settings = Settings(
+        steps=steps, batch=BATCH, learning_rate=RATE, sparsity_warm_up=steps // 2
+    )  # of k nothing warms up
+    recipe = Recipe(dictionary, settings)
     advance = jax.jit(recipe.advance, donate_argnums=0)
     began, state = time.perf_counter(), None
     for start in range(0, steps, POOL):

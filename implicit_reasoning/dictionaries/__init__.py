@@ -18,7 +18,8 @@ measures/       how well, with how few, for what, and whether the model goes on;
 baselines.py    what has to be beaten
 evolution.py    features over training and seeds
 splice.py       a dictionary in its model
-figures.py      for the report
+figures/        for the report
+dashboards/     a page of features for the report
 synthetic.py    data whose directions are known
 exchange/       from and for other tools
 """

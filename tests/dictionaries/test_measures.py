@@ -128,14 +128,20 @@ def test_features_are_chosen_and_scored_on_different_facts(run):
     for concept in choose_concepts(data, places):
         facts = data.truth["fact1"][places.rows[places.row[concept.chosen]]]
         values = np.unique(concept.values)
-        assert values.min() >= 0 and values.max() < concept.n_values
+        assert values.min() >= (-1 if concept.variable == FACT else 0)
+        assert values.max() < concept.n_values
         assert (places.pos[concept.chosen] == data.positions.index(concept.pos)).all()
         shared = set(facts[concept.second]) & set(facts[~concept.second])
         if concept.variable == FACT:  # its states are dealt out one by one
             counts = [
-                np.bincount(concept.values[concept.second == half], minlength=concept.n_values)
+                np.bincount(facts[concept.second == half], minlength=facts.max() + 1)
                 for half in (False, True)
             ]
+            for value in values[values >= 0]:  # one number, one fact; and all of its states
+                (fact,) = set(facts[concept.values == value])
+                everywhere = data.truth["fact1"][places.rows[places.row]] == fact
+                here = everywhere & (places.pos == data.positions.index(concept.pos))
+                assert here.sum() == (concept.values == value).sum()
             assert (np.abs(counts[0] - counts[1]) <= 1).all()
         else:
             assert not shared

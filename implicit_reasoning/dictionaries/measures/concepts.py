@@ -42,7 +42,7 @@ class Concept(NamedTuple):
       variable: its name.
       pos: name of the position.
       chosen: numbers of states, among the places.
-      values: int [chosen].
+      values: int [chosen]; -1 where a state has none.
       second: which half they are in.
       n_values: values are below it.
     """
@@ -90,16 +90,23 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
 def _facts(
     dataset: Dataset, places: Places, positions: list[str], random: np.random.Generator
 ) -> list[Concept]:
-    """Some facts, renumbered, at the positions after those that know them."""
+    """Some facts, renumbered, at the positions after those that know them.
+
+    States of other facts are there, too, without a value: else what stands for an entity would look
+    as if it stood for the one of its facts that is among the few.
+    """
     known, values = positions.index(known_at("e2", positions)), dataset.truth[FACT]
     found = []
     for pos in range(known + 1, len(positions)):
         of_state = values[places.rows[places.row]]
         there = np.flatnonzero((places.pos == pos) & (of_state >= 0))
         facts = np.sort(random.permutation(np.unique(of_state[there]))[:_MOST_FACTS])
-        there = there[np.isin(of_state[there], facts)]
+        inside = np.isin(of_state[there], facts)
+        others = random.permutation(there[~inside])[: max(0, _MOST_STATES - inside.sum())]
+        there = np.sort(np.concatenate([there[inside], others]))
         number = np.searchsorted(facts, of_state[there])
-        second = _alternating(number)
+        number = np.where(np.isin(of_state[there], facts), number, -1)
+        second = _alternating(of_state[there])
         found.append(Concept(FACT, positions[pos], there, number, second, len(facts)))
     return found
 

@@ -115,9 +115,9 @@ def match_null(
     order = ranked(second.acts) if order is None else order
 
     def dealt(key: Array, half: Half) -> Half:
-        """Among the states that have one."""
-        there = half.values >= 0
-        places = jnp.argsort(~there)  # states that have one, in order; then the others
+        """Among the states that there are."""
+        there = jnp.isfinite(half.acts[:, 0])
+        places = jnp.argsort(~there)  # states in order; then what only fills up
         random = jnp.where(there, jax.random.uniform(key, there.shape), 2.0)
         return Half(half.acts, half.values.at[places].set(half.values[jnp.argsort(random)]))
 
