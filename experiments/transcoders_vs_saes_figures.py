@@ -73,6 +73,9 @@ def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
             ax.set_title(site, fontsize=9)
         if number % len(sites) == 0:
             ax.set_ylabel(names[row], fontsize=9)
+        if names[row].startswith("cross-entropy"):
+            ax.set_yscale("log")
+            ax.set_ylim(1e-4, 20)  # what is below is as good as nothing
     drawing.supxlabel("active features, mean over held-out states", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
