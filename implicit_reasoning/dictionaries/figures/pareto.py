@@ -81,8 +81,9 @@ def _log_axis(ax: Axes) -> None:
 
 
 def _lowest(values: xr.DataArray) -> float:
-    """Of what is drawn: of splits the first."""
-    return float(values.isel(split=0).min() if "split" in values.dims else values.min())
+    """Of what is drawn (of splits the first); 0 where there is nothing."""
+    found = values.isel(split=0).min() if "split" in values.dims else values.min()
+    return float(found.fillna(0))
 
 
 def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], label: str) -> None:
