@@ -7,12 +7,18 @@ What a study keeps of its runs is one netCDF file an arm, along the dimension `r
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from apart import Command, run_apart
 
-from implicit_reasoning.config import to_json
+from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Run
@@ -26,6 +32,54 @@ ARMS = {
     "tied": ("composition", ("--config.model.tied=true",)),
 }
 """Name to the file of `configs/`, and what is changed in it."""
+
+
+def run_arms(
+    argv: Sequence[str],
+    flags: Mapping[str, Any],
+    measuring: Callable[[Path], list[str]],
+    kept: Callable[[Run, int, int], xr.DataTree],
+) -> Path:
+    """Train and measure what is missing of a study, run by run, and keep it.
+
+    Args:
+      argv: of the script.
+      flags: its defaults: scale, worlds, inits, arms, jobs, runs, out.
+      measuring: the command that measures the run in a folder.
+      kept: what is kept of a run, given its world and initialisation seeds.
+
+    Returns:
+      `out`, with a file for each arm.
+
+    Raises:
+      InputError: an override, or an arm that there is not.
+    """
+    given, overrides = parse_flags(list(argv), dict(flags))
+    if overrides:
+        raise InputError("this study takes no overrides: its arms are files of configs/")
+    arms = given["arms"].split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    out, runs = Path(given["out"]), Path(given["runs"]) / given["scale"]
+    writing = Lock()
+
+    def job(arm: str, world: int, init: int, command: Command) -> None:
+        workdir = runs / f"{arm}_w{world}_i{init}"
+        command(training(arm, given["scale"], world, init, workdir))
+        command(measuring(workdir))
+        with writing:
+            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
+
+    # Initialisation by initialisation, so that what is there when it is stopped is even.
+    jobs = {
+        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
+        for init in range(given["inits"])
+        for world in range(given["worlds"])
+        for arm in arms
+        if (world, init) not in there(out / f"{arm}.nc")
+    }
+    run_apart(jobs, given["jobs"], runs / "compiled")
+    return out
 
 
 def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:

@@ -21,19 +21,14 @@ of Ye et al. 2025. And what neither has: what is used of what is decodable.
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import xarray as xr
-from apart import Command, run_apart
-from arms import ARMS, about, along_run, curves, keep, spaced, there, training
+from arms import ARMS, about, along_run, curves, run_arms, spaced
 from composition_figures import draw_all, read_study
 from composition_tables import write_tables
 
-from implicit_reasoning.config import parse_flags
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 
 FLAGS = {
@@ -73,32 +68,7 @@ KEPT = {
 
 def main(argv: list[str]) -> None:
     """Train and measure what is missing, then draw."""
-    flags, overrides = parse_flags(argv, FLAGS)
-    if overrides:
-        raise InputError("this study takes no overrides: its arms are files of configs/")
-    arms = flags["arms"].split(",")
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
-    writing = Lock()
-
-    def job(arm: str, world: int, init: int, command: Command) -> None:
-        workdir = runs / f"{arm}_w{world}_i{init}"
-        command(training(arm, flags["scale"], world, init, workdir))
-        command(measuring(workdir))
-        with writing:
-            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
-
-    # Initialisation by initialisation, so that what is there when it is stopped is even.
-    seeds = [
-        (i, w, arm) for i in range(flags["inits"]) for w in range(flags["worlds"]) for arm in arms
-    ]
-    jobs = {
-        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
-        for init, world, arm in seeds
-        if (world, init) not in there(out / f"{arm}.nc")
-    }
-    run_apart(jobs, flags["jobs"], runs / "compiled")
+    out = run_arms(argv, FLAGS, measuring, kept)
     studies = {arm: study for arm in ARMS if (study := read_study(out / f"{arm}.nc"))}
     draw_all(out, studies)
     write_tables(out, studies)

@@ -14,20 +14,15 @@ The script resumes run by run.
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import xarray as xr
-from apart import Command, run_apart
-from arms import ARMS, about, along_run, curves, keep, spaced, there, training
+from arms import ARMS, about, along_run, curves, run_arms, spaced
 from feature_birth_figures import CONCEPTS, draw_all, write_table
 
-from implicit_reasoning.config import parse_flags
 from implicit_reasoning.dictionaries import load, measured
 from implicit_reasoning.dictionaries.evolution import births
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 
 FLAGS = {
@@ -44,33 +39,9 @@ NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 
 
 def main(argv: list[str]) -> None:
     """Train and measure what is missing, then draw."""
-    flags, overrides = parse_flags(argv, FLAGS)
-    if overrides:
-        raise InputError("this study takes no overrides: its arms are files of configs/")
-    arms = flags["arms"].split(",")
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    out, runs = Path(flags["out"]), Path(flags["runs"]) / flags["scale"]
-    writing = Lock()
-
-    def job(arm: str, world: int, init: int, command: Command) -> None:
-        workdir = runs / f"{arm}_w{world}_i{init}"
-        command(training(arm, flags["scale"], world, init, workdir))
-        command(dictionaries(workdir))
-        with writing:
-            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
-
-    jobs = {
-        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
-        for init in range(flags["inits"])
-        for world in range(flags["worlds"])
-        for arm in arms
-        if (world, init) not in there(out / f"{arm}.nc")
-    }
-    run_apart(jobs, flags["jobs"], runs / "compiled")
-    studies = {
-        arm: xr.load_datatree(out / f"{arm}.nc") for arm in ARMS if (out / f"{arm}.nc").exists()
-    }
+    out = run_arms(argv, FLAGS, dictionaries, kept)
+    paths = {arm: out / f"{arm}.nc" for arm in ARMS}
+    studies = {arm: xr.load_datatree(path) for arm, path in paths.items() if path.exists()}
     draw_all(out, studies)
     write_table(out / "table.md", studies)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
 
-from implicit_reasoning.figures import BLUE, ORANGE, VERMILION, new_drawing
+from implicit_reasoning.dictionaries.figures.parts import features_axis, legends, panels
+from implicit_reasoning.figures import BLUE, ORANGE, VERMILION
 
 _STYLES: dict[str, dict[str, Any]] = {
     "autoencoder": {"color": BLUE, "marker": "o"},
@@ -52,33 +52,21 @@ def _of_bridges(part: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
     """Quality against active features: rows are quantities, columns are blocks."""
-    sites = list(dict.fromkeys(results["autoencoder"]["site"].values.tolist()))
     names = list(quantities(results["autoencoder"]))
-    drawing, axes = new_drawing(
-        2.4 + 2.9 * len(sites),
-        0.8 + 2.3 * len(names),
-        nrows=len(names),
-        ncols=len(sites),
-        sharex=True,
-        sharey="row",
+    drawing, rows, sites = panels(
+        results["autoencoder"], len(names), 2.3, below="active features, mean over held-out states"
     )
-    for number, ax in enumerate(axes):
-        row, site = number // len(sites), sites[number % len(sites)]
-        for kind, result in results.items():
-            _curve(ax, result.sel(member=(result["site"] == site).values), kind, quantities, row)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
-        if row == 0:
-            ax.set_title(site, fontsize=9)
-        if number % len(sites) == 0:
-            ax.set_ylabel(names[row], fontsize=9)
-        if names[row].startswith("cross-entropy"):
-            ax.set_yscale("log")
-            ax.set_ylim(1e-4, 20)  # what is below is as good as nothing
-    drawing.supxlabel("active features, mean over held-out states", fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        row[0].set_ylabel(name, fontsize=9)
+        for ax, site in zip(row, sites, strict=True):
+            for kind, result in results.items():
+                part = result.sel(member=(result["site"] == site).values)
+                _curve(ax, part, kind, quantities, number)
+            features_axis(ax)
+            if name.startswith("cross-entropy"):
+                ax.set_yscale("log")
+                ax.set_ylim(1e-4, 20)  # what is below is as good as nothing
+    legends(drawing, rows[:1])
     return drawing
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from sae_lens import __version__
-from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens_trainer import trainer_config
 
 
 def main() -> None:
@@ -40,26 +40,7 @@ def make_trainer(case: dict, pool: torch.Tensor, seed: int) -> SAETrainer:
         d_sae=case["d_sae"],
         k=case["k"],
     )
-    trainer = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
-        lr=case["learning_rate"],
-        lr_end=case["learning_rate"],
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=case["batch"],
-        dead_feature_window=1000,
-        feature_sampling_window=2000,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
+    trainer = trainer_config(10**9, case["batch"], case["learning_rate"])
 
     def batches():
         while True:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sae_lens import SAE, __version__
-from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.synthetic import (
@@ -28,6 +27,7 @@ from sae_lens.synthetic import (
     eval_sae_on_synthetic_data,
 )
 from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens_trainer import trainer_config
 
 # SynthSAEBench-16k with a sixteenth of its features and trees, and a sixth of its dimensions.
 GENERATOR = SyntheticModelConfig(
@@ -103,27 +103,7 @@ def train(case: dict, folder: Path, variant: str, seed: int) -> dict:
         for start in range(0, len(samples), batch):
             yield torch.tensor(samples[start : start + batch])
 
-    # As `sae_lens.synthetic.train_toy_sae` has it, which draws every sample anew.
-    config = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=len(samples),
-        device="cpu",
-        autocast=False,
-        lr=case["learning_rate"],
-        lr_end=case["learning_rate"],
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=batch,
-        dead_feature_window=1000,
-        feature_sampling_window=2000,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
+    config = trainer_config(len(samples), batch, case["learning_rate"])
     began = time.perf_counter()
     SAETrainer(config, sae, batches()).fit()
     seconds = time.perf_counter() - began

@@ -36,7 +36,7 @@ from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
-from implicit_reasoning.dictionaries.plan import Plan, make_plan
+from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.states import Split, states
 from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
@@ -50,11 +50,11 @@ _SAMPLE = 8192  # states that clusters and linear maps are fitted to
 _ROUNDS = 20  # of k-means
 
 
-class Baseline(NamedTuple):
-    """A baseline in a dictionary's place.
+class Candidate(NamedTuple):
+    """What is measured: a dictionary, or a baseline in its place.
 
     Attributes:
-      name: in tables.
+      name: in tables; of dictionaries `TRAINED`.
       member: where its states are from.
       finished: encodes and decodes.
       params: of one.
@@ -96,46 +96,38 @@ class Neurons(Finished):
         return Sparse(jnp.where(few, value, 0.0), index).dense(self.kind.d_sae)
 
 
-def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Baseline]:
+def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate]:
     """All that there are for a set of dictionaries.
 
     A cross-layer dictionary, whose layers write before later ones are read, has trained ones only.
     """
-    plan = make_plan(run, made.config)
-    last = max(member.steps for member in made.members)
-    middle = sorted({member.sparsity for member in made.members})[len(_sparsities(made)) // 2]
-    wanted = [m for m in made.members if (m.steps, m.sparsity, m.seed) == (last, middle, 0)]
-    found = list(_trained(run, made, plan, wanted))
-    for member in wanted:
-        if len(member.write) == 1:
-            found += _fitted(run, made, split, member)
+    found = list(_trained(run, made))
+    for number in made.shown:
+        if len(made.members[number].write) == 1:
+            found += _fitted(run, made, split, number)
     return found
 
 
-def _sparsities(made: Dictionaries) -> set[float]:
-    return {member.sparsity for member in made.members}
-
-
-def _trained(run: Run, made: Dictionaries, plan: Plan, wanted: list[Member]) -> Iterator[Baseline]:
+def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
     """Dictionaries trained in the same way, but for one thing."""
-    recipe = plan.recipe
+    recipe, wanted = make_plan(run, made.config).recipe, [made.members[n] for n in made.shown]
     frozen = dataclasses.replace(recipe.settings, frozen_decoder=True)
     arms = {FROZEN: (dataclasses.replace(recipe, settings=frozen), wanted)}
-    if wanted[0].step != ALL and not made.numbers(step=run.steps[0]):
-        first = [member._replace(steps=(run.steps[0],)) for member in wanted]
+    if wanted[0].step != ALL and 0 in run.steps and not made.numbers(step=0):
+        first = [member._replace(steps=(0,)) for member in wanted]
         arms[UNTRAINED] = recipe, first
     for name, (how, members) in arms.items():
         params = train_members(run, how, tuple(members), made.config)
         for number, member in enumerate(members):
             own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
-            yield Baseline(name, member, made.finished, own)
+            yield Candidate(name, member, made.finished, own)
 
 
-def _fitted(run: Run, made: Dictionaries, split: Split, member: Member) -> list[Baseline]:
+def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Candidate]:
     """Those of one site that are fitted, or there anyway."""
+    member, kind = made.members[number], made.finished.kind
     x, y, numbers = _sample(run, split, member)
-    kind, width = made.finished.kind, made.finished.kind.d_sae
-    k = _active(run, made, split, member)
+    k, width = _active(made, number, x), kind.d_sae
     mean_x, mean_y = x.mean(0), y.mean(0)
     found = {"k-means": _clusters(x, y, _k_means(x, width), width)}
     slope = np.eye(x.shape[1]) if x is y else np.linalg.lstsq(x - mean_x, y - mean_y, rcond=None)[0]
@@ -148,7 +140,7 @@ def _fitted(run: Run, made: Dictionaries, split: Split, member: Member) -> list[
         found["neurons"] = mlp
     if (classes := _bridge_classes(run, split, numbers)) is not None:
         found["class means"] = _clusters(x, y, classes, width)
-    return [Baseline(name, member, *made_) for name, made_ in found.items()]
+    return [Candidate(name, member, *made_) for name, made_ in found.items()]
 
 
 def _sample(
@@ -169,12 +161,11 @@ def _sample(
     return x, y, numbers
 
 
-def _active(run: Run, made: Dictionaries, split: Split, member: Member) -> int:
-    """k of a dictionary of the member's site, or as many features as it has active."""
-    params = made.params_of(made.members.index(member))
+def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]) -> int:
+    """k of a dictionary, or as many features as it has active."""
+    params = made.params_of(number)
     if "k" in params:
         return int(params["k"])
-    x, *_ = _sample(run, split, member)
     acts = made.finished.encode(params, jnp.asarray(x))
     return max(1, round(float((acts > 0).sum(1).mean())))
 

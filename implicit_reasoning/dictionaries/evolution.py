@@ -37,7 +37,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
       value], the cosine of a value's best features; nan where there is nothing to compare with.
     """
     n, alive = len(made), found["density"].values > 0
-    rows = [_unit(made, number) for number in range(n)]
+    rows = [made.directions(number) for number in range(n)]
     scores = np.full((4, n), np.nan, np.float32)
     best = found["best_feature"].values if "best_feature" in found else None
     drift = None if best is None else np.full(best.shape, np.nan, np.float32)
@@ -100,12 +100,6 @@ def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "steps": member.steps}
     return (other for other in made.numbers(**like) if other != number)
-
-
-def _unit(made: Dictionaries, number: int) -> Float[np.ndarray, "feature width"]:
-    rows = np.asarray(made.finished.kind.rows(made.params_of(number)))
-    unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
-    return unit
 
 
 def _nearest(

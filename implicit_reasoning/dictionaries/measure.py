@@ -22,7 +22,7 @@ import xarray as xr
 from jaxtyping import Array
 from tqdm import tqdm
 
-from implicit_reasoning.dictionaries.baselines import Baseline, make_baselines
+from implicit_reasoning.dictionaries.baselines import Candidate, make_baselines
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.evolution import over_training
 from implicit_reasoning.dictionaries.measures import MEASURES, Asked, Coded, Measure, Subject
@@ -53,7 +53,7 @@ def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True)
     asked = ask(run, made)
     measures, split = choose_measures(asked), asked.split
     candidates = [
-        Baseline(TRAINED, member, made.finished, made.params_of(number))
+        Candidate(TRAINED, member, made.finished, made.params_of(number))
         for number, member in enumerate(made.members)
     ]
     if made.config.baselines:
@@ -89,7 +89,7 @@ def choose_measures(asked: Asked) -> list[Measure]:
 
 def _outputs(
     run: Run,
-    candidates: Sequence[Baseline],
+    candidates: Sequence[Candidate],
     measures: Sequence[Measure],
     split: Split,
     progress: bool,
@@ -109,9 +109,8 @@ def _outputs(
             params = _stack([run.params(of) for of in steps])
             source = [steps.index(one.member.steps) for one in some]
             # Filled up, so that every device has as many.
-            filled = np.resize(
-                np.arange(len(some)), -len(some) % len(jax.local_devices()) + len(some)
-            )
+            missing = -len(some) % len(jax.local_devices())
+            filled = np.resize(np.arange(len(some)), len(some) + missing)
             items = jnp.asarray(source)[filled], _stack([some[n].params for n in filled])
             outputs = jax.device_get(program(params, items, sites, finished))
             for place, number in enumerate(numbers):
@@ -120,7 +119,7 @@ def _outputs(
     return _padded([found[number] for number in range(len(candidates))])
 
 
-def _alike(candidates: Sequence[Baseline]) -> dict[tuple[Sites, Finished], list[int]]:
+def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, Finished], list[int]]:
     """Numbers by what is static of a program."""
     found: dict[tuple[Sites, Finished], list[int]] = {}
     for number, one in enumerate(candidates):
@@ -137,9 +136,8 @@ def _program(model: Transformer, measures: Sequence[Measure], split: Split) -> A
     ) -> dict[str, Any]:
         def source(params: Params) -> tuple[Params, Array, Array, dict[str, Any]]:
             x, y = (states(model, split.places, params, of) for of in (sites.read, sites.write))
-            first = jax.tree.map(
-                lambda leaf: leaf[0], params
-            )  # of all but crosscoders the only one
+            # The first checkpoint, of all but crosscoders the only one.
+            first = jax.tree.map(lambda leaf: leaf[0], params)
             subject = Subject(model, first, sites, x, y)
             return first, x, y, {one.name: one.shared(subject) for one in measures}
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import from_json
@@ -155,12 +155,17 @@ class Dictionaries:
         ]
 
     @cached_property
-    def groups(self) -> dict[Source, list[int]]:
-        """Numbers of the members that share states, by where these are from."""
-        found: dict[Source, list[int]] = {}
-        for number, member in enumerate(self.members):
-            found.setdefault(member.source, []).append(number)
-        return found
+    def shown(self) -> list[int]:
+        """One for each site, to stand for all: last checkpoint, middle sparsity, seed 0."""
+        last = max(member.steps for member in self.members)
+        ordered = sorted({member.sparsity for member in self.members})
+        return self.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)
+
+    def directions(self, number: int) -> Float[np.ndarray, "feature width"]:
+        """What each feature of one dictionary writes, at length 1."""
+        rows = np.asarray(self.finished.kind.rows(self.params_of(number)))
+        unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
+        return unit
 
 
 def save(files: Files, dictionaries: Dictionaries) -> None:

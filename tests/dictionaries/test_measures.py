@@ -13,11 +13,13 @@ from implicit_reasoning.dictionaries.measures import Coded, Subject
 from implicit_reasoning.dictionaries.measures.absorption import Absorption
 from implicit_reasoning.dictionaries.measures.bridges import Bridges
 from implicit_reasoning.dictionaries.measures.concepts import FACT, choose_concepts
+from implicit_reasoning.dictionaries.measures.matching import Half, match
 from implicit_reasoning.dictionaries.measures.roles import Roles
 from implicit_reasoning.dictionaries.measures.superposition import Superposition
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.model import Spec, Transformer
+from tests.analysis.by_hand import dataset
 
 N_BRIDGES, N_FACTS = 8, 12  # of a bridge, each with a state of its own
 WIDTH = N_BRIDGES + N_BRIDGES * N_FACTS
@@ -151,3 +153,21 @@ def test_features_are_chosen_and_scored_on_different_facts(run):
                 data.truth[concept.variable][places.rows[places.row[concept.chosen]]],
                 concept.values,
             )
+
+
+def test_an_entity_does_not_pass_for_the_one_fact_of_it_that_is_asked_for():
+    data = dataset(n_relations=12, out_degree=12)
+    places = split_states(data).places
+    (concept,) = (one for one in choose_concepts(data, places) if one.variable == FACT)
+    heads = data.truth["e1"][places.rows[places.row[concept.chosen]]]
+    acts = (heads[:, None] == np.arange(data.world.n_entities)[None]).astype(np.float32)
+
+    def best(of):
+        halves = [
+            Half(jnp.asarray(acts[of & half]), jnp.asarray(concept.values[of & half]))
+            for half in (~concept.second, concept.second)
+        ]
+        return np.nanmean(match(*halves, concept.n_values).f1)
+
+    assert best(np.ones(len(acts), bool)) < 0.3
+    assert best(concept.values >= 0) > 0.45  # the mutation: no states of other facts

@@ -250,9 +250,11 @@ def test_the_estimates_of_jumprelu():
         np.testing.assert_allclose(to_x, near * to_pre, rtol=1e-6)
 
 
-def test_the_gates_reconstruction_does_not_move_the_decoder():
+@pytest.mark.parametrize("term", ["gate", "l1"])
+def test_what_the_gate_is_trained_by_does_not_move_the_decoder(term):
+    """Of the penalty: rows would shrink without end, as magnitudes can make up for it."""
     dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], Gated())
-    grad = jax.grad(lambda p: dictionary.loss(p, x, y, jnp.float32(0), dead)[1].terms["gate"])
+    grad = jax.grad(lambda p: dictionary.loss(p, x, y, jnp.float32(0.2), dead)[1].terms[term])
     found = grad(params)
     assert not found["W_dec"].any() and found["W_enc"].any() and found["b_gate"].any()
 

@@ -5,7 +5,6 @@ looking.py     what the device says of every feature
 labels.py      labels from truth, and how good they are
 histories.py   a feature from checkpoint to checkpoint
 cards.py       which features are shown, and what of each
-table.py       the set's dictionaries beside their baselines
 features.html  lays it out
 """
 
@@ -16,8 +15,9 @@ from collections.abc import Sequence
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from implicit_reasoning.dictionaries.dashboards import cards, labels, table
+from implicit_reasoning.dictionaries.dashboards import cards, labels
 from implicit_reasoning.dictionaries.measures.metrics import DENSE
+from implicit_reasoning.dictionaries.results import make_rows
 from implicit_reasoning.dictionaries.store import (
     ALL,
     TRAINED,
@@ -59,12 +59,12 @@ def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
       made: the set.
       result: what was measured of it.
     """
-    chosen = [made.members[number] for number in cards.choose_members(made)]
+    chosen = [made.members[number] for number in made.shown]
     # Of a run that was copied without its checkpoints there is a page all the same.
     missing = any(step not in run.steps for member in chosen for step in member.steps)
     shown = [] if missing else cards.show(run, made, result)
     body = _TEMPLATES.get_template("features.html").render(
-        rows=table.make_rows(result),
+        rows=make_rows(result),
         chosen=[(TRAINED, one.site, one.sparsity, one.seed) for one in chosen],
         when=_when(chosen[0]),
         split=str(result["split"].values[0]) if "split" in result.coords else "",

@@ -27,7 +27,7 @@ from implicit_reasoning.dictionaries.dashboards.looking import (
     look,
     read_states,
 )
-from implicit_reasoning.dictionaries.dashboards.truths import Truth, choose_truth
+from implicit_reasoning.dictionaries.dashboards.truths import Truth
 from implicit_reasoning.dictionaries.measure import ask
 from implicit_reasoning.dictionaries.measures import Asked
 from implicit_reasoning.dictionaries.measures.concepts import Concepts
@@ -130,13 +130,6 @@ class Shown(NamedTuple):
     groups: tuple[Group, ...]
 
 
-def choose_members(made: Dictionaries) -> list[int]:
-    """Of each site the dictionary of the last checkpoint, the middle sparsity and seed 0."""
-    last = max(member.steps for member in made.members)
-    ordered = sorted({member.sparsity for member in made.members})
-    return made.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)
-
-
 def show(run: Run, made: Dictionaries, result: xr.Dataset) -> list[Shown]:
     """Everything about the dictionaries that have cards.
 
@@ -146,8 +139,8 @@ def show(run: Run, made: Dictionaries, result: xr.Dataset) -> list[Shown]:
       result: what was measured of it.
     """
     asked = ask(run, made)
-    truth = choose_truth(asked)
-    numbers, places = choose_members(made), asked.split.places
+    truth = Concepts.choose(asked)
+    numbers, places = made.shown, asked.split.places
     read = read_states(run, places, [made.members[number] for number in numbers])
     return [_show(asked, made, number, result, read, truth) for number in numbers]
 
@@ -158,13 +151,13 @@ def _show(
     number: int,
     result: xr.Dataset,
     read: Read,
-    truth: Sequence[Concepts],
+    truth: Concepts | None,
 ) -> Shown:
     places, dataset = asked.split.places, asked.run.dataset
     seen = look(asked.run, made, number, read, places, truth)
     told = None
-    if seen.matches is not None:
-        concepts = [one for group in truth for one in group.concepts]
+    if truth is not None and seen.matches is not None:
+        concepts = truth.concepts
         nulls = Nulls.of(result.isel(member=number), [one.name for one in concepts])
         found = label_features(seen.matches, nulls.f1)
         told = Told(seen.matches, found, nulls, Truth(dataset, places, concepts))

@@ -45,7 +45,7 @@ class Histories:
         result = result.isel(member=numbers)
         self._alive = result["density"].values > 0
         self._result = result if "best_feature" in result else None
-        self._rows = [_unit(made, one) for one in numbers]
+        self._rows = [made.directions(one) for one in numbers]
         self._own = self._rows[numbers.index(number)]
         self._norms: Float[np.ndarray, "feature part"] | None = None
         if member.step == ALL and isinstance(made.finished.kind, Crosscoder):
@@ -90,9 +90,3 @@ class Histories:
     def _made(self, lines: dict[str, Float[np.ndarray, "step"]]) -> History:
         named = (Line(name, tuple(values.tolist())) for name, values in lines.items())
         return History(self._steps, tuple(named))
-
-
-def _unit(made: Dictionaries, number: int) -> Float[np.ndarray, "feature width"]:
-    rows = np.asarray(made.finished.kind.rows(made.params_of(number)))
-    unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
-    return unit

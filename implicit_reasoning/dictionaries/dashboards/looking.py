@@ -28,6 +28,7 @@ from implicit_reasoning.dictionaries.measures.matching import (
     FEWEST,
     Half,
     average_precision,
+    f1_score,
     of_values,
 )
 from implicit_reasoning.dictionaries.splice import Sites
@@ -56,7 +57,7 @@ class Matches(NamedTuple):
       both: states that have the value and are active.
       n_value: states that have the value.
       n_active: active states.
-      n_states: states that have any value of the concept.
+      n_states: states that there are, also those of other values than are asked for.
       average_precision: of each concept's best value.
     """
 
@@ -150,7 +151,7 @@ def look(
     number: int,
     read: Read,
     places: Places,
-    truth: Sequence[Concepts],
+    truth: Concepts | None,
 ) -> Look:
     """Look at one dictionary on all distinct states.
 
@@ -160,7 +161,7 @@ def look(
       number: which of the set.
       read: the states.
       places: of these.
-      truth: to hold features against.
+      truth: to hold features against, if there is any.
 
     Returns:
       Numpy arrays.
@@ -168,11 +169,13 @@ def look(
     member, own = made.members[number], made.params_of(number)
     acts = _encoded(made.finished, own, read.of(member.read))
     positions = list(run.dataset.positions)
-    parts = [
-        (np.array([positions.index(of.pos) for of in one.concepts]), one.halves) for one in truth
-    ]
-    n_values = max((one.n_values for one in truth), default=0)
-    found = _look(acts, jnp.asarray(places.pos), parts, len(positions), n_values)
+    found = _look(acts, jnp.asarray(places.pos), len(positions))
+    if truth is not None:
+        where = np.array([positions.index(one.pos) for one in truth.concepts])
+        # All positions weigh the same.
+        share = found.by_position / jnp.maximum(found.by_position.sum(0), 1e-12)[None]
+        matches = _matches(acts, share[where], truth.halves, truth.n_values)
+        found = found._replace(matches=matches)
     if direct_path(run.model, member.write, member.steps):
         rows = _summed(made.finished.kind.rows(own), member.sites)
         one = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
@@ -193,25 +196,17 @@ def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
     return finished.encode(params, x)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _look(
-    acts: Float[Array, "state feature"],
-    pos: Int[Array, "state"],
-    parts: Any,
-    n_pos: int,
-    n_values: int,
-) -> Look:
+@partial(jax.jit, static_argnums=2)
+def _look(acts: Float[Array, "state feature"], pos: Int[Array, "state"], n_pos: int) -> Look:
     active = (acts > 0).astype(jnp.float32)
     of_pos = of_values(pos, n_pos)
     by_position = of_pos @ active / jnp.maximum(of_pos.sum(1), 1)[:, None]
     top, places = jax.lax.top_k(acts.T, min(EXAMPLES, len(acts)))
     mean = acts.sum(0) / jnp.maximum(active.sum(0), 1)
-    share = by_position / jnp.maximum(by_position.sum(0), 1e-12)[None]
-    found = [_matches(acts, share[where], halves, n_values) for where, halves in parts]
-    matches = jax.tree.map(lambda *some: jnp.concatenate(some), *found) if found else None
-    return Look(active.mean(0), by_position, mean, top, places, matches, None)
+    return Look(active.mean(0), by_position, mean, top, places, None, None)
 
 
+@partial(jax.jit, static_argnums=3)
 def _matches(
     acts: Float[Array, "state feature"],
     share: Float[Array, "concept feature"],
@@ -228,7 +223,7 @@ def _matches(
         )
         return match_features(first, second, n_values, share)
 
-    found: Matches = jax.lax.map(one, (share, halves))
+    found: Matches = jax.lax.map(one, (share, jax.tree.map(jnp.asarray, halves)))
     return found
 
 
@@ -247,11 +242,11 @@ def match_features(
     both, n_value, n_active = zip(*counts, strict=True)
     enough = (n_value[0] >= FEWEST) & (n_value[1] >= FEWEST)
     everywhere = n_active[0] / jnp.maximum(share, 1e-12)
-    score = _f1(both[0], n_value[0][:, None], everywhere[None])
+    score = f1_score(both[0], n_value[0][:, None], everywhere[None])
     chosen, value = jax.lax.top_k(jnp.where(enough[:, None], score, -1.0).T, min(PAIRS, n_values))
     feature = jnp.arange(len(value))[:, None]
     there = second.values[None] == value[:, :1]
-    f1 = _f1(both[1][value, feature], n_value[1][value], n_active[1][:, None])
+    f1 = f1_score(both[1][value, feature], n_value[1][value], n_active[1][:, None])
     return Matches(
         value,
         chosen,
@@ -259,7 +254,7 @@ def match_features(
         both[1][value, feature],
         n_value[1][value],
         n_active[1],
-        (second.values >= 0).sum(),
+        jnp.isfinite(second.acts[:, 0]).sum(),
         jax.vmap(average_precision)(second.acts.T, there),
     )
 
@@ -268,10 +263,6 @@ def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
     """States: with a value and active [value, feature], with a value, active."""
     of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
-
-
-def _f1(both: Array, n_value: Array, n_active: Array) -> Array:
-    return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
 def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "feature d_model"]:

@@ -6,43 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from implicit_reasoning.dictionaries.measures import Asked
-from implicit_reasoning.dictionaries.measures.concepts import FACT, Concept, Concepts
+from implicit_reasoning.dictionaries.measures.concepts import FACT, Concept
 from implicit_reasoning.dictionaries.states import Places
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
-
-OTHER = 2**30
-"""In place of a value: another than those that are asked for."""
-
-
-def choose_truth(asked: Asked) -> list[Concepts]:
-    """Concepts, those of one size together; empty where the task is not one of chains.
-
-    Of facts, of which only some are asked for, states of all others are there, too: a feature that
-    speaks of an entity would else pass for one of the only fact of that entity among the some.
-    """
-    found = Concepts.choose(asked)
-    if not isinstance(found, Concepts):
-        return []
-    facts = [one for one in found.concepts if one.variable == FACT]
-    rest = [one for one in found.concepts if one.variable != FACT]
-    places, dataset = asked.split.places, asked.run.dataset
-    groups = rest, [_with_others(one, dataset, places) for one in facts]
-    return [Concepts(group) for group in groups if group]
-
-
-def _with_others(concept: Concept, dataset: Dataset, places: Places) -> Concept:
-    """The same values beside states of all others, which are dealt out one by one, too."""
-    pos = list(dataset.positions).index(concept.pos)
-    there = (places.pos == pos) & (dataset.truth[concept.variable][places.rows[places.row]] >= 0)
-    there[concept.chosen] = False
-    others = np.flatnonzero(there)
-    return concept._replace(
-        chosen=np.concatenate([concept.chosen, others]),
-        values=np.concatenate([concept.values, np.full(len(others), OTHER, concept.values.dtype)]),
-        second=np.concatenate([concept.second, np.arange(len(others)) % 2 == 1]),
-    )
 
 
 class Truth:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.dictionaries.figures.parts import bridge, distinct, middle, trained
-from implicit_reasoning.dictionaries.store import UNTRAINED
+from implicit_reasoning.dictionaries.results import Row, distinct, make_rows, middle
 from implicit_reasoning.figures import Figure
+
+_QUANTITIES = {
+    "explained": "explained variance",
+    "recovered": "loss recovered",
+    "f1": "F1",
+    "average_precision": "average precision",
+    "null": "F1, null",
+    "swap": "swap",
+}
+"""Fields of a row, and what they are called."""
 
 
 def beaten(name: str, result: xr.Dataset) -> Figure | None:
@@ -38,36 +48,17 @@ def beaten(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Numbers by site, what it is, and quantity: means over seeds, at the last checkpoint."""
-    sites, kinds = distinct(result["site"]), distinct(result["what"])
-    steps = distinct(trained(result)["step"])
-    if len(steps) > 1 and min(steps) == 0 and UNTRAINED not in kinds:
-        kinds.append(UNTRAINED)
-    found = [[_row(result, site, what) for what in reversed(kinds)] for site in sites]
-    quantities = list(found[0][0])
-    values = [[[row[q] for q in quantities] for row in rows] for rows in found]
-    coords = {"site": sites, "what": kinds[::-1], "quantity": quantities}
-    return xr.DataArray(np.asarray(values, float), coords, ("site", "what", "quantity"))
+    """Numbers by site, what it is, and quantity, of the middle sparsity: means over seeds."""
+    rows = [row for row in make_rows(result) if row.sparsity == middle(result)]
+    sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])
+    values = [[_mean(rows, site, what) for what in reversed(kinds)] for site in sites]
+    coords = {"site": sites, "what": kinds[::-1], "quantity": list(_QUANTITIES.values())}
+    table = xr.DataArray(np.asarray(values), coords, ("site", "what", "quantity"))
+    return table.dropna("quantity", how="all")  # what does not exist for this set
 
 
-def _row(result: xr.Dataset, site: str, what: str) -> dict[str, float]:
-    step = trained(result)["step"].max()
-    there = (
-        (result["site"] == site) & (result["what"] == what) & (result["sparsity"] == middle(result))
-    )
-    if what == UNTRAINED and not there.any():
-        there = (result["site"] == site) & (result["step"] == 0) & (result["what"] == "trained")
-        there &= result["sparsity"] == middle(result)
-    elif what == "trained":
-        there &= result["step"] == step
-    part, concept = result.sel(member=there.values).mean("member"), bridge(result)
-    row = {"explained variance": part["explained_variance"]}
-    if "ce_loss_score_mean" in part:
-        row["loss recovered"] = part["ce_loss_score_mean"].isel(split=0)
-    if concept is not None:
-        of = part.sel(concept=concept)
-        row["F1"], row["average precision"] = of["f1"].mean(), of["average_precision"].mean()
-        row["F1, null"] = of["f1_null"].max()
-    if "rule" in result.dims:
-        row["swap"] = part["use"].sel(rule="truth", change="swap", outcome="moved")
-    return {name: float(value) for name, value in row.items()}
+def _mean(rows: list[Row], site: str, what: str) -> Float[np.ndarray, "quantity"]:
+    some = [row for row in rows if (row.site, row.what) == (site, what)]
+    each = [[getattr(row, name) for name in _QUANTITIES] for row in some]
+    found: np.ndarray = np.mean(each, axis=0) if each else np.full(len(_QUANTITIES), np.nan)
+    return found

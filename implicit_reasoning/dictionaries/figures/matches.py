@@ -6,15 +6,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.dictionaries.figures.parts import (
-    bridge,
-    distinct,
-    legends,
-    middle,
-    of_middle,
-    over_steps,
-    panels,
-)
+from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
+from implicit_reasoning.dictionaries.results import bridge, distinct, middle, of_middle
 from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Figure
 
 

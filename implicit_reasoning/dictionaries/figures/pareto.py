@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.analysis.drawing import layer_colors
-from implicit_reasoning.dictionaries.figures.parts import MARKERS, distinct, trained
+from implicit_reasoning.dictionaries.figures.parts import MARKERS, features_axis, legends, panels
+from implicit_reasoning.dictionaries.results import distinct, trained
 from implicit_reasoning.figures import (
     BLACK,
     BLUE,
@@ -25,43 +25,30 @@ from implicit_reasoning.figures import (
     new_drawing,
 )
 
+_BELOW = "active features, mean over states"
 _SETS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
     """Quality against active features, a line for each checkpoint, a column for each site."""
     result = trained(result)
-    sites, steps = (distinct(result[key]) for key in ("site", "step"))
-    rows = {"explained_variance": "explained variance"}
+    steps, quantities = distinct(result["step"]), {"explained_variance": "explained variance"}
     if "ce_loss_score_mean" in result:
-        rows["ce_loss_score_mean"] = "loss recovered"
-    drawing, axes = new_drawing(
-        2.2 + 3.0 * len(sites),
-        0.8 + 2.4 * len(rows),
-        nrows=len(rows),
-        ncols=len(sites),
-        sharex=True,
-        sharey="row",
-    )
+        quantities["ce_loss_score_mean"] = "loss recovered"
+    drawing, rows, sites = panels(result, len(quantities), below=_BELOW)
     colors = layer_colors(len(steps))
-    panels = iter(axes)
-    for quantity, label in rows.items():
-        for site in sites:
-            ax = next(panels)
+    for row, (quantity, label) in zip(rows, quantities.items(), strict=True):
+        row[0].set_ylabel(label)
+        # What is far below is worse than nothing at all; how far does not matter.
+        row[0].set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
+        for ax, site in zip(row, sites, strict=True):
             for number, step in enumerate(steps):
                 of = (result["site"] == site) & (result["step"] == step)
                 style = {"color": colors[number], "marker": MARKERS[number % len(MARKERS)]}
                 _line(ax, result.sel(member=of.values), quantity, style, f"step {step:,}")
-            ax.set_title(site, fontsize=9)
-            # What is far below is worse than nothing at all; how far does not matter.
-            ax.set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
-            _log_axis(ax)
+            features_axis(ax)
             ax.axhline(0, color="black", linewidth=0.5)
-            if site == sites[0]:
-                ax.set_ylabel(label)
-    drawing.supxlabel("active features, mean over states", fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    legends(drawing, rows[:1])
     caption = (
         f"Dictionaries {name!r}, each point one (mean over seeds, bars from the lowest to the "
         f"highest), on {result.attrs['n_states']:,} distinct states of prefixes that were not "
@@ -71,13 +58,6 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
         "chains; 1 is the model itself; nothing is said where ablation loses nothing."
     )
     return Figure(f"dictionaries_{name}", "How much is kept, by how few features", caption, drawing)
-
-
-def _log_axis(ax: Axes) -> None:
-    """Doublings, as sparsities are often chosen."""
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
 
 
 def _lowest(values: xr.DataArray) -> float:
@@ -122,9 +102,9 @@ def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
                 style = {"color": _SETS[number % len(_SETS)], "marker": MARKERS[number % 7]}
                 _line(ax, part, "explained_variance", style, name)
         ax.set_title(site, fontsize=9)
-        _log_axis(ax)
+        features_axis(ax)
     axes[0].set_ylabel("explained variance")
-    drawing.supxlabel("active features, mean over states", fontsize=10)
+    drawing.supxlabel(_BELOW, fontsize=10)
     handles: dict[str, Any] = {}
     for ax in axes:
         handles |= {

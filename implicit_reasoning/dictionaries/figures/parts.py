@@ -10,46 +10,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from implicit_reasoning.dictionaries.store import TRAINED
+from implicit_reasoning.dictionaries.results import distinct
 from implicit_reasoning.figures import Drawing, new_drawing
 
 MARKERS = "osD^v<>"
 
 
-def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
-    """Each value once, in order of appearance."""
-    return list(dict.fromkeys(np.asarray(values).tolist()))
-
-
-def trained(result: xr.Dataset) -> xr.Dataset:
-    """Without baselines."""
-    return result.sel(member=(result["what"] == TRAINED).values)
-
-
-def middle(result: xr.Dataset) -> float:
-    """The middle one of the sparsities."""
-    ordered = sorted(distinct(trained(result)["sparsity"]))
-    return float(ordered[len(ordered) // 2])
-
-
-def of_middle(result: xr.Dataset, site: str) -> xr.Dataset:
-    """Trained dictionaries of a site and the middle sparsity, all steps and seeds."""
-    own = trained(result)
-    return own.sel(member=((own["site"] == site) & (own["sparsity"] == middle(result))).values)
-
-
-def bridge(result: xr.Dataset) -> str | None:
-    """The concept of the bridge where it is first known; None where there is none."""
-    if "concept" not in result.coords:
-        return None
-    found = [name for name in result["concept"].values.tolist() if name.startswith("e2@")]
-    return found[0] if found else None
-
-
 def panels(
-    result: xr.Dataset, nrows: int = 1, height: float = 2.5
+    result: xr.Dataset, nrows: int = 1, height: float = 2.5, below: str = "training step"
 ) -> tuple[Drawing, list[list[Axes]], list[str]]:
-    """Rows of panels, a column for each site; titles, and the step below."""
+    """Rows of panels, a column for each site, which is its title; what goes right is said below."""
     sites = distinct(result["site"])
     drawing, axes = new_drawing(
         2.6 + 2.9 * len(sites),
@@ -62,8 +32,15 @@ def panels(
     rows = [axes[row * len(sites) : (row + 1) * len(sites)] for row in range(nrows)]
     for ax, site in zip(rows[0], sites, strict=True):
         ax.set_title(site, fontsize=9)
-    drawing.supxlabel("training step", fontsize=10)
+    drawing.supxlabel(below, fontsize=10)
     return drawing, rows, sites
+
+
+def features_axis(ax: Axes) -> None:
+    """Active features go right, in doublings, as sparsities are often chosen."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
 
 
 def over_steps(

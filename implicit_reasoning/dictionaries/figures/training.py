@@ -7,16 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.dictionaries.evolution import births
-from implicit_reasoning.dictionaries.figures.parts import (
-    distinct,
-    legends,
-    middle,
-    of_middle,
-    over_steps,
-    panels,
-    trained,
-)
+from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
 from implicit_reasoning.dictionaries.measures.absorption import STANDS
+from implicit_reasoning.dictionaries.results import distinct, middle, of_middle, trained
 from implicit_reasoning.figures import (
     BLACK,
     BLUE,

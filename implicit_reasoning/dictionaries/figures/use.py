@@ -6,13 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from implicit_reasoning.dictionaries.figures.parts import (
-    legends,
-    middle,
-    of_middle,
-    over_steps,
-    panels,
-)
+from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
+from implicit_reasoning.dictionaries.results import middle, of_middle
 from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, Figure
 
 _RULES: dict[str, dict[str, Any]] = {

@@ -20,14 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.dictionaries.measures.base import (
-    Asked,
-    Coded,
-    Found,
-    Measure,
-    Subject,
-    by_value,
-)
+from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features, of_values
 
@@ -62,10 +55,10 @@ class Absorption(Measure):
         rare = (often < _RARE)[values]
         means = directions(subject.y[one.chosen[fit]], of_value[:, fit])
         here = of_value * jnp.asarray(one.second)[None]
-        found = {"silent": by_value(silent.astype(jnp.float32), here)}
+        found = {"silent": _by_value(silent.astype(jnp.float32), here)}
         for name, of in {"absorbed": one.values, "absorbed_null": _others(one.values)}.items():
             spoken = silent & _spoken_for(acts, coded.rows, means[of], rare)
-            found[name] = by_value(spoken.astype(jnp.float32), here)
+            found[name] = _by_value(spoken.astype(jnp.float32), here)
         return found
 
     def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
@@ -101,3 +94,9 @@ def _spoken_for(
     cosine = along / (jnp.linalg.norm(rows, axis=1)[None] + 1e-12)
     candidates = jnp.where(rare & (cosine >= COSINE), written, 0.0)
     return (total > 0) & (candidates.max(1) >= SHARE * total)
+
+
+def _by_value(values: Float[Array, "state"], of_value: Float[Array, "value state"]) -> Array:
+    """Mean of the states of each value; nan where it has none."""
+    count = of_value.sum(1)
+    return jnp.where(count > 0, of_value @ values / jnp.maximum(count, 1), jnp.nan)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -101,9 +100,3 @@ class Measure(abc.ABC):
     @abc.abstractmethod
     def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
         """Names for what was found, [member, ...] each."""
-
-
-def by_value(values: Float[Array, "state"], of_value: Float[Array, "value state"]) -> Array:
-    """Mean of the states of each value; nan where it has none."""
-    count = of_value.sum(1)
-    return jnp.where(count > 0, of_value @ values / jnp.maximum(count, 1), jnp.nan)

@@ -129,7 +129,7 @@ class Concepts(Measure):
     name: ClassVar[str] = "concepts"
 
     @classmethod
-    def choose(cls, asked: Asked) -> Measure | None:
+    def choose(cls, asked: Asked) -> Concepts | None:
         """All there are; None for tasks that are not of chains."""
         try:
             concepts = choose_concepts(asked.run.dataset, asked.split.places)

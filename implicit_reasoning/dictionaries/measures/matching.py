@@ -141,7 +141,7 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
         left = 1 - any_of[0]
         both = (values[0] * any_of[0]).sum(1)[:, None] + (values[0] * left) @ active[0]
         size = any_of[0].sum(1)[:, None] + left @ active[0]
-        best = (2 * both / jnp.maximum(values[0].sum(1)[:, None] + size, 1)).argmax(1)
+        best = f1_score(both, values[0].sum(1)[:, None], size).argmax(1)
         any_of = [jnp.maximum(a, of[:, best].T) for a, of in zip(any_of, active, strict=True)]
         scores.append(_f1(values[1], any_of[1]))
     enough = _enough(first, second, n_values)
@@ -151,8 +151,7 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 def best_features(half: Half, n_values: int) -> Int[Array, "value"]:
     """The feature of highest F1 for each value."""
     of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
-    both, sizes = of_value @ active, of_value.sum(1)[:, None] + active.sum(0)[None]
-    return (2 * both / jnp.maximum(sizes, 1)).argmax(1)
+    return f1_score(of_value @ active, of_value.sum(1)[:, None], active.sum(0)[None]).argmax(1)
 
 
 def average_precision(
@@ -164,6 +163,13 @@ def average_precision(
     """
     order = ranked(scores[:, None])
     return _average_precision(Ranked(order.order[0], order.last[0]), positive)
+
+
+def f1_score(
+    both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
+) -> Float[Array, "*any"]:
+    """Of "active" against "has the value", from counts of states; 0 where there are none."""
+    return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
 def of_values(values: Int[Array, "state"], n_values: int) -> Float[Array, "value state"]:
@@ -186,5 +192,4 @@ def _f1(
     of_value: Float[Array, "value state"], active: Float[Array, "value state"]
 ) -> Float[Array, "value"]:
     """Of each value with its own column of activity."""
-    sizes = of_value.sum(1) + active.sum(1)
-    return 2 * (of_value * active).sum(1) / jnp.maximum(sizes, 1)
+    return f1_score((of_value * active).sum(1), of_value.sum(1), active.sum(1))

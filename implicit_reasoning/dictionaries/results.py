@@ -1,14 +1,44 @@
-"""The table of a set: every dictionary of the last checkpoint, and what it has to beat."""
+"""Reading what was measured of a set: its parts, and the table of dictionaries and baselines."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.dictionaries.figures.parts import bridge, distinct, middle, trained
 from implicit_reasoning.dictionaries.store import TRAINED, UNTRAINED
+
+
+def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
+    """Each value once, in order of appearance."""
+    return list(dict.fromkeys(np.asarray(values).tolist()))
+
+
+def trained(result: xr.Dataset) -> xr.Dataset:
+    """Without baselines."""
+    return result.sel(member=(result["what"] == TRAINED).values)
+
+
+def middle(result: xr.Dataset) -> float:
+    """The middle one of the sparsities."""
+    ordered = sorted(distinct(trained(result)["sparsity"]))
+    return float(ordered[len(ordered) // 2])
+
+
+def of_middle(result: xr.Dataset, site: str) -> xr.Dataset:
+    """Trained dictionaries of a site and the middle sparsity, all steps and seeds."""
+    own = trained(result)
+    return own.sel(member=((own["site"] == site) & (own["sparsity"] == middle(result))).values)
+
+
+def bridge(result: xr.Dataset) -> str | None:
+    """The concept of the bridge where it is first known; None where there is none."""
+    if "concept" not in result.coords:
+        return None
+    found = [name for name in result["concept"].values.tolist() if name.startswith("e2@")]
+    return found[0] if found else None
 
 
 class Row(NamedTuple):
@@ -25,6 +55,7 @@ class Row(NamedTuple):
       kl: to the clean model, nats, trained chains.
       dead, dense: share of features.
       f1, null: mean over bridges where they are first known; the highest of its null.
+      average_precision: as `f1`.
       swap, low, high: share of answers that follow a swap of bridges; 95% interval over pairs.
     """
 
@@ -40,6 +71,7 @@ class Row(NamedTuple):
     dense: float
     f1: float
     null: float
+    average_precision: float
     swap: float
     low: float
     high: float
@@ -76,6 +108,9 @@ def _row(of: xr.Dataset, what: str) -> Row:
     def number(name: str, **at: str) -> float:
         return float(of[name].sel(at)) if name in of else np.nan
 
+    def of_bridges(name: str) -> float:
+        return float(there[name].mean()) if concept is not None and name in there else np.nan
+
     def first_split(name: str, **at: str) -> float:
         return float(of[name].isel(split=0).sel(at)) if name in of else np.nan
 
@@ -90,7 +125,8 @@ def _row(of: xr.Dataset, what: str) -> Row:
         first_split("kl", model="spliced"),
         number("dead"),
         number("dense"),
-        np.nan if concept is None else float(there["f1"].mean()),
-        np.nan if concept is None else float(there["f1_null"].max()),
+        of_bridges("f1"),
+        float(there["f1_null"].max()) if concept is not None else np.nan,
+        of_bridges("average_precision"),
         *(number(f"use{end}", **swaps) for end in ("", "_low", "_high")),
     )

@@ -1,0 +1,70 @@
+"""A run in memory whose states are a code of slots, and a dictionary that reads the slots."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.dictionaries.store import Dictionaries, Member
+from implicit_reasoning.runs import Layout, Run
+from tests.dictionaries.small import SITE, config
+
+STEPS = (0, 10)
+
+
+class Planted(Run):
+    """A run in memory, the same parameters at every checkpoint."""
+
+    def __init__(self, data, model, params):
+        self.files = Layout(Path("nowhere"))
+        self.__dict__ |= {"dataset": data, "model": model}
+        self.own = params
+
+    steps = STEPS
+
+    def params(self, steps=None):
+        steps = self.steps if steps is None else steps
+        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), self.own)
+
+
+def dimensions(width, threshold=0.0):
+    """Features are the dimensions of the state; at step 0 in the opposite order."""
+    eye = np.eye(width, dtype=np.float32)
+    params = {
+        "W_enc": np.stack([eye[:, ::-1], eye]),
+        "W_dec": np.stack([eye[::-1], eye]),
+        "b_enc": np.full((2, width), -threshold, np.float32),
+        "b_dec": np.zeros((2, width), np.float32),
+    }
+    members = tuple(Member((step,), (SITE,), (SITE,), 2.0, 0) for step in STEPS)
+    finished = Finished(Autoencoder(width, width, width), "standard")
+    return Dictionaries(finished, jax.tree.map(jnp.asarray, params), members, config())
+
+
+def measured_as(made, concepts=(), n_values=1, **more):
+    """The least that a page needs of what was measured."""
+    n, width = len(made), made.finished.kind.d_sae
+    members = {
+        name: ("member", [getattr(member, name) for member in made.members])
+        for name in ("step", "site", "sparsity", "seed")
+    }
+    numbers = ("l0", "explained_variance", "dead", "dense")
+    variables = {name: ("member", np.full(n, 0.5)) for name in numbers}
+    variables["density"] = ("member", "feature"), np.full((n, width), 0.1)
+    coords = {**members, "what": ("member", ["trained"] * n)}
+    if concepts:
+        shape = n, len(concepts), n_values
+        coords["concept"] = list(concepts)
+        dims = "member", "concept", "value"
+        variables["f1"] = dims, np.full(shape, 0.9)
+        variables["best_feature"] = dims, np.zeros(shape, int)
+        for name in ("f1_null", "average_precision_null"):
+            variables[name] = (*dims[:2], "draw"), np.full((*shape[:2], 2), 0.05)
+    return xr.Dataset(variables | more, coords)
+
+
+CONCEPTS = ["e1@r1", "e1@r2", "r1@r1", "r1@r2", "e2@r1", "e2@r2", "r2@r2", "answer@r2", "fact1@r2"]
