@@ -45,7 +45,7 @@ def test_they_reconstruct_states_in_raw_units(run, made):
 
 
 def test_they_are_opened_as_they_were_kept(run, made):
-    assert names(run) == ["autoencoder"]
+    assert "autoencoder" in names(run)  # beside what other tests trained on this run
     opened = load(run, "autoencoder")
     assert opened.members == made.members and opened.finished == made.finished
     same(opened, made)
