@@ -123,8 +123,12 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
     width = samples.shape[1]
     dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
     settings = Settings(
-        steps=steps, batch=BATCH, learning_rate=RATE, sparsity_warm_up=steps // 2
-    )  # of k nothing warms up
+        steps=steps,
+        batch=BATCH,
+        learning_rate=RATE,
+        sparsity_warm_up=steps // 2,  # of k nothing warms up
+        bias_at_mean=False,
+    )
     recipe = Recipe(dictionary, settings)
     advance = jax.jit(recipe.advance, donate_argnums=0)
     began, state = time.perf_counter(), None

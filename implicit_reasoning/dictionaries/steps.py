@@ -38,6 +38,8 @@ class Settings:
       beta1, beta2: Adam's.
       clip: global norm of the gradient.
       dead_after: steps without firing.
+      bias_at_mean: the decoder's bias begins at the mean of a batch of targets; else at 0, as in
+        SAELens, which finds more of what is made of sparse features that are never negative.
       unit_decoder: keep decoder rows at norm 1.
       frozen_decoder: leave the decoder's rows as they were drawn: a baseline.
       resample_every: steps between replacing dead features by what is written worst; 0: never.
@@ -53,6 +55,7 @@ class Settings:
     beta2: float = 0.999
     clip: float = 1.0
     dead_after: int = 1000
+    bias_at_mean: bool = True
     unit_decoder: bool = False
     frozen_decoder: bool = False
     resample_every: int = 0
@@ -138,6 +141,8 @@ class Recipe:
         if params is None:
             at = jax.random.fold_in(lot.key, 0)
             params = self.dictionary.init(at, *batch_of(lot.pool, self.settings.batch, at))
+            if not self.settings.bias_at_mean:
+                params = params | {"b_dec": jnp.zeros_like(params["b_dec"])}
         if self.settings.unit_decoder:
             params = _with_unit_rows(params)
         idle = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)

@@ -98,6 +98,19 @@ def test_groups_of_states_weigh_the_same():
     assert abs((drawn < 10).mean() - 0.5) < 0.02
 
 
+def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
+    whole = pools(1)
+    lot = Lot(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
+    dictionary = Dictionary(Autoencoder(12, 12, 32), TopK(most=4))
+    starts = {
+        mean: Recipe(dictionary, Settings(batch=64, bias_at_mean=mean)).begin(lot).params["b_dec"]
+        for mean in (True, False)
+    }
+    drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
+    np.testing.assert_allclose(starts[True], drawn.mean(0), rtol=1e-6)
+    assert (starts[False] == 0).all() and (starts[True] != 0).all()
+
+
 @pytest.mark.parametrize("kind", [Transcoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
 def test_unit_decoders_stay_so(kind):
     settings = Settings(steps=10, batch=32, unit_decoder=True)
