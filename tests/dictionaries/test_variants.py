@@ -99,8 +99,10 @@ def test_gated():
     np.testing.assert_allclose(seen.terms["gate"], error(params, opened, x), rtol=1e-5)
 
 
+@pytest.mark.parametrize("few", [0, 32], ids=["by index", "of all"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_topk(k):
+def test_topk(k, few, monkeypatch):
+    monkeypatch.setattr(topk, "_FEW", few)
     dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], TopK(most=3))
     _, seen = dictionary.loss(params, x, y, jnp.float32(k), dead)
     params, x, projected, norms = by_hand(params, x)
@@ -108,7 +110,7 @@ def test_topk(k):
     least = np.sort(pre * norms, axis=1)[:, [-k]]
     acts = np.where(pre * norms >= least, np.maximum(pre, 0), 0)
     np.testing.assert_allclose(seen.terms["mse"], error(params, acts, x), rtol=1e-5)
-    np.testing.assert_allclose(seen.encoded.acts.dense(F), acts, atol=1e-6)
+    np.testing.assert_allclose(seen.encoded.dense, acts, atol=1e-6)
     assert seen.terms["aux"] == 0
 
 
@@ -216,7 +218,9 @@ def test_gradients_are_those_of_finite_differences(kind, name):
         np.testing.assert_allclose(exact, (along(size) - along(-size)) / 2 / size, rtol=1e-5)
 
 
-def test_topk_differentiates_as_if_all_features_were_computed():
+@pytest.mark.parametrize("few", [0, 32], ids=["by index", "of all"])
+def test_topk_differentiates_as_if_all_features_were_computed(few, monkeypatch):
+    monkeypatch.setattr(topk, "_FEW", few)
     dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], TopK(most=3))
 
     def dense(params):
@@ -231,6 +235,19 @@ def test_topk_differentiates_as_if_all_features_were_computed():
     theirs = jax.grad(dense)(params)
     for name in params:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+
+
+def test_the_largest_few_are_the_sorted_ones_and_of_equal_ones_the_first():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(20, 30)).astype(np.float32)
+    values[5:10] = np.round(values[5:10])  # many are equal
+    values[10] = 0.0
+    for count in (1, 4, 30):
+        found = np.asarray(topk.largest_few(jnp.asarray(values), jnp.float32(count)))
+        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+        expected = np.zeros_like(found)
+        np.put_along_axis(expected, order, True, axis=1)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_the_estimates_of_jumprelu():

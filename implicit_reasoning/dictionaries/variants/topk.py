@@ -27,6 +27,7 @@ from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar,
 from implicit_reasoning.model import Params
 
 _RATE = 0.01  # of the running threshold
+_FEW = 32  # times k: up to so many features are all computed, as products are cheaper than a sort
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TopK(Variant):
 
     def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
         """Chosen by what all would write, then computed, and differentiated, for the chosen."""
+        if kind.d_sae <= _FEW * self.most:
+            return self._encode_all(kind, params, x, sparsity)
         # No gradient passes where features are chosen by.
         projected = jax.lax.stop_gradient(kind.project(params, x))
         pre = projected + jax.lax.stop_gradient(params["b_enc"])[None]
@@ -55,6 +58,12 @@ class TopK(Variant):
         value = kind.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
         few = jnp.arange(chosen.shape[1])[None] < sparsity  # they are in order
         return Encoded(Sparse(jnp.where(few, jax.nn.relu(value), 0.0), chosen), pre)
+
+    def _encode_all(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+        """The same where there are few to choose from: choosing them takes longer than to write."""
+        pre = kind.project(params, x) + params["b_enc"][None]
+        written = jax.lax.stop_gradient(pre * kind.norms(params)[None]).astype(jnp.float32)
+        return Encoded(jnp.where(largest_few(written, sparsity), jax.nn.relu(pre), 0.0), pre)
 
     def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
         """AuxK."""
@@ -124,6 +133,31 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     nothing = jnp.zeros((), missing.dtype)
     found: Scalar = jax.lax.switch(which, [lambda: nothing, of_some, of_many])
     return jnp.minimum(n_dead / most, 1.0) * found
+
+
+def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
+    """Which numbers are among the `count` largest of their row; of equal ones the first.
+
+    Maximum after maximum, each below the one before: a third of the time of a sort for 16 of 512.
+    Where equal numbers make that too many, they are counted.
+    """
+    count = count.astype(jnp.int32)
+
+    def below(_: Array, least: Array) -> Array:
+        return jnp.where(values < least, values, -jnp.inf).max(-1, keepdims=True)
+
+    start = jnp.full((len(values), 1), jnp.inf)
+    chosen = values >= jax.lax.fori_loop(0, count, below, start)
+
+    def counted() -> Array:
+        least = largest(values, count)[:, None]
+        more, same = values > least, values == least
+        missing = count - more.sum(-1, keepdims=True)
+        return more | (same & (jnp.cumsum(same, axis=-1) <= missing))
+
+    alike = (chosen.sum(-1) == jnp.minimum(count, values.shape[1])).all()
+    found: Array = jax.lax.cond(alike, lambda: chosen, counted)
+    return found
 
 
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
