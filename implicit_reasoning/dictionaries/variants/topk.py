@@ -27,7 +27,7 @@ from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar,
 from implicit_reasoning.model import Params
 
 _RATE = 0.01  # of the running threshold
-_FEW = 32  # times k: up to so many features are all computed, as products are cheaper than a sort
+_FEW = 32  # times k: up to so many features are all computed, where products have many threads
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TopK(Variant):
 
     def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
         """Chosen by what all would write, then computed, and differentiated, for the chosen."""
-        if kind.d_sae <= _FEW * self.most:
+        if kind.d_sae <= _FEW * self.most and not _one_thread():
             return self._encode_all(kind, params, x, sparsity)
         # No gradient passes where features are chosen by.
         projected = jax.lax.stop_gradient(kind.project(params, x))
@@ -133,6 +133,11 @@ def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
     nothing = jnp.zeros((), missing.dtype)
     found: Scalar = jax.lax.switch(which, [lambda: nothing, of_some, of_many])
     return jnp.minimum(n_dead / most, 1.0) * found
+
+
+def _one_thread() -> bool:
+    """Whether this is traced for a core of its own: members dealt out to a CPU's cores."""
+    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size > 1
 
 
 def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
