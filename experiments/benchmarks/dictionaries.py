@@ -38,12 +38,7 @@ from turns import compared, take_turns
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.population import (
-    Population,
-    fitting_mesh,
-    make_members,
-    stack_pools,
-)
+from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK

@@ -26,13 +26,13 @@ from implicit_reasoning.dictionaries.baselines import Candidate, make_baselines
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.evolution import over_training
 from implicit_reasoning.dictionaries.measures import MEASURES, Asked, Coded, Measure, Subject
-from implicit_reasoning.dictionaries.population import fitting_mesh, mapped
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split, split_states, states
 from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries, Files, Member
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.training.mapping import fitting_mesh, mapped
 
 
 def measured(run: Run, made: Dictionaries) -> xr.Dataset:

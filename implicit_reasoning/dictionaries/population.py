@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, State, Window
 from implicit_reasoning.model import Params
 from implicit_reasoning.training import sharding
+from implicit_reasoning.training.mapping import mapped
 
 
 class Members(NamedTuple):
@@ -104,48 +105,6 @@ class Population:
 
         found: State = jax.tree_util.tree_map_with_path(of, shapes)
         return found
-
-
-def mapped(
-    function: Callable[[Any], Any],
-    items: Any,
-    mesh: jax.sharding.Mesh | None = None,
-    together: int | None = None,
-) -> Any:
-    """A function of every item of a stacked tree; devices of `trial` have their share each.
-
-    Args:
-      function: of one item.
-      items: arrays with the items along their first axis.
-      mesh: of `make_mesh`; None: one device.
-      together: items that a device takes at once, see `Population`.
-    """
-    if mesh is None:
-        return _by_turns(function, items, together)
-    by_trial = PartitionSpec("trial")
-    dealt_out = jax.shard_map(
-        lambda own: _by_turns(function, own, together),
-        mesh=mesh,
-        in_specs=by_trial,
-        out_specs=by_trial,
-        axis_names={"trial"},
-        check_vma=False,
-    )
-    return dealt_out(items)
-
-
-def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) -> Any:
-    count = jax.tree.leaves(items)[0].shape[0]
-    together = together or (1 if jax.default_backend() == "cpu" else count)
-    # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
-    return jax.lax.map(function, items, batch_size=together if together > 1 else None)
-
-
-def fitting_mesh(n_members: int) -> jax.sharding.Mesh | None:
-    """As many of the devices as members can be dealt out to evenly; None where that is one."""
-    n_devices = len(jax.local_devices())
-    most = max(n for n in range(1, n_devices + 1) if n_members % n == 0)
-    return make_mesh(most) if most > 1 else None
 
 
 def make_members(

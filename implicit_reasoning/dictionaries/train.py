@@ -21,12 +21,7 @@ from tqdm import tqdm
 
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
-from implicit_reasoning.dictionaries.population import (
-    Population,
-    fitting_mesh,
-    make_members,
-    stack_pools,
-)
+from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
 from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
@@ -35,6 +30,7 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Checkpoints, Run
 from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
+from implicit_reasoning.training.mapping import fitting_mesh
 from implicit_reasoning.training.writers import MetricsFile
 
 _KEPT = 2  # states to resume from

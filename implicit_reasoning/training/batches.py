@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
 
 from implicit_reasoning.errors import InputError
@@ -19,7 +20,7 @@ _ROUNDS = 6
 def rows_of_step(
     key: Key[Array, ""],
     step: Int[Array, ""],
-    n_rows: Int[Array, ""],
+    n_rows: Int[Array | np.ndarray, ""],
     *,
     batch_size: int,
     order: str,
@@ -51,7 +52,7 @@ def check_order(order: str, batch_size: int, n_rows: int) -> None:
         )
 
 
-def _epochs(key: Array, step: Array, n_rows: Array, batch_size: int) -> Array:
+def _epochs(key: Array, step: Array, n_rows: Array | np.ndarray, batch_size: int) -> Array:
     n = jnp.uint32(n_rows)
     # position = step * batch_size + i = epoch * n + index, without forming the first product,
     # which overflows in long runs.

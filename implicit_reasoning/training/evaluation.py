@@ -7,6 +7,7 @@ same as writing it greedily. Its loss is the sum over its tokens, its rank the w
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -35,17 +36,51 @@ class Outcome(NamedTuple):
     rank: Int[Array, "probe"]
 
 
-class Evaluation:
-    """The probe rows of a dataset, on the device, and what to say about a model's answers."""
+class Probes(NamedTuple):
+    """Rows to ask, in chunks of equal size: those of several worlds stand one after the other."""
 
-    def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
-        """Move the probe rows to the device, and draw the bootstrap of the cross split once.
+    tokens: Int[Array | np.ndarray, "chunk row pos"]
+    positions: Int[Array | np.ndarray, "chunk row answer"]
+    answers: Int[Array | np.ndarray, "chunk row answer"]
 
-        Args:
-          model: to evaluate.
-          dataset: whose probe rows are asked.
-          sharding: of the rows and of every outcome; one device where it is None.
-        """
+
+def probes_of(dataset: Dataset) -> Probes:
+    """The probe rows of a dataset, filled up with its first ones to whole chunks; numpy."""
+    rows = np.flatnonzero(dataset.probe)
+    padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
+    answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
+    chunks = (-1, _CHUNK, answers.shape[1])
+    return Probes(
+        dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
+        np.maximum(positions, 0).reshape(chunks),
+        answers.reshape(chunks),
+    )
+
+
+def ask(model: Transformer, params: Params, probes: Probes, chunks: Int[Array, "chunk"]) -> Outcome:
+    """What a model answers to some chunks of the rows, chunk after chunk."""
+
+    def chunk(number: Array) -> Outcome:
+        tokens, positions, answers = (rows[number] for rows in probes)
+        logits, _ = forward_at(model, params, tokens, positions)
+        there, wanted = answers >= 0, jnp.maximum(answers, 0)  # shorter answers end in -1
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+        of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)
+        rank = (~(logits < of_answer)).sum(-1) - 1
+        return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1))
+
+    found: Outcome = jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, chunks))
+    return found
+
+
+class Scoring:
+    """What to say about a model's answers to the probe rows of a dataset; numpy.
+
+    An outcome may have more rows than there are probes, as chunks are whole: they do not count.
+    """
+
+    def __init__(self, dataset: Dataset):
+        """Draw the bootstrap of the cross split once."""
         self.rows = np.flatnonzero(dataset.probe)
         self._members = {
             name: np.flatnonzero(dataset.split[self.rows] == index)
@@ -55,27 +90,10 @@ class Evaluation:
         if self._cross is not None:
             facts = dataset.truth["fact1"][self.rows[self._members[self._cross]]]
             self._bootstrap = ClusterBootstrap(facts)
-        # Padded with the first row to whole chunks; the padding is cut off again below.
-        padded = np.resize(self.rows, -(-len(self.rows) // _CHUNK) * _CHUNK)
-        answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
-        chunks = (-1, _CHUNK, answers.shape[1])
-        rows = (
-            dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
-            np.maximum(positions, 0).reshape(chunks),
-            answers.reshape(chunks),
-        )
-        self._tokens, self._positions, self._answers = jax.device_put(rows, sharding)
-        self._model = model
-        self._launch = jax.jit(self._outcome, out_shardings=sharding)
-
-    def launch(self, params: Params) -> Outcome:
-        """Start the evaluation; nothing waits until its outcome is read."""
-        outcome: Outcome = self._launch(params, self._tokens, self._positions, self._answers)
-        return outcome
 
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, "probe"]:
         """Which probe rows were answered correctly."""
-        return np.asarray(outcome.rank) == 0
+        return np.asarray(outcome.rank)[: len(self.rows)] == 0
 
     def first_correct(
         self, before: Int[np.ndarray, "probe"], step: int, outcome: Outcome
@@ -90,7 +108,8 @@ class Evaluation:
         `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by the
         first-hop fact.
         """
-        loss, rank = np.asarray(outcome.loss, np.float64), np.asarray(outcome.rank)
+        loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
+        loss = loss.astype(np.float64)
         values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
         summary = {
             f"{quantity}/{split}": float(value[members].mean())
@@ -103,18 +122,28 @@ class Evaluation:
             summary[f"accuracy_low95/{self._cross}"] = interval.low
         return summary
 
-    def _outcome(self, params: Params, tokens: Array, positions: Array, answers: Array) -> Outcome:
-        def chunk(rows: tuple[Array, Array, Array]) -> Outcome:
-            tokens, positions, answers = rows
-            logits, _ = forward_at(self._model, params, tokens, positions)
-            there, wanted = answers >= 0, jnp.maximum(answers, 0)  # shorter answers end in -1
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-            of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)
-            rank = (~(logits < of_answer)).sum(-1) - 1
-            return Outcome(jnp.where(there, loss, 0).sum(-1), jnp.where(there, rank, 0).max(-1))
 
-        chunks = jax.lax.map(chunk, (tokens, positions, answers))
-        return jax.tree.map(lambda x: x.reshape(-1)[: len(self.rows)], chunks)
+class Evaluation(Scoring):
+    """The probe rows of a dataset, on the device, to be put to one model."""
+
+    def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
+        """Move the probe rows to the device.
+
+        Args:
+          model: to evaluate.
+          dataset: whose probe rows are asked.
+          sharding: of the rows and of every outcome; one device where it is None.
+        """
+        super().__init__(dataset)
+        probes = probes_of(dataset)
+        chunks = np.arange(len(probes.tokens), dtype=np.int32)
+        self._asked = jax.device_put((probes, chunks), sharding)
+        self._launch = jax.jit(functools.partial(ask, model), out_shardings=sharding)
+
+    def launch(self, params: Params) -> Outcome:
+        """Start the evaluation; nothing waits until its outcome is read."""
+        outcome: Outcome = self._launch(params, *self._asked)
+        return outcome
 
 
 def accuracy_intervals(run: Run, step: int) -> dict[str, Interval]:

@@ -16,28 +16,33 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_npz
-from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run
-from implicit_reasoning.training import directory, distributed, profiling, setup, sharding
-from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome
+from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, end_row
+from implicit_reasoning.training import (
+    directory,
+    distributed,
+    profiling,
+    setup,
+    sharding,
+    states,
+)
+from implicit_reasoning.training.evaluation import NEVER, Outcome
 from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
-from implicit_reasoning.training.optimizer import Hyper
-from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.setup import Program
+from implicit_reasoning.training.states import Start
 from implicit_reasoning.training.step import TrainState
-from implicit_reasoning.training.writers import MetricsFile, Row, TensorBoard
-from implicit_reasoning.worlds import Dataset
 
 _CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
 _KEPT_RESUMES = 2
@@ -85,11 +90,21 @@ def train(
         dataset = directory.open_dataset(files, config)
         if distributed.many():
             distributed.check_alike(directory.identity(config, stop, dataset))
-        trainer = Trainer(config, dataset, files)
+        program, record = setup.make_program(config, dataset), Record(config, dataset, files)
         with directory.exclusive(files), wishes() as wish:
             directory.begin(files, config, dataset)
-            trainer.run(stop, wish)
+            Trainer(program, [record], files, start=_as_a_row(files, program)).run(stop, wish)
     return Run(workdir)
+
+
+def _as_a_row(files: Layout, program: Program) -> Start | None:
+    """What a trial that was trained in a population goes on from, when it goes on alone."""
+    saved = states.newest(files)
+    if saved is None or saved.row is None:
+        return None
+    if distributed.writes():
+        end_row(files, saved.step)
+    return states.read([saved], program.like, stacked=False)
 
 
 @dataclass(frozen=True)
@@ -102,18 +117,30 @@ class _Pending:
 
 
 class Trainer:
-    """One run in progress."""
+    """A run in progress, or a population of them in step with each other."""
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, files: Layout):
-        """Build everything from the configuration; nothing is written yet."""
-        self._config, self._files = config, files
+    def __init__(
+        self,
+        program: Program,
+        records: Sequence[Record],
+        files: Layout,
+        *,
+        start: Start | None = None,
+        title: str = "",
+    ):
+        """Nothing is written yet.
+
+        Args:
+          program: what is computed.
+          records: of the run; of each trial of a population, whose schedules are one.
+          files: where states and checkpoints are saved; of a run, its own.
+          start: what to go on from where `files` has no state of that step or later.
+          title: of the progress bar.
+        """
+        self._program, self._records, self._files = program, records, files
+        self._config, self._start, self._title = records[0].config, start, title
         self._compiled = profiling.compiles()
-        self._program = program = setup.make_program(config, dataset)
-        self._schedule = Schedule.from_config(config)
-        self._evaluation = Evaluation(program.recipe.model, dataset, program.whole)
-        self._splits = Splits.of(dataset)
-        self._all_splits = [name for name in dataset.splits if len(dataset.probes(name))]
-        self._snapshot = jax.jit(self._snapshot_of, out_shardings=program.whole)
+        self._schedule = Schedule.from_config(self._config)
 
     def run(self, stop: int, wish: Wish) -> None:
         """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
@@ -128,18 +155,11 @@ class Trainer:
             self._resumes = opened(Checkpoints(files.resume, keep=_KEPT_RESUMES))
             self._checkpoints = opened(Checkpoints(files.checkpoints))
             state, step = self._restore()
-            if writes:
-                directory.record_start(files, max(step, 0))
-            self._metrics = writes and opened(MetricsFile(files.metrics, resumed_at=step))
+            for record in self._records:
+                opened(record).open(step)
             # What is later was kept by a start whose state is lost, maybe on another mesh.
             self._checkpoints.drop_after(step)
             self._resumes.drop_after(step)
-            rows = self._metrics.rows if self._metrics else []
-            self._tensorboard = (
-                writes
-                and self._config.writers.tensorboard
-                and opened(TensorBoard(files, self._config, self._all_splits, rows))
-            )
             self._bar = opened(self._progress_bar(max(step, 0)))
             self._shown: dict[str, str] = {}
             traced = files.profile if writes and self._config.profile else None
@@ -149,6 +169,7 @@ class Trainer:
 
     def _progress_bar(self, step: int) -> tqdm[Any]:
         return tqdm(
+            desc=self._title or None,
             total=self._schedule.horizon,
             initial=step,
             unit="step",
@@ -162,8 +183,10 @@ class Trainer:
         A state that cannot be read is passed over for the one before it: what came after is then
         trained again, and comes out the same.
         """
-        self._first_correct = np.full(len(self._evaluation.rows), NEVER, np.int32)
-        like = {"state": self._program.like, "first_correct": self._first_correct}
+        like = {"state": self._program.like, "first_correct": self._first_correct()}
+        if self._start and self._start.step > max(self._resumes.steps, default=NEVER):
+            self._remember(self._start.first_correct)
+            return states.placed(self._start.state, self._program.like), self._start.step
         for step in reversed(self._resumes.steps):
             saved, said = None, ""
             try:
@@ -171,7 +194,7 @@ class Trainer:
             except Damaged as damage:
                 said = str(damage)
             if distributed.gather(np.array([saved is not None], np.float32)).all() and saved:
-                self._first_correct = np.array(saved["first_correct"])
+                self._remember(self._program.split(np.array(saved["first_correct"])))
                 return saved["state"], step
             said = said or f"the checkpoint of step {step} cannot be read by another process"
             print(f"implicit_reasoning: {said}; trying the one before it", file=sys.stderr)
@@ -181,6 +204,17 @@ class Trainer:
                 "from step 0, or choose another --workdir"
             )
         return self._program.init(self._program.init_key), NEVER
+
+    def _remember(self, first_correct: Sequence[np.ndarray]) -> None:
+        for record, steps in zip(self._records, first_correct, strict=True):
+            record.first_correct = steps[: len(record.first_correct)]
+
+    def _first_correct(self) -> np.ndarray:
+        """Of the run, or of all trials, filled up to equal lengths."""
+        found = [record.first_correct for record in self._records]
+        most = max(map(len, found))
+        stacked = [np.pad(steps, (0, most - len(steps)), constant_values=NEVER) for steps in found]
+        return self._program.stack(stacked)
 
     def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
         self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
@@ -217,9 +251,9 @@ class Trainer:
 
     def _arrive(self, step: int, state: TrainState) -> _Pending:
         """Start what has to be computed at a step, without waiting for it."""
-        evaluate = step in self._schedule.evaluations
-        outcome = self._evaluation.launch(state.params) if evaluate else None
-        return _Pending(step, self._snapshot(state, self._program.hyper), outcome)
+        program, evaluate = self._program, step in self._schedule.evaluations
+        outcome = program.evaluate(state.params) if evaluate else None
+        return _Pending(step, program.snapshot(state, program.hyper), outcome)
 
     def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
         """Save what is due at a step, after its row; returns whether `pending` was finished."""
@@ -235,38 +269,35 @@ class Trainer:
             if resume:
                 # A run that resumes here never comes by this step again: what it kept must be there
                 self._checkpoints.wait()
-                self._resumes.save(step, {"state": state, "first_correct": self._first_correct})
-        if resume and distributed.writes():
-            rows, first = self._evaluation.rows, self._first_correct
-            write_npz(self._files.first_correct, {"row": rows, "step": first})
+                self._resumes.save(step, {"state": state, "first_correct": self._first_correct()})
+        if resume:
+            for record in self._records:
+                record.keep()
         return True
 
     def _finish(self, pending: _Pending) -> None:
-        """Read what the device says of a step; write its row if it has one."""
-        snapshot = jax.device_get(pending.snapshot)
-        if not snapshot["finite"]:
-            raise NonFiniteLoss(int(snapshot["step"]))
-        step = pending.step
+        """Read what the device says of a step; write its rows if it has any."""
+        step, split = pending.step, self._program.split
+        snapshots = split(jax.device_get(pending.snapshot))
+        for record, snapshot in zip(self._records, snapshots, strict=True):
+            if not snapshot["finite"] and record.diverged is None:
+                record.diverge(int(snapshot["step"]))
+        ends = [record.diverged for record in self._records]
+        if None not in ends:
+            raise NonFiniteLoss(max(end for end in ends if end is not None))
         self._finished.append((time.perf_counter(), step))
         self._bar.update(step - self._bar.n)
-        if step in self._schedule.rows:
-            self._write(pending, snapshot)
-
-    def _write(self, pending: _Pending, snapshot: dict[str, Any]) -> None:
-        step = pending.step
-        row: Row = {"step": step, **self._training_metrics(step, snapshot)}
-        if pending.outcome is not None:
-            outcome = jax.device_get(pending.outcome)
-            row |= self._evaluation.summary(outcome)
-            self._first_correct = self._evaluation.first_correct(self._first_correct, step, outcome)
-        if not self._metrics:
+        if step not in self._schedule.rows:
             return
-        row |= {"time": time.time(), "steps_per_second": self._steps_per_second()}
-        row |= profiling.compiles().since(self._compiled)
-        self._metrics.write(row)
-        if self._tensorboard:
-            self._tensorboard.write(row)
-        self._show(row)
+        outcomes = split(jax.device_get(pending.outcome)) if pending.outcome else [None] * len(ends)
+        timings = {"steps_per_second": self._steps_per_second()}
+        timings |= profiling.compiles().since(self._compiled)
+        said = [
+            record.write(step, snapshot, outcome, timings)
+            for record, snapshot, outcome in zip(self._records, snapshots, outcomes, strict=True)
+            if record.diverged is None
+        ]
+        self._show(said)
 
     def _steps_per_second(self) -> float:
         """Over the last chunks, evaluations and saves included.
@@ -277,35 +308,13 @@ class Trainer:
         (then, before), (now, step) = self._finished[0], self._finished[-1]
         return (step - before) / (now - then) if step > before else 0.0
 
-    def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
-        """Means over the steps since the last row, and what holds at this step."""
-        since = np.arange(self._schedule.previous_row(step), step) % self._config.log_every
-        means = {
-            name: float(values[since].mean(dtype=np.float64))
-            for name, values in snapshot["window"].items()
-            if len(since)
-        }
-        return means | {name: float(snapshot[name]) for name in ("param_norm", "learning_rate")}
-
-    def _show(self, row: Row) -> None:
-        """Beside the bar: the newest loss, and accuracies on trained and held-out chains."""
-        keys = {
-            "loss": "loss",
-            "memorise": f"accuracy/{self._splits.trained}",
-            "generalise": f"accuracy/{self._splits.held_out}",
-        }
-        self._shown |= {name: f"{row[key]:.3f}" for name, key in keys.items() if key in row}
+    def _show(self, said: Sequence[dict[str, float]]) -> None:
+        """Beside the bar: the newest loss and accuracies; of a population, the medians."""
+        for name in said[0]:
+            self._shown[name] = f"{np.median([values[name] for values in said]):.3f}"
+        if lost := len(self._records) - len(said):
+            self._shown["diverged"] = str(lost)
         self._bar.set_postfix(self._shown)
-
-    def _snapshot_of(self, state: TrainState, hyper: Hyper) -> dict[str, Any]:
-        """Copies of what the host reads late, as the state itself is donated to the next chunk."""
-        return {
-            "step": state.step,
-            "finite": state.finite,
-            "window": state.window,
-            "param_norm": optax.tree.norm(state.params),
-            "learning_rate": hyper.learning_rate * self._program.recipe.relative_rate(state.step),
-        }
 
 
 def _close(part: Any, error: BaseException | None) -> None:

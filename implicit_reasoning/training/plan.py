@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
-from implicit_reasoning.training.evaluation import Evaluation
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.worlds import Dataset, build
 
@@ -146,12 +145,11 @@ def _measure(config: ConfigDict, dataset: Dataset) -> Speed:
     steps(1)
     count = max(1, round(_SECONDS / max(steps(2) / 2, 1e-6)))
     step_seconds = steps(count) / count
-    evaluation = Evaluation(program.recipe.model, dataset, program.whole)
-    jax.block_until_ready(evaluation.launch(state.params))
+    jax.block_until_ready(program.evaluate(state.params))
     return Speed(
         compile_seconds=compile_seconds,
         step_seconds=step_seconds,
-        evaluation_seconds=_seconds(lambda: evaluation.launch(state.params)),
+        evaluation_seconds=_seconds(lambda: program.evaluate(state.params)),
         device_bytes=_device_bytes(compiled),
         peak=matmul_peak(config.model.dtype),
     )

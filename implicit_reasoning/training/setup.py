@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
-from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.training import batches, distributed, optimizer, schedule, sharding
 from implicit_reasoning.training.cost import row_shape
+from implicit_reasoning.training.evaluation import Evaluation, Outcome
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -103,24 +103,31 @@ def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
     )
 
 
-def training_rows(dataset: Dataset, mesh: Mesh) -> TrainingRows:
-    """The rows to train on, on every device."""
+def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
+    """The rows to train on; numpy.
+
+    Args:
+      dataset: of the run.
+      n_slots: supervised positions of a row; by default as many as this dataset has at most.
+    """
     tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
-    supervised, slots = targets >= 0, row_shape(dataset)["n_slots"]
+    supervised, slots = targets >= 0, n_slots or row_shape(dataset)["n_slots"]
     # Supervised positions first, in order; what is left over is marked by the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
-    rows = TrainingRows(
-        tokens=jnp.asarray(tokens),
-        positions=jnp.asarray(positions),
-        answers=jnp.asarray(np.take_along_axis(targets, positions, axis=1)),
-        n_rows=jnp.int32(dataset.n_train),
+    return TrainingRows(
+        tokens=tokens,
+        positions=positions,
+        answers=np.take_along_axis(targets, positions, axis=1),
+        first=np.array(0, np.int32),
+        n_rows=np.array(dataset.n_train, np.int32),
     )
-    placed: TrainingRows = jax.device_put(rows, sharding.replicated(mesh))
-    return placed
 
 
 class Program(NamedTuple):
     """What a run computes, and what it is called with; nothing is compiled before it is called.
+
+    Of a population everything but tables of rows has a leading axis of trials: see
+    `population.make_population`.
 
     Attributes:
       recipe: the step.
@@ -133,17 +140,25 @@ class Program(NamedTuple):
       init: `init(init_key)`, the state before the first step.
       advance: `advance(state, rows, hyper, stream_key, n_steps)`, the state after so many more; the
         state that goes in is donated.
+      snapshot: `snapshot(state, hyper)`, see `Recipe.snapshot`.
+      evaluate: `evaluate(params)`, the `Outcome` of the probe rows.
+      split: from anything with an axis of trials, on the host, to a list with one for each.
+      stack: from arrays of each to one with an axis of trials.
     """
 
     recipe: Recipe
     rows: TrainingRows
     hyper: optimizer.Hyper
-    init_key: Key[Array, ""]
-    stream_key: Key[Array, ""]
+    init_key: Any
+    stream_key: Any
     whole: NamedSharding
     like: Any
     init: Wrapped
     advance: Wrapped
+    snapshot: Wrapped
+    evaluate: Callable[[Params], Outcome]
+    split: Callable[[Any], list[Any]]
+    stack: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def make_program(config: ConfigDict, dataset: Dataset) -> Program:
@@ -159,18 +174,27 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
     places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp)
     return Program(
         recipe=recipe,
-        rows=training_rows(dataset, mesh),
+        rows=jax.device_put(training_rows(dataset), whole),
         hyper=jax.device_put(optimizer.hyper(config.optimizer), whole),
         init_key=init_key,
         stream_key=stream_key,
         whole=whole,
-        like=jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shapes,
-            places,
-        ),
+        like=placed(shapes, places),
         init=jax.jit(recipe.init, out_shardings=places),
         advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
+        snapshot=jax.jit(recipe.snapshot, out_shardings=whole),
+        evaluate=Evaluation(recipe.model, dataset, whole).launch,
+        split=lambda tree: [tree],
+        stack=lambda arrays: arrays[0],
+    )
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes with their shardings."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        places,
     )
 
 

@@ -79,7 +79,7 @@ def put_number(number: int, where: NamedSharding) -> Int[Array, ""]:
     return jax.make_array_from_single_device_arrays((), where, copies)
 
 
-def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
+def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False, stacked: bool = False) -> Any:
     """The sharding of every leaf of parameters, or of anything shaped like them (moments).
 
     Args:
@@ -87,6 +87,7 @@ def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
       tree: of arrays or their shapes.
       fsdp: split weights over `data` too, so that a device holds only its share of them and of
         their moments (Rajbhandari et al. 2020, stage 3).
+      stacked: there is a leading axis of trials, to be split over `trial`.
 
     Raises:
       InputError: a dimension that is to be split does not divide.
@@ -98,6 +99,7 @@ def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
         )
         spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
         axes = [("data" if fsdp else None) if axis == "fsdp" else axis for axis in spec]
+        axes = ["trial", *axes] if stacked else axes
         for size, axis in zip(leaf.shape, axes, strict=False):
             if axis and size % mesh.shape[axis]:
                 raise InputError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -38,19 +39,21 @@ class TrainState(NamedTuple):
 
 
 class TrainingRows(NamedTuple):
-    """Training rows on the device.
+    """Training rows on the device; those of several worlds stand one after the other.
 
     Attributes:
       tokens: `[row, pos]`.
       positions: of the supervised positions, ascending, `[row, slot]`.
       answers: the token to predict there, -1 where a row has fewer of them, `[row, slot]`.
-      n_rows: how many of the rows are in use (the rest is padding of a population), int32.
+      first: number of the first row that a run is trained on, int32.
+      n_rows: how many rows from there on, int32.
     """
 
-    tokens: Int[Array, "row pos"]
-    positions: Int[Array, "row slot"]
-    answers: Int[Array, "row slot"]
-    n_rows: Int[Array, ""]
+    tokens: Int[Array | np.ndarray, "row pos"]
+    positions: Int[Array | np.ndarray, "row slot"]
+    answers: Int[Array | np.ndarray, "row slot"]
+    first: Int[Array | np.ndarray, ""]
+    n_rows: Int[Array | np.ndarray, ""]
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
@@ -104,7 +107,7 @@ class Recipe:
     ) -> TrainState:
         """One update, on a batch and with dropout that depend on (key, step) only."""
         data_key, dropout_key = jax.random.split(key)
-        chosen = batches.rows_of_step(
+        chosen = rows.first + batches.rows_of_step(
             data_key, state.step, rows.n_rows, batch_size=self.batch_size, order=self.order
         )
         batch = jax.tree.map(
@@ -170,6 +173,16 @@ class Recipe:
         # Parameters may overflow all the same. Here, not in every step: looking at all takes as
         # long as to update them.
         return state._replace(finite=state.finite & _finite(state.params))
+
+    def snapshot(self, state: TrainState, hyper: Hyper) -> dict[str, Any]:
+        """Copies of what the host reads late, as the state itself is donated to the next chunk."""
+        return {
+            "step": state.step,
+            "finite": state.finite,
+            "window": state.window,
+            "param_norm": optax.tree.norm(state.params),
+            "learning_rate": hyper.learning_rate * self.relative_rate(state.step),
+        }
 
 
 def _finite(tree: Any) -> Array:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.training.tiny import saved_state, tiny
 from implicit_reasoning.runs import Checkpoints
 from implicit_reasoning.training import sharding, train
-from implicit_reasoning.training.loop import Trainer
+from implicit_reasoning.training.setup import make_program
 
 assert jax.device_count() == 8
 folder, placements = sys.argv[1], json.loads(sys.argv[2])
@@ -42,8 +42,8 @@ for name, other in (("alone", "both"), ("both", "alone")):
     shutil.rmtree(f"{moved}/resume/100")
     saved = saved_state(moved)
     files = runs[name].files
-    trainer = Trainer(config(placements[other]), runs[name].dataset, files)
-    like = {"state": trainer._program.like, "first_correct": np.zeros(1, np.int32)}
+    program = make_program(config(placements[other]), runs[name].dataset)
+    like = {"state": program.like, "first_correct": np.zeros(1, np.int32)}
     like["first_correct"] = np.zeros_like(runs[name].first_correct["step"])
     reader = Checkpoints(files.resume)
     restored = reader.restore(50, like)

@@ -16,7 +16,7 @@ def test_sizes_are_those_of_the_run():
     config = tiny()
     planned = plan(config, measure=False)
     dataset, mesh = build(config.task), sharding.make_mesh(config.mesh)
-    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset, mesh)
+    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset)
     state = jax.eval_shape(recipe.init, jax.random.key(0))
     assert planned.cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # less Adam's counter

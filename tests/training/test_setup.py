@@ -118,19 +118,18 @@ def assert_spells_the_targets(rows, dataset):
     assert {leaf.dtype for leaf in rows} == {np.dtype(np.int32)}
 
 
-def test_training_rows_are_the_supervised_positions(dataset, mesh):
-    rows = training_rows(dataset, mesh)
-    rows = jax.tree.map(np.asarray, rows)
+def test_training_rows_are_the_supervised_positions(dataset):
+    rows = training_rows(dataset)
     assert rows.positions.shape == (dataset.n_train, 2 if "</a>" in dataset.vocab else 1)
     assert_spells_the_targets(rows, dataset)
 
 
-def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset, mesh):
+def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset):
     targets = dataset.targets.copy()
     targets[::3, 0] = 5  # now a row has one to three of them, in any order of rows
     targets[1::3] = np.where(np.arange(dataset.n_ctx) == 1, 7, -1)
     uneven = dataclasses.replace(dataset, targets=targets)
-    rows = jax.tree.map(np.asarray, training_rows(uneven, mesh))
+    rows = training_rows(uneven)
     assert (rows.answers == -1).any()
     assert_spells_the_targets(rows, uneven)
 
@@ -157,4 +156,4 @@ def test_a_task_without_rows_to_train_on_is_refused():
     config = load_config("configs/modular_addition.py:pocket")
     dataset = build(apply_overrides(config, {"task.train_fraction": 0.0}).task)
     with pytest.raises(InputError, match="no rows to train on"):
-        training_rows(dataset, make_mesh(config.mesh))
+        training_rows(dataset)

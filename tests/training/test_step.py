@@ -62,7 +62,7 @@ def make_rows():
     answers[::3, 1] = -1
     positions = np.where(answers >= 0, [[2, 3]], [[2, 0]]).astype(np.int32)
     tokens = rng.integers(11, size=(N_ROWS, 4), dtype=np.int32)
-    columns = (tokens, positions, answers, np.int32(N_ROWS))
+    columns = (tokens, positions, answers, np.int32(0), np.int32(N_ROWS))
     return TrainingRows(*map(jnp.asarray, columns))
 
 
@@ -302,10 +302,14 @@ def test_a_population_is_its_trials(start):
     assert np.std(together.params["embed"]["W_E"], axis=0).max() > 0.01
 
 
-def test_rows_beyond_the_number_in_use_are_never_seen(start):
-    """They are the padding of a population whose trials have different numbers of rows."""
-    some = ROWS._replace(n_rows=jnp.int32(9))
-    spoiled = some._replace(tokens=some.tokens.at[9:].set(0), answers=some.answers.at[9:].set(-1))
+def test_rows_of_other_worlds_are_never_seen(start):
+    """In a population they stand before and after the rows of a trial."""
+    some = ROWS._replace(first=jnp.int32(3), n_rows=jnp.int32(6))
+    own = (jnp.arange(N_ROWS) >= 3) & (jnp.arange(N_ROWS) < 9)
+    spoiled = some._replace(
+        tokens=jnp.where(own[:, None], some.tokens, 0),
+        answers=jnp.where(own[:, None], some.answers, -1),
+    )
     assert_same(advance(start, 8, rows=some), advance(start, 8, rows=spoiled))
     used = some._replace(answers=some.answers.at[8].set(0))
     losses = advance(start, 8, rows=some).window["loss"]

@@ -1,0 +1,232 @@
+"""A population: many trials of one shape, trained in step with each other by one program.
+
+What may differ between them: the seeds of initialisation and world, phi, learning rate, weight
+decay (`VARIED`). Worlds stand one after the other in one table of rows; which of them a trial sees
+is two numbers. Each trial sees the data that it would see alone, in the same order, so its first
+losses are those of the run alone, up to rounding.
+
+The axis of trials is dealt out to all devices; where they do not divide it, it is filled up with
+copies of the first trial, whose results nobody reads. A trial that diverges stays as it is, and the
+others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import flatten
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Layout, begin_row
+from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.training import directory, distributed, optimizer, setup, sharding, states
+from implicit_reasoning.training.cost import row_shape
+from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
+from implicit_reasoning.training.interruption import Wish
+from implicit_reasoning.training.loop import Trainer
+from implicit_reasoning.training.mapping import mapped
+from implicit_reasoning.training.record import Record
+from implicit_reasoning.training.step import TrainingRows, TrainState
+from implicit_reasoning.worlds import Dataset
+
+VARIED = (
+    *("seed", "optimizer.learning_rate", "optimizer.weight_decay"),
+    *("task.world_seed", "task.phi"),
+)
+"""Fields in which the trials of a population may differ."""
+
+
+def shape_of(config: ConfigDict) -> str:
+    """What the trials of one population have in common, as text to compare."""
+    return json.dumps({key: v for key, v in flatten(config).items() if key not in VARIED})
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One run to be: its configuration, the data, where it writes."""
+
+    config: ConfigDict
+    dataset: Dataset
+    files: Layout
+
+
+def train_population(
+    trials: Sequence[Trial], files: Layout, stop: int, wish: Wish, *, title: str = ""
+) -> list[Record]:
+    """Train trials until step `stop`, or go on from where they are, all at one step.
+
+    Args:
+      trials: in the order of their rows.
+      files: of the population: stacked checkpoints and states; all else is in the trials' own.
+      stop: the step to stop at.
+      wish: whether a signal asks to stop earlier.
+      title: of the progress bar.
+
+    Returns:
+      What was noted of each; `diverged` says at which step one was lost, if it was.
+
+    Raises:
+      InputError: the trials cannot be one population, or another process trains one of them.
+      Interrupted: a signal came; the states are saved.
+      NonFiniteLoss: all have diverged.
+    """
+    program, scorings = make_population(trials), _scorings(trials)
+    records = [
+        Record(trial.config, trial.dataset, trial.files, scorings[id(trial.dataset)])
+        for trial in trials
+    ]
+    with contextlib.ExitStack() as locks:
+        for trial in trials:
+            locks.enter_context(directory.exclusive(trial.files))
+        start = _start(trials, files, program)
+        for row, trial in enumerate(trials):
+            directory.begin(trial.files, trial.config, trial.dataset)
+            if distributed.writes():
+                begin_row(trial.files, files.workdir, row, start.step if start else 0)
+        Trainer(program, records, files, start=start, title=title).run(stop, wish)
+    return records
+
+
+def _scorings(trials: Sequence[Trial]) -> dict[int, Scoring]:
+    """One for each dataset."""
+    return {
+        key: Scoring(dataset) for key, dataset in {id(t.dataset): t.dataset for t in trials}.items()
+    }
+
+
+def _start(trials: Sequence[Trial], files: Layout, program: setup.Program) -> states.Start | None:
+    """Where the trials are, if that is not where this population was."""
+    if numbered(files.resume):
+        return None
+    saved = [states.newest(trial.files) for trial in trials]
+    found = [each for each in saved if each is not None]
+    if not found:
+        return None
+    if len({None if each is None else each.step for each in saved}) > 1:
+        raise InputError("the trials of a population must have been saved at one step")
+    return states.read(found, program.like, stacked=True)
+
+
+def make_mesh(config: Any) -> Mesh:
+    """The mesh of a population: what a config's `mesh` says, all that is left over to trials."""
+    return sharding.make_mesh({"trial": -1, "data": max(1, config.data), "model": config.model})
+
+
+def make_population(trials: Sequence[Trial]) -> setup.Program:
+    """One program for all trials; what it is called with has a leading axis of them.
+
+    Raises:
+      InputError: the trials differ in what trials of a population cannot, or do not fit the
+        devices.
+    """
+    config = trials[0].config
+    mesh = make_mesh(config.mesh)
+    _check_alike(trials)
+    recipes = [setup.make_recipe(trial.config, trial.dataset, mesh) for trial in trials]
+    recipe = dataclasses.replace(recipes[0], batch_sharding=None)
+    devices = mesh.shape["trial"]
+    filled = [*trials, *[trials[0]] * (-len(trials) % devices)]
+    whole, by_trial = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("trial"))
+    dealt = functools.partial(mapped, mesh=mesh if devices > 1 else None)
+
+    datasets = list({id(trial.dataset): trial.dataset for trial in filled}.values())
+    number = [next(n for n, d in enumerate(datasets) if d is trial.dataset) for trial in filled]
+    rows = _all_rows(datasets, number)
+    probes, chunks = _all_probes(datasets, number)
+    probes, chunks = jax.device_put(probes, whole), jax.device_put(chunks, by_trial)
+
+    seeds = jnp.array([trial.config.seed for trial in filled], jnp.int32)
+    init_keys, stream_keys = jax.jit(jax.vmap(setup.keys), out_shardings=by_trial)(seeds)
+    hypers = [optimizer.hyper(trial.config.optimizer) for trial in filled]
+
+    def init(keys: Any) -> TrainState:
+        state: TrainState = dealt(recipe.init, keys)
+        return state
+
+    def advance(state: TrainState, rows: TrainingRows, hyper: Any, keys: Any, n: Any) -> TrainState:
+        def one(item: Any) -> TrainState:
+            state, first, n_rows, hyper, key = item
+            own = rows._replace(first=first, n_rows=n_rows)
+            return recipe.run(state, own, hyper, key, n)
+
+        advanced: TrainState = dealt(one, (state, rows.first, rows.n_rows, hyper, keys))
+        return advanced
+
+    def snapshot(state: TrainState, hyper: Any) -> Any:
+        return jax.vmap(recipe.snapshot)(state, hyper)
+
+    def evaluate(params: Any, probes: Probes, chunks: Any) -> Outcome:
+        found: Outcome = dealt(
+            lambda item: ask(recipe.model, item[0], probes, item[1]), (params, chunks)
+        )
+        return found
+
+    shapes = jax.eval_shape(init, init_keys)
+    places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp, stacked=True)
+    asked = jax.jit(evaluate, out_shardings=whole)
+    return setup.Program(
+        recipe=recipe,
+        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
+        hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
+        init_key=init_keys,
+        stream_key=stream_keys,
+        whole=whole,
+        like=setup.placed(shapes, places),
+        init=jax.jit(init, out_shardings=places),
+        advance=jax.jit(advance, donate_argnums=0, out_shardings=places),
+        snapshot=jax.jit(snapshot, out_shardings=whole),
+        evaluate=lambda params: asked(params, probes, chunks),
+        split=lambda tree: [_row(tree, number) for number in range(len(trials))],
+        stack=np.stack,
+    )
+
+
+def _row(tree: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def _check_alike(trials: Sequence[Trial]) -> None:
+    first = trials[0]
+    for trial in trials[1:]:
+        if shape_of(trial.config) != shape_of(first.config):
+            raise InputError(
+                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: they "
+                f"differ in more than {', '.join(VARIED)}"
+            )
+        if (trial.dataset.vocab, trial.dataset.n_ctx) != (first.dataset.vocab, first.dataset.n_ctx):
+            raise InputError(
+                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: their "
+                "worlds have other tokens"
+            )
+
+
+def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRows:
+    """All worlds in one table; `first` and `n_rows` by trial; numpy."""
+    slots = max(row_shape(dataset)["n_slots"] for dataset in datasets)
+    tables = [setup.training_rows(dataset, slots) for dataset in datasets]
+    sizes = np.array([table.n_rows for table in tables], np.int32)
+    tokens, positions, answers = map(np.concatenate, zip(*(t[:3] for t in tables), strict=True))
+    first = (np.cumsum(sizes) - sizes).astype(np.int32)
+    return TrainingRows(tokens, positions, answers, first[number], sizes[number])
+
+
+def _all_probes(datasets: Sequence[Dataset], number: Sequence[int]) -> tuple[Probes, np.ndarray]:
+    """All worlds' chunks in one table, and the numbers of those to ask each trial; numpy."""
+    tables = [probes_of(dataset) for dataset in datasets]
+    sizes = np.array([len(table.tokens) for table in tables])
+    starts = np.cumsum(sizes) - sizes
+    # Who has fewer chunks is asked its last again: what is beyond a trial's rows is not read.
+    within = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
+    probes = Probes(*(np.concatenate(column) for column in zip(*tables, strict=True)))
+    return probes, (starts[:, None] + within)[number].astype(np.int32)

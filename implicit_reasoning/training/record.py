@@ -1,0 +1,109 @@
+"""What one run writes down as it trains: rows, their view in TensorBoard, who was right first."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from implicit_reasoning.files import write_npz
+from implicit_reasoning.runs import Layout, end_row
+from implicit_reasoning.training import directory, distributed
+from implicit_reasoning.training.evaluation import NEVER, Outcome, Scoring
+from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.writers import MetricsFile, Row, TensorBoard
+from implicit_reasoning.worlds import Dataset
+
+
+class Record:
+    """Of one run; only the process that writes has files open, the others just keep count."""
+
+    def __init__(
+        self, config: ConfigDict, dataset: Dataset, files: Layout, scoring: Scoring | None = None
+    ):
+        """Nothing is opened yet.
+
+        Args:
+          config: of the run.
+          dataset: of the run.
+          files: where it writes.
+          scoring: of the dataset, if another run has made it.
+        """
+        self.config, self.dataset, self.files = config, dataset, files
+        self.scoring = scoring or Scoring(dataset)
+        self.first_correct = np.full(len(self.scoring.rows), NEVER, np.int32)
+        self.diverged: int | None = None
+        self._schedule = Schedule.from_config(config)
+        self._splits = Splits.of(dataset)
+        self._metrics: MetricsFile | None = None
+        self._tensorboard: TensorBoard | None = None
+
+    def open(self, step: int) -> None:
+        """Note this start, at `step` (-1: nothing has happened yet), and drop later rows."""
+        if not distributed.writes():
+            return
+        directory.record_start(self.files, max(step, 0))
+        self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
+        if self.config.writers.tensorboard:
+            splits = [name for name in self.dataset.splits if len(self.dataset.probes(name))]
+            self._tensorboard = TensorBoard(self.files, self.config, splits, self._metrics.rows)
+
+    def close(self) -> None:
+        """Close the files."""
+        for part in (self._tensorboard, self._metrics):
+            if part is not None:
+                part.close()
+
+    def write(
+        self, step: int, snapshot: dict[str, Any], outcome: Outcome | None, timings: Row
+    ) -> dict[str, float]:
+        """Write the row of a step.
+
+        Args:
+          step: which.
+          snapshot: of `Recipe.snapshot`, on the host.
+          outcome: of the probe rows, where this is a step of evaluation.
+          timings: columns that say how fast it went.
+
+        Returns:
+          What is worth showing beside a bar: the loss, accuracies on trained and held-out chains.
+        """
+        row: Row = {"step": step, **self._training_metrics(step, snapshot)}
+        if outcome is not None:
+            row |= self.scoring.summary(outcome)
+            self.first_correct = self.scoring.first_correct(self.first_correct, step, outcome)
+        if self._metrics:
+            self._metrics.write(row | {"time": time.time()} | timings)
+        if self._metrics and self._tensorboard:
+            self._tensorboard.write(self._metrics.rows[-1])
+        keys = {
+            "loss": "loss",
+            "memorise": f"accuracy/{self._splits.trained}",
+            "generalise": f"accuracy/{self._splits.held_out}",
+        }
+        return {name: row[key] for name, key in keys.items() if key in row}
+
+    def diverge(self, step: int) -> None:
+        """Nothing more comes: the loss or its gradient was not finite at `step`."""
+        self.diverged = step
+        if distributed.writes():
+            end_row(self.files, step)
+
+    def keep(self) -> None:
+        """Write who was right first, beside a saved state."""
+        if distributed.writes():
+            rows = self.scoring.rows
+            write_npz(self.files.first_correct, {"row": rows, "step": self.first_correct})
+
+    def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
+        """Means over the steps since the last row, and what holds at this step."""
+        since = np.arange(self._schedule.previous_row(step), step) % self.config.log_every
+        means = {
+            name: float(values[since].mean(dtype=np.float64))
+            for name, values in snapshot["window"].items()
+            if len(since)
+        }
+        return means | {name: float(snapshot[name]) for name in ("param_norm", "learning_rate")}

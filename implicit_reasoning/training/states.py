@@ -1,0 +1,89 @@
+"""Saved states of runs, wherever they are: of a run alone, or a row of a population's.
+
+A trial goes on from the newest of them, alone or in whatever population it is put next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from implicit_reasoning.runs import Layout, read_parts
+from implicit_reasoning.runs.stores import numbered, read_tree
+from implicit_reasoning.training.step import TrainState
+
+
+class Saved(NamedTuple):
+    """Where a state is: which `resume/`, the row there (None: it is not stacked), the step."""
+
+    folder: Path
+    row: int | None
+    step: int
+
+
+class Start(NamedTuple):
+    """What a run, or a population, goes on from.
+
+    Attributes:
+      state: numpy; stacked for a population.
+      first_correct: by trial.
+      step: of all.
+    """
+
+    state: TrainState
+    first_correct: list[np.ndarray]
+    step: int
+
+
+def newest(files: Layout) -> Saved | None:
+    """The newest state of a run or trial; None where nothing was saved."""
+    found = [Saved(files.resume, None, step) for step in numbered(files.resume)]
+    for part in read_parts(files):
+        steps = numbered(part.folder / "resume")
+        counted = [step for step in steps if part.last is None or step <= part.last]
+        found += [Saved(part.folder / "resume", part.row, step) for step in counted]
+    return max(found, key=lambda saved: saved.step, default=None)
+
+
+def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:
+    """The states of trials at one step.
+
+    Args:
+      saved: where they are.
+      like: the state of one trial, or its shapes.
+      stacked: put them together along a leading axis; else there is one, which stays as it is.
+
+    Raises:
+      Damaged: one cannot be read.
+    """
+    tree = {"state": like, "first_correct": 0}
+    files = {(each.folder, each.step) for each in saved}
+    read_ = {file: read_tree(*file, tree) for file in files}
+
+    def one(each: Saved) -> Any:
+        whole = read_[each.folder, each.step]
+        if each.row is None:
+            return whole
+        row = each.row
+        return jax.tree.map(lambda leaf: leaf[row], whole)
+
+    trees = [one(each) for each in saved]
+    states = [tree["state"] for tree in trees]
+    state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if stacked else states[0]
+    return Start(state, [tree["first_correct"] for tree in trees], saved[0].step)
+
+
+def placed(state: Any, like: Any) -> Any:
+    """A state on the devices that `like` says; every process has all of it in memory."""
+
+    def put(leaf: np.ndarray, where: jax.ShapeDtypeStruct) -> jax.Array:
+        # Filled up with the first, where a population has more rows than trials.
+        missing = where.shape[0] - leaf.shape[0] if leaf.ndim else 0
+        whole = np.concatenate([leaf, *[leaf[:1]] * missing]) if missing else np.asarray(leaf)
+        return jax.make_array_from_callback(where.shape, where.sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, state, like)
