@@ -3,9 +3,13 @@
 python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=runs/pocket
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import choose
+from implicit_reasoning.sweeps import grid
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
@@ -203,3 +207,17 @@ def paper_wang(config: ConfigDict) -> None:
     config.steps = 1_500_000
     config.task.holdout = 0.005
     config.task.mixed_chains = False
+
+
+def sweep_seeds() -> Iterator[dict[str, Any]]:
+    r"""Eight initialisations in one world: how much is chance?
+
+    python -m implicit_reasoning sweep --config=configs/composition.py:pocket --sweep=seeds \
+        --workdir=runs/seeds
+    """
+    yield from grid({"seed": range(8)})
+
+
+def sweep_worlds() -> Iterator[dict[str, Any]]:
+    """Worlds and initialisations crossed, as a claim about training wants it (at least 8 runs)."""
+    yield from grid({"task.world_seed": range(4), "seed": range(2)})

@@ -19,7 +19,7 @@ from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.errors import InputError
 
 BAD_INPUT, DIVERGED, NO_FILE, INTERRUPTED = 2, 3, 74, 75
-_TRAINING = ("train", "dictionaries")  # commands that a signal stops, saved
+_TRAINING = ("train", "sweep", "dictionaries")  # commands that a signal stops, saved
 
 
 class Verb(NamedTuple):
@@ -130,6 +130,29 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
+def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Train the trials of a sweep, or go on with those that are not done."""
+    from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
+    from implicit_reasoning.sweeps.cost import describe_cost
+    from implicit_reasoning.sweeps.progress import table
+
+    found = define(flags["config"], flags["sweep"], overrides)
+    if flags["dry_run"]:
+        print(describe_cost(found, flags["launcher"], stop_at=flags["stop_at"]))
+        return
+    if flags["workdir"] is None:
+        raise InputError("sweep needs --workdir=, but for --dry_run")
+    options = {key: flags[key] for key in ("workers", "population", "address", "cluster", "slurm")}
+    statuses = run_sweep(
+        found,
+        flags["workdir"],
+        launcher=flags["launcher"],
+        stop_at=flags["stop_at"],
+        options={key: value for key, value in options.items() if value is not None},
+    )
+    print(f"{table(statuses)}\ntrials: {SweepLayout(Path(flags['workdir'])).trials}")
+
+
 def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Say what a run would cost here."""
     from implicit_reasoning.training.plan import plan
@@ -166,6 +189,16 @@ VERBS = {
         {"config": str, "workdir": str, "stop_at": int, "profile": False},
         ("config", "workdir"),
         train,
+    ),
+    "sweep": Verb(
+        "train all trials of a sweep, or go on with those that are not done",
+        {
+            **{"config": str, "sweep": str, "workdir": str, "launcher": str, "stop_at": int},
+            **{"dry_run": False, "workers": int, "population": int, "address": str},
+            **{"cluster": str, "slurm": str},
+        },
+        ("config", "sweep"),
+        sweep,
     ),
     "analyze": Verb(
         "measure checkpoints with instruments; of several runs (--workdir=A,B) in one program",

@@ -125,23 +125,31 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
       InputError: one message with all faults: unknown keys (with the nearest), groups, wrong types.
     """
     changed = _with_tuples(config).lock()
-    leaves = flatten(changed)
-    faults: list[str] = []
-    values: dict[str, Any] = {}
-    for key, given in overrides.items():
-        if key in leaves:
-            try:
-                values[key] = _parse_field(given, *_owner(changed, key))
-            except InputError as error:
-                faults.append(f"{key} {error}")
-        else:
-            faults.append(_unknown(key, leaves))
+    values, faults = parse_overrides(changed, overrides)
     _raise(faults, "configuration override")
     with changed.ignore_type():  # the types were checked above, by our rules
         for key, value in values.items():
             group, name = _owner(changed, key)
             group[name] = value
     return changed
+
+
+def parse_overrides(
+    config: ConfigDict, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What `apply_overrides` would set: key to value of the field's type, and all faults."""
+    leaves = flatten(config)
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for key, given in overrides.items():
+        if key in leaves:
+            try:
+                values[key] = _parse_field(given, *_owner(config, key))
+            except InputError as error:
+                faults.append(f"{key} {error}")
+        else:
+            faults.append(_unknown(key, leaves))
+    return values, faults
 
 
 def _owner(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:

@@ -17,6 +17,7 @@ FLOORS = [
     {"training"},
     {"analysis"},
     {"dictionaries"},
+    {"sweeps"},
     {"report", "grokked", "doctor"},
     {"__main__"},
 ]

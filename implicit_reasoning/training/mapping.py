@@ -12,32 +12,38 @@ from implicit_reasoning.training import sharding
 
 
 def mapped(
-    function: Callable[[Any], Any],
+    function: Callable[..., Any],
     items: Any,
     mesh: Mesh | None = None,
     together: int | None = None,
+    shared: tuple[Any, ...] = (),
 ) -> Any:
     """A function of every item of a stacked tree; devices of `trial` have their share each.
 
     Args:
-      function: of one item.
+      function: of one item, and then of what is shared.
       items: arrays with the items along their first axis.
       mesh: of `make_mesh`; None: one device.
       together: items that a device takes at once (`vmap`); by default one on a CPU, whose batched
         products of small matrices are slow, and all elsewhere.
+      shared: what all items have in common; on a mesh, arrays that lie on it have to come this way.
     """
+
+    def by_turns(items: Any, *shared: Any) -> Any:
+        return _by_turns(lambda item: function(item, *shared), items, together)
+
     if mesh is None:
-        return _by_turns(function, items, together)
-    by_trial = PartitionSpec("trial")
+        return by_turns(items, *shared)
+    by_trial, whole = PartitionSpec("trial"), PartitionSpec()
     dealt_out = jax.shard_map(
-        lambda own: _by_turns(function, own, together),
+        by_turns,
         mesh=mesh,
-        in_specs=by_trial,
+        in_specs=(by_trial, *[whole] * len(shared)),
         out_specs=by_trial,
         axis_names={"trial"},
         check_vma=False,
     )
-    return dealt_out(items)
+    return dealt_out(items, *shared)
 
 
 def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) -> Any:

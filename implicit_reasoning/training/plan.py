@@ -91,7 +91,7 @@ class Plan:
                 "speed": f"{rate:,.3g} steps/s, measured; {cost.step * rate / limit:.0%} of "
                 f"the {limit / 1e9:,.0f} GFLOP/s that products reach, measured",
                 "evaluations": f"{self.evaluations:,} of {speed.evaluation_seconds:.2g} s",
-                "time": f"about {_duration(self.seconds or 0)} for {self.steps:,} steps",
+                "time": f"about {duration(self.seconds or 0)} for {self.steps:,} steps",
             }
         width = max(map(len, lines))
         return "\n".join(f"{name:>{width}}: {value}" for name, value in lines.items())
@@ -177,7 +177,8 @@ def _bytes(count: int | float) -> str:
     return f"{count:.3g} TiB"
 
 
-def _duration(seconds: int | float) -> str:
+def duration(seconds: int | float) -> str:
+    """For a person: seconds, minutes, or hours and minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

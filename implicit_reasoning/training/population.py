@@ -134,8 +134,10 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     mesh = make_mesh(config.mesh)
     _check_alike(trials)
     recipes = [setup.make_recipe(trial.config, trial.dataset, mesh) for trial in trials]
-    recipe = dataclasses.replace(recipes[0], batch_sharding=None)
     devices = mesh.shape["trial"]
+    # Within a device's share of the trials, the mesh is the one of that place.
+    by_rows = PartitionSpec("data") if devices > 1 else recipes[0].batch_sharding
+    recipe = dataclasses.replace(recipes[0], batch_sharding=by_rows)
     filled = [*trials, *[trials[0]] * (-len(trials) % devices)]
     whole, by_trial = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("trial"))
     dealt = functools.partial(mapped, mesh=mesh if devices > 1 else None)
@@ -155,21 +157,23 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
         return state
 
     def advance(state: TrainState, rows: TrainingRows, hyper: Any, keys: Any, n: Any) -> TrainState:
-        def one(item: Any) -> TrainState:
-            state, first, n_rows, hyper, key = item
-            own = rows._replace(first=first, n_rows=n_rows)
-            return recipe.run(state, own, hyper, key, n)
+        def one(item: Any, tables: Sequence[Any], n: Any) -> TrainState:
+            state, own, hyper, key = item
+            return recipe.run(state, TrainingRows(*tables, *own), hyper, key, n)
 
-        advanced: TrainState = dealt(one, (state, rows.first, rows.n_rows, hyper, keys))
+        tables: Any = rows[:3]
+        items = (state, rows[3:], hyper, keys)
+        advanced: TrainState = dealt(one, items, shared=(tables, n))
         return advanced
 
     def snapshot(state: TrainState, hyper: Any) -> Any:
         return jax.vmap(recipe.snapshot)(state, hyper)
 
     def evaluate(params: Any, probes: Probes, chunks: Any) -> Outcome:
-        found: Outcome = dealt(
-            lambda item: ask(recipe.model, item[0], probes, item[1]), (params, chunks)
-        )
+        def one(item: Any, probes: Probes) -> Outcome:
+            return ask(recipe.model, item[0], probes, item[1])
+
+        found: Outcome = dealt(one, (params, chunks), shared=(probes,))
         return found
 
     shapes = jax.eval_shape(init, init_keys)

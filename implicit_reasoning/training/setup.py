@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +62,16 @@ def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing or out of bounds."""
     fields = flatten(config)
     missing = [key for key in REQUIRED if key not in fields]
-    faults = [f"{key} is missing" for key in missing]
+    faults = [f"{key} is missing" for key in missing] + field_faults(fields)
+    if not faults:  # these compute with the fields
+        faults += schedule.faults(config) + distributed.faults(config.distributed)
+    if faults:
+        raise InputError("the configuration cannot be trained: " + "; ".join(faults))
+
+
+def field_faults(fields: Mapping[str, Any]) -> list[str]:
+    """What is out of bounds, of any fields, in words."""
+    faults = []
     for key, (low, high) in _BOUNDS.items():
         value = fields.get(key, low)
         if not (isinstance(value, int | float) and low <= value <= high):
@@ -70,10 +79,7 @@ def check_config(config: ConfigDict) -> None:
     for key, value in fields.items():
         if key not in _BOUNDS and isinstance(value, int) and abs(value) >= 2**31:
             faults.append(f"{key} is {value}; counts and seeds must be below 2**31")
-    if not faults:  # these compute with the fields
-        faults += schedule.faults(config) + distributed.faults(config.distributed)
-    if faults:
-        raise InputError("the configuration cannot be trained: " + "; ".join(faults))
+    return faults
 
 
 def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:

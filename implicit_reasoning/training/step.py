@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from implicit_reasoning.model import Edit, Params, Transformer, drop
@@ -89,7 +89,7 @@ class Recipe:
     order: str
     dropout: float
     log_every: int
-    batch_sharding: NamedSharding | None = None
+    batch_sharding: NamedSharding | PartitionSpec | None = None
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before the first step."""

@@ -1,0 +1,57 @@
+"""What a sweep would cost: `plan` of one trial of each shape, times how many there are."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.sweeps.run import default_launcher
+from implicit_reasoning.training.plan import Plan, duration, plan
+from implicit_reasoning.training.population import shape_of
+
+_SHOWN = 20  # trials that are listed
+
+
+def describe_cost(
+    sweep: Sweep, launcher: str | None = None, *, stop_at: int | None = None, measure: bool = True
+) -> str:
+    """The trials, the plan of the first of each shape, and the sum over all.
+
+    Args:
+      sweep: as `define` makes it.
+      launcher: as for `run_sweep`.
+      stop_at: as for `run_sweep`.
+      measure: time some steps of each shape here; seconds for each.
+    """
+    shapes: dict[str, list[str]] = {}
+    configs: dict[str, ConfigDict] = {}
+    for trial in sweep.trials:
+        config = sweep.config(trial)
+        shapes.setdefault(shape_of(config), []).append(trial)
+        configs.setdefault(shape_of(config), config)
+    names = list(sweep.trials)
+    lines = [f"{len(names)} trials, launcher {launcher or default_launcher(sweep)}:"]
+    lines += [f"  {name}" for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        lines.append(f"  ... and {len(names) - _SHOWN} more")
+    total, disk = 0.0, 0
+    for shape, trials in shapes.items():
+        planned = plan(configs[shape], measure=measure)
+        lines += ["", f"{len(trials)} like {trials[0]}, each:", planned.describe()]
+        total += len(trials) * (_seconds(planned, stop_at) or 0.0)
+        disk += len(trials) * planned.checkpoint_bytes
+    lines += ["", f"all: {disk / 2**30:.3g} GiB on disk when done"]
+    if measure:
+        lines.append(
+            f"     {duration(total)} if they were trained here one after the other, each with all "
+            "of this machine"
+        )
+    return "\n".join(lines)
+
+
+def _seconds(planned: Plan, stop_at: int | None) -> float | None:
+    if planned.speed is None or planned.seconds is None:
+        return None
+    share = 1.0 if stop_at is None else min(1.0, stop_at / planned.steps)
+    own = planned.seconds - planned.speed.compile_seconds
+    return planned.speed.compile_seconds + share * own

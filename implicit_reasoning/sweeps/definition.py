@@ -1,0 +1,172 @@
+"""What a sweep is: one base configuration, and what each trial changes in it.
+
+Beside `get_config`, a configuration file has functions `sweep_<name>()` that yield, for each trial,
+the fields that differ: `{"optimizer.weight_decay": 0.3, "seed": 1}`. `grids.py` helps to make them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning import imports
+from implicit_reasoning.config import apply_overrides, choose, load_config, parse_overrides
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.sweeps.grids import Overrides
+from implicit_reasoning.training import setup
+from implicit_reasoning.training.population import VARIED
+
+_LONGEST = 80  # characters of a trial's name, which is a folder's
+_FAULTS = 20  # that are listed
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Trials of one base configuration; what each changes has the types of the fields.
+
+    Attributes:
+      base: what is common to all; locked.
+      trials: name to overrides.
+    """
+
+    base: ConfigDict
+    trials: Mapping[str, Overrides]
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The fields that some trial sets, in order of appearance."""
+        return tuple(dict.fromkeys(key for overrides in self.trials.values() for key in overrides))
+
+    def config(self, trial: str) -> ConfigDict:
+        """The configuration of a trial."""
+        return apply_overrides(self.base, self.trials[trial])
+
+
+def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
+    """The sweep `sweep_<name>` of the configuration that `spec` names, checked.
+
+    Args:
+      spec: as for `load_config`.
+      name: of the sweep.
+      overrides: of the base configuration, before any trial's.
+
+    Raises:
+      InputError: there is no such sweep; or, all at once, what is wrong with its trials.
+    """
+    base = apply_overrides(load_config(spec), overrides or {})
+    function = choose(name, functions(spec, "sweep_"))
+    found = function()
+    if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
+        raise InputError(f"sweep_{name}() of {spec} gave a {type(found).__name__}, not trials")
+    return make_sweep(base, list(found))
+
+
+def functions(spec: str, prefix: str) -> dict[str, Any]:
+    """The functions of a configuration's file whose names begin with a prefix, without it."""
+    where = spec.partition(":")[0]
+    module = imports.load(where, "configuration")
+    found = inspect.getmembers(module, inspect.isfunction)
+    names = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
+    if not names:
+        raise InputError(f"{where} has no function {prefix}<name>(), so there is no sweep in it")
+    return names
+
+
+def make_sweep(base: ConfigDict, trials: Sequence[Overrides]) -> Sweep:
+    """A sweep of some trials, all of which can be trained as far as can be said beforehand.
+
+    Raises:
+      InputError: all faults at once: unknown fields, wrong types, values out of bounds, twice the
+        same trial, no trials.
+    """
+    if not trials:
+        raise InputError("the sweep has no trials")
+    faults: dict[str, list[int]] = {}
+    parsed: list[dict[str, Any]] = []
+    for number, overrides in enumerate(trials):
+        values, found = _parse(base, overrides)
+        parsed.append(values)
+        for fault in found:
+            faults.setdefault(fault, []).append(number)
+    if not faults:
+        faults = _out_of_bounds(base, parsed)
+    named = dict(zip(names(parsed), parsed, strict=True)) if not faults else {}
+    if not faults and len(named) < len(parsed):
+        seen: dict[str, int] = {}
+        for number, name in enumerate(names(parsed)):
+            if seen.setdefault(name, number) != number:
+                faults.setdefault(f"the same as trial {seen[name]}", []).append(number)
+    if faults:
+        listed = [f"trial {_numbers(where)}: {fault}" for fault, where in faults.items()]
+        more = f"; and {len(listed) - _FAULTS} more" if len(listed) > _FAULTS else ""
+        raise InputError(f"the sweep cannot be run: {'; '.join(listed[:_FAULTS])}{more}")
+    return Sweep(base, named)
+
+
+def _parse(base: ConfigDict, overrides: Any) -> tuple[dict[str, Any], list[str]]:
+    if not isinstance(overrides, Mapping):
+        return {}, [f"it is a {type(overrides).__name__}, not a dict of overrides"]
+    return parse_overrides(base, overrides)
+
+
+def _out_of_bounds(base: ConfigDict, trials: Sequence[Overrides]) -> dict[str, list[int]]:
+    """Faults of whole configurations, looked for once for all trials of one shape."""
+    faults: dict[str, list[int]] = {}
+    by_shape: dict[str, list[int]] = {}
+    for number, overrides in enumerate(trials):
+        shape = {key: value for key, value in overrides.items() if key not in VARIED}
+        by_shape.setdefault(json.dumps(shape, sort_keys=True), []).append(number)
+        free = {key: value for key, value in overrides.items() if key in VARIED}
+        for fault in setup.field_faults(free):
+            faults.setdefault(fault, []).append(number)
+    for numbers in by_shape.values():
+        try:
+            setup.check_config(apply_overrides(base, trials[numbers[0]]))
+        except InputError as error:
+            if not any(numbers[0] in where for where in faults.values()):
+                faults.setdefault(str(error), []).extend(numbers)
+    return faults
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return shown if len(numbers) <= 5 else f"{shown} and {len(numbers) - 5} more"
+
+
+def names(trials: Sequence[Overrides]) -> list[str]:
+    """Names for trials, made of what they set: `weight_decay=0.5,seed=1`.
+
+    Fields are called by their last part, or in full where two would be called the same.
+    """
+    keys = dict.fromkeys(key for overrides in trials for key in overrides)
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {
+        key: tail if last.count(tail) == 1 else key for key, tail in zip(keys, last, strict=True)
+    }
+    return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
+
+
+def _name(overrides: Overrides) -> str:
+    """For a folder on any file system."""
+    if not overrides:
+        return "base"
+    text = ",".join(f"{key}={_plain(value)}" for key, value in overrides.items())
+    safe = re.sub(r"[^A-Za-z0-9.,=_+-]", "_", text)
+    if safe == text and len(text) <= _LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{safe[: _LONGEST - 9]}-{digest}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_plain, value))
+    return str(value)

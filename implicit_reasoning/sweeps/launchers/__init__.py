@@ -1,0 +1,1 @@
+"""How trials get onto machines: `vmap`, `local`, `ray`, `slurm`, a file each."""

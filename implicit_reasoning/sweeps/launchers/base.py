@@ -1,0 +1,97 @@
+"""What a launcher is: it takes work, and says what becomes of it.
+
+A launcher may be stopped at any time and another one may go on: all that is kept is in the trials'
+directories and in the sweep's journal. How trials are dealt out to devices, processes and machines
+is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Layout
+from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, STOPPED, SweepLayout
+from implicit_reasoning.training import states
+from implicit_reasoning.training.interruption import Wish
+
+BAD_INPUT, NOT_FINITE, NO_FILE, INTERRUPTED = 2, 3, 74, 75
+_SAYS = "implicit_reasoning: "  # before what the commands say of an error
+
+
+class Board(Protocol):
+    """Where a launcher says what happens; see `progress.py`."""
+
+    def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Any:
+        """Something happened to a trial: one of the states of `directory.py`."""
+        ...
+
+    def look(self) -> None:
+        """Nothing may have happened, but time has passed."""
+        ...
+
+
+class Work(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+      files: of the sweep.
+      sweep: what it is.
+      stops: names of the trials to go on with, in order, and the step at which each is to stop.
+      options: of the launcher, from the command line.
+    """
+
+    files: SweepLayout
+    sweep: Sweep
+    stops: Mapping[str, int]
+    options: Mapping[str, Any]
+
+
+class Launcher(Protocol):
+    """Does work; returns when all of it is done, failed, or stopped by a signal."""
+
+    def __call__(self, work: Work, board: Board, wish: Wish) -> None:
+        """Do it.
+
+        Raises:
+          InputError: it cannot be done here at all.
+        """
+        ...
+
+
+def reached(files: Layout) -> int:
+    """The step that a trial would go on from."""
+    saved = states.newest(files)
+    return saved.step if saved else 0
+
+
+def outcome(code: int | None, said: str) -> tuple[str, str]:
+    """What the end of a trial's process means: a state, and why.
+
+    Args:
+      code: its exit code; negative: the signal that killed it; None: nobody knows.
+      said: what it wrote to standard error.
+    """
+    if code == 0:
+        return DONE, ""
+    lines = [line for line in said.splitlines() if line.strip()]
+    own = [line.partition(_SAYS)[2] for line in lines if _SAYS in line]
+    why = own[-1] if own else lines[-1] if lines else ""
+    if code == INTERRUPTED:
+        return STOPPED, why
+    if code == NOT_FINITE:
+        return DIVERGED, why
+    if code is None:
+        return FAILED, why or "its process is gone"
+    if code < 0:
+        return FAILED, f"its process was killed by signal {-code}" + (f"; {why}" if why else "")
+    return FAILED, why or f"its process ended with exit code {code}"
+
+
+def need(extra: str, module: str, error: ImportError) -> InputError:
+    """The answer to a package that is not there."""
+    return InputError(
+        f"this needs the package {module} ({error}): pip install 'implicit_reasoning[{extra}]'"
+    )

@@ -1,0 +1,99 @@
+"""A pool of processes on this machine, each with its share of cores, or with a device."""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from implicit_reasoning.sweeps.directory import RUNNING, describe
+from implicit_reasoning.sweeps.launchers.base import NO_FILE, Board, Work, outcome, reached
+from implicit_reasoning.sweeps.launchers.devices import Share, shares
+from implicit_reasoning.training.interruption import Wish
+
+_SECONDS = 0.1  # between looks
+_PATIENCE = 120.0  # seconds for a process to save and leave
+
+
+@dataclass
+class _Running:
+    """A trial's process."""
+
+    trial: str
+    share: Share
+    process: subprocess.Popen[bytes]
+    said: Path
+
+
+def local(work: Work, board: Board, wish: Wish) -> None:
+    """Start a trial whenever a share of the machine is free, until all have ended.
+
+    Raises:
+      OSError: a trial could not write its files; no other was started after that.
+    """
+    free = shares(work.options.get("workers"))
+    waiting = collections.deque(work.stops)
+    running: list[_Running] = []
+    unwritable = ""
+    while running or (waiting and not wish and not unwritable):
+        while waiting and free and not wish and not unwritable:
+            running.append(_start(work, board, waiting.popleft(), free.pop()))
+        if wish:
+            _ask_to_leave(running)
+        time.sleep(_SECONDS)
+        board.look()
+        for each in [each for each in running if each.process.poll() is not None]:
+            running.remove(each)
+            free.append(each.share)
+            unwritable = _end(work, board, each) or unwritable
+    if unwritable:
+        raise OSError(unwritable)
+
+
+def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
+    describe(work.files, trial, work.sweep.trials[trial])
+    said = work.files.trial(trial).workdir / "stderr.txt"
+    command = [sys.executable, "-m", "implicit_reasoning.sweeps.worker"]
+    command += [
+        str(work.files.workdir),
+        trial,
+        str(work.stops[trial]),
+        ",".join(map(str, share.cores)),
+    ]
+    board.note(trial, RUNNING)
+    with said.open("wb") as file:
+        # Its own session: Ctrl-C reaches this process alone, which asks the others to leave.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **share.environment},
+            start_new_session=True,
+        )
+    return _Running(trial, share, process, said)
+
+
+def _end(work: Work, board: Board, ended: _Running) -> str:
+    """Note what became of a trial; returns why, if files cannot be written."""
+    code, said = ended.process.returncode, ended.said.read_text(errors="replace")
+    state, why = outcome(code, said)
+    board.note(ended.trial, state, step=reached(work.files.trial(ended.trial)), why=why)
+    return f"trial {ended.trial}: {why}" if code == NO_FILE else ""
+
+
+def _ask_to_leave(running: list[_Running]) -> None:
+    """Let each save and leave; who does not is killed, and loses what came after its last save."""
+    for each in running:
+        each.process.terminate()
+    deadline = time.monotonic() + _PATIENCE
+    for each in running:
+        try:
+            each.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+            each.process.wait()

@@ -1,0 +1,146 @@
+"""`run_sweep`: do what is not done of a sweep, with a launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from implicit_reasoning import imports
+from implicit_reasoning.config import choose
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.sweeps.directory import (
+    DIVERGED,
+    DONE,
+    PRUNED,
+    WAITING,
+    Journal,
+    Status,
+    SweepLayout,
+    begin,
+    exclusive,
+)
+from implicit_reasoning.sweeps.launchers.base import Launcher, Work, reached
+from implicit_reasoning.sweeps.progress import Progress
+from implicit_reasoning.training import Interrupted, distributed
+from implicit_reasoning.training.directory import check_same
+from implicit_reasoning.training.interruption import signal_name, wishes
+from implicit_reasoning.training.population import shape_of
+
+LAUNCHERS = {
+    "vmap": "implicit_reasoning.sweeps.launchers.vmap:vmap",
+    "local": "implicit_reasoning.sweeps.launchers.local:local",
+    "ray": "implicit_reasoning.sweeps.launchers.on_ray:on_ray",
+    "slurm": "implicit_reasoning.sweeps.launchers.on_slurm:on_slurm",
+}
+"""Those that come with the lab; others are found by import path."""
+
+_LOOKED_AT = 64  # trials that say which launcher is meant
+_OWN_BAR = ("vmap",)  # launchers that train here, and show how far they are
+
+
+class SweepInterrupted(Interrupted):
+    """A signal came; what the trials had reached is saved."""
+
+    def __init__(self, signal: str, done: int, count: int):
+        Exception.__init__(
+            self,
+            f"{signal}: {done} of {count} trials are done, what the others reached is saved; the "
+            "same command goes on from there",
+        )
+
+
+def run_sweep(
+    sweep: Sweep,
+    workdir: str | os.PathLike[str],
+    *,
+    launcher: str | None = None,
+    stop_at: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Status]:
+    """Train all trials of a sweep, or go on with those that are not done.
+
+    Trials that diverged or were pruned have ended; those that failed are tried again.
+
+    Args:
+      sweep: as `define` makes it.
+      workdir: of the sweep; made if missing.
+      launcher: a name of `LAUNCHERS`, or `package.module:function`; by default `vmap` where any two
+        trials can be one population, else `local`.
+      stop_at: stop every trial, resumable, after so many steps in all.
+      options: of the launcher: see its module.
+
+    Returns:
+      What is known of every trial.
+
+    Raises:
+      InputError: nothing was started: a trial that began would have another configuration, another
+        launcher holds the directory, or this one cannot be used here.
+      SweepInterrupted: a signal came; the same call goes on.
+      OSError: files cannot be written; what is done is whole.
+    """
+    files = SweepLayout(Path(workdir))
+    name = launcher or default_launcher(sweep)
+    launch = find_launcher(name)
+    distributed.join(sweep.base.distributed)
+    with contextlib.ExitStack() as stack:
+        if distributed.writes():
+            stack.enter_context(exclusive(files))
+            sweep = begin(files, sweep)
+        journal = Journal(files, writes=distributed.writes())
+        stack.callback(journal.close)
+        stops = to_do(files, sweep, journal, stop_at)
+        shown = bool(sweep.base.writers.progress) and name not in _OWN_BAR
+        board = Progress(files, journal, stops, bar=shown)
+        stack.callback(board.close)
+        wish = stack.enter_context(wishes())
+        if stops:
+            launch(Work(files, sweep, stops, options or {}), board, wish)
+        statuses = {trial: journal.status(trial) for trial in sweep.trials}
+        if wish:
+            done = sum(status.state == DONE for status in statuses.values())
+            raise SweepInterrupted(signal_name(wish.number) or "", done, len(statuses))
+    return statuses
+
+
+def to_do(
+    files: SweepLayout, sweep: Sweep, journal: Journal, stop_at: int | None
+) -> dict[str, int]:
+    """The trials to go on with, and the step at which each stops; what ended unheard of is noted.
+
+    Raises:
+      InputError: the directory of one holds a run with another configuration.
+    """
+    found = {}
+    for trial, overrides in sweep.trials.items():
+        status, steps = journal.status(trial), int(overrides.get("steps", sweep.base.steps))
+        stop = steps if stop_at is None else min(stop_at, steps)
+        if status.state in (DIVERGED, PRUNED) or (status.state == DONE and status.step >= stop):
+            continue
+        if status.state != WAITING and files.trial(trial).config.exists():
+            check_same(files.trial(trial), sweep.config(trial))
+            # Its launcher was gone when it ended, or another one has trained it.
+            if (step := reached(files.trial(trial))) >= stop:
+                journal.note(trial, DONE, step=step)
+                continue
+        found[trial] = stop
+    return found
+
+
+def default_launcher(sweep: Sweep) -> str:
+    """`vmap` where two trials have one shape."""
+    shapes = [shape_of(sweep.config(trial)) for trial in list(sweep.trials)[:_LOOKED_AT]]
+    return "vmap" if len(set(shapes)) < len(shapes) or len(shapes) == 1 else "local"
+
+
+def find_launcher(name: str) -> Launcher:
+    """The launcher behind a name; an `InputError` if there is none."""
+    where = name if ":" in name else choose(name, LAUNCHERS)
+    source, _, attribute = where.rpartition(":")
+    launcher: Launcher | None = getattr(imports.load(source, "launcher"), attribute, None)
+    if not callable(launcher):
+        raise InputError(f"launcher {name!r}: {source} has no function {attribute!r}")
+    return launcher

@@ -1,0 +1,99 @@
+"""What a hyperparameter may be: ranges and choices, for random search and for Optuna alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from implicit_reasoning.errors import InputError
+
+
+class Distribution(Protocol):
+    """Where the values of one field come from."""
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """One of them at random."""
+        ...
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """The one that an Optuna trial asks for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Real:
+    """A float from `low` to `high`; with `log`, its logarithm is uniform."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """Uniform, or log-uniform."""
+        if self.log:
+            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return float(rng.uniform(self.low, self.high))
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """As Optuna's sampler has it."""
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An int from `low` to `high`, both included; with `log`, small ones are as likely as large."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def sample(self, rng: np.random.Generator) -> int:
+        """Uniform, or a rounded log-uniform number."""
+        if self.log:
+            edges = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return min(self.high, max(self.low, round(math.exp(rng.uniform(*edges)))))
+        return int(rng.integers(self.low, self.high + 1))
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """As Optuna's sampler has it."""
+        return trial.suggest_int(key, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, which need no order."""
+
+    options: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options:
+            raise InputError("a Choice has no options; name at least one")
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """Each is as likely."""
+        return self.options[int(rng.integers(len(self.options)))]
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """As Optuna's sampler has it."""
+        return trial.suggest_categorical(key, self.options)
+
+
+Space = Mapping[str, Distribution]
+"""Dotted key of a field to where its values come from."""
+
+
+def _check(range_: Real | Integer) -> None:
+    least = 0 if range_.log else -math.inf
+    if not least < range_.low <= range_.high or not math.isfinite(range_.high):
+        wanted = "0 < low <= high" if range_.log else "low <= high, both finite"
+        raise InputError(f"{range_} is no range; it needs {wanted}")

@@ -1,0 +1,61 @@
+"""One trial in a process of its own: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
+
+What every launcher but `vmap` starts, on whatever machine: it finds all it needs in the sweep's
+directory. A fourth argument names the cores that it may run on. Exit codes are the commands' (see
+`implicit_reasoning.__main__`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
+from implicit_reasoning.sweeps.launchers.base import BAD_INPUT, INTERRUPTED, NO_FILE, NOT_FINITE
+from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (Interrupted, INTERRUPTED),
+    (NonFiniteLoss, NOT_FINITE),
+    (InputError, BAD_INPUT),
+    (OSError, NO_FILE),
+    (MemoryError, BAD_INPUT),
+)
+
+
+def work(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
+    """Train a trial until step `stop`, or go on with it.
+
+    Returns:
+      The exit code that the command `train` would have, and what it would say.
+    """
+    files = SweepLayout(Path(directory))
+    try:
+        config = trial_config(load(files), trial).copy_and_resolve_references()
+        with config.unlocked():
+            config.writers.progress = False
+        train(config, files.trial(trial).workdir, stop_at=stop)
+    except Exception as error:
+        for kind, code in _CODES:
+            if isinstance(error, kind):
+                return code, f"implicit_reasoning: {error}"
+        return 1, traceback.format_exc()
+    return 0, ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do it, and answer like the command."""
+    directory, trial, stop, *cores = argv
+    if cores:  # before anything asks how many there are
+        os.sched_setaffinity(0, [int(core) for core in cores[0].split(",")])
+    code, said = work(directory, trial, int(stop))
+    print(said, file=sys.stderr, end="\n" if said else "")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
