@@ -1,6 +1,7 @@
 """The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
 
-Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged; 69 a
+Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged, or some
+trials of a sweep diverged or failed; 69 a
 peer process of a run on many hosts was lost (EX_UNAVAILABLE); 74 a file could not be read or
 written (EX_IOERR); 75 a signal came, the state is saved, and the same command goes on from there
 (EX_TEMPFAIL).
@@ -47,18 +48,27 @@ def train(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
 
 def report(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Write the page of a run."""
-    from implicit_reasoning.report import write_report
+    from implicit_reasoning.report import write_report, write_sweep_report
     from implicit_reasoning.runs import Run
+    from implicit_reasoning.sweeps import Runs, SweepLayout
 
-    print(f"report: {write_report(Run(flags['workdir']))}")
+    workdir = flags["workdir"]
+    if SweepLayout(Path(workdir)).sweep.exists():
+        print(f"report: {write_sweep_report(Runs(workdir))}")
+    else:
+        print(f"report: {write_report(Run(workdir))}")
 
 
 def analyze(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Measure checkpoints with instruments."""
     from implicit_reasoning.analysis import analyze_all
     from implicit_reasoning.runs import Run
+    from implicit_reasoning.sweeps import Runs, SweepLayout
 
-    runs = [Run(workdir) for workdir in flags["workdir"].split(",")]
+    runs: list[Run] = []
+    for workdir in flags["workdir"].split(","):
+        sweep = SweepLayout(Path(workdir)).sweep.exists()
+        runs += Runs(workdir) if sweep else [Run(workdir)]
     names = flags["instruments"].split(",") if flags["instruments"] else None
     steps = parse_steps(flags["steps"], runs[0].steps)
     for name in analyze_all(runs, names, steps=steps, again=flags["again"]):
@@ -132,9 +142,13 @@ def world(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
 
 def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Train the trials of a sweep, or go on with those that are not done."""
-    from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
+    from implicit_reasoning.machine import every_core_a_device
+    from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.sweeps import Runs, define, run_sweep
     from implicit_reasoning.sweeps.cost import describe_cost
     from implicit_reasoning.sweeps.progress import table
+    from implicit_reasoning.sweeps.run import check_all_done
+    from implicit_reasoning.training import distributed
 
     found = define(flags["config"], flags["sweep"], overrides)
     if flags["dry_run"]:
@@ -142,6 +156,8 @@ def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
         return
     if flags["workdir"] is None:
         raise InputError("sweep needs --workdir=, but for --dry_run")
+    if flags["launcher"] in (None, "vmap"):
+        every_core_a_device()
     options = {key: flags[key] for key in ("workers", "population", "address", "cluster", "slurm")}
     statuses = run_sweep(
         found,
@@ -150,7 +166,9 @@ def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
         stop_at=flags["stop_at"],
         options={key: value for key, value in options.items() if value is not None},
     )
-    print(f"{table(statuses)}\ntrials: {SweepLayout(Path(flags['workdir'])).trials}")
+    if distributed.writes():
+        print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
+    check_all_done(statuses)
 
 
 def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -218,7 +236,7 @@ VERBS = {
         ("workdir",),
         dictionaries,
     ),
-    "report": Verb("write the page of a run", {"workdir": str}, ("workdir",), report),
+    "report": Verb("write the page of a run or a sweep", {"workdir": str}, ("workdir",), report),
     "world": Verb(
         "build a configuration's dataset, describe it and write it",
         {"config": str, "out": str, "wang_types": False},
@@ -287,13 +305,14 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
     """Run one of `_TRAINING`; what one of many processes meets ends it, and so tells the rest."""
+    from implicit_reasoning.sweeps.run import TrialsLost
     from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost, distributed
 
     try:
         verb.function(flags, overrides)
     except Interrupted as stopped:
         return _say(stopped, INTERRUPTED)
-    except NonFiniteLoss as diverged:
+    except (NonFiniteLoss, TrialsLost) as diverged:
         return _say(diverged, DIVERGED)
     except PeerLost as lost:
         distributed.leave(_say(lost, distributed.PEER_LOST))

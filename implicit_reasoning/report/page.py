@@ -44,7 +44,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
             "evaluation, at step 0"
         )
     rendered = [render(figure) for figure in collect(run, providers)]
-    pages, environment = collect_pages(run, providers), _environment()
+    pages, environment = collect_pages(run, providers), make_environment()
     _write_pages(run, environment, pages)
     page = _fill(run, environment, rendered, pages)
     write_files(rendered, run.files.report.parent / "figures")
@@ -55,7 +55,8 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
     return run.files.report
 
 
-def _environment() -> Environment:
+def make_environment() -> Environment:
+    """Of the templates of this folder."""
     return Environment(
         loader=PackageLoader("implicit_reasoning.report", ""),
         autoescape=True,
@@ -89,7 +90,7 @@ def _fill(
             "name": one.figure.name,
             "title": one.figure.title,
             "caption": one.figure.caption,
-            "image": "data:image/svg+xml;base64," + base64.b64encode(one.files["svg"]).decode(),
+            "image": data_url(one),
         }
         for one in rendered
     ]
@@ -101,6 +102,11 @@ def _fill(
         **tables.context(run),
     )
     return page
+
+
+def data_url(one: Rendered) -> str:
+    """A figure for a page that is one file."""
+    return "data:image/svg+xml;base64," + base64.b64encode(one.files["svg"]).decode()
 
 
 def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:

@@ -9,6 +9,8 @@
     cost.py       what a sweep would cost
     directory.py  what a sweep's directory holds
     progress.py   the journal and the bar
+    opened.py     `Runs`: a sweep opened for analysis
+    figures.py    what its page shows
 
 Configurations import `grids` and `space` from here: what needs JAX is loaded when it is asked for.
 """
@@ -24,6 +26,7 @@ from implicit_reasoning.sweeps.space import Choice, Integer, Real, Space
 if TYPE_CHECKING:
     from implicit_reasoning.sweeps.definition import Sweep, define, make_sweep
     from implicit_reasoning.sweeps.directory import Status, SweepLayout
+    from implicit_reasoning.sweeps.opened import Runs
     from implicit_reasoning.sweeps.run import LAUNCHERS, SweepInterrupted, run_sweep
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "Choice",
     "Integer",
     "Real",
+    "Runs",
     "Space",
     "Status",
     "Sweep",
@@ -46,6 +50,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Runs": "opened",
     **dict.fromkeys(("Sweep", "define", "make_sweep"), "definition"),
     **dict.fromkeys(("Status", "SweepLayout"), "directory"),
     **dict.fromkeys(("LAUNCHERS", "SweepInterrupted", "run_sweep"), "run"),

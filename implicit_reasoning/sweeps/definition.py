@@ -90,25 +90,25 @@ def make_sweep(base: ConfigDict, trials: Sequence[Overrides]) -> Sweep:
     if not trials:
         raise InputError("the sweep has no trials")
     faults: dict[str, list[int]] = {}
-    parsed: list[dict[str, Any]] = []
+    parsed: dict[int, dict[str, Any]] = {}
     for number, overrides in enumerate(trials):
         values, found = _parse(base, overrides)
-        parsed.append(values)
+        if not found:
+            parsed[number] = values
         for fault in found:
             faults.setdefault(fault, []).append(number)
-    if not faults:
-        faults = _out_of_bounds(base, parsed)
-    named = dict(zip(names(parsed), parsed, strict=True)) if not faults else {}
-    if not faults and len(named) < len(parsed):
-        seen: dict[str, int] = {}
-        for number, name in enumerate(names(parsed)):
-            if seen.setdefault(name, number) != number:
-                faults.setdefault(f"the same as trial {seen[name]}", []).append(number)
+    for number, found in _out_of_bounds(base, parsed).items():
+        for fault in found:
+            faults.setdefault(fault, []).append(number)
+    named: dict[str, int] = {}
+    for number, name in zip(parsed, names(list(parsed.values())), strict=True):
+        if named.setdefault(name, number) != number:
+            faults.setdefault(f"it is trial {named[name]} once more", []).append(number)
     if faults:
         listed = [f"trial {_numbers(where)}: {fault}" for fault, where in faults.items()]
         more = f"; and {len(listed) - _FAULTS} more" if len(listed) > _FAULTS else ""
         raise InputError(f"the sweep cannot be run: {'; '.join(listed[:_FAULTS])}{more}")
-    return Sweep(base, named)
+    return Sweep(base, {name: parsed[number] for name, number in named.items()})
 
 
 def _parse(base: ConfigDict, overrides: Any) -> tuple[dict[str, Any], list[str]]:
@@ -117,22 +117,21 @@ def _parse(base: ConfigDict, overrides: Any) -> tuple[dict[str, Any], list[str]]
     return parse_overrides(base, overrides)
 
 
-def _out_of_bounds(base: ConfigDict, trials: Sequence[Overrides]) -> dict[str, list[int]]:
-    """Faults of whole configurations, looked for once for all trials of one shape."""
-    faults: dict[str, list[int]] = {}
+def _out_of_bounds(base: ConfigDict, trials: Mapping[int, Overrides]) -> dict[int, list[str]]:
+    """Faults by trial; of whole configurations they are looked for once for all of one shape."""
+    faults: dict[int, list[str]] = {}
     by_shape: dict[str, list[int]] = {}
-    for number, overrides in enumerate(trials):
+    for number, overrides in trials.items():
+        if found := setup.field_faults(overrides):
+            faults[number] = found
+            continue
         shape = {key: value for key, value in overrides.items() if key not in VARIED}
         by_shape.setdefault(json.dumps(shape, sort_keys=True), []).append(number)
-        free = {key: value for key, value in overrides.items() if key in VARIED}
-        for fault in setup.field_faults(free):
-            faults.setdefault(fault, []).append(number)
     for numbers in by_shape.values():
         try:
             setup.check_config(apply_overrides(base, trials[numbers[0]]))
         except InputError as error:
-            if not any(numbers[0] in where for where in faults.values()):
-                faults.setdefault(str(error), []).extend(numbers)
+            faults |= {number: [str(error)] for number in numbers}
     return faults
 
 

@@ -15,6 +15,7 @@ from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
     DONE,
+    FAILED,
     PRUNED,
     WAITING,
     Journal,
@@ -50,6 +51,20 @@ class SweepInterrupted(Interrupted):
             self,
             f"{signal}: {done} of {count} trials are done, what the others reached is saved; the "
             "same command goes on from there",
+        )
+
+
+class TrialsLost(Exception):
+    """Some trials diverged or failed; all others are done."""
+
+
+def check_all_done(statuses: Mapping[str, Status]) -> None:
+    """Raise `TrialsLost` if a trial is."""
+    lost = sum(status.state in (DIVERGED, FAILED) for status in statuses.values())
+    if lost:
+        raise TrialsLost(
+            f"{lost} of {len(statuses)} trials diverged or failed, see the page; the same command "
+            "tries again those that failed"
         )
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning import events
 from implicit_reasoning.config import flatten, to_json
-from implicit_reasoning.files import atomic_write
+from implicit_reasoning.files import atomic_write, read_json
 from implicit_reasoning.runs import Layout, read_metrics
 
 Row = dict[str, Any]
@@ -56,7 +56,12 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Scalars, one chart with all splits, hyperparameters, the configuration as text."""
+    """Scalars, one chart with all splits, hyperparameters, the configuration as text.
+
+    Beside each accuracy there is the best so far, `best_accuracy/<split>`: the table of
+    hyperparameters shows the last point of a curve, so it has the final and the best one. In a
+    sweep its columns are what the trials choose.
+    """
 
     def __init__(self, files: Layout, config: ConfigDict, splits: list[str], rows: list[Row]):
         """Begin a fresh event file with everything there is so far."""
@@ -69,11 +74,12 @@ class TensorBoard:
             quantity: [f"{quantity}/{split}" for split in splits]
             for quantity in ("accuracy", "loss", "reciprocal_rank")
         }
-        shown = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _ROUTINE}
+        self._best: dict[str, float] = {}
+        outcomes = [*quantities["accuracy"], *(f"best_{tag}" for tag in quantities["accuracy"])]
         for summary in (
             events.charts("all splits", quantities),
             events.text("config", f"```json\n{json.dumps(to_json(config), indent=2)}\n```"),
-            events.hyperparameters(shown, quantities["accuracy"], begun),
+            events.hyperparameters(_chosen(files, config), outcomes, begun),
         ):
             self._file.write(summary, when=begun)
         for row in rows:
@@ -82,8 +88,18 @@ class TensorBoard:
     def write(self, row: Row) -> None:
         """Add the scalars of one row."""
         values = {tag: value for tag, value in row.items() if tag not in ("step", "time")}
+        for tag in [tag for tag in values if tag.startswith("accuracy/")]:
+            self._best[tag] = values[f"best_{tag}"] = max(self._best.get(tag, 0.0), values[tag])
         self._file.write(events.scalars(values), step=row["step"], when=row["time"])
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _chosen(files: Layout, config: ConfigDict) -> dict[str, Any]:
+    """What the table of hyperparameters shows of a run."""
+    fields = flatten(config)
+    if files.trial.exists():
+        return {key: fields[key] for key in read_json(files.trial)["overrides"]}
+    return {key: value for key, value in fields.items() if key.split(".")[0] not in _ROUTINE}

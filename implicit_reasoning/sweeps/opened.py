@@ -1,0 +1,177 @@
+"""`Runs`: a sweep opened for analysis, with its trials as one more axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import xarray as xr
+
+from implicit_reasoning.analysis import Instrument, analyze_runs
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
+from implicit_reasoning.training.phases import run_phases
+
+SEEDS = ("seed", "task.world_seed")
+"""Fields whose values are chance: trials that differ in nothing else are runs of one point."""
+
+
+class Runs(Sequence[Run]):
+    """The trials of a sweep that have begun, each a `Run`; made while it runs, it shows that state.
+
+    `runs[0]`, `runs["seed=3"]` and `for run in runs` give runs; what is measured of all of them
+    comes as labelled arrays with the dimension `trial`, whose coordinates are the trials' names and
+    the fields that the sweep sets.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        chosen: Callable[[Mapping[str, Any]], bool] | None = None,
+    ):
+        """Open a sweep's directory.
+
+        Args:
+          workdir: of the sweep.
+          chosen: of a trial's overrides, whether it is wanted; by default all are.
+
+        Raises:
+          InputError: it is no sweep's directory.
+        """
+        self.files = SweepLayout(Path(workdir))
+        self.sweep: Sweep = load(self.files)
+        self.names: tuple[str, ...] = tuple(
+            name
+            for name, overrides in self.sweep.trials.items()
+            if self.files.trial(name).config.exists() and (chosen is None or chosen(overrides))
+        )
+        self._opened: dict[str, Run] = {}
+
+    def __repr__(self) -> str:
+        count = len(self.sweep.trials)
+        return f"Runs({str(self.files.workdir)!r}, {len(self.names)} of {count} trials begun)"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Run: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> list[Run]: ...
+
+    def __getitem__(self, which: int | str | slice) -> Run | list[Run]:
+        if isinstance(which, slice):
+            return [self[name] for name in self.names[which]]
+        name = self.names[which] if isinstance(which, int) else which
+        if name not in self.names:
+            raise InputError(f"{self.files.workdir} has no trial {name!r} that has begun")
+        if name not in self._opened:
+            self._opened[name] = Run(self.files.trial(name).workdir)
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[Run]:
+        return (self[name] for name in self.names)
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """What is known of every trial of the sweep, begun or not."""
+        known = read_journal(self.files)
+        return {name: known.get(name, Status()) for name in self.sweep.trials}
+
+    @cached_property
+    def coords(self) -> dict[str, Any]:
+        """The names of the trials, and what each sets: a coordinate for each field."""
+        found: dict[str, Any] = {"trial": list(self.names)}
+        for key in self.sweep.keys:
+            values = [self.value(name, key) for name in self.names]
+            plain = all(isinstance(value, int | float | str) for value in values)
+            found[key] = ("trial", values if plain else list(map(str, values)))
+        return found
+
+    def value(self, trial: str, key: str) -> Any:
+        """What a trial's configuration has for a field."""
+        overrides = self.sweep.trials[trial]
+        if key in overrides:
+            return overrides[key]
+        value: Any = self.sweep.base
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    @cached_property
+    def points(self) -> dict[str, str]:
+        """Trial to what it sets beside seeds, in words: runs of one point share it."""
+        keys = [key for key in self.sweep.keys if key not in SEEDS]
+        return {
+            name: ", ".join(f"{_last(key)} {self.value(name, key)}" for key in keys) or "all trials"
+            for name in self.names
+        }
+
+    def metric(self, name: str) -> xr.DataArray:
+        """A column of `metrics.jsonl`: `[trial, step]`, nan where a trial has no such row.
+
+        Args:
+          name: `loss`, `accuracy/test_ii`, ...
+
+        Raises:
+          InputError: no trial has it.
+        """
+        series = [{row["step"]: row[name] for row in run.metrics if name in row} for run in self]
+        steps = sorted({step for each in series for step in each})
+        if not steps:
+            raise InputError(f"no trial of {self.files.workdir} has a metric {name!r}")
+        values = np.array([[each.get(step, np.nan) for step in steps] for each in series])
+        return xr.DataArray(
+            values, dims=("trial", "step"), coords={**self.coords, "step": steps}, name=name
+        )
+
+    def phases(self) -> xr.Dataset:
+        """The step at which each phase began, by trial; nan where it was not reached."""
+        found = [dataclasses.asdict(run_phases(run)) for run in self]
+        return xr.Dataset(
+            {
+                phase: (
+                    "trial",
+                    np.array([np.nan if f[phase] is None else f[phase] for f in found]),
+                )
+                for phase in found[0]
+            }
+            if found
+            else {},
+            coords=self.coords,
+        )
+
+    def analyze(
+        self,
+        instrument: str | Instrument,
+        *,
+        steps: Sequence[int] | None = None,
+        again: bool = False,
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """Measure all trials with one instrument: its result with the dimension `trial` in front.
+
+        Trials of one world and shape are measured in one program, see `analysis.analyze_runs`; each
+        keeps its own result, too.
+
+        Raises:
+          InputError: as `analyze`; or no trial has begun.
+        """
+        if not self.names:
+            raise InputError(f"no trial of {self.files.workdir} has begun")
+        runs = list(self)
+        results = analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
+        one = xr.concat(results, "trial", combine_attrs="override", data_vars="all", join="outer")
+        return one.assign_coords(self.coords)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
