@@ -150,6 +150,9 @@ def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     from implicit_reasoning.sweeps.run import check_all_done
     from implicit_reasoning.training import distributed
 
+    if flags["search"] is not None:
+        _search(flags, overrides)
+        return
     found = define(flags["config"], flags["sweep"], overrides)
     if flags["dry_run"]:
         print(describe_cost(found, flags["launcher"], stop_at=flags["stop_at"]))
@@ -158,17 +161,47 @@ def sweep(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
         raise InputError("sweep needs --workdir=, but for --dry_run")
     if flags["launcher"] in (None, "vmap"):
         every_core_a_device()
-    options = {key: flags[key] for key in ("workers", "population", "address", "cluster", "slurm")}
     statuses = run_sweep(
         found,
         flags["workdir"],
         launcher=flags["launcher"],
         stop_at=flags["stop_at"],
-        options={key: value for key, value in options.items() if value is not None},
+        options=_launcher_options(flags),
     )
     if distributed.writes():
         print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
     check_all_done(statuses)
+
+
+def _launcher_options(flags: dict[str, Any]) -> dict[str, Any]:
+    names = ("workers", "population", "address", "cluster", "slurm")
+    return {name: flags[name] for name in names if flags[name] is not None}
+
+
+def _search(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Search a space adaptively; its trials are a sweep."""
+    from implicit_reasoning.machine import every_core_a_device
+    from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.sweeps import Runs
+    from implicit_reasoning.sweeps.progress import table
+    from implicit_reasoning.sweeps.search import Search, find_space, search
+
+    if flags["search"] != "optuna" or flags["workdir"] is None:
+        raise InputError("a search is --search=optuna, and needs --workdir=")
+    base, space = find_space(flags["config"], flags["sweep"], overrides)
+    what = Search(
+        metric=flags["metric"],
+        count=flags["trials"],
+        at_once=flags["at_once"],
+        rungs=flags["rungs"],
+        seed=flags["search_seed"],
+        minimize=flags["minimize"],
+    )
+    if flags["launcher"] in (None, "vmap"):
+        every_core_a_device()
+    options, launcher = _launcher_options(flags), flags["launcher"]
+    statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
+    print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
 
 
 def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -213,7 +246,8 @@ VERBS = {
         {
             **{"config": str, "sweep": str, "workdir": str, "launcher": str, "stop_at": int},
             **{"dry_run": False, "workers": int, "population": int, "address": str},
-            **{"cluster": str, "slurm": str},
+            **{"cluster": str, "slurm": str, "search": str, "metric": "accuracy/test_ii"},
+            **{"trials": 32, "at_once": 8, "rungs": (), "search_seed": 0, "minimize": False},
         },
         ("config", "sweep"),
         sweep,

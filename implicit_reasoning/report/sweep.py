@@ -15,6 +15,7 @@ from implicit_reasoning.files import atomic_write
 from implicit_reasoning.report.figures import FORMATS, Rendered, render, write_files
 from implicit_reasoning.report.page import data_url, make_environment
 from implicit_reasoning.sweeps import Status
+from implicit_reasoning.sweeps.definition import short_keys
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, PRUNED, RUNNING, STOPPED
 from implicit_reasoning.sweeps.figures import figures
 from implicit_reasoning.sweeps.opened import Runs
@@ -107,7 +108,7 @@ def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:
 
 
 def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[Cell]]]:
-    keys = runs.sweep.keys
+    keys, short = runs.sweep.keys, short_keys(runs.sweep.keys)
     begun = [name for name in runs.names if runs[name].metrics][:_MOST_ROWS]
     splits = Splits.of(runs[begun[0]].dataset) if begun else Splits(None, None, None)
     accuracies = [s for s in (splits.trained, splits.held_out, splits.cross) if s is not None]
@@ -115,7 +116,14 @@ def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[lis
     times = [
         name for name in ("memorised", "in_distribution_half", "in_distribution") if name in phases
     ]
-    columns = ["trial", *keys, "state", "step", *accuracies, *(t.replace("_", " ") for t in times)]
+    columns = [
+        "trial",
+        *(short[key] for key in keys),
+        "state",
+        "step",
+        *accuracies,
+        *(t.replace("_", " ") for t in times),
+    ]
     rows = []
     for name in list(runs.sweep.trials)[:_MOST_ROWS]:
         status = statuses[name]

@@ -141,16 +141,17 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def names(trials: Sequence[Overrides]) -> list[str]:
-    """Names for trials, made of what they set: `weight_decay=0.5,seed=1`.
+    """Names for trials, made of what they set: `weight_decay=0.5,seed=1`."""
+    short = short_keys(tuple(dict.fromkeys(key for overrides in trials for key in overrides)))
+    return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
 
-    Fields are called by their last part, or in full where two would be called the same.
-    """
-    keys = dict.fromkeys(key for overrides in trials for key in overrides)
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Fields by their last part, or in full where two would be called the same."""
     last = [key.rpartition(".")[2] for key in keys]
-    short = {
+    return {
         key: tail if last.count(tail) == 1 else key for key, tail in zip(keys, last, strict=True)
     }
-    return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
 
 
 def _name(overrides: Overrides) -> str:

@@ -153,9 +153,8 @@ def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
     half = phases["in_distribution_half"].values
     _map(axes[0], runs, keys, values, half, "{:,.0f}", "steps until held-out chains are at .5")
     if held_out is not None:
-        final = np.array(
-            [each[np.isfinite(each)][-1] for each in runs.metric(f"accuracy/{held_out}").values]
-        )
+        curves = runs.metric(f"accuracy/{held_out}").values
+        final = np.array([[np.nan, *curve[np.isfinite(curve)]][-1] for curve in curves])
         _map(axes[1], runs, keys, values, final, "{:.2f}", f"final accuracy, {held_out}")
     caption = (
         "Medians over the trials of a point, and how many there are. A time is the median over all "

@@ -15,7 +15,7 @@ import xarray as xr
 from implicit_reasoning.analysis import Instrument, analyze_runs
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
-from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.sweeps.definition import Sweep, short_keys
 from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
 from implicit_reasoning.training.phases import run_phases
 
@@ -109,9 +109,10 @@ class Runs(Sequence[Run]):
     @cached_property
     def points(self) -> dict[str, str]:
         """Trial to what it sets beside seeds, in words: runs of one point share it."""
-        keys = [key for key in self.sweep.keys if key not in SEEDS]
+        short = short_keys([key for key in self.sweep.keys if key not in SEEDS])
         return {
-            name: ", ".join(f"{_last(key)} {self.value(name, key)}" for key in keys) or "all trials"
+            name: ", ".join(f"{said} {self.value(name, key)}" for key, said in short.items())
+            or "all trials"
             for name in self.names
         }
 
@@ -171,7 +172,3 @@ class Runs(Sequence[Run]):
         results = analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
         one = xr.concat(results, "trial", combine_attrs="override", data_vars="all", join="outer")
         return one.assign_coords(self.coords)
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]

@@ -44,6 +44,7 @@ class Progress:
         self._files, self._journal = files, journal
         self._steps = {trial: journal.status(trial).step for trial in stops}
         self._state: dict[str, str] = {}
+        self._submitted: dict[str, float] = {}
         self._looked, self._count = 0.0, len(stops)
         total, there = sum(stops.values()), sum(self._steps.values())
         self._bar = tqdm(
@@ -53,6 +54,8 @@ class Progress:
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
         """Something happened to a trial; what went wrong is said at once."""
+        if state != RUNNING and self._submitted.pop(trial, None) is not None:
+            self._journal.note(trial, RUNNING)  # it began and ended between two looks
         self._state[trial] = state
         status = self._journal.note(trial, state, step=step, why=why)
         if state in (FAILED, DIVERGED):
@@ -60,6 +63,10 @@ class Progress:
         if step is not None:
             self._reach(trial, step)
         self._show()
+
+    def submitted(self, trial: str) -> None:
+        """A trial was handed to somebody who will start it; `look` sees when it has begun."""
+        self._submitted[trial] = _changed(self._files.trial(trial).provenance)
 
     def status(self, trial: str) -> Status:
         """Of a trial, as of now."""
@@ -70,6 +77,10 @@ class Progress:
         if time.monotonic() - self._looked < _SECONDS:
             return
         self._looked = time.monotonic()
+        for trial, before in list(self._submitted.items()):
+            if _changed(self._files.trial(trial).provenance) != before:
+                del self._submitted[trial]
+                self.note(trial, RUNNING)
         for trial, state in self._state.items():
             if state == RUNNING:
                 self._reach(trial, last_step(self._files.trial(trial).metrics))
@@ -88,6 +99,14 @@ class Progress:
         said = {"done": f"{seen[DONE]}/{self._count}", "running": str(seen[RUNNING])}
         said |= {state: str(seen[state]) for state in (FAILED, DIVERGED, PRUNED) if seen[state]}
         self._bar.set_postfix(said)
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def last_step(metrics: Path) -> int:

@@ -28,6 +28,10 @@ class Board(Protocol):
         """Something happened to a trial: one of the states of `directory.py`."""
         ...
 
+    def submitted(self, trial: str) -> None:
+        """A trial was handed to somebody who will start it; `look` sees when it has begun."""
+        ...
+
     def look(self) -> None:
         """Nothing may have happened, but time has passed."""
         ...
