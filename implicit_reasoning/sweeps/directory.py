@@ -158,7 +158,7 @@ def _tuples(value: Any) -> Any:
 def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
     changes = changed_keys(old.base, new.base)
     statuses = read_journal(files)
-    for name, overrides in new.trials.items():
+    for name, overrides in {**old.trials, **new.trials}.items():
         status = statuses.get(name)
         if status is None or status.state == WAITING:
             continue

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from implicit_reasoning.errors import InputError
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """Where the values of one field come from."""
 

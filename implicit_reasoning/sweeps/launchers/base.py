@@ -8,7 +8,7 @@ is its own affair.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout
@@ -21,6 +21,7 @@ BAD_INPUT, NOT_FINITE, NO_FILE, INTERRUPTED = 2, 3, 74, 75
 _SAYS = "implicit_reasoning: "  # before what the commands say of an error
 
 
+@runtime_checkable
 class Board(Protocol):
     """Where a launcher says what happens; see `progress.py`."""
 
@@ -53,6 +54,7 @@ class Work(NamedTuple):
     options: Mapping[str, Any]
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Does work; returns when all of it is done, failed, or stopped by a signal."""
 

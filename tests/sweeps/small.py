@@ -1,0 +1,39 @@
+"""A configuration with sweeps, small enough for tests; also read as a file by the command."""
+
+from implicit_reasoning.sweeps import Real, grid
+from tests.training.tiny import tiny
+
+
+def get_config(arg=""):
+    return tiny()
+
+
+def sweep_seeds():
+    yield from grid({"seed": range(3)})
+
+
+def sweep_points():
+    yield from grid(
+        {"optimizer.weight_decay": [0.1, 1.0], "task.phi": [1.2, 1.5], "seed": range(2)}
+    )
+
+
+def sweep_mixed():
+    """Two shapes, one trial that diverges, one whose world cannot be made."""
+    yield from grid({"model.d_model": [8, 16], "seed": [0, 1]})
+    yield {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30, "seed": 4}
+    yield {"task.phi": 99.0}
+
+
+def space_rates():
+    return {"optimizer.learning_rate": Real(1e-4, 1e-2, log=True), "seed": _Seed()}
+
+
+class _Seed:
+    """Anything with these two methods is a distribution."""
+
+    def sample(self, rng):
+        return int(rng.integers(100))
+
+    def suggest(self, trial, key):
+        return trial.suggest_int(key, 0, 99)
