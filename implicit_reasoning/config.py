@@ -374,6 +374,8 @@ def _words(
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
+        if not name.startswith("config."):
+            name = name.replace("-", "_")  # as many commands spell it
         if not word.startswith("--") or not name:
             yield word, None, True
         elif equals:

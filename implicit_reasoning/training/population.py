@@ -28,13 +28,13 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Layout, begin_row
+from implicit_reasoning.runs import Layout, begin_row, read_parts
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.training import directory, distributed, optimizer, setup, sharding, states
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
 from implicit_reasoning.training.interruption import Wish
-from implicit_reasoning.training.loop import Trainer
+from implicit_reasoning.training.loop import NonFiniteLoss, Trainer
 from implicit_reasoning.training.mapping import mapped
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.step import TrainingRows, TrainState
@@ -79,7 +79,6 @@ def train_population(
     Raises:
       InputError: the trials cannot be one population, or another process trains one of them.
       Interrupted: a signal came; the states are saved.
-      NonFiniteLoss: all have diverged.
     """
     program, scorings = make_population(trials), _scorings(trials)
     records = [
@@ -94,7 +93,14 @@ def train_population(
             directory.begin(trial.files, trial.config, trial.dataset)
             if distributed.writes():
                 begin_row(trial.files, files.workdir, row, start.step if start else 0)
-        Trainer(program, records, files, start=start, title=title).run(stop, wish)
+        if here := numbered(files.resume):
+            for record in records:  # who was lost before the last save is not heard of again
+                parts = read_parts(record.files)
+                if parts and parts[-1].last is not None and parts[-1].last <= here[-1]:
+                    record.diverged = parts[-1].last
+        trainer = Trainer(program, records, files, start=start, title=title)
+        with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
+            trainer.run(stop, wish)
     return records
 
 

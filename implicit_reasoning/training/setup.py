@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
@@ -204,7 +205,7 @@ def placed(shapes: Any, places: Any) -> Any:
     )
 
 
-def keys(seed: int) -> tuple[Any, Any]:
+def keys(seed: int | Array) -> tuple[Any, Any]:
     """`(initialisation, stream)` keys of a run; the stream's are folded with the step."""
     init_key, stream_key = jax.random.split(jax.random.key(seed))
     return init_key, stream_key

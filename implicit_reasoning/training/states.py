@@ -80,10 +80,11 @@ def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:
 def placed(state: Any, like: Any) -> Any:
     """A state on the devices that `like` says; every process has all of it in memory."""
 
-    def put(leaf: np.ndarray, where: jax.ShapeDtypeStruct) -> jax.Array:
+    def put(leaf: Any, where: jax.ShapeDtypeStruct) -> jax.Array:
         # Filled up with the first, where a population has more rows than trials.
-        missing = where.shape[0] - leaf.shape[0] if leaf.ndim else 0
-        whole = np.concatenate([leaf, *[leaf[:1]] * missing]) if missing else np.asarray(leaf)
+        whole = np.asarray(leaf)
+        if missing := where.shape[0] - whole.shape[0] if whole.ndim else 0:
+            whole = np.concatenate([whole, *[whole[:1]] * missing])
         return jax.make_array_from_callback(where.shape, where.sharding, lambda index: whole[index])
 
     return jax.tree.map(put, state, like)

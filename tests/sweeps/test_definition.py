@@ -48,15 +48,24 @@ def test_random_points_are_seeded_and_a_longer_search_begins_with_them():
 def test_points_fill_their_ranges_as_the_scale_says():
     rng = np.random.default_rng(0)
     logs = np.log10([Real(1e-4, 1.0, log=True).sample(rng) for _ in range(4_000)])
-    np.testing.assert_allclose(np.quantile(logs, [0, 0.25, 0.5, 0.75, 1]), [-4, -3, -2, -1, 0], atol=0.12)
+    np.testing.assert_allclose(
+        np.quantile(logs, [0, 0.25, 0.5, 0.75, 1]), [-4, -3, -2, -1, 0], atol=0.12
+    )
     counts = np.bincount([Integer(1, 4).sample(rng) for _ in range(4_000)], minlength=5)
     assert counts[0] == 0 and (abs(counts[1:] - 1_000) < 120).all()
     small = np.bincount([Integer(1, 100, log=True).sample(rng) for _ in range(4_000)])
     assert small[1] > 5 * small[10:20].mean() and len(small) == 101
 
 
-@pytest.mark.parametrize("made", [lambda: Real(2.0, 1.0), lambda: Real(0.0, 1.0, log=True),
-                                  lambda: Integer(3, 2), lambda: Choice(())])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Real(2.0, 1.0),
+        lambda: Real(0.0, 1.0, log=True),
+        lambda: Integer(3, 2),
+        lambda: Choice(()),
+    ],
+)
 def test_a_range_without_values_is_refused(made):
     with pytest.raises(InputError):
         made()
@@ -124,5 +133,7 @@ def test_names_are_what_is_set_and_fit_any_file_system():
 
 def test_ten_thousand_trials_are_planned_in_seconds():
     """Guards against planning by whole configurations: that took 20 s."""
-    sweep = make_sweep(tiny(), list(grid({"seed": range(5_000), "optimizer.weight_decay": [0.1, 1]})))
+    sweep = make_sweep(
+        tiny(), list(grid({"seed": range(5_000), "optimizer.weight_decay": [0.1, 1]}))
+    )
     assert len(sweep.trials) == 10_000

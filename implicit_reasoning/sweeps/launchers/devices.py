@@ -32,17 +32,16 @@ def shares(workers: int | None) -> list[Share]:
       workers: how many shares; by default one for each GPU or TPU chip, or for each core.
 
     Raises:
-      InputError: there are fewer cores than workers.
+      InputError: there are to be none, or two of one TPU chip.
     """
     cores = sorted(os.sched_getaffinity(0))
     gpus, chips = _gpus(), _tpu_chips()
     devices = gpus or chips
     count = workers or len(devices) or len(cores)
-    if not 1 <= count <= len(cores):
-        raise InputError(
-            f"--workers={count}: it must be from 1 to the {len(cores)} cores of this machine"
-        )
-    dealt = [tuple(cores[number::count]) for number in range(count)]
+    if count < 1:
+        raise InputError(f"--workers={count}: there must be at least one")
+    # More workers than cores share them.
+    dealt = [tuple(cores[n::count]) or (cores[n % len(cores)],) for n in range(count)]
     if not devices:
         return [Share(each, {}) for each in dealt]
     on_one = -(-count // len(devices))

@@ -75,9 +75,6 @@ def _train(work: Work, group: _Group, board: Board, wish: Wish, title: str) -> N
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
         return
-    except NonFiniteLoss as lost:
-        note_all(DIVERGED, str(lost))
-        return
     except Exception as error:
         note_all(FAILED, str(error) or type(error).__name__)
         raise

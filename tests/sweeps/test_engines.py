@@ -1,0 +1,230 @@
+"""Slurm through submitit (its local executor), Ray on three nodes, Optuna: the engines themselves.
+
+A real Slurm is `make test-slurm`.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
+from implicit_reasoning.sweeps.directory import read_journal
+from implicit_reasoning.training import train
+from tests.training.tiny import tiny
+
+FILE = "tests/sweeps/small.py"
+SEEDS = [f"seed={seed}" for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    runs = [train(tiny(seed=seed), folder / str(seed)) for seed in range(3)]
+    return [[row["loss"] for row in run.metrics[1:]] for run in runs]
+
+
+def assert_all_done(workdir, alone, attempts=1):
+    files = SweepLayout(workdir)
+    statuses = read_journal(files)
+    assert {name: status[:2] for name, status in statuses.items()} == dict.fromkeys(
+        SEEDS, ("done", 60)
+    )
+    assert all(status.attempts <= attempts for status in statuses.values())
+    losses = [[r["loss"] for r in Run(files.trial(n).workdir).metrics[1:]] for n in SEEDS]
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+
+
+# Slurm ------------------------------------------------------------------------------------------
+
+
+def slurm(workdir, **options):
+    return run_sweep(
+        define(FILE, "seeds"), workdir, launcher="slurm", options={"cluster": "local", **options}
+    )
+
+
+def test_submitit_trains_the_same_trials(tmp_path, alone):
+    slurm(tmp_path, slurm="timeout_min=5")
+    assert_all_done(tmp_path, alone)
+    assert set(json.loads((tmp_path / "slurm" / "jobs.json").read_text())) == set(SEEDS)
+
+
+def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
+    """What submitit calls at SIGUSR2: the worker saves, and the same work comes back."""
+    from implicit_reasoning.sweeps.directory import begin, describe
+    from implicit_reasoning.sweeps.launchers.base import reached
+    from implicit_reasoning.sweeps.launchers.on_slurm import Task
+
+    sweep = define(FILE, "seeds", {"steps": 400_000, "resume_every": 400_000, "log_every": 100})
+    files = SweepLayout(tmp_path)
+    begin(files, sweep)
+    describe(files, "seed=1", {"seed": 1})
+    task, again = Task(str(tmp_path)), []
+    import threading
+
+    def interrupt():
+        rows = files.trial("seed=1").metrics
+        while not (rows.exists() and '"step": 500' in rows.read_text()):
+            time.sleep(0.1)
+        again.append(task.checkpoint("seed=1", 400_000))
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(SystemExit):  # and so no result: Slurm will start it again
+        task("seed=1", 400_000)
+    thread.join()
+    step = reached(files.trial("seed=1"))
+    assert step >= 500
+    assert again[0].args == ("seed=1", 400_000) and isinstance(again[0].function, Task)
+    code, said = again[0].function("seed=1", step + 2)
+    assert (code, said.strip()) == (0, "") and reached(files.trial("seed=1")) == step + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"slurm": "timeout_min"}, "it is name=value"),
+        ({"slurm": "time_min=3"}, "submitit cannot use 'local' here.*time_min"),
+        ({"cluster": "lsf"}, "submitit cannot use 'lsf' here"),
+    ],
+)
+def test_what_submitit_does_not_take_is_said_before_anything_begins(options, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        slurm(tmp_path, **options)
+    assert not list(tmp_path.glob("trials/*"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "module", "extra"), [("slurm", "submitit", "slurm"), ("ray", "ray", "ray")]
+)
+def test_an_engine_that_is_not_installed_is_named(launcher, module, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=rf"needs the package {module}.*\[{extra}\]"):
+        run_sweep(define(FILE, "seeds"), tmp_path, launcher=launcher)
+
+
+# Ray --------------------------------------------------------------------------------------------
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: see pyproject.toml"
+)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Three nodes of one core each on this machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.setenv("RAY_DISABLE_IMPORT_WARNING", "1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    try:
+        yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_trains_the_same_trials(cluster, tmp_path, alone):
+    options = {"address": cluster[0].address}
+    run_sweep(define(FILE, "seeds"), tmp_path, launcher="ray", options=options)
+    assert_all_done(tmp_path, alone)
+
+
+@pytest.mark.slow
+@needs_ray
+def test_with_a_node_lost_and_a_worker_killed_all_trials_end_well(cluster, tmp_path):
+    """Both while trials run: Ray starts them again elsewhere, and they go on where they were."""
+    import threading
+
+    sweep = define(FILE, "seeds", {"steps": 3_000, "resume_every": 100, "log_every": 100})
+    files, (ray_cluster, nodes) = SweepLayout(tmp_path), cluster
+
+    def harm():
+        def begun(name, step=200):
+            rows = files.trial(name).metrics
+            return rows.exists() and f'"step": {step}' in rows.read_text()
+
+        while not all(begun(name) for name in SEEDS):
+            time.sleep(0.2)
+        ray_cluster.remove_node(nodes[1], allow_graceful=False)
+        import psutil
+
+        for process in psutil.process_iter(["cmdline"]):
+            if "ray::_trial" in " ".join(process.info["cmdline"] or []):
+                process.kill()
+                break
+
+    thread = threading.Thread(target=harm, daemon=True)
+    thread.start()
+    options = {"address": ray_cluster.address}
+    statuses = run_sweep(sweep, tmp_path, launcher="ray", options=options)
+    thread.join(timeout=60)
+    assert {status[:2] for status in statuses.values()} == {("done", 3_000)}
+    starts = [len(Run(files.trial(name).workdir).starts) for name in SEEDS]
+    assert sum(starts) > 3  # some were started again
+
+
+# Optuna -----------------------------------------------------------------------------------------
+
+
+def search(workdir, *more):
+    words = ["sweep", f"--config={FILE}", "--sweep=rates", f"--workdir={workdir}"]
+    words += ["--search=optuna", "--trials=6", "--at_once=3", "--metric=loss", "--minimize", *more]
+    return main(words)
+
+
+def test_a_search_halves_batch_after_batch(tmp_path):
+    assert search(tmp_path, "--rungs=10,30") == 0
+    statuses = read_journal(SweepLayout(tmp_path))
+    assert len(statuses) == 6
+    ended = {name: (status.state, status.step) for name, status in statuses.items()}
+    pruned = {step for state, step in ended.values() if state == "pruned"}
+    assert pruned and pruned <= {10, 30}
+    assert {step for state, step in ended.values() if state == "done"} == {60}
+    assert all("among the worst" in s.why for s in statuses.values() if s.state == "pruned")
+    # It is done: once more, nothing is asked for.
+    before = (tmp_path / "journal.jsonl").read_text()
+    assert search(tmp_path, "--rungs=10,30") == 0
+    assert (tmp_path / "journal.jsonl").read_text() == before
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_trials_it_asked_for(tmp_path, monkeypatch):
+    from implicit_reasoning.sweeps import search as module
+
+    original, calls = module.run_sweep, []
+
+    def once(*args, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(original(*args, **options))
+        return calls[-1]
+
+    monkeypatch.setattr(module, "run_sweep", once)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path)
+    monkeypatch.setattr(module, "run_sweep", original)
+    assert search(tmp_path) == 0
+    statuses = read_journal(SweepLayout(tmp_path))
+    assert len(statuses) == 6 and {status.state for status in statuses.values()} == {"done"}
+
+
+def test_what_is_no_search_is_told_so(tmp_path, capsys):
+    assert search(tmp_path, "--rungs=30,10") == 2
+    assert "rungs are ascending steps" in capsys.readouterr().err
+    words = ["sweep", f"--config={FILE}", "--sweep=seeds", f"--workdir={tmp_path}"]
+    assert main([*words, "--search=optuna"]) == 2
+    assert "there are: rates" in capsys.readouterr().err

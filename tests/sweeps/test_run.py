@@ -1,0 +1,287 @@
+"""A sweep by each launcher: the same trials; what is done stays done, what failed is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run_sweep
+from implicit_reasoning.sweeps.directory import read_journal
+from implicit_reasoning.sweeps.run import default_launcher
+from implicit_reasoning.training import train
+from tests.training.tiny import tiny
+
+FILE = "tests/sweeps/small.py"
+SEEDS = [f"seed={seed}" for seed in range(3)]
+
+
+def losses(workdir, names=SEEDS):
+    files = SweepLayout(workdir)
+    return [[row["loss"] for row in Run(files.trial(n).workdir).metrics[1:]] for n in names]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    runs = [train(tiny(seed=seed), folder / str(seed)) for seed in range(3)]
+    return [[row["loss"] for row in run.metrics[1:]] for run in runs]
+
+
+@pytest.fixture(scope="module")
+def by_vmap(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("vmap")
+    run_sweep(define(FILE, "seeds"), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def by_local(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("local")
+    run_sweep(define(FILE, "seeds"), workdir, launcher="local", options={"workers": 2})
+    return workdir
+
+
+def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, alone):
+    np.testing.assert_allclose(losses(by_vmap), alone, rtol=1e-5)
+    np.testing.assert_allclose(losses(by_local), alone, rtol=1e-5)
+    for workdir in (by_vmap, by_local):
+        statuses = read_journal(SweepLayout(workdir))
+        assert {name: status[:3] for name, status in statuses.items()} == {
+            name: ("done", 60, 1) for name in SEEDS
+        }
+
+
+def test_a_trial_opens_as_a_run_with_what_was_chosen(by_vmap):
+    run = Run(by_vmap / "trials" / "seed=2")
+    assert run.config.seed == 2 and run.steps[-1] == 60 and len(run.starts) == 1
+    assert json.loads(run.files.trial.read_text()) == {"name": "seed=2", "overrides": {"seed": 2}}
+
+
+def test_started_again_it_does_nothing(by_vmap, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
+
+    def nothing(work, board, wish):
+        raise AssertionError("a trial was started")
+
+    monkeypatch.setattr("implicit_reasoning.sweeps.launchers.vmap.vmap", nothing)
+    statuses = run_sweep(define(FILE, "seeds"), by_vmap, launcher="vmap")
+    assert all(status.attempts == 1 for status in statuses.values())
+    assert before == {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
+
+
+def test_one_launcher_goes_on_where_another_stopped(tmp_path, alone):
+    sweep = define(FILE, "seeds")
+    stopped = run_sweep(sweep, tmp_path, stop_at=20)
+    assert {status.step for status in stopped.values()} == {20}
+    run_sweep(sweep, tmp_path, launcher="local", stop_at=40)
+    # And one that is new begins at 0, beside those that go on.
+    grown = make_sweep(sweep.base, list(grid({"seed": range(4)})))
+    statuses = run_sweep(grown, tmp_path)
+    assert [status.attempts for status in statuses.values()] == [3, 3, 3, 1]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(tmp_path, capfd):
+    words = ["sweep", f"--config={FILE}", "--sweep=mixed", f"--workdir={tmp_path / 'sweep'}"]
+    assert main(words) == 3
+    out, err = capfd.readouterr()
+    assert "4 done" in out and "1 diverged" in out and "1 failed" in out
+    assert "phi can be at most" in err and "2 of 6 trials diverged or failed" in err
+    statuses = read_journal(SweepLayout(tmp_path / "sweep"))
+    assert statuses["phi=99.0"].state == "failed" and "phi" in statuses["phi=99.0"].why
+    diverged = next(s for s in statuses.values() if s.state == "diverged")
+    assert 0 < diverged.step < 60 and "not finite" in diverged.why
+    page = (tmp_path / "sweep" / "report" / "index.html").read_text()
+    assert "What failed, and why" in page and "phi can be at most" in page
+    # Two shapes made two populations, the diverged one a third.
+    assert len(list((tmp_path / "sweep" / "populations").iterdir())) == 3
+    # Once more: what failed is tried again, what diverged is not.
+    assert main(words) == 3
+    again = read_journal(SweepLayout(tmp_path / "sweep"))
+    assert again[next(n for n, s in again.items() if s.state == "diverged")].attempts == 1
+
+
+def test_the_default_is_a_population_where_shapes_agree():
+    assert default_launcher(define(FILE, "seeds")) == "vmap"
+    assert default_launcher(define(FILE, "mixed")) == "vmap"
+    widths = make_sweep(tiny(), list(grid({"model.d_model": [8, 16, 32]})))
+    assert default_launcher(widths) == "local"
+
+
+def test_a_trial_whose_directory_holds_another_run_is_refused_by_name(tmp_path, by_vmap):
+    sweep = define(FILE, "seeds")
+    run_sweep(sweep, tmp_path, stop_at=10)
+    path = SweepLayout(tmp_path).trial("seed=1").config
+    changed = json.loads(path.read_text())
+    changed["optimizer"]["weight_decay"] = 7.0
+    path.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"seed=1.*weight_decay was 7\.0, is 0\.5"):
+        run_sweep(sweep, tmp_path)
+
+
+def test_an_unknown_launcher_names_those_there_are():
+    with pytest.raises(InputError, match=r"did you mean vmap.*vmap, local, ray, slurm"):
+        run_sweep(define(FILE, "seeds"), "nowhere", launcher="vmpa")
+
+
+def test_a_launcher_of_ones_own_is_found(tmp_path):
+    seen = []
+    module = sys.modules[__name__]
+    module.own = lambda work, board, wish: [
+        seen.append((trial, stop)) or board.note(trial, "done", step=stop)
+        for trial, stop in work.stops.items()
+    ]
+    statuses = run_sweep(define(FILE, "seeds"), tmp_path, launcher=f"{__name__}:own", stop_at=7)
+    assert seen == [(name, 7) for name in SEEDS]
+    assert {status.state for status in statuses.values()} == {"done"}
+
+
+SLOW = {
+    "steps": 400_000,
+    "log_every": 100,
+    "resume_every": 400_000,
+    "evaluation.every": 400_000,
+    "evaluation.per_doubling": 0,
+    "checkpoints.every": 400_000,
+    "checkpoints.per_doubling": 0,
+}
+
+
+def command(workdir, launcher):
+    words = [sys.executable, "-m", "implicit_reasoning", "sweep", f"--config={FILE}"]
+    words += ["--sweep=seeds", f"--workdir={workdir}", f"--launcher={launcher}"]
+    slow = [f"--config.{key}={value}" for key, value in SLOW.items()]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    return subprocess.Popen([*words, *slow], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("launcher", ["vmap", "local"])
+def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
+    files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
+    try:
+        rows = files.trial("seed=0").metrics
+        wait_for(lambda: rows.exists() and '"step": 400' in rows.read_text())
+        # A second launcher is refused while this one works.
+        with pytest.raises(InputError, match="another launcher"):
+            run_sweep(define(FILE, "seeds", SLOW), files.workdir)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    assert "SIGTERM: 0 of 3 trials are done" in said
+    status = read_journal(files)["seed=0"]
+    assert status.state == "stopped" and 400 <= status.step < SLOW["steps"]
+    statuses = run_sweep(define(FILE, "seeds", SLOW), files.workdir, stop_at=status.step + 3)
+    assert statuses["seed=0"].step == status.step + 3
+    assert Run(files.trial("seed=0").workdir).starts[-1]["step"] == status.step
+
+
+def test_a_killed_worker_fails_its_trial_alone_and_is_tried_again(tmp_path, alone, monkeypatch):
+    """Killed before it saved anything: it begins anew, and is the same run."""
+    original = subprocess.Popen
+
+    def killing(words, **options):
+        process = original(words, **options)
+        if "seed=1" in words:
+            process.kill()
+        return process
+
+    monkeypatch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", killing)
+    sweep = define(FILE, "seeds")
+    statuses = run_sweep(sweep, tmp_path, launcher="local")
+    assert [status.state for status in statuses.values()] == ["done", "failed", "done"]
+    assert "killed by signal 9" in statuses["seed=1"].why
+    monkeypatch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", original)
+    statuses = run_sweep(sweep, tmp_path, launcher="local")
+    assert [status.attempts for status in statuses.values()] == [1, 2, 1]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_done_unheard_of_is_noticed(tmp_path):
+    """Its launcher was gone when it ended."""
+    sweep = define(FILE, "seeds")
+    run_sweep(sweep, tmp_path, launcher="local")
+    files = SweepLayout(tmp_path)
+    lines = files.journal.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["state"] == "running"]
+    files.journal.write_text("\n".join(kept) + "\n")
+    assert {status.state for status in read_journal(files).values()} == {"running"}
+    statuses = run_sweep(sweep, tmp_path, launcher="local")
+    assert {status[:3] for status in statuses.values()} == {("done", 60, 1)}
+
+
+def full_disk(folder):
+    folder.mkdir()
+    made = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(folder)]
+    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
+        # Without mounts no disk here is full.
+        pytest.skip("only root can mount a small disk")
+
+
+@pytest.mark.parametrize("launcher", ["vmap", "local"])
+def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
+    disk = tmp_path / "disk"
+    full_disk(disk)
+    try:
+        words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
+        words += [f"--launcher={launcher}", "--workers=1"]
+        # With one trial at a time the first fits.
+        assert main([*words, "--population=1"]) == 74
+        heard = capfd.readouterr().err
+        assert "No space left on device" in heard
+        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        before = read_journal(SweepLayout(disk / "sweep"))
+        assert main([*words, "--population=1"]) == 0
+        after = read_journal(SweepLayout(disk / "sweep"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    done = [name for name, status in before.items() if status.state == "done"]
+    assert all(after[name].attempts == before[name].attempts for name in done)
+    assert {status.state for status in after.values()} == {"done"} and len(after) == 3
+
+
+def test_in_an_unwritable_directory_it_says_so(tmp_path, capfd):
+    read_only, original = tmp_path / "read_only", tmp_path / "original"
+    read_only.mkdir()
+    original.mkdir()
+    made = ["mount", "--bind", "-o", "ro", str(original), str(read_only)]
+    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
+        # Permissions would do for others, but not for root.
+        pytest.skip("only root can mount a folder read-only")
+    try:
+        words = ["sweep", f"--config={FILE}", f"--workdir={read_only}", "--sweep=seeds"]
+        assert main(words) == 74
+    finally:
+        subprocess.run(["umount", str(read_only)], check=True)
+    assert "Read-only file system" in capfd.readouterr().err
+
+
+def test_a_dry_run_prints_trials_and_cost_and_writes_nothing(tmp_path, capsys):
+    words = ["sweep", f"--config={FILE}", "--sweep=points", "--dry-run"]
+    assert main([*words, f"--workdir={tmp_path / 'sweep'}"]) == 0
+    said = capsys.readouterr().out
+    assert "8 trials, launcher vmap" in said and "weight_decay=0.1,phi=1.2,seed=0" in said
+    assert "matrix products" in said and "one after the other" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_jax_sees_one_device_here():
+    """The tests above hold trials against runs to the bit only then."""
+    assert jax.local_device_count() == 1
