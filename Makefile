@@ -3,6 +3,7 @@
 #   make test        the default tests            make lint    formatting, lint, types
 #   make test-all    the slow ones too            make clean   all that make made, but not runs/
 #   make test-peers  against other packages, each in an environment of its own under .peers/
+#   make test-slurm  sweeps on a real Slurm, of Debian's packages, on this machine
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -14,7 +15,7 @@ RUN := runs/pocket
 # A peer is a package that we exchange files with: one pinned environment for each list.
 PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
 
-.PHONY: demo test test-all test-peers lint clean venv
+.PHONY: demo test test-all test-peers test-slurm lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -29,10 +30,15 @@ test: $(INSTALLED)
 
 # This -m takes back the "not slow" of pyproject.toml.
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not peers" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not peers and not slurm" $(PYTEST_ARGS)
 
 test-peers: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m pytest -q -m peers tests/peers $(PYTEST_ARGS)
+
+# Slurm's programs are Debian's: apt-get install slurmctld slurmd slurm-client. It is started in a
+# folder of its own, by root, and ends with the tests.
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m slurm tests/slurm $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

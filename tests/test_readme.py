@@ -12,8 +12,9 @@ from implicit_reasoning.analysis.truth.known import planted_models
 from implicit_reasoning.report import write_report
 from implicit_reasoning.report.figures import collect
 from implicit_reasoning.runs import Run
+from implicit_reasoning.sweeps import define, make_sweep, run_sweep
 from implicit_reasoning.training import train
-from tests.training.tiny import tiny
+from tests.training.tiny import TINY, tiny
 
 README = Path("README.md").read_text(encoding="utf-8")
 
@@ -48,6 +49,17 @@ def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"Member\(steps=\(20,\), .* explains \S+", said)
     assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
     assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
+
+
+def test_the_example_of_sweeps_runs(tmp_path, monkeypatch):
+    example = python_of("Sweeps").replace("6000", "20")
+    sweep = define("configs/composition.py:pocket", "seeds", {**TINY, "steps": 20})
+    some = make_sweep(sweep.base, list(sweep.trials.values())[:2])
+    run_sweep(some, tmp_path / "runs" / "seeds")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert found["accuracy"].dims == ("trial", "step") and found["lens"].sizes["trial"] == 2
 
 
 def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):

@@ -1,0 +1,108 @@
+"""A Slurm of one node on this machine, from Debian's packages, in a folder of its own.
+
+As root, without systemd or munge: `slurmctld` and `slurmd` on free ports of the loopback. Ends with
+the `with` block.
+"""
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+
+CONFIG = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/none
+CredType=cred/none
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+MpiDefault=none
+ReturnToService=2
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0
+KillWait=60
+JobRequeue=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing():
+    """What is not installed."""
+    return [program for program in PROGRAMS if shutil.which(program) is None]
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def cluster(folder):
+    """Start it; `SLURM_CONF` says where it is, to every Slurm command."""
+    host = socket.gethostname().split(".")[0]
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    config = folder / "slurm.conf"
+    config.write_text(
+        CONFIG.format(
+            host=host,
+            ports=free_ports(2),
+            user=getpass.getuser(),
+            folder=folder,
+            cores=os.cpu_count(),
+        )
+    )
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(config)
+    commands = (["slurmctld", "-D", "-f", str(config)], ["slurmd", "-D", "-f", str(config)])
+    daemons = []
+    try:
+        for command in commands:
+            log = (folder / f"{command[0]}.out").open("wb")
+            daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+        wait_for_node(folder)
+        yield
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(30)
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
+
+
+def wait_for_node(folder, seconds=60):
+    deadline = time.monotonic() + seconds
+    while True:
+        said = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
+        if said.stdout.strip() in ("idle", "mixed", "allocated"):
+            return
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+            raise RuntimeError(f"Slurm did not come up: {said.stdout} {said.stderr}\n{logs}")
+        time.sleep(0.5)
