@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slurm
 
 FILE = "tests/sweeps/small.py"
 SEEDS = [f"seed={seed}" for seed in range(3)]
-LONG = {"steps": 30_000, "resume_every": 30_000, "log_every": 100, "evaluation.every": 30_000}
+LONG = {"steps": 12_000, "resume_every": 12_000, "log_every": 100, "evaluation.every": 12_000}
 
 
 @pytest.fixture(scope="module", autouse=True)
