@@ -29,20 +29,25 @@ class Peer:
             env=os.environ | environment,
             text=True,
         )
-        self.versions = self._listen() | environment
+        self.versions = self.listen() | environment
 
     def ask(self, line: str) -> dict[str, Any]:
         """Send a line, wait for the answer."""
+        self.tell(line)
+        return self.listen()
+
+    def tell(self, line: str) -> None:
+        """Send a line; `listen` waits for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        return self._listen()
 
     def close(self) -> None:
         """Let it end."""
         self._process.communicate()
 
-    def _listen(self) -> dict[str, Any]:
+    def listen(self) -> dict[str, Any]:
+        """The next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

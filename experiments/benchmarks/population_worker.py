@@ -1,0 +1,71 @@
+"""A process that trains trials when it is told to; started by populations.py.
+
+Commands on standard input: `set CONFIG HOW TRIALS [CORES]` builds a program for trials of seeds
+0 to TRIALS - 1, `HOW` being `population` (one program) or `alone` (one program, trial after trial);
+CORES are those it may run on. `steps K` then takes K steps of every trial and answers with seconds.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from implicit_reasoning.runs import Layout
+
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.training.population import Trial, make_population
+from implicit_reasoning.worlds import build
+
+
+class Trials:
+    """Some trials, and K steps of all of them."""
+
+    def __init__(self, config: str, how: str, count: int):
+        """Build it, and compile by taking a step."""
+        base = load_config(config)
+        configs = [apply_overrides(base, {"seed": seed}) for seed in range(count)]
+        dataset = build(base.task)
+        if how == "population":
+            trials = [Trial(config, dataset, Layout(Path("."))) for config in configs]
+            self._programs = [make_population(trials)]
+        else:
+            first = setup.make_program(configs[0], dataset)
+            keys = [jax.device_put(setup.keys(config.seed), first.whole) for config in configs]
+            self._programs = [first._replace(init_key=one, stream_key=two) for one, two in keys]
+        self._states = [program.init(program.init_key) for program in self._programs]
+        self.steps(1)
+
+    def steps(self, count: int) -> float:
+        """Seconds of so many steps of every trial."""
+        began = time.perf_counter()
+        for number, program in enumerate(self._programs):
+            steps = sharding.put_number(count, program.whole)
+            state, rows = self._states[number], program.rows
+            arguments: Any = (state, rows, program.hyper, program.stream_key, steps)
+            self._states[number] = jax.block_until_ready(program.advance(*arguments))
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Answer commands until there are no more."""
+    print(json.dumps({"cores": len(os.sched_getaffinity(0))}), flush=True)
+    trials: Trials | None = None
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "set":
+            if len(rest) > 3:
+                os.sched_setaffinity(0, [int(core) for core in rest[3].split(",")])
+            trials = Trials(rest[0], rest[1], int(rest[2]))
+            answer: dict[str, Any] = {"devices": jax.device_count()}
+        else:
+            assert trials is not None
+            answer = {"seconds": trials.steps(int(rest[0]))}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

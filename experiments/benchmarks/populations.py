@@ -1,0 +1,200 @@
+"""What is won by training trials as one population? And what do launchers cost?
+
+    python experiments/benchmarks/populations.py
+
+1. `steps`: eight trials of `pocket` that differ in their seed, some steps of each:
+   - `population`: one program, each core of the machine a device with its share of the trials;
+   - `in sequence`: the program of one run, for trial after trial, with all cores;
+   - `pool`: as the launcher `local` trains, a process for each core, with a part of the trials.
+   Sides take turns; compiling, evaluations and saves are not in it. All three do the same work.
+2. `devices`: the population on 1, 2, 4, 8 devices of this machine's CPU. More devices than cores
+   show what dealing out costs, not how it scales.
+3. `overhead`: seconds a trial that is trained for no step costs by each launcher, one at a time.
+4. `planning`: 10,000 trials checked and written down; and then, with all of them done, looked
+   through by the same command. Seconds, the memory of the process at most, and files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import spread
+from peer import Peer
+from turns import ratio, take_turns
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import provenance
+
+FLAGS = {
+    "config": "configs/composition.py:pocket",
+    "trials": 8,
+    "steps": 40,
+    "rounds": 5,
+    "planned": 10_000,
+    "parts": ("steps", "devices", "overhead", "planning"),
+    "out": "results/benchmarks/populations.json",
+}
+WORKER = "population_worker.py"
+DEVICES = (1, 2, 4, 8)
+LAUNCHERS = {
+    "vmap": [],
+    "local": ["--workers=1"],
+    "ray": ["--workers=1"],
+    "slurm": ["--cluster=local", "--workers=1"],
+}
+
+
+def main(argv: list[str]) -> None:
+    """Measure the parts that are asked for, beside those that are there."""
+    flags, _ = parse_flags(argv, FLAGS)
+    out = Path(flags["out"])
+    found = json.loads(out.read_text()) if out.exists() else {}
+    parts = {"steps": steps, "devices": devices, "overhead": overhead, "planning": planning}
+    for name in flags["parts"]:
+        load = os.getloadavg()[0]
+        made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
+        found[name] = {**made, "load_average": load, **parts[name](flags), "made": time.time()}
+        found["provenance"] = provenance()
+        write_json(out, found)
+        print(name, json.dumps(found[name], indent=1))
+
+
+def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environment: str) -> Peer:
+    peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=os.getcwd(), **environment)
+    own = [",".join(map(str, cores))] if cores else []
+    peer.ask(" ".join(["set", flags["config"], how, str(count), *own]))
+    return peer
+
+
+def steps(flags: dict[str, Any]) -> dict[str, Any]:
+    """Three ways to train the same trials."""
+    cores, trials, count = sorted(os.sched_getaffinity(0)), flags["trials"], flags["steps"]
+    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(cores))}
+    population = _worker(flags, "population", trials, **as_devices)
+    sequence = _worker(flags, "alone", trials)
+    pool = [_worker(flags, "alone", trials // len(cores), core) for core in cores]
+
+    def together() -> float:
+        began = time.perf_counter()
+        for peer in pool:
+            peer.tell(f"steps {count}")
+        for peer in pool:
+            peer.listen()
+        return time.perf_counter() - began
+
+    sides = {
+        "population": lambda: population.ask(f"steps {count}")["seconds"],
+        "in sequence": lambda: sequence.ask(f"steps {count}")["seconds"],
+        "pool": together,
+    }
+    seconds = take_turns(sides, flags["rounds"])
+    for peer in (population, sequence, *pool):
+        peer.close()
+    a_step = {name: [s / count / trials for s in each] for name, each in seconds.items()}
+    return {
+        "milliseconds_a_step_and_trial": {
+            name: {key: 1e3 * value for key, value in spread(each).items()}
+            for name, each in a_step.items()
+        },
+        "times_as_fast": {
+            name: ratio(seconds, name, "population") for name in ("in sequence", "pool")
+        },
+    }
+
+
+def devices(flags: dict[str, Any]) -> dict[str, Any]:
+    """The axis of trials over more and more devices."""
+    peers = {
+        str(count): _worker(flags, "population", flags["trials"], JAX_NUM_CPU_DEVICES=str(count))
+        for count in DEVICES
+    }
+    line = f"steps {flags['steps']}"
+    sides = {name: (lambda peer=peer: peer.ask(line)["seconds"]) for name, peer in peers.items()}
+    seconds = take_turns(sides, flags["rounds"])
+    for peer in peers.values():
+        peer.close()
+    one = {name: ratio(seconds, "1", name) for name in seconds if name != "1"}
+    return {"seconds": {name: spread(s) for name, s in seconds.items()}, "times_one_device": one}
+
+
+def overhead(flags: dict[str, Any]) -> dict[str, Any]:
+    """Commands that train `few` and `many` trials for no step: what each more costs."""
+    few, many = 1, 4
+    found = {}
+    for launcher, words in LAUNCHERS.items():
+        took = {}
+        for count in (few, many):
+            with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, __file__, "--launch", launcher, str(count), folder]
+                began = time.perf_counter()
+                subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
+                took[count] = time.perf_counter() - began
+        found[launcher] = {
+            "seconds_a_trial": (took[many] - took[few]) / (many - few),
+            "seconds_of_one": took[few],
+        }
+        print(launcher, found[launcher], file=sys.stderr, flush=True)
+    return {"launchers": found}
+
+
+def launch(launcher: str, count: int, folder: str, words: list[str]) -> None:
+    """Train so many trials of one shape for no step."""
+    from implicit_reasoning.config import load_config
+    from implicit_reasoning.sweeps import grid, make_sweep, run_sweep
+
+    sweep = make_sweep(load_config(FLAGS["config"]), list(grid({"seed": range(count)})))
+    given = {key: value for key, value in (w.removeprefix("--").split("=") for w in words)}
+    options = {key: int(v) if v.isdecimal() else v for key, v in given.items()}
+    run_sweep(sweep, folder, launcher=launcher, stop_at=0, options=options)
+
+
+def planning(flags: dict[str, Any]) -> dict[str, Any]:
+    """In a process of its own each, as its memory at most is asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for what in ("plan", "resume"):
+            command = [sys.executable, __file__, f"--{what}", folder, str(flags["planned"])]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[what] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def plan(folder: str, count: int, done: bool) -> None:
+    """What a launcher does before it trains: the definition, the directory, what there is to do."""
+    began = time.perf_counter()
+    from implicit_reasoning.config import load_config
+    from implicit_reasoning.sweeps import grid, make_sweep
+    from implicit_reasoning.sweeps.directory import Journal, SweepLayout, begin
+    from implicit_reasoning.sweeps.run import to_do
+
+    overrides = grid({"optimizer.weight_decay": [0.1, 0.5], "seed": range(count // 2)})
+    files = SweepLayout(Path(folder))
+    sweep = begin(files, make_sweep(load_config(FLAGS["config"]), list(overrides)))
+    journal = Journal(files)
+    left = to_do(files, sweep, journal, None)
+    took = time.perf_counter() - began
+    assert len(left) == (0 if done else count)
+    for trial in left:  # for the second process to find them done
+        journal.note(trial, "done", step=sweep.base.steps)
+    journal.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    there = sum(1 for path in files.workdir.rglob("*") if path.is_file())
+    print(json.dumps({"seconds": took, "peak_mib": peak, "files": there}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--launch"]:
+        launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+    elif sys.argv[1:2] in (["--plan"], ["--resume"]):
+        plan(sys.argv[2], int(sys.argv[3]), sys.argv[1] == "--resume")
+    else:
+        main(sys.argv[1:])

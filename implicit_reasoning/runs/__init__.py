@@ -1,0 +1,35 @@
+"""One run directory: where its files are, its checkpoints, and opening it all as a `Run`.
+
+layout.py       where the files are
+checkpoints.py  pytrees under step numbers, written whole
+stores.py       where parameters are read from
+stacked.py      a trial's rows of the checkpoints of its populations
+rows.py         metrics and starts, read
+arrays.py       labelled arrays, in and out
+run.py          `Run`
+"""
+
+from implicit_reasoning.runs.arrays import load_arrays, save_arrays
+from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged
+from implicit_reasoning.runs.layout import Layout
+from implicit_reasoning.runs.rows import read_metrics, read_starts
+from implicit_reasoning.runs.run import Run
+from implicit_reasoning.runs.stacked import begin_row, end_row, read_parts
+from implicit_reasoning.runs.stores import FolderStore, HeldStore, Store
+
+__all__ = [
+    "Checkpoints",
+    "Damaged",
+    "FolderStore",
+    "HeldStore",
+    "Layout",
+    "Run",
+    "Store",
+    "begin_row",
+    "end_row",
+    "load_arrays",
+    "read_metrics",
+    "read_parts",
+    "read_starts",
+    "save_arrays",
+]

@@ -1,0 +1,31 @@
+"""Labelled arrays as netCDF files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from implicit_reasoning.files import atomic_write
+
+
+def save_arrays(path: Path, arrays: xr.Dataset) -> None:
+    """Write labelled arrays as netCDF 4, atomically; attributes may be whatever JSON holds."""
+    plain = arrays.copy()
+    # netCDF has no nested or missing attributes, JSON has.
+    parts: list[Any] = [plain, *plain.variables.values()]
+    for part in parts:
+        part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
+    with atomic_write(path, "wb") as file:
+        file.write(plain.to_netcdf(engine="h5netcdf"))
+
+
+def load_arrays(path: Path) -> xr.Dataset:
+    """What `save_arrays` wrote."""
+    arrays = xr.load_dataset(path, engine="h5netcdf")
+    parts: list[Any] = [arrays, *arrays.variables.values()]
+    for part in parts:
+        part.attrs = json.loads(part.attrs.get("json", "{}"))
+    return arrays

@@ -1,0 +1,141 @@
+"""One run directory, opened."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import from_json
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json, read_npz
+from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.runs.arrays import load_arrays, save_arrays
+from implicit_reasoning.runs.layout import Layout
+from implicit_reasoning.runs.rows import read_metrics, read_starts
+from implicit_reasoning.runs.stacked import open_store
+from implicit_reasoning.runs.stores import HeldStore, Store
+from implicit_reasoning.worlds import Dataset
+
+
+class Run:
+    """A run directory, opened for reading, and for keeping what was measured on it."""
+
+    def __init__(self, workdir: str | os.PathLike[str], store: Store | None = None):
+        """Open `workdir`; an `InputError` if it is not a run directory.
+
+        Args:
+          workdir: where `train` wrote.
+          store: where parameters are, if not where the directory says.
+        """
+        self.files = Layout(Path(workdir))
+        if not self.files.config.exists():
+            raise InputError(
+                f"{workdir} is not a run directory: it has no config.json; `train` makes one"
+            )
+        self.store: Store = store or open_store(self.files, self.model)
+
+    def __repr__(self) -> str:
+        steps = self.steps
+        last = f" up to step {steps[-1]}" if steps else ""
+        return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
+
+    def held(self, limit: int) -> Run:
+        """The same run, which keeps in memory what it reads, as far as a limit of bytes allows."""
+        run = copy.copy(self)
+        run.store = HeldStore(self.store, limit)
+        return run
+
+    @cached_property
+    def config(self) -> ConfigDict:
+        """The configuration as it was run."""
+        return from_json(read_json(self.files.config))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Rows, splits and truth."""
+        return Dataset.load(self.files.world)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model for analysis: true float32 on every device, whatever training used."""
+        exact = {"dtype": "float32", "precision": "highest"}
+        return Transformer(
+            Spec.from_config(
+                {**self.config.model.to_dict(), **exact},
+                d_vocab=self.dataset.n_vocab,
+                n_ctx=self.dataset.n_ctx,
+            )
+        )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a checkpoint, ascending."""
+        return self.store.steps
+
+    def params(self, steps: Sequence[int] | None = None) -> Params:
+        """Parameters of some checkpoints (default: all), stacked along a leading axis.
+
+        Raises:
+          InputError: a step without a checkpoint.
+        """
+        steps = self.steps if steps is None else tuple(steps)
+        missing = [step for step in steps if step not in self.steps]
+        if missing or not steps:
+            raise InputError(
+                f"{self.files.workdir} has no checkpoint of step {missing}; there are {self.steps}"
+            )
+        trees = [self.store.params(step) for step in steps]
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`."""
+        return read_metrics(self.files.metrics)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of the run: step, time, versions and hardware, and what came of it.
+
+        `until` is the step of the last row it wrote that is still there (None if there is none),
+        `seconds` how long it worked for it.
+        """
+        starts = read_starts(self.files.provenance)
+        ends = [*(start["time"] for start in starts[1:]), float("inf")]
+        rows = self.metrics
+        for start, end in zip(starts, ends, strict=False):
+            own = [row for row in rows if start["time"] <= row["time"] < end]
+            start["until"] = own[-1]["step"] if own else None
+            start["seconds"] = own[-1]["time"] - start["time"] if own else 0.0
+        return starts
+
+    @property
+    def first_correct(self) -> dict[str, np.ndarray]:
+        """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
+        what = "record of first correct answers, which training writes when it saves"
+        kept = read_npz(self.files.first_correct, what)
+        if kept.keys() != {"row", "step"}:
+            raise InputError(f"{self.files.first_correct} is no {what}: it has {', '.join(kept)}")
+        return kept
+
+    def save_result(self, name: str, result: xr.Dataset) -> Path:
+        """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
+        path = self.files.analysis / f"{name}.nc"
+        save_arrays(path, result)
+        return path
+
+    def result(self, name: str) -> xr.Dataset:
+        """What `save_result` kept."""
+        path = self.files.analysis / f"{name}.nc"
+        if not path.exists():
+            raise InputError(f"there is no result {name!r} in {self.files.analysis}")
+        return load_arrays(path)
