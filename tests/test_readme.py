@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from implicit_reasoning.runs import Run
 
 from implicit_reasoning.__main__ import VERBS, main
 from implicit_reasoning.analysis import Claim, find_instrument, judge, measure
 from implicit_reasoning.analysis.truth.known import planted_models
 from implicit_reasoning.report import write_report
 from implicit_reasoning.report.figures import collect
+from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import define, make_sweep, run_sweep
 from implicit_reasoning.training import train
 from tests.training.tiny import TINY, tiny

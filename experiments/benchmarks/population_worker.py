@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from implicit_reasoning.runs import Layout
 
 from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.runs import Layout
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.population import Trial, make_population
 from implicit_reasoning.worlds import build

@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from implicit_reasoning.runs import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report import write_sweep_report
+from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import Runs, define, run_sweep
 from implicit_reasoning.sweeps.directory import FAILED, Journal
 from implicit_reasoning.sweeps.figures import figures, median_time

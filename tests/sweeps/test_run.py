@@ -10,10 +10,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from implicit_reasoning.runs import Run
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.run import default_launcher

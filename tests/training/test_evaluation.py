@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from implicit_reasoning.runs import Run
 
 from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import clustered_bootstrap
 from implicit_reasoning.training.evaluation import Evaluation, Outcome, accuracy_intervals
 from implicit_reasoning.worlds import build

@@ -8,9 +8,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from implicit_reasoning.runs import Layout, Run, read_parts
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Layout, Run, read_parts
 from implicit_reasoning.training import Interrupted, train
 from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
