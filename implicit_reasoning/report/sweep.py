@@ -109,7 +109,7 @@ def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:
 
 def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[Cell]]]:
     keys, short = runs.sweep.keys, short_keys(runs.sweep.keys)
-    begun = [name for name in runs.names if runs[name].metrics][:_MOST_ROWS]
+    begun = [name for name in runs.names if runs.rows(name)][:_MOST_ROWS]
     splits = Splits.of(runs[begun[0]].dataset) if begun else Splits(None, None, None)
     accuracies = [s for s in (splits.trained, splits.held_out, splits.cross) if s is not None]
     phases = runs.phases()
@@ -144,7 +144,7 @@ def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[lis
 
 def _last_evaluation(runs: Runs, name: str) -> dict[str, Any]:
     found = (
-        row for row in reversed(runs[name].metrics) if any(k.startswith("accuracy/") for k in row)
+        row for row in reversed(runs.rows(name)) if any(k.startswith("accuracy/") for k in row)
     )
     return next(found, {})
 

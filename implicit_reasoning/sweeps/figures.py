@@ -38,7 +38,7 @@ _NOT_REACHED = "not reached"
 
 def figures(runs: Runs) -> list[Figure]:
     """Every figure that the sweep has data for, in the order of the page."""
-    started = [name for name in runs.names if runs[name].metrics]
+    started = [name for name in runs.names if runs.rows(name)]
     if not started:
         return []
     splits = Splits.of(runs[started[0]].dataset)
@@ -113,7 +113,7 @@ def _quantile(values: np.ndarray, q: float) -> np.ndarray:
 def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
     """A row for each point, a mark for each trial and phase."""
     points = by_point(runs)
-    last = max(int(run.metrics[-1]["step"]) for run in runs if run.metrics)
+    last = max(int(runs.rows(name)[-1]["step"]) for name in runs.names if runs.rows(name))
     drawing, (ax,) = new_drawing(9.5, 1.6 + 0.42 * min(len(points), 60))
     step_axis(ax, last)
     ax.set_xlim(1, last * 1.6)

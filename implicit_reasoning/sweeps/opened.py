@@ -17,7 +17,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps.definition import Sweep, short_keys
 from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
-from implicit_reasoning.training.phases import run_phases
+from implicit_reasoning.training.phases import Splits, held_against, phases
 
 SEEDS = ("seed", "task.world_seed")
 """Fields whose values are chance: trials that differ in nothing else are runs of one point."""
@@ -53,6 +53,7 @@ class Runs(Sequence[Run]):
             if self.files.trial(name).config.exists() and (chosen is None or chosen(overrides))
         )
         self._opened: dict[str, Run] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
 
     def __repr__(self) -> str:
         count = len(self.sweep.trials)
@@ -116,6 +117,12 @@ class Runs(Sequence[Run]):
             for name in self.names
         }
 
+    def rows(self, trial: str) -> list[dict[str, Any]]:
+        """The rows of a trial's `metrics.jsonl`, as they were when they were first asked for."""
+        if trial not in self._rows:
+            self._rows[trial] = self[trial].metrics
+        return self._rows[trial]
+
     def metric(self, name: str) -> xr.DataArray:
         """A column of `metrics.jsonl`: `[trial, step]`, nan where a trial has no such row.
 
@@ -125,7 +132,10 @@ class Runs(Sequence[Run]):
         Raises:
           InputError: no trial has it.
         """
-        series = [{row["step"]: row[name] for row in run.metrics if name in row} for run in self]
+        series = [
+            {row["step"]: row[name] for row in self.rows(trial) if name in row}
+            for trial in self.names
+        ]
         steps = sorted({step for each in series for step in each})
         if not steps:
             raise InputError(f"no trial of {self.files.workdir} has a metric {name!r}")
@@ -136,7 +146,13 @@ class Runs(Sequence[Run]):
 
     def phases(self) -> xr.Dataset:
         """The step at which each phase began, by trial; nan where it was not reached."""
-        found = [dataclasses.asdict(run_phases(run)) for run in self]
+        against: dict[str, tuple[Splits, float | None]] = {}
+        found = []
+        for trial in self.names:
+            task = str(self[trial].config.task)
+            if task not in against:  # once for each world
+                against[task] = held_against(self[trial].dataset)
+            found.append(dataclasses.asdict(phases(self.rows(trial), *against[task])))
         return xr.Dataset(
             {
                 phase: (

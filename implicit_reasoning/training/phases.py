@@ -109,12 +109,19 @@ def run_phases(run: Run, rules: Mapping[str, Mapping[str, float]] | None = None)
       run: with a `metrics.jsonl`.
       rules: what `worlds.shortcuts` found, if it is at hand; else it is computed.
     """
-    splits = Splits.of(run.dataset)
+    return phases(run.metrics, *held_against(run.dataset, rules))
+
+
+def held_against(
+    dataset: Dataset, rules: Mapping[str, Mapping[str, float]] | None = None
+) -> tuple[Splits, float | None]:
+    """What the rules of `phases` speak of in a dataset: its splits, the best cross shortcut."""
+    splits = Splits.of(dataset)
     if splits.cross is None:
-        return phases(run.metrics, splits, None)
-    by_rule = shortcuts(run.dataset) if rules is None else rules
+        return splits, None
+    by_rule = shortcuts(dataset) if rules is None else rules
     on_cross = [rule[splits.cross] for rule in by_rule.values() if splits.cross in rule]
-    return phases(run.metrics, splits, max(on_cross, default=None))
+    return splits, max(on_cross, default=None)
 
 
 def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:

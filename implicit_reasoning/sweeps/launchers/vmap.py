@@ -96,8 +96,10 @@ def _groups(work: Work, board: Board) -> list[_Group]:
         try:
             setup.check_config(config)
             task = json.dumps(to_json(config)["task"], sort_keys=True)
-            if files.config.exists() or task not in built:
+            if task not in built:  # one for all who share it: its rows lie on the device once
                 built[task] = directory.open_dataset(files, config)
+            elif files.config.exists():
+                directory.check_same(files, config)
         except InputError as error:
             board.note(name, FAILED, why=str(error))
             continue
