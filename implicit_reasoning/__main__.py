@@ -1,10 +1,6 @@
 """The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
 
-Exit codes: 0 done; 1 a fault of ours (with a traceback); 2 bad input; 3 training diverged, or some
-trials of a sweep diverged or failed; 69 a
-peer process of a run on many hosts was lost (EX_UNAVAILABLE); 74 a file could not be read or
-written (EX_IOERR); 75 a signal came, the state is saved, and the same command goes on from there
-(EX_TEMPFAIL).
+Exit codes are those of `errors.Exit`.
 """
 
 from __future__ import annotations
@@ -17,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.errors import Exit, InputError
 
-BAD_INPUT, DIVERGED, NO_FILE, INTERRUPTED = 2, 3, 74, 75
 _TRAINING = ("train", "sweep", "dictionaries")  # commands that a signal stops, saved
 
 
@@ -345,12 +340,12 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
     try:
         verb.function(flags, overrides)
     except Interrupted as stopped:
-        return _say(stopped, INTERRUPTED)
+        return _say(stopped, Exit.INTERRUPTED)
     except (NonFiniteLoss, TrialsLost) as diverged:
-        return _say(diverged, DIVERGED)
+        return _say(diverged, Exit.DIVERGED)
     except PeerLost as lost:
-        distributed.leave(_say(lost, distributed.PEER_LOST))
-        return distributed.PEER_LOST
+        distributed.leave(_say(lost, Exit.PEER_LOST))
+        return Exit.PEER_LOST
     except Exception as error:
         if distributed.many():
             distributed.leave(_answer(error))
@@ -361,9 +356,9 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
 def _answer(error: Exception) -> int:
     """Say what went wrong; returns its exit code."""
     if isinstance(error, MemoryError):
-        return _say(InputError(f"not enough memory: {error}; choose smaller sizes"), BAD_INPUT)
+        return _say(InputError(f"not enough memory: {error}; choose smaller sizes"), Exit.BAD_INPUT)
     if isinstance(error, InputError | OSError):
-        return _say(error, BAD_INPUT if isinstance(error, InputError) else NO_FILE)
+        return _say(error, Exit.BAD_INPUT if isinstance(error, InputError) else Exit.NO_FILE)
     traceback.print_exception(error)
     return 1
 

@@ -1,8 +1,7 @@
 """One trial in a process of its own: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
 
 What every launcher but `vmap` starts, on whatever machine: it finds all it needs in the sweep's
-directory. A fourth argument names the cores that it may run on. Exit codes are the commands' (see
-`implicit_reasoning.__main__`).
+directory. A fourth argument names the cores that it may run on. Exit codes are the commands'.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
-from implicit_reasoning.sweeps.launchers.base import BAD_INPUT, INTERRUPTED, NO_FILE, NOT_FINITE
 from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
 
-_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (Interrupted, INTERRUPTED),
-    (NonFiniteLoss, NOT_FINITE),
-    (InputError, BAD_INPUT),
-    (OSError, NO_FILE),
-    (MemoryError, BAD_INPUT),
+_CODES: tuple[tuple[type[BaseException], Exit], ...] = (
+    (Interrupted, Exit.INTERRUPTED),
+    (NonFiniteLoss, Exit.DIVERGED),
+    (InputError, Exit.BAD_INPUT),
+    (OSError, Exit.NO_FILE),
+    (MemoryError, Exit.BAD_INPUT),
 )
 
 
@@ -43,8 +41,8 @@ def work(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
         for kind, code in _CODES:
             if isinstance(error, kind):
                 return code, f"implicit_reasoning: {error}"
-        return 1, traceback.format_exc()
-    return 0, ""
+        return Exit.FAULT, traceback.format_exc()
+    return Exit.DONE, ""
 
 
 def main(argv: Sequence[str]) -> int:

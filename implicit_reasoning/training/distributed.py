@@ -25,10 +25,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.errors import Exit, InputError
 
 MODES = ("none", "auto", "explicit")
-PEER_LOST = 69  # exit code (EX_UNAVAILABLE)
 
 # JAX has no type of error for this; these are words of Gloo, gRPC and the coordination service.
 _SIGNS = re.compile(
@@ -190,7 +189,7 @@ def _aborted(number: int) -> None:
         f"(its own words are above); {_ADVICE}\n"
     )
     os.write(2, message.encode())
-    os._exit(PEER_LOST)
+    os._exit(Exit.PEER_LOST)
 
 
 def _say_it_when_aborted() -> None:

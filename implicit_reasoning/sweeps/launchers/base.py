@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, STOPPED, SweepLayout
 from implicit_reasoning.training import states
 from implicit_reasoning.training.interruption import Wish
 
-BAD_INPUT, NOT_FINITE, NO_FILE, INTERRUPTED = 2, 3, 74, 75
 _SAYS = "implicit_reasoning: "  # before what the commands say of an error
 
 
@@ -85,9 +84,9 @@ def outcome(code: int | None, said: str) -> tuple[str, str]:
     lines = [line for line in said.splitlines() if line.strip()]
     own = [line.partition(_SAYS)[2] for line in lines if _SAYS in line]
     why = own[-1] if own else lines[-1] if lines else ""
-    if code == INTERRUPTED:
+    if code == Exit.INTERRUPTED:
         return STOPPED, why
-    if code == NOT_FINITE:
+    if code == Exit.DIVERGED:
         return DIVERGED, why
     if code is None:
         return FAILED, why or "its process is gone"

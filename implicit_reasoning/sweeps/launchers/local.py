@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from implicit_reasoning.errors import Exit
 from implicit_reasoning.sweeps.directory import RUNNING, describe
-from implicit_reasoning.sweeps.launchers.base import NO_FILE, Board, Work, outcome, reached
+from implicit_reasoning.sweeps.launchers.base import Board, Work, outcome, reached
 from implicit_reasoning.sweeps.launchers.devices import Share, shares
 from implicit_reasoning.training.interruption import Wish
 
@@ -83,7 +84,7 @@ def _end(work: Work, board: Board, ended: _Running) -> str:
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = outcome(code, said)
     board.note(ended.trial, state, step=reached(work.files.trial(ended.trial)), why=why)
-    return f"trial {ended.trial}: {why}" if code == NO_FILE else ""
+    return f"trial {ended.trial}: {why}" if code == Exit.NO_FILE else ""
 
 
 def _ask_to_leave(running: list[_Running]) -> None:

@@ -13,8 +13,9 @@ import contextlib
 import importlib
 from typing import Any
 
+from implicit_reasoning.errors import Exit
 from implicit_reasoning.sweeps.directory import FAILED, STOPPED, describe
-from implicit_reasoning.sweeps.launchers.base import NO_FILE, Board, Work, need, outcome, reached
+from implicit_reasoning.sweeps.launchers.base import Board, Work, need, outcome, reached
 from implicit_reasoning.training.interruption import Wish
 
 _RETRIES = 8  # of a trial whose process or node was lost
@@ -72,7 +73,7 @@ def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: Wish)
                 continue
             state, why = outcome(code, said)
             board.note(trial, state, step=step, why=why)
-            if code == NO_FILE:
+            if code == Exit.NO_FILE:
                 unwritable = f"trial {trial}: {why}"
         board.look()
     if unwritable:

@@ -20,11 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from implicit_reasoning.errors import InputError
+from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.sweeps.directory import DONE, FAILED, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import (
-    INTERRUPTED,
     Board,
     Work,
     need,
@@ -143,8 +142,8 @@ class Task:
         )
         said = self._process.communicate()[1]
         print(said, file=sys.stderr, end="")
-        if self._asked and self._process.returncode == INTERRUPTED:
-            sys.exit(INTERRUPTED)
+        if self._asked and self._process.returncode == Exit.INTERRUPTED:
+            sys.exit(Exit.INTERRUPTED)
         return self._process.returncode, said
 
     def checkpoint(self, trial: str, stop: int) -> Any:
