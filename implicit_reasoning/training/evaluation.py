@@ -8,6 +8,7 @@ same as writing it greedily. Its loss is the sum over its tokens, its rank the w
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -73,6 +74,31 @@ def ask(model: Transformer, params: Params, probes: Probes, chunks: Int[Array, "
     return found
 
 
+def asking(
+    model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None
+) -> Callable[[Params], Outcome]:
+    """Move the probe rows of a dataset to the device, to ask a model with any parameters.
+
+    Args:
+      model: to evaluate.
+      dataset: whose probe rows are asked.
+      sharding: of the rows and of every outcome; one device where it is None.
+
+    Returns:
+      A function that starts an evaluation; nothing waits until its outcome is read.
+    """
+    probes = probes_of(dataset)
+    chunks = np.arange(len(probes.tokens), dtype=np.int32)
+    asked = jax.device_put((probes, chunks), sharding)
+    compiled = jax.jit(functools.partial(ask, model), out_shardings=sharding)
+
+    def launch(params: Params) -> Outcome:
+        outcome: Outcome = compiled(params, *asked)
+        return outcome
+
+    return launch
+
+
 class Scoring:
     """What to say about a model's answers to the probe rows of a dataset; numpy.
 
@@ -127,23 +153,9 @@ class Evaluation(Scoring):
     """The probe rows of a dataset, on the device, to be put to one model."""
 
     def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
-        """Move the probe rows to the device.
-
-        Args:
-          model: to evaluate.
-          dataset: whose probe rows are asked.
-          sharding: of the rows and of every outcome; one device where it is None.
-        """
+        """Move the probe rows to the device; see `asking`."""
         super().__init__(dataset)
-        probes = probes_of(dataset)
-        chunks = np.arange(len(probes.tokens), dtype=np.int32)
-        self._asked = jax.device_put((probes, chunks), sharding)
-        self._launch = jax.jit(functools.partial(ask, model), out_shardings=sharding)
-
-    def launch(self, params: Params) -> Outcome:
-        """Start the evaluation; nothing waits until its outcome is read."""
-        outcome: Outcome = self._launch(params, *self._asked)
-        return outcome
+        self.launch = asking(model, dataset, sharding)
 
 
 def accuracy_intervals(run: Run, step: int) -> dict[str, Interval]:

@@ -17,7 +17,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.training import batches, distributed, optimizer, schedule, sharding
 from implicit_reasoning.training.cost import row_shape
-from implicit_reasoning.training.evaluation import Evaluation, Outcome
+from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -190,7 +190,7 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
         init=jax.jit(recipe.init, out_shardings=places),
         advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
         snapshot=jax.jit(recipe.snapshot, out_shardings=whole),
-        evaluate=Evaluation(recipe.model, dataset, whole).launch,
+        evaluate=asking(recipe.model, dataset, whole),
         split=lambda tree: [tree],
         stack=lambda arrays: arrays[0],
     )
