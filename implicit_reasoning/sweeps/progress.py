@@ -68,10 +68,6 @@ class Progress:
         """A trial was handed to somebody who will start it; `look` sees when it has begun."""
         self._submitted[trial] = _changed(self._files.trial(trial).provenance)
 
-    def status(self, trial: str) -> Status:
-        """Of a trial, as of now."""
-        return self._journal.status(trial)
-
     def look(self) -> None:
         """See how far the running trials are, not more often than once a second."""
         if time.monotonic() - self._looked < _SECONDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from implicit_reasoning.sweeps.directory import (
     SweepLayout,
     begin,
     exclusive,
+    load,
 )
 from implicit_reasoning.sweeps.launchers.base import Launcher, Work, reached
 from implicit_reasoning.sweeps.progress import Progress
@@ -102,9 +104,13 @@ def run_sweep(
     launch = find_launcher(name)
     distributed.join(sweep.base.distributed)
     with contextlib.ExitStack() as stack:
+        given = json.dumps([list(sweep.trials), stop_at])
         if distributed.writes():
             stack.enter_context(exclusive(files))
             sweep = begin(files, sweep)
+        if distributed.many():  # nobody reads on before it is written
+            distributed.check_alike(given)
+            sweep = load(files)
         journal = Journal(files, writes=distributed.writes())
         stack.callback(journal.close)
         stops = to_do(files, sweep, journal, stop_at)
