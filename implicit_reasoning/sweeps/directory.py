@@ -12,12 +12,11 @@ here, but for what trials write in directories of their own.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.grids import Overrides
@@ -91,22 +90,13 @@ class SweepLayout:
         return Layout(self.trials / name)
 
 
-@contextlib.contextmanager
-def exclusive(files: SweepLayout) -> Iterator[None]:
-    """Hold the directory; an `InputError` if another launcher does.
-
-    The lock belongs to the process, so a killed one does not leave it behind.
-    """
-    files.workdir.mkdir(parents=True, exist_ok=True)
-    with (files.workdir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another launcher is running the sweep in {files.workdir}; wait for it, or choose "
-                "another --workdir"
-            ) from None
-        yield
+def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
+    """Hold the directory; an `InputError` if another launcher does."""
+    return held(
+        files.workdir,
+        f"another launcher is running the sweep in {files.workdir}; wait for it, or choose another "
+        "--workdir",
+    )
 
 
 def begin(files: SweepLayout, sweep: Sweep) -> Sweep:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
@@ -22,27 +21,17 @@ from implicit_reasoning.worlds import Dataset, build
 _OWN = ("distributed", "writers", "profile")
 
 
-@contextlib.contextmanager
-def exclusive(files: Layout) -> Iterator[None]:
+def exclusive(files: Layout) -> AbstractContextManager[None]:
     """Hold the directory; an `InputError` if another process trains in it.
 
-    The lock belongs to the process, so a killed one does not leave it behind. Of a run of many
-    processes, the one that writes holds it.
+    Of a run of many processes, the one that writes holds it.
     """
     if not distributed.writes():
-        yield
-        return
-    files.workdir.mkdir(parents=True, exist_ok=True)
-    path = files.workdir / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {files.workdir}; wait for it, or choose another "
-                "--workdir"
-            ) from None
-        yield
+        return contextlib.nullcontext()
+    return held(
+        files.workdir,
+        f"another process is training in {files.workdir}; wait for it, or choose another --workdir",
+    )
 
 
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
