@@ -91,11 +91,15 @@ def read(files):
 
 
 def assert_shows(reader, rows):
-    """Exactly the numbers of the rows, once each, at their steps and times."""
-    wanted = {}
+    """Exactly the numbers of the rows and the best so far, once each, at their steps and times."""
+    wanted, best = {}, {}
     for each in rows:
         for tag in each.keys() - {"step", "time"}:
             wanted.setdefault(tag, []).append((each["step"], each["time"], each[tag]))
+            if tag.startswith("accuracy/"):
+                best[tag] = max(best.get(tag, 0.0), each[tag])
+                reached = (each["step"], each["time"], best[tag])
+                wanted.setdefault(f"best_{tag}", []).append(reached)
     assert set(reader.Tags()["scalars"]) == wanted.keys()
     for tag, events in wanted.items():
         shown = [(event.step, event.wall_time) for event in reader.Scalars(tag)]
@@ -175,7 +179,9 @@ def test_what_makes_an_experiment_is_a_hyperparameter(reader):
     experiment = plugin_data(reader, "experiment").experiment
     assert {info.name for info in experiment.hparam_infos} == fields
     shown = {info.name.tag for info in experiment.metric_infos}
-    assert shown == {f"accuracy/{split}" for split in SPLITS}
+    assert shown == {
+        f"{kind}/{split}" for split in SPLITS for kind in ("accuracy", "best_accuracy")
+    }
 
 
 def test_fields_that_are_none_or_tuples_are_written_in_words(files):
