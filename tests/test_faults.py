@@ -6,10 +6,8 @@ the same run.
 
 import contextlib
 import json
-import os
 import resource
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training import train
+from tests.disks import read_only, small_disk
 from tests.training.tiny import TINY, assert_same_run, tiny
 
 CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
@@ -147,17 +146,9 @@ def small_files(tmp_path):
 @contextlib.contextmanager
 def full_disk(tmp_path):
     """A file system with room for the world, not for the run; freed afterwards."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
-    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
-        # Without mounts no disk here is full; `small_files`, the other case, needs no root.
-        pytest.skip("only root can mount a small disk")
-    try:
+    with small_disk(tmp_path / "disk", "400k") as disk:
         yield disk / "run"
         shutil.copytree(disk / "run", tmp_path / "run")
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -176,16 +167,8 @@ def test_a_full_disk_is_answered_and_with_room_the_run_goes_on(
 
 
 def test_an_unwritable_directory_is_answered_and_left_as_it_is(finished, tmp_path, capfd):
-    read_only = tmp_path / "read_only"
-    read_only.mkdir()
-    made = ["mount", "--bind", "-o", "ro", str(finished.workdir), str(read_only)]
-    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
-        # Permissions would do for others, but not for root, as whom CI runs: a mount holds for all.
-        pytest.skip("only root can mount a folder read-only")
-    try:
-        assert command(read_only) == 74
-    finally:
-        subprocess.run(["umount", str(read_only)], check=True)
+    with read_only(tmp_path / "read_only", finished.workdir) as folder:
+        assert command(folder) == 74
     assert "Read-only file system" in capfd.readouterr().err
 
 

@@ -102,6 +102,9 @@ def main(argv: list[str]) -> None:
     for variant, numbers in result["summary"]["ours_over_theirs"].items():
         show(f"ours over SAELens, {variant}", numbers)
     print("best of ours:", result["summary"]["best_of_ours"])
+    missed = [variant for variant, reached in result["summary"]["reached"].items() if not reached]
+    if missed:
+        raise SystemExit(f"not within {WITHIN} of SAELens's: {', '.join(missed)}")
 
 
 def show(name: str, numbers: dict[str, float]) -> None:

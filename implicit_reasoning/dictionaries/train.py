@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from implicit_reasoning.config import changed_keys, from_json, to_json
+from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
@@ -69,10 +69,9 @@ def _check_same(files: Files, config: ConfigDict) -> None:
     changes = changed_keys(from_json(read_json(files.config)), config)
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
-        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
         raise InputError(
-            f"{files.folder} holds other dictionaries ({listed}); choose another config.name, or "
-            "remove that folder"
+            f"{files.folder} holds other dictionaries ({listed(changes)}); choose another "
+            "config.name, or remove that folder"
         )
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import changed_keys, from_json, to_json
+from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.runs import Layout
@@ -154,10 +154,9 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
             continue
         own = [change for change in changes if change.key not in overrides]
         if own:
-            listed = "; ".join(f"{key} was {was!r}, is {now!r}" for key, was, now in own)
             raise InputError(
-                f"trial {name} in {files.workdir} has begun with another configuration ({listed}); "
-                "go on with the old one, or choose another --workdir"
+                f"trial {name} in {files.workdir} has begun with another configuration "
+                f"({listed(own)}); go on with the old one, or choose another --workdir"
             )
 
 

@@ -26,15 +26,22 @@ class Distribution(Protocol):
 
 
 @dataclass(frozen=True)
-class Real:
-    """A float from `low` to `high`; with `log`, its logarithm is uniform."""
+class _Range:
+    """From `low` to `high`; with `log`, the logarithm is uniform."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        least = 0 if self.log else -math.inf
+        if not least < self.low <= self.high or not math.isfinite(self.high):
+            wanted = "0 < low <= high" if self.log else "low <= high, both finite"
+            raise InputError(f"{self} is no range; it needs {wanted}")
+
+
+class Real(_Range):
+    """A float from `low` to `high`; with `log`, its logarithm is uniform."""
 
     def sample(self, rng: np.random.Generator) -> float:
         """Uniform, or log-uniform."""
@@ -47,27 +54,20 @@ class Real:
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
 
-@dataclass(frozen=True)
-class Integer:
+class Integer(_Range):
     """An int from `low` to `high`, both included; with `log`, small ones are as likely as large."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def sample(self, rng: np.random.Generator) -> int:
         """Uniform, or a rounded log-uniform number."""
+        low, high = int(self.low), int(self.high)
         if self.log:
-            edges = math.log(self.low - 0.5), math.log(self.high + 0.5)
-            return min(self.high, max(self.low, round(math.exp(rng.uniform(*edges)))))
-        return int(rng.integers(self.low, self.high + 1))
+            edges = math.log(low - 0.5), math.log(high + 0.5)
+            return min(high, max(low, round(math.exp(rng.uniform(*edges)))))
+        return int(rng.integers(low, high + 1))
 
     def suggest(self, trial: Any, key: str) -> Any:
         """As Optuna's sampler has it."""
-        return trial.suggest_int(key, self.low, self.high, log=self.log)
+        return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,3 @@ class Choice:
 
 Space = Mapping[str, Distribution]
 """Dotted key of a field to where its values come from."""
-
-
-def _check(range_: Real | Integer) -> None:
-    least = 0 if range_.log else -math.inf
-    if not least < range_.low <= range_.high or not math.isfinite(range_.high):
-        wanted = "0 < low <= high" if range_.log else "low <= high, both finite"
-        raise InputError(f"{range_} is no range; it needs {wanted}")

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import changed_keys, from_json, to_json
+from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.machine import provenance
@@ -54,10 +54,9 @@ def check_same(files: Layout, config: ConfigDict) -> None:
     """Raise an `InputError` that lists the keys if the run here has another configuration."""
     changes = changed_keys(from_json(read_json(files.config)), config)
     if changes:
-        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
         raise InputError(
-            f"{files.workdir} holds a run with another configuration ({listed}); go on with the "
-            "old one, or choose another --workdir"
+            f"{files.workdir} holds a run with another configuration ({listed(changes)}); go on "
+            "with the old one, or choose another --workdir"
         )
 
 

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import time
 
+import pytest
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 
 CONFIG = """
@@ -76,24 +78,16 @@ def cluster(folder):
             cores=os.cpu_count(),
         )
     )
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(config)
     commands = (["slurmctld", "-D", "-f", str(config)], ["slurmd", "-D", "-f", str(config)])
-    daemons = []
-    try:
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("SLURM_CONF", str(config))
         for command in commands:
-            log = (folder / f"{command[0]}.out").open("wb")
-            daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+            log = stack.enter_context((folder / f"{command[0]}.out").open("wb"))
+            daemon = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            stack.callback(daemon.terminate)  # and then waited for
         wait_for_node(folder)
         yield
-    finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            daemon.wait(30)
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
 
 
 def wait_for_node(folder, seconds=60):

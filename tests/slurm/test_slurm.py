@@ -33,14 +33,9 @@ def slurm(tmp_path_factory):
         pytest.fail(
             f"{', '.join(lacking)} not found: apt-get install slurmctld slurmd slurm-client"
         )
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.getcwd()
-    with cluster(tmp_path_factory.mktemp("slurm")):
+    with pytest.MonkeyPatch.context() as patch, cluster(tmp_path_factory.mktemp("slurm")):
+        patch.setenv("PYTHONPATH", os.getcwd())
         yield
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def wait_for(condition, seconds=240):

@@ -3,7 +3,6 @@
 A real Slurm is `make test-slurm`.
 """
 
-import importlib.util
 import json
 import os
 import sys
@@ -113,10 +112,6 @@ def test_an_engine_that_is_not_installed_is_named(launcher, module, extra, tmp_p
 
 # Ray --------------------------------------------------------------------------------------------
 
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is not installed: see pyproject.toml"
-)
-
 
 @pytest.fixture
 def cluster(monkeypatch):
@@ -137,7 +132,6 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.slow
-@needs_ray
 def test_ray_trains_the_same_trials(cluster, tmp_path, alone):
     options = {"address": cluster[0].address}
     run_sweep(define(FILE, "seeds"), tmp_path, launcher="ray", options=options)
@@ -145,7 +139,6 @@ def test_ray_trains_the_same_trials(cluster, tmp_path, alone):
 
 
 @pytest.mark.slow
-@needs_ray
 def test_with_a_node_lost_and_a_worker_killed_all_trials_end_well(cluster, tmp_path):
     """Both while trials run: Ray starts them again elsewhere, and they go on where they were."""
     import threading

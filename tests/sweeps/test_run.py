@@ -18,6 +18,7 @@ from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.run import default_launcher
 from implicit_reasoning.training import train
+from tests.disks import grow, read_only, small_disk
 from tests.training.tiny import tiny
 
 FILE = "tests/sweeps/small.py"
@@ -227,49 +228,27 @@ def test_done_unheard_of_is_noticed(tmp_path):
     assert {status[:3] for status in statuses.values()} == {("done", 60, 1)}
 
 
-def full_disk(folder):
-    folder.mkdir()
-    made = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(folder)]
-    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
-        # Without mounts no disk here is full.
-        pytest.skip("only root can mount a small disk")
-
-
 @pytest.mark.parametrize("launcher", ["vmap", "local"])
 def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
-    disk = tmp_path / "disk"
-    full_disk(disk)
-    try:
+    with small_disk(tmp_path / "disk", "700k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
-        words += [f"--launcher={launcher}", "--workers=1"]
         # With one trial at a time the first fits.
-        assert main([*words, "--population=1"]) == 74
-        heard = capfd.readouterr().err
-        assert "No space left on device" in heard
-        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        words += [f"--launcher={launcher}", "--workers=1", "--population=1"]
+        assert main(words) == 74
+        assert "No space left on device" in capfd.readouterr().err
         before = read_journal(SweepLayout(disk / "sweep"))
-        assert main([*words, "--population=1"]) == 0
+        grow(disk, "40m")
+        assert main(words) == 0
         after = read_journal(SweepLayout(disk / "sweep"))
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
     done = [name for name, status in before.items() if status.state == "done"]
     assert all(after[name].attempts == before[name].attempts for name in done)
     assert {status.state for status in after.values()} == {"done"} and len(after) == 3
 
 
 def test_in_an_unwritable_directory_it_says_so(tmp_path, capfd):
-    read_only, original = tmp_path / "read_only", tmp_path / "original"
-    read_only.mkdir()
-    original.mkdir()
-    made = ["mount", "--bind", "-o", "ro", str(original), str(read_only)]
-    if os.geteuid() or subprocess.run(made, capture_output=True).returncode:
-        # Permissions would do for others, but not for root.
-        pytest.skip("only root can mount a folder read-only")
-    try:
-        words = ["sweep", f"--config={FILE}", f"--workdir={read_only}", "--sweep=seeds"]
-        assert main(words) == 74
-    finally:
-        subprocess.run(["umount", str(read_only)], check=True)
+    (tmp_path / "original").mkdir()
+    with read_only(tmp_path / "read_only", tmp_path / "original") as folder:
+        assert main(["sweep", f"--config={FILE}", f"--workdir={folder}", "--sweep=seeds"]) == 74
     assert "Read-only file system" in capfd.readouterr().err
 
 

@@ -1,0 +1,120 @@
+"""Configurations as trees: flattened, compared, stored as JSON and read back equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config.messages import raise_all
+from implicit_reasoning.config.values import as_leaf
+from implicit_reasoning.errors import InputError
+
+
+class Absent:
+    """The value of a key that one of two configurations does not have."""
+
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+ABSENT = Absent()
+
+
+class Change(NamedTuple):
+    """A field that differs between two configurations; a side without the key holds `ABSENT`."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Return dotted key to leaf, references resolved; a group with no fields leaves no trace."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{key}": leaf for key, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """Return nested plain dicts for `files.write_json`: references resolved, tuples as lists."""
+    return {
+        name: to_json(value) if isinstance(value, ConfigDict) else _to_lists(value)
+        for name, value in with_tuples(config).items()
+    }
+
+
+def from_json(value: Any) -> ConfigDict:
+    """Return the locked configuration that `to_json` wrote, equal but for references."""
+    if not isinstance(value, dict):
+        raise InputError(
+            f"a stored configuration is a JSON object, this is a {type(value).__name__}"
+        )
+    try:
+        config = ConfigDict(value)
+    except ValueError as error:  # a dot in a name
+        raise InputError(f"not a stored configuration: {error}") from None
+    return with_tuples(config).lock()
+
+
+def changed_keys(
+    old: ConfigDict,
+    new: ConfigDict,
+    ignore: Sequence[str] = ("writers", "profile", "mesh", "distributed"),
+) -> list[Change]:
+    """Return the leaves that differ, sorted by key, without the fields or groups in `ignore`.
+
+    The default ignores what may change between two starts of a run without making it another run.
+    """
+    before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
+    differ = (
+        Change(key, before.get(key, ABSENT), after.get(key, ABSENT))
+        for key in sorted({*before, *after})
+    )
+    return [
+        change
+        for change in differ
+        if change.old != change.new
+        and not any(change.key == name or change.key.startswith(f"{name}.") for name in ignore)
+    ]
+
+
+def listed(changes: Iterable[Change]) -> str:
+    """Changes in words, for a message: `steps was 60, is 50; ...`."""
+    return "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
+
+
+def _to_lists(value: Any) -> Any:
+    return [_to_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def with_tuples(config: ConfigDict) -> ConfigDict:
+    """Return a deep copy with tuples for lists, references kept; all bad leaves in one error."""
+    config = copy.deepcopy(config)
+    faults: list[str] = []
+    _freeze_lists(config, "", faults)
+    raise_all(faults, "configuration")
+    return config
+
+
+def _freeze_lists(config: ConfigDict, prefix: str, faults: list[str]) -> None:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _freeze_lists(value, f"{prefix}{name}.", faults)
+            continue
+        try:
+            leaf = as_leaf(value)
+        except InputError as error:
+            faults.append(f"{prefix}{name}: {error}")
+            continue
+        if isinstance(value, list):
+            # Assigning would cast the tuple back to the list's type, even under ignore_type().
+            with config.unlocked():
+                del config[name]
+                config[name] = leaf

@@ -1,0 +1,161 @@
+"""Values by type: what a default's type makes of text from a command line, or of a Python value."""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from implicit_reasoning.errors import InputError
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NONES = ("none", "null")
+# What a bare type stands for where a default is expected: a flag without one, an empty placeholder.
+_EXAMPLES: dict[type, Any] = {bool: False, int: 0, float: 0.0, str: "", tuple: (), list: ()}
+
+
+def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
+    """Parse for one field; `config_dict.placeholder(int)` takes an int or none."""
+    default, declared = group[name], group.get_type(name)
+    if default is None and declared in _EXAMPLES:
+        return None if _is_none(given) else parse(given, _EXAMPLES[declared])
+    return parse(given, default)
+
+
+def example(like: Any) -> Any:
+    """A value of the type that a flag shall have: its default, or what a bare type stands for."""
+    return _EXAMPLES[like] if isinstance(like, type) else as_leaf(like)
+
+
+def parse(given: Any, like: Any) -> Any:
+    """Convert `given` (text or a Python value) to the type of `like`, or raise `InputError`."""
+    if isinstance(given, np.generic):
+        given = given.item()
+    if like is None:
+        return None if _is_none(given) else _literal(given)
+    parser = _PARSERS[type(like)]
+    return parser(given, like) if parser is _tuple else parser(given)
+
+
+def _is_none(given: Any) -> bool:
+    return given is None or (isinstance(given, str) and given.strip().lower() in _NONES)
+
+
+def _bool(given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str) and given.strip().lower() in _BOOLS:
+        return _BOOLS[given.strip().lower()]
+    raise _wants("true or false", given)
+
+
+def _int(given: Any) -> int:
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    if isinstance(given, str):
+        try:
+            return int(given)
+        except ValueError:
+            pass
+    try:
+        number = _float(given)
+    except InputError:
+        raise _wants("an int", given) from None
+    # Above 2**53 a float no longer names one int: write such a number in digits.
+    if number.is_integer() and abs(number) <= 2**53:
+        return int(number)
+    raise _wants("an int", given)
+
+
+def _float(given: Any) -> float:
+    if isinstance(given, (int, float, str)) and not isinstance(given, bool):
+        try:
+            number = float(given)
+        except (ValueError, OverflowError):
+            raise _wants("a float", given) from None
+        if math.isfinite(number):
+            return number
+    raise _wants("a finite float", given)
+
+
+def _str(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    raise _wants("a string", given)
+
+
+def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Parse elements like the default's: a mix of ints and floats as floats, others as literals."""
+    kinds = {type(element) for element in like}
+    element = like[0] if len(kinds) == 1 else 0.0 if kinds == {int, float} else None
+    if isinstance(given, str):
+        given = _split(given)
+    if not isinstance(given, (tuple, list)):
+        raise _wants("a tuple such as 1,2,3", given)
+    try:
+        return tuple(parse(item, element) for item in given)
+    except InputError as error:
+        raise InputError(f"wants a tuple in which each element {error}") from None
+
+
+def _split(text: str) -> Sequence[Any]:
+    """Split `(1, 2)`, `[1, 2]`, `("a", "b")`, `1,2` or `a,b` into elements; empty text has none."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        literal = _literal_or_text(text)
+        if isinstance(literal, (tuple, list)):
+            return literal
+        text = text[1:-1].strip()
+    return [item.strip() for item in text.removesuffix(",").split(",")] if text else []
+
+
+def _literal(given: Any) -> Any:
+    """Read text as a Python or JSON literal, and failing that as itself; return it as a leaf."""
+    if isinstance(given, str):
+        if given.strip().lower() in ("true", "false"):
+            return _bool(given)
+        given = _literal_or_text(given)
+    try:
+        return as_leaf(given)
+    except InputError:
+        raise _wants(
+            "none, true, false, a finite number, a string or a tuple of these", given
+        ) from None
+
+
+def _literal_or_text(text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" is somebody's text, not code
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def as_leaf(value: Any) -> Any:
+    """Return `value` with tuples for lists; what a configuration cannot hold is an `InputError`."""
+    if isinstance(value, (tuple, list)):
+        return tuple(as_leaf(item) for item in value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if value is None or (type(value) in (bool, int, float, str) and finite):
+        return value
+    raise InputError(f"{value!r} is none of: None, bool, int, finite float, str, tuple of these")
+
+
+def _wants(wanted: str, given: Any) -> InputError:
+    text = repr(given)
+    return InputError(f"wants {wanted}, was given {text if len(text) <= 80 else text[:77] + '...'}")
+
+
+_PARSERS: dict[type, Callable[..., Any]] = {
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+    tuple: _tuple,
+}

@@ -1,0 +1,41 @@
+"""Disks that are full, and folders that cannot be written, for real: mounted, as root."""
+
+import contextlib
+import os
+import subprocess
+
+import pytest
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of so many bytes (`400k`) in a new folder; gone afterwards."""
+    folder.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def grow(folder, size):
+    """Make room on a small disk."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder, original):
+    """What is in `original`, in a new folder where nobody may write."""
+    folder.mkdir()
+    _mount("--bind", "-o", "ro", str(original), str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _mount(*words):
+    # Nothing less would do: permissions do not hold for root, as whom CI runs, and no disk of an
+    # ordinary machine is full. Without the right to mount there is nothing to test with.
+    if os.geteuid() or subprocess.run(["mount", *words], capture_output=True).returncode:
+        pytest.skip("only root can mount a small or a read-only disk")
