@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         load = os.getloadavg()[0]
         made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
         found[name] = {**made, "load_average": load, **parts[name](flags), "made": time.time()}
-        found["provenance"] = provenance()
+        found[name]["provenance"] = provenance()
         write_json(out, found)
         print(name, json.dumps(found[name], indent=1))
 
@@ -180,7 +180,7 @@ def plan(folder: str, count: int, done: bool) -> None:
     files = SweepLayout(Path(folder))
     sweep = begin(files, make_sweep(load_config(FLAGS["config"]), list(overrides)))
     journal = Journal(files)
-    left = to_do(files, sweep, journal, None)
+    left = to_do(files, sweep, journal)
     took = time.perf_counter() - began
     assert len(left) == (0 if done else count)
     for trial in left:  # for the second process to find them done

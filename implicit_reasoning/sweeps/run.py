@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def run_sweep(
     *,
     launcher: str | None = None,
     stop_at: int | None = None,
+    only: Collection[str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Status]:
     """Train all trials of a sweep, or go on with those that are not done.
@@ -88,23 +89,26 @@ def run_sweep(
       launcher: a name of `LAUNCHERS`, or `package.module:function`; by default `vmap` where any two
         trials can be one population, else `local`.
       stop_at: stop every trial, resumable, after so many steps in all.
+      only: names of the trials to go on with, as where others have done enough; by default all.
       options: of the launcher: see its module.
 
     Returns:
       What is known of every trial.
 
     Raises:
-      InputError: nothing was started: a trial that began would have another configuration, another
-        launcher holds the directory, or this one cannot be used here.
+      InputError: nothing was started: a trial that began would have another configuration, there is
+        no trial of a name, another launcher holds the directory, or this one cannot be used here.
       SweepInterrupted: a signal came; the same call goes on.
       OSError: files cannot be written; what is done is whole.
     """
     files = SweepLayout(Path(workdir))
     name = launcher or default_launcher(sweep)
     launch = find_launcher(name)
+    if unknown := sorted(set(only or ()) - set(sweep.trials)):
+        raise InputError(f"there is no trial {', '.join(unknown)} in this sweep")
     distributed.join(sweep.base.distributed)
     with contextlib.ExitStack() as stack:
-        given = json.dumps([list(sweep.trials), stop_at])
+        given = json.dumps([list(sweep.trials), stop_at, None if only is None else sorted(only)])
         if distributed.writes():
             stack.enter_context(exclusive(files))
             sweep = begin(files, sweep)
@@ -113,7 +117,7 @@ def run_sweep(
             sweep = load(files)
         journal = Journal(files, writes=distributed.writes())
         stack.callback(journal.close)
-        stops = to_do(files, sweep, journal, stop_at)
+        stops = to_do(files, sweep, journal, stop_at, only)
         shown = bool(sweep.base.writers.progress) and name not in _OWN_BAR
         board = Progress(files, journal, stops, bar=shown)
         stack.callback(board.close)
@@ -128,7 +132,11 @@ def run_sweep(
 
 
 def to_do(
-    files: SweepLayout, sweep: Sweep, journal: Journal, stop_at: int | None
+    files: SweepLayout,
+    sweep: Sweep,
+    journal: Journal,
+    stop_at: int | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, int]:
     """The trials to go on with, and the step at which each stops; what ended unheard of is noted.
 
@@ -136,7 +144,10 @@ def to_do(
       InputError: the directory of one holds a run with another configuration.
     """
     found = {}
+    chosen = sweep.trials if only is None else set(only)
     for trial, overrides in sweep.trials.items():
+        if trial not in chosen:
+            continue
         status, steps = journal.status(trial), int(overrides.get("steps", sweep.base.steps))
         stop = steps if stop_at is None else min(stop_at, steps)
         if status.state in (DIVERGED, PRUNED) or (status.state == DONE and status.step >= stop):

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import apply_overrides, choose, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import read_metrics
-from implicit_reasoning.sweeps.definition import Sweep, functions, make_sweep
+from implicit_reasoning.sweeps.definition import functions, make_sweep
 from implicit_reasoning.sweeps.directory import PRUNED, Journal, Status, SweepLayout, exclusive
 from implicit_reasoning.sweeps.grids import Overrides
 from implicit_reasoning.sweeps.launchers.base import need
@@ -118,8 +118,10 @@ def search(
         names = {_key(overrides): name for name, overrides in sweep.trials.items()}
         named = {trial: names[_key(_parsed(base, trial))] for trial in batch}
         for rung in (*what.rungs, None):
-            wanted = Sweep(base, {name: sweep.trials[name] for name in named.values()})
-            statuses |= run_sweep(wanted, workdir, launcher=launcher, stop_at=rung, options=options)
+            going = set(named.values())
+            statuses = run_sweep(
+                sweep, workdir, launcher=launcher, stop_at=rung, only=going, options=options
+            )
             named = _tell(optuna, study, files, named, statuses, what, rung)
             if not named:
                 break

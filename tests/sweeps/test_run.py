@@ -91,6 +91,25 @@ def test_one_launcher_goes_on_where_another_stopped(tmp_path, alone):
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
 
 
+def test_only_some_trials_go_on(tmp_path, alone):
+    sweep = define(FILE, "seeds")
+    run_sweep(sweep, tmp_path, stop_at=20)
+    for launcher, stop in (("vmap", 40), ("local", None)):
+        run_sweep(sweep, tmp_path, launcher=launcher, stop_at=stop, only=["seed=0", "seed=2"])
+    statuses = read_journal(SweepLayout(tmp_path))
+    assert [status.step for status in statuses.values()] == [60, 20, 60]
+    assert [status.attempts for status in statuses.values()] == [3, 1, 3]
+    found = losses(tmp_path)
+    for seed in (0, 2):
+        np.testing.assert_allclose(found[seed], alone[seed], rtol=1e-5)
+
+
+def test_only_trials_that_there_are(tmp_path):
+    with pytest.raises(InputError, match="no trial seed=7 in this sweep"):
+        run_sweep(define(FILE, "seeds"), tmp_path / "sweep", only=["seed=0", "seed=7"])
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(tmp_path, capfd):
     words = ["sweep", f"--config={FILE}", "--sweep=mixed", f"--workdir={tmp_path / 'sweep'}"]
     assert main(words) == 3

@@ -1,0 +1,129 @@
+"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
+
+    python experiments/launchers.py
+    python experiments/launchers.py --parts="('complete',)"
+
+1. `first`: the sweep `seeds`, eight trials of `pocket`, for 100 steps on each launcher. What
+   differs of a loss, relative to the run alone, which is what `local` trains.
+2. `complete`: the same to the end, on `vmap` and `local`. Rounding has its way with single runs by
+   then; what is compared is the mean accuracy on test_ii.
+
+Without a Slurm here, `--cluster=local` has submitit start the jobs of `slurm` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import every_core_a_device, provenance
+from implicit_reasoning.sweeps import Runs, define, run_sweep
+from implicit_reasoning.sweeps.directory import SweepLayout, read_journal
+
+FLAGS = {
+    "config": "configs/composition.py:pocket",
+    "sweep": "seeds",
+    "parts": ("first", "complete"),
+    "first_on": ("local", "vmap", "ray", "slurm"),
+    "complete_on": ("local", "vmap"),
+    "first": 100,
+    "workers": 2,
+    "cluster": "",
+    "runs": "runs/launchers",
+    "out": "results/launchers",
+}
+ALONE = "local"  # trains each trial in a process of its own, as `train` does
+FINAL = "accuracy/test_ii"
+
+
+def main(argv: list[str]) -> None:
+    """Train what is missing, compare, and write what was found."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    every_core_a_device()
+    out = Path(flags["out"])
+    found = json.loads((out / "found.json").read_text()) if (out / "found.json").exists() else {}
+    parts = {"first": first, "complete": complete}
+    for name in flags["parts"]:
+        found[name] = parts[name](flags, overrides)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "found.json", {**found, "provenance": provenance()})
+        print(json.dumps(found[name], indent=1))
+
+
+def first(flags: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The first losses of every trial."""
+    stop = flags["first"]
+    every_loss = {"log_every": 1, **overrides}
+    runs = {
+        launcher: train(flags, every_loss, launcher, f"{stop}", stop)
+        for launcher in flags["first_on"]
+    }
+    losses = {name: of.metric("loss").sel(step=slice(1, stop)) for name, of in runs.items()}
+    alone = losses[ALONE]
+    return {
+        name: {
+            **about(runs[name]),
+            "losses": int(of.size),
+            "largest_relative_difference": float(np.abs(of / alone - 1).max()),
+            "identical": float((of == alone).mean()),
+        }
+        for name, of in losses.items()
+    }
+
+
+def complete(flags: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the trials can do in the end."""
+    found: dict[str, Any] = {}
+    for launcher in flags["complete_on"]:
+        runs = train(flags, overrides, launcher, "complete", None)
+        final = runs.metric(FINAL).isel(step=-1)
+        found[launcher] = {
+            **about(runs),
+            "steps": int(final.step),
+            FINAL: dict(zip(runs.names, map(float, final.values), strict=True)),
+            "mean": float(final.mean()),
+        }
+    means = [found[launcher]["mean"] for launcher in found]
+    return {**found, "means_differ_by": max(means) - min(means)}
+
+
+def train(
+    flags: dict[str, Any],
+    overrides: dict[str, Any],
+    launcher: str,
+    name: str,
+    stop: int | None,
+) -> Runs:
+    """One sweep by one launcher; what is done already is not done again."""
+    workdir = Path(flags["runs"]) / name / launcher
+    sweep = define(flags["config"], flags["sweep"], overrides)
+    options = {"workers": flags["workers"]} if launcher != "vmap" else {}
+    if launcher == "slurm" and flags["cluster"]:
+        options["cluster"] = flags["cluster"]
+    began = time.perf_counter()
+    run_sweep(sweep, workdir, launcher=launcher, stop_at=stop, options=options)
+    print(f"{launcher}, {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return Runs(workdir)
+
+
+def about(runs: Runs) -> dict[str, Any]:
+    """What the journal says: every trial is to be done, and in how many attempts."""
+    statuses = read_journal(SweepLayout(runs.files.workdir))
+    times = [status.seconds for status in statuses.values()]
+    return {
+        "trials": len(statuses),
+        "states": sorted({status.state for status in statuses.values()}),
+        "attempts": sum(status.attempts for status in statuses.values()),
+        "seconds_a_trial": {"low": min(times), "high": max(times)},
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
