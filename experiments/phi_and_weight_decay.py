@@ -28,6 +28,7 @@ from implicit_reasoning.machine import every_core_a_device, provenance
 from implicit_reasoning.runs import save_arrays
 from implicit_reasoning.sweeps import Runs, grid, make_sweep, run_sweep
 from implicit_reasoning.sweeps.figures import median_time
+from implicit_reasoning.worlds import coverage, shortcuts
 
 FLAGS = {
     "rounds": (1_000, 1_500, 2_000, 3_000, 4_000),
@@ -74,15 +75,31 @@ def main(argv: list[str]) -> None:
 
 
 def times(runs: Runs, flags: dict[str, object]) -> xr.Dataset:
-    """Steps to one half, `[phi, weight_decay, world, init]`; nan: not reached."""
-    phases = runs.phases()
+    """Steps to one half, `[phi, weight_decay, world, init]`, nan: not reached; of worlds, too."""
+    phases = runs.phases()[[HALF]]
+    known = about_worlds(runs)
+    phases = phases.assign({name: ("trial", values) for name, values in known.items()})
     index = [PHI, DECAY, WORLD, SEED]
     flat = phases.drop_vars("trial").set_index(trial=index)
     cube = flat.unstack("trial").rename(
         {PHI: "phi", DECAY: "weight_decay", WORLD: "world", SEED: "init"}
     )
     about = {"config": runs[0].config.to_json_best_effort(), "made_with": provenance()}
-    return cube[[HALF]].assign_attrs(about | {"rounds": flags["rounds"]})
+    return cube.assign_attrs(about | {"rounds": flags["rounds"]})
+
+
+def about_worlds(runs: Runs) -> dict[str, list[float]]:
+    """By trial: the share of all chains that are trained on, the best shortcut on test_ii."""
+    seen: dict[str, tuple[float, float]] = {}
+    found = []
+    for run in runs:
+        task = str(run.config.task)
+        if task not in seen:
+            by_rule = shortcuts(run.dataset).values()
+            best = max(rule["test_ii"] for rule in by_rule if "test_ii" in rule)
+            seen[task] = (coverage(run.dataset) or np.nan, best)
+        found.append(seen[task])
+    return {"coverage": [c for c, _ in found], "shortcut": [s for _, s in found]}
 
 
 def interval(of_point: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -118,23 +135,27 @@ def write(found: xr.Dataset, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     half = found[HALF].transpose("phi", "weight_decay", "world", "init")
     save_arrays(out / "times.nc", found)
-    (out / "table.md").write_text("\n".join(table(half)) + "\n", encoding="utf-8")
+    by_phi = found[["coverage", "shortcut"]].mean(("weight_decay", "world", "init"))
+    (out / "table.md").write_text("\n".join(table(half, by_phi)) + "\n", encoding="utf-8")
     draw(half, out / "times.png")
 
 
-def table(half: xr.DataArray) -> list[str]:
+def table(half: xr.DataArray, by_phi: xr.Dataset) -> list[str]:
     """Markdown: a line for each phi, then how often each of the two published orders holds."""
     rng = np.random.default_rng(0)
     decays = half.weight_decay.values
     lines = [
         "Step at which test_ii is .5: median over runs [95% interval, worlds resampled], runs that "
-        "got there of all; `-`: not reached.",
+        "got there of all; `-`: not reached. Shortcut: the best rule that composes nothing.",
         "",
-        "| phi | " + " | ".join(f"weight decay {decay:g}" for decay in decays) + " |",
-        "|---" * (1 + len(decays)) + "|",
+        "| phi | coverage | shortcut | " + " | ".join(f"weight decay {d:g}" for d in decays) + " |",
+        "|---" * (3 + len(decays)) + "|",
     ]
     for phi, row in zip(half.phi.values, half.values, strict=True):
-        lines.append(f"| {phi:g} | " + " | ".join(cell(of_point, rng) for of_point in row) + " |")
+        of_phi = by_phi.sel(phi=phi)
+        cells = [f"{phi:g}", f"{float(of_phi.coverage):.2f}", f"{float(of_phi.shortcut):.2f}"]
+        cells += [cell(of_point, rng) for of_point in row]
+        lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for name in ("phi", "weight_decay"):
         order = sooner(half, name, rng)
