@@ -179,16 +179,23 @@ def _search(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.sweeps import Runs
     from implicit_reasoning.sweeps.progress import table
+    from implicit_reasoning.sweeps.run import check_all_done
     from implicit_reasoning.sweeps.search import Search, find_space, search
 
     if flags["search"] != "optuna" or flags["workdir"] is None:
         raise InputError("a search is --search=optuna, and needs --workdir=")
+    if flags["dry_run"] or flags["stop_at"] is not None:
+        raise InputError(
+            "a search takes no --dry_run and no --stop_at: what it trains it finds on the way; see "
+            "--trials, --rungs"
+        )
     base, space = find_space(flags["config"], flags["sweep"], overrides)
     what = Search(
         metric=flags["metric"],
         count=flags["trials"],
         at_once=flags["at_once"],
         rungs=flags["rungs"],
+        keep=flags["keep"],
         seed=flags["search_seed"],
         minimize=flags["minimize"],
     )
@@ -197,6 +204,8 @@ def _search(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     options, launcher = _launcher_options(flags), flags["launcher"]
     statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
     print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
+    if not any(status.state == "done" for status in statuses.values()):
+        check_all_done(statuses)  # that some diverge is part of searching
 
 
 def plan(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -242,7 +251,8 @@ VERBS = {
             **{"config": str, "sweep": str, "workdir": str, "launcher": str, "stop_at": int},
             **{"dry_run": False, "workers": int, "population": int, "address": str},
             **{"cluster": str, "slurm": str, "search": str, "metric": "accuracy/test_ii"},
-            **{"trials": 32, "at_once": 8, "rungs": (), "search_seed": 0, "minimize": False},
+            **{"trials": 32, "at_once": 8, "rungs": (), "keep": 0.5},
+            **{"search_seed": 0, "minimize": False},
         },
         ("config", "sweep"),
         sweep,

@@ -7,7 +7,9 @@ import functools
 import importlib
 import os
 import platform
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -53,6 +55,15 @@ def program_memory() -> int:
     """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return has // 2 if has else _HOST_MEMORY
+
+
+def most_open_files() -> int:
+    """How many files this process may hold open, once the limit is raised as far as it goes."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):  # a container may not allow it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def provenance() -> dict[str, Any]:

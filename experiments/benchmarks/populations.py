@@ -10,8 +10,9 @@
 2. `devices`: the population on 1, 2, 4, 8 devices of this machine's CPU. More devices than cores
    show what dealing out costs, not how it scales.
 3. `overhead`: seconds a trial that is trained for no step costs by each launcher, one at a time.
-4. `planning`: 10,000 trials checked and written down; and then, with all of them done, looked
-   through by the same command. Seconds, the memory of the process at most, and files.
+4. `planning`: 10,000 trials checked and written down; then looked through by the same command with
+   all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
+   the memory of the process at most, and files.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FLAGS = {
     "out": "results/benchmarks/populations.json",
 }
 WORKER = "population_worker.py"
+PLANNING = ("plan", "stopped", "done")
 DEVICES = (1, 2, 4, 8)
 LAUNCHERS = {
     "vmap": [],
@@ -161,17 +163,20 @@ def planning(flags: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own each, as its memory at most is asked for."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for what in ("plan", "resume"):
-            command = [sys.executable, __file__, f"--{what}", folder, str(flags["planned"])]
+        for what in PLANNING:
+            command = [sys.executable, __file__, "--planning", what, folder, str(flags["planned"])]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[what] = json.loads(said.splitlines()[-1])
     return found
 
 
-def plan(folder: str, count: int, done: bool) -> None:
-    """What a launcher does before it trains: the definition, the directory, what there is to do."""
+def plan(folder: str, count: int, what: str) -> None:
+    """What a launcher does before it trains: the definition, the directory, what there is to do.
+
+    And then what the next of `PLANNING` is to find.
+    """
     began = time.perf_counter()
-    from implicit_reasoning.config import load_config
+    from implicit_reasoning.config import load_config, to_json
     from implicit_reasoning.sweeps import grid, make_sweep
     from implicit_reasoning.sweeps.directory import Journal, SweepLayout, begin
     from implicit_reasoning.sweeps.run import to_do
@@ -182,19 +187,23 @@ def plan(folder: str, count: int, done: bool) -> None:
     journal = Journal(files)
     left = to_do(files, sweep, journal)
     took = time.perf_counter() - began
-    assert len(left) == (0 if done else count)
-    for trial in left:  # for the second process to find them done
-        journal.note(trial, "done", step=sweep.base.steps)
-    journal.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     there = sum(1 for path in files.workdir.rglob("*") if path.is_file())
+    assert len(left) == (0 if what == "done" else count)
+    for trial in left:
+        if what == "plan":
+            files.trial(trial).workdir.mkdir(parents=True)
+            write_json(files.trial(trial).config, to_json(sweep.config(trial)))
+        step, state = (1, "stopped") if what == "plan" else (sweep.base.steps, "done")
+        journal.note(trial, state, step=step)
+    journal.close()
     print(json.dumps({"seconds": took, "peak_mib": peak, "files": there}))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--launch"]:
         launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
-    elif sys.argv[1:2] in (["--plan"], ["--resume"]):
-        plan(sys.argv[2], int(sys.argv[3]), sys.argv[1] == "--resume")
+    elif sys.argv[1:2] == ["--planning"]:
+        plan(sys.argv[3], int(sys.argv[4]), sys.argv[2])
     else:
         main(sys.argv[1:])

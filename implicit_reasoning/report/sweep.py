@@ -96,15 +96,16 @@ def _summary(runs: Runs) -> str:
 
 def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:
     seen = collections.Counter(status.state for status in statuses.values())
-    spent = sum(status.seconds for status in statuses.values())
     tiles = [
         {"name": state, "value": seen[state], "line": f"of {len(statuses):,} trials"}
         for state in _SHOWN
         if seen[state] or state == DONE
     ]
     attempts = sum(status.attempts for status in statuses.values())
-    hours = f"{spent / 3600:.1f} h" if spent >= 3600 else f"{spent / 60:.1f} min"
-    return [*tiles, {"name": "attempts", "value": attempts, "line": f"{hours} in all, summed"}]
+    return [
+        *tiles,
+        {"name": "attempts", "value": attempts, "line": f"for {len(statuses):,} trials"},
+    ]
 
 
 def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[Cell]]]:

@@ -26,6 +26,7 @@ class Damaged(InputError):
     def __init__(self, folder: Path, error: Exception):
         said = str(error).strip() or type(error).__name__
         super().__init__(f"the checkpoint {folder} cannot be read: {said.splitlines()[0][:200]}")
+        self.folder = folder
 
 
 @contextlib.contextmanager

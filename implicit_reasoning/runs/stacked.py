@@ -55,11 +55,9 @@ def read_parts(files: Layout) -> list[Part]:
 
 def begin_row(files: Layout, population: Path, row: int, step: int) -> None:
     """Note that a trial goes on at `step` as a row of a population; the parts before end there."""
-    parts = read_parts(files)
-    if parts and parts[-1].folder.resolve() == population.resolve():
-        return
     ended = [
-        part._replace(last=step if part.last is None else min(step, part.last)) for part in parts
+        part._replace(last=step if part.last is None else min(step, part.last))
+        for part in read_parts(files)
     ]
     _write(files, [*ended, Part(population, row, None)])
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.run import default_launcher
 from implicit_reasoning.training.plan import Plan, duration, plan
-from implicit_reasoning.training.population import shape_of
 
 _SHOWN = 20  # trials that are listed
 
@@ -23,20 +20,14 @@ def describe_cost(
       stop_at: as for `run_sweep`.
       measure: time some steps of each shape here; seconds for each.
     """
-    shapes: dict[str, list[str]] = {}
-    configs: dict[str, ConfigDict] = {}
-    for trial in sweep.trials:
-        config = sweep.config(trial)
-        shapes.setdefault(shape_of(config), []).append(trial)
-        configs.setdefault(shape_of(config), config)
     names = list(sweep.trials)
     lines = [f"{len(names)} trials, launcher {launcher or default_launcher(sweep)}:"]
     lines += [f"  {name}" for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
         lines.append(f"  ... and {len(names) - _SHOWN} more")
     total, disk = 0.0, 0
-    for shape, trials in shapes.items():
-        planned = plan(configs[shape], measure=measure)
+    for trials in sweep.shapes:
+        planned = plan(sweep.config(trials[0]), measure=measure)
         lines += ["", f"{len(trials)} like {trials[0]}, each:", planned.describe()]
         total += len(trials) * (_seconds(planned, stop_at) or 0.0)
         disk += len(trials) * planned.checkpoint_bytes

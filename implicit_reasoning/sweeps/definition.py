@@ -45,6 +45,14 @@ class Sweep:
         """The fields that some trial sets, in order of appearance."""
         return tuple(dict.fromkeys(key for overrides in self.trials.values() for key in overrides))
 
+    @cached_property
+    def shapes(self) -> list[list[str]]:
+        """Names of trials that set the same but for what trials of a population may differ in."""
+        found: dict[str, list[str]] = {}
+        for trial, overrides in self.trials.items():
+            found.setdefault(_shape(overrides), []).append(trial)
+        return list(found.values())
+
     def config(self, trial: str) -> ConfigDict:
         """The configuration of a trial."""
         return apply_overrides(self.base, self.trials[trial])
@@ -125,14 +133,18 @@ def _out_of_bounds(base: ConfigDict, trials: Mapping[int, Overrides]) -> dict[in
         if found := setup.field_faults(overrides):
             faults[number] = found
             continue
-        shape = {key: value for key, value in overrides.items() if key not in VARIED}
-        by_shape.setdefault(json.dumps(shape, sort_keys=True), []).append(number)
+        by_shape.setdefault(_shape(overrides), []).append(number)
     for numbers in by_shape.values():
         try:
             setup.check_config(apply_overrides(base, trials[numbers[0]]))
         except InputError as error:
             faults |= {number: [str(error)] for number in numbers}
     return faults
+
+
+def _shape(overrides: Overrides) -> str:
+    fixed = {key: value for key, value in overrides.items() if key not in VARIED}
+    return json.dumps(fixed, sort_keys=True)
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -28,7 +28,6 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
-from implicit_reasoning.sweeps.grids import Overrides
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
@@ -152,6 +151,11 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
         status = statuses.get(name)
         if status is None or status.state == WAITING:
             continue
+        if (before := old.trials.get(name, overrides)) != overrides:
+            raise InputError(
+                f"trial {name} in {files.workdir} has begun with {dict(before)}; it would now have "
+                f"{dict(overrides)}; choose another --workdir"
+            )
         own = [change for change in changes if change.key not in overrides]
         if own:
             raise InputError(
@@ -243,9 +247,10 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(len(kept))
 
 
-def describe(files: SweepLayout, name: str, overrides: Overrides) -> None:
-    """Write what was chosen for a trial into its directory."""
-    write_json(files.trial(name).trial, {"name": name, "overrides": dict(overrides)})
+def describe(files: SweepLayout, sweep: Sweep, name: str) -> None:
+    """Write what was chosen for a trial, and the fields that any of the trials sets."""
+    about = {"name": name, "overrides": dict(sweep.trials[name]), "keys": list(sweep.keys)}
+    write_json(files.trial(name).trial, about)
 
 
 def trial_config(sweep: Sweep, name: str) -> ConfigDict:

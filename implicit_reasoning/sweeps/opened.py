@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 import xarray as xr
+from tqdm import tqdm
 
 from implicit_reasoning.analysis import Instrument, analyze_runs
 from implicit_reasoning.errors import InputError
@@ -177,14 +179,21 @@ class Runs(Sequence[Run]):
         """Measure all trials with one instrument: its result with the dimension `trial` in front.
 
         Trials of one world and shape are measured in one program, see `analysis.analyze_runs`; each
-        keeps its own result, too.
+        keeps its own result, too. Trials that have no checkpoint of one of the `steps`, as they
+        diverged or are not that far, are left out, and named.
 
         Raises:
           InputError: as `analyze`; or no trial has begun.
         """
         if not self.names:
             raise InputError(f"no trial of {self.files.workdir} has begun")
-        runs = list(self)
+        there = [n for n, run in enumerate(self) if set(steps or ()) <= set(run.steps)]
+        if lacking := [name for n, name in enumerate(self.names) if n not in there]:
+            said = f"trials without a checkpoint of one of the steps {list(steps or ())}"
+            if not there:
+                raise InputError(f"all trials of {self.files.workdir} are {said}")
+            tqdm.write(f"left out, as {said}: {', '.join(lacking)}", file=sys.stderr)
+        runs = [self[n] for n in there]
         results = analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
         one = xr.concat(results, "trial", combine_attrs="override", data_vars="all", join="outer")
-        return one.assign_coords(self.coords)
+        return one.assign_coords(xr.Dataset(coords=self.coords).isel(trial=there).coords)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from implicit_reasoning import imports
-from implicit_reasoning.config import choose
+from implicit_reasoning.config import choose, to_json
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
     DONE,
     FAILED,
     PRUNED,
-    WAITING,
     Journal,
     Status,
     SweepLayout,
@@ -31,7 +31,6 @@ from implicit_reasoning.sweeps.progress import Progress
 from implicit_reasoning.training import Interrupted, distributed
 from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.training.interruption import signal_name, wishes
-from implicit_reasoning.training.population import shape_of
 
 LAUNCHERS = {
     "vmap": "implicit_reasoning.sweeps.launchers.vmap:vmap",
@@ -41,7 +40,6 @@ LAUNCHERS = {
 }
 """Those that come with the lab; others are found by import path."""
 
-_LOOKED_AT = 64  # trials that say which launcher is meant
 _OWN_BAR = ("vmap",)  # launchers that train here, and show how far they are
 
 
@@ -102,12 +100,20 @@ def run_sweep(
       OSError: files cannot be written; what is done is whole.
     """
     files = SweepLayout(Path(workdir))
-    name = launcher or default_launcher(sweep)
-    launch = find_launcher(name)
+    if stop_at is not None and stop_at < 0:
+        raise InputError(f"stop_at is {stop_at}; it is a number of steps, 0 or more")
     if unknown := sorted(set(only or ()) - set(sweep.trials)):
         raise InputError(f"there is no trial {', '.join(unknown)} in this sweep")
     distributed.join(sweep.base.distributed)
+    name = launcher or ("vmap" if distributed.many() else default_launcher(sweep))
+    launch = find_launcher(name)
+    if distributed.many() and name != "vmap":
+        raise InputError(
+            f"--launcher={name} starts processes of its own; on many hosts, with "
+            "distributed.mode, only vmap trains"
+        )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.watched())
         given = json.dumps([list(sweep.trials), stop_at, None if only is None else sorted(only)])
         if distributed.writes():
             stack.enter_context(exclusive(files))
@@ -145,6 +151,7 @@ def to_do(
     """
     found = {}
     chosen = sweep.trials if only is None else set(only)
+    same = _sameness(files, sweep)
     for trial, overrides in sweep.trials.items():
         if trial not in chosen:
             continue
@@ -152,8 +159,9 @@ def to_do(
         stop = steps if stop_at is None else min(stop_at, steps)
         if status.state in (DIVERGED, PRUNED) or (status.state == DONE and status.step >= stop):
             continue
-        if status.state != WAITING and files.trial(trial).config.exists():
-            check_same(files.trial(trial), sweep.config(trial))
+        if files.trial(trial).config.exists():
+            if not same(trial):
+                check_same(files.trial(trial), sweep.config(trial))
             # Its launcher was gone when it ended, or another one has trained it.
             if (step := reached(files.trial(trial))) >= stop:
                 journal.note(trial, DONE, step=step)
@@ -162,10 +170,35 @@ def to_do(
     return found
 
 
+def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
+    """Whether a trial's directory has just the configuration that it would have now.
+
+    Without making that configuration, as there may be thousands; where the answer is no, a closer
+    look may still find them alike.
+    """
+    base = _leaves(to_json(sweep.base))
+
+    def same(trial: str) -> bool:
+        own = json.loads(json.dumps(sweep.trials[trial]))  # tuples are lists there
+        return _leaves(read_json(files.trial(trial).config)) == {**base, **own}
+
+    return same
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key to leaf of nested plain dicts."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        key: leaf
+        for name, branch in tree.items()
+        for key, leaf in _leaves(branch, f"{prefix}{name}.").items()
+    }
+
+
 def default_launcher(sweep: Sweep) -> str:
-    """`vmap` where two trials have one shape."""
-    shapes = [shape_of(sweep.config(trial)) for trial in list(sweep.trials)[:_LOOKED_AT]]
-    return "vmap" if len(set(shapes)) < len(shapes) or len(shapes) == 1 else "local"
+    """`vmap` where two trials have one shape, or there is one only."""
+    return "vmap" if len(sweep.shapes) < len(sweep.trials) or len(sweep.trials) == 1 else "local"
 
 
 def find_launcher(name: str) -> Launcher:

@@ -6,7 +6,9 @@ directory. A fourth argument names the cores that it may run on. Exit codes are 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
 from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
 
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (Interrupted, Exit.INTERRUPTED),
     (NonFiniteLoss, Exit.DIVERGED),
@@ -50,9 +53,16 @@ def main(argv: Sequence[str]) -> int:
     directory, trial, stop, *cores = argv
     if cores:  # before anything asks how many there are
         os.sched_setaffinity(0, [int(core) for core in cores[0].split(",")])
+        _end_with_parent()
     code, said = work(directory, trial, int(stop))
     print(said, file=sys.stderr, end="\n" if said else "")
     return code
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM when the launcher is gone, killed even: then the trial saves."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 if __name__ == "__main__":

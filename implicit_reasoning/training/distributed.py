@@ -146,7 +146,8 @@ def check_alike(said: str) -> None:
 
 def writes() -> bool:
     """Whether this process writes the files of the run."""
-    return jax.process_index() == 0
+    # Not asked of JAX where there are no peers: it would take hold of every device of this machine.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "process n"]:

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Layout, begin_row, read_parts
+from implicit_reasoning.runs import Damaged, Layout, begin_row
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.training import directory, distributed, optimizer, setup, sharding, states
 from implicit_reasoning.training.cost import row_shape
@@ -62,15 +62,23 @@ class Trial:
 
 
 def train_population(
-    trials: Sequence[Trial], files: Layout, stop: int, wish: Wish, *, title: str = ""
+    trials: Sequence[Trial],
+    files: Layout,
+    stop: int,
+    wish: Wish,
+    *,
+    lost: Callable[[int, int], None] | None = None,
+    title: str = "",
 ) -> list[Record]:
     """Train trials until step `stop`, or go on from where they are, all at one step.
 
     Args:
       trials: in the order of their rows.
-      files: of the population: stacked checkpoints and states; all else is in the trials' own.
+      files: of the population, new each time: stacked checkpoints and states; all else is in the
+        trials' own.
       stop: the step to stop at.
       wish: whether a signal asks to stop earlier.
+      lost: is told at once of a trial that diverges: its number, the step.
       title: of the progress bar.
 
     Returns:
@@ -78,26 +86,33 @@ def train_population(
 
     Raises:
       InputError: the trials cannot be one population, or another process trains one of them.
+      Damaged: the newest state of one cannot be read, and is set aside: it goes on from the one
+        before it, which may be of another step than the other trials'.
       Interrupted: a signal came; the states are saved.
+      PeerLost: another process is gone; what was saved before is whole.
     """
+    if numbered(files.resume) or numbered(files.checkpoints):
+        raise InputError(f"there is a population in {files.workdir}; each start makes a new one")
     program, scorings = make_population(trials), _scorings(trials)
     records = [
-        Record(trial.config, trial.dataset, trial.files, scorings[id(trial.dataset)])
-        for trial in trials
+        Record(
+            trial.config,
+            trial.dataset,
+            trial.files,
+            scorings[id(trial.dataset)],
+            functools.partial(lost, number) if lost else None,
+        )
+        for number, trial in enumerate(trials)
     ]
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as stack:
         for trial in trials:
-            locks.enter_context(directory.exclusive(trial.files))
-        start = _start(trials, files, program)
+            stack.enter_context(directory.exclusive(trial.files))
+        stack.enter_context(distributed.watched())
+        start = _start(trials, program)
         for row, trial in enumerate(trials):
             directory.begin(trial.files, trial.config, trial.dataset)
             if distributed.writes():
                 begin_row(trial.files, files.workdir, row, start.step if start else 0)
-        if here := numbered(files.resume):
-            for record in records:  # who was lost before the last save is not heard of again
-                parts = read_parts(record.files)
-                if parts and parts[-1].last is not None and parts[-1].last <= here[-1]:
-                    record.diverged = parts[-1].last
         trainer = Trainer(program, records, files, start=start, title=title)
         with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
             trainer.run(stop, wish)
@@ -111,17 +126,31 @@ def _scorings(trials: Sequence[Trial]) -> dict[int, Scoring]:
     }
 
 
-def _start(trials: Sequence[Trial], files: Layout, program: setup.Program) -> states.Start | None:
-    """Where the trials are, if that is not where this population was."""
-    if numbered(files.resume):
-        return None
+def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | None:
+    """Where the trials are; None where none has begun."""
     saved = [states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
     if not found:
         return None
     if len({None if each is None else each.step for each in saved}) > 1:
         raise InputError("the trials of a population must have been saved at one step")
-    return states.read(found, program.like, stacked=True)
+    start, damage = None, None
+    try:
+        start = states.read(found, program.like, stacked=True)
+    except Damaged as error:
+        damage = error
+    if distributed.gather(np.array([damage is None], np.float32)).all():
+        return start
+    damage = damage or Damaged(found[0].folder, ValueError("another process says so"))
+    for trial, each in zip(trials, found, strict=True):
+        if each.folder / str(each.step) == damage.folder and len(states.every(trial.files)) == 1:
+            raise InputError(
+                f"no state of {trial.files.workdir} can be read; remove that folder to train it "
+                "again from step 0"
+            )
+    if distributed.writes():
+        states.set_aside(damage.folder)
+    raise damage
 
 
 def make_mesh(config: Any) -> Mesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,12 @@ class Record:
     """Of one run; only the process that writes has files open, the others just keep count."""
 
     def __init__(
-        self, config: ConfigDict, dataset: Dataset, files: Layout, scoring: Scoring | None = None
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        files: Layout,
+        scoring: Scoring | None = None,
+        lost: Callable[[int], None] | None = None,
     ):
         """Nothing is opened yet.
 
@@ -31,11 +37,13 @@ class Record:
           dataset: of the run.
           files: where it writes.
           scoring: of the dataset, if another run has made it.
+          lost: is told at once if the run diverges, and at which step.
         """
         self.config, self.dataset, self.files = config, dataset, files
         self.scoring = scoring or Scoring(dataset)
         self.first_correct = np.full(len(self.scoring.rows), NEVER, np.int32)
         self.diverged: int | None = None
+        self._lost = lost
         self._schedule = Schedule.from_config(config)
         self._splits = Splits.of(dataset)
         self._metrics: MetricsFile | None = None
@@ -91,6 +99,8 @@ class Record:
         self.diverged = step
         if distributed.writes():
             end_row(self.files, step)
+        if self._lost:
+            self._lost(step)
 
     def keep(self) -> None:
         """Write who was right first, beside a saved state."""

@@ -41,12 +41,24 @@ class Start(NamedTuple):
 
 def newest(files: Layout) -> Saved | None:
     """The newest state of a run or trial; None where nothing was saved."""
+    return max(every(files), key=lambda saved: saved.step, default=None)
+
+
+def every(files: Layout) -> list[Saved]:
+    """All states of a run or trial, of whatever company it was in."""
     found = [Saved(files.resume, None, step) for step in numbered(files.resume)]
     for part in read_parts(files):
         steps = numbered(part.folder / "resume")
         counted = [step for step in steps if part.last is None or step <= part.last]
         found += [Saved(part.folder / "resume", part.row, step) for step in counted]
-    return max(found, key=lambda saved: saved.step, default=None)
+    return found
+
+
+def set_aside(state: Path) -> None:
+    """Move a state that cannot be read out of the way: into `resume.damaged/`, beside `resume/`."""
+    damaged = state.parent.with_name(f"{state.parent.name}.damaged")
+    damaged.mkdir(exist_ok=True)
+    state.rename(damaged / state.name)
 
 
 def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:

@@ -101,5 +101,5 @@ def _chosen(files: Layout, config: ConfigDict) -> dict[str, Any]:
     """What the table of hyperparameters shows of a run."""
     fields = flatten(config)
     if files.trial.exists():
-        return {key: fields[key] for key in read_json(files.trial)["overrides"]}
+        return {key: fields[key] for key in read_json(files.trial)["keys"]}
     return {key: value for key, value in fields.items() if key.split(".")[0] not in _ROUTINE}

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
@@ -100,3 +101,32 @@ def test_a_launcher_that_was_killed_finds_its_jobs_again(tmp_path):
     assert job_of(files, "seed=0") == before
     assert {status[:2] for status in statuses.values()} == {("done", LONG["steps"])}
     assert len(Run(files.trial("seed=0").workdir).starts) == 1
+
+
+def test_on_a_signal_jobs_save_and_the_same_command_goes_on(tmp_path):
+    """This Slurm has no accounting: that a cancelled job has ended only `squeue` says."""
+    files, process = SweepLayout(tmp_path / "sweep"), launcher(tmp_path / "sweep")
+    try:
+        wait_for(lambda: begun(files, "seed=0", 300))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    statuses = read_journal(files)
+    assert {status.state for status in statuses.values()} == {"stopped"}
+    assert statuses["seed=0"].step >= 300
+    stop = statuses["seed=0"].step + 3
+    sweep = define(FILE, "seeds", LONG)
+    again = run_sweep(sweep, files.workdir, launcher="slurm", stop_at=stop, only=["seed=0"])
+    assert again["seed=0"][:2] == ("done", stop)
+
+
+def test_what_sbatch_refuses_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be submitted: sbatch: error:.*partition"):
+        run_sweep(
+            define(FILE, "seeds"),
+            tmp_path,
+            launcher="slurm",
+            options={"slurm": "slurm_partition=nowhere"},
+        )

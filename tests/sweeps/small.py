@@ -18,6 +18,10 @@ def sweep_points():
     )
 
 
+def sweep_shapes():
+    yield from grid({"model.d_model": [8, 16], "seed": range(2)})
+
+
 def sweep_mixed():
     """Two shapes, one trial that diverges, one whose world cannot be made."""
     yield from grid({"model.d_model": [8, 16], "seed": [0, 1]})

@@ -5,6 +5,7 @@ A real Slurm is `make test-slurm`.
 
 import json
 import os
+import signal
 import sys
 import time
 
@@ -65,7 +66,7 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     sweep = define(FILE, "seeds", {"steps": 400_000, "resume_every": 400_000, "log_every": 100})
     files = SweepLayout(tmp_path)
     begin(files, sweep)
-    describe(files, "seed=1", {"seed": 1})
+    describe(files, sweep, "seed=1")
     task, again = Task(str(tmp_path)), []
     import threading
 
@@ -85,6 +86,41 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     assert again[0].args == ("seed=1", 400_000) and isinstance(again[0].function, Task)
     code, said = again[0].function("seed=1", step + 2)
     assert (code, said.strip()) == (0, "") and reached(files.trial("seed=1")) == step + 2
+
+
+class Worker:
+    """A process that ends when it is told to; `returncode` is what a worker's would be."""
+
+    def __init__(self, returncode):
+        self.returncode, self.told = returncode, 0
+
+    def terminate(self):
+        self.told += 1
+
+    def communicate(self):
+        return "", ""
+
+
+@pytest.mark.parametrize("code", [75, -15], ids=["saved", "had not begun"])
+def test_of_two_signals_a_worker_gets_one_and_slurm_starts_the_job_again(code, monkeypatch):
+    """At preemption there come SIGTERM and SIGUSR2; a second SIGTERM would kill it as it saves."""
+    from implicit_reasoning.sweeps.launchers import on_slurm
+
+    worker, task = Worker(code), on_slurm.Task("nowhere")
+
+    def started(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)  # just now; the handler is the task's
+        return worker
+
+    monkeypatch.setattr(on_slurm.subprocess, "Popen", started)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            task("seed=1", 10)
+        task._leave()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert worker.told == 1
 
 
 @pytest.mark.parametrize(
@@ -180,44 +216,74 @@ def search(workdir, *more):
     return main(words)
 
 
-def test_a_search_halves_batch_after_batch(tmp_path):
+def test_a_search_halves_batch_after_batch(tmp_path, capsys):
     assert search(tmp_path, "--rungs=10,30") == 0
     statuses = read_journal(SweepLayout(tmp_path))
     assert len(statuses) == 6
     ended = {name: (status.state, status.step) for name, status in statuses.items()}
-    pruned = {step for state, step in ended.values() if state == "pruned"}
-    assert pruned and pruned <= {10, 30}
-    assert {step for state, step in ended.values() if state == "done"} == {60}
+    # Of each three the best two go on from the first rung, and the best one from the second.
+    assert sorted(ended.values()) == sorted(2 * [("pruned", 10), ("pruned", 30), ("done", 60)])
     assert all("among the worst" in s.why for s in statuses.values() if s.state == "pruned")
+    for batch in batches(tmp_path):
+        at_10 = {name: loss_at(tmp_path, name, 10) for name in batch}
+        assert ended[max(at_10, key=at_10.get)] == ("pruned", 10)
     # It is done: once more, nothing is asked for.
     before = (tmp_path / "journal.jsonl").read_text()
+    capsys.readouterr()
     assert search(tmp_path, "--rungs=10,30") == 0
     assert (tmp_path / "journal.jsonl").read_text() == before
+    assert "2 done" in capsys.readouterr().out
 
 
-def test_a_search_that_was_stopped_goes_on_with_the_trials_it_asked_for(tmp_path, monkeypatch):
+def batches(workdir):
+    names = list(json.loads(SweepLayout(workdir).sweep.read_text())["trials"])
+    return [names[:3], names[3:]]
+
+
+def loss_at(workdir, name, step):
+    rows = Run(SweepLayout(workdir).trial(name).workdir).metrics
+    return next(row["loss"] for row in rows if row["step"] == step)
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 2, 3])
+def test_a_search_that_was_stopped_trains_what_it_would_have(stopped_at, tmp_path, monkeypatch):
+    """In the first batch or the second, before or after a rung."""
     from implicit_reasoning.sweeps import search as module
 
+    assert search(tmp_path / "whole", "--rungs=10") == 0
     original, calls = module.run_sweep, []
 
-    def once(*args, **options):
-        if calls:
+    def stopping(*args, **options):
+        calls.append(None)
+        if len(calls) > stopped_at:
             raise KeyboardInterrupt
-        calls.append(original(*args, **options))
-        return calls[-1]
+        return original(*args, **options)
 
-    monkeypatch.setattr(module, "run_sweep", once)
+    monkeypatch.setattr(module, "run_sweep", stopping)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path)
+        search(tmp_path / "stopped", "--rungs=10")
     monkeypatch.setattr(module, "run_sweep", original)
+    assert search(tmp_path / "stopped", "--rungs=10") == 0
+    whole, stopped = (read_journal(SweepLayout(tmp_path / name)) for name in ("whole", "stopped"))
+    assert {name: status[:2] for name, status in stopped.items()} == {
+        name: status[:2] for name, status in whole.items()
+    }
+
+
+def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsys):
+    assert search(tmp_path, "--metric=los") == 2
+    assert "unknown choice 'los'; did you mean loss" in capsys.readouterr().err
     assert search(tmp_path) == 0
     statuses = read_journal(SweepLayout(tmp_path))
-    assert len(statuses) == 6 and {status.state for status in statuses.values()} == {"done"}
+    assert {status[:3] for status in statuses.values()} == {("done", 60, 1)} and len(statuses) == 6
 
 
 def test_what_is_no_search_is_told_so(tmp_path, capsys):
     assert search(tmp_path, "--rungs=30,10") == 2
     assert "rungs are ascending steps" in capsys.readouterr().err
+    for more in ("--dry_run", "--stop_at=10"):
+        assert search(tmp_path, more) == 2
+        assert "a search takes no --dry_run" in capsys.readouterr().err
     words = ["sweep", f"--config={FILE}", "--sweep=seeds", f"--workdir={tmp_path}"]
     assert main([*words, "--search=optuna"]) == 2
     assert "there are: rates" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A population on two processes, as on the hosts of a pod: the same trials, and one writer."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,13 +11,14 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.training import train
+from tests.sweeps.test_run import wait_for
 from tests.training.test_distributed import ends, free_port
 from tests.training.tiny import tiny
 
 FILE = "tests/sweeps/small.py"
 
 
-def pair(workdir, *more):
+def pair(workdir, *more, sweep="seeds", meanwhile=None):
     stated = {
         "distributed.mode": "explicit",
         "distributed.coordinator_address": f"127.0.0.1:{free_port()}",
@@ -24,7 +26,7 @@ def pair(workdir, *more):
         "distributed.timeout": 20,
     }
     words = [sys.executable, "-m", "implicit_reasoning", "sweep", f"--config={FILE}"]
-    words += ["--sweep=seeds", f"--workdir={workdir}", "--launcher=vmap", *more]
+    words += [f"--sweep={sweep}", f"--workdir={workdir}", *more]
     words += [f"--config.{key}={value}" for key, value in stated.items()]
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": "1"}
     processes = [
@@ -38,6 +40,8 @@ def pair(workdir, *more):
         for number in range(2)
     ]
     try:
+        if meanwhile:
+            meanwhile(processes)
         return ends(processes)
     finally:
         for process in processes:
@@ -58,3 +62,28 @@ def test_a_population_on_two_hosts_has_the_trials_of_one(tmp_path):
         assert run.steps == alone.steps
         losses = [[row["loss"] for row in each.metrics[1:]] for each in (alone, run)]
         np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_signal_to_one_host_stops_all_of_them_between_populations_too(tmp_path):
+    """Two shapes are two populations: who got no signal must not begin the second alone."""
+    files = SweepLayout(tmp_path / "sweep")
+    long = {"steps": 400_000, "log_every": 100, "resume_every": 400_000}
+    long |= {"evaluation.every": 400_000, "checkpoints.every": 400_000}
+
+    def signal_the_second(processes):
+        rows = files.trial("d_model=8,seed=0").metrics
+        wait_for(lambda: rows.exists() and '"step": 400,' in rows.read_text())
+        processes[1].send_signal(signal.SIGTERM)
+
+    more = [f"--config.{key}={value}" for key, value in long.items()]
+    said = pair(files.workdir, *more, sweep="shapes", meanwhile=signal_the_second)
+    assert [code for code, _, _ in said] == [75, 75], said
+    statuses = read_journal(files)
+    assert {status.state for status in statuses.values()} == {"stopped"} and len(statuses) == 2
+    assert all(status.step >= 400 for status in statuses.values())
+
+
+def test_other_launchers_are_refused_there(tmp_path):
+    said = pair(tmp_path / "sweep", "--launcher=local")
+    assert [code for code, _, _ in said] == [2, 2]
+    assert all("only vmap trains" in error for _, _, error in said)

@@ -16,7 +16,8 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
-from implicit_reasoning.sweeps.run import default_launcher
+from implicit_reasoning.sweeps.launchers.base import reached
+from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
 from implicit_reasoning.training import train
 from tests.disks import grow, read_only, small_disk
 from tests.training.tiny import tiny
@@ -64,7 +65,11 @@ def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, a
 def test_a_trial_opens_as_a_run_with_what_was_chosen(by_vmap):
     run = Run(by_vmap / "trials" / "seed=2")
     assert run.config.seed == 2 and run.steps[-1] == 60 and len(run.starts) == 1
-    assert json.loads(run.files.trial.read_text()) == {"name": "seed=2", "overrides": {"seed": 2}}
+    assert json.loads(run.files.trial.read_text()) == {
+        "name": "seed=2",
+        "overrides": {"seed": 2},
+        "keys": ["seed"],
+    }
 
 
 def test_started_again_it_does_nothing(by_vmap, monkeypatch):
@@ -108,6 +113,105 @@ def test_only_trials_that_there_are(tmp_path):
     with pytest.raises(InputError, match="no trial seed=7 in this sweep"):
         run_sweep(define(FILE, "seeds"), tmp_path / "sweep", only=["seed=0", "seed=7"])
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_start_makes_new_populations_and_old_states_go_when_nobody_needs_them(tmp_path, alone):
+    sweep, files = define(FILE, "seeds"), SweepLayout(tmp_path)
+
+    def with_states():
+        return sorted(path.parent.name for path in files.populations.glob("*/resume"))
+
+    run_sweep(sweep, tmp_path, stop_at=20)
+    run_sweep(sweep, tmp_path, stop_at=40, only=["seed=0"])
+    assert with_states() == ["000", "001"]  # two trials are at 20 still
+    run_sweep(sweep, tmp_path)
+    assert with_states() == ["002", "003"]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path, alone, capfd):
+    sweep, files = define(FILE, "seeds", {"resume_every": 10}), SweepLayout(tmp_path)
+    run_sweep(sweep, tmp_path, stop_at=40)
+    resume = files.populations / "000" / "resume"
+    newest = max(resume.iterdir(), key=lambda path: int(path.name))
+    for path in (newest / "default").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not a state")
+    statuses = run_sweep(sweep, tmp_path)
+    assert "trying the one before it" in capfd.readouterr().err
+    assert {status[:2] for status in statuses.values()} == {("done", 60)}
+    assert Run(files.trial("seed=1").workdir).starts[-1]["step"] == 30
+    assert (files.populations / "000" / "resume.damaged" / newest.name).exists()
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
+    lost = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1.0}
+    trials = [{"seed": 0, **lost}, {"seed": 1, **lost, "optimizer.learning_rate": 1e-3}]
+    sweep = make_sweep(tiny(resume_every=10), trials)
+    wish_from = {"step": None}
+    from implicit_reasoning.training.loop import Trainer
+
+    original = Trainer._agree
+
+    def stop_once_one_is_lost(self, wish):
+        if any(record.diverged for record in self._records) and wish_from["step"] is None:
+            wish_from["step"], wish.number = True, int(signal.SIGTERM)
+        return original(self, wish)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_agree", stop_once_one_is_lost)
+        with pytest.raises(SweepInterrupted, match="0 of 2 trials are done"):
+            run_sweep(sweep, tmp_path, launcher="vmap")
+    states = {status.state for status in read_journal(SweepLayout(tmp_path)).values()}
+    assert states == {"diverged", "stopped"}
+    statuses = list(run_sweep(sweep, tmp_path, launcher="vmap").values())
+    assert [status.state for status in statuses] == ["diverged", "done"]
+    assert [status.attempts for status in statuses] == [1, 2]
+
+
+def test_a_shape_that_no_model_can_have_fails_alone(tmp_path):
+    sweep = make_sweep(tiny(), list(grid({"model.n_heads": [2, 3], "seed": range(2)})))
+    statuses = run_sweep(sweep, tmp_path, launcher="vmap")
+    assert [status.state for status in statuses.values()] == ["done", "done", "failed", "failed"]
+    assert "n_heads" in statuses["n_heads=3,seed=0"].why
+
+
+def test_a_population_opens_no_more_files_than_it_may(tmp_path, monkeypatch):
+    module = "implicit_reasoning.sweeps.launchers.vmap"
+    monkeypatch.setattr(f"{module}.most_open_files", lambda: 128 + 3 * 2)
+    run_sweep(define(FILE, "seeds"), tmp_path, launcher="vmap", stop_at=0)
+    kept = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("populations/*/members.json"))]
+    assert kept == [SEEDS[:2], SEEDS[2:]]
+
+
+def test_another_trial_of_the_same_name_is_refused(tmp_path):
+    run_sweep(make_sweep(tiny(), [{"evaluation.every": 20}]), tmp_path, stop_at=0)
+    with pytest.raises(InputError, match=r"trial every=20 .*evaluation\.every.*checkpoints\.every"):
+        run_sweep(make_sweep(tiny(), [{"checkpoints.every": 20}]), tmp_path)
+
+
+def test_steps_before_the_first_are_refused(tmp_path):
+    with pytest.raises(InputError, match="stop_at is -5"):
+        run_sweep(define(FILE, "seeds"), tmp_path / "sweep", stop_at=-5)
+    assert not (tmp_path / "sweep").exists()
+
+
+NO_DEVICE = """
+import sys
+from jax._src import xla_bridge
+from implicit_reasoning.sweeps import define, run_sweep
+run_sweep(define("tests/sweeps/small.py", "seeds"), sys.argv[1], launcher="local", stop_at=0)
+assert not xla_bridge.backends_are_initialized()
+"""
+
+
+def test_a_launcher_of_processes_leaves_the_devices_to_them(tmp_path):
+    """A TPU chip can be held by one process only."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    words = [sys.executable, "-c", NO_DEVICE, str(tmp_path)]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(tmp_path, capfd):
@@ -191,7 +295,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("launcher", ["vmap", "local"])
+@pytest.mark.parametrize("launcher", ["vmap", "local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
@@ -211,6 +315,17 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     statuses = run_sweep(define(FILE, "seeds", SLOW), files.workdir, stop_at=status.step + 3)
     assert statuses["seed=0"].step == status.step + 3
     assert Run(files.trial("seed=0").workdir).starts[-1]["step"] == status.step
+
+
+def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
+    files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", "local")
+    rows = files.trial("seed=0").metrics
+    try:
+        wait_for(lambda: rows.exists() and '"step": 400' in rows.read_text())
+    finally:
+        process.kill()
+        process.communicate()
+    wait_for(lambda: reached(files.trial("seed=0")) >= 400)
 
 
 def test_a_killed_worker_fails_its_trial_alone_and_is_tried_again(tmp_path, alone, monkeypatch):
@@ -260,6 +375,7 @@ def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_p
         assert main(words) == 0
         after = read_journal(SweepLayout(disk / "sweep"))
     done = [name for name, status in before.items() if status.state == "done"]
+    assert done  # of `local`, `vmap`: the first trial
     assert all(after[name].attempts == before[name].attempts for name in done)
     assert {status.state for status in after.values()} == {"done"} and len(after) == 3
 

@@ -80,14 +80,19 @@ def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
     wish.number = 15
     with pytest.raises(Interrupted, match="saved at step 0"):
         train_population(made, Layout(tmp_path / "population"), 60, wish)
-    train_population(made, Layout(tmp_path / "population"), 60, Wish())
+    with pytest.raises(InputError, match="each start makes a new one"):
+        train_population(made, Layout(tmp_path / "population"), 60, Wish())
+    train_population(made, Layout(tmp_path / "again"), 60, Wish())
     for trial, run in zip(made, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, Run(trial.files.workdir).params(), run.params())
 
 
 def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
-    made = trials(tmp_path, (VARIED[0], {**DIVERGES, "seed": 9}, VARIED[1]))
-    records = train_population(made, Layout(tmp_path / "population"), 60, Wish())
+    made, told = trials(tmp_path, (VARIED[0], {**DIVERGES, "seed": 9}, VARIED[1])), []
+    records = train_population(
+        made, Layout(tmp_path / "population"), 60, Wish(), lost=lambda *said: told.append(said)
+    )
+    assert told == [(1, records[1].diverged)]
     assert records[0].diverged is None and records[2].diverged is None
     lost = Run(made[1].files.workdir)
     assert 0 < records[1].diverged < 60
@@ -96,9 +101,6 @@ def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
     for number, run in ((0, alone[0]), (2, alone[1])):
         opened = Run(made[number].files.workdir)
         jax.tree.map(np.testing.assert_array_equal, opened.params(), run.params())
-    # Starting again says the same of it, as a run alone does.
-    again = train_population(made, Layout(tmp_path / "population"), 60, Wish())
-    assert again[1].diverged == records[1].diverged
 
 
 def test_with_all_trials_lost_it_says_so(tmp_path):
@@ -151,8 +153,8 @@ from tests.training.test_population import trials
 assert jax.device_count() == 8
 folder, mesh = Path(sys.argv[1]), json.loads(sys.argv[2])
 made = trials(folder, log_every=1, **mesh)
-train_population(made, Layout(folder / "population"), 30, Wish())
-train_population(made, Layout(folder / "population"), 60, Wish())
+train_population(made, Layout(folder / "first"), 30, Wish())
+train_population(made, Layout(folder / "second"), 60, Wish())
 print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for t in made]))
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -56,10 +57,14 @@ def _gpus() -> list[str]:
     """Identifiers of the GPUs that this process may use."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return [name for name in listed.split(",") if name]
+        names = [name.strip() for name in listed.split(",")]
+        # As CUDA has it: what comes after the first that is none does not count, -1 hides all.
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
     if shutil.which("nvidia-smi") is None:
         return []
     said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    if said.returncode:  # a driver that does not work
+        return []
     return [str(number) for number in range(len(said.stdout.splitlines()))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from implicit_reasoning.errors import Exit
-from implicit_reasoning.sweeps.directory import RUNNING, describe
+from implicit_reasoning.sweeps.directory import RUNNING, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import Board, Work, outcome, reached
 from implicit_reasoning.sweeps.launchers.devices import Share, shares
 from implicit_reasoning.training.interruption import Wish
@@ -40,23 +41,26 @@ def local(work: Work, board: Board, wish: Wish) -> None:
     waiting = collections.deque(work.stops)
     running: list[_Running] = []
     unwritable = ""
-    while running or (waiting and not wish and not unwritable):
-        while waiting and free and not wish and not unwritable:
-            running.append(_start(work, board, waiting.popleft(), free.pop()))
-        if wish:
-            _ask_to_leave(running)
-        time.sleep(_SECONDS)
-        board.look()
-        for each in [each for each in running if each.process.poll() is not None]:
-            running.remove(each)
-            free.append(each.share)
-            unwritable = _end(work, board, each) or unwritable
+    try:
+        while running or (waiting and not wish and not unwritable):
+            while waiting and free and not wish and not unwritable:
+                running.append(_start(work, board, waiting.popleft(), free.pop()))
+            if wish:
+                _ask_to_leave(running)
+            time.sleep(_SECONDS)
+            board.look()
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                free.append(each.share)
+                unwritable = _end(work, board, each, wish) or unwritable
+    finally:  # whatever happens here, nobody trains on unheard of
+        _ask_to_leave(running)
     if unwritable:
         raise OSError(unwritable)
 
 
 def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
-    describe(work.files, trial, work.sweep.trials[trial])
+    describe(work.files, work.sweep, trial)
     said = work.files.trial(trial).workdir / "stderr.txt"
     command = [sys.executable, "-m", "implicit_reasoning.sweeps.worker"]
     command += [
@@ -79,10 +83,12 @@ def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
     return _Running(trial, share, process, said)
 
 
-def _end(work: Work, board: Board, ended: _Running) -> str:
+def _end(work: Work, board: Board, ended: _Running, wish: Wish) -> str:
     """Note what became of a trial; returns why, if files cannot be written."""
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = outcome(code, said)
+    if wish and code == -signal.SIGTERM:  # it had not yet begun, and so had nothing to save
+        state, why = STOPPED, "asked to leave as it started"
     board.note(ended.trial, state, step=reached(work.files.trial(ended.trial)), why=why)
     return f"trial {ended.trial}: {why}" if code == Exit.NO_FILE else ""
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
+import threading
 from typing import Any
 
 from implicit_reasoning.errors import Exit
@@ -35,19 +37,23 @@ def on_ray(work: Work, board: Board, wish: Wish) -> None:
         raise need("ray", "ray", error) from None
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
+            address = work.options.get("address") or "local"  # else it would join one that it finds
+            ours = signal.getsignal(signal.SIGTERM)
             ray.init(
-                address=work.options.get("address"),
-                num_cpus=None if work.options.get("address") else work.options.get("workers"),
+                address=address,
+                num_cpus=work.options.get("workers") if address == "local" else None,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
             stack.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ours)  # Ray's own would end this process unsaved
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(max_calls=1, max_retries=_RETRIES, num_cpus=1, num_gpus=gpus)(_trial)
         tasks: dict[Any, str] = {}
         for trial, stop in work.stops.items():
-            describe(work.files, trial, work.sweep.trials[trial])
+            describe(work.files, work.sweep, trial)
             tasks[remote.remote(str(work.files.workdir.absolute()), trial, stop)] = trial
             board.submitted(trial)
         _wait(ray, tasks, work, board, wish)

@@ -12,11 +12,13 @@ Source: submitit 1.5, `docs/checkpointing.md`.
 from __future__ import annotations
 
 import ast
+import getpass
 import importlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,11 @@ from implicit_reasoning.sweeps.launchers.base import (
 )
 from implicit_reasoning.training.interruption import Wish
 
-_SECONDS = 1.0  # between looks; submitit asks Slurm less often
+_SECONDS = 1.0  # between looks at the files that jobs leave
+_ASK = 30.0  # seconds between questions to Slurm: a job that died leaves no file
+_ARRAY = 1_000  # jobs of an array: Slurm's MaxArraySize is 1001 where nobody changed it
+_TIMEOUTS = 1_000  # times that a trial may run out of time, and go on; submitit's is 3
+_CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
 
 
@@ -49,19 +55,30 @@ def on_slurm(work: Work, board: Board, wish: Wish) -> None:
     folder = work.files.workdir.absolute() / "slurm"
     cluster = work.options.get("cluster") or "slurm"
     try:
-        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=folder / "%j", cluster=cluster, slurm_max_num_timeout=_TIMEOUTS
+        )
         executor.update_parameters(**_parameters(work))
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"submitit cannot use {cluster!r} here: {error}") from None
     jobs = _jobs(submitit, executor, work, board, folder / "jobs.json", cluster)
-    cancelled = False
+    cancelled, asked, missing = False, time.monotonic(), set[str]()
     while jobs:
         if wish and not cancelled:
             cancelled = True
             for job in jobs.values():
                 job.cancel()
-        for trial in [trial for trial, job in jobs.items() if job.done()]:
-            _end(work, board, trial, jobs.pop(trial))
+        gone = set[str]()
+        if cluster == "slurm" and time.monotonic() - asked > _ASK * (not cancelled):
+            # Twice in a row: on a shared folder a result may be seen some seconds late.
+            before, missing = missing, _not_queued(jobs)
+            asked, gone = time.monotonic(), before & missing
+        for trial, job in list(jobs.items()):
+            if job.paths.result_pickle.exists() or (cluster != "slurm" and job.done()):
+                _end(work, board, trial, jobs.pop(trial))
+            elif trial in gone:
+                del jobs[trial]
+                _gone(work, board, trial, _CANCELLED if cancelled else _LOST)
         board.look()
         time.sleep(_SECONDS)
 
@@ -93,18 +110,58 @@ def _jobs(
             for trial in work.stops
             if trial in known
         }
-        jobs = {trial: job for trial, job in old.items() if not job.done(force_check=True)}
+        gone = _not_queued(old)
+        jobs = {trial: job for trial, job in old.items() if trial not in gone}
+        for trial in jobs:
+            board.submitted(trial)
     fresh = [trial for trial in work.stops if trial not in jobs]
-    for trial in fresh:
-        describe(work.files, trial, work.sweep.trials[trial])
-    task = Task(str(work.files.workdir.absolute()))
-    stops = [work.stops[trial] for trial in fresh]
-    submitted = executor.map_array(task, fresh, stops) if fresh else []
-    jobs |= dict(zip(fresh, submitted, strict=True))
-    write_json(kept, known | {trial: job.job_id for trial, job in jobs.items()}, indent=None)
-    for trial in jobs:
-        board.submitted(trial)
+    for start in range(0, len(fresh), _ARRAY):
+        trials = fresh[start : start + _ARRAY]
+        for trial in trials:
+            describe(work.files, work.sweep, trial)
+        jobs |= _submit(executor, work, trials)
+        # After every array: a launcher that is killed now finds its jobs again.
+        write_json(kept, known | {trial: job.job_id for trial, job in jobs.items()}, indent=None)
+        for trial in trials:
+            board.submitted(trial)
     return jobs
+
+
+def _submit(executor: Any, work: Work, trials: Sequence[str]) -> dict[str, Any]:
+    task = Task(str(work.files.workdir.absolute()))
+    try:
+        submitted = executor.map_array(task, trials, [work.stops[trial] for trial in trials])
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        said = [line for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in said if "sbatch: error" in line), said[-1] if said else "")
+        raise InputError(f"the jobs cannot be submitted: {why}; see --slurm=") from None
+    return dict(zip(trials, submitted, strict=True))
+
+
+def _not_queued(jobs: Mapping[str, Any]) -> set[str]:
+    """The trials whose jobs Slurm does not know any more: they have ended, however.
+
+    `squeue`, as clusters without accounting have no `sacct`; nothing is said where it fails.
+    """
+    asked = subprocess.run(
+        [
+            *("squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"),
+            "--states=PENDING,RUNNING,SUSPENDED,COMPLETING,CONFIGURING",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    if asked.returncode:
+        return set()
+    known = set(asked.stdout.split())
+    return {trial for trial, job in jobs.items() if job.job_id not in known}
+
+
+def _gone(work: Work, board: Board, trial: str, why: str) -> None:
+    """A job that left no result."""
+    step = reached(work.files.trial(trial))
+    ended = DONE if step >= work.stops[trial] else STOPPED if why == _CANCELLED else FAILED
+    board.note(trial, ended, step=step, why="" if ended == DONE else why)
 
 
 def _end(work: Work, board: Board, trial: str, job: Any) -> None:
@@ -113,9 +170,13 @@ def _end(work: Work, board: Board, trial: str, job: Any) -> None:
         board.note(trial, DONE, step=step)
         return
     if (error := job.exception()) is not None:
-        cancelled = "CANCELLED" in str(job.state) or str(job.state) == "INTERRUPTED"
-        why = str(error).strip().splitlines()[-1] if str(error).strip() else str(job.state)
-        board.note(trial, STOPPED if cancelled else FAILED, step=step, why=why)
+        if "CANCELLED" in str(job.state) or str(job.state) == "INTERRUPTED":
+            _gone(work, board, trial, _CANCELLED)
+            return
+        # The last line of the trace, which stands between two lines of dashes.
+        trace = str(error).split("-" * 22)[1:2] or [str(error)]
+        why = (trace[0].strip().splitlines() or [str(job.state)])[-1]
+        board.note(trial, FAILED, step=step, why=why)
         return
     state, why = outcome(*job.result())
     board.note(trial, state, step=step, why=why)
@@ -140,9 +201,11 @@ class Task:
         self._process = subprocess.Popen(
             [*command, self._directory, trial, str(stop)], stderr=subprocess.PIPE, text=True
         )
+        if self._asked:  # while it was being started
+            self._process.terminate()
         said = self._process.communicate()[1]
         print(said, file=sys.stderr, end="")
-        if self._asked and self._process.returncode == Exit.INTERRUPTED:
+        if self._asked and self._process.returncode:  # negative, where it had not yet begun
             sys.exit(Exit.INTERRUPTED)
         return self._process.returncode, said
 
@@ -156,6 +219,8 @@ class Task:
         )
 
     def _leave(self, *_: Any) -> None:
-        self._asked = True
-        if self._process is not None:
+        # Once: at preemption Slurm sends SIGTERM and SIGUSR2, and a second signal kills a worker
+        # that is saving.
+        if not self._asked and self._process is not None:
             self._process.terminate()
+        self._asked = True

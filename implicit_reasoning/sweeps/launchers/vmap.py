@@ -7,15 +7,20 @@ the same command; the axis of trials is dealt out to the devices of all.
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.machine import program_memory
-from implicit_reasoning.runs import Layout
+from implicit_reasoning.machine import most_open_files, program_memory
+from implicit_reasoning.runs import Damaged, Layout
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
     DONE,
@@ -34,6 +39,8 @@ from implicit_reasoning.training.population import Trial, make_mesh, shape_of, t
 from implicit_reasoning.worlds import Dataset
 
 _COPIES = 4  # of a trial's state that a step may take: itself, gradients, what is on the way
+_FILES = 3  # that the process that writes holds open for each trial
+_OTHER_FILES = 128
 
 
 @dataclass(frozen=True)
@@ -47,52 +54,80 @@ class _Group:
 
 def vmap(work: Work, board: Board, wish: Wish) -> None:
     """Train population after population; a trial that cannot be opened fails alone."""
-    groups = _groups(work, board)
-    if distributed.many():
-        distributed.check_alike(json.dumps([[g.names, str(g.files.workdir)] for g in groups]))
-    for number, group in enumerate(groups, start=1):
-        if wish:
-            return
-        title = f"population {number} of {len(groups)}, {len(group.names)} trials"
-        _train(work, group, board, wish, title)
+    left = list(work.stops)
+    while left:
+        groups, left = _groups(work, board, left), []
+        if distributed.many():
+            alike = [[group.names, str(group.files.workdir)] for group in groups]
+            distributed.check_alike(json.dumps(alike))
+        for number, group in enumerate(groups, start=1):
+            if _agree(wish):
+                return
+            title = f"population {number} of {len(groups)}, {len(group.names)} trials"
+            left += _train(work, group, board, wish, title)
+            _drop_old_states(work.files)
 
 
-def _train(work: Work, group: _Group, board: Board, wish: Wish, title: str) -> None:
+def _agree(wish: Wish) -> bool:
+    """Whether a signal has come to any process: then all of them stop."""
+    asked = distributed.gather(np.array([wish.number], np.float32))
+    wish.number = int(asked.max())
+    return bool(wish)
+
+
+def _train(work: Work, group: _Group, board: Board, wish: Wish, title: str) -> Sequence[str]:
+    """One population; returns the trials that have to be put together anew."""
     if distributed.writes():
         write_json(_members(group.files), list(group.names))
     for name in group.names:
         if distributed.writes():
-            describe(work.files, name, work.sweep.trials[name])
+            describe(work.files, work.sweep, name)
         board.note(name, RUNNING)
+    lost: set[str] = set()
 
-    def note_all(state: str, why: str = "") -> None:
+    def lose(number: int, step: int) -> None:
+        lost.add(group.names[number])
+        board.note(group.names[number], DIVERGED, step=step, why=str(NonFiniteLoss(step)))
+
+    def note_all(state: str, why: str = "", step: int | None = None) -> None:
         for name in group.names:
-            board.note(name, state, step=reached(work.files.trial(name)), why=why)
+            if name not in lost:
+                at = reached(work.files.trial(name)) if step is None else step
+                board.note(name, state, step=at, why=why)
 
     stop = work.stops[group.names[0]]  # they are of one shape, and so of equally many steps
     try:
-        records = train_population(group.trials, group.files, stop, wish, title=title)
+        train_population(group.trials, group.files, stop, wish, lost=lose, title=title)
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
-        return
+        wish.number = wish.number or signal.SIGTERM  # it may have come to another process
+    except Damaged as damage:
+        print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
+        note_all(STOPPED, str(damage))
+        return group.names
+    except InputError as error:
+        note_all(FAILED, str(error))
+        if distributed.many():  # the others may not know, and wait
+            raise
+    except distributed.PeerLost as error:
+        note_all(STOPPED, str(error))
+        raise
     except Exception as error:
         note_all(FAILED, str(error) or type(error).__name__)
         raise
-    for name, record in zip(group.names, records, strict=True):
-        if record.diverged is None:
-            board.note(name, DONE, step=stop)
-        else:
-            board.note(
-                name, DIVERGED, step=record.diverged, why=str(NonFiniteLoss(record.diverged))
-            )
+    else:
+        note_all(DONE, step=stop)
+    return ()
 
 
-def _groups(work: Work, board: Board) -> list[_Group]:
-    """All trials, in populations of one shape and at one step, as large as memory allows."""
-    found: dict[tuple[str, int], list[tuple[str, Trial]]] = {}
+def _groups(work: Work, board: Board, names: Sequence[str]) -> list[_Group]:
+    """Trials in populations of one shape and at one step, as large as memory allows."""
+    found: dict[tuple[str, int, int], list[tuple[str, Trial]]] = {}
     built: dict[str, Dataset] = {}
-    for name in work.stops:
+    sizes: dict[str, int] = {}
+    for name in names:
         files, config = work.files.trial(name), work.sweep.config(name)
+        shape = shape_of(config)
         try:
             setup.check_config(config)
             task = json.dumps(to_json(config)["task"], sort_keys=True)
@@ -100,50 +135,51 @@ def _groups(work: Work, board: Board) -> list[_Group]:
                 built[task] = directory.open_dataset(files, config)
             elif files.config.exists():
                 directory.check_same(files, config)
+            trial = Trial(config, built[task], files)
+            if shape not in sizes:
+                sizes[shape] = work.options.get("population") or _most_at_once(trial)
         except InputError as error:
             board.note(name, FAILED, why=str(error))
             continue
-        trial = Trial(config, built[task], files)
-        found.setdefault((shape_of(config), reached(files)), []).append((name, trial))
-    taken: list[SweepLayout | Layout] = []
-    groups = []
-    for members in found.values():
-        most = work.options.get("population") or _most_at_once(members[0][1])
-        for start in range(0, len(members), most):
-            names, trials = zip(*members[start : start + most], strict=True)
-            files = _place(work.files, names, trials, taken)
-            taken.append(files)
-            groups.append(_Group(names, trials, files))
+        at = (shape, reached(files), work.stops[name])
+        found.setdefault(at, []).append((name, trial))
+    number = _next(work.files)
+    groups: list[_Group] = []
+    for (shape, *_), members in found.items():
+        for start in range(0, len(members), sizes[shape]):
+            chosen, trials = zip(*members[start : start + sizes[shape]], strict=True)
+            place = Layout(work.files.populations / f"{number + len(groups):03d}")
+            groups.append(_Group(chosen, trials, place))
     return groups
 
 
 def _most_at_once(trial: Trial) -> int:
-    """As many trials as the memory of all devices holds."""
+    """As many trials as the memory of all devices holds, and files may be open."""
     config = trial.config
     spec = setup.make_model(config, trial.dataset).spec
     cost = step_cost(spec, batch_size=config.batch_size, **row_shape(trial.dataset))
     each = max(1, program_memory() // (_COPIES * cost.state_bytes))
-    return int(each * make_mesh(config.mesh).shape["trial"])
+    by_files = (most_open_files() - _OTHER_FILES) // _FILES
+    return max(1, min(int(each * make_mesh(config.mesh).shape["trial"]), by_files))
 
 
-def _place(
-    files: SweepLayout,
-    names: Sequence[str],
-    trials: Sequence[Trial],
-    taken: Sequence[SweepLayout | Layout],
-) -> Layout:
-    """The population that these trials already are, or a new one."""
-    saved = [states.newest(trial.files) for trial in trials]
-    here = sorted(int(path.name) for path in files.populations.glob("*") if path.name.isdecimal())
-    for number in here:
-        old = Layout(files.populations / f"{number:03d}")
-        rows = [(old.resume, row) for row in range(len(names))]
-        same = _members(old).exists() and read_json(_members(old)) == list(names)
-        if same and ([s and (s.folder, s.row) for s in saved] == rows or not any(saved)):
-            return old
-    number = max(here, default=-1) + 1 + len([each for each in taken if not each.workdir.exists()])
-    return Layout(files.populations / f"{number:03d}")
+def _next(files: SweepLayout) -> int:
+    """The number of the next population: each start makes new ones."""
+    here = [int(path.name) for path in files.populations.glob("*") if path.name.isdecimal()]
+    return max(here, default=-1) + 1
+
+
+def _drop_old_states(files: SweepLayout) -> None:
+    """Remove the states of populations whose members have all gone on in others."""
+    if not distributed.writes():
+        return
+    for resume in files.populations.glob("*/resume"):
+        members = read_json(_members(Layout(resume.parent)))
+        saved = [states.newest(files.trial(name)) for name in members]
+        if all(each and each.folder.resolve() != resume.resolve() for each in saved):
+            shutil.rmtree(resume)
 
 
 def _members(files: Layout) -> Path:
+    """Who is in a population, in the order of their rows."""
     return files.workdir / "members.json"
