@@ -201,7 +201,7 @@ def _tell(
     """Say what came out; the trials that are to go on."""
     values: dict[Any, float] = {}
     for trial, name in named.items():
-        if statuses[name].state == DONE:
+        if statuses[name].state in (DONE, PRUNED):  # the latter by a start that did not get to tell
             values[trial] = last_value(files, name, what.metric)
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -209,8 +209,10 @@ def _tell(
         for trial, value in values.items():
             study.tell(trial, value)
         return {}
+    reported = {each.number for each in study.get_trials() if rung in each.intermediate_values}
     for trial, value in values.items():
-        trial.report(value, rung)
+        if trial.number not in reported:  # by a start that was stopped then
+            trial.report(value, rung)
     best = _best(study, {trial.user_attrs[_BATCH] for trial in values}, rung, what)
     going = {trial: named[trial] for trial in values if trial.number in best}
     dropped = [trial for trial in values if trial.number not in best]

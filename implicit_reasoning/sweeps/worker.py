@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
@@ -60,9 +61,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """Have Linux send SIGTERM when the launcher is gone, killed even: then the trial saves."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    """When the launcher is gone, killed even, leave as at SIGTERM: the trial saves."""
+    if sys.platform != "linux":
+        return
+
+    def leave(*_: Any) -> None:
+        # Linux tells it once for each thread of the launcher, and a second SIGTERM would kill.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, leave)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 
 
 if __name__ == "__main__":

@@ -210,10 +210,10 @@ def test_with_a_node_lost_and_a_worker_killed_all_trials_end_well(cluster, tmp_p
 # Optuna -----------------------------------------------------------------------------------------
 
 
-def search(workdir, *more):
+def search(workdir, *more, metric="loss"):
     words = ["sweep", f"--config={FILE}", "--sweep=rates", f"--workdir={workdir}"]
-    words += ["--search=optuna", "--trials=6", "--at_once=3", "--metric=loss", "--minimize", *more]
-    return main(words)
+    words += ["--search=optuna", "--trials=6", "--at_once=3", "--minimize"]
+    return main([*words, f"--metric={metric}", *more])
 
 
 def test_a_search_halves_batch_after_batch(tmp_path, capsys):
@@ -271,7 +271,7 @@ def test_a_search_that_was_stopped_trains_what_it_would_have(stopped_at, tmp_pat
 
 
 def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsys):
-    assert search(tmp_path, "--metric=los") == 2
+    assert search(tmp_path, metric="los") == 2
     assert "unknown choice 'los'; did you mean loss" in capsys.readouterr().err
     assert search(tmp_path) == 0
     statuses = read_journal(SweepLayout(tmp_path))

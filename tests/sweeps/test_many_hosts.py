@@ -16,6 +16,13 @@ from tests.training.test_distributed import ends, free_port
 from tests.training.tiny import tiny
 
 FILE = "tests/sweeps/small.py"
+LONG = {
+    "steps": 400_000,
+    "log_every": 100,
+    "resume_every": 400_000,
+    "evaluation.every": 400_000,
+    "checkpoints.every": 400_000,
+}
 
 
 def pair(workdir, *more, sweep="seeds", meanwhile=None):
@@ -67,20 +74,32 @@ def test_a_population_on_two_hosts_has_the_trials_of_one(tmp_path):
 def test_a_signal_to_one_host_stops_all_of_them_between_populations_too(tmp_path):
     """Two shapes are two populations: who got no signal must not begin the second alone."""
     files = SweepLayout(tmp_path / "sweep")
-    long = {"steps": 400_000, "log_every": 100, "resume_every": 400_000}
-    long |= {"evaluation.every": 400_000, "checkpoints.every": 400_000}
 
     def signal_the_second(processes):
         rows = files.trial("d_model=8,seed=0").metrics
         wait_for(lambda: rows.exists() and '"step": 400,' in rows.read_text())
         processes[1].send_signal(signal.SIGTERM)
 
-    more = [f"--config.{key}={value}" for key, value in long.items()]
+    more = [f"--config.{key}={value}" for key, value in LONG.items()]
     said = pair(files.workdir, *more, sweep="shapes", meanwhile=signal_the_second)
     assert [code for code, _, _ in said] == [75, 75], said
     statuses = read_journal(files)
     assert {status.state for status in statuses.values()} == {"stopped"} and len(statuses) == 2
     assert all(status.step >= 400 for status in statuses.values())
+
+
+def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
+    files = SweepLayout(tmp_path / "sweep")
+
+    def kill_the_second(processes):
+        rows = files.trial("d_model=8,seed=0").metrics
+        wait_for(lambda: rows.exists() and '"step": 400,' in rows.read_text())
+        processes[1].kill()
+
+    more = [f"--config.{key}={value}" for key, value in LONG.items()]
+    code, _, error = pair(files.workdir, *more, sweep="shapes", meanwhile=kill_the_second)[0]
+    assert code == 69 and "a peer process was lost" in error, error
+    assert "failed" not in {status.state for status in read_journal(files).values()}
 
 
 def test_other_launchers_are_refused_there(tmp_path):

@@ -11,9 +11,10 @@ from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report import write_sweep_report
 from implicit_reasoning.runs import Run
-from implicit_reasoning.sweeps import Runs, define, run_sweep
+from implicit_reasoning.sweeps import Runs, define, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import FAILED, Journal
 from implicit_reasoning.sweeps.figures import figures, median_time
+from tests.training.tiny import tiny
 
 FILE = "tests/sweeps/small.py"
 
@@ -120,23 +121,48 @@ def test_before_anything_has_begun_there_is_a_page(tmp_path):
 
 def test_tensorboard_has_what_was_chosen_and_the_final_and_best_outcome(runs):
     run = runs["weight_decay=0.1,phi=1.5,seed=1"]
-    reader = EventAccumulator(str(run.files.tensorboard), size_guidance={"scalars": 0})
-    reader.Reload()
-
-    def content(tag):
-        metadata = reader.summary_metadata[f"_hparams_/{tag}"]
-        return plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
-
-    session = content("session_start_info").session_start_info
-    chosen = {key: value.number_value for key, value in session.hparams.items()}
-    assert chosen == {"optimizer.weight_decay": 0.1, "task.phi": 1.5, "seed": 1}
-    tags = {info.name.tag for info in content("experiment").experiment.metric_infos}
+    reader = events_of(run)
+    assert chosen(reader) == {"optimizer.weight_decay": 0.1, "task.phi": 1.5, "seed": 1}
+    experiment = content(reader, "experiment").experiment
+    tags = {info.name.tag for info in experiment.metric_infos}
     assert {"accuracy/test_ii", "best_accuracy/test_ii"} <= tags
     final, best = (
         [event.value for event in reader.Scalars(tag)]
         for tag in ("accuracy/test_ii", "best_accuracy/test_ii")
     )
     np.testing.assert_allclose(best, np.maximum.accumulate(final))
+
+
+def events_of(run):
+    reader = EventAccumulator(str(run.files.tensorboard), size_guidance={"scalars": 0})
+    reader.Reload()
+    return reader
+
+
+def content(reader, tag):
+    metadata = reader.summary_metadata[f"_hparams_/{tag}"]
+    return plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+
+
+def chosen(reader):
+    session = content(reader, "session_start_info").session_start_info
+    return {key: value.number_value for key, value in session.hparams.items()}
+
+
+def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
+    """The table has every field for every trial; instruments leave out what they cannot measure."""
+    lost = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
+    run_sweep(make_sweep(tiny(), [{"seed": 3}, lost]), tmp_path)
+    runs = Runs(tmp_path)
+    rows = [chosen(events_of(run)) for run in runs]
+    assert [set(row) for row in rows] == [set(runs.sweep.keys)] * 2
+    assert [row["seed"] for row in rows] == [3, 0]
+    assert [row["optimizer.clip_norm"] for row in rows] == [1.0, 1e30]
+    found = runs.analyze("lens", steps=[0, 60], progress=False)
+    assert found.trial.values.tolist() == [runs.names[0]] and found["seed"].values.tolist() == [3]
+    assert "left out, as trials without a checkpoint" in capsys.readouterr().err
+    with pytest.raises(InputError, match="without a checkpoint of one of the steps"):
+        runs.analyze("lens", steps=[7], progress=False)
 
 
 def test_the_command_analyzes_all_trials(runs, capsys):

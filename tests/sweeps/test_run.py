@@ -364,7 +364,7 @@ def test_done_unheard_of_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["vmap", "local"])
 def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
-    with small_disk(tmp_path / "disk", "700k") as disk:
+    with small_disk(tmp_path / "disk", "2800k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
         # With one trial at a time the first fits.
         words += [f"--launcher={launcher}", "--workers=1", "--population=1"]
