@@ -51,9 +51,9 @@ def main(argv: list[str]) -> None:
     found = json.loads((out / "found.json").read_text()) if (out / "found.json").exists() else {}
     parts = {"first": first, "complete": complete}
     for name in flags["parts"]:
-        found[name] = parts[name](flags, overrides)
+        found[name] = parts[name](flags, overrides) | {"provenance": provenance()}
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "found.json", {**found, "provenance": provenance()})
+        write_json(out / "found.json", found)
         print(json.dumps(found[name], indent=1))
 
 

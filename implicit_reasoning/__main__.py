@@ -178,6 +178,7 @@ def _search(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     from implicit_reasoning.machine import every_core_a_device
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.sweeps import Runs
+    from implicit_reasoning.sweeps.directory import DONE
     from implicit_reasoning.sweeps.progress import table
     from implicit_reasoning.sweeps.run import check_all_done
     from implicit_reasoning.sweeps.search import Search, find_space, search
@@ -204,7 +205,7 @@ def _search(flags: dict[str, Any], overrides: dict[str, Any]) -> None:
     options, launcher = _launcher_options(flags), flags["launcher"]
     statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
     print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
-    if not any(status.state == "done" for status in statuses.values()):
+    if not any(status.state == DONE for status in statuses.values()):
         check_all_done(statuses)  # that some diverge is part of searching
 
 

@@ -38,4 +38,4 @@ def _mount(*words):
     # Nothing less would do: permissions do not hold for root, as whom CI runs, and no disk of an
     # ordinary machine is full. Without the right to mount there is nothing to test with.
     if os.geteuid() or subprocess.run(["mount", *words], capture_output=True).returncode:
-        pytest.skip("only root can mount a small or a read-only disk")
+        pytest.skip("mounting a small or a read-only disk needs root, and the right to mount")

@@ -20,7 +20,7 @@ def test_what_is_written_can_be_read_before_the_file_is_closed(tmp_path):
 
 
 # Other systems have no device that is always full; what is tested is the same code there.
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_full_disk_is_the_callers_error_not_a_workers_silence():
     with pytest.raises(OSError, match="No space left on device"):
         events.EventFile(Path("/dev/full"), begun=0.0)

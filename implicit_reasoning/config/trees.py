@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -31,11 +31,14 @@ class Change(NamedTuple):
     new: Any
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Return dotted key to leaf, references resolved; a group with no fields leaves no trace."""
+def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted key to leaf, references resolved; a group with no fields leaves no trace.
+
+    Also of what `to_json` returns, nested plain dicts.
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat |= {f"{name}.{key}": leaf for key, leaf in flatten(value).items()}
         else:
             flat[name] = value

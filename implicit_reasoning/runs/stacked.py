@@ -44,7 +44,8 @@ def read_parts(files: Layout) -> list[Part]:
         return []
     try:
         return [
-            Part(files.workdir / part["folder"], int(part["row"]), part["last"])
+            # Resolved: what is read of a population for one trial is known again for the next.
+            Part((files.workdir / part["folder"]).resolve(), int(part["row"]), part["last"])
             for part in read_json(files.stacked)["parts"]
         ]
     except (KeyError, TypeError, ValueError):
@@ -71,10 +72,14 @@ def end_row(files: Layout, step: int) -> None:
 def _write(files: Layout, parts: Sequence[Part]) -> None:
     kept = [
         # Relative, so that a sweep's directory can be moved.
-        {**part._asdict(), "folder": os.path.relpath(part.folder, files.workdir)}
+        {**part._asdict(), "folder": _relative(part.folder, files.workdir)}
         for part in parts
     ]
     write_json(files.stacked, {"parts": kept})
+
+
+def _relative(folder: Path, workdir: Path) -> str:
+    return os.path.relpath(folder.resolve(), workdir.resolve())
 
 
 def open_store(files: Layout, model: Transformer) -> Store:

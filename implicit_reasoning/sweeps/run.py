@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from implicit_reasoning import imports
-from implicit_reasoning.config import choose, to_json
+from implicit_reasoning.config import choose, flatten, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
 from implicit_reasoning.sweeps.definition import Sweep
@@ -176,24 +176,13 @@ def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
     Without making that configuration, as there may be thousands; where the answer is no, a closer
     look may still find them alike.
     """
-    base = _leaves(to_json(sweep.base))
+    base = flatten(to_json(sweep.base))
 
     def same(trial: str) -> bool:
         own = json.loads(json.dumps(sweep.trials[trial]))  # tuples are lists there
-        return _leaves(read_json(files.trial(trial).config)) == {**base, **own}
+        return flatten(read_json(files.trial(trial).config)) == {**base, **own}
 
     return same
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key to leaf of nested plain dicts."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        key: leaf
-        for name, branch in tree.items()
-        for key, leaf in _leaves(branch, f"{prefix}{name}.").items()
-    }
 
 
 def default_launcher(sweep: Sweep) -> str:

@@ -141,15 +141,16 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         damage = error
     if distributed.gather(np.array([damage is None], np.float32)).all():
         return start
-    damage = damage or Damaged(found[0].folder, ValueError("another process says so"))
+    if damage is None or distributed.many():  # one host alone must not change what others read
+        said = damage or "a state of the trials cannot be read by another process"
+        raise InputError(f"{said}; move it away to go on from the one before it")
     for trial, each in zip(trials, found, strict=True):
         if each.folder / str(each.step) == damage.folder and len(states.every(trial.files)) == 1:
             raise InputError(
                 f"no state of {trial.files.workdir} can be read; remove that folder to train it "
                 "again from step 0"
             )
-    if distributed.writes():
-        states.set_aside(damage.folder)
+    states.set_aside(damage.folder)
     raise damage
 
 

@@ -46,7 +46,8 @@ def newest(files: Layout) -> Saved | None:
 
 def every(files: Layout) -> list[Saved]:
     """All states of a run or trial, of whatever company it was in."""
-    found = [Saved(files.resume, None, step) for step in numbered(files.resume)]
+    own = files.resume.resolve()  # as those of populations are, and as damage is named
+    found = [Saved(own, None, step) for step in numbered(own)]
     for part in read_parts(files):
         steps = numbered(part.folder / "resume")
         counted = [step for step in steps if part.last is None or step <= part.last]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -143,6 +144,20 @@ def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path,
     assert Run(files.trial("seed=1").workdir).starts[-1]["step"] == 30
     assert (files.populations / "000" / "resume.damaged" / newest.name).exists()
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tmp_path):
+    workdir = Path(os.path.relpath(tmp_path / "sweep"))  # as people give it
+    sweep, files = define(FILE, "seeds"), SweepLayout(workdir)
+    run_sweep(sweep, workdir, stop_at=20)
+    (state,) = (files.populations / "000" / "resume").iterdir()
+    for path in (state / "default").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not a state")
+    statuses = run_sweep(sweep, workdir)
+    assert {status.state for status in statuses.values()} == {"failed"}
+    assert "seed=0 can be read; remove that folder" in statuses["seed=0"].why
+    assert state.exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
 
 
 def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):

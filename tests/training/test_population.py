@@ -11,7 +11,7 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run, read_parts
-from implicit_reasoning.training import Interrupted, train
+from implicit_reasoning.training import Interrupted, states, train
 from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
@@ -180,3 +180,12 @@ def test_losses_on_eight_devices_are_those_of_one(mesh, tmp_path):
         )
         expected = [row["loss"] for row in run.metrics[1:]]
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_what_a_population_saved_is_read_once_for_all_its_trials(tmp_path, monkeypatch):
+    made = trials(tmp_path)
+    train_population(made, Layout(tmp_path / "a"), 20, Wish())
+    original, read = states.read_tree, []
+    monkeypatch.setattr(states, "read_tree", lambda *file: read.append(file) or original(*file))
+    train_population(made, Layout(tmp_path / "b"), 40, Wish())
+    assert len(read) == 1

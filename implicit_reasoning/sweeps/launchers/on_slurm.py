@@ -46,7 +46,8 @@ def on_slurm(work: Work, board: Board, wish: Wish) -> None:
     """Submit all trials, and wait for them; a signal cancels them, saved.
 
     Raises:
-      InputError: submitit is not installed, there is no Slurm here, or a parameter is unknown.
+      InputError: submitit is not installed, there is no Slurm here, a parameter is unknown, or
+        Slurm refuses the jobs.
     """
     try:
         submitit: Any = importlib.import_module("submitit")

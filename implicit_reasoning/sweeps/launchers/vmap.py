@@ -176,7 +176,7 @@ def _drop_old_states(files: SweepLayout) -> None:
     for resume in files.populations.glob("*/resume"):
         members = read_json(_members(Layout(resume.parent)))
         saved = [states.newest(files.trial(name)) for name in members]
-        if all(each and each.folder.resolve() != resume.resolve() for each in saved):
+        if all(each and each.folder != resume.resolve() for each in saved):
             shutil.rmtree(resume)
 
 
