@@ -41,7 +41,7 @@ FLAGS = {
     "out": "results/phi_and_weight_decay",
 }
 PHI, DECAY, WORLD, SEED = "task.phi", "optimizer.weight_decay", "task.world_seed", "seed"
-HALF = "in_distribution_half"
+HALF, CURVE = "in_distribution_half", "test_ii"
 RESAMPLES = 2_000
 COLORS = (BLUE, ORANGE, GREEN)
 
@@ -75,8 +75,9 @@ def main(argv: list[str]) -> None:
 
 
 def times(runs: Runs, flags: dict[str, object]) -> xr.Dataset:
-    """Steps to one half, `[phi, weight_decay, world, init]`, nan: not reached; of worlds, too."""
+    """Steps to one half, `[phi, weight_decay, world, init]`, nan: not reached; curves, worlds."""
     phases = runs.phases()[[HALF]]
+    phases[CURVE] = runs.metric(f"accuracy/{CURVE}").astype("float32")
     known = about_worlds(runs)
     phases = phases.assign({name: ("trial", values) for name, values in known.items()})
     index = [PHI, DECAY, WORLD, SEED]

@@ -2,7 +2,8 @@
 
 Commands on standard input: `set CONFIG HOW TRIALS [CORES]` builds a program for trials of seeds
 0 to TRIALS - 1, `HOW` being `population` (one program) or `alone` (one program, trial after trial);
-CORES are those it may run on. `steps K` then takes K steps of every trial and answers with seconds.
+CORES are those it may run on. `steps K` then takes K steps of every trial and answers with seconds;
+`limit` says what a step of a trial costs, and what a device reaches at most.
 """
 
 import json
@@ -15,8 +16,10 @@ from typing import Any
 import jax
 
 from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.population import Trial, make_population
 from implicit_reasoning.worlds import build
 
@@ -29,6 +32,8 @@ class Trials:
         base = load_config(config)
         configs = [apply_overrides(base, {"seed": seed}) for seed in range(count)]
         dataset = build(base.task)
+        spec = setup.make_model(base, dataset).spec
+        self.cost = step_cost(spec, batch_size=base.batch_size, **row_shape(dataset))
         if how == "population":
             trials = [Trial(config, dataset, Layout(Path("."))) for config in configs]
             self._programs = [make_population(trials)]
@@ -61,6 +66,14 @@ def main() -> None:
                 os.sched_setaffinity(0, [int(core) for core in rest[3].split(",")])
             trials = Trials(rest[0], rest[1], int(rest[2]))
             answer: dict[str, Any] = {"devices": jax.device_count()}
+        elif word == "limit":
+            assert trials is not None
+            answer = {
+                "devices": jax.device_count(),
+                "flop_a_step_and_trial": trials.cost.step,
+                "traffic_bytes_a_step_and_trial": trials.cost.traffic_bytes,
+                "peak_flops": matmul_peak(),
+            }
         else:
             assert trials is not None
             answer = {"seconds": trials.steps(int(rest[0]))}

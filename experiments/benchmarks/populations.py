@@ -5,14 +5,18 @@
 1. `steps`: eight trials of `pocket` that differ in their seed, some steps of each:
    - `population`: one program, each core of the machine a device with its share of the trials;
    - `in sequence`: the program of one run, for trial after trial, with all cores;
-   - `pool`: as the launcher `local` trains, a process for each core, with a part of the trials.
-   Sides take turns; compiling, evaluations and saves are not in it. All three do the same work.
+   - `pool`: as the launcher `local` trains: `--workers` processes, by default one for each GPU or
+     core, each with a part of the trials.
+   Sides take turns; compiling, evaluations and saves are not in it. All three do the same work. The
+   peak is what square matrix products reach.
 2. `devices`: the population on 1, 2, 4, 8 devices of this machine's CPU. More devices than cores
    show what dealing out costs, not how it scales.
 3. `overhead`: seconds a trial that is trained for no step costs by each launcher, one at a time.
 4. `planning`: 10,000 trials checked and written down; then looked through by the same command with
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
+
+On a GPU: --parts="('steps',)" --workers=4
 """
 
 from __future__ import annotations
@@ -34,12 +38,14 @@ from turns import ratio, take_turns
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import provenance
+from implicit_reasoning.sweeps.launchers.devices import shares
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "trials": 8,
     "steps": 40,
     "rounds": 5,
+    "workers": 0,
     "planned": 10_000,
     "parts": ("steps", "devices", "overhead", "planning"),
     "out": "results/benchmarks/populations.json",
@@ -71,6 +77,8 @@ def main(argv: list[str]) -> None:
 
 
 def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environment: str) -> Peer:
+    # They wait beside each other on one GPU, where JAX would take most of the memory for each.
+    environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=os.getcwd(), **environment)
     own = [",".join(map(str, cores))] if cores else []
     peer.ask(" ".join(["set", flags["config"], how, str(count), *own]))
@@ -79,11 +87,14 @@ def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environm
 
 def steps(flags: dict[str, Any]) -> dict[str, Any]:
     """Three ways to train the same trials."""
-    cores, trials, count = sorted(os.sched_getaffinity(0)), flags["trials"], flags["steps"]
-    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(cores))}
+    trials, count = flags["trials"], flags["steps"]
+    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(os.sched_getaffinity(0)))}
     population = _worker(flags, "population", trials, **as_devices)
     sequence = _worker(flags, "alone", trials)
-    pool = [_worker(flags, "alone", trials // len(cores), core) for core in cores]
+    limit = sequence.ask("limit")  # one CPU device with all cores, or all GPUs
+    dealt = shares(flags["workers"] or None)
+    part = trials // len(dealt)
+    pool = [_worker(flags, "alone", part, *each.cores, **each.environment) for each in dealt]
 
     def together() -> float:
         began = time.perf_counter()
@@ -102,7 +113,13 @@ def steps(flags: dict[str, Any]) -> dict[str, Any]:
     for peer in (population, sequence, *pool):
         peer.close()
     a_step = {name: [s / count / trials for s in each] for name, each in seconds.items()}
+    peak = limit["peak_flops"] * limit["devices"]
     return {
+        **limit,
+        "share_of_peak": {
+            name: spread([limit["flop_a_step_and_trial"] / s / peak for s in each])
+            for name, each in a_step.items()
+        },
         "milliseconds_a_step_and_trial": {
             name: {key: 1e3 * value for key, value in spread(each).items()}
             for name, each in a_step.items()

@@ -88,8 +88,13 @@ def functions(spec: str, prefix: str) -> dict[str, Any]:
     return names
 
 
-def make_sweep(base: ConfigDict, trials: Sequence[Overrides]) -> Sweep:
+def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
     """A sweep of some trials, all of which can be trained as far as can be said beforehand.
+
+    Args:
+      base: what is common to all.
+      trials: overrides each. Whatever a configuration file has yielded may be among them: what is
+        not a dict is one of the faults.
 
     Raises:
       InputError: all faults at once: unknown fields, wrong types, values out of bounds, twice the
