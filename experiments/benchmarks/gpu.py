@@ -4,12 +4,13 @@
 
 1. Speed at the published size (8 layers x 768, batch 512, bfloat16): steps/s and share of the peak.
    Aim: 500 steps/s on one H200, which makes of a published run of 96 hours one of less than one.
-2. `composition`, `without_id_triples` and `shadow` at `desk` with 8 seeds, by `worlds.py`.
-3. The published curve, as far as the hours (from its start) go: `paper_wang`, held against test_ii
+2. Eight trials of `pocket` as one population, against one after the other. Aim: 4 x.
+3. `composition`, `without_id_triples` and `shadow` at `desk` with 8 seeds, by `worlds.py`.
+4. The published curve, as far as the hours (from its start) go: `paper_wang`, held against test_ii
    .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1). Stopped, it
    goes on when the script is run again.
 
-Not measured on a GPU so far.
+So far only 2 was measured, on one H100: results/benchmarks/populations_gpu.json.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ PUBLISHED = {"50000": 0.48, "100000": 0.77, "200000": 0.95}  # test_ii, digitise
 
 
 def main(argv: list[str]) -> None:
-    """Run the three, one after the other."""
+    """Run the four, one after the other."""
     flags, _ = parse_flags(argv, FLAGS)
     runs, out = Path(flags["runs"]), Path(flags["out"])
     paper = "--config=configs/composition.py:paper"
     run(HERE / "train_step.py", paper, "--peer=none", f"--out={out / 'train_step.json'}")
+    run(
+        HERE / "populations.py",
+        "--parts=('steps',)",
+        "--workers=1",
+        "--steps=100",
+        f"--out={out / 'populations.json'}",
+    )
     run(
         HERE.parent / "worlds.py",
         "--scale=desk",

@@ -16,7 +16,7 @@
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
 
-On a GPU: --parts="('steps',)" --workers=4
+On a GPU: --parts="('steps',)" --workers=1 --out=results/benchmarks/populations_gpu.json
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
 def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environment: str) -> Peer:
     # They wait beside each other on one GPU, where JAX would take most of the memory for each.
     environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=os.getcwd(), **environment)
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=path, **environment)
     own = [",".join(map(str, cores))] if cores else []
     peer.ask(" ".join(["set", flags["config"], how, str(count), *own]))
     return peer

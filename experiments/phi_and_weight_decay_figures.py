@@ -1,0 +1,225 @@
+"""The table and the figure of `phi_and_weight_decay.py`, from the file that it keeps.
+
+    python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
+
+Intervals are over worlds, drawn anew with all their runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from implicit_reasoning.config import parse_flags
+from implicit_reasoning.figures import BLUE, GREEN, ORANGE, dark, new_drawing
+from implicit_reasoning.runs import load_arrays
+from implicit_reasoning.sweeps.figures import median_time
+
+FLAGS = {"out": "results/phi_and_weight_decay"}
+RAW = "times.nc"
+HALF, CURVE = "in_distribution_half", "test_ii"
+RUN = ("world", "init")
+RESAMPLES = 2_000
+STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"))
+
+
+def write(found: xr.Dataset, out: Path) -> None:
+    """`table.md` and `times.png`."""
+    (out / "table.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
+    drawing, axes = new_drawing(10.5, 4.5, ncols=2)
+    draw_times(axes[0], found)
+    draw_early(axes[1], found)
+    drawing.savefig(out / "times.png", dpi=150)
+
+
+def early(found: xr.Dataset) -> xr.DataArray:
+    """test_ii at the last evaluation that all runs had: no run is missing from it."""
+    curve = found[CURVE]
+    everyone = curve.notnull().all([dim for dim in curve.dims if dim != "step"])
+    return curve.sel(step=curve.step[everyone][-1])
+
+
+def interval(
+    of_point: np.ndarray, of_runs: Callable[[np.ndarray], float], rng: np.random.Generator
+) -> tuple[float, float]:
+    """95% of a number that is made of runs `[world, init]`; inf where it is nan: not reached."""
+    worlds = rng.integers(len(of_point), size=(RESAMPLES, len(of_point)))
+    drawn = [of_runs(of_point[chosen].ravel()) for chosen in worlds]
+    low, high = np.quantile(np.nan_to_num(drawn, nan=np.inf), [0.025, 0.975], method="nearest")
+    return float(low), float(high)
+
+
+def larger_wins(score: xr.DataArray, along: str, rng: np.random.Generator) -> dict[str, float]:
+    """Of pairs of runs that differ in `along` only, how often the larger value scores higher.
+
+    A tie counts half.
+    """
+    values = score.transpose("world", along, ...).values
+    pairs = list(itertools.combinations(range(values.shape[1]), 2))
+    wins = np.stack(
+        [
+            (values[:, large] > values[:, small]) + 0.5 * (values[:, large] == values[:, small])
+            for small, large in pairs
+        ]
+    )  # [pair, world, ...]
+    by_world = wins.mean(axis=tuple(axis for axis in range(wins.ndim) if axis != 1))
+    drawn = by_world[rng.integers(len(by_world), size=(RESAMPLES, len(by_world)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    ties = float((wins == 0.5).mean())
+    return {"share": by_world.mean(), "low": low, "high": high, "pairs": wins.size, "ties": ties}
+
+
+def table(found: xr.Dataset) -> list[str]:
+    """Markdown: a line for each phi, then how often each of the two published orders holds."""
+    rng = np.random.default_rng(0)
+    soon, at_once = found[HALF], early(found)
+    step, last = int(at_once.step), int(found.step[-1])
+    worlds, runs = found.sizes["world"], found.sizes["world"] * found.sizes["init"]
+    by_phi = found[["coverage", "shortcut"]].mean(("weight_decay", *RUN))
+    headers = ["coverage", "shortcut", *(f"weight decay {d:g}" for d in found.weight_decay.values)]
+    lines = [
+        f"{runs} runs a point, in {worlds} worlds; [95%, worlds drawn anew]. Coverage: share of "
+        "in-distribution chains that are trained on. Shortcut: share of test_ii that the best rule "
+        "which composes nothing answers.",
+        "",
+        f"Step at which test_ii is .5: median, and how many runs got there by step {last:,}; `-`: "
+        "later than that.",
+        "",
+        *_rows(headers, by_phi, soon, lambda point: _cell_of_times(point, rng)),
+        "",
+        f"test_ii at step {step:,}, which all runs have reached: mean.",
+        "",
+        *_rows(headers, by_phi, at_once, lambda point: _cell_of_means(point, rng)),
+        "",
+    ]
+    sooner = -soon.fillna(np.inf)
+    for along in ("phi", "weight_decay"):
+        said = along.replace("_", " ")
+        lines += [
+            f"- A larger {said} reaches .5 sooner in {_say(larger_wins(sooner, along, rng))}.",
+            f"- At step {step:,} it has the higher test_ii in "
+            f"{_say(larger_wins(at_once, along, rng))}.",
+        ]
+    return lines
+
+
+def _rows(
+    headers: list[str],
+    by_phi: xr.Dataset,
+    values: xr.DataArray,
+    cell: Callable[[np.ndarray], str],
+) -> list[str]:
+    lines = [f"| phi | {' | '.join(headers)} |", "|---" * (1 + len(headers)) + "|"]
+    for of_phi in values.transpose("phi", "weight_decay", *RUN):
+        phi = float(of_phi.phi)
+        world = by_phi.sel(phi=phi)
+        cells = [f"{phi:g}", f"{float(world.coverage):.2f}", f"{float(world.shortcut):.2f}"]
+        lines.append(f"| {' | '.join(cells + [cell(point) for point in of_phi.values])} |")
+    return lines
+
+
+def _cell_of_times(of_point: np.ndarray, rng: np.random.Generator) -> str:
+    def say(step: float) -> str:
+        return f"{step:,.0f}" if np.isfinite(step) else "-"
+
+    low, high = interval(of_point, median_time, rng)
+    reached = int(np.isfinite(of_point).sum())
+    median = say(median_time(of_point.ravel()))
+    return f"{median} [{say(low)}, {say(high)}], {reached} of {of_point.size}"
+
+
+def _cell_of_means(of_point: np.ndarray, rng: np.random.Generator) -> str:
+    low, high = interval(of_point, lambda runs: float(runs.mean()), rng)
+    return f"{of_point.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _say(order: dict[str, float]) -> str:
+    return (
+        f"{order['share']:.2f} [{order['low']:.2f}, {order['high']:.2f}] of {order['pairs']} pairs "
+        f"of runs that differ in it alone (by chance .50; {order['ties']:.0%} ties, which count "
+        "half)"
+    )
+
+
+def draw_times(ax: Axes, found: xr.Dataset) -> None:
+    """A mark for each run, a bar at the median; above the line, how many did not get there."""
+    last = int(found.step[-1])
+    never = 1.4 * last
+    for x, style, of_decay in _points(found[HALF]):
+        for at, of_point in zip(x, of_decay, strict=True):
+            _marks(ax, at, of_point, median_time(of_point), style)
+            if lacking := int(np.isnan(of_point).sum()):
+                ax.text(at, never, lacking, color=dark(style[0]), ha="center", va="center")
+    ax.axhline(1.12 * last, color="black", linewidth=0.8)
+    ax.text(
+        *(0.99, never, f"runs not there by {last:,}"),
+        transform=ax.get_yaxis_transform(),
+        ha="right",
+        va="center",
+    )
+    ax.set_yscale("log", base=2)
+    ax.set_yticks([last / 8, last / 4, last / 2, last])
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    ax.set_ylim(last / 9, 1.7 * last)
+    ax.set_ylabel("step at which test_ii is .5 (logarithmic)")
+    _phi_axis(ax, found)
+
+
+def draw_early(ax: Axes, found: xr.Dataset) -> None:
+    """The same runs where none is missing; a bar at the mean."""
+    scores = early(found)
+    for x, style, of_decay in _points(scores):
+        for at, of_point in zip(x, of_decay, strict=True):
+            _marks(ax, at, of_point, of_point.mean(), style)
+    for decay, (color, marker) in zip(found.weight_decay.values, STYLES, strict=False):
+        ax.plot([], [], marker, color=color, label=f"{decay:g}")
+    ax.legend(frameon=False, title="weight decay", loc="upper left")
+    ax.set_ylim(0, 1)
+    ax.set_ylabel(f"test_ii at step {int(scores.step):,}")
+    _phi_axis(ax, found)
+
+
+def _marks(
+    ax: Axes, at: float, of_point: np.ndarray, middle: float, style: tuple[str, str]
+) -> None:
+    color, marker = style
+    runs = at + np.linspace(-0.1, 0.1, of_point.size)
+    ax.plot(runs, of_point, marker, color=color, alpha=0.6, markersize=4)
+    ax.plot([at - 0.12, at + 0.12], [middle, middle], color=color, linewidth=2)
+
+
+def _points(values: xr.DataArray) -> list[tuple[np.ndarray, tuple[str, str], np.ndarray]]:
+    """By weight decay: where each phi's runs are drawn, their style, the runs `[phi, run]`."""
+    cube = values.transpose("weight_decay", "phi", *RUN).values
+    cube = cube.reshape(*cube.shape[:2], -1)
+    shifts = 0.27 * (np.arange(len(cube)) - (len(cube) - 1) / 2)
+    at = np.arange(cube.shape[1])
+    return [
+        (at + shift, STYLES[number % len(STYLES)], of_decay)
+        for number, (shift, of_decay) in enumerate(zip(shifts, cube, strict=True))
+    ]
+
+
+def _phi_axis(ax: Axes, found: xr.Dataset) -> None:
+    ax.set_xticks(range(found.sizes["phi"]), [f"{phi:g}" for phi in found.phi.values])
+    ax.set_xlim(-0.5, found.sizes["phi"] - 0.5)
+    ax.grid(False, axis="x")
+    ax.set_xlabel("phi: training chains for each in-distribution fact")
+
+
+def main(argv: list[str]) -> None:
+    """From what is there."""
+    flags, _ = parse_flags(argv, FLAGS)
+    out = Path(flags["out"])
+    write(load_arrays(out / RAW), out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
