@@ -10,15 +10,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shape that broadcasts by accident is an error, here and in the processes that tests start.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Many tests train the same tiny model, some in processes of their own: each program is compiled
-# once a session, in a cache that no other session sees.
-_cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+# once a session, in a cache that no other session sees. pytest-xdist's workers inherit it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import hypothesis  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import hypothesis
+from jaxtyping import install_import_hook
 
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
 install_import_hook("implicit_reasoning", "beartype.beartype")

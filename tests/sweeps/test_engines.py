@@ -245,12 +245,21 @@ def loss_at(workdir, name, step):
     return next(row["loss"] for row in rows if row["step"] == step)
 
 
+@pytest.fixture(scope="module")
+def searched_through(tmp_path_factory):
+    """What a search that nothing stopped has written down."""
+    workdir = tmp_path_factory.mktemp("search")
+    assert search(workdir, "--rungs=10") == 0
+    return read_journal(SweepLayout(workdir))
+
+
 @pytest.mark.parametrize("stopped_at", [0, 1, 2, 3])
-def test_a_search_that_was_stopped_trains_what_it_would_have(stopped_at, tmp_path, monkeypatch):
+def test_a_search_that_was_stopped_trains_what_it_would_have(
+    stopped_at, searched_through, tmp_path, monkeypatch
+):
     """In the first batch or the second, before or after a rung."""
     from implicit_reasoning.sweeps import search as module
 
-    assert search(tmp_path / "whole", "--rungs=10") == 0
     original, calls = module.run_sweep, []
 
     def stopping(*args, **options):
@@ -261,12 +270,12 @@ def test_a_search_that_was_stopped_trains_what_it_would_have(stopped_at, tmp_pat
 
     monkeypatch.setattr(module, "run_sweep", stopping)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "stopped", "--rungs=10")
+        search(tmp_path, "--rungs=10")
     monkeypatch.setattr(module, "run_sweep", original)
-    assert search(tmp_path / "stopped", "--rungs=10") == 0
-    whole, stopped = (read_journal(SweepLayout(tmp_path / name)) for name in ("whole", "stopped"))
+    assert search(tmp_path, "--rungs=10") == 0
+    stopped = read_journal(SweepLayout(tmp_path))
     assert {name: status[:2] for name, status in stopped.items()} == {
-        name: status[:2] for name, status in whole.items()
+        name: status[:2] for name, status in searched_through.items()
     }
 
 
