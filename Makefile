@@ -6,8 +6,9 @@
 #   make test-slurm  sweeps on a real Slurm, of Debian's packages, on this machine
 
 PYTHON ?= python3
-# A process a core, a file's tests in one of them; PYTEST_ARGS="-n 0 -x" for all in this one.
-PYTEST_ARGS ?= -n auto --maxprocesses=8 --dist=loadfile
+PYTEST_ARGS ?=
+# The default tests: a process a core, all tests of a file in one of them.
+PARALLEL ?= -n auto --maxprocesses=8 --dist=loadfile
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -27,22 +28,22 @@ demo: $(INSTALLED)
 	@echo "The curves in TensorBoard: $(BIN)/tensorboard --logdir runs"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_ARGS)
 
 # This -m takes back the "not slow" of pyproject.toml.
 # Ends with dictionaries that are trained on SAELens's synthetic data, beside SAELens's: half an hour,
 # 5 GB in runs/.
 test-all: $(INSTALLED) .peers/sae_lens/.installed
-	$(BIN)/python -m pytest -q -m "not peers and not slurm"
+	$(BIN)/python -m pytest -q -m "not peers and not slurm" $(PYTEST_ARGS)
 	$(BIN)/python experiments/benchmarks/synth_sae_bench.py --out=runs/synth_sae_bench/found.json
 
 test-peers: $(INSTALLED) $(PEERS)
-	$(BIN)/python -m pytest -q -m peers tests/peers
+	$(BIN)/python -m pytest -q -m peers tests/peers $(PYTEST_ARGS)
 
 # Slurm's programs are Debian's: apt-get install slurmctld slurmd slurm-client. It is started in a
 # folder of its own, by root, and ends with the tests.
 test-slurm: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m slurm tests/slurm
+	$(BIN)/python -m pytest -q -m slurm tests/slurm $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

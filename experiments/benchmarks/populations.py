@@ -16,7 +16,7 @@
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
 
-On a GPU: --parts="('steps',)" --workers=1 --out=results/benchmarks/populations_gpu.json
+On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3 --out=FILE
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from peer import Peer
 from turns import ratio, take_turns
 
 from implicit_reasoning.config import parse_flags
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.sweeps.launchers.devices import shares
@@ -89,12 +90,14 @@ def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environm
 def steps(flags: dict[str, Any]) -> dict[str, Any]:
     """Three ways to train the same trials."""
     trials, count = flags["trials"], flags["steps"]
+    dealt = shares(flags["workers"] or None)
+    part, over = divmod(trials, len(dealt))
+    if over:
+        raise InputError(f"{trials} trials cannot be dealt out to {len(dealt)} workers")
     as_devices = {"JAX_NUM_CPU_DEVICES": str(len(os.sched_getaffinity(0)))}
     population = _worker(flags, "population", trials, **as_devices)
     sequence = _worker(flags, "alone", trials)
     limit = sequence.ask("limit")  # one CPU device with all cores, or all GPUs
-    dealt = shares(flags["workers"] or None)
-    part = trials // len(dealt)
     pool = [_worker(flags, "alone", part, *each.cores, **each.environment) for each in dealt]
 
     def together() -> float:
