@@ -109,6 +109,8 @@ def table(found: xr.Dataset) -> list[str]:
 def _comparisons(soon: xr.DataArray, at_once: xr.DataArray) -> Iterator[str]:
     sooner = -soon.fillna(np.inf)
     for along, other in (("phi", "weight_decay"), ("weight_decay", "phi")):
+        if soon.sizes[along] < 2:
+            continue
         points = [{other: value} for value in soon[other].values]
         for point in [*points, {}]:
             at = ", ".join(f"{_said(name)} {value:g}" for name, value in point.items())
