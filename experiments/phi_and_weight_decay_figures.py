@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.figures import BLUE, GREEN, ORANGE, dark, new_drawing
 from implicit_reasoning.runs import load_arrays
+from implicit_reasoning.statistics import clustered_bootstrap
 from implicit_reasoning.sweeps.figures import median_time
 
 FLAGS = {"out": "results/phi_and_weight_decay"}
@@ -46,13 +47,11 @@ def early(found: xr.Dataset) -> xr.DataArray:
     return curve.sel(step=curve.step[everyone][-1])
 
 
-def interval(
-    of_point: np.ndarray, of_runs: Callable[[np.ndarray], float], rng: np.random.Generator
-) -> tuple[float, float]:
-    """95% of a number that is made of runs `[world, init]`; inf where it is nan: not reached."""
+def interval_of_median(of_point: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95% of the median over runs `[world, init]`; inf: later than all steps."""
     worlds = rng.integers(len(of_point), size=(RESAMPLES, len(of_point)))
-    drawn = [of_runs(of_point[chosen].ravel()) for chosen in worlds]
-    low, high = np.quantile(np.nan_to_num(drawn, nan=np.inf), [0.025, 0.975], method="nearest")
+    medians = [median_time(of_point[chosen].ravel()) for chosen in worlds]
+    low, high = np.quantile(np.nan_to_num(medians, nan=np.inf), [0.025, 0.975], method="nearest")
     return float(low), float(high)
 
 
@@ -95,7 +94,7 @@ def table(found: xr.Dataset) -> list[str]:
         "",
         f"test_ii at step {step:,}, which all runs have reached: mean.",
         "",
-        *_rows(headers, by_phi, at_once, lambda point: _cell_of_means(point, rng)),
+        *_rows(headers, by_phi, at_once, _cell_of_means),
         "",
         "Pairs of runs that differ in one field only. Is the one with the larger value ahead: yes, "
         "neither, no? And in how many worlds is it, in more pairs than not?",
@@ -144,15 +143,16 @@ def _cell_of_times(of_point: np.ndarray, rng: np.random.Generator) -> str:
     def say(step: float) -> str:
         return f"{step:,.0f}" if np.isfinite(step) else "-"
 
-    low, high = interval(of_point, median_time, rng)
+    low, high = interval_of_median(of_point, rng)
     reached = int(np.isfinite(of_point).sum())
     median = say(median_time(of_point.ravel()))
     return f"{median} [{say(low)}, {say(high)}], {reached} of {of_point.size}"
 
 
-def _cell_of_means(of_point: np.ndarray, rng: np.random.Generator) -> str:
-    low, high = interval(of_point, lambda runs: float(runs.mean()), rng)
-    return f"{of_point.mean():.3f} [{low:.3f}, {high:.3f}]"
+def _cell_of_means(of_point: np.ndarray) -> str:
+    worlds = np.arange(len(of_point)).repeat(of_point.shape[1])
+    found = clustered_bootstrap(of_point.ravel(), worlds, n_resamples=RESAMPLES)
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def draw_times(ax: Axes, found: xr.Dataset) -> None:
