@@ -9,9 +9,10 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shape that broadcasts by accident is an error, here and in the processes that tests start.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Many tests train the same tiny model, some in processes of their own: each program is compiled
-# once a session, in a cache that no other session sees. pytest-xdist's workers inherit it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# Many tests train the same tiny model, some in processes of their own. Each program is compiled once
+# per session, in a cache that no other session uses. pytest-xdist's workers inherit it. Set
+# JAX_COMPILATION_CACHE_DIR to keep a cache between sessions while developing.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
