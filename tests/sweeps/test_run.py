@@ -306,11 +306,9 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-# By Ray: test_with_a_node_lost_and_a_worker_killed in test_engines.py, and this one.
-SIGNALLED = ["vmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
-
-
-@pytest.mark.parametrize("launcher", SIGNALLED)
+@pytest.mark.parametrize(
+    "launcher", ["vmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
+)
 def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
