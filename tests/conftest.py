@@ -24,7 +24,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import gc
+
 import hypothesis
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
@@ -36,3 +40,14 @@ _fixed = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=_fixed)
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=200, derandomize=_fixed)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Drop what a file compiled: a worker that kept it all would grow to several GB.
+
+    What another file compiles does not depend on the files before it, either.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -20,6 +20,7 @@ from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.launchers.base import reached
 from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
+from implicit_reasoning.training import directory
 from tests import shared
 from tests.disks import grow, read_only, small_disk
 from tests.training.tiny import LONG, tiny
@@ -342,6 +343,16 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
         process.kill()
         process.communicate()
     wait_for(lambda: reached(files.trial("seed=0")) >= 400)
+    wait_for(lambda: is_free(files.trial("seed=0")))  # a worker that stayed would hold it
+    assert not files.trial("seed=1").metrics.exists()  # and nobody began another
+
+
+def is_free(files):
+    try:
+        with directory.exclusive(files):
+            return True
+    except InputError:
+        return False
 
 
 def test_done_unheard_of_is_noticed(tmp_path):

@@ -269,7 +269,8 @@ def test_only_what_sounds_like_a_lost_peer_is_one(monkeypatch):
 
 
 def test_alone_a_process_agrees_with_itself_and_writes(monkeypatch):
-    monkeypatch.setattr(os, "_exit", left := [].append)
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
     values = np.array([3.0, 4.0], np.float32)
     assert distributed.gather(values).tolist() == [[3.0, 4.0]]
     assert distributed.writes() and not distributed.many()
