@@ -34,7 +34,7 @@ test: $(INSTALLED)
 # Ends with dictionaries that are trained on SAELens's synthetic data, beside SAELens's: half an hour,
 # 5 GB in runs/.
 test-all: $(INSTALLED) .peers/sae_lens/.installed
-	$(BIN)/python -m pytest -q -m "not peers and not slurm" $(PYTEST_ARGS)
+	TESTS=thorough $(BIN)/python -m pytest -q -m "not peers and not slurm" $(PYTEST_ARGS)
 	$(BIN)/python experiments/benchmarks/synth_sae_bench.py --out=runs/synth_sae_bench/found.json
 
 test-peers: $(INSTALLED) $(PEERS)

@@ -7,6 +7,12 @@ import tempfile
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is compiling. LLVM's optimizations take half of it and gain nothing on tiny
+# programs, so only `make test-all` (TESTS=thorough) runs with them.
+_thorough = os.environ.get("TESTS") == "thorough"
+if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
+    _flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0".strip()
 # A shape that broadcasts by accident is an error, here and in the processes that tests start.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Many tests train the same tiny model, some in processes of their own. Each program is compiled
@@ -16,6 +22,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+# Runs that many tests read (tests/shared.py) live as long as the session. The workers inherit it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _runs = tempfile.mkdtemp(prefix="implicit_reasoning_runs_")
+    atexit.register(shutil.rmtree, _runs, ignore_errors=True)
+    os.environ["IMPLICIT_REASONING_TEST_RUNS"] = _runs
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -28,9 +39,12 @@ from tests.compile_counts import CompileCounts
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
 install_import_hook("implicit_reasoning", "beartype.beartype")
 
-hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+# Continuous integration tries the same examples each time, so that a change is not blamed for what
+# chance found.
+_fixed = bool(os.environ.get("CI"))
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=_fixed)
+hypothesis.settings.register_profile("deep", deadline=None, max_examples=200, derandomize=_fixed)
+hypothesis.settings.load_profile("deep" if _thorough else "quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

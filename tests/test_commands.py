@@ -85,7 +85,6 @@ def test_an_unwritable_directory_is_answered_in_a_sentence(tmp_path, capsys):
 
 
 def test_divergence_exits_3_and_names_the_step(tmp_path, capsys):
-    wild = ["learning_rate=1e30", "clip_norm=1e30"]
     argv = ["train", CONFIG, f"--workdir={tmp_path}", *OVERRIDES]
-    assert main([*argv, *(f"--config.optimizer.{w}" for w in wild)]) == 3
+    assert main([*argv, "--config.optimizer.learning_rate=1e30"]) == 3
     assert "not finite at step" in capsys.readouterr().err

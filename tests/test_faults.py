@@ -15,6 +15,7 @@ import pytest
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training import train
+from tests import shared
 from tests.disks import read_only, small_disk
 from tests.training.tiny import TINY, assert_same_run, tiny
 
@@ -23,8 +24,8 @@ OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return train(tiny(), tmp_path_factory.mktemp("faults") / "run").files
+def finished():
+    return Layout(shared.finished())
 
 
 @pytest.fixture
@@ -153,7 +154,10 @@ def full_disk(tmp_path):
 
 @pytest.mark.parametrize(
     ("limited", "said"),
-    [(small_files, "File too large"), (full_disk, "No space left on device")],
+    [
+        (small_files, "File too large"),
+        pytest.param(full_disk, "No space left on device", marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_disk_is_answered_and_with_room_the_run_goes_on(
     limited, said, finished, tmp_path, capfd

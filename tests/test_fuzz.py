@@ -1,7 +1,8 @@
 """Whatever is typed, and whatever happened to a file: an exit code and a sentence, no traceback.
 
-Nothing is compiled for an example. A configuration that is sound meets a folder that cannot be
-made; a run directory is that of a finished run, or has a state that is refused.
+How many examples are tried: see `tests/conftest.py`. Nothing is compiled for one. A configuration
+that is sound meets a folder that cannot be made; a run directory is that of a finished run, or has
+a state that is refused.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, flatten, load_config
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.training import train
 from implicit_reasoning.worlds import build
 from implicit_reasoning.worlds.summary import describe
+from tests import shared
 from tests.training.tiny import TINY, tiny
 
 CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
@@ -48,7 +49,7 @@ def words(overrides):
     return [f"--config.{key}={value}" for key, value in given.items()]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(overrides=changes())
 def test_any_configuration_is_answered(overrides, tmp_path, capsys):
     (tmp_path / "file").touch()
@@ -77,22 +78,20 @@ def sound(value):
     return not isinstance(value, float) or math.isfinite(value)
 
 
-@settings(max_examples=150)
 @given(task=worlds())
 def test_any_world_is_made_and_described_or_refused(task):
     with contextlib.suppress(InputError):
         describe(build(task))
 
 
-@settings(max_examples=200)
 @given(argv=st.lists(TEXTS | st.sampled_from(["train", "report", "--workdir", CONFIG, "--"])))
 def test_any_command_line_is_answered(argv):
     assert main([word for word in argv if not word.startswith("world")]) in {0, 2}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return train(tiny(), tmp_path_factory.mktemp("fuzz") / "run").files.workdir
+def finished():
+    return shared.finished()
 
 
 FILES = ("config.json", "world.npz", "metrics.jsonl", "provenance.json", "first_correct.npz")
@@ -118,7 +117,10 @@ def damaged(draw, content):
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_any_damage_of_a_file_is_answered(name, data, finished, tmp_path, capfd):
     workdir = tmp_path / "run"

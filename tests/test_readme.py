@@ -12,9 +12,8 @@ from implicit_reasoning.analysis.truth.known import planted_models
 from implicit_reasoning.report import write_report
 from implicit_reasoning.report.figures import collect
 from implicit_reasoning.runs import Run
-from implicit_reasoning.sweeps import define, make_sweep, run_sweep
-from implicit_reasoning.training import train
-from tests.training.tiny import TINY, tiny
+from tests import shared
+from tests.training.tiny import TINY
 
 README = Path("README.md").read_text(encoding="utf-8")
 
@@ -27,39 +26,39 @@ def python_of(heading):
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
-    example = python_of("In a notebook")
+    """With the tiny model in place of the example's, as it is compiled already."""
+    example = python_of("In a notebook").replace('"model.d_model": 64, "task.phi": 5', "**TINY")
+    example = example.replace("[0, 40]", "[0, 60]")
     configs = Path("configs").absolute()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(configs)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "README.md", "exec"), {"TINY": TINY})
     said = capsys.readouterr().out
-    assert re.search(r"\(2, \d+, 3, 64\)", said)
+    assert re.search(r"\(2, \d+, 3, 8\)", said)
     assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
 
 
 def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     example = python_of("Dictionaries")
     assert len([line for line in example.splitlines() if line]) <= 20
-    train(tiny(steps=20, checkpoints__every=20), tmp_path / "runs" / "pocket")
+    shared.finished_copy(tmp_path / "runs" / "pocket")
     monkeypatch.chdir(tmp_path)
     small = '"width": 24, "training.steps": 30, "training.batch": 64, '
     small += '"progress": False, "baselines": False,'
     exec(compile(example.replace('{"name"', "{" + small + '"name"'), "README.md", "exec"), {})
     said = capsys.readouterr().out
-    assert re.search(r"Member\(steps=\(20,\), .* explains \S+", said)
+    assert re.search(r"Member\(steps=\(60,\), .* explains \S+", said)
     assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
     assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
 
 
 def test_the_example_of_sweeps_runs(tmp_path, monkeypatch):
-    example = python_of("Sweeps").replace("6000", "20")
-    sweep = define("configs/composition.py:pocket", "seeds", {**TINY, "steps": 20})
-    some = make_sweep(sweep.base, list(sweep.trials.values())[:2])
-    run_sweep(some, tmp_path / "runs" / "seeds")
+    example = python_of("Sweeps").replace("6000", "60")
+    shared.swept_copy(tmp_path / "runs" / "seeds")
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(compile(example, "README.md", "exec"), found)
-    assert found["accuracy"].dims == ("trial", "step") and found["lens"].sizes["trial"] == 2
+    assert found["accuracy"].dims == ("trial", "step") and found["lens"].sizes["trial"] == 3
 
 
 def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
@@ -94,7 +93,7 @@ def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
 def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch, capsys):
     example = python_of("An instrument of your own")
     assert len([line for line in example.splitlines() if line]) <= 48  # about 40 without imports
-    run = train(tiny(steps=10, checkpoints__every=5), tmp_path / "run")
+    run = Run(shared.finished_copy(tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "knock_out.py").write_text(example, encoding="utf-8")
     where = "knock_out.py:KnockOut"

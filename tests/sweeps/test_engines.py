@@ -14,47 +14,44 @@ import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Run, read_metrics
 from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
-from implicit_reasoning.training import train
-from tests.training.tiny import tiny
+from implicit_reasoning.sweeps.search import Search, find_space
+from implicit_reasoning.sweeps.search import search as search_through
+from tests import shared
+from tests.training.tiny import LONG
 
-FILE = "tests/sweeps/small.py"
+FILE = shared.SWEEP
 SEEDS = [f"seed={seed}" for seed in range(3)]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    runs = [train(tiny(seed=seed), folder / str(seed)) for seed in range(3)]
-    return [[row["loss"] for row in run.metrics[1:]] for run in runs]
-
-
-def assert_all_done(workdir, alone, attempts=1):
+def assert_all_done(workdir, names=SEEDS, attempts=1):
     files = SweepLayout(workdir)
     statuses = read_journal(files)
     assert {name: status[:2] for name, status in statuses.items()} == dict.fromkeys(
-        SEEDS, ("done", 60)
+        names, ("done", 60)
     )
     assert all(status.attempts <= attempts for status in statuses.values())
-    losses = [[r["loss"] for r in Run(files.trial(n).workdir).metrics[1:]] for n in SEEDS]
-    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    for name in names:
+        alone = shared.seed(SEEDS.index(name))
+        found = shared.losses(files.trial(name).workdir)
+        np.testing.assert_allclose(found, shared.losses(alone), rtol=1e-5)
 
 
 # Slurm ------------------------------------------------------------------------------------------
 
 
-def slurm(workdir, **options):
-    return run_sweep(
-        define(FILE, "seeds"), workdir, launcher="slurm", options={"cluster": "local", **options}
-    )
+def slurm(workdir, only=None, **options):
+    options = {"cluster": "local", **options}
+    return run_sweep(define(FILE, "seeds"), workdir, launcher="slurm", only=only, options=options)
 
 
-def test_submitit_trains_the_same_trials(tmp_path, alone):
-    slurm(tmp_path, slurm="timeout_min=5")
-    assert_all_done(tmp_path, alone)
-    assert set(json.loads((tmp_path / "slurm" / "jobs.json").read_text())) == set(SEEDS)
+@pytest.mark.parametrize("names", [SEEDS[:1], pytest.param(SEEDS, marks=pytest.mark.slow)])
+def test_submitit_trains_the_same_trials(names, tmp_path):
+    slurm(tmp_path, only=names, slurm="timeout_min=5")
+    assert_all_done(tmp_path, names)
+    assert set(json.loads((tmp_path / "slurm" / "jobs.json").read_text())) == set(names)
 
 
 def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
@@ -63,7 +60,7 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     from implicit_reasoning.sweeps.launchers.base import reached
     from implicit_reasoning.sweeps.launchers.on_slurm import Task
 
-    sweep = define(FILE, "seeds", {"steps": 400_000, "resume_every": 400_000, "log_every": 100})
+    sweep = define(FILE, "seeds", LONG)
     files = SweepLayout(tmp_path)
     begin(files, sweep)
     describe(files, sweep, "seed=1")
@@ -168,10 +165,10 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_trains_the_same_trials(cluster, tmp_path, alone):
+def test_ray_trains_the_same_trials(cluster, tmp_path):
     options = {"address": cluster[0].address}
     run_sweep(define(FILE, "seeds"), tmp_path, launcher="ray", options=options)
-    assert_all_done(tmp_path, alone)
+    assert_all_done(tmp_path)
 
 
 @pytest.mark.slow
@@ -216,9 +213,19 @@ def search(workdir, *more, metric="loss"):
     return main([*words, f"--metric={metric}", *more])
 
 
-def test_a_search_halves_batch_after_batch(tmp_path, capsys):
-    assert search(tmp_path, "--rungs=10,30") == 0
-    statuses = read_journal(SweepLayout(tmp_path))
+PRETEND = "tests/sweeps/pretend.py:pretend"
+
+
+def pretend(workdir, rungs, launcher=PRETEND):
+    """The same search from Python, by a launcher that trains nothing."""
+    base, space = find_space(FILE, "rates")
+    what = Search(metric="loss", count=6, at_once=3, rungs=rungs, minimize=True)
+    return search_through(base, space, workdir, what, launcher=launcher)
+
+
+@pytest.mark.parametrize("launcher", [PRETEND, pytest.param("vmap", marks=pytest.mark.slow)])
+def test_a_search_halves_batch_after_batch(launcher, tmp_path):
+    statuses = pretend(tmp_path, (10, 30), launcher)
     assert len(statuses) == 6
     ended = {name: (status.state, status.step) for name, status in statuses.items()}
     # Of each three the best two go on from the first rung, and the best one from the second.
@@ -229,10 +236,8 @@ def test_a_search_halves_batch_after_batch(tmp_path, capsys):
         assert ended[max(at_10, key=at_10.get)] == ("pruned", 10)
     # It is done: once more, nothing is asked for.
     before = (tmp_path / "journal.jsonl").read_text()
-    capsys.readouterr()
-    assert search(tmp_path, "--rungs=10,30") == 0
+    assert pretend(tmp_path, (10, 30), launcher) == statuses
     assert (tmp_path / "journal.jsonl").read_text() == before
-    assert "2 done" in capsys.readouterr().out
 
 
 def batches(workdir):
@@ -241,26 +246,22 @@ def batches(workdir):
 
 
 def loss_at(workdir, name, step):
-    rows = Run(SweepLayout(workdir).trial(name).workdir).metrics
+    rows = read_metrics(SweepLayout(workdir).trial(name).metrics)
     return next(row["loss"] for row in rows if row["step"] == step)
 
 
 @pytest.fixture(scope="module")
 def searched_through(tmp_path_factory):
     """What a search that nothing stopped has written down."""
-    workdir = tmp_path_factory.mktemp("search")
-    assert search(workdir, "--rungs=10") == 0
-    return read_journal(SweepLayout(workdir))
+    return pretend(tmp_path_factory.mktemp("search"), (10, 30))
 
 
-@pytest.mark.parametrize("stopped_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("stopped_at", range(6))
 def test_a_search_that_was_stopped_trains_what_it_would_have(
     stopped_at, searched_through, tmp_path, monkeypatch
 ):
     """In the first batch or the second, before or after a rung."""
-    from implicit_reasoning.sweeps import search as module
-
-    original, calls = module.run_sweep, []
+    original, calls = run_sweep, []
 
     def stopping(*args, **options):
         calls.append(None)
@@ -268,12 +269,11 @@ def test_a_search_that_was_stopped_trains_what_it_would_have(
             raise KeyboardInterrupt
         return original(*args, **options)
 
-    monkeypatch.setattr(module, "run_sweep", stopping)
+    monkeypatch.setattr(search_through.__module__ + ".run_sweep", stopping)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, "--rungs=10")
-    monkeypatch.setattr(module, "run_sweep", original)
-    assert search(tmp_path, "--rungs=10") == 0
-    stopped = read_journal(SweepLayout(tmp_path))
+        pretend(tmp_path, (10, 30))
+    monkeypatch.undo()
+    stopped = pretend(tmp_path, (10, 30))
     assert {name: status[:2] for name, status in stopped.items()} == {
         name: status[:2] for name, status in searched_through.items()
     }

@@ -6,23 +6,19 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
-from implicit_reasoning.sweeps import SweepLayout
+from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
-from implicit_reasoning.training import train
+from implicit_reasoning.training import distributed
+from tests import shared
 from tests.sweeps.test_run import wait_for
 from tests.training.test_distributed import ends, free_port
-from tests.training.tiny import tiny
+from tests.training.tiny import LONG
 
-FILE = "tests/sweeps/small.py"
-LONG = {
-    "steps": 400_000,
-    "log_every": 100,
-    "resume_every": 400_000,
-    "evaluation.every": 400_000,
-    "checkpoints.every": 400_000,
-}
+FILE = shared.SWEEP
 
 
 def pair(workdir, *more, sweep="seeds", meanwhile=None):
@@ -55,22 +51,22 @@ def pair(workdir, *more, sweep="seeds", meanwhile=None):
             process.kill()
 
 
-def test_a_population_on_two_hosts_has_the_trials_of_one(tmp_path):
-    """Three trials, filled up with copies of one; stopped in the middle, and gone on with."""
-    for more in (["--stop_at=30"], []):
-        said = pair(tmp_path / "sweep", *more)
+@pytest.mark.parametrize("stops", [(None,), pytest.param((30, None), marks=pytest.mark.slow)])
+def test_a_population_on_two_hosts_has_the_trials_of_one(stops, tmp_path):
+    """Three trials, filled up with copies of one; or stopped in the middle, and gone on with."""
+    for stop in stops:
+        said = pair(tmp_path / "sweep", *([f"--stop_at={stop}"] if stop else []))
         assert [code for code, _, _ in said] == [0, 0], said
     assert "3 done" in said[0][1] and "done" not in said[1][1]
     files = SweepLayout(tmp_path / "sweep")
-    assert {status[:3] for status in read_journal(files).values()} == {("done", 60, 2)}
+    assert {status[:3] for status in read_journal(files).values()} == {("done", 60, len(stops))}
     for seed in range(3):
-        alone = train(tiny(seed=seed), tmp_path / str(seed))
-        run = Run(files.trial(f"seed={seed}").workdir)
-        assert run.steps == alone.steps
-        losses = [[row["loss"] for row in each.metrics[1:]] for each in (alone, run)]
-        np.testing.assert_allclose(*losses, rtol=1e-5)
+        alone, run = shared.seed(seed), files.trial(f"seed={seed}").workdir
+        assert Run(run).steps == Run(alone).steps
+        np.testing.assert_allclose(shared.losses(run), shared.losses(alone), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_of_them_between_populations_too(tmp_path):
     """Two shapes are two populations: who got no signal must not begin the second alone."""
     files = SweepLayout(tmp_path / "sweep")
@@ -88,6 +84,7 @@ def test_a_signal_to_one_host_stops_all_of_them_between_populations_too(tmp_path
     assert all(status.step >= 400 for status in statuses.values())
 
 
+@pytest.mark.slow
 def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
     files = SweepLayout(tmp_path / "sweep")
 
@@ -102,7 +99,16 @@ def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
     assert "failed" not in {status.state for status in read_journal(files).values()}
 
 
+@pytest.mark.slow
 def test_other_launchers_are_refused_there(tmp_path):
     said = pair(tmp_path / "sweep", "--launcher=local")
     assert [code for code, _, _ in said] == [2, 2]
     assert all("only vmap trains" in error for _, _, error in said)
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
+def test_other_launchers_are_refused_on_many_hosts(launcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "many", lambda: True)
+    with pytest.raises(InputError, match=f"launcher={launcher} .* only vmap trains"):
+        run_sweep(define(FILE, "seeds"), tmp_path / "sweep", launcher=launcher)
+    assert not (tmp_path / "sweep").exists()

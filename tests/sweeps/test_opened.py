@@ -14,9 +14,10 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import Runs, define, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import FAILED, Journal
 from implicit_reasoning.sweeps.figures import figures, median_time
+from tests import shared
 from tests.training.tiny import tiny
 
-FILE = "tests/sweeps/small.py"
+FILE = shared.SWEEP
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_the_page_has_every_trial_and_figure(runs):
 
 
 def test_the_page_names_what_failed(tmp_path):
-    run_sweep(define(FILE, "seeds"), tmp_path, stop_at=10)
+    shared.swept_copy(tmp_path, 20)
     journal = Journal(Runs(tmp_path).files)
-    journal.note("seed=1", FAILED, step=10, why="<script>alert(1)</script>")
+    journal.note("seed=1", FAILED, step=20, why="<script>alert(1)</script>")
     journal.close()
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
@@ -151,13 +152,13 @@ def chosen(reader):
 
 def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
     """The table has every field for every trial; instruments leave out what they cannot measure."""
-    lost = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
+    lost = {"optimizer.learning_rate": 1e30, "optimizer.weight_decay": 7.0}
     run_sweep(make_sweep(tiny(), [{"seed": 3}, lost]), tmp_path)
     runs = Runs(tmp_path)
     rows = [chosen(events_of(run)) for run in runs]
     assert [set(row) for row in rows] == [set(runs.sweep.keys)] * 2
     assert [row["seed"] for row in rows] == [3, 0]
-    assert [row["optimizer.clip_norm"] for row in rows] == [1.0, 1e30]
+    assert [row["optimizer.weight_decay"] for row in rows] == [0.5, 7.0]
     found = runs.analyze("lens", steps=[0, 60], progress=False)
     assert found.trial.values.tolist() == [runs.names[0]] and found["seed"].values.tolist() == [3]
     assert "left out, as trials without a checkpoint" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.launchers.base import reached
 from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
-from implicit_reasoning.training import train
+from implicit_reasoning.training import directory
+from tests import shared
 from tests.disks import grow, read_only, small_disk
-from tests.training.tiny import tiny
+from tests.training.tiny import LONG, tiny
 
-FILE = "tests/sweeps/small.py"
+FILE = shared.SWEEP
 SEEDS = [f"seed={seed}" for seed in range(3)]
 
 
@@ -33,34 +35,48 @@ def losses(workdir, names=SEEDS):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    runs = [train(tiny(seed=seed), folder / str(seed)) for seed in range(3)]
-    return [[row["loss"] for row in run.metrics[1:]] for run in runs]
+def alone():
+    return [shared.losses(shared.seed(seed)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def by_vmap(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("vmap")
-    run_sweep(define(FILE, "seeds"), workdir)
-    return workdir
+def by_vmap():
+    return shared.swept()
 
 
 @pytest.fixture(scope="module")
 def by_local(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("local")
-    run_sweep(define(FILE, "seeds"), workdir, launcher="local", options={"workers": 2})
-    return workdir
+    """By processes, of which one is killed before it saved anything; and what was then known."""
+    workdir, original = tmp_path_factory.mktemp("local"), subprocess.Popen
+
+    def killing(words, **options):
+        process = original(words, **options)
+        if "seed=1" in words:
+            process.kill()
+        return process
+
+    sweep, options = define(FILE, "seeds"), {"workers": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", killing)
+        first = run_sweep(sweep, workdir, launcher="local", options=options)
+    run_sweep(sweep, workdir, launcher="local", options=options)
+    return workdir, first
 
 
 def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, alone):
-    np.testing.assert_allclose(losses(by_vmap), alone, rtol=1e-5)
-    np.testing.assert_allclose(losses(by_local), alone, rtol=1e-5)
-    for workdir in (by_vmap, by_local):
+    for workdir, attempts in ((by_vmap, [1, 1, 1]), (by_local[0], [1, 2, 1])):
+        np.testing.assert_allclose(losses(workdir), alone, rtol=1e-5)
         statuses = read_journal(SweepLayout(workdir))
         assert {name: status[:3] for name, status in statuses.items()} == {
-            name: ("done", 60, 1) for name in SEEDS
+            name: ("done", 60, tried) for name, tried in zip(SEEDS, attempts, strict=True)
         }
+
+
+def test_a_killed_worker_fails_its_trial_alone(by_local):
+    """It is tried again by the next start: see `test_every_launcher`."""
+    statuses = by_local[1]
+    assert [status.state for status in statuses.values()] == ["done", "failed", "done"]
+    assert "killed by signal 9" in statuses["seed=1"].why
 
 
 def test_a_trial_opens_as_a_run_with_what_was_chosen(by_vmap):
@@ -73,7 +89,8 @@ def test_a_trial_opens_as_a_run_with_what_was_chosen(by_vmap):
     }
 
 
-def test_started_again_it_does_nothing(by_vmap, monkeypatch):
+def test_started_again_it_does_nothing(tmp_path, monkeypatch):
+    by_vmap = shared.swept_copy(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
 
     def nothing(work, board, wish):
@@ -85,29 +102,28 @@ def test_started_again_it_does_nothing(by_vmap, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
 
 
-def test_one_launcher_goes_on_where_another_stopped(tmp_path, alone):
-    sweep = define(FILE, "seeds")
-    stopped = run_sweep(sweep, tmp_path, stop_at=20)
-    assert {status.step for status in stopped.values()} == {20}
-    run_sweep(sweep, tmp_path, launcher="local", stop_at=40)
-    # And one that is new begins at 0, beside those that go on.
+def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path, alone):
+    """Stopped together at 20; then two alone to 40; then all of them, and a new one."""
+    sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path, 20))
+
+    def with_states():
+        return sorted(path.parent.name for path in files.populations.glob("*/resume"))
+
+    assert {status[:3] for status in read_journal(files).values()} == {("done", 20, 1)}
+    run_sweep(sweep, tmp_path, launcher="local", stop_at=40, only=["seed=0"])
+    statuses = run_sweep(sweep, tmp_path, launcher="vmap", stop_at=40, only=["seed=1"])
+    assert [status.step for status in statuses.values()] == [40, 40, 20]
+    assert [status.attempts for status in statuses.values()] == [2, 2, 1]
+    assert with_states() == ["000", "001"]  # one trial is at 20 still
+    # What a trial was told by its own process and what a population saved are put together.
     grown = make_sweep(sweep.base, list(grid({"seed": range(4)})))
     statuses = run_sweep(grown, tmp_path)
-    assert [status.attempts for status in statuses.values()] == [3, 3, 3, 1]
+    assert [status[:3] for status in statuses.values()] == [
+        ("done", 60, attempts) for attempts in (3, 3, 2, 1)
+    ]
+    # Each start makes new populations; states that nobody needs any more are gone.
+    assert with_states() == ["002", "003", "004"]
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
-
-
-def test_only_some_trials_go_on(tmp_path, alone):
-    sweep = define(FILE, "seeds")
-    run_sweep(sweep, tmp_path, stop_at=20)
-    for launcher, stop in (("vmap", 40), ("local", None)):
-        run_sweep(sweep, tmp_path, launcher=launcher, stop_at=stop, only=["seed=0", "seed=2"])
-    statuses = read_journal(SweepLayout(tmp_path))
-    assert [status.step for status in statuses.values()] == [60, 20, 60]
-    assert [status.attempts for status in statuses.values()] == [3, 1, 3]
-    found = losses(tmp_path)
-    for seed in (0, 2):
-        np.testing.assert_allclose(found[seed], alone[seed], rtol=1e-5)
 
 
 def test_only_trials_that_there_are(tmp_path):
@@ -116,48 +132,35 @@ def test_only_trials_that_there_are(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_start_makes_new_populations_and_old_states_go_when_nobody_needs_them(tmp_path, alone):
-    sweep, files = define(FILE, "seeds"), SweepLayout(tmp_path)
-
-    def with_states():
-        return sorted(path.parent.name for path in files.populations.glob("*/resume"))
-
-    run_sweep(sweep, tmp_path, stop_at=20)
-    run_sweep(sweep, tmp_path, stop_at=40, only=["seed=0"])
-    assert with_states() == ["000", "001"]  # two trials are at 20 still
-    run_sweep(sweep, tmp_path)
-    assert with_states() == ["002", "003"]
-    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+def damage(state):
+    for path in (state / "default").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not a state")
 
 
 def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path, alone, capfd):
-    sweep, files = define(FILE, "seeds", {"resume_every": 10}), SweepLayout(tmp_path)
-    run_sweep(sweep, tmp_path, stop_at=40)
-    resume = files.populations / "000" / "resume"
-    newest = max(resume.iterdir(), key=lambda path: int(path.name))
-    for path in (newest / "default").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"not a state")
-    statuses = run_sweep(sweep, tmp_path)
+    files = SweepLayout(shared.swept_copy(tmp_path, 20))
+    newest = files.populations / "000" / "resume" / "20"
+    damage(newest)
+    statuses = run_sweep(define(FILE, "seeds"), tmp_path)
     assert "trying the one before it" in capfd.readouterr().err
     assert {status[:2] for status in statuses.values()} == {("done", 60)}
-    assert Run(files.trial("seed=1").workdir).starts[-1]["step"] == 30
+    assert Run(files.trial("seed=1").workdir).starts[-1]["step"] == 10
     assert (files.populations / "000" / "resume.damaged" / newest.name).exists()
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
 
 
 def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tmp_path):
     workdir = Path(os.path.relpath(tmp_path / "sweep"))  # as people give it
+    shared.swept_copy(workdir, 20)
     sweep, files = define(FILE, "seeds"), SweepLayout(workdir)
-    run_sweep(sweep, workdir, stop_at=20)
-    (state,) = (files.populations / "000" / "resume").iterdir()
-    for path in (state / "default").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"not a state")
+    states = sorted((files.populations / "000" / "resume").iterdir())
+    shutil.rmtree(states[0])
+    damage(states[1])
     statuses = run_sweep(sweep, workdir)
     assert {status.state for status in statuses.values()} == {"failed"}
     assert "seed=0 can be read; remove that folder" in statuses["seed=0"].why
-    assert state.exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
+    assert states[1].exists() and Run(files.trial("seed=0").workdir).metrics[-1]["step"] == 20
 
 
 def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
@@ -187,7 +190,7 @@ def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
 
 def test_a_shape_that_no_model_can_have_fails_alone(tmp_path):
     sweep = make_sweep(tiny(), list(grid({"model.n_heads": [2, 3], "seed": range(2)})))
-    statuses = run_sweep(sweep, tmp_path, launcher="vmap")
+    statuses = run_sweep(sweep, tmp_path, launcher="vmap", stop_at=0)
     assert [status.state for status in statuses.values()] == ["done", "done", "failed", "failed"]
     assert "n_heads" in statuses["n_heads=3,seed=0"].why
 
@@ -213,10 +216,14 @@ def test_steps_before_the_first_are_refused(tmp_path):
 
 
 NO_DEVICE = """
-import sys
+import subprocess, sys
 from jax._src import xla_bridge
 from implicit_reasoning.sweeps import define, run_sweep
+from implicit_reasoning.sweeps.launchers import local
+start, started = subprocess.Popen, []
+local.subprocess.Popen = lambda words, **how: started.append(words) or start(["true"], **how)
 run_sweep(define("tests/sweeps/small.py", "seeds"), sys.argv[1], launcher="local", stop_at=0)
+assert len(started) == 3
 assert not xla_bridge.backends_are_initialized()
 """
 
@@ -241,8 +248,8 @@ def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(tmp_path,
     assert 0 < diverged.step < 60 and "not finite" in diverged.why
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()
     assert "What failed, and why" in page and "phi can be at most" in page
-    # Two shapes made two populations, the diverged one a third.
-    assert len(list((tmp_path / "sweep" / "populations").iterdir())) == 3
+    # The diverged one was in the population of those like it, which ended well.
+    assert len(list((tmp_path / "sweep" / "populations").iterdir())) == 2
     # Once more: what failed is tried again, what diverged is not.
     assert main(words) == 3
     again = read_journal(SweepLayout(tmp_path / "sweep"))
@@ -256,9 +263,9 @@ def test_the_default_is_a_population_where_shapes_agree():
     assert default_launcher(widths) == "local"
 
 
-def test_a_trial_whose_directory_holds_another_run_is_refused_by_name(tmp_path, by_vmap):
+def test_a_trial_whose_directory_holds_another_run_is_refused_by_name(tmp_path):
     sweep = define(FILE, "seeds")
-    run_sweep(sweep, tmp_path, stop_at=10)
+    shared.swept_copy(tmp_path, 20)
     path = SweepLayout(tmp_path).trial("seed=1").config
     changed = json.loads(path.read_text())
     changed["optimizer"]["weight_decay"] = 7.0
@@ -284,23 +291,13 @@ def test_a_launcher_of_ones_own_is_found(tmp_path):
     assert {status.state for status in statuses.values()} == {"done"}
 
 
-SLOW = {
-    "steps": 400_000,
-    "log_every": 100,
-    "resume_every": 400_000,
-    "evaluation.every": 400_000,
-    "evaluation.per_doubling": 0,
-    "checkpoints.every": 400_000,
-    "checkpoints.per_doubling": 0,
-}
-
-
 def command(workdir, launcher):
     words = [sys.executable, "-m", "implicit_reasoning", "sweep", f"--config={FILE}"]
     words += ["--sweep=seeds", f"--workdir={workdir}", f"--launcher={launcher}"]
-    slow = [f"--config.{key}={value}" for key, value in SLOW.items()]
+    words += ["--workers=1"] if launcher == "local" else []
+    words += [f"--config.{key}={value}" for key, value in LONG.items()]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    return subprocess.Popen([*words, *slow], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(condition, seconds=120):
@@ -310,7 +307,9 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("launcher", ["vmap", "local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", ["vmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
+)
 def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
@@ -318,7 +317,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
         wait_for(lambda: rows.exists() and '"step": 400' in rows.read_text())
         # A second launcher is refused while this one works.
         with pytest.raises(InputError, match="another launcher"):
-            run_sweep(define(FILE, "seeds", SLOW), files.workdir)
+            run_sweep(define(FILE, "seeds", LONG), files.workdir)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=120)[1]
     finally:
@@ -326,8 +325,11 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     assert process.returncode == 75, said
     assert "SIGTERM: 0 of 3 trials are done" in said
     status = read_journal(files)["seed=0"]
-    assert status.state == "stopped" and 400 <= status.step < SLOW["steps"]
-    statuses = run_sweep(define(FILE, "seeds", SLOW), files.workdir, stop_at=status.step + 3)
+    assert status.state == "stopped" and 400 <= status.step < LONG["steps"]
+    # A population goes on as a whole, so that its program is the one that is compiled already.
+    alike = SEEDS if launcher == "vmap" else ["seed=0"]
+    sweep, stop = define(FILE, "seeds", LONG), status.step + 3
+    statuses = run_sweep(sweep, files.workdir, launcher=launcher, stop_at=stop, only=alike)
     assert statuses["seed=0"].step == status.step + 3
     assert Run(files.trial("seed=0").workdir).starts[-1]["step"] == status.step
 
@@ -341,34 +343,21 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
         process.kill()
         process.communicate()
     wait_for(lambda: reached(files.trial("seed=0")) >= 400)
+    wait_for(lambda: is_free(files.trial("seed=0")))  # a worker that stayed would hold it
+    assert not files.trial("seed=1").metrics.exists()  # and nobody began another
 
 
-def test_a_killed_worker_fails_its_trial_alone_and_is_tried_again(tmp_path, alone, monkeypatch):
-    """Killed before it saved anything: it begins anew, and is the same run."""
-    original = subprocess.Popen
-
-    def killing(words, **options):
-        process = original(words, **options)
-        if "seed=1" in words:
-            process.kill()
-        return process
-
-    monkeypatch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", killing)
-    sweep = define(FILE, "seeds")
-    statuses = run_sweep(sweep, tmp_path, launcher="local")
-    assert [status.state for status in statuses.values()] == ["done", "failed", "done"]
-    assert "killed by signal 9" in statuses["seed=1"].why
-    monkeypatch.setattr("implicit_reasoning.sweeps.launchers.local.subprocess.Popen", original)
-    statuses = run_sweep(sweep, tmp_path, launcher="local")
-    assert [status.attempts for status in statuses.values()] == [1, 2, 1]
-    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+def is_free(files):
+    try:
+        with directory.exclusive(files):
+            return True
+    except InputError:
+        return False
 
 
 def test_done_unheard_of_is_noticed(tmp_path):
     """Its launcher was gone when it ended."""
-    sweep = define(FILE, "seeds")
-    run_sweep(sweep, tmp_path, launcher="local")
-    files = SweepLayout(tmp_path)
+    sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path))
     lines = files.journal.read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["state"] == "running"]
     files.journal.write_text("\n".join(kept) + "\n")
@@ -377,7 +366,7 @@ def test_done_unheard_of_is_noticed(tmp_path):
     assert {status[:3] for status in statuses.values()} == {("done", 60, 1)}
 
 
-@pytest.mark.parametrize("launcher", ["vmap", "local"])
+@pytest.mark.parametrize("launcher", ["vmap", pytest.param("local", marks=pytest.mark.slow)])
 def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
     with small_disk(tmp_path / "disk", "2800k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]

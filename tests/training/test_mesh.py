@@ -5,60 +5,37 @@ Devices are counted when JAX starts, so this runs in a process of its own.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-# Trains on every placement asked for; then what one device and eight saved goes on at the other.
-PROGRAM = """
-import json, shutil, sys, jax, numpy as np
-from pathlib import Path
-from tests.training.tiny import saved_state, tiny
-from implicit_reasoning.runs import Checkpoints
-from implicit_reasoning.training import sharding, train
+from implicit_reasoning.runs import Checkpoints, Layout, Run
+from implicit_reasoning.training import train
 from implicit_reasoning.training.setup import make_program
+from tests import shared
+from tests.training.tiny import saved_state, tiny
+
+# Trains on every placement asked for; the first one also goes on with what one device saved.
+PROGRAM = """
+import json, sys, jax, numpy as np
+from tests.training.test_mesh import config, continued
+from implicit_reasoning.training import sharding, train
 
 assert jax.device_count() == 8
-folder, placements = sys.argv[1], json.loads(sys.argv[2])
-events = dict(resume_every=50, evaluation__every=100, evaluation__per_doubling=0,
-              checkpoints__every=100, checkpoints__per_doubling=0, writers__tensorboard=False)
+folder, alone, placements = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+runs = {name: train(config(place), f"{folder}/{name}") for name, place in placements.items()}
+said = {name: [row["loss"] for row in run.metrics[1:]] for name, run in runs.items()}
+first = next(iter(placements.values()))
+said["alone, then on eight"] = continued(alone, f"{folder}/moved", config(first))
 
-def config(placement):
-    data, model, fsdp = placement
-    mesh = dict(mesh__data=data, mesh__model=model, mesh__fsdp=fsdp)
-    return tiny(steps=100, log_every=1, **events, **mesh)
-
-def losses(run):
-    return [row["loss"] for row in run.metrics[1:]]
-
-runs = {name: train(config(placement), f"{folder}/{name}")
-        for name, placement in placements.items()}
-said = {name: losses(run) for name, run in runs.items()}
-
-for name, other in (("alone", "both"), ("both", "alone")):
-    moved = Path(shutil.copytree(f"{folder}/{name}", f"{folder}/{name}_moved"))
-    shutil.rmtree(f"{moved}/resume/100")
-    saved = saved_state(moved)
-    files = runs[name].files
-    program = make_program(config(placements[other]), runs[name].dataset)
-    like = {"state": program.like, "first_correct": np.zeros(1, np.int32)}
-    like["first_correct"] = np.zeros_like(runs[name].first_correct["step"])
-    reader = Checkpoints(files.resume)
-    restored = reader.restore(50, like)
-    reader.close()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(restored["state"].params):
-        whole = saved["['state']['params']" + jax.tree_util.keystr(path)]
-        np.testing.assert_array_equal(np.asarray(leaf), whole)
-    run = train(config(placements[other]), moved)
-    assert losses(run)[:50] == said[name][:50]
-    said[f"{name}, then {other}"] = losses(run)
-    jax.tree.map(np.testing.assert_array_equal, run.params([0]), runs[name].params([0]))
-
-run = runs["alone"]
+run = next(iter(runs.values()))
 mesh = sharding.make_mesh(config((4, 2, True)).mesh)
-params = jax.tree.map(lambda x: x[0], run.params([100]))
+params = jax.tree.map(lambda x: x[0], run.params([60]))
 spread = jax.device_put(params, sharding.tree_shardings(mesh, params, fsdp=True))
 heads = spread["blocks"]["0"]["attn"]["W_Q"].addressable_shards
 assert {shard.data.shape for shard in heads} == {(1, 2, 4)}  # of (2, 8, 4)
@@ -71,6 +48,34 @@ print(json.dumps({"losses": said, "difference": difference}))
 # (devices over data, over model, fully sharded)
 ALONE, DATA, BOTH = (1, 1, False), (8, 1, False), (4, 2, True)
 OTHERS = {"data": DATA, "fsdp": (8, 1, True), "tensor": (1, 2, False), "dt": (4, 2, False)}
+
+
+def config(placement):
+    """A row for every step: `shared.finished(log_every=1)` on these devices."""
+    data, model, fsdp = placement
+    return tiny(log_every=1, mesh__data=data, mesh__model=model, mesh__fsdp=fsdp)
+
+
+def continued(run, to, config):
+    """Losses of a copy of a finished run that goes on, on other devices, with its state at 40."""
+    moved = shutil.copytree(run, to)
+    shutil.rmtree(Path(moved) / "resume" / "60")
+    saved, before = saved_state(moved), Run(run)
+    assert saved["at"] == 40
+    program = make_program(config, before.dataset)
+    like = {"state": program.like, "first_correct": before.first_correct["step"]}
+    reader = Checkpoints(Layout(Path(moved)).resume)
+    restored = reader.restore(40, like)
+    reader.close()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(restored["state"].params):
+        whole = saved["['state']['params']" + jax.tree_util.keystr(path)]
+        np.testing.assert_array_equal(np.asarray(leaf), whole)
+    after = train(config, moved)
+    jax.tree.map(np.testing.assert_array_equal, after.params([0]), before.params([0]))
+    losses = [[row["loss"] for row in each.metrics[1:]] for each in (before, after)]
+    assert losses[0][:40] == losses[1][:40]
+    return losses[1]
+
 
 GROKKING = """
 import json, sys
@@ -102,25 +107,24 @@ def says(program, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def losses_on(placements, folder):
-    said = says(PROGRAM, str(folder), json.dumps(placements))
+def assert_all_agree(placements, folder):
+    alone = shared.finished(log_every=1)
+    said = says(PROGRAM, str(folder), str(alone), json.dumps(placements))
     assert said["difference"] < 1e-5
-    return said["losses"]
-
-
-def assert_they_agree(losses):
-    for name, of_steps in losses.items():
-        assert len(of_steps) == 100
-        np.testing.assert_allclose(of_steps, losses["alone"], rtol=1e-5, err_msg=name)
+    # What eight devices saved goes on here, on one.
+    one = continued(folder / next(iter(placements)), folder / "back", config(ALONE))
+    for name, losses in {**said["losses"], "on eight, then alone": one}.items():
+        assert len(losses) == 60
+        np.testing.assert_allclose(losses, shared.losses(alone), rtol=1e-5, err_msg=name)
 
 
 def test_forward_and_training_agree_on_one_device_and_on_eight(tmp_path):
-    assert_they_agree(losses_on({"alone": ALONE, "both": BOTH}, tmp_path))
+    assert_all_agree({"both": BOTH}, tmp_path)
 
 
 @pytest.mark.slow
 def test_every_placement_trains_the_same_run(tmp_path):
-    assert_they_agree(losses_on({"alone": ALONE, "both": BOTH, **OTHERS}, tmp_path))
+    assert_all_agree({"both": BOTH, "alone": ALONE, **OTHERS}, tmp_path)
 
 
 @pytest.mark.slow

@@ -128,7 +128,8 @@ def test_learning_rate_and_decay_are_traced():
 
 def rates(steps, **changes):
     config = SimpleNamespace(**{**vars(CONFIG), **changes})
-    return np.asarray(jax.vmap(relative_rate(config, HORIZON))(jnp.asarray(steps)))
+    # Compiled: else every operation is a program of its own.
+    return np.asarray(jax.jit(jax.vmap(relative_rate(config, HORIZON)))(jnp.asarray(steps)))
 
 
 def test_warm_up_begins_at_zero_and_is_linear():

@@ -15,6 +15,7 @@ from implicit_reasoning.training import Interrupted, states, train
 from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
+from tests import shared
 from tests.training.tiny import tiny
 
 # All that may differ; the third has fewer rows to train on and to ask.
@@ -36,9 +37,8 @@ def trials(folder, changes=VARIED, **common):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    return [train(tiny(**change), folder / str(number)) for number, change in enumerate(VARIED)]
+def alone():
+    return [Run(shared.finished(**change)) for change in VARIED]
 
 
 def test_each_trial_is_the_run_alone(alone, tmp_path):
@@ -57,14 +57,17 @@ def test_each_trial_is_the_run_alone(alone, tmp_path):
         assert not list(trial.files.workdir.glob("checkpoints"))
 
 
-def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path):
-    """All together to 20; then one alone, two by two, in another order: always the same runs."""
+def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypatch):
+    """All together to 20; then one alone and three, to 40; then all in another order."""
+    original, read = states.read_tree, []
+    monkeypatch.setattr(states, "read_tree", lambda *file: read.append(file) or original(*file))
     made = trials(tmp_path)
     train_population(made, Layout(tmp_path / "a"), 20, Wish())
     train(made[0].config, made[0].files.workdir, stop_at=40)
-    train_population(made[1:3], Layout(tmp_path / "b"), 40, Wish())
-    train(made[3].config, made[3].files.workdir)
-    train_population(made[2::-1], Layout(tmp_path / "c"), 60, Wish())
+    assert len(read) == 1
+    train_population(made[1:], Layout(tmp_path / "b"), 40, Wish())
+    assert len(read) == 2  # what a population saved is read once for all its trials
+    train_population([made[n] for n in (3, 1, 0, 2)], Layout(tmp_path / "c"), 60, Wish())
     for trial, run in zip(made, alone, strict=True):
         opened = Run(trial.files.workdir)
         assert opened.steps == run.steps
@@ -152,7 +155,7 @@ from implicit_reasoning.training.population import train_population
 from tests.training.test_population import trials
 assert jax.device_count() == 8
 folder, mesh = Path(sys.argv[1]), json.loads(sys.argv[2])
-made = trials(folder, log_every=1, **mesh)
+made = trials(folder, **mesh)
 train_population(made, Layout(folder / "first"), 30, Wish())
 train_population(made, Layout(folder / "second"), 60, Wish())
 print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for t in made]))
@@ -161,10 +164,17 @@ print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for 
 
 @pytest.mark.parametrize(
     "mesh",
-    [{}, {"mesh__data": 2, "mesh__model": 2}, {"mesh__data": 4, "mesh__fsdp": True}],
-    ids=["trials over 8", "trials, rows, heads over 2 each", "trials over 2, weights over 4"],
+    [
+        pytest.param({}, id="trials over 8", marks=pytest.mark.slow),
+        pytest.param({"mesh__data": 2, "mesh__model": 2}, id="trials, rows, heads over 2 each"),
+        pytest.param(
+            {"mesh__data": 4, "mesh__fsdp": True},
+            id="trials over 2, weights over 4",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_losses_on_eight_devices_are_those_of_one(mesh, tmp_path):
+def test_losses_on_eight_devices_are_those_of_one(mesh, alone, tmp_path):
     """Four trials on a device axis of 8 or 2: filled up with copies that nobody reads."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
     said = subprocess.run(
@@ -174,18 +184,6 @@ def test_losses_on_eight_devices_are_those_of_one(mesh, tmp_path):
         text=True,
     )
     assert said.returncode == 0, said.stderr
-    for losses, change in zip(json.loads(said.stdout), VARIED, strict=True):
-        run = train(
-            tiny(log_every=1, **change), tmp_path / "alone" / str(change.get("seed", change))
-        )
+    for losses, run in zip(json.loads(said.stdout), alone, strict=True):
         expected = [row["loss"] for row in run.metrics[1:]]
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
-def test_what_a_population_saved_is_read_once_for_all_its_trials(tmp_path, monkeypatch):
-    made = trials(tmp_path)
-    train_population(made, Layout(tmp_path / "a"), 20, Wish())
-    original, read = states.read_tree, []
-    monkeypatch.setattr(states, "read_tree", lambda *file: read.append(file) or original(*file))
-    train_population(made, Layout(tmp_path / "b"), 40, Wish())
-    assert len(read) == 1

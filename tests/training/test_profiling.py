@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.__main__ import main
+from implicit_reasoning.runs import Run
 from implicit_reasoning.training import sharding, train
 from implicit_reasoning.training.profiling import Compiles, Profile, compiles
 from implicit_reasoning.training.step import Recipe
+from tests import shared
 from tests.training.tiny import TINY, assert_same_run, tiny
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return train(tiny(), tmp_path_factory.mktemp("profiling") / "run")
+def run():
+    return Run(shared.finished())
 
 
 def test_a_start_traces_and_compiles_the_step_once(tmp_path, monkeypatch):

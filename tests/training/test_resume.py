@@ -12,20 +12,24 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
 from implicit_reasoning.runs import Run, read_metrics
 from implicit_reasoning.training import train
-from tests.training.tiny import TINY, assert_same_run, saved_state, tiny
+from tests import shared
+from tests.training.tiny import LONG, TINY, assert_same_run, saved_state, tiny
 
 COMMAND = [
     *(sys.executable, "-m", "implicit_reasoning", "train"),
     "--config=configs/composition.py:pocket",
 ]
-LONG = {"steps": 100_000, "resume_every": 100_000}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(tiny(), workdir)
-    return workdir
+@pytest.fixture
+def uninterrupted():
+    return shared.finished()
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Another, to be trained on."""
+    return shared.finished_copy(tmp_path / "copied")
 
 
 def start(workdir, **changes):
@@ -35,18 +39,22 @@ def start(workdir, **changes):
     return subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
 
 
-def test_stopped_at_odd_steps_and_resumed_it_is_the_same_run(uninterrupted, tmp_path):
-    # Between rows, on a checkpoint, on an evaluation; 0 is before the first update.
-    for stop in (0, 3, 25, 30, 47, 60):
+# Between rows, on a checkpoint, on an evaluation; 0 is before the first update.
+@pytest.mark.parametrize(
+    "stops", [(0, 25, 47, 60), pytest.param((0, 3, 25, 30, 47, 60), marks=pytest.mark.slow)]
+)
+def test_stopped_at_odd_steps_and_resumed_it_is_the_same_run(stops, uninterrupted, tmp_path):
+    for stop in stops:
         run = train(tiny(), tmp_path / "run", stop_at=stop)
         assert saved_state(run.files.workdir)["at"] == stop
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
-def test_a_finished_run_is_left_as_it_is(uninterrupted):
-    before = read_metrics(uninterrupted / "metrics.jsonl")
-    train(tiny(), uninterrupted)
-    assert read_metrics(uninterrupted / "metrics.jsonl") == before
+def test_a_finished_run_is_left_as_it_is_and_what_may_change_may(copied):
+    before = read_metrics(copied / "metrics.jsonl")
+    train(tiny(writers__tensorboard=False, mesh__data=1), copied)
+    train(tiny(), copied)
+    assert read_metrics(copied / "metrics.jsonl") == before
 
 
 def _a_row(workdir, step):
@@ -63,10 +71,21 @@ MOMENTS = {
 }
 
 
-def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(uninterrupted, tmp_path):
+# (moments, how many of them must not be missed, or the test did not test much)
+@pytest.mark.parametrize(
+    ("moments", "at_least"),
+    [
+        (("mid-save", "after a resume point"), 1),
+        pytest.param(tuple(MOMENTS), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
+    moments, at_least, uninterrupted, tmp_path
+):
     workdir = tmp_path / "run"
     killed = []
-    for name, moment in MOMENTS.items():
+    for name in moments:
+        moment = MOMENTS[name]
         process = start(workdir)
         while process.poll() is None and not moment(workdir):
             time.sleep(0.001)
@@ -78,27 +97,36 @@ def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(uninterr
         finished = {p.name for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdecimal()}
         for step in finished:
             Run(workdir).params([int(step)])  # every checkpoint that has its name is whole
-    assert len(killed) >= 3  # or the test did not test much
+    assert len(killed) >= at_least
     last = start(workdir)
     assert last.wait() == 0, last.stderr.read()
     last.stderr.close()
     assert_same_run(uninterrupted, workdir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves_with_its_own_exit_code(number, tmp_path):
+    """And while the process trains, no other one does in the same directory."""
     workdir = tmp_path / "run"
-    process = start(workdir, **LONG)
-    while not ((workdir / "metrics.jsonl").exists() and _a_row(workdir, 10)):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    changes = {**LONG, "evaluation.every": 1000, "checkpoints.every": 5000}
+    process = start(workdir, **changes)
+    try:
+        while not ((workdir / "metrics.jsonl").exists() and _a_row(workdir, 100)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        with pytest.raises(InputError, match="another process is training in"):
+            train(tiny(**changes), workdir)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 75
     step = int(saved_state(workdir)["at"])
     assert f"{number.name}: saved at step {step}" in said
     # What it saved is the state of a run that was told to stop there.
-    train(tiny(**LONG), tmp_path / "told", stop_at=step)
+    train(tiny(**changes), tmp_path / "told", stop_at=step)
     assert_same_run(workdir, tmp_path / "told")
 
 
@@ -109,25 +137,6 @@ def test_another_configuration_is_refused_by_key(uninterrupted):
     ):
         train(tiny(seed=1, optimizer__weight_decay=0.7), uninterrupted)
     assert (uninterrupted / "config.json").read_text() == before
-
-
-def test_what_may_change_may_change(uninterrupted):
-    train(tiny(writers__tensorboard=False, mesh__data=1), uninterrupted)
-    train(tiny(), uninterrupted)
-
-
-def test_two_processes_do_not_train_in_one_directory(tmp_path):
-    workdir = tmp_path / "run"
-    process = start(workdir, **LONG)
-    try:
-        while not (workdir / "metrics.jsonl").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        with pytest.raises(InputError, match="another process is training in"):
-            train(tiny(**LONG), workdir)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -59,6 +59,18 @@ GROKS = {
     "writers.tensorboard": False,
 }
 
+# Changes to TINY: a run that does not end by itself, to be signalled or killed. All such tests use
+# this one, as another number of steps, or of steps between rows, is another program to compile.
+LONG = {
+    "steps": 400_000,
+    "log_every": 100,
+    "resume_every": 400_000,
+    "evaluation.every": 400_000,
+    "evaluation.per_doubling": 0,
+    "checkpoints.every": 400_000,
+    "checkpoints.per_doubling": 0,
+}
+
 
 def tiny(**overrides):
     """The tiny configuration; keyword arguments use `__` for the dot."""
