@@ -45,7 +45,7 @@ def filled(model):
         return norm + size * random.standard_normal(leaf.shape, np.float32)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_a_grid_of_edits_compiles_once():
 
 def test_stacked_parameters_map_over_checkpoints():
     model = Transformer(SPEC)
-    one = filled(model)
+    one = jax.device_get(filled(model))
     each = [jax.tree.map(lambda x, n=n: x + np.float32(0.1 * n), one) for n in range(3)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     together = jax.jit(jax.vmap(lambda p: model.forward(p, TOKENS)[0]))(stacked)

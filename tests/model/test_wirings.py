@@ -40,7 +40,14 @@ SITES = (
 )
 
 
-@pytest.fixture(params=[SPEC, LOOPED], ids=["gpt2", "looped"], scope="module")
+# By default cones (test_cones.py) are what is run with looped blocks.
+@pytest.fixture(
+    params=[
+        pytest.param(SPEC, id="gpt2"),
+        pytest.param(LOOPED, id="looped", marks=pytest.mark.slow),
+    ],
+    scope="module",
+)
 def model(request):
     return Transformer(request.param)
 
