@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from implicit_reasoning.dictionaries import measure
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.plan import make_plan
@@ -83,14 +84,38 @@ def untrained(run, asked):
     plan = make_plan(run, asked)
     dictionary = plan.recipe.dictionary
     x, y = (np.ones((4, width), "f4") for width in (dictionary.kind.d_in, dictionary.kind.d_out))
-    zero = np.float32(0)
-    shapes = jax.eval_shape(
-        lambda key: dictionary.finish(dictionary.init(key, x, y), zero, zero), jax.random.key(0)
-    )
+
+    def whole(key, x, y, zero):
+        return dictionary.finish(dictionary.init(key, x, y), zero, zero)
+
+    shapes = jax.eval_shape(whole, jax.random.key(0), x, y, np.float32(0))
     params = drawn(shapes, len(plan.members))
     if "k" in params:
         params["k"] = jax.device_put(np.array([m.sparsity for m in plan.members], np.int32))
     return Dictionaries(dictionary.finished(), params, plan.members, asked)
+
+
+def trace_only(monkeypatch, computed=lambda finished: False):
+    """Programs that measure dictionaries are traced, and give zeros: each takes long to compile.
+
+    Args:
+      monkeypatch: of pytest.
+      computed: of which `Finished` the numbers are wanted all the same.
+    """
+    real = measure._program
+
+    def program(*args):
+        compiled = real(*args)
+
+        def run(params, items, sites, finished):
+            if computed(finished):
+                return compiled(params, items, sites, finished)
+            shapes = compiled.eval_shape(params, items, sites, finished)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return run
+
+    monkeypatch.setattr(measure, "_program", program)
 
 
 CONCEPTS = ["e1@r1", "e1@r2", "r1@r1", "r1@r2", "e2@r1", "e2@r2", "r2@r2", "answer@r2", "fact1@r2"]

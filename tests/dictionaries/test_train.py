@@ -20,7 +20,7 @@ from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.training.interruption import Interrupted, Wish
-from tests.dictionaries.planted import untrained
+from tests.dictionaries.planted import trace_only, untrained
 from tests.dictionaries.small import SITE, SMALL, config
 
 READ, WRITTEN = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
@@ -138,13 +138,7 @@ def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
     """All but the numbers: programs are traced, not compiled, and give zeros."""
     found = untrained(run, of_kind(kind))
     assert len(found) == 2  # one a checkpoint; of crosscoders one a site
-    real = measure_module._program
-
-    def traced(*args):
-        shapes = real(*args).eval_shape
-        return lambda *of: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(*of))
-
-    monkeypatch.setattr(measure_module, "_program", traced)
+    trace_only(monkeypatch)
     result = measure_module.measure_dictionaries(run, found, progress=False)
     assert result.sizes["member"] == len(found) and "f1" in result
     assert ("ce" in result) == (kind != "crosscoder")  # no one model has a place for it
@@ -320,7 +314,7 @@ def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     own = result.sel(member=(result["what"] == "trained").values)
     assert own.sizes["member"] == len(beaten) < result.sizes["member"]
     assert str(result["split"].values[0]).startswith("train")
-    clean, spliced = (result["kl"].sel(model=name) for name in ("clean", "spliced"))
+    clean, spliced = (own["kl"].sel(model=name) for name in ("clean", "spliced"))
     assert (clean == 0).all() and (spliced > 0).all()
     assert own["l0"].max() <= 3 and (own["explained_variance"] <= 1).all()
     assert {"e1@r1", "e2@r1", "e2@r2", "fact1@r2"} <= set(result["concept"].values)
@@ -329,10 +323,18 @@ def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     np.testing.assert_array_equal(result["f1"], measured(run, beaten)["f1"])
 
 
-def test_the_command_trains_measures_and_writes_the_page(run, beaten, capsys):
-    # As many as are there already, so that no program is compiled for others.
+@pytest.mark.slow
+def test_baselines_are_measured_like_what_is_to_beat_them(run):
+    made = train_dictionaries(run, config(name="held", read=(SITE,), baselines=True))
+    result = measured(run, made)
+    assert {"k-means", "linear", "neurons", "class means"} < set(result["what"].values)
+    assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
+
+
+def test_the_command_trains_measures_and_writes_the_page(run, beaten, capsys, monkeypatch):
+    trace_only(monkeypatch)  # numbers are those of the test above
     flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
-    flags += ["--config.name=said", f"--config.read={SITE}", "--config.baselines=true"]
+    flags += ["--config.name=said", f"--config.read={SITE}"]
     assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0
     assert "4 dictionaries" in capsys.readouterr().out
     page = run.files.report.read_text(encoding="utf-8")
