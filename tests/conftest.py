@@ -7,8 +7,8 @@ import tempfile
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compiling. LLVM's optimizations take half of it and gain nothing on tiny
-# programs, so only `make test-all` (TESTS=thorough) runs with them.
+# Most of the tests' time is compiling. LLVM's optimizations take half of it and gain nothing on
+# tiny programs, so only `make test-all` (TESTS=thorough) runs with them.
 _thorough = os.environ.get("TESTS") == "thorough"
 if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
     _flags = os.environ.get("XLA_FLAGS", "")

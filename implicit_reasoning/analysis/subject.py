@@ -53,4 +53,10 @@ class InMemory:
     def params(self, steps: Sequence[int] | None = None) -> Params:
         """Those asked for, stacked; one may be asked for more than once."""
         chosen = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *chosen)
+        return _stacked(*chosen)
+
+
+@jax.jit
+def _stacked(*trees: Params) -> Params:
+    """One program for all leaves, not one for each shape."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

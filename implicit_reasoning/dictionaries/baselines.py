@@ -197,7 +197,7 @@ def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray
 
 
 def _float32(arrays: dict[str, np.ndarray]) -> Params:
-    return {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
+    return jax.device_put({name: value.astype(np.float32) for name, value in arrays.items()})
 
 
 def _signed(

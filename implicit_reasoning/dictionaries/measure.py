@@ -111,7 +111,7 @@ def _outputs(
             # Filled up, so that every device has as many.
             missing = -len(some) % len(jax.local_devices())
             filled = np.resize(np.arange(len(some)), len(some) + missing)
-            items = jnp.asarray(source)[filled], _stack([some[n].params for n in filled])
+            items = np.asarray(source)[filled], _stack([some[n].params for n in filled])
             outputs = jax.device_get(program(params, items, sites, finished))
             for place, number in enumerate(numbers):
                 found[number] = jax.tree.map(lambda leaf, p=place: leaf[p], outputs)
@@ -174,7 +174,9 @@ def _labelled(
     return xr.Dataset(variables, coords)
 
 
+@jax.jit
 def _stack(trees: Sequence[Any]) -> Any:
+    """One program for all leaves, not one for each shape."""
     return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
 
 

@@ -112,8 +112,8 @@ def make_members(
 ) -> Members:
     """One member for each of the three, which go together; equal seeds draw alike."""
     return Members(
-        jnp.asarray(pools, jnp.int32),
-        jnp.asarray(sparsities, jnp.float32),
+        jax.device_put(np.asarray(pools, np.int32)),
+        jax.device_put(np.asarray(sparsities, np.float32)),
         jnp.stack([jax.random.key(seed) for seed in seeds]),
     )
 

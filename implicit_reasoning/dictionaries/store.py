@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
@@ -198,7 +197,7 @@ def load(run: Run, name: str) -> Dictionaries:
     finished = Finished(kind, about["architecture"], about["most"])
     members = tuple(_member(member) for member in about["members"])
     arrays = read_npz(files.finished, "set of dictionaries")
-    params = {name: jnp.asarray(value) for name, value in arrays.items()}
+    params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape
     return Dictionaries(finished, params, members, from_json(read_json(files.config)))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
@@ -95,7 +94,8 @@ class Run:
                 f"{self.files.workdir} has no checkpoint of step {missing}; there are {self.steps}"
             )
         trees = [self.store.params(step) for step in steps]
-        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+        # `jnp.asarray` would compile a program for every shape.
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -1,10 +1,9 @@
 """Something to measure without training it: a tiny world, and random weights as checkpoints."""
 
-import jax
-
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.worlds import build
+from tests.model.interchange.models import filled
 from tests.training.tiny import tiny
 
 DATASET = build(tiny().task)
@@ -13,5 +12,4 @@ DATASET = build(tiny().task)
 def random_checkpoints(count=3, **spec):
     sizes = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_mlp": 16, "init_std": 0.5} | spec
     model = Transformer(Spec(d_vocab=DATASET.n_vocab, n_ctx=DATASET.n_ctx, **sizes))
-    keys = jax.random.split(jax.random.key(0), count)
-    return InMemory(model, DATASET, [jax.jit(model.init)(key) for key in keys])
+    return InMemory(model, DATASET, [filled(model, seed) for seed in range(count)])

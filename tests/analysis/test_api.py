@@ -81,13 +81,33 @@ def test_what_is_there_is_not_measured_again(run, monkeypatch):
     assert at_once.attrs["definition"] == LogitLens.definition
 
 
-def test_the_command_and_the_report(run, capsys):
+def of_default(monkeypatch, *instruments):
+    monkeypatch.setattr(
+        "implicit_reasoning.analysis.api.default_instruments", lambda: list(instruments)
+    )
+
+
+@pytest.mark.slow
+def test_the_command_measures_with_all_instruments(run, capsys):
+    assert main(["analyze", f"--workdir={run.files.workdir}", "--steps=0,10"]) == 0
+    written = capsys.readouterr().out.splitlines()
+    assert len(written) >= 12 and len(collect(run)) >= 12
+    for line in written:
+        assert run.result(line.rsplit("/", 1)[1].removesuffix(".nc")).step.values.tolist() == [
+            0,
+            10,
+        ]
+
+
+def test_the_command_and_the_report(run, capsys, monkeypatch):
+    of_default(monkeypatch, LogitLens(), ParameterPatching())
     workdir = f"--workdir={run.files.workdir}"
     assert main(["analyze", workdir, "--instruments=lens", "--steps=last"]) == 0
     assert capsys.readouterr().out.strip().endswith("analysis/lens.nc")
     assert run.result("lens").step.values.tolist() == [20]
     assert main(["analyze", workdir, "--steps=0,10"]) == 0
     assert run.result("lens").step.values.tolist() == [0, 10, 20]
+    assert run.result("parameter_patching").step.values.tolist() == [0, 10]
     assert main(["analyze", workdir, "--steps=soon"]) == 2
     assert "--steps=soon is not understood; it is all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2
@@ -153,17 +173,39 @@ def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, mon
             chains = trained & (data.truth["fact2"] >= 0)
             return dataclasses.replace(data, probe=data.probe & ~chains)
 
-    monkeypatch.setattr(
-        "implicit_reasoning.analysis.api.default_instruments", lambda: [CrossQuery(), LogitLens()]
-    )
+    of_default(monkeypatch, CrossQuery(), LogitLens())
     other = WithoutTrainingChains(run.files.workdir)
     assert analyze_all(other, steps=[20], progress=False) == ["lens"]
     with pytest.raises(NotApplicable, match="cross_query needs training chains"):
         analyze(other, "cross_query", progress=False)
 
 
+class OfPosition(LogitLens):
+    """An instrument with an option, whose program is there already."""
+
+    name = "of_position"
+
+    def __init__(self, *positions):
+        self.positions = positions
+
+    def options(self):
+        return {"positions": self.positions}
+
+
 def test_options_of_ones_own_are_not_mixed(run):
-    """DAS of two variables is one file: what is there is refused, and replaced when asked."""
+    """Two of an instrument are one file: what is there is refused, and replaced when asked."""
+    one = analyze(run, OfPosition("r1"), steps=[20], progress=False)
+    assert one.attrs["options"] == {"positions": ["r1"]}
+    xr.testing.assert_identical(analyze(run, OfPosition("r1"), steps=[20], progress=False), one)
+    other = OfPosition("r1", "r2")
+    with pytest.raises(InputError, match=r"'of_position' that is there has other .*--again"):
+        analyze(run, other, steps=[20], progress=False)
+    again = analyze(run, other, steps=[20], again=True, progress=False)
+    assert again.attrs["options"] == {"positions": ["r1", "r2"]}
+
+
+@pytest.mark.slow
+def test_das_of_another_variable_is_another_result(run):
     short = {"rank": 2, "steps": 1}
     e2 = analyze(run, Alignment("e2", ["r1"], **short), steps=[20], progress=False)
     assert e2.attrs["options"] == {"variable": "e2", "positions": ["r1"], **short}

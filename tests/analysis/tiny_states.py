@@ -1,12 +1,12 @@
 """A small world, a model of its shape, and states that are built by hand."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
+from tests.model.interchange.models import filled
 
 TASK = {
     "world_seed": 3,
@@ -29,13 +29,18 @@ def make_model(dataset, **other):
 
 def random_subject(model, dataset, n_checkpoints=1):
     """Some checkpoints, at random, of one model."""
-    init = jax.jit(model.init)
-    return InMemory(model, dataset, [init(jax.random.key(n)) for n in range(n_checkpoints)])
+    return InMemory(model, dataset, [filled(model, seed) for seed in range(n_checkpoints)])
 
 
-def run(instrument, dataset, model=None, n_checkpoints=1):
-    """The result, and how often `measure` was traced."""
+def run(instrument, dataset, model=None, n_checkpoints=1, states=None):
+    """The result, and how often `measure` was traced.
+
+    With `states`, checkpoints have them beside their parameters; see `plant_in_parameters`.
+    """
     subject = random_subject(model or make_model(dataset), dataset, n_checkpoints)
+    if states is not None:
+        checkpoints = [one | {"states": states} for one in subject.checkpoints]
+        subject = InMemory(subject.model, dataset, checkpoints)
     runner = Runner(instrument, subject.model)
     return measure(instrument, subject, runner=runner, progress=False), runner.traces
 
@@ -55,6 +60,18 @@ def random_states(tokens, n_layers, width=48, seed=0):
 def plant(monkeypatch, module, states):
     """Make an instrument's module see these states in place of the model's."""
     monkeypatch.setattr(module, "residuals", lambda *_: jnp.asarray(states))
+
+
+def plant_in_parameters(monkeypatch, module, instrument):
+    """The same, of states that `run` is given beside parameters: one program for all of them."""
+    real = instrument.measure
+
+    def measure(self, model, params, inputs, key):
+        own = {name: value for name, value in params.items() if name != "states"}
+        monkeypatch.setattr(module, "residuals", lambda *_: params["states"])
+        return real(self, model, own, inputs, key)
+
+    monkeypatch.setattr(instrument, "measure", measure)
 
 
 def truth_of(dataset, tokens, name):

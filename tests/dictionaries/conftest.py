@@ -1,24 +1,69 @@
-"""One small run and one set of dictionaries for all tests of this folder."""
+"""One small run and one set of dictionaries for all tests of this folder.
+
+They are made once per session, by the worker that comes first; every worker has a copy of its own,
+since tests add to it.
+"""
+
+import os
+import shutil
 
 import pytest
+from filelock import FileLock
 
-from implicit_reasoning.dictionaries import train_dictionaries
+from implicit_reasoning.dictionaries import load, measured, train_dictionaries
+from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.store import Files
+from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
+from tests.dictionaries.planted import trace_only
 from tests.dictionaries.small import SITE, config
 from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    return train(tiny(steps=60, checkpoints__every=20), tmp_path_factory.mktemp("run"))
+def common(tmp_path_factory):
+    """The folder of the run that all workers copy; to be used under its lock."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each worker a folder in that of the session.
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dictionaries_run"
+
+
+def lock(common):
+    return FileLock(f"{common}.lock")
 
 
 @pytest.fixture(scope="session")
-def made(run):
-    return train_dictionaries(run, config())
+def run(common, tmp_path_factory):
+    finished = common.with_suffix(".finished")
+    with lock(common):
+        if not finished.exists():
+            train(tiny(steps=60, checkpoints__every=20), common)
+            finished.touch()
+    own = tmp_path_factory.mktemp("dictionaries") / "run"
+    shutil.copytree(common, own, ignore=shutil.ignore_patterns("dictionaries"))
+    return Run(own)
+
+
+def copied(run, common, asked, *, measure=False):
+    """Dictionaries that are trained, and measured, in the common run, in a worker's own."""
+    with lock(common):
+        made = train_dictionaries(Run(common), asked)
+        if measure:
+            measured(Run(common), made)
+    shutil.copytree(Files.of(Run(common), asked.name).folder, Files.of(run, asked.name).folder)
+    return load(run, asked.name)
 
 
 @pytest.fixture(scope="session")
-def beaten(run):
-    """Of one site, to be measured beside baselines."""
-    return train_dictionaries(run, config(name="beaten", read=(SITE,), baselines=True))
+def made(run, common):
+    return copied(run, common, config())
+
+
+@pytest.fixture(scope="session")
+def beaten(run, common):
+    """Of one site, measured beside baselines; those of another shape have zeros for numbers."""
+    asked = config(name="beaten", read=(SITE,), baselines=True)
+    own = make_plan(run, asked).recipe.dictionary.finished()
+    with pytest.MonkeyPatch.context() as patch:
+        trace_only(patch, computed=lambda finished: finished == own)
+        return copied(run, common, asked, measure=True)

@@ -2,21 +2,30 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 
 
 def at_random(kind, variant, seed=0, batch=6):
-    """A dictionary, parameters, a batch of inputs and targets, and nobody dead."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    x = jax.random.normal(keys[0], (batch, kind.d_in))
-    y = x if isinstance(kind, Autoencoder) else jax.random.normal(keys[1], (batch, kind.d_out))
+    """A dictionary, parameters, a batch of inputs and targets, and no dead feature.
+
+    All are drawn by numpy: nothing is compiled for it.
+    """
+    random = np.random.default_rng(seed)
+
+    def draw(shape, size=1.0):
+        return jnp.asarray(size * random.standard_normal(shape), jnp.float32)
+
+    x = draw((batch, kind.d_in))
+    y = x if isinstance(kind, Autoencoder) else draw((batch, kind.d_out))
     dictionary = Dictionary(kind, variant)
-    params = dictionary.init(keys[2], x, y)
-    names = sorted(params)
-    for name, key in zip(names, jax.random.split(keys[3], len(names)), strict=True):
-        params[name] = params[name] + 0.3 * jax.random.normal(key, params[name].shape)
+    shapes = jax.eval_shape(dictionary.init, jax.random.key(0), x, y)
+    params = {
+        name: draw(shape.shape, 0.5 if name == "W_enc" else 0.3)
+        for name, shape in sorted(shapes.items())
+    }
     if "threshold" in params:
-        params["threshold"] = jnp.abs(params["threshold"])
-    return dictionary, params, x, y, jnp.zeros(kind.d_sae, bool)
+        params["threshold"] = jnp.asarray(np.abs(params["threshold"]))
+    return dictionary, params, x, y, jnp.asarray(np.zeros(kind.d_sae, bool))

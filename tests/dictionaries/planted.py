@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from implicit_reasoning.dictionaries import measure
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.runs import Layout, Run
 from tests.dictionaries.small import SITE, config
@@ -65,6 +67,55 @@ def measured_as(made, concepts=(), n_values=1, **more):
         for name in ("f1_null", "average_precision_null"):
             variables[name] = (*dims[:2], "draw"), np.full((*shape[:2], 2), 0.05)
     return xr.Dataset(variables | more, coords)
+
+
+def drawn(shapes, *leading):
+    """Parameters of these shapes; it takes less time than to compile what makes them."""
+    random = np.random.default_rng(0)
+    return jax.device_put(
+        jax.tree.map(
+            lambda leaf: random.normal(size=(*leading, *leaf.shape)).astype(leaf.dtype), shapes
+        )
+    )
+
+
+def untrained(run, asked):
+    """A set as a configuration asks for, of parameters that are drawn: nothing is compiled."""
+    plan = make_plan(run, asked)
+    dictionary = plan.recipe.dictionary
+    x, y = (np.ones((4, width), "f4") for width in (dictionary.kind.d_in, dictionary.kind.d_out))
+
+    def whole(key, x, y, zero):
+        return dictionary.finish(dictionary.init(key, x, y), zero, zero)
+
+    shapes = jax.eval_shape(whole, jax.random.key(0), x, y, np.float32(0))
+    params = drawn(shapes, len(plan.members))
+    if "k" in params:
+        params["k"] = jax.device_put(np.array([m.sparsity for m in plan.members], np.int32))
+    return Dictionaries(dictionary.finished(), params, plan.members, asked)
+
+
+def trace_only(monkeypatch, computed=lambda finished: False):
+    """Programs that measure dictionaries are traced, and give zeros: each takes long to compile.
+
+    Args:
+      monkeypatch: of pytest.
+      computed: of which `Finished` the numbers are wanted all the same.
+    """
+    real = measure._program
+
+    def program(*args):
+        compiled = real(*args)
+
+        def run(params, items, sites, finished):
+            if computed(finished):
+                return compiled(params, items, sites, finished)
+            shapes = compiled.eval_shape(params, items, sites, finished)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return run
+
+    monkeypatch.setattr(measure, "_program", program)
 
 
 CONCEPTS = ["e1@r1", "e1@r2", "r1@r1", "r1@r2", "e2@r1", "e2@r2", "r2@r2", "answer@r2", "fact1@r2"]

@@ -1,17 +1,20 @@
 """Baselines are what they are called, and are measured beside the dictionaries."""
 
+import dataclasses
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
-from implicit_reasoning.dictionaries import Dictionaries, measured, train_dictionaries
-from implicit_reasoning.dictionaries.baselines import FROZEN, make_baselines
+from implicit_reasoning.dictionaries import Dictionaries, measured
+from implicit_reasoning.dictionaries.baselines import FROZEN, _fitted, _trained, make_baselines
 from implicit_reasoning.dictionaries.evolution import births, over_training
 from implicit_reasoning.dictionaries.states import split_states, states
 from implicit_reasoning.dictionaries.store import UNTRAINED
-from tests.dictionaries.small import config
+from tests.dictionaries.planted import untrained
+from tests.dictionaries.small import SITE, config
 
 FITTED = {"k-means", "linear", "neurons", "class means"}
 
@@ -30,12 +33,20 @@ def found(run, beaten, split):
 
 
 def states_of(run, split, baseline):
-    params = run.params(baseline.member.steps)
-    x, y = (
-        states(run.model, split.places, params, sites)[split.trained]
-        for sites in (baseline.member.read, baseline.member.write)
-    )
-    return x, y
+    member = baseline.member
+    return [states_at(run, split, member, sites) for sites in (member.read, member.write)]
+
+
+def states_at(run, split, member, sites):
+    found = jax.jit(partial(states, run.model, split.places), static_argnums=1)
+    return np.asarray(found(run.params(member.steps), tuple(sites)))[split.trained]
+
+
+def use(one, x):
+    """What a baseline writes and what is active, by one program."""
+    finished = one.finished
+    both = jax.jit(lambda params, x: (finished(params, x), finished.encode(params, x)))
+    return jax.device_get(both(one.params, x))
 
 
 def test_there_are_all_of_them(run, found):
@@ -46,18 +57,18 @@ def test_there_are_all_of_them(run, found):
 def test_k_means_writes_the_nearest_of_its_centroids(run, split, found):
     one = found["k-means"]
     x, _ = states_of(run, split, one)
-    acts = one.finished.encode(one.params, x)
+    written, acts = use(one, x)
     assert ((acts > 0).sum(1) == 1).all()
     rows = np.asarray(one.finished.kind.rows(one.params))
     used = np.isfinite(np.asarray(one.params["b_enc"]))
-    distance = ((np.asarray(x)[:, None] - rows[None, used]) ** 2).sum(-1)
-    written = np.asarray(one.finished(one.params, x))
+    distance = ((x[:, None] - rows[None, used]) ** 2).sum(-1)
     np.testing.assert_allclose(((written - x) ** 2).sum(1), distance.min(1), rtol=1e-3, atol=1e-4)
 
 
 def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     one = found["linear"]
-    x, _ = (np.asarray(v, np.float64) for v in states_of(run, split, one))
+    single, _ = states_of(run, split, one)
+    x = single.astype(np.float64)
     k, mean = int(one.params["k"]), np.asarray(one.params["b_dec"], np.float64)
     directions = np.asarray(one.finished.kind.rows(one.params), np.float64)
     directions = directions[: len(directions) // 2]
@@ -67,7 +78,7 @@ def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     assert (np.diff(spread) <= 0.05 * spread[0]).all()  # principal ones come first
     best = np.sort(np.abs(along), axis=1)[:, -k:]
     left = ((x - mean) ** 2).sum(1) - (best**2).sum(1)
-    written = np.asarray(one.finished(one.params, jnp.asarray(x, jnp.float32)))
+    written, _ = use(one, single)
     np.testing.assert_allclose(((written - x) ** 2).sum(1), left, rtol=1e-3, atol=1e-3)
 
 
@@ -77,8 +88,8 @@ def test_class_means_know_the_bridge(run, split, found):
     places = split.places
     there = places.pos[split.trained] == 1
     e2 = run.dataset.truth["e2"][places.rows[places.row[split.trained]]][there]
-    acts = np.asarray(one.finished.encode(one.params, x))[there]
-    means = np.stack([np.asarray(x)[there][e2 == value].mean(0) for value in np.unique(e2)])
+    acts = use(one, x)[1][there]
+    means = np.stack([x[there][e2 == value].mean(0) for value in np.unique(e2)])
     rows = np.asarray(one.finished.kind.rows(one.params))
     # Of every bridge one row is the mean of its states at r1, each drawn about as often.
     nearest = np.linalg.norm(means[:, None] - rows[None], axis=-1).min(1)
@@ -97,38 +108,33 @@ def test_a_frozen_decoder_is_the_one_that_was_drawn(run, beaten, split, found):
     assert cosine.mean() < 2 / np.sqrt(rows.shape[1])  # as random as they were
     assert np.abs((rows * trained).sum(1)).mean() < 0.9
     x, _ = states_of(run, split, one)
+    write = jax.jit(made.finished.__call__)
     errors = [
-        float(((made.finished(params, x) - x) ** 2).sum())
+        float(((np.asarray(write(params, x)) - x) ** 2).sum())
         for params in (one.params, made.params_of(number))
     ]
     assert errors[1] < errors[0]
 
 
 def test_transcoders_have_the_neurons_of_their_mlp(run, split):
-    made = train_dictionaries(
-        run, config("transcoder", name="neurons", sparsities=(3.0,), checkpoints=1)
-    )
-    one = next(b for b in make_baselines(run, made, split) if b.name == "neurons")
+    made = untrained(run, config("transcoder", name="neurons", sparsities=(3.0,), checkpoints=1))
+    one = next(b for b in _fitted(run, made, split, made.shown[0]) if b.name == "neurons")
     x, _ = states_of(run, split, one)
-    everything = {**one.params, "k": jnp.int32(one.finished.kind.d_sae)}
-    finished = type(one.finished)(
-        one.finished.kind, "topk", one.finished.kind.d_sae, one.finished.act_fn
-    )
-    hidden = np.asarray(finished.encode(everything, x))
+    width = one.finished.kind.d_sae
+    everything = {**one.params, "k": np.int32(width)}
+    finished = dataclasses.replace(one.finished, most=width)
+    _, hidden = use(one._replace(finished=finished, params=everything), x)
     sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
-    expected = states(run.model, split.places, run.params(one.member.steps), sites)
-    expected = np.maximum(np.asarray(expected)[split.trained], 0)
+    expected = np.maximum(states_at(run, split, one.member, sites), 0)
     np.testing.assert_allclose(hidden, expected, atol=1e-4)
-    few = np.asarray(one.finished.encode(one.params, x))
-    assert ((few > 0).sum(1) <= 3).all()
+    assert ((use(one, x)[1] > 0).sum(1) <= 3).all()
 
 
 def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
-    steps = run.steps[-1:]
-    made = train_dictionaries(run, config(name="last", steps=steps, sparsities=(2.0,)))
-    untrained = [b for b in make_baselines(run, made, split) if b.name == UNTRAINED]
-    assert {one.member.steps for one in untrained} == {(run.steps[0],)}
-    assert len(untrained) == 2
+    asked = config(name="last", steps=run.steps[-1:], sparsities=(2.0,), read=(SITE,))
+    made = untrained(run, asked)
+    (one,) = (b for b in _trained(run, made) if b.name == UNTRAINED)
+    assert one.member == made.members[0]._replace(steps=(run.steps[0],))
 
 
 # Over training -----------------------------------------------------------------------------------
@@ -144,8 +150,8 @@ def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
 
 
 def test_equal_dictionaries_keep_all_their_features(run):
-    made = train_dictionaries(run, config(name="seeds", seeds=2, sparsities=(3.0,)))
-    twice = jax.tree.map(lambda leaf: leaf.at[1::2].set(leaf[::2]), made.params)
+    made = untrained(run, config(name="seeds", seeds=2, sparsities=(3.0,)))
+    twice = jax.tree.map(lambda leaf: np.repeat(leaf[::2], 2, axis=0), made.params)
     equal = Dictionaries(made.finished, twice, made.members, made.config)
     density = xr.Dataset({"density": (("member", "feature"), np.ones((len(made), 24)))})
     found = over_training(equal, density)

@@ -22,7 +22,15 @@ from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.worlds import build
 from tests.analysis.by_hand import composer, dataset
-from tests.dictionaries.planted import CONCEPTS, STEPS, Planted, dimensions, measured_as
+from tests.dictionaries.planted import (
+    CONCEPTS,
+    STEPS,
+    Planted,
+    dimensions,
+    drawn,
+    measured_as,
+    untrained,
+)
 from tests.dictionaries.small import SITE, config
 from tests.training.tiny import TINY
 
@@ -260,24 +268,7 @@ def test_without_checkpoints_there_is_the_table(data, planted, made):
 
 
 def at_random(run, kind, **changes):
-    """A set as it would be, of parameters that are drawn."""
-    chosen = config(kind, sparsities=(0.1,), variant="relu", **changes)
-    plan = make_plan(run, chosen)
-    dictionary = plan.recipe.dictionary
-    x, y = (jnp.ones((4, width)) for width in (dictionary.kind.d_in, dictionary.kind.d_out))
-    zero = jnp.zeros(())
-    shapes = jax.eval_shape(
-        lambda key: dictionary.finish(dictionary.init(key, x, y), zero, zero), jax.random.key(0)
-    )
-    params = drawn(shapes, len(plan.members))
-    return Dictionaries(dictionary.finished(), params, plan.members, chosen)
-
-
-def drawn(shapes, *leading):
-    """Parameters of these shapes; it takes less time than to compile what makes them."""
-    random = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(random.normal(size=(*leading, *leaf.shape)), leaf.dtype)  # noqa: E731
-    return jax.tree.map(draw, shapes)
+    return untrained(run, config(kind, sparsities=(0.1,), variant="relu", **changes))
 
 
 @pytest.mark.parametrize("kind", ["cross_layer", "crosscoder"])

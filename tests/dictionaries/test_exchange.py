@@ -2,12 +2,13 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
     load_gemma_scope,
@@ -35,7 +36,13 @@ SITES = {"read": "blocks.0.hook_resid_post", "write": "blocks.0.hook_resid_post"
 
 def finished(kind, variant, seed=0):
     dictionary, params, x, *_ = at_random(kind, variant, seed)
-    return dictionary.finished(), dictionary.finish(params, jnp.float32(0.3), jnp.float32(3)), x
+    return dictionary.finished(), finish(dictionary, params, np.float32(0.3), np.float32(3)), x
+
+
+# One program each for all that are of one kind and shape.
+finish = jax.jit(Dictionary.finish, static_argnums=0)
+written = jax.jit(Finished.__call__, static_argnums=0)
+encoded = jax.jit(Finished.encode, static_argnums=0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_saelens_there_and_back(tmp_path, kind, variant, theirs):
     assert config["architecture"] == theirs and config["metadata"]["model_name"] == "tiny"
     opened, read, about = load_saelens(tmp_path)
     assert opened == whole and about["hook_name"] == SITES["read"]
-    np.testing.assert_allclose(opened(read, x), whole(params, x), atol=1e-6)
+    np.testing.assert_allclose(written(opened, read, x), written(whole, params, x), atol=1e-6)
     assert (tmp_path / "sparsity.safetensors").exists()
 
 
@@ -69,9 +76,9 @@ def test_an_encoder_that_does_not_subtract_the_bias_gives_the_same(tmp_path):
         write_json(tmp_path / "cfg.json", config | {"apply_b_dec_to_input": False})
         opened, read, _ = load_saelens(tmp_path)
         # What theirs computes: x W_enc + b, where ours has (x - b_dec) W_enc + b.
-        unshifted = params | {"b_dec": jnp.zeros(D)}
-        expected = whole.encode(unshifted, x)
-        np.testing.assert_allclose(opened.encode(read, x), expected, atol=1e-5)
+        unshifted = params | {"b_dec": np.zeros(D, "f4")}
+        expected = encoded(whole, unshifted, x)
+        np.testing.assert_allclose(encoded(opened, read, x), expected, atol=1e-5)
 
 
 def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
@@ -82,9 +89,13 @@ def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
     config = read_json(tmp_path / "cfg.json")
     write_json(tmp_path / "cfg.json", config | {"rescale_acts_by_decoder_norm": True})
     opened, read, _ = load_saelens(tmp_path)
-    seen = dictionary.loss(params, x, x, jnp.float32(3), jnp.zeros(F, bool))[1]
-    out = dictionary.kind.write(params, seen.encoded.acts) + dictionary.kind.base(params, x)
-    np.testing.assert_allclose(opened(read, x), out, atol=1e-5)
+
+    @jax.jit
+    def trained(params, x):
+        seen = dictionary.loss(params, x, x, jnp.float32(3), jnp.zeros(F, bool))[1]
+        return dictionary.kind.write(params, seen.encoded.acts) + dictionary.kind.base(params, x)
+
+    np.testing.assert_allclose(written(opened, read, x), trained(params, x), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +145,8 @@ def test_sets_of_transcoders_there_and_back(tmp_path, make, variant):
     assert len(opened) == 3
     for (whole, params, x), (theirs, read) in zip(parts, opened, strict=True):
         assert theirs == whole
-        np.testing.assert_allclose(theirs(read, x), whole(params, x), atol=1e-6)
+        found, expected = written(theirs, read, x), written(whole, params, x)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(InputError, match="holds a transcoder_set, not a cross_layer_transcoder"):
         load_cross_layer(tmp_path)
 
@@ -146,7 +158,7 @@ def test_cross_layer_transcoders_there_and_back(tmp_path, variant):
     save_cross_layer(tmp_path, whole, params)
     opened, read = load_cross_layer(tmp_path)
     assert opened == whole
-    np.testing.assert_allclose(opened(read, x), whole(params, x), atol=1e-5)
+    np.testing.assert_allclose(written(opened, read, x), written(whole, params, x), atol=1e-5)
 
 
 def test_what_circuit_tracer_does_not_have(tmp_path):
@@ -176,8 +188,8 @@ def test_gemma_scope(tmp_path):
     for transcoder in (False, True):
         whole, params = load_gemma_scope(tmp_path / "params.npz", transcoder=transcoder)
         assert isinstance(whole, Finished)
-        np.testing.assert_allclose(whole.encode(params, jnp.asarray(x)), acts, atol=1e-5)
-        np.testing.assert_allclose(whole(params, jnp.asarray(x)), out, atol=1e-5)
+        np.testing.assert_allclose(encoded(whole, params, x), acts, atol=1e-5)
+        np.testing.assert_allclose(written(whole, params, x), out, atol=1e-5)
     np.savez(tmp_path / "other.npz", W=arrays["W_enc"])
     with pytest.raises(InputError, match="no Gemma Scope file: it has W, not W_dec"):
         load_gemma_scope(tmp_path / "other.npz")

@@ -1,17 +1,25 @@
 """The best feature of a value is found where there is one, and is by chance elsewhere."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.measures.matching import (
-    Half,
-    average_precision,
-    joined,
-    match,
-    match_null,
-)
+from implicit_reasoning.dictionaries.measures import matching
+from implicit_reasoning.dictionaries.measures.matching import Half
+
+
+def compiled(function, *static):
+    """Results in numpy of one program for each shape; several tests have the same shapes."""
+    program = jax.jit(function, static_argnums=static)
+    return functools.wraps(function)(lambda *of: jax.device_get(program(*of)))
+
+
+average_precision = compiled(matching.average_precision)
+joined = compiled(matching.joined, 2)
+match = compiled(matching.match, 2)
+match_null = compiled(matching.match_null, 2, 4)
 
 
 def precision_by_hand(scores, positive):
@@ -28,7 +36,7 @@ def test_average_precision_with_ties(seed):
     scores = random.integers(0, 4, 30).astype(np.float32)
     positive = random.random(30) < 0.3
     positive[0] = True
-    found = average_precision(jnp.asarray(scores), jnp.asarray(positive))
+    found = average_precision(scores, positive)
     np.testing.assert_allclose(found, precision_by_hand(scores, positive), rtol=1e-6)
 
 
@@ -36,7 +44,7 @@ def test_average_precision_agrees_with_what_others_compute():
     """Without ties it is the usual one: sum of precision times the step of recall."""
     scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
     positive = np.array([True, False, True, False])
-    found = average_precision(jnp.asarray(scores), jnp.asarray(positive))
+    found = average_precision(scores, positive)
     np.testing.assert_allclose(found, (1 + 2 / 3) / 2, rtol=1e-6)
 
 
@@ -54,7 +62,7 @@ def planted(n_states=200, n_values=10, n_features=32, seed=0):
 
 def halves(acts, values, second):
     """What is chosen on, and what is scored on."""
-    return [Half(jnp.asarray(acts[of]), jnp.asarray(values[of])) for of in (~second, second)]
+    return [Half(acts[of], values[of]) for of in (~second, second)]
 
 
 def test_planted_features_are_found():
@@ -78,8 +86,8 @@ def test_rows_that_only_fill_up_change_nothing():
     parts = halves(*planted())
     filled = [
         Half(
-            jnp.pad(one.acts, [(0, 30), (0, 0)], constant_values=-jnp.inf),
-            jnp.pad(one.values, (0, 30), constant_values=-1),
+            np.pad(one.acts, [(0, 30), (0, 0)], constant_values=-np.inf),
+            np.pad(one.values, (0, 30), constant_values=-1),
         )
         for one in parts
     ]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,16 +46,20 @@ def world():
 
 def coded(acts, rows):
     kind = Autoencoder(WIDTH, WIDTH, len(rows))
-    params = {"W_dec": jnp.asarray(rows, jnp.float32), "b_dec": jnp.zeros(WIDTH)}
-    return Coded(Finished(kind, "standard"), params, jnp.asarray(acts, jnp.float32))
+    params = {"W_dec": rows, "b_dec": jnp.zeros(WIDTH)}
+    return Coded(Finished(kind, "standard"), params, acts)
 
 
 def found(measure, world, acts, rows):
     spec = Spec(d_vocab=5, n_ctx=3, n_layers=1, d_model=8, n_heads=1, d_mlp=8)
-    x = jnp.asarray(world.x)
-    subject = Subject(Transformer(spec), {}, Sites((), ()), x, x)
-    outputs = measure.of_one(subject, measure.shared(subject), coded(acts, rows))
-    return {name: np.asarray(value) for name, value in outputs.items()}
+
+    @jax.jit
+    def of_one(x, acts, rows):
+        subject = Subject(Transformer(spec), {}, Sites((), ()), x, x)
+        return measure.of_one(subject, measure.shared(subject), coded(acts, rows))
+
+    as_floats = (np.asarray(array, np.float32) for array in (world.x, acts, rows))
+    return jax.device_get(of_one(*as_floats))
 
 
 def with_absorption(world, absorbed):
@@ -164,10 +169,10 @@ def test_an_entity_does_not_pass_for_the_one_fact_of_it_that_is_asked_for():
 
     def best(of):
         halves = [
-            Half(jnp.asarray(acts[of & half]), jnp.asarray(concept.values[of & half]))
+            Half(acts[of & half], concept.values[of & half])
             for half in (~concept.second, concept.second)
         ]
-        return np.nanmean(match(*halves, concept.n_values).f1)
+        return np.nanmean(jax.jit(match, static_argnums=2)(*halves, concept.n_values).f1)
 
     assert best(np.ones(len(acts), bool)) < 0.3
     assert best(concept.values >= 0) > 0.45  # the mutation: no states of other facts

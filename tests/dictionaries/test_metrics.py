@@ -1,9 +1,12 @@
 """Quality against closed forms; a spliced dictionary is the model itself where it is perfect."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer, SkipTranscoder
@@ -12,6 +15,7 @@ from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
 from implicit_reasoning.dictionaries.variants import ReLU
 from implicit_reasoning.model import Edit, Spec, Transformer, add
 from tests.dictionaries.parameters import at_random
+from tests.model.interchange.models import filled
 
 SPEC = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
 POST, READ, WRITE = "blocks.0.hook_resid_post", "ln2.hook_normalized", "hook_mlp_out"
@@ -25,31 +29,35 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    return jax.jit(model.init)(jax.random.key(0))
+    return filled(model)
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    return jax.random.randint(jax.random.key(1), (5, 3), 0, 11)
+    return np.random.default_rng(1).integers(0, 11, (5, 3))
 
 
 def identity(width):
     """Writes what it reads: x is relu(x) - relu(-x)."""
-    both = jnp.concatenate([jnp.eye(width), -jnp.eye(width)])
-    params = {"W_enc": both.T, "b_enc": jnp.zeros(2 * width), "W_dec": both}
+    both = np.concatenate([np.eye(width), -np.eye(width)]).astype(np.float32)
+    params = {"W_enc": both.T, "b_enc": np.zeros(2 * width, "f4"), "W_dec": both}
     kind = Autoencoder(width, width, 2 * width)
-    return Finished(kind, "standard"), params | {"b_dec": jnp.zeros(width)}
+    return Finished(kind, "standard"), params | {"b_dec": np.zeros(width, "f4")}
 
 
 def test_quality_by_hand():
     dictionary, params, x, *_ = at_random(Autoencoder(6, 6, 20), ReLU(), batch=50)
     finished = dictionary.finished()
-    params = dictionary.finish(params, jnp.float32(0), jnp.float32(0))
-    x = x + 3.0  # off centre, so that a variance about zero would be another number
-    found = quality(finished, params, x, x)
-    acts, out = (
-        np.asarray(v, np.float64) for v in (finished.encode(params, x), finished(params, x))
-    )
+
+    @jax.jit
+    def everything(params, x):
+        params = dictionary.finish(params, jnp.float32(0), jnp.float32(0))
+        acts = finished.encode(params, x)
+        return quality(finished, params, x, x), activity(acts), acts, finished(params, x)
+
+    x = np.asarray(x) + 3  # off centre, so that a variance about zero would be another number
+    found, seen, acts, out = everything(params, x)
+    acts, out = (np.asarray(v, np.float64) for v in (acts, out))
     y = np.asarray(x, np.float64)
     error, spread = ((out - y) ** 2).sum(1), ((y - y.mean(0)) ** 2).sum(1)
     close = {"rtol": 1e-4}
@@ -68,73 +76,92 @@ def test_quality_by_hand():
     )
     np.testing.assert_allclose(found.l2_ratio, (norms[0] / norms[1]).mean(), **close)
     density = (acts > 0).mean(0)
-    seen = activity(finished.encode(params, x))
     np.testing.assert_allclose(seen.density, density, **close)
     np.testing.assert_allclose(seen.dead, (density == 0).mean(), **close)
     np.testing.assert_allclose(seen.dense, (density > 0.1).mean(), **close)
 
 
 def test_the_mean_explains_nothing_and_the_truth_everything():
-    y = jax.random.normal(jax.random.key(0), (40, 5)) + 2
+    y = np.random.default_rng(0).standard_normal((40, 5), np.float32) + 2
     finished, perfect = identity(5)
-    nothing = perfect | {"W_dec": jnp.zeros((10, 5)), "b_dec": y.mean(0)}
-    assert abs(quality(finished, nothing, y, y).explained_variance) < 1e-5
-    assert abs(quality(finished, perfect, y, y).explained_variance - 1) < 1e-5
+    nothing = perfect | {"W_dec": np.zeros((10, 5), "f4"), "b_dec": y.mean(0)}
+    found = jax.jit(functools.partial(quality, finished))
+    assert abs(float(found(nothing, y, y).explained_variance)) < 1e-5
+    assert abs(float(found(perfect, y, y).explained_variance) - 1) < 1e-5
 
 
 # In the model ------------------------------------------------------------------------------------
 
 
-def test_a_perfect_dictionary_changes_nothing(model, params, tokens):
-    finished, dictionary = identity(8)
-    clean = model.forward(params, tokens)[0]
-    with_it = edits(finished, dictionary, Sites((POST,), (POST,)), EVERYWHERE)
-    np.testing.assert_allclose(model.forward(params, tokens, edits=with_it)[0], clean, atol=1e-5)
+def forward(model, params, tokens, finished=None, dictionary=None, sites=None, **other):
+    """With a dictionary's edits, and perhaps others; one program."""
+
+    @jax.jit
+    def run(params, tokens, dictionary, where):
+        own = {} if finished is None else edits(finished, dictionary, sites, where)
+        chosen = own | other.get("edits", {})
+        return model.forward(params, tokens, edits=chosen, sites=other.get("wanted", ()))
+
+    found = run(params, tokens, dictionary, other.get("where", np.ones(3, bool)))
+    return jax.device_get(found)
 
 
-def test_it_writes_only_where_it_is_to(model, params, tokens):
+@pytest.fixture(scope="module")
+def clean(model, params, tokens):
+    return forward(model, params, tokens)[0]
+
+
+AT_POST = Sites((POST,), (POST,))
+
+
+def test_a_perfect_dictionary_changes_nothing(model, params, tokens, clean):
+    found, _ = forward(model, params, tokens, *identity(8), AT_POST)
+    np.testing.assert_allclose(found, clean, atol=1e-5)
+
+
+def test_it_writes_only_where_it_is_to(model, params, tokens, clean):
     finished, dictionary = identity(8)
-    dictionary = dictionary | {"b_dec": jnp.ones(8), "b_enc": jnp.full(16, -9.0)}
-    sites, here = Sites((POST,), (POST,)), jnp.array([False, True, False])
-    changed = model.forward(params, tokens, edits=edits(finished, dictionary, sites, here))[0]
-    clean = model.forward(params, tokens)[0]
-    np.testing.assert_array_equal(changed[:, 0], clean[:, 0])
+    dictionary = dictionary | {"b_dec": np.ones(8, "f4"), "b_enc": np.full(16, -9, "f4")}
+    here = np.array([False, True, False])
+    changed, _ = forward(model, params, tokens, finished, dictionary, AT_POST, where=here)
+    np.testing.assert_allclose(changed[:, 0], clean[:, 0], rtol=1e-6, atol=1e-6)
     assert (np.abs(changed[:, 1:] - clean[:, 1:]).max((0, 2)) > 1e-3).all()
 
 
-def test_a_transcoder_reads_one_site_and_writes_another(model, params, tokens):
+def test_a_transcoder_reads_one_site_and_writes_another(model, params, tokens, clean):
     """One that is linear: what it writes is its bias and the linear map of what it reads."""
     random = np.random.default_rng(0)
-    linear, bias = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((8, 8), (8,)))
+    linear, bias = (random.normal(size=s).astype(np.float32) for s in ((8, 8), (8,)))
     dictionary = {
-        "W_enc": jnp.zeros((8, 4)),
-        "b_enc": jnp.full(4, -1.0),
-        "W_dec": jnp.ones((4, 8)),
+        "W_enc": np.zeros((8, 4), "f4"),
+        "b_enc": np.full(4, -1, "f4"),
+        "W_dec": np.ones((4, 8), "f4"),
         "b_dec": bias,
         "W_skip": linear,
     }
     sites = Sites((f"blocks.0.{READ}",), (f"blocks.0.{WRITE}",))
     finished = Finished(SkipTranscoder(8, 8, 4), "standard")
-    with_it = edits(finished, dictionary, sites, EVERYWHERE)
-    logits, found = model.forward(params, tokens, edits=with_it, sites=(*sites.read, *sites.write))
-    expected = found[sites.read[0]] @ linear.T + bias[None, None]
+    wanted = (*sites.read, *sites.write)
+    logits, found = forward(model, params, tokens, finished, dictionary, sites, wanted=wanted)
+    expected = found[sites.read[0]] @ linear.T + bias
     np.testing.assert_allclose(found[sites.write[0]], expected, atol=1e-5)
-    assert not np.allclose(logits, model.forward(params, tokens)[0], atol=1e-3)
+    assert not np.allclose(logits, clean, atol=1e-3)
 
 
 def test_a_cross_layer_transcoder_writes_later_layers_too(model, params, tokens):
     """A feature of block 0 that is always 1 and writes into block 1 only."""
     reads, writes = (tuple(f"blocks.{b}.{name}" for b in range(2)) for name in (READ, WRITE))
-    kind = CrossLayer(16, 16, 2, n_layers=2)
-    decoder = jnp.zeros((2, 1, 2, 8)).at[0, 0, 1, 3].set(2.0)
+    finished = Finished(CrossLayer(16, 16, 2, n_layers=2), "standard")
+    decoder = np.zeros((2, 1, 2, 8), "f4")
+    decoder[0, 0, 1, 3] = 2
     dictionary = {
-        "W_enc": jnp.zeros((2, 8, 1)),
-        "b_enc": jnp.array([1.0, 0.0]),
+        "W_enc": np.zeros((2, 8, 1), "f4"),
+        "b_enc": np.array([1, 0], "f4"),
         "W_dec": decoder,
-        "b_dec": jnp.zeros(16),
+        "b_dec": np.zeros(16, "f4"),
     }
-    with_it = edits(Finished(kind, "standard"), dictionary, Sites(reads, writes), EVERYWHERE)
-    _, found = model.forward(params, tokens, edits=with_it, sites=writes)
+    sites = Sites(reads, writes)
+    _, found = forward(model, params, tokens, finished, dictionary, sites, wanted=writes)
     np.testing.assert_array_equal(found[writes[0]], 0)
     expected = np.zeros((5, 3, 8))
     expected[..., 3] = 2
@@ -142,15 +169,21 @@ def test_a_cross_layer_transcoder_writes_later_layers_too(model, params, tokens)
 
 
 def test_ablations_write_a_constant(model, params, tokens):
-    value = jnp.arange(16.0)
+    value = np.arange(16, dtype="f4")
     writes = tuple(f"blocks.{b}.{WRITE}" for b in range(2))
-    sites = Sites(writes, writes)
-    _, found = model.forward(
-        params, tokens, edits=ablations(value, sites, EVERYWHERE), sites=writes
-    )
+    changed = ablations(jnp.asarray(value), Sites(writes, writes), EVERYWHERE)
+    _, found = forward(model, params, tokens, edits=changed, wanted=writes)
     for number, site in enumerate(writes):
-        part = jnp.broadcast_to(value[8 * number : 8 * number + 8], (5, 3, 8))
+        part = np.broadcast_to(value[8 * number : 8 * number + 8], (5, 3, 8))
         np.testing.assert_array_equal(found[site], part)
+
+
+def test_a_dictionary_can_be_added_to(model, params, tokens):
+    """Its edits are edits like others: one of another site goes beside them."""
+    other = {"blocks.1.hook_resid_post": Edit(add, np.ones(8, "f4"))}
+    both, _ = forward(model, params, tokens, *identity(8), AT_POST, edits=other)
+    alone, _ = forward(model, params, tokens, edits=other)
+    np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
 def test_loss_recovered_runs_from_nothing_to_all():
@@ -161,20 +194,10 @@ def test_loss_recovered_runs_from_nothing_to_all():
 
 
 def test_answers_against_the_clean_model():
-    clean = jax.random.normal(jax.random.key(0), (4, 6))
-    right = jnp.array([0, 1, 2, 3])
-    same = answers(clean, clean, right)
-    np.testing.assert_allclose(same.kl, 0, atol=1e-6)
-    p, q = (np.asarray(jax.nn.softmax(v), np.float64) for v in (clean, clean * 2))
-    other = answers(clean * 2, clean, right)
+    clean = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    right, compared = np.array([0, 1, 2, 3]), jax.jit(answers)
+    np.testing.assert_allclose(compared(clean, clean, right).kl, 0, atol=1e-6)
+    p, q = (scipy.special.softmax(v.astype(np.float64), axis=1) for v in (clean, clean * 2))
+    other = compared(clean * 2, clean, right)
     np.testing.assert_allclose(other.kl, (p * np.log(p / q)).sum(1), rtol=1e-4)
     np.testing.assert_allclose(other.ce, -np.log(q[np.arange(4), right]), rtol=1e-5)
-
-
-def test_a_dictionary_can_be_added_to(model, params, tokens):
-    """Its edits are edits like others: one of another site goes beside them."""
-    finished, dictionary = identity(8)
-    other = {"blocks.1.hook_resid_post": Edit(add, jnp.ones(8))}
-    both = edits(finished, dictionary, Sites((POST,), (POST,)), EVERYWHERE) | other
-    alone = model.forward(params, tokens, edits=other)[0]
-    np.testing.assert_allclose(model.forward(params, tokens, edits=both)[0], alone, atol=1e-5)

@@ -1,5 +1,6 @@
 """A population is its members by themselves; steps depend on their number, not on how they come."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,17 +23,21 @@ from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, ReLU, 
 
 DATA = Synthetic(n_directions=24, width=12, mean_active=2.0)
 SETTINGS = Settings(
-    steps=40, batch=64, learning_rate=3e-3, warm_up=5, decay=10, sparsity_warm_up=8, dead_after=4
+    steps=200, batch=64, learning_rate=1e-2, warm_up=5, decay=10, sparsity_warm_up=8, dead_after=4
 )
 
 
+@functools.cache
 def pools(n=2):
     keys = jax.random.split(jax.random.key(0), n)
-    x = jnp.stack([DATA.states(key, DATA.directions(key), 256) for key in keys])
+    draw = jax.jit(jax.vmap(lambda key: DATA.states(key, DATA.directions(key), 256)))
+    x = draw(keys)
     return stack_pools(x, x, np.array([156, 100]))
 
 
+@functools.cache
 def population(variant, sparsities=(2.0, 3.0), *, kind=None, settings=SETTINGS, **other):
+    """The same program for all tests that ask for the same population."""
     members = make_members([0, 1, 0, 1], [*sparsities, *sparsities], [0, 0, 1, 1])
     kind = kind or Autoencoder(12, 12, 32)
     return Population(Recipe(Dictionary(kind, variant), settings), pools(), members, **other)
@@ -53,9 +58,7 @@ def trained(made, chunks=(40,)):
     ids=["topk", "jumprelu"],
 )
 def test_it_learns(variant, sparsities):
-    settings = Settings(steps=200, batch=64, learning_rate=1e-2)
-    made = population(variant, sparsities, settings=settings)
-    _, (first, _, last) = trained(made, (5, 180, 15))
+    _, (first, _, last) = trained(population(variant, sparsities), (5, 180, 15))
     assert (np.asarray(last.mse) < 0.5 * np.asarray(first.mse)).all()
 
 
@@ -69,55 +72,73 @@ def test_members_are_what_they_are_alone_and_together():
     one = Population(recipe, pools(), members)
     by_itself = trained(one)[0].params
     for name in alone:
-        np.testing.assert_array_equal(alone[name][3], by_itself[name][0])
+        np.testing.assert_array_equal(np.asarray(alone[name])[3], np.asarray(by_itself[name])[0])
 
 
-def test_how_steps_are_cut_does_not_matter():
-    made = population(BatchTopK())
+@pytest.mark.parametrize(
+    ("variant", "sparsities"),
+    [
+        (TopK(most=4), (2.0, 3.0)),
+        (JumpReLU(), (0.02, 0.1)),
+        pytest.param(BatchTopK(), (2.0, 3.0), marks=pytest.mark.slow),
+    ],
+    ids=["topk", "jumprelu", "batch_topk"],
+)
+def test_how_steps_are_cut_does_not_matter_and_compiles_nothing(variant, sparsities):
+    made = population(variant, sparsities)
     whole, parts = trained(made)[0], trained(made, (1, 17, 22))[0]
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_it_is_compiled_once_for_all_chunks():
-    made = population(ReLU(), (0.1, 0.2))
-    trained(made, (1, 2, 3))
     assert made._advance._cache_size() == 1
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [float(SETTINGS.rate(jnp.int32(step))) for step in (0, 4, 20, 35, 39)]
+    settings = Settings(steps=40, learning_rate=3e-3, warm_up=5, decay=10)
+    rates = jax.jit(jax.vmap(settings.rate))(np.array([0, 4, 20, 35, 39]))
     np.testing.assert_allclose(rates, np.array([0.2, 1, 1, 0.5, 0.1]) * 3e-3, rtol=1e-6)
 
 
 def test_groups_of_states_weigh_the_same():
-    x = jnp.arange(100.0)[:, None]
-    pool = Pool(x, x, jnp.array([0, 10]), jnp.array([10, 90]))
-    drawn = np.asarray(batch_of(pool, 20_000, jax.random.key(0))[0])[:, 0]
+    x = jnp.asarray(np.arange(100.0, dtype="f4")[:, None])
+    pool = Pool(x, x, jnp.asarray(np.array([0, 10])), jnp.asarray(np.array([10, 90])))
+    drawn = jax.jit(batch_of, static_argnums=1)(pool, 20_000, jax.random.key(0))
+    drawn = np.asarray(drawn[0])[:, 0]
     assert set(drawn.astype(int)) == set(range(100))
     assert abs((drawn < 10).mean() - 0.5) < 0.02
 
 
 def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
-    whole = pools(1)
-    lot = Lot(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
     dictionary = Dictionary(Autoencoder(12, 12, 32), TopK(most=4))
-    starts = {
-        mean: Recipe(dictionary, Settings(batch=64, bias_at_mean=mean)).begin(lot).params["b_dec"]
-        for mean in (True, False)
-    }
-    drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
-    np.testing.assert_allclose(starts[True], drawn.mean(0), rtol=1e-6)
-    assert (starts[False] == 0).all() and (starts[True] != 0).all()
+
+    @jax.jit
+    def begun(whole):
+        lot = Lot(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
+        recipes = [Recipe(dictionary, Settings(batch=64, bias_at_mean=m)) for m in (True, False)]
+        drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
+        return [recipe.begin(lot).params["b_dec"] for recipe in recipes], drawn.mean(0)
+
+    (at_mean, at_nothing), mean = jax.device_get(begun(pools()))
+    np.testing.assert_allclose(at_mean, mean, rtol=1e-6)
+    assert (at_nothing == 0).all() and (at_mean != 0).all()
 
 
-@pytest.mark.parametrize("kind", [Transcoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
-def test_unit_decoders_stay_so(kind):
-    settings = Settings(steps=10, batch=32, unit_decoder=True)
-    made = population(ReLU(), (0.1, 0.2), kind=kind, settings=settings)
-    params = trained(made, (10,))[0].params
-    norms = jax.vmap(kind.norms)(params)
-    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Transcoder(12, 12, 32), marks=pytest.mark.slow, id="transcoder"),
+        pytest.param(CrossLayer(12, 12, 32, n_layers=2), id="cross_layer"),
+    ],
+)
+def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(kind):
+    settings = Settings(steps=10, batch=32, unit_decoder=True, dead_after=0, resample_every=4)
+    made = population(TopK(most=2), (1.0, 1.0), kind=kind, settings=settings)
+    norms = jax.jit(jax.vmap(kind.norms))
+    state, _ = made.advance(made.begin(), 0, 3)
+    np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
+    assert (np.asarray(state.idle) > 0).any()
+    state, _ = made.advance(state, 3, 1)
+    assert (np.asarray(state.idle) == 0).all()
+    np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
 
 
 # Features that are dead --------------------------------------------------------------------------
@@ -127,84 +148,95 @@ def lot_of(pool):
     return Lot(pool, jnp.float32(0.05), jax.random.key(0))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def resampled(recipe, state, pool, key):
+    return recipe.resample(state, lot_of(pool), key)
+
+
 def with_dead(variant, kind, n_dead=5):
     made = population(variant, (0.05, 0.05), kind=kind, settings=Settings(batch=64, dead_after=9))
-    state = jax.tree.map(lambda leaf: leaf[0], made.begin())
-    pool = jax.tree.map(lambda leaf: leaf[0], made.pools)
-    idle = jnp.zeros(32, jnp.int32).at[:n_dead].set(50)
+    state = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.begin()))
+    pool = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.pools))
+    idle = np.where(np.arange(32) < n_dead, 50, 0).astype(np.int32)
     clip, adam = state.adam
-    adam = adam._replace(mu=jax.tree.map(jnp.ones_like, adam.mu))
-    return made, state._replace(idle=idle, adam=(clip, adam)), pool
+    adam = adam._replace(mu=jax.tree.map(np.ones_like, adam.mu))
+    return made.recipe, state._replace(idle=idle, adam=(clip, adam)), pool
 
 
 @pytest.mark.parametrize("kind", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
 def test_resampling_replaces_the_dead_and_nobody_else(kind):
-    made, state, pool = with_dead(ReLU(), kind)
-    new = made.recipe.resample(state, lot_of(pool), jax.random.key(3))
-    assert (np.asarray(new.idle) == 0).all()
+    recipe, state, pool = with_dead(ReLU(), kind)
+    new = jax.device_get(resampled(recipe, state, pool, jax.random.key(3)))
+    assert (new.idle == 0).all()
     dead = np.arange(32) < 5
-    rows = [np.asarray(kind.rows(s.params)) for s in (state, new)]
+    rows_of = jax.jit(kind.rows)
+    rows = [np.asarray(rows_of(s.params)) for s in (state, new)]
     np.testing.assert_array_equal(rows[0][~dead], rows[1][~dead])
     np.testing.assert_allclose(np.linalg.norm(rows[1][dead], axis=1), 1, rtol=1e-5)
-    columns = [
-        np.moveaxis(np.asarray(s.params["W_enc"]), -2, -1).reshape(32, -1) for s in (state, new)
-    ]
+    columns = [np.moveaxis(s.params["W_enc"], -2, -1).reshape(32, -1) for s in (state, new)]
     np.testing.assert_array_equal(columns[0][~dead], columns[1][~dead])
     alive = np.linalg.norm(columns[0][~dead], axis=1).mean()
     np.testing.assert_allclose(np.linalg.norm(columns[1][dead], axis=1), 0.2 * alive, rtol=1e-4)
-    moments = np.asarray(new.adam[1].mu["b_enc"])
+    moments = new.adam[1].mu["b_enc"]
     np.testing.assert_array_equal(moments, np.where(dead, 0, 1))
 
 
 def test_what_is_resampled_is_what_was_written_worst():
     """Of a pool of which one state is written badly, the dead begin at that one."""
     kind = Autoencoder(12, 12, 32)
-    made, state, pool = with_dead(ReLU(), kind)
-    odd = 100 * jnp.eye(12)[3]
-    x = jnp.concatenate([jnp.zeros((10, 12)), odd[None]])
-    pool = Pool(x, x, jnp.array([0]), jnp.array([11]))
-    params = state.params | {"b_dec": jnp.zeros(12)}
-    state = state._replace(params=params)
-    new = made.recipe.resample(state, lot_of(pool), jax.random.key(0))
-    np.testing.assert_allclose(kind.rows(new.params)[:5], np.tile(np.eye(12)[3], (5, 1)), atol=1e-5)
-
-
-def test_it_is_done_on_its_steps_only():
-    settings = Settings(steps=10, batch=64, dead_after=0, resample_every=4)
-    made = population(TopK(most=2), (1.0, 1.0), settings=settings)
-    before = made.begin()
-    state, _ = made.advance(before, 0, 3)
-    idle = np.asarray(state.idle)
-    assert (idle > 0).any()
-    state, _ = made.advance(state, 3, 1)
-    assert (np.asarray(state.idle) == 0).all()
+    recipe, state, pool = with_dead(ReLU(), kind)
+    x, odd = np.zeros_like(pool.x), np.eye(12, dtype="f4")[3]
+    x[10] = 100 * odd
+    counts = np.array([11, 1], np.int32)  # the other states of the pool are in no group
+    pool = Pool(x, x, np.array([0, 10], np.int32), counts)
+    state = state._replace(params=state.params | {"b_dec": np.zeros(12, np.float32)})
+    new = resampled(recipe, state, pool, jax.random.key(0))
+    found = np.asarray(new.params["W_dec"])[:5]
+    np.testing.assert_allclose(found, np.tile(odd, (5, 1)), atol=1e-5)
 
 
 # Devices -----------------------------------------------------------------------------------------
 
 MESH = """
+import sys
 import jax, numpy as np
 from implicit_reasoning.dictionaries.population import make_mesh
 from tests.dictionaries.test_population import *
-for variant, sparsities in ((TopK(most=4), (2.0, 3.0)), (ReLU(), (.05, .1))):
-    made = population(variant, sparsities, mesh=make_mesh(trial=4, model=2))
-    state = trained(made, (20,))[0]
-    assert state.params["W_enc"].sharding.spec == jax.sharding.PartitionSpec("trial", None, "model")
-    one = trained(population(variant, sparsities, together=4), (20,))[0]
-    for name in one.params:
-        np.testing.assert_allclose(state.params[name], one.params[name], atol=1e-5)
+variant, sparsities = ON_DEVICES[sys.argv[1]]
+state = trained(population(variant, sparsities, mesh=make_mesh(trial=4, model=2)), (20,))[0]
+assert state.params["W_enc"].sharding.spec == jax.sharding.PartitionSpec("trial", None, "model")
+np.savez(sys.argv[2], **state.params)
 """
+ON_DEVICES = {"topk": (TopK(most=4), (2.0, 3.0)), "relu": (ReLU(), (0.05, 0.1))}
 
 
-def test_members_and_features_are_dealt_out_to_devices():
+@pytest.mark.parametrize("name", ["topk", pytest.param("relu", marks=pytest.mark.slow)])
+def test_members_and_features_are_dealt_out_to_devices(tmp_path, name):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    found = tmp_path / "found.npz"
     done = subprocess.run(
-        [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", MESH, name, found], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    one = trained(population(*ON_DEVICES[name], together=4), (20,))[0]
+    with np.load(found) as dealt_out:
+        assert set(dealt_out) == set(one.params)
+        for own in one.params:
+            np.testing.assert_allclose(dealt_out[own], one.params[own], atol=1e-5)
 
 
-def test_a_state_is_arrays_only():
-    state = population(ReLU(), (0.1, 0.2)).begin()
-    assert isinstance(state, State)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+def test_the_layout_of_what_a_run_is_resumed_from_has_not_changed():
+    """A state that an older version saved is opened by these names, shapes and types."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(population(BatchTopK()).begin), is_leaf=lambda leaf: leaf is None
+    )
+    params = {"W_dec": (32, 12), "W_enc": (12, 32), "b_dec": (12,), "b_enc": (32,)}
+    expected = {f".params['{name}']": (shape, "float32") for name, shape in params.items()}
+    expected[".adam[1].count"] = (), "int32"
+    for moment in ("mu", "nu"):
+        for name, shape in params.items():
+            expected[f".adam[1].{moment}['{name}']"] = shape, "float32"
+    expected |= {".idle": ((32,), "int32"), ".threshold": ((), "float32")}
+    found = {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
+    assert found == {name: ((4, *shape), dtype) for name, (shape, dtype) in expected.items()}
+    assert State._fields == ("params", "adam", "idle", "threshold")

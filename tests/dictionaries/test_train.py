@@ -1,6 +1,8 @@
 """A set of dictionaries of a run: trained, resumed to the same bits, kept, opened, measured."""
 
 import contextlib
+import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,9 +15,15 @@ from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries import train as train_module
 from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.states import distinct_places, split_states, states
+from implicit_reasoning.dictionaries.steps import Lot, Pool
+from implicit_reasoning.dictionaries.store import Files
+from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.training.interruption import Interrupted, Wish
+from tests.dictionaries.planted import trace_only, untrained
 from tests.dictionaries.small import SITE, SMALL, config
+
+READ, WRITTEN = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
 
 
 def same(one, other):
@@ -34,14 +42,17 @@ def test_every_site_sparsity_and_checkpoint_has_one(run, made):
 
 def test_they_reconstruct_states_in_raw_units(run, made):
     places = distinct_places(run.dataset, np.arange(run.dataset.n_train))
+    finished = made.finished
+    read = jax.jit(partial(states, run.model, places), static_argnums=1)
+    used = jax.jit(lambda params, x: (finished(params, x), finished.encode(params, x)))
     for number in made.numbers(sparsity=3.0):
         member, params = made.members[number], made.params_of(number)
-        weights = run.params(member.steps)
-        x = states(run.model, places, weights, member.read)
-        out = made.finished(params, x)
+        x = read(run.params(member.steps), member.read)
+        out, acts = jax.device_get(used(params, x))
+        x = np.asarray(x)
         error = ((out - x) ** 2).sum() / ((x - x.mean(0, keepdims=True)) ** 2).sum()
         assert error < 0.9
-        assert ((made.finished.encode(params, x) > 0).sum(1) <= 3).all()
+        assert ((acts > 0).sum(1) <= 3).all()
 
 
 def test_they_are_opened_as_they_were_kept(run, made):
@@ -72,11 +83,17 @@ def stopping(monkeypatch, after):
 
 
 @pytest.mark.parametrize(
-    ("start", "stops"), [("cold", (1, 1)), ("forwards", (1, 5)), ("backwards", (4, 1))]
+    ("start", "stops"),
+    [
+        ("cold", (1, 1)),
+        pytest.param("forwards", (1, 5), marks=pytest.mark.slow),
+        ("backwards", (4, 1)),
+    ],
 )
-def test_a_stop_does_not_change_the_outcome(run, monkeypatch, start, stops):
+def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops):
     """In the first stage, in the second, and between the two."""
-    whole = train_dictionaries(run, config(name=f"whole_{start}", start=start))
+    warm = config(name=f"whole_{start}", start=start)
+    whole = made if start == "cold" else train_dictionaries(run, warm)
     asked = config(name=f"stopped_{start}", start=start)
     for after in stops:
         with monkeypatch.context() as patched:
@@ -106,28 +123,104 @@ def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
             assert alike == (member.step == last), member
 
 
-@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "cross_layer", "crosscoder"])
-def test_every_kind_is_trained(run, kind):
-    found = train_dictionaries(run, config(kind, variant="relu", sparsities=(0.1,)))
-    counts = {"cross_layer": 2, "crosscoder": 2}  # one a checkpoint; one a site
-    assert len(found) == counts.get(kind, 4)
-    assert all(np.isfinite(value).all() for value in found.params.values())
-    result = measured(run, found)
-    assert (result["explained_variance"] <= 1).all() and "f1" in result
+KINDS = ("transcoder", "skip_transcoder", "cross_layer", "crosscoder")
+
+
+def of_kind(kind, **changes):
+    """Of one site where the kind allows it: sites and kinds are programs of their own."""
+    if kind not in ("cross_layer", "crosscoder"):
+        changes |= {"read": (READ,), "write": (WRITTEN,)}
+    return config(kind, variant="relu", sparsities=(0.1,), **changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
+    """All but the numbers: programs are traced, not compiled, and give zeros."""
+    found = untrained(run, of_kind(kind))
+    assert len(found) == 2  # one a checkpoint; of crosscoders one a site
+    trace_only(monkeypatch)
+    result = measure_module.measure_dictionaries(run, found, progress=False)
+    assert result.sizes["member"] == len(found) and "f1" in result
     assert ("ce" in result) == (kind != "crosscoder")  # no one model has a place for it
 
 
-@pytest.mark.parametrize("variant", ["gated", "batch_topk", "jumprelu"])
+# Two steps, where that is a program of its own: of a kind that reads one site and writes another,
+# of several layers, and of several checkpoints.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind == "skip_transcoder" else ())
+        for kind in KINDS
+    ],
+)
+def test_every_kind_takes_two_steps(run, kind):
+    short = {"training__steps": 2, "training__warm_up": 0, "training__decay": 0}
+    asked = of_kind(kind, checkpoints=2 if kind == "crosscoder" else 1, name=f"two_{kind}", **short)
+    found = train_dictionaries(run, asked)
+    assert all(np.isfinite(value).all() for value in found.params.values())
+    assert np.asarray(found.params["b_enc"]).any()  # which begins at 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_trained_and_measured(run, kind):
+    found = train_dictionaries(run, of_kind(kind))
+    first, last = losses(run, found)
+    assert (last < first).all()
+    result = measured(run, found)
+    assert (result["explained_variance"] <= 1).all() and "f1" in result
+    assert result["explained_variance"].sel(member=result["step"] == run.steps[-1]).max() > 0
+    assert ("ce" in result) == (kind != "crosscoder")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "batch_topk",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gated", "jumprelu")),
+    ],
+)
 def test_every_variant_is_trained(run, variant):
     sparsity = 2.0 if variant == "batch_topk" else 0.05
-    found = train_dictionaries(run, config(name=variant, variant=variant, sparsities=(sparsity,)))
+    asked = config(name=variant, variant=variant, sparsities=(sparsity,), read=(SITE,))
+    found = train_dictionaries(run, asked)
+    assert found.finished.architecture == {"gated": "gated"}.get(variant, "jumprelu")
+    first, last = losses(run, found)
+    assert (last < first).all()
     assert all(np.isfinite(value).all() for value in found.params.values())
 
 
-def test_others_under_the_same_name_are_refused(run, made):
+def losses(run, found):
+    """Squared errors of the first steps, and of the last, as they were written down."""
+    rows = Files.of(run, found.config.name).metrics.read_text(encoding="utf-8").splitlines()
+    return [np.array(json.loads(row)["mse"]) for row in (rows[0], rows[-1])]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_made_from_its_name_and_steps(run, variant):
+    """One step, traced: what is carried keeps its shapes and types."""
+    options = {"options__widths": (8, 16)} if variant == "matryoshka" else {}
+    recipe = make_plan(run, config(variant=variant, **options)).recipe
+    assert recipe.dictionary.variant.name == variant
+    kind = recipe.dictionary.kind
+    x = jax.ShapeDtypeStruct((90, kind.d_in), np.float32)
+    of_groups = jax.ShapeDtypeStruct((3,), np.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sparsity = jax.ShapeDtypeStruct((), np.float32)
+    lot = Lot(Pool(x, x, of_groups, of_groups), sparsity, key)
+    state = jax.eval_shape(recipe.begin, lot)
+    count = jax.ShapeDtypeStruct((), np.int32)
+    after, window = jax.eval_shape(recipe.advance, state, lot, count, count)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert after == state and all(leaf.shape == () for leaf in window)
+
+
+def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
     with pytest.raises(InputError, match=r"holds other dictionaries \(width was 24, is 25\)"):
         train_dictionaries(run, config(width=25))
-    train_dictionaries(run, config(progress=True))  # how it shows is no difference
+    monkeypatch.delattr(train_module, "_Training")  # nothing is to be trained
+    shown = config(progress=True, log_every=3, resume_every=7)  # what may differ
+    same(train_dictionaries(run, shown), made)
 
 
 @pytest.mark.parametrize(
@@ -202,38 +295,44 @@ def test_states_are_those_of_the_model(run):
     data, model = run.dataset, run.model
     places = distinct_places(data, np.arange(50), ("r1",))
     assert set(places.pos) == {1}
-    params, sites = (
-        run.params(run.steps[-2:]),
-        ("blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"),
-    )
-    found = states(model, places, params, sites)
+    params = run.params(run.steps[-2:])
+    sites = ("blocks.1.hook_resid_post", "blocks.0.hook_mlp_out")
+    found = jax.jit(partial(states, model, places), static_argnums=1)(params, sites)
+    whole = jax.jit(lambda one: model.forward(one, places.tokens, sites=sites)[1])
     parts = []
     for number in range(2):  # checkpoint by checkpoint, in each site by site
-        one = jax.tree.map(lambda leaf, n=number: leaf[n], params)
-        _, whole = model.forward(one, places.tokens, sites=sites)
-        parts += [whole[site][places.row, 1] for site in sites]
+        one = jax.device_get(whole(jax.tree.map(lambda leaf, n=number: leaf[n], params)))
+        parts += [one[site][places.row, 1] for site in sites]
     np.testing.assert_allclose(found, np.concatenate(parts, axis=1), atol=1e-5)
 
 
 # Measured ----------------------------------------------------------------------------------------
 
 
-def test_what_is_measured_is_labelled_and_kept(run, beaten):
+def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     result = measured(run, beaten)
     own = result.sel(member=(result["what"] == "trained").values)
     assert own.sizes["member"] == len(beaten) < result.sizes["member"]
     assert str(result["split"].values[0]).startswith("train")
-    clean, spliced = (result["kl"].sel(model=name) for name in ("clean", "spliced"))
+    clean, spliced = (own["kl"].sel(model=name) for name in ("clean", "spliced"))
     assert (clean == 0).all() and (spliced > 0).all()
     assert own["l0"].max() <= 3 and (own["explained_variance"] <= 1).all()
     assert {"e1@r1", "e2@r1", "e2@r2", "fact1@r2"} <= set(result["concept"].values)
     assert "e1@e1" not in result["concept"].values  # one state for each value: nothing to learn
-    again = measured(run, beaten)
-    np.testing.assert_array_equal(result["f1"], again["f1"])
+    monkeypatch.delattr(measure_module, "measure_dictionaries")  # it is not measured again
+    np.testing.assert_array_equal(result["f1"], measured(run, beaten)["f1"])
 
 
-def test_the_command_trains_measures_and_writes_the_page(run, beaten, capsys):
-    measured(run, beaten)
+@pytest.mark.slow
+def test_baselines_are_measured_like_what_is_to_beat_them(run):
+    made = train_dictionaries(run, config(name="held", read=(SITE,), baselines=True))
+    result = measured(run, made)
+    assert {"k-means", "linear", "neurons", "class means"} < set(result["what"].values)
+    assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
+
+
+def test_the_command_trains_measures_and_writes_the_page(run, beaten, capsys, monkeypatch):
+    trace_only(monkeypatch)  # numbers are those of the test above
     flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
     flags += ["--config.name=said", f"--config.read={SITE}"]
     assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0

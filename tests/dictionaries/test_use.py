@@ -1,5 +1,6 @@
 """Changed features move answers exactly where the model reads them, for every relation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,19 +26,30 @@ def measure(data):
 
 def dimensions(width):
     """A dictionary whose features are the dimensions of the state: a code of slots is its truth."""
-    params = {"W_enc": jnp.eye(width), "b_enc": jnp.zeros(width), "W_dec": jnp.eye(width)}
-    kind = Autoencoder(width, width, width)
-    return Finished(kind, "standard"), params | {"b_dec": jnp.zeros(width)}
+    eye, nothing = np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
+    params = {"W_enc": eye, "b_enc": nothing, "W_dec": eye, "b_dec": nothing}
+    return Finished(Autoencoder(width, width, width), "standard"), params
+
+
+@pytest.fixture(scope="module")
+def measured(data, measure):
+    """Of each layer, measured once."""
+    return {layer: outcomes(data, measure, layer) for layer in (1, 2)}
 
 
 def outcomes(data, measure, layer):
     """Shares, by rule, change and outcome."""
     model, params = composer(data)
     finished, dictionary = dimensions(model.spec.d_model)
-    site, nothing = (model.resid_sites[layer],), jnp.zeros((1, model.spec.d_model))
-    subject = Subject(model, params, Sites(site, site), nothing, nothing)
-    coded = Coded(finished, dictionary, nothing)
-    found = measure.of_one(subject, measure.shared(subject), coded)["outcome"]
+    site = (model.resid_sites[layer],)
+
+    @jax.jit
+    def of_one(params, dictionary, nothing):
+        subject = Subject(model, params, Sites(site, site), nothing, nothing)
+        coded = Coded(finished, dictionary, nothing)
+        return measure.of_one(subject, measure.shared(subject), coded)["outcome"]
+
+    found = of_one(params, dictionary, np.zeros((1, model.spec.d_model), np.float32))
     named = measure.labelled({"outcome": np.asarray(found)[None]})[0]["use"][1][0]
     return {
         (rule, change): dict(zip(OUTCOMES, named[r, c], strict=True))
@@ -46,8 +58,8 @@ def outcomes(data, measure, layer):
     }
 
 
-def test_answers_follow_the_features_that_a_composer_reads(data, measure):
-    found = outcomes(data, measure, layer=1)
+def test_answers_follow_the_features_that_a_composer_reads(measured):
+    found = measured[1]
     for rule in ("truth", "activation", "attribution", "class means"):
         # Where the old bridge has no such fact, the model may say what is expected all along.
         swapped = found[rule, "swap"]
@@ -56,17 +68,17 @@ def test_answers_follow_the_features_that_a_composer_reads(data, measure):
     assert all(abs(sum(line.values()) - 1) < 1e-6 for line in found.values())
 
 
-def test_only_the_feature_that_is_there_is_missed(data, measure):
-    found = outcomes(data, measure, layer=1)
+def test_only_the_feature_that_is_there_is_missed(measured):
+    found = measured[1]
     assert found["truth", "ablate"]["unchanged"] < 0.2
     assert found["truth", "ablate another"]["unchanged"] == 1
     # Of two bridges at once the model says what follows from one of them, or from both.
     assert found["truth", "clamp"]["moved"] < found["truth", "swap"]["moved"]
 
 
-def test_after_the_last_block_nothing_is_said(data, measure):
+def test_after_the_last_block_nothing_is_said(measured):
     """The state at r1 is of no use to anyone there."""
-    for line in outcomes(data, measure, layer=2).values():
+    for line in measured[2].values():
         assert np.isnan(list(line.values())).all()
 
 

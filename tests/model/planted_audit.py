@@ -34,11 +34,26 @@ def prompts(known, chains):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(model, params, tokens, edits):
-    sites = ["blocks.0.hook_resid_pre"]
-    sites += [f"blocks.{block}.hook_resid_post" for block in range(model.spec.depth)]
-    logits, found = model.forward(params, tokens, edits=edits, sites=sites)
-    return logits, [found[site] for site in sites]
+def forward(model, params, tokens, where, new):
+    """Logits, and the residual of every layer; another one, `new`, where `where[layer, pos]`.
+
+    All patches of a model are one program.
+    """
+    masks = {
+        site: Edit(mask, (where[layer][None, :, None], new[:, None]))
+        for layer, site in enumerate(model.resid_sites)
+    }
+    logits, found = model.forward(params, tokens, edits=masks, sites=model.resid_sites)
+    return logits, [found[site] for site in model.resid_sites]
+
+
+def run(planted, tokens, where=None, new=None):
+    """The same in numpy; nothing is patched by default."""
+    spec = planted.model.spec
+    where = np.zeros((spec.depth + 1, 3), bool) if where is None else where
+    new = np.zeros((len(tokens), spec.d_model)) if new is None else new
+    found = forward(planted.model, planted.params, tokens, where, new.astype(np.float32))
+    return jax.device_get(found)
 
 
 class Audit:
@@ -50,20 +65,17 @@ class Audit:
         self.values = dict(zip(VARIABLES, self.chains.T, strict=True))
         self.one_hot = {name: np.eye(v.max() + 1)[v] for name, v in self.values.items()}
         self.tokens = prompts(known, self.chains)
-        logits, states = _forward(planted.model, planted.params, self.tokens, {})
-        self.logits, self.states = np.asarray(logits), [np.asarray(state) for state in states]
+        self.logits, self.states = run(planted, self.tokens)
         head, relation, tail = known.facts
         self.tail = np.full((known.n_entities, known.n_relations), -1)
         self.tail[head, relation] = tail
 
     def patched(self, layer, pos, new):
         """The answers when the state at one place is another, [row, d_model]."""
-        where = np.zeros((1, 3, 1), bool)
-        where[:, POSITIONS.index(pos)] = True
-        site = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
-        edits = {site: Edit(mask, (where, np.repeat(new[:, None], 3, axis=1)))}
-        logits, _ = _forward(self.planted.model, self.planted.params, self.tokens, edits)
-        return np.asarray(logits)[:, 2].argmax(-1)
+        where = np.zeros((len(self.states), 3), bool)
+        where[layer, POSITIONS.index(pos)] = True
+        logits, _ = run(self.planted, self.tokens, where, new)
+        return logits[:, 2].argmax(-1)
 
     def state(self, layer, pos):
         return self.states[layer][:, POSITIONS.index(pos)]

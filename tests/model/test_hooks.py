@@ -1,6 +1,5 @@
 """A model by hand, in TransformerLens's words."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.hooks import Hooked, get_act_name
+from tests.model.interchange.models import filled
 
 MODEL = Transformer(
     Spec(d_vocab=11, n_ctx=4, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
@@ -17,7 +17,7 @@ TOKENS = np.arange(12).reshape(3, 4) % 11
 
 @pytest.fixture(scope="module")
 def hooked():
-    return Hooked(MODEL, MODEL.init(jax.random.key(0)))
+    return Hooked(MODEL, filled(MODEL))
 
 
 def test_the_cache_has_every_site_under_all_its_names(hooked):

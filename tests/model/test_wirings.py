@@ -4,6 +4,9 @@ These are the seams that instruments stand on. If one of them needs a change ins
 parts were cut in the wrong place.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +24,63 @@ from implicit_reasoning.model import (
     set_to,
 )
 from implicit_reasoning.model.wirings import forward_at
+from tests.model.interchange.models import filled
 
-SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
-LOOPED = Spec(
-    d_vocab=23, n_ctx=4, n_layers=1, n_loops=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3
+SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
+LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)
+CLEAN = np.array([[3, 7, 1, 9], [22, 0, 5, 5]])
+CORRUPT = np.array([[4, 7, 1, 9], [22, 1, 5, 5]])
+# All that these tests read of a clean run: one program of `forward` for all of them.
+SITES = (
+    "blocks.0.hook_resid_pre",
+    "blocks.0.hook_mlp_out",
+    "blocks.0.hook_resid_post",
+    "blocks.1.hook_mlp_out",
+    *(f"blocks.{layer}.attn.hook_{c}" for layer in range(2) for c in "kv"),
 )
-CLEAN = jnp.array([[3, 7, 1, 9], [22, 0, 5, 5]])
-CORRUPT = jnp.array([[4, 7, 1, 9], [22, 1, 5, 5]])
 
 
-@pytest.fixture(params=[SPEC, LOOPED], ids=["gpt2", "looped"], scope="module")
+# By default cones (test_cones.py) are what is run with looped blocks.
+@pytest.fixture(
+    params=[
+        pytest.param(SPEC, id="gpt2"),
+        pytest.param(LOOPED, id="looped", marks=pytest.mark.slow),
+    ],
+    scope="module",
+)
 def model(request):
     return Transformer(request.param)
 
 
 @pytest.fixture(scope="module")
 def params(model):
-    return jax.jit(model.init)(jax.random.key(0))
+    return filled(model)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, tokens):
+    return model.forward(params, tokens, sites=SITES)
+
+
+@pytest.fixture(scope="module")
+def clean(model, params):
+    """Logits and sites, in numpy."""
+    return jax.device_get(run(model, params, CLEAN))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def edited(model, params, edits):
+    return model.forward(params, CLEAN, edits=edits)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def trimmed(model, params, positions, edits):
+    return forward_at(model, params, CLEAN, positions, edits=edits)[0]
+
+
+def at(logits, positions):
+    """The logits of the positions of each row."""
+    return np.take_along_axis(np.asarray(logits), positions[..., None], axis=1)
 
 
 def last_block_at(model, params, tokens, positions):
@@ -89,13 +132,11 @@ def path_patch(model, params, tokens, sender, receiver, replacement):
     return network.readout(resid, Taps())
 
 
-def test_last_block_where_it_is_read_equals_forward(model, params):
-    positions = jnp.array([[2, 3], [0, 1]])
-    full = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
-    expected = jnp.take_along_axis(full, positions[..., None], axis=1)
-    ours = jax.jit(forward_at, static_argnums=0)(model, params, CLEAN, positions)[0]
-    for logits in (jax.jit(last_block_at, static_argnums=0)(model, params, CLEAN, positions), ours):
-        np.testing.assert_allclose(logits, expected, atol=2e-5)
+def test_last_block_where_it_is_read_equals_forward(model, params, clean):
+    positions = np.array([[2, 3], [0, 1]])
+    by_hand = jax.jit(last_block_at, static_argnums=0)(model, params, CLEAN, positions)
+    for logits in (by_hand, trimmed(model, params, positions, {})):
+        np.testing.assert_allclose(logits, at(clean[0], positions), atol=2e-5)
 
 
 def test_last_block_where_it_is_read_has_forwards_gradient(model, params):
@@ -108,104 +149,103 @@ def test_last_block_where_it_is_read_has_forwards_gradient(model, params):
         logits = model.forward(p, CLEAN)[0]
         return jax.nn.logsumexp(jnp.take_along_axis(logits, positions[..., None], axis=1))
 
-    a, b = jax.jit(jax.grad(trimmed))(params), jax.jit(jax.grad(full))(params)
+    a, b = jax.jit(lambda p: (jax.grad(trimmed)(p), jax.grad(full)(p)))(params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), a, b)
 
 
-def test_a_suffix_over_a_clean_prefix_equals_forward(model, params):
+def test_a_suffix_over_a_clean_prefix_equals_forward(model, params, clean):
     first = 2
-    names = [f"blocks.{i}.attn.hook_{c}" for i in range(model.spec.depth) for c in "kv"]
-    sites = (*names, "blocks.0.hook_resid_pre")
-    logits, seen = jax.jit(lambda p: model.forward(p, CLEAN, sites=sites))(params)
-    clean = [
-        tuple(seen[f"blocks.{i}.attn.hook_{c}"][:, :first] for c in "kv")
-        for i in range(model.spec.depth)
+    logits, seen = clean
+    before = [
+        tuple(seen[f"blocks.{layer}.attn.hook_{c}"][:, :first] for c in "kv")
+        for layer in range(model.spec.depth)
     ]
     resid = seen["blocks.0.hook_resid_pre"][:, first:]
-    end = jax.jit(suffix, static_argnums=(0, 3))(model, params, CLEAN, first, clean, resid)
+    end = jax.jit(suffix, static_argnums=(0, 3))(model, params, CLEAN, first, before, resid)
     np.testing.assert_allclose(end, logits[:, first:], atol=2e-5)
 
 
-def test_path_patching_nothing_equals_forward(model, params):
+def test_a_path_that_is_patched_by_nothing_equals_forward_and_by_another_run_moves_little(
+    model, params, clean
+):
+    """Less than patching the node: only the receiver's queries read what was exchanged."""
     site = "blocks.0.hook_mlp_out"
-    logits, seen = jax.jit(lambda p: model.forward(p, CLEAN, sites=(site,)))(params)
+    logits, seen = clean
     patched = jax.jit(path_patch, static_argnums=(0, 3, 4))
-    np.testing.assert_allclose(patched(model, params, CLEAN, 0, 2, seen[site]), logits, atol=2e-5)
-
-
-def test_path_patching_a_corrupt_output_moves_less_than_patching_the_node(model, params):
-    site = "blocks.0.hook_mlp_out"
-    clean, _ = model.forward(params, CLEAN)
-    corrupt = model.forward(params, CORRUPT, sites=(site,))[1][site]
-    path = path_patch(model, params, CLEAN, 0, 2, corrupt)
-    node, _ = model.forward(params, CLEAN, edits={site: Edit(set_to, corrupt)})
-    assert 0 < np.abs(path - clean).max() < np.abs(node - clean).max()
+    nothing = patched(model, params, CLEAN, 0, 1, seen[site])
+    np.testing.assert_allclose(nothing, logits, atol=2e-5)
+    corrupt = run(model, params, CORRUPT)[1][site]
+    path = np.asarray(patched(model, params, CLEAN, 0, 1, corrupt))
+    node = edited(model, params, {site: Edit(set_to, corrupt)})
+    assert 0 < np.abs(path - logits).max() < np.abs(node - logits).max()
 
 
 def test_a_frozen_scale_makes_a_norm_affine(model, params):
-    block = model.bind(params).block(0)
-    x, y = jax.random.normal(jax.random.key(1), (2, 1, 4, 16))
-    taps = Taps(sites=("hook_scale",))
-    normalized = block.ln1(x, taps)
-    frozen = taps.results()["hook_scale"]
-    np.testing.assert_allclose(block.ln1(x, Taps(), scale=frozen), normalized, atol=1e-6)
+    x, y = np.random.default_rng(1).standard_normal((2, 1, 4, 16), np.float32)
 
-    def linear(x):
-        return block.ln1(x, Taps(), scale=frozen) - block.ln1(0 * x, Taps(), scale=frozen)
+    @jax.jit
+    def norms(params, x, y):
+        norm, taps = model.bind(params).block(0).ln1, Taps(sites=("hook_scale",))
+        normalized = norm(x, taps)
+        frozen = taps.results()["hook_scale"]
+        by_scale = [norm(of, Taps(), scale=frozen) for of in (x, x + 2 * y, y, 0 * x)]
+        return normalized, by_scale, norm(3 * x, Taps())
 
-    np.testing.assert_allclose(linear(x + 2 * y), linear(x) + 2 * linear(y), atol=1e-5)
-    assert np.abs(block.ln1(3 * x, Taps()) - 3 * block.ln1(x, Taps())).max() > 0.1
+    normalized, (same, both, other, base), larger = jax.device_get(norms(params, x, y))
+    np.testing.assert_allclose(same, normalized, atol=1e-6)
+    np.testing.assert_allclose(both - base, (same - base) + 2 * (other - base), atol=1e-5)
+    assert np.abs(larger - 3 * normalized).max() > 0.1
 
 
 def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
     """Minus infinity at a score is the peers' attention knockout; a pattern still sums to 1."""
-    names = ("blocks.1.attn.hook_pattern",)
-    blocked = jnp.zeros((4, 4)).at[3, 0].set(-jnp.inf)
-    _, seen = model.forward(
-        params, CLEAN, sites=names, edits={"blocks.1.attn.hook_attn_scores": Edit(add, blocked)}
-    )
-    pattern = seen[names[0]]
-    assert (pattern[:, :, 3, 0] == 0).all()
+    site = "blocks.1.attn.hook_pattern"
+    blocked = np.zeros((4, 4), "f4")
+    blocked[3, 0] = -np.inf
+    edits = {"blocks.1.attn.hook_attn_scores": Edit(add, blocked)}
+    _, seen = jax.jit(lambda p: model.forward(p, CLEAN, sites=(site,), edits=edits))(params)
+    pattern = np.asarray(seen[site])
+    assert (pattern[:, :, 3, 0] == 0).all() and (pattern[:, :, 3, 1:] > 0).all()
     np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-6)
 
 
 def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
-    positions = jnp.array([[2], [3]])
-    for site in ("blocks.2.hook_q_input", "blocks.0.hook_atn_out"):
-        edits = {site: Edit(scale, jnp.float32(0))}
+    positions = np.array([[2], [3]])
+    for site in ("blocks.1.hook_q_input", "blocks.0.hook_atn_out"):
+        edits = {site: Edit(scale, np.float32(0))}
         with pytest.raises(InputError, match=f"does not pass {site}"):
-            forward_at(model, params, CLEAN, positions, edits=edits)
-    final = {"ln_final.hook_scale": Edit(scale, jnp.float32(2))}
-    halved, _ = forward_at(model, params, CLEAN, positions, edits=final)
-    whole, _ = forward_at(model, params, CLEAN, positions)
-    np.testing.assert_allclose(2 * halved, whole, atol=2e-5)
+            trimmed(model, params, positions, edits)
 
 
-def test_the_trimmed_wiring_has_the_sites_of_forward(model, params):
+def test_edits_work_in_other_wirings_too(model, params, clean):
+    """In the middle, and after the last block; one program: an edit by 1 changes nothing."""
+    positions = np.array([[2], [3]])
+
+    def scales(attn_out, final):
+        by = {"blocks.1.hook_attn_out": attn_out, "ln_final.hook_scale": final}
+        return {site: Edit(scale, np.float32(factor)) for site, factor in by.items()}
+
+    for of in ((0, 1), (1, 2), (0, 2)):
+        full = edited(model, params, scales(*of))
+        short = trimmed(model, params, positions, scales(*of))
+        np.testing.assert_allclose(short, at(full, positions), atol=2e-5)
+        assert np.abs(short - at(clean[0], positions)).max() > 1e-3
+
+
+def test_the_trimmed_wiring_has_the_sites_of_forward(model, params, clean):
     """By default at the last position; of the last block, what follows the keys only there."""
-    before, after = f"blocks.{2}.attn.hook_k", f"blocks.{2}.hook_mlp_out"
-    sites = ("blocks.1.hook_resid_post", before, after)
-    full, wanted = jax.jit(lambda p: model.forward(p, CLEAN, sites=sites))(params)
-    logits, seen = jax.jit(lambda p: forward_at(model, p, CLEAN, sites=sites))(params)
+    full, wanted = clean
+    logits, seen = jax.jit(lambda p: forward_at(model, p, CLEAN, sites=SITES))(params)
     np.testing.assert_allclose(logits, full[:, -1:], atol=2e-5)
-    np.testing.assert_allclose(seen[after], wanted[after][:, -1:], atol=2e-5)
-    for site in (sites[0], before):
-        np.testing.assert_allclose(seen[site], wanted[site], atol=2e-5)
-
-
-def test_edits_work_in_other_wirings_too(model, params):
-    positions = jnp.array([[2], [3]])
-    edits = {"blocks.1.hook_attn_out": Edit(scale, jnp.float32(0))}
-    full, _ = model.forward(params, CLEAN, edits=edits)
-    trimmed, _ = forward_at(model, params, CLEAN, positions, edits=edits)
-    expected = jnp.take_along_axis(full, positions[..., None], axis=1)
-    np.testing.assert_allclose(trimmed, expected, atol=2e-5)
+    for site in SITES:
+        here = slice(-1, None) if site == "blocks.1.hook_mlp_out" else slice(None)
+        np.testing.assert_allclose(seen[site], wanted[site][:, here], atol=2e-5)
 
 
 def test_attention_written_out_equals_its_products(model, params, monkeypatch):
     """Few positions take another path than many; both are the same sums."""
-    short, _ = model.forward(params, CLEAN)
+    short = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     monkeypatch.setattr(layers, "_FEW_PAIRS", 0)
-    products, _ = model.forward(params, CLEAN)
+    products = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     np.testing.assert_allclose(short, products, atol=2e-6)
-    assert (short != products).any()  # the other path was taken indeed
+    assert (np.asarray(short) != np.asarray(products)).any()  # the other path was taken indeed

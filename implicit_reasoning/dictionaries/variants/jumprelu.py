@@ -53,7 +53,7 @@ class JumpReLU(Variant):
 
     def init(self, kind: Kind) -> Params:
         """Also the thresholds."""
-        return super().init(kind) | {"threshold": jnp.full(kind.d_sae, self.threshold)}
+        return super().init(kind) | {"threshold": jnp.full(kind.d_sae, self.threshold, jnp.float32)}
 
     def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
         """Pre-activations above their thresholds."""

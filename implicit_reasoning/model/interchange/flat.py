@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.transformer import Params, Transformer
@@ -105,4 +104,5 @@ def shapes(model: Transformer) -> Params:
 
 def on_device(flat: Mapping[str, Any]) -> Params:
     """Nested parameters of flat ones, on the device."""
-    return unflatten_params({name: jnp.asarray(leaf) for name, leaf in flat.items()})
+    # `jnp.asarray` would compile a program for every shape.
+    return unflatten_params(jax.device_put(dict(flat)))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -125,7 +124,8 @@ class Draft:
         if rng is not None:
             directions = np.linalg.qr(rng.standard_normal((spec.d_model, spec.d_model)))[0]
             _rotate(params, directions)
-        return model, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+        # `jnp.asarray` would compile a program for every shape.
+        return model, jax.device_put(jax.tree.map(lambda leaf: leaf.astype(np.float32), params))
 
     def _embed(self, params: Params) -> None:
         tokens = np.concatenate([self.entity, self.relation])

@@ -1,7 +1,6 @@
 """Patching a corrupted token follows it where the models by hand say it goes, and only there."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset, memoriser
+from tests.model.interchange.models import filled
 
 TRUE = {
     Claim("carried", "e1", 0, "e1"),
@@ -27,27 +27,31 @@ def data():
     return dataset()
 
 
-@pytest.fixture(scope="module")
-def results(data):
-    found = {}
-    for make in (composer, memoriser):
-        model, params = make(data)
-        noise = jax.jit(model.init)(jax.random.key(1))
-        subject, runner = InMemory(model, data, [params, noise]), Runner(Corruption(), model)
-        found[make] = measure(Corruption(), subject, progress=False, runner=runner)
-        assert runner.traces <= 2  # for all cells and checkpoints
+def result_of(make, data):
+    """What is measured of a model, and of random weights of its shape."""
+    model, params = make(data)
+    noise = filled(model, seed=1)
+    subject, runner = InMemory(model, data, [params, noise]), Runner(Corruption(), model)
+    found = measure(Corruption(), subject, progress=False, runner=runner)
+    assert runner.traces <= 2  # for all cells and checkpoints
     return found
 
 
 @pytest.fixture(scope="module")
-def composed(results):
-    return results[composer].isel(step=0)
+def result(data):
+    return result_of(composer, data)
 
 
-def test_tokens_are_carried_to_where_they_are_read(results):
-    for result in results.values():
-        assert Corruption().claims(result.isel(step=0)) == TRUE
-        assert Corruption().claims(result.isel(step=1)) == set()  # random weights
+@pytest.fixture(scope="module")
+def composed(result):
+    return result.isel(step=0)
+
+
+@pytest.mark.parametrize("make", [composer, pytest.param(memoriser, marks=pytest.mark.slow)])
+def test_tokens_are_carried_to_where_they_are_read(result, data, make):
+    found = result if make is composer else result_of(make, data)
+    assert Corruption().claims(found.isel(step=0)) == TRUE
+    assert Corruption().claims(found.isel(step=1)) == set()  # random weights
 
 
 def test_shares_in_a_composer(composed):
@@ -96,59 +100,79 @@ def test_graded_measures(composed):
     assert (clean.logit_difference.sel(token="r1", pos="r1") < -5).all()
 
 
-def test_the_grids_equal_forward_with_edits():
-    """On random weights with several heads, at every cell."""
-    spec = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
-    model = Transformer(spec)
-    params = jax.jit(model.init)(jax.random.key(0))
-    sites = cache_sites(model, inside=True)
-    tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
+SPEC = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
+RANDOM = Transformer(SPEC)  # several heads
+TOKENS = np.array([[1, 2, 3], [4, 5, 6]])
+SITES = cache_sites(RANDOM, inside=True)
+PARTS = (("hook_attn_out",), ("hook_mlp_out",), ("attn.hook_z", 0), ("attn.hook_z", 1))
 
-    def everything(params):
-        _, base = model.forward(params, tokens, sites=sites)
-        _, donor = model.forward(params, tokens[:, ::-1], sites=sites)
-        found = grids.patch_states(model, params, base, donor)
-        parts = grids.patch_parts(model, params, base, donor)
 
-        def wanted(site, pos, head=slice(None)):
-            where = jnp.zeros((1, *donor[site].shape[1:]), bool).at[:, pos].set(True)
-            if head != slice(None):
-                where &= (jnp.arange(2) == head)[None, None, :, None]
-            edits = {site: Edit(mask, (where, donor[site]))}
-            return model.forward(params, tokens, edits=edits)[0][:, -1]
+@jax.jit
+def two_runs(params, donor_tokens):
+    """The clean run and another one."""
+    return [RANDOM.forward(params, tokens, sites=SITES)[1] for tokens in (TOKENS, donor_tokens)]
 
-        names = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
-        by_state = [[wanted(name, pos) for pos in range(3)] for name in names]
-        cells = [("hook_attn_out",), ("hook_mlp_out",), ("attn.hook_z", 0), ("attn.hook_z", 1)]
-        by_part = [
-            [[wanted(f"blocks.{b}.{name}", p, *head) for p in range(3)] for name, *head in cells]
-            for b in range(2)
+
+@jax.jit
+def patched_grids(params, base, donor):
+    return [patch(RANDOM, params, base, donor) for patch in (grids.patch_states, grids.patch_parts)]
+
+
+@jax.jit
+def patched_where_one_differs(params, base, donor, only):
+    patches = (grids.patch_states, grids.patch_parts)
+    return [patch(RANDOM, params, base, donor, only=only) for patch in patches]
+
+
+@jax.jit
+def logits_with(params, edits):
+    """`forward`, with edits at all sites that cells are of; their masks say which one it is."""
+    return RANDOM.forward(params, TOKENS, edits=edits)[0][:, -1]
+
+
+@pytest.fixture(scope="module")
+def random_params():
+    return filled(RANDOM)
+
+
+def test_the_grids_equal_forward_with_edits(random_params):
+    """At every cell."""
+    base, donor = jax.device_get(two_runs(random_params, TOKENS[:, ::-1]))
+    names = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
+    parts = [[f"blocks.{block}.{name}" for name, *_ in PARTS] for block in range(2)]
+    nowhere = {site: np.zeros(donor[site].shape, bool) for site in {*names, *parts[0], *parts[1]}}
+
+    def wanted(site, pos, head=slice(None)):
+        where = nowhere[site].copy()
+        where[:, pos, head] = True
+        masks = nowhere | {site: where}
+        return logits_with(
+            random_params, {of: Edit(mask, (cells, donor[of])) for of, cells in masks.items()}
+        )
+
+    by_state = [[wanted(name, pos) for pos in range(3)] for name in names]
+    by_part = [
+        [
+            [wanted(site, pos, *head) for pos in range(3)]
+            for site, (_, *head) in zip(sites, PARTS, strict=True)
         ]
-        return found, parts, by_state, by_part
-
-    found, parts, by_state, by_part = jax.jit(everything)(params)
+        for sites in parts
+    ]
+    found, found_parts = patched_grids(random_params, base, donor)
     np.testing.assert_allclose(found, np.array(by_state), atol=2e-5)
-    np.testing.assert_allclose(parts, np.array(by_part), atol=2e-5)
-    assert grids.part_names(model) == ("attention", "MLP", "head 0", "head 1")
+    np.testing.assert_allclose(found_parts, np.array(by_part), atol=2e-5)
+    assert grids.part_names(RANDOM) == ("attention", "MLP", "head 0", "head 1")
 
 
 @pytest.mark.parametrize("only", [0, 1, 2])
-def test_where_one_token_differs_nothing_else_need_be_computed(only):
+def test_where_one_token_differs_nothing_else_need_be_computed(random_params, only):
     """The cells that are left out are those in which nothing changes."""
-    spec = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
-    model = Transformer(spec)
-    params = jax.jit(model.init)(jax.random.key(0))
-    sites = cache_sites(model, inside=True)
-    tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
-
-    def both(params, only):
-        _, base = model.forward(params, tokens, sites=sites)
-        _, donor = model.forward(params, tokens.at[:, only].add(1), sites=sites)
-        runs = (model, params, base, donor)
-        patches = (grids.patch_states, grids.patch_parts)
-        return [(patch(*runs), patch(*runs, only=only)) for patch in patches]
-
-    for whole, part in jax.jit(both)(params, only):  # traced
+    other = TOKENS.copy()
+    other[:, only] += 1
+    base, donor = two_runs(random_params, other)
+    everything = patched_grids(random_params, base, donor)
+    few = patched_where_one_differs(random_params, base, donor, np.int32(only))  # traced
+    for whole, part in zip(everything, few, strict=True):
         np.testing.assert_allclose(part, whole, atol=1e-5)
         assert np.ptp(whole, axis=-3).max() > 0.1  # over positions
 
@@ -262,7 +286,7 @@ def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
     assert Corruption().claims(result.isel(step=0)) != TRUE
 
 
-def test_figures_say_how_to_read_them(results):
-    for figure in Corruption().figures(results[composer]):
+def test_figures_say_how_to_read_them(result):
+    for figure in Corruption().figures(result):
         assert "null" in figure.caption
         figure.drawing.draw_without_rendering()

@@ -1,5 +1,7 @@
 """Immediate and full-run decoding: against blocks run by hand, and where it is by construction."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +27,10 @@ def model(dataset):
 
 
 def first_params(model, dataset):
-    return jax.tree.map(lambda leaf: leaf[0], random_subject(model, dataset).params())
+    return random_subject(model, dataset).checkpoints[0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def by_hand(model, params, tokens, recipients):
     """[layer, row]: top-1 of the full run, block by block."""
     network = model.bind(params)
@@ -45,42 +48,46 @@ def by_hand(model, params, tokens, recipients):
         for layer in range(start, model.spec.depth):
             mixed = network.block(layer)(mixed, Taps())
         tops.append(network.readout(mixed, Taps())[:, 1].argmax(-1))
-    return np.stack(tops)
+    return jnp.stack(tops)
 
 
-def measured(model, dataset, wanted):
-    """bool [layer, row] of the full run, for tails of one's own choice."""
+def measured(model, dataset, *wanted):
+    """[bool [layer, row]] of the full run, for tails of one's own choice."""
     inputs = dict(Decoding().examples(model, dataset).inputs)
-    inputs["wanted"] = np.broadcast_to(wanted, inputs["wanted"].shape)
-    params, inputs = first_params(model, dataset), jax.tree.map(jnp.asarray, inputs)
-    found = jax.jit(lambda p: Decoding().measure(model, p, inputs, jax.random.key(0)))(params)
-    return np.asarray(found["top1"])[2, 0, 0]
+    params, program = first_params(model, dataset), jax.jit(Decoding().measure, static_argnums=0)
+    found = []
+    for tails in wanted:
+        inputs["wanted"] = np.broadcast_to(tails, inputs["wanted"].shape)
+        outputs = program(model, params, inputs, jax.random.key(0))
+        found.append(np.asarray(outputs["top1"])[2, 0, 0])
+    return found
 
 
 def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
     inputs = Decoding().examples(model, dataset).inputs
     params = first_params(model, dataset)
-    tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
+    tops = np.asarray(by_hand(model, params, inputs["tokens"], inputs["recipients"]))
     assert (tops[0] != tops[-1]).any()  # or one layer could stand for another
-    for layer, top in enumerate(tops):
-        assert measured(model, dataset, top)[layer].all()
+    for layer, found in enumerate(measured(model, dataset, *tops)):
+        assert found[layer].all()
 
 
 def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
     """Published code puts a state in one block later than it came from."""
     inputs = Decoding().examples(model, dataset).inputs
     params = first_params(model, dataset)
-    tops = by_hand(model, params, inputs["tokens"], inputs["recipients"])
-    plant(monkeypatch, decoding, residuals(model, params, jnp.asarray(inputs["tokens"])))
+    tops = np.asarray(by_hand(model, params, inputs["tokens"], inputs["recipients"]))
+    true = jax.jit(residuals, static_argnums=0)(model, params, inputs["tokens"])
+    plant(monkeypatch, decoding, true)
     late = (*model.resid_sites[1:], model.resid_sites[-1])
     monkeypatch.setattr(type(model), "resid_sites", property(lambda self: late))
-    assert not measured(model, dataset, tops[0])[0].all()
+    assert not measured(model, dataset, tops[0])[0][0].all()
 
 
 def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, dataset):
     """States at (1, r1) are the unembedding's column of the tail."""
     inputs = Decoding().examples(model, dataset).inputs
-    unembed = random_subject(model, dataset).params()["unembed"]["W_U"][0]
+    unembed = first_params(model, dataset)["unembed"]["W_U"]
     states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
     columns = np.array(unembed).T
     columns /= np.linalg.norm(columns, axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """Linear probes: against plain regressions; on noise, a bridge code, a prefix code."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from implicit_reasoning.analysis.reading.probes import Probes
 from tests.analysis.tiny_states import (
     make_dataset,
     make_model,
-    plant,
+    plant_in_parameters,
     random_states,
     run,
     truth_of,
@@ -43,8 +44,8 @@ E2 = {"variable": "e2", "layer": 1, "pos": "r1"}
 
 
 def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, dataset, inputs):
-    plant(monkeypatch, probes, bridge_states(dataset, inputs["tokens"]))
-    result, traces = run(Probes(), dataset, n_checkpoints=3)
+    plant_in_parameters(monkeypatch, probes, Probes)
+    result, traces = run(Probes(), dataset, states=bridge_states(dataset, inputs["tokens"]))
     assert traces == 1
     for held_out in probes.HELD_OUT:
         assert reads(result, held_out=held_out, truth="true", **E2) > 0.95
@@ -75,8 +76,8 @@ def test_a_prefix_code_is_no_bridge(monkeypatch, dataset, inputs):
     tokens, states = inputs["tokens"], random_states(inputs["tokens"], 3)
     code = np.eye(dataset.n_vocab, 48)
     states[1, :, 1] = code[tokens[:, 0]] + code[tokens[:, 1]]
-    plant(monkeypatch, probes, states)
-    result, _ = run(Probes(), dataset)
+    plant_in_parameters(monkeypatch, probes, Probes)
+    result, _ = run(Probes(), dataset, states=states)
     assert reads(result, held_out="prefix", truth="true", **E2) < 0.3
     assert reads(result, held_out="prefix", truth="control", **E2) > 0.9  # e1, by heart
     assert reads(result, held_out="e1", truth="control", **E2) < 0.3
@@ -84,14 +85,14 @@ def test_a_prefix_code_is_no_bridge(monkeypatch, dataset, inputs):
     assert Probes().claims(result.isel(step=0)) == there
 
 
-@pytest.mark.parametrize("broken", ["ridge", "folds"])
+@pytest.mark.parametrize("broken", [pytest.param("ridge", marks=pytest.mark.slow), "folds"])
 def test_a_broken_instrument_fails_the_planted_test(monkeypatch, dataset, inputs, broken):
-    plant(monkeypatch, probes, bridge_states(dataset, inputs["tokens"]))
+    plant_in_parameters(monkeypatch, probes, Probes)
     if broken == "ridge":
         monkeypatch.setattr(probes, "ridge", lambda sums: jnp.zeros_like(sums.cross))
     else:  # what is read is also fitted to: then random labels are read as well
         monkeypatch.setattr(probes, "outside_sums", _all_rows)
-    result, _ = run(Probes(), dataset)
+    result, _ = run(Probes(), dataset, states=bridge_states(dataset, inputs["tokens"]))
     found = reads(result, held_out="prefix", truth="true", **E2) > 0.95
     clean = reads(result, held_out="prefix", truth="shuffled", **E2) < 0.2
     assert not (found and clean)
@@ -129,9 +130,13 @@ def test_ridge_against_numpy():
     x = random.normal(3, 1, size=(4, 10, 6)).astype(np.float32)
     y = random.normal(size=(4, 10, 2)).astype(np.float32)
     weight = (random.random((4, 10)) < 0.8).astype(np.float32)
-    sums = ridge.outside_sums(jnp.asarray(x), jnp.asarray(y), jnp.asarray(weight))
-    said = ridge.predict(sums, ridge.ridge(sums), jnp.asarray(x))
-    few = ridge.sparse_ridge(sums, 3, (1, 3))
+
+    @jax.jit
+    def fitted(x, y, weight):
+        sums = ridge.outside_sums(x, y, weight)
+        return ridge.predict(sums, ridge.ridge(sums), x), ridge.sparse_ridge(sums, 3, (1, 3))
+
+    said, few = jax.device_get(fitted(x, y, weight))
     for fold in range(4):
         others = [other for other in range(4) if other != fold]
         there = weight[others].astype(bool)
@@ -161,14 +166,15 @@ def test_one_affine_map_against_lstsq():
     y = x @ random.normal(size=(3, 2)).astype(np.float32) + np.float32([1, -2])
     weight = np.ones(60, np.float32)
     weight[:10], y[:10] = 0, 100  # rows that do not count
-    a, b = ridge.affine(*map(jnp.asarray, (x, y, weight)))
+    a, b = jax.jit(ridge.affine)(x, y, weight)
     exact = np.linalg.lstsq(np.c_[x, np.ones(60)][10:], y[10:], rcond=None)[0]
     np.testing.assert_allclose(a, exact[:3], atol=0.05)  # the ridge shrinks by a hundredth
     np.testing.assert_allclose(b, exact[3], atol=0.05)
 
 
 def test_a_model_that_diverged_reads_nothing(monkeypatch, dataset, inputs):
-    plant(monkeypatch, probes, np.full((3, *inputs["tokens"].shape, 48), np.nan, np.float32))
-    result, _ = run(Probes(), dataset)
+    plant_in_parameters(monkeypatch, probes, Probes)
+    nothing = np.full((3, *inputs["tokens"].shape, 48), np.nan, np.float32)
+    result, _ = run(Probes(), dataset, states=nothing)
     assert float(result["accuracy"].max()) == 0
     assert Probes().claims(result.isel(step=0)) == set()

@@ -5,7 +5,6 @@ import json
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -85,7 +84,7 @@ def test_a_model_compiled_by_hand_loads_and_runs(tmp_path):
 
 def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
     model = Transformer(SPEC)
-    params = model.init(jax.random.key(0))
+    params = filled(model)
     save_weights(tmp_path / "w.npz", model, params)
     flat = {k: np.asarray(v) for k, v in flatten_params(params).items() if "b_O" not in k}
     flat |= {"blocks.0.attn.mask": np.ones((4, 4), bool), "blocks.0.attn.IGNORE": np.float32(-1)}
@@ -97,8 +96,8 @@ def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
 
 def test_a_logit_bias_is_kept(tmp_path):
     model = Transformer(dataclasses.replace(SPEC, unembed_bias=True))
-    params = model.init(jax.random.key(0))
-    params["unembed"]["b_U"] = jnp.arange(23.0)
+    params = filled(model)
+    params["unembed"]["b_U"] = np.arange(23, dtype="f4")
     save_weights(tmp_path / "w.npz", model, params)
     again, loaded = load_weights(tmp_path / "w.npz")
     np.testing.assert_array_equal(loaded["unembed"]["b_U"], np.arange(23))
@@ -108,7 +107,7 @@ def test_a_logit_bias_is_kept(tmp_path):
 def test_files_are_complete_for_those_who_do_not_tie_and_have_a_bias(tmp_path):
     """HookedTransformer fills what is missing with random weights, and only warns."""
     model = Transformer(dataclasses.replace(SPEC, tied=True))
-    params = model.init(jax.random.key(0))
+    params = filled(model)
     save_weights(tmp_path / "w.npz", model, params)
     with np.load(tmp_path / "w.npz") as file:
         np.testing.assert_array_equal(file["unembed.W_U"], params["embed"]["W_E"].T)
@@ -117,7 +116,7 @@ def test_files_are_complete_for_those_who_do_not_tie_and_have_a_bias(tmp_path):
 
 
 def test_flat_names_are_an_inverse_pair():
-    params = Transformer(SPEC).init(jax.random.key(0))
+    params = filled(Transformer(SPEC))
     assert jax.tree.structure(unflatten_params(flatten_params(params))) == jax.tree.structure(
         params
     )
@@ -144,7 +143,7 @@ def test_flat_names_are_an_inverse_pair():
 )
 def test_faults_are_one_sentence(tmp_path, damage, message):
     model = Transformer(SPEC)
-    save_weights(tmp_path / "w.npz", model, model.init(jax.random.key(0)))
+    save_weights(tmp_path / "w.npz", model, filled(model))
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
         load_weights(tmp_path / "w.npz")
