@@ -1,13 +1,16 @@
 # The commands of this project. Every target installs what it needs into .venv first.
-#   make demo        train a pocket-sized model and open it up: minutes on two cores
-#   make test        the default tests            make lint    formatting, lint, types
-#   make test-all    the slow ones too            make clean   all that make made, but not runs/
-#   make test-peers  against other packages, each in an environment of its own under .peers/
-#   make test-slurm  sweeps on a real Slurm, of Debian's packages, on this machine
+#   make demo         train a pocket-sized model and analyse it: minutes on two cores
+#   make lint         formatting, lint, types
+#   make test         the default tests: about ten minutes on two cores
+#   make test-all     the slow tests too, with XLA's full optimization: an hour or more
+#   make test-peers   tests against other packages, each in its own environment under .peers/
+#   make test-slurm   sweeps on a real Slurm, from Debian's packages, on this machine
+#   make test-counts  record how many programs each test file compiles (see tests/compile_counts.py)
+#   make clean        remove everything that make created, except runs/
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# The default tests: a process a core, all tests of a file in one of them.
+# One process per core; all tests of a file run in the same process.
 PARALLEL ?= -n auto --maxprocesses=8 --dist=loadfile
 
 BIN := .venv/bin
@@ -17,7 +20,7 @@ RUN := runs/pocket
 # A peer is a package that we exchange files with: one pinned environment for each list.
 PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
 
-.PHONY: demo test test-all test-peers test-slurm lint clean venv
+.PHONY: demo test test-all test-peers test-slurm test-counts lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -28,13 +31,16 @@ demo: $(INSTALLED)
 	@echo "The curves in TensorBoard: $(BIN)/tensorboard --logdir runs"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(PARALLEL) --programs=check --durations=20 $(PYTEST_ARGS)
 
-# This -m takes back the "not slow" of pyproject.toml.
-# Ends with dictionaries that are trained on SAELens's synthetic data, beside SAELens's: half an hour,
+test-counts: $(INSTALLED)
+	$(BIN)/python -m pytest -q $(PARALLEL) --programs=write $(PYTEST_ARGS)
+
+# This -m overrides the "not slow" of pyproject.toml.
+# The last command trains dictionaries on SAELens's synthetic data, beside SAELens: half an hour, and
 # 5 GB in runs/.
 test-all: $(INSTALLED) .peers/sae_lens/.installed
-	TESTS=thorough $(BIN)/python -m pytest -q -m "not peers and not slurm" $(PYTEST_ARGS)
+	TESTS=thorough $(BIN)/python -m pytest -q $(PARALLEL) -m "not peers and not slurm" --durations=20 $(PYTEST_ARGS)
 	$(BIN)/python experiments/benchmarks/synth_sae_bench.py --out=runs/synth_sae_bench/found.json
 
 test-peers: $(INSTALLED) $(PEERS)
