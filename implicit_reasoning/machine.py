@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from implicit_reasoning import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
+_OPEN_MAX = 10240  # files that macOS lets a process hold open
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
 
 
@@ -48,7 +49,23 @@ def every_core_a_device() -> None:
     LAPACK, which was seen to wait for ever on two of them (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", len(cores()))
+
+
+def cores() -> list[int]:
+    """Numbers of the cores that this process may run on.
+
+    Linux says which; on other systems a process may run on all there are.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def stay_on(numbers: Sequence[int]) -> None:
+    """Let this process run on some cores only; no other system than Linux can be asked to."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, numbers)
 
 
 def program_memory() -> int:
@@ -60,8 +77,11 @@ def program_memory() -> int:
 def most_open_files() -> int:
     """How many files this process may hold open, once the limit is raised as far as it goes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):  # a container may not allow it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A container may not allow it. macOS names no limit, but refuses more than OPEN_MAX.
+    for wanted in (hard, _OPEN_MAX if hard == resource.RLIM_INFINITY else hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            break
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
@@ -78,7 +98,7 @@ def provenance() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "device_count": len(devices),
         "processes": jax.process_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_cores": len(cores()),
     }
 
 

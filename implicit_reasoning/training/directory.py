@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import held, read_json, write_json
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.locks import held
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
