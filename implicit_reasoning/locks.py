@@ -21,9 +21,7 @@ from filelock import SoftFileLock, Timeout, lock_descriptor
 from implicit_reasoning.errors import InputError
 
 # What the system says where a file system has no `flock`.
-_NO_FLOCK = frozenset(
-    {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-)
+_NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 _SECONDS = 0.05  # between two attempts
 _PATIENCE = 600.0  # seconds to wait for a lock that is held for the time of a write
 

@@ -53,9 +53,11 @@ def hold_elsewhere(folder, *words):
 
 def test_without_flock_a_folder_is_held_by_a_marker(no_flock, tmp_path):
     with locks.held(tmp_path / "run", REFUSAL):
-        with pytest.raises(InputError, match=REFUSAL) as refused:
-            with locks.held(tmp_path / "run", REFUSAL):
-                pass
+        with (
+            pytest.raises(InputError, match=REFUSAL) as refused,
+            locks.held(tmp_path / "run", REFUSAL),
+        ):
+            pass
         for word in (str(tmp_path / "run"), no_flock, ".lock.owner"):
             assert word in str(refused.value)
     with locks.held(tmp_path / "run", REFUSAL):  # it was let go of

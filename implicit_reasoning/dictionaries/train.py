@@ -28,7 +28,7 @@ from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, l
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Params
-from implicit_reasoning.runs import Checkpoints, Run
+from implicit_reasoning.runs import Checkpoints, Run, check_path
 from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
 from implicit_reasoning.training.mapping import fitting_mesh
 from implicit_reasoning.training.writers import MetricsFile
@@ -51,7 +51,9 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
       InputError: the configuration does not fit the run, or others are there under that name.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    plan, files = make_plan(run, config), Files.of(run, config.name)
+    files = Files.of(run, config.name)
+    check_path(files.folder)
+    plan = make_plan(run, config)
     _check_same(files, config)
     if files.finished.exists():
         return load(run, config.name)

@@ -10,7 +10,7 @@ run.py          `Run`
 """
 
 from implicit_reasoning.runs.arrays import load_arrays, save_arrays
-from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged
+from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.rows import read_metrics, read_starts
 from implicit_reasoning.runs.run import Run
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Store",
     "begin_row",
+    "check_path",
     "end_row",
     "load_arrays",
     "read_metrics",

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, end_row
+from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, check_path, end_row
 from implicit_reasoning.training import (
     directory,
     distributed,
@@ -87,6 +87,7 @@ def train(
     """
     files = Layout(Path(workdir))
     setup.check_config(config)
+    check_path(files.workdir)
     stop = config.steps if stop_at is None else stop_at
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
