@@ -11,10 +11,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,18 @@ from threadpoolctl import threadpool_limits
 
 from implicit_reasoning import __version__
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Settings of JAX that change which random numbers are drawn, or how the same program computes.
+# What this version of JAX does not have is left out.
+_NUMERICS = (
+    *("jax_enable_x64", "jax_explicit_x64_dtypes", "jax_numpy_dtype_promotion"),
+    *("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset"),
+    *("jax_high_dynamic_range_gumbel", "jax_default_matmul_precision", "jax_softmax_custom_jvp"),
+    *("jax_allow_f16_reductions", "jax_disable_most_optimizations"),
+)
 _HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
 _OPEN_MAX = 10240  # files that macOS lets a process hold open
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
@@ -68,6 +79,21 @@ def stay_on(numbers: Sequence[int]) -> None:
         os.sched_setaffinity(0, numbers)
 
 
+def exactly(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same function with matrix products in true float32, for everything that is measured.
+
+    A product that names no precision is TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
+    changes. A function that is compiled is wrapped before `jax.jit` is.
+    """
+
+    @functools.wraps(function)
+    def exact(*args: _P.args, **named: _P.kwargs) -> _R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **named)
+
+    return exact
+
+
 def program_memory() -> int:
     """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
@@ -92,6 +118,7 @@ def provenance() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
+        "numerics": numerics(),
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
@@ -100,6 +127,13 @@ def provenance() -> dict[str, Any]:
         "processes": jax.process_count(),
         "cpu_cores": len(cores()),
     }
+
+
+def numerics() -> dict[str, Any]:
+    """JAX's settings, by name, under which a resumed run would train something else."""
+    found = {name: getattr(jax.config, name) for name in _NUMERICS if hasattr(jax.config, name)}
+    plain = (bool, int, float, str, type(None))
+    return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
 
 
 def _cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Paths in which checkpoints would be lost are refused, and what is lost all the same is noticed."""
+"""Paths in which checkpoints would be lost are refused; what is lost all the same is noticed."""
 
 import re
 import shutil

@@ -126,8 +126,9 @@ class Checkpoints:
             # Without `force` Orbax passes over a step before its latest, and says nothing.
             with written(self._folder):
                 self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
-            self._check_saved()  # Orbax has waited for the saves before this one
-            self._saved.add(step)
+            # Orbax has waited for the save before this one.
+            earlier, self._saved = self._saved, {step}
+            self._check(earlier)
 
     def restore(self, step: int, like: Any) -> Any:
         """The tree of a step, on the devices and shardings of `like` (arrays or their shapes).
@@ -151,24 +152,23 @@ class Checkpoints:
         """Return when everything that was saved is on disk; raise what went wrong on the way."""
         with written(self._folder):
             self._manager.wait_until_finished()
-        self._check_saved()
+        self._check(self._saved)
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
         with written(self._folder):
             self._manager.close()
-        self._check_saved()
+        self._check(self._saved)
 
-    def _check_saved(self) -> None:
+    def _check(self, steps: set[int]) -> None:
         """Raise an OSError if a save that has ended left a step that cannot be read.
 
         Only the process that puts the parts of a checkpoint together looks for them: one `stat` a
         save. Of steps that are not there any more nothing is said.
         """
-        saved, self._saved = self._saved, set()
         if jax.distributed.is_initialized() and jax.process_index() != 0:
             return
-        for step in sorted(saved):
+        for step in sorted(steps):
             folder = self._folder / str(step)
             if _in_parts(folder):
                 raise OSError(
