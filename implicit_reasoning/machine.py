@@ -37,6 +37,7 @@ _NUMERICS = (
     *("jax_allow_f16_reductions", "jax_disable_most_optimizations"),
 )
 _HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
+_NOTED = ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")  # variables that may change the last bits
 _OPEN_MAX = 10240  # files that macOS lets a process hold open
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
 
@@ -113,12 +114,13 @@ def most_open_files() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
+    """Versions, settings, commit and hardware of this process."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
         "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
         "numerics": numerics(),
+        "environment": {name: os.environ[name] for name in _NOTED if name in os.environ},
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),

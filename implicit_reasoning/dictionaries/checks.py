@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -44,7 +43,8 @@ def check_config(config: ConfigDict) -> None:
     faults = [
         f"{key} is {fields[key]!r}; it must be between {low:g} and {high:g}"
         for key, (low, high) in _BOUNDS.items()
-        if fields.get(key) is not None and not _within(fields[key], low, high)
+        if (value := fields.get(key)) is not None
+        and not (isinstance(value, int | float) and low <= value <= high)
     ]
     # A folder of the run, beside others.
     if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name in (".", ".."):
@@ -67,7 +67,7 @@ def check_sparsities(config: ConfigDict, kind: Kind, variant: Variant) -> None:
       InputError: a number of features that is not whole, below 1 or above the width, or a negative
         coefficient; it is named.
     """
-    for sparsity in config.sparsities:
+    for sparsity in map(float, config.sparsities):
         if fault := _fault(sparsity, kind.d_sae, variant, config.training.batch):
             raise InputError(f"sparsities has {sparsity:g}; for variant {config.variant!r} {fault}")
     widths = getattr(variant, "widths", ())
@@ -90,7 +90,3 @@ def _fault(sparsity: float, width: int, variant: Variant, batch: int) -> str:
     good = 0 < sparsity <= width and math.floor(sparsity * batch) >= 1
     why = f"it is the mean of k, at most the width, {width}, with one active feature in a batch"
     return "" if good else why
-
-
-def _within(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and low <= value <= high

@@ -74,7 +74,8 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
     Raises:
       InputError: a setting differs from that of the newest start which noted it; it is named.
     """
-    was = next((start["numerics"] for start in reversed(starts) if "numerics" in start), {})
+    noted = [start["numerics"] for start in starts if "numerics" in start]
+    was: Mapping[str, Any] = noted[-1] if noted else {}
     now = numerics()
     other = [name for name in was if name in now and was[name] != now[name]]
     if other:

@@ -348,14 +348,14 @@ class Trainer:
     def _latest(self) -> tuple[TrainState, int]:
         """The newest saved state and its step; what training began with where there is none."""
         self._resumes.wait()
-        if self._resumes.steps:
-            step = self._resumes.steps[-1]
-            like = {"state": self._program.like, "first_correct": self._first_correct()}
-            state: TrainState = self._resumes.restore(step, like)["state"]
-            return state, step
-        if self._start:
+        newest = max(self._resumes.steps, default=NEVER)
+        if self._start and self._start.step > newest:
             return states.placed(self._start.state, self._program.like), self._start.step
-        return self._program.init(self._program.init_key), 0
+        if newest == NEVER:
+            return self._program.init(self._program.init_key), 0
+        like = {"state": self._program.like, "first_correct": self._first_correct()}
+        state: TrainState = self._resumes.restore(newest, like)["state"]
+        return state, newest
 
     def _advance(self, state: TrainState, count: int) -> TrainState:
         program = self._program
