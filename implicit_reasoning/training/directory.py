@@ -92,7 +92,7 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
 def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
     """What all processes of one run must have in common, as text."""
     same = {key: value for key, value in to_json(config).items() if key not in _OWN}
-    return json.dumps([same, stop, dataset.fingerprint()], sort_keys=True)
+    return json.dumps([same, stop, dataset.fingerprint(), numerics()], sort_keys=True)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
