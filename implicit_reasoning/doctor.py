@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from implicit_reasoning.locks import describe_lock
 from implicit_reasoning.machine import matmul_peak, provenance
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR=~/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
@@ -32,6 +33,7 @@ def examine(workdir: str = ".") -> dict[str, str]:
             for dtype in ("float32", "bfloat16")
         ),
         "compilation cache": examine_cache(),
+        "file locks": _lock_at(here),
         "free disk": f"{shutil.disk_usage(here).free / 2**30:,.1f} GiB at {here.absolute()}",
     }
 
@@ -69,6 +71,14 @@ def examine_cache() -> str:
     entries = sum(1 for _ in path.glob("*-cache")) if path.is_dir() else 0
     floor = _setting("jax_persistent_cache_min_compile_time_secs")
     return f"{folder}, {entries} programs, of those that take {floor:g} s or more to compile"
+
+
+def _lock_at(folder: Path) -> str:
+    """Whether two processes can keep out of each other's way there."""
+    try:
+        return describe_lock(folder)
+    except OSError as error:
+        return f"none: {folder.absolute()} cannot be written ({error.strerror})"
 
 
 def _setting(name: str) -> Any:

@@ -35,7 +35,7 @@ from implicit_reasoning.files import read_json, write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.interchange import load_gpt2
-from implicit_reasoning.runs import Checkpoints, Layout, Run
+from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
 from implicit_reasoning.training.writers import MetricsFile, TensorBoard
 from implicit_reasoning.worlds import Dataset, read_grokked
@@ -77,6 +77,7 @@ def import_grokked(
     Raises:
       InputError: something is missing, cut short, or does not fit the rest.
     """
+    check_path(Path(workdir).resolve())
     files = Layout(Path(workdir).resolve())  # of "." too there is a parent, and of links a target
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
         raise InputError(f"{workdir} is not empty; choose another --workdir")

@@ -11,10 +11,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,21 @@ from threadpoolctl import threadpool_limits
 
 from implicit_reasoning import __version__
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Settings of JAX that change which random numbers are drawn, or how the same program computes.
+# What this version of JAX does not have is left out.
+_NUMERICS = (
+    *("jax_enable_x64", "jax_explicit_x64_dtypes", "jax_numpy_dtype_promotion"),
+    *("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset"),
+    *("jax_high_dynamic_range_gumbel", "jax_default_matmul_precision", "jax_softmax_custom_jvp"),
+    *("jax_allow_f16_reductions", "jax_disable_most_optimizations"),
+)
 _HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
+_NOTED = ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")  # variables that may change the last bits
+_OPEN_MAX = 10240  # files that macOS lets a process hold open
 _SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
 
 
@@ -48,7 +61,38 @@ def every_core_a_device() -> None:
     LAPACK, which was seen to wait for ever on two of them (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", len(cores()))
+
+
+def cores() -> list[int]:
+    """Numbers of the cores that this process may run on.
+
+    Linux says which; on other systems a process may run on all there are.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def stay_on(numbers: Sequence[int]) -> None:
+    """Let this process run on some cores only; no other system than Linux can be asked to."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, numbers)
+
+
+def exactly(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same function with matrix products in true float32, for everything that is measured.
+
+    A product that names no precision is TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
+    changes. A function that is compiled is wrapped before `jax.jit` is.
+    """
+
+    @functools.wraps(function)
+    def exact(*args: _P.args, **named: _P.kwargs) -> _R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **named)
+
+    return exact
 
 
 def program_memory() -> int:
@@ -60,26 +104,38 @@ def program_memory() -> int:
 def most_open_files() -> int:
     """How many files this process may hold open, once the limit is raised as far as it goes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):  # a container may not allow it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A container may not allow it. macOS names no limit, but refuses more than OPEN_MAX.
+    for wanted in (hard, _OPEN_MAX if hard == resource.RLIM_INFINITY else hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            break
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
+    """Versions, settings, commit and hardware of this process."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
         "versions": {"implicit_reasoning": __version__, **{p: version(p) for p in _PACKAGES}},
+        "numerics": numerics(),
+        "environment": {name: os.environ[name] for name in _NOTED if name in os.environ},
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "device": devices[0].device_kind,
         "device_count": len(devices),
         "processes": jax.process_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_cores": len(cores()),
     }
+
+
+def numerics() -> dict[str, Any]:
+    """JAX's settings, by name, under which a resumed run would train something else."""
+    found = {name: getattr(jax.config, name) for name in _NUMERICS if hasattr(jax.config, name)}
+    plain = (bool, int, float, str, type(None))
+    return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
 
 
 def _cpu_model() -> str:

@@ -10,7 +10,7 @@ import pytest
 # Ground floor first; rooms on one floor do not import each other.
 FLOORS = [
     {"errors", "figures", "__version__"},
-    {"events", "files", "imports", "machine", "statistics"},
+    {"events", "files", "imports", "locks", "machine", "statistics"},
     {"config"},
     {"worlds", "model"},
     {"runs"},

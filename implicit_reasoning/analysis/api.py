@@ -12,11 +12,19 @@ from tqdm import tqdm
 from implicit_reasoning import imports
 from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.runner import check_same, differences, merge
+from implicit_reasoning.analysis.runner import (
+    CHECKPOINTS,
+    between,
+    check_same,
+    differences,
+    identity_of,
+    merge,
+)
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.locks import in_turn
 from implicit_reasoning.machine import program_memory
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import HeldStore, Run
 
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
@@ -83,6 +91,9 @@ def analyze_runs(
     `statistics.mean_over_seeds` for their mean.
     """
     instrument = find_instrument(instrument)
+    # Parameters are read once, to be measured and to be fingerprinted.
+    runs = [_holding(run, len(runs)) for run in runs]
+    before = [_seen(run, instrument) for run in runs]
     there: list[xr.Dataset | None] = []
     missing: dict[tuple[int, ...], list[int]] = {}
     for number, run in enumerate(runs):
@@ -95,10 +106,56 @@ def analyze_runs(
         chosen = [runs[number] for number in numbers]
         measured = measure_seeds(instrument, chosen, wanted, progress=progress)
         for number, new in zip(numbers, measured, strict=True):
-            old = there[number]
-            result = new if old is None else merge(old, new)
-            runs[number].save_result(instrument.name, result)
+            run = runs[number]
+            prints = {str(step): run.fingerprint(step) for step in wanted}
+            new = new.assign_attrs({CHECKPOINTS: prints})
+            stale = before[number] if there[number] is None else None
+            _keep(run, instrument, new, stale)
     return [run.result(instrument.name) for run in runs]
+
+
+def _holding(run: Run, count: int) -> Run:
+    """The run, keeping in memory the checkpoints it reads, unless it does so already."""
+    if isinstance(run.store, HeldStore):
+        return run
+    return run.held(program_memory() // max(1, count))
+
+
+def _seen(run: Run, instrument: Instrument) -> tuple[int, int] | None:
+    """What tells one file of a result from the next one of that name; None: there is none."""
+    path = run.files.analysis / f"{instrument.name}.nc"
+    if not path.exists():
+        return None
+    about = path.stat()
+    return about.st_ino, about.st_mtime_ns
+
+
+def _keep(run: Run, instrument: Instrument, new: xr.Dataset, stale: tuple[int, int] | None) -> None:
+    """Put a result beside what is there now, which another process may have written meanwhile.
+
+    Args:
+      run: measured.
+      instrument: of the result.
+      new: the result.
+      stale: the file that it is to replace; any other is merged with.
+
+    Raises:
+      InputError: what was written meanwhile is not comparable; `new` is not kept.
+    """
+    with in_turn(run.files.analysis):
+        there = _seen(run, instrument)
+        if there is not None and there != stale:
+            other = run.result(instrument.name)
+            identity = identity_of(instrument, run) | {"reference": new.attrs["reference"]}
+            if different := between(other.attrs, identity):
+                what, (was, now) = next(iter(different.items()))
+                raise InputError(
+                    f"while instrument {instrument.name!r} measured {run.files.workdir}, another "
+                    f"process kept a result of another {what} ({was!r}, not {now!r}); the new one "
+                    "is not kept; measure again when the other process has ended"
+                )
+            new = merge(other, new)
+        run.save_result(instrument.name, new)
 
 
 def _there(
@@ -118,7 +175,19 @@ def _there(
             tqdm.write(say, file=sys.stderr)
         return None, old.step.values.tolist()
     check_same(old, instrument, run)
+    _check_fingerprint(run, old, instrument)
     return old, []
+
+
+def _check_fingerprint(run: Run, old: xr.Dataset, instrument: Instrument) -> None:
+    """Refuse a result whose last checkpoint is another now; old ones do not say which it was."""
+    prints = {int(step): found for step, found in old.attrs.get(CHECKPOINTS, {}).items()}
+    known = [step for step in prints if step in run.steps]
+    if known and run.fingerprint(max(known)) != prints[max(known)]:
+        raise InputError(
+            f"the result of instrument {instrument.name!r} that is there is of other parameters of "
+            f"step {max(known)} than {run.files.workdir} has now; measure all of it again (--again)"
+        )
 
 
 def _missing(
@@ -163,7 +232,8 @@ def analyze_all(
         else:
             names.append(instrument.name)
     for run in runs:
-        used.keep(run)
+        with in_turn(run.files.analysis):
+            used.keep(run)
     return names
 
 

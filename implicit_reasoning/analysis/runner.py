@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,12 @@ from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import lapack_alone, program_memory, provenance
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.machine import exactly, lapack_alone, program_memory, provenance
+from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.training import sharding
+
+CHECKPOINTS = "checkpoints"
+"""Attribute of a result that is kept in a run: a fingerprint of the parameters of every step."""
 
 _SEED = 0  # of what instruments draw at random
 _MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
@@ -93,6 +96,7 @@ class Runner:
 
     def _mapped(self) -> Callable[..., dict[str, jax.Array]]:
         def share(params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
+            @exactly
             def one(params: Params) -> dict[str, jax.Array]:
                 self.traces += 1
                 return self.instrument.measure(self.model, params, inputs, key)
@@ -138,11 +142,13 @@ def measure(
         step has no checkpoint.
     """
     model, dataset = subject.model, subject.dataset
+    check_tokens(dataset.tokens, model.spec.d_vocab)
     steps = tuple(subject.steps if steps is None else steps)
     runner = runner or Runner(instrument, model)
     examples = instrument.examples(model, dataset)
+    identity = identity_of(instrument, subject)  # now: training may go on while this measures
     if instrument.reference:
-        last = jax.tree.map(lambda leaf: leaf[0], subject.params(subject.steps[-1:]))
+        last = jax.tree.map(lambda leaf: leaf[0], subject.params([identity["reference"]]))
         examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     instrument.check_nulls(coords)
@@ -161,7 +167,7 @@ def measure(
             found.append(aggregate(instrument, outputs, examples, coords, part))
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
-    return result.assign_attrs(_about(instrument, subject, examples))
+    return result.assign_attrs(_about(instrument, subject, examples, identity))
 
 
 def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:
@@ -171,9 +177,11 @@ def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:
     return min(range(most, most // 2, -1), key=lambda size: -count % size)
 
 
-def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict[str, Any]:
+def _about(
+    instrument: Instrument, subject: Subject, examples: Examples, identity: dict[str, Any]
+) -> dict[str, Any]:
     return {
-        **_identity(instrument, subject),
+        **identity,
         "found_at": instrument.found_at,
         "sites": list(instrument.sites(subject.model)),
         "nulls": dict(instrument.nulls),
@@ -182,7 +190,7 @@ def _about(instrument: Instrument, subject: Subject, examples: Examples) -> dict
     }
 
 
-def _identity(instrument: Instrument, subject: Subject) -> dict[str, Any]:
+def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
     """What has to be equal for numbers to be comparable."""
     return {
         "instrument": instrument.name,
@@ -202,16 +210,24 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     """Put new steps into what was measured before; a step that is in both is taken from `new`."""
     steps = [step for step in old.step.values if step not in new.step.values]
     both = xr.concat([old.sel(step=steps), new], dim="step", data_vars="minimal") if steps else new
-    return both.sortby("step").assign_attrs(new.attrs)
+    measured = old.attrs.get(CHECKPOINTS, {}) | new.attrs.get(CHECKPOINTS, {})
+    attrs = new.attrs | {CHECKPOINTS: measured} if measured else new.attrs
+    return both.sortby("step").assign_attrs(attrs)
 
 
 def differences(
     old: xr.Dataset, instrument: Instrument, subject: Subject
 ) -> dict[str, tuple[Any, Any]]:
     """In what a result is not comparable with what would be measured now: `{what: (old, now)}`."""
-    # Results that were kept before instruments had options are of instruments without.
-    was = {"options": {}} | old.attrs
-    now = _identity(instrument, subject)
+    return between(old.attrs, identity_of(instrument, subject))
+
+
+def between(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """In what the attributes of a result differ from what `identity_of` says: `{what: (old, now)}`.
+
+    Results that were kept before instruments had options are of instruments without.
+    """
+    was = {"options": {}} | dict(old)
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 

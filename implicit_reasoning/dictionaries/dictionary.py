@@ -13,6 +13,7 @@ from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind, Output
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.variants import Encoded, Pass, Variant
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.machine import exactly
 from implicit_reasoning.model import Params
 
 Scalar = Float[Array, ""]
@@ -128,7 +129,12 @@ class Finished:
             )
         if (self.most > 0) != (self.architecture == "topk"):
             raise InputError(f"`most` goes with topk, and with nothing else; it is {self.most}")
+        if self.most > self.kind.d_sae:
+            raise InputError(
+                f"k is {self.most}, more than the {self.kind.d_sae} features there are"
+            )
 
+    @exactly
     def encode(self, params: Params, x: Inputs) -> Features:
         """Activations of all features."""
         projected = self.kind.project(params, x)
@@ -144,6 +150,7 @@ class Finished:
             return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(self.kind.d_sae)
         return jax.nn.relu(pre)
 
+    @exactly
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
         """What is written; `x` is what was read, which skip transcoders map, too."""
         return self.kind.write(params, acts) + self.kind.base(params, x)

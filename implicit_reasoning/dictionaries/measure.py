@@ -11,6 +11,7 @@ checkpoint the same is measured of baselines (`baselines.py`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -29,18 +30,57 @@ from implicit_reasoning.dictionaries.measures import MEASURES, Asked, Coded, Mea
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split, split_states, states
 from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries, Files, Member
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.machine import exactly, provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 from implicit_reasoning.training.mapping import fitting_mesh, mapped
 
+_WITH = "measured_with"  # attribute of a result
+
 
 def measured(run: Run, made: Dictionaries) -> xr.Dataset:
-    """What was found of dictionaries; measured now, and kept beside them, if that was not done."""
+    """What was found of dictionaries; measured now, and kept beside them, if that was not done.
+
+    A result that is there counts if it is of these dictionaries, of these parameters of the run's
+    checkpoints and of this world; else it is measured again, and a line on standard error says so.
+    """
     path = Files.of(run, made.config.name).measured
-    if not path.exists():
-        save_arrays(path, measure_dictionaries(run, made, progress=made.config.progress))
+    if path.exists():
+        kept = load_arrays(path)
+        other = _differences(kept, run, made)
+        if not other:
+            return kept
+        say = f"{path} is of other {' and '.join(other)}; measuring again"
+        tqdm.write(f"implicit_reasoning: {say}", file=sys.stderr)
+    save_arrays(path, measure_dictionaries(run, made, progress=made.config.progress))
     return load_arrays(path)
+
+
+def _measured_with(run: Run, made: Dictionaries) -> dict[str, Any]:
+    """What a result depends on, by name."""
+    steps = sorted({step for member in made.members for step in member.steps})
+    return {
+        "dictionaries": made.fingerprint,
+        "checkpoints": {str(step): run.fingerprint(step) for step in steps},
+        "world": run.dataset.fingerprint(),
+        "options": {
+            "baselines": bool(made.config.baselines),
+            "positions": list(made.config.positions),
+        },
+    }
+
+
+def _differences(kept: xr.Dataset, run: Run, made: Dictionaries) -> list[str]:
+    """What a result that is there was measured with, and would not be now; names."""
+    if _WITH in kept.attrs:
+        wanted, was = _measured_with(run, made), kept.attrs[_WITH]
+        return [name for name in wanted if was.get(name) != wanted[name]]
+    # Results from before this was noted: the members have to be the same.
+    own = kept.isel(member=kept["what"].values == TRAINED)
+    names = ("step", "site", "sparsity", "seed")
+    there = list(zip(*(own[name].values.tolist() for name in names), strict=True))
+    now = [tuple(getattr(member, name) for name in names) for member in made.members]
+    return [] if there == now else ["dictionaries"]
 
 
 def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True) -> xr.Dataset:
@@ -70,6 +110,7 @@ def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True)
         start=made.config.start,
         definition=" ".join((__doc__ or "").split()),
         made_with=provenance(),
+        **{_WITH: _measured_with(run, made)},
     )
 
 
@@ -131,6 +172,7 @@ def _program(model: Transformer, measures: Sequence[Measure], split: Split) -> A
     """Compiled: everything of some dictionaries of one shape, of several sources."""
 
     @partial(jax.jit, static_argnums=(2, 3))
+    @exactly
     def program(
         params: Params, items: tuple[Array, Params], sites: Sites, finished: Finished
     ) -> dict[str, Any]:

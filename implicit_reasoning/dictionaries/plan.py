@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from implicit_reasoning import imports
+from implicit_reasoning.dictionaries.checks import check_config, check_sparsities
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
@@ -49,6 +50,7 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
     Raises:
       InputError: something in it does not exist here, or does not go together.
     """
+    check_config(config)
     if config.kind not in KINDS:
         raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
     if config.start not in STARTS:
@@ -71,8 +73,9 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
             )
         )
     kind = _kind(run.model, config, groups[0], len(steps))
-    settings = Settings(**config.training.to_dict())
-    recipe = Recipe(Dictionary(kind, _variant(config)), settings)
+    settings, variant = Settings(**config.training.to_dict()), _variant(config)
+    check_sparsities(config, kind, variant)
+    recipe = Recipe(Dictionary(kind, variant), settings)
     return Plan(recipe, tuple(stages))
 
 

@@ -1,7 +1,8 @@
 """Where dictionaries are kept in a run, and opening them.
 
 `dictionaries/<name>/` has `config.json`, `members.json` (what each is of), `finished.npz` (all
-parameters, stacked), `measured.nc`, `metrics.jsonl` (training), and `resume/` while it is trained.
+parameters, stacked), `measured.nc`, `metrics.jsonl` and `provenance.json` (training), and `resume/`
+while it is trained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Run, fingerprint
 
 ALL = -1
 """In place of a step: of a crosscoder, which is of all checkpoints."""
@@ -117,6 +118,11 @@ class Files:
         return self.folder / "metrics.jsonl"
 
     @property
+    def provenance(self) -> Path:
+        """Versions, settings and hardware of each start of training."""
+        return self.folder / "provenance.json"
+
+    @property
     def resume(self) -> Path:
         """The state of training, the last two."""
         return self.folder / "resume"
@@ -152,6 +158,12 @@ class Dictionaries:
             for number, member in enumerate(self.members)
             if all(getattr(member, name) == value for name, value in wanted.items())
         ]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the parameters, and of what each dictionary is of."""
+        about = repr((self.finished, self.members)).encode()
+        return fingerprint({"params": self.params, "about": np.frombuffer(about, np.uint8)})
 
     @cached_property
     def shown(self) -> list[int]:

@@ -7,10 +7,11 @@ next one runs. A signal saves; the same call goes on, and comes to the same dict
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,12 @@ from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.locks import held
+from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
-from implicit_reasoning.runs import Checkpoints, Run
+from implicit_reasoning.runs import Checkpoints, Damaged, Run, check_path, read_starts
+from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.training.directory import check_numerics
 from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
 from implicit_reasoning.training.mapping import fitting_mesh
 from implicit_reasoning.training.writers import MetricsFile
@@ -48,19 +53,41 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
       The dictionaries, kept in `dictionaries/<config.name>/` of the run.
 
     Raises:
-      InputError: the configuration does not fit the run, or others are there under that name.
+      InputError: the configuration does not fit the run, others are there under that name, another
+        process trains them, or JAX has other settings than when they were begun.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    plan, files = make_plan(run, config), Files.of(run, config.name)
+    files = Files.of(run, config.name)
+    check_path(files.folder)
+    plan = make_plan(run, config)
     _check_same(files, config)
     if files.finished.exists():
         return load(run, config.name)
-    write_json(files.config, to_json(config))
-    with wishes() as wish:
-        params = _Training(run, config, plan, files).go(wish)
-    dictionaries = Dictionaries(plan.recipe.dictionary.finished(), params, plan.members, config)
-    save(files, dictionaries)
+    refusal = (
+        f"another process is training dictionaries in {files.folder}; wait for it, or choose "
+        "another config.name"
+    )
+    with held(files.folder, refusal):
+        _check_same(files, config)  # another process may have begun, or finished, since we looked
+        if files.finished.exists():
+            return load(run, config.name)
+        _note_start(files, config)
+        with wishes() as wish:
+            params = _Training(run, config, plan, files).go(wish)
+        dictionaries = Dictionaries(plan.recipe.dictionary.finished(), params, plan.members, config)
+        save(files, dictionaries)
     return dictionaries
+
+
+def _note_start(files: Files, config: ConfigDict) -> None:
+    """Write down what is trained, and under which versions and settings it goes on now."""
+    starts = read_starts(files.provenance)
+    newest = max(numbered(files.resume), default=0)
+    if newest:
+        check_numerics(files.folder, starts)
+    write_json(files.config, to_json(config))
+    start = {"step": newest, "time": time.time(), **provenance()}
+    write_json(files.provenance, [*starts, start])
 
 
 def _check_same(files: Files, config: ConfigDict) -> None:
@@ -139,6 +166,24 @@ def train_members(
     return _finish(population, material, state)
 
 
+class _Stage(NamedTuple):
+    """A stage to go on with.
+
+    Attributes:
+      number: which.
+      population: what trains it.
+      material: what it is trained on.
+      state: where it is.
+      finished: parameters of the members of earlier stages.
+    """
+
+    number: int
+    population: Population
+    material: Material
+    state: State
+    finished: Params | None
+
+
 class _Training:
     """A set of dictionaries in training."""
 
@@ -151,11 +196,12 @@ class _Training:
         with contextlib.ExitStack() as stack:
             self._resumes = Checkpoints(self._files.resume, keep=_KEPT)
             stack.callback(self._resumes.close)
-            self._at = self._resumes.steps[-1] if self._resumes.steps else 0
+            stage = self._newest()
+            self._resumes.drop_after(self._at)
             self._metrics = MetricsFile(self._files.metrics, resumed_at=self._at)
             stack.callback(self._metrics.close)
             self._bar = stack.enter_context(self._progress_bar())
-            return self._all_stages(wish)
+            return self._all_stages(stage, wish)
 
     def _progress_bar(self) -> tqdm[Any]:
         return tqdm(
@@ -167,18 +213,48 @@ class _Training:
             dynamic_ncols=True,
         )
 
-    def _all_stages(self, wish: Wish) -> Params:
+    def _newest(self) -> _Stage | None:
+        """The newest state that can be read, at step `self._at`; None where training begins.
+
+        A state that cannot be read is passed over for the one before it, from where training comes
+        to the same dictionaries.
+
+        Raises:
+          InputError: there are states, and none can be read.
+        """
+        for step in reversed(self._resumes.steps):
+            number = step // self._steps
+            population, material = self._population(number)
+            try:
+                state, finished = self._restored(step, number, population)
+            except Damaged as damage:
+                print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
+                continue
+            self._at = step
+            return _Stage(number, population, material, state, finished)
+        if self._resumes.steps:
+            raise InputError(
+                f"no state in {self._files.resume} can be read; remove that folder to train again "
+                "from step 0"
+            )
+        self._at = 0
+        return None
+
+    def _population(self, number: int) -> tuple[Population, Material]:
+        """What trains a stage."""
+        recipe, members = self._plan.recipe, self._plan.stages[number]
+        return make_population(self._run, recipe, members, self._config)
+
+    def _all_stages(self, restored: _Stage | None, wish: Wish) -> Params:
         finished: Params | None = None
         warm: Params | None = None
         for number in range(self._at // self._steps, len(self._plan.stages)):
-            stage = self._plan.stages[number]
-            population, material = make_population(
-                self._run, self._plan.recipe, stage, self._config
-            )
-            if warm is None and self._at:
-                state, finished = self._restored(number, population)
+            if restored is not None and restored.number == number:
+                _, population, material, state, finished = restored
             else:
+                population, material = self._population(number)
                 state = population.begin(warm)
+            restored = None  # its state is given away, and can be freed
             state = self._stage(number, population, state, finished, wish)
             own = _finish(population, material, state)
             finished = own if finished is None else _one_after_the_other(finished, own)
@@ -186,7 +262,9 @@ class _Training:
         assert finished is not None  # there is a stage, and its last step is not one to resume from
         return finished
 
-    def _restored(self, number: int, population: Population) -> tuple[State, Params | None]:
+    def _restored(
+        self, step: int, number: int, population: Population
+    ) -> tuple[State, Params | None]:
         """The state of a stage that was saved, and parameters of the members of earlier stages."""
         earlier = sum(len(stage) for stage in self._plan.stages[:number])
 
@@ -197,7 +275,7 @@ class _Training:
             before = jax.tree.map(lambda leaf: jnp.resize(leaf, (earlier, *leaf.shape[1:])), own)
             return _saved(state, before if earlier else None)
 
-        saved = self._resumes.restore(self._at, jax.eval_shape(shapes))
+        saved = self._resumes.restore(step, jax.eval_shape(shapes))
         return State(*saved["state"]), saved.get("finished")
 
     def _stage(

@@ -3,6 +3,7 @@
 from implicit_reasoning.model.edits import Edit, add, drop, mask, scale, set_to
 from implicit_reasoning.model.sites import Taps
 from implicit_reasoning.model.spec import Spec
+from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Network, Params, Transformer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Taps",
     "Transformer",
     "add",
+    "check_tokens",
     "drop",
     "mask",
     "scale",

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.edits import Edit
 from implicit_reasoning.model.sites import check_sites
+from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Params, Transformer
 
 Filter = str | Collection[str] | Callable[[str], bool] | None
@@ -52,7 +53,8 @@ class Hooked:
         self._forward = jax.jit(model.forward, static_argnames="sites")
 
     def __call__(self, tokens: Int[Array | np.ndarray, "batch pos"]) -> Float[Array, "..."]:
-        """Logits, [batch, pos, d_vocab]."""
+        """Logits, [batch, pos, d_vocab]; an `InputError` for a token that does not exist."""
+        check_tokens(tokens, self.model.spec.d_vocab)  # `_forward` is compiled: it cannot look
         logits: Array = self._forward(self.params, tokens)[0]
         return logits
 
@@ -66,8 +68,9 @@ class Hooked:
           names_filter: a site, several, or a function of a site's name that says which.
 
         Raises:
-          InputError: a site that the model does not have.
+          InputError: a token or a site that the model does not have.
         """
+        check_tokens(tokens, self.model.spec.d_vocab)
         sites = self.sites(names_filter)
         logits, found = self._forward(self.params, tokens, sites=sites)
         return logits, Cache({site: found[site] for site in sites}, self)

@@ -30,6 +30,7 @@ from implicit_reasoning.model.layers import (
 from implicit_reasoning.model.rank import of_rank
 from implicit_reasoning.model.sites import Dims, Taps, check_sites, site_table
 from implicit_reasoning.model.spec import Spec
+from implicit_reasoning.model.tokens import check_tokens
 
 Params = dict[str, Any]
 
@@ -61,7 +62,8 @@ class Transformer:
 
         Args:
           params: of one model; map over a leading axis with `jax.vmap` for many.
-          tokens: integers below `spec.d_vocab`; at most `spec.n_ctx` positions.
+          tokens: integers from 0 to `spec.d_vocab - 1`; at most `spec.n_ctx` positions. Others
+            are refused where they are concrete; where they are traced, the gather clamps them.
           edits: what to do to the value at a site before it goes on.
           sites: names whose (edited) values are returned; shapes in `sites`.
 
@@ -69,7 +71,7 @@ class Transformer:
           `(logits, {site: value})`, logits in float32.
 
         Raises:
-          InputError: a site the model does not have, or an edit that changes a shape.
+          InputError: a token or a site the model does not have, or an edit that changes a shape.
         """
         check_sites({*(edits or ()), *sites}, self.sites)
         if tokens.shape[1] > self.spec.n_ctx:
@@ -79,7 +81,7 @@ class Transformer:
             )
         taps = Taps(edits, sites)
         network = self.bind(params)
-        resid = network.embedding(jnp.asarray(tokens), taps)
+        resid = network.embedding(tokens, taps)
         for layer in range(self.spec.depth):
             resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
         return network.readout(resid, taps), taps.results()
@@ -120,9 +122,15 @@ class Network(nnx.Module):
         self.spec = spec
 
     def embedding(
-        self, tokens: Int[Array, "batch pos"], taps: Taps, *, first: int = 0
+        self, tokens: Int[Array | np.ndarray, "batch pos"], taps: Taps, *, first: int = 0
     ) -> Float[Array, "batch pos d_model"]:
-        """Token plus position embeddings; `first` is the position of the first token."""
+        """Token plus position embeddings; `first` is the position of the first token.
+
+        Raises:
+          InputError: a token the model does not have, if tokens are not traced.
+        """
+        check_tokens(tokens, self.spec.d_vocab)
+        tokens = jnp.asarray(tokens)
         # One-hot products would be exact too, but a gather moves far fewer bytes.
         embedded = taps("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]

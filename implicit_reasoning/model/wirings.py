@@ -35,11 +35,12 @@ def forward_at(
     thirds of the last block and of the unembedding. Its sites hold these positions only.
 
     Raises:
-      InputError: an edit or a wanted site that this wiring does not pass.
+      InputError: a token the model does not have (if tokens are not traced), or an edit or a
+        wanted site that this wiring does not pass.
     """
     taps = Taps(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1
-    resid = network.embedding(jnp.asarray(tokens), taps)
+    resid = network.embedding(tokens, taps)
     for layer in range(last):
         resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
     resid = run_block_at(network.block(last), resid, positions, taps.within(f"blocks.{last}."))

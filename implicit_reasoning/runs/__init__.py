@@ -5,12 +5,12 @@ checkpoints.py  pytrees under step numbers, written whole
 stores.py       where parameters are read from
 stacked.py      a trial's rows of the checkpoints of its populations
 rows.py         metrics and starts, read
-arrays.py       labelled arrays, in and out
+arrays.py       labelled arrays, in and out; fingerprints
 run.py          `Run`
 """
 
-from implicit_reasoning.runs.arrays import load_arrays, save_arrays
-from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged
+from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.rows import read_metrics, read_starts
 from implicit_reasoning.runs.run import Run
@@ -26,7 +26,9 @@ __all__ = [
     "Run",
     "Store",
     "begin_row",
+    "check_path",
     "end_row",
+    "fingerprint",
     "load_arrays",
     "read_metrics",
     "read_parts",

@@ -1,14 +1,28 @@
-"""Labelled arrays as netCDF files."""
+"""Labelled arrays as netCDF files; fingerprints of trees of arrays."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import xarray as xr
 
 from implicit_reasoning.files import atomic_write
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest, hexadecimal, of the names, types, shapes and numbers of a tree of arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def save_arrays(path: Path, arrays: xr.Dataset) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from implicit_reasoning.config import from_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
-from implicit_reasoning.runs.arrays import load_arrays, save_arrays
+from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.rows import read_metrics, read_starts
 from implicit_reasoning.runs.stacked import open_store
@@ -42,6 +42,7 @@ class Run:
                 f"{workdir} is not a run directory: it has no config.json; `train` makes one"
             )
         self.store: Store = store or open_store(self.files, self.model)
+        self._fingerprints: dict[int, str] = {}
 
     def __repr__(self) -> str:
         steps = self.steps
@@ -97,6 +98,12 @@ class Run:
         # `jnp.asarray` would compile a program for every shape.
         return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
 
+    def fingerprint(self, step: int) -> str:
+        """A digest of the parameters of a checkpoint; they are read once."""
+        if step not in self._fingerprints:
+            self._fingerprints[step] = fingerprint(self.store.params(step))
+        return self._fingerprints[step]
+
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`."""
@@ -110,12 +117,14 @@ class Run:
         `seconds` how long it worked for it.
         """
         starts = read_starts(self.files.provenance)
-        ends = [*(start["time"] for start in starts[1:]), float("inf")]
-        rows = self.metrics
-        for start, end in zip(starts, ends, strict=False):
-            own = [row for row in rows if start["time"] <= row["time"] < end]
-            start["until"] = own[-1]["step"] if own else None
-            start["seconds"] = own[-1]["time"] - start["time"] if own else 0.0
+        own: list[list[dict[str, Any]]] = [[] for _ in starts]
+        for row in self.metrics if starts else []:
+            own[_start_of(row, starts)].append(row)
+        for start, rows in zip(starts, own, strict=True):
+            trained = [] if "imported" in start else rows
+            start["until"] = trained[-1]["step"] if trained else None
+            # The clock may have been set back between the start and the row.
+            start["seconds"] = max(0.0, trained[-1]["time"] - start["time"]) if trained else 0.0
         return starts
 
     @property
@@ -139,3 +148,16 @@ class Run:
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
         return load_arrays(path)
+
+
+def _start_of(row: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the start that wrote a row; by steps, as a clock may be set back.
+
+    A start drops all rows after its step, so a row is of the last start from an earlier step. Only
+    of those that began at step 0 does the time say which of them wrote the row of step 0.
+    """
+    earlier = [n for n, start in enumerate(starts) if start["step"] < row["step"]]
+    if earlier:
+        return earlier[-1]
+    zero = [n for n, start in enumerate(starts) if start["step"] == 0]
+    return max((n for n in zero if starts[n]["time"] <= row["time"]), default=0)

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import held, read_json, write_json
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.locks import held
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
 
@@ -182,11 +183,12 @@ class Journal:
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Status:
         """Write one line; it is on disk when this returns."""
-        now, before = time.time(), self.status(trial)
+        # The time of day may be set back while a trial runs; how long it took may not be negative.
+        now, before = time.monotonic(), self.status(trial)
         if state == RUNNING:
             self._began[trial] = now
         event = {
-            "time": now,
+            "time": time.time(),
             "trial": trial,
             "state": state,
             "step": before.step if step is None else step,

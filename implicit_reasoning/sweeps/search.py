@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import apply_overrides, choose, load_config
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import read_metrics
+from implicit_reasoning.runs import check_path, read_metrics
 from implicit_reasoning.sweeps.definition import functions, make_sweep
 from implicit_reasoning.sweeps.directory import (
     DONE,
@@ -120,6 +120,7 @@ def search(
     except ImportError as error:
         raise need("search", "optuna", error) from None
     files = SweepLayout(Path(workdir))
+    check_path(files.workdir)
     with exclusive(files):
         study = _study(optuna, files, what)
     while True:

@@ -7,7 +7,6 @@ directory. A fourth argument names the cores that it may run on. Exit codes are 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 import traceback
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from implicit_reasoning.errors import Exit, InputError
+from implicit_reasoning.machine import stay_on
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
 from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     """Do it, and answer like the command."""
     directory, trial, stop, *cores = argv
     if cores:  # before anything asks how many there are
-        os.sched_setaffinity(0, [int(core) for core in cores[0].split(",")])
+        stay_on([int(core) for core in cores[0].split(",")])
         _end_with_parent()
     code, said = work(directory, trial, int(stop))
     print(said, file=sys.stderr, end="\n" if said else "")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import held, read_json, write_json
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.locks import held
+from implicit_reasoning.machine import numerics, provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed
 from implicit_reasoning.worlds import Dataset, build
@@ -38,15 +42,15 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """The dataset of a run that began before, or a new one; nothing is written yet.
 
     Raises:
-      InputError: the run that began here had another configuration, or one of its files is damaged,
-        or this configuration makes no dataset.
+      InputError: the run that began here had another configuration or other settings of JAX, or
+        one of its files is damaged, or this configuration makes no dataset.
     """
     if not files.config.exists():
         return build(config.task)
     check_same(files, config)
     # Damage that will be met later is found here, before anything is changed.
     read_metrics(files.metrics)
-    read_starts(files.provenance)
+    check_numerics(files.workdir, read_starts(files.provenance))
     return Dataset.load(files.world)
 
 
@@ -60,10 +64,35 @@ def check_same(files: Layout, config: ConfigDict) -> None:
         )
 
 
+def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on under settings of JAX that draw other random numbers or compute otherwise.
+
+    Args:
+      workdir: of the run, to be named.
+      starts: of the run, the newest last; those before 2026-11-28 did not note their settings.
+
+    Raises:
+      InputError: a setting differs from that of the newest start which noted it; it is named.
+    """
+    noted = [start["numerics"] for start in starts if "numerics" in start]
+    was: Mapping[str, Any] = noted[-1] if noted else {}
+    now = numerics()
+    other = [name for name in was if name in now and was[name] != now[name]]
+    if other:
+        listed_ = ", ".join(f"{name} = {was[name]!r}, now {now[name]!r}" for name in other)
+        advice = " ".join(f"{name.upper()}={was[name]}" for name in other if was[name] is not None)
+        unset = " ".join(name.upper() for name in other if was[name] is None)
+        do = [f"set {advice}"] * bool(advice) + [f"unset {unset}"] * bool(unset)
+        raise InputError(
+            f"{workdir} was trained with other settings of JAX ({listed_}), and would go on as "
+            f"another run; {' and '.join(do)} to go on, or choose another --workdir"
+        )
+
+
 def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
     """What all processes of one run must have in common, as text."""
     same = {key: value for key, value in to_json(config).items() if key not in _OWN}
-    return json.dumps([same, stop, dataset.fingerprint()], sort_keys=True)
+    return json.dumps([same, stop, dataset.fingerprint(), numerics()], sort_keys=True)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:

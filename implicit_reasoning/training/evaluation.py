@@ -18,7 +18,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import ClusterBootstrap, Interval, clustered_bootstrap
@@ -88,6 +88,7 @@ def asking(
       A function that starts an evaluation; nothing waits until its outcome is read.
     """
     probes = probes_of(dataset)
+    check_tokens(probes.tokens, model.spec.d_vocab)
     chunks = np.arange(len(probes.tokens), dtype=np.int32)
     asked = jax.device_put((probes, chunks), sharding)
     compiled = jax.jit(functools.partial(ask, model), out_shardings=sharding)
@@ -131,12 +132,16 @@ class Scoring:
     def summary(self, outcome: Outcome) -> dict[str, float]:
         """Means over the probe rows of each split: `accuracy/<split>`, `loss/`, `reciprocal_rank/`.
 
+        `saturated/<split>` is the share of rows whose answer has a probability that float32 rounds
+        to 1: their gradient is 0 ("softmax collapse", Prieto et al. 2025, section 3).
         `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by the
         first-hop fact.
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
+        saturated = np.exp(-loss, dtype=np.float32) == 1
         loss = loss.astype(np.float64)
         values = {"accuracy": rank == 0, "loss": loss, "reciprocal_rank": 1 / (1 + rank)}
+        values["saturated"] = saturated
         summary = {
             f"{quantity}/{split}": float(value[members].mean())
             for quantity, value in values.items()

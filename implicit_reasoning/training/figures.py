@@ -110,7 +110,10 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     curves = {name: (steps, np.maximum(loss, _NO_LOSS)) for name, (steps, loss) in curves.items()}
     steps, batch_loss = _series(rows, "loss")
     batch = steps, np.maximum(batch_loss, _NO_LOSS)
-    drawing, (ax,) = new_drawing(9.5, 4.2)
+    saturated = _by_split(rows, "saturated", dataset)  # runs before 2026-11-28 have no such column
+    below = {"nrows": 2, "sharex": True, "height_ratios": (3, 1)} if saturated else {}
+    drawing, axes = new_drawing(9.5, 5.4 if saturated else 4.2, **below)
+    ax = axes[0]
     log_axis(ax)
     ax.set_ylabel("cross-entropy of the answer, nats")
     if len(batch[0]):
@@ -126,7 +129,24 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
         "loss that training saw, averaged over the steps since the row before. What is below "
         f"{_NO_LOSS:g} is drawn there."
     )
+    if saturated:
+        ax.set_xlabel("")
+        _saturation(axes[1], saturated, rows[-1]["step"])
+        caption += (
+            " Below: the share of probe rows whose answer has a probability that float32 rounds to "
+            "1. The gradient of such a row is 0, so that only weight decay acts on it."
+        )
     return Figure("loss", "Loss by split", caption, drawing)
+
+
+def _saturation(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], last: int) -> None:
+    """Shares of rows without a gradient, by split; only those that ever have some are named."""
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_ylabel("share of rows\nat probability 1")
+    for split, (steps, values) in curves.items():
+        _curve(ax, steps, values, **split_style(split))
+    step_axis(ax, last)
+    _label(ax, {split: curve for split, curve in curves.items() if curve[1].any()}, percent=True)
 
 
 def _first_correct(

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, end_row
+from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, check_path, end_row
 from implicit_reasoning.training import (
     directory,
     distributed,
@@ -50,11 +50,17 @@ _CLOCKED = 10  # chunks that the speed is measured over
 
 
 class NonFiniteLoss(Exception):
-    """The loss or its gradient was not finite; parameters are as they were before that step."""
+    """Training diverged: a loss, a gradient or an update was not finite.
+
+    Attributes:
+      step: updates made before the one that could not be made. Parameters of this step, and of all
+        steps before it, are finite.
+    """
 
     def __init__(self, step: int):
         super().__init__(
-            f"the loss or its gradient was not finite at step {step}; parameters were not changed. "
+            f"the loss, its gradient or the update was not finite at step {step}; what was saved "
+            "up to that step is finite and nothing after it was kept. "
             "A lower optimizer.learning_rate or optimizer.clip_norm, or a longer warm-up, may help"
         )
         self.step = step
@@ -81,6 +87,7 @@ def train(
     """
     files = Layout(Path(workdir))
     setup.check_config(config)
+    check_path(files.workdir)
     stop = config.steps if stop_at is None else stop_at
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
@@ -109,8 +116,9 @@ def _as_a_row(files: Layout, program: Program) -> Start | None:
 
 @dataclass(frozen=True)
 class _Pending:
-    """What the device will know at a step, while it still computes."""
+    """What the device will know at a step, while it still computes; `before`: the step it left."""
 
+    before: int
     step: int
     snapshot: dict[str, Any]
     outcome: Outcome | None
@@ -218,11 +226,10 @@ class Trainer:
 
     def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
         self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
-        program = self._program
         pending: _Pending | None = None
         if step == NEVER:
             step = 0
-            pending = self._arrive(step, state)
+            pending = self._arrive(step, step, state)
             self._keep(step, state, pending, step == stop)
             pending = None
         while step < stop:
@@ -232,11 +239,10 @@ class Trainer:
                 raise Interrupted(step, asked)
             previous, step = step, min(self._schedule.next_event(step), stop, step + patience)
             self._profile.next_chunk(state)
-            steps = sharding.put_number(step - previous, program.whole)
-            state = program.advance(state, program.rows, program.hyper, program.stream_key, steps)
+            state = self._advance(state, step - previous)
             if pending:
                 self._finish(pending)
-            pending = self._arrive(step, state)
+            pending = self._arrive(previous, step, state)
             if self._keep(step, state, pending, step == stop):
                 pending = None
 
@@ -249,11 +255,11 @@ class Trainer:
         said = distributed.gather(own)
         return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
-    def _arrive(self, step: int, state: TrainState) -> _Pending:
+    def _arrive(self, before: int, step: int, state: TrainState) -> _Pending:
         """Start what has to be computed at a step, without waiting for it."""
         program, evaluate = self._program, step in self._schedule.evaluations
         outcome = program.evaluate(state.params) if evaluate else None
-        return _Pending(step, program.snapshot(state, program.hyper), outcome)
+        return _Pending(before, step, program.snapshot(state, program.hyper), outcome)
 
     def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
         """Save what is due at a step, after its row; returns whether `pending` was finished."""
@@ -279,9 +285,7 @@ class Trainer:
         """Read what the device says of a step; write its rows if it has any."""
         step, split = pending.step, self._program.split
         snapshots = split(jax.device_get(pending.snapshot))
-        for record, snapshot in zip(self._records, snapshots, strict=True):
-            if not snapshot["finite"] and record.diverged is None:
-                record.diverge(int(snapshot["step"]))
+        self._note_divergence(pending, snapshots)
         ends = [record.diverged for record in self._records]
         if None not in ends:
             raise NonFiniteLoss(max(end for end in ends if end is not None))
@@ -298,6 +302,68 @@ class Trainer:
             if record.diverged is None
         ]
         self._show(said)
+
+    def _note_divergence(self, pending: _Pending, snapshots: Sequence[dict[str, Any]]) -> None:
+        """Tell the records that diverged in a chunk at which step they did.
+
+        The state says the step where it was the loss, its gradient or the rates. Where parameters
+        themselves overflowed, which a step does not look for, that step is found by a replay.
+        """
+        lost = {
+            number: int(snapshot["step"])
+            for number, snapshot in enumerate(snapshots)
+            if not snapshot["finite"] and self._records[number].diverged is None
+        }
+        # The square of what is finite may overflow too: then the replay comes to the same step.
+        unsure = [n for n in lost if not np.isfinite(snapshots[n]["param_norm"])]
+        if unsure:
+            lost |= self._replay(pending.before, pending.step, unsure)
+        for number, step in lost.items():
+            self._records[number].diverge(step)
+
+    def _replay(self, before: int, until: int, numbers: Sequence[int]) -> dict[int, int]:
+        """Train a chunk again step by step; returns the steps whose updates were not finite.
+
+        Args:
+          before: where the chunk began; everything was finite there.
+          until: where it ended.
+          numbers: of the records to look at.
+        """
+        program = self._program
+        with jax.transfer_guard("allow"):
+            state, step = self._latest()
+        if step < before:
+            state = self._advance(state, before - step)
+        found: dict[int, int] = {}
+        for step in range(before, until):
+            state = self._advance(state, 1)
+            snapshots = program.split(jax.device_get(program.snapshot(state, program.hyper)))
+            for number in numbers:
+                if not snapshots[number]["finite"]:
+                    found.setdefault(number, step)
+            if len(found) == len(numbers):
+                break
+        return found
+
+    def _latest(self) -> tuple[TrainState, int]:
+        """The newest saved state and its step; what training began with where there is none."""
+        self._resumes.wait()
+        newest = max(self._resumes.steps, default=NEVER)
+        if self._start and self._start.step > newest:
+            return states.placed(self._start.state, self._program.like), self._start.step
+        if newest == NEVER:
+            return self._program.init(self._program.init_key), 0
+        like = {"state": self._program.like, "first_correct": self._first_correct()}
+        state: TrainState = self._resumes.restore(newest, like)["state"]
+        return state, newest
+
+    def _advance(self, state: TrainState, count: int) -> TrainState:
+        program = self._program
+        steps = sharding.put_number(count, program.whole)
+        after: TrainState = program.advance(
+            state, program.rows, program.hyper, program.stream_key, steps
+        )
+        return after
 
     def _steps_per_second(self) -> float:
         """Over the last chunks, evaluations and saves included.

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Damaged, Layout, begin_row
+from implicit_reasoning.runs import Damaged, Layout, begin_row, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.training import directory, distributed, optimizer, setup, sharding, states
 from implicit_reasoning.training.cost import row_shape
@@ -93,6 +93,8 @@ def train_population(
     """
     if numbered(files.resume) or numbered(files.checkpoints):
         raise InputError(f"there is a population in {files.workdir}; each start makes a new one")
+    for each in (files, *(trial.files for trial in trials)):
+        check_path(each.workdir)
     program, scorings = make_population(trials), _scorings(trials)
     records = [
         Record(
@@ -108,6 +110,8 @@ def train_population(
         for trial in trials:
             stack.enter_context(directory.exclusive(trial.files))
         stack.enter_context(distributed.watched())
+        for trial in trials:
+            directory.check_numerics(trial.files.workdir, read_starts(trial.files.provenance))
         start = _start(trials, program)
         for row, trial in enumerate(trials):
             directory.begin(trial.files, trial.config, trial.dataset)

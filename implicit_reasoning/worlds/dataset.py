@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -63,6 +64,29 @@ class Dataset:
     vocab: tuple[str, ...]
     positions: tuple[str, ...]
     world: World | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that a gather would clamp.
+
+        Raises:
+          InputError: a token is not in `vocab`, or a position not in a row.
+        """
+        columns = {
+            "tokens": (self.tokens, 0, self.n_vocab),
+            "targets": (self.targets, NONE, self.n_vocab),
+        }
+        for name, column in self.truth.items():
+            if re.fullmatch(r"answer\d*", name):
+                columns[f"truth {name!r}"] = column, NONE, self.n_vocab
+            elif re.fullmatch(r"position\d*", name):
+                columns[f"truth {name!r}"] = column, NONE, self.n_ctx
+        for name, (values, low, end) in columns.items():
+            if len(values) and (values.min() < low or values.max() >= end):
+                wrong = values[(values < low) | (values >= end)][0]
+                raise InputError(
+                    f"{name} of a dataset has the number {wrong}; with {self.n_vocab:,} tokens and "
+                    f"{self.n_ctx} positions it must be between {low} and {end - 1:,}"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -153,6 +177,8 @@ class Dataset:
             dataset = _from_arrays(arrays)
         except KeyError as error:
             raise InputError(f"{path} is no dataset: it has no {error}") from None
+        except InputError as error:
+            raise InputError(f"{path} was changed after it was written: {error}") from None
         if dataset.fingerprint() != fingerprint:
             raise InputError(f"{path} was changed after it was written: its fingerprint differs")
         return dataset

@@ -34,6 +34,7 @@ from implicit_reasoning.dictionaries.measures.matching import (
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Places, states
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
+from implicit_reasoning.machine import exactly
 from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.runs import Run
 
@@ -192,11 +193,13 @@ def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ..
 
 
 @partial(jax.jit, static_argnums=0)
+@exactly
 def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
     return finished.encode(params, x)
 
 
 @partial(jax.jit, static_argnums=2)
+@exactly
 def _look(acts: Float[Array, "state feature"], pos: Int[Array, "state"], n_pos: int) -> Look:
     active = (acts > 0).astype(jnp.float32)
     of_pos = of_values(pos, n_pos)
@@ -207,6 +210,7 @@ def _look(acts: Float[Array, "state feature"], pos: Int[Array, "state"], n_pos: 
 
 
 @partial(jax.jit, static_argnums=3)
+@exactly
 def _matches(
     acts: Float[Array, "state feature"],
     share: Float[Array, "concept feature"],
@@ -271,6 +275,7 @@ def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "
 
 
 @partial(jax.jit, static_argnums=0)
+@exactly
 def _tokens(
     model: Transformer,
     params: Params,

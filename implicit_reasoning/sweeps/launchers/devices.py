@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.machine import cores
 
 _MEMORY = 0.9  # of a GPU, for all trials on it together
 
@@ -35,14 +36,14 @@ def shares(workers: int | None) -> list[Share]:
     Raises:
       InputError: there are to be none, or two of one TPU chip.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    own = cores()
     gpus, chips = _gpus(), _tpu_chips()
     devices = gpus or chips
-    count = workers or len(devices) or len(cores)
+    count = workers or len(devices) or len(own)
     if count < 1:
         raise InputError(f"--workers={count}: there must be at least one")
     # More workers than cores share them.
-    dealt = [tuple(cores[n::count]) or (cores[n % len(cores)],) for n in range(count)]
+    dealt = [tuple(own[n::count]) or (own[n % len(own)],) for n in range(count)]
     if not devices:
         return [Share(each, {}) for each in dealt]
     on_one = -(-count // len(devices))

@@ -1,0 +1,92 @@
+"""What can be wrong with the numbers of a configuration of dictionaries, said before training."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning.config import flatten
+from implicit_reasoning.dictionaries.kinds import Kind
+from implicit_reasoning.dictionaries.variants import Variant
+from implicit_reasoning.errors import InputError
+
+_INFINITY = float("inf")
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "width": (1, 2**31 - 1),
+    "seeds": (1, 2**31 - 1),
+    "checkpoints": (1, 2**31 - 1),
+    "log_every": (1, 2**31 - 1),
+    "resume_every": (1, 2**31 - 1),
+    "training.steps": (1, 2**31 - 1),
+    "training.batch": (1, 2**31 - 1),
+    "training.learning_rate": (0, 1e30),
+    "training.warm_up": (0, 2**31 - 1),
+    "training.decay": (0, 2**31 - 1),
+    "training.sparsity_warm_up": (0, 2**31 - 1),
+    "training.beta1": (0, 1 - 1e-9),
+    "training.beta2": (0, 1 - 1e-9),
+    "training.clip": (1e-12, _INFINITY),
+    "training.dead_after": (0, 2**31 - 1),
+    "training.resample_every": (0, 2**31 - 1),
+    "options.aux": (0, _INFINITY),
+    "options.threshold": (0, _INFINITY),
+    "options.bandwidth": (1e-12, _INFINITY),
+    "options.revive": (0, _INFINITY),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise one `InputError` that lists every number that is out of bounds."""
+    fields = flatten(config)
+    faults = [
+        f"{key} is {fields[key]!r}; it must be between {low:g} and {high:g}"
+        for key, (low, high) in _BOUNDS.items()
+        if (value := fields.get(key)) is not None
+        and not (isinstance(value, int | float) and low <= value <= high)
+    ]
+    # A folder of the run, beside others.
+    if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name in (".", ".."):
+        faults.append(f"name is {config.name!r}; it must be the name of a folder, without / or \\")
+    if not config.sparsities:
+        faults.append("sparsities is empty; there must be one at least")
+    if faults:
+        raise InputError(f"these dictionaries cannot be trained: {'; '.join(faults)}")
+
+
+def check_sparsities(config: ConfigDict, kind: Kind, variant: Variant) -> None:
+    """Refuse sparsities that mean nothing for a variant, or nested widths that do not fit.
+
+    Args:
+      config: with `sparsities` and the size of a batch.
+      kind: of the dictionaries.
+      variant: whose `knob` says what a sparsity is.
+
+    Raises:
+      InputError: a number of features that is not whole, below 1 or above the width, or a negative
+        coefficient; it is named.
+    """
+    for sparsity in map(float, config.sparsities):
+        if fault := _fault(sparsity, kind.d_sae, variant, config.training.batch):
+            raise InputError(f"sparsities has {sparsity:g}; for variant {config.variant!r} {fault}")
+    widths = getattr(variant, "widths", ())
+    if widths and widths[-1] >= kind.d_sae:
+        raise InputError(
+            f"options.widths is {tuple(widths)}; nested dictionaries must be smaller than the "
+            f"whole one, whose width is {kind.d_sae}"
+        )
+
+
+def _fault(sparsity: float, width: int, variant: Variant, batch: int) -> str:
+    """What a sparsity must be, in words; nothing where it is that."""
+    if variant.knob != "k":
+        good = math.isfinite(sparsity) and sparsity >= 0
+        return "" if good else "it is the coefficient of a penalty, 0 or more"
+    if variant.architecture == "topk":
+        good = 1 <= sparsity <= width and float(sparsity).is_integer()
+        return "" if good else f"it is k, a whole number between 1 and the width, {width}"
+    # Of a whole batch: the mean of k, which may be a fraction.
+    good = 0 < sparsity <= width and math.floor(sparsity * batch) >= 1
+    why = f"it is the mean of k, at most the width, {width}, with one active feature in a batch"
+    return "" if good else why

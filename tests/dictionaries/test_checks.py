@@ -1,0 +1,82 @@
+"""Numbers of a configuration that cannot be, refused before anything is written."""
+
+import pytest
+
+from implicit_reasoning.analysis import InMemory
+from implicit_reasoning.dictionaries import plan
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import Autoencoder
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run
+from tests.analysis.subjects import DATASET, random_checkpoints
+from tests.dictionaries.small import config
+
+
+class Opened(Run):
+    """A run whose checkpoints are in memory."""
+
+    steps = (0, 1)
+
+    def __init__(self, subject: InMemory):
+        self.__dict__.update(model=subject.model, dataset=DATASET)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Opened(random_checkpoints(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sparsities": (25.0,)}, "has 25; .*k, a whole number between 1 and the width, 24"),
+        ({"sparsities": (2.0, 0.0)}, "has 0; .*whole number"),
+        ({"sparsities": (2.5,)}, "has 2.5; .*whole number"),
+        ({"sparsities": (-3.0,)}, "has -3; .*whole number"),
+        ({"sparsities": ()}, "sparsities is empty"),
+        ({"variant": "batch_topk", "sparsities": (24.5,)}, "mean of k, at most the width, 24"),
+        ({"variant": "batch_topk", "sparsities": (0.01,)}, "one active feature in a batch"),
+        (
+            {"variant": "matryoshka", "options__widths": (4,), "sparsities": (30.0,)},
+            "mean of k, at most the width, 24",
+        ),
+        ({"variant": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole one"),
+        ({"variant": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty, 0 or more"),
+        ({"variant": "jumprelu", "sparsities": (-1.0,)}, "coefficient of a penalty"),
+        ({"variant": "jumprelu", "options__bandwidth": 0.0}, "options.bandwidth is 0.0"),
+        ({"options__aux": -1.0}, "options.aux is -1.0; it must be between 0 and"),
+        ({"width": 0}, "width is 0; it must be between 1"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"checkpoints": 0}, "checkpoints is 0"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"resume_every": -1}, "resume_every is -1"),
+        ({"training__steps": 0}, "training.steps is 0"),
+        ({"training__batch": 0}, "training.batch is 0"),
+        ({"training__learning_rate": -1e-3}, "training.learning_rate is -0.001"),
+        ({"training__beta2": 1.0}, "training.beta2 is 1.0"),
+        ({"name": "../other"}, "name is '../other'; it must be the name of a folder"),
+        ({"name": ""}, "name is ''"),
+    ],
+)
+def test_it_is_refused_by_name(run, changes, said):
+    with pytest.raises(InputError, match=said):
+        plan.make_plan(run, config(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsities": (1.0, 24.0)},
+        {"variant": "batch_topk", "sparsities": (0.5, 24.0)},
+        {"variant": "matryoshka", "options__widths": (4, 23)},
+        {"variant": "relu", "sparsities": (0.0, 5.0)},
+    ],
+)
+def test_what_can_be_is_planned(run, changes):
+    assert plan.make_plan(run, config(**changes)).members
+
+
+def test_a_finished_one_with_more_active_features_than_there_are_says_so():
+    with pytest.raises(InputError, match="k is 7, more than the 6 features"):
+        Finished(Autoencoder(4, 4, 6), "topk", 7)
+    Finished(Autoencoder(4, 4, 6), "topk", 6)

@@ -1,0 +1,144 @@
+"""Matrix products of everything that is measured are true float32, also where a GPU would round.
+
+No device is needed: a program says of each of its products how precise it is.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
+from implicit_reasoning.dictionaries import baselines, measure
+from implicit_reasoning.dictionaries.dashboards import looking
+from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
+from implicit_reasoning.dictionaries.kinds import KINDS, CrossLayer, SkipTranscoder
+from implicit_reasoning.dictionaries.states import split_states
+from implicit_reasoning.dictionaries.store import Member
+from implicit_reasoning.dictionaries.variants import VARIANTS
+from tests.analysis.subjects import DATASET, random_checkpoints
+from tests.analysis.tiny_states import make_dataset, make_model, random_subject
+from tests.dictionaries.small import SITE
+
+HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+
+
+def products(jaxpr):
+    """The precision of each product of floating-point numbers in a program, and what it is of."""
+    for eqn in jaxpr.eqns:
+        multiplies = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        if multiplies and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+            yield eqn.params["precision"], str(eqn)
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                inner = inner.jaxpr
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def assert_exact(function, *arguments, at_least=1):
+    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    assert len(found) >= at_least
+    assert all(precision == HIGHEST for precision, _ in found), [
+        text for precision, text in found if precision != HIGHEST
+    ]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    dataset = make_dataset()
+    return random_subject(make_model(dataset), dataset, n_checkpoints=3)
+
+
+@pytest.mark.parametrize("name", INSTRUMENTS)
+def test_an_instrument(subject, name):
+    instrument, model = find_instrument(name), subject.model
+    inputs = instrument.examples(model, subject.dataset).inputs
+    if instrument.reference:
+        inputs = inputs | {"reference": subject.checkpoints[0]}
+    runner = Runner(instrument, model)
+    assert_exact(runner._mapped(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
+
+
+def test_the_measures_of_dictionaries():
+    """All of them, in the one program that there is."""
+    subject = random_checkpoints(1)
+    kind = KINDS["autoencoder"](8, 8, 12)
+    finished = Finished(kind, "topk", 2)
+    member = Member((0,), (SITE,), (SITE,), 2.0, 0)
+    asked = measure.Asked(
+        FakeRun.of(subject), split_states(DATASET), (member,), np.ones(len(DATASET.positions), bool)
+    )
+    measures = measure.choose_measures(asked)
+    assert len(measures) >= 5
+    program = measure._program(subject.model, measures, asked.split)
+    params = kind.init(jax.random.key(0), jnp.ones((3, 8)), jnp.ones((3, 8)))
+    params |= {"b_enc": jnp.zeros(12), "k": jnp.int32(2)}
+    items = jnp.zeros(1, jnp.int32), jax.tree.map(lambda leaf: leaf[None], params)
+    stacked = jax.tree.map(lambda leaf: leaf[None], subject.params([0]))
+    assert_exact(
+        lambda params, items: program(params, items, member.sites, finished),
+        stacked,
+        items,
+        at_least=20,
+    )
+
+
+class FakeRun(measure.Run):
+    """What measures are chosen by."""
+
+    @classmethod
+    def of(cls, subject):
+        run = object.__new__(cls)
+        run.__dict__.update(model=subject.model, dataset=subject.dataset)
+        return run
+
+
+SHAPES = [
+    *(Finished(KINDS["transcoder"](4, 4, 6), arch) for arch in ("standard", "gated", "jumprelu")),
+    Finished(KINDS["autoencoder"](4, 4, 6), "topk", 2),
+    Finished(SkipTranscoder(4, 4, 6), "standard"),
+    Finished(CrossLayer(4, 4, 6, n_layers=2), "standard"),
+    baselines.Nearest(KINDS["transcoder"](4, 4, 6), "standard"),
+    baselines.Neurons(KINDS["transcoder"](4, 4, 6), "topk", 2),
+]
+
+
+@pytest.mark.parametrize("finished", SHAPES, ids=lambda f: f"{type(f.kind).__name__} {f}"[:40])
+def test_a_finished_dictionary(finished):
+    x = jnp.ones((3, 4))
+    params = finished.kind.init(jax.random.key(0), x, x)
+    own = {name: jnp.zeros(6) for name in ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")}
+    assert_exact(finished, params | own | {"k": jnp.int32(2)}, x, at_least=2)
+
+
+def test_dashboards():
+    acts, pos = jnp.ones((5, 3)), jnp.zeros(5, jnp.int32)
+    half = (np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32))
+    assert_exact(lambda acts, pos: looking._look(acts, pos, 2), acts, pos)
+    assert_exact(lambda acts: looking._matches(acts, jnp.ones((1, 3)), (half, half), 2), acts)
+    subject = random_checkpoints(1)
+    params = jax.tree.map(lambda leaf: leaf[0], subject.params([0]))
+    assert_exact(
+        lambda *given: looking._tokens(subject.model, params, *given),
+        *(jnp.ones((3, 8)), acts, jnp.ones(5)),
+    )
+    finished = Finished(KINDS["autoencoder"](4, 4, 6), "standard")
+    made = finished.kind.init(jax.random.key(0), jnp.ones((3, 4)), jnp.ones((3, 4)))
+    assert_exact(
+        lambda x: looking._encoded(finished, made | {"b_enc": jnp.zeros(6)}, x), jnp.ones((3, 4))
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "topk"])
+def test_training_keeps_the_precision_that_the_configuration_asks_for(name):
+    """TF32 where a GPU has it: the loss of a batch is no measurement."""
+    dictionary = Dictionary(KINDS["autoencoder"](4, 4, 6), VARIANTS[name]())
+    x = jnp.ones((3, 4))
+    params = dictionary.init(jax.random.key(0), x, x)
+    jaxpr = jax.make_jaxpr(
+        lambda params: dictionary.loss(params, x, x, jnp.float32(1), jnp.zeros(6, bool))[0]
+    )(params)
+    assert {precision for precision, _ in products(jaxpr.jaxpr)} == {None}

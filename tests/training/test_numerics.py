@@ -1,0 +1,115 @@
+"""Settings of JAX that change numbers are noted, and a run does not go on under others."""
+
+import json
+
+import jax
+import pytest
+
+from implicit_reasoning.dictionaries import train
+from implicit_reasoning.dictionaries.store import Files
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.machine import numerics, provenance
+from implicit_reasoning.runs import Layout
+from implicit_reasoning.training import directory
+from implicit_reasoning.training.interruption import Wish
+from implicit_reasoning.training.population import Trial, train_population
+from implicit_reasoning.worlds import build
+from tests.dictionaries.small import config as dictionary_config
+from tests.training.tiny import tiny
+
+# The first two are the issue's.
+OTHERS = {
+    "jax_enable_x64": True,
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 7,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_high_dynamic_range_gumbel": True,
+    "jax_softmax_custom_jvp": True,
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A run that has begun."""
+    files, config = Layout(tmp_path / "run"), tiny()
+    directory.begin(files, config, build(config.task))
+    directory.record_start(files, 0)
+    return files
+
+
+@pytest.fixture(params=OTHERS.items(), ids=OTHERS)
+def other(request):
+    """Such a setting."""
+    name, value = request.param
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    yield name
+    jax.config.update(name, before)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_start_notes_them(files):
+    assert json.loads(files.provenance.read_text())[0]["numerics"] == numerics()
+    assert provenance()["numerics"].keys() >= OTHERS.keys()
+
+
+def test_a_run_is_not_gone_on_with_under_another(files, other):
+    before = contents(files.workdir)
+    with pytest.raises(InputError, match=rf"other settings of JAX \({other} = .*, now .*\), and"):
+        directory.open_dataset(files, tiny())
+    assert contents(files.workdir) == before
+
+
+def test_the_sentence_says_what_to_set(files):
+    with jax.threefry_partitionable(False), pytest.raises(InputError) as caught:
+        directory.open_dataset(files, tiny())
+    assert "set JAX_THREEFRY_PARTITIONABLE=True to go on" in str(caught.value)
+    with jax.default_matmul_precision("float32"), pytest.raises(InputError) as caught:
+        directory.open_dataset(files, tiny())
+    assert "unset JAX_DEFAULT_MATMUL_PRECISION to go on" in str(caught.value)
+
+
+def test_a_trial_of_a_population_neither(files, tmp_path):
+    config = tiny()
+    trial = Trial(config, build(config.task), files)
+    before = contents(files.workdir)
+    with (
+        jax.threefry_partitionable(False),
+        pytest.raises(InputError, match="jax_threefry_partitionable = True, now False"),
+    ):
+        train_population([trial], Layout(tmp_path / "population"), 60, Wish())
+    assert contents(files.workdir).items() - before.items() <= {(files.workdir / ".lock", b"")}
+
+
+def test_dictionaries_neither(tmp_path):
+    files, config = Files(tmp_path / "dictionaries"), dictionary_config()
+    train._note_start(files, config)  # nothing to go on from yet: whatever is set counts
+    with jax.threefry_partitionable(False):
+        train._note_start(files, config)
+    (files.resume / "20").mkdir(parents=True)
+    with pytest.raises(InputError, match="jax_threefry_partitionable = False, now True"):
+        train._note_start(files, config)
+    with jax.threefry_partitionable(False):
+        train._note_start(files, config)
+    starts = json.loads(files.provenance.read_text())
+    assert [start["step"] for start in starts] == [0, 0, 20]
+
+
+def test_a_run_that_noted_nothing_goes_on(files):
+    starts = json.loads(files.provenance.read_text())
+    del starts[0]["numerics"]
+    files.provenance.write_text(json.dumps(starts))
+    with jax.threefry_partitionable(False):
+        assert len(directory.open_dataset(files, tiny()))
+
+
+def test_a_setting_that_only_one_version_of_jax_has_is_no_difference(files):
+    starts = json.loads(files.provenance.read_text())
+    starts[0]["numerics"]["jax_of_old"] = 1
+    files.provenance.write_text(json.dumps(starts))
+    assert len(directory.open_dataset(files, tiny()))
