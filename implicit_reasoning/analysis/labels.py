@@ -7,7 +7,7 @@ only be found out when the measurement is over, or come back as something else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,7 +19,7 @@ _RESERVED = ("step", "group")
 
 
 def check_labels(
-    instrument: str, coords: Mapping[str, Sequence[Any]], dims: Iterable[str], groups: Sequence[Any]
+    instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
 ) -> None:
     """Raise an `InputError` for labels that a result cannot have.
 
@@ -28,7 +28,7 @@ def check_labels(
 
     Args:
       instrument: its name.
-      coords: labels by dimension.
+      coords: labels by dimension: a sequence or an array of one dimension.
       dims: the dimensions that outputs have; labels of others are not kept.
       groups: names of the groups.
     """

@@ -5,6 +5,7 @@ What they mean is computed here by numpy, from the definitions in the packages.
 
 import json
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def write_sae(folder, config, arrays):
 def test_topk_of_every_version(tmp_path, config):
     arrays = plain()
     whole, params, about = load_saelens(write_sae(tmp_path, config, arrays))
-    acts = np.asarray(whole.encode(params, X))
+    acts = np.asarray(whole.encode(params, jnp.asarray(X)))
     expected = topk((X - arrays["b_dec"]) @ arrays["W_enc"] + arrays["b_enc"], 4)
     np.testing.assert_allclose(acts, expected, atol=1e-5)
     assert (acts > 0).sum(-1).max() == 4 and about["hook_name"] == "blocks.1.hook_resid_pre"
@@ -133,7 +134,7 @@ def test_finetuning_factors_are_part_of_the_decoder(tmp_path, name):
     )
     acts = relu((X - arrays["b_dec"]) @ arrays["W_enc"] + arrays["b_enc"])
     expected = (acts * arrays[name]) @ arrays["W_dec"] + arrays["b_dec"]
-    np.testing.assert_allclose(whole(params, X), expected, atol=1e-5)
+    np.testing.assert_allclose(whole(params, jnp.asarray(X)), expected, atol=1e-5)
 
 
 def test_an_old_encoder_that_reads_its_input_as_it_is(tmp_path):
@@ -144,7 +145,7 @@ def test_an_old_encoder_that_reads_its_input_as_it_is(tmp_path):
     whole, params, _ = load_saelens(write_sae(tmp_path, config, arrays))
     pre = X @ arrays["W_enc"] + arrays["b_enc"]
     expected = (relu(pre) * (pre > arrays["threshold"])) @ arrays["W_dec"] + arrays["b_dec"]
-    np.testing.assert_allclose(whole(params, X), expected, atol=1e-5)
+    np.testing.assert_allclose(whole(params, jnp.asarray(X)), expected, atol=1e-5)
 
 
 def test_bfloat16_and_a_config_of_training(tmp_path):
@@ -154,7 +155,9 @@ def test_bfloat16_and_a_config_of_training(tmp_path):
     whole, params, _ = load_saelens(write_sae(tmp_path, config, arrays))
     wide = {name: a.astype(np.float32) for name, a in arrays.items()}
     acts = relu((X - wide["b_dec"]) @ wide["W_enc"] + wide["b_enc"])
-    np.testing.assert_allclose(whole(params, X), acts @ wide["W_dec"] + wide["b_dec"], atol=1e-5)
+    np.testing.assert_allclose(
+        whole(params, jnp.asarray(X)), acts @ wide["W_dec"] + wide["b_dec"], atol=1e-5
+    )
 
 
 # SAELens: what is refused -------------------------------------------------------------------------
@@ -289,7 +292,7 @@ def test_a_set_computes_what_circuit_tracer_does(tmp_path, activation):
     for layer, (whole, params) in enumerate(found):
         a = load_file(folder / f"layer_{layer}.safetensors")
         expected = relu(X @ a["W_enc"].T + a["b_enc"]) @ a["W_dec"] + a["b_dec"]
-        np.testing.assert_allclose(whole(params, X), expected, atol=1e-5)
+        np.testing.assert_allclose(whole(params, jnp.asarray(X)), expected, atol=1e-5)
 
 
 def test_one_threshold_for_all_features(tmp_path):
@@ -303,7 +306,7 @@ def test_one_threshold_for_all_features(tmp_path):
     a = load_file(folder / "layer_0.safetensors")
     pre = X @ a["W_enc"].T + a["b_enc"]
     expected = (pre * (pre > 0.5)) @ a["W_dec"] + a["b_dec"]
-    np.testing.assert_allclose(whole(params, X), expected, atol=1e-5)
+    np.testing.assert_allclose(whole(params, jnp.asarray(X)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +363,7 @@ def test_a_cross_layer_transcoder_computes_what_circuit_tracer_does(tmp_path):
         out[i] += a[f"b_dec_{i}"]
         for later in range(i, 3):
             out[later] += acts @ decoder[:, later - i]
-    ours = whole(params, np.concatenate(x, axis=1))
+    ours = whole(params, jnp.asarray(np.concatenate(x, axis=1)))
     np.testing.assert_allclose(ours, np.concatenate(out, axis=1), atol=1e-4)
 
 
