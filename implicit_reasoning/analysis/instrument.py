@@ -110,12 +110,16 @@ class Instrument(abc.ABC):
     def options(self) -> dict[str, Any]:
         """What its numbers depend on beyond its definition, such as a rank that one may choose.
 
-        Of what JSON has; none unless overridden. Results of other options are not mixed.
+        Of what JSON has, and numpy's numbers and arrays; none unless overridden. Results of other
+        options are not mixed.
         """
         return {}
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden."""
+        """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden.
+
+        The labels of a dimension must be distinct, and all texts, all numbers or all truth values.
+        """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ intervals.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
+from implicit_reasoning.analysis.labels import check_labels, plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.machine import exactly, lapack_alone, program_memory, provenance
@@ -152,6 +152,9 @@ def measure(
         examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     instrument.check_nulls(coords)
+    dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
+    check_labels(instrument.name, coords, dims, examples.groups)
+    about = _about(instrument, subject, examples, identity)
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
     at_once = runner.at_once(len(steps))
@@ -167,7 +170,7 @@ def measure(
             found.append(aggregate(instrument, outputs, examples, coords, part))
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
-    return result.assign_attrs(_about(instrument, subject, examples, identity))
+    return result.assign_attrs(about)
 
 
 def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:
@@ -184,7 +187,7 @@ def _about(
         **identity,
         "found_at": instrument.found_at,
         "sites": list(instrument.sites(subject.model)),
-        "nulls": dict(instrument.nulls),
+        "nulls": plain(dict(instrument.nulls), f"the nulls of instrument {instrument.name!r}"),
         "groups": list(examples.groups),
         "made_with": provenance(),
     }
@@ -197,7 +200,7 @@ def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         "version": instrument.version,
         "definition": instrument.definition,
         # As they are read back from a file.
-        "options": json.loads(json.dumps(instrument.options())),
+        "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": _SEED,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ class Absent:
 
 
 ABSENT = Absent()
+
+_FILE_IMPORT = re.compile(r"[^/\\]+\.py:[^/\\:]+$")
 
 
 class Change(NamedTuple):
@@ -74,6 +77,7 @@ def changed_keys(
     """Return the leaves that differ, sorted by key, without the fields or groups in `ignore`.
 
     The default ignores what may change between two starts of a run without making it another run.
+    Nor does it matter in which folder the file of an import path lies, see `same_import`.
     """
     before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
     differ = (
@@ -84,8 +88,21 @@ def changed_keys(
         change
         for change in differ
         if change.old != change.new
+        and not same_import(change.old, change.new)
         and not any(change.key == name or change.key.startswith(f"{name}.") for name in ignore)
     ]
+
+
+def same_import(old: Any, new: Any) -> bool:
+    """Whether two values name the same object of the same file, `path/to/file.py:name`.
+
+    The folder is not compared, so that a project may be moved: the file may have another absolute
+    path, a relative one, or one through a link.
+    """
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    one, other = _FILE_IMPORT.search(old), _FILE_IMPORT.search(new)
+    return one is not None and other is not None and one[0] == other[0]
 
 
 def listed(changes: Iterable[Change]) -> str:

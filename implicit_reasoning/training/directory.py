@@ -41,9 +41,12 @@ def exclusive(files: Layout) -> AbstractContextManager[None]:
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """The dataset of a run that began before, or a new one; nothing is written yet.
 
+    A task in a file of the user's is called again, because the configuration does not say what is
+    in that file: it must give the dataset that the run began with.
+
     Raises:
-      InputError: the run that began here had another configuration or other settings of JAX, or
-        one of its files is damaged, or this configuration makes no dataset.
+      InputError: the run that began here had another configuration, another dataset or other
+        settings of JAX, or one of its files is damaged, or this configuration makes no dataset.
     """
     if not files.config.exists():
         return build(config.task)
@@ -51,7 +54,24 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     # Damage that will be met later is found here, before anything is changed.
     read_metrics(files.metrics)
     check_numerics(files.workdir, read_starts(files.provenance))
-    return Dataset.load(files.world)
+    dataset = Dataset.load(files.world)
+    _check_task(files, config, dataset)
+    return dataset
+
+
+def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
+    """Raise an `InputError` if a task in a file gives another dataset than the run began with."""
+    name = str(config.task.name)
+    where = name.rpartition(":")[0]
+    before = from_json(read_json(files.config)).task.name
+    if not where.endswith(".py") or (name == before and not Path(where).exists()):
+        return  # of a run that stayed where it was, the file may be gone
+    if (now := build(config.task).fingerprint()) != dataset.fingerprint():
+        raise InputError(
+            f"{files.workdir} holds a run on another dataset: task {name} now gives one with "
+            f"fingerprint {now[:12]}, the run began with {dataset.fingerprint()[:12]}; restore the "
+            "task, or choose another --workdir"
+        )
 
 
 def check_same(files: Layout, config: ConfigDict) -> None:

@@ -39,7 +39,7 @@ class Dataset:
       tokens: int32 [row, pos], the inputs, padded on the right with 0. That 0 is also entity 0 does
         no harm: attention is causal, so no supervised position ever sees the padding after it.
       targets: int32 [row, pos], the token to predict at each position; -1 where none is supervised.
-      split: int8 [row], index into `splits`.
+      split: int8 [row], index into `splits`; int16 from 129 splits on, int32 from 32,769 on.
       splits: names of the splits.
       n_train: rows [0, n_train) are trained on; the others never.
       probe: bool [row], the rows that evaluation looks at.
@@ -291,7 +291,7 @@ def assemble(
     dataset = Dataset(
         tokens=_stack([part.tokens for part in parts], padding=0),
         targets=_stack([part.targets for part in parts], padding=NONE),
-        split=np.repeat(np.arange(len(splits), dtype=np.int8), sizes),
+        split=np.repeat(np.arange(len(splits), dtype=_split_type(len(splits))), sizes),
         splits=tuple(splits),
         n_train=n_train,
         probe=np.concatenate([np.arange(size) < probes for size in sizes]),
@@ -302,6 +302,12 @@ def assemble(
     )
     _check_no_test_row_is_trained(dataset)
     return dataset
+
+
+def _split_type(count: int) -> type[np.signedinteger[Any]]:
+    """The smallest type for so many splits: fingerprints of up to 128 are those of int8."""
+    types = (np.int8, np.int16, np.int32)
+    return next(kind for kind in types if count - 1 <= np.iinfo(kind).max)
 
 
 def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:

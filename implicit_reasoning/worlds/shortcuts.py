@@ -27,9 +27,12 @@ Rows = Int[np.ndarray, "row"]
 def answer_numbers(dataset: Dataset) -> Rows:
     """int64 [row]: a number for each row's whole answer, its token where it is a single one."""
     answers = dataset.answers.astype(np.int64)
-    number = answers[:, 0]
+    number, bound = answers[:, 0], dataset.n_vocab
     for token in answers.T[1:]:
+        if bound * (dataset.n_vocab + 1) >= 2**63:  # would overflow: number them anew, in order
+            number, bound = np.unique(number, return_inverse=True)[1], len(number)
         number = number * (dataset.n_vocab + 1) + token + 1  # -1: a shorter answer
+        bound *= dataset.n_vocab + 1
     return number
 
 
@@ -269,10 +272,13 @@ def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
     """The answer with most votes in every group (ties: the smallest): (groups, winners)."""
     if not len(group):
         return group, answer
-    width = int(answer.max()) + 1
+    # Numbers anew, in order: the product of the numbers themselves may overflow.
+    groups, group = np.unique(group, return_inverse=True)
+    answers, answer = np.unique(answer, return_inverse=True)
+    width = len(answers)
     ballots, inverse = np.unique(group.astype(np.int64) * width + answer, return_inverse=True)
     total = np.bincount(inverse, votes)
-    group, answer = ballots // width, ballots % width
+    group, answer = groups[ballots // width], answers[ballots % width]
     best_first = np.lexsort((answer, -total, group))
     groups, first = np.unique(group[best_first], return_index=True)
     return groups, answer[best_first[first]]

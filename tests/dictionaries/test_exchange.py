@@ -128,9 +128,9 @@ def test_what_cannot_be_read_of_saelens(tmp_path, change, said):
         load_saelens(tmp_path)
 
 
-def test_an_older_config_is_no_config(tmp_path):
+def test_a_config_without_sizes_is_no_config(tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 3}))
-    with pytest.raises(InputError, match="no config of SAELens 6: it has no 'architecture'"):
+    with pytest.raises(InputError, match="not a dictionary config: it needs the numbers d_sae"):
         load_saelens(tmp_path)
 
 

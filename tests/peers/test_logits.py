@@ -39,7 +39,9 @@ def test_a_pytorch_file_holds_the_same_as_a_safetensors(exchanged, case, tmp_pat
     folder = exchanged("huggingface") / case
     with np.load(folder / "pickled.npz") as file:
         arrays = dict(file)
-    monkeypatch.setattr("implicit_reasoning.model.interchange.gpt2.read_arrays", lambda _: arrays)
+    monkeypatch.setattr(
+        "implicit_reasoning.model.interchange.gpt2.read_arrays", lambda _, **__: arrays
+    )
     shutil.copytree(folder / "pickled", tmp_path / "pickled")
     theirs = np.load(folder / "their_logits.npy")
     tokens = np.load(folder / "tokens.npy")

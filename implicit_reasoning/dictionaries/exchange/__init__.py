@@ -1,8 +1,9 @@
 """Dictionaries from and for other tools.
 
-saelens.py          SAELens's directories
+saelens.py          SAELens's directories, with saelens_fields.py for the configs of its versions
 circuit_tracer.py   circuit-tracer's sets of transcoders and cross-layer transcoders
 gemma_scope.py      Gemma Scope's `params.npz`, read only
+checks.py           which arrays a dictionary has
 """
 
 from implicit_reasoning.dictionaries.exchange.circuit_tracer import (

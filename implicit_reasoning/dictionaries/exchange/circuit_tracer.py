@@ -3,30 +3,51 @@
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
-Format: circuit-tracer 0.5.0, which knows ReLU and JumpReLU. Its encoders are transposed against
-SAELens's and ours, and of a cross-layer decoder it keeps only layers that are written.
+Two packages have this format. The original is circuit-tracer of decoderesearch (before that of
+safety-research), which is installed from its repository. The package `circuit-tracer` of PyPI
+(0.5.0) is a fork of it by others. Their arrays are the same. The fork takes the activation function
+from the arrays alone: JumpReLU where there are thresholds, else ReLU. The original also reads
+`activation` and `k` from `config.yaml`. Files written here have ReLU or JumpReLU and neither field,
+so that both read them alike.
+
+The original's `activation: topk` is refused: it keeps the k largest pre-activations even where they
+are negative, and no dictionary here does. So are negative thresholds: between a negative threshold
+and 0 its JumpReLU gives negative activations.
+
+Encoders are transposed against SAELens's and ours, and of a cross-layer decoder only layers that
+are written are kept.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import yaml
 
 from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.kinds import CrossLayer, Kind, SkipTranscoder, Transcoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.model import Params
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.interchange.fields import check_config
+from implicit_reasoning.model.interchange.flat import check_fit
 
 _THRESHOLD = "activation_function.threshold"
 _SET, _CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
+
+# Fields of config.yaml that change no number: which model it is for, and where it lies.
+_HARMLESS = (
+    *("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan"),
+    *("repo_id", "revision", "subfolder", "dtype"),
+)
+_JUMPRELU = ("jumprelu", "jump_relu")
 
 
 def save_transcoder_set(
@@ -66,12 +87,35 @@ def save_transcoder_set(
     _write_config(folder, _SET, model_name, read, write)
 
 
-def load_transcoder_set(folder: str | os.PathLike[str]) -> list[tuple[Finished, Params]]:
-    """Read a set of transcoders, by layer; an `InputError` where the folder has none."""
+def load_transcoder_set(
+    folder: str | os.PathLike[str], *, n_layers: int | None = None
+) -> list[tuple[Finished, Params]]:
+    """Read a set of transcoders, by layer from 0 on.
+
+    Args:
+      folder: with `config.yaml` and `layer_<number>.safetensors`.
+      n_layers: how many layers there must be; any number by default.
+
+    Raises:
+      InputError: the folder has no set; a layer is missing; an array is missing, unknown or of
+        another shape; layers differ in width; or the config asks for something that there is
+        nothing for here.
+    """
     folder = Path(folder)
-    _check_kind(folder, _SET)
-    paths = sorted(folder.glob("layer_*.safetensors"), key=lambda path: int(path.stem[6:]))
-    return [_transcoder(read_arrays(path)) for path in paths]
+    activation = _read_config(folder, _SET)
+    found = [
+        _transcoder(folder / name, activation) for name in _by_layer(folder, "layer", n_layers)
+    ]
+    widths = [
+        (finished.kind.d_in, finished.kind.d_out, finished.kind.d_sae) for finished, _ in found
+    ]
+    for layer, width in enumerate(widths):
+        if width != widths[0]:
+            raise InputError(
+                f"{folder}: layer_{layer} has d_in, d_out and features {width}, layer_0 has "
+                f"{widths[0]}; all layers must have the same"
+            )
+    return found
 
 
 def save_cross_layer(
@@ -109,44 +153,117 @@ def save_cross_layer(
     _write_config(folder, _CROSS_LAYER, model_name, read, write)
 
 
-def load_cross_layer(folder: str | os.PathLike[str]) -> tuple[Finished, Params]:
-    """Read a cross-layer transcoder; an `InputError` where the folder has none."""
+def load_cross_layer(
+    folder: str | os.PathLike[str], *, n_layers: int | None = None
+) -> tuple[Finished, Params]:
+    """Read a cross-layer transcoder.
+
+    Args:
+      folder: with `config.yaml`, `W_enc_<layer>.safetensors` and `W_dec_<layer>.safetensors`.
+      n_layers: how many layers there must be; any number by default.
+
+    Raises:
+      InputError: as for `load_transcoder_set`.
+    """
     folder = Path(folder)
-    _check_kind(folder, _CROSS_LAYER)
-    n = len(list(folder.glob("W_enc_*.safetensors")))
-    encoders = [read_arrays(folder / f"W_enc_{layer}.safetensors") for layer in range(n)]
-    params: Params = {
-        "W_enc": jnp.stack([part[f"W_enc_{layer}"].T for layer, part in enumerate(encoders)])
-    }
-    for name in ("b_enc", "b_dec", "threshold"):
-        if f"{name}_0" in encoders[0]:
-            parts = [part[f"{name}_{layer}"] for layer, part in enumerate(encoders)]
-            params[name] = jnp.asarray(np.concatenate(parts))
-    decoder = np.zeros((*_features(params), n, params["W_enc"].shape[1]), np.float32)
+    activation = _read_config(folder, _CROSS_LAYER)
+    names = _by_layer(folder, "W_enc", n_layers)
+    n = len(names)
+    _by_layer(folder, "W_dec", n)
+    encoders = [read_arrays(folder / name) for name in names]
+    jumprelu = any(name.startswith("threshold_") for name in encoders[0])
+    _check_activation(activation, jumprelu, folder)
+    d_sae, width = _two(encoders[0], "W_enc_0", folder / names[0])
+    per_layer = {"W_enc": (d_sae, width), "b_enc": (d_sae,), "b_dec": (width,)}
+    per_layer |= {"threshold": (d_sae,)} if jumprelu else {}
+    for layer, part in enumerate(encoders):
+        _check(part, {f"{k}_{layer}": v for k, v in per_layer.items()}, folder / names[layer])
+        if jumprelu:
+            _check_threshold(part[f"threshold_{layer}"], folder / names[layer])
+    decoder = np.zeros((n, d_sae, n, width), np.float32)
     for layer in range(n):
-        part = read_arrays(folder / f"W_dec_{layer}.safetensors")
+        path = folder / f"W_dec_{layer}.safetensors"
+        part = read_arrays(path)
+        _check(part, {f"W_dec_{layer}": (d_sae, n - layer, width)}, path)
         decoder[layer, :, layer:] = part[f"W_dec_{layer}"]
+    stacked = {
+        name: np.stack([part[f"{name}_{layer}"] for layer, part in enumerate(encoders)])
+        for name in per_layer
+    }
+    params: Params = {name: jnp.asarray(value.reshape(-1)) for name, value in stacked.items()}
+    params["W_enc"] = jnp.asarray(stacked["W_enc"].transpose(0, 2, 1))
     params["W_dec"] = jnp.asarray(decoder)
-    width, d_sae = n * params["W_enc"].shape[1], n * params["W_enc"].shape[2]
-    kind = CrossLayer(width, width, d_sae, n_layers=n)
-    return Finished(kind, "jumprelu" if "threshold" in params else "standard"), params
+    kind = CrossLayer(n * width, n * width, n * d_sae, n_layers=n)
+    return Finished(kind, "jumprelu" if jumprelu else "standard"), params
 
 
-def _features(params: Params) -> tuple[int, int]:
-    """Layers, and features of each."""
-    layers, _, features = params["W_enc"].shape
-    return layers, features
-
-
-def _transcoder(arrays: dict[str, np.ndarray]) -> tuple[Finished, Params]:
-    if _THRESHOLD in arrays:
-        arrays["threshold"] = arrays.pop(_THRESHOLD)
+def _transcoder(path: Path, activation: str | None) -> tuple[Finished, Params]:
+    arrays = read_arrays(path)
+    d_sae, d_in = _two(arrays, "W_enc", path)
+    d_out = _two(arrays, "W_dec", path)[1]
     arrays["W_enc"] = arrays["W_enc"].T
-    params = {name: jnp.asarray(value) for name, value in arrays.items()}
-    d_in, d_sae = params["W_enc"].shape
-    make: type[Kind] = SkipTranscoder if "W_skip" in params else Transcoder
-    kind = make(d_in, params["W_dec"].shape[1], d_sae)
-    return Finished(kind, "jumprelu" if "threshold" in params else "standard"), params
+    jumprelu = _THRESHOLD in arrays
+    _check_activation(activation, jumprelu, path)
+    if jumprelu:
+        threshold = arrays.pop(_THRESHOLD)
+        if threshold.size == 1:  # theirs may be one for all features
+            threshold = np.full(d_sae, threshold.item(), np.float32)
+        _check_threshold(threshold, path)
+        arrays["threshold"] = threshold
+    make: type[Kind] = SkipTranscoder if "W_skip" in arrays else Transcoder
+    finished = Finished(make(d_in, d_out, d_sae), "jumprelu" if jumprelu else "standard")
+    check_arrays(arrays, finished, path)
+    return finished, {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
+    """Names of a folder's files of each layer, of which there must be all from 0 on."""
+    there = {path.name for path in folder.glob(f"{stem}_*.safetensors")}
+    count = max(len(there), 1) if n_layers is None else n_layers
+    wanted = [f"{stem}_{layer}.safetensors" for layer in range(count)]
+    missing = [name for name in wanted if name not in there]
+    strange = sorted(there - set(wanted))
+    if missing or strange:
+        said = [f"it has no {', '.join(missing)}"] if missing else []
+        said += [f"{', '.join(strange)} is out of order"] if strange else []
+        raise InputError(
+            f"{folder} must have a file {stem}_<number>.safetensors for each layer, from 0 on: "
+            f"{'; '.join(said)}"
+        )
+    return wanted
+
+
+def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, int]:
+    """The shape of a matrix."""
+    if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
+        shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
+        raise InputError(f"{path} is no transcoder: {name} {shape}; it must be a matrix")
+    rows, columns = arrays[name].shape
+    return rows, columns
+
+
+def _check(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    check_fit(arrays, wanted, path, "the cross-layer transcoder that it is a layer of")
+
+
+def _check_threshold(threshold: np.ndarray, path: Path) -> None:
+    if np.any(threshold < 0):
+        raise InputError(
+            f"{path} has negative thresholds, with which circuit-tracer's JumpReLU gives negative "
+            "activations; only thresholds of at least 0 can be read"
+        )
+
+
+def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> None:
+    """The activation function that the config names is the one that the arrays have."""
+    if activation is not None and jumprelu != (activation in _JUMPRELU):
+        raise InputError(
+            f"{where} has {'thresholds' if jumprelu else 'no thresholds'}, but its config says "
+            f"activation: {activation}"
+        )
 
 
 def _check_architecture(finished: Finished) -> None:
@@ -157,18 +274,28 @@ def _check_architecture(finished: Finished) -> None:
         )
 
 
-def _check_kind(folder: Path, kind: str) -> dict[str, Any]:
+def _read_config(folder: Path, kind: str) -> str | None:
+    """Check a folder's config; the activation function that it names, if it does."""
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {error}") from None
     found = config.get("model_kind") if isinstance(config, dict) else None
     if found != kind:
         raise InputError(f"{folder} holds a {found}, not a {kind}")
-    return dict(config)
+    check_config(
+        config,
+        path,
+        what="set of transcoders",
+        optional={"activation": str | None},
+        harmless=_HARMLESS,
+        only={"activation": (None, "relu", *_JUMPRELU), "k": (None,), "transcoders": (None, [])},
+    )
+    activation: str | None = config.get("activation")
+    return activation
 
 
 def _write_config(folder: Path, kind: str, model_name: str, read: str, write: str) -> None:

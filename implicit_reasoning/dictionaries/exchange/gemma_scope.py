@@ -11,11 +11,13 @@ import os
 import jax.numpy as jnp
 
 from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.exchange.saelens import with_shifted_bias
 from implicit_reasoning.dictionaries.kinds import Autoencoder, Transcoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params
+from implicit_reasoning.model.interchange.arrays import as_float32
 
 _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 
@@ -30,7 +32,7 @@ def load_gemma_scope(
       transcoder: whether it is one; the file does not say.
 
     Raises:
-      InputError: it is missing, damaged, or has other arrays.
+      InputError: it is missing, damaged, or has other arrays, or arrays of other shapes.
     """
     arrays = read_npz(path, "Gemma Scope file")
     if arrays.keys() != _NAMES:
@@ -38,8 +40,15 @@ def load_gemma_scope(
             f"{path} is no Gemma Scope file: it has {', '.join(sorted(arrays))}, not "
             f"{', '.join(sorted(_NAMES))}"
         )
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
-    (d_in, d_sae), d_out = params["W_enc"].shape, params["W_dec"].shape[1]
-    if transcoder:
-        return Finished(Transcoder(d_in, d_out, d_sae), "jumprelu"), params
-    return Finished(Autoencoder(d_in, d_out, d_sae), "jumprelu"), with_shifted_bias(params)
+    plain = {name: as_float32(array, name, path) for name, array in arrays.items()}
+    if plain["W_enc"].ndim != 2 or plain["W_dec"].ndim != 2:
+        raise InputError(
+            f"{path} is no Gemma Scope file: W_enc has shape {plain['W_enc'].shape} and W_dec "
+            f"{plain['W_dec'].shape}; both must be matrices"
+        )
+    (d_in, d_sae), d_out = plain["W_enc"].shape, plain["W_dec"].shape[1]
+    kind = (Transcoder if transcoder else Autoencoder)(d_in, d_out, d_sae)
+    finished = Finished(kind, "jumprelu")
+    check_arrays(plain, finished, path)
+    params: Params = {name: jnp.asarray(value) for name, value in plain.items()}
+    return finished, params if transcoder else with_shifted_bias(params)

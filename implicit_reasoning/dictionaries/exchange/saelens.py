@@ -4,7 +4,8 @@
     sae = SAE.load_from_disk("folder")
 
 A finished dictionary has its input scale folded in and decoder rows of norm 1; BatchTopK and
-Matryoshka come out as `jumprelu`, as SAELens's own do. Format: SAELens 6.
+Matryoshka come out as `jumprelu`, as SAELens's own do. The format that is written is that of
+SAELens 6. Read are the folders of versions 3 to 6; `saelens_fields.py` has what differs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ import numpy as np
 from jaxtyping import Float
 
 from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.exchange.checks import check_arrays
+from implicit_reasoning.dictionaries.exchange.saelens_fields import (
+    AUTOENCODERS,
+    TRANSCODERS,
+    read_config,
+)
 from implicit_reasoning.dictionaries.kinds import (
     Autoencoder,
     Crosscoder,
@@ -33,14 +40,6 @@ from implicit_reasoning.model.interchange.arrays import read_arrays, write_array
 
 VERSION = "6.54.12"
 """Of SAELens, whose format this is; it reads files that name 6.0 or later."""
-
-_AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
-_TRANSCODERS = {
-    ("standard", False): "transcoder",
-    ("jumprelu", False): "jumprelu_transcoder",
-    ("standard", True): "skip_transcoder",
-    ("jumprelu", True): "jumprelu_skip_transcoder",
-}
 
 
 def save_saelens(
@@ -102,65 +101,85 @@ def save_saelens(
 
 
 def load_saelens(folder: str | os.PathLike[str]) -> tuple[Finished, Params, dict[str, Any]]:
-    """Read a directory of SAELens's.
+    """Read a directory of SAELens's, of version 3 to 6.
 
-    An encoder that does not subtract `b_dec` gets a bias that makes up for ours doing so.
+    An encoder that does not subtract `b_dec` gets a bias that makes up for ours doing so. Decoder
+    norms that features are chosen by, and factors of `finetuning_scaling_factor`, are folded in.
 
     Returns:
-      `(finished, params, metadata)`.
+      `(finished, params, metadata)`. Metadata are those of the file; of versions 3 to 5, which have
+      none, all other fields of the config.
 
     Raises:
-      InputError: a file is missing or damaged, or it is something that there is nothing for here.
+      InputError: a file is missing or damaged; an array is missing, unknown or of another shape; or
+        the config has a field that there is nothing for here, or that is not known.
     """
     folder = Path(folder)
-    config = read_json(folder / "cfg.json")
-    for name in ("architecture", "d_in", "d_sae"):
-        if not isinstance(config, dict) or name not in config:
-            raise InputError(f"{folder / 'cfg.json'} is no config of SAELens 6: it has no {name!r}")
-    for name in ("normalize_activations", "reshape_activations"):
-        if config.get(name, "none") != "none":
-            raise InputError(
-                f"{folder} asks for {name} = {config[name]!r}, which is done while it runs and "
-                "cannot be folded in; only 'none' can be read"
-            )
-    arrays = read_arrays(folder / "sae_weights.safetensors")
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
-    finished = _finished(config, folder)
+    path = folder / "sae_weights.safetensors"
+    config, metadata = read_config(read_json(folder / "cfg.json"), folder / "cfg.json")
+    finished = _finished(config)
+    arrays = read_arrays(path)
+    factors = _pop_factors(arrays, config["finetuning_scaling_factor"], config["d_sae"], path)
+    check_arrays(arrays, finished, path)
+    params = {name: jnp.asarray(value) for name, value in arrays.items()}
+    if factors is not None:
+        params["W_dec"] = params["W_dec"] * jnp.asarray(factors)[:, None]
     if finished.architecture == "topk":
-        if config.get("rescale_acts_by_decoder_norm"):
+        if config["rescale_acts_by_decoder_norm"]:
             params = _with_norms_folded(params)
-        params["k"] = jnp.int32(config["k"])
-    if isinstance(finished.kind, Autoencoder) and not config.get("apply_b_dec_to_input", True):
+        params["k"] = jnp.int32(finished.most)
+    if isinstance(finished.kind, Autoencoder) and not config["apply_b_dec_to_input"]:
         params = with_shifted_bias(params)
-    return finished, params, config.get("metadata", {})
+    return finished, params, metadata
 
 
 def _architecture(finished: Finished) -> str:
     kind, own = finished.kind, finished.architecture
     if isinstance(kind, Autoencoder) and not isinstance(kind, Crosscoder):
         return own
-    found = _TRANSCODERS.get((own, isinstance(kind, SkipTranscoder)))
+    found = TRANSCODERS.get((own, isinstance(kind, SkipTranscoder)))
     if type(kind) not in (Transcoder, SkipTranscoder) or found is None:
         raise InputError(
             f"SAELens has no {own} {type(kind).__name__.lower()}: it has autoencoders "
-            f"({', '.join(_AUTOENCODERS)}) and transcoders (standard, jumprelu)"
+            f"({', '.join(AUTOENCODERS)}) and transcoders (standard, jumprelu)"
         )
     return found
 
 
-def _finished(config: Mapping[str, Any], folder: Path) -> Finished:
+def _finished(config: Mapping[str, Any]) -> Finished:
     name, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
-    if name in _AUTOENCODERS:
-        most = config["k"] if name == "topk" else 0
-        return Finished(Autoencoder(d_in, d_in, d_sae), name, most)
-    for (architecture, skips), theirs in _TRANSCODERS.items():
-        if theirs == name:
-            make: type[Kind] = SkipTranscoder if skips else Transcoder
-            return Finished(make(d_in, config.get("d_out", d_in), d_sae), architecture)
-    raise InputError(
-        f"{folder} is of architecture {name!r}; those that can be read are "
-        f"{', '.join((*_AUTOENCODERS, *_TRANSCODERS.values()))}"
-    )
+    if name in AUTOENCODERS:
+        return Finished(Autoencoder(d_in, d_in, d_sae), name, config["k"] if name == "topk" else 0)
+    ((architecture, skips),) = [known for known, theirs in TRANSCODERS.items() if theirs == name]
+    make: type[Kind] = SkipTranscoder if skips else Transcoder
+    return Finished(make(d_in, config["d_out"], d_sae), architecture)
+
+
+def _pop_factors(
+    arrays: dict[str, np.ndarray], used: bool, d_sae: int, where: Path
+) -> Float[np.ndarray, "d_sae"] | None:
+    """Factors of activations that older versions had; None where all are 1.
+
+    They multiply activations before the decoder, so they can be part of it.
+    """
+    names = [n for n in ("finetuning_scaling_factor", "scaling_factor") if n in arrays]
+    if len(names) > 1 or (used and not names):
+        raise InputError(
+            f"{where} must have one array of factors, finetuning_scaling_factor; it has "
+            f"{' and '.join(names) or 'none'}"
+        )
+    if not names:
+        return None
+    factors = arrays.pop(names[0])
+    if factors.shape != (d_sae,):
+        raise InputError(f"{where}: {names[0]} has shape {factors.shape}, not {(d_sae,)}")
+    if np.all(factors == 1):
+        return None
+    if not used:
+        raise InputError(
+            f"{where} has {names[0]}, but finetuning_scaling_factor of its config is false"
+        )
+    return factors
 
 
 def _with_norms_folded(params: Params) -> Params:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.numpy import save
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, read_npz, write_npz
@@ -30,6 +31,18 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
+
+# Types of safetensors that numpy does not have, by their names in ml_dtypes.
+_SMALL = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+# Those that numpy has; of these only the floating-point types are read.
+_NUMPY = {"F64", "F32", "F16", "C64", "BOOL", *(f"{s}{n}" for s in "IU" for n in (8, 16, 32, 64))}
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
@@ -52,30 +65,86 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         file.write(save(plain, metadata={"format": "pt"}))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read such a file, in float32 whatever it was saved in.
+def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np.ndarray]:
+    """Read such a file, in float32 whatever floating-point type it was saved in.
+
+    float16, bfloat16 and the 8-bit floating-point types are represented exactly.
+
+    Args:
+      path: of the file.
+      skip: a pattern; arrays in whose name it is found are left out, of whatever type they are.
 
     Raises:
-      InputError: it is missing, cut short or something else, or it is PyTorch's and torch is not
-        installed.
+      InputError: it is missing, cut short or something else; an array is not of a floating-point
+        type, or has values that float32 cannot hold; or it is PyTorch's and torch is not installed.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
         if path.suffix == ".bin":
-            arrays = _read_torch(path)
+            arrays = _read_torch(path, skip)
         elif path.suffix == ".safetensors":
-            arrays = dict(load_file(path))
+            arrays = _read_safetensors(path, skip)
         else:
             arrays = read_npz(path, "weights file")
-        return {name: array.astype(np.float32) for name, array in arrays.items()}
+        return {
+            name: as_float32(array, name, path)
+            for name, array in arrays.items()
+            if not _skipped(name, skip)
+        }
     except InputError:
         raise
     except _UNREADABLE as error:
         raise InputError(f"{path} is not a whole weights file: {error}") from None
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> np.ndarray:
+    """An array of a file in float32.
+
+    Raises:
+      InputError: it is not of a floating-point type, such as the integers of quantised weights
+        whose scales are elsewhere; or a finite value of it is beyond the range of float32.
+    """
+    if array.dtype.kind in "biuc":
+        raise _no_float(where, name, str(array.dtype))
+    small = array.dtype.kind == "V" and array.dtype.name in _SMALL.values()
+    if array.dtype.kind != "f" and not small:
+        hint = "; .npz does not keep bfloat16 and 8-bit types" if array.dtype.kind == "V" else ""
+        raise InputError(
+            f"{where} is not a whole weights file: {name} is of type {array.dtype}, not of a "
+            f"floating-point type{hint}"
+        )
+    with np.errstate(over="ignore"):
+        plain = array.astype(np.float32)
+    if array.dtype.itemsize > 4 and np.any(np.isinf(plain) & np.isfinite(array)):
+        raise InputError(f"{where}: {name} has values of {array.dtype} that float32 cannot hold")
+    return plain
+
+
+def _read_safetensors(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.ndarray]:
+    arrays, small = {}, {}
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dict, and cannot be iterated
+            if _skipped(name, skip):
+                continue
+            dtype = file.get_slice(name).get_dtype()
+            if dtype in _SMALL:
+                small[name] = _SMALL[dtype]
+            elif dtype not in _NUMPY:
+                raise _no_float(path, name, dtype)
+            else:
+                arrays[name] = file.get_tensor(name)
+    if small:  # numpy has no such types
+        import ml_dtypes
+
+        for name, tensor in deserialize(path.read_bytes()):
+            if name in small:
+                flat = np.frombuffer(tensor["data"], getattr(ml_dtypes, small[name]))
+                arrays[name] = flat.reshape(tensor["shape"])
+    return arrays
+
+
+def _read_torch(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
@@ -84,4 +153,22 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "the weights as model.safetensors"
         ) from None
     state = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+    arrays = {}
+    for name, tensor in state.items():
+        if _skipped(name, skip):
+            continue
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise _no_float(path, name, str(getattr(tensor, "dtype", type(tensor).__name__)))
+        arrays[name] = (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+    return arrays
+
+
+def _skipped(name: str, skip: re.Pattern[str] | None) -> bool:
+    return skip is not None and skip.search(name) is not None
+
+
+def _no_float(where: str | os.PathLike[str], name: str, dtype: str) -> InputError:
+    return InputError(
+        f"{where}: {name} is of type {dtype}; weights must be of a floating-point type of at least "
+        "8 bits, so convert quantised ones first"
+    )

@@ -6,9 +6,12 @@ layers as PyTorch has them: `[out, in]`, heads side by side.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from implicit_reasoning.errors import InputError
 
 _NAMES = {
     "embed.weight": "embed.W_E",
@@ -30,16 +33,44 @@ def is_bridge(state: Mapping[str, Any]) -> bool:
     return "embed.weight" in state
 
 
-def hooked_state(state: Mapping[str, Any], n_heads: int) -> dict[str, Any]:
+def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
+    """Raise an `InputError` where a config asks for scores that a native bridge does not compute.
+
+    It divides by `attn_scale`, but knows neither `use_attn_scale` nor a scale that depends on the
+    layer: what is computed is another model than the config says.
+    """
+    asked = [
+        f"{name} = {config[name]!r}"
+        for name, usual in (("use_attn_scale", True), ("scale_attn_by_inverse_layer_idx", False))
+        if config.get(name, usual) != usual
+    ]
+    if asked:
+        raise InputError(
+            f"{where} has {', '.join(asked)}, which TransformerLens 4 ignores in a native model: "
+            "set attn_scale to what the model divides by"
+        )
+
+
+def hooked_state(
+    state: Mapping[str, Any], n_heads: int, where: str | os.PathLike[str]
+) -> dict[str, Any]:
     """The same state in HookedTransformer's names and layouts.
 
     Names and shapes that are not known stay, for the reader to complain of.
+
+    Raises:
+      InputError: it has names of both, whose layouts differ.
     """
-    renamed = {}
+    renamed: dict[str, Any] = {}
     for name, array in state.items():
         block = "".join(re.findall(r"^blocks\.\d+\.", name))
         rest = name.removeprefix(block)
         ours = _NAMES.get(rest, rest)
+        if rest in _NAMES.values():
+            raise InputError(
+                f"{where} mixes names of TransformerLens 4 (embed.weight) with those of "
+                f"HookedTransformer ({name}), whose layouts differ"
+            )
         renamed[block + ours] = _relaid(ours.rpartition(".")[2], array, n_heads)
     return renamed
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.transformer import Params, Transformer
@@ -44,9 +45,19 @@ def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:
 
 
 def check_fit(
-    flat: Mapping[str, Any], wanted: Mapping[str, Any], where: str | os.PathLike[str]
+    flat: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    where: str | os.PathLike[str],
+    what: str = "the model of its config",
 ) -> None:
-    """Raise one `InputError` that lists every name that is missing, unknown or of another shape."""
+    """Raise one `InputError` that lists every name that is missing, unknown or of another shape.
+
+    Args:
+      flat: arrays of the file.
+      wanted: name to anything with the `shape` that the array must have.
+      where: the file.
+      what: the arrays have to fit.
+    """
     faults = [f"{name} is missing" for name in wanted if name not in flat]
     faults += [f"{name} is not a parameter of it" for name in flat if name not in wanted]
     faults += [
@@ -55,51 +66,20 @@ def check_fit(
         if name in flat and flat[name].shape != like.shape
     ]
     if faults:
-        raise InputError(f"{where} does not fit the model of its config: {'; '.join(faults)}")
-
-
-def check_config(
-    config: Any,
-    where: str | os.PathLike[str],
-    *,
-    numbers: Sequence[str] = (),
-    optional: Mapping[str, Any] = {},
-    fixed: Mapping[str, Any] = {},
-) -> None:
-    """Raise an `InputError` where a model's JSON config lacks a number, or is of another kind.
-
-    Args:
-      config: what was in the file.
-      where: the file.
-      numbers: fields that must be there, and be whole numbers.
-      optional: fields that may be absent, with the types they have otherwise.
-      fixed: fields, with the one value that this transformer can express. Absent is as good.
-    """
-    if not isinstance(config, dict):
-        raise InputError(f"{where} is not a model config, but a JSON {type(config).__name__}")
-    faults = [name for name in numbers if not isinstance(config.get(name), int)]
-    if faults:
-        raise InputError(f"{where} is not a model config: it needs the numbers {', '.join(faults)}")
-    faults = [
-        f"{name} = {config[name]!r}"
-        for name, kind in optional.items()
-        if name in config and not isinstance(config[name], kind)
-    ]
-    if faults:
-        raise InputError(f"{where} has fields of a wrong type: {', '.join(faults)}")
-    other = [
-        f"{name} = {config[name]!r} (only {value!r} is)"
-        for name, value in fixed.items()
-        if config.get(name, value) != value
-    ]
-    if other:
-        raise InputError(f"{where} describes a model that is not supported: {'; '.join(other)}")
+        raise InputError(f"{where} does not fit {what}: {'; '.join(faults)}")
 
 
 def shapes(model: Transformer) -> Params:
     """The parameters' shapes, without computing them."""
     params: Params = jax.eval_shape(model.init, jax.random.key(0))
     return params
+
+
+def scale_queries(flat: dict[str, Any], layer: int, ratio: float) -> None:
+    """Multiply the attention scores of a block by a ratio, in place of its `W_Q` and `b_Q`."""
+    if ratio != 1:
+        for name in (f"blocks.{layer}.attn.W_Q", f"blocks.{layer}.attn.b_Q"):
+            flat[name] = (flat[name] * np.float64(ratio)).astype(np.float32)
 
 
 def on_device(flat: Mapping[str, Any]) -> Params:

@@ -9,6 +9,7 @@ OSU-NLP-Group/GrokkedTransformer.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -22,10 +23,11 @@ import numpy as np
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.interchange.fields import check_config
 from implicit_reasoning.model.interchange.flat import (
-    check_config,
     check_fit,
     on_device,
+    scale_queries,
     shapes,
     unroll,
 )
@@ -44,22 +46,61 @@ _OPTIONAL = {
     "activation_function": str,
     "layer_norm_epsilon": float,
     "tie_word_embeddings": bool,
+    "scale_attn_weights": bool,
+    "scale_attn_by_inverse_layer_idx": bool,
     "add_recurrence": bool,
     "no_ln": bool,
 }
 
-# Fields, with the one value that this transformer can express; absent fields have it too.
-_FIXED = {
-    "model_type": "gpt2",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
+# Fields that do not change the logits of a model whose other fields are as below.
+_HARMLESS = (
+    # Of training: dropout, initialisation, losses.
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range", "gradient_checkpointing"),
+    *("problem_type", "ignore_index"),
+    # Of precision and speed.
+    *(
+        "reorder_and_upcast_attn",
+        "torch_dtype",
+        "dtype",
+        "use_bfloat16",
+        "use_cache",
+        "torchscript",
+    ),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+    *("chunk_size_feed_forward", "output_past"),
+    # What is returned beside the logits, and heads for other tasks.
+    *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
+    *("summary_proj_to_labels", "num_labels", "id2label", "label2id", "finetuning_task"),
+    *("task_specific_params", "is_decoder", "n_ctx"),
+    # Where the model came from, and its tokens.
+    *("architectures", "_name_or_path", "name_or_path", "transformers_version", "tokenizer_class"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "prefix"),
+    # How text is generated.
+    *("do_sample", "early_stopping", "max_length", "min_length", "max_new_tokens", "num_beams"),
+    *("num_beam_groups", "num_return_sequences", "temperature", "top_k", "top_p", "typical_p"),
+    *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "diversity_penalty"),
+    *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
+    *("begin_suppress_tokens", "remove_invalid_values", "output_scores", "generation_config"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+    # A detail of what is switched off.
+    "re_embed_temp",
+)
+
+# Fields, with the values that this transformer can express; absent fields have them too.
+_ONLY = {
+    "model_type": ("gpt2",),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
     # Wirings that only GrokkedTransformer knows.
-    "re_embed": False,
-    "no_mlp": False,
-    "share_mlp": False,
-    "add_memory": False,
+    "re_embed": (False,),
+    "no_mlp": (False,),
+    "share_mlp": (False,),
+    "add_memory": (False,),
 }
+
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+"""Other names of the same function."""
 
 # Ours, in a block, to theirs; attention's inputs are apart, because theirs is one matrix.
 _NORM = {"w": "weight", "b": "bias"}
@@ -101,18 +142,23 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     """Read a checkpoint folder of HuggingFace's GPT-2, or of GrokkedTransformer's copy of it.
 
     Of the latter `--add_recurrence` (blocks run twice, `n_loops` 2) and `--no_ln` are known. Where
-    embeddings are tied, by the config, a copy of them under `lm_head` is passed over.
+    embeddings are tied, by the config, a copy of them under `lm_head` is passed over. Attention
+    scores that are divided by something else than sqrt(d_head) (`scale_attn_weights`,
+    `scale_attn_by_inverse_layer_idx`) are the same with other weights: the ratio is multiplied into
+    `W_Q` and `b_Q`.
 
     Raises:
       InputError: a file is missing or cut short, a name is missing, unknown or of another shape,
-        tied embeddings differ, or the config asks for something this transformer is not.
+        tied embeddings differ, or the config asks for something this transformer is not, or has a
+        field that is not known.
     """
     folder = Path(folder)
-    spec = gpt2_spec(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    spec = gpt2_spec(config, where=str(folder / "config.json"))
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
         raise InputError(f"{folder} has no weights: neither {' nor '.join(WEIGHT_FILES)}")
-    flat = {name: a for name, a in read_arrays(path).items() if not _BUFFERS.search(name)}
+    flat = read_arrays(path, skip=_BUFFERS)
     if "wte.weight" in flat:  # saved from GPT2Model, the trunk by itself
         flat = {f"transformer.{name}": array for name, array in flat.items()}
     model = Transformer(spec)
@@ -121,7 +167,14 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
         if not np.array_equal(head, flat.get("transformer.wte.weight", ())):
             raise InputError(f"{path}: lm_head.weight is tied, but not equal, to the embeddings")
     check_fit(flat, jax.eval_shape(gpt2_state, shapes(model)), path)
-    return model, on_device(hooked_state(flat, spec))
+    state = hooked_state(flat, spec)
+    own = math.sqrt(spec.d_head)
+    for layer in range(spec.n_layers):
+        scale = own if config.get("scale_attn_weights", True) else 1.0
+        if config.get("scale_attn_by_inverse_layer_idx"):
+            scale *= layer + 1
+        scale_queries(state, layer, own / scale)
+    return model, on_device(state)
 
 
 def gpt2_state(params: Params) -> dict[str, Any]:
@@ -202,7 +255,13 @@ def gpt2_config(spec: Spec) -> dict[str, Any]:
 
 def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
     """The spec that a GPT2Config's JSON describes, with GrokkedTransformer's fields."""
-    check_config(config, where, numbers=_NUMBERS, optional=_OPTIONAL, fixed=_FIXED)
+    check_config(
+        config, where, numbers=_NUMBERS, optional=_OPTIONAL, harmless=_HARMLESS, only=_ONLY
+    )
+    eps = config.get("layer_norm_epsilon", 1e-5)
+    act_fn = config.get("activation_function", "gelu_new")
+    if not 0 <= eps < math.inf:
+        raise InputError(f"{where}: layer_norm_epsilon is {eps}; it must not be negative")
     return Spec(
         d_vocab=config["vocab_size"],
         n_ctx=config["n_positions"],
@@ -211,10 +270,10 @@ def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
         n_heads=config["n_head"],
         d_mlp=config.get("n_inner") or 4 * config["n_embd"],
         n_loops=2 if config.get("add_recurrence") else 1,
-        act_fn=config.get("activation_function", "gelu_new"),
+        act_fn=_ACTIVATIONS.get(act_fn, act_fn),
         normalization="none" if config.get("no_ln") else "LN",
         tied=config.get("tie_word_embeddings", True),
-        eps=config.get("layer_norm_epsilon", 1e-5),
+        eps=eps,
     )
 
 

@@ -9,8 +9,10 @@ it saves itself is read here too.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.interchange import bridge
 from implicit_reasoning.model.interchange.arrays import checked, read_arrays, write_arrays
+from implicit_reasoning.model.interchange.fields import check_config
 from implicit_reasoning.model.interchange.flat import (
-    check_config,
     check_fit,
     flatten_params,
     on_device,
+    scale_queries,
     shapes,
     unroll,
 )
@@ -33,7 +36,64 @@ from implicit_reasoning.model.transformer import Params, Transformer
 # Buffers of HookedTransformer that are no parameters.
 _BUFFERS = re.compile(r"(attn\.(mask|IGNORE|rotary_sin|rotary_cos))$")
 _NUMBERS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab")
-_OPTIONAL = {"act_fn": str, "normalization_type": str | None, "eps": float, "d_head": int}
+_OPTIONAL = {
+    "act_fn": str,
+    "normalization_type": str | None,
+    "eps": float,
+    "d_head": int,
+    "use_attn_scale": bool,
+    "attn_scale": float | int | None,
+    "scale_attn_by_inverse_layer_idx": bool,
+}
+
+# Fields that do not change the logits of a model whose other fields are as below.
+_HARMLESS = (
+    # What is shown at hooks, and how tokens are made of text.
+    *("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in"),
+    *("use_hook_tokens", "tokenizer_name", "tokenizer_prepends_bos", "tokenizer_appends_eos"),
+    *("default_prepend_bos", "default_padding_side", "decoder_start_token_id"),
+    # Where the model came from, how it began, and where it runs.
+    *("model_name", "from_checkpoint", "checkpoint_index", "checkpoint_label_type"),
+    *("checkpoint_value", "trust_remote_code", "init_mode", "init_weights", "initializer_range"),
+    *("seed", "n_params", "device", "n_devices", "dtype", "attn_implementation"),
+    # Whether W_U is W_E transposed is seen in the arrays.
+    "tie_word_embeddings",
+    # Details of what is switched off: local attention, rotary embeddings, experts, groups of heads.
+    *("window_size", "attn_types", "rotary_dim", "rotary_base", "rotary_base_local"),
+    *("rotary_adjacent_pairs", "rotary_scaling_factor", "rotary_interleaved_cos_sin"),
+    *("use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor"),
+    *("NTK_by_parts_factor", "NTK_original_ctx_len", "use_yarn_rope", "yarn_factor"),
+    *("yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_truncate"),
+    *("yarn_global_attn_only", "yarn_original_max_position_embeddings", "train_seq_length"),
+    *("use_dynamic_ntk_rope", "norm_topk_prob", "ungroup_grouped_query_attention"),
+    *("qk_norm_after_rope", "rmsnorm_uses_offset"),
+)
+
+# Fields with the values that this transformer computes; absent fields have them too.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "positional_embedding_type": ("standard",),
+    "attention_dir": ("causal",),
+    "gated_mlp": (False,),
+    "attn_only": (False,),
+    "parallel_attn_mlp": (False,),
+    "use_local_attn": (False,),
+    "use_qk_norm": (False,),
+    "use_logn_attn": (False,),
+    "use_attention_sinks": (False,),
+    "use_normalization_before_and_after": (False,),
+    "post_embedding_ln": (False,),
+    "final_rms": (False,),
+    "uses_rms_norm": (False,),
+    "layer_norm_folding": (False,),
+    "attn_scores_soft_cap": (-1.0, 0.0, None),
+    "output_logits_soft_cap": (-1.0, 0.0, None),
+    # Of others some norms are elsewhere, whatever the fields above say.
+    "original_architecture": (None, "GPT2LMHeadModel", "neel"),
+    "architecture": (None, "TransformerLensNative", "GPT2LMHeadModel"),
+}
+
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+"""Other names of the same function."""
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
@@ -60,20 +120,24 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
     The keys are HookedTransformer's, or those of a native bridge of TransformerLens 4.
 
-    Buffers are dropped; missing biases are zero. Where `unembed.W_U` is missing, or the embedding
-    transposed, the model is tied; where `unembed.b_U` is missing or all zero it has no logit bias.
+    Buffers are dropped; a bias that is missing in all blocks is zero. Where `unembed.W_U` is
+    missing, or the embedding transposed, the model is tied; where `unembed.b_U` is missing or all
+    zero it has no logit bias. Attention scores that are divided by something else than sqrt(d_head)
+    (`use_attn_scale`, `attn_scale`, `scale_attn_by_inverse_layer_idx`) are the same with other
+    weights: the ratio is multiplied into `W_Q` and `b_Q`.
 
     Raises:
       InputError: a file is missing or cut short, a key is missing, unknown or of another shape, or
-        the config asks for something this transformer is not.
+        the config asks for something this transformer is not, or has a field that is not known.
     """
     path = checked(path)
     where = path.with_suffix(".json")
     config = read_json(where)
-    check_config(config, where, numbers=_NUMBERS)
-    flat = {name: a for name, a in read_arrays(path).items() if not _BUFFERS.search(name)}
+    check_hooked(config, where)
+    flat = read_arrays(path, skip=_BUFFERS)
     if bridge.is_bridge(flat):
-        flat = bridge.hooked_state(flat, config["n_heads"])
+        bridge.check_scale(config, where)
+        flat = bridge.hooked_state(flat, config["n_heads"], path)
     if "unembed.b_U" in flat and not np.any(flat["unembed.b_U"]):
         del flat["unembed.b_U"]
     if "unembed.W_U" in flat and np.array_equal(flat["unembed.W_U"].T, flat.get("embed.W_E", ())):
@@ -82,11 +146,31 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     spec = spec_of(config, tied=tied, unembed_bias=unembed_bias, where=str(where))
     model = Transformer(spec)
     wanted = flatten_params(shapes(model))
+    present = {_in_any_block(name) for name in flat}
     for name, like in wanted.items():
-        if name not in flat and name.rpartition(".")[2].startswith("b"):
+        bias = name.rpartition(".")[2].startswith("b")
+        if bias and name not in flat and _in_any_block(name) not in present:
             flat[name] = np.zeros(like.shape, np.float32)
     check_fit(flat, wanted, path)
+    own = math.sqrt(spec.d_head)
+    for layer in range(spec.n_layers):
+        scale_queries(flat, layer, own / attention_scale(config, layer, spec.d_head))
     return model, on_device({name: flat[name] for name in wanted})
+
+
+def attention_scale(config: Mapping[str, Any], layer: int, d_head: int) -> float:
+    """What HookedTransformer divides the attention scores of a block by."""
+    scale = config.get("attn_scale")
+    if not config.get("use_attn_scale", True):
+        scale = 1.0
+    elif scale is None or scale == -1:  # HookedTransformerConfig's word for its default
+        scale = math.sqrt(d_head)
+    return scale * (layer + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1)
+
+
+def _in_any_block(name: str) -> str:
+    """A name without the number of its block."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.", name)
 
 
 def hooked_config(spec: Spec) -> dict[str, Any]:
@@ -108,32 +192,39 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
     }
 
 
-def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
-    """The spec that a HookedTransformerConfig's JSON describes."""
-    check_config(config, where, numbers=_NUMBERS, optional=_OPTIONAL)
-    fixed = {
-        "positional_embedding_type": "standard",
-        "attention_dir": "causal",
-        "d_vocab_out": config["d_vocab"],
-        "gated_mlp": False,
-        "attn_only": False,
-    }
-    # HookedTransformerConfig writes -1 for "follows from the others".
-    stated = {name: value for name, value in config.items() if value != -1}
-    check_config(stated, where, fixed=fixed)
-    own = config["d_model"] / max(config["n_heads"], 1)
-    head_width = stated.get("d_head", own)
+def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
+    """Raise an `InputError` where a HookedTransformerConfig is not one of this transformer's."""
+    stated, only = config, dict(_ONLY)
+    if isinstance(config, dict):
+        # HookedTransformerConfig writes -1 for "follows from the others".
+        stated = {name: value for name, value in config.items() if value != -1}
+        only["d_vocab_out"] = (config.get("d_vocab"),)
+        only["n_key_value_heads"] = (None, config.get("n_heads"))
+    check_config(stated, where, numbers=_NUMBERS, optional=_OPTIONAL, harmless=_HARMLESS, only=only)
+    scale, eps = stated.get("attn_scale"), stated.get("eps", 0.0)
+    if scale is not None and not 0 < scale < math.inf:
+        raise InputError(f"{where}: attn_scale is {scale}; scores must be divided by more than 0")
+    if not 0 <= eps < math.inf:
+        raise InputError(f"{where}: eps is {eps}; it must be a number that is not negative")
     normalization = config.get("normalization_type", "LN")
     if normalization not in ("LN", None):
         raise InputError(
             f"{where} describes a model that is not supported: normalization_type = "
             f"{normalization!r} (only 'LN' and null are)"
         )
+
+
+def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
+    """The spec that a HookedTransformerConfig's JSON describes."""
+    check_hooked(config, where)
+    own = config["d_model"] / max(config["n_heads"], 1)
+    head_width = config.get("d_head", -1)
+    act_fn = config.get("act_fn", "")
     return Spec(
         **{name: config[name] for name in _NUMBERS},
-        head_width=0 if head_width == own else head_width,
-        act_fn=config.get("act_fn", ""),
-        normalization=normalization or "none",
+        head_width=0 if head_width in (own, -1) else head_width,
+        act_fn=_ACTIVATIONS.get(act_fn, act_fn),
+        normalization=config.get("normalization_type", "LN") or "none",
         eps=config.get("eps", 1e-5),
         tied=tied,
         unembed_bias=unembed_bias,

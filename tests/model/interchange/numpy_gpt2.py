@@ -25,9 +25,11 @@ def gpt2(state, config, tokens):
     def linear(x, name):
         return x @ state[f"{name}.weight"] + state[f"{name}.bias"]
 
-    def attend(inputs, name):
+    def attend(inputs, name, layer):
         width = len(inputs[0])
         size = width // config["n_head"]
+        scale = np.sqrt(size) if config.get("scale_attn_weights", True) else 1.0
+        scale *= layer + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1
         qkv = [linear(x, f"{name}.c_attn") for x in inputs]
         mixed = np.zeros((len(inputs), width))
         for query in range(len(inputs)):
@@ -35,7 +37,7 @@ def gpt2(state, config, tokens):
                 q = qkv[query][start : start + size]
                 keys = [row[width + start :][:size] for row in qkv[: query + 1]]
                 values = [row[2 * width + start :][:size] for row in qkv[: query + 1]]
-                weights = np.exp([q @ key / np.sqrt(size) for key in keys])
+                weights = np.exp([q @ key / scale for key in keys])
                 mixed[query, start : start + size] = weights / weights.sum() @ np.array(values)
         return [linear(row, f"{name}.c_proj") for row in mixed]
 
@@ -45,7 +47,7 @@ def gpt2(state, config, tokens):
         for _ in range(2 if config.get("add_recurrence") else 1):
             for layer in range(config["n_layer"]):
                 block = f"transformer.h.{layer}"
-                attended = attend([norm(a, f"{block}.ln_1") for a in x], f"{block}.attn")
+                attended = attend([norm(a, f"{block}.ln_1") for a in x], f"{block}.attn", layer)
                 x = [a + b for a, b in zip(x, attended, strict=True)]
                 hidden = [linear(norm(a, f"{block}.ln_2"), f"{block}.mlp.c_fc") for a in x]
                 hidden = [ACTIVATIONS[config["activation_function"]](h) for h in hidden]

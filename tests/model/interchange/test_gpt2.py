@@ -183,7 +183,6 @@ def test_a_logit_bias_of_zero_is_none(tmp_path):
         (lambda d: edit(d, re_embed=True), "re_embed = True"),
         (lambda d: edit(d, share_mlp=True, no_mlp=True), "no_mlp = True .* share_mlp = True"),
         (lambda d: edit(d, model_type="llama"), "model_type = 'llama'"),
-        (lambda d: edit(d, scale_attn_by_inverse_layer_idx=True), "by_inverse_layer_idx = True"),
         (lambda d: (d / "model.safetensors").unlink(), "neither model.safetensors nor pytorch_mod"),
         (
             lambda d: (d / "model.safetensors").write_bytes(

@@ -1,0 +1,53 @@
+"""What the formats share: which arrays a dictionary has, and of which shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.kinds import SkipTranscoder
+from implicit_reasoning.model.interchange.flat import check_fit
+
+
+def shapes(finished: Finished) -> dict[str, tuple[int, ...]]:
+    """Shape of every array of an autoencoder or a transcoder, except the `k` of `topk`."""
+    kind = finished.kind
+    d_in, d_out, d_sae = kind.d_in, kind.d_out, kind.d_sae
+    found: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_in, d_sae),
+        "W_dec": (d_sae, d_out),
+        "b_dec": (d_out,),
+    }
+    biases = ("b_gate", "b_mag", "r_mag") if finished.architecture == "gated" else ("b_enc",)
+    found |= dict.fromkeys(biases, (d_sae,))
+    if finished.architecture == "jumprelu":
+        found["threshold"] = (d_sae,)
+    if isinstance(kind, SkipTranscoder):
+        found["W_skip"] = (d_out, d_in)
+    return found
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], finished: Finished, where: str | os.PathLike[str]
+) -> None:
+    """Raise one `InputError` that lists every array that is missing, unknown or misshapen.
+
+    Args:
+      arrays: of a file, in our names and layouts.
+      finished: what they are parameters of.
+      where: the file.
+    """
+    kind = finished.kind
+    wanted = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes(finished).items()
+    }
+    what = (
+        f"a {finished.architecture} {type(kind).__name__.lower()} of d_in {kind.d_in}, d_out "
+        f"{kind.d_out} and d_sae {kind.d_sae}"
+    )
+    check_fit(arrays, wanted, where, what)

@@ -1,0 +1,189 @@
+"""SAELens's `cfg.json`, of versions 3 to 6, in the words of version 6.
+
+Up to version 5 the activation function is a field of its own (`activation_fn_str`, in the oldest
+files `activation_fn`), with its k in `activation_fn_kwargs`; from version 6 on the architecture
+says it. Fields of training are in checkpoints that were saved while a dictionary was trained.
+
+Source: SAELens, sae_lens/saes/sae.py and loading/pretrained_sae_loaders.py
+(`handle_pre_6_0_config`); of versions 3 to 5, sae_lens/sae.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.interchange.fields import check_config
+
+AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
+"""Architectures of autoencoders that there are here, by SAELens's names."""
+
+TRANSCODERS = {
+    ("standard", False): "transcoder",
+    ("jumprelu", False): "jumprelu_transcoder",
+    ("standard", True): "skip_transcoder",
+    ("jumprelu", True): "jumprelu_skip_transcoder",
+}
+"""By architecture, and whether there is a skip connection: SAELens's names."""
+
+_OLD_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "hook_point_layer": "hook_layer",
+    "activation_fn_str": "activation_fn",
+}
+
+_OPTIONAL = {
+    "architecture": str,
+    "activation_fn": str,
+    "activation_fn_kwargs": dict | None,
+    "apply_b_dec_to_input": bool,
+    "finetuning_scaling_factor": bool,
+    "rescale_acts_by_decoder_norm": bool,
+    "k": int,
+    "d_out": int,
+    "metadata": dict,
+    "hook_name": str,
+}
+
+_ABOUT = (
+    # Where the dictionary was trained, and on what.
+    *("model_name", "model_class_name", "model_from_pretrained_kwargs", "hook_layer"),
+    *("hook_head_index", "hook_name_out", "hook_head_index_out", "hook_layer_out"),
+    *("hf_hook_name", "hf_hook_name_out", "context_size", "prepend_bos", "seqpos_slice"),
+    *("exclude_special_tokens", "dataset_path", "dataset_trust_remote_code", "neuronpedia_id"),
+    *("sae_lens_version", "sae_lens_training_version"),
+)
+_HARMLESS = (
+    *_ABOUT,
+    # Where and how precisely it is computed.
+    *("dtype", "device"),
+    # Losses, schedules and initialisation: used in training only.
+    *("l1_coefficient", "l1_warm_up_steps", "lp_norm", "use_ghost_grads", "mse_loss_normalization"),
+    *("scale_sparsity_penalty_by_decoder_norm", "noise_scale", "normalize_sae_decoder"),
+    *("init_encoder_as_decoder_transpose", "decoder_orthogonal_init", "decoder_heuristic_init"),
+    *("decoder_heuristic_init_norm", "decoder_init_norm", "b_dec_init_method"),
+    *("jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode"),
+    *("jumprelu_tanh_scale", "jumprelu_ste_to_input", "pre_act_loss_coefficient"),
+    *("l0_coefficient", "l0_warm_up_steps", "target_l0", "aux_loss_coefficient"),
+    "use_sparse_activations",
+)
+
+
+def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, Any], dict]:
+    """A config in the words of SAELens 6, complete; and what it says about the dictionary.
+
+    Returns:
+      `(config, metadata)`. The config has `architecture`, `d_in`, `d_sae`, `d_out`, `k` (0 unless
+      it is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
+      `rescale_acts_by_decoder_norm`, with SAELens's defaults for what is absent.
+
+    Raises:
+      InputError: a field is missing, of another type, not known, or asks for something that there
+        is nothing for here.
+    """
+    renamed = _renamed(config, where) if isinstance(config, dict) else config
+    check_config(
+        renamed,
+        where,
+        what="dictionary",
+        numbers=("d_in", "d_sae"),
+        optional=_OPTIONAL,
+        harmless=_HARMLESS,
+        # A folder of version 3 says false or null for "none".
+        only={
+            "normalize_activations": ("none", False, None),
+            "reshape_activations": ("none", None),
+        },
+    )
+    for name in ("d_in", "d_sae"):
+        if renamed[name] < 1:
+            raise InputError(f"{where}: {name} is {renamed[name]}; it must be at least 1")
+    if "reshape_activations" not in renamed and renamed.get("hook_name", "").endswith("_z"):
+        raise InputError(
+            f"{where} describes a dictionary that is not supported: hook_name = "
+            f"{renamed['hook_name']!r}, whose heads older versions put side by side"
+        )
+    read = {
+        "apply_b_dec_to_input": True,
+        "finetuning_scaling_factor": False,
+        "rescale_acts_by_decoder_norm": False,
+        **renamed,
+    }
+    read["architecture"] = _architecture(renamed, where)
+    read["k"] = _k(renamed, where) if read["architecture"] == "topk" else 0
+    read["d_out"] = _d_out(read, where)
+    if read["rescale_acts_by_decoder_norm"] and read["architecture"] != "topk":
+        raise InputError(
+            f"{where}: rescale_acts_by_decoder_norm is for topk, not {read['architecture']}"
+        )
+    about = {name: value for name, value in renamed.items() if name in ("hook_name", *_ABOUT)}
+    return read, renamed.get("metadata", about)
+
+
+def _renamed(config: Mapping[str, Any], where: str | os.PathLike[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        new = _OLD_NAMES.get(name, name)
+        if new in found and found[new] != value:
+            raise InputError(f"{where} has both {new} = {found[new]!r} and {name} = {value!r}")
+        found[new] = value
+    return found
+
+
+def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> str:
+    """The architecture, of which up to version 5 the activation function is a part."""
+    name, function = config.get("architecture", "standard"), config.get("activation_fn")
+    if "architecture" not in config and function is None:
+        raise InputError(
+            f"{where} is no config of SAELens: it has neither architecture nor activation_fn_str"
+        )
+    if function is None:
+        function = "topk" if name == "topk" else "relu"
+    if name == "standard" and function == "topk":
+        name = "topk"
+    if function != ("topk" if name == "topk" else "relu"):
+        raise InputError(
+            f"{where} describes a dictionary that is not supported: activation_fn_str = "
+            f"{function!r} of architecture {name!r}; 'relu' can be read of all, 'topk' of "
+            "autoencoders"
+        )
+    if name not in (*AUTOENCODERS, *TRANSCODERS.values()):
+        raise InputError(
+            f"{where} is of architecture {name!r}; those that can be read are "
+            f"{', '.join((*AUTOENCODERS, *TRANSCODERS.values()))}"
+        )
+    allowed = {"k"} if name == "topk" else set()
+    if strange := sorted(set(config.get("activation_fn_kwargs") or {}) - allowed):
+        raise InputError(f"{where}: activation_fn_kwargs has {', '.join(strange)}; not supported")
+    if name != "topk" and config.get("k"):
+        raise InputError(f"{where}: k = {config['k']!r} of architecture {name!r}, which has none")
+    return str(name)
+
+
+def _k(config: Mapping[str, Any], where: str | os.PathLike[str]) -> int:
+    stated = [config["k"]] if "k" in config else []
+    kwargs = config.get("activation_fn_kwargs") or {}
+    stated += [kwargs["k"]] if "k" in kwargs else []
+    whole = [k for k in stated if isinstance(k, int) and not isinstance(k, bool)]
+    if len(set(whole)) != 1 or len(whole) != len(stated) or not 1 <= whole[0] <= config["d_sae"]:
+        raise InputError(
+            f"{where}: k must be one number from 1 to d_sae = {config['d_sae']}, given as k or in "
+            f"activation_fn_kwargs; it is {' and '.join(map(repr, stated)) or 'missing'}"
+        )
+    return int(whole[0])
+
+
+def _d_out(config: Mapping[str, Any], where: str | os.PathLike[str]) -> int:
+    if config["architecture"] in AUTOENCODERS:
+        if config.get("d_out", config["d_in"]) != config["d_in"]:
+            raise InputError(
+                f"{where}: d_out is {config['d_out']}, but an autoencoder writes d_in = "
+                f"{config['d_in']} numbers"
+            )
+        return int(config["d_in"])
+    if config.get("d_out", 0) < 1:
+        raise InputError(f"{where}: a transcoder needs d_out, a number of at least 1")
+    return int(config["d_out"])
