@@ -28,6 +28,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import held, read_json, write_json
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.training.fields import is_field
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
@@ -145,7 +146,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
-    changes = changed_keys(old.base, new.base)
+    changes = [c for c in changed_keys(old.base, new.base) if is_field(new.base, c.key)]
     statuses = read_journal(files)
     for name, overrides in {**old.trials, **new.trials}.items():
         status = statuses.get(name)
