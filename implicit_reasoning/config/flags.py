@@ -59,6 +59,8 @@ class Flag:
                 raise InputError(f"{name} is given twice")
             return self._item(texts[0], name)
         items = [item for text in texts for item in self._split(str(text), name)]
+        if not items and self.default:
+            raise InputError(f"{name} is an empty list; without it, it is {self.default}")
         return tuple(self._item(item, name) for item in items)
 
     def _item(self, text: Any, name: str) -> Any:

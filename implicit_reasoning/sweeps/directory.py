@@ -174,7 +174,7 @@ class Journal:
         self._began: dict[str, float] = {}
         self._file: IO[str] | None = None
         if writes:
-            _drop_torn_line(files.journal)
+            drop_torn_line(files.journal)
             self._file = files.journal.open("a", encoding="utf-8")
 
     def status(self, trial: str) -> Status:
@@ -238,7 +238,8 @@ def _after(status: Status, event: Mapping[str, Any]) -> Status:
     )
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
+    """Remove the end of a file of lines that a crash cut short, before anything is added to it."""
     if not path.exists():
         return
     whole = path.read_bytes()

@@ -44,6 +44,7 @@ from implicit_reasoning.sweeps.directory import (
     Journal,
     Status,
     SweepLayout,
+    drop_torn_line,
     exclusive,
     load,
     read_journal,
@@ -132,6 +133,7 @@ def search(
         raise need("search", "optuna", error) from None
     files = SweepLayout(local_folder(workdir, "workdir"))
     with exclusive(files):
+        drop_torn_line(files.workdir / "optuna.log")
         study = _study(optuna, files, space, what)
     while True:
         with exclusive(files):

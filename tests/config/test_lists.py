@@ -65,6 +65,13 @@ def test_an_empty_item_is_refused(text):
         parse_flags([f"--instruments={text}"], VERBS["analyze"].flags)
 
 
+@pytest.mark.parametrize(("verb", "flag"), [("score", "seeds"), ("analyze", "steps")])
+def test_an_empty_list_is_refused_where_it_would_leave_nothing_to_do(verb, flag):
+    with pytest.raises(InputError, match=f"--{flag} is an empty list"):
+        parse_flags([f"--{flag}="], VERBS[verb].flags)
+    assert parse_flags(["--instruments="], VERBS["score"].flags)[0]["instruments"] == ()
+
+
 def test_overrides_have_the_same_syntax():
     config = ConfigDict({"names": ("x",), "sizes": (1,)}).lock()
     changed = apply_overrides(config, {"names": r"a\,b, c", "sizes": " 1 , 2,"})

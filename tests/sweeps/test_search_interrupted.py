@@ -59,12 +59,16 @@ def chosen(workdir):
     return [trial.user_attrs.get("trial") for trial in study(workdir).trials]
 
 
-def test_killed_at_any_write_it_ends_with_the_same_trials(go, tmp_path, monkeypatch):
+@pytest.mark.parametrize("torn", [False, True], ids=["before it", "in the middle of it"])
+def test_killed_at_any_write_it_ends_with_the_same_trials(torn, go, tmp_path, monkeypatch):
     Backend = optuna.storages.journal.JournalFileBackend
     original, left = Backend.append_logs, [10**9]
 
     def append(self, logs):
         if left[0] == 0:
+            if torn:
+                with open(self._file_path, "ab") as file:
+                    file.write(b'{"op_code":4,"wor')
             raise KeyboardInterrupt
         left[0] -= 1
         original(self, logs)
