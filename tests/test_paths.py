@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.commands import VERBS
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
 from implicit_reasoning.grokked import import_grokked
 from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Run
@@ -102,6 +104,19 @@ def test_files_of_python_too(tmp_path, monkeypatch, capsys):
     assert load_config("~/c.py").a == 1
     with pytest.raises(InputError, match="an address"):
         load_config("gs://bucket/c.py:pocket")
+
+
+def test_files_that_are_written_and_read_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_json("~/a.json", 1)
+    assert (tmp_path / "a.json").exists() and read_json("~/a.json") == 1
+    write_npz("~/a.npz", {"x": np.arange(2)})
+    assert read_npz("~/a.npz", "file")["x"].tolist() == [0, 1]
+    for call in (lambda: write_json("s3://b/a.json", 1), lambda: read_json("s3://b/a.json")):
+        with pytest.raises(InputError, match="an address"):
+            call()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("text", ["gs://bucket/run", "", "~nobody-of-this-name/x"])

@@ -21,6 +21,7 @@ configuration:
   --config.GROUP.FIELD=VALUE replaces a field, as in --config.task.phi=5 or
   --config.optimizer.learning_rate=3e-4. The value must have the field's type; an int may be
   written 1e5 or 100_000, a bool true or false, a tuple 1,2,3. Unknown fields are refused.
+  `--config=FILE --help` lists the fields of a configuration, with their values.
 """
 _LISTS = """\
 lists:

@@ -157,13 +157,13 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
     """The study of a directory, which searches for the same as before."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(files.workdir / "optuna.log"))
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        pruner=optuna.pruners.NopPruner(),  # a batch is ranked whole, see `_tell`
-        study_name=_STUDY,
-        direction="minimize" if what.minimize else "maximize",
-        load_if_exists=True,
-    )
+    # A batch is ranked whole, see `_tell`, so that nothing is pruned by Optuna.
+    common = {"storage": optuna.storages.JournalStorage(backend), "study_name": _STUDY}
+    common["pruner"] = optuna.pruners.NopPruner()
+    try:
+        study = optuna.load_study(**common)
+    except KeyError:
+        study = optuna.create_study(**common, direction="minimize" if what.minimize else "maximize")
     wanted = {
         "format_version": _VERSION,
         "metric": what.metric,

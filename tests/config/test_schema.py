@@ -31,7 +31,9 @@ def changed(config, **values):
             *groups, name = key.split("__")
             group = config
             for each in groups:
-                group = group.setdefault(each, ConfigDict()) if each not in group else group[each]
+                if each not in group:
+                    group[each] = ConfigDict()
+                group = group[each]
             with group.unlocked(), group.ignore_type():
                 group[name] = value
     return config
@@ -43,7 +45,6 @@ def changed(config, **values):
         ("model__act_fun", "model.act_fn"),
         ("model__n_layer", "model.n_layers"),
         ("optimizer__weight_decy", "optimizer.weight_decay"),
-        ("optimizer__lr", ""),
         ("weight_decay", "optimizer.weight_decay"),
         ("evaluations__every", "evaluation.every or checkpoints.every"),
         ("task__phy", "task.phi"),
