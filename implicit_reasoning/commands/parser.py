@@ -52,8 +52,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{', '.join(action.option_strings)}={action.metavar}"
 
 
-def make_parser() -> Parser:
-    """The parser of the whole program, with one subparser for each command."""
+def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole program, and the subparser of each command."""
     parser = Parser(
         prog=PROGRAM,
         description="A laboratory for how transformers learn to reason in their heads.",
@@ -73,17 +73,15 @@ def make_parser() -> Parser:
         help="print the completion script of a shell (bash, zsh or tcsh)",
     )
     commands = parser.add_subparsers(title="commands", metavar="VERB", parser_class=Parser)
-    for name, verb in VERBS.items():
-        _add_verb(commands, name, verb)
-    return parser
+    return parser, {name: _add_verb(commands, name, verb) for name, verb in VERBS.items()}
 
 
-def _add_verb(commands: Any, name: str, verb: Verb) -> None:
+def _add_verb(commands: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     notes = [_OVERRIDES] if verb.takes_config else []
     notes += [_LISTS] if any(flag.many for flag in verb.flags.values()) else []
     words = " ".join(f"--{key}={flag.value}" for key, flag in verb.flags.items() if flag.required)
     more = " [--config.GROUP.FIELD=VALUE ...]" if verb.takes_config else ""
-    parser = commands.add_parser(
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=verb.summary,
         description=verb.summary,
@@ -97,6 +95,7 @@ def _add_verb(commands: Any, name: str, verb: Verb) -> None:
     for key, flag in all_flags(verb).items():
         group = required if flag.required else others
         group.add_argument(f"--{key}", metavar=_value(flag), help=_help(flag))
+    return parser
 
 
 def _value(flag: Flag) -> str:
@@ -121,8 +120,7 @@ def _shown(default: Any) -> str:
 
 def verb_help(name: str, words: Sequence[str]) -> str:
     """The help of a command; with `--config=` among the words also the configuration's fields."""
-    actions = make_parser()._subparsers._group_actions  # type: ignore[union-attr]
-    text: str = actions[0].choices[name].format_help()  # type: ignore[index]
+    text = make_parser()[1][name].format_help()
     spec = _config_of(words)
     if spec is None or not VERBS[name].takes_config:
         return text
@@ -163,10 +161,9 @@ def answer_options(words: Sequence[str]) -> str:
     Raises:
       InputError: there is no such option, or it has no such value.
     """
-    parser = make_parser()
     option, equals, value = words[0].partition("=")
     if option in ("-h", "--help"):
-        return parser.format_help()
+        return make_parser()[0].format_help()
     if option == "--version":
         return f"{PROGRAM} {implicit_reasoning.__version__}\n"
     if option == "--print-completion":
@@ -187,12 +184,12 @@ def completion(shell: str) -> str:
             f"there is no completion for {shell!r}; --print-completion= is one of "
             f"{', '.join(SHELLS)}"
         )
-    parser = make_parser()
-    for name, sub in parser._subparsers._group_actions[0].choices.items():  # type: ignore
-        for key, flag in VERBS[name].flags.items():
-            for action in sub._actions:
-                if f"--{key}" in action.option_strings and flag.kind is Path:
-                    action.complete = shtab.DIRECTORY
-                elif f"--{key}" in action.option_strings and key == "config":
-                    action.complete = shtab.FILE
+    parser, verbs = make_parser()
+    for name, sub in verbs.items():
+        flags = VERBS[name].flags
+        for action in sub._actions:
+            if (flag := flags.get(action.dest)) and flag.kind is Path:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.dest == "config":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
