@@ -6,17 +6,15 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from implicit_reasoning import compilation
 from implicit_reasoning.locks import describe_lock
 from implicit_reasoning.machine import matmul_peak, provenance
 
-_CACHE = "JAX_COMPILATION_CACHE_DIR=~/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
 
-
-def examine(workdir: str = ".") -> dict[str, str]:
+def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
     """Findings by name, in the order to print them; takes a few seconds, for the peak."""
     found = provenance()
     devices = f"{found['device_count']} x {found['device']} ({jax.default_backend()})"
@@ -32,7 +30,7 @@ def examine(workdir: str = ".") -> dict[str, str]:
             f"{matmul_peak(dtype) / 1e9:,.0f} GFLOP/s in {dtype}"
             for dtype in ("float32", "bfloat16")
         ),
-        "compilation cache": examine_cache(),
+        "compilation cache": compilation.describe(),
         "file locks": _lock_at(here),
         "free disk": f"{shutil.disk_usage(here).free / 2**30:,.1f} GiB at {here.absolute()}",
     }
@@ -46,10 +44,10 @@ def remedies() -> list[str]:
             "There is an NVIDIA driver, but JAX runs on the CPU: pip install"
             ' "implicit_reasoning[cuda]" (and see whether JAX_PLATFORMS is set).'
         )
-    if examine_cache() == "none":
+    if not compilation.setting("jax_compilation_cache_dir"):
         advice.append(
             "Every start compiles anew, about five seconds for a small model: set"
-            f" {_CACHE} to keep what was compiled."
+            " JAX_COMPILATION_CACHE_DIR to a folder that can be written, to keep what was compiled."
         )
     if importlib.util.find_spec("xprof") is None:
         advice.append("TensorBoard's Profile tab, for `train --profile`: pip install xprof.")
@@ -62,25 +60,9 @@ def remedies() -> list[str]:
     return advice
 
 
-def examine_cache() -> str:
-    """Where compiled programs are kept, and how many are there."""
-    folder = _setting("jax_compilation_cache_dir")
-    if not folder:
-        return "none"
-    path = Path(folder).expanduser()
-    entries = sum(1 for _ in path.glob("*-cache")) if path.is_dir() else 0
-    floor = _setting("jax_persistent_cache_min_compile_time_secs")
-    return f"{folder}, {entries} programs, of those that take {floor:g} s or more to compile"
-
-
 def _lock_at(folder: Path) -> str:
-    """Whether two processes can keep out of each other's way there."""
+    """Whether file locks work there."""
     try:
         return describe_lock(folder)
     except OSError as error:
         return f"none: {folder.absolute()} cannot be written ({error.strerror})"
-
-
-def _setting(name: str) -> Any:
-    """One of JAX's settings; it defines them as it starts, so no type checker knows their names."""
-    return getattr(jax.config, name)

@@ -9,12 +9,12 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_path
 
 # What numpy and zipfile raise on files that are cut short, damaged, or something else.
 _NO_NPZ = (
@@ -45,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     Yields:
       The open temporary file.
     """
-    path = Path(path)
+    path = local_path(path, "file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -71,7 +71,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a missing or malformed one is an `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(local_path(path, "file").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -88,7 +88,7 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     """Read all arrays of an `.npz`, no pickles; an `InputError` if it is not a whole `what`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(local_path(path, "file"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None

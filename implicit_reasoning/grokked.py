@@ -35,6 +35,7 @@ from implicit_reasoning.files import read_json, write_json, write_npz
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.interchange import load_gpt2
+from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
 from implicit_reasoning.training.writers import MetricsFile, TensorBoard
@@ -77,11 +78,13 @@ def import_grokked(
     Raises:
       InputError: something is missing, cut short, or does not fit the rest.
     """
-    check_path(Path(workdir).resolve())
-    files = Layout(Path(workdir).resolve())  # of "." too there is a parent, and of links a target
+    # Resolved: `.` has a parent then, and a link its target.
+    files = Layout(local_path(workdir, "workdir").resolve())
+    check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
         raise InputError(f"{workdir} is not empty; choose another --workdir")
-    checkpoints = find_checkpoints(Path(source))
+    checkpoints = find_checkpoints(local_folder(source, "source"))
+    data = local_folder(data, "data")
     dataset = read_grokked(data)
     files.workdir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -89,7 +92,7 @@ def import_grokked(
     ) as temporary:
         made = Layout(Path(temporary) / "run")
         made.workdir.mkdir()
-        _write(made, dataset, checkpoints, Path(data))
+        _write(made, dataset, checkpoints, data)
         os.replace(made.workdir, files.workdir)
     return Run(workdir)
 

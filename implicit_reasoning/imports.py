@@ -6,18 +6,18 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_path
 
 
 def load(where: str, kind: str) -> ModuleType:
     """Import a module.
 
     Args:
-      where: `path/to/file.py`, imported under a private name that shadows no package, or
-        `package.module`.
+      where: `path/to/file.py` (`~` is expanded), imported under a private name that shadows no
+        package, or `package.module`.
       kind: what it is meant to be, for messages: "configuration", "task".
 
     Raises:
@@ -28,14 +28,14 @@ def load(where: str, kind: str) -> ModuleType:
 
 
 def _load_file(where: str, kind: str) -> ModuleType:
-    path = Path(where)
+    path = local_path(where, f"{kind} file")
     if not path.is_file():
         nearby = sorted(str(other) for other in path.parent.glob("*.py"))
-        near = difflib.get_close_matches(where, nearby, n=1)
+        near = difflib.get_close_matches(str(path), nearby, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{kind} file {where} does not exist{hint}")
     name = f"_{kind}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, where)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it is a file and it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look their module up here

@@ -10,8 +10,9 @@ import pytest
 # Ground floor first; rooms on one floor do not import each other.
 FLOORS = [
     {"errors", "figures", "__version__"},
+    {"paths"},
     {"events", "files", "imports", "locks", "machine", "statistics"},
-    {"config"},
+    {"config", "compilation"},
     {"worlds", "model"},
     {"runs"},
     {"training"},
@@ -19,6 +20,7 @@ FLOORS = [
     {"dictionaries"},
     {"sweeps"},
     {"report", "grokked", "doctor"},
+    {"commands"},
     {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

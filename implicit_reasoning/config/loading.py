@@ -12,6 +12,7 @@ from implicit_reasoning import imports
 from implicit_reasoning.config.messages import did_you_mean
 from implicit_reasoning.config.trees import with_tuples
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_path
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ def load_config(spec: str) -> ConfigDict:
       InputError: no such file or module, no `get_config`, an argument it does not take, or a leaf
         that JSON cannot hold. An exception raised inside the file keeps its own traceback.
     """
+    if "://" in spec:
+        local_path(spec, "configuration file")  # an address, which this refuses
     where, _, arg = spec.partition(":")
     get_config = getattr(imports.load(where, "configuration"), "get_config", None)
     if not callable(get_config):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config.messages import meant, raise_all
+from implicit_reasoning.config.schema import nearest_fields
 from implicit_reasoning.config.trees import flatten, with_tuples
 from implicit_reasoning.config.values import parse_field
 from implicit_reasoning.errors import InputError
@@ -71,11 +71,4 @@ def _unknown(key: str, leaves: Mapping[str, Any]) -> str:
     inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
     if inside:
         return f"{key} is a group, not a field: set one of {', '.join(inside)}"
-    # A leaf's own name without its group is the commonest slip: it goes before overall likeness.
-    tail = key.rpartition(".")[2]
-    tails = {leaf.rpartition(".")[2] for leaf in leaves}
-    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == tail]
-    whole = difflib.get_close_matches(key, leaves, n=1)
-    part = difflib.get_close_matches(tail, tails, n=1)
-    near = namesakes or whole or [leaf for leaf in leaves if leaf.rpartition(".")[2] in part]
-    return f"{key} is not a field{meant(near)}"
+    return f"{key} is not a field{meant(nearest_fields(key, leaves))}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from implicit_reasoning.config.lists import split_list
 from implicit_reasoning.errors import InputError
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -104,14 +105,14 @@ def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _split(text: str) -> Sequence[Any]:
-    """Split `(1, 2)`, `[1, 2]`, `("a", "b")`, `1,2` or `a,b` into elements; empty text has none."""
+    """Split `(1, 2)`, `[1, 2]`, `("a", "b")` or what `split_list` reads into elements."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         literal = _literal_or_text(text)
         if isinstance(literal, (tuple, list)):
             return literal
         text = text[1:-1].strip()
-    return [item.strip() for item in text.removesuffix(",").split(",")] if text else []
+    return split_list(text)
 
 
 def _literal(given: Any) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from implicit_reasoning import imports
-from implicit_reasoning.dictionaries.checks import check_config, check_sparsities
+from implicit_reasoning.dictionaries import fields
+from implicit_reasoning.dictionaries.checks import check_sparsities, check_values
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
@@ -50,7 +51,8 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
     Raises:
       InputError: something in it does not exist here, or does not go together.
     """
-    check_config(config)
+    fields.check_config(config)
+    check_values(config)
     if config.kind not in KINDS:
         raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
     if config.start not in STARTS:
@@ -154,13 +156,13 @@ def _variant(config: ConfigDict) -> Variant:
                 f"there is no variant {name!r}; there are {', '.join(VARIANTS)}, or "
                 "package.module:Class of your own"
             )
-    fields = {field.name for field in dataclasses.fields(make)}
-    if "most" in fields:
+    known = {field.name for field in dataclasses.fields(make)}
+    if "most" in known:
         options["most"] = int(max(config.sparsities))
-    unknown = [key for key in options if key not in fields]
+    unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(
-            f"variant {name!r} has no option {unknown[0]!r}; it has {', '.join(sorted(fields))}"
+            f"variant {name!r} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}"
         )
     made: Variant = make(**options)
     return made

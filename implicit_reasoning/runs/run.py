@@ -18,6 +18,7 @@ from implicit_reasoning.config import from_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.rows import read_metrics, read_starts
@@ -36,10 +37,11 @@ class Run:
           workdir: where `train` wrote.
           store: where parameters are, if not where the directory says.
         """
-        self.files = Layout(Path(workdir))
+        self.files = Layout(local_folder(workdir, "workdir"))
         if not self.files.config.exists():
             raise InputError(
-                f"{workdir} is not a run directory: it has no config.json; `train` makes one"
+                f"{self.files.workdir} is not a run directory: it has no config.json; `train` "
+                "makes one"
             )
         self.store: Store = store or open_store(self.files, self.model)
         self._fingerprints: dict[int, str] = {}

@@ -29,6 +29,7 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.locks import held
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.sweeps.definition import Sweep
+from implicit_reasoning.training.fields import is_field
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
@@ -146,7 +147,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
-    changes = changed_keys(old.base, new.base)
+    changes = [c for c in changed_keys(old.base, new.base) if is_field(new.base, c.key)]
     statuses = read_journal(files)
     for name, overrides in {**old.trials, **new.trials}.items():
         status = statuses.get(name)
@@ -174,7 +175,7 @@ class Journal:
         self._began: dict[str, float] = {}
         self._file: IO[str] | None = None
         if writes:
-            _drop_torn_line(files.journal)
+            drop_torn_line(files.journal)
             self._file = files.journal.open("a", encoding="utf-8")
 
     def status(self, trial: str) -> Status:
@@ -239,7 +240,8 @@ def _after(status: Status, event: Mapping[str, Any]) -> Status:
     )
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
+    """Remove the end of a file of lines that a crash cut short, before anything is added to it."""
     if not path.exists():
         return
     whole = path.read_bytes()

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from implicit_reasoning.analysis import Instrument, analyze_runs
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps.definition import Sweep, short_keys
 from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
@@ -47,7 +47,7 @@ class Runs(Sequence[Run]):
         Raises:
           InputError: it is no sweep's directory.
         """
-        self.files = SweepLayout(Path(workdir))
+        self.files = SweepLayout(local_folder(workdir, "workdir"))
         self.sweep: Sweep = load(self.files)
         self.names: tuple[str, ...] = tuple(
             name

@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from implicit_reasoning import imports
 from implicit_reasoning.config import choose, flatten, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import check_path
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import (
@@ -100,7 +100,7 @@ def run_sweep(
       SweepInterrupted: a signal came; the same call goes on.
       OSError: files cannot be written; what is done is whole.
     """
-    files = SweepLayout(Path(workdir))
+    files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
     if stop_at is not None and stop_at < 0:
         raise InputError(f"stop_at is {stop_at}; it is a number of steps, 0 or more")

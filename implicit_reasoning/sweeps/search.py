@@ -5,8 +5,9 @@ one batch are asked for together, so that they can be a population. With success
 is trained to the first rung, the best half of it goes on to the next, and so on; as trials resume
 bit for bit, a rung is a `stop_at`.
 
-What is known is in `optuna.log` of the sweep's directory: the same call goes on after any stop, and
-asks for what it would have asked for without.
+What is known is in `optuna.log` of the sweep's directory, with the metric, its direction and the
+space: the same call goes on after any stop, and asks for what it would have asked for without.
+Another metric, direction or space is refused.
 
 Sources: Optuna 5, "Ask-and-tell interface"; Jamieson and Talwalkar 2016, "Non-stochastic best arm
 identification and hyperparameter optimization" (successive halving, here batch by batch).
@@ -15,18 +16,26 @@ identification and hyperparameter optimization" (successive halving, here batch 
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import apply_overrides, choose, load_config
+from implicit_reasoning.config import (
+    ABSENT,
+    Change,
+    apply_overrides,
+    choose,
+    listed,
+    load_config,
+)
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import check_path, read_metrics
 from implicit_reasoning.sweeps.definition import functions, make_sweep
 from implicit_reasoning.sweeps.directory import (
@@ -35,6 +44,7 @@ from implicit_reasoning.sweeps.directory import (
     Journal,
     Status,
     SweepLayout,
+    drop_torn_line,
     exclusive,
     load,
     read_journal,
@@ -42,9 +52,10 @@ from implicit_reasoning.sweeps.directory import (
 from implicit_reasoning.sweeps.grids import Overrides
 from implicit_reasoning.sweeps.launchers.base import need
 from implicit_reasoning.sweeps.run import run_sweep
-from implicit_reasoning.sweeps.space import Space
+from implicit_reasoning.sweeps.space import Space, described
 
-_CHOSEN, _BATCH, _STUDY = "trial", "batch", "search"
+_CHOSEN, _BATCH, _SIZE, _STUDY = "trial", "batch", "of", "search"
+_DEFINITION, _VERSION = "definition", 1
 
 
 @dataclass(frozen=True)
@@ -112,19 +123,22 @@ def search(
       What is known of every trial.
 
     Raises:
-      InputError: Optuna is not installed, trials have no such metric, or as `run_sweep`.
+      InputError: Optuna is not installed, the directory holds a search for something else, trials
+        have no such metric, or as `run_sweep`.
       SweepInterrupted: a signal came; the same call goes on.
     """
     try:
         optuna: Any = importlib.import_module("optuna")
     except ImportError as error:
         raise need("search", "optuna", error) from None
-    files = SweepLayout(Path(workdir))
+    files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
     with exclusive(files):
-        study = _study(optuna, files, what)
+        drop_torn_line(files.workdir / "optuna.log")
+        study = _study(optuna, files, space, what)
     while True:
-        batch = _open_trials(optuna, study) or _ask(optuna, study, space, what)
+        with exclusive(files):
+            batch = _batch(optuna, study, space, what)
         if not batch:
             return _statuses(files)
         sweep = make_sweep(base, _distinct([trial.user_attrs[_CHOSEN] for trial in batch]))
@@ -140,41 +154,119 @@ def search(
                 break
 
 
-def _study(optuna: Any, files: SweepLayout, what: Search) -> Any:
+def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
+    """The study of a directory, which searches for the same as before."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(files.workdir / "optuna.log"))
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        pruner=optuna.pruners.NopPruner(),  # a batch is ranked whole, see `_tell`
-        study_name=_STUDY,
-        direction="minimize" if what.minimize else "maximize",
-        load_if_exists=True,
-    )
+    # A batch is ranked whole, see `_tell`, so that nothing is pruned by Optuna.
+    common = {"storage": optuna.storages.JournalStorage(backend), "study_name": _STUDY}
+    common["pruner"] = optuna.pruners.NopPruner()
+    try:
+        study = optuna.load_study(**common)
+    except KeyError:
+        study = optuna.create_study(**common, direction="minimize" if what.minimize else "maximize")
+    wanted = {
+        "format_version": _VERSION,
+        "metric": what.metric,
+        "minimize": what.minimize,
+        "space": {key: described(distribution) for key, distribution in space.items()},
+    }
+    stored = study.user_attrs.get(_DEFINITION)
+    if changes := _changes(stored or _as_told(study, wanted), wanted):
+        raise InputError(
+            f"{files.workdir} holds a search for something else ({listed(changes)}); go on with "
+            "the old one, or choose another --workdir"
+        )
+    if stored is None:
+        study.set_user_attr(_DEFINITION, wanted)
+    return study
 
 
-def _ask(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
-    """The next batch; empty when there were as many trials as wanted."""
-    there = len(study.trials)
+def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study from before definitions were stored searched for, as far as its trials tell."""
+    space = dict(wanted["space"])
+    for trial in study.get_trials(deepcopy=False):
+        for key, given in trial.distributions.items():
+            kind = {"FloatDistribution": "Real", "IntDistribution": "Integer"}.get(
+                type(given).__name__, "Choice"
+            )
+            if space.get(key, {}).get("kind", kind) not in ("Real", "Integer", "Choice"):
+                continue  # of a kind of the user's own
+            own = {"options": list(given.choices)} if kind == "Choice" else _bounds(given)
+            space[key] = json.loads(json.dumps({"kind": kind, **own}))
+        if trial.distributions:
+            break
+    minimize = study.direction.name == "MINIMIZE" if study.trials else wanted["minimize"]
+    return {**wanted, "minimize": minimize, "space": space}
+
+
+def _bounds(given: Any) -> dict[str, Any]:
+    """The bounds of an Optuna distribution."""
+    return {"low": given.low, "high": given.high, "log": given.log}
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """What differs between two definitions, by name."""
+    changes = [Change(key, old[key], new[key]) for key in ("metric", "minimize")]
+    keys = sorted({*old["space"], *new["space"]})
+    changes += [
+        Change(key, old["space"].get(key, ABSENT), new["space"].get(key, ABSENT)) for key in keys
+    ]
+    return [change for change in changes if change.old != change.new]
+
+
+def _batch(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
+    """The trials to go on with: those of a start that did not get to tell, or the next batch.
+
+    A trial and what was chosen for it are written in one step. A start that was killed between two
+    trials of a batch leaves fewer than belong to it; the same ones are chosen again, and the rest
+    is added. Empty when there were as many trials as wanted.
+    """
+    for frozen in _running(optuna, study):
+        if _CHOSEN not in frozen.user_attrs:  # of a start of an older version
+            study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    known = [each for each in trials if _CHOSEN in each.user_attrs]
+    last = known[-1].user_attrs if known else {}
+    begun = [each for each in known if each.user_attrs[_BATCH] == last[_BATCH]]
+    if not _running(optuna, study) or len(begun) < last.get(_SIZE, 0):
+        complete = not begun or len(begun) >= last.get(_SIZE, 0)
+        there = len(trials) if complete else last[_BATCH]
+        size = min(what.at_once, what.count - len(known)) if complete else last[_SIZE]
+        chosen = _choose(optuna, study, trials[:there], space, what, size)
+        for trial in chosen if complete else chosen[len(begun) :]:
+            trial.user_attrs.update({_BATCH: there, _SIZE: size})
+            study.add_trial(trial)
+    return [optuna.trial.Trial(study, each._trial_id) for each in _running(optuna, study)]
+
+
+def _choose(
+    optuna: Any, study: Any, before: Sequence[Any], space: Space, what: Search, size: int
+) -> list[Any]:
+    """The next trials after some others, as running ones; the study is not changed."""
     # A sampler for each batch, of a seed of its own: after a stop it chooses what it would have.
-    seed = int(np.random.SeedSequence([what.seed, there]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([what.seed, len(before)]).generate_state(1)[0])
     # With liars, as those of a batch are asked for before anything is known of the others.
-    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    batch = []
-    for _ in range(min(what.at_once, what.count - there)):
-        trial = study.ask()
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    draft = optuna.create_study(sampler=sampler, direction=study.direction)
+    draft.add_trials(before)
+    made = []
+    for _ in range(max(size, 0)):
+        trial = draft.ask()
         chosen = {key: distribution.suggest(trial, key) for key, distribution in space.items()}
-        trial.set_user_attr(_BATCH, there)
-        trial.set_user_attr(_CHOSEN, chosen)
-        batch.append(trial)
-    return batch
+        made.append(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={_CHOSEN: chosen},
+            )
+        )
+    return made
 
 
-def _open_trials(optuna: Any, study: Any) -> list[Any]:
-    """Trials that were asked for by a start that did not get to tell."""
-    running = optuna.trial.TrialState.RUNNING
-    frozen = study.get_trials(deepcopy=False, states=(running,))
-    known = [each for each in frozen if _CHOSEN in each.user_attrs]
-    return [optuna.trial.Trial(study, each._trial_id) for each in known]
+def _running(optuna: Any, study: Any) -> list[Any]:
+    return list(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
 
 
 def _parsed(base: ConfigDict, trial: Any) -> Overrides:

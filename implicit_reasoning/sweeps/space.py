@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +89,15 @@ class Choice:
     def suggest(self, trial: Any, key: str) -> Any:
         """As Optuna's sampler has it."""
         return trial.suggest_categorical(key, self.options)
+
+
+def described(distribution: Distribution) -> dict[str, Any]:
+    """A distribution as JSON, for comparison: what kind it is, and its bounds or options."""
+    about: dict[str, Any] = {"kind": type(distribution).__qualname__}
+    if dataclasses.is_dataclass(distribution):
+        about |= {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
+    plain: dict[str, Any] = json.loads(json.dumps(about, default=lambda value: str(type(value))))
+    return plain
 
 
 Space = Mapping[str, Distribution]

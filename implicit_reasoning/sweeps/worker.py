@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from implicit_reasoning.compilation import use_cache
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.machine import stay_on
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
@@ -35,6 +36,7 @@ def work(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
     Returns:
       The exit code that the command `train` would have, and what it would say.
     """
+    use_cache()
     files = SweepLayout(Path(directory))
     try:
         config = trial_config(load(files), trial).copy_and_resolve_references()

@@ -18,7 +18,7 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.locks import held
 from implicit_reasoning.machine import numerics, provenance
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
-from implicit_reasoning.training import distributed
+from implicit_reasoning.training import distributed, fields
 from implicit_reasoning.worlds import Dataset, build
 
 # What may differ between the processes of one run.
@@ -77,6 +77,8 @@ def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
 def check_same(files: Layout, config: ConfigDict) -> None:
     """Raise an `InputError` that lists the keys if the run here has another configuration."""
     changes = changed_keys(from_json(read_json(files.config)), config)
+    # A field that nothing reads was accepted once; a run that has one goes on without it.
+    changes = [change for change in changes if fields.is_field(config, change.key)]
     if changes:
         raise InputError(
             f"{files.workdir} holds a run with another configuration ({listed(changes)}); go on "

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, check_path, end_row
 from implicit_reasoning.training import (
     directory,
@@ -85,7 +85,7 @@ def train(
       NonFiniteLoss: training diverged; what was kept before is whole.
       PeerLost: another process of the run is gone; what was saved before is whole.
     """
-    files = Layout(Path(workdir))
+    files = Layout(local_folder(workdir, "workdir"))
     setup.check_config(config)
     check_path(files.workdir)
     stop = config.steps if stop_at is None else stop_at

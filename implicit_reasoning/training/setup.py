@@ -12,75 +12,46 @@ from jax.stages import Wrapped
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import flatten
+from implicit_reasoning.config import flatten, schema_faults, value_faults
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Spec, Transformer
-from implicit_reasoning.training import batches, distributed, optimizer, schedule, sharding
+from implicit_reasoning.training import (
+    batches,
+    distributed,
+    fields,
+    optimizer,
+    schedule,
+    sharding,
+)
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
-# What training itself reads; a task reads its own fields of `task`.
-REQUIRED = (
-    *("seed", "steps", "batch_size", "order", "log_every", "resume_every", "task.name"),
-    *("model.n_layers", "model.d_model", "model.n_heads", "model.d_mlp", "model.n_loops"),
-    *("model.dropout", "optimizer.learning_rate", "optimizer.weight_decay"),
-    *("optimizer.warmup_steps", "optimizer.schedule", "optimizer.final_fraction"),
-    *("optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.clip_norm"),
-    *("evaluation.every", "evaluation.per_doubling"),
-    *("checkpoints.every", "checkpoints.per_doubling"),
-    *("writers.tensorboard", "writers.progress", "mesh.trial", "mesh.data", "mesh.model"),
-    *("mesh.fsdp", "distributed.mode", "distributed.coordinator_address", "profile"),
-    *("distributed.num_processes", "distributed.process_id", "distributed.timeout"),
-)
-
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**31 - 1),
-    "steps": (1, 2**31 - 1),
-    "batch_size": (1, 2**31 - 1),
-    "evaluation.per_doubling": (0, 64),
-    "checkpoints.per_doubling": (0, 64),
-    "model.n_layers": (1, 1_000),  # each is traced by itself
-    "model.n_loops": (1, 1_000),
-    "model.d_model": (1, 2**20),
-    "model.n_heads": (1, 2**20),
-    "model.d_mlp": (1, 2**20),
-    "model.dropout": (0, 0.99),
-    "optimizer.learning_rate": (0, float("inf")),
-    "optimizer.weight_decay": (0, float("inf")),
-    "optimizer.warmup_steps": (0, 2**31 - 1),
-    "optimizer.final_fraction": (0, 1),
-    "optimizer.b1": (0, 1 - 1e-9),
-    "optimizer.b2": (0, 1 - 1e-9),
-    "optimizer.eps": (1e-30, 1),  # 0 divides by zero where a token never occurs
-    "optimizer.clip_norm": (1e-12, float("inf")),
-    "distributed.timeout": (5, 3600),
-}
-
 
 def check_config(config: ConfigDict) -> None:
-    """Raise one `InputError` that lists every field that is missing or out of bounds."""
-    fields = flatten(config)
-    missing = [key for key in REQUIRED if key not in fields]
-    faults = [f"{key} is missing" for key in missing] + field_faults(fields)
+    """Raise one `InputError` that lists every field that is missing, unknown or out of bounds."""
+    values = flatten(config)
+    faults = schema_faults(values, fields.schema(config), fields.open_groups(config))
+    faults += _large(values)
     if not faults:  # these compute with the fields
         faults += schedule.faults(config) + distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
 
-def field_faults(fields: Mapping[str, Any]) -> list[str]:
+def field_faults(values: Mapping[str, Any]) -> list[str]:
     """What is out of bounds, of any fields, in words."""
-    faults = []
-    for key, (low, high) in _BOUNDS.items():
-        value = fields.get(key, low)
-        if not (isinstance(value, int | float) and low <= value <= high):
-            faults.append(f"{key} is {value!r}; it must be between {low:g} and {high:g}")
-    for key, value in fields.items():
-        if key not in _BOUNDS and isinstance(value, int) and abs(value) >= 2**31:
-            faults.append(f"{key} is {value}; counts and seeds must be below 2**31")
-    return faults
+    return value_faults(values, fields.FIELDS) + _large(values)
+
+
+def _large(values: Mapping[str, Any]) -> list[str]:
+    bounded = {key for key, field in fields.FIELDS.items() if field.bounded}
+    return [
+        f"{key} is {value}; counts and seeds must be below 2**31"
+        for key, value in values.items()
+        if key not in bounded and isinstance(value, int) and abs(value) >= 2**31
+    ]
 
 
 def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:

@@ -31,6 +31,7 @@ from jaxtyping import Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
+from implicit_reasoning.paths import local_folder
 from implicit_reasoning.worlds.dataset import (
     END_TOKEN,
     Dataset,
@@ -84,7 +85,7 @@ def write_grokked(
       InputError: a row has no place, or a split no name in this layout.
     """
     texts = _spell(dataset, wang_types)
-    folder = Path(folder)
+    folder = local_folder(folder, "folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         for name, text in texts.items():
@@ -108,7 +109,7 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
     Raises:
       InputError: a file is missing or cut short, has an unknown token, or does not fit the others.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "folder")
     table = read_table(folder)
     meta = _read_meta(folder)
     if meta is None:

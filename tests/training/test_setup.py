@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.training.fields import REQUIRED
 from implicit_reasoning.training.setup import (
-    REQUIRED,
     check_config,
     keys,
     make_model,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -25,6 +24,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Transformer
+from implicit_reasoning.paths import local_folder
 
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 NO_CLAIMS: Literal["makes no claims"] = "makes no claims"
@@ -86,7 +86,7 @@ class Scores:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `scores.md` for people and `scores.json` for programs."""
-        folder = Path(folder)
+        folder = local_folder(folder, "folder")
         about = {"scores": [asdict(row) for row in self.rows], "made_with": provenance()}
         write_json(folder / "scores.json", about)
         with atomic_write(folder / "scores.md") as file:
@@ -134,7 +134,7 @@ def score(
     names = [instrument.name for instrument in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"instruments need different names to be scored, got {', '.join(names)}")
-    models = known_models(Path(cache), seeds) if models is None else models
+    models = known_models(local_folder(cache, "cache"), seeds) if models is None else models
     rows: list[Score] = []
     with tqdm(total=len(chosen) * len(models), unit="model", disable=not progress) as bar:
         for instrument in chosen:

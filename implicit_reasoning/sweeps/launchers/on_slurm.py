@@ -1,10 +1,11 @@
-"""A job array on a Slurm cluster, through submitit.
+r"""A job array on a Slurm cluster, through submitit.
 
 Each trial is a job of the array. Before its time is up, or when it is preempted, Slurm sends
 SIGUSR2, and the trial saves, is put into the queue again and goes on; the same after `scontrol
 requeue`, which sends SIGTERM. `--slurm=timeout_min=240,slurm_partition=gpu,gpus_per_node=1` gives
-submitit's parameters; `--workers=` is how many run at once. The sweep's directory has to be one
-that all nodes share. A launcher that was killed finds its jobs again when it is started again.
+submitit's parameters (`\,` is a comma in a value); `--workers=` is how many run at once. The
+sweep's directory has to be one that all nodes share. A launcher that was killed finds its jobs
+again when it is started again.
 
 Source: submitit 1.5, `docs/checkpointing.md`.
 """
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from implicit_reasoning.config import split_list
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.sweeps.directory import DONE, FAILED, STOPPED, describe
@@ -86,10 +88,14 @@ def on_slurm(work: Work, board: Board, wish: Wish) -> None:
 
 def _parameters(work: Work) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for pair in filter(None, (work.options.get("slurm") or "").split(",")):
+    pairs = work.options.get("slurm") or ()
+    for pair in split_list(pairs) if isinstance(pairs, str) else pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"--slurm has {pair!r}; it is name=value,name=value")
+            raise InputError(
+                f"--slurm has {pair!r}; it is name=value,name=value, and a comma that belongs to a "
+                "value is written \\,"
+            )
         try:
             given[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

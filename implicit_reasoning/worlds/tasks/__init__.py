@@ -26,6 +26,7 @@ from implicit_reasoning.worlds.tasks.composition import (
 )
 from implicit_reasoning.worlds.tasks.in_context import in_context
 from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
+from implicit_reasoning.worlds.tasks.settings import MissingSetting, check_all_read, watched
 
 TASKS: dict[str, Callable[[Any], Dataset]] = {
     "composition": composition,
@@ -51,10 +52,15 @@ def build(task: Any) -> Dataset:
         `task` whole, and returns a `Dataset`.
 
     Raises:
-      InputError: the name is unknown, its module or function is missing, or a setting is missing or
-        wrong.
+      InputError: the name is unknown, its module or function is missing, or a setting is missing,
+        wrong, or not read by the task.
     """
-    dataset = find_task(task.name)(task)
+    function, settings = find_task(task.name), watched(task)
+    try:
+        dataset = function(settings)
+    except MissingSetting as error:
+        raise InputError(f"the task {task.name!r} cannot be built: {error}") from None
+    check_all_read(settings, task.name)
     if not isinstance(dataset, Dataset):
         raise InputError(f"task {task.name!r} returned {type(dataset).__name__}, not a Dataset")
     return dataset

@@ -1,0 +1,48 @@
+"""`world`, `import` and `doctor`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from implicit_reasoning.config import apply_overrides, load_config
+
+Given = dict[str, Any]
+
+
+def world(flags: Given, overrides: Given) -> None:
+    """Build a dataset, say what is in it and what answers it without composing, write its files."""
+    from implicit_reasoning.worlds import build
+    from implicit_reasoning.worlds.exchange import write_grokked
+    from implicit_reasoning.worlds.summary import describe
+
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    began = time.perf_counter()
+    dataset = build(config.task)
+    print(describe(dataset))
+    out = flags["out"]
+    write_grokked(dataset, out, wang_types=flags["wang_types"])  # checks before it writes
+    dataset.save(out / "world.npz")
+    print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
+
+
+def doctor(flags: Given, overrides: Given) -> None:
+    """Say what this machine has, reaches and lacks."""
+    from implicit_reasoning import doctor
+    from implicit_reasoning.training import distributed
+
+    if flags["config"] is not None:
+        config = apply_overrides(load_config(flags["config"]), overrides)
+        distributed.join(config.distributed)
+    for name, finding in doctor.examine(flags["workdir"]).items():
+        print(f"{name:>18}: {finding}")
+    for remedy in doctor.remedies():
+        print(f"\n{remedy}")
+
+
+def import_(flags: Given, overrides: Given) -> None:
+    """Make a run directory of what others trained."""
+    from implicit_reasoning.grokked import import_grokked
+
+    run = import_grokked(flags["source"], flags["data"], flags["workdir"])
+    print(f"imported {run}")

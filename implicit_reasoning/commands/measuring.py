@@ -1,0 +1,83 @@
+"""`analyze`, `score`, `dictionaries` and `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from implicit_reasoning.config import apply_overrides, join_list, load_config
+from implicit_reasoning.errors import InputError
+
+if TYPE_CHECKING:
+    from implicit_reasoning.runs import Run
+
+Given = dict[str, Any]
+
+
+def report(flags: Given, overrides: Given) -> None:
+    """Write the page of a run."""
+    from implicit_reasoning.report import write_report, write_sweep_report
+    from implicit_reasoning.runs import Run
+    from implicit_reasoning.sweeps import Runs, SweepLayout
+
+    workdir = flags["workdir"]
+    if SweepLayout(workdir).sweep.exists():
+        print(f"report: {write_sweep_report(Runs(workdir))}")
+    else:
+        print(f"report: {write_report(Run(workdir))}")
+
+
+def analyze(flags: Given, overrides: Given) -> None:
+    """Measure checkpoints with instruments."""
+    from implicit_reasoning.analysis import analyze_all
+    from implicit_reasoning.runs import Run
+    from implicit_reasoning.sweeps import Runs, SweepLayout
+
+    runs: list[Run] = []
+    for workdir in flags["workdir"]:
+        runs += Runs(workdir) if SweepLayout(workdir).sweep.exists() else [Run(workdir)]
+    if not runs:
+        raise InputError("no trial of the sweep has begun, so there is nothing to measure")
+    names = list(flags["instruments"]) or None
+    steps = parse_steps(flags["steps"], runs[0].steps)
+    for name in analyze_all(runs, names, steps=steps, again=flags["again"]):
+        for run in runs:
+            print(f"{run.files.analysis / f'{name}.nc'}")
+
+
+def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
+    """The steps of `--steps=`: `all` (None), `last`, or numbers."""
+    if tuple(items) in (("all",), ("last",)):
+        return None if items[0] == "all" else list(there[-1:])
+    try:
+        return [int(step) for step in items]
+    except ValueError:
+        raise InputError(
+            f"--steps={join_list(items)} is not understood; it is all, last, or steps such as "
+            "0,1000,6000"
+        ) from None
+
+
+def score(flags: Given, overrides: Given) -> None:
+    """Judge instruments on models whose mechanism is known."""
+    from implicit_reasoning.analysis import INSTRUMENTS
+    from implicit_reasoning.analysis.truth.score import score
+
+    names, seeds = list(flags["instruments"]) or list(INSTRUMENTS), list(flags["seeds"])
+    scores = score(names, cache=flags["cache"], seeds=seeds, save=flags["out"])
+    print(f"{scores.summary()}\nwrote {flags['out']}")
+
+
+def dictionaries(flags: Given, overrides: Given) -> None:
+    """Train sparse dictionaries of a run, measure them, and write the page anew."""
+    from implicit_reasoning.dictionaries import measured, train_dictionaries
+    from implicit_reasoning.machine import every_core_a_device
+    from implicit_reasoning.report import write_report
+    from implicit_reasoning.runs import Run
+
+    every_core_a_device()
+    run = Run(flags["workdir"])
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    made = train_dictionaries(run, config)
+    measured(run, made)
+    print(f"{len(made)} dictionaries\nreport: {write_report(run)}")

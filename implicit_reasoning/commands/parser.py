@@ -1,0 +1,195 @@
+"""Help, version and shell completion, made of the table of commands by argparse and shtab."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import implicit_reasoning
+from implicit_reasoning.commands.table import VERBS, Verb, all_flags
+from implicit_reasoning.config import Flag, Parser, join_list
+from implicit_reasoning.config.messages import did_you_mean
+from implicit_reasoning.errors import InputError
+
+PROGRAM = "implicit_reasoning"
+SHELLS = ("bash", "zsh", "tcsh")
+
+_OVERRIDES = """\
+configuration:
+  --config.GROUP.FIELD=VALUE replaces a field, as in --config.task.phi=5 or
+  --config.optimizer.learning_rate=3e-4. The value must have the field's type; an int may be
+  written 1e5 or 100_000, a bool true or false, a tuple 1,2,3. Unknown fields are refused.
+  `--config=FILE --help` lists the fields of a configuration, with their values.
+"""
+_LISTS = """\
+lists:
+  Commas separate items, and blanks around them are ignored. A comma that belongs to an item is
+  written \\, (in quotes: '--workdir=a\\,b'). The flag may also be repeated, once for each item.
+"""
+FIRST_STEPS = f"""\
+{PROGRAM} trains transformers on small worlds whose facts are known, and finds out how they reason.
+
+Begin with these commands, in a checkout of the project:
+  {PROGRAM} doctor
+  {PROGRAM} train --config=configs/composition.py:pocket --workdir=runs/pocket
+  {PROGRAM} report --workdir=runs/pocket
+`{PROGRAM} --help` lists all commands, `{PROGRAM} VERB --help` the flags of one.
+`python -m implicit_reasoning` does the same as `{PROGRAM}`.
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows flags as they are usually written, `--name=VALUE`."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)}={action.metavar}"
+
+
+def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole program, and the subparser of each command."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="A laboratory for how transformers learn to reason in their heads.",
+        epilog=f"`{PROGRAM} VERB --help` explains one command. Exit codes: 0 done, 2 bad input, "
+        "3 the\nloss was not finite, 69 a process of the run was lost, 74 a file could not be read "
+        "or\nwritten, 75 a signal came and the state was saved.",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"{PROGRAM} {implicit_reasoning.__version__}"
+    )
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print the completion script of a shell (bash, zsh or tcsh)",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="VERB", parser_class=Parser)
+    return parser, {name: _add_verb(commands, name, verb) for name, verb in VERBS.items()}
+
+
+def _add_verb(commands: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
+    notes = [_OVERRIDES] if verb.takes_config else []
+    notes += [_LISTS] if any(flag.many for flag in verb.flags.values()) else []
+    words = " ".join(f"--{key}={flag.value}" for key, flag in verb.flags.items() if flag.required)
+    more = " [--config.GROUP.FIELD=VALUE ...]" if verb.takes_config else ""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=verb.summary,
+        description=verb.summary,
+        usage=f"{PROGRAM} {name} {words} [flags]{more}".replace("  ", " "),
+        epilog="\n".join(notes),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    required = parser.add_argument_group("required flags")
+    others = parser.add_argument_group("other flags")
+    for key, flag in all_flags(verb).items():
+        group = required if flag.required else others
+        group.add_argument(f"--{key}", metavar=_value(flag), help=_help(flag))
+    return parser
+
+
+def _value(flag: Flag) -> str:
+    return flag.value or ("true|false" if flag.kind is bool else flag.kind.__name__.upper())
+
+
+def _help(flag: Flag) -> str:
+    kind = "folder" if flag.kind is Path else flag.kind.__name__
+    notes = [f"list of {kind}" if flag.many else kind]
+    if flag.default not in (None, ()):
+        notes.append(f"default: {_shown(flag.default)}")
+    return f"{flag.help} ({'; '.join(notes)})".replace("%", "%%")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return join_list(map(str, default))
+    return str(default)
+
+
+def verb_help(name: str, words: Sequence[str]) -> str:
+    """The help of a command; with `--config=` among the words also the configuration's fields."""
+    text = make_parser()[1][name].format_help()
+    spec = _config_of(words)
+    if spec is None or not VERBS[name].takes_config:
+        return text
+    return f"{text}\n{_fields(spec, name)}"
+
+
+def _config_of(words: Sequence[str]) -> str | None:
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+        if word == "--config" and not following.startswith("-"):
+            return following
+    return None
+
+
+def _fields(spec: str, verb: str) -> str:
+    """The fields of a configuration with their values, and what they mean where that is known."""
+    from implicit_reasoning.config import flatten, load_config
+
+    config = load_config(spec)
+    if verb == "dictionaries":
+        from implicit_reasoning.dictionaries.fields import documentation
+    else:
+        from implicit_reasoning.training.fields import documentation
+    known = documentation(config)
+    lines = [f"fields of {spec}, with their values there:"]
+    for key, value in flatten(config).items():
+        shown = join_list(map(str, value)) if isinstance(value, tuple) else str(value)
+        lines.append(f"  --config.{key}={shown}")
+        if key in known:
+            lines.append(f"      {known[key]}")
+    return "\n".join(lines) + "\n"
+
+
+def answer_options(words: Sequence[str]) -> str:
+    """What the program prints for words that begin with an option, not with a command.
+
+    Raises:
+      InputError: there is no such option, or it has no such value.
+    """
+    option, equals, value = words[0].partition("=")
+    if option in ("-h", "--help"):
+        return make_parser()[0].format_help()
+    if option == "--version":
+        return f"{PROGRAM} {implicit_reasoning.__version__}\n"
+    if option == "--print-completion":
+        return completion(value if equals else "".join(words[1:2]))
+    options = ("--help", "--version", "--print-completion")
+    raise InputError(
+        f"there is no option {option}{did_you_mean(option, options)}; a command comes first, such "
+        f"as in `{PROGRAM} doctor`"
+    )
+
+
+def completion(shell: str) -> str:
+    """The completion script of a shell, for the console script."""
+    import shtab
+
+    if shell not in SHELLS:
+        raise InputError(
+            f"there is no completion for {shell!r}; --print-completion= is one of "
+            f"{', '.join(SHELLS)}"
+        )
+    parser, verbs = make_parser()
+    for name, sub in verbs.items():
+        flags = VERBS[name].flags
+        for action in sub._actions:
+            if (flag := flags.get(action.dest)) and flag.kind is Path:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.dest == "config":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))

@@ -1,0 +1,244 @@
+"""The table of commands: names, flags with their types, defaults and help, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from implicit_reasoning.commands import making, measuring, training
+from implicit_reasoning.config import Flag
+
+
+class Verb(NamedTuple):
+    """A command.
+
+    Attributes:
+      summary: what it does, in a sentence.
+      flags: by name, in the order of the help.
+      function: called with flags and overrides.
+      saves: whether a signal stops it with its state saved.
+      computes: whether it runs compiled programs, so that it uses the compilation cache.
+    """
+
+    summary: str
+    flags: dict[str, Flag]
+    function: Callable[[dict[str, Any], dict[str, Any]], None]
+    saves: bool = False
+    computes: bool = True
+
+    @property
+    def takes_config(self) -> bool:
+        """Whether `--config.x.y=value` is allowed."""
+        return "config" in self.flags
+
+
+CACHE_FLAG = "compilation_cache"
+COMMON = {
+    CACHE_FLAG: Flag(
+        "keep compiled programs in your cache directory, so that the next start is faster",
+        kind=bool,
+        default=True,
+    )
+}
+"""Flags of every command that computes."""
+
+_CONFIG = Flag(
+    "Python file or module whose get_config() makes the configuration, and its argument",
+    required=True,
+    value="FILE[:SCALE]",
+)
+_RUN = Flag("folder of the run", kind=Path, required=True, value="DIR")
+_INSTRUMENTS = Flag(
+    "names of instruments, or package.module:Class or file.py:Class for your own; by default all",
+    many=True,
+    default=(),
+    value="NAME,...",
+)
+
+_SWEEP: dict[str, Flag] = {
+    "config": _CONFIG,
+    "sweep": Flag(
+        "which sweep: the function sweep_NAME() of the configuration's file yields its trials; "
+        "with --search, which space: space_NAME()",
+        required=True,
+        value="NAME",
+    ),
+    "workdir": Flag(
+        "folder of the sweep; made if missing; needed unless --dry_run", kind=Path, value="DIR"
+    ),
+    "launcher": Flag(
+        "what trains the trials: vmap, local, ray, slurm, or package.module:function; by default "
+        "vmap where trials have one shape, else local",
+        value="NAME",
+    ),
+    "stop_at": Flag(
+        "stop every trial after so many steps in all; it can go on later", kind=int, value="N"
+    ),
+    "dry_run": Flag("print the trials and their cost, and train nothing", kind=bool, default=False),
+    "workers": Flag("with local, ray or slurm: trials at a time", kind=int, value="N"),
+    "population": Flag("with vmap: trials in one program, at most", kind=int, value="N"),
+    "address": Flag("with ray: address of the cluster", value="HOST:PORT"),
+    "cluster": Flag("with slurm: executor of submitit, such as slurm or local", value="NAME"),
+    "slurm": Flag(
+        r"with slurm: parameters of submitit; slurm_exclude=node1\,node2 has a comma in its value",
+        many=True,
+        value="NAME=VALUE,...",
+    ),
+    "search": Flag("search adaptively instead; the only engine is optuna", value="optuna"),
+    "metric": Flag(
+        "with --search: the column of metrics.jsonl whose last value is optimised",
+        default="accuracy/test_ii",
+        value="NAME",
+    ),
+    "trials": Flag("with --search: trials in all", kind=int, default=32, value="N"),
+    "at_once": Flag("with --search: trials of a batch", kind=int, default=8, value="N"),
+    "rungs": Flag(
+        "with --search: steps at which the worst trials of a batch are dropped",
+        kind=int,
+        many=True,
+        default=(),
+        value="STEP,...",
+    ),
+    "keep": Flag(
+        "with --search: share of a batch that goes on from a rung",
+        kind=float,
+        default=0.5,
+        value="SHARE",
+    ),
+    "search_seed": Flag("with --search: seed of the sampler", kind=int, default=0, value="N"),
+    "minimize": Flag("with --search: a smaller metric is better", kind=bool, default=False),
+}
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        "Train a configuration into a run folder, or continue a run that stopped.",
+        {
+            "config": _CONFIG,
+            "workdir": Flag("folder of the run; made if missing", Path, required=True, value="DIR"),
+            "stop_at": Flag(
+                "stop after so many steps in all; the run can go on later", kind=int, value="N"
+            ),
+            "profile": Flag(
+                "write a trace of a few early steps into DIR/profile", kind=bool, default=False
+            ),
+        },
+        training.train,
+        saves=True,
+    ),
+    "sweep": Verb(
+        "Train all trials of a sweep, or continue with those that are not done.",
+        _SWEEP,
+        training.sweep,
+        saves=True,
+    ),
+    "analyze": Verb(
+        "Measure checkpoints with instruments; several runs are measured in one program.",
+        {
+            "workdir": Flag(
+                "folders of runs of one world and model; that of a sweep stands for its trials",
+                kind=Path,
+                many=True,
+                required=True,
+                value="DIR,...",
+            ),
+            "instruments": _INSTRUMENTS,
+            "steps": Flag(
+                "all, last, or steps such as 0,1000,6000",
+                many=True,
+                default=("all",),
+                value="STEP,...",
+            ),
+            "again": Flag("also measure what was measured before", kind=bool, default=False),
+        },
+        measuring.analyze,
+    ),
+    "score": Verb(
+        "Judge instruments on models whose mechanism is known; the first time it trains some.",
+        {
+            "out": Flag("folder for the scores", kind=Path, required=True, value="DIR"),
+            "instruments": _INSTRUMENTS,
+            "seeds": Flag(
+                "seeds of the models",
+                kind=int,
+                many=True,
+                default=(2000, 2001, 2002),
+                value="N,...",
+            ),
+            "cache": Flag(
+                "folder of the trained models, made if missing",
+                kind=Path,
+                default=Path("runs/known"),
+                value="DIR",
+            ),
+        },
+        measuring.score,
+    ),
+    "dictionaries": Verb(
+        "Train sparse dictionaries on a run's states, measure them, and write its page.",
+        {
+            "workdir": _RUN,
+            "config": Flag(
+                "file or module of the configuration, and the kind of dictionary",
+                default="implicit_reasoning.dictionaries.defaults",
+                value="MODULE[:KIND]",
+            ),
+        },
+        measuring.dictionaries,
+        saves=True,
+    ),
+    "report": Verb(
+        "Write the page of a run or a sweep.",
+        {"workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR")},
+        measuring.report,
+    ),
+    "world": Verb(
+        "Build a configuration's dataset, describe it and write it.",
+        {
+            "config": _CONFIG,
+            "out": Flag("folder for the dataset", kind=Path, required=True, value="DIR"),
+            "wang_types": Flag(
+                "name splits as Wang et al. do, not as Ye et al.", kind=bool, default=False
+            ),
+        },
+        making.world,
+        computes=False,
+    ),
+    "plan": Verb(
+        "Print what a run would cost: FLOPs, memory, disk, and time from a short measurement.",
+        {
+            "config": _CONFIG,
+            "measure": Flag("measure the time of a step here", kind=bool, default=True),
+        },
+        training.plan,
+    ),
+    "doctor": Verb(
+        "Print what this machine has, reaches and lacks.",
+        {
+            "workdir": Flag(
+                "folder whose disk is examined", kind=Path, default=Path("."), value="DIR"
+            ),
+            "config": Flag(
+                "join the processes that the configuration's `distributed` group describes",
+                value="FILE[:SCALE]",
+            ),
+        },
+        making.doctor,
+    ),
+    "import": Verb(
+        "Make a run folder of a GrokkedTransformer run: its checkpoints and its data.",
+        {
+            "source": Flag("their --output_dir", kind=Path, required=True, value="DIR"),
+            "data": Flag("their --data_dir", kind=Path, required=True, value="DIR"),
+            "workdir": Flag(
+                "folder of the new run, missing or empty", Path, required=True, value="DIR"
+            ),
+        },
+        making.import_,
+    ),
+}
+
+
+def all_flags(verb: Verb) -> dict[str, Flag]:
+    """The flags of a command, with those that all commands that compute have."""
+    return {**verb.flags, **(COMMON if verb.computes else {})}

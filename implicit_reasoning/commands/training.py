@@ -1,0 +1,106 @@
+"""`train`, `sweep` and `plan`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.errors import InputError
+
+Given = dict[str, Any]
+
+
+def train(flags: Given, overrides: Given) -> None:
+    """Train, or go on training."""
+    from implicit_reasoning.training import distributed, run_phases, train
+
+    if flags["profile"]:
+        overrides = {"profile": True, **overrides}
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    run = train(config, flags["workdir"], stop_at=flags["stop_at"])
+    if not distributed.writes():
+        return
+    for name, step in run_phases(run).describe().items():
+        print(f"{name:>22}: {step}")
+
+
+def sweep(flags: Given, overrides: Given) -> None:
+    """Train the trials of a sweep, or go on with those that are not done."""
+    from implicit_reasoning.machine import every_core_a_device
+    from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.sweeps import Runs, define, run_sweep
+    from implicit_reasoning.sweeps.cost import describe_cost
+    from implicit_reasoning.sweeps.progress import table
+    from implicit_reasoning.sweeps.run import check_all_done
+    from implicit_reasoning.training import distributed
+
+    if flags["search"] is not None:
+        _search(flags, overrides)
+        return
+    found = define(flags["config"], flags["sweep"], overrides)
+    if flags["dry_run"]:
+        print(describe_cost(found, flags["launcher"], stop_at=flags["stop_at"]))
+        return
+    if flags["workdir"] is None:
+        raise InputError("sweep needs --workdir=, but for --dry_run")
+    if flags["launcher"] in (None, "vmap"):
+        every_core_a_device()
+    statuses = run_sweep(
+        found,
+        flags["workdir"],
+        launcher=flags["launcher"],
+        stop_at=flags["stop_at"],
+        options=_launcher_options(flags),
+    )
+    if distributed.writes():
+        print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
+    check_all_done(statuses)
+
+
+def _launcher_options(flags: Given) -> dict[str, Any]:
+    names = ("workers", "population", "address", "cluster", "slurm")
+    return {name: flags[name] for name in names if flags[name] is not None}
+
+
+def _search(flags: Given, overrides: Given) -> None:
+    """Search a space adaptively; its trials are a sweep."""
+    from implicit_reasoning.machine import every_core_a_device
+    from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.sweeps import Runs
+    from implicit_reasoning.sweeps.directory import DONE
+    from implicit_reasoning.sweeps.progress import table
+    from implicit_reasoning.sweeps.run import check_all_done
+    from implicit_reasoning.sweeps.search import Search, find_space, search
+
+    if flags["search"] != "optuna" or flags["workdir"] is None:
+        raise InputError("a search is --search=optuna, and needs --workdir=")
+    if flags["dry_run"] or flags["stop_at"] is not None:
+        raise InputError(
+            "a search takes no --dry_run and no --stop_at: what it trains it finds on the way; see "
+            "--trials, --rungs"
+        )
+    base, space = find_space(flags["config"], flags["sweep"], overrides)
+    what = Search(
+        metric=flags["metric"],
+        count=flags["trials"],
+        at_once=flags["at_once"],
+        rungs=flags["rungs"],
+        keep=flags["keep"],
+        seed=flags["search_seed"],
+        minimize=flags["minimize"],
+    )
+    if flags["launcher"] in (None, "vmap"):
+        every_core_a_device()
+    options, launcher = _launcher_options(flags), flags["launcher"]
+    statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
+    print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
+    if not any(status.state == DONE for status in statuses.values()):
+        check_all_done(statuses)  # that some diverge is part of searching
+
+
+def plan(flags: Given, overrides: Given) -> None:
+    """Say what a run would cost here."""
+    from implicit_reasoning.training.plan import plan
+
+    config = apply_overrides(load_config(flags["config"]), overrides)
+    print(plan(config, measure=flags["measure"]).describe())
