@@ -26,6 +26,7 @@ from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.machine import lapack_alone, program_memory, provenance
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.statistics import INTERVALS
 from implicit_reasoning.training import sharding
 
 _SEED = 0  # of what instruments draw at random
@@ -191,6 +192,7 @@ def _identity(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         # As they are read back from a file.
         "options": json.loads(json.dumps(instrument.options())),
         "seed": _SEED,
+        "intervals": INTERVALS,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
         # Numbers against the last checkpoint are others once training went on.
@@ -209,8 +211,9 @@ def differences(
     old: xr.Dataset, instrument: Instrument, subject: Subject
 ) -> dict[str, tuple[Any, Any]]:
     """In what a result is not comparable with what would be measured now: `{what: (old, now)}`."""
-    # Results that were kept before instruments had options are of instruments without.
-    was = {"options": {}} | old.attrs
+    # Results that were kept before instruments had options are of instruments without; those that
+    # do not name their intervals have percentiles of a bootstrap by first fact.
+    was: dict[str, Any] = {"options": {}, "intervals": 1} | old.attrs
     now = _identity(instrument, subject)
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 

@@ -27,7 +27,7 @@ def context(run: Run) -> dict[str, Any]:
     rows, dataset = run.metrics, run.dataset
     rules = shortcuts(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
-    found = run_phases(run, rules)
+    found = run_phases(run)
     checkpoint = run.steps[-1] if run.steps else None
     table = _split_table(run, rules, checkpoint)
     return {
@@ -99,7 +99,7 @@ def _tiles(
             _tile("Lag", lag, "from memorised to in-distribution"),
         ]
     if cross:
-        above = f"95% interval of {cross} above the best shortcut"
+        above = f"95% interval of {cross} above every shortcut's, from then on"
         tiles += [_tile("Cross-distribution", steps["cross_distribution"], above, *ended(cross))]
     return tiles
 
