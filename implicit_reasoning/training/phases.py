@@ -113,7 +113,7 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
         return [(row["step"], rule(row[key])) for row in rows if split and key in row]
 
     def above(low: float) -> bool:
-        return cross_shortcut is not None and low > cross_shortcut
+        return cross_shortcut is not None and bool(low > cross_shortcut)
 
     return Phases(
         memorised=_first_in_a_row(series(splits.trained, lambda a: a >= 0.99)),
