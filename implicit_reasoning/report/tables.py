@@ -38,7 +38,7 @@ def context(run: Run) -> dict[str, Any]:
         "tiles": _tiles(found, parts, rows[-1], floors),
         "warning": _warning(parts, floors),
         "splits": table,
-        "unit": "facts" if dataset.hops else "rows",
+        "unit": _unit(dataset),
         "patterns": "r2" in dataset.truth,
         "rules": {name: _first_line(RULES[name].predict) for name in rules},
         "checkpoint": checkpoint,
@@ -142,6 +142,13 @@ def _split_table(
             }
         )
     return table
+
+
+def _unit(dataset: Dataset) -> str:
+    """What intervals of accuracies are clustered by; see `worlds.clusters`."""
+    if "r2" in dataset.truth:
+        return "bridge (single facts: by fact)"
+    return "fact" if dataset.hops else "rows"
 
 
 def _world(dataset: Dataset) -> dict[str, str]:
