@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.figures import BLUE, GREEN, ORANGE, dark, new_drawing
 from implicit_reasoning.runs import load_arrays
-from implicit_reasoning.statistics import clustered_bootstrap
+from implicit_reasoning.statistics import clustered_interval
 from implicit_reasoning.sweeps.figures import median_time
 
 FLAGS = {"out": "results/phi_and_weight_decay"}
@@ -151,7 +151,7 @@ def _cell_of_times(of_point: np.ndarray, rng: np.random.Generator) -> str:
 
 def _cell_of_means(of_point: np.ndarray) -> str:
     worlds = np.arange(len(of_point)).repeat(of_point.shape[1])
-    found = clustered_bootstrap(of_point.ravel(), worlds, n_resamples=RESAMPLES)
+    found = clustered_interval(of_point.ravel(), worlds)
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 

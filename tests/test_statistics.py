@@ -9,8 +9,9 @@ import scipy.stats
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.statistics import (
-    ClusterBootstrap,
-    clustered_bootstrap,
+    ClusterIntervals,
+    clopper_pearson,
+    clustered_interval,
     mean_over_seeds,
     p_value,
     permutation_null,
@@ -26,130 +27,161 @@ def clustered_data(rng, n_clusters=60, mean=0.3):
 # ---- intervals ---------------------------------------------------------------------------------
 
 
-def test_singletons_match_the_closed_form():
-    values = np.random.default_rng(0).normal(size=400)
-    got = clustered_bootstrap(values, np.arange(400), n_resamples=8000, level=0.6827)
-    error = values.std() / math.sqrt(400)
-    assert got.mean == pytest.approx(values.mean())
-    # 68.27% is one standard error either side; 8000 resamples place a quantile within some percent.
-    assert got.mean - got.low == pytest.approx(error, rel=0.05)
-    assert got.high - got.mean == pytest.approx(error, rel=0.05)
-
-
-def test_equal_clusters_match_the_closed_form_of_their_means():
+def test_numbers_match_the_closed_form():
+    """Singletons, and equal clusters: the t interval of the values, and of the clusters' means."""
     rng = np.random.default_rng(1)
-    values = rng.normal(size=(200, 5)) + rng.normal(size=(200, 1))
-    got = clustered_bootstrap(
-        values.ravel(), np.repeat(np.arange(200), 5), n_resamples=8000, level=0.6827
-    )
-    error = values.mean(1).std() / math.sqrt(200)
-    assert (got.high - got.low) / 2 == pytest.approx(error, rel=0.05)
+    values = rng.normal(size=(30, 5)) + rng.normal(size=(30, 1))
+    for units, clusters in (
+        (values.ravel(), np.arange(150)),
+        (values.mean(1), np.repeat(np.arange(30), 5)),
+    ):
+        got = clustered_interval(values.ravel(), clusters, level=0.9)
+        low, high = scipy.stats.ttest_1samp(units, 0.0).confidence_interval(0.9)
+        assert got.mean == pytest.approx(values.mean())
+        assert (got.low, got.high) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_unequal_clusters_match_resampling_by_hand():
-    """The same clusters drawn, but sums and counts taken over concatenated examples."""
+def test_unequal_clusters_match_the_formula_by_hand():
     values, clusters = clustered_data(np.random.default_rng(2), n_clusters=9)
-    bootstrap = ClusterBootstrap(clusters, n_resamples=50, seed=3)
-    by_hand = []
-    for counts in bootstrap._counts.astype(int):
-        drawn = [values[clusters == c] for c in range(9) for _ in range(counts[c])]
-        by_hand.append(np.concatenate(drawn).mean())
-    got = bootstrap.interval(values, level=0.8)
-    np.testing.assert_allclose([got.low, got.high], np.quantile(by_hand, [0.1, 0.9]), rtol=1e-5)
-    assert (bootstrap._counts.sum(1) == 9).all()
+    n = np.bincount(clusters)
+    residuals = np.bincount(clusters, values) - values.mean() * n
+    error = math.sqrt(9 / 8 * (residuals**2).sum()) / n.sum()
+    quantile = scipy.stats.t.ppf(0.9, n.sum() ** 2 / (n**2).sum() - 1)
+    got = clustered_interval(values, clusters, level=0.8)
+    assert got.low == pytest.approx(values.mean() - quantile * error)
+    assert got.high == pytest.approx(values.mean() + quantile * error)
 
 
-def test_coverage_holds_with_clusters_and_fails_without():
-    rng = np.random.default_rng(4)
-    hits, naive_hits = [], []
-    for _ in range(400):
-        values, clusters = clustered_data(rng)
-        right = clustered_bootstrap(values, clusters, n_resamples=400)
-        naive = clustered_bootstrap(values, np.arange(len(values)), n_resamples=400)
-        hits.append(right.low <= 0.3 <= right.high)
-        naive_hits.append(naive.low <= 0.3 <= naive.high)
-    assert 0.91 <= np.mean(hits) <= 0.98
-    assert np.mean(naive_hits) < 0.8
+@pytest.mark.parametrize(
+    ("n", "low"), [(20, 0.8316), (30, 0.8843), (36, 0.9026), (73, 0.9507), (17, 0.8049)]
+)
+def test_outcomes_that_agree_have_the_exact_interval_of_their_clusters(n, low):
+    """Whatever the number of examples: .025 ** (1 / n), not an interval without width."""
+    sizes = np.arange(n) % 4 + 1
+    clusters = np.repeat(np.arange(n), sizes)
+    right = clustered_interval(np.ones(len(clusters), bool), clusters)
+    assert (right.mean, right.high) == (1.0, 1.0)
+    assert right.low == pytest.approx(0.025 ** (1 / n)) == pytest.approx(low, abs=5e-5)
+    wrong = clustered_interval(np.zeros(len(clusters)), clusters)
+    assert (wrong.mean, wrong.low) == (0.0, 0.0) and wrong.high == pytest.approx(1 - right.low)
+    exact = scipy.stats.binomtest(n, n).proportion_ci(0.95, "exact")
+    assert right.low == pytest.approx(exact.low)
+
+
+def test_each_set_of_outcomes_has_its_own_interval():
+    """In a batch: all right, all wrong, some right; and where others count for each."""
+    outcomes = np.stack([np.ones(24), np.zeros(24), np.arange(24) % 2]).astype(bool)
+    clusters = np.arange(24) // 2
+    got = ClusterIntervals(clusters).interval(outcomes)
+    exact = 0.025 ** (1 / 12)
+    np.testing.assert_allclose(got.low[:2], [exact, 0])
+    np.testing.assert_allclose(got.high[:2], [1, 1 - exact])
+    # Each cluster is half right: no spread between clusters, but a width all the same.
+    assert 0.2 < got.low[2] < 0.35 and got.high[2] == pytest.approx(1 - got.low[2])
+    counted = np.stack([np.arange(24) < 16, np.arange(24) < 10, np.ones(24, bool)])
+    given = ClusterIntervals(clusters).interval_given(outcomes, counted)
+    np.testing.assert_allclose(given.low[0], 0.025 ** (1 / 8))
+    np.testing.assert_allclose(given.high[1], 1 - 0.025 ** (1 / 5))
+    assert (given.low[2], given.n_clusters.tolist()) == (got.low[2], [8, 5, 12])
+
+
+def test_numbers_that_agree_have_no_width():
+    """Three of ten thousand and a tie of ranks say nothing of a proportion."""
+    for same in (0.1, 3, -2.5):
+        got = clustered_interval(np.full(9, same), np.arange(9))
+        assert got.low == got.mean == got.high == same
+    given = ClusterIntervals(np.arange(9)).interval_given(np.full(9, 0.1), np.arange(9) > 2)
+    assert given.low == given.mean == given.high == 0.1
+    # In an array of other numbers 0 and 1 are numbers, too.
+    kl = np.stack([np.zeros(9), np.arange(9.0)])
+    assert ClusterIntervals(np.arange(9)).interval(kl).high[0] == 0
+
+
+def test_shares_stay_between_0_and_1():
+    probabilities = np.array([1, 1, 1, 1, 0.2])
+    got = clustered_interval(probabilities, np.arange(5))
+    assert got.low < got.mean < got.high == 1.0
+    assert clustered_interval(10 * probabilities, np.arange(5)).high > 10
+
+
+def test_the_exact_interval_is_scipys():
+    for right, of in ((0, 5), (1, 5), (3, 7), (5, 5)):
+        exact = scipy.stats.binomtest(right, of).proportion_ci(0.9, "exact")
+        low, high = clopper_pearson(np.array(right), np.array(of), 0.9)
+        assert (low, high) == (pytest.approx(exact.low), pytest.approx(exact.high))
 
 
 def test_leading_axes_equal_one_at_a_time():
     rng = np.random.default_rng(5)
     _, clusters = clustered_data(rng, n_clusters=12)
     shuffle = rng.permutation(len(clusters))  # clusters need not lie together
-    bootstrap = ClusterBootstrap(clusters[shuffle], n_resamples=200)
+    intervals = ClusterIntervals(clusters[shuffle])
     values = rng.normal(size=(2, 3, len(clusters)))
-    together = bootstrap.interval(values)
+    together = intervals.interval(values)
     assert together.mean.shape == together.low.shape == together.high.shape == (2, 3)
     for index in np.ndindex(2, 3):
-        alone = bootstrap.interval(values[index])
+        alone = intervals.interval(values[index])
         np.testing.assert_allclose(together.low[index], alone.low, rtol=1e-5)
         np.testing.assert_allclose(together.high[index], alone.high, rtol=1e-5)
 
 
 def test_labels_and_order_of_clusters_do_not_matter():
     values, clusters = clustered_data(np.random.default_rng(6), n_clusters=12)
-    once = clustered_bootstrap(values, clusters)
-    assert clustered_bootstrap(values, clusters * 1000 - 77) == once
-    back = clustered_bootstrap(values[::-1].copy(), clusters[::-1].copy())
+    once = clustered_interval(values, clusters)
+    assert clustered_interval(values, clusters * 1000 - 77) == once
+    back = clustered_interval(values[::-1].copy(), clusters[::-1].copy())
     assert back.low == pytest.approx(once.low, rel=1e-5)
 
 
-def test_outcomes_are_shares_and_agreement_has_no_width():
+def test_outcomes_are_shares():
     outcomes = np.array([True, False, True, True])
-    got = clustered_bootstrap(outcomes, np.array([0, 0, 1, 2]))
-    assert got.mean == 0.75 and 0.5 <= got.low <= 0.75 <= got.high == 1.0
+    got = clustered_interval(outcomes, np.array([0, 0, 1, 2]))
+    assert got.mean == 0.75 and 0 < got.low < 0.75 < got.high < 1
     assert (got.n_examples, got.n_clusters) == (4, 3)
-    same = clustered_bootstrap(np.full(9, 0.1), np.arange(9))
-    assert same.low == same.mean == same.high
 
 
 @pytest.mark.parametrize("n", [30, 60, 475])
-def test_a_rare_success_has_no_negative_interval(n):
-    """Rounding in float32 takes resamples without a success below 0, which prints as -0.000."""
-    assert clustered_bootstrap(np.arange(n) < 1, np.arange(n)).low == 0.0
-    bootstrap = ClusterBootstrap(np.arange(2 * n))
-    counted = np.arange(2 * n) % 2 == 0
-    values = np.stack([np.arange(2 * n) < 1, np.arange(2 * n) > 1, np.ones(2 * n, bool)])
-    rare, frequent, always = (bootstrap.interval_given(one, counted) for one in values)
-    assert rare.low == 0.0 and frequent.high == 1.0 and always.low == always.high == 1.0
-    # What does not count sets no bounds, either.
-    far = bootstrap.interval_given(np.where(counted, values[0], -5.0), counted)
-    assert (far.low, far.high) == (rare.low, rare.high)
+def test_what_does_not_count_changes_nothing(n):
+    rare = clustered_interval(np.arange(n) < 1, np.arange(n))
+    assert 0 < rare.low < rare.mean < rare.high < 0.25
+    intervals, counted = ClusterIntervals(np.arange(2 * n)), np.arange(2 * n) % 2 == 0
+    outcome = np.arange(2 * n) < 1
+    given = intervals.interval_given(outcome, counted)
+    assert (given.low, given.high) == (rare.low, rare.high)
+    far = intervals.interval_given(np.where(counted, outcome, -5.0), counted)
+    nan = intervals.interval_given(np.where(counted, outcome, np.nan), counted)
+    assert (far.low, far.high) == (nan.low, nan.high) == (rare.low, rare.high)
 
 
 @pytest.mark.parametrize("n_clusters", [0, 1])
 def test_fewer_than_two_clusters_have_no_interval(n_clusters):
     values, clusters = np.ones(3 * n_clusters), np.zeros(3 * n_clusters, int)
-    every = ClusterBootstrap(clusters).interval_given(values, values > 0)
-    for got in (clustered_bootstrap(values, clusters), every):
+    every = ClusterIntervals(clusters).interval_given(values, values > 0)
+    for got in (clustered_interval(values, clusters), every):
         assert math.isnan(got.low) and math.isnan(got.high)
         assert math.isnan(got.mean) if n_clusters == 0 else got.mean == 1.0
         assert (got.n_examples, got.n_clusters) == (3 * n_clusters, n_clusters)
 
 
-def test_the_seed_decides_and_the_level_widens():
+def test_the_level_widens():
     values, clusters = clustered_data(np.random.default_rng(7))
-    once = clustered_bootstrap(values, clusters, seed=1)
-    assert once == clustered_bootstrap(values, clusters, seed=1)
-    assert once != clustered_bootstrap(values, clusters, seed=2)
-    wide = clustered_bootstrap(values, clusters, seed=1, level=0.99)
-    assert wide.low < once.low < once.high < wide.high
+    for chosen in (values, values > 0):
+        once, wide = (clustered_interval(chosen, clusters, level=level) for level in (0.95, 0.99))
+        assert wide.low < once.low < once.high < wide.high
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "says"),
+    ("values", "level", "says"),
     [
-        (np.array([1.0, np.nan]), {}, "1 values are not finite"),
-        (np.array([1.0, np.inf]), {}, "1 values are not finite"),
-        (np.ones(3), {}, "3 values were given for 2 examples"),
-        (np.ones(2), {"level": 95.0}, "between 0 and 1"),
-        (np.ones(2), {"n_resamples": 0}, "at least 1"),
+        (np.array([1.0, np.nan]), 0.95, "1 values are not finite"),
+        (np.array([1.0, np.inf]), 0.95, "1 values are not finite"),
+        (np.ones(3), 0.95, "3 values were given for 2 examples"),
+        (np.ones(2), 95.0, "between 0 and 1"),
     ],
 )
-def test_bad_input_to_an_interval(values, options, says):
-    bootstrap = lambda: ClusterBootstrap(np.arange(2), options.get("n_resamples", 10))  # noqa: E731
+def test_bad_input_to_an_interval(values, level, says):
     with pytest.raises(InputError, match=says):
-        bootstrap().interval(values, options.get("level", 0.95))
+        ClusterIntervals(np.arange(2)).interval(values, level)
 
 
 # ---- nulls -------------------------------------------------------------------------------------

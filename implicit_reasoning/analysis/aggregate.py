@@ -9,9 +9,7 @@ import numpy as np
 import xarray as xr
 
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
-from implicit_reasoning.statistics import ClusterBootstrap
-
-_RESAMPLES = 500
+from implicit_reasoning.statistics import ClusterIntervals
 
 
 def aggregate(
@@ -23,7 +21,7 @@ def aggregate(
 ) -> xr.Dataset:
     """Average outcomes by example within each group; keep other outputs as they are.
 
-    Intervals are of 95%, by a bootstrap over clusters. `n_examples` and `n_states` (distinct
+    Intervals are of 95%, by clusters. `n_examples` and `n_states` (distinct
     clusters) are by group, and by `cluster_dim` where clusters differ along one.
     """
     by_example = {k: v for k, v in instrument.outputs.items() if v[-1:] == (EXAMPLE,)}
@@ -68,15 +66,12 @@ class _Parts:
         self.dims = (examples.cluster_dim,) if examples.cluster_dim else ()
         clusters = examples.clusters if self.dims else examples.clusters[None]
         self._members: list[list[np.ndarray]] = []
-        self._bootstraps: list[list[ClusterBootstrap]] = []
+        self._intervals: list[list[ClusterIntervals]] = []
         for group in range(len(examples.groups)):
             counted = [np.flatnonzero((examples.group == group) & (c >= 0)) for c in clusters]
             self._members.append(counted)
-            self._bootstraps.append(
-                [
-                    ClusterBootstrap(c[rows], _RESAMPLES)
-                    for c, rows in zip(clusters, counted, strict=True)
-                ]
+            self._intervals.append(
+                [ClusterIntervals(c[rows]) for c, rows in zip(clusters, counted, strict=True)]
             )
         shape = (len(examples.groups), *(clusters.shape[:1] if self.dims else ()))
         distinct = [
@@ -100,18 +95,18 @@ class _Parts:
         """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
-        for members, bootstraps in zip(self._members, self._bootstraps, strict=True):
+        for members, intervals in zip(self._members, self._intervals, strict=True):
             if axis is None:
-                by_group.append(_interval(values, counted, members[0], bootstraps[0]))
+                by_group.append(_interval(values, counted, members[0], intervals[0]))
                 continue
             found = [
                 _interval(
                     np.take(values, place, axis),
                     None if counted is None else _at(counted, place, axis),
                     rows,
-                    bootstrap,
+                    of_place,
                 )
-                for place, (rows, bootstrap) in enumerate(zip(members, bootstraps, strict=True))
+                for place, (rows, of_place) in enumerate(zip(members, intervals, strict=True))
             ]
             by_group.append(np.stack(found, axis=axis + 1))
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
@@ -122,11 +117,11 @@ def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
 
 
 def _interval(
-    values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, bootstrap: ClusterBootstrap
+    values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, intervals: ClusterIntervals
 ) -> np.ndarray:
     """float32 [3 or 4, ...]: mean, low, high over the last axis, and n if not all count."""
     if counted is None:
-        interval = bootstrap.interval(values[..., rows])
+        interval = intervals.interval(values[..., rows])
         return np.stack([interval.mean, interval.low, interval.high]).astype(np.float32)
-    given = bootstrap.interval_given(values[..., rows], counted[..., rows])
+    given = intervals.interval_given(values[..., rows], counted[..., rows])
     return np.stack([given.mean, given.low, given.high, given.n_clusters]).astype(np.float32)

@@ -166,11 +166,15 @@ def _there(
         return None, []
     old = run.result(instrument.name)
     different = differences(old, instrument, run)
-    # Nobody chose otherwise: training went on, and the last checkpoint is another.
-    if list(different) == ["reference"]:
+    # Nobody chose otherwise: training went on, and the last checkpoint is another; or this version
+    # of the lab has other intervals, of which a result must not hold two kinds.
+    changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
+    if changed and changed <= {"reference", "intervals"} and (there or "intervals" not in changed):
         if progress:
-            was, now = different["reference"]
-            about = f"were held against step {was}, the last one now is {now}"
+            about = "have the intervals of an earlier version"
+            if "reference" in different:
+                was, now = different["reference"]
+                about = f"were held against step {was}, the last one now is {now}"
             say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them anew"
             tqdm.write(say, file=sys.stderr)
         return None, old.step.values.tolist()

@@ -39,9 +39,10 @@ class Examples:
       inputs: arrays (any pytree) for `measure`.
       groups: names of the groups that outcomes are averaged in, such as splits.
       group: int [example], which group each belongs to.
-      clusters: int [example], what an example is a repetition of - a fact, a prefix: the unit of
-        every interval. With `cluster_dim`, [its size, example]: states at different positions are
-        repetitions of different things. An example of cluster -1 does not count there.
+      clusters: int [example], what an example is a repetition of - a bridge (chains: see
+        `worlds.clusters`), a fact, a prefix: the unit of every interval. With `cluster_dim`,
+        [its size, example]: states at different positions are repetitions of different things. An
+        example of cluster -1 does not count there.
       cluster_dim: a dimension of the outcomes along which `clusters` differ.
       coords: labels of the dimensions that depend on the examples, such as variables.
     """

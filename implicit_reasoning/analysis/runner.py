@@ -26,6 +26,7 @@ from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.machine import exactly, lapack_alone, program_memory, provenance
 from implicit_reasoning.model import Params, Transformer, check_tokens
+from implicit_reasoning.statistics import INTERVALS
 from implicit_reasoning.training import sharding
 
 CHECKPOINTS = "checkpoints"
@@ -202,6 +203,7 @@ def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         # As they are read back from a file.
         "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": _SEED,
+        "intervals": INTERVALS,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
         # Numbers against the last checkpoint are others once training went on.
@@ -228,9 +230,10 @@ def differences(
 def between(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """In what the attributes of a result differ from what `identity_of` says: `{what: (old, now)}`.
 
-    Results that were kept before instruments had options are of instruments without.
+    Results that were kept before instruments had options are of instruments without. Results that
+    do not name their intervals have percentiles of a bootstrap by first fact.
     """
-    was = {"options": {}} | dict(old)
+    was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset, prefix_keys
+from implicit_reasoning.worlds.clusters import clusters_of
 
 
 def residuals(
@@ -122,3 +123,15 @@ def prompts(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "pos row"]:
     """A number for each state, by position: in a causal model it depends on the prefix only."""
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
+
+
+def state_clusters(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "pos row"]:
+    """Clusters of chains by position: the state; where it knows the bridge, the bridge."""
+    bridges = clusters_of(dataset, rows)
+    return np.stack([bridges if tells(key, bridges) else key for key in state_keys(dataset, rows)])
+
+
+def tells(key: Int[np.ndarray, "row"], value: Int[np.ndarray, "row"]) -> bool:
+    """Whether rows of one key all have one value."""
+    pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
+    return len(pairs) == len(np.unique(key))

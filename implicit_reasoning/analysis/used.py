@@ -16,7 +16,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from implicit_reasoning.analysis.claims import ENOUGH
+from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, NEARLY_NONE
 from implicit_reasoning.analysis.drawing import label_places, some_groups, some_steps
 from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
@@ -47,9 +47,6 @@ VERDICTS = {
 
 _ALPHA = 0.5  # of colours, so that the numbers on them can be read
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
-_HIGH = 0.8  # decoded; answers that follow a swap
-_LOW = 0.2  # the same, where it is not so
-_STAY = 0.9  # answers that stay: after a swap and an erasure, where a code is not used
 _SOURCES = ("swap", "erasure", "probes", "lens", "decoding")
 
 
@@ -68,8 +65,9 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
       Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
       `follows` (answers that the swap sets as the world says), `follows_random` (its control),
       `stays_swapped`, `stays_erased`, `stays_control` (the worse of the controls of erasure), `n`
-      (facts whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
-      `decoded`, `follows` and `stays_erased` also with `_low` and `_high`. Verdicts go by means.
+      (clusters whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
+      all shares but `lens` and `stays_control` also with `_low` and `_high`. Verdicts go by the
+      ends of these 95% intervals, so that "unclear" is also where too little is known.
       With "decoding" among the results, `by_construction`: training teaches the variable there.
 
     Raises:
@@ -84,8 +82,6 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     group = group or _answered_group(results["swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
     columns = {
-        "follows_random": swap["counterfactual"].sel(edit=SWAPPED[1]),
-        "stays_swapped": swap["unchanged"].sel(edit=SWAPPED[0]),
         "stays_control": erasure["unchanged"].sel(edit=list(ERASED_OTHERWISE)).min("edit"),
         "n": swap["counterfactual_n"].sel(edit=SWAPPED[0]),
     }
@@ -93,6 +89,8 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
         columns |= {
             f"decoded{end}": _decoded(results, group, end),
             f"follows{end}": swap[f"counterfactual{end}"].sel(edit=SWAPPED[0]),
+            f"follows_random{end}": swap[f"counterfactual{end}"].sel(edit=SWAPPED[1]),
+            f"stays_swapped{end}": swap[f"unchanged{end}"].sel(edit=SWAPPED[0]),
             f"stays_erased{end}": erasure[f"unchanged{end}"].sel(edit=ERASED[0]),
         }
     if "lens" in results:
@@ -242,11 +240,20 @@ def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
 
 
 def _verdicts(made: xr.Dataset) -> np.ndarray:
-    """Words, [step, variable, layer, pos]: a swap says what is used, an erasure what is needed."""
-    used = (made["follows"] >= _HIGH) & (made["follows_random"] <= _LOW)
-    survives = made["stays_erased"] >= _STAY
-    unused = (made["follows"] <= _LOW) & (made["stays_swapped"] >= _STAY) & survives
-    read, unread = made["decoded"] >= _HIGH, made["decoded"] <= _LOW
+    """Words, [step, variable, layer, pos]: a swap says what is used, an erasure what is needed.
+
+    All by ends of intervals: what is so, is so by the lower end, and what is not, by the upper end.
+    """
+
+    def is_so(name: str) -> xr.DataArray:
+        return made[f"{name}_low"] >= NEARLY_ALL
+
+    def is_not(name: str) -> xr.DataArray:
+        return made[f"{name}_high"] <= NEARLY_NONE
+
+    used, survives = is_so("follows") & is_not("follows_random"), is_so("stays_erased")
+    unused = is_not("follows") & is_so("stays_swapped") & survives
+    read, unread = is_so("decoded"), is_not("decoded")
     words = np.select(
         [used & read & survives, used & read, unused & read, used & unread, unused & unread],
         ["used, replaceable", "used", "decodable, not used", "used, not decodable", "neither"],

@@ -27,7 +27,7 @@ def context(run: Run) -> dict[str, Any]:
     rows, dataset = run.metrics, run.dataset
     rules = shortcuts(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
-    found = run_phases(run, rules)
+    found = run_phases(run)
     checkpoint = run.steps[-1] if run.steps else None
     table = _split_table(run, rules, checkpoint)
     return {
@@ -38,7 +38,7 @@ def context(run: Run) -> dict[str, Any]:
         "tiles": _tiles(found, parts, rows[-1], floors),
         "warning": _warning(parts, floors),
         "splits": table,
-        "unit": "facts" if dataset.hops else "rows",
+        "unit": _unit(dataset),
         "patterns": "r2" in dataset.truth,
         "rules": {name: _first_line(RULES[name].predict) for name in rules},
         "checkpoint": checkpoint,
@@ -99,7 +99,7 @@ def _tiles(
             _tile("Lag", lag, "from memorised to in-distribution"),
         ]
     if cross:
-        above = f"95% interval of {cross} above the best shortcut"
+        above = f"95% interval of {cross} above every shortcut's, from then on"
         tiles += [_tile("Cross-distribution", steps["cross_distribution"], above, *ended(cross))]
     return tiles
 
@@ -142,6 +142,13 @@ def _split_table(
             }
         )
     return table
+
+
+def _unit(dataset: Dataset) -> str:
+    """What intervals of accuracies are clustered by; see `worlds.clusters`."""
+    if "r2" in dataset.truth:
+        return "bridge (single facts: by fact)"
+    return "fact" if dataset.hops else "rows"
 
 
 def _world(dataset: Dataset) -> dict[str, str]:

@@ -136,7 +136,8 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
         ax.plot([], [], marker=marker, color=color, linestyle="none", label=label)
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=8.5)
     caption = (
-        "When each phase began: the first of three evaluations in a row that satisfy its rule. A "
+        "When each phase began: the first of three evaluations in a row that satisfy its rule (for "
+        "cross-distribution, from which on all satisfy it). A "
         "mark is a trial; right of the line: how many trials of a point had not reached it. Left "
         "is sooner."
     )

@@ -21,9 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runs import Run
-from implicit_reasoning.statistics import ClusterBootstrap, Interval, clustered_bootstrap
+from implicit_reasoning.statistics import ClusterIntervals, Interval, clustered_interval
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusterings, clusters_of
 
 _CHUNK = 512
 NEVER = -1
@@ -107,7 +108,7 @@ class Scoring:
     """
 
     def __init__(self, dataset: Dataset):
-        """Draw the bootstrap of the cross split once."""
+        """Cluster the cross split once."""
         self.rows = np.flatnonzero(dataset.probe)
         self._members = {
             name: np.flatnonzero(dataset.split[self.rows] == index)
@@ -115,8 +116,8 @@ class Scoring:
         }
         self._cross = Splits.of(dataset).cross
         if self._cross is not None:
-            facts = dataset.truth["fact1"][self.rows[self._members[self._cross]]]
-            self._bootstrap = ClusterBootstrap(facts)
+            clusters = clusters_of(dataset, self.rows[self._members[self._cross]])
+            self._intervals = ClusterIntervals(clusters)
 
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, "probe"]:
         """Which probe rows were answered correctly."""
@@ -134,8 +135,8 @@ class Scoring:
 
         `saturated/<split>` is the share of rows whose answer has a probability that float32 rounds
         to 1: their gradient is 0 ("softmax collapse", Prieto et al. 2025, section 3).
-        `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by the
-        first-hop fact.
+        `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by bridge
+        (`worlds.clusters`).
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
         saturated = np.exp(-loss, dtype=np.float32) == 1
@@ -149,7 +150,7 @@ class Scoring:
             if len(members)
         }
         if self._cross is not None:
-            interval = self._bootstrap.interval(rank[self._members[self._cross]] == 0)
+            interval = self._intervals.interval(rank[self._members[self._cross]] == 0)
             summary[f"accuracy_low95/{self._cross}"] = interval.low
         return summary
 
@@ -166,7 +167,8 @@ class Evaluation(Scoring):
 def accuracy_intervals(run: Run, step: int) -> dict[str, Interval]:
     """Accuracy of a checkpoint on the probe rows of every split, float32, with its 95% interval.
 
-    Clustered by the facts of the hop whose facts make it widest; by row in tasks without facts.
+    Chains are clustered by the bridge, other rows by the fact, that makes it widest; by row in
+    tasks without facts.
     """
     dataset = run.dataset
     evaluation = Evaluation(run.model, dataset)
@@ -182,8 +184,5 @@ def accuracy_intervals(run: Run, step: int) -> dict[str, Interval]:
 
 
 def _interval(dataset: Dataset, rows: np.ndarray, correct: np.ndarray) -> Interval:
-    columns = [dataset.truth[f"fact{hop + 1}"][rows] for hop in range(dataset.hops)]
-    # A single fact has no second hop; a task without facts has only rows to count.
-    columns = [column for column in columns if (column >= 0).all()] or [rows]
-    intervals = [clustered_bootstrap(correct, column) for column in columns]
+    intervals = [clustered_interval(correct, one) for one in clusterings(dataset, rows)]
     return max(intervals, key=lambda interval: np.nan_to_num(interval.high - interval.low))

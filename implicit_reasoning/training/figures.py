@@ -46,7 +46,7 @@ def figures(run: Run) -> list[Figure]:
     if not rows:
         return []
     rules = shortcuts(run.dataset)
-    floors, found = best_shortcuts(rules), run_phases(run, rules)
+    floors, found = best_shortcuts(rules), run_phases(run)
     first_correct = run.first_correct if run.files.first_correct.exists() else None
     drawn = (
         _accuracy(rows, run.dataset, found, floors),
@@ -97,7 +97,7 @@ def _accuracy(
             "shortcut on that split. It composes nothing, so it is the height to beat. "
         )
     if any(key.startswith("accuracy_low95/") for row in rows for key in row):
-        caption += "Shading reaches down to the lower end of the 95% interval clustered by fact. "
+        caption += "Shading reaches down to the lower end of the 95% interval (by bridge). "
     caption += f"Probe rows: {_counts(curves, dataset)}."
     return Figure("accuracy", "Accuracy by split", caption, drawing)
 

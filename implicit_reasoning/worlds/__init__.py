@@ -3,6 +3,7 @@
     world.py      facts and their roles
     chains.py     facts in a row: all multi-hop chains of a world
     dataset.py    rows to train and test on, and the truth about each
+    clusters.py   which rows repeat each other: the unit of intervals
     spelling.py   from chains to the tokens of rows
     tasks/        from a configuration to a dataset; the table of tasks
     shortcuts.py  what answers test chains without composing

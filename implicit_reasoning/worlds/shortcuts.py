@@ -11,11 +11,11 @@ the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from implicit_reasoning.worlds.chains import expand, inside
 from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
@@ -161,18 +161,31 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
     Only rules that make sense in the task are there; in some tasks that is none. A split without
     chains (or comparisons, ...) to ask is left out. For single predictions call the rules.
     """
+    return {
+        name: {split: float(right.mean()) for split, right in by_split.items()}
+        for name, by_split in shortcuts_right(dataset, dataset.splits).items()
+    }
+
+
+def shortcuts_right(
+    dataset: Dataset, splits: Sequence[str]
+) -> dict[str, dict[str, Bool[np.ndarray, "probe"]]]:
+    """Which probes of each of some test splits every rule answers correctly.
+
+    Rules and splits are left out as by `shortcuts`.
+    """
     rules = {name: rule for name, rule in RULES.items() if set(rule.needs) <= dataset.truth.keys()}
-    asked = {split: _test_rows(dataset, split) for split in dataset.splits}
+    asked = {split: asked_of(dataset, split) for split in splits}
     asked = {split: rows for split, rows in asked.items() if len(rows)}
     if not asked:
         return {name: {} for name in rules}
     rows = np.concatenate(list(asked.values()))
     ends = np.cumsum([len(part) for part in asked.values()])[:-1]
-    answers, table = answer_numbers(dataset)[rows], {}
+    answers, found = answer_numbers(dataset)[rows], {}
     for name, rule in rules.items():
-        correct = np.split(rule.predict(dataset, rows) == answers, ends)
-        table[name] = {split: float(c.mean()) for split, c in zip(asked, correct, strict=True)}
-    return table
+        right = np.split(rule.predict(dataset, rows) == answers, ends)
+        found[name] = dict(zip(asked, right, strict=True))
+    return found
 
 
 def coverage(dataset: Dataset) -> float | None:
@@ -324,6 +337,7 @@ def _training_rows(dataset: Dataset) -> Rows:
     return np.flatnonzero(_is_longest(dataset)[: dataset.n_train])
 
 
-def _test_rows(dataset: Dataset, split: str) -> Rows:
+def asked_of(dataset: Dataset, split: str) -> Rows:
+    """The probes of a test split that rules are asked: no atomic facts, nothing trained on."""
     rows = dataset.probes(split)
     return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]

@@ -33,10 +33,10 @@ def results():
 
 def bounded(**arrays):
     """With ends of intervals, a little below and above."""
-    ends = {"": 0.0, "_low": -0.05, "_high": 0.05}
-    return {name + end: array + by for name, array in arrays.items() for end, by in ends.items()}
+    return {name + end: array + by for name, array in arrays.items() for end, by in ENDS.items()}
 
 
+ENDS = {"": 0.0, "_low": -0.05, "_high": 0.05}
 HERE = {"step": 10, "group": "test_ii", "variable": "e2", "layer": 1, "pos": "r1"}
 
 
@@ -47,20 +47,60 @@ def verdict(results):
 
 def test_each_intervention_can_change_the_verdict(results):
     """The swap decides on use; the erasure on whether something else would do."""
-    unchanged, follows = results["erasure"]["unchanged"], results["swap"]["counterfactual"]
+
+    def set_to(result, name, value, **more):
+        for end, by in ENDS.items():
+            results[result][name + end].loc[HERE | more] = value + by
+
     assert verdict(results) == "used"
-    unchanged.loc[HERE | {"edit": "variable"}] = 1.0
+    set_to("erasure", "unchanged", 1.0, edit="variable")
     assert verdict(results) == "used, replaceable"
-    follows.loc[HERE | {"edit": "random"}] = 0.5
+    set_to("swap", "counterfactual", 0.5, edit="random")
     assert verdict(results) == "unclear"
-    follows.loc[HERE] = 0.0
-    results["swap"]["unchanged"].loc[HERE] = 1.0
+    set_to("swap", "counterfactual", 0.0)
+    set_to("swap", "unchanged", 1.0)
     assert verdict(results) == "decodable, not used"
-    unchanged.loc[HERE | {"edit": "variable"}] = 0.5
+    set_to("erasure", "unchanged", 0.5, edit="variable")
     assert verdict(results) == "unclear"
-    results["erasure"]["decoded"].loc[HERE] = 0.1
-    unchanged.loc[HERE | {"edit": "variable"}] = 1.0
+    set_to("erasure", "decoded", 0.1)
+    set_to("erasure", "unchanged", 1.0, edit="variable")
     assert verdict(results) == "neither"
+
+
+@pytest.mark.parametrize(
+    ("result", "name", "end", "edit"),
+    [
+        ("swap", "counterfactual", "_low", "class means"),
+        ("swap", "counterfactual", "_high", "random"),
+        ("erasure", "decoded", "_low", None),
+    ],
+)
+def test_verdicts_go_by_the_ends_of_intervals(results, result, name, end, edit):
+    """The means stay as they were: what changes is how much is known."""
+    assert verdict(results) == "used"
+    at = HERE | ({} if edit is None else {"edit": edit})
+    results[result][name + end].loc[at] = {"_low": 0.75, "_high": 0.25}[end]
+    assert verdict(results) == "unclear"
+
+
+def test_unused_goes_by_ends_too(results):
+    follows, stays = results["swap"]["counterfactual"], results["swap"]["unchanged"]
+    follows.loc[HERE] = 0.0
+    stays.loc[HERE] = 1.0
+    for end in ("", "_low", "_high"):
+        results["erasure"][f"unchanged{end}"].loc[HERE | {"edit": "variable"}] = 1.0
+        results["swap"][f"counterfactual{end}"].loc[HERE] = 0.05
+        results["swap"][f"unchanged{end}"].loc[HERE] = 0.95
+    assert verdict(results) == "decodable, not used"
+    for changed, at in (
+        (results["swap"]["counterfactual_high"], HERE | {"edit": "class means"}),
+        (results["swap"]["unchanged_low"], HERE | {"edit": "class means"}),
+        (results["erasure"]["unchanged_low"], HERE | {"edit": "variable"}),
+    ):
+        before = changed.loc[at].item()
+        changed.loc[at] = 0.5
+        assert verdict(results) == "unclear"
+        changed.loc[at] = before
 
 
 def test_the_table_has_intervals_and_says_what_is_taught(results):

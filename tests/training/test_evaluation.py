@@ -9,7 +9,7 @@ import pytest
 
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runs import Run
-from implicit_reasoning.statistics import clustered_bootstrap
+from implicit_reasoning.statistics import clustered_interval
 from implicit_reasoning.training.evaluation import Evaluation, Outcome, accuracy_intervals
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
@@ -96,18 +96,18 @@ def test_shorter_answers_stand_beside_longer_ones(model, params, dataset):
     np.testing.assert_allclose(plain.loss, padded.loss, rtol=1e-5, atol=1e-6)
 
 
-def test_the_lower_bound_is_clustered_by_the_first_fact(evaluation, dataset):
+def test_the_lower_bound_is_clustered_by_the_bridge(evaluation, dataset):
     rng = np.random.default_rng(1)
     cross = dataset.probes("test_oi")
-    fact = dataset.truth["fact1"]
-    # Right or wrong by fact, mostly: then the clusters make the interval wider.
-    right = rng.random(fact.max() + 1) < 0.6
-    correct = right[fact] ^ (rng.random(len(dataset)) < 0.1)
+    bridge = dataset.truth["e2"]
+    # Right or wrong by bridge, mostly: then the clusters make the interval wider.
+    right = rng.random(bridge.max() + 1) < 0.6
+    correct = right[bridge] ^ (rng.random(len(dataset)) < 0.1)
     rank = np.where(correct, 0, 3)[evaluation.rows]
     outcome = Outcome(jnp.zeros(len(rank)), jnp.asarray(rank))
     low = evaluation.summary(outcome)["accuracy_low95/test_oi"]
-    assert low == clustered_bootstrap(correct[cross], fact[cross]).low
-    assert low < clustered_bootstrap(correct[cross], np.arange(len(cross))).low - 0.02
+    assert low == clustered_interval(correct[cross], bridge[cross]).low
+    assert low < clustered_interval(correct[cross], np.arange(len(cross))).low - 0.02
 
 
 def test_ties_count_against_the_answer(evaluation, params, dataset):
@@ -158,7 +158,7 @@ def test_a_dataset_without_mixed_chains_has_no_lower_bound(model):
     assert "accuracy/test_oo" in summary and not any("low95" in key for key in summary)
 
 
-def test_intervals_of_a_checkpoint_take_the_hop_that_leaves_them_widest(model, params, dataset):
+def test_intervals_of_a_checkpoint_are_by_bridge_or_by_fact(model, params, dataset):
     class Made(Run):
         """A run of which only this is known."""
 
@@ -174,8 +174,6 @@ def test_intervals_of_a_checkpoint_take_the_hop_that_leaves_them_widest(model, p
     correct = brute_force(model, params, dataset)[1] == 0
     for split, interval in intervals.items():
         rows = dataset.probes(split)
-        hops = ["fact1"] if split.endswith("triples") else ["fact1", "fact2"]
-        by_hop = [clustered_bootstrap(correct[rows], dataset.truth[hop][rows]) for hop in hops]
+        unit = "fact1" if split.endswith("triples") else "e2"
         assert interval.mean == correct[rows].mean() and interval.n_examples == len(rows)
-        assert interval.high - interval.low == max(one.high - one.low for one in by_hop)
-        assert interval in by_hop
+        assert interval == clustered_interval(correct[rows], dataset.truth[unit][rows])

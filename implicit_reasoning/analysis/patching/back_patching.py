@@ -32,6 +32,7 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
 from implicit_reasoning.model.rank import of_rank
 from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
 
 DONORS = ("own", "another's")
 OUTCOMES = ("unchanged", "repaired", "other")
@@ -63,7 +64,7 @@ class BackPatching(Instrument):
     nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        """Probe rows of every split of chains; an interval's unit is the bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
@@ -75,7 +76,7 @@ class BackPatching(Instrument):
             inputs,
             groups=splits,
             group=group,
-            clusters=asked.facts[:, 0].astype(np.int64),
+            clusters=clusters_of(dataset, rows),
             coords={"donor": DONORS},
         )
 
@@ -125,7 +126,7 @@ class BackPatching(Instrument):
             "hence is 0. The null, the best of all positions, takes another question's state. The "
             "best of many cells is high by chance, too: hold it against the best of the null. The "
             "last row is damage, a wrong answer that becomes another wrong one. "
-            f"White: fewer than {ENOUGH} facts counted."
+            f"White: fewer than {ENOUGH} bridges counted."
         )
         drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
         return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]

@@ -27,7 +27,7 @@ import xarray as xr
 from jaxtyping import Array, Int, Key
 
 from implicit_reasoning.analysis import questions
-from implicit_reasoning.analysis.claims import ENOUGH, Claim
+from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, TIMES_CHANCE, Claim
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.parts import in_parts
@@ -51,6 +51,7 @@ from implicit_reasoning.model import Edit, Params, Transformer, add
 from implicit_reasoning.model.cones import Cache, cache_sites
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.dataset import world_of
 
 KINDS = ("counterfactual", "symmetric", "noise")
@@ -58,8 +59,6 @@ DIRECTIONS = ("noising", "denoising")
 _MOST = 150  # rows of a split
 _SIGMAS = 3.0
 _SEED = 0
-_CARRIED = 0.9  # of answers that follow the exchanged token, lower end of the interval
-_CHANCE = 3.0  # times the null that they must be
 
 _STATES = ("direction", "kind", "token", "layer", "pos", "example")
 _PARTS = ("direction", "token", "block", "part", "pos", "example")
@@ -109,7 +108,7 @@ class Corruption(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        """Probe rows of every split of chains; an interval's unit is the bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
@@ -134,7 +133,7 @@ class Corruption(Instrument):
             inputs,
             groups=splits,
             group=group,
-            clusters=asked.facts[:, 0].astype(np.int64),
+            clusters=clusters_of(dataset, rows),
             coords={
                 "outcome": SHARES,
                 "direction": DIRECTIONS,
@@ -180,7 +179,7 @@ class Corruption(Instrument):
             "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
             "on the way from that token to the answer; a state before that token's position cannot "
             "change anything. The null expects the answer of another question's exchange. "
-            f"White: fewer than {ENOUGH} facts counted."
+            f"White: fewer than {ENOUGH} bridges counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
         by_part = of_group.part_share.where(of_group.part_share_n >= ENOUGH)
@@ -209,9 +208,13 @@ class Corruption(Instrument):
         Only at the token's own position (elsewhere the state may hold what was computed from it),
         only in noising, among questions that the model can answer both ways, in one split at least.
         """
-        null = result.null_share.sel(kind=KINDS[0], direction="noising")
+        null, null_high = (
+            result[name].sel(kind=KINDS[0], direction="noising", drop=True)
+            for name in ("null_share", "null_share_high")
+        )
         low, enough = result.followed_low, result.followed_n >= ENOUGH
-        there = (enough & (low >= _CARRIED) & (low >= _CHANCE * null)).any("group")
+        not_by_chance = (low >= TIMES_CHANCE * null) & (low > null_high)
+        there = (enough & (low >= NEARLY_ALL) & not_by_chance).any("group")
         return {
             Claim("carried", str(token), int(layer), str(token))
             for token in result.token.values

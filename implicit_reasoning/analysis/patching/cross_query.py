@@ -20,7 +20,15 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis import questions
-from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
+from implicit_reasoning.analysis.claims import (
+    ENOUGH,
+    MAJORITY,
+    NEARLY_ALL,
+    NEARLY_NONE,
+    Claim,
+    above_chance,
+    claimed,
+)
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.parts import in_parts
@@ -40,6 +48,7 @@ from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.chains import inside
+from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
 """Groups of pairs; in all but `TRAINED` the composed chain is absent from training:
@@ -53,10 +62,6 @@ BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "sam
 GROUPS = (BRIDGE, OOD, TRAINED, SAME)
 _MOST = 400  # pairs of a group
 _SEED = 0
-_MAJORITY = 0.5  # that carries: the lower end of success, and of same-bridge sources that agree
-_CHANCE = 3.0  # times the null that success must be
-_LITTLE = 0.1  # that remembering allows of success on chains absent from training
-_KNOWN = 0.9  # of trained chains, before anything is said of remembering
 
 
 class CrossQuery(Instrument):
@@ -84,7 +89,7 @@ class CrossQuery(Instrument):
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Pairs of questions; an interval's unit is the source's first fact."""
+        """Pairs of questions; an interval's unit is the source's bridge."""
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
@@ -104,7 +109,7 @@ class CrossQuery(Instrument):
             inputs,
             groups=GROUPS,
             group=pairs.group,
-            clusters=source.facts[:, 0].astype(np.int64),
+            clusters=world_of(dataset).facts.tail[source.facts[:, 0]].astype(np.int64),
             coords={"outcome": SHARES, "expected": ("true", "shuffled")},
         )
 
@@ -149,7 +154,7 @@ class CrossQuery(Instrument):
             "there alone is remembered. A state that stands for the bridge is high in the first "
             "row and, with the same bridge from another prefix (last row), leaves the answer as "
             "it is. The null expects the answer of another pair. White: fewer than "
-            f"{ENOUGH} source facts counted."
+            f"{ENOUGH} source bridges counted."
         )
         drawing = maps_over_steps(rows, "share of predictions")
         return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
@@ -165,7 +170,7 @@ class CrossQuery(Instrument):
         that is answered; and no state is followed.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
-        same = result.share_low.sel(expected="true", outcome=SHARES[0], group=SAME) >= _MAJORITY
+        same = result.share_low.sel(expected="true", outcome=SHARES[0], group=SAME) >= MAJORITY
         same &= self._enough(result, SAME)
         # At the last layers of the first position all is unchanged; only together do they say it.
         there = followed & same
@@ -178,9 +183,10 @@ class CrossQuery(Instrument):
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
         """Where a group's composed answers are given, bool [layer, pos]."""
-        low = result.share_low.sel(expected="true", outcome=SHARES[1], group=group)
-        null = result.share.sel(expected="shuffled", outcome=SHARES[1], group=group)
-        return (low >= _MAJORITY) & (low >= _CHANCE * null) & self._enough(result, group)
+        composed = result.sel(outcome=SHARES[1], group=group, drop=True)
+        most = composed.share_low.sel(expected="true", drop=True) >= MAJORITY
+        not_by_chance = above_chance(composed, "share", {"expected": ("true", "shuffled")})
+        return most & not_by_chance & self._enough(result, group)
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
         n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
@@ -188,10 +194,10 @@ class CrossQuery(Instrument):
 
     def _remembers(self, result: xr.Dataset) -> bool:
         return bool(
-            result.direct_low.sel(group=TRAINED) >= _KNOWN
-            and result.correct_low.sel(group=TRAINED) >= _KNOWN
-            and result.direct_high.sel(group=BRIDGE) <= _LITTLE
-            and result.direct_high.sel(group=SAME) <= _LITTLE
+            result.direct_low.sel(group=TRAINED) >= NEARLY_ALL
+            and result.correct_low.sel(group=TRAINED) >= NEARLY_ALL
+            and result.direct_high.sel(group=BRIDGE) <= NEARLY_NONE
+            and result.direct_high.sel(group=SAME) <= NEARLY_NONE
             and self._enough(result, BRIDGE).all()
         )
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
@@ -29,6 +28,7 @@ from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_c
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
 
 PARTS = {"attention": ("ln1", "attn"), "MLP": ("ln2", "mlp")}
 DIRECTIONS = ("later", "earlier")
@@ -54,7 +54,7 @@ class ParameterPatching(Instrument):
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the first fact."""
+        """Probe rows of every split of chains; an interval's unit is the bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
@@ -63,7 +63,7 @@ class ParameterPatching(Instrument):
             {"tokens": questions.tokens_of(dataset, asked.parts), "answer": asked.answer},
             groups=splits,
             group=group,
-            clusters=asked.facts[:, 0].astype(np.int64),
+            clusters=clusters_of(dataset, rows),
             coords={"direction": DIRECTIONS, "part": tuple(PARTS)},
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, above_chance, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
 from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
@@ -35,8 +35,6 @@ CENTROIDS = ("with itself", "without itself", "of other bridges")
 PROJECTIONS = ("PCA", "MDS of cosine distances")
 _MOST = 4000  # states; in larger worlds all those of some bridges
 _PICTURED, _EACH = 5, 12  # bridges in the pictures, and the most states of each
-_RETRIEVED = 0.9  # nearest centroid right, mean removed, lower end of the interval
-_CHANCE = 3.0  # times the null (shuffled truth)
 
 
 class Geometry(Instrument):
@@ -156,8 +154,8 @@ class Geometry(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """The bridge is decodable where the nearest centroid of other states is mostly its own."""
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
-        low, null = best["retrieval_low"].sel(truth="true"), best["retrieval"].sel(truth="shuffled")
-        there = (low >= _RETRIEVED) & (low >= _CHANCE * null)
+        most = best["retrieval_low"].sel(truth="true", drop=True) >= NEARLY_ALL
+        there = most & above_chance(best, "retrieval", {"truth": ("true", "shuffled")})
         return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:

@@ -15,7 +15,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
+from implicit_reasoning.analysis.claims import (
+    ENOUGH,
+    NEARLY_ALL,
+    Claim,
+    above_chance,
+    claimed,
+)
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -26,7 +32,7 @@ from implicit_reasoning.analysis.states import (
     choose_rows,
     prompts,
     residuals,
-    state_keys,
+    state_clusters,
 )
 from implicit_reasoning.figures import GREY, Figure
 from implicit_reasoning.model import Params, Taps, Transformer
@@ -35,8 +41,6 @@ from implicit_reasoning.worlds import Dataset
 NORMS = ("final norm", "no norm")
 VOCABULARIES = ("all tokens", "own kind")
 _MOST = 300  # rows of a split, as published
-_DECODED = 0.9  # top-1 among all tokens with the final norm, lower end of the interval
-_CHANCE = 3.0  # times the null (shuffled truth) that it must be, too
 
 
 class LogitLens(Instrument):
@@ -57,7 +61,7 @@ class LogitLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; a state is one distinct prefix."""
+        """Probe rows of every split of chains; clusters are states, or bridges where known."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
         variables = chain_variables(dataset, rows)
@@ -74,7 +78,7 @@ class LogitLens(Instrument):
             inputs,
             groups=splits,
             group=group,
-            clusters=state_keys(dataset, rows),
+            clusters=state_clusters(dataset, rows),
             cluster_dim="pos",
             coords={
                 "variable": variables.names,
@@ -114,12 +118,12 @@ class LogitLens(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Decodable where most examples of a split have it on top, and not by chance there.
 
-        A split of few distinct states says nothing: its interval is too narrow, its null too rough.
+        A split of few distinct states and bridges says nothing: its null is too rough.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
-        low, null = best["top1_low"].sel(truth="true"), best["top1"].sel(truth="shuffled")
+        most = best["top1_low"].sel(truth="true", drop=True) >= NEARLY_ALL
         enough = result["n_states"] >= ENOUGH
-        there = enough & (low >= _DECODED) & (low >= _CHANCE * null)
+        there = enough & most & above_chance(best, "top1", {"truth": ("true", "shuffled")})
         return claimed("decodable", there.any("group"))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
@@ -153,9 +157,10 @@ def _over_training(result: xr.Dataset) -> Figure:
     n = ", ".join(f"{int(result['n_states'].sel(pos=p))} at {p}" for p in wanted.values())
     caption = (
         "What the model's own unembedding reads from each layer: mean reciprocal rank (top, as in "
-        f"Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; distinct "
-        f"states: {n}. Shading: 95% interval over states. Grey: the truth of another prompt, "
-        "highest layer. Where (e1, r1) -> e2 is itself trained on, the last layer of e2 at r1 is "
+        f"Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; clusters (the "
+        f"bridge, from r1 on; before it the state): {n}. Shading: 95% interval over clusters. "
+        "Grey: the truth of another prompt, highest layer. Where (e1, r1) -> e2 is itself trained "
+        "on, the last layer of e2 at r1 is "
         "high by construction, and so is the answer's. Relations are never answers: only where the "
         "embedding is the unembedding (a tied model) can this lens find them."
     )

@@ -23,7 +23,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import (
+    NEARLY_ALL,
+    TIMES_CHANCE,
+    Claim,
+    above_chance,
+    claimed,
+)
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
 from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -54,8 +60,6 @@ BASES = ("residual", "neurons")
 SIZES = (1, 4, 16)
 _FOLDS = 5
 _MOST = 4000  # states; in larger worlds all those of some bridges
-_READ = 0.9  # accuracy, lower end of the interval, held out by prefix and by e1
-_CHANCE = 3.0  # times the shuffled truth's accuracy, and the best constant answer's
 
 
 class Probes(Instrument):
@@ -170,13 +174,14 @@ class Probes(Instrument):
         Holding out e1 is what the control task asks for: who knows labels of e1 by heart fails.
         """
         best = result.isel(group=0)
-        accuracy, low = best["accuracy"], best["accuracy_low"]
-        by_prefix = low.sel(held_out="prefix", truth="true")
-        floor = np.maximum(accuracy.sel(held_out="prefix", truth="shuffled"), result["chance"])
-        by_e1 = low.sel(held_out="e1", truth="true") >= _READ
+        low = best["accuracy_low"].sel(truth="true", drop=True)
+        by_prefix, by_e1 = (low.sel(held_out=scheme, drop=True) for scheme in HELD_OUT)
         itself = result["variable"] == "e1"  # it cannot be held out by itself
-        there = (by_prefix >= _READ) & (by_prefix >= _CHANCE * floor)
-        return claimed("decodable", there & (itself | by_e1))
+        of_prefix = best.sel(held_out="prefix", drop=True)
+        there = (by_prefix >= NEARLY_ALL) & (itself | (by_e1 >= NEARLY_ALL))
+        there &= above_chance(of_prefix, "accuracy", {"truth": ("true", "shuffled")})
+        there &= by_prefix >= TIMES_CHANCE * result["chance"]
+        return claimed("decodable", there)
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """The bridge over training, all variables at the last checkpoint, few dimensions."""

@@ -18,7 +18,7 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, above_chance, claimed
 from implicit_reasoning.analysis.drawing import curves
 from implicit_reasoning.analysis.facts import (
     fact_rows,
@@ -45,8 +45,6 @@ TRUTHS = ("true", "shuffled")
 _FOLDS = 4  # one of them is held out
 _MOST = 4000  # states; in larger worlds all those of some bridges
 _STEPS, _RATE = 100, 1e-3  # of Adam
-_DECODED = 0.9  # top-1 on held-out states, lower end of the interval
-_CHANCE = 3.0  # times the null (shuffled truth)
 
 
 class TunedLens(Instrument):
@@ -140,8 +138,9 @@ class TunedLens(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Decodable where the tuned lens has most held-out truths on top, and not by chance."""
         best = result.isel(group=0).sel(lens="tuned lens")
-        low, null = best["top1_low"].sel(truth="true"), best["top1"].sel(truth="shuffled")
-        return claimed("decodable", (low >= _DECODED) & (low >= _CHANCE * null))
+        most = best["top1_low"].sel(truth="true", drop=True) >= NEARLY_ALL
+        by_chance = {"truth": ("true", "shuffled")}
+        return claimed("decodable", most & above_chance(best, "top1", by_chance))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Bridge and answer where they are known, by both lenses; and KL to the final logits."""

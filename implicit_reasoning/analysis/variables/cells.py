@@ -145,5 +145,5 @@ def across(value: Array, like: Array) -> Array:
 
 
 def enough(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Where the mean of an output is over enough facts or prefixes to say anything."""
+    """Where the mean of an output is over enough clusters to say anything."""
     return result[f"{name}_n"] >= ENOUGH

@@ -15,7 +15,14 @@ from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.questions import all_questions, answers_to, questions_of
-from implicit_reasoning.analysis.states import Variables, chain_variables, prompts, state_keys
+from implicit_reasoning.analysis.states import (
+    Variables,
+    chain_variables,
+    prompts,
+    state_clusters,
+    state_keys,
+    tells,
+)
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import inside
@@ -104,21 +111,10 @@ def determined(
         (variable, pos)
         for variable, of_row in enumerate(values)
         for pos, key in enumerate(keys)
-        if _tells(key, of_row)
+        if tells(key, of_row)
     ]
     variable, pos = np.array(cells, np.int32).T
     return variable, pos
-
-
-def fact_units(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "pos row"]:
-    """Clusters by position: the state, and where it knows its first fact, that fact."""
-    facts = dataset.truth["fact1"][rows].astype(np.int64)
-    return np.stack([facts if _tells(key, facts) else key for key in state_keys(dataset, rows)])
-
-
-def _tells(key: np.ndarray, value: np.ndarray) -> bool:
-    pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
-    return len(pairs) == len(np.unique(key))
 
 
 def follow(
@@ -232,12 +228,12 @@ def examples_of(
     inputs: dict[str, Any],
     conditions: Sequence[str],
 ) -> Examples:
-    """What instruments of class means average: by split, clustered by fact, at each position."""
+    """What instruments of class means average: by split and, at each position, cluster."""
     return Examples(
         inputs,
         groups=splits,
         group=cases.group,
-        clusters=fact_units(dataset, cases.rows),
+        clusters=state_clusters(dataset, cases.rows),
         cluster_dim="pos",
         coords={"variable": cases.variables.names, "edit": conditions},
     )

@@ -28,6 +28,7 @@ from implicit_reasoning.analysis.states import (
     chain_variables,
     prompts,
     residuals,
+    state_clusters,
     state_keys,
 )
 from implicit_reasoning.analysis.variables.alignment import (
@@ -41,7 +42,6 @@ from implicit_reasoning.analysis.variables.alignment import (
 from implicit_reasoning.analysis.variables.cells import enough
 from implicit_reasoning.analysis.variables.counterfactuals import (
     determined,
-    fact_units,
     fitting_half,
     rows_to_fit,
     spread,
@@ -165,7 +165,7 @@ class Alignment(Instrument):
             inputs,
             groups=splits,
             group=group,
-            clusters=fact_units(dataset, bases)[places],
+            clusters=state_clusters(dataset, bases)[places],
             cluster_dim="pos",
         )
 

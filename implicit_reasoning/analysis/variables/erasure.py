@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
@@ -62,8 +62,8 @@ CONTROLS = ("shuffled", "random")
 CONDITIONS = ("variable", *CONTROLS, "swapped")
 _MOST = 128  # cases of a split
 _SHRINKAGE = 0.1  # of the covariance of the discriminant that decodes
-_DECODED = 0.9  # held-out accuracy, lower end of the interval
-_UNCHANGED = 0.95  # answers that stay, lower end of the interval
+_DECODED = NEARLY_ALL  # held-out accuracy, lower end of the interval
+_UNCHANGED = NEARLY_ALL  # answers that stay, lower end of the interval
 
 
 class Erasure(Instrument):

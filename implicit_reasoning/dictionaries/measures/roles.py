@@ -17,7 +17,7 @@ from jaxtyping import Array
 from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features
-from implicit_reasoning.statistics import ClusterBootstrap
+from implicit_reasoning.statistics import ClusterIntervals
 
 ROLES = ("id", "ood")
 WHOSE = ("own", "another")
@@ -65,9 +65,9 @@ class Roles(Measure):
         return found
 
     def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Shares with intervals; a state is a fact, so that no two are of one cluster."""
+        """Shares with intervals; a bridge has one feature, so states are clustered by bridge."""
         intervals = [
-            ClusterBootstrap(np.arange(len(group))).interval(outputs[name])
+            ClusterIntervals(self.bridges.values[group]).interval(outputs[name])
             for name, group in self._groups.items()
         ]
         dims = ("member", "role", "whose")

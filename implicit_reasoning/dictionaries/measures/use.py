@@ -42,7 +42,7 @@ from implicit_reasoning.analysis.variables.subspaces import class_means
 from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features
-from implicit_reasoning.statistics import ClusterBootstrap
+from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
@@ -196,12 +196,12 @@ class Use(Measure):
         return {"outcome": jnp.stack([*found, shared["class means"]]).astype(jnp.float32)}
 
     def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Shares, intervals clustered by pair; and of pairs all of whose answers move by a swap."""
+        """Shares, intervals by bridge; and of pairs all of whose answers move by a swap."""
         outcome, pair = outputs["outcome"], self.swaps.pair
         all_of = all_of_pair(outcome[:, :, 0, 0], pair)
         dims = ("member", "rule", "change", "outcome")
         made: dict[str, Any] = {"use_all": (dims[:2], all_of.mean(-1))}
-        for end, values in with_ends(outcome, pair).items():
+        for end, values in with_ends(outcome, self.swaps.old).items():
             made[f"use{end}"] = dims, values
         made |= {"use_pairs": ((), all_of.shape[-1]), "use_cases": ((), len(pair))}
         return made, {"rule": list(RULES), "change": list(CHANGES), "outcome": list(OUTCOMES)}
@@ -269,13 +269,13 @@ class Use(Measure):
 
 
 def with_ends(
-    outcome: Float[np.ndarray, "member *any case"], pair: Int[np.ndarray, "case"]
+    outcome: Float[np.ndarray, "member *any case"], clusters: Int[np.ndarray, "case"]
 ) -> dict[str, np.ndarray]:
-    """Means, and ends of 95% intervals clustered by pair; nan for members that have no outcome."""
+    """Means, and ends of 95% clustered intervals; nan for members that have no outcome."""
     there = np.isfinite(outcome).reshape(len(outcome), -1).all(1)
     found = {end: np.full(outcome.shape[:-1], np.nan, np.float32) for end in ("", "_low", "_high")}
     if there.any():
-        interval = ClusterBootstrap(pair).interval(outcome[there])
+        interval = ClusterIntervals(clusters).interval(outcome[there])
         for end, values in {
             "": interval.mean,
             "_low": interval.low,

@@ -1,0 +1,67 @@
+"""Results whose intervals are of an earlier version open, and are never mixed with new ones."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import Examples, Instrument, analyze
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Layout, Run
+from implicit_reasoning.statistics import INTERVALS
+from tests.analysis.subjects import random_checkpoints
+
+
+class Signs(Instrument):
+    name, definition = "signs", "Whether the first logit is positive."
+    outputs = {"positive": ("example",)}
+
+    def examples(self, model, dataset):
+        rows = dataset.probes("train_ii")[:8]
+        return Examples(dataset.tokens[rows], ("train_ii",), np.zeros(len(rows), int), rows)
+
+    def measure(self, model, params, inputs, key):
+        return {"positive": jnp.ravel(model.forward(params, inputs)[0][:, -1, 0] > 0)}
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return random_checkpoints(2)
+
+
+@pytest.fixture
+def run(subject, tmp_path):
+    """With a result of step 0 as it was kept before results named their intervals."""
+
+    class Made(Run):
+        def __init__(self):
+            self.files = Layout(tmp_path)
+            self.model, self.dataset = subject.model, subject.dataset
+
+        steps = (0, 1)
+
+        def params(self, steps=None):
+            return subject.params(steps)
+
+    made = Made()
+    old = analyze(made, Signs(), steps=[0], progress=False)
+    assert old.attrs["intervals"] == INTERVALS
+    attrs = {name: value for name, value in old.attrs.items() if name != "intervals"}
+    made.save_result("signs", (old * 0 + 0.5).drop_attrs().assign_attrs(attrs))
+    return made
+
+
+def test_old_intervals_are_read_as_they_are_and_measured_anew_by_analyze(run, capsys):
+    assert (run.result("signs")["positive_low"] == 0.5).all()
+    new = analyze(run, Signs(), steps=[1])
+    assert "intervals of an earlier version; measuring them anew" in capsys.readouterr().err
+    assert new.step.values.tolist() == [0, 1] and new.attrs["intervals"] == INTERVALS
+    assert (new["positive_low"] != 0.5).all()
+
+
+def test_a_result_whose_checkpoint_is_gone_is_not_lost(run):
+    run.steps = (1,)
+    with pytest.raises(
+        InputError, match=r"another intervals \(1, now 2\); measure all of it again"
+    ):
+        analyze(run, Signs(), progress=False)
+    assert run.result("signs").step.values.tolist() == [0]
