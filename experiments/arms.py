@@ -102,16 +102,15 @@ def there(path: Path) -> set[tuple[int, int]]:
     if not path.exists():
         return set()
     tree = xr.load_datatree(path)
-    return set(zip(tree["world"].values.tolist(), tree["init"].values.tolist(), strict=True))
+    runs = tree.to_dataset()
+    return set(zip(runs["world"].values.tolist(), runs["init"].values.tolist(), strict=True))
 
 
 def keep(path: Path, run: xr.DataTree) -> None:
     """Put a run into the file of its arm: numbers to four places, compressed."""
     trees = [xr.load_datatree(path), run] if path.exists() else [run]
-    nodes = {
-        node.path: xr.concat([tree[node.path].to_dataset(inherit=False) for tree in trees], "run")
-        for node in run.subtree
-    }
+    parts = [{node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in trees]
+    nodes = {path: xr.concat([part[path] for part in parts], "run") for path in parts[-1]}
     order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))
     nodes = {name: node.isel(run=order) for name, node in nodes.items()}
     packed = {

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
 
     def job(kind: str, command: Command) -> None:
         command(dictionaries(kind, run, flags))
-        save_arrays(out / f"{kind}.nc", kept(run, kind))
+        save_arrays(out / f"{kind}.nc", kept(run, kind, width, states))
 
     jobs = {kind: partial(job, kind) for kind in KINDS if not (out / f"{kind}.nc").exists()}
     os.makedirs(out, exist_ok=True)
@@ -109,8 +109,11 @@ def dictionaries(kind: str, run: Run, flags: dict[str, object]) -> list[str]:
     return ["dictionaries", f"--workdir={run.files.workdir}", config, *changes]
 
 
-def kept(run: Run, kind: str) -> xr.Dataset:
-    """Numbers of every dictionary and baseline; of values their mean."""
+def kept(run: Run, kind: str, width: int, states: int) -> xr.Dataset:
+    """Numbers of every dictionary and baseline; of values their mean.
+
+    `states` is the number of distinct states that were trained on.
+    """
     made = load(run, f"mlp_{kind}")
     result = measured(run, made)
     found = result[[name for name in KEPT if name in result]]

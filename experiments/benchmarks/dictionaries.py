@@ -44,6 +44,7 @@ from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import every_core_a_device, provenance
+from implicit_reasoning.training.mapping import fitting_mesh
 
 FLAGS = {
     "rounds": 5,

@@ -41,7 +41,7 @@ from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.sweeps.launchers.devices import shares
 
-FLAGS = {
+FLAGS: dict[str, Any] = {
     "config": "configs/composition.py:pocket",
     "trials": 8,
     "steps": 40,

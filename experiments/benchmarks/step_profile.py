@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         for name, definition in instructions(program).items()
         if name in spent
     ]
-    by_kind: dict[str, float] = collections.Counter()
+    by_kind: dict[str, float] = collections.defaultdict(float)
     for milliseconds, kind, _, _ in rows:
         by_kind[kind] += milliseconds
     result = {
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def durations(folder: Path) -> dict[str, float]:
     """Microseconds of every operation, by name."""
-    spent: dict[str, float] = collections.Counter()
+    spent: dict[str, float] = collections.defaultdict(float)
     path = next(folder.rglob("*.trace.json.gz"))
     with gzip.open(path, "rt") as file:
         for event in json.load(file)["traceEvents"]:

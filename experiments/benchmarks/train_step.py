@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.files import write_json
+from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.machine import matmul_peak, provenance
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
@@ -187,11 +187,11 @@ def write_peer(
     """The folder that gpt2_torch.py reads."""
     save_gpt2(folder, model, params)
     columns = {
-        "tokens": rows.tokens,
-        "position": rows.positions[:, 0],
-        "answer": rows.answers[:, 0],
+        "tokens": np.asarray(rows.tokens),
+        "position": np.asarray(rows.positions[:, 0]),
+        "answer": np.asarray(rows.answers[:, 0]),
     }
-    np.savez(folder / "rows.npz", **columns)
+    write_npz(folder / "rows.npz", columns)
     settings = {"batch_size": ours.config.batch_size, "dropout": dropout}
     settings |= ours.config.optimizer.to_dict()
     write_json(folder / "settings.json", settings)
@@ -200,13 +200,11 @@ def write_peer(
 
 def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> None:
     """The first batch has the same loss and gradient norm on both sides."""
-    here = slice(ours.config.batch_size)
+    first = jax.tree.map(lambda rows: jnp.asarray(rows[: ours.config.batch_size]), rows)
 
     def loss(params: Any) -> Any:
-        logits, _ = forward_at(
-            ours.program.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
-        )
-        return answer_loss(logits, rows.answers[here])
+        logits, _ = forward_at(ours.program.recipe.model, params, first.tokens, first.positions)
+        return answer_loss(logits, first.answers)
 
     value, gradient = jax.value_and_grad(loss)(ours.params)
     np.testing.assert_allclose(said["loss"], value, rtol=1e-5)

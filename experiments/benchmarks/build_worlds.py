@@ -1,6 +1,6 @@
 """How fast are worlds built? Against a plain-Python loop, and at sizes beyond the published ones.
 
-    python experiments/benchmarks/worlds.py --rounds=5 --out=results/benchmarks/worlds.json
+    python experiments/benchmarks/build_worlds.py --rounds=5
 
 (a) The job of the published notebook (Wang et al. 2024, composition): draw the world 2000/200/20,
     enumerate its 800,000 chains, classify and split them, choose the probes. Three sides,
@@ -37,7 +37,7 @@ from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json
 from implicit_reasoning.worlds import build
 
-FLAGS = {"rounds": 5, "out": "results/benchmarks/worlds.json", "size": ""}
+FLAGS = {"rounds": 5, "out": "results/benchmarks/build_worlds.json", "size": ""}
 
 SIZES: dict[str, dict[str, Any]] = {
     "2000/200/20, all chains": {"task.phi": 18.0, "task.holdout": 0.005},
@@ -121,9 +121,9 @@ def as_published(task: Any) -> dict[str, int]:
         return [rows[place] for place in places.tolist()]
 
     outgoing: dict[str, list[tuple[str, str]]] = {}
-    for head in range(task.n_entities):
+    for number in range(task.n_entities):
         relations = rng.choice(task.n_relations, task.out_degree, replace=False)
-        outgoing[f"<e_{head}>"] = [
+        outgoing[f"<e_{number}>"] = [
             (f"<r_{r}>", f"<e_{rng.integers(task.n_entities)}>") for r in relations.tolist()
         ]
     atomic = [(head, r, tail) for head, facts in outgoing.items() for r, tail in facts]
@@ -131,7 +131,9 @@ def as_published(task: Any) -> dict[str, int]:
     outside = {fact for place, fact in enumerate(atomic) if place in places}  # a list is searched
     id_triples = [written((h, r), t) for h, r, t in atomic if (h, r, t) not in outside]
     ood_triples = [written((h, r), t) for h, r, t in outside]
-    pool, held_out, test_oo = [], [], []
+    pool: list[Any] = []
+    held_out: list[Any] = []
+    test_oo: list[Any] = []
     for head, facts in outgoing.items():
         for r1, bridge in facts:
             for r2, tail in outgoing[bridge]:
@@ -174,7 +176,7 @@ def lean(task: Any) -> dict[str, int]:
                 else:
                     pool.append(row)
     train = rng.sample(pool, round(task.phi * len(id_triples)))
-    splits = [id_triples, list(outside), train, held_out, test_oo]
+    splits: list[list[Any]] = [id_triples, list(outside), train, held_out, test_oo]
     probes = [rng.sample(rows, min(task.probes, len(rows))) for rows in splits]
     return sizes_of([*splits[:3], *probes[3:]])
 
