@@ -34,10 +34,9 @@ import numpy as np
 from measure import spread
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.files import write_json
 from implicit_reasoning.worlds import build
 
-FLAGS = {"rounds": 5, "out": "results/benchmarks/build_worlds.json", "size": ""}
+FLAGS = {"rounds": 5, "out": "", "size": ""}
 
 SIZES: dict[str, dict[str, Any]] = {
     "2000/200/20, all chains": {"task.phi": 18.0, "task.holdout": 0.005},
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
     if flags["size"]:
         print(json.dumps(built(SIZES[flags["size"]])))
         return
-    from implicit_reasoning.machine import provenance  # jax: not in the timed processes
+    from machines import keep  # imports jax: not in the timed processes
 
     result = {
         "load_average_before": os.getloadavg()[0],  # a machine shared with other work is slower
@@ -64,10 +63,8 @@ def main(argv: list[str]) -> None:
             name: {"aim": AIMS[name], "rounds": [in_own_process(name) for _ in range(3)]}
             for name in SIZES
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "build_worlds")
 
 
 def against_plain_loops(rounds: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ compilation, is kept apart.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,13 +25,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from machines import keep
 from measure import spread
 from turns import ratio, take_turns, timed
 
 from implicit_reasoning.analysis import Examples, Instrument, Runner, find_instrument
 from implicit_reasoning.config import load_config, parse_flags
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.worlds import build
 
@@ -42,7 +40,7 @@ FLAGS = {
     "instruments": ("lens", "cross_query"),
     "rounds": 5,
     "afresh": 2,
-    "out": "results/benchmarks/checkpoints.json",
+    "out": "",
 }
 AT_ONCE, AFRESH = "at once", "a fresh jit each"
 UNLIKE = 1e-3  # share of outcomes that may differ: ranks and ties turn on the last bit
@@ -72,10 +70,8 @@ def main(argv: list[str]) -> None:
                 flags["instruments"], map(find_instrument, flags["instruments"]), strict=True
             )
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "checkpoints")
 
 
 class Sides:

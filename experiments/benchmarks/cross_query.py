@@ -22,11 +22,9 @@ shapes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import keep
 from measure import spread
 from patch_flops import cone_flops, run_flops, trimmed_flops
 from peer import Peer, start_fastest
@@ -44,8 +43,7 @@ from implicit_reasoning.analysis.patching.cross_query import CrossQuery
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_json, write_npz
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.files import write_npz
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.interchange import save_gpt2
@@ -60,7 +58,7 @@ FLAGS = {
     "rounds": 5,
     "forwards": 60,
     "peer": ".peers/huggingface/bin/python",
-    "out": "results/benchmarks/cross_query.json",
+    "out": "",
 }
 GPT2_VOCABULARY = 50_257
 AIM, FEWEST_FORWARDS = 80.0, 300
@@ -107,10 +105,8 @@ def main(argv: list[str]) -> None:
             "flop": flops[PUBLISHED] / flops[SMALL],
         },
         "versions": {name: side.peer.versions for name, side in theirs.items()},
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "cross_query")
 
 
 def make_pairs(model: Transformer, params: Params, pairs: int) -> dict[str, np.ndarray]:

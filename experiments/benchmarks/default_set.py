@@ -37,7 +37,7 @@ FLAGS = {
     "das": 3,
     "rounds": 3,
     "once": False,
-    "out": "results/benchmarks/default_set.json",
+    "out": "",
 }
 AIM = 180.0
 PARTS = ("trace", "compile", "run", "examples", "aggregate", "files", "other")
@@ -54,9 +54,9 @@ def main(argv: list[str]) -> None:
     if flags["once"]:
         print(json.dumps(once(Path(flags["workdir"]), flags["das"], began)))
         return
+    from machines import keep
+
     from implicit_reasoning.errors import InputError
-    from implicit_reasoning.files import write_json
-    from implicit_reasoning.machine import provenance
 
     if flags["workdir"] is None:
         raise InputError("--workdir is missing: a run with checkpoints")
@@ -77,10 +77,8 @@ def main(argv: list[str]) -> None:
             part: spread([sum(i[part] for i in one["instruments"].values()) for one in rounds])
             for part in PARTS
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "default_set")
 
 
 def copy_run(workdir: Path, folder: Path, count: int) -> list[int]:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import keep
 from measure import spread
 from peer import Peer
 from turns import compared, take_turns
@@ -42,8 +43,7 @@ from implicit_reasoning.dictionaries.population import Population, make_members,
 from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import every_core_a_device, provenance
+from implicit_reasoning.machine import every_core_a_device
 from implicit_reasoning.training.mapping import fitting_mesh
 
 FLAGS = {
@@ -51,7 +51,7 @@ FLAGS = {
     "steps": 100,
     "cases": "large,small,eight",
     "peer": ".peers/sae_lens/bin/python",
-    "out": "results/benchmarks/dictionaries.json",
+    "out": "",
 }
 STATES, CHECKED = 65_536, 8_192
 RATE = 3e-4
@@ -80,9 +80,7 @@ def main(argv: list[str]) -> None:
     every_core_a_device()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
-    result = {**found, "provenance": {"time": time.time(), **provenance()}}
-    write_json(flags["out"], result)
-    print(json.dumps(found, indent=2))
+    keep(found, flags["out"], "dictionaries")
 
 
 def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:

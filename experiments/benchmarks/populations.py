@@ -16,7 +16,7 @@
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
 
-On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3 --out=FILE
+On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machines import made_on, result_file
 from measure import spread
 from peer import Peer
 from turns import ratio, take_turns
@@ -38,7 +39,6 @@ from turns import ratio, take_turns
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.sweeps.launchers.devices import shares
 
 FLAGS: dict[str, Any] = {
@@ -49,7 +49,7 @@ FLAGS: dict[str, Any] = {
     "workers": 0,
     "planned": 10_000,
     "parts": ("steps", "devices", "overhead", "planning"),
-    "out": "results/benchmarks/populations.json",
+    "out": "",
 }
 WORKER = "population_worker.py"
 PLANNING = ("plan", "stopped", "done")
@@ -65,14 +65,15 @@ LAUNCHERS = {
 def main(argv: list[str]) -> None:
     """Measure the parts that are asked for, beside those that are there."""
     flags, _ = parse_flags(argv, FLAGS)
-    out = Path(flags["out"])
-    found = json.loads(out.read_text()) if out.exists() else {}
     parts = {"steps": steps, "devices": devices, "overhead": overhead, "planning": planning}
     for name in flags["parts"]:
         load = os.getloadavg()[0]
         made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
-        found[name] = {**made, "load_average": load, **parts[name](flags), "made": time.time()}
-        found[name]["provenance"] = provenance()
+        measured = parts[name](flags)
+        # Only now, as it starts jax, which on a GPU takes memory that the workers need.
+        out = result_file(flags["out"], "populations")
+        found = json.loads(out.read_text()) if out.exists() else {}
+        found[name] = {**made, "load_average": load, **measured, **made_on()}
         write_json(out, found)
         print(name, json.dumps(found[name], indent=1))
 

@@ -19,7 +19,7 @@ import time
 
 from measure import spread
 
-FLAGS = {"rounds": 5, "out": "results/benchmarks/startup.json"}
+FLAGS = {"rounds": 5, "out": ""}
 
 
 def main(argv: list[str]) -> None:
@@ -27,9 +27,9 @@ def main(argv: list[str]) -> None:
     if argv == ["--once"]:
         print(json.dumps(first_step()))
         return
+    from machines import keep
+
     from implicit_reasoning.config import parse_flags
-    from implicit_reasoning.files import write_json
-    from implicit_reasoning.machine import provenance
 
     flags, _ = parse_flags(argv, FLAGS)
     starts: dict[str, list[dict[str, float]]] = {"no cache": [], "empty cache": [], "cache": []}
@@ -43,10 +43,8 @@ def main(argv: list[str]) -> None:
             name: {part: spread([one[part] for one in parts]) for part in parts[0]}
             for name, parts in starts.items()
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "startup")
 
 
 def start(cache: str | None) -> dict[str, float]:

@@ -19,21 +19,19 @@ import os
 import re
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
+from machines import keep
 from train_step import Ours
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "steps": 50,
     "top": 12,
-    "out": "results/benchmarks/step_profile.json",
+    "out": "",
 }
 
 
@@ -69,10 +67,8 @@ def main(argv: list[str]) -> None:
             for ms, kind, name, definition in sorted(rows, reverse=True)
             if kind != "products"
         ][: flags["top"]],
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "step_profile")
 
 
 def durations(folder: Path) -> dict[str, float]:

@@ -17,7 +17,6 @@ On an accelerator: --config=configs/composition.py:paper --peer=none
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -30,13 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from machines import keep
 from measure import spread
 from ml_collections import ConfigDict
 from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json, write_npz
-from implicit_reasoning.machine import matmul_peak, provenance
+from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.model.wirings import forward_at
@@ -50,7 +50,7 @@ FLAGS = {
     "rounds": 15,
     "steps": 20,
     "peer": ".peers/huggingface/bin/python",
-    "out": "results/benchmarks/train_step.json",
+    "out": "",
 }
 GPT2_VOCABULARY, PUBLISHED_LENGTH, PUBLISHED_DROPOUT = 50_257, 10, 0.1
 
@@ -96,10 +96,8 @@ def main(argv: list[str]) -> None:
             for name, s_ in seconds.items()
         },
         "versions": {name: peer.versions for name, peer in peers.items()},
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "train_step")
 
 
 class Ours:
