@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from apart import Command, run_apart
+from smoke import of_scale, words
 
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
@@ -85,6 +86,7 @@ def run_arms(
 def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:
     """The command that trains one run."""
     name, changes = ARMS[arm]
+    scale, smaller = of_scale(scale)
     return [
         "train",
         f"--config=configs/{name}.py:{scale}",
@@ -93,6 +95,7 @@ def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list
         f"--config.task.world_seed={world}",
         "--config.writers.progress=false",
         "--config.writers.tensorboard=false",
+        *words(smaller),
         *changes,
     ]
 
@@ -121,9 +124,9 @@ def keep(path: Path, run: xr.DataTree) -> None:
         file.write(xr.DataTree.from_dict(nodes).to_netcdf(engine="h5netcdf", encoding=packed))
 
 
-def spaced(steps: tuple[int, ...], count: int) -> list[int]:
+def spaced(run: Run, count: int) -> list[int]:
     """Step 0 and checkpoints evenly over the regular ones, the last among them, denser early on."""
-    regular = [step for step in steps if step and step % 250 == 0]
+    regular = [step for step in run.steps if step and step % run.config.checkpoints.every == 0]
     places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
     return [0, *dict.fromkeys(regular[round(place)] for place in places)]
 

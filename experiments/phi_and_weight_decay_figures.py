@@ -3,6 +3,9 @@
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
 Intervals are over worlds, drawn anew with all their runs: with few worlds they are narrow.
+
+Smoke test:
+    python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is won by measuring all checkpoints in one program? Against one after another.
+r"""What is won by measuring all checkpoints in one program? Against one after another.
 
     python experiments/benchmarks/checkpoints.py
 
@@ -13,6 +13,10 @@ sides take turns in one run, every one with every core:
 All sides do the same work - the ratio of FLOPs is 1 -, and their outcomes are held equal before
 anything is timed. Nothing comes from a compilation cache. The first call of each side, with
 compilation, is kept apart.
+
+Smoke test:
+    python experiments/benchmarks/checkpoints.py --config=experiments/smoke.py --checkpoints=2 \
+        --instruments="('behaviour',)" --rounds=1 --afresh=1 --out=runs/smoke/checkpoints.json
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ at the last position. The sides take turns in one run, on every core:
 In a turn a side makes the grid `--calls` times, of which the median counts. Logits of all cells are
 held equal before anything is timed, compilation is timed apart. FLOPs are of matrix products, by
 shapes. A side is `(seconds, logits, flops)`.
+
+Smoke test:
+    python experiments/benchmarks/patch_grid.py --layers=1 --width=8 --heads=1 --prompts=2 \
+        --vocab=11 --rounds=1 --calls=1 --peer=none --out=runs/smoke/patch_grid.json
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is won by training trials as one population? And what do launchers cost?
+r"""What is won by training trials as one population? And what do launchers cost?
 
     python experiments/benchmarks/populations.py
 
@@ -17,6 +17,11 @@
    the memory of the process at most, and files.
 
 On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3
+
+Smoke test:
+    python experiments/benchmarks/populations.py --config=experiments/smoke.py --trials=2 \
+        --steps=1 --rounds=1 --workers=1 --planned=2 --parts="('steps', 'planning')" \
+        --out=runs/smoke/populations.json
 """
 
 from __future__ import annotations
@@ -48,6 +53,7 @@ FLAGS: dict[str, Any] = {
     "rounds": 5,
     "workers": 0,
     "planned": 10_000,
+    "launchers": ("vmap", "local", "ray", "slurm"),
     "parts": ("steps", "devices", "overhead", "planning"),
     "out": "",
 }
@@ -154,11 +160,12 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
     """Commands that train `few` and `many` trials for no step: what each more costs."""
     few, many = 1, 4
     found = {}
-    for launcher, words in LAUNCHERS.items():
-        took = {}
+    for launcher in flags["launchers"]:
+        words, took = LAUNCHERS[launcher], {}
         for count in (few, many):
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, __file__, "--launch", launcher, str(count), folder]
+                command.append(flags["config"])
                 began = time.perf_counter()
                 subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
                 took[count] = time.perf_counter() - began
@@ -170,12 +177,12 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
     return {"launchers": found}
 
 
-def launch(launcher: str, count: int, folder: str, words: list[str]) -> None:
+def launch(launcher: str, count: int, folder: str, config: str, words: list[str]) -> None:
     """Train so many trials of one shape for no step."""
     from implicit_reasoning.config import load_config
     from implicit_reasoning.sweeps import grid, make_sweep, run_sweep
 
-    sweep = make_sweep(load_config(FLAGS["config"]), list(grid({"seed": range(count)})))
+    sweep = make_sweep(load_config(config), list(grid({"seed": range(count)})))
     given = {key: value for key, value in (w.removeprefix("--").split("=") for w in words)}
     options = {key: int(v) if v.isdecimal() else v for key, v in given.items()}
     run_sweep(sweep, folder, launcher=launcher, stop_at=0, options=options)
@@ -187,12 +194,13 @@ def planning(flags: dict[str, Any]) -> dict[str, Any]:
         found = {}
         for what in PLANNING:
             command = [sys.executable, __file__, "--planning", what, folder, str(flags["planned"])]
+            command.append(flags["config"])
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[what] = json.loads(said.splitlines()[-1])
     return found
 
 
-def plan(folder: str, count: int, what: str) -> None:
+def plan(folder: str, count: int, what: str, config: str) -> None:
     """What a launcher does before it trains: the definition, the directory, what there is to do.
 
     And then what the next of `PLANNING` is to find.
@@ -205,7 +213,7 @@ def plan(folder: str, count: int, what: str) -> None:
 
     overrides = grid({"optimizer.weight_decay": [0.1, 0.5], "seed": range(count // 2)})
     files = SweepLayout(Path(folder))
-    sweep = begin(files, make_sweep(load_config(FLAGS["config"]), list(overrides)))
+    sweep = begin(files, make_sweep(load_config(config), list(overrides)))
     journal = Journal(files)
     left = to_do(files, sweep, journal)
     took = time.perf_counter() - began
@@ -224,8 +232,8 @@ def plan(folder: str, count: int, what: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--launch"]:
-        launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+        launch(sys.argv[2], int(sys.argv[3]), *sys.argv[4:6], sys.argv[6:])
     elif sys.argv[1:2] == ["--planning"]:
-        plan(sys.argv[3], int(sys.argv[4]), sys.argv[2])
+        plan(sys.argv[3], int(sys.argv[4]), sys.argv[2], sys.argv[5])
     else:
         main(sys.argv[1:])

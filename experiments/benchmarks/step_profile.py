@@ -1,4 +1,4 @@
-"""Where does a training step's time go? The operations of the compiled loop, from a trace, by kind.
+r"""Where does a training step's time go? Operations of the compiled loop by kind, from a trace.
 
     taskset -c 0 python experiments/benchmarks/step_profile.py    # one core: times add up
 
@@ -8,6 +8,10 @@ With several cores operations overlap, and their times add up to more than the s
 - sums: reductions (norms, gradients of biases, softmax, attention written out);
 - update: clipping, Adam, the new parameters;
 - elementwise: the rest (activations, norms, embeddings, dropout).
+
+Smoke test:
+    python experiments/benchmarks/step_profile.py --config=experiments/smoke.py --steps=2 \
+        --out=runs/smoke/step_profile.json
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
+r"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/train_step.py --rounds=15
@@ -12,6 +12,10 @@ products (the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused Adam
 Without `--peer` (the Python of an environment with torch and transformers) only the first two.
 
 On an accelerator: --config=configs/composition.py:paper --peer=none
+
+Smoke test:
+    python experiments/benchmarks/train_step.py --config=experiments/smoke.py --peer=none \
+        --rounds=1 --steps=2 --out=runs/smoke/train_step.json
 """
 
 from __future__ import annotations
