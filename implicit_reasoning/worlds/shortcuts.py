@@ -206,17 +206,17 @@ class _AnswerTable(NamedTuple):
     """The training chains as a table of answers, and every row's place in it."""
 
     answer: Int[np.ndarray, "prefix last"]  # -1 where no training chain is
-    train: Int[np.ndarray, "chain"]  # rows of the training chains
-    prefix: Int[np.ndarray, "row"]  # of all rows; -1 for rows that are no chains
-    last: Int[np.ndarray, "row"]
+    train: Int[np.ndarray, " chain"]  # rows of the training chains
+    prefix: Int[np.ndarray, " row"]  # of all rows; -1 for rows that are no chains
+    last: Int[np.ndarray, " row"]
 
 
 class _Pairs(NamedTuple):
     """Prefixes and their peers, sorted by prefix, with the number of agreements."""
 
-    prefix: Int[np.ndarray, "pair"]
-    peer: Int[np.ndarray, "pair"]
-    weight: Int[np.ndarray, "pair"]
+    prefix: Int[np.ndarray, " pair"]
+    peer: Int[np.ndarray, " pair"]
+    weight: Int[np.ndarray, " pair"]
 
     def only(self, keep: np.ndarray) -> _Pairs:
         return _Pairs(*(column[keep] for column in self))

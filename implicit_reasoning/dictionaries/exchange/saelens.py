@@ -51,7 +51,7 @@ def save_saelens(
     read: str,
     write: str,
     about: Mapping[str, Any] | None = None,
-    density: Float[np.ndarray, "d_sae"] | None = None,
+    density: Float[np.ndarray, " d_sae"] | None = None,
 ) -> None:
     """Write one dictionary as a directory of SAELens's.
 
