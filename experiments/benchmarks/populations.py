@@ -232,7 +232,7 @@ def plan(folder: str, count: int, what: str, config: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--launch"]:
-        launch(sys.argv[2], int(sys.argv[3]), *sys.argv[4:6], sys.argv[6:])
+        launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6:])
     elif sys.argv[1:2] == ["--planning"]:
         plan(sys.argv[3], int(sys.argv[4]), sys.argv[2], sys.argv[5])
     else:
