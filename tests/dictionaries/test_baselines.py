@@ -1,5 +1,7 @@
 """Baselines are what they are called, and are measured beside the dictionaries."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,9 +113,8 @@ def test_transcoders_have_the_neurons_of_their_mlp(run, split):
     one = next(b for b in make_baselines(run, made, split) if b.name == "neurons")
     x, _ = states_of(run, split, one)
     everything = {**one.params, "k": jnp.int32(one.finished.kind.d_sae)}
-    finished = type(one.finished)(
-        one.finished.kind, "topk", one.finished.kind.d_sae, one.finished.act_fn
-    )
+    neurons: Any = one.finished
+    finished = type(neurons)(neurons.kind, "topk", neurons.kind.d_sae, neurons.act_fn)
     hidden = np.asarray(finished.encode(everything, x))
     sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
     expected = states(run.model, split.places, run.params(one.member.steps), sites)

@@ -54,7 +54,10 @@ def planted(n_states=200, n_values=10, n_features=32, seed=0):
 
 def halves(acts, values, second):
     """What is chosen on, and what is scored on."""
-    return [Half(jnp.asarray(acts[of]), jnp.asarray(values[of])) for of in (~second, second)]
+    chosen, scored = (
+        Half(jnp.asarray(acts[of]), jnp.asarray(values[of])) for of in (~second, second)
+    )
+    return chosen, scored
 
 
 def test_planted_features_are_found():
