@@ -14,6 +14,8 @@ from queue import Queue
 import numpy as np
 from tqdm import tqdm
 
+from implicit_reasoning.__main__ import main as command_line
+
 Command = Callable[[Sequence[str]], None]
 """Runs one command of the package, `["train", "--config=...", ...]`, and waits for it."""
 
@@ -27,13 +29,17 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
 
     Args:
       jobs: name to job; a job is given the function that runs its commands.
-      at_once: how many jobs run at a time.
+      at_once: how many jobs run at a time; 0 runs all commands in this process, in order.
       compiled: folder of compiled programs; seeds of one arm are the same programs.
 
     Raises:
       RuntimeError: a command failed; its own words are in it.
     """
     if not jobs:
+        return
+    if at_once == 0:
+        for job in jobs.values():
+            job(_run_here)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cores: Queue[set[int]] = Queue()
@@ -66,6 +72,11 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
             for child in children:
                 child.terminate()
             raise
+
+
+def _run_here(arguments: Sequence[str]) -> None:
+    if code := command_line(list(arguments)):
+        raise RuntimeError(f"{' '.join(arguments)} ended with {code}")
 
 
 def _run(command: Sequence[str], compiled: Path, children: list[subprocess.Popen[str]]) -> None:

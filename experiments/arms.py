@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from apart import Command, run_apart
+from smoke import of_scale, words
 
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
@@ -85,6 +86,7 @@ def run_arms(
 def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:
     """The command that trains one run."""
     name, changes = ARMS[arm]
+    scale, smaller = of_scale(scale)
     return [
         "train",
         f"--config=configs/{name}.py:{scale}",
@@ -93,6 +95,7 @@ def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list
         f"--config.task.world_seed={world}",
         "--config.writers.progress=false",
         "--config.writers.tensorboard=false",
+        *words(smaller),
         *changes,
     ]
 
@@ -102,16 +105,15 @@ def there(path: Path) -> set[tuple[int, int]]:
     if not path.exists():
         return set()
     tree = xr.load_datatree(path)
-    return set(zip(tree["world"].values.tolist(), tree["init"].values.tolist(), strict=True))
+    runs = tree.to_dataset()
+    return set(zip(runs["world"].values.tolist(), runs["init"].values.tolist(), strict=True))
 
 
 def keep(path: Path, run: xr.DataTree) -> None:
     """Put a run into the file of its arm: numbers to four places, compressed."""
     trees = [xr.load_datatree(path), run] if path.exists() else [run]
-    nodes = {
-        node.path: xr.concat([tree[node.path].to_dataset(inherit=False) for tree in trees], "run")
-        for node in run.subtree
-    }
+    parts = [{node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in trees]
+    nodes = {path: xr.concat([part[path] for part in parts], "run") for path in parts[-1]}
     order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))
     nodes = {name: node.isel(run=order) for name, node in nodes.items()}
     packed = {
@@ -122,9 +124,9 @@ def keep(path: Path, run: xr.DataTree) -> None:
         file.write(xr.DataTree.from_dict(nodes).to_netcdf(engine="h5netcdf", encoding=packed))
 
 
-def spaced(steps: tuple[int, ...], count: int) -> list[int]:
+def spaced(run: Run, count: int) -> list[int]:
     """Step 0 and checkpoints evenly over the regular ones, the last among them, denser early on."""
-    regular = [step for step in steps if step and step % 250 == 0]
+    regular = [step for step in run.steps if step and step % run.config.checkpoints.every == 0]
     places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
     return [0, *dict.fromkeys(regular[round(place)] for place in places)]
 

@@ -56,7 +56,7 @@ class Study(NamedTuple):
         measured = self.parts["lens"]["step"].values
         curves = self.parts["training"]
 
-        def at(reached: Sequence[float]) -> list[int | None]:
+        def at(reached: Sequence[float] | np.ndarray) -> list[int | None]:
             later = [measured[measured >= step] for step in reached]
             return [int(steps[0]) if len(steps) else None for steps in later]
 
@@ -94,7 +94,8 @@ class Study(NamedTuple):
         counts = swap["counterfactual_n"].sel(edit="class means") >= ENOUGH
         held_out = bool(counts.sel(group="test_ii").isel(step=-1).all())
         group = "test_ii" if held_out else "train_ii"
-        swap, erasure, counts = (part.sel(group=group) for part in (swap, erasure, counts))
+        swap, erasure = (part.sel(group=group) for part in (swap, erasure))
+        counts = counts.sel(group=group)
         stays = erasure["unchanged"]
         changed = {
             "follows": swap["counterfactual"].sel(edit="class means"),
@@ -143,7 +144,7 @@ def read_study(path: Path) -> Study | None:
         return None
     tree = xr.load_datatree(path)
     parts = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
-    return Study(parts, tuple(tree["world"].values.tolist()))
+    return Study(parts, tuple(tree.to_dataset()["world"].values.tolist()))
 
 
 def draw_accuracy(studies: Mapping[str, Study]) -> Any:

@@ -1,4 +1,4 @@
-"""The phases from inside: what appears in the states while a model learns to compose.
+r"""The phases from inside: what appears in the states while a model learns to compose.
 
     python experiments/composition_phases.py --scale=pocket --out=results/composition_phases/pocket
     python experiments/composition_phases.py --scale=desk --worlds=1 --inits=1 --jobs=1 \
@@ -16,6 +16,10 @@ world seed and initialisation seed crossed. A run is trained and measured in pro
 Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
 (Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
 of Ye et al. 2025. And what neither has: what is used of what is decodable.
+
+Smoke test:
+    python experiments/composition_phases.py --scale=smoke --worlds=1 --inits=1 \
+        --arms=composition --jobs=0 --runs=runs/smoke --out=runs/smoke/composition_phases
 """
 
 from __future__ import annotations
@@ -76,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 def measuring(workdir: Path) -> list[str]:
     """The command that measures it."""
-    steps = ",".join(map(str, spaced(Run(workdir).steps, CHECKPOINTS)))
+    steps = ",".join(map(str, spaced(Run(workdir), CHECKPOINTS)))
     return [
         "analyze",
         f"--workdir={workdir}",

@@ -1,4 +1,4 @@
-"""When do features of bridges appear, and are they what the model uses?
+r"""When do features of bridges appear, and are they what the model uses?
 
     python experiments/feature_birth.py --out=results/feature_birth
 
@@ -9,6 +9,10 @@ chains follow a second table, so that of the two bridges at r1 the taught one is
 of `composition_phases.py`, and are trained where they are not there. A value is born when a feature
 stands for it: F1 of at least .5 on facts that the feature was not chosen on, mean over seeds.
 The script resumes run by run.
+
+Smoke test:
+    python experiments/feature_birth.py --scale=smoke --worlds=1 --inits=1 --arms=composition \
+        --jobs=0 --runs=runs/smoke --out=runs/smoke/feature_birth
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 def dictionaries(workdir: Path) -> list[str]:
     """The command that trains and measures the dictionaries of a run."""
-    steps = ",".join(map(str, spaced(Run(workdir).steps, CHECKPOINTS)))
+    steps = ",".join(map(str, spaced(Run(workdir), CHECKPOINTS)))
     wanted = {
         "name": NAME,
         "read": SITE,

@@ -32,7 +32,7 @@ def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
     """Values that a feature stands for, beside the accuracies of the run."""
     drawing, axes = _panels(studies)
     for ax, study in zip(axes, studies.values(), strict=True):
-        features, training = study["features"], study["training"]
+        features, training = _parts(study)
         for concept, (color, marker, label) in CONCEPTS.items():
             if concept in features["concept"]:
                 share = features["standing"].sel(concept=concept).mean("value")
@@ -55,8 +55,9 @@ def draw_use(studies: Mapping[str, xr.DataTree]) -> Any:
         "null": {"color": GREY, "marker": "v", "linestyle": ":"},
     }
     for ax, study in zip(axes, studies.values(), strict=True):
+        features, _ = _parts(study)
         for rule, style in styles.items():
-            moved = study["features"]["use"].sel(rule=rule, change="swap", outcome="moved")
+            moved = features["use"].sel(rule=rule, change="swap", outcome="moved")
             _lines(ax, moved.mean("seed"), rule, **style)
     axes[0].set_ylabel("answers that follow a swap")
     return _finished(drawing, axes)
@@ -71,8 +72,9 @@ def draw_lasting(studies: Mapping[str, xr.DataTree]) -> Any:
         "kept_null": ("null", {"color": GREY, "marker": "v", "linestyle": ":"}),
     }
     for ax, study in zip(axes, studies.values(), strict=True):
+        features, _ = _parts(study)
         for name, (label, style) in styles.items():
-            _lines(ax, study["features"][name].mean("seed"), label, **style)
+            _lines(ax, features[name].mean("seed"), label, **style)
     axes[0].set_ylabel("cosine of the nearest feature, mean")
     return _finished(drawing, axes)
 
@@ -92,14 +94,20 @@ def write_table(path: Path, studies: Mapping[str, xr.DataTree]) -> None:
         "|" + "---|" * (10 + len(_STEPS)),
     ]
     for arm, study in studies.items():
-        for number, world in enumerate(study["world"].values):
-            phases = [_step(study["training"][name].values[number]) for name in _STEPS]
+        features, training = _parts(study)
+        for number, world in enumerate(study.to_dataset()["world"].values):
+            phases = [_step(training[name].values[number]) for name in _STEPS]
             for concept in CONCEPTS:
-                if concept in study["features"]["concept"]:
-                    part = study["features"].to_dataset().isel(run=number).sel(concept=concept)
+                if concept in features["concept"]:
+                    part = features.isel(run=number).sel(concept=concept)
                     cells = [arm, str(world), *phases, concept, *_numbers(part)]
                     lines.append(f"| {' | '.join(cells)} |")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _parts(study: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
+    """The features, and the curves of the training."""
+    return study.children["features"].to_dataset(), study.children["training"].to_dataset()
 
 
 def _numbers(part: xr.Dataset) -> list[str]:

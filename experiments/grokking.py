@@ -1,4 +1,4 @@
-"""Does it grok? Curves, phases and final accuracies of one configuration over several seeds.
+r"""Does it grok? Curves, phases and final accuracies of one configuration over several seeds.
 
     python experiments/grokking.py --scale=pocket --seeds=3 --runs=runs/3 --out=results/pocket
     python experiments/grokking.py --scale=desk --seeds=1 --runs=runs/desk --out=results/desk
@@ -9,6 +9,10 @@ initialisations crossed); they show that the first was no accident.
 
 Held against: Ye et al. 2025, training dynamics of the base configuration (test_ii passes .5 some
 ten times later than train_ii passes .99, test_oi rises last, test_io and test_oo never do).
+
+Smoke test:
+    python experiments/grokking.py --scale=smoke --seeds=1 --runs=runs/smoke/grokking \
+        --out=runs/smoke/grokked
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from smoke import at_scale
 
-from implicit_reasoning.config import apply_overrides, load_config, parse_flags, to_json
+from implicit_reasoning.config import apply_overrides, parse_flags, to_json
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
@@ -37,7 +42,7 @@ FLAGS = {"scale": "pocket", "seeds": 3, "runs": str, "out": str}
 def main(argv: list[str]) -> None:
     """Train what is missing, then write everything into `--out`."""
     flags, overrides = parse_flags(argv, FLAGS)
-    config = apply_overrides(load_config(f"configs/composition.py:{flags['scale']}"), overrides)
+    config = apply_overrides(at_scale("configs/composition.py", flags["scale"]), overrides)
     runs = []
     for seed in range(flags["seeds"]):
         chosen = apply_overrides(config, {"seed": seed, "task.world_seed": seed})

@@ -1,4 +1,4 @@
-"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
+r"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
 
     python experiments/launchers.py
     python experiments/launchers.py --parts="('complete',)"
@@ -9,6 +9,10 @@
    then; what is compared is the mean accuracy on test_ii.
 
 Without a Slurm here, `--cluster=local` has submitit start the jobs of `slurm` itself.
+
+Smoke test:
+    python experiments/launchers.py --config=experiments/smoke.py --parts="('complete',)" \
+        --complete_on="('vmap',)" --runs=runs/smoke/launchers --out=runs/smoke/launchers_out
 """
 
 from __future__ import annotations

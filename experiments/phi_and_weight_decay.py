@@ -1,4 +1,4 @@
-"""When does composition generalise, against phi and weight decay? A sweep, and one figure.
+r"""When does composition generalise, against phi and weight decay? A sweep, and one figure.
 
     python experiments/phi_and_weight_decay.py
 
@@ -14,6 +14,11 @@ An H100 took 8 minutes, saving less often (--config.resume_every=4000
 Published (Wang et al. 2024, figures 2a and 13): larger phi sooner; larger weight decay sooner.
 
 A run is a trial of the sweep in `--runs`: the same command goes on with what is not done.
+
+Smoke test:
+    python experiments/phi_and_weight_decay.py --config=experiments/smoke.py --rounds="(20,)" \
+        --phi="(1.0, 1.5)" --weight_decay="(0.1,)" --worlds=2 --inits=1 --runs=runs/smoke/phi \
+        --out=runs/smoke/phi_out
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from implicit_reasoning.sweeps import Runs, grid, make_sweep, run_sweep
 from implicit_reasoning.worlds import coverage, shortcuts
 
 FLAGS = {
+    "config": "configs/composition.py:pocket",
     "rounds": (2_000, 4_000, 8_000),
     "phi": (3.5, 5.0, 7.0),
     "weight_decay": (0.1, 0.3, 1.0),
@@ -56,7 +62,7 @@ def main(argv: list[str]) -> None:
         "checkpoints.every": flags["rounds"][-1],
         "checkpoints.per_doubling": 0,
     }
-    config = apply_overrides(load_config("configs/composition.py:pocket"), {**base, **overrides})
+    config = apply_overrides(load_config(flags["config"]), {**base, **overrides})
     points = {PHI: flags["phi"], DECAY: flags["weight_decay"]}
     seeds = {WORLD: range(flags["worlds"]), SEED: range(flags["inits"])}
     # Seeds vary slowest: if the sweep is stopped, whole replicates are done.

@@ -3,6 +3,9 @@
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
 Intervals are over worlds, drawn anew with all their runs: with few worlds they are narrow.
+
+Smoke test:
+    python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 """
 
 from __future__ import annotations
@@ -163,7 +166,7 @@ def draw_times(ax: Axes, found: xr.Dataset) -> None:
         for at, of_point in zip(x, of_decay, strict=True):
             _marks(ax, at, of_point, median_time(of_point), style)
             if lacking := int(np.isnan(of_point).sum()):
-                ax.text(at, never, lacking, color=dark(style[0]), ha="center", va="center")
+                ax.text(at, never, str(lacking), color=dark(style[0]), ha="center", va="center")
     ax.axhline(1.12 * last, color="black", linewidth=0.8)
     ax.text(
         *(0.99, never, f"runs not there by {last:,}"),

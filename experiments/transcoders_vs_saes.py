@@ -1,4 +1,4 @@
-"""Transcoders against sparse autoencoders of the same MLPs: quality for equally few features.
+r"""Transcoders against sparse autoencoders of the same MLPs: quality for equally few features.
 
     python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=runs/desk
     python experiments/transcoders_vs_saes.py --run=runs/desk --out=results/transcoders_vs_saes
@@ -13,6 +13,10 @@ beside baselines: neurons, k-means, linear codes, class means, frozen decoders, 
 
 Width: at most a quarter of the distinct states that are trained on, which the script checks. It
 resumes kind by kind.
+
+Smoke test, of a run of `experiments/smoke.py`:
+    python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities="(2,)" \
+        --steps=2 --seeds=2 --jobs=0 --out=runs/smoke/transcoders
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,11 +43,11 @@ FLAGS = {
     "run": "runs/desk",
     "out": "results/transcoders_vs_saes",
     "width": 768,
+    "sparsities": (4, 8, 16, 32),
     "steps": 1_000,
     "seeds": 3,
     "jobs": 1,
 }
-SPARSITIES = (4, 8, 16, 32)
 KINDS = ("autoencoder", "transcoder", "skip_transcoder")
 KEPT = (
     "explained_variance",
@@ -78,7 +83,7 @@ def main(argv: list[str]) -> None:
 
     def job(kind: str, command: Command) -> None:
         command(dictionaries(kind, run, flags))
-        save_arrays(out / f"{kind}.nc", kept(run, kind))
+        save_arrays(out / f"{kind}.nc", kept(run, kind, width, states))
 
     jobs = {kind: partial(job, kind) for kind in KINDS if not (out / f"{kind}.nc").exists()}
     os.makedirs(out, exist_ok=True)
@@ -88,7 +93,7 @@ def main(argv: list[str]) -> None:
     write_table(out / "table.md", results)
 
 
-def dictionaries(kind: str, run: Run, flags: dict[str, object]) -> list[str]:
+def dictionaries(kind: str, run: Run, flags: dict[str, Any]) -> list[str]:
     """The command that trains and measures the dictionaries of a kind."""
     blocks = range(run.model.spec.depth)
     read = ",".join(f"blocks.{block}.ln2.hook_normalized" for block in blocks)
@@ -97,7 +102,7 @@ def dictionaries(kind: str, run: Run, flags: dict[str, object]) -> list[str]:
         "name": f"mlp_{kind}",
         "read": write if kind == "autoencoder" else read,
         "write": write,
-        "sparsities": ",".join(map(str, SPARSITIES)),
+        "sparsities": ",".join(map(str, flags["sparsities"])),
         "seeds": flags["seeds"],
         "width": flags["width"],
         "steps": run.steps[-1],
@@ -109,8 +114,11 @@ def dictionaries(kind: str, run: Run, flags: dict[str, object]) -> list[str]:
     return ["dictionaries", f"--workdir={run.files.workdir}", config, *changes]
 
 
-def kept(run: Run, kind: str) -> xr.Dataset:
-    """Numbers of every dictionary and baseline; of values their mean."""
+def kept(run: Run, kind: str, width: int, states: int) -> xr.Dataset:
+    """Numbers of every dictionary and baseline; of values their mean.
+
+    `states` is the number of distinct states that were trained on.
+    """
     made = load(run, f"mlp_{kind}")
     result = measured(run, made)
     found = result[[name for name in KEPT if name in result]]

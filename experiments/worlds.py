@@ -1,4 +1,4 @@
-"""Every world and every control: what is learnt, when, and what a shortcut would answer.
+r"""Every world and every control: what is learnt, when, and what a shortcut would answer.
 
     python experiments/worlds.py --scale=pocket --seeds=3 --out=results/worlds/pocket
     python experiments/worlds.py --scale=desk --seeds=1 --out=results/worlds/desk \
@@ -13,6 +13,10 @@ is in `--out`.
 Held against: Ye et al. 2025 (ID triples not necessary but faster; second-hop restricted chains stay
 at the floor; of the patterns with `O` facts only those with it in the first hop rise) and Wang et
 al. 2024 (comparison generalises out of distribution, composition does not).
+
+Smoke test:
+    python experiments/worlds.py --scale=smoke --seeds=1 --only=composition --jobs=0 \
+        --runs=runs/smoke/worlds --out=runs/smoke/worlds_out
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 import numpy as np
 from apart import Command, run_apart
 from grokking import summary
+from smoke import of_scale, words
 
 from implicit_reasoning.config import (
     apply_overrides,
@@ -57,7 +62,8 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
-    arms, out = all_arms(flags["scale"]), Path(flags["out"])
+    scale, smaller = of_scale(flags["scale"])
+    arms, out = all_arms(scale), Path(flags["out"])
     runs = Path(flags["runs"]) / flags["scale"]
     chosen = flags["only"].split(",") if flags["only"] else list(arms)
     if unknown := set(chosen) - set(arms):
@@ -65,11 +71,11 @@ def main(argv: list[str]) -> None:
     # Seed by seed, so that what is there when it is stopped is a study of fewer seeds.
     wanted = [(arm, seed) for seed in range(flags["seeds"]) for arm in chosen]
     missing = [(arm, seed) for arm, seed in wanted if not raw(out, arm, seed).exists()]
-    check_current(out, arms)
+    check_current(out, arms, smaller)
 
     def job(arm: str, seed: int, command: Command) -> None:
         workdir = runs / f"{arm}_{seed}"
-        command(training(arms[arm], seed, workdir))
+        command([*training(arms[arm], seed, workdir), *words(smaller)])
         write_json(raw(out, arm, seed), measured(Run(workdir)), indent=None)
 
     jobs = {f"{arm}_{seed}": partial(job, arm, seed) for arm, seed in missing}
@@ -84,11 +90,11 @@ def all_arms(scale: str) -> dict[str, str]:
     return arms | {f"ood_ratio_{p}": f"configs/ood_ratio.py:{scale}_{p}" for p in RATIOS}
 
 
-def check_current(out: Path, arms: dict[str, str]) -> None:
+def check_current(out: Path, arms: dict[str, str], smaller: dict[str, Any]) -> None:
     """Refuse to mix runs of configurations that were changed with what is measured now."""
     for arm, seed, path in kept(out, arms):
         seeds = {"seed": seed, "task.world_seed": seed}
-        config = apply_overrides(load_config(arms[arm]), seeds)
+        config = apply_overrides(load_config(arms[arm]), {**smaller, **seeds})
         if changes := changed_keys(from_json(read_json(path)["config"]), config):
             raise InputError(
                 f"{path} was measured with another configuration ({changes[0].key} was "

@@ -99,7 +99,7 @@ class Page:
     style: str = ""
 
 
-def split_style(split: str) -> dict[str, str]:
+def split_style(split: str) -> dict[str, Any]:
     """Colour and line style of a split, the same in every figure."""
     kind = "--" if split.startswith("train") else "-" if split.startswith("test") else ":"
     spare = _SPARE[sum(map(ord, split)) % len(_SPARE)]

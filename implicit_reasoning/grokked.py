@@ -117,7 +117,7 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
 
 def token_ids(
     folder: Path, symbols: Sequence[str], vocab: Path, d_vocab: int
-) -> Int[np.ndarray, "token"]:
+) -> Int[np.ndarray, " token"]:
     """The number that each symbol has in a checkpoint.
 
     Args:

@@ -165,7 +165,10 @@ def clustered_interval(
 
 
 def mean_over_seeds(
-    values: Float[np.ndarray, "run *batch"], worlds: Int[np.ndarray, " run"], *, level: float = 0.95
+    values: Float[np.ndarray, " run *batch"],
+    worlds: Int[np.ndarray, " run"],
+    *,
+    level: float = 0.95,
 ) -> Interval:
     """Return the mean over worlds of the mean over each world's runs, with Student's t interval.
 

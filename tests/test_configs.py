@@ -112,7 +112,7 @@ def test_every_task_has_a_configuration():
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_docstring_has_the_command_and_what_to_expect(path):
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"python -m implicit_reasoning train --config={path}" in text
     if path.stem != "composition":  # there it is in the docstring of every scale
         for word in ("Controls for", "Published", "To expect", "Times|minutes"):

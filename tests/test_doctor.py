@@ -18,7 +18,7 @@ def test_findings(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("folder", [None, "cache"])
 def test_a_cache_is_advised_where_there_is_none(folder, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_dir", folder and str(tmp_path / folder))
     try:
         advised = any("JAX_COMPILATION_CACHE_DIR" in advice for advice in doctor.remedies())

@@ -1,4 +1,4 @@
-"""What is won by measuring all checkpoints in one program? Against one after another.
+r"""What is won by measuring all checkpoints in one program? Against one after another.
 
     python experiments/benchmarks/checkpoints.py
 
@@ -13,11 +13,14 @@ sides take turns in one run, every one with every core:
 All sides do the same work - the ratio of FLOPs is 1 -, and their outcomes are held equal before
 anything is timed. Nothing comes from a compilation cache. The first call of each side, with
 compilation, is kept apart.
+
+Smoke test:
+    python experiments/benchmarks/checkpoints.py --config=experiments/smoke.py --checkpoints=2 \
+        --instruments="('behaviour',)" --rounds=1 --afresh=1 --out=runs/smoke/checkpoints.json
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,13 +29,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from machines import keep
 from measure import spread
 from turns import ratio, take_turns, timed
 
 from implicit_reasoning.analysis import Examples, Instrument, Runner, find_instrument
 from implicit_reasoning.config import load_config, parse_flags
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.worlds import build
 
@@ -42,7 +44,7 @@ FLAGS = {
     "instruments": ("lens", "cross_query"),
     "rounds": 5,
     "afresh": 2,
-    "out": "results/benchmarks/checkpoints.json",
+    "out": "",
 }
 AT_ONCE, AFRESH = "at once", "a fresh jit each"
 UNLIKE = 1e-3  # share of outcomes that may differ: ranks and ties turn on the last bit
@@ -72,10 +74,8 @@ def main(argv: list[str]) -> None:
                 flags["instruments"], map(find_instrument, flags["instruments"]), strict=True
             )
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "checkpoints")
 
 
 class Sides:

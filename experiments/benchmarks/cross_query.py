@@ -1,4 +1,4 @@
-"""How fast is cross-query patching? The instrument, and the published way: one pass after another.
+r"""How fast is cross-query patching? The instrument, and the published way: one pass after another.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/cross_query.py
@@ -14,19 +14,22 @@ with every core:
   as there. At least 300 passes are measured, the grid is extrapolated from them;
 - `published, small vocabulary`: the same with our 2,200 tokens only. What the ratio of the two
   published sides says is owed to the vocabulary alone.
+`--peer=none` leaves the published sides out.
 Before anything is timed, logits of all cells of some pairs are held equal on all sides, and our
 outcomes to what they say. Aim: 80 times as fast as `published`. FLOPs are of matrix products, by
 shapes.
+
+Smoke test:
+    python experiments/benchmarks/cross_query.py --layers=1 --width=8 --heads=1 --vocab=11 \
+        --pairs=3 --rounds=1 --peer=none --out=runs/smoke/cross_query.json
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import keep
 from measure import spread
 from patch_flops import cone_flops, run_flops, trimmed_flops
 from peer import Peer, start_fastest
@@ -44,8 +48,7 @@ from implicit_reasoning.analysis.patching.cross_query import CrossQuery
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_json, write_npz
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.files import write_npz
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.interchange import save_gpt2
@@ -60,7 +63,7 @@ FLAGS = {
     "rounds": 5,
     "forwards": 60,
     "peer": ".peers/huggingface/bin/python",
-    "out": "results/benchmarks/cross_query.json",
+    "out": "",
 }
 GPT2_VOCABULARY = 50_257
 AIM, FEWEST_FORWARDS = 80.0, 300
@@ -71,7 +74,8 @@ PUBLISHED, SMALL = "published", "published, small vocabulary"
 def main(argv: list[str]) -> None:
     """Check, take turns, write seconds of the whole grid, FLOPs and ratios."""
     flags, _ = parse_flags(argv, FLAGS)
-    if (forwards := flags["rounds"] * flags["forwards"]) < FEWEST_FORWARDS:
+    published = flags["peer"] != "none"
+    if published and (forwards := flags["rounds"] * flags["forwards"]) < FEWEST_FORWARDS:
         raise InputError(f"{forwards} passes are too few to extrapolate; {FEWEST_FORWARDS} are not")
     model, params = random_model(flags, tied=True)
     inputs = make_pairs(model, params, flags["pairs"])
@@ -81,6 +85,7 @@ def main(argv: list[str]) -> None:
         theirs = {
             name: Published(flags["peer"], Path(folder) / name.replace(" ", "_"), ours, tokens)
             for name, tokens in ((PUBLISHED, GPT2_VOCABULARY), (SMALL, 0))
+            if published
         }
         check_equal(ours, theirs)
         cells = -(-flags["forwards"] // 2)
@@ -88,7 +93,7 @@ def main(argv: list[str]) -> None:
         sides |= {name: partial(side.grid_seconds, cells) for name, side in theirs.items()}
         seconds = take_turns(sides, flags["rounds"])
     flops = {"ours": ours.flops} | {name: side.flops for name, side in theirs.items()}
-    result = {
+    result: dict[str, Any] = {
         "sizes": {n: value for n, value in flags.items() if n not in ("peer", "out")},
         "load_average": os.getloadavg()[0],
         "forwards": {
@@ -102,15 +107,14 @@ def main(argv: list[str]) -> None:
         "aim": AIM,
         "first_call_seconds": {"ours": first},
         **compared(seconds, flops, "ours"),
-        "owed_to_the_vocabulary": {
+        "versions": {name: side.peer.versions for name, side in theirs.items()},
+    }
+    if published:
+        result["owed_to_the_vocabulary"] = {
             "time": ratio(seconds, PUBLISHED, SMALL),
             "flop": flops[PUBLISHED] / flops[SMALL],
-        },
-        "versions": {name: side.peer.versions for name, side in theirs.items()},
-        "provenance": {"time": time.time(), **provenance()},
-    }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+        }
+    keep(result, flags["out"], "cross_query")
 
 
 def make_pairs(model: Transformer, params: Params, pairs: int) -> dict[str, np.ndarray]:
@@ -162,12 +166,14 @@ class Ours:
     def logits(self, pairs: int) -> np.ndarray:
         """Of the cells of some pairs, [pair, layer, pos, d_vocab]; layers from 1 on."""
         sites = cache_sites(self.model)
-        donor, base = (
-            self.model.forward(self.params, self.inputs[run][:pairs], sites=sites)[1]
-            for run in ("source", "target")
-        )
-        found = patch_states(self.model, self.params, base, donor)[1:]
-        return np.moveaxis(np.asarray(found), 2, 0)
+
+        @jax.jit
+        def cells(params: Params, *tokens: Any) -> Any:
+            donor, base = (self.model.forward(params, x, sites=sites)[1] for x in tokens)
+            return patch_states(self.model, params, base, donor)[1:]
+
+        sides = [self.inputs[run][:pairs] for run in ("source", "target")]
+        return np.moveaxis(np.asarray(cells(self.params, *sides)), 2, 0)
 
 
 class Published:
@@ -204,11 +210,10 @@ def check_equal(ours: Ours, theirs: dict[str, Published]) -> None:
     """All sides have the same logits, and the instrument's outcomes are what these say."""
     cells = ours.logits(CHECKED)
     for name, side in theirs.items():
-        found = side.logits(CHECKED)
-        np.testing.assert_allclose(found, cells, rtol=0, atol=AS_CLOSE, err_msg=name)
+        np.testing.assert_allclose(side.logits(CHECKED), cells, rtol=0, atol=AS_CLOSE, err_msg=name)
     share = np.asarray(ours.run()["share"])[0, ..., :CHECKED]  # of the answers that are expected
     for outcome, name in zip(share[:2], ("clean", "true"), strict=True):
-        said = found.argmax(-1) == ours.inputs[name][:CHECKED, None, None]
+        said = cells.argmax(-1) == ours.inputs[name][:CHECKED, None, None]
         assert said.any(), f"no cell has the answer {name!r}: nothing is checked"
         np.testing.assert_array_equal(outcome[1:].transpose(2, 0, 1), said, err_msg=name)
 

@@ -8,10 +8,13 @@ many cells of (pair, layer, position), from where the last line left off; `logit
 the first N pairs, in `logits.npy` [pair, layer, pos, d_vocab].
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ import transformers
 from transformers import GPT2LMHeadModel
 
 
-def main(folder, threads):
+def main(folder: Path, threads: int) -> None:
     """Answer every line of standard input."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
@@ -39,8 +42,8 @@ def main(folder, threads):
         if word:
             here = [cell for cell in cells if cell[0] < int(count)]
             found = [patched(model, pairs, *cell) for cell in here]
-            found = torch.stack(found).reshape(int(count), *sizes[1:], -1)
-            np.save(folder / "logits.npy", found.numpy())
+            logits = torch.stack(found).reshape(int(count), *sizes[1:], -1)
+            np.save(folder / "logits.npy", logits.numpy())
             print(json.dumps({"cells": len(here)}), flush=True)
             continue
         began, hits = time.perf_counter(), 0
@@ -52,21 +55,24 @@ def main(folder, threads):
         print(json.dumps(said), flush=True)
 
 
-def patched(model, pairs, pair, layer, pos):
+def patched(
+    model: GPT2LMHeadModel, pairs: dict[str, torch.Tensor], pair: int, layer: int, pos: int
+) -> torch.Tensor:
     """Logits at the end of the target, if block `layer` wrote at `pos` what it did for the source.
 
     The source is run anew for every cell, as published; its state is taken where the target's is
     replaced, so that the last one is before the final norm, too (published: after it, by mistake).
     """
-    block, kept = model.transformer.h[layer], []
+    block = model.transformer.h[layer]
+    kept: list[torch.Tensor] = []
 
-    def states_of(output):
+    def states_of(output: Any) -> torch.Tensor:
         return output[0] if isinstance(output, tuple) else output
 
-    def keep(_, inputs, output):
+    def keep(_: Any, inputs: Any, output: Any) -> None:
         kept.append(states_of(output)[:, pos].clone())
 
-    def replace(_, inputs, output):
+    def replace(_: Any, inputs: Any, output: Any) -> None:
         states_of(output)[:, pos] = kept[0]  # in place: there are no gradients
 
     for tokens, hook in ((pairs["source"], keep), (pairs["target"], replace)):

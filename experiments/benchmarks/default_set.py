@@ -1,4 +1,4 @@
-"""How long does it take to look at a run with every default instrument? In a fresh process.
+r"""How long does it take to look at a run with every default instrument? In a fresh process.
 
     python experiments/benchmarks/default_set.py --workdir=runs/pocket
 
@@ -13,7 +13,12 @@ Of every instrument, seconds of wall clock in parts that add up:
 - examples, aggregate: choosing them, and means with intervals, on the host;
 - files: checkpoints read, results written;
 - other: the rest.
+`--instruments` measures others than the default set; `--das=0` leaves `das` out.
 The run is only read: what is needed of it is copied first.
+
+Smoke test:
+    python experiments/benchmarks/default_set.py --workdir=runs/smoke/run --checkpoints=2 --das=0 \
+        --instruments="('behaviour',)" --rounds=1 --out=runs/smoke/default_set.json
 """
 
 from __future__ import annotations
@@ -35,9 +40,10 @@ FLAGS = {
     "workdir": str,
     "checkpoints": 20,
     "das": 3,
+    "instruments": (),
     "rounds": 3,
     "once": False,
-    "out": "results/benchmarks/default_set.json",
+    "out": "",
 }
 AIM = 180.0
 PARTS = ("trace", "compile", "run", "examples", "aggregate", "files", "other")
@@ -52,11 +58,11 @@ def main(argv: list[str]) -> None:
 
     flags, _ = parse_flags(argv, FLAGS)
     if flags["once"]:
-        print(json.dumps(once(Path(flags["workdir"]), flags["das"], began)))
+        print(json.dumps(once(Path(flags["workdir"]), flags["instruments"], flags["das"], began)))
         return
+    from machines import keep
+
     from implicit_reasoning.errors import InputError
-    from implicit_reasoning.files import write_json
-    from implicit_reasoning.machine import provenance
 
     if flags["workdir"] is None:
         raise InputError("--workdir is missing: a run with checkpoints")
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> None:
     for number in range(flags["rounds"]):
         with tempfile.TemporaryDirectory() as folder:
             steps = copy_run(Path(flags["workdir"]), Path(folder), flags["checkpoints"])
-            rounds.append(fresh_process(Path(folder), flags["das"]))
+            rounds.append(fresh_process(Path(folder), flags["instruments"], flags["das"]))
         print(f"{number + 1}/{flags['rounds']}", file=sys.stderr, flush=True)
     result = {
         "load_average": os.getloadavg()[0],
@@ -77,10 +83,8 @@ def main(argv: list[str]) -> None:
             part: spread([sum(i[part] for i in one["instruments"].values()) for one in rounds])
             for part in PARTS
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "default_set")
 
 
 def copy_run(workdir: Path, folder: Path, count: int) -> list[int]:
@@ -114,18 +118,22 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
     }
 
 
-def fresh_process(folder: Path, das: int) -> dict[str, Any]:
+def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[str, Any]:
     """One process, from outside; what it said, and how long it lived."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     clean["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = [sys.executable, __file__, "--once", f"--workdir={folder}", f"--das={das}"]
+    command += [f"--instruments={tuple(instruments)}"]
     began = time.perf_counter()
     said = subprocess.run(command, env=clean, check=True, stdout=subprocess.PIPE, text=True)
     return {"process": time.perf_counter() - began, **json.loads(said.stdout)}
 
 
-def once(workdir: Path, das: int, began: float) -> dict[str, Any]:
-    """Measure with all of them; seconds of the import, and by instrument and part."""
+def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[str, Any]:
+    """Measure; seconds of the import, and by instrument and part.
+
+    With the instruments of these names, or the default set; and with `das` on so many checkpoints.
+    """
     from implicit_reasoning.analysis import NotApplicable, analyze, find_instrument, runner
     from implicit_reasoning.analysis.api import default_instruments
     from implicit_reasoning.machine import program_memory
@@ -137,7 +145,8 @@ def once(workdir: Path, das: int, began: float) -> dict[str, Any]:
     clock.wrap(runner, "aggregate", "aggregate")
     clock.wrap(Run, "params", "files")
     clock.wrap(Run, "save_result", "files")
-    for instrument in [*default_instruments(), find_instrument("das")]:
+    instruments = [find_instrument(name) for name in names] or default_instruments()
+    for instrument in [*instruments, *([find_instrument("das")] if das else [])]:
         clock.start()
         clock.wrap(instrument, "examples", "examples")
         steps = evenly(run.steps, das) if instrument.name == "das" else None

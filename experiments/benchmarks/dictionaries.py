@@ -1,4 +1,4 @@
-"""How fast do dictionaries train? TopK here, against SAELens's own trainer, on the same states.
+r"""How fast do dictionaries train? TopK here, against SAELens's own trainer, on the same states.
 
     make .peers/sae_lens/.installed
     python experiments/benchmarks/dictionaries.py
@@ -10,12 +10,16 @@ are sparse sums of directions (`dictionaries/synthetic.py`), of which each side 
 random; learning rate, Adam and clipping are SAELens's. The sides take turns, each with every core:
 - `ours`: `Population.advance`, each core a device of its own (`jax_num_cpu_devices`);
 - `SAELens`: its `SAETrainer`'s steps, with dense activations: its option `use_sparse_activations`
-  fails on a CPU (6.54.12 on torch 2.13: no `view` of sparse tensors).
+  fails on a CPU (6.54.12 on torch 2.13: no `view` of sparse tensors). `--peer=none` leaves it out.
 A step counts once its squared error and number of active features are what the other side reaches:
 both are measured on the same states after as many steps, and said beside the times.
 FLOPs are of products, by shapes: dense, five products of batch x width x features a step (encoder,
 decoder, and the gradients of both weights and of the activations); sparse, the encoder's and what k
 features take.
+
+Smoke test:
+    python experiments/benchmarks/dictionaries.py --cases=smoke --states=64 --steps=2 --rounds=1 \
+        --peer=none --out=runs/smoke/dictionaries.json
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import keep
 from measure import spread
 from peer import Peer
 from turns import compared, take_turns
@@ -42,17 +47,18 @@ from implicit_reasoning.dictionaries.population import Population, make_members,
 from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import every_core_a_device, provenance
+from implicit_reasoning.machine import every_core_a_device
+from implicit_reasoning.training.mapping import fitting_mesh
 
 FLAGS = {
     "rounds": 5,
     "steps": 100,
     "cases": "large,small,eight",
+    "states": 65_536,
     "peer": ".peers/sae_lens/bin/python",
-    "out": "results/benchmarks/dictionaries.json",
+    "out": "",
 }
-STATES, CHECKED = 65_536, 8_192
+CHECKED = 8_192
 RATE = 3e-4
 
 
@@ -71,6 +77,7 @@ CASES = {
     "large": Case(256, 2048, 16, 1024, 1, 1.3),
     "small": Case(64, 512, 16, 1024, 1, 2.0),
     "eight": Case(64, 512, 16, 1024, 8, 2.0),
+    "smoke": Case(8, 16, 2, 32, 2, 0.0),
 }
 
 
@@ -79,26 +86,27 @@ def main(argv: list[str]) -> None:
     every_core_a_device()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
-    result = {**found, "provenance": {"time": time.time(), **provenance()}}
-    write_json(flags["out"], result)
-    print(json.dumps(found, indent=2))
+    keep(found, flags["out"], "dictionaries")
 
 
 def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
     """One case."""
     source = Synthetic(n_directions=case.d_sae, width=case.width, mean_active=float(case.k))
     keys = jax.random.split(jax.random.key(0))
-    pool = source.states(keys[0], source.directions(keys[1]), STATES)
+    draw = jax.jit(lambda one, two: source.states(one, source.directions(two), flags["states"]))
+    pool = draw(*keys)
     ours = Ours(case, pool)
     with tempfile.TemporaryDirectory() as folder:
-        peer, count = start(case, pool, flags["peer"], Path(folder)), flags["steps"]
-        sides = {
-            "ours": lambda: ours.steps(count),
-            "SAELens": lambda: float(peer.ask(f"steps {count}")["seconds"]),
-        }
+        count = flags["steps"]
+        sides = {"ours": lambda: ours.steps(count)}
+        peer = None if flags["peer"] == "none" else start(case, pool, flags["peer"], Path(folder))
+        if peer:
+            sides["SAELens"] = lambda: float(peer.ask(f"steps {count}")["seconds"])
         seconds = take_turns(sides, flags["rounds"])
-        reached = {"ours": ours.quality(), "SAELens": peer.ask("quality")}
-        peer.close()
+        reached = {"ours": ours.quality()}
+        if peer:
+            reached["SAELens"] = peer.ask("quality")
+            peer.close()
     per_side = dict(zip(("SAELens", "ours"), flops(case), strict=True))
     steps = count * case.members
     return {
@@ -110,10 +118,12 @@ def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
         "reached_after": count * (flags["rounds"] + 1),
         "reached": reached,
         "ours_over_theirs": {
-            key: reached["ours"][key] / reached["SAELens"][key] for key in ("mse", "l0")
+            key: reached["ours"][key] / theirs[key]
+            for theirs in (reached[name] for name in reached if name != "ours")
+            for key in ("mse", "l0")
         },
         **compared(seconds, {name: steps * per_side[name] for name in seconds}, "ours"),
-        "versions": peer.versions,
+        "versions": peer.versions if peer else {},
     }
 
 
@@ -142,14 +152,20 @@ class Ours:
 
     def quality(self) -> dict[str, float]:
         """Of the first member."""
-        params = jax.tree.map(lambda leaf: leaf[0], self.state.params)
         dictionary = self.population.recipe.dictionary
+        finished = dictionary.finished()
+
+        @jax.jit
+        def measure(stacked: Any, k: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            first = jax.tree.map(lambda leaf: leaf[0], stacked)
+            params = dictionary.finish(first, jnp.float32(0), k)
+            acts = finished.encode(params, x)
+            mse = ((finished(params, x) - x) ** 2).sum(-1).mean()
+            return mse, (acts > 0).sum(-1).mean()
+
         k = self.population.members.sparsity[0]
-        params = dictionary.finish(params, jnp.float32(0), k)
-        finished, x = dictionary.finished(), self.pool[:CHECKED]
-        acts = finished.encode(params, x)
-        mse = ((finished(params, x) - x) ** 2).sum(-1).mean()
-        return {"mse": float(mse), "l0": float((acts > 0).sum(-1).mean())}
+        mse, l0 = measure(self.state.params, k, self.pool[:CHECKED])
+        return {"mse": float(mse), "l0": float(l0)}
 
 
 def start(case: Case, pool: jax.Array, python: str, folder: Path) -> Peer:

@@ -16,7 +16,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 
-def main(folder, threads):
+def main(folder: Path, threads: int) -> None:
     """Answer every line of standard input with that many steps."""
     torch.set_num_threads(threads)
     settings = json.loads((folder / "settings.json").read_text())

@@ -10,7 +10,7 @@
    .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1). Stopped, it
    goes on when the script is run again.
 
-So far only 2 was measured, on one H100: results/benchmarks/populations_gpu.json.
+So far only 2 was measured, on one H100: results/benchmarks/nvidia_h100_80gb_hbm3/populations.json.
 """
 
 from __future__ import annotations
@@ -35,27 +35,36 @@ def main(argv: list[str]) -> None:
     """Run the four, one after the other."""
     flags, _ = parse_flags(argv, FLAGS)
     runs, out = Path(flags["runs"]), Path(flags["out"])
-    paper = "--config=configs/composition.py:paper"
-    run(HERE / "train_step.py", paper, "--peer=none", f"--out={out / 'train_step.json'}")
-    run(
-        HERE / "populations.py",
-        "--parts=('steps',)",
-        "--workers=1",
-        "--steps=100",
-        f"--out={out / 'populations.json'}",
-    )
-    run(
-        HERE.parent / "worlds.py",
-        "--scale=desk",
-        "--only=composition,without_id_triples,shadow",
-        "--jobs=1",
-        f"--seeds={flags['seeds']}",
-        f"--runs={runs}",
-        f"--out={out / 'desk'}",
-    )
+    for script, arguments in scripts(flags["seeds"], runs, out).items():
+        run(script, *arguments)
     hours = max(flags["hours"], 0.1)  # less would stop it before it can save
     train_for(3600 * hours, "configs/composition.py:paper_wang", runs / "paper_wang")
     write_json(out / "paper_wang.json", beside_published(Run(runs / "paper_wang")))
+
+
+def scripts(seeds: int, runs: Path, out: Path) -> dict[Path, list[str]]:
+    """The first three: a script, and its arguments."""
+    return {
+        HERE / "train_step.py": [
+            "--config=configs/composition.py:paper",
+            "--peer=none",
+            f"--out={out / 'train_step.json'}",
+        ],
+        HERE / "populations.py": [
+            "--parts=('steps',)",
+            "--workers=1",
+            "--steps=100",
+            f"--out={out / 'populations.json'}",
+        ],
+        HERE.parent / "worlds.py": [
+            "--scale=desk",
+            "--only=composition,without_id_triples,shadow",
+            "--jobs=1",
+            f"--seeds={seeds}",
+            f"--runs={runs}",
+            f"--out={out / 'desk'}",
+        ],
+    }
 
 
 def beside_published(run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@ r"""How fast is a grid of patches? The cone program, whole forward passes, and T
     make .peers/transformer_lens_2/.installed
     python experiments/benchmarks/patch_grid.py --rounds=15
     python experiments/benchmarks/patch_grid.py --rounds=5 --calls=1 --layers=8 --width=768 \
-        --heads=12 --prompts=256 --out=results/benchmarks/patch_grid_wide.json
+        --heads=12 --prompts=256 --name=patch_grid_wide
 
 The grid: the residual of every (layer, position) of a corrupted run put into the clean run, logits
 at the last position. The sides take turns in one run, on every core:
@@ -18,15 +18,17 @@ at the last position. The sides take turns in one run, on every core:
 In a turn a side makes the grid `--calls` times, of which the median counts. Logits of all cells are
 held equal before anything is timed, compilation is timed apart. FLOPs are of matrix products, by
 shapes. A side is `(seconds, logits, flops)`.
+
+Smoke test:
+    python experiments/benchmarks/patch_grid.py --layers=1 --width=8 --heads=1 --prompts=2 \
+        --vocab=11 --rounds=1 --calls=1 --peer=none --out=runs/smoke/patch_grid.json
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import keep
 from patch_flops import cone_flops, run_flops
 from peer import Peer, start_fastest
 from shapes import random_model
@@ -42,8 +45,7 @@ from turns import compared, take_turns, timed
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_json, write_npz
-from implicit_reasoning.machine import provenance
+from implicit_reasoning.files import write_npz
 from implicit_reasoning.model import Edit, Params, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.interchange import save_weights
@@ -59,8 +61,10 @@ FLAGS = {
     "rounds": 15,
     "calls": 5,
     "peer": ".peers/transformer_lens_2/bin/python",
-    "out": "results/benchmarks/patch_grid.json",
+    "name": "patch_grid",
+    "out": "",
 }
+SIZES = ("layers", "width", "heads", "prompts", "vocab", "positions", "calls")
 AS_CLOSE = 1e-3  # logits of the same cell
 
 
@@ -97,15 +101,13 @@ def main(argv: list[str]) -> None:
             calls=flags["calls"],
         )
     result = {
-        "sizes": {n: value for n, value in flags.items() if n not in ("rounds", "out", "peer")},
+        "sizes": {name: flags[name] for name in SIZES},
         "load_average": os.getloadavg()[0],
         "first_call_seconds": first,
         **compared(seconds, {name: side.flops for name, side in sides.items()}, "cones"),
         "versions": versions,
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], flags["name"])
 
 
 def make_sides(

@@ -1,4 +1,4 @@
-"""What is won by training trials as one population? And what do launchers cost?
+r"""What is won by training trials as one population? And what do launchers cost?
 
     python experiments/benchmarks/populations.py
 
@@ -16,7 +16,12 @@
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
 
-On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3 --out=FILE
+On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3
+
+Smoke test:
+    python experiments/benchmarks/populations.py --config=experiments/smoke.py --trials=2 \
+        --steps=1 --rounds=1 --workers=1 --planned=2 --parts="('steps', 'planning')" \
+        --out=runs/smoke/populations.json
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machines import made_on, result_file
 from measure import spread
 from peer import Peer
 from turns import ratio, take_turns
@@ -38,18 +44,18 @@ from turns import ratio, take_turns
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.sweeps.launchers.devices import shares
 
-FLAGS = {
+FLAGS: dict[str, Any] = {
     "config": "configs/composition.py:pocket",
     "trials": 8,
     "steps": 40,
     "rounds": 5,
     "workers": 0,
     "planned": 10_000,
+    "launchers": ("vmap", "local", "ray", "slurm"),
     "parts": ("steps", "devices", "overhead", "planning"),
-    "out": "results/benchmarks/populations.json",
+    "out": "",
 }
 WORKER = "population_worker.py"
 PLANNING = ("plan", "stopped", "done")
@@ -65,14 +71,15 @@ LAUNCHERS = {
 def main(argv: list[str]) -> None:
     """Measure the parts that are asked for, beside those that are there."""
     flags, _ = parse_flags(argv, FLAGS)
-    out = Path(flags["out"])
-    found = json.loads(out.read_text()) if out.exists() else {}
     parts = {"steps": steps, "devices": devices, "overhead": overhead, "planning": planning}
     for name in flags["parts"]:
         load = os.getloadavg()[0]
         made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
-        found[name] = {**made, "load_average": load, **parts[name](flags), "made": time.time()}
-        found[name]["provenance"] = provenance()
+        measured = parts[name](flags)
+        # Only now, as it starts jax, which on a GPU takes memory that the workers need.
+        out = result_file(flags["out"], "populations")
+        found = json.loads(out.read_text()) if out.exists() else {}
+        found[name] = {**made, "load_average": load, **measured, **made_on()}
         write_json(out, found)
         print(name, json.dumps(found[name], indent=1))
 
@@ -153,11 +160,12 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
     """Commands that train `few` and `many` trials for no step: what each more costs."""
     few, many = 1, 4
     found = {}
-    for launcher, words in LAUNCHERS.items():
-        took = {}
+    for launcher in flags["launchers"]:
+        words, took = LAUNCHERS[launcher], {}
         for count in (few, many):
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, __file__, "--launch", launcher, str(count), folder]
+                command.append(flags["config"])
                 began = time.perf_counter()
                 subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
                 took[count] = time.perf_counter() - began
@@ -169,12 +177,12 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
     return {"launchers": found}
 
 
-def launch(launcher: str, count: int, folder: str, words: list[str]) -> None:
+def launch(launcher: str, count: int, folder: str, config: str, words: list[str]) -> None:
     """Train so many trials of one shape for no step."""
     from implicit_reasoning.config import load_config
     from implicit_reasoning.sweeps import grid, make_sweep, run_sweep
 
-    sweep = make_sweep(load_config(FLAGS["config"]), list(grid({"seed": range(count)})))
+    sweep = make_sweep(load_config(config), list(grid({"seed": range(count)})))
     given = {key: value for key, value in (w.removeprefix("--").split("=") for w in words)}
     options = {key: int(v) if v.isdecimal() else v for key, v in given.items()}
     run_sweep(sweep, folder, launcher=launcher, stop_at=0, options=options)
@@ -186,12 +194,13 @@ def planning(flags: dict[str, Any]) -> dict[str, Any]:
         found = {}
         for what in PLANNING:
             command = [sys.executable, __file__, "--planning", what, folder, str(flags["planned"])]
+            command.append(flags["config"])
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[what] = json.loads(said.splitlines()[-1])
     return found
 
 
-def plan(folder: str, count: int, what: str) -> None:
+def plan(folder: str, count: int, what: str, config: str) -> None:
     """What a launcher does before it trains: the definition, the directory, what there is to do.
 
     And then what the next of `PLANNING` is to find.
@@ -204,7 +213,7 @@ def plan(folder: str, count: int, what: str) -> None:
 
     overrides = grid({"optimizer.weight_decay": [0.1, 0.5], "seed": range(count // 2)})
     files = SweepLayout(Path(folder))
-    sweep = begin(files, make_sweep(load_config(FLAGS["config"]), list(overrides)))
+    sweep = begin(files, make_sweep(load_config(config), list(overrides)))
     journal = Journal(files)
     left = to_do(files, sweep, journal)
     took = time.perf_counter() - began
@@ -223,8 +232,8 @@ def plan(folder: str, count: int, what: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--launch"]:
-        launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+        launch(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6:])
     elif sys.argv[1:2] == ["--planning"]:
-        plan(sys.argv[3], int(sys.argv[4]), sys.argv[2])
+        plan(sys.argv[3], int(sys.argv[4]), sys.argv[2], sys.argv[5])
     else:
         main(sys.argv[1:])

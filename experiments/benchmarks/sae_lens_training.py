@@ -7,6 +7,7 @@ one has to there. Commands: `steps N`, `quality`.
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def make_trainer(case: dict, pool: torch.Tensor, seed: int) -> SAETrainer:
     )
     trainer = trainer_config(10**9, case["batch"], case["learning_rate"])
 
-    def batches():
+    def batches() -> Iterator[torch.Tensor]:
         while True:
             yield pool[torch.randint(len(pool), (case["batch"],))]
 

@@ -1,10 +1,14 @@
-"""How long from starting Python to the first step? With and without the persistent cache.
+r"""How long from starting Python to the first step? With and without the persistent cache.
 
     python experiments/benchmarks/startup.py --rounds=5
 
 Each start is a process of its own that imports the lab, builds the `pocket` world, and makes one
 training step; the parts are timed inside. Alternately: without a cache, with an empty one that is
 filled, and with the one just filled.
+
+Smoke test:
+    python experiments/benchmarks/startup.py --config=experiments/smoke.py --rounds=1 \
+        --out=runs/smoke/startup.json
 """
 
 from __future__ import annotations
@@ -19,37 +23,36 @@ import time
 
 from measure import spread
 
-FLAGS = {"rounds": 5, "out": "results/benchmarks/startup.json"}
+FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False, "out": ""}
 
 
 def main(argv: list[str]) -> None:
     """Measure and write; with `--once` be one of the measured processes."""
-    if argv == ["--once"]:
-        print(json.dumps(first_step()))
-        return
+    began = time.perf_counter()
     from implicit_reasoning.config import parse_flags
-    from implicit_reasoning.files import write_json
-    from implicit_reasoning.machine import provenance
 
     flags, _ = parse_flags(argv, FLAGS)
+    if flags["once"]:
+        print(json.dumps(first_step(flags["config"], began)))
+        return
+    from machines import keep
+
     starts: dict[str, list[dict[str, float]]] = {"no cache": [], "empty cache": [], "cache": []}
     for _ in range(flags["rounds"]):
         with tempfile.TemporaryDirectory() as cache:
             for name, folder in (("no cache", None), ("empty cache", cache), ("cache", cache)):
-                starts[name].append(start(folder))
+                starts[name].append(start(flags["config"], folder))
     result = {
         "load_average": os.getloadavg()[0],
         "seconds": {
             name: {part: spread([one[part] for one in parts]) for part in parts[0]}
             for name, parts in starts.items()
         },
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "startup")
 
 
-def start(cache: str | None) -> dict[str, float]:
+def start(config: str, cache: str | None) -> dict[str, float]:
     """One process, from outside."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     if cache is not None:
@@ -57,15 +60,14 @@ def start(cache: str | None) -> dict[str, float]:
         # By default only programs that took a second to compile are kept.
         clean["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     began = time.perf_counter()
-    said = subprocess.run(
-        [sys.executable, __file__, "--once"], env=clean, check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--once", f"--config={config}"]
+    said = subprocess.run(command, env=clean, check=True, capture_output=True, text=True)
     return {"process": time.perf_counter() - began, **json.loads(said.stdout)}
 
 
-def first_step() -> dict[str, float]:
-    """Seconds of each part, in the order they come."""
-    times = [time.perf_counter()]
+def first_step(name: str, began: float) -> dict[str, float]:
+    """Seconds of each part, in the order they come; the import counts from `began`."""
+    times = [began]
     import jax
 
     from implicit_reasoning.config import load_config
@@ -73,7 +75,7 @@ def first_step() -> dict[str, float]:
     from implicit_reasoning.worlds import build
 
     times.append(time.perf_counter())
-    config = load_config("configs/composition.py:pocket")
+    config = load_config(name)
     dataset = build(config.task)
     times.append(time.perf_counter())
     program = setup.make_program(config, dataset)

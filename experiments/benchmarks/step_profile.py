@@ -1,4 +1,4 @@
-"""Where does a training step's time go? The operations of the compiled loop, from a trace, by kind.
+r"""Where does a training step's time go? Operations of the compiled loop by kind, from a trace.
 
     taskset -c 0 python experiments/benchmarks/step_profile.py    # one core: times add up
 
@@ -8,6 +8,10 @@ With several cores operations overlap, and their times add up to more than the s
 - sums: reductions (norms, gradients of biases, softmax, attention written out);
 - update: clipping, Adam, the new parameters;
 - elementwise: the rest (activations, norms, embeddings, dropout).
+
+Smoke test:
+    python experiments/benchmarks/step_profile.py --config=experiments/smoke.py --steps=2 \
+        --out=runs/smoke/step_profile.json
 """
 
 from __future__ import annotations
@@ -19,21 +23,19 @@ import os
 import re
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
+from machines import keep
 from train_step import Ours
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "steps": 50,
     "top": 12,
-    "out": "results/benchmarks/step_profile.json",
+    "out": "",
 }
 
 
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
         for name, definition in instructions(program).items()
         if name in spent
     ]
-    by_kind: dict[str, float] = collections.Counter()
+    by_kind: dict[str, float] = collections.defaultdict(float)
     for milliseconds, kind, _, _ in rows:
         by_kind[kind] += milliseconds
     result = {
@@ -69,15 +71,13 @@ def main(argv: list[str]) -> None:
             for ms, kind, name, definition in sorted(rows, reverse=True)
             if kind != "products"
         ][: flags["top"]],
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "step_profile")
 
 
 def durations(folder: Path) -> dict[str, float]:
     """Microseconds of every operation, by name."""
-    spent: dict[str, float] = collections.Counter()
+    spent: dict[str, float] = collections.defaultdict(float)
     path = next(folder.rglob("*.trace.json.gz"))
     with gzip.open(path, "rt") as file:
         for event in json.load(file)["traceEvents"]:

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import made_on, result_file
 from peer import Peer
 
 from implicit_reasoning.config import parse_flags
@@ -40,14 +41,13 @@ from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, Settings
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import provenance
 
 FLAGS = {
     "seeds": 3,
     "steps": 9766,
     "peer": ".peers/sae_lens/bin/python",
     "folder": "runs/synth_sae_bench",
-    "out": "results/benchmarks/synth_sae_bench.json",
+    "out": "",
 }
 D_SAE, K, BATCH, RATE = 256, 6, 1024, 3e-4
 POOL = 512  # steps that take their batches from one part of the samples
@@ -67,7 +67,7 @@ WITHIN = 0.98
 def main(argv: list[str]) -> None:
     """Train and measure what has not been yet, and write what was found."""
     flags, _ = parse_flags(argv, FLAGS)
-    folder, out = Path(flags["folder"]), Path(flags["out"])
+    folder, out = Path(flags["folder"]), result_file(flags["out"], "synth_sae_bench")
     folder.mkdir(parents=True, exist_ok=True)
     case = {"steps": flags["steps"], "batch": BATCH, "d_sae": D_SAE, "k": K, "learning_rate": RATE}
     result = json.loads(out.read_text()) if out.exists() else {"case": case, "found": {}}
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
             },
             "generator": drawn["generator"],
             "versions": peer.versions,
-            "provenance": {"time": time.time(), **provenance()},
+            **made_on(),
         }
         write_json(out, result)
         show(name, result["found"][name])

@@ -1,4 +1,4 @@
-"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
+r"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/train_step.py --rounds=15
@@ -12,12 +12,15 @@ products (the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused Adam
 Without `--peer` (the Python of an environment with torch and transformers) only the first two.
 
 On an accelerator: --config=configs/composition.py:paper --peer=none
+
+Smoke test:
+    python experiments/benchmarks/train_step.py --config=experiments/smoke.py --peer=none \
+        --rounds=1 --steps=2 --out=runs/smoke/train_step.json
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -30,13 +33,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from machines import keep
 from measure import spread
 from ml_collections import ConfigDict
 from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import matmul_peak, provenance
+from implicit_reasoning.files import write_json, write_npz
+from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.model.wirings import forward_at
@@ -50,7 +54,7 @@ FLAGS = {
     "rounds": 15,
     "steps": 20,
     "peer": ".peers/huggingface/bin/python",
-    "out": "results/benchmarks/train_step.json",
+    "out": "",
 }
 GPT2_VOCABULARY, PUBLISHED_LENGTH, PUBLISHED_DROPOUT = 50_257, 10, 0.1
 
@@ -96,10 +100,8 @@ def main(argv: list[str]) -> None:
             for name, s_ in seconds.items()
         },
         "versions": {name: peer.versions for name, peer in peers.items()},
-        "provenance": {"time": time.time(), **provenance()},
     }
-    write_json(flags["out"], result)
-    print(json.dumps(result, indent=2))
+    keep(result, flags["out"], "train_step")
 
 
 class Ours:
@@ -187,11 +189,11 @@ def write_peer(
     """The folder that gpt2_torch.py reads."""
     save_gpt2(folder, model, params)
     columns = {
-        "tokens": rows.tokens,
-        "position": rows.positions[:, 0],
-        "answer": rows.answers[:, 0],
+        "tokens": np.asarray(rows.tokens),
+        "position": np.asarray(rows.positions[:, 0]),
+        "answer": np.asarray(rows.answers[:, 0]),
     }
-    np.savez(folder / "rows.npz", **columns)
+    write_npz(folder / "rows.npz", columns)
     settings = {"batch_size": ours.config.batch_size, "dropout": dropout}
     settings |= ours.config.optimizer.to_dict()
     write_json(folder / "settings.json", settings)
@@ -200,13 +202,11 @@ def write_peer(
 
 def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> None:
     """The first batch has the same loss and gradient norm on both sides."""
-    here = slice(ours.config.batch_size)
+    first = jax.tree.map(lambda rows: jnp.asarray(rows[: ours.config.batch_size]), rows)
 
     def loss(params: Any) -> Any:
-        logits, _ = forward_at(
-            ours.program.recipe.model, params, jnp.asarray(rows.tokens[here]), rows.positions[here]
-        )
-        return answer_loss(logits, rows.answers[here])
+        logits, _ = forward_at(ours.program.recipe.model, params, first.tokens, first.positions)
+        return answer_loss(logits, first.answers)
 
     value, gradient = jax.value_and_grad(loss)(ours.params)
     np.testing.assert_allclose(said["loss"], value, rtol=1e-5)

@@ -7,12 +7,15 @@ every line that comes in asks for one grid, and a line of JSON goes out for each
 seconds, "logits" for `logits.npy` [layer, pos, prompt, d_vocab] in FOLDER.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 os.environ["TQDM_DISABLE"] = "1"  # a bar for every grid would be counted as the grid's time
 
@@ -23,7 +26,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.patching import get_act_patch_resid_pre
 
 
-def main(folder, threads):
+def main(folder: Path, threads: int) -> None:
     """Answer every line of standard input."""
     replies, sys.stdout = sys.stdout, sys.stderr  # what the package prints is no reply
     torch.set_num_threads(threads)
@@ -38,7 +41,7 @@ def main(folder, threads):
     }
     print(json.dumps(said), file=replies, flush=True)
     for line in sys.stdin:
-        kept = [] if line.strip() == "logits" else None
+        kept: list[torch.Tensor] | None = [] if line.strip() == "logits" else None
         seconds = grid(model, clean, corrupted, kept)
         if kept is not None:
             shape = (model.cfg.n_layers, clean.shape[1], *kept[0].shape)
@@ -46,7 +49,7 @@ def main(folder, threads):
         print(json.dumps({"seconds": seconds}), file=replies, flush=True)
 
 
-def load(folder):
+def load(folder: Path) -> HookedTransformer:
     """Our weights in their model."""
     config = json.loads((folder / "ours.json").read_text())
     model = HookedTransformer(HookedTransformerConfig(**config, device="cpu")).eval()
@@ -56,14 +59,16 @@ def load(folder):
     return model
 
 
-def grid(model, clean, corrupted, kept):
+def grid(
+    model: HookedTransformer, clean: Any, corrupted: Any, kept: list[torch.Tensor] | None
+) -> float:
     """Seconds of the run whose states are put in, with only these kept, and of all cells.
 
     What they call corrupted is what is patched, and clean where the states are from; the other way
     round than ours, whose clean prompts are patched.
     """
 
-    def metric(logits):
+    def metric(logits: torch.Tensor) -> torch.Tensor:
         """The mean of one logit at the last position: as cheap as any."""
         if kept is not None:
             kept.append(logits[:, -1].clone())

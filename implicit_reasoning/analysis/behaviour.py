@@ -144,7 +144,7 @@ class Behaviour(Instrument):
 
 
 def kinds_of_tokens(
-    dataset: Dataset, rows: Int[np.ndarray, "row"], rules: dict[str, Int[np.ndarray, "row"]]
+    dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
     """int8 [row, token]: the kind, a place in `KINDS`, of each token as an answer to each row."""
     world, truth = world_of(dataset), dataset.truth

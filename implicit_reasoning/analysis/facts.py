@@ -29,9 +29,9 @@ class FactRows(NamedTuple):
       group: int [row].
     """
 
-    rows: Int[np.ndarray, "row"]
+    rows: Int[np.ndarray, " row"]
     groups: tuple[str, ...]
-    group: Int[np.ndarray, "row"]
+    group: Int[np.ndarray, " row"]
 
 
 def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
@@ -60,8 +60,8 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
 
 
 def taught_alone(
-    dataset: Dataset, rows: Int[np.ndarray, "row"], values: Int[np.ndarray, "row"]
-) -> Bool[np.ndarray, "row"]:
+    dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
+) -> Bool[np.ndarray, " row"]:
     """Whether training teaches `values` as the answer to the first fact's own prompt (e1, r1)."""
     truth = dataset.truth
     alone = np.flatnonzero(truth["fact2"][: dataset.n_train] < 0)
@@ -71,7 +71,7 @@ def taught_alone(
     return found
 
 
-def in_training(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "pos row"]:
+def in_training(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray, "pos row"]:
     """Whether each row's prefix, by position, is also one of a row that is trained on."""
     # One numbering for all rows: keys of different calls need not be comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
@@ -98,7 +98,7 @@ def first_of_each(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim r
     return first
 
 
-def fold_of(keys: Int[np.ndarray, "row"], n_folds: int, seed: int = 0) -> Int[np.ndarray, "row"]:
+def fold_of(keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0) -> Int[np.ndarray, " row"]:
     """A fold for each row: equal keys share one, distinct keys are dealt out evenly at random."""
     distinct, index = np.unique(keys, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(distinct))
@@ -111,7 +111,7 @@ def state_folds(
     prefixes: Int[np.ndarray, "pos row"],
     n_layers: int,
     n_folds: int,
-    together: Int[np.ndarray, "row"] | None = None,
+    together: Int[np.ndarray, " row"] | None = None,
 ) -> Int[np.ndarray, "layer pos row"]:
     """Folds by (layer, position) such that no state is in two of them.
 
@@ -130,8 +130,8 @@ def state_folds(
 
 
 def _first_value(
-    keys: Int[np.ndarray, "row"], values: Int[np.ndarray, "row"]
-) -> Int[np.ndarray, "row"]:
+    keys: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
+) -> Int[np.ndarray, " row"]:
     """For each row the value of the first row with its key."""
     _, first, index = np.unique(keys, return_index=True, return_inverse=True)
     found: np.ndarray = values[first][index]

@@ -49,7 +49,7 @@ class Examples:
 
     inputs: Any
     groups: tuple[str, ...]
-    group: Int[np.ndarray, "example"]
+    group: Int[np.ndarray, " example"]
     clusters: Int[np.ndarray, "*dim example"]
     cluster_dim: str | None = None
     coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)

@@ -21,7 +21,7 @@ _AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache,
 def in_parts(
     outcomes: Callable[[Any], dict[str, Array]],
     examples: Any,
-    counted: Bool[Array, "example"] | None = None,
+    counted: Bool[Array, " example"] | None = None,
 ) -> dict[str, Array]:
     """`outcomes(examples)`, some examples at a time, so that the memory for a grid is bounded.
 

@@ -32,8 +32,8 @@ class Questions(NamedTuple):
 
     facts: Int[np.ndarray, "question hop"]
     parts: Int[np.ndarray, "question part"]
-    answer: Int[np.ndarray, "question"]
-    trained: Bool[np.ndarray, "question"]
+    answer: Int[np.ndarray, " question"]
+    trained: Bool[np.ndarray, " question"]
 
     def only(self, keep: np.ndarray) -> Questions:
         """Some of them, by their numbers or a mask."""
@@ -62,7 +62,7 @@ def questions_of(dataset: Dataset, rows: Rows) -> Questions:
     return Questions(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
 
 
-def of_roles(dataset: Dataset, questions: Questions, first: str) -> Bool[np.ndarray, "question"]:
+def of_roles(dataset: Dataset, questions: Questions, first: str) -> Bool[np.ndarray, " question"]:
     """Whose first fact has one of the roles `first`, and whose later ones training allows there."""
     chains = Chains(world_of(dataset), questions.facts)
     return chains.allows(first, *(inside(hop) for hop in range(1, dataset.hops)))
@@ -73,7 +73,7 @@ def matches(
     table: Int[np.ndarray, "item key"],
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
-) -> Int[np.ndarray, "row"]:
+) -> Int[np.ndarray, " row"]:
     """For every row, one of the items with the same key that fit it, at random; -1 for none.
 
     Args:
@@ -99,7 +99,7 @@ def matches(
 
 def answers_to(
     questions: Questions, parts: Int[np.ndarray, "question part"]
-) -> Int[np.ndarray, "question"]:
+) -> Int[np.ndarray, " question"]:
     """The answers to `parts` where `questions` has them, which has each at most once; else -1."""
     found = matches(
         parts,

@@ -37,6 +37,6 @@ def answer_from(
     layer: int,
     pos: Int[Array, ""] | int,
     states: Float[Array, "batch d_model"],
-) -> Int[Array, "batch"]:
+) -> Int[Array, " batch"]:
     """The answer (a token) when `S[layer, pos]` becomes `states`, the rest of `S[layer]` stays."""
     return answer_logits(model, params, resid.at[:, pos].set(states), layer).argmax(-1)

@@ -48,7 +48,7 @@ class Variables(NamedTuple):
     sizes: dict[str, int]
 
 
-def chain_variables(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Variables:
+def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variables:
     """The variables of a task of chains: e1, r1, e2, ..., `answer`, and `decoy` if it has one.
 
     `answer` is what is taught; e3 is what follows from the world, which is the same but in tasks
@@ -108,30 +108,30 @@ def chain_splits(dataset: Dataset) -> tuple[str, ...]:
 
 def choose_rows(
     dataset: Dataset, splits: Sequence[str], most: int
-) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "row"]]:
+) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
     """The first `most` probe rows of each split (they are in random order): `(rows, group)`."""
     parts = [dataset.probes(split)[:most] for split in splits]
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return np.concatenate(parts), group
 
 
-def prompts(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "row pos"]:
+def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "row pos"]:
     """The tokens of the prompts, the answers cut off; all of one length."""
     return dataset.tokens[rows, : len(dataset.positions)]
 
 
-def state_keys(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "pos row"]:
+def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
     """A number for each state, by position: in a causal model it depends on the prefix only."""
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
 
 
-def state_clusters(dataset: Dataset, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "pos row"]:
+def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
     """Clusters of chains by position: the state; where it knows the bridge, the bridge."""
     bridges = clusters_of(dataset, rows)
     return np.stack([bridges if tells(key, bridges) else key for key in state_keys(dataset, rows)])
 
 
-def tells(key: Int[np.ndarray, "row"], value: Int[np.ndarray, "row"]) -> bool:
+def tells(key: Int[np.ndarray, " row"], value: Int[np.ndarray, " row"]) -> bool:
     """Whether rows of one key all have one value."""
     pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
     return len(pairs) == len(np.unique(key))

@@ -148,7 +148,7 @@ def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Can
 
 def _sample(
     run: Run, split: Split, member: Member
-) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, "sample"]]:
+) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, " sample"]]:
     """Training states, each position as often as another; the same array twice of one site."""
     places = split.places
     random, there = np.random.default_rng(0), np.flatnonzero(split.trained)
@@ -176,7 +176,7 @@ def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]
 def _clusters(
     x: Float[np.ndarray, "sample d_in"],
     y: Float[np.ndarray, "sample d_out"],
-    cluster: Int[np.ndarray, "sample"],
+    cluster: Int[np.ndarray, " sample"],
     width: int,
 ) -> tuple[Finished, Params]:
     """The nearest mean of x writes the mean of y; filled up to `width` by some that never are."""
@@ -191,7 +191,7 @@ def _clusters(
     return Nearest(kind, "standard"), _float32(params)
 
 
-def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray, "sample"]:
+def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray, " sample"]:
     with warnings.catch_warnings():
         # Where there are fewer distinct states than centroids, some have none.
         warnings.filterwarnings("ignore", "One of the clusters is empty")
@@ -240,8 +240,8 @@ def _mlp(run: Run, member: Member, k: int) -> tuple[Finished, Params] | None:
 
 
 def _bridge_classes(
-    run: Run, split: Split, numbers: Int[np.ndarray, "sample"]
-) -> Int[np.ndarray, "sample"] | None:
+    run: Run, split: Split, numbers: Int[np.ndarray, " sample"]
+) -> Int[np.ndarray, " sample"] | None:
     """The bridge of each state, apart by position; states that know none are one class each."""
     dataset, places = run.dataset, split.places
     try:

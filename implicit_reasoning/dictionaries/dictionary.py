@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
     terms: dict[str, Scalar]
     encoded: Encoded
-    fired: Bool[Array, "d_sae"]
+    fired: Bool[Array, " d_sae"]
     l0: Scalar
 
 
@@ -53,7 +53,7 @@ class Dictionary:
         x: Inputs,
         y: Outputs,
         sparsity: Scalar,
-        dead: Bool[Array, "d_sae"],
+        dead: Bool[Array, " d_sae"],
     ) -> tuple[Scalar, Seen]:
         """Squared error, summed over numbers, mean over the batch; and the variant's terms."""
         kind, variant = self.kind, self.variant

@@ -65,7 +65,7 @@ class Kind:
         return taken_dot(self.centred(params, x), index, params["W_enc"].T, projected)
 
     def project_some(
-        self, params: Params, x: Inputs, index: Int[Array, "some"]
+        self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
         """Pre-activations of some features, the same for all inputs, without their bias."""
         return self.centred(params, x) @ params["W_enc"][:, index]
@@ -75,7 +75,7 @@ class Kind:
         rows: Array = params["W_dec"]
         return rows
 
-    def norms(self, params: Params) -> Float[Array, "d_sae"]:
+    def norms(self, params: Params) -> Float[Array, " d_sae"]:
         """How much each feature writes for an activation of 1."""
         return jnp.linalg.norm(self.rows(params), axis=-1)
 
@@ -100,7 +100,7 @@ class Kind:
         """Weights of features that read the direction of `x` and write that of what is missing."""
         return {"W_enc": _unit(self.centred(params, x)).T, "W_dec": _unit(missing)}
 
-    def of_features(self, values: Shaped[Array, "d_sae"], name: str) -> Shaped[Array, "..."]:
+    def of_features(self, values: Shaped[Array, " d_sae"], name: str) -> Shaped[Array, "..."]:
         """One value for each feature, of a shape that broadcasts against a parameter."""
         return {"W_enc": values[None], "W_dec": values[:, None]}.get(name, values)
 
@@ -178,7 +178,7 @@ class Crosscoder(Autoencoder):
         rows = self.rows(params).reshape(self.d_sae, self.n_parts, -1)
         return jnp.linalg.norm(rows, axis=-1)
 
-    def norms(self, params: Params) -> Float[Array, "d_sae"]:
+    def norms(self, params: Params) -> Float[Array, " d_sae"]:
         """The sum over checkpoints."""
         return self.by_part(params).sum(-1)
 
@@ -225,7 +225,7 @@ class CrossLayer(Kind):
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
     def project_some(
-        self, params: Params, x: Inputs, index: Int[Array, "some"]
+        self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
         """Some columns of `project`."""
         return self.project(params, x)[:, index]
@@ -249,7 +249,7 @@ class CrossLayer(Kind):
         decoder = _unit(written.reshape(self.d_sae, self.d_out)).reshape(written.shape)
         return {"W_enc": jnp.swapaxes(own, 1, 2), "W_dec": decoder}
 
-    def of_features(self, values: Shaped[Array, "d_sae"], name: str) -> Shaped[Array, "..."]:
+    def of_features(self, values: Shaped[Array, " d_sae"], name: str) -> Shaped[Array, "..."]:
         """As the plain kinds', by layer."""
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}

@@ -28,9 +28,9 @@ class Members(NamedTuple):
       key: of its start, and of what is drawn.
     """
 
-    pool: Int[Array, "member"]
-    sparsity: Float[Array, "member"]
-    key: Key[Array, "member"]
+    pool: Int[Array, " member"]
+    sparsity: Float[Array, " member"]
+    key: Key[Array, " member"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def make_members(
 def stack_pools(
     x: Float[Array, "pool state d_in"],
     y: Float[Array, "pool state d_out"],
-    counts: Int[np.ndarray, "group"] | None = None,
+    counts: Int[np.ndarray, " group"] | None = None,
 ) -> Pool:
     """Pools of the same groups, of so many states each (default: one group); empty ones go."""
     counts = np.array([x.shape[1]]) if counts is None else counts

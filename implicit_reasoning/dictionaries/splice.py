@@ -25,7 +25,7 @@ class Sites(NamedTuple):
 
 
 def edits(
-    finished: Finished, params: Params, sites: Sites, where: Bool[Array, "pos"]
+    finished: Finished, params: Params, sites: Sites, where: Bool[Array, " pos"]
 ) -> dict[str, Edit]:
     """Edits that write a dictionary's outputs at some positions.
 
@@ -43,7 +43,7 @@ def edits(
     }
 
 
-def ablations(value: Array | float, sites: Sites, where: Bool[Array, "pos"]) -> dict[str, Edit]:
+def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) -> dict[str, Edit]:
     """Edits that write a constant there instead, [d_out] or a number: zero, or the mean."""
     parts = jnp.split(jnp.atleast_1d(value), len(sites.write)) if jnp.ndim(value) else None
     return {

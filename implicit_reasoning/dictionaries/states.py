@@ -34,23 +34,23 @@ class Places(NamedTuple):
       pos: int [state].
     """
 
-    rows: Int[np.ndarray, "row"]
+    rows: Int[np.ndarray, " row"]
     tokens: Int[np.ndarray, "row pos"]
-    row: Int[np.ndarray, "state"]
-    pos: Int[np.ndarray, "state"]
+    row: Int[np.ndarray, " state"]
+    pos: Int[np.ndarray, " state"]
 
-    def only(self, keep: Bool[np.ndarray, "state"]) -> Places:
+    def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
         """Some states, and the rows that they need."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
-    def counts(self, n_pos: int) -> Int[np.ndarray, "pos"]:
+    def counts(self, n_pos: int) -> Int[np.ndarray, " pos"]:
         """How many states there are at each position."""
         return np.bincount(self.pos, minlength=n_pos)
 
 
 def distinct_places(
-    dataset: Dataset, rows: Int[np.ndarray, "row"], positions: Sequence[str] = ()
+    dataset: Dataset, rows: Int[np.ndarray, " row"], positions: Sequence[str] = ()
 ) -> Places:
     """The first row with each distinct prefix, at each position of a prompt.
 
@@ -87,8 +87,8 @@ class Split(NamedTuple):
     """
 
     places: Places
-    trained: Bool[np.ndarray, "state"]
-    held_out: Bool[np.ndarray, "state"]
+    trained: Bool[np.ndarray, " state"]
+    held_out: Bool[np.ndarray, " state"]
 
 
 def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:

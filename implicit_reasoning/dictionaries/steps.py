@@ -86,7 +86,7 @@ class State(NamedTuple):
 
     params: Params
     adam: optax.OptState
-    idle: Int[Array, "d_sae"]
+    idle: Int[Array, " d_sae"]
     threshold: Scalar
 
 
@@ -102,8 +102,8 @@ class Pool(NamedTuple):
 
     x: Float[Array, "state d_in"]
     y: Float[Array, "state d_out"]
-    first: Int[Array, "group"]
-    sizes: Int[Array, "group"]
+    first: Int[Array, " group"]
+    sizes: Int[Array, " group"]
 
 
 class Window(NamedTuple):

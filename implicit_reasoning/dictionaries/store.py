@@ -147,7 +147,7 @@ class Dictionaries:
     def __len__(self) -> int:
         return len(self.members)
 
-    def params_of(self, number: int | Int[np.ndarray, "some"]) -> Params:
+    def params_of(self, number: int | Int[np.ndarray, " some"]) -> Params:
         """Of one dictionary; of several, stacked."""
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 

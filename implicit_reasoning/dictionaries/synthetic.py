@@ -51,7 +51,7 @@ class Synthetic:
             )
 
     @property
-    def frequencies(self) -> Float[Array, "direction"]:
+    def frequencies(self) -> Float[Array, " direction"]:
         """How often each direction is active; those of a pair are equal."""
         rank = jnp.repeat(jnp.arange(1, self.n_directions // 2 + 1), 2)
         falling = rank.astype(jnp.float32) ** -self.exponent
@@ -86,7 +86,7 @@ class Synthetic:
 
 def recovered(
     directions: Float[Array, "direction width"], rows: Float[Array, "feature width"]
-) -> Float[Array, "direction"]:
+) -> Float[Array, " direction"]:
     """Of each true direction the cosine with the feature that is nearest to it."""
     unit = rows / (jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
     return (directions @ unit.T).max(1)

@@ -114,8 +114,8 @@ class Material:
 
     pools: Pool
     pool: list[int]
-    scale_in: Float[Array, "pool"]
-    scale_out: Float[Array, "pool"]
+    scale_in: Float[Array, " pool"]
+    scale_out: Float[Array, " pool"]
 
 
 def make_material(run: Run, stage: tuple[Member, ...], config: ConfigDict) -> Material:

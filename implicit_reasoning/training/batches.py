@@ -24,7 +24,7 @@ def rows_of_step(
     *,
     batch_size: int,
     order: str,
-) -> Int[Array, "batch"]:
+) -> Int[Array, " batch"]:
     """Row numbers of one batch.
 
     Args:
@@ -64,7 +64,7 @@ def _epochs(key: Array, step: Array, n_rows: Array | np.ndarray, batch_size: int
 
 
 def permuted(
-    round_keys: UInt32[Array, "rounds"], index: UInt32[Array, ""], n: UInt32[Array, ""]
+    round_keys: UInt32[Array, " rounds"], index: UInt32[Array, ""], n: UInt32[Array, ""]
 ) -> UInt32[Array, ""]:
     """Where a keyed pseudo-random permutation of 0..n-1 sends `index`, without making the table.
 

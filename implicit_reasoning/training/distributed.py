@@ -150,7 +150,7 @@ def writes() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def gather(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "process n"]:
+def gather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]:
     """What every process has to say; all of them must ask at the same point."""
     if not many():
         return values[None]

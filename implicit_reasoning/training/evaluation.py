@@ -34,8 +34,8 @@ NEVER = -1
 class Outcome(NamedTuple):
     """Per probe row; `rank` 0 is best. A tie with another token, or a nan, counts against it."""
 
-    loss: Float[Array, "probe"]
-    rank: Int[Array, "probe"]
+    loss: Float[Array, " probe"]
+    rank: Int[Array, " probe"]
 
 
 class Probes(NamedTuple):
@@ -59,7 +59,9 @@ def probes_of(dataset: Dataset) -> Probes:
     )
 
 
-def ask(model: Transformer, params: Params, probes: Probes, chunks: Int[Array, "chunk"]) -> Outcome:
+def ask(
+    model: Transformer, params: Params, probes: Probes, chunks: Int[Array, " chunk"]
+) -> Outcome:
     """What a model answers to some chunks of the rows, chunk after chunk."""
 
     def chunk(number: Array) -> Outcome:
@@ -119,13 +121,13 @@ class Scoring:
             clusters = clusters_of(dataset, self.rows[self._members[self._cross]])
             self._intervals = ClusterIntervals(clusters)
 
-    def correct(self, outcome: Outcome) -> Bool[np.ndarray, "probe"]:
+    def correct(self, outcome: Outcome) -> Bool[np.ndarray, " probe"]:
         """Which probe rows were answered correctly."""
         return np.asarray(outcome.rank)[: len(self.rows)] == 0
 
     def first_correct(
-        self, before: Int[np.ndarray, "probe"], step: int, outcome: Outcome
-    ) -> Int[np.ndarray, "probe"]:
+        self, before: Int[np.ndarray, " probe"], step: int, outcome: Outcome
+    ) -> Int[np.ndarray, " probe"]:
         """The steps at which the probe rows were first answered correctly, brought up to date."""
         newly = self.correct(outcome) & (before == NEVER)
         return np.where(newly, np.int32(step), before)

@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
     moments: Any
     step: Int[Array, ""]
     finite: Bool[Array, ""]
-    window: dict[str, Float[Array, "window"]]
+    window: dict[str, Float[Array, " window"]]
 
 
 class TrainingRows(NamedTuple):

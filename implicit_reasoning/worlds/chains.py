@@ -31,7 +31,9 @@ class Chains:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def __getitem__(self, rows: slice | Int[np.ndarray, "row"] | Bool[np.ndarray, "row"]) -> Chains:
+    def __getitem__(
+        self, rows: slice | Int[np.ndarray, " row"] | Bool[np.ndarray, " row"]
+    ) -> Chains:
         if isinstance(rows, slice):
             return Chains(self.world, self.facts[rows])
         # Whole rows by their numbers: `take` is several times as fast as an index here.
@@ -59,7 +61,7 @@ class Chains:
         """int8 [chain, hop]: the role of each hop's fact, an index into `ROLES`."""
         return self.world.facts.role[self.facts]
 
-    def allows(self, *roles: str) -> Bool[np.ndarray, "chain"]:
+    def allows(self, *roles: str) -> Bool[np.ndarray, " chain"]:
         """Which chains have facts of the given roles, hop by hop: `allows("IR", "I")`."""
         keep = np.ones(len(self), bool)
         for hop, letters in enumerate(roles):
@@ -67,7 +69,7 @@ class Chains:
             keep &= fits[self.facts[:, hop]]
         return keep
 
-    def matches(self, pattern: str) -> Bool[np.ndarray, "chain"]:
+    def matches(self, pattern: str) -> Bool[np.ndarray, " chain"]:
         """Which chains are of a pattern, such as `"io"`.
 
         `o` is an `O` fact, `i` any other that training allows at that hop; see `inside`.
@@ -85,7 +87,7 @@ class Chains:
         return self[shuffled(len(self), random)]
 
 
-def shuffled(count: int, random: np.random.Generator) -> Int[np.ndarray, "row"]:
+def shuffled(count: int, random: np.random.Generator) -> Int[np.ndarray, " row"]:
     """int32: the numbers below `count` in random order, the same as `random.permutation`'s."""
     order = np.arange(count, dtype=np.int32)  # half the memory of theirs
     random.shuffle(order)
@@ -122,7 +124,7 @@ def enumerate_chains(world: World, hops: int) -> Chains:
 
 def expand(
     start: Int[np.ndarray, "range"], length: Int[np.ndarray, "range"]
-) -> tuple[Int[np.ndarray, "item"], Int[np.ndarray, "item"]]:
+) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " item"]]:
     """Write out ranges: `start = [7, 3], length = [2, 1]` gives owners [0, 0, 1], items [7, 8, 3].
 
     The one primitive behind every join in this room. Both results have the dtype of `start`.

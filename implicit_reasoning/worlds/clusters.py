@@ -19,11 +19,11 @@ from jaxtyping import Int
 
 from implicit_reasoning.worlds.dataset import Dataset, columns
 
-Rows = Int[np.ndarray, "row"]
+Rows = Int[np.ndarray, " row"]
 _CHAINS = {"fact2", "e2", "r2"}  # columns of tasks of chains
 
 
-def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, "row"]:
+def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
     """The cluster of each row, a number that is not negative; see the module for the rule."""
     found, fact = rows.astype(np.int64), dataset.truth.get("fact1")
     if fact is None:
@@ -36,7 +36,7 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, "row"]:
     return np.where(dataset.bridge[rows] >= 0, first_bridge + dataset.bridge[rows], found)
 
 
-def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, "row"]]:
+def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, " row"]]:
     """All ways to cluster the rows of a split; the widest interval of them is the one to show.
 
     Chains: by each of their bridges (e2, e3, ...). Other rows with facts: by each of their facts.

@@ -56,11 +56,11 @@ class Dataset:
 
     tokens: Int[np.ndarray, "row pos"]
     targets: Int[np.ndarray, "row pos"]
-    split: Int[np.ndarray, "row"]
+    split: Int[np.ndarray, " row"]
     splits: tuple[str, ...]
     n_train: int
-    probe: Bool[np.ndarray, "row"]
-    truth: dict[str, Int[np.ndarray, "row"]]
+    probe: Bool[np.ndarray, " row"]
+    truth: dict[str, Int[np.ndarray, " row"]]
     vocab: tuple[str, ...]
     positions: tuple[str, ...]
     world: World | None = None
@@ -107,7 +107,7 @@ class Dataset:
         return len(columns(self.truth, "fact"))
 
     @property
-    def bridge(self) -> Int[np.ndarray, "row"]:
+    def bridge(self) -> Int[np.ndarray, " row"]:
         """int32 [row]: e2, the entity between hop 1 and hop 2; -1 for atomic rows.
 
         Raises:
@@ -132,11 +132,11 @@ class Dataset:
         """int32 [fact, hop]: how many training chains use each fact at each hop."""
         return _exposure(self.truth, self.n_train, world_of(self).n_facts)
 
-    def rows(self, split: str) -> Int[np.ndarray, "row"]:
+    def rows(self, split: str) -> Int[np.ndarray, " row"]:
         """The rows of a split, in order."""
         return np.flatnonzero(self.split == self._index(split))
 
-    def probes(self, split: str) -> Int[np.ndarray, "row"]:
+    def probes(self, split: str) -> Int[np.ndarray, " row"]:
         """The rows of a split that evaluation looks at."""
         return np.flatnonzero((self.split == self._index(split)) & self.probe)
 
@@ -228,13 +228,13 @@ class Rows(NamedTuple):
 
     tokens: Int[np.ndarray, "row pos"]
     targets: Int[np.ndarray, "row pos"]
-    truth: dict[str, Int[np.ndarray, "row"]]
+    truth: dict[str, Int[np.ndarray, " row"]]
 
 
 def make_rows(
-    prompt: Sequence[Int[np.ndarray, "row"]],
-    answer: Sequence[Int[np.ndarray, "row"]],
-    truth: Mapping[str, Int[np.ndarray, "row"]],
+    prompt: Sequence[Int[np.ndarray, " row"]],
+    answer: Sequence[Int[np.ndarray, " row"]],
+    truth: Mapping[str, Int[np.ndarray, " row"]],
     end: int | None = None,
 ) -> Rows:
     """Rows that ask `prompt` and supervise `answer`: `[a, b, c] -> d`.
@@ -327,7 +327,7 @@ def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndar
     return keys
 
 
-def prompt_keys(dataset: Dataset) -> Int[np.ndarray, "row"]:
+def prompt_keys(dataset: Dataset) -> Int[np.ndarray, " row"]:
     """int64 [row]: a number for each row's prompt, its length included."""
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
@@ -348,7 +348,7 @@ def _stack(parts: list[np.ndarray], padding: int) -> np.ndarray:
 
 def _stack_truth(
     parts: list[dict[str, np.ndarray]], sizes: list[int]
-) -> dict[str, Int[np.ndarray, "row"]]:
+) -> dict[str, Int[np.ndarray, " row"]]:
     # The split with most columns sets their order: the chains, before the facts that lack some.
     names = dict.fromkeys(name for truth in sorted(parts, key=len, reverse=True) for name in truth)
     none = [np.full(size, NONE, np.int32) for size in sizes]
@@ -366,7 +366,7 @@ def _exposure(truth: Mapping[str, np.ndarray], n_train: int, n_facts: int) -> np
 
 def _exposure_columns(
     truth: Mapping[str, np.ndarray], n_train: int, n_facts: int
-) -> dict[str, Int[np.ndarray, "row"]]:
+) -> dict[str, Int[np.ndarray, " row"]]:
     facts = columns(truth, "fact")
     if not facts:
         return {}

@@ -34,8 +34,8 @@ class Table(NamedTuple):
     n_entities: int
     n_relations: int
     prompt: Int[np.ndarray, "row pos"]  # tokens, padded with 0
-    hops: Int[np.ndarray, "row"]
-    answer: Int[np.ndarray, "row"]
+    hops: Int[np.ndarray, " row"]
+    answer: Int[np.ndarray, " row"]
     types: list[str]  # of the rows of test.json, as written there
 
     def error(self, row: int, what: str) -> InputError:
@@ -110,10 +110,10 @@ def _token(text: str, where: np.ndarray) -> str:
 
 def _is_well_formed(
     grid: Int[np.ndarray, "row place"],
-    hops: Int[np.ndarray, "row"],
+    hops: Int[np.ndarray, " row"],
     n_entities: int,
     n_relations: int,
-) -> Bool[np.ndarray, "row"]:
+) -> Bool[np.ndarray, " row"]:
     """Whether each row is an entity, `hops` relations (at least one), an entity and `</a>`."""
     kinds = [0, n_entities, n_entities + n_relations, n_entities + n_relations + 1]
     kind = np.searchsorted(kinds, grid, side="right")  # 0 padding, 1 entity, 2 relation, 3 </a>

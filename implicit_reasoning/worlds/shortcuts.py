@@ -21,7 +21,7 @@ from implicit_reasoning.worlds.chains import expand, inside
 from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
 from implicit_reasoning.worlds.world import NONE, ROLES
 
-Rows = Int[np.ndarray, "row"]
+Rows = Int[np.ndarray, " row"]
 
 
 def answer_numbers(dataset: Dataset) -> Rows:
@@ -169,7 +169,7 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 def shortcuts_right(
     dataset: Dataset, splits: Sequence[str]
-) -> dict[str, dict[str, Bool[np.ndarray, "probe"]]]:
+) -> dict[str, dict[str, Bool[np.ndarray, " probe"]]]:
     """Which probes of each of some test splits every rule answers correctly.
 
     Rules and splits are left out as by `shortcuts`.
@@ -222,17 +222,17 @@ class _AnswerTable(NamedTuple):
     """The training chains as a table of answers, and every row's place in it."""
 
     answer: Int[np.ndarray, "prefix last"]  # -1 where no training chain is
-    train: Int[np.ndarray, "chain"]  # rows of the training chains
-    prefix: Int[np.ndarray, "row"]  # of all rows; -1 for rows that are no chains
-    last: Int[np.ndarray, "row"]
+    train: Int[np.ndarray, " chain"]  # rows of the training chains
+    prefix: Int[np.ndarray, " row"]  # of all rows; -1 for rows that are no chains
+    last: Int[np.ndarray, " row"]
 
 
 class _Pairs(NamedTuple):
     """Prefixes and their peers, sorted by prefix, with the number of agreements."""
 
-    prefix: Int[np.ndarray, "pair"]
-    peer: Int[np.ndarray, "pair"]
-    weight: Int[np.ndarray, "pair"]
+    prefix: Int[np.ndarray, " pair"]
+    peer: Int[np.ndarray, " pair"]
+    weight: Int[np.ndarray, " pair"]
 
     def only(self, keep: np.ndarray) -> _Pairs:
         return _Pairs(*(column[keep] for column in self))

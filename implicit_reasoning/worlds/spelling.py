@@ -72,7 +72,7 @@ def position_names(hops: int, spelling: Spelling = PLAIN) -> tuple[str, ...]:
 def rows_from_chains(
     chains: Chains,
     spelling: Spelling = PLAIN,
-    answers: Int[np.ndarray, "chain"] | None = None,
+    answers: Int[np.ndarray, " chain"] | None = None,
 ) -> Rows:
     """Write chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`; see `make_rows`.
 
@@ -93,7 +93,7 @@ def rows_from_chains(
     return make_rows(prompt, answer, truth, end)
 
 
-def _spell(entity: Int[np.ndarray, "row"], names: int) -> list[Int[np.ndarray, "row"]]:
+def _spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:
     """The tokens of entities, one column a token."""
     if not names:
         return [entity]
@@ -107,7 +107,7 @@ def chain_truth(
     relations: Int[np.ndarray, "chain hop"],
     facts: Int[np.ndarray, "chain hop"],
     roles: Int[np.ndarray, "chain hop"],
-) -> dict[str, Int[np.ndarray, "chain"]]:
+) -> dict[str, Int[np.ndarray, " chain"]]:
     """The truth columns of chains, before what depends on their spelling."""
     truth = {"e1": entities[:, 0]}
     for hop in range(facts.shape[1]):

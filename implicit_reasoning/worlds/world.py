@@ -54,10 +54,10 @@ def stream(seed: int, *purpose: int) -> np.random.Generator:
 class Facts(NamedTuple):
     """The facts of a world as columns, in row-major order of (head, relation): fact 0, 1, 2, ..."""
 
-    head: Int[np.ndarray, "fact"]
-    relation: Int[np.ndarray, "fact"]
-    tail: Int[np.ndarray, "fact"]
-    role: Int[np.ndarray, "fact"]
+    head: Int[np.ndarray, " fact"]
+    relation: Int[np.ndarray, " fact"]
+    tail: Int[np.ndarray, " fact"]
+    role: Int[np.ndarray, " fact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ def make_world(
 
 
 def world_from_table(
-    tail: Int[np.ndarray, "entity relation"], role: Int[np.ndarray, "fact"] | int, seed: int = 0
+    tail: Int[np.ndarray, "entity relation"], role: Int[np.ndarray, " fact"] | int, seed: int = 0
 ) -> World:
     """A world of a given table (-1: no fact), with a role for every fact in row-major order."""
     table = np.full(tail.shape, NONE, np.int8)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -120,9 +121,10 @@ def test_transcoders_have_the_neurons_of_their_mlp(run, split):
     made = untrained(run, config("transcoder", name="neurons", sparsities=(3.0,), checkpoints=1))
     one = next(b for b in _fitted(run, made, split, made.shown[0]) if b.name == "neurons")
     x, _ = states_of(run, split, one)
-    width = one.finished.kind.d_sae
+    neurons: Any = one.finished
+    width = neurons.kind.d_sae
     everything = {**one.params, "k": np.int32(width)}
-    finished = dataclasses.replace(one.finished, most=width)
+    finished = dataclasses.replace(neurons, most=width)
     _, hidden = use(one._replace(finished=finished, params=everything), x)
     sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
     expected = np.maximum(states_at(run, split, one.member, sites), 0)

@@ -1,6 +1,7 @@
 """What is written for other tools is read back the same; what cannot be is said."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from implicit_reasoning.files import read_json, write_json
 from tests.dictionaries.parameters import at_random
 
 D, F = 6, 10
-SITES = {"read": "blocks.0.hook_resid_post", "write": "blocks.0.hook_resid_post"}
+SITES: dict[str, Any] = {"read": "blocks.0.hook_resid_post", "write": "blocks.0.hook_resid_post"}
 
 
 def finished(kind, variant, seed=0):
@@ -177,7 +178,9 @@ def test_what_circuit_tracer_does_not_have(tmp_path):
 def test_gemma_scope(tmp_path):
     random = np.random.default_rng(0)
     shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,), "threshold": (F,)}
-    arrays = {name: random.normal(size=size).astype(np.float32) for name, size in shapes.items()}
+    arrays: dict[str, Any] = {
+        name: random.normal(size=size).astype(np.float32) for name, size in shapes.items()
+    }
     arrays["threshold"] = np.abs(arrays["threshold"])
     np.savez(tmp_path / "params.npz", **arrays)
     x = random.normal(size=(7, D)).astype(np.float32)

@@ -62,7 +62,8 @@ def planted(n_states=200, n_values=10, n_features=32, seed=0):
 
 def halves(acts, values, second):
     """What is chosen on, and what is scored on."""
-    return [Half(acts[of], values[of]) for of in (~second, second)]
+    chosen, scored = (Half(acts[of], values[of]) for of in (~second, second))
+    return chosen, scored
 
 
 def test_planted_features_are_found():

@@ -168,11 +168,11 @@ def test_an_entity_does_not_pass_for_the_one_fact_of_it_that_is_asked_for():
     acts = (heads[:, None] == np.arange(data.world.n_entities)[None]).astype(np.float32)
 
     def best(of):
-        halves = [
+        chosen, scored = (
             Half(acts[of & half], concept.values[of & half])
             for half in (~concept.second, concept.second)
-        ]
-        return np.nanmean(jax.jit(match, static_argnums=2)(*halves, concept.n_values).f1)
+        )
+        return np.nanmean(jax.jit(match, static_argnums=2)(chosen, scored, concept.n_values).f1)
 
     assert best(np.ones(len(acts), bool)) < 0.3
     assert best(concept.values >= 0) > 0.45  # the mutation: no states of other facts

@@ -13,7 +13,7 @@ from tests.training.tiny import tiny
 SPEC = Spec(d_vocab=37, n_ctx=7, n_layers=2, d_model=24, n_heads=3, d_mlp=40)
 
 # At random; every bias and norm is drawn too, so that a swapped pair shows.
-RANDOM = {
+RANDOM: dict[str, dict] = {
     "untied, gelu_new": {},
     "tied": {"tied": True},
     "relu": {"act_fn": "relu"},

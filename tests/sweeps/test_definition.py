@@ -1,6 +1,7 @@
 """What is a sweep, and what is said of one that cannot be run."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,11 @@ def test_what_does_not_fit_together_is_refused():
 
 
 def test_random_points_are_seeded_and_a_longer_search_begins_with_them():
-    space = {"a": Real(1e-4, 1.0, log=True), "b": Integer(1, 8), "c": Choice(("x", "y"))}
+    space: dict[str, Any] = {
+        "a": Real(1e-4, 1.0, log=True),
+        "b": Integer(1, 8),
+        "c": Choice(("x", "y")),
+    }
     few, many = list(at_random(space, 5, seed=3)), list(at_random(space, 9, seed=3))
     assert many[:5] == few != list(at_random(space, 5, seed=4))
 

@@ -233,7 +233,7 @@ def test_a_search_halves_batch_after_batch(launcher, tmp_path):
     assert all("among the worst" in s.why for s in statuses.values() if s.state == "pruned")
     for batch in batches(tmp_path):
         at_10 = {name: loss_at(tmp_path, name, 10) for name in batch}
-        assert ended[max(at_10, key=at_10.get)] == ("pruned", 10)
+        assert ended[max(at_10, key=at_10.__getitem__)] == ("pruned", 10)
     # It is done: once more, nothing is asked for.
     before = (tmp_path / "journal.jsonl").read_text()
     assert pretend(tmp_path, (10, 30), launcher) == statuses

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -281,7 +282,7 @@ def test_an_unknown_launcher_names_those_there_are():
 
 def test_a_launcher_of_ones_own_is_found(tmp_path):
     seen = []
-    module = sys.modules[__name__]
+    module: Any = sys.modules[__name__]
     module.own = lambda work, board, wish: [
         seen.append((trial, stop)) or board.note(trial, "done", step=stop)
         for trial, stop in work.stops.items()

@@ -68,7 +68,12 @@ def test_prefix_keys_tell_prefixes_apart(rows):
 
 
 def test_save_and_load_without_loss(make, tmp_path):
-    kinds = [{}, {"end_token": True, "hops": 3}, {"ood_fraction": 0}, {"name": "shadow"}]
+    kinds: list[dict] = [
+        {},
+        {"end_token": True, "hops": 3},
+        {"ood_fraction": 0},
+        {"name": "shadow"},
+    ]
     for number, changes in enumerate([*kinds, {"names": 5}, {"name": "second_hop_restricted"}]):
         dataset = make(**changes)
         path = tmp_path / f"{number}" / "world.npz"

@@ -153,7 +153,7 @@ def both_ways(
     params: Params,
     one: Cache,
     other: Cache,
-) -> Float[Array, "direction *grid"]:
+) -> Float[Array, " direction *grid"]:
     """The grid of `other` put into `one`, and the reverse; compiled once for both."""
     pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
     grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)

@@ -127,8 +127,8 @@ class Decoding(Instrument):
 
 
 def _other(
-    values: Int[np.ndarray, "variable row"], among: Int[np.ndarray, "chosen"], seed: int
-) -> Int[np.ndarray, "row"]:
+    values: Int[np.ndarray, "variable row"], among: Int[np.ndarray, " chosen"], seed: int
+) -> Int[np.ndarray, " row"]:
     """For each row another one at random that differs from it in every variable."""
     random = np.random.default_rng(seed)
     chosen = random.choice(among, values.shape[1])

@@ -172,7 +172,7 @@ class _Near(NamedTuple):
 
 def _of_common_bridges(
     facts: FactRows, e2: Int[np.ndarray, "any"]
-) -> tuple[FactRows, Int[np.ndarray, "row"]]:
+) -> tuple[FactRows, Int[np.ndarray, " row"]]:
     """The facts whose bridges have two leading facts or more, and those bridges as 0, 1, ..."""
     values = e2[facts.rows]
     many, count = np.unique(values[facts.group == 0], return_counts=True)
@@ -184,8 +184,10 @@ def _of_common_bridges(
 
 
 def _pictured(
-    bridge: Int[np.ndarray, "row"], leads: Bool[np.ndarray, "row"], counted: Bool[np.ndarray, "row"]
-) -> Int[np.ndarray, "point"]:
+    bridge: Int[np.ndarray, " row"],
+    leads: Bool[np.ndarray, " row"],
+    counted: Bool[np.ndarray, " row"],
+) -> Int[np.ndarray, " point"]:
     """Some rows of the bridges with most facts outside the leading group, then with most facts."""
     outside = np.bincount(bridge[~leads & counted], minlength=bridge.max() + 1)
     total = np.bincount(bridge[counted], minlength=bridge.max() + 1)
@@ -197,7 +199,7 @@ def _pictured(
     return np.concatenate(rows).astype(np.int32)
 
 
-def _tails(dataset: Dataset, e1: Int[np.ndarray, "row"]) -> dict[str, np.ndarray]:
+def _tails(dataset: Dataset, e1: Int[np.ndarray, " row"]) -> dict[str, np.ndarray]:
     """bool [whose, row, entity]: tails of each row's e1, and of another entity."""
     world = world_of(dataset)
     tails = np.zeros((world.n_entities, world.n_entities), bool)

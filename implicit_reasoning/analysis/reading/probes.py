@@ -189,8 +189,8 @@ class Probes(Instrument):
 
 
 def _labels(
-    variables: Variables, e1: Int[np.ndarray, "row"]
-) -> tuple[Int[np.ndarray, "truth variable row"], Int[np.ndarray, "variable"]]:
+    variables: Variables, e1: Int[np.ndarray, " row"]
+) -> tuple[Int[np.ndarray, "truth variable row"], Int[np.ndarray, " variable"]]:
     """Classes 0, 1, ... of the values there are: true, shuffled, and by lot for each e1."""
     random = np.random.default_rng(0)
     true = np.stack([np.unique(values, return_inverse=True)[1] for values in variables.values])
@@ -209,12 +209,12 @@ class Outputs(NamedTuple):
         fewer classes.
     """
 
-    label: Int[Array | np.ndarray, "out"]
-    number: Int[Array | np.ndarray, "out"]
+    label: Int[Array | np.ndarray, " out"]
+    number: Int[Array | np.ndarray, " out"]
     place: Int[Array | np.ndarray, "label most"]
 
 
-def _outputs(n_classes: Int[np.ndarray, "label"]) -> Outputs:
+def _outputs(n_classes: Int[np.ndarray, " label"]) -> Outputs:
     label = np.repeat(np.arange(len(n_classes)), n_classes)
     first = np.cumsum(n_classes) - n_classes
     number = np.arange(n_classes.sum()) - first[label]

@@ -54,8 +54,8 @@ class Material(NamedTuple):
     """
 
     states: Float[Array, "layer row n_pos d_model"]
-    place: Int[Array, "pos"]
-    base: Int[Array, "pair"]
+    place: Int[Array, " pos"]
+    base: Int[Array, " pair"]
     source: Int[Array, "pos pair"]
     expected: Int[Array, "pos pair"]
 

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     layer: Int[Array, ""]
     states: Float[Array, "fit d_model"]
-    weight: Float[Array, "fit *more"]
+    weight: Float[Array, " fit *more"]
 
 
 class Cell(NamedTuple):
@@ -42,10 +42,10 @@ class Cell(NamedTuple):
 
     place: Place
     states: Float[Array, "example d_model"]
-    old: Int[Array, "example"]
-    new: Int[Array, "example"]
-    expected: Int[Array, "example"]
-    fit_values: Int[Array, "fit *more"]
+    old: Int[Array, " example"]
+    new: Int[Array, " example"]
+    expected: Int[Array, " example"]
+    fit_values: Int[Array, " fit *more"]
 
 
 class Edited(NamedTuple):
@@ -58,7 +58,7 @@ class Edited(NamedTuple):
     """
 
     states: Float[Array, "condition example d_model"]
-    possible: Bool[Array, "example"]
+    possible: Bool[Array, " example"]
     kept: dict[str, Array]
 
 

@@ -41,15 +41,15 @@ class Cases(NamedTuple):
       expected: int32 [variable, case], the answer's token if the variable had it.
     """
 
-    rows: Int[np.ndarray, "case"]
-    group: Int[np.ndarray, "case"]
+    rows: Int[np.ndarray, " case"]
+    group: Int[np.ndarray, " case"]
     variables: Variables
     new: Int[np.ndarray, "variable case"]
     expected: Int[np.ndarray, "variable case"]
 
 
 def choose_cases(
-    dataset: Dataset, splits: Sequence[str], most: int, fitted: Int[np.ndarray, "row"]
+    dataset: Dataset, splits: Sequence[str], most: int, fitted: Int[np.ndarray, " row"]
 ) -> Cases:
     """Up to `most` probe rows of each split whose prefix is in none of the rows `fitted`.
 
@@ -76,7 +76,7 @@ def choose_cases(
     return Cases(rows, group, variables, new, expected)
 
 
-def rows_to_fit(dataset: Dataset, most: int = FITTED_ON) -> Int[np.ndarray, "row"]:
+def rows_to_fit(dataset: Dataset, most: int = FITTED_ON) -> Int[np.ndarray, " row"]:
     """Training chains whose first fact is in the half for fitting, spread over those facts."""
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
@@ -84,7 +84,7 @@ def rows_to_fit(dataset: Dataset, most: int = FITTED_ON) -> Int[np.ndarray, "row
     return np.sort(spread(chains, dataset.truth["fact1"][chains])[:most])
 
 
-def fitting_half(dataset: Dataset, chains: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
     """Which chains have a first fact of the half for fitting: of every bridge, half its facts."""
     facts = np.unique(dataset.truth["fact1"][chains])
     order = np.random.default_rng(0).permutation(facts)
@@ -92,7 +92,7 @@ def fitting_half(dataset: Dataset, chains: Int[np.ndarray, "row"]) -> Bool[np.nd
     return np.isin(dataset.truth["fact1"][chains], by_bridge[::2])
 
 
-def spread(rows: Int[np.ndarray, "row"], kind: Int[np.ndarray, "row"]) -> Int[np.ndarray, "row"]:
+def spread(rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
     """The rows, reordered: first one of each kind, then a second of each, and so on."""
     order = np.argsort(kind, kind="stable")
     sizes = np.unique(kind, return_counts=True)[1]
@@ -103,8 +103,8 @@ def spread(rows: Int[np.ndarray, "row"], kind: Int[np.ndarray, "row"]) -> Int[np
 
 
 def determined(
-    dataset: Dataset, rows: Int[np.ndarray, "row"]
-) -> tuple[Int[np.ndarray, "cell"], Int[np.ndarray, "cell"]]:
+    dataset: Dataset, rows: Int[np.ndarray, " row"]
+) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
     """Where a state can know a variable: `(variable, pos)` of which the prefix tells the value."""
     values, keys = chain_variables(dataset, rows).values, state_keys(dataset, rows)
     cells = [
@@ -119,10 +119,10 @@ def determined(
 
 def follow(
     world: World,
-    relations: Sequence[Int[np.ndarray, "row *value"]],
-    start: Int[np.ndarray, "row *value"],
+    relations: Sequence[Int[np.ndarray, " row *value"]],
+    start: Int[np.ndarray, " row *value"],
     hop: int,
-) -> Int[np.ndarray, "row *value"]:
+) -> Int[np.ndarray, " row *value"]:
     """Where the remaining relations lead from `start`, by facts that training uses at each hop.
 
     Args:
@@ -141,7 +141,7 @@ def follow(
 
 def answer_if(
     dataset: Dataset,
-    rows: Int[np.ndarray, "row"],
+    rows: Int[np.ndarray, " row"],
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
@@ -204,7 +204,7 @@ def _another(
     return np.where(found, values[place], -1), np.where(found, leads[here, place], -1)
 
 
-def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, "row"]) -> dict[str, Any]:
+def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, " row"]) -> dict[str, Any]:
     """The arrays for `measure` that all instruments of class means need."""
     variable, pos = determined(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]

@@ -51,8 +51,8 @@ class Rules(NamedTuple):
 
 def find_pairs(
     dataset: Dataset,
-    bases: Int[np.ndarray, "base"],
-    pool: Int[np.ndarray, "row"],
+    bases: Int[np.ndarray, " base"],
+    pool: Int[np.ndarray, " row"],
     rules: Rules,
     random: np.random.Generator,
 ) -> Pairs:
@@ -87,7 +87,7 @@ def _first(fits: np.ndarray, source: np.ndarray, due: np.ndarray) -> tuple[np.nd
 
 def _composed_is_trained(
     dataset: Dataset, base: np.ndarray, source: np.ndarray, pos: int
-) -> Bool[np.ndarray, "pair"]:
+) -> Bool[np.ndarray, " pair"]:
     length = len(dataset.positions)
     if pos == length - 1:  # nothing of the base is left: the prompt is the source's, always known
         return np.zeros(len(base), bool)

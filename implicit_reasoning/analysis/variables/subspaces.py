@@ -25,8 +25,8 @@ class ClassMeans(NamedTuple):
 
 def class_means(
     states: Float[Array, "state d_model"],
-    classes: Int[Array, "state"],
-    weight: Float[Array, "state"],
+    classes: Int[Array, " state"],
+    weight: Float[Array, " state"],
     n_classes: int,
 ) -> ClassMeans:
     """Weighted means by class; a class without a state has mean 0 and count 0."""
@@ -38,8 +38,8 @@ def class_means(
 def swap(
     states: Float[Array, "example d_model"],
     means: ClassMeans,
-    old: Int[Array, "example"],
-    new: Int[Array, "example"],
+    old: Int[Array, " example"],
+    new: Int[Array, " example"],
 ) -> Float[Array, "example d_model"]:
     """The states, with what codes class `old` on average replaced by what codes class `new`."""
     return states + means.mean[new] - means.mean[old]
@@ -71,7 +71,7 @@ def random_rotation(key: Key[Array, ""], d_model: int) -> Float[Array, "d_model 
 class Eraser(NamedTuple):
     """An affine map that removes something: `states - (states - mean) @ take`."""
 
-    mean: Float[Array, "d_model"]
+    mean: Float[Array, " d_model"]
     take: Float[Array, "d_model d_model"]
     rank: Float[Array, ""]
 
@@ -84,13 +84,13 @@ class Eraser(NamedTuple):
 class Whitening(NamedTuple):
     """Mean, the symmetric square roots of a pseudo-inverse covariance and of the covariance."""
 
-    mean: Float[Array, "d_model"]
+    mean: Float[Array, " d_model"]
     inverse: Float[Array, "d_model d_model"]
     root: Float[Array, "d_model d_model"]
 
 
 def whiten(
-    states: Float[Array, "state d_model"], weight: Float[Array, "state"], shrinkage: float = 0.0
+    states: Float[Array, "state d_model"], weight: Float[Array, " state"], shrinkage: float = 0.0
 ) -> Whitening:
     """Whitening of the weighted states, within the span that they have.
 
@@ -113,8 +113,8 @@ def whiten(
 def leace(
     white: Whitening,
     states: Float[Array, "state d_model"],
-    classes: Int[Array, "state"],
-    weight: Float[Array, "state"],
+    classes: Int[Array, " state"],
+    weight: Float[Array, " state"],
     n_classes: int,
 ) -> Eraser:
     """Least-squares concept erasure: the smallest change after which class means are all equal.
@@ -172,7 +172,7 @@ def _eraser(white: Whitening, onto: Float[Array, "d_model d_model"], rank: Array
 
 def nearest_mean(
     states: Float[Array, "example d_model"], means: ClassMeans
-) -> Int[Array, "example"]:
+) -> Int[Array, " example"]:
     """The class with the nearest mean; classes without a state are none."""
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)

@@ -180,8 +180,8 @@ def _show(
 
 
 def choose_features(
-    density: Float[np.ndarray, "feature"], found: Labelled | None
-) -> dict[str, Int[np.ndarray, "some"]]:
+    density: Float[np.ndarray, " feature"], found: Labelled | None
+) -> dict[str, Int[np.ndarray, " some"]]:
     """Numbers of the features that get cards, by reason; no feature has two.
 
     The best are chosen by what labels were chosen by, so that the scores that are shown are not the
@@ -204,7 +204,7 @@ def choose_features(
     return groups
 
 
-def _in_turn(found: Labelled, there: Bool[np.ndarray, "feature"]) -> Int[np.ndarray, "some"]:
+def _in_turn(found: Labelled, there: Bool[np.ndarray, " feature"]) -> Int[np.ndarray, " some"]:
     """The best of every concept, then the second best, ...; in the end concept by concept."""
     concept, score = found.concept[:, 0], found.chosen[:, 0]
     order = np.lexsort((-score, concept))
@@ -217,8 +217,8 @@ def _in_turn(found: Labelled, there: Bool[np.ndarray, "feature"]) -> Int[np.ndar
 
 
 def _first(
-    order: Int[np.ndarray, "feature"], of: Bool[np.ndarray, "feature"], count: int
-) -> Int[np.ndarray, "some"]:
+    order: Int[np.ndarray, " feature"], of: Bool[np.ndarray, " feature"], count: int
+) -> Int[np.ndarray, " some"]:
     return order[of[order]][:count]
 
 
@@ -235,7 +235,7 @@ class Told:
         """Of a feature."""
         return make_label(self.found, self.matches, self.nulls, self.truth, feature)
 
-    def counts(self, active: Bool[np.ndarray, "feature"]) -> tuple[Count, ...]:
+    def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[Count, ...]:
         """Verdicts by concept."""
         concept = self.found.concept[:, 0]
         return tuple(

@@ -87,6 +87,6 @@ class Histories:
         ]
         return self._made({"cosine of the nearest feature": np.array(nearest)})
 
-    def _made(self, lines: dict[str, Float[np.ndarray, "step"]]) -> History:
+    def _made(self, lines: dict[str, Float[np.ndarray, " step"]]) -> History:
         named = (Line(name, tuple(values.tolist())) for name, values in lines.items())
         return History(self._steps, tuple(named))

@@ -85,8 +85,8 @@ class Other(NamedTuple):
 class Nulls(NamedTuple):
     """Highest means over a concept's values when values are dealt out anew; nan: not measured."""
 
-    f1: Float[np.ndarray, "concept"]
-    average_precision: Float[np.ndarray, "concept"]
+    f1: Float[np.ndarray, " concept"]
+    average_precision: Float[np.ndarray, " concept"]
 
     @classmethod
     def of(cls, result: xr.Dataset, names: Sequence[str]) -> Nulls:
@@ -116,12 +116,12 @@ class Labelled(NamedTuple):
     value: Int[np.ndarray, "feature pair"]
     chosen: Float[np.ndarray, "feature pair"]
     f1: Float[np.ndarray, "feature pair"]
-    chance: Float[np.ndarray, "feature"]
-    stands: Bool[np.ndarray, "feature"]
-    weakly: Bool[np.ndarray, "feature"]
+    chance: Float[np.ndarray, " feature"]
+    stands: Bool[np.ndarray, " feature"]
+    weakly: Bool[np.ndarray, " feature"]
 
     @property
-    def nothing(self) -> Bool[np.ndarray, "feature"]:
+    def nothing(self) -> Bool[np.ndarray, " feature"]:
         """The third verdict."""
         return ~(self.stands | self.weakly)
 
@@ -132,7 +132,7 @@ class Labelled(NamedTuple):
         return STANDS_WEAKLY if self.weakly[feature] else NOTHING
 
 
-def label_features(matches: Matches, null: Float[np.ndarray, "concept"]) -> Labelled:
+def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Labelled:
     """Choose every feature's label, and judge it.
 
     Args:
@@ -157,10 +157,10 @@ def label_features(matches: Matches, null: Float[np.ndarray, "concept"]) -> Labe
 
 
 def both_by_chance(
-    n_states: Int[np.ndarray, "feature"],
-    n_value: Float[np.ndarray, "feature"],
-    n_active: Float[np.ndarray, "feature"],
-) -> Float[np.ndarray, "feature"]:
+    n_states: Int[np.ndarray, " feature"],
+    n_value: Float[np.ndarray, " feature"],
+    n_active: Float[np.ndarray, " feature"],
+) -> Float[np.ndarray, " feature"]:
     """States with the value that are active, exceeded in at most `CHANCE` of dealings: exact.
 
     When values are dealt out anew among states these are drawn without putting back, each for

@@ -68,7 +68,7 @@ class Matches(NamedTuple):
     both: Float[Any, "concept feature pair"]
     n_value: Float[Any, "concept feature pair"]
     n_active: Float[Any, "concept feature"]
-    n_states: Int[Any, "concept"]
+    n_states: Int[Any, " concept"]
     average_precision: Float[Any, "concept feature"]
 
 
@@ -101,9 +101,9 @@ class Look(NamedTuple):
       tokens: None where nothing is added to the residual of one model.
     """
 
-    density: Float[Any, "feature"]
+    density: Float[Any, " feature"]
     by_position: Float[Any, "pos feature"]
-    mean: Float[Any, "feature"]
+    mean: Float[Any, " feature"]
     top: Float[Any, "feature example"]
     states: Int[Any, "feature example"]
     matches: Matches | None
@@ -120,7 +120,7 @@ class Read:
     """
 
     x: dict[str, Float[Array, "state step width"]]
-    scale: Float[Array, "state"]
+    scale: Float[Array, " state"]
 
     def of(self, sites: Sequence[str]) -> Float[Array, "state d_in"]:
         """What a dictionary reads: checkpoint by checkpoint, in each site by site."""
@@ -200,7 +200,7 @@ def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
 
 @partial(jax.jit, static_argnums=2)
 @exactly
-def _look(acts: Float[Array, "state feature"], pos: Int[Array, "state"], n_pos: int) -> Look:
+def _look(acts: Float[Array, "state feature"], pos: Int[Array, " state"], n_pos: int) -> Look:
     active = (acts > 0).astype(jnp.float32)
     of_pos = of_values(pos, n_pos)
     by_position = of_pos @ active / jnp.maximum(of_pos.sum(1), 1)[:, None]
@@ -232,7 +232,7 @@ def _matches(
 
 
 def match_features(
-    first: Half, second: Half, n_values: int, share: Float[Array, "feature"]
+    first: Half, second: Half, n_values: int, share: Float[Array, " feature"]
 ) -> Matches:
     """The values of one concept that each feature matches best, chosen and scored apart; traced.
 
@@ -281,7 +281,7 @@ def _tokens(
     params: Params,
     rows: Float[Array, "feature d_model"],
     acts: Float[Array, "state feature"],
-    scale: Float[Array, "state"],
+    scale: Float[Array, " state"],
 ) -> Tokens:
     """Mean over a feature's active states of what it adds to logits, the final norm held linear."""
     n_active = jnp.maximum((acts > 0).sum(0), 1)

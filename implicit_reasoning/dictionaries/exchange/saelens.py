@@ -50,7 +50,7 @@ def save_saelens(
     read: str,
     write: str,
     about: Mapping[str, Any] | None = None,
-    density: Float[np.ndarray, "d_sae"] | None = None,
+    density: Float[np.ndarray, " d_sae"] | None = None,
 ) -> None:
     """Write one dictionary as a directory of SAELens's.
 
@@ -157,7 +157,7 @@ def _finished(config: Mapping[str, Any]) -> Finished:
 
 def _pop_factors(
     arrays: dict[str, np.ndarray], used: bool, d_sae: int, where: Path
-) -> Float[np.ndarray, "d_sae"] | None:
+) -> Float[np.ndarray, " d_sae"] | None:
     """Factors of activations that older versions had; None where all are 1.
 
     They multiply activations before the decoder, so they can be part of it.

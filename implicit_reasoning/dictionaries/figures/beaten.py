@@ -57,7 +57,7 @@ def comparison(result: xr.Dataset) -> xr.DataArray:
     return table.dropna("quantity", how="all")  # what does not exist for this set
 
 
-def _mean(rows: list[Row], site: str, what: str) -> Float[np.ndarray, "quantity"]:
+def _mean(rows: list[Row], site: str, what: str) -> Float[np.ndarray, " quantity"]:
     some = [row for row in rows if (row.site, row.what) == (site, what)]
     each = [[getattr(row, name) for name in _QUANTITIES] for row in some]
     found: np.ndarray = np.mean(each, axis=0) if each else np.full(len(_QUANTITIES), np.nan)

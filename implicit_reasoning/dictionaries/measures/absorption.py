@@ -66,7 +66,7 @@ class Absorption(Measure):
         return {name: (("member", "bridge"), value) for name, value in outputs.items()}, {}
 
 
-def _others(values: Int[np.ndarray, "state"]) -> Int[np.ndarray, "state"]:
+def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
     """For each state another bridge, the same for all states of one."""
     distinct, place = np.unique(values, return_inverse=True)
     return np.roll(distinct, 1)[place]
@@ -86,7 +86,7 @@ def _spoken_for(
     rows: Float[Array, "d_sae width"],
     direction: Float[Array, "state width"],
     rare: Bool[Array, "state d_sae"],
-) -> Bool[Array, "state"]:
+) -> Bool[Array, " state"]:
     """Whether one rare feature writes most of what is written along each state's direction."""
     along = direction @ rows.T
     written = acts * along
@@ -96,7 +96,7 @@ def _spoken_for(
     return (total > 0) & (candidates.max(1) >= SHARE * total)
 
 
-def _by_value(values: Float[Array, "state"], of_value: Float[Array, "value state"]) -> Array:
+def _by_value(values: Float[Array, " state"], of_value: Float[Array, "value state"]) -> Array:
     """Mean of the states of each value; nan where it has none."""
     count = of_value.sum(1)
     return jnp.where(count > 0, of_value @ values / jnp.maximum(count, 1), jnp.nan)

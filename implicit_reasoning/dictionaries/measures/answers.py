@@ -38,11 +38,11 @@ class Spliced(Measure):
     """
 
     tokens: Int[np.ndarray, "question pos"]
-    answer: Int[np.ndarray, "question"]
-    group: Int[np.ndarray, "question"]
+    answer: Int[np.ndarray, " question"]
+    group: Int[np.ndarray, " question"]
     splits: tuple[str, ...]
-    where: Bool[np.ndarray, "pos"]
-    trained: Int[np.ndarray, "state"]
+    where: Bool[np.ndarray, " pos"]
+    trained: Int[np.ndarray, " state"]
 
     name: ClassVar[str] = "answers"
     needs_model: ClassVar[bool] = True

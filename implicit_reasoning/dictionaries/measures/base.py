@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     run: Run
     split: Split
     members: tuple[Member, ...]
-    where: Bool[np.ndarray, "pos"]
+    where: Bool[np.ndarray, " pos"]
 
 
 class Subject(NamedTuple):

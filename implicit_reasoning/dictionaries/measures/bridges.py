@@ -29,10 +29,10 @@ class Bridges(NamedTuple):
       n_values: entities.
     """
 
-    chosen: Int[np.ndarray, "state"]
-    values: Int[np.ndarray, "state"]
-    second: Bool[np.ndarray, "state"]
-    in_distribution: Bool[np.ndarray, "state"]
+    chosen: Int[np.ndarray, " state"]
+    values: Int[np.ndarray, " state"]
+    second: Bool[np.ndarray, " state"]
+    in_distribution: Bool[np.ndarray, " state"]
     n_values: int
 
 

@@ -49,9 +49,9 @@ class Concept(NamedTuple):
 
     variable: str
     pos: str
-    chosen: Int[np.ndarray, "state"]
-    values: Int[np.ndarray, "state"]
-    second: Bool[np.ndarray, "state"]
+    chosen: Int[np.ndarray, " state"]
+    values: Int[np.ndarray, " state"]
+    second: Bool[np.ndarray, " state"]
     n_values: int
 
     @property
@@ -111,7 +111,7 @@ def _facts(
     return found
 
 
-def _alternating(values: Int[np.ndarray, "state"]) -> Bool[np.ndarray, "state"]:
+def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"]:
     """Every other state of each value."""
     order = np.argsort(values, kind="stable")
     first = np.searchsorted(values[order], values[order])

@@ -35,7 +35,7 @@ class Half(NamedTuple):
     """
 
     acts: Float[Array, "state feature"]
-    values: Int[Array, "state"]
+    values: Int[Array, " state"]
 
 
 class Ranked(NamedTuple):
@@ -62,10 +62,10 @@ class Match(NamedTuple):
       n_states: of the value, in the second half.
     """
 
-    feature: Int[Array, "value"]
-    f1: Float[Array, "value"]
-    precision: Float[Array, "value"]
-    n_states: Int[Array, "value"]
+    feature: Int[Array, " value"]
+    f1: Float[Array, " value"]
+    precision: Float[Array, " value"]
+    n_states: Int[Array, " value"]
 
 
 def ranked(acts: Float[Array, "state feature"]) -> Ranked:
@@ -148,14 +148,14 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
     return jnp.where(enough[:, None], jnp.stack(scores, axis=1), jnp.nan)
 
 
-def best_features(half: Half, n_values: int) -> Int[Array, "value"]:
+def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
     """The feature of highest F1 for each value."""
     of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return f1_score(of_value @ active, of_value.sum(1)[:, None], active.sum(0)[None]).argmax(1)
 
 
 def average_precision(
-    scores: Float[Array, "state"], positive: Bool[Array, "state"]
+    scores: Float[Array, " state"], positive: Bool[Array, " state"]
 ) -> Float[Array, ""]:
     """Mean, over the positive states, of the precision among all that score as high or higher.
 
@@ -172,24 +172,24 @@ def f1_score(
     return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
-def of_values(values: Int[Array, "state"], n_values: int) -> Float[Array, "value state"]:
+def of_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
     """1 where a state has a value, else 0."""
     return (values[None] == jnp.arange(n_values)[:, None]).astype(jnp.float32)
 
 
-def _average_precision(one: Any, positive: Bool[Array, "state"]) -> Float[Array, ""]:
+def _average_precision(one: Any, positive: Bool[Array, " state"]) -> Float[Array, ""]:
     there = positive[one.order]
     precision = jnp.cumsum(there)[one.last - 1] / one.last
     return jnp.where(there, precision, 0).sum() / jnp.maximum(positive.sum(), 1)
 
 
-def _enough(first: Half, second: Half, n_values: int) -> Bool[Array, "value"]:
+def _enough(first: Half, second: Half, n_values: int) -> Bool[Array, " value"]:
     counts = [of_values(half.values, n_values).sum(1) for half in (first, second)]
     return (counts[0] >= FEWEST) & (counts[1] >= FEWEST)
 
 
 def _f1(
     of_value: Float[Array, "value state"], active: Float[Array, "value state"]
-) -> Float[Array, "value"]:
+) -> Float[Array, " value"]:
     """Of each value with its own column of activity."""
     return f1_score((of_value * active).sum(1), of_value.sum(1), active.sum(1))

@@ -60,7 +60,7 @@ class Activity(NamedTuple):
       dense: share of features that are active more often than `DENSE`.
     """
 
-    density: Float[Array, "d_sae"]
+    density: Float[Array, " d_sae"]
     dead: Scalar
     dense: Scalar
 
@@ -98,15 +98,15 @@ class Answers(NamedTuple):
       correct: whether the right answer is the most likely token.
     """
 
-    ce: Float[Array, "question"]
-    kl: Float[Array, "question"]
-    correct: Float[Array, "question"]
+    ce: Float[Array, " question"]
+    kl: Float[Array, " question"]
+    correct: Float[Array, " question"]
 
 
 def answers(
     logits: Float[Array, "question d_vocab"],
     clean: Float[Array, "question d_vocab"],
-    right: Float[Array, "question"] | Array,
+    right: Float[Array, " question"] | Array,
 ) -> Answers:
     """Compare logits with the clean model's and with the truth."""
     here, there = jax.nn.log_softmax(logits), jax.nn.log_softmax(clean)

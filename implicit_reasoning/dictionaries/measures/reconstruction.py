@@ -20,7 +20,7 @@ class Reconstruction(Measure):
       held_out: int [state], places that no dictionary was trained on.
     """
 
-    held_out: Int[np.ndarray, "state"]
+    held_out: Int[np.ndarray, " state"]
 
     name: ClassVar[str] = "reconstruction"
 

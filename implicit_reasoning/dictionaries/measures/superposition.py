@@ -63,7 +63,7 @@ class Superposition(Measure):
 
 
 def _overlap(
-    name: str, unit: Float[Array, "direction width"], there: Bool[Array, "direction"]
+    name: str, unit: Float[Array, "direction width"], there: Bool[Array, " direction"]
 ) -> dict[str, Array]:
     drawn = jax.random.normal(jax.random.key(_SEED), unit.shape)
     drawn = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)

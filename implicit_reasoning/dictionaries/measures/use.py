@@ -65,11 +65,11 @@ class Swaps(NamedTuple):
     """
 
     tokens: Int[np.ndarray, "case pos"]
-    old: Int[np.ndarray, "case"]
-    new: Int[np.ndarray, "case"]
-    expected: Int[np.ndarray, "case"]
-    clean: Int[np.ndarray, "case"]
-    pair: Int[np.ndarray, "case"]
+    old: Int[np.ndarray, " case"]
+    new: Int[np.ndarray, " case"]
+    expected: Int[np.ndarray, " case"]
+    clean: Int[np.ndarray, " case"]
+    pair: Int[np.ndarray, " case"]
 
 
 def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
@@ -118,9 +118,9 @@ class Use(Measure):
     """
 
     fit_tokens: Int[np.ndarray, "prompt pos"]
-    fit_values: Int[np.ndarray, "prompt"]
-    fit_null: Int[np.ndarray, "prompt"]
-    fit_answer: Int[np.ndarray, "prompt"]
+    fit_values: Int[np.ndarray, " prompt"]
+    fit_null: Int[np.ndarray, " prompt"]
+    fit_answer: Int[np.ndarray, " prompt"]
     swaps: Swaps
     pos: int
     n_values: int
@@ -230,7 +230,7 @@ class Use(Measure):
         gradient: Array = jax.grad(logits)(resid[:, self.pos])
         return gradient
 
-    def _by_f1(self, acts: Array, values: Array) -> Int[Array, "value"]:
+    def _by_f1(self, acts: Array, values: Array) -> Int[Array, " value"]:
         return best_features(Half(acts, values), self.n_values)
 
     def _changed_features(
@@ -238,8 +238,8 @@ class Use(Measure):
         acts: Float[Array, "case d_sae"],
         rows: Float[Array, "d_sae width"],
         state: Float[Array, "case width"],
-        feature: Int[Array, "value"],
-        size: Float[Array, "value"],
+        feature: Int[Array, " value"],
+        size: Float[Array, " value"],
     ) -> Float[Array, "change case width"]:
         """States after each change of features."""
         case = jnp.arange(len(state))
@@ -269,7 +269,7 @@ class Use(Measure):
 
 
 def with_ends(
-    outcome: Float[np.ndarray, "member *any case"], clusters: Int[np.ndarray, "case"]
+    outcome: Float[np.ndarray, "member *any case"], clusters: Int[np.ndarray, " case"]
 ) -> dict[str, np.ndarray]:
     """Means, and ends of 95% clustered intervals; nan for members that have no outcome."""
     there = np.isfinite(outcome).reshape(len(outcome), -1).all(1)
@@ -296,22 +296,22 @@ def _residual(write: Sequence[str]) -> str | None:
 
 
 def all_of_pair(
-    outcome: Float[np.ndarray, "*rule case"], pair: Int[np.ndarray, "case"]
+    outcome: Float[np.ndarray, "*rule case"], pair: Int[np.ndarray, " case"]
 ) -> Float[np.ndarray, "*rule pair"]:
     """1 where all of a pair's relations have an outcome, else 0; nan stays."""
     return np.stack([outcome[..., pair == one].min(-1) for one in np.unique(pair)], axis=-1)
 
 
 def _mean_by_value(
-    numbers: Float[Array, "case feature"], values: Int[Array, "case"], n_values: int
+    numbers: Float[Array, "case feature"], values: Int[Array, " case"], n_values: int
 ) -> Float[Array, "value feature"]:
     member = jax.nn.one_hot(values, n_values)
     return (member.T @ numbers) / jnp.maximum(member.sum(0), 1)[:, None]
 
 
 def _sizes(
-    acts: Float[Array, "case feature"], feature: Int[Array, "value"], values: Int[Array, "case"]
-) -> Float[Array, "value"]:
+    acts: Float[Array, "case feature"], feature: Int[Array, " value"], values: Int[Array, " case"]
+) -> Float[Array, " value"]:
     """Mean activation of each value's feature where the value is and the feature is active."""
     own = acts[jnp.arange(len(values)), feature[values]]
     member = jax.nn.one_hot(values, len(feature)) * (own > 0)[:, None]

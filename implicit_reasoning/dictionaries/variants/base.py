@@ -46,7 +46,7 @@ class Pass(NamedTuple):
     out: Outputs
     encoded: Encoded
     sparsity: Scalar
-    dead: Bool[Array, "d_sae"]
+    dead: Bool[Array, " d_sae"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,6 @@ class Variant(abc.ABC):
         }
         return scaled | self.scaled(params, norms, threshold)
 
-    def scaled(self, params: Params, norms: Float[Array, "d_sae"], threshold: Scalar) -> Params:
+    def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
         """The variant's own parameters when activations become `norms` times what they are."""
         return {"b_enc": params["b_enc"] * norms}

@@ -51,6 +51,6 @@ class Gated(Variant):
             "gate": ((said - seen.y) ** 2).sum(-1).mean(),
         }
 
-    def scaled(self, params: Params, norms: Float[Array, "d_sae"], threshold: Scalar) -> Params:
+    def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
         """Both biases grow; their ratio stays."""
         return {name: params[name] * norms for name in ("b_gate", "b_mag")}

@@ -79,7 +79,7 @@ class JumpReLU(Variant):
         """No threshold is negative; set back after a step, so that none is caught at 0."""
         return params | {"threshold": jax.nn.relu(params["threshold"])}
 
-    def scaled(self, params: Params, norms: Float[Array, "d_sae"], threshold: Scalar) -> Params:
+    def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
         """Thresholds grow as pre-activations do."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": params["threshold"] * norms}
@@ -87,7 +87,7 @@ class JumpReLU(Variant):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def jump(
-    pre: Features, threshold: Float[Array, "d_sae"], bandwidth: float, to_pre: bool
+    pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
     """`pre` where it is above the threshold, else 0."""
     return jnp.where(pre > threshold[None], pre, 0.0)
@@ -95,7 +95,7 @@ def jump(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def step(
-    pre: Features, threshold: Float[Array, "d_sae"], bandwidth: float, to_pre: bool
+    pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
     """1 where `pre` is above the threshold, else 0."""
     return (pre > threshold[None]).astype(pre.dtype)

@@ -99,7 +99,7 @@ class BatchTopK(Variant):
         moved = jnp.where(threshold > 0, threshold + _RATE * (least - threshold), least)
         return jnp.where(jnp.isfinite(least), moved, threshold)
 
-    def scaled(self, params: Params, norms: Float[Array, "d_sae"], threshold: Scalar) -> Params:
+    def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
         """A JumpReLU's, with one threshold for all."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": jnp.broadcast_to(threshold, norms.shape)}

@@ -32,8 +32,8 @@ class _Move(NamedTuple):
     block: int
     source: int
     target: int
-    read: Int[np.ndarray, "width"]
-    write: Int[np.ndarray, "width"]
+    read: Int[np.ndarray, " width"]
+    write: Int[np.ndarray, " width"]
 
 
 class _Table(NamedTuple):
@@ -61,7 +61,7 @@ class Draft:
         self.position = self.space(len(POSITIONS))
         self.output = self.space(n_entities)
 
-    def space(self, size: int) -> Int[np.ndarray, "size"]:
+    def space(self, size: int) -> Int[np.ndarray, " size"]:
         """Dimensions that nothing else uses."""
         self._width += size
         return np.arange(self._width - size, self._width)
@@ -71,8 +71,8 @@ class Draft:
         block: int,
         source: str,
         target: str,
-        read: Int[np.ndarray, "width"],
-        write: Int[np.ndarray, "width"],
+        read: Int[np.ndarray, " width"],
+        write: Int[np.ndarray, " width"],
     ) -> None:
         """A head that copies what is in `read` at one position into `write` at a later one."""
         places = POSITIONS.index(source), POSITIONS.index(target)
@@ -82,8 +82,8 @@ class Draft:
         self,
         block: int,
         pos: str,
-        keys: Sequence[Int[np.ndarray, "neuron"]],
-        values: Sequence[Int[np.ndarray, "neuron"]],
+        keys: Sequence[Int[np.ndarray, " neuron"]],
+        values: Sequence[Int[np.ndarray, " neuron"]],
         strength: float = 1.0,
     ) -> None:
         """Neurons that, where all of their keys are on, write their values, at one position.
@@ -133,7 +133,7 @@ class Draft:
         params["pos_embed"]["W_pos"][np.arange(len(POSITIONS)), self.position] = 1
         params["unembed"]["W_U"][self.output, np.arange(len(self.output))] = _LOGIT
 
-    def _write_heads(self, attn: Params, block: int, heads: Int[np.ndarray, "head"]) -> None:
+    def _write_heads(self, attn: Params, block: int, heads: Int[np.ndarray, " head"]) -> None:
         moves = [move for move in self._moves if move.block == block]
         if len(moves) > HEADS:
             raise InputError(f"block {block} has {len(moves)} moves, but {HEADS} heads")

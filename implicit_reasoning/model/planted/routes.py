@@ -115,7 +115,7 @@ class Plan:
         model, params = self.draft.build(self.rng)
         return Planted(self.name, model, params, true, possible)
 
-    def bridge(self, copy: int, table: int, *codes: Int[np.ndarray, "fact"]) -> None:
+    def bridge(self, copy: int, table: int, *codes: Int[np.ndarray, " fact"]) -> None:
         """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact."""
         head, relation, _ = self.known.facts
         copied = self.draft.space(self.known.n_entities)
@@ -125,7 +125,7 @@ class Plan:
         self.truth.mark("code", "e2", "r1", table + 1)
 
     def two_hops(
-        self, hops: Hops, bridge: Int[np.ndarray, "entity"], strength: float = 1.0
+        self, hops: Hops, bridge: Int[np.ndarray, " entity"], strength: float = 1.0
     ) -> None:
         """The route of a composer."""
         draft, (head, relation, tail) = self.draft, self.known.facts

@@ -172,11 +172,11 @@ class _Cut(NamedTuple):
     """All chains, the one random order they are taken in, and the splits cut from it."""
 
     chains: Chains
-    order: Int[np.ndarray, "chain"]
+    order: Int[np.ndarray, " chain"]
     trained: dict[str, Chains]
     tested: dict[str, Chains]
 
-    def in_order(self, which: Bool[np.ndarray, "chain"]) -> Chains:
+    def in_order(self, which: Bool[np.ndarray, " chain"]) -> Chains:
         """Some of the chains, in the random order."""
         return self.chains[self.order[which[self.order]]]
 
@@ -234,7 +234,7 @@ def _cut(task: Any, world: World) -> _Cut:
 
 
 def _dataset(
-    task: Any, cut: _Cut, answers: dict[str, Int[np.ndarray, "chain"]] | None = None
+    task: Any, cut: _Cut, answers: dict[str, Int[np.ndarray, " chain"]] | None = None
 ) -> Dataset:
     """Spell the splits; `answers` are entities to teach in place of the true ones, by split."""
     world, spelling, other = cut.chains.world, _spelling(task), answers or {}

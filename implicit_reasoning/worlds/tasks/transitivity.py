@@ -14,9 +14,9 @@ UNKNOWN = -1
 
 
 def from_comparisons(
-    value: Int[np.ndarray, "entity"],
+    value: Int[np.ndarray, " entity"],
     compared: Int[np.ndarray, "pair 2"],
-    asked: Int[np.ndarray, "asked"],
+    asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
     """The labels that follow from comparisons alone, for all pairs of the entities asked.
 
@@ -50,10 +50,10 @@ def from_comparisons(
 
 
 def from_facts_too(
-    value: Int[np.ndarray, "entity"],
-    known: Bool[np.ndarray, "entity"],
+    value: Int[np.ndarray, " entity"],
+    known: Bool[np.ndarray, " entity"],
     compared: Int[np.ndarray, "pair 2"],
-    asked: Int[np.ndarray, "asked"],
+    asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
     """The labels that follow when the values of some entities are known as well.
 
@@ -80,7 +80,7 @@ def from_facts_too(
     return label
 
 
-def _groups(n_entities: int, equal: Int[np.ndarray, "pair 2"]) -> Int[np.ndarray, "entity"]:
+def _groups(n_entities: int, equal: Int[np.ndarray, "pair 2"]) -> Int[np.ndarray, " entity"]:
     """A number for every entity, the same for those that comparisons say are equal."""
     group = np.arange(n_entities)
     while True:

@@ -163,7 +163,7 @@ def test_ridge_against_numpy():
 def test_one_affine_map_against_lstsq():
     random = np.random.default_rng(1)
     x = random.normal(size=(60, 3)).astype(np.float32)
-    y = x @ random.normal(size=(3, 2)).astype(np.float32) + np.float32([1, -2])
+    y = x @ random.normal(size=(3, 2)).astype(np.float32) + np.array([1, -2], np.float32)
     weight = np.ones(60, np.float32)
     weight[:10], y[:10] = 0, 100  # rows that do not count
     a, b = jax.jit(ridge.affine)(x, y, weight)

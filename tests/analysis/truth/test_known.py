@@ -1,6 +1,7 @@
 """Models of known mechanism: they answer what they should, and what is said of them is possible."""
 
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +53,7 @@ def test_seeds_have_worlds_of_their_own():
 
 
 def test_a_subject_of_one_checkpoint_gives_it_as_often_as_asked():
-    subject = known.untrained_model().subject
+    subject: Any = known.untrained_model().subject
     tokens = subject.params((0, 0, 0))["embed"]["W_E"]
     assert tokens.shape == (3, subject.model.spec.d_vocab, subject.model.spec.d_model)
     np.testing.assert_array_equal(tokens[2], subject.checkpoints[0]["embed"]["W_E"])

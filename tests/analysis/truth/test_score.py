@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -151,11 +152,11 @@ def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
 def test_a_task_that_an_instrument_is_not_for_stops_no_others(tmp_path):
     """Decoding reads (e1, r1), and prompts may begin with relations (`relations_first`)."""
     dataset = known.small_world(**SMALL, order="r r e")
-    shape = {"n_layers": 1, "d_model": 8, "n_heads": 1, "d_mlp": 8}
+    shape: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_heads": 1, "d_mlp": 8}
     model = Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, **shape))
     subject = InMemory(model, dataset, [filled(model)])
     other = known.Known("relations_first", subject, Mechanism(frozenset()))
-    chosen = ["decoding", Says("mute", depth=1)]
+    chosen: list[Any] = ["decoding", Says("mute", depth=1)]
     found = score(chosen, cache=tmp_path, models=[other], progress=False)
     verdicts = found.verdicts()
     assert verdicts["decoding"]["relations_first"] == "not applicable"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import hypothesis
 import jax
@@ -61,7 +62,7 @@ def test_a_model_compiled_by_hand_loads_and_runs(tmp_path):
     n_tokens = n_ctx = 3
     token, place, said = np.split(np.eye(9, dtype=np.float32), 3)  # what the residual is made of
     before = 100 * np.eye(3, k=-1, dtype=np.float32)  # a query at i asks for position i - 1
-    arrays = {
+    arrays: dict[str, Any] = {
         "embed.W_E": token,
         "pos_embed.W_pos": place,
         "blocks.0.attn.W_Q": (place.T @ before)[None],
@@ -86,9 +87,11 @@ def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
     model = Transformer(SPEC)
     params = filled(model)
     save_weights(tmp_path / "w.npz", model, params)
-    flat = {k: np.asarray(v) for k, v in flatten_params(params).items() if "b_O" not in k}
+    flat: dict[str, Any] = {
+        k: np.asarray(v) for k, v in flatten_params(params).items() if "b_O" not in k
+    }
     flat |= {"blocks.0.attn.mask": np.ones((4, 4), bool), "blocks.0.attn.IGNORE": np.float32(-1)}
-    np.savez(tmp_path / "w.npz", **flat, **{"unembed.b_U": np.zeros(23)})
+    np.savez(tmp_path / "w.npz", **(flat | {"unembed.b_U": np.zeros(23)}))
     again, loaded = load_weights(tmp_path / "w.npz")
     assert again == model
     jax.tree.map(np.testing.assert_array_equal, loaded, params)

@@ -9,6 +9,7 @@ score on, with the subspace `learnt`, with the `random` one that it started from
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyvene
@@ -63,7 +64,7 @@ def scored(model):
     return patched(model, pairs["held_out_base"], pairs["held_out_source"]).numpy()
 
 
-logits = {"random": [], "learnt": []}
+logits: dict[str, Any] = {"random": [], "learnt": []}
 for number in range(settings["starts"]):
     torch.manual_seed(number)
     model = intervenable()
@@ -75,4 +76,5 @@ model = intervenable()
 with torch.no_grad():
     intervention.rotate_layer.weight = torch.as_tensor(np.load(folder / "ours.npy"))
 logits["ours"] = [scored(model)]
-np.savez(folder / "logits.npz", **{name: np.stack(found) for name, found in logits.items()})
+stacked: dict[str, Any] = {name: np.stack(found) for name, found in logits.items()}
+np.savez(folder / "logits.npz", **stacked)

@@ -22,6 +22,7 @@ def read_arrays(path):
     sys.path.insert(0, str(ROOT))
     source = ROOT / "implicit_reasoning" / "model" / "interchange" / "arrays.py"
     spec = importlib.util.spec_from_file_location("arrays", source)
+    assert spec and spec.loader
     arrays = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(arrays)
     return arrays.read_arrays(path)

@@ -9,6 +9,7 @@ d_vocab]}`, logits at the last position. Direction 0 puts states of `others` int
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def answer(case):
     model, one = model_of(case), tokens_in(case / "tokens.npy")
     other = tokens_in(case / "others.npy")
     both = [(base, model.run_with_cache(donor)[1]) for base, donor in ((one, other), (other, one))]
-    grids = {
+    grids: dict[str, Any] = {
         name: np.stack([whole(grid, model, base, cache) for base, cache in both])
         for name, grid in GRIDS.items()
     }

@@ -1,0 +1,99 @@
+"""The kind of machine that a benchmark ran on, and where its result is kept.
+
+A result is kept in `results/benchmarks/KIND/NAME.json`, so that one machine's numbers do not
+replace another's. KIND names the processor and the number of its cores, or the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from implicit_reasoning.files import write_json
+
+RESULTS = Path("results/benchmarks")
+_CPUINFO = Path("/proc/cpuinfo")
+# Words that do not tell two processors apart.
+_IDLE_WORDS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu|\d+-core)\b|@.*")
+
+
+def keep(result: dict[str, Any], out: str, name: str) -> Path:
+    """Add machine and provenance to a result, write it as JSON, and print it.
+
+    Args:
+      result: of the benchmark.
+      out: the file; "" for `results/benchmarks/KIND/NAME.json`.
+      name: of the benchmark.
+
+    Returns:
+      The file.
+    """
+    path = result_file(out, name)
+    result = {**result, **made_on()}
+    write_json(path, result)
+    print(json.dumps(result, indent=2))
+    return path
+
+
+def result_file(out: str, name: str) -> Path:
+    """The file of a benchmark on this kind of machine, if no other is given."""
+    return Path(out) if out else RESULTS / kind() / f"{name}.json"
+
+
+def made_on() -> dict[str, Any]:
+    """`machine` and `provenance` of a result that was measured just now."""
+    from implicit_reasoning.machine import provenance  # imports jax, as some scripts time
+
+    return {"machine": describe(), "provenance": {"time": time.time(), **provenance()}}
+
+
+def describe() -> dict[str, Any]:
+    """The kind of this machine, its processor, and what its matrix products reach.
+
+    `cores` are all of the machine, `cores_used` those that this process may use. The peak is of
+    square float32 products on one device with the cores used, measured now.
+    """
+    from implicit_reasoning.machine import matmul_peak, provenance
+
+    made = provenance()
+    return {
+        "kind": kind(),
+        "cpu": made["cpu"],
+        "cores": os.cpu_count(),
+        "cores_used": made["cpu_cores"],
+        "avx512": avx512(),
+        "device": made["device"],
+        "peak_gflop_per_second": matmul_peak(repeats=3) / 1e9,
+    }
+
+
+def kind() -> str:
+    """For example `amd_epyc_2_cores`, or `nvidia_h100_80gb_hbm3`."""
+    import jax
+
+    from implicit_reasoning.machine import provenance
+
+    if jax.default_backend() != "cpu":
+        return words(jax.devices()[0].device_kind)
+    processor = words(provenance()["cpu"]) or words(platform.machine())
+    cores = os.cpu_count() or 1
+    return f"{processor}_{cores}_core{'s' * (cores > 1)}"
+
+
+def words(name: str) -> str:
+    """A name of hardware as the name of a folder: small letters, digits and underscores."""
+    kept = _IDLE_WORDS.sub(" ", name.lower())
+    return "_".join(re.findall(r"[a-z0-9]+", kept))
+
+
+def avx512() -> bool | None:
+    """Whether the processor has AVX-512; None where Linux does not say."""
+    if not _CPUINFO.exists():
+        return None
+    flags = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(), re.M)
+    return None if flags is None else "avx512f" in flags[1].split()

@@ -1,0 +1,12 @@
+"""One run of experiments/smoke.py, for all tests of scripts that look at a run."""
+
+import pytest
+
+from implicit_reasoning.training import train
+from tests.experiments.scripts import load
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """Trained to its end."""
+    return train(load("smoke").get_config(), tmp_path_factory.mktemp("smoke") / "run")
