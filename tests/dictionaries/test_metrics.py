@@ -115,7 +115,8 @@ AT_POST = Sites((POST,), (POST,))
 
 
 def test_a_perfect_dictionary_changes_nothing(model, params, tokens, clean):
-    found, _ = forward(model, params, tokens, *identity(8), AT_POST)
+    finished, weights = identity(8)
+    found, _ = forward(model, params, tokens, finished, weights, AT_POST)
     np.testing.assert_allclose(found, clean, atol=1e-5)
 
 
@@ -181,7 +182,8 @@ def test_ablations_write_a_constant(model, params, tokens):
 def test_a_dictionary_can_be_added_to(model, params, tokens):
     """Its edits are edits like others: one of another site goes beside them."""
     other = {"blocks.1.hook_resid_post": Edit(add, np.ones(8, "f4"))}
-    both, _ = forward(model, params, tokens, *identity(8), AT_POST, edits=other)
+    finished, weights = identity(8)
+    both, _ = forward(model, params, tokens, finished, weights, AT_POST, edits=other)
     alone, _ = forward(model, params, tokens, edits=other)
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
