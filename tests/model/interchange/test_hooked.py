@@ -86,6 +86,8 @@ def test_a_model_compiled_by_hand_loads_and_runs(tmp_path):
 def test_buffers_are_dropped_and_missing_biases_are_zero(tmp_path):
     model = Transformer(SPEC)
     params = filled(model)
+    for block in params["blocks"].values():
+        block["attn"]["b_O"] = np.zeros(16, np.float32)
     save_weights(tmp_path / "w.npz", model, params)
     flat: dict[str, Any] = {
         k: np.asarray(v) for k, v in flatten_params(params).items() if "b_O" not in k
