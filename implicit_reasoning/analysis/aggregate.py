@@ -21,8 +21,8 @@ def aggregate(
 ) -> xr.Dataset:
     """Average outcomes by example within each group; keep other outputs as they are.
 
-    Intervals are of 95%, by clusters. `n_examples` and `n_states` (distinct
-    clusters) are by group, and by `cluster_dim` where clusters differ along one.
+    Intervals are of 95%, by clusters. `n_examples` and `n_states` (distinct clusters) are by group,
+    and by `cluster_dim` where clusters differ along one.
     """
     by_example = {k: v for k, v in instrument.outputs.items() if v[-1:] == (EXAMPLE,)}
     parts = _Parts(examples)
