@@ -15,8 +15,6 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 
-_RESERVED = ("step", "group")
-
 
 def check_labels(
     instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
@@ -33,10 +31,10 @@ def check_labels(
       groups: names of the groups.
     """
     used = sorted(set(dims))
-    if taken := [dim for dim in used if dim in _RESERVED]:
+    if "step" in used:
         raise InputError(
-            f"instrument {instrument!r} declares the dimension {taken[0]!r}, which results have of "
-            "themselves; choose another name"
+            f"instrument {instrument!r} declares the dimension 'step', which every result has; "
+            "choose another name"
         )
     for dim, labels in [(dim, coords[dim]) for dim in used if dim in coords] + [("group", groups)]:
         if fault := _fault(labels):
