@@ -21,8 +21,8 @@ def check_labels(
 ) -> None:
     """Raise an `InputError` for labels that a result cannot have.
 
-    The labels of a dimension must be distinct, and all texts, all numbers or all truth values: a
-    file has one type for all of them.
+    The labels of a dimension must be all texts, all numbers or all truth values: a file has one
+    type for all of them. A label may stand there twice.
 
     Args:
       instrument: its name.
@@ -40,7 +40,7 @@ def check_labels(
         if fault := _fault(labels):
             raise InputError(
                 f"instrument {instrument!r}: the labels of dimension {dim!r} {fault}; they must be "
-                "distinct, and all texts, all numbers or all truth values"
+                "all texts, all numbers or all truth values"
             )
 
 
@@ -79,8 +79,6 @@ def _fault(labels: Any) -> str:
         return f"have {bad[0]!r}, a text that files cannot hold"
     if any(label != label for label in listed):
         return "have nan, which is not equal to itself"
-    if twice := [label for place, label in enumerate(listed) if label in listed[:place]]:
-        return f"have {twice[0]!r} twice"
     array = np.asarray(listed)
     if array.dtype.kind not in "biufU" or array.tolist() != listed:
         return f"have numbers that no single type holds: {listed[:5]!r}"
