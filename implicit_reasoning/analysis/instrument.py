@@ -119,7 +119,7 @@ class Instrument(abc.ABC):
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden.
 
-        The labels of a dimension must be distinct, and all texts, all numbers or all truth values.
+        The labels of a dimension must be all texts, all numbers or all truth values.
         """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 

@@ -15,16 +15,14 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 
-_RESERVED = ("step", "group")
-
 
 def check_labels(
     instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
 ) -> None:
     """Raise an `InputError` for labels that a result cannot have.
 
-    The labels of a dimension must be distinct, and all texts, all numbers or all truth values: a
-    file has one type for all of them.
+    The labels of a dimension must be all texts, all numbers or all truth values: a file has one
+    type for all of them. A label may stand there twice.
 
     Args:
       instrument: its name.
@@ -33,16 +31,16 @@ def check_labels(
       groups: names of the groups.
     """
     used = sorted(set(dims))
-    if taken := [dim for dim in used if dim in _RESERVED]:
+    if "step" in used:
         raise InputError(
-            f"instrument {instrument!r} declares the dimension {taken[0]!r}, which results have of "
-            "themselves; choose another name"
+            f"instrument {instrument!r} declares the dimension 'step', which every result has; "
+            "choose another name"
         )
     for dim, labels in [(dim, coords[dim]) for dim in used if dim in coords] + [("group", groups)]:
         if fault := _fault(labels):
             raise InputError(
                 f"instrument {instrument!r}: the labels of dimension {dim!r} {fault}; they must be "
-                "distinct, and all texts, all numbers or all truth values"
+                "all texts, all numbers or all truth values"
             )
 
 
@@ -81,8 +79,6 @@ def _fault(labels: Any) -> str:
         return f"have {bad[0]!r}, a text that files cannot hold"
     if any(label != label for label in listed):
         return "have nan, which is not equal to itself"
-    if twice := [label for place, label in enumerate(listed) if label in listed[:place]]:
-        return f"have {twice[0]!r} twice"
     array = np.asarray(listed)
     if array.dtype.kind not in "biufU" or array.tolist() != listed:
         return f"have numbers that no single type holds: {listed[:5]!r}"

@@ -28,8 +28,6 @@ from tests.analysis.tiny_states import make_dataset, make_model
         ([datetime.date(2026, 11, 28)], "a date"),
         ([np.datetime64("2026-11-28")], "a datetime64"),
         ([1j], "a complex"),
-        (["a", "b", "a"], "have 'a' twice"),
-        ([1, 1.0], "have 1.0 twice"),
         ([0.5, float("nan")], "have nan"),
         (["a\0b"], "that files cannot hold"),
         (["a\0"], "that files cannot hold"),
@@ -61,6 +59,7 @@ def test_labels_that_are_refused(labels, said):
         [True, False],
         [np.bool_(True)],
         [2**63],
+        ["a", "b", "a"],
         [],
     ],
     ids=repr,
@@ -74,10 +73,9 @@ def test_labels_that_are_accepted_come_back_equal(tmp_path, labels):
     assert load_arrays(tmp_path / "x.nc").variable.values.tolist() == list(labels)
 
 
-@pytest.mark.parametrize("dim", ["step", "group"])
-def test_dimensions_that_results_have_of_themselves(dim):
-    with pytest.raises(InputError, match=f"declares the dimension '{dim}'"):
-        check_labels("mine", {dim: [1, 2]}, [dim], ("ii",))
+def test_a_dimension_that_every_result_has():
+    with pytest.raises(InputError, match="declares the dimension 'step'"):
+        check_labels("mine", {"step": [1, 2]}, ["step"], ("ii",))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
     load_gemma_scope,
     load_saelens,
     load_transcoder_set,
+    save_transcoder_set,
 )
+from implicit_reasoning.dictionaries.kinds import Transcoder
 from implicit_reasoning.errors import InputError
 
 D, F, ROWS = 6, 10, 7
@@ -406,6 +409,14 @@ def test_layers_of_a_cross_layer_transcoder_that_are_missing(tmp_path, gone, sai
 def test_a_cross_layer_transcoder_of_topk(tmp_path):
     with pytest.raises(InputError, match="activation = 'topk'"):
         load_cross_layer(write_clt(tmp_path, config={"activation": "topk", "k": 4}))
+
+
+def test_a_negative_threshold_is_not_written_either(tmp_path):
+    params = {name: jnp.asarray(a) for name, a in plain().items()}
+    whole = Finished(Transcoder(D, D, F), "jumprelu")
+    with pytest.raises(InputError, match="negative thresholds"):
+        save_transcoder_set(tmp_path / "there", [(whole, params | {"threshold": -jnp.ones(F)})])
+    assert not (tmp_path / "there").exists()
 
 
 # Gemma Scope --------------------------------------------------------------------------------------

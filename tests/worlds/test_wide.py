@@ -8,7 +8,11 @@ import pytest
 from implicit_reasoning.training.evaluation import Outcome, Scoring
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import assemble, make_rows
-from implicit_reasoning.worlds.shortcuts import answer_numbers, modal_given_last
+from implicit_reasoning.worlds.shortcuts import (
+    answer_numbers,
+    modal_given_first_and_last,
+    modal_given_last,
+)
 
 
 def one_row_each(n_splits):
@@ -82,6 +86,14 @@ def test_the_modal_answer_among_answers_in_many_tokens():
     dataset = many_tokens(answers, 2000)
     found = modal_given_last(dataset, np.arange(6))
     np.testing.assert_array_equal(found, answer_numbers(dataset)[0])
+
+
+def test_votes_for_answers_in_many_tokens():
+    """Of many groups: the number of a group times that of an answer is beyond int64."""
+    answers = np.random.default_rng(0).integers(1000, size=(40, 6))
+    dataset = many_tokens(answers, 1000)
+    found = modal_given_first_and_last(dataset, np.arange(40))
+    np.testing.assert_array_equal(found, answer_numbers(dataset))  # each has its own
 
 
 def many_tokens(answers, n_vocab):

@@ -68,7 +68,7 @@ def save_transcoder_set(
       model_name: for the config.
 
     Raises:
-      InputError: one of them is no transcoder of ReLU or JumpReLU.
+      InputError: one of them is no transcoder of ReLU or JumpReLU, or has a negative threshold.
     """
     folder = Path(folder)
     layers = []
@@ -79,6 +79,7 @@ def save_transcoder_set(
         plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
         plain["W_enc"] = plain["W_enc"].T
         if "threshold" in plain:
+            _check_threshold(plain["threshold"], folder)
             plain[_THRESHOLD] = plain.pop("threshold")
         layers.append(plain)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +144,8 @@ def save_cross_layer(
         for name in ("b_enc", "b_dec", "threshold")
         if name in plain
     }
+    if "threshold" in plain:
+        _check_threshold(plain["threshold"], folder)
     folder.mkdir(parents=True, exist_ok=True)
     for layer in range(n):
         encoder = {f"{name}_{layer}": value[layer] for name, value in by_layer.items()}
@@ -253,7 +256,7 @@ def _check_threshold(threshold: np.ndarray, path: Path) -> None:
     if np.any(threshold < 0):
         raise InputError(
             f"{path} has negative thresholds, with which circuit-tracer's JumpReLU gives negative "
-            "activations; only thresholds of at least 0 can be read"
+            "activations; only thresholds of at least 0 mean the same here and there"
         )
 
 

@@ -72,7 +72,8 @@ _HARMLESS = (
     *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
     *("summary_proj_to_labels", "num_labels", "id2label", "label2id", "finetuning_task"),
-    *("task_specific_params", "is_decoder", "n_ctx"),
+    *("task_specific_params", "is_decoder", "n_ctx", "_num_labels", "n_special"),
+    "predict_special_tokens",
     # Where the model came from, and its tokens.
     *("architectures", "_name_or_path", "name_or_path", "transformers_version", "tokenizer_class"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "prefix"),
