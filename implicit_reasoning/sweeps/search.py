@@ -171,13 +171,15 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
         "minimize": what.minimize,
         "space": {key: described(distribution) for key, distribution in space.items()},
     }
-    stored = study.user_attrs.get(_DEFINITION)
-    if changes := _changes(stored or _as_told(study, wanted), wanted):
+    stored = study.user_attrs.get(_DEFINITION) or _as_told(study, wanted)
+    if not any(trial.intermediate_values or trial.values for trial in study.trials):
+        stored = {**stored, "metric": what.metric}  # nobody has been told a value yet
+    if changes := _changes(stored, wanted):
         raise InputError(
             f"{files.workdir} holds a search for something else ({listed(changes)}); go on with "
             "the old one, or choose another --workdir"
         )
-    if stored is None:
+    if study.user_attrs.get(_DEFINITION) != wanted:
         study.set_user_attr(_DEFINITION, wanted)
     return study
 
@@ -196,8 +198,7 @@ def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
             space[key] = json.loads(json.dumps({"kind": kind, **own}))
         if trial.distributions:
             break
-    minimize = study.direction.name == "MINIMIZE" if study.trials else wanted["minimize"]
-    return {**wanted, "minimize": minimize, "space": space}
+    return {**wanted, "minimize": study.direction.name == "MINIMIZE", "space": space}
 
 
 def _bounds(given: Any) -> dict[str, Any]:

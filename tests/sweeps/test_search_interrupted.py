@@ -139,6 +139,15 @@ def test_searches_without_a_stored_definition_are_known_by_their_trials(
     assert study(tmp_path).user_attrs["definition"]["metric"] == "loss"
 
 
+def test_while_nothing_was_told_the_metric_may_be_corrected(go, tmp_path):
+    misspelt = Search(metric="los", count=5, at_once=3, minimize=True)
+    with pytest.raises(InputError, match="did you mean loss"):
+        go(tmp_path, what=misspelt)
+    assert len(go(tmp_path)) == 5
+    with pytest.raises(InputError, match="metric was 'loss', is 'los'"):
+        go(tmp_path, what=misspelt)
+
+
 def test_a_search_may_be_made_longer(go, tmp_path):
     go(tmp_path)
     longer = Search(metric="loss", count=8, at_once=3, minimize=True)
