@@ -36,8 +36,10 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
       before), `agreement` (with other seeds, mean), their nulls, and `drift` [member, concept,
       value], the cosine of a value's best features; nan where there is nothing to compare with.
     """
-    n, alive = len(made), found["density"].values > 0
+    n = len(made)
     rows = [made.directions(number) for number in range(n)]
+    # A baseline may have more features than a dictionary is wide; those are none of its own.
+    alive = found["density"].values[:, : len(rows[0])] > 0
     scores = np.full((4, n), np.nan, np.float32)
     best = found["best_feature"].values if "best_feature" in found else None
     drift = None if best is None else np.full(best.shape, np.nan, np.float32)

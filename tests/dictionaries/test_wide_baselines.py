@@ -1,0 +1,23 @@
+"""A baseline, such as all neurons or class means, may have more features than a dictionary."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from implicit_reasoning.dictionaries.evolution import over_training
+from tests.dictionaries.planted import dimensions
+
+
+def densities(n_features, width=4):
+    """Of two dictionaries; nan where only a baseline has a feature."""
+    values = np.full((2, n_features), np.nan)
+    values[:, :width] = [[0.5, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.0]]
+    return xr.Dataset({"density": (("member", "feature"), values)})
+
+
+@pytest.mark.parametrize("n_features", [5, 22, 400])
+def test_features_of_a_baseline_are_none_of_the_dictionary(n_features):
+    made = dimensions(4)
+    xr.testing.assert_identical(
+        over_training(made, densities(n_features)), over_training(made, densities(4))
+    )
