@@ -22,6 +22,7 @@ from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
 from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED
+from implicit_reasoning.analysis.variables.swap import CONTROLS as SWAPPED_OTHERWISE
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
     BLUE,
@@ -66,7 +67,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
     Returns:
       Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
-      `follows` (answers that the swap sets as the world says), `follows_random` (its control),
+      `follows` (answers that the swap sets as the world says), `follows_random` (its controls),
       `stays_swapped`, `stays_erased`, `stays_control` (the worse of the controls of erasure), `n`
       (facts whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
       `decoded`, `follows` and `stays_erased` also with `_low` and `_high`. Verdicts go by means.
@@ -84,7 +85,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     group = group or _answered_group(results["swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
     columns = {
-        "follows_random": swap["counterfactual"].sel(edit=SWAPPED[1]),
+        "follows_random": swap["counterfactual"].sel(edit=list(SWAPPED_OTHERWISE)).max("edit"),
         "stays_swapped": swap["unchanged"].sel(edit=SWAPPED[0]),
         "stays_control": erasure["unchanged"].sel(edit=list(ERASED_OTHERWISE)).min("edit"),
         "n": swap["counterfactual_n"].sel(edit=SWAPPED[0]),
@@ -174,8 +175,8 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
     caption = (
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
         "linear reader decodes the variable from held-out states; the share of answers that become "
-        "what the world says when its class mean is swapped (the null, the same vectors randomly "
-        "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
+        "what the world says when its class mean is swapped (in brackets the null, the "
+        "highest of three other codes); the share of answers that stay when it is erased (null: the worse "
         "of two others as large). Cells are empty (and layers, positions, checkpoints left out "
         "where all are) where a class has one state only, which no held-out reader can know, or "
         "too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
