@@ -176,10 +176,10 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
         "linear reader decodes the variable from held-out states; the share of answers that become "
         "what the world says when its class mean is swapped (in brackets the null, the "
-        "highest of three other codes); the share of answers that stay when it is erased (null: the worse "
-        "of two others as large). Cells are empty (and layers, positions, checkpoints left out "
-        "where all are) where a class has one state only, which no held-out reader can know, or "
-        "too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
+        "highest of three other codes); the share of answers that stay when it is erased (null: "
+        "the worse of two others as large). Cells are empty (and layers, positions, checkpoints "
+        "left out where all are) where a class has one state only, which no held-out reader can "
+        "know, or too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
         "answers follow when it is swapped, and do without when it is erased; 'unclear' where a "
         "swap does damage, some answers follow, or decoding is partial. " + said
     )

@@ -14,6 +14,11 @@ more. So nothing is claimed from it.
 The *bottleneck* run is the test: before it is put in, the state is projected onto at most 32
 dimensions in which the class means of the bridge differ, found on other facts than those decoded.
 Only what the state has in common with other facts of its bridge gets through.
+
+Where a state is hardly more than a code of the bridge, or where 32 dimensions are most of those
+that states have, other bottlenecks let e2 through as well. Then the run does not tell a code of the
+bridge from a code of e1 and r1 that later blocks compute it from, and something is claimed only
+where the unembedding reads e2 without any later block.
 """
 
 from __future__ import annotations
@@ -50,7 +55,8 @@ WIDTH = 32
 TRUTHS = ("true", "another's", "recipient's")
 _MOST = 2000  # facts; in larger worlds all those of some bridges
 _FOLDS = 4  # of facts: a bottleneck is found on three, and decoded through on the fourth
-_DECODED = 0.9  # top-1 through the bottleneck, lower end of the interval
+_DECODED = 0.9  # top-1 through the bottleneck, and by immediate probing, lower end
+_CHANCE = 3.0  # times the null of immediate probing (another fact's tail)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
     "From layer 1 on the full run is true by construction: the state there is a function of e1 and "
@@ -173,18 +179,23 @@ class Decoding(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable where most tails come out of the bottleneck, and not out of any other.
+        """Decodable where most tails come out of the bottleneck, given one of two conditions.
 
-        Nothing is claimed from the full run, which is true by construction, nor from immediate
-        probing, which may read what was taught for this very prompt.
+        Either other bottlenecks do not let them through, or immediate probing (with the final
+        norm) finds them too. Nothing is claimed from the full run, true by construction.
         """
         first = result.isel(group=0, drop=True)
-        true = first.sel(truth=TRUTHS[0], drop=True)
-        through = true["top1_low"].sel(reading=BOTTLENECKS[0], drop=True) >= _DECODED
-        nulls = (true["top1_high"].sel(reading=list(BOTTLENECKS[1:])) <= _CONTROL).all("reading")
-        another = first["top1_high"].sel(truth=TRUTHS[1], reading=BOTTLENECKS[0]) <= _CONTROL
-        counts = (true["top1_n"] >= ENOUGH).sel(reading=BOTTLENECKS[0], drop=True)
-        there = through & nulls & another.drop_vars(["truth", "reading"]) & counts
+        true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])
+        narrow = true.sel(reading=BOTTLENECKS[0], drop=True)
+        others = true["top1_high"].sel(reading=list(BOTTLENECKS[1:]))
+        only_there = (others <= _CONTROL).all("reading")
+        low, null = (
+            values.sel(reading=READINGS[0], drop=True)
+            for values in (true["top1_low"], another["top1"])
+        )
+        unembedded = (low >= _DECODED) & (low >= _CHANCE * null)
+        there = (narrow["top1_low"] >= _DECODED) & (narrow["top1_n"] >= ENOUGH)
+        there &= only_there | unembedded
         return claimed("decodable", there.expand_dims(pos=["r1"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
