@@ -99,7 +99,7 @@ class Study(NamedTuple):
         stays = erasure["unchanged"]
         changed = {
             "follows": swap["counterfactual"].sel(edit="class means"),
-            "follows_random": swap["counterfactual"].sel(edit="random"),
+            "follows_random": swap["counterfactual"].drop_sel(edit="class means").max("edit"),
             "lost": 1 - stays.sel(edit="variable"),
             "lost_control": 1 - stays.sel(edit=["shuffled", "random"]).min("edit"),
         }
@@ -256,7 +256,7 @@ def draw_used(studies: Mapping[str, Study]) -> Any:
     lines = {
         "decoded": ("decoded, held out", GREY, "-"),
         "follows": ("answers follow its swap", BLUE, "-"),
-        "follows_random": ("swap, random", BLUE, ":"),
+        "follows_random": ("swap, control", BLUE, ":"),
         "lost": ("answers lost to its erasure", VERMILION, "-"),
         "lost_control": ("erasure, control", VERMILION, ":"),
     }

@@ -22,6 +22,7 @@ from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
 from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED
+from implicit_reasoning.analysis.variables.swap import CONTROLS as SWAPPED_OTHERWISE
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
     BLUE,
@@ -63,7 +64,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
     Returns:
       Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
-      `follows` (answers that the swap sets as the world says), `follows_random` (its control),
+      `follows` (answers that the swap sets as the world says), `follows_random` (its controls),
       `stays_swapped`, `stays_erased`, `stays_control` (the worse of the controls of erasure), `n`
       (clusters whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
       all shares but `lens` and `stays_control` also with `_low` and `_high`. Verdicts go by the
@@ -89,7 +90,9 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
         columns |= {
             f"decoded{end}": _decoded(results, group, end),
             f"follows{end}": swap[f"counterfactual{end}"].sel(edit=SWAPPED[0]),
-            f"follows_random{end}": swap[f"counterfactual{end}"].sel(edit=SWAPPED[1]),
+            f"follows_random{end}": swap[f"counterfactual{end}"]
+            .sel(edit=list(SWAPPED_OTHERWISE))
+            .max("edit"),
             f"stays_swapped{end}": swap[f"unchanged{end}"].sel(edit=SWAPPED[0]),
             f"stays_erased{end}": erasure[f"unchanged{end}"].sel(edit=ERASED[0]),
         }
@@ -172,12 +175,12 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
     caption = (
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
         "linear reader decodes the variable from held-out states; the share of answers that become "
-        "what the world says when its class mean is swapped (the null, the same vectors randomly "
-        "rotated, in brackets); the share of answers that stay when it is erased (null: the worse "
-        "of two others as large). Cells are empty (and layers, positions, checkpoints left out "
-        "where all are) where a class has one state only, which no held-out reader can know, or "
-        "too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
-        "answers follow when it is swapped, and do without when it is erased; 'unclear' where a "
+        "what the world says when its class mean is swapped (in brackets the null, the "
+        "highest of three other codes); the share of answers that stay when it is erased (null: "
+        "the worse of two others as large). Cells are empty (and layers, positions, checkpoints "
+        "left out where all are) where a class has one state only, which no held-out reader can "
+        "know, or too few cases count. Red is what a probe finds and the model ignores; "
+        "'replaceable' what answers follow when it is swapped, and do without when it is erased; 'unclear' where a "
         "swap does damage, some answers follow, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import used
+from implicit_reasoning.analysis.variables.swap import CONDITIONS
 from implicit_reasoning.runs import Layout, Run
 
 PLACES = {"step": [0, 10], "group": ["train_ii", "test_ii"], "variable": ["e2"], "layer": [0, 1, 2]}
@@ -19,7 +20,7 @@ def everywhere(value, **more):
 @pytest.fixture
 def results():
     """At step 10, S[1, r1], e2 is decoded and followed; elsewhere nobody counts."""
-    follows = everywhere(0.0, edit=["class means", "random"])
+    follows = everywhere(0.0, edit=list(CONDITIONS))
     n = follows.copy()
     here = {"step": 10, "layer": 1, "pos": "r1"}
     n.loc[here] = 50
@@ -55,7 +56,7 @@ def test_each_intervention_can_change_the_verdict(results):
     assert verdict(results) == "used"
     set_to("erasure", "unchanged", 1.0, edit="variable")
     assert verdict(results) == "used, replaceable"
-    set_to("swap", "counterfactual", 0.5, edit="random")
+    set_to("swap", "counterfactual", 0.5, edit="third value")
     assert verdict(results) == "unclear"
     set_to("swap", "counterfactual", 0.0)
     set_to("swap", "unchanged", 1.0)

@@ -89,7 +89,7 @@ def theirs(subject, given, tmp_path_factory):
 
 def our_accuracy(ours, kind, edit, layer=LAYER):
     """Of pairs that count, mean of starts; counted are those that are right when clean."""
-    counted = ours["counted" if kind == "cause" else "counted_isolation"][0, 0, layer, 0]
+    counted = ours["counted" if kind == "cause" else "counted_isolation"][0, 0, 0, layer, 0]
     return ours[kind][:, EDITS.index(edit), 0, layer, 0][:, counted].mean(), counted
 
 

@@ -6,33 +6,64 @@ decoding table); corrected: the state goes in at the layer that it came from (th
 later), with and without the final norm, and what counts for OOD facts is counted over OOD facts.
 
 In most tasks the prompt (e1, r1) is itself trained on, so that its last layer decodes to what was
-taught by construction; `by_construction` says where.
+taught by construction; `by_construction` says where. The full run is true by construction at every
+layer from 1 on, `full_run_by_construction`: there the state is a function of e1 and r1, and later
+blocks compute from it what they compute in its own prompt. It shows that the prefix arrived, and no
+more. So nothing is claimed from it.
+
+The *bottleneck* run is the test: before it is put in, the state is projected onto at most 32
+dimensions in which the class means of the bridge differ, found on other facts than those decoded.
+Only what the state has in common with other facts of its bridge gets through.
+
+Where a state is hardly more than a code of the bridge, or where 32 dimensions are most of those
+that states have, other bottlenecks let e2 through as well. Then the run does not tell a code of the
+bridge from a code of e1 and r1 that later blocks compute it from, and something is claimed only
+where the unembedding reads e2 without any later block.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, some_steps
-from implicit_reasoning.analysis.facts import fact_rows, taught_alone
+from implicit_reasoning.analysis.facts import FactRows, fact_rows, taught_alone
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import chain_variables, prompts, residuals
-from implicit_reasoning.figures import GREY, Figure
+from implicit_reasoning.analysis.variables.subspaces import (
+    bottleneck,
+    class_means,
+    random_bottleneck,
+)
+from implicit_reasoning.figures import GREY, ORANGE, VERMILION, Figure
 from implicit_reasoning.model import Edit, Params, Taps, Transformer, mask
 from implicit_reasoning.worlds import Dataset
 
-READINGS = ("immediate", "immediate, no norm", "full run")
+BOTTLENECKS = ("bottleneck", "bottleneck, shuffled", "bottleneck, random")
+READINGS = ("immediate", "immediate, no norm", "full run", *BOTTLENECKS)
+WIDTH = 32
+"""Dimensions of the bottleneck, at most."""
+
 TRUTHS = ("true", "another's", "recipient's")
 _MOST = 2000  # facts; in larger worlds all those of some bridges
-_DECODED = 0.9  # top-1 by immediate probing with the final norm, lower end of the interval
-_CHANCE = 3.0  # times the null (another fact's tail)
+_FOLDS = 4  # of facts: a bottleneck is found on three, and decoded through on the fourth
+_DECODED = 0.9  # top-1 through the bottleneck, and by immediate probing, lower end
+_CHANCE = 3.0  # times the null of immediate probing (another fact's tail)
+_SHOWN = READINGS[:4]
+_FULL_RUN = (
+    "From layer 1 on the full run is true by construction: the state there is a function of e1 and "
+    "r1, and the layers that follow compute from it what they compute in its own prompt; it shows "
+    "that the prefix arrived, and no more. Claims are made from the bottleneck."
+)
+_CONTROL = 0.5  # top-1 through other bottlenecks, upper end
 
 
 class Decoding(Instrument):
@@ -43,15 +74,29 @@ class Decoding(Instrument):
         "top1: share of facts (e1, r1) whose tail is the strict top-1 among all tokens when "
         "S[layer, r1] is read. immediate: unembed(norm(S)), or without the norm; full run: S is "
         "put in at the same layer and position of another fact's prompt (of another e1 and tail), "
-        "and the remaining layers decode at r1 (Ye et al. 2025, with their off-by-one corrected). "
+        "and the remaining layers decode at r1 (Ye et al. 2025, with their off-by-one corrected); "
+        "from layer 1 on this is so by construction. bottleneck: the same for S projected onto the "
+        "span of the largest differences of its class means by tail (at most 32 dimensions), "
+        "around their mean, found on three quarters of the first group's facts, of which it is "
+        "none; nulls: tails shuffled among those facts, as many random directions. counted: facts "
+        "whose tail is that of a fact in those quarters; only these count for bottlenecks. "
         "truth: the fact's tail; another fact's, drawn at random (null); the recipient prompt's. "
         "by_construction: training supervises this very prompt with this very tail, at that layer."
     )
+    version = 2
     outputs = {
         "top1": ("reading", "truth", "variable", "layer", "example"),
+        "counted": ("reading", "variable", "example"),
         "by_construction": ("variable", "layer", "group"),
+        "full_run_by_construction": ("layer",),
+        "width": ("variable", "layer", "fold"),
     }
-    nulls = {"another fact's tail": {"truth": TRUTHS[1]}}
+    given = {"top1": "counted"}
+    nulls = {
+        "another fact's tail": {"truth": TRUTHS[1]},
+        "bottleneck of shuffled tails": {"reading": BOTTLENECKS[1]},
+        "bottleneck of random directions": {"reading": BOTTLENECKS[2]},
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """The prompts (e1, r1) of facts that are first hops, each with a recipient."""
@@ -68,8 +113,12 @@ class Decoding(Instrument):
         recipient = _other(np.stack([e1, *tails]), np.flatnonzero(facts.group == 0), seed=0)
         another = _other(tails, np.arange(len(e1)), seed=1)
         tokens = prompts(dataset, facts.rows)[:, :2]
+        fold, classes = _folds(facts, tails)
         inputs = {
             "tokens": tokens,
+            "fold": fold,
+            "classes": classes,
+            "counted": _in_other_folds(fold, tails, classes[:, 0]),
             "recipients": tokens[recipient],
             "wanted": np.stack([tails, tails[:, another], tails[:, recipient]]),
             "by_construction": _by_construction(model, dataset, facts, tails),
@@ -84,6 +133,7 @@ class Decoding(Instrument):
                 "truth": TRUTHS,
                 "variable": [variables.names[i] for i in wanted],
                 "group": facts.groups,
+                "fold": range(_FOLDS),
             },
         )
 
@@ -99,31 +149,122 @@ class Decoding(Instrument):
             edit = Edit(mask, (at_r1, state[:, None]))
             return model.forward(params, inputs["recipients"], edits={site: edit})[0][:, 1]
 
-        by_layer = [
-            jnp.stack(
-                [
-                    ranks(network.readout(state, Taps()), wanted),
-                    ranks(network.unembedding(state), wanted),
-                    ranks(full_run(site, state), wanted),
-                ]
+        by_layer, widths = [], []
+        for layer, (site, state) in enumerate(zip(model.resid_sites, states, strict=True)):
+            narrow, width = _through_bottlenecks(
+                state, inputs, model.spec.d_vocab, jax.random.fold_in(key, layer)
             )
-            for site, state in zip(model.resid_sites, states, strict=True)
-        ]
+            put_in = jnp.concatenate([state[None], narrow])
+            decoded = jax.lax.map(partial(full_run, site), put_in)
+            whole = [network.readout(state, Taps()), network.unembedding(state), decoded[0]]
+            # A bottleneck is of one variable, and decoded for that.
+            through = decoded[1:].reshape(wanted.shape[1], len(BOTTLENECKS), *decoded.shape[1:])
+            of_variable = [
+                jnp.stack([ranks(logits, wanted[:, index : index + 1]) for logits in one])
+                for index, one in enumerate(through)
+            ]
+            found = [
+                jnp.stack([ranks(logits, wanted) for logits in whole]),
+                jnp.concatenate(of_variable, axis=2),
+            ]
+            by_layer.append(jnp.concatenate(found))
+            widths.append(width)
+        narrow_only = jnp.arange(len(READINGS)) >= READINGS.index(BOTTLENECKS[0])
         return {
             "top1": jnp.stack(by_layer, axis=3) == 0,
+            "counted": jnp.asarray(inputs["counted"])[None] | ~narrow_only[:, None, None],
             "by_construction": jnp.asarray(inputs["by_construction"]),
+            "full_run_by_construction": jnp.arange(model.spec.depth + 1) >= 1,
+            "width": jnp.stack(widths, axis=1),
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable where immediate probing with the final norm finds most tails."""
-        best = result.isel(group=0).sel(reading=READINGS[0])
-        low, null = best["top1_low"].sel(truth=TRUTHS[0]), best["top1"].sel(truth=TRUTHS[1])
-        there = (low >= _DECODED) & (low >= _CHANCE * null)
-        return claimed("decodable", there.drop_vars("group").expand_dims(pos=["r1"]))
+        """Decodable where most tails come out of the bottleneck, given one of two conditions.
+
+        Either other bottlenecks do not let them through, or immediate probing (with the final
+        norm) finds them too. Nothing is claimed from the full run, true by construction.
+        """
+        first = result.isel(group=0, drop=True)
+        true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])
+        narrow = true.sel(reading=BOTTLENECKS[0], drop=True)
+        others = true["top1_high"].sel(reading=list(BOTTLENECKS[1:]))
+        only_there = (others <= _CONTROL).all("reading")
+        low, null = (
+            values.sel(reading=READINGS[0], drop=True)
+            for values in (true["top1_low"], another["top1"])
+        )
+        unembedded = (low >= _DECODED) & (low >= _CHANCE * null)
+        there = (narrow["top1_low"] >= _DECODED) & (narrow["top1_n"] >= ENOUGH)
+        there &= only_there | unembedded
+        return claimed("decodable", there.expand_dims(pos=["r1"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Curves over training for every reading and group; the table at some checkpoints."""
-        return [_over_training(result), _table(result)]
+        return [_over_training(result), _bottleneck_over_training(result), _table(result)]
+
+
+def _folds(
+    facts: FactRows, tails: Int[np.ndarray, "variable row"]
+) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, "variable two row"]]:
+    """The fold of each fact, and the classes to find bottlenecks by: tails, and tails shuffled.
+
+    Facts of a bridge are dealt out evenly over the folds. Only facts of the first group have a
+    class: a bottleneck is found on what training uses in chains, and no OOD fact has part in it.
+    """
+    random = np.random.default_rng(2)
+    order = random.permutation(len(facts.group))
+    order = order[np.lexsort((tails[0][order], facts.group[order]))]
+    fold = np.empty(len(order), np.int32)
+    fold[order] = np.arange(len(order)) % _FOLDS
+    first = facts.group == 0
+    classes = np.stack([tails, tails], axis=1)
+    classes[:, :, ~first] = -1
+    for line in classes[:, 1]:
+        line[first] = random.permutation(line[first])
+    return fold, classes
+
+
+def _in_other_folds(
+    fold: Int[np.ndarray, " row"],
+    tails: Int[np.ndarray, "variable row"],
+    classes: Int[np.ndarray, "variable row"],
+) -> Bool[np.ndarray, "variable row"]:
+    """Whether the facts that a row's bottleneck is found on have one with the row's tail."""
+    other = fold[:, None] != fold[None]  # [row, fact]
+    same = tails[:, :, None] == classes[:, None]
+    found: np.ndarray = (same & other).any(-1)
+    return found
+
+
+def _through_bottlenecks(
+    states: Float[Array, "row d_model"], inputs: Any, n_classes: int, key: Key[Array, ""]
+) -> tuple[Float[Array, "run row d_model"], Float[Array, "variable fold"]]:
+    """States as they come out of each variable's bottlenecks, in the order of `BOTTLENECKS`.
+
+    Returns:
+      states: [variable * bottleneck, row, d_model], each through that of its own fold.
+      width: [variable, fold], dimensions that the bottlenecks have.
+    """
+    fold = jnp.asarray(inputs["fold"])
+
+    def of_fold(
+        classes: Int[Array, "two row"], number: Array
+    ) -> tuple[Float[Array, "three row d_model"], Array]:
+        weight = jnp.where(fold == number, 0.0, 1.0)
+        true, shuffled = (
+            bottleneck(class_means(states, of_rows, weight, n_classes), WIDTH)
+            for of_rows in classes
+        )
+        random = random_bottleneck(true, jax.random.fold_in(key, number))
+        return jnp.stack([one(states) for one in (true, shuffled, random)]), true.width()
+
+    def of_variable(classes: Int[Array, "two row"]) -> tuple[Array, Array]:
+        found, width = jax.lax.map(partial(of_fold, classes), jnp.arange(_FOLDS))
+        own = jnp.take_along_axis(found, fold[None, None, :, None], axis=0)[0]
+        return own, width
+
+    found, width = jax.lax.map(of_variable, jnp.asarray(inputs["classes"]))
+    return found.reshape(-1, *states.shape), width
 
 
 def _other(
@@ -157,7 +298,7 @@ def _over_training(result: xr.Dataset) -> Figure:
     panels = {
         f"{reading}, {group} facts": {"reading": reading, "group": group}
         for group in result.group.values
-        for reading in READINGS
+        for reading in _SHOWN
     }
     drawing = curves(
         result,
@@ -166,19 +307,49 @@ def _over_training(result: xr.Dataset) -> Figure:
         select={"truth": TRUTHS[0], "variable": "e2"},
         nulls={"another fact's tail": ({"truth": TRUTHS[1], "variable": "e2"}, GREY)},
         label="share of facts whose tail is top-1",
-        ncols=len(READINGS),
+        ncols=len(_SHOWN),
     )
     caption = (
         "How often the state after (e1, r1) gives the fact's tail e2: unembedded as it is "
-        "(immediate), or put into another prompt and decoded by the layers that follow (full run). "
+        "(immediate), or put into another prompt and decoded by the layers that follow (full run), "
+        f"or so after a projection onto {WIDTH} dimensions (bottleneck). {_FULL_RUN} "
         f"A layer counts the blocks before the state. Shading: 95% interval over facts "
         f"({_counts(result)}). Grey: another fact's tail, highest layer. {_construction(result)}"
     )
     return Figure("decoding", "Immediate and full-run decoding of e2", caption, drawing)
 
 
+def _bottleneck_over_training(result: xr.Dataset) -> Figure:
+    where: dict[str, Any] = {"truth": TRUTHS[0], "variable": "e2"}
+    drawing = curves(
+        result,
+        "top1",
+        {f"{group} facts": {"group": group} for group in result.group.values},
+        select={**where, "reading": BOTTLENECKS[0]},
+        nulls={
+            "tails shuffled": ({**where, "reading": BOTTLENECKS[1]}, VERMILION),
+            "random directions": ({**where, "reading": BOTTLENECKS[2]}, ORANGE),
+            "another fact's tail": (
+                {"truth": TRUTHS[1], "variable": "e2", "reading": BOTTLENECKS[0]},
+                GREY,
+            ),
+        },
+        label="share of facts whose tail is top-1",
+    )
+    widest = int(result["width"].sel(variable="e2").max())
+    caption = (
+        "How often the fact's tail e2 comes out when the state after (e1, r1) is put into another "
+        "prompt after a projection onto the dimensions in which its class means by e2 differ most "
+        f"(here up to {widest}), found on other {result.group.values[0]} facts. Dashed, highest "
+        "layer: the same with e2 shuffled among those facts, with as many random directions, and "
+        "how often another fact's tail comes out. Shading: 95% interval over facts. Facts whose "
+        "tail no other fact has are left out."
+    )
+    return Figure("decoding_bottleneck", "Decoding of e2 through a bottleneck", caption, drawing)
+
+
 def _table(result: xr.Dataset) -> Figure:
-    tails = result["top1"].sel(truth=TRUTHS[0])
+    tails = result["top1"].sel(truth=TRUTHS[0], reading=list(_SHOWN))
     maps = {
         f"{variable}, {group} facts,\nstep {step:,}": tails.sel(
             step=step, group=group, variable=variable
@@ -187,9 +358,10 @@ def _table(result: xr.Dataset) -> Figure:
         for group in result.group.values
         for step in some_steps(result)
     }
-    short = [reading.replace(", ", ",\n").replace(" run", "\nrun") for reading in READINGS]
+    short = ["immediate", "immediate,\nno norm", "full\nrun", "bottle-\nneck"]
     maps = {title: values.assign_coords(reading=short) for title, values in maps.items()}
-    last = result.isel(step=-1, group=0).sel(truth=TRUTHS[1], variable="e2")["top1"]
+    null = {"truth": TRUTHS[1], "variable": "e2", "reading": list(_SHOWN)}
+    last = result.isel(step=-1, group=0).sel(null)["top1"]
     maps["another fact's tail,\nlast step"] = last.assign_coords(reading=short)
     drawing = heat_maps(
         maps, "share of facts", columns="reading", ncols=len(some_steps(result)), width=0.75
@@ -197,7 +369,7 @@ def _table(result: xr.Dataset) -> Figure:
     caption = (
         "Ye et al.'s decoding table at every layer: share of facts whose tail e2 (and, where the "
         "prompt (e1, r1) is taught another answer, that decoy) is top-1, by "
-        f"reading, at some checkpoints ({_counts(result)}). {_construction(result)}"
+        f"reading, at some checkpoints ({_counts(result)}). {_FULL_RUN} {_construction(result)}"
     )
     return Figure("decoding_table", "Decodable and usable, by layer", caption, drawing)
 

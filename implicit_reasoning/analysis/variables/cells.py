@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ class Cell(NamedTuple):
       place: with the states to fit on; `fit_values` are theirs.
       states: [example, d_model], of the cases.
       old, new, expected: int [example], see `Cases`.
+      more: what a method needs beside, of this variable: see `inputs_of`.
     """
 
     place: Place
@@ -46,6 +47,7 @@ class Cell(NamedTuple):
     new: Int[Array, " example"]
     expected: Int[Array, " example"]
     fit_values: Int[Array, " fit *more"]
+    more: dict[str, Array]
 
 
 class Edited(NamedTuple):
@@ -107,10 +109,11 @@ def intervene(
         def of_variable(variable: Array) -> dict[str, Array]:
             known = {name: inputs[name][variable] for name in ("old", "new", "expected")}
             values = inputs["fit_values"][variable]
+            more = {name: of_all[variable] for name, of_all in inputs["more"].items()}
 
             def of_layer(here: tuple[Place, Array, Any]) -> Edited:
                 place, own, shared = here
-                return edit(Cell(place, own, **known, fit_values=values), shared)
+                return edit(Cell(place, own, **known, fit_values=values, more=more), shared)
 
             def answers(cases: tuple[Cache, Array]) -> dict[str, Array]:
                 own, new = cases  # new [example, layer, condition, d_model]
@@ -147,3 +150,21 @@ def across(value: Array, like: Array) -> Array:
 def enough(result: xr.Dataset, name: str) -> xr.DataArray:
     """Where the mean of an output is over enough clusters to say anything."""
     return result[f"{name}_n"] >= ENOUGH
+
+
+def with_worst_control(
+    result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
+) -> xr.DataArray:
+    """An outcome and its worst control, along `edit`, where enough counts: for `maps_by_variable`.
+
+    Args:
+      result: of an instrument.
+      name: of the outcome, with the dimension `edit`.
+      edit: the label of what is shown.
+      controls: labels of its controls.
+      worst: "max" or "min", which of the controls is nearest to the effect that is looked for.
+    """
+    values = result[name].where(enough(result, name))
+    of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")
+    both = [values.sel(edit=edit, drop=True), of_controls]
+    return xr.concat(both, dim=xr.Variable("edit", [edit, "worst control"]))

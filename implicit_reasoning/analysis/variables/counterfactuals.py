@@ -7,7 +7,7 @@ state is on both sides. Before that place a state does not know its fact, and is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,8 +204,16 @@ def _another(
     return np.where(found, values[place], -1), np.where(found, leads[here, place], -1)
 
 
-def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, " row"]) -> dict[str, Any]:
-    """The arrays for `measure` that all instruments of class means need."""
+def inputs_of(
+    dataset: Dataset,
+    cases: Cases,
+    fitted: Int[np.ndarray, " row"],
+    more: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """The arrays for `measure` that all instruments of class means need.
+
+    `more` has those of one instrument, [variable, ...]: an edit gets its variable's.
+    """
     variable, pos = determined(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
     return {
@@ -218,6 +226,7 @@ def inputs_of(dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, " row"]) -
         "fit_values": chain_variables(dataset, fitted).values,
         "fit_weight": distinct_weights(state_keys(dataset, fitted)),
         "variables_at": tuple(variable[pos == at] for at in range(n_pos)),
+        "more": dict(more),
     }
 
 

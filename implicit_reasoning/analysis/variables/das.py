@@ -6,6 +6,12 @@ from and pairs to score on share no first fact, and ask for other facts at the l
 subspace can *make* a model compute what it does not by itself: read it beside `swap`, whose
 subspace is not searched for, and beside what needs no search here: the subspace in which class
 means differ most, a random one, and the whole state.
+
+A random subspace sets hardly any answer among many, so it is no control for a search. The controls
+are searches: one with the answers of its pairs dealt out anew, which learns which answers are
+frequent and that the old one must go, and one in a model at its initialisation, which shows what a
+search can make of states that compute nothing (on random models: arXiv 2507.08802). Each search
+costs as much as that of the truth.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_by_variable
@@ -39,7 +45,7 @@ from implicit_reasoning.analysis.variables.alignment import (
     orthonormal,
     start,
 )
-from implicit_reasoning.analysis.variables.cells import enough
+from implicit_reasoning.analysis.variables.cells import enough, with_worst_control
 from implicit_reasoning.analysis.variables.counterfactuals import (
     determined,
     fitting_half,
@@ -54,11 +60,12 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
-EDITS = ("learnt", "class means", "whole state", "random")
+CONTROLS = ("shuffled targets", "untrained")
+EDITS = ("learnt", "class means", "whole state", "random", *CONTROLS)
 _MOST = 128  # cases of a split
 _PAIRS = 2048  # of each kind, to learn from
 _USED = 0.8  # cause and isolation, lower end of the interval
-_CONTROL = 0.2  # cause of the random subspace, upper end
+_CONTROL = 0.2  # cause of either control, upper end
 
 
 class Alignment(Instrument):
@@ -72,17 +79,23 @@ class Alignment(Instrument):
         "another last relation; the answer stays. Of cases right when clean, on pairs whose first "
         "facts and (value, last relation) were not learnt from and whose composed prompt was not "
         "trained on. Edits: a subspace learnt (DAS), that of class means and a random one of "
-        "equal rank, the whole state. counted: share of cases that have a pair (for cause) and are "
-        "right when clean."
+        "equal rank, the whole state. Controls, scored by the same answers: a subspace learnt "
+        "from pairs whose answers are dealt out anew within a kind, and one learnt in a model at "
+        "its initialisation (of which all pairs count, as it is hardly ever right). counted: "
+        "share of cases that have a pair (for cause) and are right when clean."
     )
+    version = 2
     outputs = {
         **{kind: ("edit", "variable", "layer", "pos", "example") for kind in KINDS},
-        "counted": ("variable", "layer", "pos", "example"),
-        "counted_isolation": ("variable", "layer", "pos", "example"),
+        "counted": ("edit", "variable", "layer", "pos", "example"),
+        "counted_isolation": ("edit", "variable", "layer", "pos", "example"),
         "correct": ("example",),
     }
     given = {"cause": "counted", "isolation": "counted_isolation"}
-    nulls = {"random subspace": {"edit": EDITS[-1]}}
+    nulls = {
+        "learnt from shuffled targets": {"edit": CONTROLS[0]},
+        "learnt in an untrained model": {"edit": CONTROLS[1]},
+    }
     default = False
 
     def __init__(
@@ -153,7 +166,8 @@ class Alignment(Instrument):
             "fit_tokens": prompts(dataset, fit),
             "fit_values": dataset.truth[self.variable][fit],
             "fit_weight": distinct_weights(state_keys(dataset, fit)),
-            **_as_places(to_fit, fit),
+            **(learnt_from := _as_places(to_fit, fit)),
+            "shuffled": _shuffled(learnt_from["fit_expected"]),
             "tokens": prompts(dataset, bases),
             "answer": dataset.truth["answer"][bases],
             "source_tokens": np.stack(
@@ -197,20 +211,34 @@ class Alignment(Instrument):
     ) -> dict[str, Array]:
         """Learn on the one set of pairs, score on the other."""
         settings = Settings(min(self.rank, model.spec.d_model // 2), self.steps)
-        begin, draw = jax.random.split(key)
+        begin, draw, fresh = jax.random.split(key, 3)
         random = start(model, len(inputs["place"]), settings.rank, begin)
-        material = Material(
-            residuals(model, params, inputs["fit_tokens"]),
-            *(inputs[name] for name in ("place", "fit_base", "fit_source", "fit_expected")),
-        )
-        learnt = align(model, params, material, random, settings, draw)
-        of_means = _of_class_means(model, material, inputs, settings.rank)
-        bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
-        answers, correct = _answers(model, params, inputs, bases)
+
+        def searched(what: tuple[Params, Array]) -> tuple[Array, Array]:
+            """Answers after each edit in one model, and which clean ones are right."""
+            params, due = what
+            material = Material(
+                residuals(model, params, inputs["fit_tokens"]),
+                *(inputs[name] for name in ("place", "fit_base", "fit_source")),
+                due,
+            )
+            learnt = align(model, params, material, random, settings, draw)
+            of_means = _of_class_means(model, material, inputs, settings.rank)
+            bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
+            return _answers(model, params, inputs, bases)
+
+        # One program for three searches: the one asked for, and its two controls.
+        models = jax.tree.map(lambda *of: jnp.stack(of), params, params, model.init(fresh))
+        due = jnp.stack([inputs[name] for name in ("fit_expected", "shuffled", "fit_expected")])
+        answers, correct = jax.lax.map(searched, (models, due))
+        answers = jnp.concatenate([answers[0], answers[1:, 0]])
+        correct = correct[0]
         expected = inputs["expected"][None, None]  # [1, 1, pos, kind, example]
         hit = (answers == expected)[:, None]  # [edit, variable, layer, pos, kind, example]
-        counted = (expected >= 0) & correct[None, None, None, None]
-        there = jnp.broadcast_to(counted, hit.shape[1:])
+        untrained = jnp.arange(len(EDITS)) == EDITS.index(CONTROLS[1])
+        right = untrained[:, None] | correct[None]  # [edit, example]
+        counted = (expected >= 0)[:, None] & right[:, None, None, None, None]
+        there = jnp.broadcast_to(counted, hit.shape)
         return {
             **{kind: hit[..., index, :] for index, kind in enumerate(KINDS)},
             "counted": there[..., 0, :],
@@ -226,28 +254,30 @@ class Alignment(Instrument):
         }
         caption = (
             "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
-            "null: a random subspace of equal rank. Held-out pairs share neither first facts nor "
-            "(value, last relation) with those learnt from. Empty: fewer than 20 facts count; "
-            "checkpoints where that is so everywhere are left out."
+            "higher of two nulls: a subspace learnt from pairs whose answers are dealt out anew, "
+            "and one learnt in a model at its initialisation. Held-out pairs share neither first "
+            "facts nor (value, last relation) with those learnt from. Empty: fewer than 20 facts "
+            "count; checkpoints where that is so everywhere are left out."
         )
-        two = result.sel(edit=["learnt", "random"])
         return [
             Figure(
                 f"das_{kind}",
                 title,
                 caption,
-                maps_by_variable(two[kind].where(enough(two, kind)), "share of cases"),
+                maps_by_variable(
+                    with_worst_control(result, kind, EDITS[0], CONTROLS), "share of cases"
+                ),
             )
             for kind, title in what.items()
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A variable is used where a subspace sets it alone, and a random one does not set it."""
-        sets = result["cause_low"].sel(edit="learnt") >= _USED
-        alone = result["isolation_low"].sel(edit="learnt") >= _USED
-        by_chance = result["cause_high"].sel(edit="random") <= _CONTROL
-        counts = enough(result, "cause") & enough(result, "isolation")
-        return claimed("used", (sets & alone & by_chance & counts.sel(edit="learnt")).any("group"))
+        """A variable is used where a learnt subspace sets it alone, and no control sets it."""
+        learnt = result.sel(edit=EDITS[0], drop=True)
+        sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in KINDS)
+        low = result["cause_high"].sel(edit=list(CONTROLS)) <= _CONTROL
+        counts = enough(learnt, "cause") & enough(learnt, "isolation")
+        return claimed("used", (sets & alone & low.all("edit") & counts).any("group"))
 
 
 def _held_out(
@@ -277,6 +307,15 @@ def _as_places(pairs: list[tuple[np.ndarray, Pairs]], fit: np.ndarray) -> dict[s
         ).astype(np.int32),
         "fit_expected": np.stack([p.expected.ravel() for _, p in pairs]),
     }
+
+
+def _shuffled(expected: Int[np.ndarray, "pos pair"]) -> Int[np.ndarray, "pos pair"]:
+    """The answers that are due, dealt out anew among the pairs of each position and kind."""
+    random, dealt = np.random.default_rng(0), expected.copy()
+    for line in dealt.reshape(len(dealt) * len(KINDS), -1):  # a view
+        there = line >= 0
+        line[there] = random.permutation(line[there])
+    return dealt
 
 
 def _of_class_means(model: Transformer, material: Material, inputs: Any, rank: int) -> Array:

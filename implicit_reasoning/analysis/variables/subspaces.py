@@ -51,34 +51,71 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
     Columns beyond the rank of the differences are 0. Classes count equally; empty ones do not.
     """
     there = (means.size > 0).astype(means.mean.dtype)
-    centre = (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
-    centred = (means.mean - centre[None]) * there[:, None]
+    centred = (means.mean - _centre(means)[None]) * there[:, None]
     _, size, directions = jnp.linalg.svd(centred, full_matrices=False)
     kept = jnp.where(size > _SAME * size[0], 1.0, 0.0)
     return (directions * kept[:, None]).T[:, :rank]
 
 
-def random_rotation(key: Key[Array, ""], d_model: int) -> Float[Array, "d_model d_model"]:
-    """A random orthogonal matrix.
+def _centre(means: ClassMeans) -> Float[Array, " d_model"]:
+    """The mean of the class means that there are, which count equally."""
+    there = (means.size > 0).astype(means.mean.dtype)
+    return (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
 
-    What is multiplied by it keeps its norm and, over many examples, its rank, and points nowhere
-    in particular: the control for an edit within a subspace.
+
+class Bottleneck(NamedTuple):
+    """A projection onto a few directions through a point: all else of a state is replaced by it.
+
+    Attributes:
+      centre: what a state has outside the directions, after the projection.
+      directions: orthonormal columns; columns of 0 are no direction.
     """
-    q, r = jnp.linalg.qr(jax.random.normal(key, (d_model, d_model)))
-    return q * jnp.sign(jnp.diagonal(r))[None]  # else not uniform over rotations
+
+    centre: Float[Array, " d_model"]
+    directions: Float[Array, "d_model rank"]
+
+    def __call__(self, states: Float[Array, "state d_model"]) -> Float[Array, "state d_model"]:
+        """The states, projected."""
+        inside = _product(states - self.centre[None], self.directions)
+        return self.centre[None] + _product(inside, self.directions.T)
+
+    def width(self) -> Float[Array, ""]:
+        """How many directions there are."""
+        return (jnp.abs(self.directions).max(0) > 0).sum().astype(self.directions.dtype)
+
+
+def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
+    """The projection onto at most `rank` dimensions in which class means differ most."""
+    found = basis(means, rank)
+    return Bottleneck(_centre(means), jnp.pad(found, ((0, 0), (0, rank - found.shape[1]))))
+
+
+def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
+    """A projection through the same point onto random directions, as many as `like` has."""
+    drawn = jnp.linalg.qr(jax.random.normal(key, like.directions.shape))[0]
+    there = (jnp.abs(like.directions).max(0) > 0).astype(drawn.dtype)
+    return Bottleneck(like.centre, drawn * there[None])
 
 
 class Eraser(NamedTuple):
-    """An affine map that removes something: `states - (states - mean) @ take`."""
+    """An affine map that removes something: `states - (states - mean) @ out @ back`.
+
+    Attributes:
+      mean: the state that is left as it is.
+      out: from states to coordinates of what is removed.
+      back: from those coordinates to states; `out @ back` is a projection.
+      rank: of that projection.
+    """
 
     mean: Float[Array, " d_model"]
-    take: Float[Array, "d_model d_model"]
+    out: Float[Array, "d_model part"]
+    back: Float[Array, "part d_model"]
     rank: Float[Array, ""]
 
     def __call__(self, states: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
         """The states, without it."""
         centre = jnp.expand_dims(self.mean, range(states.ndim - 1))
-        return states - _product(states - centre, self.take)
+        return states - _product(_product(states - centre, self.out), self.back)
 
 
 class Whitening(NamedTuple):
@@ -120,24 +157,26 @@ def leace(
     """Least-squares concept erasure: the smallest change after which class means are all equal.
 
     Then no linear classifier beats a constant one, on these states, under any convex loss. Means
-    of the whitened states span the directions to remove; where states have no class (-1) they count
-    in the whitening only.
+    of the whitened states span the directions to remove. States without a class (-1) count in the
+    whitening only: so a few of many classes are erased by giving all other states the class -1.
 
     Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem 4.3
     (cross-covariance with the one-hot class in place of the means, which spans the same).
     """
-    means = class_means(states - white.mean[None], classes, weight, n_classes)
-    share = jnp.sqrt(means.size / jnp.maximum(means.size.sum(), 1))
-    within = _product(means.mean * share[:, None], white.inverse)
-    onto, rank = _row_space(within)
-    return _eraser(white, onto, rank)
+    means = class_means(states, classes, weight, n_classes)
+    share = means.size / jnp.maximum(means.size.sum(), 1)
+    centre = _product(share[None], means.mean)[0]
+    spread = (means.mean - centre[None]) * jnp.sqrt(share)[:, None]
+    directions, rank = _row_space(_product(spread, white.inverse))
+    return _eraser(white, centre, directions, rank)
 
 
-def random_directions(white: Whitening, key: Key[Array, ""]) -> Float[Array, "d_model d_model"]:
+def random_directions(
+    white: Whitening, key: Key[Array, ""], n_directions: int
+) -> Float[Array, "n_directions d_model"]:
     """Orthonormal directions, a row each, drawn within the span that whitened states have."""
-    d_model = white.mean.shape[0]
     span = _product(white.inverse, white.root)
-    draws = _product(jax.random.normal(key, (d_model, d_model)), span)
+    draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
     return jnp.linalg.qr(draws.T)[0].T
 
 
@@ -146,13 +185,13 @@ def erase_some(
 ) -> Eraser:
     """An eraser of the first `rank` directions: with random ones the control of `leace`."""
     kept = directions * jnp.where(jnp.arange(len(directions)) < rank, 1.0, 0.0)[:, None]
-    return _eraser(white, _product(kept.T, kept), rank)
+    return _eraser(white, white.mean, kept, rank)
 
 
 def _row_space(
     rows: Float[Array, "row d_model"],
-) -> tuple[Float[Array, "d_model d_model"], Float[Array, ""]]:
-    """The projection onto the span of the rows, and its dimension.
+) -> tuple[Float[Array, "direction d_model"], Float[Array, ""]]:
+    """Orthonormal directions that span the rows (others are 0), and how many there are.
 
     Eigenvectors of the smaller product with itself: several times faster than singular vectors.
     Rows are of the order of 1, and so are their singular values; what is below .01 is rounding.
@@ -162,12 +201,18 @@ def _row_space(
     kept = square > 1e-4
     if not tall:
         directions = _product(rows.T, directions) / jnp.sqrt(jnp.where(kept, square, 1))[None]
-    directions = directions * kept.astype(rows.dtype)[None]
-    return _product(directions, directions.T), kept.sum().astype(rows.dtype)
+    return (directions * kept.astype(rows.dtype)[None]).T, kept.sum().astype(rows.dtype)
 
 
-def _eraser(white: Whitening, onto: Float[Array, "d_model d_model"], rank: Array) -> Eraser:
-    return Eraser(white.mean, _product(_product(white.inverse, onto), white.root), rank)
+def _eraser(
+    white: Whitening,
+    mean: Float[Array, " d_model"],
+    directions: Float[Array, "direction d_model"],
+    rank: Float[Array, ""],
+) -> Eraser:
+    return Eraser(
+        mean, _product(white.inverse, directions.T), _product(directions, white.root), rank
+    )
 
 
 def nearest_mean(

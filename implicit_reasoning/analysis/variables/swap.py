@@ -3,6 +3,10 @@
 In `S[layer, pos]` what codes value a on average is replaced by what codes b: `S + mean_b - mean_a`.
 If the answer is computed from that code it becomes what the world says of b. Three shares, of cases
 answered correctly when clean: unchanged, the counterfactual answer, something else (damage).
+
+An answer may come out for another reason than b's code: because a's code is gone, or because the
+state is damaged. So the same is done with three other codes, after each of which the answer that b
+leads to is not due. Where it comes out all the same, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import xarray as xr
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_by_variable
@@ -23,22 +28,26 @@ from implicit_reasoning.analysis.variables.cells import (
     across,
     enough,
     intervene,
+    with_worst_control,
 )
+from implicit_reasoning.analysis.variables.controls import beside_of, swap_controls
 from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
+    determined,
     examples_of,
     inputs_of,
     rows_to_fit,
 )
-from implicit_reasoning.analysis.variables.subspaces import class_means, random_rotation, swap
+from implicit_reasoning.analysis.variables.subspaces import class_means, swap
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
-CONDITIONS = ("class means", "random")
+CONTROLS = ("dealt anew", "third value", "another variable")
+CONDITIONS = ("class means", *CONTROLS)
 _MOST = 128  # cases of a split
 _USED = 0.8  # counterfactual answers, lower end of the interval
-_CONTROL = 0.2  # counterfactual answers of the random control, upper end
+_CONTROL = 0.2  # counterfactual answers of every control, upper end
 
 
 class ClassMeanSwap(Instrument):
@@ -48,57 +57,89 @@ class ClassMeanSwap(Instrument):
     definition = (
         "S[layer, pos] + mean_b - mean_a, where a is the variable's value in this row, b another. "
         "Means over distinct states of training chains; cases have other first facts. Of cases "
-        "right when clean: the answer stays, is what the world says of b, or is neither. Control: "
-        "the same vectors, randomly rotated (equal norm and rank). counted: share of all cases."
+        "right when clean: the answer stays, is what the world says of b, or is neither. Controls, "
+        "scored by the same answer of b: means dealt anew among the values; the mean of a third "
+        "value in place of b's; the difference of two means of r1 (of e1, where the variable is "
+        "r1), scaled to equal norm. counted: share of all cases. possible: share of cases that "
+        "count for an edit; a control is not possible where it has no value to put in."
     )
+    version = 2
     outputs = {
         **{
             name: ("edit", "variable", "layer", "pos", "example")
             for name in ("counterfactual", "unchanged", "other")
         },
+        "possible": ("edit", "variable", "layer", "pos", "example"),
         "counted": ("variable", "layer", "pos", "example"),
         "correct": ("example",),
     }
-    given = dict.fromkeys(("counterfactual", "unchanged", "other"), "counted")
-    nulls = {"rotated at random": {"edit": CONDITIONS[1]}}
+    given = dict.fromkeys(("counterfactual", "unchanged", "other"), "possible")
+    nulls = {
+        "means dealt anew among values": {"edit": CONTROLS[0]},
+        "a third value's mean": {"edit": CONTROLS[1]},
+        "another variable's means, of equal norm": {"edit": CONTROLS[2]},
+    }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains, with another value for each variable."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MOST, fitted)
-        inputs = inputs_of(dataset, cases, fitted)
+        controls = swap_controls(dataset, cases, fitted)
+        inputs = inputs_of(dataset, cases, fitted, controls)
+        inputs["beside_known"] = _beside_known(dataset, cases.variables.names, fitted)
         return examples_of(dataset, splits, cases, inputs, CONDITIONS)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Outcomes of every case in every cell."""
-        rotation = random_rotation(key, model.spec.d_model)
+        n_classes = model.spec.d_vocab
 
         def edit(cell: Cell, _: None) -> Edited:
-            place = cell.place
-            means = class_means(place.states, cell.fit_values, place.weight, model.spec.d_vocab)
+            place, more = cell.place, cell.more
+            means, beside = (
+                class_means(place.states, values, place.weight, n_classes)
+                for values in (cell.fit_values, more["beside_values"])
+            )
             swapped = swap(cell.states, means, cell.old, cell.new)
-            turned = cell.states + jnp.matmul(swapped - cell.states, rotation, precision="highest")
+            length = jnp.linalg.norm(swapped - cell.states, axis=-1)
+            other = swap(cell.states, beside, more["beside_old"], more["beside_new"]) - cell.states
+            size = jnp.linalg.norm(other, axis=-1)
+            there = (more["beside_old"] >= 0) & (more["beside_new"] >= 0) & (size > 0)
+            scaled = other * (length / jnp.where(there, size, 1))[:, None]
+            edited = [
+                swapped,
+                swap(cell.states, means, more["dealt"][cell.old], more["dealt"][cell.new]),
+                swap(cell.states, means, cell.old, more["third"]),
+                cell.states + jnp.where(there[:, None], scaled, 0),
+            ]
             known = (means.size[cell.old] > 0) & (means.size[cell.new] > 0)
-            return Edited(jnp.stack([swapped, turned]), known & (cell.expected >= 0), {})
+            known &= cell.expected >= 0
+            return Edited(jnp.stack(edited), known, {"beside": there})
 
         found = intervene(model, params, inputs, lambda place: None, edit)
+        counted = found["counted"]
+        third = across(jnp.asarray(inputs["more"]["third"]) >= 0, counted)
+        beside = found["beside"] & jnp.asarray(inputs["beside_known"])[:, None, :, None]
+        every = jnp.ones_like(counted)
         return {
             **outcomes(found, inputs),
-            "counted": found["counted"],
+            "possible": counted[None] & jnp.stack([every, every, third, beside]),
+            "counted": counted,
             "correct": found["correct"],
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Counterfactual answers by cell."""
-        values = result["counterfactual"].where(enough(result, "counterfactual"))
+        values = with_worst_control(result, "counterfactual", CONDITIONS[0], CONTROLS)
         caption = (
             "Share of cases, right when clean, whose answer becomes what the world says "
             "when the variable has another value, after its class mean at (layer, "
-            "position) was swapped. In brackets the null: the same vectors, randomly "
-            "rotated. Empty: the state cannot know the variable there, or fewer than 20 "
+            "position) was swapped. In brackets the highest of the nulls: the share of the "
+            "same answers after means dealt anew among the values, after the mean of a third "
+            "value, and after means of r1 (e1 for r1) of equal norm, as far as 20 facts "
+            "count. Empty: the state cannot know the variable there, or fewer than 20 "
             "facts count; checkpoints where that is so everywhere are left out. At layer 0 a "
             "token is exchanged for another, no more."
         )
@@ -106,11 +147,28 @@ class ClassMeanSwap(Instrument):
         return [Figure("swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A variable is used where answers follow its swap, and do not follow a random one."""
+        """A variable is used where answers follow its swap, and do not follow any control.
+
+        At least one control must be over enough facts; those that are not say nothing.
+        """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
-        counts = enough(result, "counterfactual").sel(edit=CONDITIONS[0])
-        by_chance = result["counterfactual_high"].sel(edit=CONDITIONS[1]) <= _CONTROL
-        return claimed("used", (follows & by_chance & counts).any("group"))
+        there = enough(result, "counterfactual")
+        measured = there.sel(edit=list(CONTROLS))
+        low = result["counterfactual_high"].sel(edit=list(CONTROLS)) <= _CONTROL
+        by_chance = (low | ~measured).all("edit") & measured.any("edit")
+        counts = there.sel(edit=CONDITIONS[0], drop=True)
+        used = follows.drop_vars("edit") & by_chance & counts
+        return claimed("used", used.any("group"))
+
+
+def _beside_known(
+    dataset: Dataset, names: tuple[str, ...], fitted: Int[np.ndarray, " row"]
+) -> Bool[np.ndarray, "variable pos"]:
+    """Where a state can know the other variable whose code is a control."""
+    variable, pos = determined(dataset, fitted)
+    known = np.zeros((len(names), len(dataset.positions)), bool)
+    known[variable, pos] = True
+    return known[[beside_of(names, name) for name in names]]
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:

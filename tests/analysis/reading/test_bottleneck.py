@@ -1,0 +1,181 @@
+"""Decoding through a bottleneck: an explicit projector, facts held out, and what gets through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import InMemory, measure
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.reading import decoding
+from implicit_reasoning.analysis.reading.decoding import BOTTLENECKS, WIDTH, Decoding
+from implicit_reasoning.analysis.truth.known import knowledge
+from implicit_reasoning.model.planted.routes import Hops, Plan
+from tests.analysis.planted_subject import dataset as planted_dataset
+from tests.analysis.tiny_states import (
+    make_dataset,
+    make_model,
+    plant,
+    random_states,
+    random_subject,
+    run,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def examples(dataset):
+    return Decoding().examples(make_model(dataset), dataset)
+
+
+def by_hand(states, classes, fitted, width):
+    """The projection onto the largest differences of class means, of the rows fitted."""
+    x = states.astype(np.float64)
+    means = np.stack([x[fitted & (classes == c)].mean(0) for c in np.unique(classes[fitted])])
+    centre = means.mean(0)
+    _, size, rows = np.linalg.svd(means - centre)
+    rows = rows[: min(width, (size > 1e-4 * size[0]).sum())]
+    return centre + (x - centre) @ rows.T @ rows, len(rows)
+
+
+def test_states_come_out_as_an_explicit_projector_says(dataset, examples):
+    inputs = examples.inputs
+    n_rows = len(inputs["fold"])
+    states = np.random.default_rng(0).normal(size=(n_rows, 48)).astype(np.float32)
+    found, width = decoding._through_bottlenecks(
+        jnp.asarray(states), inputs, dataset.n_vocab, jax.random.key(0)
+    )
+    first = examples.group == 0
+    for fold in range(decoding._FOLDS):
+        own = inputs["fold"] == fold
+        for number in (0, 1):  # true tails, shuffled ones
+            classes = inputs["classes"][0, number]
+            wanted, rank = by_hand(states, classes, first & ~own, WIDTH)
+            np.testing.assert_allclose(found[number][own], wanted[own], atol=1e-4)
+            assert number or width[0, fold] == rank <= WIDTH
+    changed = np.asarray(found[2]) - np.asarray(found[0])
+    assert np.abs(changed).max() > 0.1  # random directions are others, and as many
+    own = inputs["fold"] == 0
+    spread = np.asarray(found[2])[own] - np.asarray(found[2])[own].mean(0)
+    assert np.linalg.matrix_rank(spread, tol=1e-3) == min(width[0, 0], own.sum() - 1)
+
+
+def test_a_bottleneck_is_found_on_other_facts(dataset, examples):
+    """The facts of a bridge are in different folds, and one that is alone does not count."""
+    inputs, first = examples.inputs, examples.group == 0
+    tails = inputs["wanted"][0, 0]
+    for bridge in np.unique(tails):
+        folds = inputs["fold"][first & (tails == bridge)]
+        counts = np.bincount(folds, minlength=decoding._FOLDS)
+        assert counts.max() - counts.min() <= 1
+        for row in np.flatnonzero(tails == bridge):
+            others = first & (tails == bridge) & (inputs["fold"] != inputs["fold"][row])
+            assert inputs["counted"][0, row] == others.any()
+    assert (inputs["classes"][:, :, ~first] == -1).all()
+    true, shuffled = np.sort(inputs["classes"][0][:, first])
+    np.testing.assert_array_equal(true, shuffled)
+
+
+@pytest.fixture(scope="module")
+def planted(dataset, examples):
+    """`result(states)`: of states that are put in place of the model's, compiled once."""
+    patch = pytest.MonkeyPatch()
+
+    def result(states):
+        plant(patch, decoding, states.astype(np.float32))
+        return run(Decoding(), dataset, model())[0].isel(step=0)
+
+    def model():
+        # Blocks that add nothing: what is put in is what is unembedded.
+        return make_model(dataset, normalization="none", init_std=0.02)
+
+    yield result
+    patch.undo()
+
+
+def unembedding(dataset):
+    """The columns of the model's unembedding, a row for each token, of norm 1."""
+    model = make_model(dataset, normalization="none", init_std=0.02)
+    columns = np.array(random_subject(model, dataset).params()["unembed"]["W_U"][0]).T
+    return columns / np.linalg.norm(columns, axis=1, keepdims=True)
+
+
+def coded(dataset, examples):
+    """Small random states, and at S[1, r1] the tail's column of the unembedding."""
+    states = 0.1 * random_states(examples.inputs["tokens"], 3)
+    states[1, :, 1] += 10 * unembedding(dataset)[examples.inputs["wanted"][0, 0]]
+    return states
+
+
+HERE = Claim("decodable", "e2", 1, "r1")
+
+
+def test_a_code_of_the_bridge_gets_through(dataset, examples, planted):
+    """States that are nothing else pass other bottlenecks, too; the unembedding decides then."""
+    result = planted(coded(dataset, examples))
+    e2 = result["top1"].sel(variable="e2", truth="true", group="id")
+    assert e2.sel(layer=1).min() > 0.9 and e2.sel(layer=[0, 2]).max() < 0.2
+    assert result["full_run_by_construction"].values.tolist() == [False, True, True]
+    assert Decoding().claims(result) == {HERE}
+
+
+def test_what_facts_of_a_bridge_do_not_share_does_not_get_through(dataset, examples, planted):
+    """The column of the tail with a sign of the fact's own, beside a code that they share.
+
+    The shared code is nowhere in the unembedding. The full run finds e2 in half of the facts.
+    """
+    states, columns = coded(dataset, examples), unembedding(dataset)
+    tails, group = examples.inputs["wanted"][0, 0], examples.group
+    sign = np.ones(len(tails))
+    for bridge in np.unique(tails):
+        own = np.flatnonzero((tails == bridge) & (group == 0))
+        sign[own] = np.where(np.arange(len(own)) % 2, -1, 1)
+    unread = np.linalg.svd(columns)[2][len(columns) :]  # 24 of 48 dimensions
+    shared = np.random.default_rng(5).normal(size=(dataset.n_vocab, len(unread))) @ unread
+    states[1, :, 1] = states[1, :, 1] * sign[:, None] + 20 * shared[tails]
+    e2 = planted(states)["top1"].sel(variable="e2", truth="true", group="id", layer=1)
+    assert e2.sel(reading="full run") > 0.45 > 0.2 > e2.sel(reading=BOTTLENECKS[0])
+
+
+def test_claims_are_of_the_bottleneck_only(dataset, examples, planted):
+    """The mutations: each condition of a claim, broken by itself."""
+    found = planted(coded(dataset, examples))
+    where = {"variable": "e2", "layer": 1, "group": "id"}
+
+    def claims(**values):
+        """With other values of e2 at S[1, r1], by reading."""
+        result = found.copy(deep=True)
+        for reading, value in {"full run": 1.0, **values}.items():
+            for end in ("", "_low", "_high"):
+                result[f"top1{end}"].loc[where | {"truth": "true", "reading": reading}] = value
+        return Decoding().claims(result)
+
+    through, shuffled, random = BOTTLENECKS
+    none_other = {shuffled: 0.1, random: 0.1}
+    assert claims(**{through: 1.0, "immediate": 0.0, **none_other}) == {HERE}
+    assert claims(**{through: 0.5, "immediate": 1.0, **none_other}) == set()
+    for other in (shuffled, random):
+        assert claims(**{through: 1.0, "immediate": 0.0, **none_other, other: 1.0}) == set()
+        assert claims(**{through: 1.0, "immediate": 1.0, **none_other, other: 1.0}) == {HERE}
+
+
+def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
+    """A composer that has e1 at r1 after block 0, and looks the bridge up in block 2.
+
+    After block 0 the full run finds every bridge: blocks that follow compute it, as they always do.
+    """
+    plan = Plan("late", knowledge(planted_dataset(), ("train_ii",)), None)
+    plan.two_hops(Hops(0, 2, 3, 3), bridge=plan.draft.output)
+    late = plan.planted(composes=True)
+    subject = InMemory(late.model, planted_dataset(), [late.params])
+    result = measure(Decoding(), subject, progress=False).isel(step=0)
+    e2 = result["top1"].sel(variable="e2", truth="true", group="id")
+    assert e2.sel(reading="full run", layer=[1, 2, 3]).min() == 1
+    claims = Decoding().claims(result)
+    assert claims and claims <= {Claim("decodable", "e2", layer, "r1") for layer in (3, 4)}
+    drawn = Decoding().figures(result.expand_dims("step"))
+    assert "true by construction" in drawn[0].caption and len(drawn) == 3

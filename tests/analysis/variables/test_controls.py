@@ -1,0 +1,199 @@
+"""Controls of swaps and searches: they can fail, and where they do nothing is claimed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import InMemory, measure
+from implicit_reasoning.analysis.claims import Claim
+from implicit_reasoning.analysis.states import chain_splits
+from implicit_reasoning.analysis.truth.known import knowledge
+from implicit_reasoning.analysis.variables import controls, das, swap
+from implicit_reasoning.analysis.variables.counterfactuals import (
+    answer_if,
+    choose_cases,
+    rows_to_fit,
+)
+from implicit_reasoning.analysis.variables.das import Alignment
+from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
+from tests.analysis.planted_subject import dataset, known
+
+HERE = Claim("used", "e2", 1, "r1")
+BY_DEFAULT = 0  # the token that a planted model answers where none of its neurons is on
+
+
+@pytest.fixture(scope="module")
+def cases():
+    fitted = rows_to_fit(dataset())
+    return choose_cases(dataset(), chain_splits(dataset()), 128, fitted), fitted
+
+
+@pytest.fixture(scope="module")
+def made(cases):
+    return controls.swap_controls(dataset(), *cases)
+
+
+# Which values are put in ------------------------------------------------------------------------
+
+
+def test_no_value_keeps_its_mean_when_means_are_dealt_anew(cases, made):
+    chosen, fitted = cases
+    for name, dealt in zip(chosen.variables.names, made["dealt"], strict=True):
+        there = np.unique(dataset().truth[name][fitted])
+        assert (dealt[there] != there).all() and set(dealt[there]) == set(there)
+        np.testing.assert_array_equal(np.delete(dealt, there), np.delete(range(len(dealt)), there))
+
+
+def test_a_third_value_is_another_one_and_leads_elsewhere(cases, made):
+    chosen, _ = cases
+    for index, name in enumerate(chosen.variables.names):
+        third, there = made["third"][index], made["third"][index] >= 0
+        assert there.mean() > 0.9
+        assert (third != chosen.variables.values[index])[there].all()
+        assert (third != chosen.new[index])[there].all()
+        leads = answer_if(dataset(), chosen.rows, name, third[:, None])[:, 0]
+        assert ((leads != chosen.expected[index]) | (leads < 0))[there].all()
+        assert (leads >= 0).mean() > 0.4  # chosen first
+
+
+def test_the_other_variable_is_another_one_and_leads_elsewhere(cases, made):
+    chosen, _ = cases
+    names = chosen.variables.names
+    for index, name in enumerate(names):
+        other = "e1" if name == "r1" else "r1"
+        new, there = made["beside_new"][index], made["beside_new"][index] >= 0
+        old = chosen.variables.values[names.index(other)]
+        np.testing.assert_array_equal(made["beside_old"][index], old)
+        assert there.mean() > 0.9 and (new != old)[there].all()
+        leads = answer_if(dataset(), chosen.rows, other, new[:, None])[:, 0]
+        assert ((leads != chosen.expected[index]) | (leads < 0))[there].all()
+
+
+@pytest.mark.parametrize("n_values", [5, 16, 17, 40, 250])
+def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_values):
+    old = np.random.default_rng(0).integers(-1, n_values + 1, (1, 400))  # some known to nobody
+    found = controls.draw_values(np.arange(-1, n_values)[None], old)
+    drawn, draw = found["drawn"][0], found["draw"][0]
+    counts = np.bincount(drawn[drawn >= 0], minlength=n_values)
+    assert counts.max() - counts.min() <= 1
+    assert all(len(np.unique(d[d >= 0])) == min(n_values, controls.AT_ONCE) for d in drawn)
+    for value, number in zip(old[0], draw, strict=True):
+        assert (number >= 0) == (value >= 0 and value in drawn)
+        assert number < 0 or value in drawn[number]
+
+
+# Whether they bind ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forgetful():
+    """A composer that knows no second fact of half the bridges: there it answers by default.
+
+    Not what a bridge leads to but that the old one is gone decides on the answer then.
+    """
+    one = known("composer").subject
+    heads = knowledge(dataset(), ()).facts[0]
+    bridges = np.unique(dataset().truth["e2"][rows_to_fit(dataset())])
+    lost = bridges[: len(bridges) // 2]
+    params = jax.tree.map(np.array, one.checkpoints[0])
+    params["blocks"]["2"]["mlp"]["W_out"][: len(heads)][np.isin(heads, lost)] = 0
+    return InMemory(one.model, one.dataset, [jax.tree.map(jnp.asarray, params)]), lost
+
+
+def answered_by_default(answer, expected, there):
+    """The answer that is due: that by default, where it is not right anyway."""
+    due = there & (answer != BY_DEFAULT) & (expected >= 0)
+    return np.where(due, BY_DEFAULT, -1).astype(np.int32)
+
+
+class WrongReason(ClassMeanSwap):
+    """All swaps of e2 are for bridges that are lost, and what is due is the answer by default."""
+
+    lost = ()
+
+    def examples(self, model, dataset):
+        examples, random = super().examples(model, dataset), np.random.default_rng(0)
+        inputs = examples.inputs
+        e2 = list(examples.coords["variable"]).index("e2")
+        new, third = (random.permuted(np.resize(self.lost, (inputs["new"].shape[1], 2)), 1)).T
+        inputs["new"][e2], inputs["more"]["third"][e2] = new, np.where(new == third, -1, third)
+        there = ~np.isin(inputs["old"][e2], self.lost)
+        inputs["expected"][e2] = answered_by_default(
+            inputs["answer"], inputs["expected"][e2], there
+        )
+        return examples
+
+
+def test_a_swap_that_follows_because_the_old_code_is_gone_is_found_out(forgetful, monkeypatch):
+    one, lost = forgetful
+    instrument = WrongReason()
+    instrument.lost = lost
+    result = measure(instrument, one, progress=False).isel(step=0)
+    e2 = result["counterfactual"].sel(variable="e2", layer=1, pos="r1", group="train_ii")
+    assert e2.sel(edit="class means") == 1
+    assert e2.sel(edit="third value") > 0.9 > 0.2 > e2.sel(edit="another variable")
+    assert HERE not in instrument.claims(result)
+    # The mutation: controls that cannot fail.
+    monkeypatch.setattr(swap, "_CONTROL", 1.0)
+    assert HERE in instrument.claims(result)
+
+
+def test_a_control_that_was_not_made_does_not_count():
+    """r1 is not known at e1; with no control at all nothing is claimed."""
+    result = measure(ClassMeanSwap(), known("composer").subject, progress=False).isel(step=0)
+    n = result["counterfactual_n"].sel(group="train_ii", pos="e1", variable="e1")
+    assert (n.sel(edit="another variable") == 0).all() and n.sel(edit="third value").max() >= 20
+    assert HERE in ClassMeanSwap().claims(result)
+    assert Claim("used", "e1", 0, "e1") in ClassMeanSwap().claims(result)
+    unmade = result["counterfactual_n"].where(result["edit"] == "class means", 3)
+    assert ClassMeanSwap().claims(result.assign(counterfactual_n=unmade)) == set()
+
+
+class WrongSearch(Alignment):
+    """The same for pairs: sources have bridges that are lost."""
+
+    lost = ()
+
+    def examples(self, model, dataset):
+        examples = super().examples(model, dataset)
+        inputs, e2 = examples.inputs, dataset.truth["e2"]
+        fit = rows_to_fit(dataset)
+        base, source = fit[inputs["fit_base"]], fit[inputs["fit_source"]]
+        due = inputs["fit_expected"].reshape(1, 2, -1)
+        pairs = [x.reshape(1, 2, -1)[:, 0] for x in (base[None], source)]
+        due[:, 0] = self.due(dataset, e2, *pairs, due[:, 0])
+        inputs["shuffled"][:] = das._shuffled(inputs["fit_expected"])
+        prompts = {tuple(row[:3]): n for n, row in enumerate(dataset.tokens[: len(e2)])}
+        held_out = [
+            np.array([prompts[tuple(row)] for row in rows])[None]
+            for rows in (inputs["tokens"], inputs["source_tokens"][0, 0])
+        ]
+        inputs["expected"][:, 0] = self.due(dataset, e2, *held_out, inputs["expected"][:, 0])
+        return examples
+
+    def due(self, dataset, e2, base, source, expected):
+        there = np.isin(e2[source], self.lost) & ~np.isin(e2[base], self.lost)
+        return answered_by_default(dataset.truth["answer"][base], expected, there)
+
+
+@pytest.mark.slow
+def test_a_search_that_succeeds_for_the_wrong_reason_is_found_out(forgetful, monkeypatch):
+    one, lost = forgetful
+    instrument = WrongSearch(rank=48, steps=60)
+    instrument.lost = lost
+    result = measure(instrument, one, progress=False).isel(step=0)
+    at = result.sel(variable="e2", layer=1, pos="r1", group="train_ii")
+    assert at["cause"].sel(edit="learnt") > 0.9 and at["isolation"].sel(edit="learnt") > 0.8
+    assert at["cause"].sel(edit="shuffled targets") > 0.5 > 0.3 > at["cause"].sel(edit="random")
+    assert HERE not in instrument.claims(result)
+    monkeypatch.setattr(das, "_CONTROL", 1.0)
+    assert HERE in instrument.claims(result)
+
+
+def test_answers_are_dealt_out_within_a_kind():
+    expected = np.array([[3, 4, -1, 5, 7, 8, 9, -1]])
+    dealt = das._shuffled(expected)
+    assert not (dealt == expected).all()
+    np.testing.assert_array_equal(np.sort(dealt[:, :4]), np.sort(expected[:, :4]))
+    np.testing.assert_array_equal(dealt < 0, expected < 0)

@@ -1,0 +1,83 @@
+"""Erasure of some values at a time: what each draw removes, and that a case gets its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis.variables import erasure, subspaces
+from implicit_reasoning.analysis.variables.controls import AT_ONCE, DRAWS
+
+
+@pytest.fixture(scope="module")
+def states():
+    """900 states of 24 dimensions with codes of 30 classes: all of them span the whole width."""
+    random = np.random.default_rng(0)
+    classes = np.repeat(np.arange(30), 30)
+    codes = 2 * random.standard_normal((30, 24))
+    noise = random.standard_normal((900, 24)) @ random.standard_normal((24, 24))
+    return (codes[classes] + 0.2 * noise).astype(np.float32), classes
+
+
+@pytest.fixture(scope="module")
+def white(states):
+    return subspaces.whiten(jnp.asarray(states[0]), jnp.ones(900))
+
+
+def projector(states, classes, drawn):
+    """What is taken from a state: `W+ P W`, P onto whitened differences of the classes drawn."""
+    x = states.astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
+    members = [x[classes == value] for value in drawn]
+    centre = np.concatenate(members).mean(0)
+    differences = np.stack([own.mean(0) - centre for own in members]) @ inverse
+    onto = np.linalg.pinv(differences) @ differences
+    return centre, inverse @ onto @ root
+
+
+def of_draw(states, white, drawn):
+    values, classes = states
+    among = erasure._among(jnp.asarray(classes), jnp.asarray(drawn))
+    return subspaces.leace(white, jnp.asarray(values), among, jnp.ones(900), len(drawn))
+
+
+def test_a_draw_erases_its_values_and_no_more(states, white):
+    values, classes = states
+    drawn = np.random.default_rng(1).choice(30, AT_ONCE, replace=False)
+    eraser = of_draw(states, white, drawn)
+    assert eraser.rank == AT_ONCE - 1
+    centre, take = projector(values, classes, drawn)
+    np.testing.assert_allclose(eraser.out @ eraser.back, take, atol=2e-3)
+    after = np.asarray(eraser(jnp.asarray(values)))
+    np.testing.assert_allclose(after, values - (values - centre) @ take, atol=0.02)
+    means = np.stack([after[classes == value].mean(0) for value in drawn])
+    np.testing.assert_allclose(means - means[:1], 0, atol=5e-3)
+    # All 30 at a time: nothing is left of a state, whatever it codes.
+    whole = of_draw(states, white, np.arange(30))
+    assert whole.rank == 24
+    assert np.asarray(whole(jnp.asarray(values))).std(0).max() < 0.02 < after.std(0).max()
+
+
+def test_each_case_is_edited_by_its_own_draw(states, white):
+    values = jnp.asarray(states[0][:5])
+    draws = jnp.asarray([np.arange(n, n + AT_ONCE) for n in range(DRAWS)])
+    erasers = [of_draw(states, white, drawn) for drawn in draws]
+    stacked = jax.tree.map(lambda *one: jnp.stack(one), *erasers)
+    number = np.array([3, 0, -1, 9, 3])
+    found = erasure._erase_by_draw(stacked, values, jnp.asarray(number))
+    wanted = [
+        value if draw < 0 else erasers[draw](value)
+        for draw, value in zip(number, values, strict=True)
+    ]
+    np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)
+
+
+def test_random_directions_of_a_draw_are_as_many_and_its_own(white):
+    found = erasure._random_of_draws(white, jax.random.key(0))
+    assert found.shape == (DRAWS, AT_ONCE - 1, 24)
+    for one in found:
+        np.testing.assert_allclose(one @ one.T, np.eye(AT_ONCE - 1), atol=1e-5)
+    assert np.linalg.matrix_rank(np.asarray(found[:2]).reshape(-1, 24)) == 24
+    eraser = subspaces.erase_some(white, found[0], jnp.asarray(7.0))
+    assert np.linalg.matrix_rank(np.asarray(eraser.out @ eraser.back), tol=1e-3) == 7
