@@ -58,13 +58,13 @@ def config(placement):
 
 def continued(run, to, config):
     """Losses of a copy of a finished run that goes on, on other devices, with its state at 40."""
-    moved = shutil.copytree(run, to)
-    shutil.rmtree(Path(moved) / "resume" / "60")
+    moved = Path(shutil.copytree(run, to))
+    shutil.rmtree(moved / "resume" / "60")
     saved, before = saved_state(moved), Run(run)
     assert saved["at"] == 40
     program = make_program(config, before.dataset)
     like = {"state": program.like, "first_correct": before.first_correct["step"]}
-    reader = Checkpoints(Layout(Path(moved)).resume)
+    reader = Checkpoints(Layout(moved).resume)
     restored = reader.restore(40, like)
     reader.close()
     for path, leaf in jax.tree_util.tree_leaves_with_path(restored["state"].params):
