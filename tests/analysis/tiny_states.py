@@ -6,7 +6,7 @@ import numpy as np
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
-from tests.model.interchange.models import filled
+from tests.model.interchange.models import initial
 
 TASK = {
     "world_seed": 3,
@@ -29,7 +29,7 @@ def make_model(dataset, **other):
 
 def random_subject(model, dataset, n_checkpoints=1):
     """Some checkpoints, at random, of one model."""
-    return InMemory(model, dataset, [filled(model, seed) for seed in range(n_checkpoints)])
+    return InMemory(model, dataset, [initial(model, seed) for seed in range(n_checkpoints)])
 
 
 def run(instrument, dataset, model=None, n_checkpoints=1, states=None):

@@ -20,6 +20,20 @@ def filled(model, seed=0):
     return jax.device_put(drawn)  # `jnp.asarray` would compile a program for every shape
 
 
+def initial(model, seed=0):
+    """Parameters as at an initialisation: biases 0, norms 1; without compiling `init`."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "w" or name.startswith("b"):
+            return np.full(leaf.shape, name == "w", np.float32)
+        return rng.normal(0, model.spec.init_std, leaf.shape).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
+
+
 def tokens_for(spec, rows=5, seed=1):
     return np.random.default_rng(seed).integers(0, spec.d_vocab, (rows, spec.n_ctx), np.int32)
 
