@@ -12,7 +12,7 @@ _SHARP = 30.0  # of attention
 
 def dataset(**changes):
     """A small world of chains; half of those that could be are trained on."""
-    sizes = {"world_seed": 1, "n_entities": 24, "n_relations": 5, "ood_fraction": 0.25}
+    sizes = {"world_seed": 1, "n_entities": 40, "n_relations": 5, "ood_fraction": 0.25}
     return small_world(**{**sizes, "phi": 1.5, "probes": 100, **changes})
 
 
