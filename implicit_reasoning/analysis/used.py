@@ -179,9 +179,9 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
         "highest of three other codes); the share of answers that stay when it is erased (null: "
         "the worse of two others as large). Cells are empty (and layers, positions, checkpoints "
         "left out where all are) where a class has one state only, which no held-out reader can "
-        "know, or too few cases count. Red is what a probe finds and the model ignores; 'replaceable' what "
-        "answers follow when it is swapped, and do without when it is erased; 'unclear' where a "
-        "swap does damage, some answers follow, or decoding is partial. " + said
+        "know, or too few cases count. Red is what a probe finds and the model ignores; "
+        "'replaceable' what answers follow when it is swapped, and do without when it is erased; "
+        "'unclear' where a swap does damage, some answers follow, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
 
