@@ -219,7 +219,9 @@ class Alignment(Instrument):
             params, due = what
             material = Material(
                 residuals(model, params, inputs["fit_tokens"]),
-                *(inputs[name] for name in ("place", "fit_base", "fit_source")),
+                inputs["place"],
+                inputs["fit_base"],
+                inputs["fit_source"],
                 due,
             )
             learnt = align(model, params, material, random, settings, draw)

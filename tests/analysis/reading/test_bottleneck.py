@@ -83,18 +83,15 @@ def test_a_bottleneck_is_found_on_other_facts(dataset, examples):
 @pytest.fixture(scope="module")
 def planted(dataset, examples):
     """`result(states)`: of states that are put in place of the model's, compiled once."""
-    patch = pytest.MonkeyPatch()
+    # Blocks that add next to nothing: what is put in is what is unembedded.
+    model = make_model(dataset, normalization="none", init_std=0.02)
 
     def result(states):
-        plant(patch, decoding, states.astype(np.float32))
-        return run(Decoding(), dataset, model())[0].isel(step=0)
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch, decoding, states.astype(np.float32))
+            return run(Decoding(), dataset, model)[0].isel(step=0)
 
-    def model():
-        # Blocks that add nothing: what is put in is what is unembedded.
-        return make_model(dataset, normalization="none", init_std=0.02)
-
-    yield result
-    patch.undo()
+    return result
 
 
 def unembedding(dataset):
@@ -124,21 +121,22 @@ def test_a_code_of_the_bridge_gets_through(dataset, examples, planted):
 
 
 def test_what_facts_of_a_bridge_do_not_share_does_not_get_through(dataset, examples, planted):
-    """The column of the tail with a sign of the fact's own, beside a code that they share.
+    """Every fourth fact of a bridge has the column of its tail, all others that of another token.
 
-    The shared code is nowhere in the unembedding. The full run finds e2 in half of the facts.
+    Beside it is a code that they share, which is nowhere in the unembedding. The full run finds e2
+    in every fourth; through the bottleneck comes what most others of the bridge have.
     """
-    states, columns = coded(dataset, examples), unembedding(dataset)
-    tails, group = examples.inputs["wanted"][0, 0], examples.group
-    sign = np.ones(len(tails))
+    columns, tails = unembedding(dataset), examples.inputs["wanted"][0, 0]
+    shown = (tails + 1) % 16
     for bridge in np.unique(tails):
-        own = np.flatnonzero((tails == bridge) & (group == 0))
-        sign[own] = np.where(np.arange(len(own)) % 2, -1, 1)
+        own = np.flatnonzero((tails == bridge) & (examples.group == 0))[::4]
+        shown[own] = bridge
     unread = np.linalg.svd(columns)[2][len(columns) :]  # 24 of 48 dimensions
     shared = np.random.default_rng(5).normal(size=(dataset.n_vocab, len(unread))) @ unread
-    states[1, :, 1] = states[1, :, 1] * sign[:, None] + 20 * shared[tails]
+    states = 0.1 * random_states(examples.inputs["tokens"], 3)
+    states[1, :, 1] += 10 * columns[shown] + 20 * shared[tails]
     e2 = planted(states)["top1"].sel(variable="e2", truth="true", group="id", layer=1)
-    assert e2.sel(reading="full run") > 0.45 > 0.2 > e2.sel(reading=BOTTLENECKS[0])
+    assert e2.sel(reading="full run") > 0.2 > 0.1 > e2.sel(reading=BOTTLENECKS[0])
 
 
 def test_claims_are_of_the_bottleneck_only(dataset, examples, planted):
@@ -172,10 +170,11 @@ def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
     plan.two_hops(Hops(0, 2, 3, 3), bridge=plan.draft.output)
     late = plan.planted(composes=True)
     subject = InMemory(late.model, planted_dataset(), [late.params])
-    result = measure(Decoding(), subject, progress=False).isel(step=0)
+    whole = measure(Decoding(), subject, progress=False)
+    result = whole.isel(step=0)
     e2 = result["top1"].sel(variable="e2", truth="true", group="id")
     assert e2.sel(reading="full run", layer=[1, 2, 3]).min() == 1
     claims = Decoding().claims(result)
     assert claims and claims <= {Claim("decodable", "e2", layer, "r1") for layer in (3, 4)}
-    drawn = Decoding().figures(result.expand_dims("step"))
+    drawn = Decoding().figures(whole)
     assert "true by construction" in drawn[0].caption and len(drawn) == 3

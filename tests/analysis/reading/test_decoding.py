@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.reading import decoding
 from implicit_reasoning.analysis.reading.decoding import Decoding
@@ -98,7 +99,7 @@ def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, datas
     for reading in decoding.READINGS[:2]:
         assert (at.sel(reading=reading, truth="true") > 0.95).all()
         assert (at.sel(reading=reading, truth="another's") < 0.05).all()
-    assert Decoding().claims(result.isel(step=0)) == set()  # immediate probing claims nothing
+    assert Decoding().claims(result.isel(step=0)) == {Claim("decodable", "e2", 1, "r1")}
     assert result["top1"].sel(reading="immediate", truth="true", layer=2).max() < 0.4
     names = [figure.name for figure in Decoding().figures(result)]
     assert names == ["decoding", "decoding_bottleneck", "decoding_table"]

