@@ -10,7 +10,12 @@ import pytest
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import clustered_interval
-from implicit_reasoning.training.evaluation import Evaluation, Outcome, accuracy_intervals
+from implicit_reasoning.training.evaluation import (
+    Evaluation,
+    Outcome,
+    Scoring,
+    accuracy_intervals,
+)
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 
@@ -152,9 +157,9 @@ def test_splits_without_probes_are_left_out(model, dataset):
         assert {f"accuracy/{name}" for name in dataset.splits if name != split} < summary.keys()
 
 
-def test_a_dataset_without_mixed_chains_has_no_lower_bound(model):
-    evaluation = Evaluation(model, build(tiny(**SIZES, task__mixed_chains=False).task))
-    summary = evaluation.summary(outcome_of(evaluation))
+def test_a_dataset_without_mixed_chains_has_no_lower_bound():
+    scoring = Scoring(build(tiny(**SIZES, task__mixed_chains=False).task))
+    summary = scoring.summary(outcome_of(scoring))
     assert "accuracy/test_oo" in summary and not any("low95" in key for key in summary)
 
 
