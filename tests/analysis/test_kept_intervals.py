@@ -60,6 +60,8 @@ def test_old_intervals_are_read_as_they_are_and_measured_anew_by_analyze(run, ca
 
 def test_a_result_whose_checkpoint_is_gone_is_not_lost(run):
     run.steps = (1,)
-    with pytest.raises(InputError, match=r"another intervals \(1, now 2\); measure all of it again"):
+    with pytest.raises(
+        InputError, match=r"another intervals \(1, now 2\); measure all of it again"
+    ):
         analyze(run, Signs(), progress=False)
     assert run.result("signs").step.values.tolist() == [0]
