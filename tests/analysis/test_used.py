@@ -72,7 +72,7 @@ def test_each_intervention_can_change_the_verdict(results):
     ("result", "name", "end", "edit"),
     [
         ("swap", "counterfactual", "_low", "class means"),
-        ("swap", "counterfactual", "_high", "random"),
+        ("swap", "counterfactual", "_high", "third value"),
         ("erasure", "decoded", "_low", None),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, datas
     states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
     columns = np.array(unembed).T
     columns /= np.linalg.norm(columns, axis=1, keepdims=True)
-    states[1, :, 1] = 10 * columns[inputs["wanted"][0, 0]]
+    states[1, :, 1] = 40 * columns[inputs["wanted"][0, 0]]
     plant(monkeypatch, decoding, states.astype(np.float32))
     result, traces = run(Decoding(), dataset, model)
     assert traces == 1

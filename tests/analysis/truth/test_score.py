@@ -19,7 +19,7 @@ from implicit_reasoning.model import Spec, Transformer
 from tests.model.interchange.models import filled
 
 # A tenth of the facts is OOD: fewer states than a claim may rest on.
-SMALL = {"n_entities": 16, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.1}
+SMALL = {"n_entities": 28, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.1}
 TRUE = Claim("used", "e2", 1, "r1")  # of the composer; false of both memorisers
 
 

@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.analysis import InMemory, measure
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.states import chain_splits
-from implicit_reasoning.analysis.truth.known import knowledge
+from implicit_reasoning.analysis.truth.known import knowledge, planted_model
 from implicit_reasoning.analysis.variables import controls, das, swap
 from implicit_reasoning.analysis.variables.counterfactuals import (
     answer_if,
@@ -88,14 +88,15 @@ def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_
 
 @pytest.fixture(scope="module")
 def forgetful():
-    """A composer that knows no second fact of half the bridges: there it answers by default.
+    """A composer that knows no second fact of a third of the bridges: there it answers by default.
 
     Not what a bridge leads to but that the old one is gone decides on the answer then.
     """
-    one = known("composer").subject
-    heads = knowledge(dataset(), ()).facts[0]
-    bridges = np.unique(dataset().truth["e2"][rows_to_fit(dataset())])
-    lost = bridges[: len(bridges) // 2]
+    data = dataset(n_entities=40, out_degree=4)  # so that enough bridges are left for a claim
+    one = planted_model("composer", data, ("train_ii",)).subject
+    heads = knowledge(data, ()).facts[0]
+    bridges = np.unique(data.truth["e2"][rows_to_fit(data)])
+    lost = bridges[: len(bridges) // 3]
     params = jax.tree.map(np.array, one.checkpoints[0])
     params["blocks"]["2"]["mlp"]["W_out"][: len(heads)][np.isin(heads, lost)] = 0
     return InMemory(one.model, one.dataset, [jax.tree.map(jnp.asarray, params)]), lost
@@ -160,15 +161,15 @@ class WrongSearch(Alignment):
         fit = rows_to_fit(dataset)
         base, source = fit[inputs["fit_base"]], fit[inputs["fit_source"]]
         due = inputs["fit_expected"].reshape(1, 2, -1)
-        pairs = [x.reshape(1, 2, -1)[:, 0] for x in (base[None], source)]
-        due[:, 0] = self.due(dataset, e2, *pairs, due[:, 0])
+        of_base, of_source = (x.reshape(1, 2, -1)[:, 0] for x in (base[None], source))
+        due[:, 0] = self.due(dataset, e2, of_base, of_source, due[:, 0])
         inputs["shuffled"][:] = das._shuffled(inputs["fit_expected"])
         prompts = {tuple(row[:3]): n for n, row in enumerate(dataset.tokens[: len(e2)])}
-        held_out = [
+        asked, given = (
             np.array([prompts[tuple(row)] for row in rows])[None]
             for rows in (inputs["tokens"], inputs["source_tokens"][0, 0])
-        ]
-        inputs["expected"][:, 0] = self.due(dataset, e2, *held_out, inputs["expected"][:, 0])
+        )
+        inputs["expected"][:, 0] = self.due(dataset, e2, asked, given, inputs["expected"][:, 0])
         return examples
 
     def due(self, dataset, e2, base, source, expected):
