@@ -94,6 +94,7 @@ def forgetful():
     """
     data = dataset(n_entities=40, out_degree=4)  # so that enough bridges are left for a claim
     one = planted_model("composer", data, ("train_ii",)).subject
+    assert isinstance(one, InMemory)
     heads = knowledge(data, ()).facts[0]
     bridges = np.unique(data.truth["e2"][rows_to_fit(data)])
     lost = bridges[: len(bridges) // 3]
