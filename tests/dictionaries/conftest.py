@@ -15,6 +15,7 @@ from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
+from tests.compile_counts import uncounted
 from tests.dictionaries.planted import trace_only
 from tests.dictionaries.small import SITE, config
 from tests.training.tiny import tiny
@@ -35,7 +36,7 @@ def lock(common):
 @pytest.fixture(scope="session")
 def run(common, tmp_path_factory):
     finished = common.with_suffix(".finished")
-    with lock(common):
+    with lock(common), uncounted():
         if not finished.exists():
             train(tiny(steps=60, checkpoints__every=20), common)
             finished.touch()
@@ -46,7 +47,7 @@ def run(common, tmp_path_factory):
 
 def copied(run, common, asked, *, measure=False):
     """Dictionaries that are trained, and measured, in the common run, in a worker's own."""
-    with lock(common):
+    with lock(common), uncounted():
         made = train_dictionaries(Run(common), asked)
         if measure:
             measured(Run(common), made)

@@ -16,7 +16,7 @@ from tests.analysis.by_hand import composer, dataset
 @pytest.fixture(scope="module")
 def data():
     # Six facts and more of each bridge to choose its feature on: with fewer, e1 may tell as much.
-    return dataset(n_relations=12, out_degree=12)
+    return dataset(n_entities=24, n_relations=12, out_degree=12)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,12 @@
 import pytest
 
 from implicit_reasoning.training import train
+from tests.compile_counts import uncounted
 from tests.experiments.scripts import load
 
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """Trained to its end."""
-    return train(load("smoke").get_config(), tmp_path_factory.mktemp("smoke") / "run")
+    with uncounted():
+        return train(load("smoke").get_config(), tmp_path_factory.mktemp("smoke") / "run")
