@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.api import INSTRUMENTS, find_instrument
 from implicit_reasoning.errors import InputError
@@ -12,17 +14,28 @@ from implicit_reasoning.runs import Run
 def figures(run: Run) -> list[Figure]:
     """What is decodable and what is used; then each instrument's own, the lab's in their order.
 
-    An instrument of the user's own whose file is not where it was has no figures.
+    An instrument of the user's own whose file is not where it was has no figures. A result of
+    another version of its instrument is named on standard error and not drawn: its layout differs.
     """
     names = [path.stem for path in sorted(run.files.analysis.glob("*.nc"))]
     order = list(INSTRUMENTS)
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
-    results = {name: run.result(name) for name in names}
-    drawn = []
-    for name, result in results.items():
+    results, drawn = {}, []
+    for name in names:
+        result = run.result(name)
         try:
             instrument = find_instrument(result.attrs.get("found_at") or name)
         except InputError:
             continue
+        was = result.attrs.get("version", instrument.version)
+        if was != instrument.version:
+            print(
+                f"implicit_reasoning: the result of {name} in {run.files.analysis} has version "
+                f"{was}, expected {instrument.version}; it is not drawn; measure it again with "
+                f"analyze --instruments={name} --again=true",
+                file=sys.stderr,
+            )
+            continue
+        results[name] = result
         drawn += instrument.figures(result)
     return used.figures(results) + drawn if {"swap", "erasure"} <= results.keys() else drawn

@@ -21,8 +21,10 @@ from implicit_reasoning.analysis.drawing import label_places, some_groups, some_
 from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
+from implicit_reasoning.analysis.variables.erasure import Erasure
 from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED
 from implicit_reasoning.analysis.variables.swap import CONTROLS as SWAPPED_OTHERWISE
+from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
     BLUE,
@@ -109,10 +111,17 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
 
 def keep(run: Run) -> None:
-    """Write the table as `analysis/used.nc`, if the run has the results that it is made of."""
+    """Write the table as `analysis/used.nc`, if the run has the results that it is made of.
+
+    Results of other versions of the swap or the erasure have other edits, so they are left out.
+    """
     names = [path.stem for path in run.files.analysis.glob("*.nc")]
-    if {"swap", "erasure"} <= set(names):
-        results = {name: run.result(name) for name in names if name in _SOURCES}
+    results = {name: run.result(name) for name in names if name in _SOURCES}
+    needed = {"swap": ClassMeanSwap.version, "erasure": Erasure.version}
+    if all(
+        name in results and results[name].attrs.get("version", version) == version
+        for name, version in needed.items()
+    ):
         run.save_result("used", table(results))
 
 

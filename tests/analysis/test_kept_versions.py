@@ -1,0 +1,53 @@
+"""Results of other versions of an instrument are named and neither drawn nor tabulated."""
+
+import pytest
+import xarray as xr
+
+from implicit_reasoning.analysis import used
+from implicit_reasoning.analysis.figures import figures
+from implicit_reasoning.analysis.variables.erasure import Erasure
+from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
+from implicit_reasoning.figures import Figure, new_drawing
+from implicit_reasoning.runs import Layout, Run
+
+
+class Kept(Run):
+    """A run that has results and nothing else."""
+
+    def __init__(self, folder):
+        self.files = Layout(folder)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """With a swap of version 1, whose edits had other names."""
+    made = Kept(tmp_path)
+    edits = xr.Dataset(
+        {"counterfactual": ("edit", [0.5, 0.1])}, {"edit": ["class means", "random"]}
+    )
+    made.save_result("swap", edits.assign_attrs(version=ClassMeanSwap.version - 1))
+    return made
+
+
+def test_it_is_not_drawn_and_the_sentence_says_what_to_do(run, capsys):
+    assert figures(run) == []
+    said = capsys.readouterr().err
+    assert "the result of swap" in said and "has version 1, expected 2" in said
+    assert "analyze --instruments=swap --again=true" in said
+
+
+def test_no_table_is_made_of_it(run, monkeypatch):
+    monkeypatch.setattr(used, "table", lambda results: xr.Dataset())
+    run.save_result("erasure", xr.Dataset().assign_attrs(version=Erasure.version))
+    used.keep(run)
+    assert not (run.files.analysis / "used.nc").exists()
+    run.save_result("swap", xr.Dataset().assign_attrs(version=ClassMeanSwap.version))
+    used.keep(run)
+    assert (run.files.analysis / "used.nc").exists()
+
+
+def test_a_current_one_is_drawn(run, monkeypatch):
+    one = Figure("s", "Swap", "A caption.", new_drawing()[0])
+    monkeypatch.setattr(ClassMeanSwap, "figures", lambda self, result: [one])
+    run.save_result("swap", xr.Dataset().assign_attrs(version=ClassMeanSwap.version))
+    assert figures(run) == [one]
