@@ -44,10 +44,11 @@ def remedies() -> list[str]:
             "There is an NVIDIA driver, but JAX runs on the CPU: pip install"
             ' "implicit_reasoning[cuda]" (and see whether JAX_PLATFORMS is set).'
         )
-    if not compilation.setting("jax_compilation_cache_dir"):
+    if why_not := compilation.obstacle():
         advice.append(
-            "Every start compiles anew, about five seconds for a small model: set"
-            " JAX_COMPILATION_CACHE_DIR to a folder that can be written, to keep what was compiled."
+            f"There is no compilation cache ({why_not}), so every start compiles again, which takes"
+            " about five seconds for a small model. Set JAX_COMPILATION_CACHE_DIR to a folder that"
+            " can be written."
         )
     if importlib.util.find_spec("xprof") is None:
         advice.append("TensorBoard's Profile tab, for `train --profile`: pip install xprof.")

@@ -46,8 +46,10 @@ class ClusterIntervals:
     v = k / (k - 1) * sum(r^2) / sum(n)^2. Unequal clusters say as much as K = sum(n)^2 / sum(n^2)
     equal ones (Kish).
 
-    Numbers have the interval m +- t sqrt(v), with Student's t of K - 1 degrees of freedom. Ends are
-    clipped to [0, 1] where all values lie there. It has no width where all cluster means agree.
+    Numbers have the interval m +- t sqrt(v), with Student's t of K - 1 degrees of freedom. Where
+    all values lie in [0, 1], ends are clipped to it, and values that are all 0, or all 1, have
+    Clopper and Pearson's interval for as many examples as clusters. Otherwise the interval has no
+    width where all cluster means agree.
 
     Outcomes, where all values are 0 or 1, have Clopper and Pearson's interval for as many
     independent examples as have this variance, m (1 - m) / v, at most sum(n) (Korn and Graubard).
@@ -137,9 +139,12 @@ class ClusterIntervals:
             mean = least[..., 0] + above
             residuals = sums - above[..., None] * sizes
             low, high = (_outcomes if outcomes else _numbers)(mean, residuals, sizes, level)
+        n_clusters = np.broadcast_to((sizes > 0).sum(-1), mean.shape)
         if shares:
             low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-        n_clusters = np.broadcast_to((sizes > 0).sum(-1), mean.shape)
+            agree = (mean == 0) | (mean == 1)
+            ends = clopper_pearson(np.where(agree, mean * n_clusters, 0), n_clusters, level)
+            low, high = (np.where(agree, *both) for both in zip(ends, (low, high), strict=True))
         low, high = (np.where(n_clusters < 2, np.nan, end) for end in (low, high))
         # `[()]` makes numbers of arrays without axes.
         return mean[()], low[()], high[()], n_clusters[()]

@@ -7,9 +7,13 @@ import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.commands import VERBS
+from implicit_reasoning.dictionaries.exchange.circuit_tracer import load_transcoder_set
+from implicit_reasoning.dictionaries.exchange.saelens import load_saelens
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
 from implicit_reasoning.grokked import import_grokked
+from implicit_reasoning.model.interchange import arrays
+from implicit_reasoning.model.interchange.gpt2 import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import Runs, make_sweep, run_sweep
@@ -141,3 +145,16 @@ def test_a_run_is_found_by_its_home_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match=f"^{tmp_path}/run is not a run directory"):
         Run("~/run")
+
+
+def test_weights_are_saved_and_loaded_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert arrays.checked("~/weights.npz") == tmp_path / "weights.npz"
+    with pytest.raises(InputError, match="address"):
+        arrays.checked("gs://bucket/weights.npz")
+    for load in (load_gpt2, load_saelens, load_transcoder_set):
+        with pytest.raises(InputError) as error:
+            load("~/nothing")
+        assert str(tmp_path / "nothing") in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -301,3 +301,13 @@ def test_bad_input_to_a_mean_over_seeds():
         unchecked(np.zeros(2), np.zeros(1, int))
     with pytest.raises(InputError, match="level is between 0 and 1"):
         unchecked(np.zeros(2), np.zeros(2, int), level=95)
+
+
+def test_shares_that_agree_at_an_end_have_the_exact_interval_beside_others():
+    """One cell of fractions makes the batch one of numbers; the others keep their width."""
+    clusters = np.repeat(np.arange(20), 3)
+    ones, half = np.ones(60), np.full(60, 0.5)
+    found = ClusterIntervals(clusters).interval(np.stack([ones, 0 * ones, half]))
+    np.testing.assert_allclose(found.low[:2], [0.83157, 0], atol=1e-4)
+    np.testing.assert_allclose(found.high[:2], [1, 0.16843], atol=1e-4)
+    assert found.low[2] == found.high[2] == 0.5

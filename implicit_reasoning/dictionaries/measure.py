@@ -33,6 +33,7 @@ from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries, Fi
 from implicit_reasoning.machine import exactly, provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.statistics import INTERVALS
 from implicit_reasoning.training.mapping import fitting_mesh, mapped
 
 _WITH = "measured_with"  # attribute of a result
@@ -67,6 +68,7 @@ def _measured_with(run: Run, made: Dictionaries) -> dict[str, Any]:
             "baselines": bool(made.config.baselines),
             "positions": list(made.config.positions),
         },
+        "intervals": INTERVALS,
     }
 
 
@@ -75,12 +77,7 @@ def _differences(kept: xr.Dataset, run: Run, made: Dictionaries) -> list[str]:
     if _WITH in kept.attrs:
         wanted, was = _measured_with(run, made), kept.attrs[_WITH]
         return [name for name in wanted if was.get(name) != wanted[name]]
-    # Results from before this was noted: the members have to be the same.
-    own = kept.isel(member=kept["what"].values == TRAINED)
-    names = ("step", "site", "sparsity", "seed")
-    there = list(zip(*(own[name].values.tolist() for name in names), strict=True))
-    now = [tuple(getattr(member, name) for name in names) for member in made.members]
-    return [] if there == now else ["dictionaries"]
+    return ["intervals"]  # of results from before this was noted, which had another kind
 
 
 def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True) -> xr.Dataset:

@@ -56,7 +56,7 @@ class Row(NamedTuple):
       dead, dense: share of features.
       f1, null: mean over bridges where they are first known; the highest of its null.
       average_precision: as `f1`.
-      swap, low, high: share of answers that follow a swap of bridges; 95% interval over pairs.
+      swap, low, high: share of answers that follow a swap of bridges; 95% interval by bridge.
     """
 
     site: str

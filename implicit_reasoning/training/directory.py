@@ -17,6 +17,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.locks import held
 from implicit_reasoning.machine import numerics, provenance
+from implicit_reasoning.paths import local_path
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
 from implicit_reasoning.training import distributed, fields
 from implicit_reasoning.worlds import Dataset, build
@@ -64,7 +65,7 @@ def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     name = str(config.task.name)
     where = name.rpartition(":")[0]
     before = from_json(read_json(files.config)).task.name
-    if not where.endswith(".py") or (name == before and not Path(where).exists()):
+    if not where.endswith(".py") or (name == before and not local_path(where).exists()):
         return  # of a run that stayed where it was, the file may be gone
     if (now := build(config.task).fingerprint()) != dataset.fingerprint():
         raise InputError(

@@ -38,6 +38,7 @@ from implicit_reasoning.model import Params
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.model.interchange.fields import check_config
 from implicit_reasoning.model.interchange.flat import check_fit
+from implicit_reasoning.paths import local_path
 
 _THRESHOLD = "activation_function.threshold"
 _SET, _CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
@@ -70,7 +71,7 @@ def save_transcoder_set(
     Raises:
       InputError: one of them is no transcoder of ReLU or JumpReLU, or has a negative threshold.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     layers = []
     for finished, params in transcoders:
         if type(finished.kind) not in (Transcoder, SkipTranscoder):
@@ -102,7 +103,7 @@ def load_transcoder_set(
         another shape; layers differ in width; or the config asks for something that there is
         nothing for here.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     activation = _read_config(folder, _SET)
     found = [
         _transcoder(folder / name, activation) for name in _by_layer(folder, "layer", n_layers)
@@ -133,7 +134,7 @@ def save_cross_layer(
     Raises:
       InputError: it is none, or not of ReLU or JumpReLU.
     """
-    folder, kind = Path(folder), finished.kind
+    folder, kind = local_path(folder), finished.kind
     if not isinstance(kind, CrossLayer):
         raise InputError(f"a {type(kind).__name__} is no cross-layer transcoder")
     _check_architecture(finished)
@@ -168,7 +169,7 @@ def load_cross_layer(
     Raises:
       InputError: as for `load_transcoder_set`.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     activation = _read_config(folder, _CROSS_LAYER)
     names = _by_layer(folder, "W_enc", n_layers)
     n = len(names)

@@ -37,6 +37,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Params
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.paths import local_path
 
 VERSION = "6.54.12"
 """Of SAELens, whose format this is; it reads files that name 6.0 or later."""
@@ -66,7 +67,7 @@ def save_saelens(
     Raises:
       InputError: SAELens has nothing of this kind and architecture.
     """
-    folder, kind = Path(folder), finished.kind
+    folder, kind = local_path(folder), finished.kind
     transcoder = not isinstance(kind, Autoencoder)
     config: dict[str, Any] = {
         "architecture": _architecture(finished),
@@ -114,7 +115,7 @@ def load_saelens(folder: str | os.PathLike[str]) -> tuple[Finished, Params, dict
       InputError: a file is missing or damaged; an array is missing, unknown or of another shape; or
         the config has a field that there is nothing for here, or that is not known.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     path = folder / "sae_weights.safetensors"
     config, metadata = read_config(read_json(folder / "cfg.json"), folder / "cfg.json")
     finished = _finished(config)

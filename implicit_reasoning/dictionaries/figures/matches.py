@@ -70,7 +70,7 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
         caption += (
             " Bottom: how often the bridge's own feature, and as the null another's, is active on "
             f"facts that chains use but it was not chosen on ({id_}), and on facts that no chain "
-            f"of training uses ({ood}); shading: 95% interval over facts."
+            f"of training uses ({ood}); shading: 95% interval, clustered by bridge."
         )
     title = "Bridges' features: split, absorbed, the same out of distribution?"
     return Figure(f"dictionaries_{name}_bridges", title, caption, drawing)

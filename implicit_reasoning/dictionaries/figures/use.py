@@ -47,9 +47,9 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
     caption = (
         f"Dictionaries {name!r} of sparsity {middle(result):g}, where a bridge is first known; "
         f"{cases} prompts, {pairs} pairs of a prefix and another bridge, all relations of that; "
-        "shading: 95% interval over pairs. Top: the bridge's feature is set to 0 and the other "
-        "bridge's to its usual size; the share of answers that become the other bridge's. Middle: "
-        "the bridge's feature is set to 0; low where the model needs it. Bottom: the other "
+        "shading: 95% interval, clustered by bridge. Top: the bridge's feature is set to 0 and the "
+        "other bridge's to its usual size; the share of answers that become the other bridge's. "
+        "Middle: the bridge's feature is set to 0; low where the model needs it. Bottom: the other "
         "bridge's feature, which should not be there, is set to 0; below 1 is a side effect. "
         "Features are chosen on other facts: most nearly active where the bridge is (truth), most "
         "active, or with most effect on the right logit (attribution). Grey: of bridges dealt out "

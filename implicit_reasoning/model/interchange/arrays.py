@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, read_npz, write_npz
+from implicit_reasoning.paths import local_path
 
 _UNREADABLE = (
     SafetensorError,
@@ -47,7 +48,7 @@ _NUMPY = {"F64", "F32", "F16", "C64", "BOOL", *(f"{s}{n}" for s in "IU" for n in
 
 def checked(path: str | os.PathLike[str]) -> Path:
     """The path, if its ending is that of a format which can be written."""
-    path = Path(path)
+    path = local_path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise InputError(f"{path} ends in {path.suffix!r}; weights are .npz or .safetensors")
     return path

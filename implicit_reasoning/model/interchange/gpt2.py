@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ from implicit_reasoning.model.interchange.flat import (
 )
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.transformer import Params, Transformer
+from implicit_reasoning.paths import local_path
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """What the weights of a checkpoint may be called, in the order of preference."""
@@ -134,7 +134,7 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     if model.spec.unembed_bias and np.any(np.asarray(params["unembed"]["b_U"])):
         raise InputError("unembed.b_U is not zero; HuggingFace's GPT-2 has no bias on its logits")
     model, params = unroll(model, params)
-    folder = Path(folder)
+    folder = local_path(folder)
     write_arrays(folder / WEIGHT_FILES[0], gpt2_state(params))
     write_json(folder / "config.json", gpt2_config(model.spec))
 
@@ -153,7 +153,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
         tied embeddings differ, or the config asks for something this transformer is not, or has a
         field that is not known.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     config = read_json(folder / "config.json")
     spec = gpt2_spec(config, where=str(folder / "config.json"))
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
