@@ -116,6 +116,22 @@ def test_a_random_eraser_has_the_rank_and_leaves_the_code(coded):
     assert decoded(eraser(states), classes) > 0.6
 
 
+@pytest.mark.parametrize("d_model", [8, 31, 32, 40])
+def test_a_random_bottleneck_is_as_wide_as_the_one_it_is_like(d_model):
+    """A model may have fewer dimensions than a bottleneck has columns."""
+    drawn = np.random.default_rng(0).standard_normal((50, d_model)).astype(np.float32)
+    means = subspaces.ClassMeans(jnp.asarray(drawn), jnp.ones(50))
+    like = subspaces.bottleneck(means, 32)
+    random = subspaces.random_bottleneck(like, jax.random.key(0))
+    assert random.directions.shape == like.directions.shape == (d_model, 32)
+    width = min(d_model, 32)
+    assert random.width() == like.width() == width
+    found = np.asarray(random.directions)
+    np.testing.assert_allclose(
+        found.T @ found, np.diag(np.arange(32) < width), atol=1e-5
+    )
+
+
 def test_the_nearest_mean_is_of_a_class_that_there_is():
     means = subspaces.ClassMeans(jnp.asarray([[0.0, 0], [4, 0], [9, 9]]), jnp.asarray([1.0, 1, 0]))
     near = subspaces.nearest_mean(jnp.asarray([[1.0, 0], [3, 1], [9, 9]]), means)
