@@ -127,9 +127,7 @@ def test_a_random_bottleneck_is_as_wide_as_the_one_it_is_like(d_model):
     width = min(d_model, 32)
     assert random.width() == like.width() == width
     found = np.asarray(random.directions)
-    np.testing.assert_allclose(
-        found.T @ found, np.diag(np.arange(32) < width), atol=1e-5
-    )
+    np.testing.assert_allclose(found.T @ found, np.diag(np.arange(32) < width), atol=1e-5)
 
 
 def test_the_nearest_mean_is_of_a_class_that_there_is():
