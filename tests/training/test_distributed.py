@@ -163,7 +163,7 @@ def test_signalled_or_killed_they_end_together_and_go_on_exactly(uninterrupted, 
         steps = set()
         for code, _, err in ends(processes):
             assert code == 75, err
-            steps |= set(re.findall(r"SIGTERM: saved at step (\d+);", err))
+            steps |= set(map(int, re.findall(r"SIGTERM: saved at step (\d+);", err)))
         assert len(steps) == 1
     kill_one(workdir, victim=1, step=steps.pop() + 6)
     kill_one(workdir, victim=0, step=45)

@@ -92,7 +92,10 @@ def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
 
 def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
     """A projection through the same point onto random directions, as many as `like` has."""
-    drawn = jnp.linalg.qr(jax.random.normal(key, like.directions.shape))[0]
+    d_model, rank = like.directions.shape
+    drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
+    # There are at most d_model orthonormal directions; `like` has columns of 0 beyond these.
+    drawn = jnp.pad(drawn, ((0, 0), (0, rank - drawn.shape[1])))
     there = (jnp.abs(like.directions).max(0) > 0).astype(drawn.dtype)
     return Bottleneck(like.centre, drawn * there[None])
 

@@ -16,6 +16,7 @@ from implicit_reasoning.analysis.variables.counterfactuals import (
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.das import Alignment
+from implicit_reasoning.analysis.variables.interchange import Pairs
 from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
 from tests.analysis.planted_subject import dataset, known
 
@@ -88,16 +89,16 @@ def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_
 
 @pytest.fixture(scope="module")
 def forgetful():
-    """A composer that knows no second fact of a third of the bridges: there it answers by default.
+    """A composer that knows no second fact of a quarter of the bridges: it answers by default.
 
     Not what a bridge leads to but that the old one is gone decides on the answer then.
     """
-    data = dataset(n_entities=40, out_degree=4)  # so that enough bridges are left for a claim
+    data = dataset(n_entities=40, out_degree=5)  # so that enough bridges are left for a claim
     one = planted_model("composer", data, ("train_ii",)).subject
     assert isinstance(one, InMemory)
     heads = knowledge(data, ()).facts[0]
     bridges = np.unique(data.truth["e2"][rows_to_fit(data)])
-    lost = bridges[: len(bridges) // 3]
+    lost = bridges[: len(bridges) // 4]
     params = jax.tree.map(np.array, one.checkpoints[0])
     params["blocks"]["2"]["mlp"]["W_out"][: len(heads)][np.isin(heads, lost)] = 0
     return InMemory(one.model, one.dataset, [jax.tree.map(jnp.asarray, params)]), lost
@@ -152,9 +153,27 @@ def test_a_control_that_was_not_made_does_not_count():
 
 
 class WrongSearch(Alignment):
-    """The same for pairs: sources have bridges that are lost."""
+    """The same for pairs: where the bridge changes, the source's is one that is lost."""
 
     lost = ()
+
+    def _pairs(self, dataset, bases, pool, *rules, **options):
+        lost = pool[np.isin(dataset.truth["e2"][pool], self.lost)]
+        of_lost, of_all = (
+            super(WrongSearch, self)._pairs(dataset, bases, rows, *rules, **options)
+            for rows in (lost, pool)
+        )
+        # For cause, the first kind, from lost bridges; for isolation from all.
+        return [
+            (
+                bases,
+                Pairs(
+                    np.stack([one.source[0], two.source[1]]),
+                    np.stack([one.expected[0], two.expected[1]]),
+                ),
+            )
+            for (_, one), (_, two) in zip(of_lost, of_all, strict=True)
+        ]
 
     def examples(self, model, dataset):
         examples = super().examples(model, dataset)
@@ -181,7 +200,8 @@ class WrongSearch(Alignment):
 @pytest.mark.slow
 def test_a_search_that_succeeds_for_the_wrong_reason_is_found_out(forgetful, monkeypatch):
     one, lost = forgetful
-    instrument = WrongSearch(rank=48, steps=60)
+    # All of the old bridge has to go: half of all dimensions, the most that a search may have.
+    instrument = WrongSearch(rank=one.model.spec.d_model // 2, steps=60)
     instrument.lost = lost
     result = measure(instrument, one, progress=False).isel(step=0)
     at = result.sel(variable="e2", layer=1, pos="r1", group="train_ii")

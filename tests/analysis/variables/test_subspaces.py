@@ -116,6 +116,22 @@ def test_a_random_eraser_has_the_rank_and_leaves_the_code(coded):
     assert decoded(eraser(states), classes) > 0.6
 
 
+@pytest.mark.parametrize("d_model", [8, 31, 40])
+def test_a_random_bottleneck_is_as_wide_as_the_one_it_is_like(d_model):
+    """A model may have fewer dimensions than a bottleneck has columns."""
+
+    @jax.jit
+    def directions(centre, columns):
+        like = subspaces.Bottleneck(centre, columns)
+        return subspaces.random_bottleneck(like, jax.random.key(0)).directions
+
+    like = np.eye(d_model, 32, dtype=np.float32)  # columns of 0 beyond the dimensions
+    found = np.asarray(directions(np.zeros(d_model, np.float32), like))
+    assert found.shape == like.shape
+    np.testing.assert_allclose(found.T @ found, like.T @ like, atol=1e-5)
+    assert np.abs(found - like).max() > 0.1
+
+
 def test_the_nearest_mean_is_of_a_class_that_there_is():
     means = subspaces.ClassMeans(jnp.asarray([[0.0, 0], [4, 0], [9, 9]]), jnp.asarray([1.0, 1, 0]))
     near = subspaces.nearest_mean(jnp.asarray([[1.0, 0], [3, 1], [9, 9]]), means)
