@@ -9,6 +9,7 @@ from implicit_reasoning.analysis.api import INSTRUMENTS, find_instrument
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.runs import Run
+from implicit_reasoning.statistics import INTERVALS
 
 
 def figures(run: Run) -> list[Figure]:
@@ -36,6 +37,13 @@ def figures(run: Run) -> list[Figure]:
                 file=sys.stderr,
             )
             continue
+        if result.attrs.get("intervals", 1) != INTERVALS:
+            print(
+                f"implicit_reasoning: the result of {name} in {run.files.analysis} has intervals "
+                "of an earlier version, by fact and narrower; measure it again with analyze",
+                file=sys.stderr,
+            )
         results[name] = result
         drawn += instrument.figures(result)
+    results = used.of_one_kind(results)
     return used.figures(results) + drawn if {"swap", "erasure"} <= results.keys() else drawn

@@ -113,16 +113,28 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 def keep(run: Run) -> None:
     """Write the table as `analysis/used.nc`, if the run has the results that it is made of.
 
-    Results of other versions of the swap or the erasure have other edits, so they are left out.
+    Results of other versions of the swap or the erasure have other edits, so they are left out. So
+    are results that have another kind of intervals than the swap.
     """
     names = [path.stem for path in run.files.analysis.glob("*.nc")]
-    results = {name: run.result(name) for name in names if name in _SOURCES}
+    results = of_one_kind({name: run.result(name) for name in names if name in _SOURCES})
     needed = {"swap": ClassMeanSwap.version, "erasure": Erasure.version}
     if all(
         name in results and results[name].attrs.get("version", version) == version
         for name, version in needed.items()
     ):
         run.save_result("used", table(results))
+
+
+def of_one_kind(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The results that have the same kind of intervals (`statistics.INTERVALS`) as the swap."""
+
+    def kind(name: str) -> int:
+        return int(results[name].attrs.get("intervals", 1))  # 1 did not name itself
+
+    if "swap" not in results:
+        return dict(results)
+    return {name: result for name, result in results.items() if kind(name) == kind("swap")}
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:

@@ -51,3 +51,23 @@ def test_a_current_one_is_drawn(run, monkeypatch):
     monkeypatch.setattr(ClassMeanSwap, "figures", lambda self, result: [one])
     run.save_result("swap", xr.Dataset().assign_attrs(version=ClassMeanSwap.version))
     assert figures(run) == [one]
+
+
+def test_results_of_another_kind_of_intervals_are_named_and_not_mixed(run, capsys):
+    results = {name: xr.Dataset() for name in ("swap", "probes", "lens")}
+    for name in ("swap", "lens"):
+        results[name].attrs["intervals"] = 2
+    assert set(used.of_one_kind(results)) == {"swap", "lens"}
+    run.save_result("lens", xr.Dataset().assign_attrs(found_at=f"{__name__}:Nothing"))
+    assert figures(run) == []
+    assert "the result of lens" in (said := capsys.readouterr().err)
+    assert "intervals of an earlier version" in said
+
+
+class Nothing(ClassMeanSwap):
+    """An instrument without figures."""
+
+    name, version = "lens", 1
+
+    def figures(self, result):
+        return []
