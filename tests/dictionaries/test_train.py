@@ -169,7 +169,8 @@ def test_every_kind_is_trained_and_measured(run, kind):
     assert (last < first).all()
     result = measured(run, found)
     assert (result["explained_variance"] <= 1).all() and "f1" in result
-    assert result["explained_variance"].sel(member=result["step"] == run.steps[-1]).max() > 0
+    last = result["step"] == result["step"].max()  # all crosscoders: one has all the steps
+    assert result["explained_variance"].sel(member=last).max() > 0
     assert ("ce" in result) == (kind != "crosscoder")
 
 
