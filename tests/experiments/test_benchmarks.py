@@ -90,7 +90,7 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
         monkeypatch.setattr(Run, name, getattr(Run, name))
     folder = tmp_path / "copy"
     assert script.copy_run(smoke_run.files.workdir, folder, 2) == [0, 60]
-    script.main(["--once", f"--workdir={folder}", "--das=0", "--instruments=('behaviour',)"])
+    script.main(["--once", f"--workdir={folder}", "--das=0", "--instruments=behaviour"])
     said = json.loads(capsys.readouterr().out)
     parts = said["instruments"]["behaviour"]
     assert parts["run"] > 0 and set(parts) == set(script.PARTS)

@@ -58,3 +58,17 @@ def test_a_timed_script_refuses_an_address_before_it_measures(name):
 def test_lists_have_the_one_syntax(name, words, found):
     flags, _ = parse_flags(words, load(name).FLAGS)
     assert found in flags.values()
+
+
+def test_launchers_are_timed_without_a_compilation_cache(monkeypatch):
+    script, seen = load("populations"), []
+    monkeypatch.setattr(script.subprocess, "run", lambda _, **how: seen.append(how["env"]))
+    script.overhead({"launchers": ("vmap", "local"), "config": "experiments/smoke.py"})
+    assert [env["JAX_ENABLE_COMPILATION_CACHE"] for env in seen] == ["false"] * 4
+    assert all("PATH" in env for env in seen)
+
+
+def test_a_peer_starts_where_the_system_knows_no_affinity(monkeypatch):
+    peer = load("peer")
+    monkeypatch.delattr(peer.os, "sched_getaffinity", raising=False)
+    assert peer._cores() == peer.os.cpu_count()
