@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from implicit_reasoning.__main__ import main as command_line
+from implicit_reasoning.machine import cores, stay_on
 
 Command = Callable[[Sequence[str]], None]
 """Runs one command of the package, `["train", "--config=...", ...]`, and waits for it."""
@@ -42,22 +43,22 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
             job(_run_here)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cores: Queue[set[int]] = Queue()
-    own = sorted(os.sched_getaffinity(0))
+    free: Queue[list[int]] = Queue()
+    own = cores()
     for part in np.array_split(own, min(at_once, len(own))):
-        cores.put(set(part.tolist()))
+        free.put(part.tolist())
     children: list[subprocess.Popen[str]] = []
 
     def command(arguments: Sequence[str]) -> None:
         _run([sys.executable, "-m", "implicit_reasoning", *arguments], compiled, children)
 
     def on_its_cores(job: Callable[[Command], None]) -> None:
-        mine = cores.get()
+        mine = free.get()
         try:
-            os.sched_setaffinity(0, mine)  # of this thread, and of the processes it starts
+            stay_on(mine)  # of this thread, and of the processes it starts
             job(command)
         finally:
-            cores.put(mine)
+            free.put(mine)
 
     with ThreadPoolExecutor(at_once) as pool:
         names = {pool.submit(on_its_cores, job): name for name, job in jobs.items()}

@@ -45,7 +45,8 @@ def run_arms(
 
     Args:
       argv: of the script.
-      flags: its defaults: scale, worlds, inits, arms, jobs, runs, out.
+      flags: as `parse_flags` takes them: scale, worlds, inits, arms (a list), jobs, and the folders
+        runs and out.
       measuring: the command that measures the run in a folder.
       kept: what is kept of a run, given its world and initialisation seeds.
 
@@ -58,10 +59,9 @@ def run_arms(
     given, overrides = parse_flags(list(argv), dict(flags))
     if overrides:
         raise InputError("this study takes no overrides: its arms are files of configs/")
-    arms = given["arms"].split(",")
-    if unknown := [arm for arm in arms if arm not in ARMS]:
+    if unknown := [arm for arm in given["arms"] if arm not in ARMS]:
         raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    out, runs = Path(given["out"]), Path(given["runs"]) / given["scale"]
+    out, runs = given["out"], given["runs"] / given["scale"]
     writing = Lock()
 
     def job(arm: str, world: int, init: int, command: Command) -> None:
@@ -76,7 +76,7 @@ def run_arms(
         f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
         for init in range(given["inits"])
         for world in range(given["worlds"])
-        for arm in arms
+        for arm in given["arms"]
         if (world, init) not in there(out / f"{arm}.nc")
     }
     run_apart(jobs, given["jobs"], runs / "compiled")

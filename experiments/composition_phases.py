@@ -33,16 +33,17 @@ from arms import ARMS, about, along_run, curves, run_arms, spaced
 from composition_figures import draw_all, read_study
 from composition_tables import write_tables
 
+from implicit_reasoning.config import Flag
 from implicit_reasoning.runs import Run
 
 FLAGS = {
     "scale": "pocket",
     "worlds": 4,
     "inits": 2,
-    "arms": "composition,shadow,scrambled,tied",
+    "arms": Flag(many=True, default=("composition", "shadow", "scrambled", "tied")),
     "jobs": 2,
-    "runs": "runs/composition_phases",
-    "out": "results/composition_phases/pocket",
+    "runs": Flag(kind=Path, default=Path("runs/composition_phases")),
+    "out": Flag(kind=Path, default=Path("results/composition_phases/pocket")),
 }
 CHECKPOINTS = 10  # measured in a run, step 0 among them
 

@@ -25,6 +25,7 @@ import xarray as xr
 from arms import ARMS, about, along_run, curves, run_arms, spaced
 from feature_birth_figures import CONCEPTS, draw_all, write_table
 
+from implicit_reasoning.config import Flag
 from implicit_reasoning.dictionaries import load, measured
 from implicit_reasoning.dictionaries.evolution import births
 from implicit_reasoning.runs import Run
@@ -33,10 +34,10 @@ FLAGS = {
     "scale": "pocket",
     "worlds": 3,
     "inits": 1,
-    "arms": "composition,shadow,scrambled",
+    "arms": Flag(many=True, default=("composition", "shadow", "scrambled")),
     "jobs": 2,
-    "runs": "runs/composition_phases",
-    "out": "results/feature_birth",
+    "runs": Flag(kind=Path, default=Path("runs/composition_phases")),
+    "out": Flag(kind=Path, default=Path("results/feature_birth")),
 }
 NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 8, 2, 10
 

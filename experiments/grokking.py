@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from smoke import at_scale
 
-from implicit_reasoning.config import apply_overrides, parse_flags, to_json
+from implicit_reasoning.config import Flag, apply_overrides, parse_flags, to_json
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
@@ -36,18 +37,20 @@ from implicit_reasoning.training import run_phases, train
 from implicit_reasoning.training.evaluation import accuracy_intervals
 from implicit_reasoning.worlds import coverage, distinct_states, shortcuts
 
-FLAGS = {"scale": "pocket", "seeds": 3, "runs": str, "out": str}
+FLAGS = {"scale": "pocket", "seeds": 3, "runs": Flag(kind=Path), "out": Flag(kind=Path)}
 
 
 def main(argv: list[str]) -> None:
     """Train what is missing, then write everything into `--out`."""
     flags, overrides = parse_flags(argv, FLAGS)
+    if missing := [name for name in ("runs", "out") if flags[name] is None]:
+        raise InputError(f"--{missing[0]} is missing: give a folder")
     config = apply_overrides(at_scale("configs/composition.py", flags["scale"]), overrides)
     runs = []
     for seed in range(flags["seeds"]):
         chosen = apply_overrides(config, {"seed": seed, "task.world_seed": seed})
-        runs.append(train(chosen, Path(flags["runs"]) / f"seed_{seed}"))
-    out = Path(flags["out"])
+        runs.append(train(chosen, flags["runs"] / f"seed_{seed}"))
+    out = flags["out"]
     write_json(out / "summary.json", [summary(run) for run in runs])
     write_json(out / "config.json", to_json(config))
     write_curves(out / "curves.csv", runs)

@@ -1,7 +1,7 @@
 r"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
 
     python experiments/launchers.py
-    python experiments/launchers.py --parts="('complete',)"
+    python experiments/launchers.py --parts=complete
 
 1. `first`: the sweep `seeds`, eight trials of `pocket`, for 100 steps on each launcher. What
    differs of a loss, relative to the run alone, which is what `local` trains.
@@ -11,8 +11,8 @@ r"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
 Without a Slurm here, `--cluster=local` has submitit start the jobs of `slurm` itself.
 
 Smoke test:
-    python experiments/launchers.py --config=experiments/smoke.py --parts="('complete',)" \
-        --complete_on="('vmap',)" --runs=runs/smoke/launchers --out=runs/smoke/launchers_out
+    python experiments/launchers.py --config=experiments/smoke.py --parts=complete \
+        --complete_on=vmap --runs=runs/smoke/launchers --out=runs/smoke/launchers_out
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.files import write_json
 from implicit_reasoning.machine import every_core_a_device, provenance
 from implicit_reasoning.sweeps import Runs, define, run_sweep
@@ -34,14 +34,14 @@ from implicit_reasoning.sweeps.directory import SweepLayout, read_journal
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "sweep": "seeds",
-    "parts": ("first", "complete"),
-    "first_on": ("local", "vmap", "ray", "slurm"),
-    "complete_on": ("local", "vmap"),
+    "parts": Flag(many=True, default=("first", "complete")),
+    "first_on": Flag(many=True, default=("local", "vmap", "ray", "slurm")),
+    "complete_on": Flag(many=True, default=("local", "vmap")),
     "first": 100,
     "workers": 2,
     "cluster": "",
-    "runs": "runs/launchers",
-    "out": "results/launchers",
+    "runs": Flag(kind=Path, default=Path("runs/launchers")),
+    "out": Flag(kind=Path, default=Path("results/launchers")),
 }
 ALONE = "local"  # trains each trial in a process of its own, as `train` does
 FINAL = "accuracy/test_ii"
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     """Train what is missing, compare, and write what was found."""
     flags, overrides = parse_flags(argv, FLAGS)
     every_core_a_device()
-    out = Path(flags["out"])
+    out = flags["out"]
     found = json.loads((out / "found.json").read_text()) if (out / "found.json").exists() else {}
     parts = {"first": first, "complete": complete}
     for name in flags["parts"]:
@@ -106,7 +106,7 @@ def train(
     stop: int | None,
 ) -> Runs:
     """One sweep by one launcher; what is done already is not done again."""
-    workdir = Path(flags["runs"]) / name / launcher
+    workdir = flags["runs"] / name / launcher
     sweep = define(flags["config"], flags["sweep"], overrides)
     options = {"workers": flags["workers"]} if launcher != "vmap" else {}
     if launcher == "slurm" and flags["cluster"]:

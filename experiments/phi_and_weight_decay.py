@@ -16,8 +16,8 @@ Published (Wang et al. 2024, figures 2a and 13): larger phi sooner; larger weigh
 A run is a trial of the sweep in `--runs`: the same command goes on with what is not done.
 
 Smoke test:
-    python experiments/phi_and_weight_decay.py --config=experiments/smoke.py --rounds="(20,)" \
-        --phi="(1.0, 1.5)" --weight_decay="(0.1,)" --worlds=2 --inits=1 --runs=runs/smoke/phi \
+    python experiments/phi_and_weight_decay.py --config=experiments/smoke.py --rounds=20 \
+        --phi=1.0,1.5 --weight_decay=0.1 --worlds=2 --inits=1 --runs=runs/smoke/phi \
         --out=runs/smoke/phi_out
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 import xarray as xr
 from phi_and_weight_decay_figures import HALF, RAW, write
 
-from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
 from implicit_reasoning.machine import every_core_a_device, provenance
 from implicit_reasoning.runs import save_arrays
 from implicit_reasoning.sweeps import Runs, grid, make_sweep, run_sweep
@@ -38,14 +38,14 @@ from implicit_reasoning.worlds import coverage, shortcuts
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
-    "rounds": (2_000, 4_000, 8_000),
-    "phi": (3.5, 5.0, 7.0),
-    "weight_decay": (0.1, 0.3, 1.0),
+    "rounds": Flag(kind=int, many=True, default=(2_000, 4_000, 8_000)),
+    "phi": Flag(kind=float, many=True, default=(3.5, 5.0, 7.0)),
+    "weight_decay": Flag(kind=float, many=True, default=(0.1, 0.3, 1.0)),
     "worlds": 8,
     "inits": 2,
     "launcher": "vmap",
-    "runs": "runs/phi_and_weight_decay",
-    "out": "results/phi_and_weight_decay",
+    "runs": Flag(kind=Path, default=Path("runs/phi_and_weight_decay")),
+    "out": Flag(kind=Path, default=Path("results/phi_and_weight_decay")),
 }
 CURVES = ("train_ii", "test_ii")
 PHI, DECAY, WORLD, SEED = "task.phi", "optimizer.weight_decay", "task.world_seed", "seed"
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         print(f"step {stop:,}: {len(late)} of {len(half)} trials have not got there", flush=True)
         if not late:
             break
-    out, found = Path(flags["out"]), times(Runs(flags["runs"]), flags)
+    out, found = flags["out"], times(Runs(flags["runs"]), flags)
     save_arrays(out / RAW, found)
     write(found, out)
 

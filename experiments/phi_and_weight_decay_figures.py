@@ -20,13 +20,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.figures import BLUE, GREEN, ORANGE, dark, new_drawing
 from implicit_reasoning.runs import load_arrays
 from implicit_reasoning.statistics import clustered_interval
 from implicit_reasoning.sweeps.figures import median_time
 
-FLAGS = {"out": "results/phi_and_weight_decay"}
+FLAGS = {"out": Flag(kind=Path, default=Path("results/phi_and_weight_decay"))}
 RAW = "times.nc"
 HALF, CURVE = "in_distribution_half", "test_ii"
 RUN = ("world", "init")
@@ -227,7 +227,7 @@ def _phi_axis(ax: Axes, found: xr.Dataset) -> None:
 def main(argv: list[str]) -> None:
     """From what is there."""
     flags, _ = parse_flags(argv, FLAGS)
-    out = Path(flags["out"])
+    out = flags["out"]
     write(load_arrays(out / RAW), out)
 
 

@@ -15,7 +15,7 @@ Width: at most a quarter of the distinct states that are trained on, which the s
 resumes kind by kind.
 
 Smoke test, of a run of `experiments/smoke.py`:
-    python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities="(2,)" \
+    python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities=2 \
         --steps=2 --seeds=2 --jobs=0 --out=runs/smoke/transcoders
 """
 
@@ -33,17 +33,17 @@ import xarray as xr
 from apart import Command, run_apart
 from transcoders_vs_saes_figures import draw_all, write_table
 
-from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.dictionaries import load, measured
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 
 FLAGS = {
-    "run": "runs/desk",
-    "out": "results/transcoders_vs_saes",
+    "run": Flag(kind=Path, default=Path("runs/desk")),
+    "out": Flag(kind=Path, default=Path("results/transcoders_vs_saes")),
     "width": 768,
-    "sparsities": (4, 8, 16, 32),
+    "sparsities": Flag(kind=int, many=True, default=(4, 8, 16, 32)),
     "steps": 1_000,
     "seeds": 3,
     "jobs": 1,
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: what is compared has to be alike")
-    run, out, width = Run(flags["run"]), Path(flags["out"]), flags["width"]
+    run, out, width = Run(flags["run"]), flags["out"], flags["width"]
     states = int(split_states(run.dataset).trained.sum())
     if 4 * width > states:
         raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")

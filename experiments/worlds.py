@@ -33,6 +33,7 @@ from grokking import summary
 from smoke import of_scale, words
 
 from implicit_reasoning.config import (
+    Flag,
     apply_overrides,
     changed_keys,
     from_json,
@@ -48,10 +49,10 @@ from implicit_reasoning.runs import Run
 FLAGS = {
     "scale": "pocket",
     "seeds": 3,
-    "only": "",
+    "only": Flag(many=True, default=()),
     "jobs": 2,
-    "runs": "runs/worlds",
-    "out": "results/worlds/pocket",
+    "runs": Flag(kind=Path, default=Path("runs/worlds")),
+    "out": Flag(kind=Path, default=Path("results/worlds/pocket")),
 }
 RATIOS = (50, 70)  # percent of O facts, beside the 20 of configs/ood_ratio.py
 COLUMNS = 4
@@ -63,9 +64,9 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
     scale, smaller = of_scale(flags["scale"])
-    arms, out = all_arms(scale), Path(flags["out"])
-    runs = Path(flags["runs"]) / flags["scale"]
-    chosen = flags["only"].split(",") if flags["only"] else list(arms)
+    arms, out = all_arms(scale), flags["out"]
+    runs = flags["runs"] / flags["scale"]
+    chosen = flags["only"] or tuple(arms)
     if unknown := set(chosen) - set(arms):
         raise InputError(f"there is no arm {sorted(unknown)}; there are {', '.join(arms)}")
     # Seed by seed, so that what is there when it is stopped is a study of fewer seeds.

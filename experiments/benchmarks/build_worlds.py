@@ -17,7 +17,7 @@ r"""How fast are worlds built? Against a plain-Python loop, and at sizes beyond 
     GB.
 
 Smoke test:
-    python experiments/benchmarks/build_worlds.py --rounds=1 --sizes="()" \
+    python experiments/benchmarks/build_worlds.py --rounds=1 --sizes=none \
         --config.task.n_entities=100 --config.task.n_relations=20 --config.task.out_degree=10 \
         --out=runs/smoke/build_worlds.json
 """
@@ -37,15 +37,16 @@ from typing import Any
 
 import numpy as np
 from measure import spread
+from outfile import OUT
 
-from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
 from implicit_reasoning.worlds import build
 
 SIZES: dict[str, dict[str, Any]] = {
     "2000/200/20, all chains": {"task.phi": 18.0, "task.holdout": 0.005},
     "50000/200/20, 20 million chains": {"task.n_entities": 50_000, "task.phi": 7.2},
 }
-FLAGS = {"rounds": 5, "sizes": tuple(SIZES), "size": "", "out": ""}
+FLAGS = {"rounds": 5, "sizes": Flag(many=True, default=tuple(SIZES)), "size": "", "out": OUT}
 AIMS = {
     "2000/200/20, all chains": {"seconds": 1.0},
     "50000/200/20, 20 million chains": {"seconds": 25.0, "peak_gb": 3.0},
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
         "sizes": {
             name: {"aim": AIMS[name], "rounds": [in_own_process(name) for _ in range(3)]}
             for name in flags["sizes"]
+            if name != "none"
         },
     }
     keep(result, flags["out"], "build_worlds")

@@ -16,7 +16,7 @@ compilation, is kept apart.
 
 Smoke test:
     python experiments/benchmarks/checkpoints.py --config=experiments/smoke.py --checkpoints=2 \
-        --instruments="('behaviour',)" --rounds=1 --afresh=1 --out=runs/smoke/checkpoints.json
+        --instruments=behaviour --rounds=1 --afresh=1 --out=runs/smoke/checkpoints.json
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ import jax
 import numpy as np
 from machines import keep
 from measure import spread
+from outfile import OUT
 from turns import ratio, take_turns, timed
 
 from implicit_reasoning.analysis import Examples, Instrument, Runner, find_instrument
-from implicit_reasoning.config import load_config, parse_flags
+from implicit_reasoning.config import Flag, load_config, parse_flags
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.worlds import build
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "checkpoints": 20,
-    "instruments": ("lens", "cross_query"),
+    "instruments": Flag(many=True, default=("lens", "cross_query")),
     "rounds": 5,
     "afresh": 2,
-    "out": "",
+    "out": OUT,
 }
 AT_ONCE, AFRESH = "at once", "a fresh jit each"
 UNLIKE = 1e-3  # share of outcomes that may differ: ranks and ties turn on the last bit

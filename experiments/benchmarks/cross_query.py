@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from machines import keep
 from measure import spread
+from outfile import OUT
 from patch_flops import cone_flops, run_flops, trimmed_flops
 from peer import Peer, start_fastest
 from shapes import random_model
@@ -63,7 +64,7 @@ FLAGS = {
     "rounds": 5,
     "forwards": 60,
     "peer": ".peers/huggingface/bin/python",
-    "out": "",
+    "out": OUT,
 }
 GPT2_VOCABULARY = 50_257
 AIM, FEWEST_FORWARDS = 80.0, 300

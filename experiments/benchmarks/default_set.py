@@ -18,7 +18,7 @@ The run is only read: what is needed of it is copied first.
 
 Smoke test:
     python experiments/benchmarks/default_set.py --workdir=runs/smoke/run --checkpoints=2 --das=0 \
-        --instruments="('behaviour',)" --rounds=1 --out=runs/smoke/default_set.json
+        --instruments=behaviour --rounds=1 --out=runs/smoke/default_set.json
 """
 
 from __future__ import annotations
@@ -37,13 +37,10 @@ from typing import Any
 from measure import spread
 
 FLAGS = {
-    "workdir": str,
     "checkpoints": 20,
     "das": 3,
-    "instruments": (),
     "rounds": 3,
     "once": False,
-    "out": "",
 }
 AIM = 180.0
 PARTS = ("trace", "compile", "run", "examples", "aggregate", "files", "other")
@@ -54,11 +51,15 @@ XLA = f"{COMPILER}backend_compile_duration"
 def main(argv: list[str]) -> None:
     """Measure and write; with `--once` be one of the measured processes."""
     began = time.perf_counter()
-    from implicit_reasoning.config import parse_flags
+    # Imported here so that `import` counts it.
+    from outfile import OUT
 
-    flags, _ = parse_flags(argv, FLAGS)
+    from implicit_reasoning.config import Flag, parse_flags
+
+    typed = {"workdir": Flag(kind=Path), "instruments": Flag(many=True, default=()), "out": OUT}
+    flags, _ = parse_flags(argv, FLAGS | typed)
     if flags["once"]:
-        print(json.dumps(once(Path(flags["workdir"]), flags["instruments"], flags["das"], began)))
+        print(json.dumps(once(flags["workdir"], flags["instruments"], flags["das"], began)))
         return
     from machines import keep
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     rounds = []
     for number in range(flags["rounds"]):
         with tempfile.TemporaryDirectory() as folder:
-            steps = copy_run(Path(flags["workdir"]), Path(folder), flags["checkpoints"])
+            steps = copy_run(flags["workdir"], Path(folder), flags["checkpoints"])
             rounds.append(fresh_process(Path(folder), flags["instruments"], flags["das"]))
         print(f"{number + 1}/{flags['rounds']}", file=sys.stderr, flush=True)
     result = {
@@ -120,10 +121,12 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
 
 def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[str, Any]:
     """One process, from outside; what it said, and how long it lived."""
+    from implicit_reasoning.config import join_list
+
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     clean["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = [sys.executable, __file__, "--once", f"--workdir={folder}", f"--das={das}"]
-    command += [f"--instruments={tuple(instruments)}"]
+    command += [f"--instruments={join_list(instruments)}"]
     began = time.perf_counter()
     said = subprocess.run(command, env=clean, check=True, stdout=subprocess.PIPE, text=True)
     return {"process": time.perf_counter() - began, **json.loads(said.stdout)}

@@ -37,10 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 from machines import keep
 from measure import spread
+from outfile import OUT
 from peer import Peer
 from turns import compared, take_turns
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
@@ -53,10 +54,10 @@ from implicit_reasoning.training.mapping import fitting_mesh
 FLAGS = {
     "rounds": 5,
     "steps": 100,
-    "cases": "large,small,eight",
+    "cases": Flag(many=True, default=("large", "small", "eight")),
     "states": 65_536,
     "peer": ".peers/sae_lens/bin/python",
-    "out": "",
+    "out": OUT,
 }
 CHECKED = 8_192
 RATE = 3e-4
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     """Measure all cases and write what was found."""
     every_core_a_device()
     flags, _ = parse_flags(argv, FLAGS)
-    found = {name: measure(CASES[name], flags) for name in flags["cases"].split(",")}
+    found = {name: measure(CASES[name], flags) for name in flags["cases"]}
     keep(found, flags["out"], "dictionaries")
 
 

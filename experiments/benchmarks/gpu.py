@@ -21,11 +21,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.files import write_json
 from implicit_reasoning.runs import Run
 
-FLAGS = {"hours": 2.0, "seeds": 8, "runs": "runs/gpu", "out": "results/gpu"}
+FLAGS = {
+    "hours": 2.0,
+    "seeds": 8,
+    "runs": Flag(kind=Path, default=Path("runs/gpu")),
+    "out": Flag(kind=Path, default=Path("results/gpu")),
+}
 HERE = Path(__file__).parent
 INTERRUPTED = 75
 PUBLISHED = {"50000": 0.48, "100000": 0.77, "200000": 0.95}  # test_ii, digitised
@@ -34,7 +39,7 @@ PUBLISHED = {"50000": 0.48, "100000": 0.77, "200000": 0.95}  # test_ii, digitise
 def main(argv: list[str]) -> None:
     """Run the four, one after the other."""
     flags, _ = parse_flags(argv, FLAGS)
-    runs, out = Path(flags["runs"]), Path(flags["out"])
+    runs, out = flags["runs"], flags["out"]
     for script, arguments in scripts(flags["seeds"], runs, out).items():
         run(script, *arguments)
     hours = max(flags["hours"], 0.1)  # less would stop it before it can save
@@ -51,7 +56,7 @@ def scripts(seeds: int, runs: Path, out: Path) -> dict[Path, list[str]]:
             f"--out={out / 'train_step.json'}",
         ],
         HERE / "populations.py": [
-            "--parts=('steps',)",
+            "--parts=steps",
             "--workers=1",
             "--steps=100",
             f"--out={out / 'populations.json'}",

@@ -22,12 +22,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 _IDLE_WORDS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu|\d+-core)\b|@.*")
 
 
-def keep(result: dict[str, Any], out: str, name: str) -> Path:
+def keep(result: dict[str, Any], out: Path | None, name: str) -> Path:
     """Add machine and provenance to a result, write it as JSON, and print it.
 
     Args:
       result: of the benchmark.
-      out: the file; "" for `results/benchmarks/KIND/NAME.json`.
+      out: the file; None for `results/benchmarks/KIND/NAME.json`.
       name: of the benchmark.
 
     Returns:
@@ -40,9 +40,9 @@ def keep(result: dict[str, Any], out: str, name: str) -> Path:
     return path
 
 
-def result_file(out: str, name: str) -> Path:
+def result_file(out: Path | None, name: str) -> Path:
     """The file of a benchmark on this kind of machine, if no other is given."""
-    return Path(out) if out else RESULTS / kind() / f"{name}.json"
+    return out or RESULTS / kind() / f"{name}.json"
 
 
 def made_on() -> dict[str, Any]:

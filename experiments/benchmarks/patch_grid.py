@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from machines import keep
+from outfile import OUT
 from patch_flops import cone_flops, run_flops
 from peer import Peer, start_fastest
 from shapes import random_model
@@ -62,7 +63,7 @@ FLAGS = {
     "calls": 5,
     "peer": ".peers/transformer_lens_2/bin/python",
     "name": "patch_grid",
-    "out": "",
+    "out": OUT,
 }
 SIZES = ("layers", "width", "heads", "prompts", "vocab", "positions", "calls")
 AS_CLOSE = 1e-3  # logits of the same cell

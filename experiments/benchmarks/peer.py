@@ -20,10 +20,11 @@ class Peer:
     """
 
     def __init__(self, python: str, script: str, folder: Path, **environment: str):
-        threads = len(os.sched_getaffinity(0))
+        threads = _cores()
         self._script = script
+        command = [os.path.expanduser(python), str(Path(__file__).with_name(script))]
         self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name(script)), str(folder), str(threads)],
+            [*command, str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | environment,
@@ -54,6 +55,13 @@ class Peer:
             raise SystemExit(f"{self._script} ended with {self._process.wait()}")
         said: dict[str, Any] = json.loads(line)
         return said
+
+
+def _cores() -> int:
+    """How many this process may use. This file needs no package but Python's own."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def start_fastest(python: str, script: str, folder: Path, line: str) -> Peer:

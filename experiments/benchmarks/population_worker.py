@@ -7,7 +7,6 @@ CORES are those it may run on. `steps K` then takes K steps of every trial and a
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 
 import jax
 
-from implicit_reasoning.config import apply_overrides, load_config
-from implicit_reasoning.machine import matmul_peak
+from implicit_reasoning.config import apply_overrides, load_config, split_list
+from implicit_reasoning.machine import cores, matmul_peak, stay_on
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.training import setup, sharding
 from implicit_reasoning.training.cost import row_shape, step_cost
@@ -57,13 +56,13 @@ class Trials:
 
 def main() -> None:
     """Answer commands until there are no more."""
-    print(json.dumps({"cores": len(os.sched_getaffinity(0))}), flush=True)
+    print(json.dumps({"cores": len(cores())}), flush=True)
     trials: Trials | None = None
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "set":
             if len(rest) > 3:
-                os.sched_setaffinity(0, [int(core) for core in rest[3].split(",")])
+                stay_on([int(core) for core in split_list(rest[3])])
             trials = Trials(rest[0], rest[1], int(rest[2]))
             answer: dict[str, Any] = {"devices": jax.device_count()}
         elif word == "limit":

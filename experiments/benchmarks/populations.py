@@ -16,11 +16,11 @@ r"""What is won by training trials as one population? And what do launchers cost
    all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
    the memory of the process at most, and files.
 
-On a GPU: --parts="('steps',)" --workers=1 --steps=100 --rounds=3
+On a GPU: --parts=steps --workers=1 --steps=100 --rounds=3
 
 Smoke test:
     python experiments/benchmarks/populations.py --config=experiments/smoke.py --trials=2 \
-        --steps=1 --rounds=1 --workers=1 --planned=2 --parts="('steps', 'planning')" \
+        --steps=1 --rounds=1 --workers=1 --planned=2 --parts=steps,planning \
         --out=runs/smoke/populations.json
 """
 
@@ -38,12 +38,14 @@ from typing import Any
 
 from machines import made_on, result_file
 from measure import spread
+from outfile import OUT
 from peer import Peer
 from turns import ratio, take_turns
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
+from implicit_reasoning.machine import cores
 from implicit_reasoning.sweeps.launchers.devices import shares
 
 FLAGS: dict[str, Any] = {
@@ -53,9 +55,9 @@ FLAGS: dict[str, Any] = {
     "rounds": 5,
     "workers": 0,
     "planned": 10_000,
-    "launchers": ("vmap", "local", "ray", "slurm"),
-    "parts": ("steps", "devices", "overhead", "planning"),
-    "out": "",
+    "launchers": Flag(many=True, default=("vmap", "local", "ray", "slurm")),
+    "parts": Flag(many=True, default=("steps", "devices", "overhead", "planning")),
+    "out": OUT,
 }
 WORKER = "population_worker.py"
 PLANNING = ("plan", "stopped", "done")
@@ -84,12 +86,12 @@ def main(argv: list[str]) -> None:
         print(name, json.dumps(found[name], indent=1))
 
 
-def _worker(flags: dict[str, Any], how: str, count: int, *cores: int, **environment: str) -> Peer:
+def _worker(flags: dict[str, Any], how: str, count: int, *only: int, **environment: str) -> Peer:
     # They wait beside each other on one GPU, where JAX would take most of the memory for each.
     environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=path, **environment)
-    own = [",".join(map(str, cores))] if cores else []
+    own = [",".join(map(str, only))] if only else []
     peer.ask(" ".join(["set", flags["config"], how, str(count), *own]))
     return peer
 
@@ -101,7 +103,7 @@ def steps(flags: dict[str, Any]) -> dict[str, Any]:
     part, over = divmod(trials, len(dealt))
     if over:
         raise InputError(f"{trials} trials cannot be dealt out to {len(dealt)} workers")
-    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(os.sched_getaffinity(0)))}
+    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(cores()))}
     population = _worker(flags, "population", trials, **as_devices)
     sequence = _worker(flags, "alone", trials)
     limit = sequence.ask("limit")  # one CPU device with all cores, or all GPUs
@@ -159,6 +161,8 @@ def devices(flags: dict[str, Any]) -> dict[str, Any]:
 def overhead(flags: dict[str, Any]) -> dict[str, Any]:
     """Commands that train `few` and `many` trials for no step: what each more costs."""
     few, many = 1, 4
+    # Workers would use the user's compilation cache, and `vmap` here has none: compare them alike.
+    uncached = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     found = {}
     for launcher in flags["launchers"]:
         words, took = LAUNCHERS[launcher], {}
@@ -167,7 +171,8 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
                 command = [sys.executable, __file__, "--launch", launcher, str(count), folder]
                 command.append(flags["config"])
                 began = time.perf_counter()
-                subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
+                quiet = subprocess.DEVNULL
+                subprocess.run([*command, *words], check=True, stdout=quiet, env=uncached)
                 took[count] = time.perf_counter() - began
         found[launcher] = {
             "seconds_a_trial": (took[many] - took[few]) / (many - few),

@@ -23,15 +23,17 @@ import time
 
 from measure import spread
 
-FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False, "out": ""}
+FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False}
 
 
 def main(argv: list[str]) -> None:
     """Measure and write; with `--once` be one of the measured processes."""
     began = time.perf_counter()
+    from outfile import OUT
+
     from implicit_reasoning.config import parse_flags
 
-    flags, _ = parse_flags(argv, FLAGS)
+    flags, _ = parse_flags(argv, FLAGS | {"out": OUT})
     if flags["once"]:
         print(json.dumps(first_step(flags["config"], began)))
         return

@@ -27,15 +27,17 @@ from pathlib import Path
 
 import jax
 from machines import keep
+from outfile import OUT
 from train_step import Ours
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
+from implicit_reasoning.machine import cores
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "steps": 50,
     "top": 12,
-    "out": "",
+    "out": OUT,
 }
 
 
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
         by_kind[kind] += milliseconds
     result = {
         "config": flags["config"],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(cores()),
         "load_average": os.getloadavg()[0],
         "milliseconds_a_step": 1e3 * seconds,
         "gflop_a_step": ours.flops / 1e9,

@@ -32,9 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from machines import made_on, result_file
+from outfile import OUT
 from peer import Peer
 
-from implicit_reasoning.config import parse_flags
+from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.exchange import save_saelens
 from implicit_reasoning.dictionaries.kinds import Autoencoder
@@ -46,8 +47,8 @@ FLAGS = {
     "seeds": 3,
     "steps": 9766,
     "peer": ".peers/sae_lens/bin/python",
-    "folder": "runs/synth_sae_bench",
-    "out": "",
+    "folder": Flag(kind=Path, default=Path("runs/synth_sae_bench")),
+    "out": OUT,
 }
 D_SAE, K, BATCH, RATE = 256, 6, 1024, 3e-4
 POOL = 512  # steps that take their batches from one part of the samples
@@ -67,7 +68,7 @@ WITHIN = 0.98
 def main(argv: list[str]) -> None:
     """Train and measure what has not been yet, and write what was found."""
     flags, _ = parse_flags(argv, FLAGS)
-    folder, out = Path(flags["folder"]), result_file(flags["out"], "synth_sae_bench")
+    folder, out = flags["folder"], result_file(flags["out"], "synth_sae_bench")
     folder.mkdir(parents=True, exist_ok=True)
     case = {"steps": flags["steps"], "batch": BATCH, "d_sae": D_SAE, "k": K, "learning_rate": RATE}
     result = json.loads(out.read_text()) if out.exists() else {"case": case, "found": {}}

@@ -36,6 +36,7 @@ import optax
 from machines import keep
 from measure import spread
 from ml_collections import ConfigDict
+from outfile import OUT
 from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
@@ -54,7 +55,7 @@ FLAGS = {
     "rounds": 15,
     "steps": 20,
     "peer": ".peers/huggingface/bin/python",
-    "out": "",
+    "out": OUT,
 }
 GPT2_VOCABULARY, PUBLISHED_LENGTH, PUBLISHED_DROPOUT = 50_257, 10, 0.1
 

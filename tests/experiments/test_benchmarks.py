@@ -90,7 +90,7 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
         monkeypatch.setattr(Run, name, getattr(Run, name))
     folder = tmp_path / "copy"
     assert script.copy_run(smoke_run.files.workdir, folder, 2) == [0, 60]
-    script.main(["--once", f"--workdir={folder}", "--das=0", "--instruments=('behaviour',)"])
+    script.main(["--once", f"--workdir={folder}", "--das=0", "--instruments=behaviour"])
     said = json.loads(capsys.readouterr().out)
     parts = said["instruments"]["behaviour"]
     assert parts["run"] > 0 and set(parts) == set(script.PARTS)
@@ -155,7 +155,7 @@ def test_default_set_runs_in_a_process_of_its_own(smoke_run, tmp_path):
 @pytest.mark.slow
 def test_populations_start_launchers(tmp_path):
     out = tmp_path / "found.json"
-    words = ["--parts=('overhead',)", "--launchers=('vmap', 'local')", f"--out={out}"]
+    words = ["--parts=overhead", "--launchers=vmap, local", f"--out={out}"]
     load("populations").main(["--config=experiments/smoke.py", *words])
     found = json.loads(out.read_text())["overhead"]["launchers"]
     assert found.keys() == {"vmap", "local"}
@@ -185,7 +185,7 @@ def test_results_of_two_kinds_of_machines_do_not_replace_each_other(tmp_path, mo
     kinds = ("amd_epyc_2_cores", "intel_xeon_2_cores")
     for number, kind in enumerate(kinds):
         monkeypatch.setattr(machines, "kind", lambda kind=kind: kind)
-        machines.keep({"number": number}, "", "speed")
+        machines.keep({"number": number}, None, "speed")
     found = [json.loads(Path(f"results/benchmarks/{k}/speed.json").read_text()) for k in kinds]
     assert [one["number"] for one in found] == [0, 1]
     assert [one["machine"]["kind"] for one in found] == list(kinds)

@@ -100,7 +100,7 @@ def test_transcoders_vs_saes_trains(smoke_run, tmp_path):
 
 @pytest.mark.slow
 def test_launchers_have_the_same_losses(tmp_path):
-    words = {"parts": "('first',)", "first_on": "('local', 'vmap')", "workers": 1, "first": 20}
+    words = {"parts": "first", "first_on": "local,vmap", "workers": 1, "first": 20}
     out = run(STUDIES["launchers"], tmp_path, **words)["out"]
     found = json.loads((Path(out) / "found.json").read_text())["first"]
     assert found["vmap"]["largest_relative_difference"] < 1e-4

@@ -1,0 +1,22 @@
+"""`--out` of the benchmarks: a file, where `Flag(kind=Path)` is a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from implicit_reasoning.config import Flag
+from implicit_reasoning.paths import local_path
+
+
+@dataclass(frozen=True)
+class FileFlag(Flag):
+    """A flag whose value is a file of this machine. `~` is expanded and addresses are refused."""
+
+    def parse(self, texts: Sequence[str | bool], name: str) -> Path:
+        """The file, which need not exist."""
+        return local_path(super().parse(texts, name), name)
+
+
+OUT = FileFlag("file of the result; by default results/benchmarks/KIND/NAME.json", value="FILE")
