@@ -52,7 +52,9 @@ def pair(workdir, *more, sweep="seeds", meanwhile=None):
             process.kill()
 
 
-@pytest.mark.parametrize("stops", [(None,), pytest.param((30, None), marks=pytest.mark.slow)])
+# Slow: on two busy cores Gloo now and then loses a peer while both processes compile.
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(None,), (30, None)])
 def test_a_population_on_two_hosts_has_the_trials_of_one(stops, tmp_path):
     """Three trials, filled up with copies of one; or stopped in the middle, and gone on with."""
     for stop in stops:
