@@ -75,6 +75,7 @@ def obstacle() -> str:
         return "JAX_COMPILATION_CACHE_DIR is empty"
     try:
         _prepare(cache_folder())
+    # No home directory: RuntimeError or KeyError. No flock: NotImplementedError, from filelock.
     except (OSError, RuntimeError, NotImplementedError, KeyError) as error:
         return f"its folder cannot be used: {error}"
     return ""

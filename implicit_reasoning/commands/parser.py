@@ -188,6 +188,7 @@ def completion(shell: str) -> str:
     for name, sub in verbs.items():
         flags = VERBS[name].flags
         for action in sub._actions:
+            # shtab reads `complete`, an attribute that argparse does not declare.
             if (flag := flags.get(action.dest)) and flag.kind is Path:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest == "config":
