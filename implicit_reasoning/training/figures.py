@@ -97,7 +97,10 @@ def _accuracy(
             "shortcut on that split. It composes nothing, so it is the height to beat. "
         )
     if any(key.startswith("accuracy_low95/") for row in rows for key in row):
-        caption += "Shading reaches down to the lower end of the 95% interval (by bridge). "
+        caption += (
+            "Shading reaches down to the lower end of the 95% interval (clustered by bridge; in "
+            "runs of older versions by fact). "
+        )
     caption += f"Probe rows: {_counts(curves, dataset)}."
     return Figure("accuracy", "Accuracy by split", caption, drawing)
 
