@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.config import parse_flags
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from tests.experiments.scripts import FILES, load, run
 
@@ -96,6 +97,32 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
     assert parts["run"] > 0 and set(parts) == set(script.PARTS)
 
 
+def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
+    """Here everything takes 2, but once 8; there 4 and 1: faster in one round, slower in the next."""
+    script, seconds = load("against"), {"here": iter((2.0, 8.0)), "other": iter((4.0, 1.0))}
+
+    def measure(case, folder, workdir):
+        side = "here" if folder == script.HERE else "other"
+        return {"a": next(seconds[side]), side: 1.0}
+
+    monkeypatch.setattr(script, "_measure", measure)
+    monkeypatch.setattr(script, "_commit", str)
+    out = tmp_path / "against.json"
+    words = [f"--other={tmp_path}", f"--out={out}", "--rounds=2"]
+    script.main([*words, "--cases=train_step"])
+    found = result(out)["times"]["train_step"]
+    assert set(found) == {"a"}
+    assert found["a"]["ratio"] == {"low": 0.5, "median": 4.25, "high": 8.0}
+    assert found["a"]["other"]["high"] == 4.0 and not found["a"]["within_spread"]
+    with pytest.raises(InputError, match="'training'; it must be of train_step"):
+        script.main([*words, "--cases=training"])
+
+
+def test_against_starts_scripts_with_flags_that_they_have():
+    for case in load("against").CASES.values():
+        parse_flags(case.flags, load(case.script).FLAGS)
+
+
 def test_populations_plan(tmp_path, capsys):
     script = load("populations")
     files = []
@@ -144,6 +171,13 @@ def test_runs_in_processes_of_its_own(name, tmp_path):
     found = json.loads(Path(run(BENCHMARKS[name], tmp_path)["out"]).read_text())
     wanted = {"startup": {"seconds", "machine"}, "populations": {"steps", "planning"}}
     assert found.keys() >= wanted[name]
+
+
+@pytest.mark.slow
+def test_against_runs_a_script_of_both_commits(tmp_path):
+    found = result(run(BENCHMARKS["against"], tmp_path)["out"])
+    assert found["commits"]["here"] == found["commits"]["other"]
+    assert found["times"]["smoke"]["step"]["ratio"]["median"] > 0
 
 
 @pytest.mark.slow

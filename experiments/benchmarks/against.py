@@ -1,0 +1,159 @@
+r"""Is this commit as fast as another one? The same benchmarks of both, in turns.
+
+    git worktree add ../other COMMIT
+    python experiments/benchmarks/against.py --other=../other --out=runs/against.json
+
+Each round starts one process of each commit, and every second round the other commit goes first.
+Every commit runs its own script, with flags that both know; peers are left out. `default_set` needs
+a run that both can open (`--workdir`). Of each time the result has median and range over rounds for
+both commits, and the ratio here / other of the same round. `within_spread` is false where the
+median here is above the slowest round of the other commit.
+
+Smoke test:
+    python experiments/benchmarks/against.py --other=. --cases=smoke --rounds=1 \
+        --out=runs/smoke/against.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from machines import keep
+from measure import spread
+from outfile import OUT
+from tqdm import tqdm
+
+from implicit_reasoning.config import Flag, parse_flags
+from implicit_reasoning.errors import InputError
+
+HERE = Path(__file__).resolve().parents[2]
+Times = dict[str, float]
+
+
+class Case(NamedTuple):
+    """A script with flags, and the times in its result."""
+
+    script: str
+    flags: tuple[str, ...]
+    times: Callable[[dict[str, Any]], Times]
+
+
+def _default_set(result: dict[str, Any]) -> Times:
+    """All together, and each instrument; seconds."""
+    parts = {name: one["seconds"]["median"] for name, one in result["by_instrument"].items()}
+    return {"all": result["seconds"]["median"], **parts}
+
+
+def _populations(result: dict[str, Any]) -> Times:
+    """Milliseconds a step and trial, and seconds of planning."""
+    steps = result["steps"]["milliseconds_a_step_and_trial"]
+    plans = {name: result["planning"][name]["seconds"] for name in ("plan", "stopped", "done")}
+    return {name: value["median"] for name, value in steps.items()} | plans
+
+
+def _dictionaries(result: dict[str, Any]) -> Times:
+    """Milliseconds a step, by case."""
+    cases = {name: value for name, value in result.items() if "milliseconds_a_step" in str(value)}
+    return {n: value["milliseconds_a_step"]["ours"]["median"] for n, value in cases.items()}
+
+
+def _train_step(result: dict[str, Any]) -> Times:
+    return {"step": result["milliseconds"]["ours"]["median"]}
+
+
+CASES = {
+    "train_step": Case("train_step", ("--peer=none",), _train_step),
+    "default_set": Case("default_set", ("--rounds=1",), _default_set),
+    "patch_grid": Case(
+        "patch_grid",
+        ("--peer=none",),
+        lambda result: {"grid": result["seconds"]["cones"]["median"]},
+    ),
+    "cross_query": Case(
+        "cross_query",
+        ("--peer=none", "--pairs=500", "--rounds=3"),
+        lambda result: {"pairs": result["seconds"]["ours"]["median"]},
+    ),
+    "dictionaries": Case("dictionaries", ("--peer=none", "--rounds=3"), _dictionaries),
+    "populations": Case("populations", ("--parts=steps,planning", "--rounds=2"), _populations),
+    "smoke": Case(
+        "train_step",
+        ("--config=experiments/smoke.py", "--peer=none", "--rounds=1", "--steps=2"),
+        _train_step,
+    ),
+}
+FLAGS = {
+    "other": Flag(kind=Path),
+    "cases": Flag(many=True, default=tuple(name for name in CASES if name != "smoke")),
+    "rounds": 3,
+    "workdir": Flag(kind=Path, default=Path("runs/pocket")),
+    "out": OUT,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Take turns, then write times and ratios."""
+    flags, _ = parse_flags(argv, FLAGS)
+    if unknown := [name for name in flags["cases"] if name not in CASES]:
+        raise InputError(f"--cases has {unknown[0]!r}; it must be of {', '.join(CASES)}")
+    sides = {"here": HERE, "other": flags["other"].resolve()}
+    found: dict[str, Any] = {}
+    with tqdm(total=2 * flags["rounds"] * len(flags["cases"]), unit="process") as bar:
+        for name in flags["cases"]:
+            rounds: dict[str, list[Times]] = {side: [] for side in sides}
+            for turn in range(flags["rounds"]):
+                for side in sorted(sides, reverse=bool(turn % 2)):
+                    bar.set_description(f"{name}, {side}")
+                    rounds[side].append(_measure(CASES[name], sides[side], flags["workdir"]))
+                    bar.update()
+            found[name] = _compared(rounds)
+    commits = {side: _commit(folder) for side, folder in sides.items()}
+    result = {"commits": commits, "load_average": os.getloadavg()[0], "times": found}
+    keep(result, flags["out"], "against")
+
+
+def _measure(case: Case, folder: Path, workdir: Path) -> Times:
+    """The times of one process of a commit."""
+    script = f"experiments/benchmarks/{case.script}.py"
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "result.json"
+        words = [sys.executable, script, *case.flags, f"--out={out}"]
+        if case.script == "default_set":
+            words.append(f"--workdir={workdir.resolve()}")
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        if ended.returncode:
+            raise InputError(f"{script} of {folder} failed:\n{ended.stderr[-2000:]}")
+        return case.times(json.loads(out.read_text()))
+
+
+def _compared(rounds: Mapping[str, list[Times]]) -> dict[str, Any]:
+    """Both sides' times, and their ratio, of all that both have."""
+    found = {}
+    for name in rounds["here"][0]:
+        if name not in rounds["other"][0]:
+            continue
+        here, other = ([times[name] for times in rounds[side]] for side in ("here", "other"))
+        sides = {"here": spread(here), "other": spread(other)}
+        found[name] = {
+            **sides,
+            "ratio": spread([a / b for a, b in zip(here, other, strict=True)]),
+            "within_spread": sides["here"]["median"] <= sides["other"]["high"],
+        }
+    return found
+
+
+def _commit(folder: Path) -> str:
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
