@@ -98,7 +98,7 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
 
 
 def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
-    """Here everything takes 2, but once 8; there 4 and 1: faster in one round, slower in the next."""
+    """Times here are 2 and 8, of the other commit 4 and 1: faster in one round, then slower."""
     script, seconds = load("against"), {"here": iter((2.0, 8.0)), "other": iter((4.0, 1.0))}
 
     def measure(case, folder, workdir):
