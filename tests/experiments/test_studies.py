@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import load_arrays
 from tests.experiments.scripts import FILES, load, run
 
 STUDIES = {path.stem: path for path in FILES if path.parent.name == "experiments"}
@@ -93,7 +94,7 @@ def test_phi_and_weight_decay_trains(tmp_path):
 @pytest.mark.slow
 def test_transcoders_vs_saes_trains(smoke_run, tmp_path):
     out = Path(run(STUDIES["transcoders_vs_saes"], tmp_path, run=smoke_run.files.workdir)["out"])
-    kept = xr.load_dataset(out / "transcoder.nc")
+    kept = load_arrays(out / "transcoder.nc")
     assert kept.attrs["n_trained"] > 0 and json.loads(kept.attrs["about"])["width"] == 8
     assert "table.md" in files(out)
 

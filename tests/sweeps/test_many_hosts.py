@@ -105,8 +105,10 @@ def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
 @pytest.mark.slow
 def test_other_launchers_are_refused_there(tmp_path):
     said = pair(tmp_path / "sweep", "--launcher=local")
-    assert [code for code, _, _ in said] == [2, 2]
-    assert all("only vmap trains" in error for _, _, error in said)
+    # The process that is slower may find the other one gone before it looks at the launcher.
+    reasons = {2: "only vmap trains", 69: "a peer process was lost"}
+    assert 2 in {code for code, _, _ in said}
+    assert all(reasons[code] in error for code, _, error in said)
 
 
 @pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
