@@ -4,10 +4,10 @@ r"""Is this commit as fast as another one? The same benchmarks of both, in turns
     python experiments/benchmarks/against.py --other=../other --out=runs/against.json
 
 Each round starts one process of each commit, and every second round the other commit goes first.
-Every commit runs its own script, with flags that both know; peers are left out. `default_set` needs
-a run that both can open (`--workdir`). Of each time the result has median and range over rounds for
-both commits, and the ratio here / other of the same round. `within_spread` is false where the
-median here is above the slowest round of the other commit.
+Each commit runs its own script, without peers, so its scripts must know the flags of `CASES`.
+`default_set` needs a run that both commits can open (`--workdir`). The result has the median and
+the range over rounds of every time, for both commits, and the ratio here / other by round.
+`within_spread` is false where the median here is above the slowest round of the other commit.
 
 Smoke test:
     python experiments/benchmarks/against.py --other=. --cases=smoke --rounds=1 \
@@ -60,8 +60,11 @@ def _populations(result: dict[str, Any]) -> Times:
 
 def _dictionaries(result: dict[str, Any]) -> Times:
     """Milliseconds a step, by case."""
-    cases = {name: value for name, value in result.items() if "milliseconds_a_step" in str(value)}
-    return {n: value["milliseconds_a_step"]["ours"]["median"] for n, value in cases.items()}
+    return {
+        name: value["milliseconds_a_step"]["ours"]["median"]
+        for name, value in result.items()
+        if "milliseconds_a_step" in value
+    }
 
 
 def _train_step(result: dict[str, Any]) -> Times:
@@ -115,7 +118,7 @@ def main(argv: list[str]) -> None:
                     rounds[side].append(_measure(CASES[name], sides[side], flags["workdir"]))
                     bar.update()
             found[name] = _compared(rounds)
-            # Kept case by case: a later one may fail.
+            # Written after every case, because a later case may fail.
             result = {"commits": commits, "load_average": os.getloadavg()[0], "times": found}
             keep(result, flags["out"], "against")
 

@@ -66,7 +66,7 @@ _MOST = 128  # cases of a split
 _PAIRS = 2048  # of each kind, to learn from
 _USED = 0.8  # cause and isolation, lower end of the interval
 # Cause of either control, upper end: a control must not set most answers. It may set some: a search
-# for shuffled targets still learns to remove the old value, and sets .1 to .25 of the answers of
+# for shuffled targets still learns to remove the old value, and sets up to .25 of the answers of
 # planted models that use the variable.
 _CONTROL = 0.5
 
