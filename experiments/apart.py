@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from implicit_reasoning.__main__ import main as command_line
-from implicit_reasoning.machine import cores, stay_on
+from implicit_reasoning.runtime.machine import available_cores, pin_to_cores
 
 Command = Callable[[Sequence[str]], None]
 """Runs one command of the package, `["train", "--config=...", ...]`, and waits for it."""
@@ -44,7 +44,7 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     free: Queue[list[int]] = Queue()
-    own = cores()
+    own = available_cores()
     for part in np.array_split(own, min(at_once, len(own))):
         free.put(part.tolist())
     children: list[subprocess.Popen[str]] = []
@@ -55,7 +55,7 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
     def on_its_cores(job: Callable[[Command], None]) -> None:
         mine = free.get()
         try:
-            stay_on(mine)  # of this thread, and of the processes it starts
+            pin_to_cores(mine)  # of this thread, and of the processes it starts
             job(command)
         finally:
             free.put(mine)

@@ -21,8 +21,8 @@ from smoke import of_scale, words
 from implicit_reasoning.config import parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.training import run_phases
 from implicit_reasoning.worlds import shortcuts
 

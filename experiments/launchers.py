@@ -27,7 +27,7 @@ import numpy as np
 
 from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import every_core_a_device, provenance
+from implicit_reasoning.runtime.machine import one_device_per_core, provenance
 from implicit_reasoning.sweeps import Runs, define, run_sweep
 from implicit_reasoning.sweeps.directory import SweepLayout, read_journal
 
@@ -50,7 +50,7 @@ FINAL = "accuracy/test_ii"
 def main(argv: list[str]) -> None:
     """Train what is missing, compare, and write what was found."""
     flags, overrides = parse_flags(argv, FLAGS)
-    every_core_a_device()
+    one_device_per_core()
     out = flags["out"]
     found = json.loads((out / "found.json").read_text()) if (out / "found.json").exists() else {}
     parts = {"first": first, "complete": complete}

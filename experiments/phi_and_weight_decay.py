@@ -31,8 +31,8 @@ import xarray as xr
 from phi_and_weight_decay_figures import HALF, RAW, write
 
 from implicit_reasoning.config import Flag, apply_overrides, load_config, parse_flags
-from implicit_reasoning.machine import every_core_a_device, provenance
 from implicit_reasoning.runs import save_arrays
+from implicit_reasoning.runtime.machine import one_device_per_core, provenance
 from implicit_reasoning.sweeps import Runs, grid, make_sweep, run_sweep
 from implicit_reasoning.worlds import coverage, shortcuts
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     seeds = {WORLD: range(flags["worlds"]), SEED: range(flags["inits"])}
     # Seeds vary slowest: if the sweep is stopped, whole replicates are done.
     sweep = make_sweep(config, list(grid({**seeds, **points})))
-    every_core_a_device()
+    one_device_per_core()
     late = list(sweep.trials)
     for stop in flags["rounds"]:
         run_sweep(sweep, flags["runs"], launcher=flags["launcher"], stop_at=stop, only=late)

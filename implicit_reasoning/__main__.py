@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import implicit_reasoning.runtime.compilation
+import implicit_reasoning.runtime.distributed
 from implicit_reasoning.commands import VERBS, Verb
 from implicit_reasoning.commands.table import CACHE_FLAG, all_flags
 from implicit_reasoning.config import parse_flags
@@ -60,9 +62,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         return Exit.DONE
     flags, overrides = _parse(name, verb, words)
     if verb.computes:
-        from implicit_reasoning import compilation
-
-        compilation.use_cache(flags.pop(CACHE_FLAG))
+        implicit_reasoning.runtime.compilation.use_cache(flags.pop(CACHE_FLAG))
     if not verb.saves:
         verb.function(flags, overrides)
         return Exit.DONE
@@ -82,7 +82,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
     """Run a command that saves; what one of many processes meets ends it, and so tells the rest."""
     from implicit_reasoning.sweeps.run import TrialsLost
-    from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost, distributed
+    from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost
 
     try:
         verb.function(flags, overrides)
@@ -91,11 +91,11 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
     except (NonFiniteLoss, TrialsLost) as diverged:
         return _say(diverged, Exit.DIVERGED)
     except PeerLost as lost:
-        distributed.leave(_say(lost, Exit.PEER_LOST))
+        implicit_reasoning.runtime.distributed.exit_process(_say(lost, Exit.PEER_LOST))
         return Exit.PEER_LOST
     except Exception as error:
-        if distributed.many():
-            distributed.leave(_answer(error))
+        if implicit_reasoning.runtime.distributed.is_distributed():
+            implicit_reasoning.runtime.distributed.exit_process(_answer(error))
         raise
     return Exit.DONE
 

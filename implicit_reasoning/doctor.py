@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 
-from implicit_reasoning import compilation
-from implicit_reasoning.locks import describe_lock
-from implicit_reasoning.machine import matmul_peak, provenance
+from implicit_reasoning.runtime import compilation
+from implicit_reasoning.runtime.locks import describe_lock
+from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
 
 def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:

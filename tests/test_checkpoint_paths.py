@@ -13,9 +13,9 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.grokked import import_grokked
 from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, checkpoints
 from implicit_reasoning.runs.stores import read_tree
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
-from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
 from tests.dictionaries.small import config as dictionary_config
@@ -76,7 +76,7 @@ def _sweep(workdir):
 def _population(workdir):
     config = tiny()
     trial = Trial(config, build(config.task), Layout(workdir))
-    train_population([trial], Layout(workdir.parent / "population"), 60, Wish())
+    train_population([trial], Layout(workdir.parent / "population"), 60, ShutdownRequest())
 
 
 def _dictionaries(workdir):

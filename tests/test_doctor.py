@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning import compilation, doctor, machine
+from implicit_reasoning import doctor
+from implicit_reasoning.runtime import compilation, machine
 
 
 def test_findings(tmp_path, monkeypatch):

@@ -48,8 +48,8 @@ from implicit_reasoning.dictionaries.population import Population, make_members,
 from implicit_reasoning.dictionaries.steps import Recipe, Settings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
-from implicit_reasoning.machine import every_core_a_device
-from implicit_reasoning.training.mapping import fitting_mesh
+from implicit_reasoning.runtime.machine import one_device_per_core
+from implicit_reasoning.runtime.mapping import fitting_mesh
 
 FLAGS = {
     "rounds": 5,
@@ -84,7 +84,7 @@ CASES = {
 
 def main(argv: list[str]) -> None:
     """Measure all cases and write what was found."""
-    every_core_a_device()
+    one_device_per_core()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"]}
     keep(found, flags["out"], "dictionaries")

@@ -47,7 +47,7 @@ def result_file(out: Path | None, name: str) -> Path:
 
 def made_on() -> dict[str, Any]:
     """`machine` and `provenance` of a result that was measured just now."""
-    from implicit_reasoning.machine import provenance  # imports jax, as some scripts time
+    from implicit_reasoning.runtime.machine import provenance  # imports jax, as some scripts time
 
     return {"machine": describe(), "provenance": {"time": time.time(), **provenance()}}
 
@@ -58,7 +58,7 @@ def describe() -> dict[str, Any]:
     `cores` are all of the machine, `cores_used` those that this process may use. The peak is of
     square float32 products on one device with the cores used, measured now.
     """
-    from implicit_reasoning.machine import matmul_peak, provenance
+    from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
     made = provenance()
     return {
@@ -76,7 +76,7 @@ def kind() -> str:
     """For example `amd_epyc_2_cores`, or `nvidia_h100_80gb_hbm3`."""
     import jax
 
-    from implicit_reasoning.machine import provenance
+    from implicit_reasoning.runtime.machine import provenance
 
     if jax.default_backend() != "cpu":
         return words(jax.devices()[0].device_kind)

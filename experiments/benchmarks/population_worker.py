@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from implicit_reasoning.config import apply_overrides, load_config, split_list
-from implicit_reasoning.machine import cores, matmul_peak, stay_on
 from implicit_reasoning.runs import Layout
-from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.machine import available_cores, matmul_peak, pin_to_cores
+from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.population import Trial, make_population
 from implicit_reasoning.worlds import build
@@ -47,7 +48,7 @@ class Trials:
         """Seconds of so many steps of every trial."""
         began = time.perf_counter()
         for number, program in enumerate(self._programs):
-            steps = sharding.put_number(count, program.whole)
+            steps = sharding.put_scalar(count, program.whole)
             state, rows = self._states[number], program.rows
             arguments: Any = (state, rows, program.hyper, program.stream_key, steps)
             self._states[number] = jax.block_until_ready(program.advance(*arguments))
@@ -56,13 +57,13 @@ class Trials:
 
 def main() -> None:
     """Answer commands until there are no more."""
-    print(json.dumps({"cores": len(cores())}), flush=True)
+    print(json.dumps({"cores": len(available_cores())}), flush=True)
     trials: Trials | None = None
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "set":
             if len(rest) > 3:
-                stay_on([int(core) for core in split_list(rest[3])])
+                pin_to_cores([int(core) for core in split_list(rest[3])])
             trials = Trials(rest[0], rest[1], int(rest[2]))
             answer: dict[str, Any] = {"devices": jax.device_count()}
         elif word == "limit":

@@ -45,7 +45,7 @@ from turns import ratio, take_turns
 from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.machine import cores
+from implicit_reasoning.runtime.machine import available_cores
 from implicit_reasoning.sweeps.launchers.devices import shares
 
 FLAGS: dict[str, Any] = {
@@ -103,7 +103,7 @@ def steps(flags: dict[str, Any]) -> dict[str, Any]:
     part, over = divmod(trials, len(dealt))
     if over:
         raise InputError(f"{trials} trials cannot be dealt out to {len(dealt)} workers")
-    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(cores()))}
+    as_devices = {"JAX_NUM_CPU_DEVICES": str(len(available_cores()))}
     population = _worker(flags, "population", trials, **as_devices)
     sequence = _worker(flags, "alone", trials)
     limit = sequence.ask("limit")  # one CPU device with all cores, or all GPUs

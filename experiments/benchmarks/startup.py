@@ -23,6 +23,8 @@ import time
 
 from measure import spread
 
+import implicit_reasoning.runtime.sharding
+
 FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False}
 
 
@@ -73,7 +75,7 @@ def first_step(name: str, began: float) -> dict[str, float]:
     import jax
 
     from implicit_reasoning.config import load_config
-    from implicit_reasoning.training import setup, sharding
+    from implicit_reasoning.training import setup
     from implicit_reasoning.worlds import build
 
     times.append(time.perf_counter())
@@ -83,7 +85,7 @@ def first_step(name: str, began: float) -> dict[str, float]:
     program = setup.make_program(config, dataset)
     state = jax.block_until_ready(program.init(program.init_key))
     times.append(time.perf_counter())
-    one = sharding.put_number(1, program.whole)
+    one = implicit_reasoning.runtime.sharding.put_scalar(1, program.whole)
     arguments = (state, program.rows, program.hyper, program.stream_key, one)
     jax.block_until_ready(program.advance(*arguments))
     times.append(time.perf_counter())

@@ -31,7 +31,7 @@ from outfile import OUT
 from train_step import Ours
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
-from implicit_reasoning.machine import cores
+from implicit_reasoning.runtime.machine import available_cores
 
 FLAGS = {
     "config": "configs/composition.py:pocket",
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         by_kind[kind] += milliseconds
     result = {
         "config": flags["config"],
-        "cores": len(cores()),
+        "cores": len(available_cores()),
         "load_average": os.getloadavg()[0],
         "milliseconds_a_step": 1e3 * seconds,
         "gflop_a_step": ours.flops / 1e9,

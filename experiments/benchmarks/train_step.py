@@ -41,11 +41,12 @@ from peer import Peer
 
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json, write_npz
-from implicit_reasoning.machine import matmul_peak
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
 from implicit_reasoning.model.wirings import forward_at
-from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.machine import matmul_peak
+from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
 from implicit_reasoning.training.step import TrainingRows, answer_loss
 from implicit_reasoning.worlds import build
@@ -123,7 +124,7 @@ class Ours:
 
     def arguments(self, steps: int) -> tuple[Any, ...]:
         """Of the compiled loop."""
-        program, count = self.program, sharding.put_number(steps, self.program.whole)
+        program, count = self.program, sharding.put_scalar(steps, self.program.whole)
         return self._state, program.rows, program.hyper, program.stream_key, count
 
     def run(self, steps: int) -> float:

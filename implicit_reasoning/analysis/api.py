@@ -22,9 +22,9 @@ from implicit_reasoning.analysis.runner import (
 )
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.locks import in_turn
-from implicit_reasoning.machine import program_memory
 from implicit_reasoning.runs import HeldStore, Run
+from implicit_reasoning.runtime.locks import waiting_turn
+from implicit_reasoning.runtime.machine import memory_per_program
 
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
@@ -118,7 +118,7 @@ def _holding(run: Run, count: int) -> Run:
     """The run, keeping in memory the checkpoints it reads, unless it does so already."""
     if isinstance(run.store, HeldStore):
         return run
-    return run.held(program_memory() // max(1, count))
+    return run.held(memory_per_program() // max(1, count))
 
 
 def _seen(run: Run, instrument: Instrument) -> tuple[int, int] | None:
@@ -142,7 +142,7 @@ def _keep(run: Run, instrument: Instrument, new: xr.Dataset, stale: tuple[int, i
     Raises:
       InputError: what was written meanwhile is not comparable; `new` is not kept.
     """
-    with in_turn(run.files.analysis):
+    with waiting_turn(run.files.analysis):
         there = _seen(run, instrument)
         if there is not None and there != stale:
             other = run.result(instrument.name)
@@ -223,7 +223,7 @@ def analyze_all(
     By default these are all that are marked so, but for those that are not for the runs' task.
     """
     given = [runs] if isinstance(runs, Run) else runs
-    memory = program_memory() // max(1, len(given))
+    memory = memory_per_program() // max(1, len(given))
     runs = [run.held(memory) for run in given]
     chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
     names = []
@@ -236,7 +236,7 @@ def analyze_all(
         else:
             names.append(instrument.name)
     for run in runs:
-        with in_turn(run.files.analysis):
+        with waiting_turn(run.files.analysis):
             used.keep(run)
     return names
 

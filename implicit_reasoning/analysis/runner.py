@@ -24,10 +24,15 @@ from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
 from implicit_reasoning.analysis.labels import check_labels, plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import exactly, lapack_alone, program_memory, provenance
 from implicit_reasoning.model import Params, Transformer, check_tokens
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.machine import (
+    highest_precision,
+    memory_per_program,
+    provenance,
+    single_threaded_lapack,
+)
 from implicit_reasoning.statistics import INTERVALS
-from implicit_reasoning.training import sharding
 
 CHECKPOINTS = "checkpoints"
 """Attribute of a result that is kept in a run: a fingerprint of the parameters of every step."""
@@ -63,7 +68,7 @@ class Runner:
         """
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-        most = max(1, min(_MOST_AT_ONCE, program_memory() // (2 * size)))
+        most = max(1, min(_MOST_AT_ONCE, memory_per_program() // (2 * size)))
         devices = self.mesh.shape["trial"]
         return min(count, devices * chunk_size(-(-count // devices), most))
 
@@ -74,7 +79,7 @@ class Runner:
         padded = -(-count // devices) * devices
         params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
         key = jax.random.key(_SEED)
-        with lapack_alone():
+        with single_threaded_lapack():
             found = self._program(params, examples.inputs, key)
             return {name: np.asarray(value)[:count] for name, value in found.items()}
 
@@ -90,14 +95,18 @@ class Runner:
         """With as many models at the same time as fit."""
         compiled = jax.jit(self._mapped()).lower(params, inputs, key).compile()
         memory = compiled.memory_analysis()
-        if self.together == 1 or memory is None or memory.temp_size_in_bytes <= program_memory():
+        if (
+            self.together == 1
+            or memory is None
+            or memory.temp_size_in_bytes <= memory_per_program()
+        ):
             return compiled
         self.together //= 2
         return self._compile(params, inputs, key)
 
     def _mapped(self) -> Callable[..., dict[str, jax.Array]]:
         def share(params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
-            @exactly
+            @highest_precision
             def one(params: Params) -> dict[str, jax.Array]:
                 self.traces += 1
                 return self.instrument.measure(self.model, params, inputs, key)

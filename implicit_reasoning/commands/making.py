@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import implicit_reasoning.runtime.distributed
 from implicit_reasoning.config import apply_overrides, load_config
 
 Given = dict[str, Any]
@@ -29,11 +30,10 @@ def world(flags: Given, overrides: Given) -> None:
 def doctor(flags: Given, overrides: Given) -> None:
     """Say what this machine has, reaches and lacks."""
     from implicit_reasoning import doctor
-    from implicit_reasoning.training import distributed
 
     if flags["config"] is not None:
         config = apply_overrides(load_config(flags["config"]), overrides)
-        distributed.join(config.distributed)
+        implicit_reasoning.runtime.distributed.initialize(config.distributed)
     for name, finding in doctor.examine(flags["workdir"]).items():
         print(f"{name:>18}: {finding}")
     for remedy in doctor.remedies():

@@ -71,11 +71,11 @@ def score(flags: Given, overrides: Given) -> None:
 def dictionaries(flags: Given, overrides: Given) -> None:
     """Train sparse dictionaries of a run, measure them, and write the page anew."""
     from implicit_reasoning.dictionaries import measured, train_dictionaries
-    from implicit_reasoning.machine import every_core_a_device
     from implicit_reasoning.report import write_report
     from implicit_reasoning.runs import Run
+    from implicit_reasoning.runtime.machine import one_device_per_core
 
-    every_core_a_device()
+    one_device_per_core()
     run = Run(flags["workdir"])
     config = apply_overrides(load_config(flags["config"]), overrides)
     made = train_dictionaries(run, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import implicit_reasoning.runtime.distributed
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 
@@ -12,13 +13,13 @@ Given = dict[str, Any]
 
 def train(flags: Given, overrides: Given) -> None:
     """Train, or go on training."""
-    from implicit_reasoning.training import distributed, run_phases, train
+    from implicit_reasoning.training import run_phases, train
 
     if flags["profile"]:
         overrides = {"profile": True, **overrides}
     config = apply_overrides(load_config(flags["config"]), overrides)
     run = train(config, flags["workdir"], stop_at=flags["stop_at"])
-    if not distributed.writes():
+    if not implicit_reasoning.runtime.distributed.is_primary():
         return
     for name, step in run_phases(run).describe().items():
         print(f"{name:>22}: {step}")
@@ -26,13 +27,12 @@ def train(flags: Given, overrides: Given) -> None:
 
 def sweep(flags: Given, overrides: Given) -> None:
     """Train the trials of a sweep, or go on with those that are not done."""
-    from implicit_reasoning.machine import every_core_a_device
     from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.runtime.machine import one_device_per_core
     from implicit_reasoning.sweeps import Runs, define, run_sweep
     from implicit_reasoning.sweeps.cost import describe_cost
     from implicit_reasoning.sweeps.progress import table
     from implicit_reasoning.sweeps.run import check_all_done
-    from implicit_reasoning.training import distributed
 
     if flags["search"] is not None:
         _search(flags, overrides)
@@ -44,7 +44,7 @@ def sweep(flags: Given, overrides: Given) -> None:
     if flags["workdir"] is None:
         raise InputError("sweep needs --workdir=, but for --dry_run")
     if flags["launcher"] in (None, "vmap"):
-        every_core_a_device()
+        one_device_per_core()
     statuses = run_sweep(
         found,
         flags["workdir"],
@@ -52,7 +52,7 @@ def sweep(flags: Given, overrides: Given) -> None:
         stop_at=flags["stop_at"],
         options=_launcher_options(flags),
     )
-    if distributed.writes():
+    if implicit_reasoning.runtime.distributed.is_primary():
         print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
     check_all_done(statuses)
 
@@ -64,8 +64,8 @@ def _launcher_options(flags: Given) -> dict[str, Any]:
 
 def _search(flags: Given, overrides: Given) -> None:
     """Search a space adaptively; its trials are a sweep."""
-    from implicit_reasoning.machine import every_core_a_device
     from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.runtime.machine import one_device_per_core
     from implicit_reasoning.sweeps import Runs
     from implicit_reasoning.sweeps.directory import DONE
     from implicit_reasoning.sweeps.progress import table
@@ -90,7 +90,7 @@ def _search(flags: Given, overrides: Given) -> None:
         minimize=flags["minimize"],
     )
     if flags["launcher"] in (None, "vmap"):
-        every_core_a_device()
+        one_device_per_core()
     options, launcher = _launcher_options(flags), flags["launcher"]
     statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
     print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")

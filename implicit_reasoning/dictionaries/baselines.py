@@ -41,10 +41,10 @@ from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.states import Split, states
 from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
 from implicit_reasoning.dictionaries.train import train_members
-from implicit_reasoning.machine import exactly
 from implicit_reasoning.model import Params
 from implicit_reasoning.model.layers import ACTIVATIONS
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.machine import highest_precision
 
 FROZEN = "frozen decoder"
 _SAMPLE = 8192  # states that clusters and linear maps are fitted to
@@ -71,7 +71,7 @@ class Candidate(NamedTuple):
 class Nearest(Finished):
     """One feature is active, with 1: that whose centroid is nearest, `-|c|^2 / 2` in `b_enc`."""
 
-    @exactly
+    @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """One-hot."""
         closeness = self.kind.project(params, x) + params["b_enc"][None]
@@ -88,7 +88,7 @@ class Neurons(Finished):
 
     act_fn: str = "relu"
 
-    @exactly
+    @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """After the nonlinearity."""
         acts = ACTIVATIONS[self.act_fn](self.kind.project(params, x) + params["b_enc"][None])

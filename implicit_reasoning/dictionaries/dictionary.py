@@ -13,8 +13,8 @@ from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind, Output
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.variants import Encoded, Pass, Variant
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import exactly
 from implicit_reasoning.model import Params
+from implicit_reasoning.runtime.machine import highest_precision
 
 Scalar = Float[Array, ""]
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
@@ -134,7 +134,7 @@ class Finished:
                 f"k is {self.most}, more than the {self.kind.d_sae} features there are"
             )
 
-    @exactly
+    @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """Activations of all features."""
         projected = self.kind.project(params, x)
@@ -150,7 +150,7 @@ class Finished:
             return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(self.kind.d_sae)
         return jax.nn.relu(pre)
 
-    @exactly
+    @highest_precision
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
         """What is written; `x` is what was read, which skip transcoders map, too."""
         return self.kind.write(params, acts) + self.kind.base(params, x)

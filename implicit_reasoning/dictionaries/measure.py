@@ -30,11 +30,11 @@ from implicit_reasoning.dictionaries.measures import MEASURES, Asked, Coded, Mea
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split, split_states, states
 from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries, Files, Member
-from implicit_reasoning.machine import exactly, provenance
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.runtime.machine import highest_precision, provenance
+from implicit_reasoning.runtime.mapping import fitting_mesh, mapped
 from implicit_reasoning.statistics import INTERVALS
-from implicit_reasoning.training.mapping import fitting_mesh, mapped
 
 _WITH = "measured_with"  # attribute of a result
 
@@ -169,7 +169,7 @@ def _program(model: Transformer, measures: Sequence[Measure], split: Split) -> A
     """Compiled: everything of some dictionaries of one shape, of several sources."""
 
     @partial(jax.jit, static_argnums=(2, 3))
-    @exactly
+    @highest_precision
     def program(
         params: Params, items: tuple[Array, Params], sites: Sites, finished: Finished
     ) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, State, Window
 from implicit_reasoning.model import Params
-from implicit_reasoning.training import sharding
-from implicit_reasoning.training.mapping import mapped
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.mapping import mapped
 
 
 class Members(NamedTuple):

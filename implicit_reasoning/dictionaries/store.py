@@ -24,9 +24,9 @@ from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
+from implicit_reasoning.runtime.machine import provenance
 
 ALL = -1
 """In place of a step: of a crosscoder, which is of all checkpoints."""

@@ -28,14 +28,19 @@ from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.locks import held
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Checkpoints, Damaged, Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.runtime.locks import exclusive_lock
+from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.runtime.mapping import fitting_mesh
+from implicit_reasoning.runtime.shutdown import (
+    Interrupted,
+    ShutdownRequest,
+    shutdown_requests,
+    signal_name,
+)
 from implicit_reasoning.training.directory import check_numerics
-from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
-from implicit_reasoning.training.mapping import fitting_mesh
 from implicit_reasoning.training.writers import MetricsFile
 
 _KEPT = 2  # states to resume from
@@ -67,13 +72,13 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         f"another process is training dictionaries in {files.folder}; wait for it, or choose "
         "another config.name"
     )
-    with held(files.folder, refusal):
+    with exclusive_lock(files.folder, refusal):
         _check_same(files, config)  # another process may have begun, or finished, since we looked
         if files.finished.exists():
             return load(run, config.name)
         _note_start(files, config)
-        with wishes() as wish:
-            params = _Training(run, config, plan, files).go(wish)
+        with shutdown_requests() as shutdown:
+            params = _Training(run, config, plan, files).go(shutdown)
         dictionaries = Dictionaries(plan.recipe.dictionary.finished(), params, plan.members, config)
         save(files, dictionaries)
     return dictionaries
@@ -191,7 +196,7 @@ class _Training:
         self._run, self._config, self._plan, self._files = run, config, plan, files
         self._steps = plan.recipe.settings.steps
 
-    def go(self, wish: Wish) -> Params:
+    def go(self, shutdown: ShutdownRequest) -> Params:
         """All stages, from where the last call stopped; parameters of all members."""
         with contextlib.ExitStack() as stack:
             self._resumes = Checkpoints(self._files.resume, keep=_KEPT)
@@ -201,7 +206,7 @@ class _Training:
             self._metrics = MetricsFile(self._files.metrics, resumed_at=self._at)
             stack.callback(self._metrics.close)
             self._bar = stack.enter_context(self._progress_bar())
-            return self._all_stages(stage, wish)
+            return self._all_stages(stage, shutdown)
 
     def _progress_bar(self) -> tqdm[Any]:
         return tqdm(
@@ -245,7 +250,7 @@ class _Training:
         recipe, members = self._plan.recipe, self._plan.stages[number]
         return make_population(self._run, recipe, members, self._config)
 
-    def _all_stages(self, restored: _Stage | None, wish: Wish) -> Params:
+    def _all_stages(self, restored: _Stage | None, shutdown: ShutdownRequest) -> Params:
         finished: Params | None = None
         warm: Params | None = None
         for number in range(self._at // self._steps, len(self._plan.stages)):
@@ -255,7 +260,7 @@ class _Training:
                 population, material = self._population(number)
                 state = population.begin(warm)
             restored = None  # its state is given away, and can be freed
-            state = self._stage(number, population, state, finished, wish)
+            state = self._stage(number, population, state, finished, shutdown)
             own = _finish(population, material, state)
             finished = own if finished is None else _one_after_the_other(finished, own)
             warm = state.params
@@ -284,7 +289,7 @@ class _Training:
         population: Population,
         state: State,
         finished: Params | None,
-        wish: Wish,
+        shutdown: ShutdownRequest,
     ) -> State:
         """One stage to its end."""
         start, end = number * self._steps, (number + 1) * self._steps
@@ -292,13 +297,13 @@ class _Training:
         while self._at < end:
             count = min(self._config.log_every - self._at % self._config.log_every, end - self._at)
             due = self._at > start and self._at % self._config.resume_every < count
-            asked = bool(wish)
+            asked = bool(shutdown)
             if asked or due:
                 self._write(pending)
                 pending = None
                 self._resumes.save(self._at, _saved(state, finished))
             if asked:
-                raise Interrupted(self._at, signal_name(wish.number) or "a signal")
+                raise Interrupted(self._at, signal_name(shutdown.number) or "a signal")
             state, window = population.advance(state, self._at - start, count)
             self._at += count
             self._write(pending)

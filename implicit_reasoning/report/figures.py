@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from implicit_reasoning import events, imports
+from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure, Page
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime import events
 
 PROVIDERS: tuple[str, ...] = (
     "implicit_reasoning.training.figures",

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.locks import held
 from implicit_reasoning.runs import Layout
+from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.training.fields import is_field
 
@@ -93,7 +93,7 @@ class SweepLayout:
 
 def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
     """Hold the directory; an `InputError` if another launcher does."""
-    return held(
+    return exclusive_lock(
         files.workdir,
         f"another launcher is running the sweep in {files.workdir}; wait for it, or choose another "
         "--workdir",

@@ -14,6 +14,8 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import check_path
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.shutdown import shutdown_requests, signal_name
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
@@ -29,9 +31,8 @@ from implicit_reasoning.sweeps.directory import (
 )
 from implicit_reasoning.sweeps.launchers.base import Launcher, Work, reached
 from implicit_reasoning.sweeps.progress import Progress
-from implicit_reasoning.training import Interrupted, distributed
+from implicit_reasoning.training import Interrupted
 from implicit_reasoning.training.directory import check_same
-from implicit_reasoning.training.interruption import signal_name, wishes
 
 LAUNCHERS = {
     "vmap": "implicit_reasoning.sweeps.launchers.vmap:vmap",
@@ -106,30 +107,30 @@ def run_sweep(
         raise InputError(f"stop_at is {stop_at}; it is a number of steps, 0 or more")
     if unknown := sorted(set(only or ()) - set(sweep.trials)):
         raise InputError(f"there is no trial {', '.join(unknown)} in this sweep")
-    distributed.join(sweep.base.distributed)
-    name = launcher or ("vmap" if distributed.many() else default_launcher(sweep))
+    distributed.initialize(sweep.base.distributed)
+    name = launcher or ("vmap" if distributed.is_distributed() else default_launcher(sweep))
     launch = find_launcher(name)
-    if distributed.many() and name != "vmap":
+    if distributed.is_distributed() and name != "vmap":
         raise InputError(
             f"--launcher={name} starts processes of its own; on many hosts, with "
             "distributed.mode, only vmap trains"
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(distributed.watched())
+        stack.enter_context(distributed.exit_if_peer_lost())
         given = json.dumps([list(sweep.trials), stop_at, None if only is None else sorted(only)])
-        if distributed.writes():
+        if distributed.is_primary():
             stack.enter_context(exclusive(files))
             sweep = begin(files, sweep)
-        if distributed.many():  # nobody reads on before it is written
-            distributed.check_alike(given)
+        if distributed.is_distributed():  # nobody reads on before it is written
+            distributed.assert_same_across_processes(given)
             sweep = load(files)
-        journal = Journal(files, writes=distributed.writes())
+        journal = Journal(files, writes=distributed.is_primary())
         stack.callback(journal.close)
         stops = to_do(files, sweep, journal, stop_at, only)
         shown = bool(sweep.base.writers.progress) and name not in _OWN_BAR
         board = Progress(files, journal, stops, bar=shown)
         stack.callback(board.close)
-        wish = stack.enter_context(wishes())
+        wish = stack.enter_context(shutdown_requests())
         if stops:
             launch(Work(files, sweep, stops, options or {}), board, wish)
         statuses = {trial: journal.status(trial) for trial in sweep.trials}

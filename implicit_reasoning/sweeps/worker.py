@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from implicit_reasoning.compilation import use_cache
 from implicit_reasoning.errors import Exit, InputError
-from implicit_reasoning.machine import stay_on
+from implicit_reasoning.runtime.compilation import use_cache
+from implicit_reasoning.runtime.machine import pin_to_cores
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
 from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """Do it, and answer like the command."""
     directory, trial, stop, *cores = argv
     if cores:  # before anything asks how many there are
-        stay_on([int(core) for core in cores[0].split(",")])
+        pin_to_cores([int(core) for core in cores[0].split(",")])
         _end_with_parent()
     code, said = work(directory, trial, int(stop))
     print(said, file=sys.stderr, end="\n" if said else "")

@@ -1,7 +1,7 @@
 """Training: `train(config, workdir) -> Run`."""
 
-from implicit_reasoning.training.distributed import PeerLost
-from implicit_reasoning.training.interruption import Interrupted
+from implicit_reasoning.runtime.distributed import PeerLost
+from implicit_reasoning.runtime.shutdown import Interrupted
 from implicit_reasoning.training.loop import NonFiniteLoss, train
 from implicit_reasoning.training.phases import Phases, Splits, phases, run_phases
 

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.locks import held
-from implicit_reasoning.machine import numerics, provenance
 from implicit_reasoning.paths import local_path
 from implicit_reasoning.runs import Layout, read_metrics, read_starts
-from implicit_reasoning.training import distributed, fields
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.locks import exclusive_lock
+from implicit_reasoning.runtime.machine import numerics, provenance
+from implicit_reasoning.training import fields
 from implicit_reasoning.worlds import Dataset, build
 
 # What may differ between the processes of one run.
@@ -31,9 +32,9 @@ def exclusive(files: Layout) -> AbstractContextManager[None]:
 
     Of a run of many processes, the one that writes holds it.
     """
-    if not distributed.writes():
+    if not distributed.is_primary():
         return contextlib.nullcontext()
-    return held(
+    return exclusive_lock(
         files.workdir,
         f"another process is training in {files.workdir}; wait for it, or choose another --workdir",
     )
@@ -120,7 +121,7 @@ def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     """Write what makes a directory a run; `config.json` comes last, so it vouches for the rest."""
-    if not distributed.writes():
+    if not distributed.is_primary():
         return
     for stale in files.workdir.glob(".*.tmp"):  # a killed process was writing these
         stale.unlink()

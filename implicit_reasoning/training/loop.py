@@ -28,16 +28,15 @@ from tqdm import tqdm
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, check_path, end_row
-from implicit_reasoning.training import (
-    directory,
-    distributed,
-    profiling,
-    setup,
-    sharding,
-    states,
+from implicit_reasoning.runtime import distributed, profiling, sharding
+from implicit_reasoning.runtime.shutdown import (
+    Interrupted,
+    ShutdownRequest,
+    shutdown_requests,
+    signal_name,
 )
+from implicit_reasoning.training import directory, setup, states
 from implicit_reasoning.training.evaluation import NEVER, Outcome
-from implicit_reasoning.training.interruption import Interrupted, Wish, signal_name, wishes
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.training.setup import Program
@@ -91,16 +90,16 @@ def train(
     stop = config.steps if stop_at is None else stop_at
     if not 0 <= stop <= config.steps:
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
-    distributed.join(config.distributed)
-    with distributed.watched():
+    distributed.initialize(config.distributed)
+    with distributed.exit_if_peer_lost():
         # Whatever can be wrong with a new run is found before anything is made.
         dataset = directory.open_dataset(files, config)
-        if distributed.many():
-            distributed.check_alike(directory.identity(config, stop, dataset))
+        if distributed.is_distributed():
+            distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
         program, record = setup.make_program(config, dataset), Record(config, dataset, files)
-        with directory.exclusive(files), wishes() as wish:
+        with directory.exclusive(files), shutdown_requests() as shutdown:
             directory.begin(files, config, dataset)
-            Trainer(program, [record], files, start=_as_a_row(files, program)).run(stop, wish)
+            Trainer(program, [record], files, start=_as_a_row(files, program)).run(stop, shutdown)
     return Run(workdir)
 
 
@@ -109,7 +108,7 @@ def _as_a_row(files: Layout, program: Program) -> Start | None:
     saved = states.newest(files)
     if saved is None or saved.row is None:
         return None
-    if distributed.writes():
+    if distributed.is_primary():
         end_row(files, saved.step)
     return states.read([saved], program.like, stacked=False)
 
@@ -150,9 +149,9 @@ class Trainer:
         self._compiled = profiling.compiles()
         self._schedule = Schedule.from_config(self._config)
 
-    def run(self, stop: int, wish: Wish) -> None:
+    def run(self, stop: int, shutdown: ShutdownRequest) -> None:
         """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
-        files, writes = self._files, distributed.writes()
+        files, writes = self._files, distributed.is_primary()
         # Closed in reverse order, also when training fails: what was saved must be whole on disk.
         with contextlib.ExitStack() as stack:
 
@@ -173,7 +172,7 @@ class Trainer:
             traced = files.profile if writes and self._config.profile else None
             self._profile = opened(profiling.Profile(traced))
             with jax.transfer_guard("disallow"):
-                self._loop(state, step, stop, wish)
+                self._loop(state, step, stop, shutdown)
 
     def _progress_bar(self, step: int) -> tqdm[Any]:
         return tqdm(
@@ -181,7 +180,7 @@ class Trainer:
             total=self._schedule.horizon,
             initial=step,
             unit="step",
-            disable=not (self._config.writers.progress and distributed.writes()),
+            disable=not (self._config.writers.progress and distributed.is_primary()),
             dynamic_ncols=True,
         )
 
@@ -201,7 +200,7 @@ class Trainer:
                 saved = self._resumes.restore(step, like)
             except Damaged as damage:
                 said = str(damage)
-            if distributed.gather(np.array([saved is not None], np.float32)).all() and saved:
+            if distributed.allgather(np.array([saved is not None], np.float32)).all() and saved:
                 self._remember(self._program.split(np.array(saved["first_correct"])))
                 return saved["state"], step
             said = said or f"the checkpoint of step {step} cannot be read by another process"
@@ -224,7 +223,7 @@ class Trainer:
         stacked = [np.pad(steps, (0, most - len(steps)), constant_values=NEVER) for steps in found]
         return self._program.stack(stacked)
 
-    def _loop(self, state: TrainState, step: int, stop: int, wish: Wish) -> None:
+    def _loop(self, state: TrainState, step: int, stop: int, shutdown: ShutdownRequest) -> None:
         self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
         pending: _Pending | None = None
         if step == NEVER:
@@ -233,7 +232,7 @@ class Trainer:
             self._keep(step, state, pending, step == stop)
             pending = None
         while step < stop:
-            asked, patience = self._agree(wish)
+            asked, patience = self._agree(shutdown)
             if asked:
                 self._keep(step, state, pending, True)
                 raise Interrupted(step, asked)
@@ -246,13 +245,13 @@ class Trainer:
             if self._keep(step, state, pending, step == stop):
                 pending = None
 
-    def _agree(self, wish: Wish) -> tuple[str | None, int]:
+    def _agree(self, shutdown: ShutdownRequest) -> tuple[str | None, int]:
         """A signal that any process got, and how many steps to go before asking again.
 
         Not more than the device gets done before a signal would have to wait long.
         """
-        own = np.array([wish.number, self._steps_per_second()], np.float32)
-        said = distributed.gather(own)
+        own = np.array([shutdown.number, self._steps_per_second()], np.float32)
+        said = distributed.allgather(own)
         return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
     def _arrive(self, before: int, step: int, state: TrainState) -> _Pending:
@@ -359,7 +358,7 @@ class Trainer:
 
     def _advance(self, state: TrainState, count: int) -> TrainState:
         program = self._program
-        steps = sharding.put_number(count, program.whole)
+        steps = sharding.put_scalar(count, program.whole)
         after: TrainState = program.advance(
             state, program.rows, program.hyper, program.stream_key, steps
         )
@@ -389,5 +388,5 @@ def _close(part: Any, error: BaseException | None) -> None:
     A signal and divergence all processes leave with alike.
     """
     alike = error is None or isinstance(error, Interrupted | NonFiniteLoss)
-    if alike or not distributed.many():
+    if alike or not distributed.is_distributed():
         part.close()

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from implicit_reasoning.machine import matmul_peak
-from implicit_reasoning.training import setup, sharding
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.machine import matmul_peak
+from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.worlds import Dataset, build
@@ -129,7 +130,7 @@ def _measure(config: ConfigDict, dataset: Dataset) -> Speed:
     state = program.init(program.init_key)
 
     def arguments(count: int) -> tuple[Any, ...]:
-        steps = sharding.put_number(count, program.whole)
+        steps = sharding.put_scalar(count, program.whole)
         return state, program.rows, program.hyper, program.stream_key, steps
 
     began = time.perf_counter()

@@ -30,12 +30,13 @@ from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Damaged, Layout, begin_row, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
-from implicit_reasoning.training import directory, distributed, optimizer, setup, sharding, states
+from implicit_reasoning.runtime import distributed, sharding
+from implicit_reasoning.runtime.mapping import mapped
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
+from implicit_reasoning.training import directory, optimizer, setup, states
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
-from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.loop import NonFiniteLoss, Trainer
-from implicit_reasoning.training.mapping import mapped
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.step import TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
@@ -65,7 +66,7 @@ def train_population(
     trials: Sequence[Trial],
     files: Layout,
     stop: int,
-    wish: Wish,
+    shutdown: ShutdownRequest,
     *,
     lost: Callable[[int, int], None] | None = None,
     title: str = "",
@@ -77,7 +78,7 @@ def train_population(
       files: of the population, new each time: stacked checkpoints and states; all else is in the
         trials' own.
       stop: the step to stop at.
-      wish: whether a signal asks to stop earlier.
+      shutdown: whether a signal asks to stop earlier.
       lost: is told at once of a trial that diverges: its number, the step.
       title: of the progress bar.
 
@@ -109,17 +110,17 @@ def train_population(
     with contextlib.ExitStack() as stack:
         for trial in trials:
             stack.enter_context(directory.exclusive(trial.files))
-        stack.enter_context(distributed.watched())
+        stack.enter_context(distributed.exit_if_peer_lost())
         for trial in trials:
             directory.check_numerics(trial.files.workdir, read_starts(trial.files.provenance))
         start = _start(trials, program)
         for row, trial in enumerate(trials):
             directory.begin(trial.files, trial.config, trial.dataset)
-            if distributed.writes():
+            if distributed.is_primary():
                 begin_row(trial.files, files.workdir, row, start.step if start else 0)
         trainer = Trainer(program, records, files, start=start, title=title)
         with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
-            trainer.run(stop, wish)
+            trainer.run(stop, shutdown)
     return records
 
 
@@ -143,9 +144,11 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         start = states.read(found, program.like, stacked=True)
     except Damaged as error:
         damage = error
-    if distributed.gather(np.array([damage is None], np.float32)).all():
+    if distributed.allgather(np.array([damage is None], np.float32)).all():
         return start
-    if damage is None or distributed.many():  # one host alone must not change what others read
+    if (
+        damage is None or distributed.is_distributed()
+    ):  # one host alone must not change what others read
         said = damage or "a state of the trials cannot be read by another process"
         raise InputError(f"{said}; move it away to go on from the one before it")
     for trial, each in zip(trials, found, strict=True):

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.files import write_npz
 from implicit_reasoning.runs import Layout, end_row
-from implicit_reasoning.training import directory, distributed
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.training import directory
 from implicit_reasoning.training.evaluation import NEVER, Outcome, Scoring
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
@@ -51,7 +52,7 @@ class Record:
 
     def open(self, step: int) -> None:
         """Note this start, at `step` (-1: nothing has happened yet), and drop later rows."""
-        if not distributed.writes():
+        if not distributed.is_primary():
             return
         directory.record_start(self.files, max(step, 0))
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
@@ -97,14 +98,14 @@ class Record:
     def diverge(self, step: int) -> None:
         """Nothing more comes: the loss or its gradient was not finite at `step`."""
         self.diverged = step
-        if distributed.writes():
+        if distributed.is_primary():
             end_row(self.files, step)
         if self._lost:
             self._lost(step)
 
     def keep(self) -> None:
         """Write who was right first, beside a saved state."""
-        if distributed.writes():
+        if distributed.is_primary():
             rows = self.scoring.rows
             write_npz(self.files.first_correct, {"row": rows, "step": self.first_correct})
 

@@ -15,14 +15,8 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import flatten, schema_faults, value_faults
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Spec, Transformer
-from implicit_reasoning.training import (
-    batches,
-    distributed,
-    fields,
-    optimizer,
-    schedule,
-    sharding,
-)
+from implicit_reasoning.runtime import distributed, sharding
+from implicit_reasoning.training import batches, fields, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.step import Recipe, TrainingRows
@@ -77,7 +71,7 @@ def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
         order=config.order,
         dropout=config.model.dropout,
         log_every=config.log_every,
-        batch_sharding=sharding.by_rows(mesh),
+        batch_sharding=sharding.row_sharded(mesh),
     )
 
 

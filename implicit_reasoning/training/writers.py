@@ -15,10 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning import events
 from implicit_reasoning.config import flatten, to_json
 from implicit_reasoning.files import atomic_write, read_json
 from implicit_reasoning.runs import Layout, read_metrics
+from implicit_reasoning.runtime import events
 
 Row = dict[str, Any]
 

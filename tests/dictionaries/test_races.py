@@ -10,9 +10,9 @@ import xarray as xr
 from implicit_reasoning.dictionaries import measure, train, train_dictionaries
 from implicit_reasoning.dictionaries.store import TRAINED, Files
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.locks import held
 from implicit_reasoning.runs import load_arrays, save_arrays
-from implicit_reasoning.training.interruption import Interrupted, Wish
+from implicit_reasoning.runtime.locks import exclusive_lock
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 from tests.dictionaries.small import SITE, config
 
 
@@ -20,7 +20,7 @@ from tests.dictionaries.small import SITE, config
 def stops_after(monkeypatch, chunks):
     """A signal comes after so many chunks."""
 
-    class Later(Wish):
+    class Later(ShutdownRequest):
         asked = 0
 
         def __bool__(self):
@@ -38,7 +38,7 @@ def test_only_one_process_trains_a_set(run):
     asked = config(name="held", read=(SITE,))
     files = Files.of(run, "held")
     with (
-        held(files.folder, "not here"),
+        exclusive_lock(files.folder, "not here"),
         pytest.raises(InputError, match=r"another process is training dictionaries in .*held"),
     ):
         train_dictionaries(run, asked)
@@ -56,7 +56,7 @@ def test_a_set_that_was_finished_meanwhile_is_opened(run, made, monkeypatch):
         aside.rename(finished)
         yield
 
-    monkeypatch.setattr(train, "held", held_before)
+    monkeypatch.setattr(train, "exclusive_lock", held_before)
     monkeypatch.setattr(train._Training, "go", None)
     assert train_dictionaries(run, made.config).fingerprint == made.fingerprint
 

@@ -19,7 +19,7 @@ from implicit_reasoning.dictionaries.steps import Lot, Pool
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.training.interruption import Interrupted, Wish
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 from tests.dictionaries.planted import trace_only, untrained
 from tests.dictionaries.small import SITE, SMALL, config
 
@@ -67,7 +67,7 @@ def test_they_are_opened_as_they_were_kept(run, made):
 def stopping(monkeypatch, after):
     """A signal comes when training asks for the so-many-th time."""
 
-    class Later(Wish):
+    class Later(ShutdownRequest):
         asked = 0
 
         def __bool__(self):

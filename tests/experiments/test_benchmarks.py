@@ -21,7 +21,7 @@ BY_SIDE = {"train_step": "milliseconds", "cross_query": "seconds", "patch_grid":
 @pytest.fixture(autouse=True)
 def short_peak(monkeypatch):
     """A peak of products that takes no time."""
-    for name in ("implicit_reasoning.machine", load("train_step").__name__):
+    for name in ("implicit_reasoning.runtime.machine", load("train_step").__name__):
         monkeypatch.setattr(f"{name}.matmul_peak", lambda *_, **__: 1e9)
 
 

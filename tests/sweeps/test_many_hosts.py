@@ -10,12 +10,12 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime import distributed
 from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
-from implicit_reasoning.training import distributed
 from tests import shared
+from tests.runtime.test_distributed import ends, free_port
 from tests.sweeps.test_run import wait_for
-from tests.training.test_distributed import ends, free_port
 from tests.training.tiny import LONG
 
 FILE = shared.SWEEP
@@ -113,7 +113,7 @@ def test_other_launchers_are_refused_there(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
 def test_other_launchers_are_refused_on_many_hosts(launcher, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "many", lambda: True)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     with pytest.raises(InputError, match=f"launcher={launcher} .* only vmap trains"):
         run_sweep(define(FILE, "seeds"), tmp_path / "sweep", launcher=launcher)
     assert not (tmp_path / "sweep").exists()

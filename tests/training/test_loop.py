@@ -8,10 +8,10 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Checkpoints, Run
+from implicit_reasoning.runtime.sharding import make_mesh
 from implicit_reasoning.training import NonFiniteLoss, train
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
 from implicit_reasoning.training.setup import make_recipe
-from implicit_reasoning.training.sharding import make_mesh
 from implicit_reasoning.worlds.spelling import END_TOKEN
 from tests import shared
 from tests.training.tiny import tiny

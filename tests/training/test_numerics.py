@@ -8,10 +8,10 @@ import pytest
 from implicit_reasoning.dictionaries import train
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import numerics, provenance
 from implicit_reasoning.runs import Layout
+from implicit_reasoning.runtime.machine import numerics, provenance
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import directory
-from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
 from tests.dictionaries.small import config as dictionary_config
@@ -82,7 +82,7 @@ def test_a_trial_of_a_population_neither(files, tmp_path):
         jax.threefry_partitionable(False),
         pytest.raises(InputError, match="jax_threefry_partitionable = True, now False"),
     ):
-        train_population([trial], Layout(tmp_path / "population"), 60, Wish())
+        train_population([trial], Layout(tmp_path / "population"), 60, ShutdownRequest())
     assert contents(files.workdir).items() - before.items() <= {(files.workdir / ".lock", b"")}
 
 

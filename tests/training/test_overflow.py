@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.runs import Layout, Run
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import NonFiniteLoss, loop, train
-from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
@@ -50,7 +50,7 @@ def test_a_trial_keeps_the_parameters_from_before_the_step(tmp_path):
         Trial(config, build(config.task), Layout(tmp_path / f"trial{number}"))
         for number, config in enumerate(configs)
     ]
-    records = train_population(made, Layout(tmp_path / "population"), 4, Wish())
+    records = train_population(made, Layout(tmp_path / "population"), 4, ShutdownRequest())
     assert [record.diverged for record in records] == [None, 1]
     healthy, lost = (Run(trial.files.workdir) for trial in made)
     assert healthy.steps == (0, 1, 2, 3, 4)

@@ -11,8 +11,8 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run, read_parts
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import Interrupted, states, train
-from implicit_reasoning.training.interruption import Wish
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
 from tests import shared
@@ -44,7 +44,7 @@ def alone():
 def test_each_trial_is_the_run_alone(alone, tmp_path):
     """On one device to the bit: the same program runs, trial after trial, on a CPU."""
     made = trials(tmp_path)
-    train_population(made, Layout(tmp_path / "population"), 60, Wish())
+    train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):
         # What a trial has of its own is a run's, but for parameters and states, which are stacked.
         opened = Run(trial.files.workdir)
@@ -62,12 +62,12 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
     original, read = states.read_tree, []
     monkeypatch.setattr(states, "read_tree", lambda *file: read.append(file) or original(*file))
     made = trials(tmp_path)
-    train_population(made, Layout(tmp_path / "a"), 20, Wish())
+    train_population(made, Layout(tmp_path / "a"), 20, ShutdownRequest())
     train(made[0].config, made[0].files.workdir, stop_at=40)
     assert len(read) == 1
-    train_population(made[1:], Layout(tmp_path / "b"), 40, Wish())
+    train_population(made[1:], Layout(tmp_path / "b"), 40, ShutdownRequest())
     assert len(read) == 2  # what a population saved is read once for all its trials
-    train_population([made[n] for n in (3, 1, 0, 2)], Layout(tmp_path / "c"), 60, Wish())
+    train_population([made[n] for n in (3, 1, 0, 2)], Layout(tmp_path / "c"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):
         opened = Run(trial.files.workdir)
         assert opened.steps == run.steps
@@ -79,13 +79,13 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
 
 
 def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
-    made, wish = trials(tmp_path), Wish()
+    made, wish = trials(tmp_path), ShutdownRequest()
     wish.number = 15
     with pytest.raises(Interrupted, match="saved at step 0"):
         train_population(made, Layout(tmp_path / "population"), 60, wish)
     with pytest.raises(InputError, match="each start makes a new one"):
-        train_population(made, Layout(tmp_path / "population"), 60, Wish())
-    train_population(made, Layout(tmp_path / "again"), 60, Wish())
+        train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
+    train_population(made, Layout(tmp_path / "again"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, Run(trial.files.workdir).params(), run.params())
 
@@ -93,7 +93,11 @@ def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
 def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
     made, told = trials(tmp_path, (VARIED[0], {**DIVERGES, "seed": 9}, VARIED[1])), []
     records = train_population(
-        made, Layout(tmp_path / "population"), 60, Wish(), lost=lambda *said: told.append(said)
+        made,
+        Layout(tmp_path / "population"),
+        60,
+        ShutdownRequest(),
+        lost=lambda *said: told.append(said),
     )
     assert told == [(1, records[1].diverged)]
     assert records[0].diverged is None and records[2].diverged is None
@@ -108,7 +112,7 @@ def test_a_trial_that_diverges_does_not_disturb_the_others(alone, tmp_path):
 
 def test_with_all_trials_lost_it_says_so(tmp_path):
     made = trials(tmp_path, ({**DIVERGES, "seed": 1}, {**DIVERGES, "seed": 2}))
-    records = train_population(made, Layout(tmp_path / "population"), 60, Wish())
+    records = train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     assert all(0 < record.diverged < 60 for record in records)
 
 
@@ -123,7 +127,9 @@ def test_what_cannot_be_one_population_is_refused_before_anything_is_written(
     changes, said, tmp_path
 ):
     with pytest.raises(InputError, match=said):
-        train_population(trials(tmp_path, changes), Layout(tmp_path / "population"), 60, Wish())
+        train_population(
+            trials(tmp_path, changes), Layout(tmp_path / "population"), 60, ShutdownRequest()
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -140,7 +146,7 @@ def test_another_process_in_one_of_the_trials_is_met_by_name(tmp_path):
     try:
         assert other.stdout.readline()
         with pytest.raises(InputError, match=r"another process is training in .*trial1"):
-            train_population(made, Layout(tmp_path / "population"), 60, Wish())
+            train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     finally:
         other.kill()
         other.communicate()
@@ -150,14 +156,14 @@ PROGRAM = """
 import json, sys, jax
 from pathlib import Path
 from implicit_reasoning.runs import Layout, Run
-from implicit_reasoning.training.interruption import Wish
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training.population import train_population
 from tests.training.test_population import trials
 assert jax.device_count() == 8
 folder, mesh = Path(sys.argv[1]), json.loads(sys.argv[2])
 made = trials(folder, **mesh)
-train_population(made, Layout(folder / "first"), 30, Wish())
-train_population(made, Layout(folder / "second"), 60, Wish())
+train_population(made, Layout(folder / "first"), 30, ShutdownRequest())
+train_population(made, Layout(folder / "second"), 60, ShutdownRequest())
 print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for t in made]))
 """
 

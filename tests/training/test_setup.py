@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runtime.sharding import make_mesh
 from implicit_reasoning.training.fields import REQUIRED
 from implicit_reasoning.training.setup import (
     check_config,
@@ -18,7 +19,6 @@ from implicit_reasoning.training.setup import (
     make_recipe,
     training_rows,
 )
-from implicit_reasoning.training.sharding import make_mesh
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 

@@ -22,9 +22,9 @@ from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.truth.known import SEEDS, Known, known_models
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
-from implicit_reasoning.machine import provenance
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.paths import local_folder
+from implicit_reasoning.runtime.machine import provenance
 
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 NO_CLAIMS: Literal["makes no claims"] = "makes no claims"

@@ -34,9 +34,9 @@ from implicit_reasoning.dictionaries.measures.matching import (
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Places, states
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
-from implicit_reasoning.machine import exactly
 from implicit_reasoning.model import Params, Taps, Transformer
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.machine import highest_precision
 
 EXAMPLES, TOKENS, PAIRS = 8, 5, 3
 """Of each feature: states shown, tokens shown at either end, pairs that it matches."""
@@ -193,13 +193,13 @@ def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ..
 
 
 @partial(jax.jit, static_argnums=0)
-@exactly
+@highest_precision
 def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
     return finished.encode(params, x)
 
 
 @partial(jax.jit, static_argnums=2)
-@exactly
+@highest_precision
 def _look(acts: Float[Array, "state feature"], pos: Int[Array, " state"], n_pos: int) -> Look:
     active = (acts > 0).astype(jnp.float32)
     of_pos = of_values(pos, n_pos)
@@ -210,7 +210,7 @@ def _look(acts: Float[Array, "state feature"], pos: Int[Array, " state"], n_pos:
 
 
 @partial(jax.jit, static_argnums=3)
-@exactly
+@highest_precision
 def _matches(
     acts: Float[Array, "state feature"],
     share: Float[Array, "concept feature"],
@@ -275,7 +275,7 @@ def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "
 
 
 @partial(jax.jit, static_argnums=0)
-@exactly
+@highest_precision
 def _tokens(
     model: Transformer,
     params: Params,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.runs import Layout
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, STOPPED, SweepLayout
 from implicit_reasoning.training import states
-from implicit_reasoning.training.interruption import Wish
 
 _SAYS = "implicit_reasoning: "  # before what the commands say of an error
 
@@ -57,7 +57,7 @@ class Work(NamedTuple):
 class Launcher(Protocol):
     """Does work; returns when all of it is done, failed, or stopped by a signal."""
 
-    def __call__(self, work: Work, board: Board, wish: Wish) -> None:
+    def __call__(self, work: Work, board: Board, wish: ShutdownRequest) -> None:
         """Do it.
 
         Raises:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.machine import cores
+from implicit_reasoning.runtime.machine import available_cores
 
 _MEMORY = 0.9  # of a GPU, for all trials on it together
 
@@ -36,7 +36,7 @@ def shares(workers: int | None) -> list[Share]:
     Raises:
       InputError: there are to be none, or two of one TPU chip.
     """
-    own = cores()
+    own = available_cores()
     gpus, chips = _gpus(), _tpu_chips()
     devices = gpus or chips
     count = workers or len(devices) or len(own)

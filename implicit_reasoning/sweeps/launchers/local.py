@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from implicit_reasoning.errors import Exit
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import RUNNING, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import Board, Work, outcome, reached
 from implicit_reasoning.sweeps.launchers.devices import Share, shares
-from implicit_reasoning.training.interruption import Wish
 
 _SECONDS = 0.1  # between looks
 _PATIENCE = 120.0  # seconds for a process to save and leave
@@ -31,7 +31,7 @@ class _Running:
     said: Path
 
 
-def local(work: Work, board: Board, wish: Wish) -> None:
+def local(work: Work, board: Board, wish: ShutdownRequest) -> None:
     """Start a trial whenever a share of the machine is free, until all have ended.
 
     Raises:
@@ -83,7 +83,7 @@ def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
     return _Running(trial, share, process, said)
 
 
-def _end(work: Work, board: Board, ended: _Running, wish: Wish) -> str:
+def _end(work: Work, board: Board, ended: _Running, wish: ShutdownRequest) -> str:
     """Note what became of a trial; returns why, if files cannot be written."""
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = outcome(code, said)

@@ -16,15 +16,15 @@ import threading
 from typing import Any
 
 from implicit_reasoning.errors import Exit
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import FAILED, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import Board, Work, need, outcome, reached
-from implicit_reasoning.training.interruption import Wish
 
 _RETRIES = 8  # of a trial whose process or node was lost
 _SECONDS = 0.5  # between looks
 
 
-def on_ray(work: Work, board: Board, wish: Wish) -> None:
+def on_ray(work: Work, board: Board, wish: ShutdownRequest) -> None:
     """Hand all trials to Ray, and wait for them.
 
     Raises:
@@ -59,7 +59,7 @@ def on_ray(work: Work, board: Board, wish: Wish) -> None:
         _wait(ray, tasks, work, board, wish)
 
 
-def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: Wish) -> None:
+def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: ShutdownRequest) -> None:
     cancelled, unwritable = False, ""
     while tasks:
         if (wish or unwritable) and not cancelled:

@@ -26,6 +26,7 @@ from typing import Any
 from implicit_reasoning.config import split_list
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import DONE, FAILED, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import (
     Board,
@@ -34,7 +35,6 @@ from implicit_reasoning.sweeps.launchers.base import (
     outcome,
     reached,
 )
-from implicit_reasoning.training.interruption import Wish
 
 _SECONDS = 1.0  # between looks at the files that jobs leave
 _ASK = 30.0  # seconds between questions to Slurm: a job that died leaves no file
@@ -44,7 +44,7 @@ _CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
 
 
-def on_slurm(work: Work, board: Board, wish: Wish) -> None:
+def on_slurm(work: Work, board: Board, wish: ShutdownRequest) -> None:
     """Submit all trials, and wait for them; a signal cancels them, saved.
 
     Raises:

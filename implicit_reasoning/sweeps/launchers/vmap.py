@@ -19,8 +19,10 @@ import numpy as np
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.machine import most_open_files, program_memory
 from implicit_reasoning.runs import Damaged, Layout
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.machine import max_open_files, memory_per_program
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
     DONE,
@@ -31,9 +33,8 @@ from implicit_reasoning.sweeps.directory import (
     describe,
 )
 from implicit_reasoning.sweeps.launchers.base import Board, Work, reached
-from implicit_reasoning.training import directory, distributed, setup, states
+from implicit_reasoning.training import directory, setup, states
 from implicit_reasoning.training.cost import row_shape, step_cost
-from implicit_reasoning.training.interruption import Interrupted, Wish
 from implicit_reasoning.training.loop import NonFiniteLoss
 from implicit_reasoning.training.population import Trial, make_mesh, shape_of, train_population
 from implicit_reasoning.worlds import Dataset
@@ -52,14 +53,14 @@ class _Group:
     files: Layout
 
 
-def vmap(work: Work, board: Board, wish: Wish) -> None:
+def vmap(work: Work, board: Board, wish: ShutdownRequest) -> None:
     """Train population after population; a trial that cannot be opened fails alone."""
     left = list(work.stops)
     while left:
         groups, left = _groups(work, board, left), []
-        if distributed.many():
+        if distributed.is_distributed():
             alike = [[group.names, str(group.files.workdir)] for group in groups]
-            distributed.check_alike(json.dumps(alike))
+            distributed.assert_same_across_processes(json.dumps(alike))
         for number, group in enumerate(groups, start=1):
             if _agree(wish):
                 return
@@ -68,19 +69,21 @@ def vmap(work: Work, board: Board, wish: Wish) -> None:
             _drop_old_states(work.files)
 
 
-def _agree(wish: Wish) -> bool:
+def _agree(wish: ShutdownRequest) -> bool:
     """Whether a signal has come to any process: then all of them stop."""
-    asked = distributed.gather(np.array([wish.number], np.float32))
+    asked = distributed.allgather(np.array([wish.number], np.float32))
     wish.number = int(asked.max())
     return bool(wish)
 
 
-def _train(work: Work, group: _Group, board: Board, wish: Wish, title: str) -> Sequence[str]:
+def _train(
+    work: Work, group: _Group, board: Board, wish: ShutdownRequest, title: str
+) -> Sequence[str]:
     """One population; returns the trials that have to be put together anew."""
-    if distributed.writes():
+    if distributed.is_primary():
         write_json(_members(group.files), list(group.names))
     for name in group.names:
-        if distributed.writes():
+        if distributed.is_primary():
             describe(work.files, work.sweep, name)
         board.note(name, RUNNING)
     lost: set[str] = set()
@@ -107,7 +110,7 @@ def _train(work: Work, group: _Group, board: Board, wish: Wish, title: str) -> S
         return group.names
     except InputError as error:
         note_all(FAILED, str(error))
-        if distributed.many():  # the others may not know, and wait
+        if distributed.is_distributed():  # the others may not know, and wait
             raise
     except distributed.PeerLost as error:
         note_all(STOPPED, str(error))
@@ -158,8 +161,8 @@ def _most_at_once(trial: Trial) -> int:
     config = trial.config
     spec = setup.make_model(config, trial.dataset).spec
     cost = step_cost(spec, batch_size=config.batch_size, **row_shape(trial.dataset))
-    each = max(1, program_memory() // (_COPIES * cost.state_bytes))
-    by_files = (most_open_files() - _OTHER_FILES) // _FILES
+    each = max(1, memory_per_program() // (_COPIES * cost.state_bytes))
+    by_files = (max_open_files() - _OTHER_FILES) // _FILES
     return max(1, min(int(each * make_mesh(config.mesh).shape["trial"]), by_files))
 
 
@@ -171,7 +174,7 @@ def _next(files: SweepLayout) -> int:
 
 def _drop_old_states(files: SweepLayout) -> None:
     """Remove the states of populations whose members have all gone on in others."""
-    if not distributed.writes():
+    if not distributed.is_primary():
         return
     for resume in files.populations.glob("*/resume"):
         members = read_json(_members(Layout(resume.parent)))

@@ -11,7 +11,7 @@ import filelock
 import jax
 import pytest
 
-from implicit_reasoning import compilation
+from implicit_reasoning.runtime import compilation
 
 # A process with a cache: prints why it has none, the hits and misses of one program, its result.
 CODE = """

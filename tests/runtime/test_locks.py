@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from implicit_reasoning import doctor, locks, machine
+from implicit_reasoning import doctor
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runtime import locks, machine
 from implicit_reasoning.sweeps.launchers import devices
-from implicit_reasoning.sweeps.worker import stay_on
+from implicit_reasoning.sweeps.worker import pin_to_cores
 
 MISSING = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 REFUSAL = "another process trains here"
@@ -52,15 +53,15 @@ def hold_elsewhere(folder, *words):
 
 
 def test_without_flock_a_folder_is_held_by_a_marker(no_flock, tmp_path):
-    with locks.held(tmp_path / "run", REFUSAL):
+    with locks.exclusive_lock(tmp_path / "run", REFUSAL):
         with (
             pytest.raises(InputError, match=REFUSAL) as refused,
-            locks.held(tmp_path / "run", REFUSAL),
+            locks.exclusive_lock(tmp_path / "run", REFUSAL),
         ):
             pass
         for word in (str(tmp_path / "run"), no_flock, ".lock.owner"):
             assert word in str(refused.value)
-    with locks.held(tmp_path / "run", REFUSAL):  # it was let go of
+    with locks.exclusive_lock(tmp_path / "run", REFUSAL):  # it was let go of
         pass
 
 
@@ -74,12 +75,12 @@ def test_a_killed_process_leaves_no_lock_behind(words, tmp_path, monkeypatch):
         monkeypatch.setattr(locks, "lock_descriptor", missing)
     process = hold_elsewhere(tmp_path, *words)
     try:
-        with pytest.raises(InputError, match=REFUSAL), locks.held(tmp_path, REFUSAL):
+        with pytest.raises(InputError, match=REFUSAL), locks.exclusive_lock(tmp_path, REFUSAL):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with locks.held(tmp_path, REFUSAL):
+    with locks.exclusive_lock(tmp_path, REFUSAL):
         pass
 
 
@@ -88,7 +89,7 @@ def test_an_error_that_is_not_about_locks_is_passed_on(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(locks, "lock_descriptor", broken)
-    with pytest.raises(OSError, match="Input/output"), locks.held(tmp_path, REFUSAL):
+    with pytest.raises(OSError, match="Input/output"), locks.exclusive_lock(tmp_path, REFUSAL):
         pass
 
 
@@ -96,7 +97,7 @@ def test_in_turn_waits_for_the_other(tmp_path):
     order = []
 
     def write(name):
-        with locks.in_turn(tmp_path):
+        with locks.waiting_turn(tmp_path):
             order.append(f"{name} begins")
             time.sleep(0.2)
             order.append(f"{name} ends")
@@ -112,9 +113,9 @@ def test_in_turn_waits_for_the_other(tmp_path):
 def test_in_turn_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_PATIENCE", 0.2)
     with (
-        locks.held(tmp_path, REFUSAL),
+        locks.exclusive_lock(tmp_path, REFUSAL),
         pytest.raises(InputError, match="holds"),
-        locks.in_turn(tmp_path),
+        locks.waiting_turn(tmp_path),
     ):
         pass
 
@@ -137,15 +138,15 @@ def test_a_system_that_does_not_say_which_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     monkeypatch.setattr(devices, "_gpus", list)
     monkeypatch.setattr(devices, "_tpu_chips", list)
-    assert machine.cores() == [0, 1, 2]
+    assert machine.available_cores() == [0, 1, 2]
     assert [share.cores for share in devices.shares(None)] == [(0,), (1,), (2,)]
-    stay_on([0])  # nothing happens
+    pin_to_cores([0])  # nothing happens
     assert machine.provenance()["cpu_cores"] == 3
 
 
 def test_only_one_module_asks_for_affinity():
     for path in Path("implicit_reasoning").rglob("*.py"):
-        if path != Path("implicit_reasoning/machine.py"):
+        if path != Path("implicit_reasoning/runtime/machine.py"):
             assert "sched_" not in path.read_text(encoding="utf-8"), path
 
 
@@ -160,4 +161,4 @@ def test_the_limit_of_files_where_the_system_names_none(monkeypatch):
 
     monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (limit[0], infinity))
     monkeypatch.setattr(machine.resource, "setrlimit", set_limit)
-    assert machine.most_open_files() == 10240
+    assert machine.max_open_files() == 10240

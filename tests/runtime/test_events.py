@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from implicit_reasoning import events
+from implicit_reasoning.runtime import events
 
 
 def test_what_is_written_can_be_read_before_the_file_is_closed(tmp_path):

@@ -20,7 +20,8 @@ import pytest
 from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, read_metrics
-from implicit_reasoning.training import PeerLost, distributed, train
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.training import PeerLost, train
 from tests import shared
 from tests.training.tiny import GROKS, TINY, assert_same_run, tiny
 
@@ -248,11 +249,11 @@ def test_no_cluster_and_another_number_of_processes_are_errors(monkeypatch):
     with pytest.raises(
         InputError, match="mode is 'auto', but JAX could not join the processes: co"
     ):
-        distributed.join(tiny(distributed__mode="auto").distributed)
+        distributed.initialize(tiny(distributed__mode="auto").distributed)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     four = tiny(distributed__mode="auto", distributed__num_processes=4).distributed
     with pytest.raises(InputError, match="num_processes is 4, but 1 processes were joined"):
-        distributed.join(four)
+        distributed.initialize(four)
 
 
 def test_only_what_sounds_like_a_lost_peer_is_one(monkeypatch):
@@ -263,8 +264,8 @@ def test_only_what_sounds_like_a_lost_peer_is_one(monkeypatch):
         (ValueError("shapes differ"), True, ValueError),
         (InputError("barrier"), True, InputError),
     ]:
-        monkeypatch.setattr(distributed, "many", lambda many=many: many)
-        with pytest.raises(seen) as caught, distributed.watched():
+        monkeypatch.setattr(distributed, "is_distributed", lambda many=many: many)
+        with pytest.raises(seen) as caught, distributed.exit_if_peer_lost():
             raise error
         assert type(caught.value) is seen
 
@@ -273,11 +274,11 @@ def test_alone_a_process_agrees_with_itself_and_writes(monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     values = np.array([3.0, 4.0], np.float32)
-    assert distributed.gather(values).tolist() == [[3.0, 4.0]]
-    assert distributed.writes() and not distributed.many()
-    distributed.leave(1)
+    assert distributed.allgather(values).tolist() == [[3.0, 4.0]]
+    assert distributed.is_primary() and not distributed.is_distributed()
+    distributed.exit_process(1)
     assert left == []
     # It would leave at once if there were others, who wait for it.
-    monkeypatch.setattr(distributed, "many", lambda: True)
-    distributed.leave(3)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    distributed.exit_process(3)
     assert left == [3]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.training.sharding import AXES, by_rows, make_mesh, tree_shardings
+from implicit_reasoning.runtime.sharding import AXES, make_mesh, row_sharded, tree_shardings
 
 # Every size differs, so that a shape tells which dimension is which.
 SPEC = Spec(d_vocab=11, n_ctx=5, n_layers=2, d_model=12, n_heads=3, d_mlp=20, unembed_bias=True)
@@ -86,4 +86,4 @@ def test_adams_moments_live_where_their_parameters_do():
 
 
 def test_batches_are_split_by_rows():
-    assert by_rows(mesh_of(1, 1, 1)).spec == PartitionSpec("data")
+    assert row_sharded(mesh_of(1, 1, 1)).spec == PartitionSpec("data")

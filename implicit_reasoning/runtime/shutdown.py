@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish, not a death: the loop saves at its next step and leaves."""
+"""SIGTERM and SIGINT, handled gracefully: the loop saves at its next step and exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and saved its state; the same call goes on where it stopped."""
+    """Training saved its state because a signal asked it to stop; the same call resumes it."""
 
     def __init__(self, step: int, signal_name: str):
         super().__init__(
@@ -21,7 +21,7 @@ class Interrupted(Exception):
         self.step = step
 
 
-class Wish:
+class ShutdownRequest:
     """Whether a signal has asked the process to stop: its number, or 0."""
 
     def __init__(self) -> None:
@@ -37,26 +37,26 @@ def signal_name(number: int) -> str | None:
 
 
 @contextlib.contextmanager
-def wishes() -> Iterator[Wish]:
-    """Turn the first signal into a wish; a second one acts as it always does.
+def shutdown_requests() -> Iterator[ShutdownRequest]:
+    """Record the first signal as a shutdown request; a second one has its default effect.
 
-    Signals can be handled in the main thread only; elsewhere the wish is never set.
+    Signals can be handled in the main thread only; elsewhere no request is ever recorded.
     """
-    wish = Wish()
+    shutdown = ShutdownRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield shutdown
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wish.number = number
+        shutdown.number = number
         for each, handler in before.items():
             signal.signal(each, handler)
 
     for number in _SIGNALS:
         signal.signal(number, note)
     try:
-        yield wish
+        yield shutdown
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

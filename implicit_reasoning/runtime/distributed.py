@@ -74,7 +74,7 @@ def faults(config: Any) -> list[str]:
     return found
 
 
-def join(config: Any) -> None:
+def initialize(config: Any) -> None:
     """Meet the other processes, before anything touches a device.
 
     Args:
@@ -129,55 +129,55 @@ def _check_port_is_free(address: str) -> None:
             ) from None
 
 
-def many() -> bool:
+def is_distributed() -> bool:
     """Whether this process has peers."""
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
 
 
-def check_alike(said: str) -> None:
+def assert_same_across_processes(said: str) -> None:
     """Raise an `InputError`, in every process, unless all of them say the same here."""
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
-    if (gather(digest) != digest).any():
+    if (allgather(digest) != digest).any():
         raise InputError(
             "the processes were started with different configurations, stop_at or worlds; the same "
             "command must run on every host, but for distributed.process_id"
         )
 
 
-def writes() -> bool:
+def is_primary() -> bool:
     """Whether this process writes the files of the run."""
     # Not asked of JAX where there are no peers: it would take hold of every device of this machine.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def gather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]:
+def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]:
     """What every process has to say; all of them must ask at the same point."""
-    if not many():
+    if not is_distributed():
         return values[None]
     with jax.transfer_guard("allow"):
         return np.asarray(multihost_utils.process_allgather(values))
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def exit_if_peer_lost() -> Iterator[None]:
     """Turn what JAX says when a peer is gone into `PeerLost`."""
     try:
         yield
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
-        if many() and _SIGNS.search(str(error)):
+        if is_distributed() and _SIGNS.search(str(error)):
             raise PeerLost(str(error).splitlines()[0][:200]) from error
         raise
 
 
-def leave(exit_code: int) -> None:
+def exit_process(exit_code: int) -> None:
     """End this process here and now, if it has peers.
 
     They wait for it in a collective and it would wait for them at JAX's goodbye: the sooner it is
     gone, the sooner they notice.
     """
-    if many():
+    if is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

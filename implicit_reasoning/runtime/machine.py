@@ -43,7 +43,7 @@ _SECONDS = 0.02  # of one measurement, at least: far longer than the call that s
 
 
 @contextlib.contextmanager
-def lapack_alone() -> Iterator[None]:
+def single_threaded_lapack() -> Iterator[None]:
     """Run the decompositions of this block on one thread each.
 
     XLA's CPU programs take them from the LAPACK that scipy brings, whose threads wait for each
@@ -54,17 +54,17 @@ def lapack_alone() -> Iterator[None]:
         yield
 
 
-def every_core_a_device() -> None:
+def one_device_per_core() -> None:
     """Let a CPU's cores be devices of their own, for work that is dealt out to devices.
 
     Only before anything was computed; afterwards all stays as it is. Not for programs that call
     LAPACK, which was seen to wait for ever on two of them (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(cores()))
+        jax.config.update("jax_num_cpu_devices", len(available_cores()))
 
 
-def cores() -> list[int]:
+def available_cores() -> list[int]:
     """Numbers of the cores that this process may run on.
 
     Linux says which; on other systems a process may run on all there are.
@@ -74,13 +74,13 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def stay_on(numbers: Sequence[int]) -> None:
+def pin_to_cores(numbers: Sequence[int]) -> None:
     """Let this process run on some cores only; no other system than Linux can be asked to."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
 
-def exactly(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The same function with matrix products in true float32, for everything that is measured.
 
     A product that names no precision is TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
@@ -95,13 +95,13 @@ def exactly(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return exact
 
 
-def program_memory() -> int:
+def memory_per_program() -> int:
     """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return has // 2 if has else _HOST_MEMORY
 
 
-def most_open_files() -> int:
+def max_open_files() -> int:
     """How many files this process may hold open, once the limit is raised as far as it goes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # A container may not allow it. macOS names no limit, but refuses more than OPEN_MAX.
@@ -127,7 +127,7 @@ def provenance() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "device_count": len(devices),
         "processes": jax.process_count(),
-        "cpu_cores": len(cores()),
+        "cpu_cores": len(available_cores()),
     }
 
 

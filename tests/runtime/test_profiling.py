@@ -8,8 +8,9 @@ import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training import sharding, train
-from implicit_reasoning.training.profiling import Compiles, Profile, compiles
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.runtime.profiling import Compiles, Profile, compiles
+from implicit_reasoning.training import train
 from implicit_reasoning.training.step import Recipe
 from tests import shared
 from tests.training.tiny import TINY, assert_same_run, tiny

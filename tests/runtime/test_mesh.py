@@ -23,7 +23,7 @@ from tests.training.tiny import saved_state, tiny
 # Trains on every placement asked for; the first one also goes on with what one device saved.
 PROGRAM = """
 import json, sys, jax, numpy as np
-from tests.training.test_mesh import config, continued
+from tests.runtime.test_mesh import config, continued
 from implicit_reasoning.training import sharding, train
 
 assert jax.device_count() == 8

@@ -27,7 +27,7 @@ _PATIENCE = 600.0  # seconds to wait for a lock that is held for the time of a w
 
 
 @contextlib.contextmanager
-def held(folder: Path, refusal: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder, made if missing, for as long as the block runs.
 
     Args:
@@ -42,7 +42,7 @@ def held(folder: Path, refusal: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
+def waiting_turn(folder: Path) -> Iterator[None]:
     """Hold a folder, made if missing, after waiting for the process that does; for short writes.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from implicit_reasoning.training import sharding
+from implicit_reasoning.runtime import sharding
 
 
 def mapped(

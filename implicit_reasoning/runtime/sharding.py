@@ -68,12 +68,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def row_sharded(mesh: Mesh) -> NamedSharding:
     """Leading axis over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def put_number(number: int, where: NamedSharding) -> Int[Array, ""]:
+def put_scalar(number: int, where: NamedSharding) -> Int[Array, ""]:
     """An int32 on every device of `where`, which all processes know: none has to ask another."""
     copies = [jax.device_put(np.int32(number), device) for device in where.addressable_devices]
     return jax.make_array_from_single_device_arrays((), where, copies)

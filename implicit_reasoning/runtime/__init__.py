@@ -1,0 +1,1 @@
+"""What every long or parallel computation needs, whatever it computes."""
