@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
+from implicit_reasoning.analysis.instrument import EXAMPLE, Declared, Examples
 from implicit_reasoning.statistics import ClusterIntervals
 
 
 def aggregate(
-    instrument: Instrument,
+    instrument: Declared,
     outputs: Mapping[str, np.ndarray],
     examples: Examples,
     coords: Mapping[str, Sequence[Any]],
@@ -46,7 +46,7 @@ def aggregate(
 
 
 def _counted(
-    instrument: Instrument, outputs: Mapping[str, np.ndarray], name: str
+    instrument: Declared, outputs: Mapping[str, np.ndarray], name: str
 ) -> np.ndarray | None:
     """Which examples count for an output, with an axis for each of its own; None where all do."""
     if name not in instrument.given:

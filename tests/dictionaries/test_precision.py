@@ -10,8 +10,10 @@ import pytest
 
 from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
 from implicit_reasoning.dictionaries import baselines, measure
+from implicit_reasoning.dictionaries.api import choose_instruments
 from implicit_reasoning.dictionaries.dashboards import looking
 from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
+from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.kinds import KINDS, CrossLayer, SkipTranscoder
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.dictionaries.store import Member
@@ -62,18 +64,18 @@ def test_an_instrument(subject, name):
     assert_exact(runner._mapped(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
 
 
-def test_the_measures_of_dictionaries():
+def test_the_instruments_of_dictionaries():
     """All of them, in the one program that there is."""
     subject = random_checkpoints(1)
     kind = KINDS["autoencoder"](8, 8, 12)
     finished = Finished(kind, "topk", 2)
     member = Member((0,), (SITE,), (SITE,), 2.0, 0)
-    asked = measure.Asked(
+    source = ExampleSource(
         FakeRun.of(subject), split_states(DATASET), (member,), np.ones(len(DATASET.positions), bool)
     )
-    measures = measure.choose_measures(asked)
-    assert len(measures) >= 5
-    program = measure._program(subject.model, measures, asked.split)
+    chosen = choose_instruments(source)
+    assert len(chosen) >= 5
+    program = measure._program(subject.model, chosen, source.split)
     params = kind.init(jax.random.key(0), jnp.ones((3, 8)), jnp.ones((3, 8)))
     params |= {"b_enc": jnp.zeros(12), "k": jnp.int32(2)}
     items = jnp.zeros(1, jnp.int32), jax.tree.map(lambda leaf: leaf[None], params)
@@ -87,7 +89,7 @@ def test_the_measures_of_dictionaries():
 
 
 class FakeRun(measure.Run):
-    """What measures are chosen by."""
+    """What examples are chosen from."""
 
     @classmethod
     def of(cls, subject):

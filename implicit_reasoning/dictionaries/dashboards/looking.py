@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import Features, Inputs
-from implicit_reasoning.dictionaries.measures.concepts import Concepts
+from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.measures.matching import (
     FEWEST,
     Half,
@@ -152,7 +152,7 @@ def look(
     number: int,
     read: Read,
     places: Places,
-    truth: Concepts | None,
+    truth: ConceptStates | None,
 ) -> Look:
     """Look at one dictionary on all distinct states.
 
