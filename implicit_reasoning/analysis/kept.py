@@ -97,7 +97,11 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
     stay = ~np.isin(old["step"].values, new["step"].values)
     both = new
     if stay.any():
-        both = xr.concat([old.isel({along: stay}), new], dim=along, data_vars="minimal")
+        parts = [old.isel({along: stay}), new]
+        # Dictionaries and their baselines may differ in how many features there are.
+        both = xr.concat(
+            parts, along, data_vars="minimal", coords="different", compat="equals", join="outer"
+        )
     by_step = {
         name: old.attrs.get(name, {}) | new.attrs[name] for name in BY_STEP if name in new.attrs
     }

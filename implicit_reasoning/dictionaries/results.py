@@ -70,7 +70,8 @@ def gather(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.D
     parts = [_reordered(results[name], keys[name], list(wanted)) for name in results]
     about = parts[0].attrs
     kept = {name: about[name] for name in ("n_states", "n_trained", "start") if name in about}
-    joined = xr.merge([_renamed(name, part) for name, part in zip(results, parts, strict=True)])
+    renamed = [_renamed(name, part) for name, part in zip(results, parts, strict=True)]
+    joined = xr.merge(renamed, join="outer", compat="equals", combine_attrs="drop")
     return joined.assign_attrs(kept)
 
 
