@@ -34,7 +34,8 @@ from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import run_phases, train
-from implicit_reasoning.training.evaluation import accuracy_intervals
+from implicit_reasoning.training.intervals import accuracy_intervals, row_with_intervals
+from implicit_reasoning.training.record import add_intervals
 from implicit_reasoning.worlds import coverage, distinct_states, shortcuts
 
 FLAGS = {"scale": "pocket", "seeds": 3, "runs": Flag(kind=Path), "out": Flag(kind=Path)}
@@ -62,15 +63,18 @@ def main(argv: list[str]) -> None:
 def summary(run: Run) -> dict[str, Any]:
     """What one run came to, with its nulls, its n and where it ran."""
     phases, dataset = run_phases(run), run.dataset
+    add_intervals(run)  # of a run that was trained before they were stored
+    final = row_with_intervals(run.metrics)
+    assert final is not None
     speeds = [row["steps_per_second"] for row in run.metrics[len(run.metrics) // 2 :]]
     return {
         "seed": run.config.seed,
         "world_seed": run.config.task.world_seed,
         "phases": {**dataclasses.asdict(phases), "lag": phases.lag},
-        "final_step": run.steps[-1],
+        "final_step": final["step"],
         "final_accuracy": {
             split: dataclasses.asdict(interval)
-            for split, interval in accuracy_intervals(run, run.steps[-1]).items()
+            for split, interval in accuracy_intervals(final, dataset).items()
         },
         "shortcuts": shortcuts(dataset),
         "coverage": coverage(dataset),

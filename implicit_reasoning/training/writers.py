@@ -19,6 +19,7 @@ from implicit_reasoning.config import flatten, to_json
 from implicit_reasoning.files import atomic_write, read_json
 from implicit_reasoning.runs import Layout, read_metrics
 from implicit_reasoning.runtime import events
+from implicit_reasoning.training.intervals import CLUSTERS
 
 Row = dict[str, Any]
 
@@ -87,7 +88,11 @@ class TensorBoard:
 
     def write(self, row: Row) -> None:
         """Add the scalars of one row."""
-        values = {tag: value for tag, value in row.items() if tag not in ("step", "time")}
+        values = {
+            tag: value
+            for tag, value in row.items()
+            if tag not in ("step", "time") and not tag.startswith(f"{CLUSTERS}/")
+        }
         for tag in [tag for tag in values if tag.startswith("accuracy/")]:
             self._best[tag] = values[f"best_{tag}"] = max(self._best.get(tag, 0.0), values[tag])
         self._file.write(events.scalars(values), step=row["step"], when=row["time"])
