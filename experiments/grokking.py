@@ -36,7 +36,8 @@ from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import run_phases
-from implicit_reasoning.training.evaluation import accuracy_intervals
+from implicit_reasoning.training.intervals import accuracy_intervals, row_with_intervals
+from implicit_reasoning.training.record import add_intervals
 from implicit_reasoning.worlds import coverage, distinct_states, shortcuts
 
 FLAGS = {
@@ -67,15 +68,18 @@ def main(argv: list[str]) -> None:
 def summary(run: Run) -> dict[str, Any]:
     """What one run came to, with its nulls, its n and where it ran."""
     phases, dataset = run_phases(run), run.dataset
+    add_intervals(run)  # of a run that was trained before they were stored
+    final = row_with_intervals(run.metrics)
+    assert final is not None
     speeds = [row["steps_per_second"] for row in run.metrics[len(run.metrics) // 2 :]]
     return {
         "seed": run.config.seed,
         "world_seed": run.config.task.world_seed,
         "phases": {**dataclasses.asdict(phases), "lag": phases.lag},
-        "final_step": run.steps[-1],
+        "final_step": final["step"],
         "final_accuracy": {
             split: dataclasses.asdict(interval)
-            for split, interval in accuracy_intervals(run, run.steps[-1]).items()
+            for split, interval in accuracy_intervals(final, dataset).items()
         },
         "shortcuts": shortcuts(dataset),
         "coverage": coverage(dataset),
@@ -88,23 +92,23 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def write_curves(path: Path, runs: list[Run]) -> None:
+def write_curves(path: Path, trained: list[Run]) -> None:
     """Every evaluation of every run, a row each."""
-    names = [f"accuracy/{split}" for split in runs[0].dataset.splits]
+    names = [f"accuracy/{split}" for split in trained[0].dataset.splits]
     columns = ["seed", "step", *names, "accuracy_low95/test_oi", "loss"]
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        for run in runs:
+        for run in trained:
             for row in run.metrics:
                 if names[0] in row:
                     writer.writerow({"seed": run.config.seed, **row})
 
 
-def draw(runs: list[Run]) -> Any:
+def draw(trained: list[Run]) -> Any:
     """Accuracy of the chains' splits, one panel a run, with the best shortcut on test_ii."""
-    drawing, axes = new_drawing(4.6 * len(runs) + 1.0, 4.2, ncols=len(runs), sharey=True)
-    for ax, run in zip(axes, runs, strict=True):
+    drawing, axes = new_drawing(4.6 * len(trained) + 1.0, 4.2, ncols=len(trained), sharey=True)
+    for ax, run in zip(axes, trained, strict=True):
         rows = [row for row in run.metrics if "accuracy/test_ii" in row]
         steps = [row["step"] for row in rows]
         step_axis(ax, steps[-1])
