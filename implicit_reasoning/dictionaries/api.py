@@ -199,6 +199,7 @@ def _about(
         nulls[UNTRAINED] = {"step": 0}
     return {
         **_identity(run, made, instrument),
+        "definition": instrument.definition,
         "group": instrument.group,
         "found_at": instrument.found_at,
         "nulls": plain(nulls, f"the nulls of instrument {instrument.name!r}"),
@@ -222,6 +223,7 @@ def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
     result = result.assign_attrs(
         {
             **_identity(run, made, instrument),
+            "definition": instrument.definition,
             "group": "",
             "nulls": plain(instrument.nulls, "nulls"),
             "made_with": provenance(),
