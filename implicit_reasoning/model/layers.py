@@ -59,7 +59,7 @@ class Norm(nnx.Module):
     def parameters(spec: Spec) -> dict[str, Parameter]:
         """Weight `w` and bias `b`."""
         width = (spec.d_model,)
-        return {"w": Parameter(width, constant(1)), "b": Parameter(width, constant(0))}
+        return {"w": Parameter(width, constant(1.0)), "b": Parameter(width, constant(0.0))}
 
 
 class NoNorm(nnx.Module):
@@ -115,12 +115,12 @@ class Attention(nnx.Module):
         output = Parameter(
             (heads, inner, width), normal(spec.residual_init_std), True, ("model", None, "fsdp")
         )
-        bias = Parameter((heads, inner), constant(0), axes=("model", None))
+        bias = Parameter((heads, inner), constant(0.0), axes=("model", None))
         return {
             **dict.fromkeys(("W_Q", "W_K", "W_V"), weight),
             "W_O": output,
             **dict.fromkeys(("b_Q", "b_K", "b_V"), bias),
-            "b_O": Parameter((width,), constant(0)),
+            "b_O": Parameter((width,), constant(0.0)),
         }
 
     def __call__(
@@ -225,9 +225,9 @@ class MLP(nnx.Module):
         out = Parameter((neurons, width), normal(spec.residual_init_std), True, ("model", "fsdp"))
         return {
             "W_in": into,
-            "b_in": Parameter((neurons,), constant(0), axes=("model",)),
+            "b_in": Parameter((neurons,), constant(0.0), axes=("model",)),
             "W_out": out,
-            "b_out": Parameter((width,), constant(0)),
+            "b_out": Parameter((width,), constant(0.0)),
         }
 
     def __call__(
@@ -285,7 +285,7 @@ class Unembed(nnx.Module):
         """What the spec asks for of `W_U` and `b_U`."""
         shape = (spec.d_model, spec.d_vocab)
         weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
-        bias = Parameter((spec.d_vocab,), constant(0))
+        bias = Parameter((spec.d_vocab,), constant(0.0))
         return {
             **({} if spec.tied else {"W_U": weight}),
             **({"b_U": bias} if spec.unembed_bias else {}),
