@@ -28,7 +28,7 @@ exchange/       from and for other tools
 """
 
 from implicit_reasoning.dictionaries.api import INSTRUMENTS, measured
-from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
+from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import DictionaryInstrument
 from implicit_reasoning.dictionaries.store import Dictionaries, Member, load, names
 from implicit_reasoning.dictionaries.train import train_dictionaries
@@ -38,7 +38,7 @@ __all__ = [
     "Dictionaries",
     "Dictionary",
     "DictionaryInstrument",
-    "Finished",
+    "InferenceDictionary",
     "Member",
     "load",
     "measured",

@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float
 
 from implicit_reasoning.analysis.instrument import Declared, Examples
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split
 from implicit_reasoning.dictionaries.store import Member
@@ -69,7 +69,7 @@ class EncodedStates(NamedTuple):
       acts: its activations at all places of the split.
     """
 
-    dictionary: Finished
+    dictionary: InferenceDictionary
     params: Params
     acts: Float[Array, "state d_sae"]
 

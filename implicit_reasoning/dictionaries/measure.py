@@ -22,7 +22,7 @@ from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
 from implicit_reasoning.analysis.labels import check_labels
 from implicit_reasoning.dictionaries.baselines import Candidate, make_baselines
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import (
     DictionaryInstrument,
     DictionarySubject,
@@ -174,9 +174,9 @@ def _outputs(
     return _padded([found[number] for number in range(len(candidates))])
 
 
-def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, Finished], list[int]]:
+def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictionary], list[int]]:
     """Numbers by what is static of a program."""
-    found: dict[tuple[Sites, Finished], list[int]] = {}
+    found: dict[tuple[Sites, InferenceDictionary], list[int]] = {}
     for number, one in enumerate(candidates):
         found.setdefault((one.member.sites, one.finished), []).append(number)
     return found
@@ -188,7 +188,7 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
     @partial(jax.jit, static_argnums=(2, 3))
     @highest_precision
     def program(
-        params: Params, items: tuple[Array, Params], sites: Sites, finished: Finished
+        params: Params, items: tuple[Array, Params], sites: Sites, finished: InferenceDictionary
     ) -> dict[str, Any]:
         def source(params: Params) -> tuple[Params, Array, Array, dict[str, Any]]:
             x, y = (states(model, split.places, params, of) for of in (sites.read, sites.write))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import from_json
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
@@ -149,7 +149,7 @@ class Dictionaries:
       config: as they were trained.
     """
 
-    finished: Finished
+    finished: InferenceDictionary
     params: Params
     members: tuple[Member, ...]
     config: ConfigDict
@@ -217,7 +217,7 @@ def load(run: Run, name: str) -> Dictionaries:
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
     kind = KINDS[about["kind"]](**about["sizes"])
-    finished = Finished(kind, about["architecture"], about["most"])
+    finished = InferenceDictionary(kind, about["architecture"], about["most"])
     members = read_members(files)
     arrays = read_npz(files.finished, "set of dictionaries")
     params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.facts import known_at
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import (
     DictionarySubject,
     EncodedStates,
@@ -54,7 +54,7 @@ def world():
 def found(instrument, examples, world, acts, rows):
     """The instrument's outputs for a dictionary with these activations and rows."""
     spec = Spec(d_vocab=5, n_ctx=3, n_layers=1, d_model=8, n_heads=1, d_mlp=8)
-    finished = Finished(Autoencoder(WIDTH, WIDTH, len(rows)), "standard")
+    finished = InferenceDictionary(Autoencoder(WIDTH, WIDTH, len(rows)), "standard")
 
     @jax.jit
     def measured(x, acts, rows):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import DictionarySubject, EncodedStates
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.measures import use
@@ -29,7 +29,7 @@ def dimensions(width):
     """A dictionary whose features are the dimensions of the state: a code of slots is its truth."""
     eye, nothing = np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
     params = {"W_enc": eye, "b_enc": nothing, "W_dec": eye, "b_dec": nothing}
-    return Finished(Autoencoder(width, width, width), "standard"), params
+    return InferenceDictionary(Autoencoder(width, width, width), "standard"), params
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Features, Inputs, Outputs
 from implicit_reasoning.model import Params
 
@@ -71,7 +71,7 @@ def activity(acts: Features) -> Activity:
     return Activity(density, (density == 0).mean(), (density > DENSE).mean())
 
 
-def quality(finished: Finished, params: Params, x: Inputs, y: Outputs) -> Quality:
+def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs) -> Quality:
     """Measure a dictionary, state by state; traced."""
     acts = finished.encode(params, x)
     out = finished.decode(params, acts, x)
