@@ -153,13 +153,13 @@ class Use(DictionaryInstrument):
         "use: the share of answers that become the other bridge's (moved), stay, or become another "
         "(other) when features of bridges are changed where the bridge is first known: swap, "
         "clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, the "
-        "share whose answers move for all relations. Features are chosen on other first facts, by "
-        "truth, activation or attribution. Nulls: features of bridges that are permuted among the "
+        "share whose answers move for all relations by a swap. Features are chosen on other first "
+        "facts, by truth, activation or attribution. Nulls: features of bridges that are permuted among the "
         "prompts; and class means, which need no dictionary. nan after the last block."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "use": ("rule", "change", "outcome", EXAMPLE),
-        "use_all": ("rule", "change", EXAMPLE),
+        "use_all": ("rule", EXAMPLE),
         "first_of_pair": (EXAMPLE,),
     }
     given: ClassVar[dict[str, str]] = {"use_all": "first_of_pair"}
@@ -220,7 +220,7 @@ class Use(DictionaryInstrument):
             outcome = jnp.full(shape, jnp.nan)
         else:
             outcome = _outcome_of_features(subject, shared, encoded, inputs)
-        first, all_of = all_of_pair(outcome[:, :, 0], swaps.pair)
+        first, all_of = all_of_pair(outcome[:, 0, 0], swaps.pair)  # of a swap: what moved
         return {"use": outcome, "use_all": all_of, "first_of_pair": jnp.asarray(first)}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
