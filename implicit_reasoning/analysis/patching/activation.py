@@ -185,7 +185,8 @@ class Patching(PairInstrument):
             about + "A cell is S[layer, pos] of the other run, put into this run; denoising puts "
             "clean states into the corrupt run, noising corrupt states into the clean run. Cells "
             "near 1 hold all that differs between the prompts and matters for the answer; they "
-            "need not be the only place. The null takes the state of another pair's run. "
+            "need not be the only place. The null takes the state of another pair's run; a patch "
+            "that only removes the answer moves a logit difference by about half. "
             f"White: fewer than {ENOUGH} clusters counted, or no difference to recover."
         )
         drawing = maps_over_steps(rows, "normalised recovery")
