@@ -17,6 +17,7 @@ rest.py         the rest of a forward pass, up to the answer
 subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
 seeds.py        several runs in one program
+sums.py         sums by group and cluster, on the device
 aggregate.py    means by group, with intervals and their n
 kept.py         results on disk: identity, merging
 api.py          `analyze(run, "lens")`, and the table of instruments
