@@ -151,6 +151,18 @@ VERBS: dict[str, Verb] = {
                 value="STEP,...",
             ),
             "again": _AGAIN,
+            "pairs": Flag(
+                "pairs of prompts for the instruments that take them (patching): bridge, "
+                "exchange_e1, exchange_r1, ..., or file.py:function for your own",
+                value="NAME",
+            ),
+            "metrics": Flag(
+                "metrics for the same instruments: logit_difference, probability, "
+                "log_probability, accuracy, divergence, or file.py:function for your own",
+                many=True,
+                default=(),
+                value="NAME,...",
+            ),
         },
         measuring.analyze,
     ),

@@ -154,8 +154,8 @@ class Use(DictionaryInstrument):
         "(other) when features of bridges are changed where the bridge is first known: swap, "
         "clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, the "
         "share whose answers move for all relations by a swap. Features are chosen on other first "
-        "facts, by truth, activation or attribution. Nulls: features of bridges that are permuted among the "
-        "prompts; and class means, which need no dictionary. nan after the last block."
+        "facts, by truth, activation or attribution. Nulls: features of bridges that are permuted "
+        "among the prompts; and class means, which need no dictionary. nan after the last block."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "use": ("rule", "change", "outcome", EXAMPLE),
