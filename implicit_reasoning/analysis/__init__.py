@@ -31,9 +31,13 @@ from implicit_reasoning.analysis.api import (
     analyze_all,
     analyze_runs,
     find_instrument,
+    with_pairs,
 )
 from implicit_reasoning.analysis.claims import Claim, Mechanism, claimed, judge
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
+from implicit_reasoning.analysis.patching.metrics import PairBatch
+from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
+from implicit_reasoning.analysis.patching.pairs import Pairs
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.subject import InMemory, Subject
 
@@ -45,6 +49,9 @@ __all__ = [
     "Instrument",
     "Mechanism",
     "NotApplicable",
+    "PairBatch",
+    "PairInstrument",
+    "Pairs",
     "Runner",
     "Subject",
     "analyze",
@@ -54,4 +61,5 @@ __all__ = [
     "find_instrument",
     "judge",
     "measure",
+    "with_pairs",
 ]
