@@ -42,7 +42,7 @@ from implicit_reasoning.dictionaries.states import Split, states
 from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
 from implicit_reasoning.dictionaries.train import train_members
 from implicit_reasoning.model import Params
-from implicit_reasoning.model.layers import ACTIVATIONS
+from implicit_reasoning.model.blocks.mlp import ACTIVATIONS
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
