@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Edit:
 
     fn: Callable[..., Array]
     args: Any = None
-    context: Hashable = None
+    context: Any = None
     adds: tuple[tuple[str, Dims], ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 """By site, one edit or several, which are applied in order."""
 
 
-def edit_sequences(edits: Edits | None) -> dict[str, tuple[Edit, ...]]:
+def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
     """The edits of each site as a tuple; sites without edits are left out.
 
     Raises:

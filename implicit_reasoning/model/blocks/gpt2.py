@@ -115,13 +115,16 @@ class GPT2Block(Block):
         """Keys and values everywhere; queries, output and MLP at these positions only."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
-        asking, here = take(normalized, positions), take(resid, positions)
-        if positions is None:
-            positions = jnp.full((1, 1), resid.shape[1] - 1)
         attn_out = self.attn(
-            asking, normalized, normalized, hooks.within("attn."), query_positions=positions
+            take(normalized, positions),
+            normalized,
+            normalized,
+            hooks.within("attn."),
+            query_positions=jnp.full((1, 1), resid.shape[1] - 1)
+            if positions is None
+            else positions,
         )
-        return self.after_attention(here, attn_out, hooks)
+        return self.after_attention(take(resid, positions), attn_out, hooks)
 
     def after_attention(
         self,

@@ -36,8 +36,8 @@ class Norm(nnx.Module):
         if scale is None:
             scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
         scale = hooks("hook_scale", scale)
-        weight, bias = (expand_to_rank(param[...], x) for param in (self.w, self.b))
-        normalized = centred / scale * weight + bias
+        normalized = centred / scale * expand_to_rank(self.w[...], x)
+        normalized += expand_to_rank(self.b[...], x)
         return hooks("hook_normalized", normalized.astype(self.dtype))
 
     @staticmethod
