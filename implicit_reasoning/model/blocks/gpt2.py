@@ -213,18 +213,14 @@ class GPT2Block(Block):
 
         The MLP runs again where attention writes something else.
         """
+        whole = self._with_attn_out(own, other["hook_attn_out"][None])
+        mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]
         z = own["attn.hook_z"]
         one_head = jnp.eye(z.shape[1], dtype=bool)[:, None, :, None]
         mixed = jnp.where(one_head, other["attn.hook_z"][None], z[None])
         by_head = self.attn.output(mixed.reshape(-1, 1, *z.shape[1:]), HookContext())
         by_head = by_head.reshape(*mixed.shape[:2], -1)
-        return jnp.concatenate(
-            [
-                self._with_attn_out(own, other["hook_attn_out"][None]),
-                (own["hook_resid_mid"] + other["hook_mlp_out"])[None],
-                self._with_attn_out(own, by_head),
-            ]
-        )
+        return jnp.concatenate([whole, mlp, self._with_attn_out(own, by_head)])
 
     def _with_attn_out(
         self, own: Mapping[str, Array], attn_out: Float[Array, "cell batch d_model"]
