@@ -45,22 +45,25 @@ def find_block(name: str) -> type[Block]:
         )
     found = getattr(imports.load(source, "block"), class_name, None)
     if not (isinstance(found, type) and issubclass(found, Block)):
-        raise InputError(f"model.block {name!r}: {source} has no subclass of Block {class_name!r}")
+        raise InputError(
+            f"model.block {name!r}: {source} has no subclass of Block named {class_name!r}"
+        )
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise InputError(f"model.block {name!r} does not define {missing}")
     return found
 
 
-def require_gpt2(spec: Spec, what: str) -> None:
-    """Raise an `InputError` if a model has other blocks than GPT-2's.
+def require_gpt2(spec: Spec, what: str, error: type[InputError] = InputError) -> None:
+    """Raise an error if a model has other blocks than GPT-2's.
 
     Args:
       spec: of the model.
-      what: needs attention and MLP, the subject of the message.
+      what: needs attention and MLP; the subject of the message.
+      error: its type.
     """
     if find_block(spec.block) is not GPT2Block:
-        raise InputError(
+        raise error(
             f"{what} needs the attention and MLP of model.block 'gpt2'; this model has "
             f"{spec.block!r}"
         )

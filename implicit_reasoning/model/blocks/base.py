@@ -11,7 +11,8 @@ less work.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ class Block(nnx.Module):
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
         """The output at some positions, by default at the last; sites may have these only."""
-        return take(self(resid, hooks), positions)
+        return taker(positions)(self(resid, hooks))
 
     def run_cones(
         self,
@@ -140,10 +141,8 @@ class Block(nnx.Module):
         return (own["hook_resid_pre"] + written)[None]
 
 
-def take(
-    x: Float[Array, "batch pos ..."], positions: Int[Array, "batch slot"] | None
-) -> Float[Array, "batch slot ..."]:
-    """The values at some positions of each row, by default at the last."""
+def taker(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
+    """A function that takes some positions of each row, `[batch, pos, ...]`; None: the last."""
     if positions is None:
-        return x[:, -1:]
-    return jnp.take_along_axis(x, positions[..., None], axis=1)
+        return lambda x: x[:, -1:]
+    return functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
