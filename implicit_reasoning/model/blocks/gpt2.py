@@ -115,16 +115,14 @@ class GPT2Block(Block):
         """Keys and values everywhere; queries, output and MLP at these positions only."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
+        here = taker(positions)
+        if positions is None:
+            positions = jnp.full((1, 1), resid.shape[1] - 1)
+        query_in, hooks_inside = here(normalized), hooks.within("attn.")
         attn_out = self.attn(
-            take(normalized, positions),
-            normalized,
-            normalized,
-            hooks.within("attn."),
-            query_positions=jnp.full((1, 1), resid.shape[1] - 1)
-            if positions is None
-            else positions,
+            query_in, normalized, normalized, hooks_inside, query_positions=positions
         )
-        return self.after_attention(take(resid, positions), attn_out, hooks)
+        return self.after_attention(here(resid), attn_out, hooks)
 
     def after_attention(
         self,
