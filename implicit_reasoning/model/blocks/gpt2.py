@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model.blocks.attention import Attention
-from implicit_reasoning.model.blocks.base import Block
+from implicit_reasoning.model.blocks.base import Block, taker
 from implicit_reasoning.model.blocks.cells import Cones, flat, insert, unflat
 from implicit_reasoning.model.blocks.mlp import MLP
 from implicit_reasoning.model.blocks.norm import norm_class, norm_sites
