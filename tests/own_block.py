@@ -56,7 +56,8 @@ class GatedRecurrence(Block):
 
     def __call__(self, resid, hooks):
         resid = hooks("hook_resid_pre", resid)
-        return self._from(resid, jnp.zeros_like(resid[:, 0] @ self.mixer.W_value[...]), hooks)
+        empty = jnp.zeros((len(resid), self.mixer.W_value.shape[1]), resid.dtype)
+        return self._from(resid, empty, hooks)
 
     def _from(self, resid, state, hooks):
         """The output, given the state before the first position."""

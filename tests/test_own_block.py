@@ -12,6 +12,7 @@ from implicit_reasoning.model.cones import cache_sites, patched_logits
 from implicit_reasoning.model.interchange import save_gpt2, save_weights
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runs import Run
+from implicit_reasoning.training import train
 from implicit_reasoning.training.cost import step_cost
 from implicit_reasoning.training.optimizer import decay_mask
 from implicit_reasoning.training.setup import mesh_axes
@@ -20,6 +21,7 @@ from tests.model.interchange.models import filled
 from tests.own_block import GatedRecurrence, PlainRecurrence
 from tests.runtime.test_mesh import says
 from tests.training.test_cost import traced_flops
+from tests.training.tiny import tiny
 
 NAME = "tests.own_block:GatedRecurrence"
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=1, d_mlp=12, block=NAME)
@@ -28,8 +30,16 @@ TOKENS = np.array([[3, 7, 1, 9], [22, 0, 5, 5]])
 OTHER = TOKENS[::-1, ::-1]
 
 
+def config(**placement):
+    """A row for every step; a configuration of the user would have the field itself."""
+    made = tiny(log_every=1, **placement)
+    with made.unlocked():
+        made.model.block = NAME
+    return made
+
+
 def finished():
-    return shared.finished(log_every=1, model__block=NAME)
+    return shared.made_once("own-block", lambda folder: train(config(), folder))
 
 
 def test_a_block_is_found_by_import_path():
@@ -143,13 +153,11 @@ PROGRAM = """
 import json, sys
 from implicit_reasoning.training import train
 from implicit_reasoning.training.setup import make_program
-from tests.test_own_block import NAME
-from tests.training.tiny import tiny
+from tests.test_own_block import config
 
-placement = dict(mesh__data=4, mesh__model=2, mesh__fsdp=True)
-config = tiny(log_every=1, model__block=NAME, **placement)
-run = train(config, sys.argv[1])
-mixer = make_program(config, run.dataset).like.params["blocks"]["0"]["mixer"]
+placed = config(mesh__data=4, mesh__model=2, mesh__fsdp=True)
+run = train(placed, sys.argv[1])
+mixer = make_program(placed, run.dataset).like.params["blocks"]["0"]["mixer"]
 split = {name: list(leaf.sharding.spec) for name, leaf in mixer.items()}
 print(json.dumps({"losses": [row["loss"] for row in run.metrics[1:]], "split": split}))
 """
@@ -164,7 +172,7 @@ def test_it_trains_the_same_run_on_eight_devices(tmp_path):
 
 
 def test_instruments_of_the_residual_stream_read_it(tmp_path):
-    run = Run(shared.finished_copy(tmp_path / "run", log_every=1, model__block=NAME))
+    run = Run(shutil.copytree(finished(), tmp_path / "run"))
     lens = analyze(run, "lens", steps=[60], progress=False)
     assert lens.sizes["layer"] == 3
     patching = analyze(run, "corruption", steps=[60], progress=False)
