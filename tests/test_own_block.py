@@ -1,5 +1,7 @@
 """A block that is not attention, added from outside the package, is a block like any other."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
