@@ -144,9 +144,10 @@ def test_it_trains_and_its_checkpoints_reopen():
     run = Run(finished())
     assert run.model.block is GatedRecurrence
     losses = shared.losses(finished())
-    assert len(losses) == 60 and np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    assert len(losses) == 60 and np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.05
     first, last = (jax.tree.map(lambda x, n=n: x[n], run.params([0, 60])) for n in (0, 1))
-    assert jax.tree.structure(last) == jax.tree.structure(run.model.init(jax.random.key(0)))
+    made = jax.eval_shape(run.model.init, jax.random.key(0))
+    assert jax.tree.structure(last) == jax.tree.structure(made)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (first, last)), strict=True)]
     assert min(moved) > 0
 
