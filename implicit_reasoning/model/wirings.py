@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model.edits import Edits, HookContext
+from implicit_reasoning.model.edits import Edits
 from implicit_reasoning.model.transformer import Params, Transformer
 
 
