@@ -16,6 +16,9 @@ import numpy as np
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
 
+FORMAT_VERSION = "format_version"
+"""Key of kept files for the version of their format; files without it have version 1."""
+
 # What numpy and zipfile raise on files that are cut short, damaged, or something else.
 _NO_NPZ = (
     OSError,
@@ -76,6 +79,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not complete, valid JSON: {error}") from None
+
+
+def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
+    """Raise an `InputError` if a file has a newer format than is known.
+
+    Args:
+      path: of the file, to be named.
+      found: the format that it states.
+      newest: the newest format that is read.
+    """
+    if type(found) is not int or found < 1:
+        raise InputError(f"{path} states the format {found!r}; a format is a whole number from 1 on")
+    if found > newest:
+        raise InputError(
+            f"{path} has format {found}, and this version of implicit_reasoning reads formats up "
+            f"to {newest}; install a newer version"
+        )
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
