@@ -37,8 +37,9 @@ from implicit_reasoning.model.interchange import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path
 from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
-from implicit_reasoning.training.writers import MetricsFile, TensorBoard
+from implicit_reasoning.training.record import open_tensorboard
 from implicit_reasoning.worlds import Dataset, read_grokked
 
 GPT2_TOKENS = 50_257
@@ -199,8 +200,7 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
     write_npz(files.first_correct, {"row": evaluation.rows, "step": first_correct})
     dataset.save(files.world)
     config = _config(first, checkpoints[-1], data)
-    splits = [name for name in dataset.splits if len(dataset.probes(name))]
-    TensorBoard(files, config, splits, metrics.rows).close()
+    open_tensorboard(files, config, dataset, metrics.rows).close()
     # After the rows in time, as no training was done here that could have written them.
     start = {"step": 0, "time": time.time(), "imported": str(checkpoints[-1].folder.parent)}
     write_json(files.provenance, [{**start, **provenance()}])

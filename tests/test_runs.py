@@ -12,7 +12,8 @@ import xarray as xr
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.runs import Checkpoints, HeldStore, Layout, Run, Store, read_metrics
+from implicit_reasoning.runs import Checkpoints, HeldStore, Layout, Run, Store
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 

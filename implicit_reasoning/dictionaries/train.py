@@ -40,8 +40,8 @@ from implicit_reasoning.runtime.shutdown import (
     shutdown_requests,
     signal_name,
 )
+from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.directory import check_numerics
-from implicit_reasoning.training.writers import MetricsFile
 
 _KEPT = 2  # states to resume from
 _ROUTINE = ("progress", "log_every", "resume_every")  # what may differ when training goes on

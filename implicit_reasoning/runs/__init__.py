@@ -6,7 +6,7 @@ layout.py       where the files are
 checkpoints.py  pytrees under step numbers, written whole
 stores.py       where parameters are read from
 stacked.py      a trial's rows of the checkpoints of its populations
-rows.py         metrics and starts, read
+starts.py       the starts of a run, read
 arrays.py       labelled arrays, in and out; fingerprints
 run.py          `Run`
 """
@@ -15,9 +15,9 @@ from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
 from implicit_reasoning.runs.config import completed, default_config, read_config, write_config
 from implicit_reasoning.runs.layout import Layout
-from implicit_reasoning.runs.rows import read_metrics, read_starts
 from implicit_reasoning.runs.run import Run
 from implicit_reasoning.runs.stacked import begin_row, end_row, read_parts
+from implicit_reasoning.runs.starts import read_starts
 from implicit_reasoning.runs.stores import FolderStore, HeldStore, Store
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "fingerprint",
     "load_arrays",
     "read_config",
-    "read_metrics",
     "read_parts",
     "read_starts",
     "save_arrays",

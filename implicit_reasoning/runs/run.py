@@ -21,9 +21,10 @@ from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs.config import read_config
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.layout import Layout
-from implicit_reasoning.runs.rows import read_metrics, read_starts
 from implicit_reasoning.runs.stacked import open_store
+from implicit_reasoning.runs.starts import read_starts
 from implicit_reasoning.runs.stores import HeldStore, Store
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import Dataset
 
 

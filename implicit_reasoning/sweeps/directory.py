@@ -29,7 +29,6 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.sweeps.definition import Sweep
-from implicit_reasoning.training.fields import is_field
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"

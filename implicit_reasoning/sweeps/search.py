@@ -36,7 +36,8 @@ from implicit_reasoning.config import (
 )
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs import check_path, read_metrics
+from implicit_reasoning.runs import check_path
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.sweeps.definition import functions, make_sweep
 from implicit_reasoning.sweeps.directory import (
     DONE,

@@ -16,10 +16,11 @@ from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.paths import local_path
-from implicit_reasoning.runs import Layout, read_metrics, read_starts
+from implicit_reasoning.runs import Layout, read_starts
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.runtime.machine import numerics, provenance
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.training import fields
 from implicit_reasoning.worlds import Dataset, build
 

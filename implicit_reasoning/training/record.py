@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from implicit_reasoning.files import write_npz
+from implicit_reasoning.config import flatten, to_json
+from implicit_reasoning.files import read_json, write_npz
 from implicit_reasoning.runs import Layout, end_row
 from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.writers import MetricsFile, Row, TensorBoard
 from implicit_reasoning.training import directory
 from implicit_reasoning.training.evaluation import NEVER, Outcome, Scoring
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
-from implicit_reasoning.training.writers import MetricsFile, Row, TensorBoard
 from implicit_reasoning.worlds import Dataset
+
+# Fields that do not say what the experiment is. They are not columns of TensorBoard's table of
+# hyperparameters, which sorts by name and shows the first five.
+_ROUTINE = (
+    *("checkpoints", "distributed", "evaluation", "log_every", "mesh", "profile", "resume_every"),
+    "writers",
+)
+
+
+def open_tensorboard(
+    files: Layout, config: ConfigDict, dataset: Dataset, rows: Sequence[Row]
+) -> TensorBoard:
+    """Begin the event file of a run with the rows that it has."""
+    return TensorBoard(
+        files.tensorboard,
+        config=to_json(config),
+        hyperparameters=_hyperparameters(files, config),
+        splits=[name for name in dataset.splits if len(dataset.probes(name))],
+        rows=rows,
+    )
+
+
+def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
+    """The columns of a run in the table of hyperparameters; in a sweep, what the trials choose."""
+    fields = flatten(config)
+    if files.trial.exists():
+        return {key: fields[key] for key in read_json(files.trial)["keys"]}
+    return {key: value for key, value in fields.items() if key.split(".")[0] not in _ROUTINE}
 
 
 class Record:
@@ -57,8 +86,8 @@ class Record:
         directory.record_start(self.files, max(step, 0))
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
         if self.config.writers.tensorboard:
-            splits = [name for name in self.dataset.splits if len(self.dataset.probes(name))]
-            self._tensorboard = TensorBoard(self.files, self.config, splits, self._metrics.rows)
+            rows = self._metrics.rows
+            self._tensorboard = open_tensorboard(self.files, self.config, self.dataset, rows)
 
     def close(self) -> None:
         """Close the files."""

@@ -19,8 +19,9 @@ import pytest
 
 from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Run, read_metrics
+from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.training import PeerLost, train
 from tests import shared
 from tests.training.tiny import GROKS, TINY, assert_same_run, tiny

@@ -14,7 +14,8 @@ import pytest
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Run, read_metrics
+from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.sweeps import SweepLayout, define, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.search import Search, find_space

@@ -10,7 +10,8 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.runs import Run, read_metrics
+from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.training import train
 from tests import shared
 from tests.training.tiny import LONG, TINY, assert_same_run, saved_state, tiny

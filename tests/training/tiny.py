@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.runs import Layout, Run
-from implicit_reasoning.training.writers import TIMINGS
+from implicit_reasoning.runtime.writers import TIMINGS
 
 TINY = {
     "steps": 60,

@@ -9,9 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from implicit_reasoning.config import flatten
-from implicit_reasoning.runs import Layout, read_metrics
-from implicit_reasoning.training.writers import MetricsFile, TensorBoard
+from implicit_reasoning.config import flatten, to_json
+from implicit_reasoning.runs import Layout
+from implicit_reasoning.runtime.writers import MetricsFile, TensorBoard, read_metrics
+from implicit_reasoning.training import record
 from tests.training.tiny import tiny
 
 SPLITS = ["train_ii", "test_ii", "test_oo"]
@@ -81,8 +82,19 @@ def files(tmp_path):
     return Layout(tmp_path)
 
 
+def events_of(files, config, rows=()):
+    """As `record.open_tensorboard`, with splits of its own."""
+    return TensorBoard(
+        files.tensorboard,
+        config=to_json(config),
+        hyperparameters=record._hyperparameters(files, config),
+        splits=SPLITS,
+        rows=rows,
+    )
+
+
 def open_events(files, rows=()):
-    return TensorBoard(files, tiny(), SPLITS, list(rows))
+    return events_of(files, tiny(), rows)
 
 
 def read(files):
@@ -188,7 +200,7 @@ def test_fields_that_are_none_or_tuples_are_written_in_words(files):
     config = tiny()
     with config.unlocked():
         config.task.nothing, config.task.some = None, (1, 2)
-    TensorBoard(files, config, SPLITS, []).close()
+    events_of(files, config).close()
     session = plugin_data(read(files), "session_start_info").session_start_info
     assert session.hparams["task.nothing"].string_value == "None"
     assert session.hparams["task.some"].string_value == "(1, 2)"

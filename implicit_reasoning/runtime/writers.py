@@ -1,0 +1,133 @@
+"""Where numbers go: `metrics.jsonl`, which is the record, and TensorBoard, which is a view of it.
+
+Rows are written in order and flushed one by one, so a crash can cut only the last line. When a run
+resumes at an earlier step, the rows after that step are dropped, and TensorBoard's events are
+written again from the rows that stay. Both are then what an uninterrupted run would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write
+from implicit_reasoning.runtime import events
+
+Row = dict[str, Any]
+
+# These columns differ between two equal runs.
+TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Read the complete rows of a `metrics.jsonl`; a last line that a crash cut is left out.
+
+    Raises:
+      InputError: another line is not a row; the message names it.
+    """
+    if not path.exists():
+        return []
+    # A bad byte spoils its own line only.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    advice = "training goes on when this line and those after it are removed"
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise InputError(f"{path}, line {number}, is not JSON: {line[:60]!r}; {advice}") from None
+    numbers = isinstance(row, dict) and (row.get("step"), row.get("time", 0.0))
+    if not numbers or not isinstance(numbers[0], int) or not isinstance(numbers[1], int | float):
+        raise InputError(f"{path}, line {number}, is no row: {line[:60]!r}; {advice}")
+    return row
+
+
+class MetricsFile:
+    """Appends rows to a `metrics.jsonl`.
+
+    Attributes:
+      rows: all rows of the file.
+    """
+
+    def __init__(self, path: Path, resumed_at: int):
+        """Keep the rows up to step `resumed_at`; drop later ones, and a line that was cut short."""
+        self.rows = [row for row in read_metrics(path) if row["step"] <= resumed_at]
+        with atomic_write(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Append one row; it is on disk when this returns."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.append(row)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars, one chart with all splits, hyperparameters, and the configuration as text.
+
+    Beside each accuracy there is the best so far, `best_accuracy/<split>`. The table of
+    hyperparameters shows the last point of a curve, so it has the final and the best accuracy.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        hyperparameters: Mapping[str, Any],
+        splits: Sequence[str],
+        rows: Sequence[Row],
+    ):
+        """Begin a new event file with all rows so far; older event files are removed.
+
+        Args:
+          folder: for the event file.
+          config: shown as text; JSON.
+          hyperparameters: columns of the table of hyperparameters, which sorts them by name and
+            shows the first five.
+          splits: names of the splits in the chart.
+          rows: as `MetricsFile.rows`.
+        """
+        for old in folder.glob("events.*"):
+            old.unlink()
+        begun = rows[0]["time"] if rows else time.time()
+        name = f"events.out.tfevents.{int(begun):010d}.{time.time_ns()}"
+        self._file = events.EventFile(folder / name, begun)
+        quantities = {
+            quantity: [f"{quantity}/{split}" for split in splits]
+            for quantity in ("accuracy", "loss", "reciprocal_rank")
+        }
+        self._best: dict[str, float] = {}
+        outcomes = [*quantities["accuracy"], *(f"best_{tag}" for tag in quantities["accuracy"])]
+        for summary in (
+            events.charts("all splits", quantities),
+            events.text("config", f"```json\n{json.dumps(config, indent=2)}\n```"),
+            events.hyperparameters(dict(hyperparameters), outcomes, begun),
+        ):
+            self._file.write(summary, when=begun)
+        for row in rows:
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        """Add the scalars of one row."""
+        values = {tag: value for tag, value in row.items() if tag not in ("step", "time")}
+        for tag in [tag for tag in values if tag.startswith("accuracy/")]:
+            self._best[tag] = values[f"best_{tag}"] = max(self._best.get(tag, 0.0), values[tag])
+        self._file.write(events.scalars(values), step=row["step"], when=row["time"])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
