@@ -18,6 +18,7 @@ subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
 seeds.py        several runs in one program
 aggregate.py    means by group, with intervals and their n
+kept.py         results on disk: identity, merging
 api.py          `analyze(run, "lens")`, and the table of instruments
 drawing.py      drawings that instruments share
 figures.py      what the report asks for

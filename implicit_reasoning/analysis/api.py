@@ -10,19 +10,12 @@ import xarray as xr
 from tqdm import tqdm
 
 from implicit_reasoning import imports
-from implicit_reasoning.analysis import used
+from implicit_reasoning.analysis import kept, used
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.runner import (
-    CHECKPOINTS,
-    between,
-    check_same,
-    differences,
-    identity_of,
-    merge,
-)
+from implicit_reasoning.analysis.kept import CHECKPOINTS, identity_of
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import HeldStore, Run
+from implicit_reasoning.runs import HeldStore, Run, load_arrays
 from implicit_reasoning.runtime.locks import waiting_turn
 from implicit_reasoning.runtime.machine import memory_per_program
 
@@ -93,7 +86,8 @@ def analyze_runs(
     instrument = find_instrument(instrument)
     # Parameters are read once, to be measured and to be fingerprinted.
     runs = [_holding(run, len(runs)) for run in runs]
-    before = [_seen(run, instrument) for run in runs]
+    paths = [run.files.analysis / f"{instrument.name}.nc" for run in runs]
+    before = [kept.version_of_file(path) for path in paths]
     there: list[xr.Dataset | None] = []
     missing: dict[tuple[int, ...], list[int]] = {}
     for number, run in enumerate(runs):
@@ -110,7 +104,8 @@ def analyze_runs(
             prints = {str(step): run.fingerprint(step) for step in wanted}
             new = new.assign_attrs({CHECKPOINTS: prints})
             stale = before[number] if there[number] is None else None
-            _keep(run, instrument, new, stale)
+            identity = identity_of(instrument, run) | {"reference": new.attrs["reference"]}
+            kept.keep(paths[number], new, identity, stale=stale)
     return [run.result(instrument.name) for run in runs]
 
 
@@ -121,51 +116,15 @@ def _holding(run: Run, count: int) -> Run:
     return run.held(memory_per_program() // max(1, count))
 
 
-def _seen(run: Run, instrument: Instrument) -> tuple[int, int] | None:
-    """What tells one file of a result from the next one of that name; None: there is none."""
-    path = run.files.analysis / f"{instrument.name}.nc"
-    if not path.exists():
-        return None
-    about = path.stat()
-    return about.st_ino, about.st_mtime_ns
-
-
-def _keep(run: Run, instrument: Instrument, new: xr.Dataset, stale: tuple[int, int] | None) -> None:
-    """Put a result beside what is there now, which another process may have written meanwhile.
-
-    Args:
-      run: measured.
-      instrument: of the result.
-      new: the result.
-      stale: the file that it is to replace; any other is merged with.
-
-    Raises:
-      InputError: what was written meanwhile is not comparable; `new` is not kept.
-    """
-    with waiting_turn(run.files.analysis):
-        there = _seen(run, instrument)
-        if there is not None and there != stale:
-            other = run.result(instrument.name)
-            identity = identity_of(instrument, run) | {"reference": new.attrs["reference"]}
-            if different := between(other.attrs, identity):
-                what, (was, now) = next(iter(different.items()))
-                raise InputError(
-                    f"while instrument {instrument.name!r} measured {run.files.workdir}, another "
-                    f"process kept a result of another {what} ({was!r}, not {now!r}); the new one "
-                    "is not kept; measure again when the other process has ended"
-                )
-            new = merge(other, new)
-        run.save_result(instrument.name, new)
-
-
 def _there(
     run: Run, instrument: Instrument, again: bool, progress: bool
 ) -> tuple[xr.Dataset | None, list[int]]:
-    """What is kept already and can be gone on from, or else the steps it had, to measure anew."""
-    if again or not (run.files.analysis / f"{instrument.name}.nc").exists():
+    """The kept result if it can be continued, or else its steps, which are all measured again."""
+    path = run.files.analysis / f"{instrument.name}.nc"
+    if again or not path.exists():
         return None, []
-    old = run.result(instrument.name)
-    different = differences(old, instrument, run)
+    old, identity = load_arrays(path), identity_of(instrument, run)
+    different = kept.differences(old.attrs, identity)
     # Nobody chose otherwise: training went on, and the last checkpoint is another; or this version
     # of the lab has other intervals, of which a result must not hold two kinds.
     changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
@@ -178,20 +137,9 @@ def _there(
             say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them anew"
             tqdm.write(say, file=sys.stderr)
         return None, old.step.values.tolist()
-    check_same(old, instrument, run)
-    _check_fingerprint(run, old, instrument)
+    kept.check_same(old, identity)
+    kept.check_fingerprints(old, run)
     return old, []
-
-
-def _check_fingerprint(run: Run, old: xr.Dataset, instrument: Instrument) -> None:
-    """Refuse a result whose last checkpoint is another now; old ones do not say which it was."""
-    prints = {int(step): found for step, found in old.attrs.get(CHECKPOINTS, {}).items()}
-    known = [step for step in prints if step in run.steps]
-    if known and run.fingerprint(max(known)) != prints[max(known)]:
-        raise InputError(
-            f"the result of instrument {instrument.name!r} that is there is of other parameters of "
-            f"step {max(known)} than {run.files.workdir} has now; measure all of it again (--again)"
-        )
 
 
 def _missing(

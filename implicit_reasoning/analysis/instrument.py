@@ -26,6 +26,9 @@ from implicit_reasoning.worlds import Dataset
 EXAMPLE = "example"
 """The last dimension of an outcome that there is one of for each example; it is averaged away."""
 
+SEED = 0
+"""Of the key that `measure` gets."""
+
 
 class NotApplicable(InputError):
     """An instrument makes no sense for a task; the message says why."""

@@ -10,7 +10,7 @@ intervals.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ from jax.sharding import PartitionSpec
 from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
-from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
+from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Instrument
+from implicit_reasoning.analysis.kept import identity_of
 from implicit_reasoning.analysis.labels import check_labels, plain
 from implicit_reasoning.analysis.subject import Subject
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import (
@@ -32,12 +32,7 @@ from implicit_reasoning.runtime.machine import (
     provenance,
     single_threaded_lapack,
 )
-from implicit_reasoning.statistics import INTERVALS
 
-CHECKPOINTS = "checkpoints"
-"""Attribute of a result that is kept in a run: a fingerprint of the parameters of every step."""
-
-_SEED = 0  # of what instruments draw at random
 _MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
 
 
@@ -78,7 +73,7 @@ class Runner:
         devices = self.mesh.shape["trial"]
         padded = -(-count // devices) * devices
         params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
-        key = jax.random.key(_SEED)
+        key = jax.random.key(SEED)
         with single_threaded_lapack():
             found = self._program(params, examples.inputs, key)
             return {name: np.asarray(value)[:count] for name, value in found.items()}
@@ -201,56 +196,3 @@ def _about(
         "groups": list(examples.groups),
         "made_with": provenance(),
     }
-
-
-def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
-    """What has to be equal for numbers to be comparable."""
-    return {
-        "instrument": instrument.name,
-        "version": instrument.version,
-        "definition": instrument.definition,
-        # As they are read back from a file.
-        "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
-        "seed": _SEED,
-        "intervals": INTERVALS,
-        "world": subject.dataset.fingerprint(),
-        "model": dataclasses.asdict(subject.model.spec),
-        # Numbers against the last checkpoint are others once training went on.
-        "reference": subject.steps[-1] if instrument.reference else None,
-    }
-
-
-def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Put new steps into what was measured before; a step that is in both is taken from `new`."""
-    steps = [step for step in old.step.values if step not in new.step.values]
-    both = xr.concat([old.sel(step=steps), new], dim="step", data_vars="minimal") if steps else new
-    measured = old.attrs.get(CHECKPOINTS, {}) | new.attrs.get(CHECKPOINTS, {})
-    attrs = new.attrs | {CHECKPOINTS: measured} if measured else new.attrs
-    return both.sortby("step").assign_attrs(attrs)
-
-
-def differences(
-    old: xr.Dataset, instrument: Instrument, subject: Subject
-) -> dict[str, tuple[Any, Any]]:
-    """In what a result is not comparable with what would be measured now: `{what: (old, now)}`."""
-    return between(old.attrs, identity_of(instrument, subject))
-
-
-def between(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """In what the attributes of a result differ from what `identity_of` says: `{what: (old, now)}`.
-
-    Results that were kept before instruments had options are of instruments without. Results that
-    do not name their intervals have percentiles of a bootstrap by first fact.
-    """
-    was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
-    return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
-
-
-def check_same(old: xr.Dataset, instrument: Instrument, subject: Subject) -> None:
-    """Raise an `InputError` if a result is of another version, world, ... than would be now."""
-    for what, (was, now) in differences(old, instrument, subject).items():
-        another = f"other {what}" if what == "options" else f"another {what}"
-        raise InputError(
-            f"the result of instrument {instrument.name!r} that is there has {another} "
-            f"({was!r}, now {now!r}); measure all of it again (--again)"
-        )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import analyze, api
+from implicit_reasoning.analysis.kept import merge
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Checkpoints, Layout, Run, fingerprint
 from implicit_reasoning.runtime.locks import waiting_turn
@@ -138,7 +139,7 @@ def test_another_process_waits_until_a_result_is_written(run):
         assert process.stdout.readline() == "measured\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
-        run.save_result("probabilities", api.merge(there, new))
+        run.save_result("probabilities", merge(there, new))
     assert process.wait(60) == 0
     assert run.result("probabilities").step.values.tolist() == [0, 10, 20]
 

@@ -12,7 +12,8 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import Examples, Instrument, Runner, measure
-from implicit_reasoning.analysis.runner import check_same, chunk_size, merge
+from implicit_reasoning.analysis.kept import check_same, identity_of, merge
+from implicit_reasoning.analysis.runner import chunk_size
 from implicit_reasoning.errors import InputError
 from tests.analysis.subjects import random_checkpoints
 
@@ -94,7 +95,7 @@ def test_as_many_go_together_as_fit_into_memory(subject, result, monkeypatch):
     roomy = Runner(Probabilities(), subject.model, together=4)
     measure(roomy.instrument, subject, runner=roomy, progress=False)
     assert (roomy.together, roomy.at_once(11)) == (4, 6)
-    monkeypatch.setattr("implicit_reasoning.analysis.runner.program_memory", lambda: 1)
+    monkeypatch.setattr("implicit_reasoning.analysis.runner.memory_per_program", lambda: 1)
     tight = Runner(Probabilities(), subject.model, together=4)
     again = measure(tight.instrument, subject, runner=tight, progress=False)
     assert (tight.together, tight.at_once(11)) == (1, 1)
@@ -113,13 +114,13 @@ def test_new_steps_are_merged_into_what_is_there(subject, result):
 
 
 def test_what_was_measured_otherwise_is_not_mixed(subject, result):
-    check_same(result, Probabilities(), subject)
+    check_same(result, identity_of(Probabilities(), subject))
     newer = Probabilities()
     newer.version = 2
     with pytest.raises(InputError, match=r"has another version \(1, now 2\); measure all of it"):
-        check_same(result, newer, subject)
+        check_same(result, identity_of(newer, subject))
     with pytest.raises(InputError, match="has another model"):
-        check_same(result, Probabilities(), random_checkpoints(1, d_mlp=4))
+        check_same(result, identity_of(Probabilities(), random_checkpoints(1, d_mlp=4)))
 
 
 def test_options_are_kept_and_not_mixed(subject, result):
@@ -131,17 +132,16 @@ def test_options_are_kept_and_not_mixed(subject, result):
             return {"powers": self.powers}
 
     assert result.attrs["options"] == {}
-    check_same(
-        result.drop_attrs().assign_attrs(without("options", result)), Probabilities(), subject
-    )
+    old = result.drop_attrs().assign_attrs(without("options", result))
+    check_same(old, identity_of(Probabilities(), subject))
     kept = measure(Sharper(1, 2), subject, subject.steps[:1], progress=False)
     assert kept.attrs["options"] == {"powers": [1, 2]}  # as a file has it
-    check_same(kept, Sharper(1, 2), subject)
+    check_same(kept, identity_of(Sharper(1, 2), subject))
     said = r"other options \(.'powers': .1, 2..*, now .'powers': .3.}\); measure all of it again"
     with pytest.raises(InputError, match=said):
-        check_same(kept, Sharper(3), subject)
+        check_same(kept, identity_of(Sharper(3), subject))
     with pytest.raises(InputError, match="has other options"):
-        check_same(result, Sharper(3), subject)
+        check_same(result, identity_of(Sharper(3), subject))
 
 
 def without(name, result):
