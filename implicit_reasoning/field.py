@@ -32,7 +32,8 @@ class Field:
     Attributes:
       kind: the type of its value: bool, int, float (an int is accepted too), str or tuple.
       doc: what it means.
-      default: its value in a new configuration.
+      default: its value in a new configuration; None where what reads the field has its own
+        default, and None is then allowed.
       low, high: bounds of a number, both included.
       choices: the values that it may have; empty if there are others.
       before: the value that reproduces what was done before the field existed. Files without the
@@ -59,6 +60,8 @@ class Field:
 
     def fault(self, value: Any) -> str:
         """What is wrong with a value, in words that follow `is VALUE; `; empty if nothing is."""
+        if value is None and self.default is None:
+            return ""
         types = (int, float) if self.kind is float else (self.kind,)
         right = isinstance(value, types) and not (isinstance(value, bool) and self.kind is not bool)
         if right and self.choices and value not in self.choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -90,7 +91,9 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
       newest: the newest format that is read.
     """
     if type(found) is not int or found < 1:
-        raise InputError(f"{path} states the format {found!r}; a format is a whole number from 1 on")
+        raise InputError(
+            f"{path} states the format {found!r}; a format is a whole number from 1 on"
+        )
     if found > newest:
         raise InputError(
             f"{path} has format {found}, and this version of implicit_reasoning reads formats up "
@@ -98,11 +101,23 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
         )
 
 
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one uncompressed `.npz`, atomically."""
+def write_npz(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], *, comment: str = ""
+) -> None:
+    """Write named arrays as one uncompressed `.npz`, atomically.
+
+    Args:
+      path: of the file.
+      arrays: by name.
+      comment: of the ZIP archive, ASCII; numpy ignores it.
+    """
     with atomic_write(path, "wb") as file:
         keywords: dict[str, Any] = {**arrays, "allow_pickle": False}
         np.savez(file, **keywords)
+        if comment:
+            # An archive ends with the length of its comment, two bytes, and the comment.
+            file.seek(-2, os.SEEK_END)
+            file.write(struct.pack("<H", len(comment)) + comment.encode("ascii"))
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:

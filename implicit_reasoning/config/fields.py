@@ -15,6 +15,7 @@ from implicit_reasoning.config.messages import meant
 from implicit_reasoning.config.trees import flatten
 from implicit_reasoning.field import Field
 
+
 def schema_faults(
     values: Mapping[str, Any], schema: Mapping[str, Field], others: Sequence[str] = ()
 ) -> list[str]:
@@ -80,6 +81,8 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
         if each not in group:
             group[each] = ConfigDict()
         group = group[each]
+        if not isinstance(group, ConfigDict):
+            return  # a value in place of a group: `schema_faults` names it
     group[name] = value
 
 

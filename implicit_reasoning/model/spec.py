@@ -43,15 +43,15 @@ class Spec:
     n_heads: int
     d_mlp: int
     n_loops: int = 1
-    head_width: int = 0
-    act_fn: str = "gelu_new"
-    normalization: str = "LN"
-    tied: bool = False
-    unembed_bias: bool = False
-    eps: float = 1e-5
-    init_std: float = 0.02
-    dtype: str = "float32"
-    precision: str = "highest"
+    head_width: int = FIELDS["head_width"].before
+    act_fn: str = FIELDS["act_fn"].before
+    normalization: str = FIELDS["normalization"].before
+    tied: bool = FIELDS["tied"].before
+    unembed_bias: bool = FIELDS["unembed_bias"].before
+    eps: float = FIELDS["eps"].before
+    init_std: float = FIELDS["init_std"].before
+    dtype: str = FIELDS["dtype"].before
+    precision: str = FIELDS["precision"].before
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_ctx"):

@@ -71,12 +71,8 @@ FIELDS: dict[str, Field] = {
     "distributed.coordinator_address": Field(
         str, "of process 0, host:port, seen from all hosts", ""
     ),
-    "distributed.num_processes": Field(
-        int, "with 'auto' 0, or the number that there has to be", 0
-    ),
-    "distributed.process_id": Field(
-        int, "0 to num_processes - 1, another one on each host", -1
-    ),
+    "distributed.num_processes": Field(int, "with 'auto' 0, or the number that there has to be", 0),
+    "distributed.process_id": Field(int, "0 to num_processes - 1, another one on each host", -1),
     "distributed.timeout": Field(
         float, "seconds of silence after which a process counts as lost", 30, 5, 3600
     ),

@@ -18,8 +18,8 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs.config import read_config
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.config import read_config
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.stacked import open_store
 from implicit_reasoning.runs.starts import read_starts
@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration as it was run, with the fields that were added since, see `completed`."""
+        """The configuration as it was run, with the fields that were added since."""
         return read_config(self.files.config)
 
     @cached_property

@@ -5,8 +5,10 @@
 
 `data` makes a run and a sweep that were stopped, results, dictionaries and weight files.
 `reference` continues a copy of them to the end and prints what came out, as JSON. It is called once
-for each set of XLA flags; the flags are part of what it prints.
+for each set of XLA flags; the flags are part of what it prints. It imports modules of that commit.
 """
+# mypy: ignore-errors
+# ruff: noqa: I001
 
 import contextlib
 import hashlib

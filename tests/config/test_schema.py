@@ -11,13 +11,12 @@ from implicit_reasoning.dictionaries import fields as dictionary_fields
 from implicit_reasoning.dictionaries.steps import Settings
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
-from implicit_reasoning.runs import Layout
+from implicit_reasoning.runs import Layout, fields
 from implicit_reasoning.sweeps import make_sweep
-from implicit_reasoning.training import fields
 from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.training.setup import check_config
 from implicit_reasoning.worlds import TASKS, build
-from implicit_reasoning.worlds.tasks.settings import SETTINGS
+from implicit_reasoning.worlds.tasks import fields as task_fields
 from tests.training.tiny import tiny
 
 DEFAULTS = "implicit_reasoning.dictionaries.defaults"
@@ -99,24 +98,24 @@ def test_what_was_optional_still_is():
     with config.unlocked():
         for key, field in fields.FIELDS.items():
             group, _, name = key.rpartition(".")
-            if field.optional and name in config[group]:
+            if not field.required:
                 del config[group][name]
     check_config(config)
 
 
 def test_the_schema_has_every_field_there_is():
     config = load_config("configs/composition.py")
-    optional = {key for key, field in fields.FIELDS.items() if field.optional}
+    optional = {key for key, field in fields.FIELDS.items() if not field.required}
     shape = {f"model.{name}" for name in Spec.__dataclass_fields__} - {
         "model.d_vocab",
         "model.n_ctx",
     }
-    assert set(fields.schema(config)) - {"model.head_width"} == set(flatten(config))
+    assert set(fields.schema(config)) == set(flatten(config))
     assert optional < shape and shape < {*fields.FIELDS}
     assert all(field.doc for field in fields.schema(config).values())
-    assert set(SETTINGS) == set(TASKS)
+    assert set(task_fields.FIELDS) == set(TASKS)
     config = load_config(DEFAULTS)
-    named = {key for key in flatten(config) if not key.startswith("options.")}
+    named = set(flatten(config))
     assert named == set(dictionary_fields.FIELDS)
     training = {key for key in named if key.startswith("training.")}
     assert training == {f"training.{name}" for name in Settings.__dataclass_fields__}

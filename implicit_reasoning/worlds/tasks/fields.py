@@ -77,9 +77,7 @@ _TABLES: dict[str, dict[str, Field]] = {
     "complex": {
         **_defaults(_PAIRS, n_entities=200, n_values=20),
         "share": Field(float, "fraction of the available comparisons that are trained on", 0.06),
-        "hard_queries": Field(
-            int, "rows of test_hard, at most, for each of the three labels", 50
-        ),
+        "hard_queries": Field(int, "rows of test_hard, at most, for each of the three labels", 50),
     },
     "modular_addition": {
         **_defaults(_COMMON, probes=20_000),
