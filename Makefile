@@ -6,10 +6,12 @@
 #   make test-peers   tests against other packages, each in its own environment under .peers/
 #   make test-slurm   sweeps on a real Slurm, from Debian's packages, on this machine
 #   make test-counts  record how many programs each test file compiles (see tests/compile_counts.py)
+#   make studies-runs train what is missing of the runs that studies read: see experiments/runs.py
 #   make clean        remove everything that make created, except runs/
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+RUNS_ARGS ?=
 # One process per core; all tests of a file run in the same process.
 PARALLEL ?= -n auto --maxprocesses=8 --dist=loadfile
 
@@ -20,7 +22,7 @@ RUN := runs/pocket
 # A peer is a package that we exchange files with: one pinned environment for each list.
 PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
 
-.PHONY: demo test test-all test-peers test-slurm test-counts lint clean venv
+.PHONY: demo test test-all test-peers test-slurm test-counts studies-runs lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -53,6 +55,10 @@ test-peers: $(INSTALLED) $(PEERS)
 # folder of its own, by root, and ends with the tests.
 test-slurm: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slurm tests/slurm $(PYTEST_ARGS)
+
+# RUNS_ARGS="--study=grokking --jobs=4", say; runs of other studies are left alone.
+studies-runs: $(INSTALLED)
+	$(BIN)/python experiments/runs.py $(RUNS_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,17 +1,19 @@
 r"""The phases from inside: what appears in the states while a model learns to compose.
 
     python experiments/composition_phases.py --scale=pocket --out=results/composition_phases/pocket
-    python experiments/composition_phases.py --scale=desk --worlds=1 --inits=1 --jobs=1 \
+    python experiments/composition_phases.py --scale=desk --jobs=1 \
         --out=results/composition_phases/desk
 
 Four arms, of which two are controls of known mechanism: `composition`; `shadow`, whose chains
 follow a second table that is never taught by single facts, so that the taught bridge is there to
 be decoded and of no use; `scrambled`, whose chains have random answers, so that memorising is all
 there is; and `tied`, composition with the embedding as unembedding, as both papers have it: without
-that, a lens cannot read what is never a target, such as r2. `--worlds` times `--inits` runs each,
-world seed and initialisation seed crossed. A run is trained and measured in processes of its own,
-`--jobs` at a time; the script resumes run by run: what is in `--out` is not measured again.
-`--arms` says which to run; figures are drawn from all there is in `--out`.
+that, a lens cannot read what is never a target, such as r2. World seed and initialisation seed are
+crossed: at `pocket` four worlds and two initialisations, at `desk` one of each, unless `--worlds`
+and `--inits` say otherwise. The runs are those of `runs.py`, and are trained where they are
+missing. A run is trained and measured in processes of its own, `--jobs` at a time; the script
+resumes run by run: what is in `--out` is not measured again. `--arms` says which to run; figures
+are drawn from all there is in `--out`.
 
 Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
 (Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
@@ -28,8 +30,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import archive
+import runs
 import xarray as xr
-from arms import ARMS, about, along_run, curves, run_arms, spaced
+from archive import about, along_run, curves, run_arms, spaced
 from composition_figures import draw_all, read_study
 from composition_tables import write_tables
 
@@ -37,12 +41,7 @@ from implicit_reasoning.config import Flag
 from implicit_reasoning.runs import Run
 
 FLAGS = {
-    "scale": "pocket",
-    "worlds": 4,
-    "inits": 2,
-    "arms": Flag(many=True, default=("composition", "shadow", "scrambled", "tied")),
-    "jobs": 2,
-    "runs": Flag(kind=Path, default=Path("runs/composition_phases")),
+    **archive.FLAGS,
     "out": Flag(kind=Path, default=Path("results/composition_phases/pocket")),
 }
 CHECKPOINTS = 10  # measured in a run, step 0 among them
@@ -73,18 +72,18 @@ KEPT = {
 
 def main(argv: list[str]) -> None:
     """Train and measure what is missing, then draw."""
-    out = run_arms(argv, FLAGS, measuring, kept)
-    studies = {arm: study for arm in ARMS if (study := read_study(out / f"{arm}.nc"))}
+    out = run_arms("composition_phases", argv, FLAGS, measuring, kept)
+    studies = {arm: study for arm in runs.ARMS if (study := read_study(out / f"{arm}.nc"))}
     draw_all(out, studies)
     write_tables(out, studies)
 
 
-def measuring(workdir: Path) -> list[str]:
+def measuring(run: Run) -> list[str]:
     """The command that measures it."""
-    steps = ",".join(map(str, spaced(Run(workdir), CHECKPOINTS)))
+    steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
     return [
         "analyze",
-        f"--workdir={workdir}",
+        f"--workdir={run.files.workdir}",
         f"--instruments={','.join(KEPT)}",
         f"--steps={steps}",
     ]
@@ -92,7 +91,9 @@ def measuring(workdir: Path) -> list[str]:
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
     """The parts of a run's results that the figures need, and its curves, along `run`."""
-    parts = {name: part_of(run.result(name), part) for name, part in KEPT.items()}
+    steps = spaced(run, CHECKPOINTS)  # others may have measured further checkpoints
+    results = {name: run.result(name).sel(step=steps) for name in KEPT}
+    parts = {name: part_of(results[name], part) for name, part in KEPT.items()}
     return along_run({"/": about(run, world, init), "training": curves(run), **parts})
 
 

@@ -6,7 +6,7 @@ Sparse autoencoders (TopK, k 8, width 512, cold at every checkpoint, two seeds) 
 after the first block, at ten checkpoints of runs of three arms: `composition`; `shadow`, whose
 chains follow a second table, so that of the two bridges at r1 the taught one is of no use; and
 `scrambled`, whose chains have random answers, so that there is nothing to compose. Runs are those
-of `composition_phases.py`, and are trained where they are not there. A value is born when a feature
+of `runs.py`, and are trained where they are missing. A value is born when a feature
 stands for it: F1 of at least .5 on facts that the feature was not chosen on, mean over seeds.
 The script resumes run by run.
 
@@ -20,9 +20,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import archive
 import numpy as np
+import runs
 import xarray as xr
-from arms import ARMS, about, along_run, curves, run_arms, spaced
+from archive import about, along_run, curves, run_arms, spaced
 from feature_birth_figures import CONCEPTS, draw_all, write_table
 
 from implicit_reasoning.config import Flag
@@ -30,30 +32,22 @@ from implicit_reasoning.dictionaries import load, measured
 from implicit_reasoning.dictionaries.evolution import births
 from implicit_reasoning.runs import Run
 
-FLAGS = {
-    "scale": "pocket",
-    "worlds": 3,
-    "inits": 1,
-    "arms": Flag(many=True, default=("composition", "shadow", "scrambled")),
-    "jobs": 2,
-    "runs": Flag(kind=Path, default=Path("runs/composition_phases")),
-    "out": Flag(kind=Path, default=Path("results/feature_birth")),
-}
+FLAGS = {**archive.FLAGS, "out": Flag(kind=Path, default=Path("results/feature_birth"))}
 NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 8, 2, 10
 
 
 def main(argv: list[str]) -> None:
     """Train and measure what is missing, then draw."""
-    out = run_arms(argv, FLAGS, dictionaries, kept)
-    paths = {arm: out / f"{arm}.nc" for arm in ARMS}
+    out = run_arms("feature_birth", argv, FLAGS, dictionaries, kept)
+    paths = {arm: out / f"{arm}.nc" for arm in runs.ARMS}
     studies = {arm: xr.load_datatree(path) for arm, path in paths.items() if path.exists()}
     draw_all(out, studies)
     write_table(out / "table.md", studies)
 
 
-def dictionaries(workdir: Path) -> list[str]:
+def dictionaries(run: Run) -> list[str]:
     """The command that trains and measures the dictionaries of a run."""
-    steps = ",".join(map(str, spaced(Run(workdir), CHECKPOINTS)))
+    steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
     wanted = {
         "name": NAME,
         "read": SITE,
@@ -64,7 +58,7 @@ def dictionaries(workdir: Path) -> list[str]:
         "progress": "false",
     }
     changes = [f"--config.{key}={value}" for key, value in wanted.items()]
-    return ["dictionaries", f"--workdir={workdir}", *changes]
+    return ["dictionaries", f"--workdir={run.files.workdir}", *changes]
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:

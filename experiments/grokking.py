@@ -1,17 +1,19 @@
 r"""Does it grok? Curves, phases and final accuracies of one configuration over several seeds.
 
-    python experiments/grokking.py --scale=pocket --seeds=3 --runs=runs/3 --out=results/pocket
-    python experiments/grokking.py --scale=desk --seeds=1 --runs=runs/desk --out=results/desk
+    python experiments/grokking.py --scale=pocket --out=results/pocket
+    python experiments/grokking.py --scale=desk --out=results/desk
 
-Seed s is world seed s *and* initialisation seed s. The script resumes run by run: what is trained
-already is only read. Three runs support no claim about training (that takes 8, worlds and
-initialisations crossed); they show that the first was no accident.
+Seed s is world seed s *and* initialisation seed s: three at `pocket` and one at `desk`, unless
+`--seeds` says otherwise. The runs are those of `runs.py`; those that are missing are trained one
+after the other. With `--config.x=y`, give them a folder of their own by `--runs`. Three runs
+support no claim about training (that takes 8, worlds and initialisations crossed); they show that
+the first was no accident.
 
 Held against: Ye et al. 2025, training dynamics of the base configuration (test_ii passes .5 some
 ten times later than train_ii passes .99, test_oi rises last, test_io and test_oo never do).
 
 Smoke test:
-    python experiments/grokking.py --scale=smoke --seeds=1 --runs=runs/smoke/grokking \
+    python experiments/grokking.py --scale=smoke --seeds=1 --runs=runs/smoke \
         --out=runs/smoke/grokked
 """
 
@@ -25,52 +27,59 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from smoke import at_scale
+import runs
 
-from implicit_reasoning.config import Flag, apply_overrides, parse_flags, to_json
+from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
-from implicit_reasoning.training import run_phases, train
-from implicit_reasoning.training.evaluation import accuracy_intervals
+from implicit_reasoning.training import run_phases
+from implicit_reasoning.training.intervals import accuracy_intervals, row_with_intervals
+from implicit_reasoning.training.record import add_intervals
 from implicit_reasoning.worlds import coverage, distinct_states, shortcuts
 
-FLAGS = {"scale": "pocket", "seeds": 3, "runs": Flag(kind=Path), "out": Flag(kind=Path)}
+FLAGS = {
+    "scale": "pocket",
+    "seeds": Flag(kind=int),
+    "runs": Flag(kind=Path, default=runs.ROOT),
+    "out": Flag(kind=Path),
+}
 
 
 def main(argv: list[str]) -> None:
     """Train what is missing, then write everything into `--out`."""
     flags, overrides = parse_flags(argv, FLAGS)
-    if missing := [name for name in ("runs", "out") if flags[name] is None]:
-        raise InputError(f"--{missing[0]} is missing: give a folder")
-    config = apply_overrides(at_scale("configs/composition.py", flags["scale"]), overrides)
-    runs = []
-    for seed in range(flags["seeds"]):
-        chosen = apply_overrides(config, {"seed": seed, "task.world_seed": seed})
-        runs.append(train(chosen, flags["runs"] / f"seed_{seed}"))
-    out = flags["out"]
-    write_json(out / "summary.json", [summary(run) for run in runs])
-    write_json(out / "config.json", to_json(config))
-    write_curves(out / "curves.csv", runs)
-    draw(runs).savefig(out / "seeds.png", dpi=150)
-    page = write_report(runs[0])
+    if (out := flags["out"]) is None:
+        raise InputError("--out is missing: give a folder")
+    seeds = None if flags["seeds"] is None else runs.paired(flags["seeds"])
+    wanted = runs.chosen("grokking", flags["scale"], seeds=seeds)
+    wanted = [dataclasses.replace(run, changes=tuple(overrides.items())) for run in wanted]
+    trained = runs.restore(wanted, flags["runs"], jobs=0)
+    write_json(out / "summary.json", [summary(run) for run in trained])
+    write_json(out / "config.json", to_json(wanted[0].config()))
+    write_curves(out / "curves.csv", trained)
+    draw(trained).savefig(out / "seeds.png", dpi=150)
+    page = write_report(trained[0])
     shutil.copy(page.parent / "figures" / "accuracy.png", out)
 
 
 def summary(run: Run) -> dict[str, Any]:
     """What one run came to, with its nulls, its n and where it ran."""
     phases, dataset = run_phases(run), run.dataset
+    add_intervals(run)  # of a run that was trained before they were stored
+    final = row_with_intervals(run.metrics)
+    assert final is not None
     speeds = [row["steps_per_second"] for row in run.metrics[len(run.metrics) // 2 :]]
     return {
         "seed": run.config.seed,
         "world_seed": run.config.task.world_seed,
         "phases": {**dataclasses.asdict(phases), "lag": phases.lag},
-        "final_step": run.steps[-1],
+        "final_step": final["step"],
         "final_accuracy": {
             split: dataclasses.asdict(interval)
-            for split, interval in accuracy_intervals(run, run.steps[-1]).items()
+            for split, interval in accuracy_intervals(final, dataset).items()
         },
         "shortcuts": shortcuts(dataset),
         "coverage": coverage(dataset),
@@ -83,23 +92,23 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def write_curves(path: Path, runs: list[Run]) -> None:
+def write_curves(path: Path, trained: list[Run]) -> None:
     """Every evaluation of every run, a row each."""
-    names = [f"accuracy/{split}" for split in runs[0].dataset.splits]
+    names = [f"accuracy/{split}" for split in trained[0].dataset.splits]
     columns = ["seed", "step", *names, "accuracy_low95/test_oi", "loss"]
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        for run in runs:
+        for run in trained:
             for row in run.metrics:
                 if names[0] in row:
                     writer.writerow({"seed": run.config.seed, **row})
 
 
-def draw(runs: list[Run]) -> Any:
+def draw(trained: list[Run]) -> Any:
     """Accuracy of the chains' splits, one panel a run, with the best shortcut on test_ii."""
-    drawing, axes = new_drawing(4.6 * len(runs) + 1.0, 4.2, ncols=len(runs), sharey=True)
-    for ax, run in zip(axes, runs, strict=True):
+    drawing, axes = new_drawing(4.6 * len(trained) + 1.0, 4.2, ncols=len(trained), sharey=True)
+    for ax, run in zip(axes, trained, strict=True):
         rows = [row for row in run.metrics if "accuracy/test_ii" in row]
         steps = [row["step"] for row in rows]
         step_axis(ax, steps[-1])

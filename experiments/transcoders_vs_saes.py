@@ -1,7 +1,6 @@
 r"""Transcoders against sparse autoencoders of the same MLPs: quality for equally few features.
 
-    python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=runs/desk
-    python experiments/transcoders_vs_saes.py --run=runs/desk --out=results/transcoders_vs_saes
+    python experiments/transcoders_vs_saes.py --out=results/transcoders_vs_saes
 
 The Pareto comparison of Dunefsky, Chlenski and Nanda 2024 (Fig. 2; Pythia-410M, one layer), on a
 model whose world is known: for every block of the last checkpoint a TopK autoencoder of the MLP's
@@ -11,6 +10,7 @@ and of never-trained chains with the dictionary's output in its place (clean, an
 its place, beside it), F1 of the features of bridges, and answers that follow a swap of them; all
 beside baselines: neurons, k-means, linear codes, class means, frozen decoders, the untrained model.
 
+The model is a run of `runs.py`, which is trained if it is missing; `--run` names another one.
 Width: at most a quarter of the distinct states that are trained on, which the script checks. It
 resumes kind by kind.
 
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 import xarray as xr
 from apart import Command, run_apart
 from transcoders_vs_saes_figures import draw_all, write_table
@@ -40,7 +41,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 
 FLAGS = {
-    "run": Flag(kind=Path, default=Path("runs/desk")),
+    "run": Flag(kind=Path),
     "out": Flag(kind=Path, default=Path("results/transcoders_vs_saes")),
     "width": 768,
     "sparsities": Flag(kind=int, many=True, default=(4, 8, 16, 32)),
@@ -76,7 +77,11 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: what is compared has to be alike")
-    run, out, width = Run(flags["run"]), flags["out"], flags["width"]
+    out, width = flags["out"], flags["width"]
+    if flags["run"] is None:
+        [run] = runs.restore(runs.needed("transcoders_vs_saes"), jobs=flags["jobs"])
+    else:
+        run = Run(flags["run"])
     states = int(split_states(run.dataset).trained.sum())
     if 4 * width > states:
         raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")

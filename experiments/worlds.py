@@ -1,14 +1,14 @@
 r"""Every world and every control: what is learnt, when, and what a shortcut would answer.
 
-    python experiments/worlds.py --scale=pocket --seeds=3 --out=results/worlds/pocket
-    python experiments/worlds.py --scale=desk --seeds=1 --out=results/worlds/desk \
-        --only=composition,without_id_triples,shadow
+    python experiments/worlds.py --scale=pocket --out=results/worlds/pocket
+    python experiments/worlds.py --scale=desk --out=results/worlds/desk
 
-One arm a file of `configs/`, and some more of the ratio of `O` facts. Seed s is world seed s *and*
-initialisation seed s. The script resumes run by run: what is in `--out` is not trained again, and a
-run that was stopped goes on. `--jobs` runs train at a time, each on its share of the cores, each in
-a process of its own; `--only` leaves the other arms as they are. Figures are drawn from all there
-is in `--out`.
+One arm for each file of `configs/`, and two more of the ratio of `O` facts; at `desk` three of
+them. Seed s is world seed s *and* initialisation seed s: three at `pocket` and one at `desk`,
+unless `--seeds` says otherwise. The runs are those of `runs.py`. The script resumes run by run:
+what is in `--out` is not trained again, and a run that was stopped goes on. `--jobs` runs train at
+a time, each on its share of the cores, each in a process of its own; `--only` leaves the other arms
+as they are. Figures are drawn from all there is in `--out`.
 
 Held against: Ye et al. 2025 (ID triples not necessary but faster; second-hop restricted chains stay
 at the floor; of the patterns with `O` facts only those with it in the first hop rise) and Wang et
@@ -16,31 +16,22 @@ al. 2024 (comparison generalises out of distribution, composition does not).
 
 Smoke test:
     python experiments/worlds.py --scale=smoke --seeds=1 --only=composition --jobs=0 \
-        --runs=runs/smoke/worlds --out=runs/smoke/worlds_out
+        --runs=runs/smoke --out=runs/smoke/worlds
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 from apart import Command, run_apart
 from grokking import summary
-from smoke import of_scale, words
 
-from implicit_reasoning.config import (
-    Flag,
-    apply_overrides,
-    changed_keys,
-    from_json,
-    load_config,
-    parse_flags,
-    to_json,
-)
+from implicit_reasoning.config import Flag, changed_keys, from_json, parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import read_json, write_json
@@ -48,13 +39,12 @@ from implicit_reasoning.runs import Run
 
 FLAGS = {
     "scale": "pocket",
-    "seeds": 3,
+    "seeds": Flag(kind=int),
     "only": Flag(many=True, default=()),
     "jobs": 2,
-    "runs": Flag(kind=Path, default=Path("runs/worlds")),
+    "runs": Flag(kind=Path, default=runs.ROOT),
     "out": Flag(kind=Path, default=Path("results/worlds/pocket")),
 }
-RATIOS = (50, 70)  # percent of O facts, beside the 20 of configs/ood_ratio.py
 COLUMNS = 4
 
 
@@ -63,39 +53,25 @@ def main(argv: list[str]) -> None:
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
-    scale, smaller = of_scale(flags["scale"])
-    arms, out = all_arms(scale), flags["out"]
-    runs = flags["runs"] / flags["scale"]
-    chosen = flags["only"] or tuple(arms)
-    if unknown := set(chosen) - set(arms):
-        raise InputError(f"there is no arm {sorted(unknown)}; there are {', '.join(arms)}")
-    # Seed by seed, so that what is there when it is stopped is a study of fewer seeds.
-    wanted = [(arm, seed) for seed in range(flags["seeds"]) for arm in chosen]
-    missing = [(arm, seed) for arm, seed in wanted if not raw(out, arm, seed).exists()]
-    check_current(out, arms, smaller)
+    scale, out, root = flags["scale"], flags["out"], flags["runs"]
+    seeds = None if flags["seeds"] is None else runs.paired(flags["seeds"])
+    wanted = runs.chosen("worlds", scale, flags["only"], seeds)
+    check_current(out, scale)
 
-    def job(arm: str, seed: int, command: Command) -> None:
-        workdir = runs / f"{arm}_{seed}"
-        command([*training(arms[arm], seed, workdir), *words(smaller)])
-        write_json(raw(out, arm, seed), measured(Run(workdir)), indent=None)
+    def job(state: runs.State, command: Command) -> None:
+        trained = runs.train_missing(state, command)
+        write_json(raw(out, state.run), measured(trained), indent=None)
 
-    jobs = {f"{arm}_{seed}": partial(job, arm, seed) for arm, seed in missing}
-    run_apart(jobs, flags["jobs"], runs / "compiled")
-    draw_all(out, list(arms))
+    missing = [run for run in wanted if not raw(out, run).exists()]
+    jobs = {run.name: partial(job, runs.state_of(run, root)) for run in missing}
+    run_apart(jobs, flags["jobs"], root / "compiled")
+    draw_all(out)
 
 
-def all_arms(scale: str) -> dict[str, str]:
-    """Name to configuration, every file of `configs/`."""
-    stems = sorted(path.stem for path in Path("configs").glob("*.py"))
-    arms = {stem: f"configs/{stem}.py:{scale}" for stem in stems}
-    return arms | {f"ood_ratio_{p}": f"configs/ood_ratio.py:{scale}_{p}" for p in RATIOS}
-
-
-def check_current(out: Path, arms: dict[str, str], smaller: dict[str, Any]) -> None:
+def check_current(out: Path, scale: str) -> None:
     """Refuse to mix runs of configurations that were changed with what is measured now."""
-    for arm, seed, path in kept(out, arms):
-        seeds = {"seed": seed, "task.world_seed": seed}
-        config = apply_overrides(load_config(arms[arm]), {**smaller, **seeds})
+    for arm, seed, path in kept(out):
+        config = runs.StudyRun(arm, scale, seed, seed).config()
         if changes := changed_keys(from_json(read_json(path)["config"]), config):
             raise InputError(
                 f"{path} was measured with another configuration ({changes[0].key} was "
@@ -103,32 +79,19 @@ def check_current(out: Path, arms: dict[str, str], smaller: dict[str, Any]) -> N
             )
 
 
-def kept(out: Path, arms: Iterable[str]) -> list[tuple[str, int, Path]]:
+def kept(out: Path) -> list[tuple[str, int, Path]]:
     """Arm, seed and file of everything measured so far, by arm and seed."""
     found = []
     for path in (out / "raw").glob("*.json"):
         arm, _, seed = path.stem.rpartition("_")
-        if arm in arms and seed.isdecimal():
+        if arm in runs.ARMS and seed.isdecimal():
             found.append((arm, int(seed), path))
     return sorted(found)
 
 
-def raw(out: Path, arm: str, seed: int) -> Path:
+def raw(out: Path, run: runs.StudyRun) -> Path:
     """Where the numbers of one run are."""
-    return out / "raw" / f"{arm}_{seed}.json"
-
-
-def training(config: str, seed: int, workdir: Path) -> list[str]:
-    """The command that trains one run."""
-    return [
-        "train",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        f"--config.seed={seed}",
-        f"--config.task.world_seed={seed}",
-        "--config.writers.progress=false",
-        "--config.writers.tensorboard=false",
-    ]
+    return out / "raw" / f"{run.arm}_{run.init}.json"
 
 
 def measured(run: Run) -> dict[str, Any]:
@@ -154,10 +117,10 @@ def first_correct(run: Run, split: str, steps: list[int]) -> list[float]:
     return [round(float(((first >= 0) & (first <= step)).mean()), 4) for step in steps]
 
 
-def draw_all(out: Path, arms: list[str]) -> None:
+def draw_all(out: Path) -> None:
     """Curves of every arm that has runs, in two figures, and a table of ends."""
     seeds: dict[str, list[dict[str, Any]]] = {}
-    for arm, _, path in kept(out, arms):
+    for arm, _, path in kept(out):
         seeds.setdefault(arm, []).append(read_json(path))
     for quantity, label in (
         ("accuracy", "accuracy on probe rows"),
@@ -177,29 +140,29 @@ def draw(seeds: dict[str, list[dict[str, Any]]], quantity: str, label: str) -> A
         ax.axis("off")
     for ax in axes[::ncols]:
         ax.set_ylabel(label)
-    for ax, (arm, runs) in zip(axes, seeds.items(), strict=False):
-        step_axis(ax, runs[0]["steps"][-1])
+    for ax, (arm, found) in zip(axes, seeds.items(), strict=False):
+        step_axis(ax, found[0]["steps"][-1])
         ends = []
-        for split in runs[0][quantity]:
+        for split in found[0][quantity]:
             style = split_style(split)
-            for run in runs:
+            for run in found:
                 ax.plot(run["steps"], run[quantity][split], linewidth=1.1, alpha=0.9, **style)
-            last = float(np.mean([run[quantity][split][-1] for run in runs]))
+            last = float(np.mean([run[quantity][split][-1] for run in found]))
             ends.append((last, split, style["color"]))
-        draw_shortcut(ax, runs)
-        ax.set_title(f"{arm}, {len(runs)} seed{'s' * (len(runs) > 1)}", fontsize=10)
+        draw_shortcut(ax, found)
+        ax.set_title(f"{arm}, {len(found)} seed{'s' * (len(found) > 1)}", fontsize=10)
         ax.set_ylim(-0.015, 1.03)
         label_ends(ax, ends)
     return drawing
 
 
-def draw_shortcut(ax: Any, runs: list[dict[str, Any]]) -> None:
+def draw_shortcut(ax: Any, found: list[dict[str, Any]]) -> None:
     """A line where the best shortcut on the held-out split ends, on average."""
-    found = [best_shortcut(run, held_out(run)) for run in runs]
-    if None in found:
+    levels = [best_shortcut(run, held_out(run)) for run in found]
+    if None in levels:
         return
-    best = float(np.mean([value for value in found if value is not None]))
-    color = split_style(held_out(runs[0]) or "")["color"]
+    best = float(np.mean([value for value in levels if value is not None]))
+    color = split_style(held_out(found[0]) or "")["color"]
     ax.axhline(best, color=color, linewidth=0.9, linestyle="-.", alpha=0.8)
     ax.text(1, best - 0.055, f"best shortcut: {best:.2f}", color=dark(color), size=7)
 
@@ -221,17 +184,17 @@ def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: final accuracy of every split (range over seeds), its n, the best shortcut."""
     lines = ["| arm | split | final accuracy, seeds | n | best shortcut | .5 / .95 at step |"]
     lines += ["|---|---|---|---|---|---|"]
-    for arm, runs in seeds.items():
-        for split in runs[0]["accuracy"]:
-            last = [run["final_accuracy"][split] for run in runs]
+    for arm, found in seeds.items():
+        for split in found[0]["accuracy"]:
+            last = [run["final_accuracy"][split] for run in found]
             ends = [
                 "{} [{}, {}]".format(*(share(one[key]) for key in ("mean", "low", "high")))
                 for one in last
             ]
             n = ", ".join(str(one["n_examples"]) for one in last)
-            best = [best_shortcut(run, split) for run in runs]
+            best = [best_shortcut(run, split) for run in found]
             shown = ", ".join("-" if one is None else f"{one:.3f}" for one in best)
-            half, most = (reached(runs, split, level) for level in (0.5, 0.95))
+            half, most = (reached(found, split, level) for level in (0.5, 0.95))
             lines.append(
                 f"| {arm} | {split} | {', '.join(ends)} | {n} | {shown} | {half} / {most} |"
             )
@@ -243,13 +206,13 @@ def share(value: float) -> str:
     return f"{abs(round(value, 3)):.3f}"
 
 
-def reached(runs: list[dict[str, Any]], split: str, level: float) -> str:
+def reached(found: list[dict[str, Any]], split: str, level: float) -> str:
     """First evaluation at or above a level, a seed each."""
-    found = []
-    for run in runs:
+    steps = []
+    for run in found:
         above = np.flatnonzero(np.asarray(run["accuracy"][split]) >= level)
-        found.append(f"{run['steps'][above[0]]:,}" if len(above) else "never")
-    return ", ".join(found)
+        steps.append(f"{run['steps'][above[0]]:,}" if len(above) else "never")
+    return ", ".join(steps)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,7 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
             outcome = evaluation.launch(params)
             first_correct = evaluation.first_correct(first_correct, checkpoint.step, outcome)
             summary = evaluation.summary(outcome)
+            summary |= evaluation.intervals.columns(evaluation.correct(outcome))
             metrics.write({"step": checkpoint.step, **summary, "time": time.time()})
 
     write_npz(files.first_correct, {"row": evaluation.rows, "step": first_correct})

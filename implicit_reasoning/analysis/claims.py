@@ -1,21 +1,24 @@
-"""Claims: the few things an instrument may say of a mechanism, and how they are held against truth.
+"""Claims: what an instrument may say of a mechanism, and how that is compared with the truth.
 
-A claim is about a variable at a place: "e2 is decodable at layer 1, position r1". What is true of a
-model whose mechanism is known is a `Mechanism`; claims that it leaves open count neither way.
+A claim is about a variable and a unit of the model (see `model.units`): "e2 is decodable at layer
+1, position r1", "e2 is moved by head a2.h0". What is true of a model whose mechanism is known is a
+`Mechanism`; claims that it leaves open count neither way.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import xarray as xr
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.units import State, Unit, WholeModel, unit_from_json
 
-KINDS = {
+_OF_STATES = {
     "decodable": "the variable can be read from the state at (layer, position)",
     "carried": "what the answer needs of the variable passes through (layer, position)",
     "used": "the variable's own code at (layer, position) is what the answer is computed from",
@@ -23,7 +26,16 @@ KINDS = {
     "composes": "answers are computed through the variable, somewhere",
     "memorised": "answers are looked up, not computed through the variable",
 }
-"""The fixed list. Layer and position are -1 and "" in the last two."""
+_OF_COMPONENTS = {
+    "moves": "the head copies the variable from an earlier position to a later one",
+    "stores": "the neuron is active for the fact or chain that the variable names, and no other",
+    "part": "answers to chains are computed through the head, neuron or edge",
+}
+STATE_KINDS = frozenset(_OF_STATES)
+"""Claims about states, and about the whole model ("composes" and "memorised")."""
+
+KINDS = _OF_STATES | _OF_COMPONENTS
+"""All kinds of claims, each with its meaning."""
 
 ENOUGH = 20
 """Clusters (bridges, facts or prefixes) that must count before a mean is shown in a map, or claimed
@@ -49,13 +61,68 @@ TIMES_CHANCE = 3.0
 Verdict = Literal["right", "wrong", "silent"]
 
 
-class Claim(NamedTuple):
-    """One statement; `layer` counts blocks before the state, as `S[layer, pos]` in the papers."""
+@functools.total_ordering
+@dataclass(frozen=True, init=False)
+class Claim:
+    """One statement.
+
+    Attributes:
+      kind: one of `KINDS`.
+      variable: name of a variable, such as "e2"; for "stores", the text of a fact or chain.
+      unit: what the statement is about.
+    """
 
     kind: str
     variable: str
-    layer: int = -1
-    pos: str = ""
+    unit: Unit
+
+    def __init__(
+        self, kind: str, variable: str, unit: Unit | int | None = None, pos: str | None = None
+    ):
+        """Make a claim about a unit, by default the whole model.
+
+        Args:
+          kind: one of `KINDS`.
+          variable: its name.
+          unit: what the claim is about, or, with `pos`, the layer of a state:
+            `Claim("used", "e2", 1, "r1")` is `Claim("used", "e2", State(1, "r1"))`.
+          pos: position of the state.
+        """
+        if not isinstance(unit, Unit):
+            if (unit is None) != (pos is None):
+                raise InputError(
+                    f"a claim about a state needs a layer and a position, was given {unit!r} and "
+                    f"{pos!r}"
+                )
+            unit = WholeModel() if unit is None or pos is None else State(unit, pos)
+        elif pos is not None:
+            raise InputError(f"a claim is about one unit, was given {unit} and position {pos!r}")
+        for name, value in (("kind", kind), ("variable", variable), ("unit", unit)):
+            object.__setattr__(self, name, value)
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Claim):
+            return NotImplemented
+        return (self.kind, self.variable, self.unit) < (other.kind, other.variable, other.unit)
+
+    def __str__(self) -> str:
+        if self.kind in _OF_COMPONENTS:
+            return f"{self.unit} {self.kind}: {self.variable}"
+        where = "" if isinstance(self.unit, WholeModel) else f" at {self.unit}"
+        return f"{self.variable} {self.kind}{where}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file; `claim_from_json` reads them."""
+        return {"kind": self.kind, "variable": self.variable, "unit": self.unit.to_json()}
+
+
+def claim_from_json(kept: Mapping[str, Any]) -> Claim:
+    """The claim that `Claim.to_json` wrote.
+
+    Raises:
+      InputError: its unit is none.
+    """
+    return Claim(kept["kind"], kept["variable"], unit_from_json(kept["unit"]))
 
 
 @dataclass(frozen=True)
@@ -137,6 +204,5 @@ def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list
     words = {True: "true", False: "false", None: "open"}
     found: dict[str, list[str]] = {word: [] for word in words.values()}
     for claim in sorted(claims):
-        where = f" at layer {claim.layer}, {claim.pos}" if claim.pos else ""
-        found[words[mechanism.holds(claim)]].append(f"{claim.variable} {claim.kind}{where}")
+        found[words[mechanism.holds(claim)]].append(str(claim))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.model.wirings import forward_at, run_block_at
 
 
@@ -24,10 +24,10 @@ def answer_logits(
     """Logits at the last position when `S[layer]` is `resid`; nothing before it is computed."""
     network, depth = model.bind(params), model.spec.depth
     for later in range(layer, depth - 1):
-        resid = network.block(later)(resid, Taps())
+        resid = network.block(later)(resid, HookContext())
     if layer < depth:
-        resid = run_block_at(network.block(depth - 1), resid, None, Taps())
-    return network.readout(resid[:, -1], Taps())
+        resid = run_block_at(network.block(depth - 1), resid, None, HookContext())
+    return network.readout(resid[:, -1], HookContext())
 
 
 def answer_from(

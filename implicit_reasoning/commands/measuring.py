@@ -19,12 +19,18 @@ def report(flags: Given, overrides: Given) -> None:
     from implicit_reasoning.report import write_report, write_sweep_report
     from implicit_reasoning.runs import Run
     from implicit_reasoning.sweeps import Runs, SweepLayout
+    from implicit_reasoning.training.record import add_intervals
 
     workdir = flags["workdir"]
     if SweepLayout(workdir).sweep.exists():
+        if flags["intervals"]:
+            raise InputError(f"{workdir} is a sweep; --intervals=true is for the folder of a run")
         print(f"report: {write_sweep_report(Runs(workdir))}")
-    else:
-        print(f"report: {write_report(Run(workdir))}")
+        return
+    run = Run(workdir)
+    if flags["intervals"]:
+        add_intervals(run)
+    print(f"report: {write_report(run)}")
 
 
 def analyze(flags: Given, overrides: Given) -> None:

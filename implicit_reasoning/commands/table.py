@@ -189,7 +189,14 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "Write the page of a run or a sweep.",
-        {"workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR")},
+        {
+            "workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR"),
+            "intervals": Flag(
+                "first add intervals to the accuracies of a run that was trained without them",
+                kind=bool,
+                default=False,
+            ),
+        },
         measuring.report,
     ),
     "world": Verb(

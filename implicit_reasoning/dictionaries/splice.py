@@ -1,20 +1,31 @@
-"""A dictionary in its model: what it writes takes the place of what it was trained to write.
+"""A dictionary in its model: its output replaces the values that it was trained to predict.
 
-It reads sites and writes sites, side by side in one vector (`kinds.py`), so that an autoencoder, a
-transcoder and a cross-layer transcoder are spliced in alike: an edit at every site it writes.
+A dictionary reads sites and writes sites, side by side in one vector (`kinds.py`), so that an
+autoencoder, a transcoder and a cross-layer transcoder are spliced in alike: an edit at every site
+that is written. The edit at the site `s` adds sites of its own, which `forward` lists, edits and
+returns like those of the model:
+
+- `s.hook_acts`, [batch, pos, d_sae]: the activations that are decoded;
+- `s.hook_error`, the shape of `s`, if the error is kept: the difference between the value and the
+  dictionary's output for unedited activations. It is added to the output, so the model is unchanged
+  until activations or errors are edited.
+
+A cross-layer transcoder has all its activations at every site that it writes; at each of them those
+of later layers are 0. Edit them at all these sites to change a feature everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from implicit_reasoning.dictionaries.dictionary import Finished
-from implicit_reasoning.model import Edit, Params
+from implicit_reasoning.model import Edit, HookContext, Params
+
+_ACTS = ("batch", "pos", "d_sae")
+_RESID = ("batch", "pos", "d_model")
 
 
 class Sites(NamedTuple):
@@ -24,21 +35,37 @@ class Sites(NamedTuple):
     write: tuple[str, ...]
 
 
+class _Splice(NamedTuple):
+    """The constants of one edit: the dictionary, and which of its outputs is written."""
+
+    dictionary: Finished
+    sites: Sites
+    number: int
+    keep_error: bool
+
+
 def edits(
-    finished: Finished, params: Params, sites: Sites, where: Bool[Array, " pos"]
+    dictionary: Finished,
+    params: Params,
+    sites: Sites,
+    where: Bool[Array, " pos"],
+    *,
+    keep_error: bool = False,
 ) -> dict[str, Edit]:
     """Edits that write a dictionary's outputs at some positions.
 
-    To be made where they are used, within one trace: their functions belong to it.
-
     Args:
-      finished: static.
+      dictionary: static.
       params: its parameters.
       sites: that it reads and writes.
-      where: positions at which it writes; at others all stays.
+      where: positions at which it writes; the others keep their values.
+      keep_error: whether the difference to the true value is added, as the site `hook_error`.
     """
+    adds = (("hook_acts", _ACTS), ("hook_error", _RESID))[: 1 + keep_error]
     return {
-        site: Edit(partial(_written, finished, sites, number), (params, where))
+        site: Edit(
+            _write, (params, where), _Splice(dictionary, sites, number, keep_error), adds=adds
+        )
         for number, site in enumerate(sites.write)
     }
 
@@ -52,32 +79,33 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
     }
 
 
-def _written(
-    finished: Finished,
-    sites: Sites,
-    number: int,
-    value: Array,
-    seen: Mapping[str, Array],
-    args: tuple[Params, Array],
-) -> Array:
-    """The part of what a dictionary writes that belongs to its site of a number."""
+def _write(value: Array, hooks: HookContext, args: tuple[Params, Array], splice: _Splice) -> Array:
+    """The part of the dictionary's output that belongs to this site."""
     params, where = args
-    x = _side_by_side(sites, number, value, seen)
-    out = finished(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-    part = jnp.split(out, len(sites.write), axis=-1)[number]
-    return jnp.where(where[None, :, None], part, value)
+    x = _side_by_side(splice, value, hooks)
+    acts = splice.dictionary.encode(params, x.reshape(-1, x.shape[-1]))
+    edited = hooks("hook_acts", acts.reshape(*x.shape[:-1], -1))
+    out = _decoded(splice, params, edited, x)
+    if splice.keep_error:
+        unedited = _decoded(splice, params, acts, x)
+        out += hooks("hook_error", value - unedited)
+    return jnp.where(where[None, :, None], out, value)
 
 
-def _side_by_side(sites: Sites, number: int, value: Array, seen: Mapping[str, Array]) -> Array:
-    """What is read; later layers, whose features write nothing here, are 0 yet."""
-    here = {**seen, sites.write[number]: value}
-    known = [here.get(site) for site in sites.read]
-    like: Any = next(part for part in known if part is not None)
-    return jnp.concatenate(
-        [jnp.zeros_like(like) if part is None else part for part in known], axis=-1
-    )
+def _decoded(splice: _Splice, params: Params, acts: Array, x: Array) -> Array:
+    flat = acts.reshape(-1, acts.shape[-1]), x.reshape(-1, x.shape[-1])
+    out = splice.dictionary.decode(params, *flat).reshape(*x.shape[:-1], -1)
+    return jnp.split(out, len(splice.sites.write), axis=-1)[splice.number]
 
 
-def _constant(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:
+def _side_by_side(splice: _Splice, value: Array, hooks: HookContext) -> Array:
+    """The inputs; those of later layers, whose features do not write here, are 0."""
+    here, read = splice.sites.write[splice.number], splice.sites.read
+    known = {here: value} | {s: hooks.read(s) for s in read if s != here and hooks.passed(s)}
+    first = known[read[0]] if read[0] in known else hooks.read(read[0])
+    return jnp.concatenate([known.get(site, jnp.zeros_like(first)) for site in read], axis=-1)
+
+
+def _constant(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
     new, where = args
     return jnp.where(where[None, :, None], jnp.broadcast_to(new, value.shape), value)

@@ -1,22 +1,33 @@
 """The transformer: its parts and wirings, its named sites, what may be edited there, its files."""
 
-from implicit_reasoning.model.edits import Edit, add, drop, mask, scale, set_to
-from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.edits import (
+    Edit,
+    Edits,
+    HookContext,
+    add,
+    drop,
+    mask,
+    merge_edits,
+    scale,
+    set_to,
+)
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Network, Params, Transformer
 
 __all__ = [
     "Edit",
+    "Edits",
+    "HookContext",
     "Network",
     "Params",
     "Spec",
-    "Taps",
     "Transformer",
     "add",
     "check_tokens",
     "drop",
     "mask",
+    "merge_edits",
     "scale",
     "set_to",
 ]

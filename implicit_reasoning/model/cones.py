@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.transformer import Block, Params, Transformer
 
 Cache = Mapping[str, Array]
@@ -92,7 +92,7 @@ def patched_logits(
         if at[0] == depth:  # nobody reads its other positions any more
             own = new if at[1] == n_pos - 1 else jnp.broadcast_to(last, new.shape)
             cones[at] = own[:, :, None]
-    logits = _unflat(network.readout(_flat(cones), Taps()), cones)
+    logits = _unflat(network.readout(_flat(cones), HookContext()), cones)
     return {at: logits[at][:, :, 0] for at in starts}
 
 
@@ -124,9 +124,9 @@ def _after_block(
     first = {at: n_pos - 1 if only_end else at[1] for at in cones}
     wanted = {at: own[:, :, first[at] - at[1] :] for at, own in cones.items()}
 
-    read = block.ln1(_flat(cones), Taps())
-    asking = block.ln1(_flat(wanted), Taps()) if only_end else read
-    projected = block.attn.project(asking, read, read, Taps())
+    read = block.ln1(_flat(cones), HookContext())
+    asking = block.ln1(_flat(wanted), HookContext()) if only_end else read
+    projected = block.attn.project(asking, read, read, HookContext())
     q, k, v = map(_unflat, projected, (wanted, cones, cones))
     for at in cones:
         rest = slice(first[at] - n_pos, None)
@@ -134,8 +134,8 @@ def _after_block(
         k[at] = _among(clean["attn.hook_k"], k[at], at[1])
         v[at] = _among(clean["attn.hook_v"], v[at], at[1])
         wanted[at] = _among(clean["hook_resid_pre"][:, rest], wanted[at], 0)
-    attn_out = block.attn.output(_flat(_mixed(block, q, k, v)), Taps())
-    return _unflat(block.after_attention(_flat(wanted), attn_out, Taps()), wanted)
+    attn_out = block.attn.output(_flat(_mixed(block, q, k, v)), HookContext())
+    return _unflat(block.after_attention(_flat(wanted), attn_out, HookContext()), wanted)
 
 
 def _mixed(block: Block, q: _Cones, k: _Cones, v: _Cones) -> _Cones:
@@ -147,7 +147,7 @@ def _mixed(block: Block, q: _Cones, k: _Cones, v: _Cones) -> _Cones:
         asked, seen = (x.shape[2] for x in cells[:2])
         queries, keys, values = (x.reshape(-1, *x.shape[2:]) for x in cells)
         positions = jnp.arange(seen - asked, seen)[None]
-        mixed = block.attn.mix(queries, keys, values, Taps(), query_positions=positions)
+        mixed = block.attn.mix(queries, keys, values, HookContext(), query_positions=positions)
         sizes = np.cumsum([len(q[at]) for at in here])[:-1]
         parts = jnp.split(mixed.reshape(cells[0].shape), sizes)
         z |= dict(zip(here, parts, strict=True))

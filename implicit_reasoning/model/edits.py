@@ -1,14 +1,21 @@
-"""Edits: what may be done to a value on its way through a site.
+"""Edits: functions that change the value at a site while a wiring runs.
 
-An `Edit` is a *static* function together with *traced* arguments, so that a grid of a thousand
-edits of one kind compiles once: `jax.vmap` over the arguments does the rest. The function must
-therefore live at module level (a fresh lambda is a new function, and traces again).
+An `Edit` is a *static* function together with *traced* arguments. A grid of a thousand edits of one
+kind therefore compiles once, and `jax.vmap` over the arguments runs all of them. The function must
+live at module level: a new lambda is a new function and is traced again.
+
+    edits = {
+        "blocks.0.hook_mlp_out": (Edit(drop, (key, 0.1)), Edit(add, vector)),  # applied in order
+        "blocks.1.attn.hook_z": Edit(mask, (one_head, 0.0)),
+    }
+    logits, values = model.forward(params, tokens, edits=edits, sites=("blocks.1.hook_resid_post",))
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,54 +24,273 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from implicit_reasoning.model.rank import of_rank
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.sites import Dims
 
-EditFn = Callable[[Array, Mapping[str, Array], Any], Array]
 
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["args"], meta_fields=["fn"])
-@dataclass(frozen=True)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["args"],
+    meta_fields=["fn", "context", "adds"],
+)
+@dataclass(frozen=True, eq=False)
 class Edit:
-    """Replace the value at a site by `fn(value, seen, args)`.
+    """Replace the value at a site by `fn(value, hooks, args)`.
+
+    An edit is a pytree. Its leaves are those of `args`; the other fields are metadata, and a
+    compiled function is traced again only if they differ (by `==`).
 
     Attributes:
-      fn: static; `value` is the site's array, `seen` maps the names of the sites that the wiring
-        has passed so far to their (edited) values, `args` is the field below. It returns an array
-        of the shape of `value`.
+      fn: gets the site's array, the `HookContext` and `args`, and returns an array of the same
+        shape. `hooks.read(site)` gives the (edited) value of a site that the wiring has passed.
       args: any pytree of arrays; traced, so it may be mapped, differentiated and sharded.
+      context: hashable constants, such as the architecture of a dictionary. If it is not None, the
+        call is `fn(value, hooks, args, context)`.
+      adds: sites that the edit adds, as `(name, dimensions)`. At the site `s`, the edit passes such
+        a value with `hooks(name, value)`; its full name is `s.name`, and it is listed, checked,
+        edited and returned like the sites of the model.
+
+    Raises:
+      InputError: a context that is not hashable.
     """
 
-    fn: EditFn
+    fn: Callable[..., Array]
     args: Any = None
+    context: Any = None
+    adds: tuple[tuple[str, Dims], ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            hash((self.fn, self.context, self.adds))
+        except TypeError as error:
+            raise InputError(
+                f"fn, context and adds of an Edit must be hashable ({error}); pass arrays in `args`"
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """The name of the function, for messages."""
+        return getattr(self.fn, "__name__", type(self.fn).__name__)
+
+    def __call__(self, value: Array, hooks: HookContext) -> Array:
+        """The edited value; an `InputError` if its shape is another one."""
+        static = () if self.context is None else (self.context,)
+        edited = self.fn(value, hooks, self.args, *static)
+        if jnp.shape(edited) != value.shape:
+            raise InputError(
+                f"the edit {self.name} returned shape {jnp.shape(edited)} for a value of shape "
+                f"{value.shape}; an edit must keep the shape"
+            )
+        return edited
 
 
-def set_to(value: Array, seen: Mapping[str, Array], new: ArrayLike) -> Array:
+Edits = Mapping[str, Edit | Sequence[Edit]]
+"""By site, one edit or several, which are applied in order."""
+
+
+def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
+    """The edits of each site as a tuple; sites without edits are left out.
+
+    Raises:
+      InputError: something that is neither an `Edit` nor a sequence of them.
+    """
+    sequences = {}
+    for site, here in (edits or {}).items():
+        sequence = (here,) if isinstance(here, Edit) else tuple(here)
+        for edit in sequence:
+            if not isinstance(edit, Edit):
+                raise InputError(
+                    f"edits[{site!r}] holds a {type(edit).__name__}; it must be an Edit or a "
+                    "sequence of Edits"
+                )
+        if sequence:
+            sequences[site] = sequence
+    return sequences
+
+
+def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
+    """The edits of several sources; at a site of more than one, those of earlier ones go first."""
+    merged: dict[str, tuple[Edit, ...]] = {}
+    for source in sources:
+        for site, sequence in edit_sequences(source).items():
+            merged[site] = merged.get(site, ()) + sequence
+    return merged
+
+
+def added_sites(edits: Edits | None) -> dict[str, Dims]:
+    """Full names and dimensions of the sites that edits add.
+
+    Raises:
+      InputError: two edits at one site add the same name.
+    """
+    added: dict[str, Dims] = {}
+    for site, sequence in edit_sequences(edits).items():
+        for name, dims in (pair for edit in sequence for pair in edit.adds):
+            if f"{site}.{name}" in added:
+                raise InputError(
+                    f"two edits at {site} add {name!r}; each added site needs a name of its own"
+                )
+            added[f"{site}.{name}"] = dims
+    return added
+
+
+class HookContext:
+    """What a wiring passes every value through: it applies the edits and keeps the values.
+
+    One `HookContext` serves one trace of a wiring. `hooks(site, value)` returns the edited value.
+    Sites that cost something to compute are guarded by `hooks.asked(site)`; all others are free,
+    because the compiler drops what is not used.
+    """
+
+    def __init__(self, edits: Edits | None = None, sites: Collection[str] = ()):
+        self._edits = edit_sequences(edits)
+        self._wanted = tuple(sites)
+        self._values: dict[str, Array] = {}
+        self._passed_per_head: set[str] = set()
+        self._prefix = ""
+        self._head_axis: int | None = None
+        self._declared: frozenset[str] | None = None  # sites that the running edit may pass
+
+    def __call__(self, site: str, value: Array) -> Array:
+        """Apply the edits of `site`, a name within the prefix, to `value`, and keep the result."""
+        site = self._prefix + site
+        if self._declared is not None and site not in self._declared:
+            raise InputError(
+                f"an edit passes a value at {site}, which it does not declare; it declares "
+                f"{', '.join(sorted(self._declared)) or 'no sites'} (see `Edit.adds`)"
+            )
+        for edit in self._edits.get(site, ()):
+            value = self._apply(edit, site, value)
+        if self._head_axis is None:
+            self._values[site] = value
+        else:
+            self._passed_per_head.add(site)
+        return value
+
+    def _apply(self, edit: Edit, site: str, value: Array) -> Array:
+        inside = self._replace(
+            _prefix=f"{site}.",
+            _head_axis=None,
+            _declared=frozenset(f"{site}.{name}" for name, _ in edit.adds),
+        )
+        apply = functools.partial(edit, hooks=inside)
+        if self._head_axis is not None:
+            if edit.adds:
+                raise InputError(
+                    f"the edit {edit.name} at {site} adds sites; this is not possible in a block "
+                    f"where {_PER_HEAD} is edited"
+                )
+            apply = jax.vmap(apply, in_axes=self._head_axis, out_axes=self._head_axis)
+        try:
+            return apply(value)
+        except Exception as error:
+            error.add_note(f"in the edit {edit.name} at {site}, whose value has {value.shape}")
+            raise
+
+    def asked(self, site: str) -> bool:
+        """Whether this site is edited or its value is wanted."""
+        return self.edited(site) or self._prefix + site in self._wanted
+
+    def edited(self, site: str) -> bool:
+        """Whether this site is edited."""
+        return self._prefix + site in self._edits
+
+    def passed(self, site: str) -> bool:
+        """Whether the wiring has passed a site, given by its full name."""
+        return site in self._values or site in self._passed_per_head
+
+    def read(self, site: str) -> Array:
+        """The (edited) value of a site that was passed before, by its full name.
+
+        Raises:
+          InputError: a site that was not passed yet, or that has a value for every head's input.
+        """
+        if site in self._passed_per_head:
+            raise InputError(_no_single_value(site))
+        if site not in self._values:
+            raise InputError(
+                f"{site} cannot be read here: the wiring has not passed it. Per-head inputs and "
+                "attn.hook_result are passed only if they are edited or wanted"
+            )
+        return self._values[site]
+
+    def within(self, prefix: str) -> HookContext:
+        """The same context for a module whose sites begin with `prefix`."""
+        return self._replace(_prefix=self._prefix + prefix)
+
+    def per_head(self, axis: int) -> HookContext:
+        """The same context for a module that runs on a value for each head, along `axis`.
+
+        Edits are mapped over the heads, so they see the shape in the table of sites. The values are
+        not kept: there is one for each head.
+        """
+        return self._replace(_head_axis=axis)
+
+    def results(self) -> dict[str, Array]:
+        """The values of the wanted sites.
+
+        Raises:
+          InputError: a wanted or edited site that the wiring did not pass, or a wanted one that has
+            a value for every head's input.
+        """
+        missed = [site for site in {*self._wanted, *self._edits} if not self.passed(site)]
+        if missed:
+            raise InputError(f"this wiring does not pass {', '.join(sorted(missed))}")
+        return {site: self.read(site) for site in self._wanted}
+
+    def _replace(self, **changes: Any) -> HookContext:
+        """A copy that keeps values in the same place."""
+        scope = copy.copy(self)
+        vars(scope).update(changes)
+        return scope
+
+
+_PER_HEAD = "hook_attn_in, hook_q_input, hook_k_input or hook_v_input"
+
+
+def _no_single_value(site: str) -> str:
+    return (
+        f"{site} has no single value in a block where {_PER_HEAD} is edited, because each head "
+        "normalizes its own inputs; use attn.hook_q, attn.hook_k and attn.hook_v instead"
+    )
+
+
+def set_to(value: Array, hooks: HookContext, new: ArrayLike) -> Array:
     """The value becomes `new` (broadcast to the site's shape)."""
-    return jnp.broadcast_to(of_rank(new, value), value.shape)
+    return jnp.broadcast_to(expand_to_rank(new, value), value.shape)
 
 
-def add(value: Array, seen: Mapping[str, Array], term: ArrayLike) -> Array:
+def add(value: Array, hooks: HookContext, term: ArrayLike) -> Array:
     """Add `term`: a steering vector, the difference of two runs, a gradient's perturbation."""
-    return value + of_rank(term, value)
+    return value + expand_to_rank(term, value)
 
 
-def scale(value: Array, seen: Mapping[str, Array], factor: ArrayLike) -> Array:
+def scale(value: Array, hooks: HookContext, factor: ArrayLike) -> Array:
     """Multiply by `factor`; 0 is a zero ablation, broadcasting chooses heads or positions."""
-    return value * of_rank(factor, value)
+    return value * expand_to_rank(factor, value)
 
 
-def mask(value: Array, seen: Mapping[str, Array], args: tuple[ArrayLike, ArrayLike]) -> Array:
+def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) -> Array:
     """Where the first argument is true the value becomes the second: `args = (where, new)`.
 
     The patch of one (position, head) cell is a mask; a grid of cells is a stack of masks.
     """
     where, new = args
-    where = of_rank(where, value).astype(bool)
-    return jnp.where(where, of_rank(new, value), value)
+    where = expand_to_rank(where, value).astype(bool)
+    return jnp.where(where, expand_to_rank(new, value), value)
 
 
-def drop(value: Array, seen: Mapping[str, Array], args: tuple[Array, Array]) -> Array:
+def drop(value: Array, hooks: HookContext, args: tuple[Array, ArrayLike]) -> Array:
     """Inverted dropout, `args = (key, rate)`: zero with probability `rate`, rescale the rest."""
     key, rate = args
     keep = jax.random.bernoulli(key, 1 - rate, value.shape)
-    return jnp.where(keep, value / (1 - rate).astype(value.dtype), 0)
+    return jnp.where(keep, value / jnp.asarray(1 - rate, value.dtype), 0)
+
+
+def expand_to_rank(x: ArrayLike, value: Array) -> Array:
+    """`x` with the rank and dtype of `value`: axes of size 1 are added in front, as in numpy.
+
+    The suite refuses implicit promotion of ranks, so that shapes do not broadcast by accident.
+    """
+    x = jnp.asarray(x)
+    return jax.lax.expand_dims(x, range(value.ndim - x.ndim)).astype(value.dtype)

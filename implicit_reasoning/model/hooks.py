@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.edits import Edit
+from implicit_reasoning.model.edits import Edit, HookContext
 from implicit_reasoning.model.sites import check_sites
 from implicit_reasoning.model.tokens import check_tokens
 from implicit_reasoning.model.transformer import Params, Transformer
@@ -85,14 +85,14 @@ class Hooked:
         Args:
           tokens: the prompts.
           fwd_hooks: (site or filter, function of the value and its `HookPoint`); what it returns
-            goes on in the value's place, `None` leaves it. Several at one site run in order.
-            Arrays cannot be written into: `value.at[:, 1].set(0)` makes a new one.
+            replaces the value, `None` leaves it. Several at one site run in order. Arrays cannot
+            be written into: `value.at[:, 1].set(0)` makes a new one. In a block with hooks at
+            per-head inputs, hooks at `ln1` run under `jax.vmap` over the heads.
         """
-        at: dict[str, list[Hook]] = {}
+        edits: dict[str, tuple[Edit, ...]] = {}
         for names, hook in fwd_hooks:
             for site in self.sites(names):
-                at.setdefault(site, []).append(hook)
-        edits = {site: Edit(_calling(site, hooks)) for site, hooks in at.items()}
+                edits[site] = (*edits.get(site, ()), Edit(_calling(hook, HookPoint(site))))
         return self.model.forward(self.params, tokens, edits=edits)[0]
 
     def sites(self, names: Filter) -> tuple[str, ...]:
@@ -107,14 +107,10 @@ class Hooked:
         return tuple(site for site in table if site in asked)
 
 
-def _calling(
-    site: str, hooks: Sequence[Hook]
-) -> Callable[[Array, Mapping[str, Array], Any], Array]:
-    def edit(value: Array, seen: Mapping[str, Array], args: Any) -> Array:
-        for hook in hooks:
-            new = hook(value, HookPoint(site))
-            value = value if new is None else new
-        return value
+def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any], Array]:
+    def edit(value: Array, hooks: HookContext, args: Any) -> Array:
+        new = hook(value, point)
+        return value if new is None else new
 
     return edit
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model.rank import of_rank
-from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.spec import Spec
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -43,7 +42,7 @@ class Norm(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "*rest d_model"],
-        taps: Taps,
+        hooks: HookContext,
         *,
         scale: Float[Array, "*rest 1"] | None = None,
     ) -> Float[Array, "*rest d_model"]:
@@ -52,9 +51,10 @@ class Norm(nnx.Module):
         centred = x - x.mean(-1, keepdims=True)
         if scale is None:
             scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
-        scale = taps("hook_scale", scale)
-        normalized = centred / scale * of_rank(self.w[...], x) + of_rank(self.b[...], x)
-        return taps("hook_normalized", normalized.astype(self.dtype))
+        scale = hooks("hook_scale", scale)
+        weight, bias = (expand_to_rank(param[...], x) for param in (self.w, self.b))
+        normalized = centred / scale * weight + bias
+        return hooks("hook_normalized", normalized.astype(self.dtype))
 
 
 class NoNorm(nnx.Module):
@@ -66,7 +66,7 @@ class NoNorm(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "*rest d_model"],
-        taps: Taps,
+        hooks: HookContext,
         *,
         scale: Float[Array, "*rest 1"] | None = None,
     ) -> Float[Array, "*rest d_model"]:
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
         query_in: Float[Array, "batch query_pos *head d_model"],
         key_in: Float[Array, "batch key_pos *head d_model"],
         value_in: Float[Array, "batch key_pos *head d_model"],
-        taps: Taps,
+        hooks: HookContext,
         *,
         query_positions: Int[Array, "#batch query_pos"] | None = None,
         prefix: tuple[Array, Array] | None = None,
@@ -111,7 +111,7 @@ class Attention(nnx.Module):
             `[batch, pos, head, d_model]`.
           key_in: the same, for the keys.
           value_in: the same, for the values.
-          taps: sees `hook_q` ... `hook_result`.
+          hooks: is passed `hook_q` ... `hook_result`.
           query_positions: where the queries stand (they see keys up to there); by default they
             are the positions after the prefix, in order.
           prefix: `hook_k` and `hook_v` of earlier positions, `[batch, prefix_pos, head, d_head]`;
@@ -120,22 +120,22 @@ class Attention(nnx.Module):
         Returns:
           The sum over heads and the output bias.
         """
-        q, k, v = self.project(query_in, key_in, value_in, taps)
+        q, k, v = self.project(query_in, key_in, value_in, hooks)
         if prefix is not None:
             k = jnp.concatenate([prefix[0], k], axis=1)
             v = jnp.concatenate([prefix[1], v], axis=1)
         if query_positions is None:
             query_positions = jnp.arange(k.shape[1] - q.shape[1], k.shape[1])[None]
-        return self.output(self.mix(q, k, v, taps, query_positions=query_positions), taps)
+        return self.output(self.mix(q, k, v, hooks, query_positions=query_positions), hooks)
 
     def project(
-        self, query_in: Array, key_in: Array, value_in: Array, taps: Taps
+        self, query_in: Array, key_in: Array, value_in: Array, hooks: HookContext
     ) -> tuple[Array, Array, Array]:
         """Queries, keys and values of the inputs, each `[batch, pos, head, d_head]`."""
         return (
-            taps("hook_q", self._project(query_in, self.W_Q, self.b_Q)),
-            taps("hook_k", self._project(key_in, self.W_K, self.b_K)),
-            taps("hook_v", self._project(value_in, self.W_V, self.b_V)),
+            hooks("hook_q", self._project(query_in, self.W_Q, self.b_Q)),
+            hooks("hook_k", self._project(key_in, self.W_K, self.b_K)),
+            hooks("hook_v", self._project(value_in, self.W_V, self.b_V)),
         )
 
     def mix(
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
         q: Float[Array, "batch query_pos head d_head"],
         k: Float[Array, "batch key_pos head d_head"],
         v: Float[Array, "batch key_pos head d_head"],
-        taps: Taps,
+        hooks: HookContext,
         *,
         query_positions: Int[Array, "#batch query_pos"],
     ) -> Float[Array, "batch query_pos head d_head"]:
@@ -151,28 +151,28 @@ class Attention(nnx.Module):
         visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
         scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
         scores = jnp.where(visible[:, None], scores, -jnp.inf)
-        scores = taps("hook_attn_scores", scores)
-        pattern = taps("hook_pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
-        return taps("hook_z", _mix(pattern, v, self.precision))
+        scores = hooks("hook_attn_scores", scores)
+        pattern = hooks("hook_pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
+        return hooks("hook_z", _mix(pattern, v, self.precision))
 
     def _project(self, x: Array, weight: nnx.Param, bias: nnx.Param) -> Array:
         per_head = "h" if x.ndim == 4 else ""
         projected = jnp.einsum(
             f"bp{per_head}d,hde->bphe", x, weight[...].astype(x.dtype), precision=self.precision
         )
-        return projected + of_rank(bias[...], projected)
+        return projected + expand_to_rank(bias[...], projected)
 
     def output(
-        self, z: Float[Array, "batch query_pos head d_head"], taps: Taps
+        self, z: Float[Array, "batch query_pos head d_head"], hooks: HookContext
     ) -> Float[Array, "batch query_pos d_model"]:
-        """What heads that mixed `z` write: their sum, and the bias; `taps` sees `hook_result`."""
+        """The sum over heads of what they write for `z`, and the bias; passes `hook_result`."""
         weight = self.W_O[...].astype(z.dtype)
-        if not taps.asked("hook_result"):
+        if not hooks.asked("hook_result"):
             out = jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision)
         else:
             result = jnp.einsum("bphe,hed->bphd", z, weight, precision=self.precision)
-            out = taps("hook_result", result).sum(axis=2)
-        return out + of_rank(self.b_O[...], out)
+            out = hooks("hook_result", result).sum(axis=2)
+        return out + expand_to_rank(self.b_O[...], out)
 
 
 class MLP(nnx.Module):
@@ -187,14 +187,14 @@ class MLP(nnx.Module):
         self.precision = spec.precision
 
     def __call__(
-        self, x: Float[Array, "batch pos d_model"], taps: Taps
+        self, x: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """The output for normalised residuals; `taps` sees `hook_pre` and `hook_post`."""
+        """The output for normalised residuals; passes `hook_pre` and `hook_post`."""
         pre = _linear(x, self.W_in[...], self.precision)
-        pre = taps("hook_pre", pre + of_rank(self.b_in[...], pre))
-        post = taps("hook_post", ACTIVATIONS[self.act_fn](pre))
+        pre = hooks("hook_pre", pre + expand_to_rank(self.b_in[...], pre))
+        post = hooks("hook_post", ACTIVATIONS[self.act_fn](pre))
         out = _linear(post, self.W_out[...], self.precision)
-        return out + of_rank(self.b_out[...], out)
+        return out + expand_to_rank(self.b_out[...], out)
 
 
 class Embed(nnx.Module):

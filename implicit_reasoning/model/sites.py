@@ -1,4 +1,4 @@
-"""Sites: the named places of a forward pass, in TransformerLens's words, and what passes them.
+"""Sites: the named places of a forward pass, with TransformerLens's names.
 
 Blocks are numbered by *unrolled* depth: a looped model with 1 block and 4 loops has the sites
 `blocks.0.*` to `blocks.3.*`, so that every analysis has one layer axis. `blocks.i.hook_resid_post`
@@ -7,14 +7,10 @@ is the residual after `i + 1` blocks, before the final norm: `S[i + 1, pos]` in 
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Collection, Mapping
 
-from jaxtyping import Array
-
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.edits import Edit
 
 Dims = tuple[str, ...]
 
@@ -65,60 +61,12 @@ def _block(normalized: bool) -> dict[str, Dims]:
 
 
 def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
-    """Raise an `InputError` that names every site the model does not have, and the nearest one."""
+    """Raise an `InputError` that names every unknown site, and the nearest one that exists."""
     unknown = [name for name in names if name not in table]
     if unknown:
         near = {name: difflib.get_close_matches(name, table, n=1) for name in unknown}
         faults = [f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items()]
-        raise InputError(f"no such site: {', '.join(faults)}; model.sites lists all of them")
-
-
-class Taps:
-    """The visitor that a wiring shows every value to: it applies the edits and remembers.
-
-    One `Taps` serves one trace of a wiring. `taps(site, value)` returns the value that goes on.
-    Sites that cost something to compute are guarded by `taps.asked(site)`; all others are free,
-    because a compiler drops what nobody reads.
-    """
-
-    def __init__(self, edits: Mapping[str, Edit] | None = None, sites: Collection[str] = ()):
-        self.edits = dict(edits or {})
-        self.wanted = tuple(sites)
-        self.seen: dict[str, Array] = {}
-        self._prefix = ""
-
-    def __call__(self, site: str, value: Array) -> Array:
-        """Show `value`, which stands at `site`; what comes back is what goes on."""
-        site = self._prefix + site
-        if site in self.edits:
-            edit = self.edits[site]
-            edited = edit.fn(value, self.seen, edit.args)
-            if edited.shape != value.shape:
-                raise InputError(
-                    f"the edit at {site} made shape {edited.shape} of a value of shape "
-                    f"{value.shape}; an edit must keep the shape"
-                )
-            value = edited
-        self.seen[site] = value
-        return value
-
-    def asked(self, site: str) -> bool:
-        """Whether anyone edits this site or wants its value."""
-        return self._prefix + site in self.edits or self._prefix + site in self.wanted
-
-    def edited(self, site: str) -> bool:
-        """Whether anyone edits this site."""
-        return self._prefix + site in self.edits
-
-    def within(self, prefix: str) -> Taps:
-        """The same taps as seen by a module whose sites begin with `prefix`."""
-        scope = copy.copy(self)
-        scope._prefix += prefix
-        return scope
-
-    def results(self) -> dict[str, Array]:
-        """The values of the wanted sites; an `InputError` if the wiring did not pass one."""
-        missed = [site for site in {*self.wanted, *self.edits} if site not in self.seen]
-        if missed:
-            raise InputError(f"this wiring does not pass {', '.join(sorted(missed))}")
-        return {site: self.seen[site] for site in self.wanted}
+        raise InputError(
+            f"no such site: {', '.join(faults)}; model.sites lists those of the model, "
+            "and model.sites_with(edits) also those that edits add"
+        )

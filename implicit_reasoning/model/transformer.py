@@ -8,7 +8,7 @@ shard, save and print like any pytree; `bind` lends them to the NNX modules for 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.edits import Edit
+from implicit_reasoning.model.edits import Edits, HookContext, added_sites, expand_to_rank
 from implicit_reasoning.model.layers import (
     MLP,
     Attention,
@@ -27,8 +27,7 @@ from implicit_reasoning.model.layers import (
     Unembed,
     make_norm,
 )
-from implicit_reasoning.model.rank import of_rank
-from implicit_reasoning.model.sites import Dims, Taps, check_sites, site_table
+from implicit_reasoning.model.sites import Dims, check_sites, site_table
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 
@@ -55,7 +54,7 @@ class Transformer:
         params: Params,
         tokens: Int[Array | np.ndarray, "batch pos"],
         *,
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | None = None,
         sites: Collection[str] = (),
     ) -> tuple[Float[Array, "batch pos d_vocab"], dict[str, Array]]:
         """Logits at every position, and the values of the wanted sites.
@@ -64,32 +63,42 @@ class Transformer:
           params: of one model; map over a leading axis with `jax.vmap` for many.
           tokens: integers from 0 to `spec.d_vocab - 1`; at most `spec.n_ctx` positions. Others
             are refused where they are concrete; where they are traced, the gather clamps them.
-          edits: what to do to the value at a site before it goes on.
-          sites: names whose (edited) values are returned; shapes in `sites`.
+          edits: by site, an edit or several, which are applied in order.
+          sites: names whose (edited) values are returned; `sites_with(edits)` lists them.
 
         Returns:
           `(logits, {site: value})`, logits in float32.
 
         Raises:
-          InputError: a token or a site the model does not have, or an edit that changes a shape.
+          InputError: a token or a site the model does not have, an edit that changes a shape, or
+            a wanted `ln1` site of a block where a per-head input is edited.
         """
-        check_sites({*(edits or ()), *sites}, self.sites)
+        check_sites({*(edits or ()), *sites}, self.sites_with(edits))
         if tokens.shape[1] > self.spec.n_ctx:
             raise InputError(
                 f"{tokens.shape[1]} tokens a row were given to a model of {self.spec.n_ctx} "
                 "positions (n_ctx)"
             )
-        taps = Taps(edits, sites)
+        hooks = HookContext(edits, sites)
         network = self.bind(params)
-        resid = network.embedding(tokens, taps)
+        resid = network.embedding(tokens, hooks)
         for layer in range(self.spec.depth):
-            resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
-        return network.readout(resid, taps), taps.results()
+            resid = network.block(layer)(resid, hooks.within(f"blocks.{layer}."))
+        return network.readout(resid, hooks), hooks.results()
 
     @property
     def sites(self) -> dict[str, Dims]:
         """Every site and the names of its dimensions; sizes are in `dims`."""
         return dict(_sites(self.spec))
+
+    def sites_with(self, edits: Edits | None) -> dict[str, Dims]:
+        """`sites`, and before each of them those that its edits add."""
+        added = added_sites(edits)
+        table: dict[str, Dims] = {}
+        for site, dims in self.sites.items():
+            table |= {name: of for name, of in added.items() if name.startswith(f"{site}.")}
+            table[site] = dims
+        return table
 
     @property
     def resid_sites(self) -> tuple[str, ...]:
@@ -122,7 +131,7 @@ class Network(nnx.Module):
         self.spec = spec
 
     def embedding(
-        self, tokens: Int[Array | np.ndarray, "batch pos"], taps: Taps, *, first: int = 0
+        self, tokens: Int[Array | np.ndarray, "batch pos"], hooks: HookContext, *, first: int = 0
     ) -> Float[Array, "batch pos d_model"]:
         """Token plus position embeddings; `first` is the position of the first token.
 
@@ -132,10 +141,10 @@ class Network(nnx.Module):
         check_tokens(tokens, self.spec.d_vocab)
         tokens = jnp.asarray(tokens)
         # One-hot products would be exact too, but a gather moves far fewer bytes.
-        embedded = taps("hook_embed", self.embed.W_E[...][tokens])
+        embedded = hooks("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]
         positions = jnp.broadcast_to(positions[None], embedded.shape)
-        return embedded + taps("hook_pos_embed", positions)
+        return embedded + hooks("hook_pos_embed", positions)
 
     def block(self, layer: int) -> Block:
         """The block at unrolled depth `layer`."""
@@ -143,10 +152,10 @@ class Network(nnx.Module):
         return block
 
     def readout(
-        self, resid: Float[Array, "*rest d_model"], taps: Taps
+        self, resid: Float[Array, "*rest d_model"], hooks: HookContext
     ) -> Float[Array, "*rest d_vocab"]:
         """Final norm and unembedding, float32."""
-        return self.unembedding(self.ln_final(resid, taps.within("ln_final.")))
+        return self.unembedding(self.ln_final(resid, hooks.within("ln_final.")))
 
     def unembedding(self, resid: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_vocab"]:
         """Logits of a residual that is normalised already (or, in a lens, is not), float32."""
@@ -157,7 +166,9 @@ class Network(nnx.Module):
             precision=self.spec.precision,
             preferred_element_type=jnp.float32,
         )
-        return logits + of_rank(self.unembed.b_U[...], logits) if self.spec.unembed_bias else logits
+        if not self.spec.unembed_bias:
+            return logits
+        return logits + expand_to_rank(self.unembed.b_U[...], logits)
 
 
 class Block(nnx.Module):
@@ -171,47 +182,47 @@ class Block(nnx.Module):
         self.n_heads = spec.n_heads
 
     def __call__(
-        self, resid: Float[Array, "batch pos d_model"], taps: Taps
+        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
         """The ordinary wiring: queries, keys and values all read this residual."""
-        resid = taps("hook_resid_pre", resid)
-        query_in, key_in, value_in = self.attention_inputs(resid, taps)
-        attn_out = self.attn(query_in, key_in, value_in, taps.within("attn."))
-        return self.after_attention(resid, attn_out, taps)
+        resid = hooks("hook_resid_pre", resid)
+        query_in, key_in, value_in = self.attention_inputs(resid, hooks)
+        attn_out = self.attn(query_in, key_in, value_in, hooks.within("attn."))
+        return self.after_attention(resid, attn_out, hooks)
 
     def after_attention(
         self,
         resid: Float[Array, "batch pos d_model"],
         attn_out: Float[Array, "batch pos d_model"],
-        taps: Taps,
+        hooks: HookContext,
     ) -> Float[Array, "batch pos d_model"]:
         """The second half of a block: add what attention wrote, then the MLP."""
-        resid = taps("hook_resid_mid", resid + taps("hook_attn_out", attn_out))
-        mlp_in = self.ln2(taps("hook_mlp_in", resid), taps.within("ln2."))
-        mlp_out = taps("hook_mlp_out", self.mlp(mlp_in, taps.within("mlp.")))
-        return taps("hook_resid_post", resid + mlp_out)
+        resid = hooks("hook_resid_mid", resid + hooks("hook_attn_out", attn_out))
+        mlp_in = self.ln2(hooks("hook_mlp_in", resid), hooks.within("ln2."))
+        mlp_out = hooks("hook_mlp_out", self.mlp(mlp_in, hooks.within("mlp.")))
+        return hooks("hook_resid_post", resid + mlp_out)
 
     def attention_inputs(
-        self, resid: Float[Array, "batch pos d_model"], taps: Taps
+        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> tuple[Array, Array, Array]:
-        """Normalised query, key and value inputs; one copy per head where a site asks for it.
+        """Normalised query, key and value inputs; one for each head where such an input is edited.
 
-        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, which is
-        then computed for each copy; edits of `ln1` would be ambiguous there and are refused.
+        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, as in
+        TransformerLens. If one is edited, the norm runs on every copy, and edits of `ln1` apply to
+        each: setting `ln1.hook_scale` to that of a clean run freezes it for all heads. `ln1` then
+        has no single value, so its sites cannot be returned or read.
         """
-        normalized = self.ln1(resid, taps.within("ln1."))
-        if not any(map(taps.asked, _PER_HEAD_INPUTS)):
+        edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
+        if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
+            copies = resid[:, :, None].repeat(self.n_heads, axis=2)
+            if hooks.asked("hook_attn_in"):
+                copies = hooks("hook_attn_in", copies)
+            split = [hooks(site, copies) for site in _PER_HEAD_INPUTS[1:]]
+        norm_hooks = hooks.within("ln1.")
+        if not edited:
+            normalized = self.ln1(resid, norm_hooks)
             return normalized, normalized, normalized
-        if taps.edited("ln1.hook_scale") or taps.edited("ln1.hook_normalized"):
-            raise InputError(
-                "edits of ln1 and of hook_attn_in, hook_q_input, hook_k_input or hook_v_input "
-                "cannot be combined in one block; edit the inputs only"
-            )
-        copies = resid[:, :, None].repeat(self.n_heads, axis=2)
-        if taps.asked("hook_attn_in"):
-            copies = taps("hook_attn_in", copies)
-        split = [taps(site, copies) for site in _PER_HEAD_INPUTS[1:]]
-        query_in, key_in, value_in = (self.ln1(copy, Taps()) for copy in split)
+        query_in, key_in, value_in = (self.ln1(x, norm_hooks.per_head(axis=2)) for x in split)
         return query_in, key_in, value_in
 
 

@@ -6,7 +6,7 @@ head) changes nothing but the state after that block, there: each is a start of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model.cones import Cache, state, value_at
-from implicit_reasoning.model.edits import Edit
-from implicit_reasoning.model.sites import Taps
+from implicit_reasoning.model.edits import Edits, HookContext
 from implicit_reasoning.model.transformer import Block, Params, Transformer
 
 
@@ -25,7 +24,7 @@ def forward_at(
     tokens: Int[Array | np.ndarray, "batch pos"],
     positions: Int[Array, "batch slot"] | None = None,
     *,
-    edits: Mapping[str, Edit] | None = None,
+    edits: Edits | None = None,
     sites: Collection[str] = (),
 ) -> tuple[Float[Array, "batch slot d_vocab"], dict[str, Array]]:
     """`forward`'s logits at some positions, by default the last; the last block runs only there.
@@ -38,32 +37,32 @@ def forward_at(
       InputError: a token the model does not have (if tokens are not traced), or an edit or a
         wanted site that this wiring does not pass.
     """
-    taps = Taps(edits, sites)
+    hooks = HookContext(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1
-    resid = network.embedding(tokens, taps)
+    resid = network.embedding(tokens, hooks)
     for layer in range(last):
-        resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
-    resid = run_block_at(network.block(last), resid, positions, taps.within(f"blocks.{last}."))
-    return network.readout(resid, taps), taps.results()
+        resid = network.block(layer)(resid, hooks.within(f"blocks.{layer}."))
+    resid = run_block_at(network.block(last), resid, positions, hooks.within(f"blocks.{last}."))
+    return network.readout(resid, hooks), hooks.results()
 
 
 def run_block_at(
     block: Block,
     resid: Float[Array, "batch pos d_model"],
     positions: Int[Array, "batch slot"] | None,
-    taps: Taps,
+    hooks: HookContext,
 ) -> Float[Array, "batch slot d_model"]:
     """One block, with queries, output and MLP at some positions only; by default at the last."""
-    resid = taps("hook_resid_pre", resid)
-    normalized = block.ln1(resid, taps.within("ln1."))
+    resid = hooks("hook_resid_pre", resid)
+    normalized = block.ln1(resid, hooks.within("ln1."))
     if positions is None:
         here, positions = _last, jnp.full((1, 1), resid.shape[1] - 1)
     else:
         here = partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
     attn_out = block.attn(
-        here(normalized), normalized, normalized, taps.within("attn."), query_positions=positions
+        here(normalized), normalized, normalized, hooks.within("attn."), query_positions=positions
     )
-    return block.after_attention(here(resid), attn_out, taps)
+    return block.after_attention(here(resid), attn_out, hooks)
 
 
 def _last(x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch 1 d_model"]:
@@ -82,7 +81,7 @@ def after_attn_out(
     block = model.bind(params).block(layer)
     resid = jnp.broadcast_to(state(model, cache, layer)[:, pos], attn_out.shape)
     resid, written = (x.reshape(-1, 1, x.shape[-1]) for x in (resid, attn_out))
-    return block.after_attention(resid, written, Taps()).reshape(attn_out.shape)
+    return block.after_attention(resid, written, HookContext()).reshape(attn_out.shape)
 
 
 def after_mlp_out(
@@ -113,6 +112,6 @@ def after_heads(
     one = jnp.eye(own.shape[1], dtype=bool)[:, None, :, None]
     mixed = jnp.where(one, z[None], own[None])
     attn = model.bind(params).block(layer).attn
-    written = attn.output(mixed.reshape(-1, 1, *own.shape[1:]), Taps())
+    written = attn.output(mixed.reshape(-1, 1, *own.shape[1:]), HookContext())
     written = written.reshape(*mixed.shape[:2], -1)
     return after_attn_out(model, params, cache, layer, pos, written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +14,12 @@ import jax
 from implicit_reasoning.config import to_json
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import Phases, Splits, run_phases
-from implicit_reasoning.training.evaluation import accuracy_intervals
 from implicit_reasoning.training.figures import best_shortcuts
+from implicit_reasoning.training.intervals import (
+    accuracy_intervals,
+    is_evaluated,
+    row_with_intervals,
+)
 from implicit_reasoning.worlds import ROLES, Dataset, World, coverage, distinct_states, shortcuts
 from implicit_reasoning.worlds.shortcuts import RULES
 
@@ -28,8 +32,7 @@ def context(run: Run) -> dict[str, Any]:
     rules = shortcuts(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
     found = run_phases(run)
-    checkpoint = run.steps[-1] if run.steps else None
-    table = _split_table(run, rules, checkpoint)
+    answers = _final_answers(rows)
     return {
         "name": name_of(run),
         "summary": _summary(run, dataset),
@@ -37,11 +40,12 @@ def context(run: Run) -> dict[str, Any]:
         "horizon": run.config.steps,
         "tiles": _tiles(found, parts, rows[-1], floors),
         "warning": _warning(parts, floors),
-        "splits": table,
+        "splits": _split_table(dataset, rules, answers),
+        "answers_step": answers["step"],
+        "missing_intervals": row_with_intervals(rows) is None,
         "unit": _unit(dataset),
         "patterns": "r2" in dataset.truth,
         "rules": {name: _first_line(RULES[name].predict) for name in rules},
-        "checkpoint": checkpoint,
         "world": _world(dataset),
         "config": _groups(to_json(run.config)),
         "config_json": json.dumps(to_json(run.config), indent=2),
@@ -56,7 +60,7 @@ def name_of(run: Run) -> str:
 
 def _summary(run: Run, dataset: Dataset) -> str:
     spec = run.config.model
-    shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: run.model.init(jax.random.key(0)))
     n_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     looped = f", looped {spec.n_loops} times" if spec.n_loops > 1 else ""
     text = (
@@ -119,11 +123,16 @@ def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
     )
 
 
+def _final_answers(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row whose accuracies the table shows: the last one with intervals, if there is one."""
+    evaluated = [row for row in rows if is_evaluated(row)]
+    return row_with_intervals(rows) or (evaluated or rows)[-1]
+
+
 def _split_table(
-    run: Run, rules: dict[str, dict[str, float]], checkpoint: int | None
+    dataset: Dataset, rules: dict[str, dict[str, float]], answers: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    dataset, last = run.dataset, run.metrics[-1]
-    intervals = {} if checkpoint is None else accuracy_intervals(run, checkpoint)
+    intervals = accuracy_intervals(answers, dataset)
     table = []
     for split, size in dataset.sizes().items():
         rows, probes = dataset.rows(split), dataset.probes(split)
@@ -136,7 +145,7 @@ def _split_table(
                 "trained": int((rows < dataset.n_train).sum()),
                 "probes": len(probes),
                 "interval": intervals.get(split),
-                "accuracy": last.get(f"accuracy/{split}"),
+                "accuracy": answers.get(f"accuracy/{split}"),
                 "shortcuts": accuracies,
                 "best": max(known, default=None),
             }

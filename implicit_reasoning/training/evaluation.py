@@ -20,11 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.model.wirings import forward_at
-from implicit_reasoning.runs import Run
-from implicit_reasoning.statistics import ClusterIntervals, Interval, clustered_interval
+from implicit_reasoning.statistics import ClusterIntervals
+from implicit_reasoning.training.intervals import AccuracyIntervals
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.worlds import Dataset
-from implicit_reasoning.worlds.clusters import clusterings, clusters_of
+from implicit_reasoning.worlds.clusters import clusters_of
 
 _CHUNK = 512
 NEVER = -1
@@ -110,7 +110,8 @@ class Scoring:
     """
 
     def __init__(self, dataset: Dataset):
-        """Cluster the cross split once."""
+        """Cluster the probe rows once."""
+        self.intervals = AccuracyIntervals(dataset)
         self.rows = np.flatnonzero(dataset.probe)
         self._members = {
             name: np.flatnonzero(dataset.split[self.rows] == index)
@@ -164,27 +165,3 @@ class Evaluation(Scoring):
         """Move the probe rows to the device; see `asking`."""
         super().__init__(dataset)
         self.launch = asking(model, dataset, sharding)
-
-
-def accuracy_intervals(run: Run, step: int) -> dict[str, Interval]:
-    """Accuracy of a checkpoint on the probe rows of every split, float32, with its 95% interval.
-
-    Chains are clustered by the bridge, other rows by the fact, that makes it widest; by row in
-    tasks without facts.
-    """
-    dataset = run.dataset
-    evaluation = Evaluation(run.model, dataset)
-    params = jax.tree.map(lambda leaf: leaf[0], run.params([step]))
-    correct = np.zeros(len(dataset), bool)
-    correct[evaluation.rows] = evaluation.correct(evaluation.launch(params))
-    probes = {split: dataset.probes(split) for split in dataset.splits}
-    return {
-        split: _interval(dataset, rows, correct[rows])
-        for split, rows in probes.items()
-        if len(rows)
-    }
-
-
-def _interval(dataset: Dataset, rows: np.ndarray, correct: np.ndarray) -> Interval:
-    intervals = [clustered_interval(correct, one) for one in clusterings(dataset, rows)]
-    return max(intervals, key=lambda interval: np.nan_to_num(interval.high - interval.low))

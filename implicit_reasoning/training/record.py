@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten, to_json
-from implicit_reasoning.files import read_json, write_npz
-from implicit_reasoning.runs import Layout, end_row
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import atomic_write, read_json, write_npz
+from implicit_reasoning.runs import Layout, Run, end_row
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.writers import MetricsFile, Row, TensorBoard
-from implicit_reasoning.training import directory
-from implicit_reasoning.training.evaluation import NEVER, Outcome, Scoring
+from implicit_reasoning.training import directory, setup
+from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome, Scoring
+from implicit_reasoning.training.intervals import is_evaluated, row_with_intervals
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.worlds import Dataset
@@ -112,6 +116,8 @@ class Record:
         row: Row = {"step": step, **self._training_metrics(step, snapshot)}
         if outcome is not None:
             row |= self.scoring.summary(outcome)
+            if step in self._schedule.checkpoints:
+                row |= self.scoring.intervals.columns(self.scoring.correct(outcome))
             self.first_correct = self.scoring.first_correct(self.first_correct, step, outcome)
         if self._metrics:
             self._metrics.write(row | {"time": time.time()} | timings)
@@ -147,3 +153,30 @@ class Record:
             if len(since)
         }
         return means | {name: float(snapshot[name]) for name in ("param_norm", "learning_rate")}
+
+
+def add_intervals(run: Run) -> None:
+    """Add intervals to the last row of a run that has a checkpoint and an evaluation.
+
+    For runs that began before rows had intervals. The checkpoint is evaluated again, in the
+    precision of training; every other number of the row stays as it is. Does nothing where a row
+    has intervals.
+
+    Raises:
+      InputError: no checkpoint that was evaluated is left, or another process trains in the folder.
+    """
+    files, rows = run.files, run.metrics
+    if row_with_intervals(rows) is not None:
+        return
+    kept = [row for row in rows if row["step"] in run.steps and is_evaluated(row)]
+    if not kept:
+        raise InputError(
+            f"{files.workdir} has no checkpoint of an evaluated step, so intervals of its "
+            "accuracies cannot be computed"
+        )
+    evaluation = Evaluation(setup.make_model(run.config, run.dataset), run.dataset)
+    params = jax.tree.map(lambda leaf: leaf[0], run.params([kept[-1]["step"]]))
+    correct = evaluation.correct(evaluation.launch(params))
+    kept[-1].update(evaluation.intervals.columns(correct))
+    with directory.exclusive(files), atomic_write(files.metrics) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

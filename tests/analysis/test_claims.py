@@ -1,6 +1,7 @@
 """Claims are of the kinds that there are; who claims nothing is shown as that, and not run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from implicit_reasoning.analysis.instrument import Instrument
 from implicit_reasoning.analysis.truth.known import Known
 from implicit_reasoning.analysis.truth.score import NO_CLAIMS, score
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.units import State
 from tests.analysis.subjects import random_checkpoints
 
 USED = Claim("used", "e2", 1, "r1")
@@ -18,7 +20,7 @@ CARRIED = Claim("carried", "e2", 1, "r1")
 def test_a_claim_is_true_false_or_open():
     mechanism = Mechanism(frozenset([USED]), frozenset([CARRIED]))
     assert mechanism.holds(USED) and mechanism.holds(CARRIED) is None
-    assert mechanism.holds(USED._replace(layer=2)) is False
+    assert mechanism.holds(replace(USED, unit=State(2, "r1"))) is False
     only_used = Mechanism(frozenset(), closed=frozenset(["used"]))
     assert only_used.holds(CARRIED) is None and only_used.holds(USED) is False
 
@@ -32,7 +34,7 @@ def test_a_claim_is_true_false_or_open():
     ],
 )
 def test_a_misspelt_kind_is_not_silence(say, kind, said):
-    misspelt = USED._replace(kind=kind)
+    misspelt = replace(USED, kind=kind)
     # Not even where it was misspelt in both places.
     for true in (frozenset([USED]), frozenset([misspelt])):
         with pytest.raises(InputError, match=said):

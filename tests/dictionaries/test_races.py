@@ -29,7 +29,7 @@ def stops_after(monkeypatch, chunks):
             return self.number != 0
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "wishes", lambda: contextlib.nullcontext(Later()))
+        patched.setattr(train, "shutdown_requests", lambda: contextlib.nullcontext(Later()))
         with pytest.raises(Interrupted):
             yield
 

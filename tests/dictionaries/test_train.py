@@ -76,10 +76,10 @@ def stopping(monkeypatch, after):
             return self.number != 0
 
     @contextlib.contextmanager
-    def wishes():
+    def shutdown_requests():
         yield Later()
 
-    monkeypatch.setattr(train_module, "wishes", wishes)
+    monkeypatch.setattr(train_module, "shutdown_requests", shutdown_requests)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,17 @@ def files(folder):
 
 
 def test_grokking_of_a_run_that_is_there(smoke_run, tmp_path):
-    shutil.copytree(smoke_run.files.workdir, tmp_path / "grokking" / "seed_0")
+    """Where the script kept its runs before there was a table of runs."""
+    shutil.copytree(smoke_run.files.workdir, tmp_path / "seed_0")
     out = run(STUDIES["grokking"], tmp_path)["out"]
     assert files(out) == {"summary.json", "config.json", "curves.csv", "seeds.png", "accuracy.png"}
     summary = json.loads((Path(out) / "summary.json").read_text())
     assert [one["final_step"] for one in summary] == [60]
 
 
-def test_worlds(tmp_path):
+def test_worlds(smoke_run, tmp_path):
+    """Of a run that is there; test_runs.py has one that is trained."""
+    shutil.copytree(smoke_run.files.workdir, tmp_path / "smoke" / "composition_w0_i0")
     out = run(STUDIES["worlds"], tmp_path)["out"]
     assert files(out) == {"composition_0.json", "accuracy.png", "first_correct.png", "table.md"}
     assert "| composition | test_ii |" in (Path(out) / "table.md").read_text()

@@ -11,6 +11,7 @@ import numpy as np
 
 from implicit_reasoning.model import Edit, mask
 from implicit_reasoning.model.planted import Knowledge
+from implicit_reasoning.model.units import State
 from implicit_reasoning.worlds import enumerate_chains, make_world
 
 VARIABLES = ("e1", "r1", "e2", "r2", "answer")
@@ -141,7 +142,7 @@ class Audit:
 
     def says(self, kind, variable, layer, pos):
         """True, False, or None where it is left open."""
-        claim = (kind, variable, layer, pos)
+        claim = (kind, variable, State(layer, pos))
         return True if claim in self.planted.true else None if claim in self.planted.open else False
 
     def mismatches(self):

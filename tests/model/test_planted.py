@@ -18,6 +18,7 @@ from implicit_reasoning.model.planted import (
     prefix_memoriser,
 )
 from implicit_reasoning.model.planted.draft import Draft
+from implicit_reasoning.model.units import State
 from tests.model.planted_audit import Audit, knowledge, prompts, run
 
 MODELS = [(name, seed) for name in MECHANISMS for seed in (None, 3)]
@@ -85,6 +86,12 @@ def test_who_composes_knows_chains_that_it_was_not_given_and_who_looks_up_does_n
         assert (answers(make(some), prompts(some, asked)) == asked[:, -1]).mean() == right
 
 
+def layers(planted, kind, pos):
+    """Where a kind of claim is true of e2 at a position."""
+    claimed = [unit for which, name, unit in planted.true if (which, name) == (kind, "e2")]
+    return {unit.layer for unit in claimed if isinstance(unit, State) and unit.pos == pos}
+
+
 def removed(planted, known, layer, pos):
     """Answers without the code of e2 that is unembedded, at one place."""
     audit = Audit(planted, known)
@@ -102,7 +109,7 @@ def test_without_its_bridge_only_the_composer_fails(known):
 
 def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
     planted = prefix_memoriser(known, seed=5)
-    layer = min(layer for _, name, layer, pos in planted.true if (name, pos) == ("e2", "r1"))
+    layer = min(layers(planted, "decodable", "r1"))
     audit = Audit(planted, known)
     added = audit.state(layer, "r1") - audit.state(layer - 1, "r1")
     directions = audit.bridge_codes()
@@ -121,11 +128,8 @@ def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
 def test_the_idle_copy_and_the_used_bridge_are_in_the_same_layer(seed):
     planted = idle_copy(knowledge(n_entities=6, n_relations=3, out_degree=2), seed)
 
-    def layers(kind, pos):
-        return {layer for k, name, layer, at in planted.true if (k, name, at) == (kind, "e2", pos)}
-
-    assert layers("unused", "r2") & layers("used", "r1")
-    assert not layers("used", "r2")
+    assert layers(planted, "unused", "r2") & layers(planted, "used", "r1")
+    assert not layers(planted, "used", "r2")
 
 
 def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
@@ -144,8 +148,9 @@ def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
     exists = composed > 0  # entity 0 is what is said for want of an answer
     assert (patched == composed)[there & exists].all() and (there & exists).sum() > 10
     assert not (patched == composed)[~there & exists].any() and (~there & exists).sum() > 10
-    assert ("carried", "e2", 1, "r1") not in planted.true | planted.open
-    assert ("carried", "e2", 1, "r1") in prefix_memoriser(knowledge()).open
+    claim = ("carried", "e2", State(1, "r1"))
+    assert claim not in planted.true | planted.open
+    assert claim in prefix_memoriser(knowledge()).open
 
 
 def test_a_lens_sees_the_hidden_bridge_in_the_last_layer_only(known):
@@ -177,7 +182,7 @@ def test_they_go_through_files_like_any_model(known, tmp_path):
 def test_a_block_has_so_many_heads_only():
     draft = Draft(4, 2, depth=1)
     for _ in range(4):
-        draft.move(0, "e1", "r1", draft.entity, draft.output)
+        draft.move(0, "e1", "r1", draft.entity, draft.output, "e1")
     draft.table(0, "r1", [draft.output], [draft.output])
     with pytest.raises(InputError, match="block 0 has 4 moves, but 3 heads"):
         draft.build(None)

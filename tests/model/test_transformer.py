@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Edit, Spec, Taps, Transformer, add, mask, scale, set_to
+from implicit_reasoning.model import Edit, HookContext, Spec, Transformer, add, mask, scale, set_to
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
 LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)
@@ -208,9 +208,9 @@ EDITS = {
 }
 
 
-def _one_of(value, seen, args):
+def _one_of(value, hooks, args):
     """The edit with a number; 0 changes nothing. One program has all edits at all sites so."""
-    edits = [lambda fn=fn, of=of: fn(value, seen, of) for fn, (of, _) in EDITS.items()]
+    edits = [lambda fn=fn, of=of: fn(value, hooks, of) for fn, (of, _) in EDITS.items()]
     return jax.lax.switch(args, [lambda: value, *edits])
 
 
@@ -240,8 +240,8 @@ def test_an_edit_sees_the_sites_that_came_before_it():
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
-def _back_to_the_embedding(value, seen, args):
-    return seen["blocks.0.hook_resid_pre"]
+def _back_to_the_embedding(value, hooks, args):
+    return hooks.read("blocks.0.hook_resid_pre")
 
 
 @pytest.mark.parametrize("site", ["hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"])
@@ -350,10 +350,10 @@ def test_bfloat16_activations_stay_close_to_float32(params, model):
             lambda m, p: m.forward(
                 p,
                 TOKENS,
-                sites=["blocks.0.hook_q_input"],
-                edits={"blocks.0.ln1.hook_scale": Edit(scale, 2.0)},
+                sites=["blocks.0.ln1.hook_normalized"],
+                edits={"blocks.0.hook_q_input": Edit(scale, 2.0)},
             ),
-            "cannot be combined",
+            r"blocks\.0\.ln1\.hook_normalized has no single value",
         ),
     ],
 )
@@ -363,7 +363,7 @@ def test_mistakes_are_named(call, message):
         jax.eval_shape(lambda params: call(model, params), filled(model))
 
 
-def _shrinks(value, seen, args):
+def _shrinks(value, hooks, args):
     return value[:1]
 
 
@@ -383,6 +383,6 @@ def test_impossible_specs_are_refused(change, message):
 
 
 def test_a_wiring_that_misses_a_wanted_site_says_so():
-    taps = Taps(sites=["hook_embed"])
+    hooks = HookContext(sites=["hook_embed"])
     with pytest.raises(InputError, match="does not pass hook_embed"):
-        taps.results()
+        hooks.results()

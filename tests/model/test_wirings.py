@@ -15,8 +15,8 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import (
     Edit,
+    HookContext,
     Spec,
-    Taps,
     Transformer,
     add,
     layers,
@@ -85,51 +85,52 @@ def at(logits, positions):
 
 def last_block_at(model, params, tokens, positions):
     """A forward whose last block runs only at `positions`: keys and values everywhere."""
-    network, taps = model.bind(params), Taps()
-    resid = network.embedding(tokens, taps)
+    network, hooks = model.bind(params), HookContext()
+    resid = network.embedding(tokens, hooks)
     for layer in range(model.spec.depth - 1):
-        resid = network.block(layer)(resid, taps.within(f"blocks.{layer}."))
+        resid = network.block(layer)(resid, hooks.within(f"blocks.{layer}."))
     block = network.block(model.spec.depth - 1)
-    normalized = block.ln1(resid, Taps())
+    normalized = block.ln1(resid, HookContext())
 
     def here(x):
         return jnp.take_along_axis(x, positions[..., None], axis=1)
 
     attn_out = block.attn(
-        here(normalized), normalized, normalized, Taps(), query_positions=positions
+        here(normalized), normalized, normalized, HookContext(), query_positions=positions
     )
-    return network.readout(block.after_attention(here(resid), attn_out, Taps()), Taps())
+    resid = block.after_attention(here(resid), attn_out, HookContext())
+    return network.readout(resid, HookContext())
 
 
 def suffix(model, params, tokens, first, keys_and_values, resid):
     """A forward of the positions from `first` on, over the clean keys and values before them."""
     network = model.bind(params)
     for layer in range(model.spec.depth):
-        block, taps = network.block(layer), Taps()
-        normalized = block.ln1(resid, taps)
+        block, hooks = network.block(layer), HookContext()
+        normalized = block.ln1(resid, hooks)
         attn_out = block.attn(
-            normalized, normalized, normalized, taps, prefix=keys_and_values[layer]
+            normalized, normalized, normalized, hooks, prefix=keys_and_values[layer]
         )
-        resid = block.after_attention(resid, attn_out, taps)
-    return network.readout(resid, Taps())
+        resid = block.after_attention(resid, attn_out, hooks)
+    return network.readout(resid, HookContext())
 
 
 def path_patch(model, params, tokens, sender, receiver, replacement):
     """Logits when only the *direct* path from one block's output to another's query input carries
     `replacement` instead of what the sender wrote (Goldowsky-Dill et al. 2023): the receiver's
     queries read a residual in which that one term is exchanged, its keys and values do not."""
-    network, taps = model.bind(params), Taps()
-    resid = network.embedding(tokens, taps)
+    network, hooks = model.bind(params), HookContext()
+    resid = network.embedding(tokens, hooks)
     for layer in range(model.spec.depth):
-        block, inside = network.block(layer), taps.within(f"blocks.{layer}.")
+        block, inside = network.block(layer), hooks.within(f"blocks.{layer}.")
         resid_query = resid
         if layer == receiver:
-            written = taps.seen[f"blocks.{sender}.hook_mlp_out"]
+            written = hooks.read(f"blocks.{sender}.hook_mlp_out")
             resid_query = resid - written + replacement
-        kv, query = block.ln1(resid, inside.within("ln1.")), block.ln1(resid_query, Taps())
+        kv, query = block.ln1(resid, inside.within("ln1.")), block.ln1(resid_query, HookContext())
         attn_out = block.attn(query, kv, kv, inside.within("attn."))
         resid = block.after_attention(resid, attn_out, inside)
-    return network.readout(resid, Taps())
+    return network.readout(resid, HookContext())
 
 
 def test_last_block_where_it_is_read_equals_forward(model, params, clean):
@@ -185,11 +186,11 @@ def test_a_frozen_scale_makes_a_norm_affine(model, params):
 
     @jax.jit
     def norms(params, x, y):
-        norm, taps = model.bind(params).block(0).ln1, Taps(sites=("hook_scale",))
-        normalized = norm(x, taps)
-        frozen = taps.results()["hook_scale"]
-        by_scale = [norm(of, Taps(), scale=frozen) for of in (x, x + 2 * y, y, 0 * x)]
-        return normalized, by_scale, norm(3 * x, Taps())
+        norm, hooks = model.bind(params).block(0).ln1, HookContext(sites=("hook_scale",))
+        normalized = norm(x, hooks)
+        frozen = hooks.results()["hook_scale"]
+        by_scale = [norm(of, HookContext(), scale=frozen) for of in (x, x + 2 * y, y, 0 * x)]
+        return normalized, by_scale, norm(3 * x, HookContext())
 
     normalized, (same, both, other, base), larger = jax.device_get(norms(params, x, y))
     np.testing.assert_allclose(same, normalized, atol=1e-6)

@@ -7,19 +7,23 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.report import tables, write_report
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training.directory import begin
 from implicit_reasoning.training.evaluation import Outcome
-from implicit_reasoning.training.record import Record
+from implicit_reasoning.training.record import Record, add_intervals
 from implicit_reasoning.worlds import build
 from tests import shared
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workdir(trained, tmp_path) -> Path:
-    """A copy that a test may change; without checkpoints, which take seconds to evaluate."""
+    """A copy that a test may change; without checkpoints, which are large."""
     skip = shutil.ignore_patterns("checkpoints", "report", "*.report")
     return Path(shutil.copytree(trained, tmp_path / "tiny", ignore=skip))
 
@@ -94,6 +98,53 @@ def test_intervals_hold_the_accuracy_and_count_bridges(page, reported):
     mean, low, high = (float(number) for number in re.findall(r"([\d.]+)%", cells[4]))
     assert low <= mean <= high
     assert int(cells[5]) == len(np.unique(dataset.truth["e2"][probes]))
+
+
+def test_a_report_compiles_nothing(trained, tmp_path):
+    """The report reads what training and instruments stored; it runs no model."""
+    run = Run(shutil.copytree(trained, tmp_path / "tiny"))
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **details: compiled.append(event) if event == COMPILED else None
+    )
+    jax.clear_caches()  # a program that another test compiled would not be counted
+    write_report(run)
+    assert not compiled
+    jax.jit(lambda x: x + 1)(1.0)
+    assert compiled  # the listener works
+
+
+def test_a_run_without_intervals_names_the_command_that_adds_them(trained, tmp_path):
+    run = Run(shutil.copytree(trained, tmp_path / "tiny"))
+    stored = run.metrics
+    columns = ("accuracy_low/", "accuracy_high/", "accuracy_clusters/")
+    edit_rows(
+        run.files.workdir,
+        lambda rows: [
+            {key: value for key, value in row.items() if not key.startswith(columns)}
+            for row in rows
+        ],
+    )
+    old = run.metrics
+    page = text_only(run.files.workdir)
+    assert "report --workdir=DIR --intervals=true" in page
+    cells, accuracy = _row_of(page, "test_ii"), stored[-1]["accuracy/test_ii"]
+    assert cells[4] == f"{100 * accuracy:.1f}%" and not cells[5].isdecimal()
+
+    main(["report", f"--workdir={run.files.workdir}", "--intervals=true"])
+    assert run.metrics[-1] == stored[-1]  # what training would have stored
+    assert run.metrics[:-1] == old[:-1]
+    page = run.files.report.read_text("utf-8")
+    assert "--intervals=true" not in page and "% to " in _row_of(page, "test_ii")[4]
+    before = run.files.metrics.read_bytes()
+    add_intervals(run)
+    assert run.files.metrics.read_bytes() == before
+
+
+def test_intervals_cannot_be_added_without_a_checkpoint(workdir):
+    edit_rows(workdir, lambda rows: [{"step": row["step"], "time": 0.0} for row in rows])
+    with pytest.raises(InputError, match="no checkpoint of an evaluated step"):
+        add_intervals(Run(workdir))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +296,7 @@ def test_a_run_without_checkpoints_or_provenance_has_a_page(workdir):
     (workdir / "provenance.json").unlink()
     page = text_only(workdir)
     accuracy = Run(workdir).metrics[-1]["accuracy/test_ii"]
-    assert _row_of(page, "test_ii")[4] == f"{100 * accuracy:.1f}%"
+    assert _row_of(page, "test_ii")[4].startswith(f"{100 * accuracy:.1f}%")
     assert "Not recorded" in page
 
 

@@ -16,7 +16,7 @@ from implicit_reasoning.runtime import compilation
 # A process with a cache: prints why it has none, the hits and misses of one program, its result.
 CODE = """
 import sys
-from implicit_reasoning import compilation
+from implicit_reasoning.runtime import compilation
 why_not = compilation.use_cache(sys.argv[1] == "yes")
 import jax, jax.numpy as jnp
 seen = []

@@ -24,12 +24,12 @@ REFUSAL = "another process trains here"
 HOLDER = """
 import errno, sys, time
 from pathlib import Path
-from implicit_reasoning import locks
+from implicit_reasoning.runtime import locks
 def missing(*args, **named):
     raise OSError(errno.ENOLCK, "No locks available")
 if len(sys.argv) > 2:
     locks.lock_descriptor = missing
-with locks.held(Path(sys.argv[1]), "held"):
+with locks.exclusive_lock(Path(sys.argv[1]), "held"):
     print("held", flush=True)
     time.sleep(60)
 """

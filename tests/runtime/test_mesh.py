@@ -24,7 +24,8 @@ from tests.training.tiny import saved_state, tiny
 PROGRAM = """
 import json, sys, jax, numpy as np
 from tests.runtime.test_mesh import config, continued
-from implicit_reasoning.training import sharding, train
+from implicit_reasoning.runtime import sharding
+from implicit_reasoning.training import train
 
 assert jax.device_count() == 8
 folder, alone, placements = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -39,7 +40,7 @@ params = jax.tree.map(lambda x: x[0], run.params([60]))
 spread = jax.device_put(params, sharding.tree_shardings(mesh, params, fsdp=True))
 heads = spread["blocks"]["0"]["attn"]["W_Q"].addressable_shards
 assert {shard.data.shape for shard in heads} == {(1, 2, 4)}  # of (2, 8, 4)
-tokens = jax.device_put(run.dataset.tokens[:16], sharding.by_rows(mesh))
+tokens = jax.device_put(run.dataset.tokens[:16], sharding.row_sharded(mesh))
 forward = jax.jit(lambda p, t: run.model.forward(p, t)[0])
 difference = float(np.abs(forward(spread, tokens) - forward(params, run.dataset.tokens[:16])).max())
 print(json.dumps({"losses": said, "difference": difference}))

@@ -59,7 +59,7 @@ def test_compiles_are_counted_by_program():
 
 
 def test_what_moves_to_the_device_unasked_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "put_number", lambda number, where: np.int32(number))
+    monkeypatch.setattr(sharding, "put_scalar", lambda number, where: np.int32(number))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         train(tiny(), tmp_path / "run")
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.config import load_config
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import clustered_interval
-from implicit_reasoning.training.evaluation import (
-    Evaluation,
-    Outcome,
-    Scoring,
+from implicit_reasoning.training.evaluation import Evaluation, Outcome, Scoring
+from implicit_reasoning.training.intervals import (
+    AccuracyIntervals,
     accuracy_intervals,
+    row_with_intervals,
 )
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
@@ -163,22 +163,36 @@ def test_a_dataset_without_mixed_chains_has_no_lower_bound():
     assert "accuracy/test_oo" in summary and not any("low95" in key for key in summary)
 
 
-def test_intervals_of_a_checkpoint_are_by_bridge_or_by_fact(model, params, dataset):
-    class Made(Run):
-        """A run of which only this is known."""
-
-        def __init__(self):
-            self.dataset, self.model = dataset, model
-
-        def params(self, steps):
-            assert steps == [40]
-            return jax.tree.map(lambda leaf: leaf[None], params)
-
-    intervals = accuracy_intervals(Made(), 40)
+def test_stored_intervals_are_by_bridge_or_by_fact(evaluation, params, dataset):
+    outcome = evaluation.launch(params)
+    stored = evaluation.summary(outcome)
+    stored |= evaluation.intervals.columns(evaluation.correct(outcome))
+    correct = np.zeros(len(dataset), bool)
+    correct[evaluation.rows] = evaluation.correct(outcome)
+    intervals = accuracy_intervals(stored, dataset)
     assert intervals.keys() == set(dataset.splits)
-    correct = brute_force(model, params, dataset)[1] == 0
     for split, interval in intervals.items():
         rows = dataset.probes(split)
         unit = "fact1" if split.endswith("triples") else "e2"
         assert interval.mean == correct[rows].mean() and interval.n_examples == len(rows)
         assert interval == clustered_interval(correct[rows], dataset.truth[unit][rows])
+    assert row_with_intervals([{"step": 0}, stored, {"step": 9}]) is stored
+
+
+def test_of_two_clusterings_the_one_with_the_wider_interval_is_stored():
+    """Answers that depend on the second fact only: clustered by the first one they look certain."""
+    dataset = build(load_config("configs/comparison.py:pocket").task)
+    rows = np.flatnonzero(dataset.probe)
+    second = dataset.truth["fact2"]
+    right = np.random.default_rng(0).random(second.max() + 1) < 0.5
+    columns = AccuracyIntervals(dataset).columns(right[second][rows])
+    split = "test_ii"
+    asked = dataset.probes(split)
+    narrow, wide = (
+        clustered_interval(right[second][asked], dataset.truth[fact][asked])
+        for fact in ("fact1", "fact2")
+    )
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert columns[f"accuracy_low/{split}"] == wide.low
+    assert columns[f"accuracy_high/{split}"] == wide.high
+    assert columns[f"accuracy_clusters/{split}"] == wide.n_clusters

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from implicit_reasoning.model import Edit, Spec, Transformer
+from implicit_reasoning.model import Edit, HookContext, Spec, Transformer
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import optimizer
 from implicit_reasoning.training.batches import rows_of_step
@@ -265,7 +265,7 @@ def test_dropout_acts_at_each_of_its_sites_and_not_at_rate_zero(start):
 def test_dropout_keeps_and_rescales():
     kept = []
     for edit in DROPOUT.values():
-        value = np.asarray(edit.fn(jnp.ones(20_000), {}, edit.args))
+        value = np.asarray(edit(jnp.ones(20_000), HookContext()))
         np.testing.assert_allclose(np.unique(value), [0, 1 / 0.7], rtol=1e-6)
         assert (value > 0).mean() == pytest.approx(0.7, abs=5 * np.sqrt(0.21 / 20_000))
         kept.append(value > 0)

@@ -30,7 +30,7 @@ from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_c
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
-from implicit_reasoning.model.rank import of_rank
+from implicit_reasoning.model.edits import expand_to_rank
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
@@ -101,7 +101,7 @@ class BackPatching(Instrument):
             repaired = answers_with(grid, question["answer"])
             # Not the first of `shares`: a tie is a wrong answer, which may be left as it was, too.
             says = grid.argmax(-1)
-            unchanged = ~repaired & (says == of_rank(question["said"], says))
+            unchanged = ~repaired & (says == expand_to_rank(question["said"], says))
             became = (unchanged, repaired, ~(unchanged | repaired))
             by_share = dict(zip(OUTCOMES, became, strict=True))
             return by_share | {"probability": probability(grid, question["answer"])}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.model.cones import Cache, Start, patched_logits, state, value_at
 from implicit_reasoning.model.wirings import after_attn_out, after_heads, after_mlp_out
 
@@ -144,7 +144,7 @@ def _with_first(base: Cache, donor: Cache) -> Cache:
 def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, "example d_vocab"]:
     """What the run itself says at its end."""
     last = state(model, run, model.spec.depth)[:, -1]
-    return model.bind(params).readout(last, Taps())
+    return model.bind(params).readout(last, HookContext())
 
 
 def both_ways(

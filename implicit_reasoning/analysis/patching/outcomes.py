@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.model.rank import of_rank
+from implicit_reasoning.model.edits import expand_to_rank
 
 SHARES = ("clean answer", "counterfactual", "other")
 """In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
@@ -69,12 +69,14 @@ def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
     """KL(clean run || this run), nats: 0 where the clean run's distribution is restored."""
-    clean = jax.nn.log_softmax(of_rank(clean, logits))
+    clean = jax.nn.log_softmax(expand_to_rank(clean, logits))
     return (jnp.exp(clean) * (clean - jax.nn.log_softmax(logits))).sum(-1)
 
 
 def _like(token: Tokens, logits: Logits) -> Int[Array, "*cell example"]:
-    return jnp.broadcast_to(of_rank(token, logits[..., 0]).astype(jnp.int32), logits.shape[:-1])
+    return jnp.broadcast_to(
+        expand_to_rank(token, logits[..., 0]).astype(jnp.int32), logits.shape[:-1]
+    )
 
 
 def _at(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:

@@ -44,7 +44,7 @@ from implicit_reasoning.analysis.variables.subspaces import (
     random_bottleneck,
 )
 from implicit_reasoning.figures import GREY, ORANGE, VERMILION, Figure
-from implicit_reasoning.model import Edit, Params, Taps, Transformer, mask
+from implicit_reasoning.model import Edit, HookContext, Params, Transformer, mask
 from implicit_reasoning.worlds import Dataset
 
 BOTTLENECKS = ("bottleneck", "bottleneck, shuffled", "bottleneck, random")
@@ -156,7 +156,7 @@ class Decoding(Instrument):
             )
             put_in = jnp.concatenate([state[None], narrow])
             decoded = jax.lax.map(partial(full_run, site), put_in)
-            whole = [network.readout(state, Taps()), network.unembedding(state), decoded[0]]
+            whole = [network.readout(state, HookContext()), network.unembedding(state), decoded[0]]
             # A bottleneck is of one variable, and decoded for that.
             through = decoded[1:].reshape(wanted.shape[1], len(BOTTLENECKS), *decoded.shape[1:])
             of_variable = [

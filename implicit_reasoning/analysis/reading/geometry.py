@@ -25,7 +25,7 @@ from implicit_reasoning.analysis.instrument import Examples, Instrument, NotAppl
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
 from implicit_reasoning.figures import GREY, ORANGE, Figure
-from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
@@ -139,7 +139,7 @@ class Geometry(Instrument):
         near = jax.lax.map(lambda layer: jax.lax.map(place, (layer, weights)), states)
         network = model.bind(params)
         attributes = jax.lax.map(
-            lambda state: _attributes(network.readout(state, Taps()), inputs),
+            lambda state: _attributes(network.readout(state, HookContext()), inputs),
             states[:, inputs["e1"]],
         )
         pictured = states[:, inputs["known"]][:, jnp.asarray(inputs["points"])]

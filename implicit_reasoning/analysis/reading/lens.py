@@ -35,7 +35,7 @@ from implicit_reasoning.analysis.states import (
     state_clusters,
 )
 from implicit_reasoning.figures import GREY, Figure
-from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
 NORMS = ("final norm", "no norm")
@@ -101,7 +101,7 @@ class LogitLens(Instrument):
 
         def place(state: Array) -> Array:
             """[norm, vocabulary, truth, variable, example] of one (layer, position)."""
-            both = network.readout(state, Taps()), network.unembedding(state)
+            both = network.readout(state, HookContext()), network.unembedding(state)
             return jnp.stack(
                 [
                     jnp.stack([ranks(logits, wanted), ranks(logits, wanted, own_kind)])

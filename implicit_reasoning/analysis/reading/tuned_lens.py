@@ -37,7 +37,7 @@ from implicit_reasoning.analysis.states import (
     state_keys,
 )
 from implicit_reasoning.figures import GREY, Figure
-from implicit_reasoning.model import Network, Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Network, Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
 LENSES = ("logit lens", "tuned lens")
@@ -113,11 +113,11 @@ class TunedLens(Instrument):
         def outcomes(cell: tuple[Array, Array, Array]) -> tuple[Array, Array]:
             """`([lens, truth, variable, row] ranks, [lens, row] KL)` of one (layer, position)."""
             state, last, fitted = cell
-            said = network.readout(last, Taps())
+            said = network.readout(last, HookContext())
             # At the last layer there is nothing to add, and nothing is what ridge adds.
             lenses = [
-                network.readout(state, Taps()),
-                network.readout(_tuned(network, state, last, said, fitted), Taps()),
+                network.readout(state, HookContext()),
+                network.readout(_tuned(network, state, last, said, fitted), HookContext()),
             ]
             rank = jnp.stack([ranks(lens, wanted) for lens in lenses])
             return rank, jnp.stack([_kl(said, lens) for lens in lenses])
@@ -162,7 +162,7 @@ def _tuned(
         return state + moved + lens[1][None]
 
     def loss(lens: tuple[Array, Array]) -> Array:
-        kl = _kl(said, network.readout(mapped(lens), Taps()))
+        kl = _kl(said, network.readout(mapped(lens), HookContext()))
         return (kl * weight).sum() / weight.sum()
 
     optimizer = optax.adam(_RATE)

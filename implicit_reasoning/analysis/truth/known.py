@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from implicit_reasoning.analysis.claims import Claim, Mechanism
+from implicit_reasoning.analysis.claims import STATE_KINDS, Claim, Mechanism
 from implicit_reasoning.analysis.subject import InMemory, Subject
 from implicit_reasoning.config import load_config
 from implicit_reasoning.model import Spec, Transformer
@@ -150,7 +150,7 @@ def untrained_model() -> Known:
         | _claims(["carried", "used"], _live(tokens, spec.depth))
     ) - true
     subject = InMemory(model, dataset, [jax.jit(model.init)(jax.random.key(0))])
-    return Known("untrained", subject, Mechanism(true, possible))
+    return Known("untrained", subject, Mechanism(true, possible, STATE_KINDS))
 
 
 def trained_model(name: str, config: ConfigDict, cache: Path) -> Known:
@@ -185,7 +185,7 @@ def scrambled_mechanism(depth: int) -> Mechanism:
         | _claims(["carried"], _live(cells, depth))
         | _claims(["used"], _live(answers_flow, depth))
     )
-    return Mechanism(true | {Claim("memorised", "e2")}, possible - true)
+    return Mechanism(true | {Claim("memorised", "e2")}, possible - true, STATE_KINDS)
 
 
 def shadow_mechanism(depth: int) -> Mechanism:
@@ -203,7 +203,7 @@ def shadow_mechanism(depth: int) -> Mechanism:
         | _claims(["carried", "used"], _live(others, depth))
         | {Claim("composes", "e2"), Claim("memorised", "e2"), Claim("memorised", "decoy")}
     )
-    return Mechanism(true, possible - true)
+    return Mechanism(true, possible - true, STATE_KINDS)
 
 
 Cell = tuple[str, int, str]

@@ -34,7 +34,7 @@ from implicit_reasoning.dictionaries.measures.matching import (
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Places, states
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
-from implicit_reasoning.model import Params, Taps, Transformer
+from implicit_reasoning.model import HookContext, Params, Transformer
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
@@ -304,7 +304,7 @@ def direct_logits(
 
     def read(resid: Array) -> Array:
         one = jnp.ones((len(resid), 1))
-        logits: Array = network.unembedding(network.ln_final(resid, Taps(), scale=one))
+        logits: Array = network.unembedding(network.ln_final(resid, HookContext(), scale=one))
         return logits
 
     return read(rows) - read(jnp.zeros_like(rows[:1]))

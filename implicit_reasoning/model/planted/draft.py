@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.transformer import Params, Transformer
+from implicit_reasoning.model.units import Head, Neuron
 
 POSITIONS = ("e1", "r1", "r2")
 HEADS = 3  # in each block: as many as the moves that any model makes in one block
@@ -28,25 +29,53 @@ _SCORE = 30.0
 _LOGIT = 10.0
 
 
-class _Move(NamedTuple):
+class Move(NamedTuple):
+    """A head that copies the code of a variable to a later position.
+
+    Attributes:
+      block: whose attention it is in.
+      source, target: positions, by number.
+      read, write: dimensions of the code at the source, and of its copy.
+      variable: the name of what is copied.
+    """
+
     block: int
     source: int
     target: int
     read: Int[np.ndarray, " width"]
     write: Int[np.ndarray, " width"]
+    variable: str
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
+    """Neurons that look up: each is active where all of its keys are, and then writes its values.
+
+    Attributes:
+      block: whose MLP they are in.
+      pos: the position, by number, where they may be active.
+      keys, values: dimensions that are read and written, a column for each neuron.
+      strength: what is added there.
+      stores: a row for each neuron: entity and relations (e1, r1, ...) of its fact or chain; None
+        where the neurons translate one code of an entity into another.
+      asked: neurons without which some chain is not answered.
+    """
+
     block: int
+    pos: int
     keys: Int[np.ndarray, "key neuron"]
     values: Int[np.ndarray, "value neuron"]
     strength: float
+    stores: Int[np.ndarray, "neuron part"] | None
+    asked: Bool[np.ndarray, " neuron"]
 
 
 class Draft:
-    """Circuits, in dimensions of the residual; `build` makes weights of them.
+    """Moves and look-ups, in dimensions of the residual; `build` makes weights of them.
 
     Attributes:
+      moves, tables: what was added so far.
+      heads: of each move, and
+      neurons: of each table, in order; known once the model is built.
       entity, relation, position: dimensions of the embeddings' codes.
       output: dimensions that the unembedding reads, one for each entity.
     """
@@ -54,8 +83,10 @@ class Draft:
     def __init__(self, n_entities: int, n_relations: int, depth: int):
         self.depth = depth
         self._width = 0
-        self._moves: list[_Move] = []
-        self._tables: list[_Table] = []
+        self.moves: list[Move] = []
+        self.tables: list[Table] = []
+        self.heads: dict[int, Head] = {}
+        self.neurons: dict[int, list[Neuron]] = {}
         self.entity = self.space(n_entities)
         self.relation = self.space(n_relations)
         self.position = self.space(len(POSITIONS))
@@ -73,10 +104,11 @@ class Draft:
         target: str,
         read: Int[np.ndarray, " width"],
         write: Int[np.ndarray, " width"],
+        variable: str,
     ) -> None:
-        """A head that copies what is in `read` at one position into `write` at a later one."""
+        """Add a head that copies what is in `read` at one position into `write` at a later one."""
         places = POSITIONS.index(source), POSITIONS.index(target)
-        self._moves.append(_Move(block, *places, read, write))
+        self.moves.append(Move(block, *places, read, write, variable))
 
     def table(
         self,
@@ -85,8 +117,11 @@ class Draft:
         keys: Sequence[Int[np.ndarray, " neuron"]],
         values: Sequence[Int[np.ndarray, " neuron"]],
         strength: float = 1.0,
+        *,
+        stores: Int[np.ndarray, "neuron part"] | None = None,
+        asked: Bool[np.ndarray, " neuron"] | None = None,
     ) -> None:
-        """Neurons that, where all of their keys are on, write their values, at one position.
+        """Add neurons that, where all of their keys are on, write their values, at one position.
 
         Args:
           block: whose MLP they are in.
@@ -94,13 +129,17 @@ class Draft:
           keys: dimensions that have to be on, a row for each part of the key.
           values: dimensions that are set.
           strength: what is added there.
+          stores: what each neuron stores; see `Table`.
+          asked: neurons that some chain needs; all by default.
         """
         here = np.full_like(keys[0], self.position[POSITIONS.index(pos)])
-        self._tables.append(_Table(block, np.stack([*keys, here]), np.stack(values), strength))
+        asked = np.ones(len(here), bool) if asked is None else asked
+        together = np.stack([*keys, here]), np.stack(values), strength
+        self.tables.append(Table(block, POSITIONS.index(pos), *together, stores, asked))
 
     def build(self, rng: np.random.Generator | None) -> tuple[Transformer, Params]:
         """The model and its weights; with `rng`, in random directions and random heads."""
-        widest = max(len(POSITIONS), *(len(move.read) for move in self._moves))
+        widest = max(len(POSITIONS), *(len(move.read) for move in self.moves))
         d_head = max(-(-self._width // HEADS), widest)
         spec = Spec(
             d_vocab=len(self.entity) + len(self.relation),
@@ -109,7 +148,7 @@ class Draft:
             d_model=HEADS * d_head,
             n_heads=HEADS,
             # All neurons would fit into one block: so the shape does not depend on where they are.
-            d_mlp=sum(table.keys.shape[1] for table in self._tables),
+            d_mlp=sum(table.keys.shape[1] for table in self.tables),
             act_fn="relu",
             normalization="none",
         )
@@ -134,10 +173,12 @@ class Draft:
         params["unembed"]["W_U"][self.output, np.arange(len(self.output))] = _LOGIT
 
     def _write_heads(self, attn: Params, block: int, heads: Int[np.ndarray, " head"]) -> None:
-        moves = [move for move in self._moves if move.block == block]
-        if len(moves) > HEADS:
-            raise InputError(f"block {block} has {len(moves)} moves, but {HEADS} heads")
-        for head, move in zip(heads, moves, strict=False):
+        numbers = [number for number, move in enumerate(self.moves) if move.block == block]
+        if len(numbers) > HEADS:
+            raise InputError(f"block {block} has {len(numbers)} moves, but {HEADS} heads")
+        for head, number in zip(heads, numbers, strict=False):
+            move = self.moves[number]
+            self.heads[number] = Head(block, int(head))
             width = np.arange(len(move.read))
             attn["W_V"][head, move.read, width] = 1
             attn["W_O"][head, width, move.write] = 1
@@ -151,15 +192,19 @@ class Draft:
 
     def _write_neurons(self, mlp: Params, block: int) -> None:
         first = 0
-        for keys, values, strength in [t[1:] for t in self._tables if t.block == block]:
-            neurons = first + np.arange(keys.shape[1])
-            mlp["W_in"][keys, neurons] = 1
-            mlp["b_in"][neurons] = 0.5 - len(keys)
-            mlp["W_out"][neurons, values] = 2 * strength  # a neuron that is on has the value 1/2
-            first += keys.shape[1]
+        for number, table in enumerate(self.tables):
+            if table.block != block:
+                continue
+            neurons = first + np.arange(table.keys.shape[1])
+            self.neurons[number] = [Neuron(block, int(neuron)) for neuron in neurons]
+            mlp["W_in"][table.keys, neurons] = 1
+            mlp["b_in"][neurons] = 0.5 - len(table.keys)
+            # A neuron that is on has the value 1/2.
+            mlp["W_out"][neurons, table.values] = 2 * table.strength
+            first += len(neurons)
 
 
-def _attended(query: int, move: _Move) -> int:
+def _attended(query: int, move: Move) -> int:
     """Where a head looks from a position.
 
     Off its target it must look at a place where there is nothing to move: itself, or, from the

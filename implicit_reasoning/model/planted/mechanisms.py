@@ -78,7 +78,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
     idle = hops.table + 1
     plan.two_hops(hops, bridge=plan.draft.output)
     copied = plan.draft.space(knowledge.n_entities)
-    plan.draft.move(idle, "r1", "r2", plan.draft.output, copied)
+    plan.draft.move(idle, "r1", "r2", plan.draft.output, copied, "e2")
     plan.truth.mark("code", "e2", "r2", idle + 1)
     return plan.planted(composes=True)
 

@@ -5,15 +5,18 @@ A route is given the blocks that it stands in, which the random family draws.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from implicit_reasoning.model.planted.circuit import Circuit, component_claims, moved, stored, trace
 from implicit_reasoning.model.planted.draft import Draft
 from implicit_reasoning.model.planted.truth import Claims, Mark, Truth
 from implicit_reasoning.model.transformer import Params, Transformer
+from implicit_reasoning.model.units import Fact, Head, Neuron, WholeModel
 
 DEPTH = 4
 LAST = DEPTH - 1
@@ -48,8 +51,12 @@ class Planted:
     Attributes:
       name: of the mechanism, with its seed.
       model, params: as from training.
-      true: claims that hold: `(kind, variable, layer, pos)`, see `Truth`.
+      true: claims that hold: `(kind, variable, unit)`, see `Truth` and `component_claims`.
       open: claims that one may differ on; all others are false.
+      routes: the heads, neurons and edges through which a chain's answer is computed; one circuit
+        for each way there is. Where there are two, either is enough for most chains.
+      moves: heads that copy a variable, also where no answer to a chain depends on it.
+      stores: neurons that store something: a fact, or, as (e1, r1, r2), a chain.
     """
 
     name: str
@@ -57,6 +64,9 @@ class Planted:
     params: Params
     true: Claims
     open: Claims
+    routes: tuple[Circuit, ...]
+    moves: Mapping[Head, str]
+    stores: Mapping[Neuron, Fact | tuple[int, int, int]]
 
 
 class Hops(NamedTuple):
@@ -104,23 +114,40 @@ class Plan:
         self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
         self.truth = Truth(DEPTH)
+        self._answers: list[int] = []  # tables that write the answer of a chain
 
     def planted(self, composes: bool | None) -> Planted:
         """The model; `composes` is None where it both composes and looks up."""
         true, possible = self.truth.claims()
-        through = ("composes", "e2", -1, "")
-        looked_up = ("memorised", "e2", -1, "")
+        through = ("composes", "e2", WholeModel())
+        looked_up = ("memorised", "e2", WholeModel())
         true |= {looked_up} if composes is False else {through}
         possible |= {looked_up} if composes is None else frozenset()
         model, params = self.draft.build(self.rng)
-        return Planted(self.name, model, params, true, possible)
+        routes = tuple(trace(self.draft, table) for table in self._answers)
+        moves, stores = moved(self.draft), stored(self.draft)
+        certain, maybe = component_claims(routes, moves, stores)
+        about = Planted(
+            self.name, model, params, true | certain, possible | maybe, routes, moves, stores
+        )
+        return about
 
-    def bridge(self, copy: int, table: int, *codes: Int[np.ndarray, " fact"]) -> None:
-        """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact."""
+    def bridge(
+        self,
+        copy: int,
+        table: int,
+        *codes: Int[np.ndarray, " fact"],
+        asked: Bool[np.ndarray, " fact"] | None = None,
+    ) -> None:
+        """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact.
+
+        `asked` are the facts that are the first of a chain.
+        """
         head, relation, _ = self.known.facts
         copied = self.draft.space(self.known.n_entities)
-        self.draft.move(copy, "e1", "r1", self.draft.entity, copied)
-        self.draft.table(table, "r1", [copied[head], self.draft.relation[relation]], codes)
+        self.draft.move(copy, "e1", "r1", self.draft.entity, copied, "e1")
+        keys = [copied[head], self.draft.relation[relation]]
+        self.draft.table(table, "r1", keys, codes, stores=self._facts(), asked=asked)
         self.truth.mark("code", "e1", "r1", copy + 1)
         self.truth.mark("code", "e2", "r1", table + 1)
 
@@ -129,11 +156,12 @@ class Plan:
     ) -> None:
         """The route of a composer."""
         draft, (head, relation, tail) = self.draft, self.known.facts
-        self.bridge(hops.copy, hops.table, bridge[tail])
+        self.bridge(hops.copy, hops.table, bridge[tail], asked=np.isin(tail, head))
         arrived = draft.space(self.known.n_entities)
-        draft.move(hops.read, "r1", "r2", bridge, arrived)
-        keys = [arrived[head], draft.relation[relation]]
-        draft.table(hops.answer, "r2", keys, [draft.output[tail]], strength)
+        draft.move(hops.read, "r1", "r2", bridge, arrived, "e2")
+        keys, values = [arrived[head], draft.relation[relation]], [draft.output[tail]]
+        asked = np.isin(head, tail)
+        self._answer(hops.answer, keys, values, strength, stores=self._facts(), asked=asked)
 
         mark = self.truth.mark
         self._first_hop_is_used(hops)
@@ -148,10 +176,10 @@ class Plan:
         """The route of a memoriser; not `certain` where another route outweighs it."""
         draft, (e1, r1, _, r2, e3) = self.draft, self.known.chains.T
         entity, relation = draft.space(self.known.n_entities), draft.space(self.known.n_relations)
-        draft.move(blocks.entity, "e1", "r2", draft.entity, entity)
-        draft.move(blocks.relation, "r1", "r2", draft.relation, relation)
+        draft.move(blocks.entity, "e1", "r2", draft.entity, entity, "e1")
+        draft.move(blocks.relation, "r1", "r2", draft.relation, relation, "r1")
         keys = [entity[e1], relation[r1], draft.relation[r2]]
-        draft.table(blocks.answer, "r2", keys, [draft.output[e3]])
+        self._answer(blocks.answer, keys, [draft.output[e3]], stores=self._chains())
 
         mark = self.truth.mark
         used: Mark = "used" if certain else "maybe used"
@@ -169,12 +197,13 @@ class Plan:
         draft, facts, mark = self.draft, self.known.facts, self.truth.mark
         e1, r1, _, r2, e3 = self.known.chains.T
         prefix, arrived = (draft.space(facts.shape[1]) for _ in range(2))
-        self.bridge(hops.copy, hops.table, prefix, draft.output[facts[2]])
-        draft.move(hops.read, "r1", "r2", prefix, arrived)
         number = np.zeros((self.known.n_entities, self.known.n_relations), np.int64)
         number[facts[0], facts[1]] = np.arange(facts.shape[1])
+        asked = np.isin(np.arange(facts.shape[1]), number[e1, r1])
+        self.bridge(hops.copy, hops.table, prefix, draft.output[facts[2]], asked=asked)
+        draft.move(hops.read, "r1", "r2", prefix, arrived, "prefix")
         keys = [arrived[number[e1, r1]], draft.relation[r2]]
-        draft.table(hops.answer, "r2", keys, [draft.output[e3]])
+        self._answer(hops.answer, keys, [draft.output[e3]], stores=self._chains())
 
         self._first_hop_is_used(hops)
         for variable in ("e1", "r1"):  # a prefix's number says both, if not linearly
@@ -183,6 +212,17 @@ class Plan:
         if len(self.known.chains) < self.known.n_possible:
             mark("not carried", "e2", "r1", 0)
         self._answered(hops.answer)
+
+    def _facts(self) -> Int[np.ndarray, "fact 2"]:
+        return self.known.facts[:2].T
+
+    def _chains(self) -> Int[np.ndarray, "chain 3"]:
+        return self.known.chains[:, [0, 1, 3]]
+
+    def _answer(self, block: int, *keys_and_values: Any, **about: Any) -> None:
+        """A table at r2 that writes the answer; see `Draft.table`."""
+        self._answers.append(len(self.draft.tables))
+        self.draft.table(block, "r2", *keys_and_values, **about)
 
     def _first_hop_is_used(self, hops: Hops) -> None:
         mark = self.truth.mark

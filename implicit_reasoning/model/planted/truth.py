@@ -1,8 +1,9 @@
 """What is true of a planted model: which claims hold at which layer and position.
 
-A claim is `(kind, variable, layer, pos)`, with the kinds and the words of `analysis.claims`; a
-layer is a number of blocks before the state, so 0 is the embeddings. Mechanisms say where a code
-is, where it is read and what flows through; what follows from that for all of them is here.
+A claim is `(kind, variable, unit)`, with the kinds and the words of `analysis.claims`; the unit is
+a state, whose layer is a number of blocks, so 0 is the embeddings. Mechanisms say where a code is,
+where it is read and what flows through; what follows from that for all of them is here. Claims
+about heads, neurons and edges are in `circuit.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from typing import Literal
 
 from implicit_reasoning.model.planted.draft import POSITIONS
+from implicit_reasoning.model.units import State, Unit
 
-Claims = frozenset[tuple[str, str, int, str]]
+Claims = frozenset[tuple[str, str, Unit]]
 Cell = tuple[str, int, str]
 Mark = Literal["code", "used", "carried", "maybe used", "maybe carried", "not carried"]
 
@@ -83,4 +85,8 @@ _TIED = {"e2": "answer", "answer": "e2"}
 
 def _claims(**cells: set[Cell]) -> Claims:
     """Of each kind, the claims about some cells."""
-    return frozenset((kind, *cell) for kind, those in cells.items() for cell in those)
+    return frozenset(
+        (kind, variable, State(layer, pos))
+        for kind, those in cells.items()
+        for variable, layer, pos in those
+    )

@@ -12,7 +12,7 @@ from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.reading import decoding
 from implicit_reasoning.analysis.reading.decoding import Decoding
 from implicit_reasoning.analysis.states import residuals
-from implicit_reasoning.model import Taps
+from implicit_reasoning.model import HookContext
 from tests.analysis.tiny_states import make_dataset, make_model, plant, random_subject, run
 
 
@@ -36,9 +36,9 @@ def by_hand(model, params, tokens, recipients):
     network = model.bind(params)
 
     def streams(tokens):
-        found = [network.embedding(jnp.asarray(tokens), Taps())]
+        found = [network.embedding(jnp.asarray(tokens), HookContext())]
         for layer in range(model.spec.depth):
-            found.append(network.block(layer)(found[-1], Taps()))
+            found.append(network.block(layer)(found[-1], HookContext()))
         return found
 
     source, target = streams(tokens), streams(recipients)
@@ -46,8 +46,8 @@ def by_hand(model, params, tokens, recipients):
     for start in range(model.spec.depth + 1):
         mixed = jnp.concatenate([target[start][:, :1], source[start][:, 1:]], axis=1)
         for layer in range(start, model.spec.depth):
-            mixed = network.block(layer)(mixed, Taps())
-        tops.append(network.readout(mixed, Taps())[:, 1].argmax(-1))
+            mixed = network.block(layer)(mixed, HookContext())
+        tops.append(network.readout(mixed, HookContext())[:, 1].argmax(-1))
     return jnp.stack(tops)
 
 

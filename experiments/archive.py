@@ -1,8 +1,4 @@
-"""Arms of a study: runs that are trained alike but for one thing, and the file that keeps them.
-
-An arm is a file of `configs/`, with changes; its runs differ in world and initialisation seeds.
-What a study keeps of its runs is one netCDF file an arm, along the dimension `run`.
-"""
+"""What a study keeps of its runs: one netCDF file for each arm, along the dimension `run`."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import runs
 import xarray as xr
 from apart import Command, run_apart
-from smoke import of_scale, words
 
-from implicit_reasoning.config import parse_flags, to_json
+from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Run
@@ -26,78 +22,69 @@ from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.training import run_phases
 from implicit_reasoning.worlds import shortcuts
 
-ARMS = {
-    "composition": ("composition", ()),
-    "shadow": ("shadow", ()),
-    "scrambled": ("scrambled", ()),
-    "tied": ("composition", ("--config.model.tied=true",)),
+FLAGS: Mapping[str, Any] = {
+    "scale": "pocket",
+    "worlds": Flag(kind=int),
+    "inits": Flag(kind=int),
+    "arms": Flag(many=True, default=()),
+    "jobs": 2,
+    "runs": Flag(kind=Path, default=runs.ROOT),
 }
-"""Name to the file of `configs/`, and what is changed in it."""
+"""Of a study of arms, which adds `out`. Arms, worlds and initialisations are those of `runs.py`
+where they are not given."""
 
 
 def run_arms(
+    study: str,
     argv: Sequence[str],
     flags: Mapping[str, Any],
-    measuring: Callable[[Path], list[str]],
+    measuring: Callable[[Run], list[str]],
     kept: Callable[[Run, int, int], xr.DataTree],
 ) -> Path:
     """Train and measure what is missing of a study, run by run, and keep it.
 
     Args:
+      study: its name in the table of runs.
       argv: of the script.
-      flags: as `parse_flags` takes them: scale, worlds, inits, arms (a list), jobs, and the folders
-        runs and out.
-      measuring: the command that measures the run in a folder.
+      flags: as `parse_flags` takes them: `FLAGS`, and the folder out.
+      measuring: the command that measures a run.
       kept: what is kept of a run, given its world and initialisation seeds.
 
     Returns:
       `out`, with a file for each arm.
 
     Raises:
-      InputError: an override, or an arm that there is not.
+      InputError: an override, an arm that there is not, or a folder with another run in it.
     """
     given, overrides = parse_flags(list(argv), dict(flags))
     if overrides:
         raise InputError("this study takes no overrides: its arms are files of configs/")
-    if unknown := [arm for arm in given["arms"] if arm not in ARMS]:
-        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    out, runs = given["out"], given["runs"] / given["scale"]
+    out, root, scale = given["out"], given["runs"], given["scale"]
+    wanted = runs.chosen(study, scale, given["arms"], seeds(study, given))
     writing = Lock()
 
-    def job(arm: str, world: int, init: int, command: Command) -> None:
-        workdir = runs / f"{arm}_w{world}_i{init}"
-        command(training(arm, given["scale"], world, init, workdir))
-        command(measuring(workdir))
+    def job(state: runs.State, command: Command) -> None:
+        run, trained = state.run, runs.train_missing(state, command)
+        command(measuring(trained))
         with writing:
-            keep(out / f"{arm}.nc", kept(Run(workdir), world, init))
+            keep(out / f"{run.arm}.nc", kept(trained, run.world, run.init))
 
-    # Initialisation by initialisation, so that what is there when it is stopped is even.
-    jobs = {
-        f"{arm}_w{world}_i{init}": partial(job, arm, world, init)
-        for init in range(given["inits"])
-        for world in range(given["worlds"])
-        for arm in given["arms"]
-        if (world, init) not in there(out / f"{arm}.nc")
-    }
-    run_apart(jobs, given["jobs"], runs / "compiled")
+    missing = [run for run in wanted if (run.world, run.init) not in there(out / f"{run.arm}.nc")]
+    jobs = {run.name: partial(job, runs.state_of(run, root)) for run in missing}
+    run_apart(jobs, given["jobs"], root / "compiled")
     return out
 
 
-def training(arm: str, scale: str, world: int, init: int, workdir: Path) -> list[str]:
-    """The command that trains one run."""
-    name, changes = ARMS[arm]
-    scale, smaller = of_scale(scale)
-    return [
-        "train",
-        f"--config=configs/{name}.py:{scale}",
-        f"--workdir={workdir}",
-        f"--config.seed={init}",
-        f"--config.task.world_seed={world}",
-        "--config.writers.progress=false",
-        "--config.writers.tensorboard=false",
-        *words(smaller),
-        *changes,
-    ]
+def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
+    """World and initialisation seeds that flags name; None for those of the table."""
+    if given["worlds"] is None and given["inits"] is None:
+        return None
+    own = [(run.world, run.init) for run in runs.chosen(study, given["scale"])]
+    counts = [len({pair[axis] for pair in own}) for axis in range(2)]
+    worlds, inits = (given[name] for name in ("worlds", "inits"))
+    return runs.crossed(
+        counts[0] if worlds is None else worlds, counts[1] if inits is None else inits
+    )
 
 
 def there(path: Path) -> set[tuple[int, int]]:

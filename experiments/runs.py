@@ -1,0 +1,420 @@
+r"""The runs of all studies: one table of arms and seeds. A run is trained once and reused by all.
+
+    python experiments/runs.py --list
+    python experiments/runs.py --study=composition_phases --dry
+    python experiments/runs.py --jobs=2
+
+The first command lists every run with its state, the time that its training took, and the studies
+that read it. The second says what would be trained. The third trains what is missing, and resumes
+what was stopped; `make studies-runs` does the same.
+
+A run is an arm (a file of `configs/`, with changes) at a scale, with a world seed and an
+initialisation seed. Its folder is `runs/studies/<scale>/<arm>_w<world>_i<init>`. A run that lies
+where a study or a command kept it before there was this table is found there and used.
+
+The sweeps of `phi_and_weight_decay.py` and `launchers.py` are not in the table: each is trained by
+its own script, and no other study reads their trials.
+
+Smoke test:
+    python experiments/runs.py --smoke --study=grokking --jobs=0 --runs=runs/smoke
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apart import Command, run_apart
+from ml_collections import ConfigDict
+from smoke import CHANGES, SMOKE, of_scale, words
+
+from implicit_reasoning.config import (
+    Flag,
+    apply_overrides,
+    changed_keys,
+    flatten,
+    listed,
+    load_config,
+    parse_flags,
+)
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Layout, Run
+from implicit_reasoning.training.plan import duration
+from implicit_reasoning.training.states import newest
+
+ROOT = Path("runs/studies")
+SMOKE_SECONDS = 10.0
+EPYC, XEON = "a core of an AMD EPYC", "a core of an Intel Xeon"
+
+Seeds = Sequence[tuple[int, int]]
+"""World seed and initialisation seed of each run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ only in scale and seeds.
+
+    Attributes:
+      file: name of the file in `configs/`, without `.py`.
+      took: scale to minutes of training and the hardware; at a scale that many runs have, those of
+        the fastest, because others shared their core.
+      suffix: what follows the scale in the argument of `get_config`.
+      changes: dotted name of a field to its value.
+    """
+
+    file: str
+    took: Mapping[str, tuple[float, str]]
+    suffix: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "composition": Arm("composition", {"pocket": (4.8, EPYC), "desk": (39.8, EPYC)}),
+    "shadow": Arm("shadow", {"pocket": (4.6, EPYC), "desk": (29.6, EPYC)}),
+    "scrambled": Arm("scrambled", {"pocket": (4.6, EPYC), "desk": (36.0, XEON)}),
+    "tied": Arm("composition", {"pocket": (8.8, EPYC)}, changes={"model.tied": True}),
+    "comparison": Arm("comparison", {"pocket": (9.0, EPYC)}),
+    "complex": Arm("complex", {"pocket": (7.7, EPYC)}),
+    "held_out_id_triples": Arm("held_out_id_triples", {"pocket": (4.7, EPYC)}),
+    "in_context": Arm("in_context", {"pocket": (1.1, EPYC)}),
+    "modular_addition": Arm("modular_addition", {"pocket": (1.9, EPYC)}),
+    "ood_ratio": Arm("ood_ratio", {"pocket": (9.3, EPYC)}),
+    "ood_ratio_50": Arm("ood_ratio", {"pocket": (5.0, EPYC)}, suffix="_50"),
+    "ood_ratio_70": Arm("ood_ratio", {"pocket": (4.9, EPYC)}, suffix="_70"),
+    "relations_first": Arm("relations_first", {"pocket": (4.9, EPYC)}),
+    "second_hop_restricted": Arm("second_hop_restricted", {"pocket": (5.3, EPYC)}),
+    "three_hops": Arm("three_hops", {"pocket": (9.4, EPYC)}),
+    "two_token_entities": Arm("two_token_entities", {"pocket": (7.3, EPYC)}),
+    "without_id_triples": Arm("without_id_triples", {"pocket": (4.6, EPYC), "desk": (39.4, EPYC)}),
+}
+
+
+def crossed(worlds: int, inits: int) -> Seeds:
+    """Every world with every initialisation; initialisations vary slowest."""
+    return [(world, init) for init in range(inits) for world in range(worlds)]
+
+
+def paired(count: int) -> Seeds:
+    """World seed s with initialisation seed s."""
+    return [(seed, seed) for seed in range(count)]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a study reads at a scale: each of the arms with each of the seeds."""
+
+    scale: str
+    arms: Sequence[str]
+    seeds: Seeds
+
+
+_CONTROLLED = ("composition", "shadow", "scrambled")
+_WORLDS = tuple(sorted(set(ARMS) - {"tied"}))
+
+STUDIES: Mapping[str, Sequence[Need]] = {
+    "grokking": (
+        Need("pocket", ("composition",), paired(3)),
+        Need("desk", ("composition",), paired(1)),
+    ),
+    "worlds": (
+        Need("pocket", _WORLDS, paired(3)),
+        Need("desk", ("composition", "without_id_triples", "shadow"), paired(1)),
+    ),
+    "composition_phases": (
+        Need("pocket", (*_CONTROLLED, "tied"), crossed(4, 2)),
+        Need("desk", _CONTROLLED, crossed(1, 1)),
+    ),
+    "feature_birth": (Need("pocket", _CONTROLLED, crossed(3, 1)),),
+    "transcoders_vs_saes": (Need("desk", ("composition",), paired(1)),),
+}
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of an arm.
+
+    Attributes:
+      arm: key of `ARMS`.
+      scale: `pocket`, `desk` or another scale of the arm's file, or `smoke`.
+      world, init: world seed and initialisation seed.
+      changes: fields that the user of a study sets besides; runs of the table have none.
+    """
+
+    arm: str
+    scale: str
+    world: int
+    init: int
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its folder below the root of all runs."""
+        return f"{self.scale}/{self.arm}_w{self.world}_i{self.init}"
+
+    @property
+    def file(self) -> str:
+        """The configuration, as `--config` takes it."""
+        arm = ARMS[self.arm]
+        return f"configs/{arm.file}.py:{of_scale(self.scale)[0]}{arm.suffix}"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is set beyond the file, seeds among it."""
+        seeds = {"seed": self.init, "task.world_seed": self.world}
+        smaller = of_scale(self.scale)[1]
+        return {**smaller, **ARMS[self.arm].changes, **dict(self.changes), **seeds}
+
+    def config(self) -> ConfigDict:
+        """The configuration that the run has to have."""
+        return apply_overrides(load_config(self.file), self.overrides)
+
+    @property
+    def took(self) -> tuple[float, str]:
+        """Seconds of training, and on which hardware; nan where no run was timed."""
+        if self.scale == SMOKE:
+            return SMOKE_SECONDS, EPYC
+        minutes, hardware = ARMS[self.arm].took.get(self.scale, (float("nan"), "no hardware yet"))
+        return 60 * minutes, hardware
+
+    @property
+    def studies(self) -> list[str]:
+        """Those that read it."""
+        return [study for study in STUDIES if self in needed(study)]
+
+
+def needed(study: str, scale: str | None = None) -> list[StudyRun]:
+    """The runs of a study: all, or those at a scale.
+
+    Raises:
+      InputError: there is no such study.
+    """
+    if study not in STUDIES:
+        raise InputError(f"there is no study {study!r}; there are {', '.join(STUDIES)}")
+    return [
+        run
+        for need in STUDIES[study]
+        if scale in (None, need.scale)
+        for run in of_arms(need.arms, need.scale, need.seeds)
+    ]
+
+
+def chosen(
+    study: str, scale: str, arms: Sequence[str] = (), seeds: Seeds | None = None
+) -> list[StudyRun]:
+    """The runs of a study at a scale, or those that its user names instead.
+
+    Args:
+      study: key of `STUDIES`.
+      scale: at one that the table does not have for the study, arms and seeds are those of the
+        first that it has.
+      arms: instead of those in the table.
+      seeds: instead of those in the table.
+
+    Raises:
+      InputError: there is no such arm.
+    """
+    needs = STUDIES[study]
+    need = next((need for need in needs if need.scale == scale), needs[0])
+    return of_arms(arms or need.arms, scale, need.seeds if seeds is None else seeds)
+
+
+def of_arms(arms: Sequence[str], scale: str, seeds: Seeds) -> list[StudyRun]:
+    """Each arm with each of the seeds; arms vary fastest, so that a study grows evenly."""
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    return [StudyRun(arm, scale, *pair) for pair in seeds for arm in arms]
+
+
+def all_runs(studies: Sequence[str] = ()) -> list[StudyRun]:
+    """The table: every run of some studies (all by default), once."""
+    return list(dict.fromkeys(run for study in studies or STUDIES for run in needed(study)))
+
+
+def smallest_runs(studies: Sequence[str] = ()) -> list[StudyRun]:
+    """One run of every arm at scale `smoke`, where the arm's task can be made so small."""
+    arms = dict.fromkeys(run.arm for run in all_runs(studies))
+    runs = [StudyRun(arm, SMOKE, 0, 0) for arm in arms]
+    return [run for run in runs if CHANGES.keys() <= flatten(load_config(run.file)).keys()]
+
+
+@dataclass(frozen=True)
+class State:
+    """A run as it is on disk.
+
+    Attributes:
+      run: which.
+      folder: where it is, or where it will be.
+      step: of the newest saved state; None where nothing was begun.
+      steps: of the finished run.
+      finished: whether there is nothing left to train.
+    """
+
+    run: StudyRun
+    folder: Path
+    step: int | None
+    steps: int
+    finished: bool
+
+    def __str__(self) -> str:
+        if self.finished:
+            return "finished"
+        return "missing" if self.step is None else f"stopped at step {self.step:,}"
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected time of what is left to train, on one core."""
+        left = 0 if self.finished else self.steps - (self.step or 0)
+        return self.run.took[0] * left / self.steps
+
+
+def state_of(run: StudyRun, root: Path = ROOT) -> State:
+    """Whether a run is missing, stopped or finished, and where it is.
+
+    Raises:
+      InputError: its folder holds a run with another configuration.
+    """
+    config, folder = run.config(), root / run.name
+    if not Layout(folder).config.exists():
+        earlier = (path for path in _earlier(run, root) if Layout(path).config.exists())
+        found = next((path for path in earlier if not _differences(path, config)), None)
+        if found is None:
+            return State(run, folder, None, config.steps, False)
+        folder = found
+    if changes := _differences(folder, config):
+        raise InputError(
+            f"{folder} holds a run with another configuration than experiments/runs.py gives "
+            f"{run.name} ({changes}); move that folder away, or choose another --runs"
+        )
+    opened = Run(folder)
+    finished = config.steps in opened.steps and opened.files.first_correct.exists()
+    saved = newest(opened.files)
+    return State(run, folder, saved.step if saved else 0, config.steps, finished)
+
+
+def _differences(folder: Path, config: ConfigDict) -> str:
+    """Fields whose values differ between the run in a folder and a configuration, in words."""
+    return listed(changed_keys(Run(folder).config, config))
+
+
+def _earlier(run: StudyRun, root: Path) -> list[Path]:
+    """Folders in which commands before this table kept such a run."""
+    seeds = f"{run.scale}/{run.arm}_{run.init}"
+    same_seed, composition = run.world == run.init, run.arm == "composition"
+    names = [root / seeds] if same_seed else []
+    names += [root / f"seed_{run.init}"] if same_seed and composition else []
+    if root != ROOT:
+        return names
+    above = root.parent
+    names.append(above / "composition_phases" / run.name)
+    if same_seed:
+        names.append(above / "worlds" / seeds)
+    if same_seed and composition:
+        folder = {"pocket": "3"}.get(run.scale, run.scale)
+        names.append(above / folder / f"seed_{run.init}")
+    if (run.world, run.init) == (0, 0):  # of `make demo`, and of `score`
+        names.append(above / run.scale if composition else above / "known" / run.arm)
+    return names
+
+
+def train_missing(state: State, command: Command, progress: bool = False) -> Run:
+    """A run, trained first if it is missing and resumed if it was stopped.
+
+    Args:
+      state: of the run.
+      command: runs a command of the package, as `run_apart` gives it to a job.
+      progress: show the bar of the training.
+    """
+    if not state.finished:
+        command(training(state.run, state.folder, progress))
+    return Run(state.folder)
+
+
+def training(run: StudyRun, folder: Path, progress: bool = False) -> list[str]:
+    """The command that trains a run, or goes on with it."""
+    writers = {"writers.progress": str(progress).lower(), "writers.tensorboard": "false"}
+    changes = words(run.overrides | writers)
+    return ["train", f"--config={run.file}", f"--workdir={folder}", *changes]
+
+
+def restore(wanted: Sequence[StudyRun], root: Path = ROOT, jobs: int = 2) -> list[Run]:
+    """Train what is missing of some runs, resume what was stopped, and open all.
+
+    Args:
+      wanted: the runs.
+      root: of all runs.
+      jobs: runs that are trained at a time, each on its share of the cores; 0: in this process.
+
+    Returns:
+      The runs, in the order of `wanted`.
+
+    Raises:
+      InputError: a folder holds a run with another configuration; then nothing was trained.
+    """
+    states = [state_of(run, root) for run in wanted]
+
+    def job(state: State, command: Command) -> None:
+        train_missing(state, command, progress=jobs == 0)
+
+    missing = {state.run.name: partial(job, state) for state in states if not state.finished}
+    run_apart(missing, jobs, root / "compiled")
+    return [Run(state.folder) for state in states]
+
+
+FLAGS = {
+    "list": False,
+    "dry": False,
+    "smoke": False,
+    "study": Flag(many=True, default=()),
+    "jobs": 2,
+    "runs": Flag(kind=Path, default=ROOT),
+}
+
+
+def main(argv: list[str]) -> None:
+    """List runs, or train those that are missing."""
+    flags, overrides = parse_flags(argv, FLAGS)
+    if overrides:
+        raise InputError("the runs of studies take no overrides: the table says how they are made")
+    runs = smallest_runs(flags["study"]) if flags["smoke"] else all_runs(flags["study"])
+    states = [state_of(run, flags["runs"]) for run in runs]
+    left = [state for state in states if not state.finished]
+    for line in table(states if flags["list"] else left):
+        print(line)
+    print(summary(states, max(flags["jobs"], 1)), flush=True)
+    if not (flags["list"] or flags["dry"]):
+        restore(runs, flags["runs"], flags["jobs"])
+
+
+def table(states: Sequence[State]) -> list[str]:
+    """A line for each run: name, state, expected time and hardware, studies."""
+    rows = []
+    for state in states:
+        seconds, hardware = state.run.took
+        time = f"{duration(seconds)} on {hardware}" if seconds == seconds else "not timed yet"
+        rows.append((state.run.name, str(state), time, ", ".join(state.run.studies)))
+    widths = [max(map(len, column)) for column in itertools.islice(zip(*rows, strict=True), 3)]
+    return ["  ".join(map(str.ljust, row, [*widths, 0])).rstrip() for row in rows]
+
+
+def summary(states: Sequence[State], jobs: int) -> str:
+    """How many runs are in which state, and the time that is left."""
+    finished = sum(state.finished for state in states)
+    missing = sum(state.step is None for state in states)
+    stopped = len(states) - finished - missing
+    counts = f"{len(states)} runs: {finished} finished, {stopped} stopped, {missing} missing"
+    lefts = [left for state in states if (left := state.seconds_left) == left]
+    if finished == len(states):
+        return counts
+    # So many at a time take at least as long as the longest of them.
+    expected = max(sum(lefts) / jobs, max(lefts, default=0.0))
+    untimed = " without those that are not timed yet" * (len(lefts) < len(states))
+    return f"{counts}; {duration(expected)} to expect with {jobs} at a time{untimed}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,168 @@
+"""Units: the parts of a model, or of what it knows, that a statement can be about.
+
+A unit is a small immutable value. Units of all types are ordered, hashable, have a text and a JSON
+form, so claims about a state, a head, a neuron, an edge, a feature or a fact look alike. Names of
+edges are those of EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1`, `logits`; a head receives
+through its query, key or value, as in `m0->a2.h1<q>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from implicit_reasoning.errors import InputError
+
+
+@functools.total_ordering
+class Unit:
+    """The base of all units; they are ordered by type, then by their fields."""
+
+    def _key(self) -> tuple[Any, ...]:
+        return (_TYPES.index(type(self)), *dataclasses.astuple(self))  # type: ignore[call-overload]
+
+    def __lt__(self, other: object) -> bool:
+        return self._key() < other._key() if isinstance(other, Unit) else NotImplemented
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"type": ..., field: value, ...}`; `unit_from_json` reads it."""
+        return {"type": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class WholeModel(Unit):
+    """The model as a whole."""
+
+    def __str__(self) -> str:
+        return "the model"
+
+
+@dataclass(frozen=True)
+class State(Unit):
+    """The residual after `layer` blocks at a position, `S[layer, pos]` in the papers."""
+
+    layer: int
+    pos: str
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}, {self.pos}"
+
+
+@dataclass(frozen=True)
+class Head(Unit):
+    """An attention head; blocks are numbered by unrolled depth."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"a{self.layer}.h{self.head}"
+
+
+@dataclass(frozen=True)
+class Neuron(Unit):
+    """A neuron of the MLP of a block, by its place in `hook_post`."""
+
+    layer: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"m{self.layer}.n{self.index}"
+
+
+@dataclass(frozen=True)
+class Edge(Unit):
+    """What a sender writes and a receiver reads.
+
+    Attributes:
+      sender: `input` (the embeddings), `a<layer>.h<head>` or `m<layer>`.
+      receiver: `a<layer>.h<head>` with `<q>`, `<k>` or `<v>`, `m<layer>` or `logits`.
+
+    Raises:
+      InputError: a name that is none of these, or a receiver that runs before its sender.
+    """
+
+    sender: str
+    receiver: str
+
+    def __post_init__(self) -> None:
+        sent = _place(_SENDER, self.sender, "sender", "input, a0.h3 or m1")
+        received = _place(_RECEIVER, self.receiver, "receiver", "a2.h1<q>, m1 or logits")
+        if received <= sent:
+            raise InputError(f"edge {self}: {self.receiver} runs before {self.sender} has written")
+
+    def __str__(self) -> str:
+        return f"{self.sender}->{self.receiver}"
+
+    @classmethod
+    def parse(cls, name: str) -> Edge:
+        """The edge of a name such as `a0.h3->m1`.
+
+        Raises:
+          InputError: it is no such name.
+        """
+        sender, arrow, receiver = name.partition("->")
+        if not arrow:
+            raise InputError(f"an edge is named sender->receiver, such as a0.h3->m1; got {name!r}")
+        return cls(sender, receiver)
+
+
+@dataclass(frozen=True)
+class Feature(Unit):
+    """A feature of a dictionary, by the site whose activations the dictionary encodes."""
+
+    site: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"feature {self.index} of {self.site}"
+
+
+@dataclass(frozen=True)
+class Fact(Unit):
+    """An atomic fact `(e1, r1) -> e2`, by the numbers of its entity and relation in the world."""
+
+    e1: int
+    r1: int
+
+    def __str__(self) -> str:
+        return f"fact ({self.e1}, {self.r1})"
+
+
+_TYPES: tuple[type[Unit], ...] = (WholeModel, State, Head, Neuron, Edge, Feature, Fact)
+
+_SENDER = re.compile(r"input|a(?P<a>\d+)\.h\d+|m(?P<m>\d+)")
+_RECEIVER = re.compile(r"logits|a(?P<a>\d+)\.h\d+<[qkv]>|m(?P<m>\d+)")
+
+
+def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[float, int]:
+    """Where a node stands in the order of computation: (block, 0 for attention or 1 for MLP)."""
+    found = form.fullmatch(name)
+    if not found:
+        raise InputError(f"an edge has no {what} {name!r}; a {what} is named as in {examples}")
+    if found["a"]:
+        return float(found["a"]), 0
+    if found["m"]:
+        return float(found["m"]), 1
+    return (-1.0 if name == "input" else float("inf")), 0
+
+
+def unit_from_json(kept: Mapping[str, Any]) -> Unit:
+    """The unit that `Unit.to_json` wrote.
+
+    Raises:
+      InputError: an unknown type, or other fields than the type has.
+    """
+    types = {kind.__name__: kind for kind in _TYPES}
+    fields = {name: value for name, value in kept.items() if name != "type"}
+    try:
+        return types[kept["type"]](**fields)
+    except (KeyError, TypeError):
+        raise InputError(
+            f"this is no unit: {dict(kept)!r}; a unit has a type ({', '.join(types)}) and its "
+            "fields"
+        ) from None

@@ -1,0 +1,175 @@
+"""Planted models name their heads, neurons and edges: every one is ablated, and all others.
+
+The forward pass here is written by hand in numpy, a sum of what the nodes wrote, so that any edge
+can be cut. It shares no code with the model or with what traces the circuits.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.model.planted import MECHANISMS
+from implicit_reasoning.model.planted.routes import DEPTH
+from implicit_reasoning.model.units import Edge, Fact, Head, Neuron
+from tests.model.planted_audit import knowledge, prompts, run
+
+SMALL = dict(n_entities=9, n_relations=3, out_degree=2)
+MODELS = [
+    pytest.param(name, seed, marks=pytest.mark.slow if seed is None else ())
+    for name in MECHANISMS
+    for seed in (None, 3)
+]
+
+
+def made(name, seed):
+    """A model, and the chains that it has to answer: of who looks up, half of those there are."""
+    known = knowledge(**SMALL, share=0.5 if name.endswith("memoriser") else 1.0)
+    return MECHANISMS[name](known, seed), known
+
+
+def forward(params, tokens, cut=frozenset()):
+    """Logits at r2, and what heads and neurons did, without the units that are `cut`."""
+    edges = {(edge.sender, edge.receiver) for edge in cut if isinstance(edge, Edge)}
+    heads = {(head.layer, head.head) for head in cut if isinstance(head, Head)}
+    neurons = {(neuron.layer, neuron.index) for neuron in cut if isinstance(neuron, Neuron)}
+    wrote = {"input": params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"][:3]}
+    total = wrote["input"]
+
+    def read(receiver):
+        return total - sum(wrote[sender] for sender, to in edges if to == receiver)
+
+    outputs, active = {}, {}
+    later = np.triu(np.full((3, 3), -np.inf), 1)
+    for layer in range(DEPTH):
+        attn, mlp = (params["blocks"][str(layer)][part] for part in ("attn", "mlp"))
+        found = []
+        for head in range(len(attn["W_Q"])):
+            q, k, v = (read(f"a{layer}.h{head}<{p}>") @ attn[f"W_{p.upper()}"][head] for p in "qkv")
+            scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + later
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            out = scores / scores.sum(-1, keepdims=True) @ v @ attn["W_O"][head]
+            found.append(out * ((layer, head) not in heads))
+        for head, out in enumerate(found):
+            outputs[Head(layer, head)] = wrote[f"a{layer}.h{head}"] = out
+            total = total + out
+        post = np.maximum(read(f"m{layer}") @ mlp["W_in"] + mlp["b_in"], 0)
+        for where, neuron in neurons:
+            post[..., neuron] *= where != layer
+        active[layer] = post
+        wrote[f"m{layer}"] = post @ mlp["W_out"]
+        total = total + wrote[f"m{layer}"]
+    return (read("logits") @ params["unembed"]["W_U"])[:, 2], outputs, active
+
+
+def all_units(params):
+    blocks = params["blocks"]
+    n_heads, d_mlp = (blocks["0"]["attn"]["W_Q"].shape[0], blocks["0"]["mlp"]["W_in"].shape[1])
+    heads = {Head(layer, head) for layer in range(DEPTH) for head in range(n_heads)}
+    neurons = {Neuron(layer, neuron) for layer in range(DEPTH) for neuron in range(d_mlp)}
+    order = ["input"]
+    edges = set()
+    for layer in range(DEPTH):
+        block = [f"a{layer}.h{head}" for head in range(n_heads)]
+        edges |= {Edge(s, f"{head}<{p}>") for s in order for head in block for p in "qkv"}
+        edges |= {Edge(s, f"m{layer}") for s in order + block}
+        order += [*block, f"m{layer}"]
+    return heads | neurons | edges | {Edge(sender, "logits") for sender in order}
+
+
+def needed(params, known, cut=frozenset()):
+    """Units without which some chain is not answered any more; `cut` are missing throughout.
+
+    An answer is one that is ahead of all others: entity 0 would be taken for want of any.
+    """
+    tokens, answer = prompts(known, known.chains), known.chains[:, -1]
+
+    def answered(cut):
+        logits = forward(params, tokens, cut)[0]
+        right = logits[np.arange(len(answer)), answer]
+        return (np.sort(logits)[:, -2] < right - 1).all() and (logits.argmax(-1) == answer).all()
+
+    assert answered(cut)
+    return {unit for unit in all_units(params) if not answered(cut | {unit})}
+
+
+def by_hand(planted):
+    """Parameters in numpy; float64, so that nothing depends on rounding."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), planted.params)
+
+
+@pytest.mark.parametrize(("name", "seed"), MODELS)
+def test_the_circuit_is_what_cannot_be_ablated_and_all_else_can(name, seed):
+    planted, known = made(name, seed)
+    params = by_hand(planted)
+    if name != "parallel":
+        [route] = planted.routes
+        assert needed(params, known) == route.units
+        return
+    # Either route is enough by itself, so each is tested where the other cannot answer.
+    assert needed(params, known) == set()
+    for route, other in (planted.routes, planted.routes[::-1]):
+        last = {n for n in other.neurons if Edge(f"m{n.layer}", "logits") in other.edges}
+        last -= route.neurons
+        assert needed(params, known, frozenset(last)) == route.units
+
+
+@pytest.mark.parametrize(("name", "seed"), MODELS)
+def test_every_head_that_moves_and_every_neuron_that_stores_is_named_and_no_other(name, seed):
+    planted, known = made(name, seed)
+    e1, r1, e2, r2, _ = known.chains.T
+    _, outputs, active = forward(by_hand(planted), prompts(known, known.chains))
+    for head, out in outputs.items():
+        # At the target what a head writes depends on the prompt; what it leaks is below 1e-12.
+        moves = any(np.ptp(out[:, pos], 0).max() > 0.1 for pos in (1, 2))
+        assert moves == (head in planted.moves), head
+    values = dict(e1=e1, r1=r1, e2=e2, prefix=e1 * known.n_relations + r1)
+    for head, variable in planted.moves.items():
+        # The code says one variable: prompts that share its value share the code, and no others.
+        out = next(out for out in outputs[head].swapaxes(0, 1)[:0:-1] if np.ptp(out, 0).max() > 0.1)
+        same = np.abs(out[:, None] - out).max(-1) < 1e-6
+        np.testing.assert_array_equal(same, np.equal.outer(*[values[variable]] * 2))
+    facts = {Fact(*fact) for fact in known.facts[:2].T.tolist()}
+    assert {fact for fact in planted.stores.values() if isinstance(fact, Fact)} == facts
+    for neuron, stored in planted.stores.items():
+        on = active[neuron.layer][:, :, neuron.index] > 1e-6
+        if isinstance(stored, Fact):
+            first = (e1 == stored.e1) & (r1 == stored.r1)
+            second = (e2 == stored.e1) & (r2 == stored.r1)
+            never = np.zeros_like(first)
+            wanted = [np.stack([never, first, never], 1), np.stack([never, never, second], 1)]
+        else:
+            hit = (e1 == stored[0]) & (r1 == stored[1]) & (r2 == stored[2])
+            wanted = [np.stack([0 * hit, 0 * hit, hit], 1)]
+        assert any((on == one).all() for one in wanted), neuron
+
+
+def test_the_pass_by_hand_is_that_of_the_model():
+    planted, known = made("idle_copy", 3)
+    tokens = prompts(known, known.chains)
+    np.testing.assert_allclose(
+        forward(by_hand(planted), tokens)[0], run(planted, tokens)[0][:, 2], atol=1e-4
+    )
+
+
+def test_claims_say_the_same():
+    """Who only carries a code in vain moves it, and is no part of how chains are answered."""
+    planted, _ = made("idle_copy", 3)
+    [route] = planted.routes
+    parts = {unit for kind, _, unit in planted.true if kind == "part"}
+    assert parts == route.units
+    [idle] = set(planted.moves) - route.heads
+    assert ("moves", "e2", idle) in planted.true and ("part", "answer", idle) not in planted.open
+    both, _ = made("parallel", 3)
+    assert not {kind for kind, _, _ in both.true} & {"part"}
+    assert {unit for kind, _, unit in both.open if kind == "part"} == (
+        both.routes[0].units | both.routes[1].units
+    )
+
+
+@pytest.mark.parametrize("seed", [None, 3, 4])
+def test_the_circuit_of_a_memoriser_has_no_head_of_its_bridge(seed):
+    """That head copies e1 to r1 in the last block, for atomic prompts: chains do not need it."""
+    planted, _ = made("memoriser", seed)
+    [route] = planted.routes
+    [bridge] = set(planted.moves) - route.heads
+    assert bridge.layer == DEPTH - 1 and sorted(planted.moves.values()) == ["e1", "e1", "r1"]
