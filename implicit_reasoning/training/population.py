@@ -220,7 +220,8 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
         return found
 
     shapes = jax.eval_shape(init, init_keys)
-    places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp, stacked=True)
+    split = setup.mesh_axes(recipe.model)
+    places = sharding.tree_shardings(mesh, shapes, split, fsdp=config.mesh.fsdp, stacked=True)
     asked = jax.jit(evaluate, out_shardings=whole)
     return setup.Program(
         recipe=recipe,

@@ -144,7 +144,8 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
     whole, recipe = sharding.replicated(mesh), make_recipe(config, dataset, mesh)
     init_key, stream_key = jax.jit(lambda: keys(config.seed), out_shardings=whole)()
     shapes = jax.eval_shape(recipe.init, init_key)
-    places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp)
+    split = mesh_axes(recipe.model)
+    places = sharding.tree_shardings(mesh, shapes, split, fsdp=config.mesh.fsdp)
     return Program(
         recipe=recipe,
         rows=jax.device_put(training_rows(dataset), whole),
@@ -160,6 +161,11 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
         split=lambda tree: [tree],
         stack=lambda arrays: arrays[0],
     )
+
+
+def mesh_axes(model: Transformer) -> dict[str, tuple[str | None, ...]]:
+    """How every parameter is split over the mesh, for `sharding.tree_shardings`."""
+    return {name: parameter.axes for name, parameter in model.parameters.items()}
 
 
 def placed(shapes: Any, places: Any) -> Any:
