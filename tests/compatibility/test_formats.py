@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from implicit_reasoning.analysis.behaviour import Behaviour
 from implicit_reasoning.analysis.kept import differences, identity_of
-from implicit_reasoning.config import from_json
+from implicit_reasoning.config import changed_keys, from_json
 from implicit_reasoning.dictionaries import fields as dictionary_fields
 from implicit_reasoning.dictionaries import load
 from implicit_reasoning.dictionaries.store import Files
@@ -45,6 +45,7 @@ from implicit_reasoning.sweeps.directory import begin
 from implicit_reasoning.sweeps.directory import load as load_sweep
 from implicit_reasoning.training.directory import check_same
 from tests.compatibility.unpacked import unpack
+from tests.dictionaries.small import config as small
 from tests.training.tiny import tiny
 
 
@@ -162,6 +163,16 @@ def with_later(config, key, value):
     with config.unlocked():
         config[group][name] = value
     return config.lock()
+
+
+def test_the_defaults_of_today_are_those_of_the_old_files(shared):
+    """A default that is changed makes another experiment, so an old run is not gone on with."""
+    check_same(Layout(shared / "run"), tiny())
+    sweep = load_sweep(SweepLayout(shared / "sweep"))
+    assert changed_keys(sweep.base, tiny(resume_every=10)) == []
+    kept = dictionary_fields.read_config(Files.of(Run(shared / "run"), "topk").config)
+    wanted = small(name="topk", steps=(0, 25))
+    assert changed_keys(kept, wanted) == []
 
 
 def test_an_old_run_gets_the_value_that_reproduces_it_and_a_new_one_the_default(shared, later):

@@ -1,17 +1,18 @@
 """Fields that nothing reads, in a configuration file: refused with the nearest name."""
 
 import json
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.config import apply_overrides, flatten, load_config
+from implicit_reasoning.config import apply_overrides, flatten, load_config, schema_faults
 from implicit_reasoning.dictionaries import fields as dictionary_fields
 from implicit_reasoning.dictionaries.steps import Settings
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
-from implicit_reasoning.runs import Layout, fields
+from implicit_reasoning.runs import Layout, default_config, fields
 from implicit_reasoning.sweeps import make_sweep
 from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.training.setup import check_config
@@ -81,6 +82,58 @@ def test_a_value_of_the_wrong_type_is_refused(key, value, wanted):
     name = key.replace("__", ".")
     with pytest.raises(InputError, match=rf"{name} is .*; it must be {wanted}"):
         check_config(changed(tiny(), **{key: value}))
+
+
+CHOICES = [key for key, field in fields.FIELDS.items() if field.choices]
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_value_that_is_no_choice_is_refused(key):
+    choices = fields.FIELDS[key].choices
+    name = key.replace(".", "__")
+    for value in choices:
+        check_schema(changed(tiny(), **{name: value}))
+    said = f"{key} is 'another'; it must be one of {', '.join(map(repr, choices))}"
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_config(changed(tiny(), **{name: "another"}))
+    if key.startswith("model."):
+        values = tiny().model.to_dict() | {key.removeprefix("model."): "another"}
+        with pytest.raises(InputError, match=re.escape(said)):
+            Spec.from_config(values, d_vocab=5, n_ctx=3)
+
+
+def check_schema(config):
+    """Without what fields have to do with each other."""
+    assert schema_faults(flatten(config), fields.schema(config)) == []
+
+
+def test_which_fields_are_a_choice():
+    assert set(CHOICES) == {
+        *("order", "optimizer.schedule", "distributed.mode"),
+        *("model.act_fn", "model.normalization", "model.dtype", "model.precision"),
+    }
+
+
+@pytest.mark.parametrize("name", ["n_layers", "d_model", "n_heads", "d_mlp", "n_loops"])
+def test_a_spec_has_the_bounds_of_the_table(name):
+    values = tiny().model.to_dict()
+    with pytest.raises(InputError, match=rf"model\.{name} is 0; it must be between 1 and"):
+        Spec.from_config(values | {name: 0}, d_vocab=5, n_ctx=3)
+    with pytest.raises(InputError, match=r"model\.n_ctx is 0; it must be at least 1"):
+        Spec.from_config(values, d_vocab=5, n_ctx=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_are_a_configuration_that_can_be_built(task):
+    config = default_config(task)
+    check_config(config)
+    assert config.task.name == task
+    assert build(config.task).n_train > 0
+
+
+def test_there_are_no_defaults_of_a_task_that_the_lab_has_not():
+    with pytest.raises(InputError, match="no defaults for task 'compositon'; did you mean 'compos"):
+        default_config("compositon")
 
 
 def test_an_int_is_a_float_and_a_missing_setting_of_the_task_is_named():
