@@ -14,6 +14,7 @@ FIELDS: dict[str, Field] = {
     "d_model": Field(int, "width of the residual stream", 256, 1, 2**20),
     "n_heads": Field(int, "heads of an attention layer", 4, 1, 2**20),
     "d_mlp": Field(int, "width of an MLP", 1024, 1, 2**20),
+    "block": Field(str, "'gpt2', or package.module:Class or file.py:Class", "gpt2", before="gpt2"),
     "head_width": Field(int, "dimensions of a head; 0: d_model / n_heads", 0, 0, 2**20, before=0),
     "act_fn": Field(
         str,
