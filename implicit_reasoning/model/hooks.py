@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.edits import Edit, HookContext
 from implicit_reasoning.model.sites import check_sites
 from implicit_reasoning.model.tokens import check_tokens
@@ -145,6 +146,7 @@ class Cache(Mapping[str, Array]):
 
     def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
         """What was written to the residual, by writer: their sum is the last residual."""
+        require_gpt2(self._hooked.model.spec, "decompose_resid")
         parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
         for layer in range(self._hooked.model.spec.depth):
             parts[f"{layer}_attn_out"] = self["attn_out", layer]
