@@ -119,8 +119,8 @@ def patch_neurons(
 ) -> Float[Array, "block neuron pos example d_vocab"]:
     """Logits at the end of `base` when one neuron (`mlp.hook_post`) is as in `donor`.
 
-    A neuron writes its activation times its row of `W_out`, so the output of the MLP changes by the
-    difference of the activations times that row.
+    A neuron writes its activation times its row of `W_out` into the residual, which therefore
+    changes by the difference of the activations times that row.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     says = _own_logits(model, params, base)
@@ -131,9 +131,8 @@ def patch_neurons(
         name = f"blocks.{block}."
         own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
         weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
-        written = value_at(model, base, name + "hook_mlp_out", pos)[None]
-        changed = written + (other - own).T[:, :, None] * weights[:, None]
-        return after_mlp_out(model, base, block, pos, changed.astype(written.dtype))
+        after = state(model, base, block + 1)[:, pos - n_pos]  # of the last block, the end only
+        return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
     places = list(product(range(depth), range(n_pos)))
     # What the last block writes elsewhere than at the end is read by nobody.
