@@ -37,8 +37,10 @@ def outcomes(runner, params, **inputs):
     """Outcomes by example of one model, with other inputs in place of the pairs'."""
     examples = runner.instrument.examples(runner.model, dataset())
     examples = dataclasses.replace(examples, inputs=examples.inputs | inputs)
-    twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)  # as it was compiled
-    return {name: values[0] for name, values in runner(twice, examples).items()}
+    count = runner.at_once(2)  # as it was compiled
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * count), params)
+    found = runner(stacked, runner.place(examples))
+    return {name: values[0] for name, values in found.items()}
 
 
 @pytest.fixture(scope="module")
