@@ -17,7 +17,7 @@ from implicit_reasoning.analysis.patching.pairs import bridge_pairs
 from implicit_reasoning.model import Edit, Spec, Transformer
 from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 METRICS = ("logit_difference", "probability", "accuracy", "divergence")
 
