@@ -19,12 +19,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import from_json
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.fields import FORMAT, read_config
 from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
+from implicit_reasoning.files import (
+    FORMAT_VERSION,
+    check_format,
+    read_json,
+    read_npz,
+    write_json,
+    write_npz,
+)
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
@@ -193,6 +200,7 @@ class Dictionaries:
 def save(files: Files, dictionaries: Dictionaries) -> None:
     """Keep finished dictionaries; `finished.npz` comes last."""
     about = {
+        FORMAT_VERSION: FORMAT,
         "kind": dictionaries.config.kind,
         "sizes": dataclasses.asdict(dictionaries.finished.kind),
         "architecture": dictionaries.finished.architecture,
@@ -216,12 +224,13 @@ def load(run: Run, name: str) -> Dictionaries:
         there = ", ".join(names(run)) or "none"
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
+    check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     kind = KINDS[about["kind"]](**about["sizes"])
     finished = InferenceDictionary(kind, about["architecture"], about["most"])
     members = read_members(files)
     arrays = read_npz(files.finished, "set of dictionaries")
     params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape
-    return Dictionaries(finished, params, members, from_json(read_json(files.config)))
+    return Dictionaries(finished, params, members, read_config(files.config))
 
 
 def read_members(files: Files) -> tuple[Member, ...]:
