@@ -22,7 +22,7 @@ from implicit_reasoning.dictionaries import load, measured, train_dictionaries
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
-from implicit_reasoning.model.interchange import load_gpt2, load_weights
+from implicit_reasoning.model.exchange import load_gpt2, load_weights
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.machine import provenance

@@ -15,7 +15,7 @@ from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
 from implicit_reasoning.dictionaries.variants import ReLU
 from implicit_reasoning.model import Edit, Spec, Transformer, add
 from tests.dictionaries.parameters import at_random
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 SPEC = Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)
 POST, READ, WRITE = "blocks.0.hook_resid_post", "ln2.hook_normalized", "hook_mlp_out"

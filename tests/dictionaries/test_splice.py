@@ -20,7 +20,7 @@ from implicit_reasoning.model import (
     merge_edits,
     scale,
 )
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 MODEL = Transformer(
     Spec(d_vocab=11, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)

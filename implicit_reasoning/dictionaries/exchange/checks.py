@@ -11,7 +11,7 @@ import numpy as np
 
 from implicit_reasoning.dictionaries.dictionary import Finished
 from implicit_reasoning.dictionaries.kinds import SkipTranscoder
-from implicit_reasoning.model.interchange.flat import check_fit
+from implicit_reasoning.model.exchange.flat import check_fit
 
 
 def shapes(finished: Finished) -> dict[str, tuple[int, ...]]:

@@ -35,9 +35,9 @@ from implicit_reasoning.dictionaries.kinds import CrossLayer, Kind, SkipTranscod
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.model import Params
-from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
-from implicit_reasoning.model.interchange.fields import check_config
-from implicit_reasoning.model.interchange.flat import check_fit
+from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.exchange.fields import check_config
+from implicit_reasoning.model.exchange.flat import check_fit
 from implicit_reasoning.paths import local_path
 
 _THRESHOLD = "activation_function.threshold"

@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.kinds import Autoencoder, Transcoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params
-from implicit_reasoning.model.interchange.arrays import as_float32
+from implicit_reasoning.model.exchange.arrays import as_float32
 
 _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 

@@ -36,7 +36,7 @@ from implicit_reasoning.dictionaries.kinds import (
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Params
-from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.paths import local_path
 
 VERSION = "6.54.12"
