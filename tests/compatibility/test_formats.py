@@ -28,7 +28,7 @@ from implicit_reasoning.field import Field
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Spec
 from implicit_reasoning.model import fields as model_fields
-from implicit_reasoning.model.interchange import load_weights, save_weights
+from implicit_reasoning.model.exchange import load_weights, save_weights
 from implicit_reasoning.runs import (
     Layout,
     Run,
