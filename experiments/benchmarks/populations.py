@@ -211,7 +211,8 @@ def plan(folder: str, count: int, what: str, config: str) -> None:
     And then what the next of `PLANNING` is to find.
     """
     began = time.perf_counter()
-    from implicit_reasoning.config import load_config, to_json
+    from implicit_reasoning.config import load_config
+    from implicit_reasoning.runs import write_config
     from implicit_reasoning.sweeps import grid, make_sweep
     from implicit_reasoning.sweeps.directory import Journal, SweepLayout, begin
     from implicit_reasoning.sweeps.run import to_do
@@ -228,7 +229,7 @@ def plan(folder: str, count: int, what: str, config: str) -> None:
     for trial in left:
         if what == "plan":
             files.trial(trial).workdir.mkdir(parents=True)
-            write_json(files.trial(trial).config, to_json(sweep.config(trial)))
+            write_config(files.trial(trial).config, sweep.config(trial))
         step, state = (1, "stopped") if what == "plan" else (sweep.base.steps, "done")
         journal.note(trial, state, step=step)
     journal.close()
