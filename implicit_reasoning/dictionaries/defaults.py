@@ -14,7 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.steps import TrainingSettings
 
 ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
@@ -46,10 +46,10 @@ def get_config(kind: str = "autoencoder") -> ConfigDict:
     # ("forwards") or after ("backwards"), which makes features look older than they are.
     config.start = "cold"
     config.normalize = True  # states to a mean norm of sqrt(width); folded back in the end
-    config.training = ConfigDict(dataclasses.asdict(Settings(steps=600, batch=512)))
+    config.training = ConfigDict(dataclasses.asdict(TrainingSettings(steps=600, batch_size=512)))
     config.training.learning_rate = 4e-3
-    config.training.warm_up = 50
-    config.training.decay = 200
+    config.training.warmup_steps = 50
+    config.training.decay_steps = 200
     config.training.dead_after = 100
     config.baselines = True  # measured beside them, see baselines.py
     config.log_every = 100  # steps; also how often progress moves

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import Field, flatten, schema_faults
+from implicit_reasoning.config import Field, flatten, from_json, schema_faults
 from implicit_reasoning.config.schema import INFINITE
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json
 
 _MOST = 2**31 - 1
 
@@ -28,18 +31,20 @@ FIELDS: dict[str, Field] = {
     "log_every": Field(int, "steps; also how often progress moves", 1, _MOST),
     "resume_every": Field(int, "steps between saves of the full state", 1, _MOST),
     "progress": Field(bool, "show a bar on standard error"),
-    # Optional: the defaults of `Settings` hold, as in configurations from before these fields.
+    # Optional, as configurations from before these fields: `TrainingSettings` has the defaults.
     "training.steps": Field(int, "steps in all", 1, _MOST, True),
-    "training.batch": Field(int, "states of a step", 1, _MOST, True),
+    "training.batch_size": Field(int, "states of a step", 1, _MOST, True),
     "training.learning_rate": Field(float, "after warm-up, before decay", 0, INFINITE, True),
-    "training.warm_up": Field(int, "steps over which the learning rate rises", 0, _MOST, True),
-    "training.decay": Field(int, "last steps, over which the learning rate falls", 0, _MOST, True),
-    "training.sparsity_warm_up": Field(
+    "training.warmup_steps": Field(int, "steps over which the learning rate rises", 0, _MOST, True),
+    "training.decay_steps": Field(
+        int, "last steps, over which the learning rate falls", 0, _MOST, True
+    ),
+    "training.sparsity_warmup_steps": Field(
         int, "steps over which a penalty's coefficient rises", 0, _MOST, True
     ),
-    "training.beta1": Field(float, "decay of Adam's first moment", 0, 1 - 1e-9, True),
-    "training.beta2": Field(float, "decay of Adam's second moment", 0, 1 - 1e-9, True),
-    "training.clip": Field(float, "largest norm of the gradient", 1e-12, INFINITE, True),
+    "training.b1": Field(float, "decay of Adam's first moment", 0, 1 - 1e-9, True),
+    "training.b2": Field(float, "decay of Adam's second moment", 0, 1 - 1e-9, True),
+    "training.clip_norm": Field(float, "largest norm of the gradient", 1e-12, INFINITE, True),
     "training.dead_after": Field(int, "steps without firing", 0, _MOST, True),
     "training.bias_at_mean": Field(
         bool, "the decoder's bias begins at the mean of targets", optional=True
@@ -53,6 +58,27 @@ FIELDS: dict[str, Field] = {
     ),
 }
 """By dotted name; `options` has those of the variant."""
+
+
+_RENAMED = {
+    "batch": "batch_size",
+    "warm_up": "warmup_steps",
+    "decay": "decay_steps",
+    "sparsity_warm_up": "sparsity_warmup_steps",
+    "beta1": "b1",
+    "beta2": "b2",
+    "clip": "clip_norm",
+}
+"""Fields of `training` by the names that they had before 2026-11-29."""
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The configuration of a set of dictionaries on disk, with the names that fields have now."""
+    kept = read_json(path)
+    training = kept.get("training") if isinstance(kept, dict) else None
+    if isinstance(training, dict):
+        kept["training"] = {_RENAMED.get(name, name): value for name, value in training.items()}
+    return from_json(kept)
 
 
 def check_config(config: ConfigDict) -> None:

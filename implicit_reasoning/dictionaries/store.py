@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import from_json
 from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.fields import read_config
 from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
@@ -210,7 +210,7 @@ def load(run: Run, name: str) -> Dictionaries:
     members = tuple(_member(member) for member in about["members"])
     arrays = read_npz(files.finished, "set of dictionaries")
     params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape
-    return Dictionaries(finished, params, members, from_json(read_json(files.config)))
+    return Dictionaries(finished, params, members, read_config(files.config))
 
 
 def names(run: Run) -> list[str]:

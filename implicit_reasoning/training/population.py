@@ -33,10 +33,11 @@ from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.runtime.mapping import mapped
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
-from implicit_reasoning.training import directory, optimizer, setup, states
+from implicit_reasoning.training import directory, optimizer, saved_states, setup
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
-from implicit_reasoning.training.loop import NonFiniteLoss, Trainer
+from implicit_reasoning.training.loop import NonFiniteLoss
+from implicit_reasoning.training.models import ModelTraining
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.step import TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
@@ -109,7 +110,7 @@ def train_population(
     ]
     with contextlib.ExitStack() as stack:
         for trial in trials:
-            stack.enter_context(directory.exclusive(trial.files))
+            stack.enter_context(directory.exclusive(trial.files.workdir))
         stack.enter_context(distributed.exit_if_peer_lost())
         for trial in trials:
             directory.check_numerics(trial.files.workdir, read_starts(trial.files.provenance))
@@ -118,9 +119,9 @@ def train_population(
             directory.begin(trial.files, trial.config, trial.dataset)
             if distributed.is_primary():
                 begin_row(trial.files, files.workdir, row, start.step if start else 0)
-        trainer = Trainer(program, records, files, start=start, title=title)
+        training = ModelTraining(program, records, files, start=start)
         with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
-            trainer.run(stop, shutdown)
+            training.loop(title).run(stop, shutdown)
     return records
 
 
@@ -131,9 +132,9 @@ def _scorings(trials: Sequence[Trial]) -> dict[int, Scoring]:
     }
 
 
-def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | None:
+def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Start | None:
     """Where the trials are; None where none has begun."""
-    saved = [states.newest(trial.files) for trial in trials]
+    saved = [saved_states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
     if not found:
         return None
@@ -141,7 +142,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         raise InputError("the trials of a population must have been saved at one step")
     start, damage = None, None
     try:
-        start = states.read(found, program.like, stacked=True)
+        start = saved_states.read(found, program.like, stacked=True)
     except Damaged as error:
         damage = error
     if distributed.allgather(np.array([damage is None], np.float32)).all():
@@ -152,12 +153,15 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         said = damage or "a state of the trials cannot be read by another process"
         raise InputError(f"{said}; move it away to go on from the one before it")
     for trial, each in zip(trials, found, strict=True):
-        if each.folder / str(each.step) == damage.folder and len(states.every(trial.files)) == 1:
+        if (
+            each.folder / str(each.step) == damage.folder
+            and len(saved_states.every(trial.files)) == 1
+        ):
             raise InputError(
                 f"no state of {trial.files.workdir} can be read; remove that folder to train it "
                 "again from step 0"
             )
-    states.set_aside(damage.folder)
+    saved_states.set_aside(damage.folder)
     raise damage
 
 

@@ -87,7 +87,7 @@ class Record:
         """Note this start, at `step` (-1: nothing has happened yet), and drop later rows."""
         if not distributed.is_primary():
             return
-        directory.record_start(self.files, max(step, 0))
+        directory.record_start(self.files.provenance, max(step, 0))
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
         if self.config.writers.tensorboard:
             rows = self._metrics.rows
