@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from apart import Command, run_apart
-from implicit_reasoning.training.states import newest
 from ml_collections import ConfigDict
 from smoke import CHANGES, SMOKE, of_scale, words
 
@@ -46,6 +45,7 @@ from implicit_reasoning.config import (
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training.plan import duration
+from implicit_reasoning.training.saved_states import newest
 
 ROOT = Path("runs/studies")
 SMOKE_SECONDS = 10.0

@@ -178,5 +178,5 @@ def add_intervals(run: Run) -> None:
     params = jax.tree.map(lambda leaf: leaf[0], run.params([kept[-1]["step"]]))
     correct = evaluation.correct(evaluation.launch(params))
     kept[-1].update(evaluation.intervals.columns(correct))
-    with directory.exclusive(files), atomic_write(files.metrics) as file:
+    with directory.exclusive(files.workdir), atomic_write(files.metrics) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

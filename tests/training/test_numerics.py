@@ -35,7 +35,7 @@ def files(tmp_path):
     """A run that has begun."""
     files, config = Layout(tmp_path / "run"), tiny()
     directory.begin(files, config, build(config.task))
-    directory.record_start(files, 0)
+    directory.record_start(files.provenance, 0)
     return files
 
 
