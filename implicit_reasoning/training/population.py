@@ -18,12 +18,13 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
@@ -39,7 +40,7 @@ from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask
 from implicit_reasoning.training.loop import NonFiniteLoss
 from implicit_reasoning.training.models import ModelTraining
 from implicit_reasoning.training.record import Record
-from implicit_reasoning.training.step import TrainingRows, TrainState
+from implicit_reasoning.training.step import Recipe, TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
 
 VARIED = (
@@ -187,7 +188,6 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     recipe = dataclasses.replace(recipes[0], batch_sharding=by_rows)
     filled = [*trials, *[trials[0]] * (-len(trials) % devices)]
     whole, by_trial = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("trial"))
-    dealt = functools.partial(mapped, mesh=mesh if devices > 1 else None)
 
     datasets = list({id(trial.dataset): trial.dataset for trial in filled}.values())
     number = [next(n for n, d in enumerate(datasets) if d is trial.dataset) for trial in filled]
@@ -198,6 +198,39 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     seeds = jnp.array([trial.config.seed for trial in filled], jnp.int32)
     init_keys, stream_keys = jax.jit(jax.vmap(setup.keys), out_shardings=by_trial)(seeds)
     hypers = [optimizer.hyper(trial.config.optimizer) for trial in filled]
+    functions = _functions(recipe, mesh, bool(config.mesh.fsdp), len(filled))
+    return setup.Program(
+        recipe=recipe,
+        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
+        hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
+        init_key=init_keys,
+        stream_key=stream_keys,
+        whole=whole,
+        like=functions.like,
+        init=functions.init,
+        advance=functions.advance,
+        snapshot=functions.snapshot,
+        evaluate=lambda params: functions.evaluate(params, probes, chunks),
+        split=lambda tree: [_row(tree, number) for number in range(len(trials))],
+        stack=np.stack,
+    )
+
+
+class _Functions(NamedTuple):
+    """As `setup.Functions`, with evaluation."""
+
+    like: Any
+    init: Wrapped
+    advance: Wrapped
+    snapshot: Wrapped
+    evaluate: Wrapped
+
+
+@functools.lru_cache(maxsize=setup.MAX_KEPT_PROGRAMS)
+def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
+    """The same functions for equal programs of `count` trials, see `setup`."""
+    whole = sharding.replicated(mesh)
+    dealt = functools.partial(mapped, mesh=mesh if mesh.shape["trial"] > 1 else None)
 
     def init(keys: Any) -> TrainState:
         state: TrainState = dealt(recipe.init, keys)
@@ -223,23 +256,14 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
         found: Outcome = dealt(one, (params, chunks), shared=(probes,))
         return found
 
-    shapes = jax.eval_shape(init, init_keys)
-    places = sharding.tree_shardings(mesh, shapes, fsdp=config.mesh.fsdp, stacked=True)
-    asked = jax.jit(evaluate, out_shardings=whole)
-    return setup.Program(
-        recipe=recipe,
-        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
-        hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
-        init_key=init_keys,
-        stream_key=stream_keys,
-        whole=whole,
+    shapes = jax.eval_shape(init, jax.vmap(jax.random.key)(np.arange(count)))
+    places = sharding.tree_shardings(mesh, shapes, fsdp=fsdp, stacked=True)
+    return _Functions(
         like=setup.placed(shapes, places),
         init=jax.jit(init, out_shardings=places),
         advance=jax.jit(advance, donate_argnums=0, out_shardings=places),
         snapshot=jax.jit(snapshot, out_shardings=whole),
-        evaluate=lambda params: asked(params, probes, chunks),
-        split=lambda tree: [_row(tree, number) for number in range(len(trials))],
-        stack=np.stack,
+        evaluate=jax.jit(evaluate, out_shardings=whole),
     )
 
 
