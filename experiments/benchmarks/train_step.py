@@ -43,11 +43,12 @@ from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.transformer import Block
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import matmul_peak
 from implicit_reasoning.training import setup
-from implicit_reasoning.training.cost import block_flops, row_shape, step_cost
+from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.step import TrainingRows, answer_loss
 from implicit_reasoning.worlds import build
 
@@ -217,7 +218,7 @@ def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> N
 
 def whole_flops(spec: Spec, batch_size: int, n_pos: int) -> float:
     """FLOPs of a step that runs every block, and the unembedding, at every position."""
-    blocks = spec.depth * block_flops(spec, n_pos, n_pos)
+    blocks = spec.depth * Block.flops(spec, n_pos, n_pos)
     return 3.0 * batch_size * (blocks + 2 * n_pos * spec.d_model * spec.d_vocab)
 
 

@@ -72,13 +72,19 @@ _RENAMED = {
 """Fields of `training` by the names that they had before 2026-11-29."""
 
 
+def with_current_names(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
+    """A configuration whose fields have the names of today, and the names that were replaced."""
+    given = config.get("training")
+    old = {name: _RENAMED[name] for name in given or () if name in _RENAMED}
+    if not isinstance(given, ConfigDict) or not old:
+        return config, {}
+    training = {old.get(name, name): value for name, value in given.items()}
+    return ConfigDict({**config.to_dict(), "training": training}).lock(), old
+
+
 def read_config(path: Path) -> ConfigDict:
-    """The configuration of a set of dictionaries on disk, with the names that fields have now."""
-    kept = read_json(path)
-    training = kept.get("training") if isinstance(kept, dict) else None
-    if isinstance(training, dict):
-        kept["training"] = {_RENAMED.get(name, name): value for name, value in training.items()}
-    return from_json(kept)
+    """The configuration of a set of dictionaries on disk, with the names of today."""
+    return with_current_names(from_json(read_json(path)))[0]
 
 
 def check_config(config: ConfigDict) -> None:

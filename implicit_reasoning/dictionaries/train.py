@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, listed, to_json
-from implicit_reasoning.dictionaries.fields import read_config
+from implicit_reasoning.dictionaries.fields import read_config, with_current_names
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
@@ -27,6 +27,7 @@ from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.runtime.mapping import fitting_mesh
+from implicit_reasoning.runtime.progress import say
 from implicit_reasoning.runtime.shutdown import shutdown_requests
 from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.directory import check_numerics, exclusive, record_start
@@ -50,6 +51,10 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         process trains them, or JAX has other settings than when they were begun.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    config, renamed = with_current_names(config)
+    if renamed:
+        names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        say(f"fields of training have new names: {names}")
     files = Files.of(run, config.name)
     check_path(files.folder)
     plan = make_plan(run, config)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from implicit_reasoning.model.blocks.parameters import Parameter, constant, create, normal
 from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.spec import Spec
 
@@ -26,16 +27,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape))
-
-
 class Norm(nnx.Module):
     """Layer norm; `hook_normalized` is after weight and bias, as in TransformerLens."""
 
-    def __init__(self, spec: Spec):
-        self.w = nnx.Param(jnp.ones(spec.d_model))
-        self.b = nnx.Param(jnp.zeros(spec.d_model))
+    w: nnx.Param[Array]
+    b: nnx.Param[Array]
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        create(self, self.parameters(spec), rngs)
         self.eps = spec.eps
         self.dtype = spec.dtype
 
@@ -56,11 +55,17 @@ class Norm(nnx.Module):
         normalized += expand_to_rank(self.b[...], x)
         return hooks("hook_normalized", normalized.astype(self.dtype))
 
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """Weight `w` and bias `b`."""
+        width = (spec.d_model,)
+        return {"w": Parameter(width, constant(1.0)), "b": Parameter(width, constant(0.0))}
+
 
 class NoNorm(nnx.Module):
     """What stands in a norm's place in a model without norms."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.dtype = spec.dtype
 
     def __call__(
@@ -73,26 +78,50 @@ class NoNorm(nnx.Module):
         """`x`, in the dtype of activations."""
         return x.astype(self.dtype)
 
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """None."""
+        return {}
 
-def make_norm(spec: Spec) -> Norm | NoNorm:
+
+def norm_class(spec: Spec) -> type[Norm] | type[NoNorm]:
     """The norm that the spec asks for."""
-    return Norm(spec) if spec.normalization == "LN" else NoNorm(spec)
+    return Norm if spec.normalization == "LN" else NoNorm
 
 
 class Attention(nnx.Module):
     """Causal multi-head attention with separate query, key and value inputs."""
 
+    W_Q: nnx.Param[Array]
+    W_K: nnx.Param[Array]
+    W_V: nnx.Param[Array]
+    W_O: nnx.Param[Array]
+    b_Q: nnx.Param[Array]
+    b_K: nnx.Param[Array]
+    b_V: nnx.Param[Array]
+    b_O: nnx.Param[Array]
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        into = (spec.n_heads, spec.d_model, spec.d_head)
-        self.W_Q = _normal(rngs, into, spec.init_std)
-        self.W_K = _normal(rngs, into, spec.init_std)
-        self.W_V = _normal(rngs, into, spec.init_std)
-        self.W_O = _normal(rngs, (spec.n_heads, spec.d_head, spec.d_model), spec.residual_init_std)
-        self.b_Q = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
-        self.b_K = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
-        self.b_V = nnx.Param(jnp.zeros((spec.n_heads, spec.d_head)))
-        self.b_O = nnx.Param(jnp.zeros(spec.d_model))
+        create(self, self.parameters(spec), rngs)
         self.precision = spec.precision
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """Projections of every head, split by head."""
+        heads, width, inner = spec.n_heads, spec.d_model, spec.d_head
+        weight = Parameter(
+            (heads, width, inner), normal(spec.init_std), True, ("model", "fsdp", None)
+        )
+        output = Parameter(
+            (heads, inner, width), normal(spec.residual_init_std), True, ("model", None, "fsdp")
+        )
+        bias = Parameter((heads, inner), constant(0.0), axes=("model", None))
+        return {
+            **dict.fromkeys(("W_Q", "W_K", "W_V"), weight),
+            "W_O": output,
+            **dict.fromkeys(("b_Q", "b_K", "b_V"), bias),
+            "b_O": Parameter((width,), constant(0.0)),
+        }
 
     def __call__(
         self,
@@ -178,13 +207,28 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear maps and an activation."""
 
+    W_in: nnx.Param[Array]
+    b_in: nnx.Param[Array]
+    W_out: nnx.Param[Array]
+    b_out: nnx.Param[Array]
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        self.W_in = _normal(rngs, (spec.d_model, spec.d_mlp), spec.init_std)
-        self.b_in = nnx.Param(jnp.zeros(spec.d_mlp))
-        self.W_out = _normal(rngs, (spec.d_mlp, spec.d_model), spec.residual_init_std)
-        self.b_out = nnx.Param(jnp.zeros(spec.d_model))
+        create(self, self.parameters(spec), rngs)
         self.act_fn = spec.act_fn
         self.precision = spec.precision
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """Both maps, split by neuron."""
+        width, neurons = spec.d_model, spec.d_mlp
+        into = Parameter((width, neurons), normal(spec.init_std), True, ("fsdp", "model"))
+        out = Parameter((neurons, width), normal(spec.residual_init_std), True, ("model", "fsdp"))
+        return {
+            "W_in": into,
+            "b_in": Parameter((neurons,), constant(0.0), axes=("model",)),
+            "W_out": out,
+            "b_out": Parameter((width,), constant(0.0)),
+        }
 
     def __call__(
         self, x: Float[Array, "batch pos d_model"], hooks: HookContext
@@ -200,25 +244,52 @@ class MLP(nnx.Module):
 class Embed(nnx.Module):
     """Token embeddings `W_E [d_vocab, d_model]`."""
 
+    W_E: nnx.Param[Array]
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        self.W_E = _normal(rngs, (spec.d_vocab, spec.d_model), spec.init_std)
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """The table of tokens."""
+        shape = (spec.d_vocab, spec.d_model)
+        return {"W_E": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
 
 class PosEmbed(nnx.Module):
     """Learned absolute positions `W_pos [n_ctx, d_model]`."""
 
+    W_pos: nnx.Param[Array]
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        self.W_pos = _normal(rngs, (spec.n_ctx, spec.d_model), spec.init_std)
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """The table of positions."""
+        shape = (spec.n_ctx, spec.d_model)
+        return {"W_pos": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
 
 class Unembed(nnx.Module):
     """Logit weights `W_U [d_model, d_vocab]`, absent when tied to `W_E`, and, if asked, a bias."""
 
+    W_U: nnx.Param[Array]
+    b_U: nnx.Param[Array]
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        if not spec.tied:
-            self.W_U = _normal(rngs, (spec.d_model, spec.d_vocab), spec.init_std)
-        if spec.unembed_bias:
-            self.b_U = nnx.Param(jnp.zeros(spec.d_vocab))
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """What the spec asks for of `W_U` and `b_U`."""
+        shape = (spec.d_model, spec.d_vocab)
+        weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
+        bias = Parameter((spec.d_vocab,), constant(0.0))
+        return {
+            **({} if spec.tied else {"W_U": weight}),
+            **({"b_U": bias} if spec.unembed_bias else {}),
+        }
 
 
 def _linear(x: Array, weight: Array, precision: str) -> Array:

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.blocks.parameters import Parameter, within
 from implicit_reasoning.model.edits import Edits, HookContext, added_sites, expand_to_rank
 from implicit_reasoning.model.layers import (
     MLP,
@@ -25,7 +26,7 @@ from implicit_reasoning.model.layers import (
     Embed,
     PosEmbed,
     Unembed,
-    make_norm,
+    norm_class,
 )
 from implicit_reasoning.model.sites import Dims, check_sites, site_table
 from implicit_reasoning.model.spec import Spec
@@ -87,6 +88,11 @@ class Transformer:
         return network.readout(resid, hooks), hooks.results()
 
     @property
+    def parameters(self) -> dict[str, Parameter]:
+        """What every parameter is, by its dotted name (`blocks.0.attn.W_Q`)."""
+        return dict(_parameters(self.spec))
+
+    @property
     def sites(self) -> dict[str, Dims]:
         """Every site and the names of its dimensions; sizes are in `dims`."""
         return dict(_sites(self.spec))
@@ -126,7 +132,7 @@ class Network(nnx.Module):
         self.embed = Embed(spec, rngs)
         self.pos_embed = PosEmbed(spec, rngs)
         self.blocks = nnx.List([Block(spec, rngs) for _ in range(spec.n_layers)])
-        self.ln_final = make_norm(spec)
+        self.ln_final = norm_class(spec)(spec, rngs)
         self.unembed = Unembed(spec, rngs)
         self.spec = spec
 
@@ -175,11 +181,37 @@ class Block(nnx.Module):
     """Attention and MLP around a residual, each reading a normalised copy."""
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        self.ln1 = make_norm(spec)
+        self.ln1 = norm_class(spec)(spec, rngs)
         self.attn = Attention(spec, rngs)
-        self.ln2 = make_norm(spec)
+        self.ln2 = norm_class(spec)(spec, rngs)
         self.mlp = MLP(spec, rngs)
         self.n_heads = spec.n_heads
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """What every parameter of a block is."""
+        norm = norm_class(spec).parameters(spec)
+        return {
+            **within("ln1", norm),
+            **within("attn", Attention.parameters(spec)),
+            **within("ln2", norm),
+            **within("mlp", MLP.parameters(spec)),
+        }
+
+    @staticmethod
+    def flops(spec: Spec, n_keys: int, n_queries: int) -> int:
+        """FLOPs of the forward products of one row.
+
+        Args:
+          spec: of the model.
+          n_keys: positions whose keys and values are computed.
+          n_queries: positions at which everything else is computed.
+        """
+        heads = spec.n_heads * spec.d_head
+        square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
+        projections = 2 * square * n_keys + 2 * square * n_queries  # keys, values; queries, outputs
+        attention = 2 * n_queries * n_keys * heads  # scores and mixing
+        return 2 * (projections + attention + 2 * mlp * n_queries)
 
     def __call__(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
@@ -232,6 +264,16 @@ _PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_inpu
 @functools.cache
 def _graphdef(spec: Spec) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))
+
+
+@functools.cache
+def _parameters(spec: Spec) -> dict[str, Parameter]:
+    table = within("embed", Embed.parameters(spec))
+    table |= within("pos_embed", PosEmbed.parameters(spec))
+    for layer in range(spec.n_layers):
+        table |= within(f"blocks.{layer}", Block.parameters(spec))
+    table |= within("ln_final", norm_class(spec).parameters(spec))
+    return table | within("unembed", Unembed.parameters(spec))
 
 
 @functools.cache

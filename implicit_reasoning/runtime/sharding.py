@@ -1,16 +1,16 @@
-"""One mesh, one table: where every array of a run lives.
+"""One mesh: where every array of a run lives.
 
 Axes: `trial` (populations), `data` (rows of a batch), `model` (heads and neurons). All axes are
-`Auto`: the table says where parameters live, the compiler propagates the rest. Any placement trains
-the same run up to the rounding of sums that are added in another order: losses agree to 1e-5 over
-the first 100 steps. After that training, which is chaotic, amplifies the rounding: single curves
-part, and only what is averaged over seeds can be compared.
+`Auto`: the model says how its parameters are split, the compiler propagates the rest. Any placement
+trains the same run up to the rounding of sums that are added in another order: losses agree to 1e-5
+over the first 100 steps. Training is chaotic and amplifies the rounding after that: single curves
+differ, and only averages over seeds can be compared.
 """
 
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,21 +21,6 @@ from jaxtyping import Array, Int
 from implicit_reasoning.errors import InputError
 
 AXES = ("trial", "data", "model")
-
-# First match wins; paths are dotted parameter names. "fsdp" marks the dimension, always d_model,
-# that fully sharded parameters split over `data`, where `mesh.fsdp` asks for it; biases and norms
-# are too small to be worth gathering.
-TABLE: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"attn\.W_[QKV]$", PartitionSpec("model", "fsdp")),
-    (r"attn\.b_[QKV]$", PartitionSpec("model")),
-    (r"attn\.W_O$", PartitionSpec("model", None, "fsdp")),
-    (r"mlp\.W_in$", PartitionSpec("fsdp", "model")),
-    (r"mlp\.b_in$", PartitionSpec("model")),
-    (r"mlp\.W_out$", PartitionSpec("model", "fsdp")),
-    (r"embed\.W_(E|pos)$", PartitionSpec(None, "fsdp")),
-    (r"unembed\.W_U$", PartitionSpec("fsdp")),
-    (r"", PartitionSpec()),
-)
 
 
 def make_mesh(config: Any) -> Mesh:
@@ -79,12 +64,22 @@ def put_scalar(number: int, where: NamedSharding) -> Int[Array, ""]:
     return jax.make_array_from_single_device_arrays((), where, copies)
 
 
-def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False, stacked: bool = False) -> Any:
-    """The sharding of every leaf of parameters, or of anything shaped like them (moments).
+def tree_shardings(
+    mesh: Mesh,
+    tree: Any,
+    axes: Mapping[str, Sequence[str | None]],
+    *,
+    fsdp: bool = False,
+    stacked: bool = False,
+) -> Any:
+    """The sharding of every leaf of parameters, or of anything that holds them (moments).
 
     Args:
       mesh: the devices.
       tree: of arrays or their shapes.
+      axes: for each dimension of a parameter the mesh axis to split it over, None for no split, or
+        `fsdp`; by the dotted name of the parameter. A leaf belongs to the parameter whose name its
+        path ends with (`moments.0.mu.embed.W_E` to `embed.W_E`). Other leaves are not split.
       fsdp: split weights over `data` too, so that a device holds only its share of them and of
         their moments (Rajbhandari et al. 2020, stage 3).
       stacked: there is a leading axis of trials, to be split over `trial`.
@@ -93,22 +88,24 @@ def tree_shardings(mesh: Mesh, tree: Any, *, fsdp: bool = False, stacked: bool =
       InputError: a dimension that is to be split does not divide.
     """
 
+    def declared(path: str) -> Sequence[str | None]:
+        names = path.split(".")
+        endings = (".".join(names[start:]) for start in range(len(names)))
+        return next((axes[name] for name in endings if name in axes), ())
+
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = ".".join(
-            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
-        )
-        spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
-        axes = [("data" if fsdp else None) if axis == "fsdp" else axis for axis in spec]
-        axes = ["trial", *axes] if stacked else axes
-        for size, axis in zip(leaf.shape, axes, strict=False):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        split = [("data" if fsdp else None) if axis == "fsdp" else axis for axis in declared(name)]
+        split = ["trial", *split] if stacked else split
+        for size, axis in zip(leaf.shape, split, strict=False):
             if axis and size % mesh.shape[axis]:
                 raise InputError(
                     f"mesh.{axis} = {mesh.shape[axis]} does not divide a dimension of {name}, "
                     f"which has shape {leaf.shape}; `model` has to divide model.n_heads and "
                     "model.d_mlp, and with mesh.fsdp `data` has to divide model.d_model"
                 )
-        while axes and axes[-1] is None:  # so that equal placements are equal specs
-            axes.pop()
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        while split and split[-1] is None:  # so that equal placements are equal specs
+            split.pop()
+        return NamedSharding(mesh, PartitionSpec(*split))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)

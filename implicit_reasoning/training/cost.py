@@ -14,6 +14,7 @@ import jax
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model.transformer import Block
 from implicit_reasoning.worlds import Dataset
 
 
@@ -46,22 +47,13 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
       n_slots: supervised positions of a row.
     """
     forward = batch_size * (
-        (spec.depth - 1) * block_flops(spec, n_pos, n_pos)
-        + block_flops(spec, n_pos, n_slots)
+        (spec.depth - 1) * Block.flops(spec, n_pos, n_pos)
+        + Block.flops(spec, n_pos, n_slots)
         + 2 * n_slots * spec.d_model * spec.d_vocab
     )
     shapes = jax.eval_shape(Transformer(spec).init, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return StepCost(forward, 3 * forward, parameters, 3 * 4 * parameters, 8 * 4 * parameters)
-
-
-def block_flops(spec: Spec, n_keys: int, n_queries: int) -> int:
-    """Forward FLOPs of a block, one row, with keys at some positions and all else at others."""
-    heads = spec.n_heads * spec.d_head
-    square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
-    projections = 2 * square * n_keys + 2 * square * n_queries  # keys, values; queries, outputs
-    attention = 2 * n_queries * n_keys * heads  # scores and mixing
-    return 2 * (projections + attention + 2 * mlp * n_queries)
 
 
 def row_shape(dataset: Dataset) -> dict[str, int]:

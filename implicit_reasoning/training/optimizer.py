@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Float
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Params
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.blocks.parameters import nested
 
 
 class Hyper(NamedTuple):
@@ -75,18 +76,29 @@ def _preconditioner(
     )
 
 
-def decayed(params: Params) -> Any:
-    """Which parameters decay: weights, embeddings and positions; no bias, no norm (Wang)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith("W_"), params)
+def decay_mask(model: Transformer) -> Any:
+    """Which parameters decay, a tree of truth values: see `Parameter.decayed`.
+
+    Of the model's own parameters weights, embeddings and positions decay; no bias, no norm (Wang).
+    """
+    return nested({name: parameter.decayed for name, parameter in model.parameters.items()})
 
 
 def apply_updates(
-    params: Params, directions: Params, hyper: Hyper, rate: Float[Array, ""]
+    params: Params, directions: Params, hyper: Hyper, rate: Float[Array, ""], decayed: Any
 ) -> Params:
-    """One decoupled step: `p - rate * learning_rate * (direction + weight_decay * p)`."""
+    """One decoupled step: `p - rate * learning_rate * (direction + weight_decay * p)`.
+
+    Args:
+      params: before the step.
+      directions: of the preconditioner.
+      hyper: learning rate and weight decay.
+      rate: learning rate at this step as a fraction of its peak.
+      decayed: for every parameter, whether it decays; see `decay_mask`.
+    """
     step = rate * hyper.learning_rate
 
     def update(param: Array, direction: Array, decays: bool) -> Array:
         return param - step * (direction + (hyper.weight_decay * param if decays else 0.0))
 
-    return jax.tree.map(update, params, directions, decayed(params))
+    return jax.tree.map(update, params, directions, decayed)

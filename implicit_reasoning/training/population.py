@@ -256,8 +256,9 @@ def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions
         found: Outcome = dealt(one, (params, chunks), shared=(probes,))
         return found
 
-    shapes = jax.eval_shape(init, jax.vmap(jax.random.key)(np.arange(count)))
-    places = sharding.tree_shardings(mesh, shapes, fsdp=fsdp, stacked=True)
+    shapes = jax.eval_shape(lambda: init(jax.vmap(jax.random.key)(jnp.arange(count))))
+    split = setup.mesh_axes(recipe.model)
+    places = sharding.tree_shardings(mesh, shapes, split, fsdp=fsdp, stacked=True)
     return _Functions(
         like=setup.placed(shapes, places),
         init=jax.jit(init, out_shardings=places),

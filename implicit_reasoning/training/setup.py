@@ -177,14 +177,19 @@ class Functions(NamedTuple):
 @functools.lru_cache(maxsize=MAX_KEPT_PROGRAMS)
 def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool) -> Functions:
     """The same functions for equal programs, which are then traced and compiled once a process."""
-    shapes = jax.eval_shape(recipe.init, jax.random.key(0))
-    places = sharding.tree_shardings(mesh, shapes, fsdp=fsdp)
+    shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
+    places = sharding.tree_shardings(mesh, shapes, mesh_axes(recipe.model), fsdp=fsdp)
     return Functions(
         like=placed(shapes, places),
         init=jax.jit(recipe.init, out_shardings=places),
         advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
         snapshot=jax.jit(recipe.snapshot, out_shardings=sharding.replicated(mesh)),
     )
+
+
+def mesh_axes(model: Transformer) -> dict[str, tuple[str | None, ...]]:
+    """How every parameter is split over the mesh, for `sharding.tree_shardings`."""
+    return {name: parameter.axes for name, parameter in model.parameters.items()}
 
 
 def placed(shapes: Any, places: Any) -> Any:

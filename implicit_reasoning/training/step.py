@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from implicit_reasoning.model import Edit, Params, Transformer, drop
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import batches
-from implicit_reasoning.training.optimizer import Hyper, apply_updates
+from implicit_reasoning.training.optimizer import Hyper, apply_updates, decay_mask
 
 
 class TrainState(NamedTuple):
@@ -139,7 +139,7 @@ class Recipe:
         grad_norm = optax.tree.norm(gradients)
         directions, moments = self.preconditioner.update(gradients, state.moments)
         rate = self.relative_rate(state.step)
-        params = apply_updates(state.params, directions, hyper, rate)
+        params = apply_updates(state.params, directions, hyper, rate, decay_mask(self.model))
         shrinking = rate * hyper.learning_rate * hyper.weight_decay
         seen = {"loss": loss, "grad_norm": grad_norm}
         finite = state.finite & jnp.isfinite(jnp.stack([*seen.values(), shrinking])).all()

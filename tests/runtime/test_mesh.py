@@ -26,6 +26,7 @@ import json, sys, jax, numpy as np
 from tests.runtime.test_mesh import config, continued
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.training import train
+from implicit_reasoning.training.setup import mesh_axes
 
 assert jax.device_count() == 8
 folder, alone, placements = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -37,7 +38,8 @@ said["alone, then on eight"] = continued(alone, f"{folder}/moved", config(first)
 run = next(iter(runs.values()))
 mesh = sharding.make_mesh(config((4, 2, True)).mesh)
 params = jax.tree.map(lambda x: x[0], run.params([60]))
-spread = jax.device_put(params, sharding.tree_shardings(mesh, params, fsdp=True))
+places = sharding.tree_shardings(mesh, params, mesh_axes(run.model), fsdp=True)
+spread = jax.device_put(params, places)
 heads = spread["blocks"]["0"]["attn"]["W_Q"].addressable_shards
 assert {shard.data.shape for shard in heads} == {(1, 2, 4)}  # of (2, 8, 4)
 tokens = jax.device_put(run.dataset.tokens[:16], sharding.row_sharded(mesh))

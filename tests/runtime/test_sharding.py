@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runtime.sharding import AXES, make_mesh, row_sharded, tree_shardings
+from implicit_reasoning.training.setup import mesh_axes
 
 # Every size differs, so that a shape tells which dimension is which.
 SPEC = Spec(d_vocab=11, n_ctx=5, n_layers=2, d_model=12, n_heads=3, d_mlp=20, unembed_bias=True)
@@ -44,9 +45,9 @@ def test_more_devices_than_there_are_cannot_be_asked_for(shape):
         mesh_of(*shape)
 
 
-def specs(tree):
+def specs(tree, *, fsdp=False):
     """`{dotted name: PartitionSpec}`."""
-    shardings = tree_shardings(mesh_of(1, 1, 1), tree)
+    shardings = tree_shardings(mesh_of(1, 1, 1), tree, mesh_axes(Transformer(SPEC)), fsdp=fsdp)
     assert jax.tree.structure(shardings) == jax.tree.structure(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): sharding.spec
@@ -66,6 +67,15 @@ def test_heads_and_neurons_are_split_and_everything_else_is_whole():
     assert split == {
         f"blocks.{layer}.{name}": spec for layer in range(2) for name, spec in wanted.items()
     }
+
+
+def test_fully_sharded_parameters_split_every_weight_along_d_model():
+    for (path, leaf), spec in zip(
+        jax.tree_util.tree_leaves_with_path(PARAMS), specs(PARAMS, fsdp=True).values(), strict=True
+    ):
+        split = {axis: size for size, axis in zip(leaf.shape, spec, strict=False)}
+        weight = path[-1].key.startswith("W_")
+        assert split.get("data") == (SPEC.d_model if weight else None), path
 
 
 def test_what_is_split_is_a_dimension_of_heads_or_neurons():

@@ -14,7 +14,7 @@ from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training.optimizer import (
     Hyper,
     apply_updates,
-    decayed,
+    decay_mask,
     hyper,
     preconditioner,
     relative_rate,
@@ -45,6 +45,8 @@ def random(seed, scale, *leading):
     return {"embed": {"W_E": leaf(5, 4)}, "blocks": {"0": block}}
 
 
+DECAYED = {"embed": {"W_E": True}, "blocks": {"0": {"attn": {"W_Q": True, "b_Q": False}}}}
+DECAYED["blocks"]["0"]["ln1"] = {"w": False, "b": False}
 PARAMS, GRADIENTS = random(0, 0.5), random(1, 1.0, N_STEPS)
 
 
@@ -61,7 +63,7 @@ def ours(params, hyper):
     def update(step, carry):
         params, moments = carry
         directions, moments = direction.update(gradients(step), moments)
-        return apply_updates(params, directions, hyper, rate(step)), moments
+        return apply_updates(params, directions, hyper, rate(step), DECAYED), moments
 
     return jax.lax.fori_loop(0, N_STEPS, update, (params, direction.init(params)))[0]
 
@@ -163,10 +165,9 @@ def test_an_unknown_schedule_is_refused():
 
 def test_weights_decay_and_nothing_else():
     spec = Spec(d_vocab=7, n_ctx=3, n_layers=2, d_model=4, n_heads=2, d_mlp=8, unembed_bias=True)
-    params = jax.eval_shape(Transformer(spec).init, jax.random.key(0))
     chosen = {
         jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params))
+        for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(Transformer(spec)))
         if decays
     }
     block = [*(f"attn.W_{name}" for name in "QKVO"), "mlp.W_in", "mlp.W_out"]
@@ -180,8 +181,10 @@ def test_decay_is_decoupled():
     """With no direction, only weights shrink, by rate * learning rate * decay."""
     params = {"W_E": jnp.array([2.0, -4.0]), "b_U": jnp.array([3.0])}
     still = jax.tree.map(jnp.zeros_like, params)
-    step = functools.partial(apply_updates, params, still, Hyper(jnp.float32(0.1), jnp.float32(5)))
-    moved = step(jnp.float32(0.5))
+    hyper = Hyper(jnp.float32(0.1), jnp.float32(5))
+    step = functools.partial(apply_updates, params, still, hyper)
+    decays = {"W_E": True, "b_U": False}
+    moved = step(jnp.float32(0.5), decays)
     np.testing.assert_allclose(moved["W_E"], [1.5, -3.0], rtol=1e-6)
     assert moved["b_U"] == 3
-    jax.tree.map(np.testing.assert_array_equal, step(jnp.float32(0)), params)
+    jax.tree.map(np.testing.assert_array_equal, step(jnp.float32(0), decays), params)

@@ -118,7 +118,7 @@ def plain(state, n_steps):
             lambda count: 1e-2 * jnp.minimum(count / 2, 1),
             b2=0.98,
             weight_decay=0.5,
-            mask=optimizer.decayed,
+            mask=optimizer.decay_mask(MODEL),
         ),
     )
     data_key, _ = jax.random.split(KEY)

@@ -1,0 +1,72 @@
+"""What each parameter is: its shape, how it is initialised, whether it decays, how it is split.
+
+A module declares its parameters in one table, by name. The same table makes the arrays (`create`),
+masks the weight decay (`training.optimizer`) and places them on the devices (`runtime.sharding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
+
+
+class Parameter(NamedTuple):
+    """One parameter of a module.
+
+    Attributes:
+      shape: of the array.
+      init: makes the array, float32.
+      decayed: whether weight decay applies.
+      axes: for each dimension, the mesh axis that it is split over: `model`, or None for no split.
+        `fsdp` marks the dimension that is split over `data` where `mesh.fsdp` asks for it; biases
+        and norms have none, as they are too small to be worth gathering. Missing entries are None.
+    """
+
+    shape: tuple[int, ...]
+    init: Initializer
+    decayed: bool = False
+    axes: tuple[str | None, ...] = ()
+
+
+Table = Mapping[str, Parameter]
+"""Parameters by dotted name, in the order in which they draw from the random stream."""
+
+
+def normal(std: float) -> Initializer:
+    """Independent normal entries with mean 0."""
+    return lambda rngs, shape: std * jax.random.normal(rngs.params(), shape)
+
+
+def constant(value: float) -> Initializer:
+    """All entries equal; draws nothing."""
+    return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
+
+
+def create(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
+    """Set every parameter of a table as an attribute of `module`."""
+    for name, parameter in table.items():
+        setattr(module, name, nnx.Param(parameter.init(rngs, parameter.shape)))
+
+
+def within(prefix: str, table: Table) -> dict[str, Parameter]:
+    """The same table as seen from outside: `prefix.name`."""
+    return {f"{prefix}.{name}": parameter for name, parameter in table.items()}
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict from dotted names: the structure of a model's parameters."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return tree

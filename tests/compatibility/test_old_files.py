@@ -1,0 +1,192 @@
+"""Files that an earlier version wrote: they open, training goes on, and results merge.
+
+README.md says what the data is and how it was made. Every test unpacks a copy of its own.
+
+Where processor, versions and XLA's flags are those that were recorded, what comes out is compared
+bit for bit. Everywhere, losses and the norms of all parameters agree to 1e-5 over 20 steps.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tarfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from implicit_reasoning.analysis import analyze
+from implicit_reasoning.config import from_json
+from implicit_reasoning.dictionaries import load, measured, train_dictionaries
+from implicit_reasoning.dictionaries.store import Files
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.files import read_json
+from implicit_reasoning.model.interchange import load_gpt2, load_weights
+from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.sweeps import define, run_sweep
+from implicit_reasoning.training import train
+from tests.training.tiny import saved_state, tiny
+
+HERE = Path(__file__).parent
+REFERENCES = json.loads((HERE / "reference.json").read_text())
+HALF = 40  # steps of 60 that the run had made
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+SAME = ("python", "numerics", "platform", "cpu", "device", "device_count", "cpu_cores")
+
+
+@pytest.fixture
+def old(tmp_path):
+    with tarfile.open(HERE / "data.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def cpu_features():
+    """A digest of the instructions that the processor has; XLA compiles for them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return hashlib.sha256(flags.encode()).hexdigest()
+
+
+def reference():
+    """`(numbers, whether the platform is the one that they were recorded on)`."""
+    now = provenance()
+    for one in REFERENCES:
+        then = one["made_with"]
+        alike = all(now[name] == then[name] for name in SAME)
+        versions = all(now["versions"][name] == then["versions"][name] for name in PACKAGES)
+        flags = os.environ.get("XLA_FLAGS", "") == one["xla_flags"]
+        if alike and versions and flags and cpu_features() == one["cpu_features"]:
+            return one, True
+    return REFERENCES[0], False
+
+
+def norms(params):
+    return {
+        jax.tree_util.keystr(path): float(np.linalg.norm(np.asarray(leaf, np.float64)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def state_digest(workdir):
+    digest = hashlib.sha256()
+    for name, leaf in sorted(saved_state(workdir).items()):
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def assert_as_recorded(run, wanted, exact):
+    params = jax.tree.map(lambda leaf: leaf[0], run.params(run.steps[-1:]))
+    losses = {str(row["step"]): row["loss"] for row in run.metrics if "loss" in row}
+    assert losses.keys() == wanted["losses"].keys()
+    assert max(map(int, losses)) == HALF + 20
+    for step, loss in losses.items():
+        assert loss == pytest.approx(wanted["losses"][step], rel=1e-5), f"loss at step {step}"
+    assert norms(params) == pytest.approx(wanted["norms"], rel=1e-5)
+    if exact:
+        assert losses == wanted["losses"]
+        assert run.fingerprint(run.steps[-1]) == wanted["fingerprint"]
+
+
+def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
+    run = Run(old / "run")
+    assert run.steps == (0, 1, 2, 4, 8, 16, 25)
+    assert run.metrics[-1]["step"] == HALF
+    wanted, exact = reference()
+    # The configuration of today is still that of the run; and so is its own, as it is read back.
+    train(tiny(), old / "run", stop_at=HALF + 1)
+    assert_as_recorded(train(Run(old / "run").config, old / "run"), wanted["run"], exact)
+    if exact:
+        assert state_digest(old / "run") == wanted["run"]["state"]
+
+
+def test_a_run_with_another_value_is_refused(old):
+    with pytest.raises(InputError, match=r"optimizer\.eps was 1e-08, is 1e-07"):
+        train(tiny(optimizer__eps=1e-7), old / "run")
+
+
+@pytest.mark.parametrize("instrument", ["behaviour", "lens"])
+def test_results_of_the_same_version_merge(old, instrument):
+    run = Run(old / "run")
+    before = run.result(instrument)
+    assert before.step.values.tolist() == [0, 25]
+    merged = analyze(run, instrument, steps=(0, 16, 25), progress=False)
+    assert merged.step.values.tolist() == [0, 16, 25]
+    # What was there is kept as it was, and not measured again.
+    for name, was in before.data_vars.items():
+        now = merged[name].sel(step=[0, 25]) if "step" in was.dims else merged[name]
+        np.testing.assert_array_equal(now.values, was.values, err_msg=name)
+
+
+def test_a_result_with_many_dimensions_opens(old):
+    result = Run(old / "run").result("corruption")
+    assert {"step", "group"} < set(result.dims) and result.attrs["instrument"] == "corruption"
+
+
+def test_results_measured_today_are_those_measured_then(old):
+    run = Run(old / "run")
+    before = run.result("lens")
+    again = analyze(run, "lens", steps=(0, 25), again=True, progress=False)
+    for name, was in before.data_vars.items():
+        if was.dtype.kind == "f":
+            np.testing.assert_allclose(again[name].values, was.values, atol=1e-5, err_msg=name)
+
+
+def test_a_result_of_an_older_version_opens_and_is_not_merged_with(old):
+    run = Run(old / "run")
+    path = run.files.analysis / "lens.nc"
+    result = load_arrays(path)
+    version = result.attrs["version"]
+    save_arrays(path, result.assign_attrs(version=version - 1))
+    assert run.result("lens").step.values.tolist() == [0, 25]
+    with pytest.raises(
+        InputError, match=f"version.*{version - 1}, .*{version}.*--again"
+    ) as refusal:
+        analyze(run, "lens", steps=(16,), progress=False)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_sweep_opens_and_goes_on_to_the_same_parameters(old):
+    wanted, exact = reference()
+    statuses = run_sweep(define("tests/sweeps/small.py", "seeds"), old / "sweep")
+    assert {trial: status.step for trial, status in statuses.items()} == {
+        f"seed={seed}": HALF + 20 for seed in range(3)
+    }
+    for trial in statuses:
+        run = Run(old / "sweep" / "trials" / trial)
+        assert_as_recorded(run, wanted["sweep"][trial], exact)
+
+
+def test_dictionaries_that_were_stopped_go_on_to_the_same_parameters(old):
+    run = Run(old / "run")
+    wanted, exact = reference()
+    made = train_dictionaries(run, from_json(read_json(Files.of(run, "relu").config)))
+    rows = [json.loads(line) for line in Files.of(run, "relu").metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert norms(made.params) == pytest.approx(wanted["dictionaries"]["norms"], rel=1e-5)
+    if exact:
+        assert made.fingerprint == wanted["dictionaries"]["fingerprint"]
+
+
+def test_finished_dictionaries_and_what_was_measured_of_them_open(old):
+    run = Run(old / "run")
+    made = load(run, "topk")
+    assert made.fingerprint == REFERENCES[0]["finished"]["fingerprint"]
+    assert len(made) == 8 and {member.step for member in made.members} == {0, 25}
+    before = Files.of(run, "topk").measured.stat().st_mtime_ns
+    result = measured(run, made)
+    assert Files.of(run, "topk").measured.stat().st_mtime_ns == before  # not measured again
+    assert np.isfinite(result["explained_variance"].values).all()
+
+
+@pytest.mark.parametrize("file", ["model.npz", "model.safetensors", "gpt2"])
+def test_weight_files_open(old, file):
+    path = old / "weights" / file
+    model, params = load_gpt2(path) if file == "gpt2" else load_weights(path)
+    run = Run(old / "run")
+    kept = jax.tree.map(lambda leaf: leaf[0], run.params(run.steps[-1:]))
+    jax.tree.map(np.testing.assert_array_equal, params, kept)
+    assert model.spec == run.model.spec
