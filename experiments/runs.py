@@ -36,14 +36,13 @@ from smoke import CHANGES, SMOKE, of_scale, words
 from implicit_reasoning.config import (
     Flag,
     apply_overrides,
-    changed_keys,
     flatten,
-    listed,
     load_config,
     parse_flags,
 )
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run
+from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.training.plan import duration
 from implicit_reasoning.training.saved_states import newest
 
@@ -281,24 +280,25 @@ def state_of(run: StudyRun, root: Path = ROOT) -> State:
     config, folder = run.config(), root / run.name
     if not Layout(folder).config.exists():
         earlier = (path for path in _earlier(run, root) if Layout(path).config.exists())
-        found = next((path for path in earlier if not _differences(path, config)), None)
+        found = next((path for path in earlier if not _refusal(path, config)), None)
         if found is None:
             return State(run, folder, None, config.steps, False)
         folder = found
-    if changes := _differences(folder, config):
-        raise InputError(
-            f"{folder} holds a run with another configuration than experiments/runs.py gives "
-            f"{run.name} ({changes}); move that folder away, or choose another --runs"
-        )
+    if refusal := _refusal(folder, config):
+        raise InputError(f"{run.name} of the table of runs: {refusal}")
     opened = Run(folder)
     finished = config.steps in opened.steps and opened.files.first_correct.exists()
     saved = newest(opened.files)
     return State(run, folder, saved.step if saved else 0, config.steps, finished)
 
 
-def _differences(folder: Path, config: ConfigDict) -> str:
-    """Fields whose values differ between the run in a folder and a configuration, in words."""
-    return listed(changed_keys(Run(folder).config, config))
+def _refusal(folder: Path, config: ConfigDict) -> str:
+    """Why training would not go on with the run in a folder; empty if it would."""
+    try:
+        check_same(Layout(folder), config)
+    except InputError as error:
+        return str(error).replace("--workdir", "--runs")  # which is the flag of studies
+    return ""
 
 
 def _earlier(run: StudyRun, root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -121,38 +121,76 @@ class ClusterIntervals:
         self, values: np.ndarray, counted: np.ndarray | None, level: float
     ) -> tuple[Any, Any, Any, Any]:
         """Mean, low, high and number of clusters, [...] each, or numbers where there is no axis."""
-        if not 0 < level < 1:
-            raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
         if counted is None:
             sizes, counted = self._sizes, np.ones(len(self._order), bool)
         else:
             sizes = self._by_cluster(counted.astype(np.float64))
         values = values.astype(np.float64)
-        outcomes = np.all((values == 0) | (values == 1), where=counted)
-        shares = np.all((values >= 0) & (values <= 1), where=counted)
-        # Sums of distances from the smallest value, so that equal values give exactly no spread.
         least = np.min(values, axis=-1, keepdims=True, initial=np.inf, where=counted)
         least = np.where(np.isfinite(least), least, 0.0)
-        sums = self._by_cluster(np.where(counted, values - least, 0.0))
-        with np.errstate(invalid="ignore", divide="ignore"):  # nan where nothing counts
-            above = sums.sum(-1) / sizes.sum(-1)
-            mean = least[..., 0] + above
-            residuals = sums - above[..., None] * sizes
-            low, high = (_outcomes if outcomes else _numbers)(mean, residuals, sizes, level)
-        n_clusters = np.broadcast_to((sizes > 0).sum(-1), mean.shape)
-        if shares:
-            low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-            agree = (mean == 0) | (mean == 1)
-            ends = clopper_pearson(np.where(agree, mean * n_clusters, 0), n_clusters, level)
-            low, high = (np.where(agree, *both) for both in zip(ends, (low, high), strict=True))
-        low, high = (np.where(n_clusters < 2, np.nan, end) for end in (low, high))
-        # `[()]` makes numbers of arrays without axes.
-        return mean[()], low[()], high[()], n_clusters[()]
+        sums = ClusterSums(
+            least[..., 0],
+            self._by_cluster(np.where(counted, values - least, 0.0)),
+            sizes,
+            bool(np.all((values == 0) | (values == 1), where=counted)),
+            bool(np.all((values >= 0) & (values <= 1), where=counted)),
+        )
+        found = interval_of_sums(sums, len(self._order), level)
+        return found.mean, found.low, found.high, found.n_clusters
 
     def _by_cluster(self, values: np.ndarray) -> Float[np.ndarray, "*batch cluster"]:
         if not len(self._starts):
             return values[..., :0]
         return np.add.reduceat(values[..., self._order], self._starts, axis=-1)
+
+
+class ClusterSums(NamedTuple):
+    """What the interval of a mean of clustered examples is computed from, for many means at once.
+
+    Attributes:
+      least: [...], the smallest value that counts (0 where none does). Sums are of distances from
+        it, so that equal values give exactly no spread.
+      sums: [..., cluster], of `value - least` over the examples of a cluster that count.
+      sizes: [..., cluster], how many these are; [cluster] where it is the same for all means.
+      outcomes: all values that count, of all means, are 0 or 1.
+      shares: they lie between 0 and 1.
+    """
+
+    least: Any
+    sums: Any
+    sizes: Any
+    outcomes: bool
+    shares: bool
+
+
+def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -> Interval:
+    """Return the means and intervals that `ClusterIntervals` has for the same examples.
+
+    Args:
+      found: sums by cluster.
+      n_examples: how many examples there are, for the result.
+      level: coverage wanted, between 0 and 1.
+
+    Raises:
+      InputError: a level outside.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
+    sums, sizes = found.sums, found.sizes
+    with np.errstate(invalid="ignore", divide="ignore"):  # nan where nothing counts
+        above = sums.sum(-1) / sizes.sum(-1)
+        mean = found.least + above
+        residuals = sums - above[..., None] * sizes
+        low, high = (_outcomes if found.outcomes else _numbers)(mean, residuals, sizes, level)
+    n_clusters = np.broadcast_to((sizes > 0).sum(-1), mean.shape)
+    if found.shares:
+        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+        agree = (mean == 0) | (mean == 1)
+        ends = clopper_pearson(np.where(agree, mean * n_clusters, 0), n_clusters, level)
+        low, high = (np.where(agree, *both) for both in zip(ends, (low, high), strict=True))
+    low, high = (np.where(n_clusters < 2, np.nan, end) for end in (low, high))
+    # `[()]` makes numbers of arrays without axes.
+    return Interval(mean[()], low[()], high[()], n_examples, n_clusters[()])
 
 
 def clustered_interval(

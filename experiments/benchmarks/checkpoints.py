@@ -95,11 +95,15 @@ class Sides:
 
     def at_once(self) -> Outcomes:
         """One call."""
-        return self._runner(self._all, self._examples)
+        return self._measured(self._runner)
 
     def vmap(self) -> Outcomes:
         """One call, all models together."""
-        return self._together(self._all, self._examples)
+        return self._measured(self._together)
+
+    def _measured(self, runner: Runner) -> Outcomes:
+        found = runner(self._all, runner.place(self._examples))
+        return {name: np.asarray(value) for name, value in found.items()}
 
     def one_after_another(self) -> Outcomes:
         """The same program for each."""

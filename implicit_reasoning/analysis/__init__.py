@@ -17,6 +17,7 @@ rest.py         the rest of a forward pass, up to the answer
 subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
 seeds.py        several runs in one program
+sums.py         sums by group and cluster, on the device
 aggregate.py    means by group, with intervals and their n
 kept.py         results on disk: identity, merging
 api.py          `analyze(run, "lens")`, and the table of instruments
@@ -30,9 +31,13 @@ from implicit_reasoning.analysis.api import (
     analyze_all,
     analyze_runs,
     find_instrument,
+    with_pairs,
 )
 from implicit_reasoning.analysis.claims import Claim, Mechanism, claimed, judge
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
+from implicit_reasoning.analysis.patching.metrics import PairBatch
+from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
+from implicit_reasoning.analysis.patching.pairs import Pairs
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.subject import InMemory, Subject
 
@@ -44,6 +49,9 @@ __all__ = [
     "Instrument",
     "Mechanism",
     "NotApplicable",
+    "PairBatch",
+    "PairInstrument",
+    "Pairs",
     "Runner",
     "Subject",
     "analyze",
@@ -53,4 +61,5 @@ __all__ = [
     "find_instrument",
     "judge",
     "measure",
+    "with_pairs",
 ]

@@ -1,4 +1,4 @@
-"""From outcomes by example to labelled means, each with its interval and its n."""
+"""From outcomes by example, or their sums by cluster, to means with intervals and their n."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import numpy as np
 import xarray as xr
 
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
-from implicit_reasoning.statistics import ClusterIntervals
+from implicit_reasoning.analysis.sums import DeviceSums, find_pairs
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.statistics import (
+    ClusterIntervals,
+    ClusterSums,
+    Interval,
+    interval_of_sums,
+)
+
+_BLOCK = 2**20
+"""Sums by cluster whose intervals are computed at the same time, in float64: 8 MB an array."""
 
 
 def aggregate(
     instrument: Instrument,
-    outputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray | DeviceSums],
     examples: Examples,
     coords: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
@@ -23,6 +33,17 @@ def aggregate(
 
     Intervals are of 95%, by clusters. `n_examples` and `n_states` (distinct clusters) are by group,
     and by `cluster_dim` where clusters differ along one.
+
+    Args:
+      instrument: that was run.
+      outputs: each with a leading axis of steps; of an output by example its outcomes, or their
+        sums.
+      examples: that it was run on.
+      coords: labels of dimensions.
+      steps: that were measured.
+
+    Raises:
+      InputError: an outcome that counts is not finite.
     """
     by_example = {k: v for k, v in instrument.outputs.items() if v[-1:] == (EXAMPLE,)}
     parts = _Parts(examples)
@@ -32,8 +53,12 @@ def aggregate(
         if name not in by_example
     }
     for name, dims in by_example.items():
-        counted = _counted(instrument, outputs, name)
-        found = parts.average(outputs[name], ("step", *dims[:-1]), counted)
+        output = outputs[name]
+        if isinstance(output, DeviceSums):
+            found = parts.average_sums(output, ("step", *dims[:-1]))
+        else:
+            counted = _counted(instrument, outputs, name)
+            found = parts.average(output, ("step", *dims[:-1]), counted)
         kept, endings = ("step", "group", *dims[:-1]), ("", "_low", "_high", "_n")[: len(found)]
         variables |= {f"{name}{e}": (kept, part) for e, part in zip(endings, found, strict=True)}
     used = {dim for dims in instrument.outputs.values() for dim in dims if dim != EXAMPLE}
@@ -45,9 +70,7 @@ def aggregate(
     return xr.Dataset(variables, {"step": list(steps), **labels})
 
 
-def _counted(
-    instrument: Instrument, outputs: Mapping[str, np.ndarray], name: str
-) -> np.ndarray | None:
+def _counted(instrument: Instrument, outputs: Mapping[str, Any], name: str) -> np.ndarray | None:
     """Which examples count for an output, with an axis for each of its own; None where all do."""
     if name not in instrument.given:
         return None
@@ -63,6 +86,7 @@ class _Parts:
     """The examples of every group, at every place along `cluster_dim`."""
 
     def __init__(self, examples: Examples):
+        self._examples = examples
         self.dims = (examples.cluster_dim,) if examples.cluster_dim else ()
         clusters = examples.clusters if self.dims else examples.clusters[None]
         self._members: list[list[np.ndarray]] = []
@@ -111,6 +135,64 @@ class _Parts:
             by_group.append(np.stack(found, axis=axis + 1))
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
 
+    def average_sums(self, sums: DeviceSums, dims: tuple[str, ...]) -> list[np.ndarray]:
+        """The same from sums by group and cluster; `dims` as for `average`."""
+        axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
+        pairs, _ = find_pairs(self._examples)
+        places = range(len(pairs.pair)) if axis is not None else [0]
+        by_group = []
+        for group in range(len(self._members)):
+            found = []
+            for place in places:
+                own = np.flatnonzero(pairs.group[place] == group)
+                # Pairs are numbered by group, so those of a group lie together.
+                numbers, sizes = np.unique(pairs.pair[place, own], return_counts=True)
+                here = slice(numbers[0], numbers[-1] + 1) if len(numbers) else slice(0, 0)
+                flags = [flag[:, place, own] for flag in (sums.other, sums.outside, sums.infinite)]
+                _check_finite(flags[2])
+                cells = ClusterSums(
+                    _place(sums.least[..., group], place, axis),
+                    _place(sums.sums[..., here], place, axis),
+                    sizes if sums.sizes is None else _place(sums.sizes[..., here], place, axis),
+                    outcomes=not flags[0].any(),
+                    shares=not flags[1].any(),
+                )
+                found.append(_in_blocks(cells, len(own)))
+            by_group.append(found[0] if axis is None else np.stack(found, axis=axis + 1))
+        return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
+
+
+def _place(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
+    return array if axis is None else np.take(array, place, axis)
+
+
+def _check_finite(infinite: np.ndarray) -> None:
+    """Raise what `ClusterIntervals` raises; counts are by example."""
+    if infinite.any():
+        raise InputError(
+            f"{infinite.sum()} values are not finite: drop those examples and their clusters"
+        )
+
+
+def _in_blocks(found: ClusterSums, n_examples: int) -> np.ndarray:
+    """float32 [3 or 4, ...]: mean, low, high, and n if not all count; some cells at a time."""
+    shape, n_sums = found.least.shape, found.sums.shape[-1]
+    least, sums = found.least.reshape(-1), found.sums.reshape(-1, n_sums)
+    alike = found.sizes.ndim == 1
+    sizes = found.sizes if alike else found.sizes.reshape(-1, n_sums)
+    results = np.empty((3 if alike else 4, len(least)), np.float32)
+    some = max(1, _BLOCK // max(n_sums, 1))
+    for start in range(0, len(least), some):
+        here = slice(start, start + some)
+        lowest = least[here].astype(np.float64)
+        block = found._replace(
+            least=np.where(np.isfinite(lowest), lowest, 0.0),
+            sums=sums[here].astype(np.float64),
+            sizes=(sizes if alike else sizes[here]).astype(np.float64),
+        )
+        results[:, here] = _kept(interval_of_sums(block, n_examples), all_count=alike)
+    return results.reshape(len(results), *shape)
+
 
 def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
     return np.take(counted, min(place, counted.shape[axis] - 1), axis)
@@ -121,7 +203,12 @@ def _interval(
 ) -> np.ndarray:
     """float32 [3 or 4, ...]: mean, low, high over the last axis, and n if not all count."""
     if counted is None:
-        interval = intervals.interval(values[..., rows])
-        return np.stack([interval.mean, interval.low, interval.high]).astype(np.float32)
+        return _kept(intervals.interval(values[..., rows]), all_count=True)
     given = intervals.interval_given(values[..., rows], counted[..., rows])
-    return np.stack([given.mean, given.low, given.high, given.n_clusters]).astype(np.float32)
+    return _kept(given, all_count=False)
+
+
+def _kept(found: Interval, *, all_count: bool) -> np.ndarray:
+    """What results hold: float32 [3, ...], or [4, ...] with the number of clusters that count."""
+    kept = [found.mean, found.low, found.high, *([] if all_count else [found.n_clusters])]
+    return np.stack(kept).astype(np.float32)

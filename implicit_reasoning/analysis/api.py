@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import xarray as xr
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from implicit_reasoning import imports
 from implicit_reasoning.analysis import kept, used
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.kept import CHECKPOINTS, identity_of
+from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import HeldStore, Run, load_arrays
@@ -29,6 +31,7 @@ INSTRUMENTS = {
     "geometry": f"{_HERE}.reading.geometry:Geometry",
     "corruption": f"{_HERE}.patching.corruption:Corruption",
     "cross_query": f"{_HERE}.patching.cross_query:CrossQuery",
+    "patching": f"{_HERE}.patching.activation:Patching",
     "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
     "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
     "swap": f"{_HERE}.variables.swap:ClassMeanSwap",
@@ -193,6 +196,37 @@ def default_instruments() -> list[Instrument]:
     """What is measured where nothing is named."""
     found = [find_instrument(name) for name in INSTRUMENTS]
     return [instrument for instrument in found if instrument.default]
+
+
+def with_pairs(
+    names: Sequence[str], pairs: str | None = None, metrics: Sequence[str] = ()
+) -> list[Instrument]:
+    """The instruments behind some names, with pairs of prompts and metrics of one's own.
+
+    Args:
+      names: as for `find_instrument`; by default the built-in ones that take pairs.
+      pairs: a name, or an import path; the instrument's own choice by default.
+      metrics: the same.
+
+    Raises:
+      InputError: an instrument takes no pairs, or a function is not found.
+    """
+    chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
+    chosen |= {"metrics": tuple(metrics)} if metrics else {}
+    there = [find_instrument(name) for name in names or INSTRUMENTS]
+    if not names:
+        there = [one for one in there if isinstance(one, PairInstrument)]
+    made: list[Instrument] = []
+    for one in there:
+        if not isinstance(one, PairInstrument):
+            raise InputError(
+                f"instrument {one.name!r} takes no pairs or metrics; leave out --pairs and "
+                "--metrics, or name instruments that take them, such as patching"
+            )
+        changed = type(one)(**chosen)
+        changed.found_at = one.found_at
+        made.append(changed)
+    return made
 
 
 def find_instrument(name: str | Instrument) -> Instrument:

@@ -3,20 +3,19 @@
 Checkpoints are stacked along a leading axis; the program maps `measure` over it, each device of the
 mesh's `trial` axis its own share, and is compiled once however many checkpoints and runs there are.
 How many are stacked, and how many of those a device computes at the same time, is what its memory
-allows. Outcomes by example come back to the host, which averages them within groups, with
-intervals.
+allows. Outcomes by example, or their sums by cluster where those are smaller (see `sums.py`), come
+back to the host, which averages them within groups, with intervals.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
@@ -24,6 +23,14 @@ from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Inst
 from implicit_reasoning.analysis.kept import identity_of
 from implicit_reasoning.analysis.labels import check_labels, plain
 from implicit_reasoning.analysis.subject import Subject
+from implicit_reasoning.analysis.sums import (
+    DeviceSums,
+    Layout,
+    Pairs,
+    find_pairs,
+    outputs_to_sum,
+    sum_outputs,
+)
 from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import (
@@ -32,8 +39,25 @@ from implicit_reasoning.runtime.machine import (
     provenance,
     single_threaded_lapack,
 )
+from implicit_reasoning.runtime.mapping import mapped
 
 _MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
+
+
+class Material(NamedTuple):
+    """What an instrument looks at, on the devices.
+
+    Attributes:
+      inputs: of `Instrument.measure`.
+      key: for what is drawn at random.
+      pairs: which sums an example belongs to; None where no output is summed.
+      layout: of the sums; static.
+    """
+
+    inputs: Any
+    key: Any
+    pairs: Pairs | None
+    layout: Layout | None
 
 
 class Runner:
@@ -65,30 +89,63 @@ class Runner:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         most = max(1, min(_MOST_AT_ONCE, memory_per_program() // (2 * size)))
         devices = self.mesh.shape["trial"]
-        return min(count, devices * chunk_size(-(-count // devices), most))
+        return devices * chunk_size(-(-count // devices), most)
 
-    def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
-        """Measure stacked checkpoints; each output gets a leading axis of them."""
-        count = jax.tree.leaves(params)[0].shape[0]
-        devices = self.mesh.shape["trial"]
-        padded = -(-count // devices) * devices
-        params = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), params)
-        key = jax.random.key(SEED)
+    def place(
+        self,
+        examples: Examples,
+        sizes: Mapping[str, int] | None = None,
+        reference: Params | None = None,
+    ) -> Material:
+        """Put what an instrument looks at on all devices, once for all chunks of checkpoints.
+
+        Args:
+          examples: chosen by the instrument.
+          sizes: of all dimensions, to find which outputs are better summed; None: none is.
+          reference: parameters of the last checkpoint, for an instrument that compares with them.
+        """
+        inputs, where = examples.inputs, sharding.replicated(self.mesh)
+        if reference is not None:
+            inputs = inputs | {"reference": reference}
+        inputs, key = jax.device_put((inputs, jax.random.key(SEED)), where)
+        pairs, layout = find_pairs(examples)
+        summed = outputs_to_sum(self.instrument, sizes, layout) if sizes else ()
+        if not summed:
+            return Material(inputs, key, None, None)
+        return Material(inputs, key, jax.device_put(pairs, where), layout._replace(outputs=summed))
+
+    @property
+    def stacked(self) -> NamedSharding:
+        """Where stacked checkpoints have to be: an equal share on each device."""
+        return NamedSharding(self.mesh, PartitionSpec("trial"))
+
+    def __call__(self, params: Params, material: Material) -> dict[str, np.ndarray | DeviceSums]:
+        """Measure stacked checkpoints; each output gets a leading axis of them.
+
+        Args:
+          params: of as many checkpoints as the devices can share equally; see `at_once`.
+          material: what the instrument looks at, by `place`.
+        """
+        params = jax.device_put(params, self.stacked)
         with single_threaded_lapack():
-            found = self._program(params, examples.inputs, key)
-            return {name: np.asarray(value)[:count] for name, value in found.items()}
+            found = self._program(params, material)
+            return jax.tree.map(np.asarray, found)
 
-    def _program(self, params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
-        shapes = jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), inputs)
-        name = (jax.tree.leaves(params)[0].shape[0], str(shapes))
+    def _program(self, params: Params, material: Material) -> dict[str, Any]:
+        shared = material.inputs, material.key, material.pairs
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, shared))
+        name = (str(shapes), material.layout)
         if name not in self._compiled:
-            self._compiled[name] = self._compile(params, inputs, key)
-        found: dict[str, jax.Array] = self._compiled[name](params, inputs, key)
+            self._compiled[name] = self._compile(params, shared, material.layout)
+        found: dict[str, Any] = self._compiled[name](params, *shared)
         return found
 
-    def _compile(self, params: Params, inputs: Any, key: Any) -> jax.stages.Compiled:
+    def _compile(
+        self, params: Params, shared: tuple[Any, ...], layout: Layout | None
+    ) -> jax.stages.Compiled:
         """With as many models at the same time as fit."""
-        compiled = jax.jit(self._mapped()).lower(params, inputs, key).compile()
+        program = jax.jit(self.program(layout))
+        compiled = program.lower(params, *shared).compile()
         memory = compiled.memory_analysis()
         if (
             self.together == 1
@@ -97,28 +154,26 @@ class Runner:
         ):
             return compiled
         self.together //= 2
-        return self._compile(params, inputs, key)
+        return self._compile(params, shared, layout)
 
-    def _mapped(self) -> Callable[..., dict[str, jax.Array]]:
-        def share(params: Params, inputs: Any, key: Any) -> dict[str, jax.Array]:
-            @highest_precision
-            def one(params: Params) -> dict[str, jax.Array]:
-                self.traces += 1
-                return self.instrument.measure(self.model, params, inputs, key)
+    def program(self, layout: Layout | None = None) -> Callable[..., dict[str, Any]]:
+        """The function of stacked parameters, inputs, key and pairs that is compiled.
 
-            # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
-            size = self.together if self.together > 1 else None
-            found: dict[str, jax.Array] = jax.lax.map(one, params, batch_size=size)
-            return found
+        Without a layout there are no pairs, and no output is summed.
+        """
 
-        by_trial, whole = PartitionSpec("trial"), PartitionSpec()
-        return jax.shard_map(
-            share,
-            mesh=self.mesh,
-            in_specs=(by_trial, whole, whole),
-            out_specs=by_trial,
-            check_vma=False,
-        )
+        def run(params: Params, inputs: Any, key: Any, pairs: Pairs | None = None) -> Any:
+            return mapped(one, params, self.mesh, self.together, (inputs, key, pairs))
+
+        @highest_precision
+        def one(params: Params, inputs: Any, key: Any, pairs: Pairs | None) -> dict[str, Any]:
+            self.traces += 1
+            found = self.instrument.measure(self.model, params, inputs, key)
+            if layout is None or pairs is None:
+                return found
+            return sum_outputs(self.instrument, found, pairs, layout)
+
+        return run
 
 
 def measure(
@@ -152,9 +207,6 @@ def measure(
     runner = runner or Runner(instrument, model)
     examples = instrument.examples(model, dataset)
     identity = identity_of(instrument, subject)  # now: training may go on while this measures
-    if instrument.reference:
-        last = jax.tree.map(lambda leaf: leaf[0], subject.params([identity["reference"]]))
-        examples = dataclasses.replace(examples, inputs=examples.inputs | {"reference": last})
     coords = {**instrument.coords(model, dataset), **examples.coords}
     instrument.check_nulls(coords)
     dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
@@ -162,6 +214,10 @@ def measure(
     about = _about(instrument, subject, examples, identity)
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
+    last = None
+    if instrument.reference:
+        last = jax.tree.map(lambda leaf: leaf[0], subject.params([identity["reference"]]))
+    material = runner.place(examples, sizes, last)
     at_once = runner.at_once(len(steps))
     found: list[xr.Dataset] = []
     with tqdm(total=len(steps), desc=instrument.name, unit="ckpt", disable=not progress) as bar:
@@ -169,13 +225,31 @@ def measure(
             part = steps[start : start + at_once]
             # The last chunk is filled up, so that every call has the shape that is compiled.
             filled = (*part, *[part[-1]] * (at_once - len(part)))
-            outputs = runner(subject.params(filled), examples)
-            outputs = {name: value[: len(part)] for name, value in outputs.items()}
-            instrument.check({name: value[0] for name, value in outputs.items()}, sizes)
+            params = subject.params(filled, runner.stacked)
+            outputs = runner(params, material)
+            outputs = _first(len(part), outputs)
+            instrument.check(_shapes(outputs, sizes), sizes)
             found.append(aggregate(instrument, outputs, examples, coords, part))
             bar.update(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
     return result.assign_attrs(about)
+
+
+def _first(count: int, outputs: dict[str, Any]) -> dict[str, Any]:
+    """Outputs of so many checkpoints: the rest filled up the last chunk."""
+    first: dict[str, Any] = jax.tree.map(lambda leaf: leaf[:count], outputs)
+    return first
+
+
+def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """One checkpoint of every output, as its shape; of sums, that of the outcomes summed."""
+    n_examples = sizes[EXAMPLE]
+    return {
+        name: jax.ShapeDtypeStruct((*value.sums.shape[1:-1], n_examples), bool)
+        if isinstance(value, DeviceSums)
+        else value[0]
+        for name, value in outputs.items()
+    }
 
 
 def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import xarray as xr
+from jax.sharding import Sharding
 
 from implicit_reasoning.analysis.instrument import Instrument
 from implicit_reasoning.analysis.runner import Runner, measure
@@ -44,11 +45,14 @@ class Seeds:
         """Numbers of (subject, step), subject by subject."""
         return tuple(range(len(self.subjects) * len(self.chosen)))
 
-    def params(self, steps: Sequence[int] | None = None) -> Params:
+    def params(
+        self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
+    ) -> Params:
         """Those asked for, stacked."""
         places = [divmod(n, len(self.chosen)) for n in (self.steps if steps is None else steps)]
         found = [self.subjects[seed].params([self.chosen[place]]) for seed, place in places]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        return stacked if sharding is None else jax.device_put(stacked, sharding)
 
 
 def measure_seeds(

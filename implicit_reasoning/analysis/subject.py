@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
@@ -32,8 +33,15 @@ class Subject(Protocol):
         """Checkpoints, ascending."""
         ...
 
-    def params(self, steps: Sequence[int] | None = None) -> Params:
-        """Parameters of some checkpoints, stacked along a leading axis."""
+    def params(
+        self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
+    ) -> Params:
+        """Parameters of some checkpoints, stacked along a leading axis, on the device.
+
+        Args:
+          steps: which; one may be asked for more than once.
+          sharding: where they are to be; None: on the default device.
+        """
         ...
 
 
@@ -50,10 +58,13 @@ class InMemory:
         """Their numbers."""
         return tuple(range(len(self.checkpoints)))
 
-    def params(self, steps: Sequence[int] | None = None) -> Params:
+    def params(
+        self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
+    ) -> Params:
         """Those asked for, stacked; one may be asked for more than once."""
         chosen = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
-        return _stacked(*chosen)
+        stacked = _stacked(*chosen)
+        return stacked if sharding is None else jax.device_put(stacked, sharding)
 
 
 @jax.jit

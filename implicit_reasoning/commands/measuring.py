@@ -35,7 +35,7 @@ def report(flags: Given, overrides: Given) -> None:
 
 def analyze(flags: Given, overrides: Given) -> None:
     """Measure checkpoints with instruments."""
-    from implicit_reasoning.analysis import analyze_all
+    from implicit_reasoning.analysis import analyze_all, with_pairs
     from implicit_reasoning.runs import Run
     from implicit_reasoning.sweeps import Runs, SweepLayout
 
@@ -44,9 +44,11 @@ def analyze(flags: Given, overrides: Given) -> None:
         runs += Runs(workdir) if SweepLayout(workdir).sweep.exists() else [Run(workdir)]
     if not runs:
         raise InputError("no trial of the sweep has begun, so there is nothing to measure")
-    names = list(flags["instruments"]) or None
+    instruments: Sequence[Any] | None = list(flags["instruments"]) or None
+    if flags["pairs"] is not None or flags["metrics"]:
+        instruments = with_pairs(flags["instruments"], flags["pairs"], flags["metrics"])
     steps = parse_steps(flags["steps"], runs[0].steps)
-    for name in analyze_all(runs, names, steps=steps, again=flags["again"]):
+    for name in analyze_all(runs, instruments, steps=steps, again=flags["again"]):
         for run in runs:
             print(f"{run.files.analysis / f'{name}.nc'}")
 

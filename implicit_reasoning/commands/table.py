@@ -150,6 +150,18 @@ VERBS: dict[str, Verb] = {
                 value="STEP,...",
             ),
             "again": Flag("also measure what was measured before", kind=bool, default=False),
+            "pairs": Flag(
+                "pairs of prompts for the instruments that take them (patching): bridge, "
+                "exchange_e1, exchange_r1, ..., or file.py:function for your own",
+                value="NAME",
+            ),
+            "metrics": Flag(
+                "metrics for the same instruments: logit_difference, probability, "
+                "log_probability, accuracy, divergence, or file.py:function for your own",
+                many=True,
+                default=(),
+                value="NAME,...",
+            ),
         },
         measuring.analyze,
     ),

@@ -74,13 +74,12 @@ class Transformer:
           InputError: a token or a site the model does not have, an edit that changes a shape, or
             a wanted `ln1` site of a block where a per-head input is edited.
         """
-        check_sites({*(edits or ()), *sites}, self.sites_with(edits))
+        hooks = self.hook_context(edits, sites)
         if tokens.shape[1] > self.spec.n_ctx:
             raise InputError(
                 f"{tokens.shape[1]} tokens a row were given to a model of {self.spec.n_ctx} "
                 "positions (n_ctx)"
             )
-        hooks = HookContext(edits, sites)
         network = self.bind(params)
         resid = network.embedding(tokens, hooks)
         for layer in range(self.spec.depth):
@@ -105,6 +104,15 @@ class Transformer:
             table |= {name: of for name, of in added.items() if name.startswith(f"{site}.")}
             table[site] = dims
         return table
+
+    def hook_context(self, edits: Edits | None, sites: Collection[str]) -> HookContext:
+        """The context for one trace of a wiring of this model.
+
+        Raises:
+          InputError: a name that is not in `sites_with(edits)`.
+        """
+        check_sites({*(edits or ()), *sites}, self.sites_with(edits))
+        return HookContext(edits, sites)
 
     @property
     def resid_sites(self) -> tuple[str, ...]:

@@ -34,10 +34,10 @@ def forward_at(
     thirds of the last block and of the unembedding. Its sites hold these positions only.
 
     Raises:
-      InputError: a token the model does not have (if tokens are not traced), or an edit or a
-        wanted site that this wiring does not pass.
+      InputError: a token (if tokens are not traced) or a site that the model does not have, or an
+        edited or wanted site that this wiring does not pass.
     """
-    hooks = HookContext(edits, sites)
+    hooks = model.hook_context(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1
     resid = network.embedding(tokens, hooks)
     for layer in range(last):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import from_json
@@ -85,8 +86,16 @@ class Run:
         """Steps with a checkpoint, ascending."""
         return self.store.steps
 
-    def params(self, steps: Sequence[int] | None = None) -> Params:
+    def params(
+        self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
+    ) -> Params:
         """Parameters of some checkpoints (default: all), stacked along a leading axis.
+
+        They go from the host to the device once, each device getting its own share.
+
+        Args:
+          steps: which; one that is named twice is read once.
+          sharding: of every leaf; None: whole, on the default device.
 
         Raises:
           InputError: a step without a checkpoint.
@@ -97,9 +106,10 @@ class Run:
             raise InputError(
                 f"{self.files.workdir} has no checkpoint of step {missing}; there are {self.steps}"
             )
-        trees = [self.store.params(step) for step in steps]
+        read = {step: self.store.params(step) for step in dict.fromkeys(steps)}
+        trees = [read[step] for step in steps]
         # `jnp.asarray` would compile a program for every shape.
-        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees), sharding)
 
     def fingerprint(self, step: int) -> str:
         """A digest of the parameters of a checkpoint; they are read once."""

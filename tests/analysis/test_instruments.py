@@ -27,7 +27,7 @@ def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
     if instrument.reference:
         inputs = inputs | {"reference": subject.checkpoints[0]}
     runner = Runner(instrument, model)
-    found = jax.eval_shape(runner._mapped(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
+    found = jax.eval_shape(runner.program(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
     assert found.keys() == instrument.outputs.keys()
     assert {leaf.shape[0] for leaf in found.values()} == {3}
     assert 1 <= runner.traces <= 2

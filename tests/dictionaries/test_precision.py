@@ -59,7 +59,7 @@ def test_an_instrument(subject, name):
     if instrument.reference:
         inputs = inputs | {"reference": subject.checkpoints[0]}
     runner = Runner(instrument, model)
-    assert_exact(runner._mapped(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
+    assert_exact(runner.program(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
 
 
 def test_the_measures_of_dictionaries():

@@ -134,7 +134,9 @@ def test_another_run_in_the_folder_is_refused_before_anything_is_trained(
 ):
     other = runs.StudyRun("tied", "smoke", 0, 0)
     place(smoke_run, tmp_path / other.name)
-    said = r"tied_w0_i0 holds a run with another configuration .* \(model.tied was False, is True\)"
+    said = (
+        r"w0_i0 holds a run with another configuration \(model.tied was False, is True\); .*--runs"
+    )
     with pytest.raises(InputError, match=said):
         runs.restore([ONE, other], tmp_path, jobs=0)
     words = ["--scale=smoke", "--seeds=1", "--jobs=0", f"--runs={tmp_path}"]

@@ -31,6 +31,7 @@ from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, TIMES_CHANCE,
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.parts import in_parts
+from implicit_reasoning.analysis.patching.choices import replacements, symmetric_replacements
 from implicit_reasoning.analysis.patching.grids import (
     both_ways,
     part_names,
@@ -52,7 +53,6 @@ from implicit_reasoning.model.cones import Cache, cache_sites
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
-from implicit_reasoning.worlds.dataset import world_of
 
 KINDS = ("counterfactual", "symmetric", "noise")
 DIRECTIONS = ("noising", "denoising")
@@ -116,7 +116,7 @@ class Corruption(Instrument):
         order = questions.spelt_order(dataset)
         token, answer = replacements(dataset, asked, random)
         another = random.permutation(len(rows))
-        symmetric, its_answer = _symmetric(dataset, asked, random)
+        symmetric, its_answer = symmetric_replacements(dataset, asked, random)
         answers = np.stack([answer, its_answer, np.full_like(answer, -1)])[:, order]  # of KINDS
         shuffled = answers[:, :, another]
         shuffled = np.where(shuffled == asked.answer, -1, shuffled)
@@ -221,72 +221,6 @@ class Corruption(Instrument):
             for layer in result.layer.values
             if there.sel(token=token, pos=token, layer=layer)
         }
-
-
-def replacements(
-    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
-) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of the questions another value, and the answer it leads to.
-
-    Returns:
-      `(token, answer)` by part (e1, r1, ...); -1 where no question with another answer exists.
-    """
-    table = questions.all_questions(dataset)
-    tokens, answers = [], []
-    for part in range(dataset.hops + 1):
-        rest = np.delete(np.arange(dataset.hops + 1), part)
-        found = _exchanged(asked, table, table.trained, rest, random)
-        # A question that nobody was trained on only where there is no other.
-        wider = _exchanged(asked, table, ~table.trained, rest, random)
-        found = np.where(found >= 0, found, wider)
-        token = questions.tokens_of(dataset, table.parts[found])[:, _place(dataset, part)]
-        tokens.append(np.where(found >= 0, token, -1))
-        answers.append(np.where(found >= 0, table.answer[found], -1))
-    return np.stack(tokens), np.stack(answers)
-
-
-def _place(dataset: Dataset, part: int) -> int:
-    """The position of a part (of e1, r1, r2, ...) in a prompt."""
-    return questions.spelt_order(dataset).index(part)
-
-
-def _exchanged(
-    asked: questions.Questions,
-    table: questions.Questions,
-    which: np.ndarray,
-    rest: np.ndarray,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """The number of a question of `which` with the same `rest` and another answer; -1: none."""
-    numbers = np.flatnonzero(which)
-
-    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        other: np.ndarray = table.answer[numbers[item]] != asked.answer[row]
-        return other
-
-    found = questions.matches(asked.parts[:, rest], table.parts[numbers][:, rest], fits, random)
-    return np.where(found >= 0, numbers[found], -1) if len(numbers) else found
-
-
-def _symmetric(
-    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
-) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """Another token of the same kind, any of them, for each part, and the answer it leads to.
-
-    Returns:
-      `(token, answer)` by part; the answer is -1 where that is no question, or has the clean one.
-    """
-    world, table = world_of(dataset), questions.all_questions(dataset)
-    tokens, answers = [], []
-    for part, old in enumerate(asked.parts.T):
-        size = world.n_relations if part else world.n_entities
-        new = (old + random.integers(1, max(size, 2), len(old))) % size
-        parts = asked.parts.copy()
-        parts[:, part] = new
-        answer = questions.answers_to(table, parts)
-        tokens.append(new + world.n_entities * (part > 0))
-        answers.append(np.where(answer == asked.answer, -1, answer))
-    return np.stack(tokens), np.stack(answers)
 
 
 def _by_example(values: Int[np.ndarray, "kind token row"]) -> Int[np.ndarray, "row kind token"]:

@@ -12,7 +12,7 @@ bridge can be what is read), and the last layer is before the final norm.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +30,16 @@ from implicit_reasoning.analysis.claims import (
     claimed,
 )
 from implicit_reasoning.analysis.drawing import maps_over_steps
-from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
+from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.parts import in_parts
+from implicit_reasoning.analysis.patching.choices import (
+    BRIDGE,
+    GROUPS,
+    OOD,
+    SAME,
+    TRAINED,
+    choose_pairs,
+)
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.outcomes import (
     GRADED,
@@ -47,20 +55,8 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
-from implicit_reasoning.worlds.chains import inside
 from implicit_reasoning.worlds.dataset import world_of
 
-BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
-"""Groups of pairs; in all but `TRAINED` the composed chain is absent from training:
-
-- `BRIDGE`: the source's first fact takes part in training chains, as the target's does;
-- `OOD`: it does not; no table of trained chains, completed however, has an entry for its prefix;
-- `TRAINED`: as `BRIDGE`, but the composed chain was trained on: what remembering does;
-- `SAME`: another prefix with the target's own bridge. A composer does not change its answer.
-"""
-
-GROUPS = (BRIDGE, OOD, TRAINED, SAME)
-_MOST = 400  # pairs of a group
 _SEED = 0
 
 
@@ -202,92 +198,6 @@ class CrossQuery(Instrument):
         )
 
 
-class Pairs(NamedTuple):
-    """Questions that meet: source, target, and the chain that is composed of both."""
-
-    source: questions.Questions
-    target: questions.Questions
-    composed: questions.Questions
-    group: np.ndarray
-
-
-def choose_pairs(dataset: Dataset) -> Pairs:
-    """Up to `_MOST` pairs of each group; targets are probes that are trained on.
-
-    Raises:
-      NotApplicable: no training chain is a probe.
-    """
-    table, random = questions.all_questions(dataset), np.random.default_rng(_SEED)
-    trained = np.flatnonzero(dataset.probe[: dataset.n_train])
-    trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
-    if not len(trained):
-        raise NotApplicable(
-            "cross_query needs training chains among the probes; this task has none"
-        )
-    targets = questions.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
-    usual = questions.of_roles(dataset, table, inside(0))
-    candidates = {
-        BRIDGE: table.only(usual & ~table.trained),
-        OOD: table.only(questions.of_roles(dataset, table, "O") & ~table.trained),
-        TRAINED: table.only(table.trained),
-        SAME: table.only(usual & ~table.trained),
-    }
-    parts = []
-    for number, group in enumerate(GROUPS):
-        target, composed = _compose(targets, candidates[group], group == SAME, random)
-        source = _sources(composed, table, target, random)
-        found = np.flatnonzero(source >= 0)[:_MOST]
-        numbers = np.full(len(found), number)
-        parts.append(
-            Pairs(
-                table.only(source[found]),
-                target.only(found),
-                composed.only(found),
-                numbers,
-            )
-        )
-    columns = zip(*parts, strict=True)
-    source, target, composed, group = columns
-    return Pairs(_stacked(source), _stacked(target), _stacked(composed), np.concatenate(group))
-
-
-def _compose(
-    targets: questions.Questions,
-    candidates: questions.Questions,
-    same_bridge: bool,
-    random: np.random.Generator,
-) -> tuple[questions.Questions, questions.Questions]:
-    """For each target a candidate with another first fact and the same r2, ..."""
-
-    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        # In both parts: else exchanging one token would make the composed question of the target.
-        other = (candidates.parts[item, :2] != targets.parts[row, :2]).all(1)
-        follows = (candidates.facts[item, 1:] == targets.facts[row, 1:]).all(1)
-        if same_bridge:
-            return other & follows
-        return other & ~follows & (candidates.answer[item] != targets.answer[row])
-
-    found = questions.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
-    keep = np.flatnonzero(found >= 0)
-    return targets.only(keep), candidates.only(found[keep])
-
-
-def _sources(
-    composed: questions.Questions,
-    table: questions.Questions,
-    target: questions.Questions,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """The source: the same first fact, another r2, and an answer that nobody expects here."""
-
-    def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        answer = table.answer[item]
-        unexpected = (answer != composed.answer[row]) & (answer != target.answer[row])
-        return (table.parts[item, 2] != composed.parts[row, 2]) & unexpected
-
-    return questions.matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
-
-
 def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
     """The expected answer of another pair of the group; -1 where that is the clean answer."""
     random, found = np.random.default_rng(_SEED), expected.copy()
@@ -295,7 +205,3 @@ def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.n
         rows = np.flatnonzero(group == number)
         found[rows] = expected[random.permutation(rows)]
     return np.where(found == clean, np.int32(-1), found)
-
-
-def _stacked(parts: tuple[questions.Questions, ...]) -> questions.Questions:
-    return questions.Questions(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

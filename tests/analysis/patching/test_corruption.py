@@ -6,8 +6,9 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory, questions
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching import corruption, grids
-from implicit_reasoning.analysis.patching.corruption import Corruption, replacements
+from implicit_reasoning.analysis.patching import choices, corruption, grids
+from implicit_reasoning.analysis.patching.choices import replacements, symmetric_replacements
+from implicit_reasoning.analysis.patching.corruption import Corruption
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
@@ -199,7 +200,7 @@ def test_trained_questions_are_preferred():
     data = dataset()
     asked = questions.questions_of(data, data.probes("train_ii"))
     table = questions.all_questions(data)
-    found = corruption._exchanged(
+    found = choices._exchanged(
         asked, table, table.trained, np.array([1, 2]), np.random.default_rng(0)
     )
     token, _ = replacements(data, asked, np.random.default_rng(0))
@@ -212,7 +213,7 @@ def test_trained_questions_are_preferred():
 
 def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
     asked = questions.questions_of(data, data.probes("test_ii"))
-    new, _ = corruption._symmetric(data, asked, np.random.default_rng(0))
+    new, _ = symmetric_replacements(data, asked, np.random.default_rng(0))
     size, world = data.world.n_entities, data.world
     old = asked.parts.T + np.array([[0], [size], [size]])
     assert (new != old).all()

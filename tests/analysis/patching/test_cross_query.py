@@ -7,15 +7,15 @@ import pytest
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import NotApplicable
-from implicit_reasoning.analysis.patching.cross_query import (
+from implicit_reasoning.analysis.patching.choices import (
     BRIDGE,
     GROUPS,
     OOD,
     SAME,
     TRAINED,
-    CrossQuery,
     choose_pairs,
 )
+from implicit_reasoning.analysis.patching.cross_query import CrossQuery
 from implicit_reasoning.analysis.runner import Runner, measure
 from tests.analysis.by_hand import answers, composer, dataset, memoriser
 

@@ -1,0 +1,267 @@
+"""Activation patching of pairs of prompts: every site kind, at every layer and position.
+
+Noising puts values of the corrupt run into the clean run, denoising values of the clean run into
+the corrupt run. Sites are `S[layer, pos]` and, of each block, what attention, the MLP and each head
+wrote. Pairs and metrics are options.
+
+Recovery is (patched - base) / (donor - base) of a metric: 0 where a patch changes nothing, 1 where
+the answer is measured as in the run that the value comes from. The denominator is the mean over the
+counted pairs of the group, so that the mean of recovery is the ratio of means, and a pair for which
+the two runs hardly differ does not decide. The intervals take the denominator as known.
+
+Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
+(normalised logit difference); Zhang and Nanda 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import xarray as xr
+from jaxtyping import Array, Key
+
+from implicit_reasoning.analysis.claims import ENOUGH, MAJORITY, NEARLY_ALL, TIMES_CHANCE, Claim
+from implicit_reasoning.analysis.drawing import heat_maps, maps_over_steps
+from implicit_reasoning.analysis.parts import in_parts
+from implicit_reasoning.analysis.patching.choices import BRIDGE, SAME
+from implicit_reasoning.analysis.patching.grids import part_names, patch_parts, patch_states
+from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
+from implicit_reasoning.analysis.patching.outcomes import answers_with
+from implicit_reasoning.analysis.patching.pair_instrument import (
+    PairInstrument,
+    batch_of,
+    mean_by_group,
+)
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.cones import cache_sites
+from implicit_reasoning.model.wirings import forward_at
+from implicit_reasoning.worlds import Dataset
+
+DIRECTIONS = ("noising", "denoising")
+DONORS = ("pair", "another pair")
+_LEAST_GAP = 1e-4  # of a metric between the two runs of a group, for a ratio to mean anything
+
+_STATES = ("direction", "donor", "layer", "pos", "example")
+_PARTS = ("direction", "donor", "block", "part", "pos", "example")
+
+
+class Patching(PairInstrument):
+    """See the module."""
+
+    name = "patching"
+    definition = (
+        "Pairs of a clean and a corrupt prompt; the clean one is answered correctly. recovery: "
+        "(patched - base) / (donor - base) of a metric when S[layer, pos] of the donor run "
+        "replaces that of the base run; noising: base clean, donor corrupt; denoising: the "
+        "reverse. The denominator is the mean over the counted pairs of the group. followed: the "
+        "share of answers that are the answer of the donor's prompt in the pair. part_...: the "
+        "same for what one part of a block wrote. Null: the donor run is that of another pair of "
+        "the group. clean, corrupt: the metric with nothing changed (compared: where the means of "
+        "the group differ). both: both prompts are answered correctly."
+    )
+    outputs = {
+        "recovery": ("metric", *_STATES),
+        "followed": _STATES,
+        "part_recovery": ("metric", *_PARTS),
+        "part_followed": _PARTS,
+        "clean": ("metric", "example"),
+        "corrupt": ("metric", "example"),
+        "compared": ("metric", "example"),
+        "correct": ("example",),
+        "both": ("example",),
+    }
+    given = {
+        **dict.fromkeys(("recovery", "part_recovery"), "compared"),
+        **dict.fromkeys(("followed", "part_followed"), "both"),
+        **dict.fromkeys(("clean", "corrupt"), "correct"),
+    }
+    nulls = {"another pair's run": {"donor": DONORS[1]}}
+    default = False
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Layers, blocks and their parts; positions and metrics come with the pairs."""
+        return {
+            "direction": DIRECTIONS,
+            "donor": DONORS,
+            "layer": range(model.spec.depth + 1),
+            "block": range(model.spec.depth),
+            "part": part_names(model),
+        }
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals, what parts of blocks wrote; keys and values before the position."""
+        return cache_sites(model, inside=True)
+
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """Outcomes of every pair whose clean prompt is answered correctly."""
+        batch = batch_of(model, params, inputs)
+        correct = answers_with(batch.clean_logits, batch.answer)
+        both = correct & answers_with(batch.corrupt_logits, batch.corrupt_answer)
+        clean, corrupt = (
+            over_cells(self.metrics, logits, batch)
+            for logits in (batch.clean_logits, batch.corrupt_logits)
+        )
+        counted = correct[None] & jnp.isfinite(clean) & jnp.isfinite(corrupt)
+        gap = mean_by_group(corrupt - clean, counted, inputs["member"])
+        wide = jnp.abs(gap) > _LEAST_GAP
+
+        def outcomes(example: dict[str, Any]) -> dict[str, Array]:
+            return self._outcomes(model, params, example)
+
+        examples = {
+            **{name: inputs[name] for name in ("other_clean", "other_corrupt")},
+            "batch": batch,
+            # By example first: examples are taken some at a time.
+            "base": jnp.stack([clean, corrupt]).transpose(2, 0, 1),
+            "gap": jnp.where(wide, gap, 1).T,
+        }
+        found = in_parts(outcomes, examples, correct)
+        return found | {
+            "clean": clean,
+            "corrupt": corrupt,
+            "compared": counted & wide,
+            "correct": correct,
+            "both": both,
+        }
+
+    def _outcomes(
+        self, model: Transformer, params: Params, example: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        """Of some examples; all pairs of a base run and a donor run, one after the other."""
+        batch: PairBatch = example["batch"]
+        prompts = (batch.clean, batch.corrupt, example["other_corrupt"], example["other_clean"])
+        sites = cache_sites(model, inside=True)
+        runs = jax.lax.map(
+            lambda tokens: forward_at(model, params, tokens, sites=sites)[1], jnp.stack(prompts)
+        )
+        answers = jnp.stack([batch.corrupt_answer, batch.answer])  # of the donor, by direction
+        gap = jnp.stack([example["gap"].T, -example["gap"].T])
+
+        def patched(case: tuple[Array, Array, Array]) -> dict[str, Array]:
+            direction, base, donor = case
+            own, other = _taken(runs, base), _taken(runs, donor)
+            found = {}
+            for name, patch in (("", patch_states), ("part_", patch_parts)):
+                logits = patch(model, params, own, other)
+                start, size = example["base"][:, direction].T, gap[direction]
+                values = over_cells(self.metrics, logits, batch)
+                grid = (slice(None), *[None] * (logits.ndim - 2))
+                found[f"{name}recovery"] = (values - start[grid]) / size[grid]
+                found[f"{name}followed"] = answers_with(logits, answers[direction])
+            return found
+
+        # By direction, then by donor: numbers of the prompts above.
+        cases = [(0, 0, 1), (0, 0, 2), (1, 1, 0), (1, 1, 3)]
+        found = jax.lax.map(patched, tuple(map(jnp.asarray, zip(*cases, strict=True))))
+        shape = (len(DIRECTIONS), len(DONORS))
+        found = {name: x.reshape(*shape, *x.shape[1:]) for name, x in found.items()}
+        return {
+            name: jnp.moveaxis(x, 2, 0) if name.endswith("recovery") else x
+            for name, x in found.items()
+        }
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """Recovery by state over training; by part of a block and position at the last step."""
+        group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
+        of_group = result.sel(group=group, metric=metric)
+        states = of_group.recovery.where(of_group.recovery_n >= ENOUGH)
+        parts = of_group.part_recovery.where(of_group.part_recovery_n >= ENOUGH)
+        own, other = DONORS
+        rows = {name: states.sel(direction=name, donor=own) for name in DIRECTIONS}
+        rows["null: denoising,\nanother pair"] = states.sel(direction=DIRECTIONS[1], donor=other)
+        options = result.attrs.get("options", self.options())
+        about = (
+            f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, clean prompts "
+            "answered correctly. Read a cell so: 0, the patch changes nothing; 1, the answer is "
+            "measured as in the run that the value comes from. "
+        )
+        caption = (
+            about + "A cell is S[layer, pos] of the other run, put into this run; denoising puts "
+            "clean states into the corrupt run, noising corrupt states into the clean run. Cells "
+            "near 1 hold all that differs between the prompts and matters for the answer; they "
+            "need not be the only place. The null takes the state of another pair's run; a patch "
+            "that only removes the answer moves a logit difference by about half. "
+            f"White: fewer than {ENOUGH} clusters counted, or no difference to recover."
+        )
+        drawing = maps_over_steps(rows, "normalised recovery")
+        found = [
+            Figure("patching", "Where is the difference between two prompts?", caption, drawing)
+        ]
+        last = parts.isel(step=-1).sel(direction=DIRECTIONS[1])
+        maps = {
+            f"{title}at {pos}": last.sel(donor=donor, pos=pos)
+            for title, donor in (("", own), ("null: another\npair, ", other))
+            for pos in last["pos"].values
+        }
+        step = int(result["step"][-1])
+        caption = (
+            about
+            + f"Step {step:,}, denoising: what one part of one block wrote at one position of "
+            "the clean run, put into the corrupt run. A part near 1 restores the clean answer "
+            "alone. Parts of which several are needed together stay near 0. The second row is the "
+            "null, with the value of another pair's run."
+        )
+        written = heat_maps(
+            maps, "normalised recovery", ncols=last.sizes["pos"], rows="part", columns="block"
+        )
+        title = "Which part of a block restores the answer?"
+        return [*found, Figure("patching_parts", title, caption, written)]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Where the variable is carried that built-in pairs differ in; nothing of other pairs.
+
+        Pairs `bridge`: e2, at the positions before the last relation, where another bridge is
+        followed by a majority, and another prefix with the same bridge leaves the answer as it is,
+        for a majority. Pairs `exchange_X`: X, at its own position, where nearly all answers follow.
+        All in noising, where both prompts are answered correctly, and above the null.
+        """
+        pairs = result.attrs.get("options", self.options())["pairs"]["name"]
+        if pairs == "bridge":
+            same = _enough(result).sel(group=SAME) & (_low(result).sel(group=SAME) >= MAJORITY)
+            there = same & _follows(result, MAJORITY).sel(group=BRIDGE)
+            return _carried(
+                "e2", there, [pos for pos in ("e1", "r1") if pos in there["pos"].values]
+            )
+        if pairs.startswith("exchange_"):
+            token = pairs.removeprefix("exchange_")
+            return _carried(token, _follows(result, NEARLY_ALL).any("group"), [token])
+        return set()
+
+
+def _taken(runs: dict[str, Array], number: Array) -> dict[str, Array]:
+    """One of several runs that are stacked."""
+    return {site: values[number] for site, values in runs.items()}
+
+
+def _noising(result: xr.Dataset, donor: str, end: str = "") -> xr.DataArray:
+    return result[f"followed{end}"].sel(direction=DIRECTIONS[0], donor=donor, drop=True)
+
+
+def _low(result: xr.Dataset) -> xr.DataArray:
+    return _noising(result, DONORS[0], "_low")
+
+
+def _enough(result: xr.Dataset) -> xr.DataArray:
+    return _noising(result, DONORS[0], "_n") >= ENOUGH
+
+
+def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
+    """Where enough answers follow, and more than with another pair's run; bool [group, ...]."""
+    low, null = _low(result), _noising(result, DONORS[1])
+    not_by_chance = (low >= TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
+    return _enough(result) & (low >= least) & not_by_chance
+
+
+def _carried(variable: str, there: xr.DataArray, positions: Sequence[str]) -> set[Claim]:
+    return {
+        Claim("carried", variable, int(layer), pos)
+        for layer in there["layer"].values
+        for pos in positions
+        if there.sel(layer=layer, pos=pos)
+    }

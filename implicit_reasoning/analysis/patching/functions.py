@@ -1,0 +1,93 @@
+"""Functions of the user's own, by import path, and a digest of the source of each.
+
+Results of different functions must not be mixed, and a file may change under its name. So options
+record a function by its name and a digest of the file that it is in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from implicit_reasoning import imports
+from implicit_reasoning.errors import InputError
+
+Function = Callable[..., Any]
+
+
+class Named(NamedTuple):
+    """A function and what identifies it.
+
+    Attributes:
+      name: of a built-in one; else `file.py:function` or `package.module:function`.
+      source: digest of the source; empty for built-in functions, which an instrument's version
+        covers.
+      call: the function.
+    """
+
+    name: str
+    source: str
+    call: Function
+
+    def identity(self) -> dict[str, str]:
+        """For an instrument's options."""
+        return {"name": self.name, "source": self.source}
+
+
+def find(which: str | Function, built_in: Mapping[str, Function], kind: str) -> Named:
+    """The function behind a name.
+
+    Args:
+      which: a name of `built_in`, `path/to/file.py:function`, `package.module:function`, or the
+        function itself.
+      built_in: functions by name.
+      kind: what it is meant to be, for messages: "pairs", "metric".
+
+    Raises:
+      InputError: there is no such function, or its source cannot be read.
+    """
+    if callable(which):
+        return Named(f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which)
+    if which in built_in:
+        return Named(which, "", built_in[which])
+    if ":" not in which:
+        close = difflib.get_close_matches(which, built_in, n=1)
+        hint = f" - did you mean {close[0]!r}?" if close else ""
+        raise InputError(
+            f"unknown {kind} {which!r}{hint} Known: {', '.join(built_in)}; or path/to/file.py:"
+            "function or package.module:function for one of your own"
+        )
+    where, _, name = which.rpartition(":")
+    module = imports.load(where, kind)
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        close = difflib.get_close_matches(name, functions, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{kind} {which!r}: {where} has no function {name!r}{hint}")
+    assert module.__file__ is not None  # it was loaded from one
+    path = Path(module.__file__)
+    shown = path.name if where.endswith(".py") else where
+    return Named(f"{shown}:{name}", _digest(path.read_bytes()), function)
+
+
+def _own_name(function: Function) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _digest_of(function: Function, kind: str) -> str:
+    try:
+        return _digest(inspect.getsource(function).encode())
+    except (OSError, TypeError):
+        raise InputError(
+            f"the source of {kind} {_own_name(function)} cannot be read, so its results could not "
+            "be told from those of another function; define it with def, in a file or a notebook"
+        ) from None
+
+
+def _digest(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()[:16]

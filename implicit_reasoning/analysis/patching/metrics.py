@@ -1,0 +1,135 @@
+"""Metrics of an answer: what a patch is measured by.
+
+A metric is a traced function of the logits at the end of a prompt and of the pair that the prompt
+belongs to. It is one of `METRICS`, or a function of the user's own, found by import path.
+
+Source of the measures: Zhang and Nanda 2024, "Towards best practices of activation patching".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.analysis.patching import functions, outcomes
+from implicit_reasoning.errors import InputError
+
+
+class PairBatch(NamedTuple):
+    """Some pairs and what the model says of both prompts of each; traced.
+
+    Attributes:
+      clean: tokens of the clean prompts.
+      corrupt: tokens of the corrupt prompts.
+      answer: the token that answers the clean prompt.
+      corrupt_answer: the token that answers the corrupt prompt.
+      clean_logits: logits at the end of the clean prompt, with nothing changed.
+      corrupt_logits: logits at the end of the corrupt prompt, with nothing changed.
+    """
+
+    clean: Int[Array, "example pos"]
+    corrupt: Int[Array, "example pos"]
+    answer: Int[Array, " example"]
+    corrupt_answer: Int[Array, " example"]
+    clean_logits: Float[Array, "example d_vocab"]
+    corrupt_logits: Float[Array, "example d_vocab"]
+
+
+Logits = Float[Array, "example d_vocab"]
+Metric = Callable[[Logits, PairBatch], Float[Array, " example"]]
+
+
+def logit_difference(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
+    """Logit of the clean answer minus that of the corrupt answer."""
+    return outcomes.logit_difference(logits, pair.answer, pair.corrupt_answer)
+
+
+def probability(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
+    """Probability of the clean answer."""
+    return outcomes.probability(logits, pair.answer)
+
+
+def log_probability(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
+    """Logarithm of the probability of the clean answer, nats."""
+    index = pair.answer[:, None]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[:, 0]
+
+
+def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
+    """1 where the clean answer has the highest logit, else 0; a tie counts against it."""
+    return outcomes.answers_with(logits, pair.answer).astype(logits.dtype)
+
+
+def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
+    """KL(clean run || this run), nats."""
+    return outcomes.divergence(logits, pair.clean_logits)
+
+
+METRICS: Mapping[str, Metric] = {
+    "logit_difference": logit_difference,
+    "probability": probability,
+    "log_probability": log_probability,
+    "accuracy": accuracy,
+    "divergence": divergence,
+}
+"""The built-in metrics, by name."""
+
+
+def find_metrics(which: Sequence[str | Metric]) -> list[functions.Named]:
+    """The functions behind names of `METRICS`, import paths, or the functions themselves.
+
+    Raises:
+      InputError: none is given, one is not found, or two have the same name.
+    """
+    found = [functions.find(one, METRICS, "metric") for one in which]
+    names = [one.name for one in found]
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"metrics are {names}; give at least one, and each once")
+    return found
+
+
+def check_metric(found: functions.Named, n_pos: int, d_vocab: int) -> None:
+    """Raise an `InputError` where a metric does not return a number for each example.
+
+    The function is traced with shapes only; nothing is compiled.
+    """
+    count = n_pos + d_vocab + 1  # no other axis has this size
+    prompt = jax.ShapeDtypeStruct((count, n_pos), jnp.int32)
+    token = jax.ShapeDtypeStruct((count,), jnp.int32)
+    logits = jax.ShapeDtypeStruct((count, d_vocab), jnp.float32)
+
+    def called(prompt: Array, token: Array, logits: Array) -> Any:
+        return found.call(logits, PairBatch(prompt, prompt, token, token, logits, logits))
+
+    made = jax.eval_shape(called, prompt, token, logits)
+    shape = getattr(made, "shape", None)
+    if shape != (count,):
+        what = type(made).__name__ if shape is None else f"an array of shape {list(shape)}"
+        raise InputError(
+            f"metric {found.name} returned {what} for logits of shape [{count}, {d_vocab}]; it "
+            f"must return one number for each example, shape [{count}]"
+        )
+    if not jnp.issubdtype(made.dtype, jnp.floating):
+        raise InputError(
+            f"metric {found.name} returned numbers of type {made.dtype}; it must return floats"
+        )
+
+
+def over_cells(
+    metrics: Sequence[functions.Named],
+    logits: Float[Array, "*cell example d_vocab"],
+    pair: PairBatch,
+) -> Float[Array, "metric *cell example"]:
+    """All metrics of a grid of patches."""
+    cells = logits.reshape(-1, *logits.shape[-2:])
+    found = [jax.vmap(partial(_of_cell, metric.call, pair))(cells) for metric in metrics]
+    return jnp.stack(found).reshape(len(metrics), *logits.shape[:-1])
+
+
+def _of_cell(metric: Metric, pair: PairBatch, logits: Logits) -> Float[Array, " example"]:
+    return metric(logits, pair)

@@ -1,0 +1,120 @@
+"""The form of instruments that take pairs of prompts and metrics as options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching.metrics import (
+    Metric,
+    PairBatch,
+    check_metric,
+    find_metrics,
+)
+from implicit_reasoning.analysis.patching.pairs import PairsFunction, find_pairs, make_pairs
+from implicit_reasoning.analysis.rest import final_logits
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.worlds import Dataset
+
+_SEED = 0
+
+
+class PairInstrument(Instrument):
+    """An instrument over pairs of prompts, with metrics; both are options of its results.
+
+    Attributes:
+      pairs: the function that makes the pairs.
+      metrics: the metrics, in the order of the dimension `metric`.
+    """
+
+    def __init__(
+        self,
+        pairs: str | PairsFunction = "bridge",
+        metrics: Sequence[str | Metric] = ("logit_difference", "probability"),
+    ):
+        """Find the functions.
+
+        Args:
+          pairs: a name of `pairs.PAIRS`, an import path, or a function.
+          metrics: names of `metrics.METRICS`, import paths, or functions.
+
+        Raises:
+          InputError: a function is not found.
+        """
+        self.pairs, self.metrics = find_pairs(pairs), find_metrics(metrics)
+
+    def options(self) -> dict[str, Any]:
+        """Name and source of every function."""
+        return {
+            "pairs": self.pairs.identity(),
+            "metrics": [metric.identity() for metric in self.metrics],
+        }
+
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """The pairs, each with another pair of its group; all functions are checked here.
+
+        Raises:
+          InputError: a function returns something else than pairs, or numbers for each example.
+        """
+        pairs = make_pairs(self.pairs, dataset, model)
+        for metric in self.metrics:
+            check_metric(metric, pairs.clean.shape[1], model.spec.d_vocab)
+        other = another_of_group(pairs.group)
+        return Examples(
+            {
+                "clean": pairs.clean,
+                "corrupt": pairs.corrupt,
+                "answer": pairs.answer,
+                "corrupt_answer": pairs.corrupt_answer,
+                "other_clean": pairs.clean[other],
+                "other_corrupt": pairs.corrupt[other],
+                "member": pairs.group[:, None] == np.arange(len(pairs.groups)),
+            },
+            groups=tuple(pairs.groups),
+            group=pairs.group,
+            clusters=pairs.clusters,
+            coords={
+                "pos": tuple(pairs.positions),
+                "metric": tuple(metric.name for metric in self.metrics),
+            },
+        )
+
+
+def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
+    """The pairs of `PairInstrument.examples`, with the logits of both prompts; traced."""
+    clean, corrupt, answer, corrupt_answer = (
+        jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
+    )
+    said = (final_logits(model, params, tokens) for tokens in (clean, corrupt))
+    return PairBatch(clean, corrupt, answer, corrupt_answer, *said)
+
+
+def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
+    """For every pair another one of its group, at random; itself where it is alone there."""
+    random, other = np.random.default_rng(_SEED), np.empty_like(group)
+    for number in np.unique(group):
+        members = random.permutation(np.flatnonzero(group == number))
+        other[members] = np.roll(members, 1)
+    return other
+
+
+def mean_by_group(
+    values: Float[Array, "*batch example"],
+    counted: Bool[Array, "*batch example"],
+    member: Bool[np.ndarray | Array, "example group"],
+) -> Float[Array, "*batch example"]:
+    """For every example the mean of `values` over the examples of its group that are counted.
+
+    0 where none is counted.
+    """
+    of_group = jnp.asarray(member).astype(values.dtype)
+    sums, counts = (
+        jnp.einsum("...e,eg->...g", x, of_group)
+        for x in (jnp.where(counted, values, 0), counted.astype(values.dtype))
+    )
+    return jnp.einsum("...g,eg->...e", sums / jnp.maximum(counts, 1), of_group)

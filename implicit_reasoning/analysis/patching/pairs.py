@@ -1,0 +1,230 @@
+"""Pairs of prompts, clean and corrupt: what patching and attribution compare.
+
+The two prompts of a pair have equal length, so a position means the same place in both. The clean
+prompt has one answer and the corrupt prompt another. Where the value of a site in one run replaces
+that in the other run, the answer shows whether what differs between the prompts passes that site.
+
+A function makes the pairs of a dataset: one of `PAIRS`, or a function of the user's own, found by
+import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.patching import functions
+from implicit_reasoning.analysis.patching.choices import GROUPS, choose_pairs, replacements
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Transformer
+from implicit_reasoning.worlds import Dataset
+from implicit_reasoning.worlds.clusters import clusters_of
+from implicit_reasoning.worlds.dataset import world_of
+
+_MOST = 150  # pairs of a group
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of prompts; arrays of numpy, or nested lists.
+
+    Attributes:
+      clean: int [pair, pos], tokens. The answer follows the last position.
+      corrupt: int [pair, pos].
+      answer: int [pair], the token that answers the clean prompt.
+      corrupt_answer: int [pair], the token that answers the corrupt prompt.
+      positions: names of the positions; numbers where it is empty.
+      groups: names of the groups that outcomes are averaged in, such as splits.
+      group: int [pair], the group of each pair; all are in the first one where it is None.
+      clusters: int [pair], what a pair is a repetition of, such as a bridge or a fact: the unit of
+        every interval. Each pair is its own cluster where it is None.
+    """
+
+    clean: Any
+    corrupt: Any
+    answer: Any
+    corrupt_answer: Any
+    positions: Sequence[str] = ()
+    groups: Sequence[str] = ("pairs",)
+    group: Any = None
+    clusters: Any = None
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+PairsFunction = Callable[[Dataset], Pairs]
+
+
+def bridge_pairs(dataset: Dataset) -> Pairs:
+    """A trained question, and a question with another first fact and the same last relation.
+
+    The groups are those of `cross_query`; its composed question is the corrupt prompt. In all
+    groups but "same bridge" the bridges and the answers differ. A pair's cluster is the bridge of
+    the corrupt prompt.
+    """
+    need_chains(dataset)
+    found = choose_pairs(dataset)
+    keep = np.concatenate(
+        [np.flatnonzero(found.group == number)[:_MOST] for number in range(len(GROUPS))]
+    )
+    target, composed = found.target.only(keep), found.composed.only(keep)
+    return Pairs(
+        clean=questions.tokens_of(dataset, target.parts),
+        corrupt=questions.tokens_of(dataset, composed.parts),
+        answer=target.answer,
+        corrupt_answer=composed.answer,
+        positions=dataset.positions,
+        groups=GROUPS,
+        group=found.group[keep],
+        clusters=world_of(dataset).facts.tail[composed.facts[:, 0]],
+    )
+
+
+def exchange_pairs(token: str, dataset: Dataset) -> Pairs:
+    """A question, and the same one with one token exchanged such that its answer is another.
+
+    The pairs are those of the counterfactual tokens of `corruption`; the groups are the splits of
+    chains, and a pair's cluster is the bridge of the clean prompt.
+
+    Args:
+      token: its position, such as "r1".
+      dataset: a task of chains.
+    """
+    need_chains(dataset)
+    if token not in dataset.positions:
+        raise NotApplicable(
+            f"pairs 'exchange_{token}': prompts of this task have the positions "
+            f"{', '.join(dataset.positions)}"
+        )
+    place, splits = dataset.positions.index(token), chain_splits(dataset)
+    rows, group = choose_rows(dataset, splits, _MOST)
+    asked = questions.questions_of(dataset, rows)
+    part = questions.spelt_order(dataset)[place]
+    new, answer = (x[part] for x in replacements(dataset, asked, np.random.default_rng(_SEED)))
+    keep = np.flatnonzero(answer >= 0)
+    clean = questions.tokens_of(dataset, asked.parts)[keep]
+    corrupt = clean.copy()
+    corrupt[:, place] = new[keep]
+    return Pairs(
+        clean=clean,
+        corrupt=corrupt,
+        answer=asked.answer[keep],
+        corrupt_answer=answer[keep],
+        positions=dataset.positions,
+        groups=splits,
+        group=group[keep],
+        clusters=clusters_of(dataset, rows)[keep],
+    )
+
+
+PAIRS: Mapping[str, PairsFunction] = {
+    "bridge": bridge_pairs,
+    **{f"exchange_{token}": partial(exchange_pairs, token) for token in ("e1", "r1", "r2", "r3")},
+}
+"""The built-in pairs, by name."""
+
+
+def find_pairs(which: str | PairsFunction) -> functions.Named:
+    """The function behind a name of `PAIRS`, an import path, or the function itself."""
+    return functions.find(which, PAIRS, "pairs")
+
+
+def make_pairs(found: functions.Named, dataset: Dataset, model: Transformer) -> Pairs:
+    """Call a pairs function and check what it returns.
+
+    Returns:
+      The pairs, with arrays in place of lists, and with the defaults filled in.
+
+    Raises:
+      InputError: it does not return pairs that the model can read; the function is named.
+    """
+    made = found.call(dataset)
+    if not isinstance(made, Pairs):
+        raise InputError(
+            f"pairs function {found.name} returned {type(made).__name__}; it must return "
+            "implicit_reasoning.analysis.Pairs"
+        )
+    try:
+        return _checked(made, model)
+    except _Fault as fault:
+        raise InputError(f"pairs function {found.name}: {fault}") from None
+
+
+class _Fault(Exception):
+    """What is wrong with pairs, in words."""
+
+
+def _checked(made: Pairs, model: Transformer) -> Pairs:
+    clean, corrupt = _prompts(made, model)
+    count, n_pos = clean.shape
+    answer, corrupt_answer = (
+        _tokens(getattr(made, name), name, (count,), model) for name in ("answer", "corrupt_answer")
+    )
+    positions = tuple(made.positions) or tuple(map(str, range(n_pos)))
+    if len(positions) != n_pos or len(set(positions)) != n_pos:
+        raise _Fault(f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} names")
+    groups = tuple(made.groups)
+    group = np.zeros(count, np.int64) if made.group is None else _whole(made.group, "group")
+    clusters = np.arange(count) if made.clusters is None else _whole(made.clusters, "clusters")
+    for name, values in (("group", group), ("clusters", clusters)):
+        if values.shape != (count,):
+            raise _Fault(f"{name} has shape {values.shape}; {count} pairs need ({count},)")
+        if (values < 0).any():
+            raise _Fault(f"{name} has {values.min()}; numbers of groups and clusters begin at 0")
+    if not groups or group.max() >= len(groups):
+        raise _Fault(f"a pair is in group {group.max()}, and there are {len(groups)} groups")
+    return Pairs(
+        clean, corrupt, answer, corrupt_answer, positions, groups, group, clusters.astype(np.int64)
+    )
+
+
+def _prompts(made: Pairs, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
+    clean, corrupt = _whole(made.clean, "clean"), _whole(made.corrupt, "corrupt")
+    if clean.ndim != 2 or not clean.size:
+        raise _Fault(
+            f"clean has shape {clean.shape}; it must be [pair, pos] with at least one pair"
+        )
+    if corrupt.ndim == 2 and corrupt.shape[1] != clean.shape[1]:
+        raise _Fault(
+            f"clean prompts have {clean.shape[1]} tokens and corrupt prompts {corrupt.shape[1]}; "
+            "both need the same length, so that a position is the same place in both"
+        )
+    if clean.shape[1] > model.spec.n_ctx:
+        raise _Fault(
+            f"prompts have {clean.shape[1]} tokens; the model reads at most {model.spec.n_ctx}"
+        )
+    return _tokens(clean, "clean", clean.shape, model), _tokens(
+        corrupt, "corrupt", clean.shape, model
+    )
+
+
+def _tokens(values: Any, name: str, shape: tuple[int, ...], model: Transformer) -> np.ndarray:
+    tokens, vocabulary = _whole(values, name), model.spec.d_vocab
+    if tokens.shape != shape:
+        raise _Fault(f"{name} has shape {tokens.shape}; its shape must be {shape}")
+    wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary))
+    if len(wrong):
+        raise _Fault(
+            f"{name} of pair {wrong[0][0]} has token {tokens[tuple(wrong[0])]}; the model's tokens "
+            f"are 0 to {vocabulary - 1}"
+        )
+    return tokens.astype(np.int32)
+
+
+def _whole(values: Any, name: str) -> np.ndarray:
+    try:
+        found = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise _Fault(f"{name} has rows of different lengths; it must be a rectangle") from None
+    if found.dtype.kind not in "iu":
+        raise _Fault(f"{name} has the type {found.dtype}; it must have whole numbers")
+    return found
