@@ -318,6 +318,42 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
 
 
+def max_statistic_p_values(
+    observed: Float[np.ndarray, " cell"], null: Float[np.ndarray, "draw cell"]
+) -> Float[np.ndarray, " cell"]:
+    """Return p-values that are corrected for the number of cells (neurons, edges, features).
+
+    Each cell is compared with the largest statistic of all cells in every draw of the null:
+    `(1 + #(max null >= observed)) / (1 + draws)`, one-sided. Where all cells are as in the null,
+    the chance that any p-value is at most alpha is at most alpha (the family-wise error rate),
+    however cells depend on each other; `draws` must be at least 1 / alpha - 1.
+
+    Args:
+      observed: a statistic for each cell. Statistics of all cells should have one scale, because
+        the cell that varies most sets the threshold.
+      null: the same under the null, such as with shuffled truth; all cells of a draw are of one
+        shuffle.
+
+    Returns:
+      float64 [cell]. A cell with a nan, observed or in a draw, is left out and has p-value nan.
+
+    Raises:
+      InputError: another number of cells in the null, or no draw.
+
+    Source: Westfall and Young 1993, *Resampling-Based Multiple Testing* (single step).
+    """
+    if null.shape[1:] != observed.shape or not len(null):
+        raise InputError(
+            f"the null needs draws of {len(observed)} cells, was given the shape {null.shape}"
+        )
+    there = np.isfinite(observed) & np.isfinite(null).all(0)
+    largest = np.sort(null[:, there].max(1, initial=-np.inf))
+    reached = len(largest) - np.searchsorted(largest, observed[there], side="left")
+    found = np.full(observed.shape, np.nan)
+    found[there] = (1 + reached) / (1 + len(largest))
+    return found
+
+
 def _numbers(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any, Any]:
     """Ends of the interval of a mean of numbers; see `ClusterIntervals`."""
     degrees = np.maximum(_equal_clusters(sizes) - 1, 1)

@@ -12,6 +12,7 @@ from implicit_reasoning.statistics import (
     ClusterIntervals,
     clopper_pearson,
     clustered_interval,
+    max_statistic_p_values,
     mean_over_seeds,
     p_value,
     permutation_null,
@@ -244,6 +245,44 @@ def test_p_value_counts_ties_and_is_never_zero():
 def test_p_value_refuses_nan(observed, null):
     with pytest.raises(InputError, match="nan"):
         p_value(observed, np.array(null))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_among_many_cells_the_chance_of_any_false_claim_is_the_level(shared):
+    """500 cells that depend on each other or not; without a correction one is nearly sure."""
+    rng, trials, n_cells = np.random.default_rng(0), 400, 500
+    wrong, uncorrected = 0, 0
+    for _ in range(trials):
+        draws = rng.normal(size=(40, n_cells)) + shared * rng.normal(size=(40, 1))
+        observed, null = draws[0], draws[1:]
+        wrong += (max_statistic_p_values(observed, null) <= 0.05).any()
+        uncorrected += ((1 + (null >= observed).sum(0)) / 40 <= 0.05).any()
+    # 20 expected, standard deviation 4.4.
+    assert 6 <= wrong <= 34
+    assert uncorrected > 300
+
+
+def test_among_many_cells_large_effects_are_found_and_others_are_not():
+    rng = np.random.default_rng(1)
+    found = np.zeros(500)
+    for _ in range(50):
+        null = rng.normal(size=(39, 500))
+        observed = rng.normal(size=500) + 7.0 * (np.arange(500) < 20)
+        found += max_statistic_p_values(observed, null) <= 0.05
+    assert found[:20].mean() > 0.98 * 50 and found[20:].sum() <= 8
+
+
+def test_corrected_p_values_by_hand():
+    null = np.array([[1.0, 5.0], [2.0, 0.0], [0.0, 3.0]])  # largest: 5, 2, 3
+    np.testing.assert_allclose(max_statistic_p_values(np.array([3.0, 6.0]), null), [0.75, 0.25])
+    # What is not there neither counts nor matters to the others.
+    with_nan = np.column_stack([null, [9.0, 9.0, math.nan]])
+    found = max_statistic_p_values(np.array([3.0, 6.0, 9.0]), with_nan)
+    np.testing.assert_allclose(found, [0.75, 0.25, math.nan])
+    one = max_statistic_p_values(np.array([2.0]), null[:, :1])
+    assert one == [p_value(2.0, null[:, 0])]
+    with pytest.raises(InputError, match="draws of 1 cells"):
+        inspect.unwrap(max_statistic_p_values)(np.zeros(1), null)
 
 
 def test_bad_input_to_a_null():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from implicit_reasoning.model import Spec
-from implicit_reasoning.model.transformer import Block
+from implicit_reasoning.model.blocks import GPT2Block
 
 
 def run_flops(spec: Spec, prompts: int, n_pos: int, *, logits_at: int) -> float:
     """A forward pass; logits at some positions only (a compiler drops the others)."""
-    blocks = spec.depth * Block.flops(spec, n_pos, n_pos)
+    blocks = spec.depth * GPT2Block.flops(spec, n_pos, n_pos)
     return float(prompts * (blocks + logits_at * readout_flops(spec)))
 
 
 def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
     """A forward pass whose last block is at the last position only, and logits there."""
-    blocks = (spec.depth - 1) * Block.flops(spec, n_pos, n_pos) + Block.flops(spec, n_pos, 1)
+    blocks = (spec.depth - 1) * GPT2Block.flops(spec, n_pos, n_pos) + GPT2Block.flops(
+        spec, n_pos, 1
+    )
     return float(prompts * (blocks + readout_flops(spec)))
 
 

@@ -42,8 +42,8 @@ from peer import Peer
 from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model.blocks import GPT2Block
 from implicit_reasoning.model.interchange import save_gpt2
-from implicit_reasoning.model.transformer import Block
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import matmul_peak
@@ -218,7 +218,7 @@ def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> N
 
 def whole_flops(spec: Spec, batch_size: int, n_pos: int) -> float:
     """FLOPs of a step that runs every block, and the unembedding, at every position."""
-    blocks = spec.depth * Block.flops(spec, n_pos, n_pos)
+    blocks = spec.depth * GPT2Block.flops(spec, n_pos, n_pos)
     return 3.0 * batch_size * (blocks + 2 * n_pos * spec.d_model * spec.d_vocab)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.units import State, Unit, WholeModel, unit_from_json
+from implicit_reasoning.statistics import max_statistic_p_values
 
 _OF_STATES = {
     "decodable": "the variable can be read from the state at (layer, position)",
@@ -175,6 +177,46 @@ def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.D
     low = result[f"{name}_low"].sel(of_outcome, drop=True)
     mean, high = (result[f"{name}{end}"].sel(of_null, drop=True) for end in ("", "_high"))
     return (low >= TIMES_CHANCE * mean) & (low > high)
+
+
+def claimed_units(
+    kind: str,
+    variable: str,
+    observed: xr.DataArray,
+    null: xr.DataArray,
+    unit: Callable[..., Unit],
+    *,
+    error_rate: float = 0.05,
+) -> set[Claim]:
+    """The claims about units that are above the null, corrected for how many units there are.
+
+    The chance of any false claim is at most `error_rate` where no unit differs from the null; see
+    `statistics.max_statistic_p_values`.
+
+    Args:
+      kind: of the claims.
+      variable: that they are about.
+      observed: a statistic for each unit; its dimensions, in order, are the arguments of `unit`.
+      null: the same dimensions, and "draw": the statistic in every draw of the null.
+      unit: makes the unit of a cell from its labels, as in `lambda layer, neuron: Neuron(...)`.
+      error_rate: chance of a false claim.
+
+    Raises:
+      InputError: fewer draws than could ever reach `error_rate`.
+    """
+    draws = null.sizes["draw"]
+    if draws < round(1 / error_rate) - 1:
+        raise InputError(
+            f"an error rate of {error_rate} needs {round(1 / error_rate) - 1} draws of the null, "
+            f"there are {draws}"
+        )
+    cells = observed.stack(cell=observed.dims)
+    nulls = null.stack(cell=observed.dims).transpose("draw", "cell").sel(cell=cells.cell)
+    p_values = max_statistic_p_values(
+        cells.values.astype(np.float64), nulls.values.astype(np.float64)
+    )
+    chosen = cells.cell.values[p_values <= error_rate]
+    return {Claim(kind, variable, unit(*map(_plain, labels))) for labels in chosen}
 
 
 def claimed(kind: str, there: xr.DataArray) -> set[Claim]:

@@ -50,6 +50,8 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
     do not name their intervals have percentiles of a bootstrap by first fact.
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
+    if isinstance(was.get("model"), Mapping):  # kept before there were other blocks
+        was["model"] = {"block": "gpt2"} | dict(was["model"])
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 

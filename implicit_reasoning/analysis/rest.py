@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model import HookContext, Params, Transformer
-from implicit_reasoning.model.wirings import forward_at, run_block_at
+from implicit_reasoning.model.wirings import forward_at
 
 
 def final_logits(
@@ -26,7 +26,7 @@ def answer_logits(
     for later in range(layer, depth - 1):
         resid = network.block(later)(resid, HookContext())
     if layer < depth:
-        resid = run_block_at(network.block(depth - 1), resid, None, HookContext())
+        resid = network.block(depth - 1).at(resid, None, HookContext())
     return network.readout(resid[:, -1], HookContext())
 
 

@@ -42,7 +42,8 @@ from implicit_reasoning.dictionaries.states import Split, states
 from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
 from implicit_reasoning.dictionaries.train import train_members
 from implicit_reasoning.model import Params
-from implicit_reasoning.model.layers import ACTIVATIONS
+from implicit_reasoning.model.blocks import GPT2Block
+from implicit_reasoning.model.blocks.mlp import ACTIVATIONS
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
@@ -230,6 +231,8 @@ def _mlp(run: Run, member: Member, k: int) -> tuple[Finished, Params] | None:
     if write == block or read not in (f"{block}ln2.hook_normalized", f"{block}hook_resid_mid"):
         return None
     if read.endswith("hook_resid_mid") and run.model.spec.normalization != "none":
+        return None
+    if not issubclass(run.model.block, GPT2Block):
         return None
     number = int(block.split(".")[1]) % run.model.spec.n_layers
     weights = {n: v[0] for n, v in run.params(member.steps)["blocks"][str(number)]["mlp"].items()}

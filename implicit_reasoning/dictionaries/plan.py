@@ -133,14 +133,13 @@ def _kind(model: Transformer, config: ConfigDict, sites: Sites, n_steps: int) ->
 
 def _width(model: Transformer, site: str) -> int:
     """Numbers at one position of a site."""
-    sizes = {"d_model": model.spec.d_model, "d_mlp": model.spec.d_mlp}
     dims = model.sites[site]
-    if len(dims) != 3 or dims[-1] not in sizes:
+    if dims[:-1] != ("batch", "pos"):
         raise InputError(
             f"site {site!r} has the dimensions {', '.join(dims)}; a dictionary reads and writes "
-            "one vector of d_model or d_mlp numbers a position"
+            "one vector at each position"
         )
-    return sizes[dims[-1]]
+    return model.dims[dims[-1]]
 
 
 def _variant(config: ConfigDict) -> Variant:

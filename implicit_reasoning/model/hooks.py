@@ -1,8 +1,8 @@
-"""A model as TransformerLens's users know it: `run_with_cache`, `run_with_hooks`, hook names.
+"""TransformerLens's interface: `run_with_cache`, `run_with_hooks` and the names of hooks.
 
-For looking around by hand. Hooks run one operation at a time, outside any compiled program, so that
-they may print, branch and plot as they like - which is slow; what is to be measured over a grid or
-over checkpoints is written as `Edit`s, which compile once.
+It is for interactive use. Hooks run one operation at a time, outside compiled programs, so they may
+print, branch and plot, but they are slow. Measure grids and checkpoints with `Edit`s, which compile
+once.
 
 Source of the names and signatures: TransformerLens (HookedTransformer, ActivationCache).
 """
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.edits import Edit, HookContext
 from implicit_reasoning.model.sites import check_sites
 from implicit_reasoning.model.tokens import check_tokens
@@ -28,13 +29,13 @@ Filter = str | Collection[str] | Callable[[str], bool] | None
 
 
 class HookPoint(NamedTuple):
-    """What a hook is told of the place it runs at."""
+    """The site at which a hook runs."""
 
     name: str
 
     @property
     def layer(self) -> int:
-        """The block's number; -1 outside of blocks."""
+        """The number of the block; -1 outside blocks."""
         found = re.match(r"blocks\.(\d+)\.", self.name)
         return int(found[1]) if found else -1
 
@@ -54,18 +55,18 @@ class Hooked:
 
     def __call__(self, tokens: Int[Array | np.ndarray, "batch pos"]) -> Float[Array, "..."]:
         """Logits, [batch, pos, d_vocab]; an `InputError` for a token that does not exist."""
-        check_tokens(tokens, self.model.spec.d_vocab)  # `_forward` is compiled: it cannot look
+        check_tokens(tokens, self.model.spec.d_vocab)  # not possible in a compiled program
         logits: Array = self._forward(self.params, tokens)[0]
         return logits
 
     def run_with_cache(
         self, tokens: Int[Array | np.ndarray, "batch pos"], names_filter: Filter = None
     ) -> tuple[Float[Array, "batch pos d_vocab"], Cache]:
-        """Logits and the values at sites: all of them, or those that the filter names.
+        """Logits, and the values of all sites or of those that the filter selects.
 
         Args:
           tokens: the prompts.
-          names_filter: a site, several, or a function of a site's name that says which.
+          names_filter: a site, several sites, or a predicate of a site's name.
 
         Raises:
           InputError: a token or a site that the model does not have.
@@ -80,7 +81,7 @@ class Hooked:
         tokens: Int[Array | np.ndarray, "batch pos"],
         fwd_hooks: Sequence[tuple[Filter, Hook]] = (),
     ) -> Float[Array, "batch pos d_vocab"]:
-        """Logits of a run in which hooks see, and may replace, the values at sites.
+        """Logits of a run in which hooks read, and may replace, the values of sites.
 
         Args:
           tokens: the prompts.
@@ -96,7 +97,7 @@ class Hooked:
         return self.model.forward(self.params, tokens, edits=edits)[0]
 
     def sites(self, names: Filter) -> tuple[str, ...]:
-        """The sites that a filter names, in the order of the forward pass."""
+        """The sites that a filter selects, in the order of the forward pass."""
         table = self.model.sites
         if names is None:
             return tuple(table)
@@ -137,14 +138,15 @@ class Cache(Mapping[str, Array]):
         return len(self._values)
 
     def accumulated_resid(self) -> tuple[Float[Array, "layer batch pos d_model"], list[str]]:
-        """The residual before each block and after the last, with labels: the lens's input."""
+        """The residual before each block and after the last one, with labels."""
         depth = self._hooked.model.spec.depth
         states = [self["resid_pre", layer] for layer in range(depth)]
         states.append(self["resid_post", depth - 1])
         return jnp.stack(states), [f"{layer}_pre" for layer in range(depth)] + ["final_post"]
 
     def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
-        """What was written to the residual, by writer: their sum is the last residual."""
+        """The terms whose sum is the last residual, with labels: embeddings and block outputs."""
+        require_gpt2(self._hooked.model.spec, "decompose_resid")
         parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
         for layer in range(self._hooked.model.spec.depth):
             parts[f"{layer}_attn_out"] = self["attn_out", layer]
@@ -152,7 +154,7 @@ class Cache(Mapping[str, Array]):
         return jnp.stack(list(parts.values())), list(parts)
 
 
-# Where a short name's hook is, within a block.
+# The module of a block that has the hook of a short name.
 _IN_ATTENTION = ("q", "k", "v", "z", "attn_scores", "pattern", "result")
 _IN_MLP = ("pre", "post")
 _IN_NORM = ("scale", "normalized")
@@ -161,13 +163,12 @@ _ALIASES |= {"mlp_pre": "pre", "mlp_mid": "post", "mlp_post": "post"}
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
-    """The whole name of a site from a short one: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
+    """The full name of a site: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
 
     Args:
-      name: short, such as "resid_post", "q", "pattern", "mlp_out", "normalized"; or whole.
-      layer: of the block, None for what is outside of blocks.
-      layer_type: "ln1" or "ln2", for "scale" and "normalized"; elsewhere ("a", "m") it says
-        nothing new.
+      name: short, such as "resid_post", "q", "pattern", "mlp_out", "normalized"; or full.
+      layer: of the block; None outside blocks.
+      layer_type: "ln1" or "ln2" for "scale" and "normalized"; ignored for other names.
     """
     if "." in name or name.startswith("hook_"):
         return name

@@ -36,6 +36,8 @@ class Spec:
         sqrt(2 depth), biases are zero (GPT-2).
       dtype: of activations inside attention and MLP; parameters and the residual are float32.
       precision: of matrix products (`highest` is true float32 on every device).
+      block: `gpt2`, or the import path of a subclass of `blocks.Block`, which is free in its use of
+        `n_heads`, `d_mlp` and `act_fn`.
     """
 
     d_vocab: int
@@ -54,6 +56,7 @@ class Spec:
     init_std: float = 0.02
     dtype: str = "float32"
     precision: str = "highest"
+    block: str = "gpt2"
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads", "d_mlp", "n_loops"):

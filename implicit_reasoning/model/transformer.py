@@ -18,17 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.blocks import Block, find_block
+from implicit_reasoning.model.blocks.norm import norm_class, norm_sites
 from implicit_reasoning.model.blocks.parameters import Parameter, within
 from implicit_reasoning.model.edits import Edits, HookContext, added_sites, expand_to_rank
-from implicit_reasoning.model.layers import (
-    MLP,
-    Attention,
-    Embed,
-    PosEmbed,
-    Unembed,
-    norm_class,
-)
-from implicit_reasoning.model.sites import Dims, check_sites, site_table
+from implicit_reasoning.model.embeddings import Embed, PosEmbed, Unembed
+from implicit_reasoning.model.sites import RESID, Dims, check_sites
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 
@@ -37,9 +32,21 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Transformer:
-    """A GPT-2-style decoder of a given shape; hashable, and static under `jax.jit`."""
+    """A decoder of a given shape; hashable, and static under `jax.jit`.
+
+    Raises:
+      InputError: there is no block of the spec's name.
+    """
 
     spec: Spec
+
+    def __post_init__(self) -> None:
+        find_block(self.spec.block)
+
+    @property
+    def block(self) -> type[Block]:
+        """The class of its blocks: what they compute, and their sites, parameters and costs."""
+        return find_block(self.spec.block)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters (GPT-2's initialisation), float32."""
@@ -123,14 +130,7 @@ class Transformer:
     @property
     def dims(self) -> dict[str, int]:
         """Sizes of the dimensions that the spec fixes."""
-        spec = self.spec
-        return {
-            "d_model": spec.d_model,
-            "head": spec.n_heads,
-            "d_head": spec.d_head,
-            "d_mlp": spec.d_mlp,
-            "one": 1,
-        }
+        return {"d_model": self.spec.d_model, "one": 1, **self.block.dims(self.spec)}
 
 
 class Network(nnx.Module):
@@ -139,15 +139,16 @@ class Network(nnx.Module):
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.embed = Embed(spec, rngs)
         self.pos_embed = PosEmbed(spec, rngs)
-        self.blocks = nnx.List([Block(spec, rngs) for _ in range(spec.n_layers)])
+        block = find_block(spec.block)
+        self.blocks = nnx.List([block(spec, rngs) for _ in range(spec.n_layers)])
         self.ln_final = norm_class(spec)(spec, rngs)
         self.unembed = Unembed(spec, rngs)
         self.spec = spec
 
     def embedding(
-        self, tokens: Int[Array | np.ndarray, "batch pos"], hooks: HookContext, *, first: int = 0
+        self, tokens: Int[Array | np.ndarray, "batch pos"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """Token plus position embeddings; `first` is the position of the first token.
+        """Token plus position embeddings.
 
         Raises:
           InputError: a token the model does not have, if tokens are not traced.
@@ -156,7 +157,7 @@ class Network(nnx.Module):
         tokens = jnp.asarray(tokens)
         # One-hot products would be exact too, but a gather moves far fewer bytes.
         embedded = hooks("hook_embed", self.embed.W_E[...][tokens])
-        positions = self.pos_embed.W_pos[...][first : first + tokens.shape[1]]
+        positions = self.pos_embed.W_pos[...][: tokens.shape[1]]
         positions = jnp.broadcast_to(positions[None], embedded.shape)
         return embedded + hooks("hook_pos_embed", positions)
 
@@ -185,90 +186,6 @@ class Network(nnx.Module):
         return logits + expand_to_rank(self.unembed.b_U[...], logits)
 
 
-class Block(nnx.Module):
-    """Attention and MLP around a residual, each reading a normalised copy."""
-
-    def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        self.ln1 = norm_class(spec)(spec, rngs)
-        self.attn = Attention(spec, rngs)
-        self.ln2 = norm_class(spec)(spec, rngs)
-        self.mlp = MLP(spec, rngs)
-        self.n_heads = spec.n_heads
-
-    @staticmethod
-    def parameters(spec: Spec) -> dict[str, Parameter]:
-        """What every parameter of a block is."""
-        norm = norm_class(spec).parameters(spec)
-        return {
-            **within("ln1", norm),
-            **within("attn", Attention.parameters(spec)),
-            **within("ln2", norm),
-            **within("mlp", MLP.parameters(spec)),
-        }
-
-    @staticmethod
-    def flops(spec: Spec, n_keys: int, n_queries: int) -> int:
-        """FLOPs of the forward products of one row.
-
-        Args:
-          spec: of the model.
-          n_keys: positions whose keys and values are computed.
-          n_queries: positions at which everything else is computed.
-        """
-        heads = spec.n_heads * spec.d_head
-        square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
-        projections = 2 * square * n_keys + 2 * square * n_queries  # keys, values; queries, outputs
-        attention = 2 * n_queries * n_keys * heads  # scores and mixing
-        return 2 * (projections + attention + 2 * mlp * n_queries)
-
-    def __call__(
-        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
-    ) -> Float[Array, "batch pos d_model"]:
-        """The ordinary wiring: queries, keys and values all read this residual."""
-        resid = hooks("hook_resid_pre", resid)
-        query_in, key_in, value_in = self.attention_inputs(resid, hooks)
-        attn_out = self.attn(query_in, key_in, value_in, hooks.within("attn."))
-        return self.after_attention(resid, attn_out, hooks)
-
-    def after_attention(
-        self,
-        resid: Float[Array, "batch pos d_model"],
-        attn_out: Float[Array, "batch pos d_model"],
-        hooks: HookContext,
-    ) -> Float[Array, "batch pos d_model"]:
-        """The second half of a block: add what attention wrote, then the MLP."""
-        resid = hooks("hook_resid_mid", resid + hooks("hook_attn_out", attn_out))
-        mlp_in = self.ln2(hooks("hook_mlp_in", resid), hooks.within("ln2."))
-        mlp_out = hooks("hook_mlp_out", self.mlp(mlp_in, hooks.within("mlp.")))
-        return hooks("hook_resid_post", resid + mlp_out)
-
-    def attention_inputs(
-        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
-    ) -> tuple[Array, Array, Array]:
-        """Normalised query, key and value inputs; one for each head where such an input is edited.
-
-        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, as in
-        TransformerLens. If one is edited, the norm runs on every copy, and edits of `ln1` apply to
-        each: setting `ln1.hook_scale` to that of a clean run freezes it for all heads. `ln1` then
-        has no single value, so its sites cannot be returned or read.
-        """
-        edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
-        if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
-            copies = resid[:, :, None].repeat(self.n_heads, axis=2)
-            if hooks.asked("hook_attn_in"):
-                copies = hooks("hook_attn_in", copies)
-            split = [hooks(site, copies) for site in _PER_HEAD_INPUTS[1:]]
-        norm_hooks = hooks.within("ln1.")
-        if not edited:
-            normalized = self.ln1(resid, norm_hooks)
-            return normalized, normalized, normalized
-        query_in, key_in, value_in = (self.ln1(x, norm_hooks.per_head(axis=2)) for x in split)
-        return query_in, key_in, value_in
-
-
-_PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
-
-
 @functools.cache
 def _graphdef(spec: Spec) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: Network(spec, nnx.Rngs(0))))
@@ -278,15 +195,20 @@ def _graphdef(spec: Spec) -> Any:
 def _parameters(spec: Spec) -> dict[str, Parameter]:
     table = within("embed", Embed.parameters(spec))
     table |= within("pos_embed", PosEmbed.parameters(spec))
+    of_block = find_block(spec.block).parameters(spec)
     for layer in range(spec.n_layers):
-        table |= within(f"blocks.{layer}", Block.parameters(spec))
+        table |= within(f"blocks.{layer}", of_block)
     table |= within("ln_final", norm_class(spec).parameters(spec))
     return table | within("unembed", Unembed.parameters(spec))
 
 
 @functools.cache
 def _sites(spec: Spec) -> dict[str, Dims]:
-    return site_table(spec.depth, normalized=spec.normalization == "LN")
+    table: dict[str, Dims] = {"hook_embed": RESID, "hook_pos_embed": RESID}
+    of_block = find_block(spec.block).sites(spec)
+    for layer in range(spec.depth):
+        table |= within(f"blocks.{layer}", of_block)
+    return table | norm_sites("ln_final", spec)
 
 
 def _public(state: Params) -> Params:

@@ -14,7 +14,6 @@ import jax
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.model.transformer import Block
 from implicit_reasoning.worlds import Dataset
 
 
@@ -46,12 +45,13 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
       n_pos: positions of a row that the model sees.
       n_slots: supervised positions of a row.
     """
+    model = Transformer(spec)
     forward = batch_size * (
-        (spec.depth - 1) * Block.flops(spec, n_pos, n_pos)
-        + Block.flops(spec, n_pos, n_slots)
+        (spec.depth - 1) * model.block.flops(spec, n_pos, n_pos)
+        + model.block.flops(spec, n_pos, n_slots)
         + 2 * n_slots * spec.d_model * spec.d_vocab
     )
-    shapes = jax.eval_shape(Transformer(spec).init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return StepCost(forward, 3 * forward, parameters, 3 * 4 * parameters, 8 * 4 * parameters)
 

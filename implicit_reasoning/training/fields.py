@@ -28,6 +28,7 @@ FIELDS: dict[str, Field] = {
     "model.d_mlp": Field(int, "width of an MLP", 1, 2**20),
     "model.dropout": Field(float, "share of activations dropped while training", 0, 0.99),
     # Optional: the defaults of `model.Spec` hold, as in configurations from before these fields.
+    "model.block": Field(str, "'gpt2', or package.module:Class or file.py:Class", optional=True),
     "model.head_width": Field(int, "dimensions of a head; 0: d_model / n_heads", optional=True),
     "model.act_fn": Field(str, "'gelu_new' or 'relu'", optional=True),
     "model.normalization": Field(str, "'LN' or 'none'", optional=True),

@@ -57,11 +57,14 @@ class TrainingRows(NamedTuple):
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
-    """GPT-2's dropout as edits: embeddings, attention patterns, and both outputs of every block."""
+    """Dropout as edits: of the embeddings, and at the sites that the block names.
+
+    GPT-2's are the attention patterns, and the outputs of attention and MLP.
+    """
     sites = ["blocks.0.hook_resid_pre"] + [
         f"blocks.{layer}.{site}"
         for layer in range(model.spec.depth)
-        for site in ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")
+        for site in model.block.dropout_sites
     ]
     keys = jax.random.split(key, len(sites))
     return {

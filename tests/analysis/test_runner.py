@@ -107,6 +107,46 @@ def test_chunks_leave_little_to_fill_up(count, size):
     assert chunk_size(count) == size
 
 
+def test_parameters_come_to_the_device_once(subject):
+    """Asked for with the sharding of the program, used as they are; the reference once in all."""
+
+    class Compared(Probabilities):
+        reference = True
+
+        def measure(self, model, params, inputs, key):
+            found = super().measure(model, params, inputs, key)
+            return found | {"drawn": inputs["reference"]["embed"]["W_E"].sum()}
+
+    class Spied:
+        model, dataset, steps = subject.model, subject.dataset, subject.steps
+        asked, given = [], []
+
+        def params(self, steps=None, sharding=None):
+            found = subject.params(steps, sharding)
+            self.asked.append((tuple(steps), sharding))
+            self.given.append(found)
+            return found
+
+    class Watched(Runner):
+        used = []
+
+        def _program(self, params, material):
+            self.used.append((params, material.inputs["reference"]))
+            return super()._program(params, material)
+
+    spied, runner = Spied(), Watched(Compared(), subject.model)
+    result = measure(runner.instrument, spied, runner=runner, progress=False)
+    assert spied.asked[0] == ((10,), None)
+    assert [sharding for _, sharding in spied.asked[1:]] == [runner.stacked] * 2
+    for (used, reference), given in zip(runner.used, spied.given[1:], strict=True):
+        for one, other in zip(jax.tree.leaves(used), jax.tree.leaves(given), strict=True):
+            assert one.unsafe_buffer_pointer() == other.unsafe_buffer_pointer()
+        assert jax.tree.leaves(reference)[0] is jax.tree.leaves(runner.used[0][1])[0]
+        assert jax.tree.leaves(reference)[0].sharding.is_fully_replicated
+    last = subject.checkpoints[10]["embed"]["W_E"].sum()
+    np.testing.assert_allclose(result.drawn, [last] * 11, rtol=1e-5)
+
+
 def test_new_steps_are_merged_into_what_is_there(subject, result):
     first = measure(Probabilities(), subject, subject.steps[5:9], progress=False)
     rest = measure(Probabilities(), subject, subject.steps[:6], progress=False)

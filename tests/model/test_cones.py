@@ -11,7 +11,7 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Transformer, mask, wirings
-from implicit_reasoning.model.cones import cache_sites, patched_logits, state
+from implicit_reasoning.model.cones import cache_sites, patched_logits, state, value_at
 from tests.model.interchange.models import filled
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
@@ -175,15 +175,13 @@ def test_cones_that_start_inside_a_block_equal_forward(spec):
     @jax.jit
     def cones(params, cache, donor):
         starts = {}
+        network, sites = model.bind(params), model.block.part_sites
         for layer, pos in places:
-            attn, mlp, z = (f"blocks.{layer}.{n}" for n in INSIDE)
-            at = (model, params, cache, layer, pos)
-            cells = [
-                wirings.after_attn_out(*at, donor[attn][None, :, pos]),
-                wirings.after_mlp_out(model, cache, layer, pos, donor[mlp][None, :, pos]),
-                wirings.after_heads(*at, donor[z][:, pos]),
-            ]
-            starts[layer + 1, pos] = jnp.concatenate(cells)
+            own, other = (
+                {site: value_at(model, run, f"blocks.{layer}.{site}", pos) for site in sites}
+                for run in (cache, donor)
+            )
+            starts[layer + 1, pos] = network.block(layer).exchange_parts(own, other)
         return patched_logits(model, params, cache, starts)
 
     found = cones(made.params, made.cache, made.donor)

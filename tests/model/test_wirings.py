@@ -19,10 +19,10 @@ from implicit_reasoning.model import (
     Spec,
     Transformer,
     add,
-    layers,
     scale,
     set_to,
 )
+from implicit_reasoning.model.blocks import attention
 from implicit_reasoning.model.wirings import forward_at
 from tests.model.interchange.models import filled
 
@@ -102,19 +102,6 @@ def last_block_at(model, params, tokens, positions):
     return network.readout(resid, HookContext())
 
 
-def suffix(model, params, tokens, first, keys_and_values, resid):
-    """A forward of the positions from `first` on, over the clean keys and values before them."""
-    network = model.bind(params)
-    for layer in range(model.spec.depth):
-        block, hooks = network.block(layer), HookContext()
-        normalized = block.ln1(resid, hooks)
-        attn_out = block.attn(
-            normalized, normalized, normalized, hooks, prefix=keys_and_values[layer]
-        )
-        resid = block.after_attention(resid, attn_out, hooks)
-    return network.readout(resid, HookContext())
-
-
 def path_patch(model, params, tokens, sender, receiver, replacement):
     """Logits when only the *direct* path from one block's output to another's query input carries
     `replacement` instead of what the sender wrote (Goldowsky-Dill et al. 2023): the receiver's
@@ -152,18 +139,6 @@ def test_last_block_where_it_is_read_has_forwards_gradient(model, params):
 
     a, b = jax.jit(lambda p: (jax.grad(trimmed)(p), jax.grad(full)(p)))(params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), a, b)
-
-
-def test_a_suffix_over_a_clean_prefix_equals_forward(model, params, clean):
-    first = 2
-    logits, seen = clean
-    before = [
-        tuple(seen[f"blocks.{layer}.attn.hook_{c}"][:, :first] for c in "kv")
-        for layer in range(model.spec.depth)
-    ]
-    resid = seen["blocks.0.hook_resid_pre"][:, first:]
-    end = jax.jit(suffix, static_argnums=(0, 3))(model, params, CLEAN, first, before, resid)
-    np.testing.assert_allclose(end, logits[:, first:], atol=2e-5)
 
 
 def test_a_path_that_is_patched_by_nothing_equals_forward_and_by_another_run_moves_little(
@@ -248,7 +223,7 @@ def test_the_trimmed_wiring_has_the_sites_of_forward(model, params, clean):
 def test_attention_written_out_equals_its_products(model, params, monkeypatch):
     """Few positions take another path than many; both are the same sums."""
     short = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
-    monkeypatch.setattr(layers, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(attention, "_FEW_PAIRS", 0)
     products = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     np.testing.assert_allclose(short, products, atol=2e-6)
     assert (np.asarray(short) != np.asarray(products)).any()  # the other path was taken indeed

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from implicit_reasoning.model import Spec, Transformer, layers
-from implicit_reasoning.model.transformer import Block
+from implicit_reasoning.model import Spec, Transformer
+from implicit_reasoning.model.blocks import GPT2Block, attention
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training.cost import step_cost
 from implicit_reasoning.training.step import answer_loss
@@ -42,7 +42,7 @@ def traced_flops(jaxpr):
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
     # Attention over so few positions is written out as sums; as products it can be counted.
-    monkeypatch.setattr(layers, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(attention, "_FEW_PAIRS", 0)
     spec = make_spec(**changes)
     model, tokens = Transformer(spec), jnp.zeros((BATCH, POSITIONS), int)
     positions, answers = jnp.zeros((BATCH, SLOTS), int), jnp.zeros((BATCH, SLOTS), int)
@@ -60,5 +60,5 @@ def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
 def test_a_trimmed_block_costs_less():
     """Published size, three positions, one answer: keys and values remain, the rest is a third."""
     spec = make_spec(d_model=768, n_heads=12, d_mlp=3072, n_layers=8)
-    whole, trimmed = Block.flops(spec, 3, 3), Block.flops(spec, 3, 1)
+    whole, trimmed = GPT2Block.flops(spec, 3, 3), GPT2Block.flops(spec, 3, 1)
     assert 0.4 < trimmed / whole < 0.45  # (2 * 3 + 10) / (12 * 3), and a little attention

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicit_reasoning.model import HookContext, Params, Transformer
-from implicit_reasoning.model.cones import Cache, Start, patched_logits, state, value_at
-from implicit_reasoning.model.wirings import after_attn_out, after_heads, after_mlp_out
+from implicit_reasoning.model.blocks.cells import Start
+from implicit_reasoning.model.cones import Cache, patched_logits, state, value_at
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
     """Of the parts of a block, in the order of `patch_parts`."""
-    return ("attention", "MLP", *(f"head {head}" for head in range(model.spec.n_heads)))
+    return model.block.parts(model.spec)
 
 
 def patch_states(
@@ -80,21 +80,15 @@ def patch_parts(
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     says = _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (len(part_names(model)), *says.shape))
+    network, sites = model.bind(params), model.block.part_sites
 
     def start(block: int, pos: int) -> Array:
         """`S[block + 1, pos]` for each part."""
-        name, here = f"blocks.{block}.", (model, params, base, block, pos)
-        attn_out, mlp_out, z = (
-            value_at(model, donor, name + site, pos)
-            for site in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")
+        own, other = (
+            {name: value_at(model, run, f"blocks.{block}.{name}", pos) for name in sites}
+            for run in (base, donor)
         )
-        return jnp.concatenate(
-            [
-                after_attn_out(*here, attn_out[None]),
-                after_mlp_out(model, base, block, pos, mlp_out[None]),
-                after_heads(*here, z),
-            ]
-        )
+        return network.block(block).exchange_parts(own, other)
 
     def cells(positions: Sequence[int]) -> Array:
         places = list(product(range(depth), positions))

@@ -21,12 +21,13 @@ from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis import questions
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
-from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
@@ -55,6 +56,7 @@ class ParameterPatching(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; an interval's unit is the bridge."""
+        require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)

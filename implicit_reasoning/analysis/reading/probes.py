@@ -32,7 +32,7 @@ from implicit_reasoning.analysis.claims import (
 )
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
 from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
-from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ridge import (
     STRENGTH,
     Layout,
@@ -52,6 +52,7 @@ from implicit_reasoning.analysis.states import (
 )
 from implicit_reasoning.figures import GREY, ORANGE, Figure
 from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.worlds import Dataset
 
 HELD_OUT = ("prefix", "e1")
@@ -93,6 +94,7 @@ class Probes(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact; folds and labels are fixed here."""
+        require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         facts = fact_rows(dataset, _MOST)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)

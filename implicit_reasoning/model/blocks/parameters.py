@@ -7,12 +7,14 @@ masks the weight decay (`training.optimizer`) and places them on the devices (`r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
+
+_T = TypeVar("_T")
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
 
@@ -55,9 +57,9 @@ def create(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
         setattr(module, name, nnx.Param(parameter.init(rngs, parameter.shape)))
 
 
-def within(prefix: str, table: Table) -> dict[str, Parameter]:
+def within(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
     """The same table as seen from outside: `prefix.name`."""
-    return {f"{prefix}.{name}": parameter for name, parameter in table.items()}
+    return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

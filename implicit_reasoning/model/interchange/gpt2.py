@@ -21,6 +21,7 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.model.interchange.fields import check_config
 from implicit_reasoning.model.interchange.flat import (
@@ -124,6 +125,7 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     Raises:
       InputError: the model has no norms, or a logit bias that is not zero: GPT-2 can have neither.
     """
+    require_gpt2(model.spec, "HuggingFace's GPT-2")
     if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
         raise InputError(
             f"{model.spec.n_heads} heads of width {model.spec.d_head} are not the model's width, "

@@ -19,6 +19,7 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.model.blocks import require_gpt2
 from implicit_reasoning.model.interchange import bridge
 from implicit_reasoning.model.interchange.arrays import checked, read_arrays, write_arrays
 from implicit_reasoning.model.interchange.fields import check_config
@@ -105,6 +106,7 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
         written with its unembedding spelt out, a looped one with its blocks repeated.
       params: float32.
     """
+    require_gpt2(model.spec, "HookedTransformer's format")
     path = checked(path)
     model, params = unroll(model, params)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten_params(params).items()}

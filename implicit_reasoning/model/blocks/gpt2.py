@@ -1,0 +1,231 @@
+"""GPT-2's block: attention and MLP, each reading a normalised copy of the residual stream.
+
+Source: Radford et al. 2019; names of sites and parameters from TransformerLens's HookedTransformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from implicit_reasoning.model.blocks.attention import Attention
+from implicit_reasoning.model.blocks.base import Block, taker
+from implicit_reasoning.model.blocks.cells import Cones, flat, insert, unflat
+from implicit_reasoning.model.blocks.mlp import MLP
+from implicit_reasoning.model.blocks.norm import norm_class, norm_sites
+from implicit_reasoning.model.blocks.parameters import Parameter, within
+from implicit_reasoning.model.edits import HookContext
+from implicit_reasoning.model.sites import ATTENTION, HEAD, NEURON, PER_HEAD, RESID, Dims
+from implicit_reasoning.model.spec import Spec
+
+
+class GPT2Block(Block):
+    """Attention and MLP around a residual."""
+
+    dropout_sites: ClassVar = ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")
+    cone_sites: ClassVar = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v")
+    part_sites: ClassVar = (
+        *("hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out"),
+    )
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.ln1 = norm_class(spec)(spec, rngs)
+        self.attn = Attention(spec, rngs)
+        self.ln2 = norm_class(spec)(spec, rngs)
+        self.mlp = MLP(spec, rngs)
+        self.n_heads = spec.n_heads
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """Those of norms, attention and MLP."""
+        norm = norm_class(spec).parameters(spec)
+        return {
+            **within("ln1", norm),
+            **within("attn", Attention.parameters(spec)),
+            **within("ln2", norm),
+            **within("mlp", MLP.parameters(spec)),
+        }
+
+    @staticmethod
+    def sites(spec: Spec) -> dict[str, Dims]:
+        """TransformerLens's sites of a block."""
+        return {
+            "hook_resid_pre": RESID,
+            "hook_attn_in": PER_HEAD,
+            "hook_q_input": PER_HEAD,
+            "hook_k_input": PER_HEAD,
+            "hook_v_input": PER_HEAD,
+            **norm_sites("ln1", spec),
+            "attn.hook_q": HEAD,
+            "attn.hook_k": HEAD,
+            "attn.hook_v": HEAD,
+            "attn.hook_attn_scores": ATTENTION,
+            "attn.hook_pattern": ATTENTION,
+            "attn.hook_z": HEAD,
+            "attn.hook_result": PER_HEAD,
+            "hook_attn_out": RESID,
+            "hook_resid_mid": RESID,
+            "hook_mlp_in": RESID,
+            **norm_sites("ln2", spec),
+            "mlp.hook_pre": NEURON,
+            "mlp.hook_post": NEURON,
+            "hook_mlp_out": RESID,
+            "hook_resid_post": RESID,
+        }
+
+    @staticmethod
+    def dims(spec: Spec) -> dict[str, int]:
+        """Heads, their width, and neurons."""
+        return {"head": spec.n_heads, "d_head": spec.d_head, "d_mlp": spec.d_mlp}
+
+    @staticmethod
+    def parts(spec: Spec) -> tuple[str, ...]:
+        """Attention, the MLP, and every head."""
+        return ("attention", "MLP", *(f"head {head}" for head in range(spec.n_heads)))
+
+    @staticmethod
+    def flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
+        """Keys and values are computed at all inputs, everything else at the outputs."""
+        heads = spec.n_heads * spec.d_head
+        square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
+        projections = 2 * square * n_inputs + 2 * square * n_outputs
+        attention = 2 * n_outputs * n_inputs * heads  # scores and mixing
+        return 2 * (projections + attention + 2 * mlp * n_outputs)
+
+    def __call__(
+        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
+    ) -> Float[Array, "batch pos d_model"]:
+        """The ordinary wiring: queries, keys and values all read this residual."""
+        resid = hooks("hook_resid_pre", resid)
+        query_in, key_in, value_in = self.attention_inputs(resid, hooks)
+        attn_out = self.attn(query_in, key_in, value_in, hooks.within("attn."))
+        return self.after_attention(resid, attn_out, hooks)
+
+    def at(
+        self,
+        resid: Float[Array, "batch pos d_model"],
+        positions: Int[Array, "batch slot"] | None,
+        hooks: HookContext,
+    ) -> Float[Array, "batch slot d_model"]:
+        """Keys and values everywhere; queries, output and MLP at these positions only."""
+        resid = hooks("hook_resid_pre", resid)
+        normalized = self.ln1(resid, hooks.within("ln1."))
+        here = taker(positions)
+        if positions is None:
+            positions = jnp.full((1, 1), resid.shape[1] - 1)
+        query_in, hooks_inside = here(normalized), hooks.within("attn.")
+        attn_out = self.attn(
+            query_in, normalized, normalized, hooks_inside, query_positions=positions
+        )
+        return self.after_attention(here(resid), attn_out, hooks)
+
+    def after_attention(
+        self,
+        resid: Float[Array, "batch pos d_model"],
+        attn_out: Float[Array, "batch pos d_model"],
+        hooks: HookContext,
+    ) -> Float[Array, "batch pos d_model"]:
+        """The second half of a block: add what attention wrote, then the MLP."""
+        resid = hooks("hook_resid_mid", resid + hooks("hook_attn_out", attn_out))
+        mlp_in = self.ln2(hooks("hook_mlp_in", resid), hooks.within("ln2."))
+        mlp_out = hooks("hook_mlp_out", self.mlp(mlp_in, hooks.within("mlp.")))
+        return hooks("hook_resid_post", resid + mlp_out)
+
+    def attention_inputs(
+        self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
+    ) -> tuple[Array, Array, Array]:
+        """Normalised query, key and value inputs; one for each head where such an input is edited.
+
+        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, as in
+        TransformerLens. If one is edited, the norm runs on every copy, and edits of `ln1` apply to
+        each: setting `ln1.hook_scale` to that of a clean run freezes it for all heads. `ln1` then
+        has no single value, so its sites cannot be returned or read.
+        """
+        edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
+        if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
+            copies = resid[:, :, None].repeat(self.n_heads, axis=2)
+            if hooks.asked("hook_attn_in"):
+                copies = hooks("hook_attn_in", copies)
+            split = [hooks(site, copies) for site in _PER_HEAD_INPUTS[1:]]
+        norm_hooks = hooks.within("ln1.")
+        if not edited:
+            normalized = self.ln1(resid, norm_hooks)
+            return normalized, normalized, normalized
+        query_in, key_in, value_in = (self.ln1(x, norm_hooks.per_head(axis=2)) for x in split)
+        return query_in, key_in, value_in
+
+    def run_cones(
+        self,
+        cones: Cones,
+        clean: Mapping[str, Float[Array, "batch _pos ..."]],
+        *,
+        only_end: bool,
+    ) -> Cones:
+        """As in `Block`; attention reads clean queries, keys and values where nothing differs.
+
+        In the block where a cone starts, even those of later positions are the clean ones. All
+        operations on single positions run on the cells of all starts in one product; only the
+        mixing of values runs by position.
+        """
+        n_pos = clean["hook_resid_pre"].shape[1]
+        first = {at: n_pos - 1 if only_end else at[1] for at in cones}
+        wanted = {at: own[:, :, first[at] - at[1] :] for at, own in cones.items()}
+
+        read = self.ln1(flat(cones), HookContext())
+        asking = self.ln1(flat(wanted), HookContext()) if only_end else read
+        projected = self.attn.project(asking, read, read, HookContext())
+        q, k, v = map(unflat, projected, (wanted, cones, cones))
+        for at in cones:
+            rest = slice(first[at] - n_pos, None)
+            q[at] = insert(clean["attn.hook_q"][:, rest], q[at], 0)
+            k[at] = insert(clean["attn.hook_k"], k[at], at[1])
+            v[at] = insert(clean["attn.hook_v"], v[at], at[1])
+            wanted[at] = insert(clean["hook_resid_pre"][:, rest], wanted[at], 0)
+        attn_out = self.attn.output(flat(self._mixed(q, k, v)), HookContext())
+        return unflat(self.after_attention(flat(wanted), attn_out, HookContext()), wanted)
+
+    def _mixed(self, q: Cones, k: Cones, v: Cones) -> Cones:
+        """The mixed values of the heads; queries stand at the last of the keys' positions."""
+        z: Cones = {}
+        for pos in dict.fromkeys(pos for _, pos in q):
+            here = [at for at in q if at[1] == pos]
+            cells = [jnp.concatenate([x[at] for at in here]) for x in (q, k, v)]
+            asked, seen = (x.shape[2] for x in cells[:2])
+            queries, keys, values = (x.reshape(-1, *x.shape[2:]) for x in cells)
+            positions = jnp.arange(seen - asked, seen)[None]
+            mixed = self.attn.mix(queries, keys, values, HookContext(), query_positions=positions)
+            sizes = np.cumsum([len(q[at]) for at in here])[:-1]
+            parts = jnp.split(mixed.reshape(cells[0].shape), sizes)
+            z |= dict(zip(here, parts, strict=True))
+        return {at: z[at] for at in q}
+
+    def exchange_parts(
+        self, own: Mapping[str, Array], other: Mapping[str, Array]
+    ) -> Float[Array, "part batch d_model"]:
+        """As in `Block`, for `parts`. A head's `attn.hook_result` is linear in its `attn.hook_z`.
+
+        The MLP runs again where attention writes something else.
+        """
+        whole = self._with_attn_out(own, other["hook_attn_out"][None])
+        mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]
+        z = own["attn.hook_z"]
+        one_head = jnp.eye(z.shape[1], dtype=bool)[:, None, :, None]
+        mixed = jnp.where(one_head, other["attn.hook_z"][None], z[None])
+        by_head = self.attn.output(mixed.reshape(-1, 1, *z.shape[1:]), HookContext())
+        by_head = by_head.reshape(*mixed.shape[:2], -1)
+        return jnp.concatenate([whole, mlp, self._with_attn_out(own, by_head)])
+
+    def _with_attn_out(
+        self, own: Mapping[str, Array], attn_out: Float[Array, "cell batch d_model"]
+    ) -> Float[Array, "cell batch d_model"]:
+        resid = jnp.broadcast_to(own["hook_resid_pre"], attn_out.shape)
+        resid, written = (x.reshape(-1, 1, x.shape[-1]) for x in (resid, attn_out))
+        return self.after_attention(resid, written, HookContext()).reshape(attn_out.shape)
+
+
+_PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")

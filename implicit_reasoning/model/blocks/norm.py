@@ -1,0 +1,81 @@
+"""Layer norm, and what takes its place in a model without norms."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from implicit_reasoning.model.blocks.parameters import Parameter, constant, create
+from implicit_reasoning.model.edits import HookContext, expand_to_rank
+from implicit_reasoning.model.sites import RESID, SCALE, Dims
+from implicit_reasoning.model.spec import Spec
+
+
+class Norm(nnx.Module):
+    """Layer norm; `hook_normalized` is after weight and bias, as in TransformerLens."""
+
+    w: nnx.Param[Array]
+    b: nnx.Param[Array]
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        create(self, self.parameters(spec), rngs)
+        self.eps = spec.eps
+        self.dtype = spec.dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "*rest d_model"],
+        hooks: HookContext,
+        *,
+        scale: Float[Array, "*rest 1"] | None = None,
+    ) -> Float[Array, "*rest d_model"]:
+        """Normalise `x`; with `scale` (of a clean run) the map is affine in `x` ("frozen LN")."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        if scale is None:
+            scale = jnp.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
+        scale = hooks("hook_scale", scale)
+        normalized = centred / scale * expand_to_rank(self.w[...], x)
+        normalized += expand_to_rank(self.b[...], x)
+        return hooks("hook_normalized", normalized.astype(self.dtype))
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """Weight `w` and bias `b`."""
+        width = (spec.d_model,)
+        return {"w": Parameter(width, constant(1.0)), "b": Parameter(width, constant(0.0))}
+
+
+class NoNorm(nnx.Module):
+    """The identity, in a model without norms."""
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        self.dtype = spec.dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "*rest d_model"],
+        hooks: HookContext,
+        *,
+        scale: Float[Array, "*rest 1"] | None = None,
+    ) -> Float[Array, "*rest d_model"]:
+        """`x`, in the dtype of activations."""
+        return x.astype(self.dtype)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """None."""
+        return {}
+
+
+def norm_class(spec: Spec) -> type[Norm] | type[NoNorm]:
+    """The norm that the spec asks for."""
+    return Norm if spec.normalization == "LN" else NoNorm
+
+
+def norm_sites(name: str, spec: Spec) -> dict[str, Dims]:
+    """The sites of the norm `name`; none in a model without norms."""
+    if spec.normalization != "LN":
+        return {}
+    return {f"{name}.hook_scale": SCALE, f"{name}.hook_normalized": RESID}

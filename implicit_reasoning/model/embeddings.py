@@ -1,0 +1,60 @@
+"""Embeddings and unembedding, with HookedTransformer's names and layouts."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import Array
+
+from implicit_reasoning.model.blocks.parameters import Parameter, constant, create, normal
+from implicit_reasoning.model.spec import Spec
+
+
+class Embed(nnx.Module):
+    """Token embeddings `W_E [d_vocab, d_model]`."""
+
+    W_E: nnx.Param[Array]
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """The table of tokens."""
+        shape = (spec.d_vocab, spec.d_model)
+        return {"W_E": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
+
+
+class PosEmbed(nnx.Module):
+    """Learned absolute positions `W_pos [n_ctx, d_model]`."""
+
+    W_pos: nnx.Param[Array]
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """The table of positions."""
+        shape = (spec.n_ctx, spec.d_model)
+        return {"W_pos": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
+
+
+class Unembed(nnx.Module):
+    """Logit weights `W_U [d_model, d_vocab]`, absent when tied to `W_E`, and, if asked, a bias."""
+
+    W_U: nnx.Param[Array]
+    b_U: nnx.Param[Array]
+
+    def __init__(self, spec: Spec, rngs: nnx.Rngs):
+        create(self, self.parameters(spec), rngs)
+
+    @staticmethod
+    def parameters(spec: Spec) -> dict[str, Parameter]:
+        """What the spec asks for of `W_U` and `b_U`."""
+        shape = (spec.d_model, spec.d_vocab)
+        weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
+        bias = Parameter((spec.d_vocab,), constant(0.0))
+        return {
+            **({} if spec.tied else {"W_U": weight}),
+            **({"b_U": bias} if spec.unembed_bias else {}),
+        }
