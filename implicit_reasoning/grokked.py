@@ -33,7 +33,7 @@ from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json, write_npz
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.interchange import load_gpt2
+from implicit_reasoning.model.exchange import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path
 from implicit_reasoning.runtime.machine import provenance

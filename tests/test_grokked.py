@@ -13,13 +13,13 @@ from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.grokked import GPT2_TOKENS, import_grokked
 from implicit_reasoning.model import Spec, Transformer
-from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.exchange import save_gpt2
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
 from implicit_reasoning.worlds import Dataset, build, read_grokked, write_grokked
-from tests.model.interchange.models import assert_same_logits, filled, logits_of
-from tests.model.interchange.numpy_gpt2 import gpt2
+from tests.model.exchange.models import assert_same_logits, filled, logits_of
+from tests.model.exchange.numpy_gpt2 import gpt2
 from tests.training.tiny import tiny
 
 OFFSET = 11  # tokens before the world's own, where the real ones have 50,257

@@ -11,7 +11,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.blocks import BLOCKS, Block, find_block
 from implicit_reasoning.model.cones import cache_sites, patched_logits
-from implicit_reasoning.model.interchange import save_gpt2, save_weights
+from implicit_reasoning.model.exchange import save_gpt2, save_weights
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
@@ -19,7 +19,7 @@ from implicit_reasoning.training.cost import step_cost
 from implicit_reasoning.training.optimizer import decay_mask
 from implicit_reasoning.training.setup import mesh_axes
 from tests import shared
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 from tests.own_block import GatedRecurrence, PlainRecurrence
 from tests.runtime.test_mesh import says
 from tests.training.test_cost import traced_flops

@@ -52,7 +52,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_npz
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
-from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.exchange import save_gpt2
 
 FLAGS = {
     "layers": 8,

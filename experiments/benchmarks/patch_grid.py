@@ -49,7 +49,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_npz
 from implicit_reasoning.model import Edit, Params, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
-from implicit_reasoning.model.interchange import save_weights
+from implicit_reasoning.model.exchange import save_weights
 from implicit_reasoning.model.wirings import forward_at
 
 FLAGS = {

@@ -43,7 +43,7 @@ from implicit_reasoning.config import apply_overrides, load_config, parse_flags
 from implicit_reasoning.files import write_json, write_npz
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.blocks import GPT2Block
-from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.exchange import save_gpt2
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import matmul_peak

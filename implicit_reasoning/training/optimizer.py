@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.blocks.parameters import nested
+from implicit_reasoning.model.blocks.parameters import unflatten_params
 
 
 class Hyper(NamedTuple):
@@ -79,9 +79,11 @@ def _preconditioner(
 def decay_mask(model: Transformer) -> Any:
     """Which parameters decay, a tree of truth values: see `Parameter.decayed`.
 
-    Of the model's own parameters weights, embeddings and positions decay; no bias, no norm (Wang).
+    In a GPT-2 model weights, embeddings and positions decay, but biases and norms do not (Wang).
     """
-    return nested({name: parameter.decayed for name, parameter in model.parameters.items()})
+    return unflatten_params(
+        {name: parameter.decayed for name, parameter in model.parameters.items()}
+    )
 
 
 def apply_updates(

@@ -3,7 +3,7 @@
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.worlds import build
-from tests.model.interchange.models import initial
+from tests.model.exchange.models import initial
 from tests.training.tiny import tiny
 
 DATASET = build(tiny().task)

@@ -6,7 +6,7 @@ import numpy as np
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
-from tests.model.interchange.models import initial
+from tests.model.exchange.models import initial
 
 TASK = {
     "world_seed": 3,

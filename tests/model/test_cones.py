@@ -12,7 +12,7 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Edit, Spec, Transformer, mask, wirings
 from implicit_reasoning.model.cones import cache_sites, patched_logits, state, value_at
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=3, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
 LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)

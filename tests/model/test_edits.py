@@ -21,7 +21,7 @@ from implicit_reasoning.model import (
 )
 from implicit_reasoning.model.edits import edit_sequences
 from implicit_reasoning.model.wirings import forward_at
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 MODEL = Transformer(
     Spec(d_vocab=11, n_ctx=4, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)

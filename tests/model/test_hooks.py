@@ -7,7 +7,7 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.hooks import Hooked, get_act_name
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 MODEL = Transformer(
     Spec(d_vocab=11, n_ctx=4, n_layers=2, d_model=8, n_heads=2, d_mlp=16, init_std=0.5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.interchange import load_weights, save_weights
+from implicit_reasoning.model.exchange import load_weights, save_weights
 from implicit_reasoning.model.planted import (
     MECHANISMS,
     composer,

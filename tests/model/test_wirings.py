@@ -24,7 +24,7 @@ from implicit_reasoning.model import (
 )
 from implicit_reasoning.model.blocks import attention
 from implicit_reasoning.model.wirings import forward_at
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, init_std=0.3)
 LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)

@@ -7,7 +7,7 @@ import numpy as np
 
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training import train
-from tests.model.interchange.models import filled, tokens_for
+from tests.model.exchange.models import filled, tokens_for
 from tests.training.tiny import tiny
 
 SPEC = Spec(d_vocab=37, n_ctx=7, n_layers=2, d_model=24, n_heads=3, d_mlp=40)

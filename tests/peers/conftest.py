@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from implicit_reasoning.model.interchange import save_gpt2, save_weights
+from implicit_reasoning.model.exchange import save_gpt2, save_weights
 from tests.peers.cases import PAIRS, SCRIPTS, models
 from tests.peers.environment import run_in
 

@@ -18,7 +18,7 @@ from implicit_reasoning.analysis.variables.alignment import interchange, orthono
 from implicit_reasoning.analysis.variables.das import EDITS, Alignment
 from implicit_reasoning.analysis.variables.interchange import KINDS
 from implicit_reasoning.config import apply_overrides
-from implicit_reasoning.model.interchange import save_gpt2
+from implicit_reasoning.model.exchange import save_gpt2
 from implicit_reasoning.training import train
 from tests.peers.environment import run_in
 from tests.training.tiny import GROKS, tiny

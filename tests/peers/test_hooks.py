@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange.arrays import read_arrays
+from implicit_reasoning.model.exchange.arrays import read_arrays
 from tests.peers.cases import PAIRS
 
 pytestmark = pytest.mark.peers

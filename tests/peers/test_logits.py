@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from implicit_reasoning.model.interchange import load_gpt2, load_weights
-from tests.model.interchange.models import assert_same_logits, logits_of
+from implicit_reasoning.model.exchange import load_gpt2, load_weights
+from tests.model.exchange.models import assert_same_logits, logits_of
 from tests.peers.cases import PAIRS
 from tests.peers.environment import run_in
 
@@ -40,7 +40,7 @@ def test_a_pytorch_file_holds_the_same_as_a_safetensors(exchanged, case, tmp_pat
     with np.load(folder / "pickled.npz") as file:
         arrays = dict(file)
     monkeypatch.setattr(
-        "implicit_reasoning.model.interchange.gpt2.read_arrays", lambda _, **__: arrays
+        "implicit_reasoning.model.exchange.gpt2.read_arrays", lambda _, **__: arrays
     )
     shutil.copytree(folder / "pickled", tmp_path / "pickled")
     theirs = np.load(folder / "their_logits.npy")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.interchange.fields import check_config
+from implicit_reasoning.model.exchange.fields import check_config
 
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
 """Architectures of autoencoders that there are here, by SAELens's names."""

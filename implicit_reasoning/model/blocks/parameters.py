@@ -62,13 +62,13 @@ def within(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
     return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict from dotted names: the structure of a model's parameters."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
+def unflatten_params(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"blocks": {"0": {"attn": {"W_Q": value}}}}` from `{"blocks.0.attn.W_Q": value}`."""
+    params: dict[str, Any] = {}
+    for name, value in flat.items():
         *groups, last = name.split(".")
-        inner = tree
+        node = params
         for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = value
-    return tree
+            node = node.setdefault(group, {})
+        node[last] = value
+    return params

@@ -13,7 +13,7 @@ from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset, memoriser
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 TRUE = {
     Claim("carried", "e1", 0, "e1"),

@@ -13,7 +13,7 @@ from implicit_reasoning.analysis.patching.choices import BRIDGE, SAME
 from implicit_reasoning.analysis.patching.pairs import bridge_pairs
 from implicit_reasoning.model import Edit
 from tests.analysis.by_hand import composer, dataset
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 METRICS = ("logit_difference", "probability", "accuracy", "divergence")
 

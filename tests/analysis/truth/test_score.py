@@ -16,7 +16,7 @@ from implicit_reasoning.analysis.truth import known
 from implicit_reasoning.analysis.truth.score import score
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
-from tests.model.interchange.models import filled
+from tests.model.exchange.models import filled
 
 # A tenth of the facts is OOD: fewer states than a claim may rest on.
 SMALL = {"n_entities": 28, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.1}

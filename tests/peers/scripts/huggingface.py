@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 def read_arrays(path):
     """Our reader of weight files, which needs torch for this one; the rest of us needs JAX."""
     sys.path.insert(0, str(ROOT))
-    source = ROOT / "implicit_reasoning" / "model" / "interchange" / "arrays.py"
+    source = ROOT / "implicit_reasoning" / "model" / "exchange" / "arrays.py"
     spec = importlib.util.spec_from_file_location("arrays", source)
     assert spec and spec.loader
     arrays = importlib.util.module_from_spec(spec)

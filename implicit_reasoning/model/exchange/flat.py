@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model.blocks.parameters import unflatten_params
 from implicit_reasoning.model.transformer import Params, Transformer
 
 
@@ -18,18 +19,6 @@ def flatten_params(params: Params) -> dict[str, Any]:
     """`{"blocks.0.attn.W_Q": array, ...}`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {".".join(part.key for part in path): leaf for path, leaf in leaves}
-
-
-def unflatten_params(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten_params`."""
-    params: Params = {}
-    for name, leaf in flat.items():
-        *groups, last = name.split(".")
-        node = params
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = leaf
-    return params
 
 
 def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:

@@ -22,9 +22,9 @@ import numpy as np
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.blocks import require_gpt2
-from implicit_reasoning.model.interchange.arrays import read_arrays, write_arrays
-from implicit_reasoning.model.interchange.fields import check_config
-from implicit_reasoning.model.interchange.flat import (
+from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
+from implicit_reasoning.model.exchange.fields import check_config
+from implicit_reasoning.model.exchange.flat import (
     check_fit,
     on_device,
     scale_queries,

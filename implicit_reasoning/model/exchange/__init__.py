@@ -4,9 +4,10 @@ Neither runs code when it is read. Both spell the model out for packages that kn
 looped model is written with its blocks repeated, once for each pass.
 """
 
-from implicit_reasoning.model.interchange.flat import flatten_params, unflatten_params, unroll
-from implicit_reasoning.model.interchange.gpt2 import load_gpt2, save_gpt2
-from implicit_reasoning.model.interchange.hooked import load_weights, save_weights
+from implicit_reasoning.model.blocks.parameters import unflatten_params
+from implicit_reasoning.model.exchange.flat import flatten_params, unroll
+from implicit_reasoning.model.exchange.gpt2 import load_gpt2, save_gpt2
+from implicit_reasoning.model.exchange.hooked import load_weights, save_weights
 
 __all__ = [
     "flatten_params",

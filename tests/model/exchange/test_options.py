@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import load_gpt2, load_weights, save_gpt2, save_weights
-from tests.model.interchange.models import SPEC, filled, tokens_for
-from tests.model.interchange.numpy_gpt2 import gpt2
-from tests.model.interchange.numpy_hooked import hooked
-from tests.model.interchange.test_bridge import native
+from implicit_reasoning.model.exchange import load_gpt2, load_weights, save_gpt2, save_weights
+from tests.model.exchange.models import SPEC, filled, tokens_for
+from tests.model.exchange.numpy_gpt2 import gpt2
+from tests.model.exchange.numpy_hooked import hooked
+from tests.model.exchange.test_bridge import native
 
 TOKENS = tokens_for(SPEC)
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import load_gpt2, save_gpt2, unroll
-from tests.model.interchange.models import (
+from implicit_reasoning.model.exchange import load_gpt2, save_gpt2, unroll
+from tests.model.exchange.models import (
     SPEC,
     assert_equal,
     assert_same_logits,
@@ -22,7 +22,7 @@ from tests.model.interchange.models import (
     specs,
     tokens_for,
 )
-from tests.model.interchange.numpy_gpt2 import gpt2
+from tests.model.exchange.numpy_gpt2 import gpt2
 
 
 def read(folder):

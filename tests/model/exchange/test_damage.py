@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import load_gpt2, load_weights, save_gpt2, save_weights
-from tests.model.interchange.models import SPEC, filled
+from implicit_reasoning.model.exchange import load_gpt2, load_weights, save_gpt2, save_weights
+from tests.model.exchange.models import SPEC, filled
 
 # Without large numbers: a model that is too large for the machine is another matter.
 VALUES = (

@@ -20,10 +20,10 @@ import numpy as np
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model.blocks import require_gpt2
-from implicit_reasoning.model.interchange import bridge
-from implicit_reasoning.model.interchange.arrays import checked, read_arrays, write_arrays
-from implicit_reasoning.model.interchange.fields import check_config
-from implicit_reasoning.model.interchange.flat import (
+from implicit_reasoning.model.exchange import bridge
+from implicit_reasoning.model.exchange.arrays import checked, read_arrays, write_arrays
+from implicit_reasoning.model.exchange.fields import check_config
+from implicit_reasoning.model.exchange.flat import (
     check_fit,
     flatten_params,
     on_device,

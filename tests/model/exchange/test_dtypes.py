@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import load_weights, save_weights
-from implicit_reasoning.model.interchange.arrays import read_arrays
-from tests.model.interchange.models import SPEC, filled
+from implicit_reasoning.model.exchange import load_weights, save_weights
+from implicit_reasoning.model.exchange.arrays import read_arrays
+from tests.model.exchange.models import SPEC, filled
 
 VALUES = np.array([[0.0, 1.0, -2.5], [0.4375, 24.0, -0.015625]])
 """Numbers that every floating-point type of 8 bits with a sign holds."""

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import (
+from implicit_reasoning.model.exchange import (
     flatten_params,
     load_weights,
     save_weights,
     unflatten_params,
     unroll,
 )
-from tests.model.interchange.models import (
+from tests.model.exchange.models import (
     SPEC,
     assert_equal,
     assert_same_logits,

@@ -7,8 +7,8 @@ import pytest
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
-from implicit_reasoning.model.interchange import load_weights, save_weights
-from tests.model.interchange.models import SPEC, assert_equal, filled
+from implicit_reasoning.model.exchange import load_weights, save_weights
+from tests.model.exchange.models import SPEC, assert_equal, filled
 
 
 def linear(weight):
