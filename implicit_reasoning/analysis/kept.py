@@ -19,6 +19,7 @@ from implicit_reasoning.analysis.instrument import SEED, Declared, Instrument
 from implicit_reasoning.analysis.labels import plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 from implicit_reasoning.runtime.locks import waiting_turn
 from implicit_reasoning.statistics import INTERVALS
@@ -33,11 +34,13 @@ BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
 
 def identity_of(instrument: Declared, subject: Subject) -> dict[str, Any]:
-    """What has to be equal for numbers to be comparable."""
+    """What has to be equal for numbers to be comparable.
+
+    The wording of `definition` is not part of it.
+    """
     return {
         "instrument": instrument.name,
         "version": instrument.version,
-        "definition": instrument.definition,
         # As they are read back from a file.
         "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": SEED,
@@ -57,11 +60,12 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
     """How the identity in a result's attributes differs from `now`: `{what: (old, now)}`.
 
     Results that were kept before instruments had options are of instruments without. Results that
-    do not name their intervals have percentiles of a bootstrap by first fact.
+    do not name their intervals have percentiles of a bootstrap by first fact. Attributes of the
+    model that were added since have the value that reproduces what the model did.
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
-    if isinstance(was.get("model"), Mapping):  # kept before there were other blocks
-        was["model"] = {"block": "gpt2"} | dict(was["model"])
+    if isinstance(was.get("model"), Mapping):
+        was["model"] = Spec.completed(was["model"])
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 

@@ -20,11 +20,18 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.fields import read_config
+from implicit_reasoning.dictionaries.fields import FORMAT, read_config
 from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
+from implicit_reasoning.files import (
+    FORMAT_VERSION,
+    check_format,
+    read_json,
+    read_npz,
+    write_json,
+    write_npz,
+)
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
@@ -193,6 +200,7 @@ class Dictionaries:
 def save(files: Files, dictionaries: Dictionaries) -> None:
     """Keep finished dictionaries; `finished.npz` comes last."""
     about = {
+        FORMAT_VERSION: FORMAT,
         "kind": dictionaries.config.kind,
         "sizes": dataclasses.asdict(dictionaries.finished.kind),
         "architecture": dictionaries.finished.architecture,
@@ -216,6 +224,7 @@ def load(run: Run, name: str) -> Dictionaries:
         there = ", ".join(names(run)) or "none"
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
+    check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     kind = KINDS[about["kind"]](**about["sizes"])
     finished = InferenceDictionary(kind, about["architecture"], about["most"])
     members = read_members(files)
@@ -226,7 +235,9 @@ def load(run: Run, name: str) -> Dictionaries:
 
 def read_members(files: Files) -> tuple[Member, ...]:
     """What the dictionaries of a set are of, without their parameters."""
-    return tuple(_member(member) for member in read_json(files.members)["members"])
+    about = read_json(files.members)
+    check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
+    return tuple(_member(member) for member in about["members"])
 
 
 def names(run: Run) -> list[str]:

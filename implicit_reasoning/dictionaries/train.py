@@ -15,14 +15,19 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, listed, to_json
-from implicit_reasoning.dictionaries.fields import read_config, with_current_names
+from implicit_reasoning.dictionaries.fields import (
+    FORMAT,
+    completed,
+    read_config,
+    with_current_names,
+)
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
 from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import write_json
+from implicit_reasoning.files import FORMAT_VERSION, write_json
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
@@ -55,6 +60,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
     if renamed:
         names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         say(f"fields of training have new names: {names}")
+    config = completed(config)
     files = Files.of(run, config.name)
     check_path(files.folder)
     plan = make_plan(run, config)
@@ -80,7 +86,7 @@ def _begin(files: Files, config: ConfigDict) -> None:
     newest = max(numbered(files.resume), default=0)
     if newest:
         check_numerics(files.folder, read_starts(files.provenance))
-    write_json(files.config, to_json(config))
+    write_json(files.config, {FORMAT_VERSION: FORMAT, **to_json(config)})
     record_start(files.provenance, newest)
 
 

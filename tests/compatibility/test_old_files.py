@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import tarfile
 from pathlib import Path
 
 import jax
@@ -27,12 +26,13 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
 from implicit_reasoning.model.exchange import load_gpt2, load_weights
 from implicit_reasoning.runs import Run, fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
+from tests.compatibility.unpacked import HERE, unpack
 from tests.training.tiny import saved_state, tiny
 
-HERE = Path(__file__).parent
 REFERENCES = json.loads((HERE / "reference.json").read_text())
 HALF = 40  # steps of 60 that the run had made
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -41,9 +41,7 @@ SAME = ("python", "numerics", "platform", "cpu", "device", "device_count", "cpu_
 
 @pytest.fixture
 def old(tmp_path):
-    with tarfile.open(HERE / "data.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return unpack(tmp_path)
 
 
 def cpu_features():
@@ -103,6 +101,21 @@ def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
     assert_as_recorded(train(Run(old / "run").config, old / "run"), wanted["run"], exact)
     if exact:
         assert state_digest(old / "run") == wanted["run"]["state"]
+
+
+def test_fields_that_a_run_is_older_than_reproduce_what_it_did(old):
+    """Of fields that were once optional: what they are by default now does not matter."""
+    path = old / "run" / "config.json"
+    config = read_json(path)
+    for key, field in FIELDS.items():
+        group, _, name = key.rpartition(".")
+        if not field.required:
+            config[group].pop(name, None)
+    config["model"]["precision"] = "default"  # it was "highest" before the field, not here
+    path.write_text(json.dumps(config))
+    wanted, exact = reference()
+    run = train(tiny(), old / "run")
+    assert_as_recorded(run, wanted["run"], exact)
 
 
 def test_a_run_with_another_value_is_refused(old):

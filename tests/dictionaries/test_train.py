@@ -214,7 +214,7 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
         ({"options__mode": "tanh"}, "variant 'topk' has no option 'mode'; it has aux, most"),
         ({"variant": "top"}, "no variant 'top'; there are relu"),
         ({"kind": "coder"}, "no kind 'coder'; there are autoencoder"),
-        ({"start": "warm"}, "start is 'warm'; it is one of cold"),
+        ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
         ({"read": ("blocks.0.attn.hook_pattern",)}, "has the dimensions batch, head"),
