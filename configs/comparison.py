@@ -17,31 +17,18 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import choose, load_config
+from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
     """The experiment at a scale: `pocket`, `desk` or `paper`."""
     composition = Path(__file__).with_name("composition.py")
     config = load_config(f"{composition}:{scale}").unlock()
-    config.task = task(scale)
-    config.task.name = "comparison"
-    config.task.phi = 7.2  # training comparisons per in-distribution fact
-    config.task.mixed_chains = True  # also test pairs of an I and an O entity (Wang: not)
+    sizes = {"pocket": (100, 5, 10), "desk": (300, 10, 20), "paper": (1_000, 20, 20)}
+    task = config.task = default_config("comparison").task
+    task.n_entities, task.n_attributes, task.n_values = choose(scale, sizes)
     if scale == "paper":
         config.steps = 400_000
-        config.task.mixed_chains = False
+        task.mixed_chains = False  # Wang et al. test none
+        task.end_token = True
     return config
-
-
-def task(scale: str) -> ConfigDict:
-    """What `comparison` and `complex` have in common."""
-    task = ConfigDict()
-    task.name = ""
-    task.world_seed = 0  # of the values, the roles, the held-out pairs
-    sizes = {"pocket": (100, 5, 10), "desk": (300, 10, 20), "paper": (1_000, 20, 20)}
-    task.n_entities, task.n_attributes, task.n_values = choose(scale, sizes)
-    task.ood_fraction = 0.1  # of the entities, for each attribute
-    task.holdout = 0.1  # of the unordered pairs of I entities, never trained on
-    task.probes = 3_000  # rows of each split, at most, that evaluation looks at
-    task.end_token = scale == "paper"  # also predict </a> after the answer, as published
-    return task

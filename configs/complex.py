@@ -19,19 +19,19 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import choose, load_config
+from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
     """The experiment at a scale: `pocket`, `desk` or `paper`."""
     comparison = Path(__file__).with_name("comparison.py")
     config = load_config(f"{comparison}:{scale}").unlock()
-    config.task.name = "complex"
-    del config.task.phi, config.task.mixed_chains
-    config.task.share = choose(scale, {"pocket": 0.06, "desk": 0.04, "paper": 0.03})
-    config.task.hard_queries = 50  # of test_hard, for each of the three labels, if there are
-    if scale == "pocket":
-        config.task.n_entities = 200
-        config.task.n_values = 20
+    before, task = config.task, default_config("complex").task
+    task.n_attributes, task.end_token = before.n_attributes, before.end_token
+    task.share = choose(scale, {"pocket": 0.06, "desk": 0.04, "paper": 0.03})
+    if scale != "pocket":
+        task.n_entities, task.n_values = before.n_entities, before.n_values
     if scale == "paper":
         config.steps = 1_500_000
+    config.task = task
     return config

@@ -10,25 +10,15 @@ heads form in an abrupt phase). To expect: test_repeated follows train_repeated 
 jump; with `--config.model.n_layers=1` neither comes. Times: not measured, but for `pocket`.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import choose, load_config
+from implicit_reasoning.config import choose
+from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
     """The experiment at a scale: `pocket`, `desk` or `paper` (of our own; none is published)."""
-    composition = Path(__file__).with_name("composition.py")
-    config = load_config(f"{composition}:pocket").unlock()
-    config.task = ConfigDict()
-    config.task.name = "in_context"
-    config.task.world_seed = 0  # of the sequences
-    config.task.n_tokens = 64
-    config.task.min_length = 4  # of a sequence before it repeats
-    config.task.max_length = 10
-    config.task.n_train = 50_000  # rows to train on
-    config.task.probes = 1_000  # rows to test on, and of those trained on, that evaluation looks at
+    config = default_config("in_context")
     config.model.d_model = 64
     config.model.d_mlp = 256
     config.optimizer.weight_decay = 0.1

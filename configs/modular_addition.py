@@ -14,23 +14,15 @@ To expect: memorising within some hundred steps, then a long plateau that ends b
 answers train_fraction of test_pairs from the start. Times: not measured, but for `pocket`.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import choose, load_config
+from implicit_reasoning.config import choose
+from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
     """The experiment at a scale: `pocket`, `desk`, `paper` or `power`."""
-    composition = Path(__file__).with_name("composition.py")
-    config = load_config(f"{composition}:pocket").unlock()
-    config.task = ConfigDict()
-    config.task.name = "modular_addition"
-    config.task.world_seed = 0  # of which pairs are trained on
-    config.task.modulus = 113
-    config.task.train_fraction = 0.3  # of all pairs
-    config.task.probes = 20_000  # rows of each split, at most, that evaluation looks at
+    config = default_config("modular_addition")
     nanda(config)
     choose(scale, {"pocket": pocket, "desk": desk, "paper": nanda, "power": power})(config)
     return config

@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import implicit_reasoning.runtime.compilation
-import implicit_reasoning.runtime.distributed
 from implicit_reasoning.commands import VERBS, Verb
 from implicit_reasoning.commands.table import CACHE_FLAG, all_flags
 from implicit_reasoning.config import parse_flags
@@ -62,7 +60,9 @@ def _run(name: str, words: Sequence[str]) -> int:
         return Exit.DONE
     flags, overrides = _parse(name, verb, words)
     if verb.computes:
-        implicit_reasoning.runtime.compilation.use_cache(flags.pop(CACHE_FLAG))
+        from implicit_reasoning.runtime.compilation import use_cache
+
+        use_cache(flags.pop(CACHE_FLAG))
     if not verb.saves:
         verb.function(flags, overrides)
         return Exit.DONE
@@ -81,6 +81,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
 
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
     """Run a command that saves; what one of many processes meets ends it, and so tells the rest."""
+    from implicit_reasoning.runtime import distributed
     from implicit_reasoning.sweeps.run import TrialsLost
     from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost
 
@@ -91,11 +92,11 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
     except (NonFiniteLoss, TrialsLost) as diverged:
         return _say(diverged, Exit.DIVERGED)
     except PeerLost as lost:
-        implicit_reasoning.runtime.distributed.exit_process(_say(lost, Exit.PEER_LOST))
+        distributed.exit_process(_say(lost, Exit.PEER_LOST))
         return Exit.PEER_LOST
     except Exception as error:
-        if implicit_reasoning.runtime.distributed.is_distributed():
-            implicit_reasoning.runtime.distributed.exit_process(_answer(error))
+        if distributed.is_distributed():
+            distributed.exit_process(_answer(error))
         raise
     return Exit.DONE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -15,6 +16,9 @@ import numpy as np
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
+
+FORMAT_VERSION = "format_version"
+"""Key of kept files for the version of their format; files without it have version 1."""
 
 # What numpy and zipfile raise on files that are cut short, damaged, or something else.
 _NO_NPZ = (
@@ -78,11 +82,42 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} is not complete, valid JSON: {error}") from None
 
 
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one uncompressed `.npz`, atomically."""
+def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
+    """Raise an `InputError` if a file has a newer format than is known.
+
+    Args:
+      path: of the file, to be named.
+      found: the format that it states.
+      newest: the newest format that is read.
+    """
+    if type(found) is not int or found < 1:
+        raise InputError(
+            f"{path} states the format {found!r}; a format is a whole number from 1 on"
+        )
+    if found > newest:
+        raise InputError(
+            f"{path} has format {found}, and this version of implicit_reasoning reads formats up "
+            f"to {newest}; install a newer version"
+        )
+
+
+def write_npz(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], *, comment: str = ""
+) -> None:
+    """Write named arrays as one uncompressed `.npz`, atomically.
+
+    Args:
+      path: of the file.
+      arrays: by name.
+      comment: of the ZIP archive, ASCII; numpy ignores it.
+    """
     with atomic_write(path, "wb") as file:
         keywords: dict[str, Any] = {**arrays, "allow_pickle": False}
         np.savez(file, **keywords)
+        if comment:
+            # An archive ends with the length of its comment, two bytes, and the comment.
+            file.seek(-2, os.SEEK_END)
+            file.write(struct.pack("<H", len(comment)) + comment.encode("ascii"))
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:

@@ -29,13 +29,12 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json, write_npz
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.exchange import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
-from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path
+from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path, write_config
 from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
@@ -205,7 +204,7 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
     # After the rows in time, as no training was done here that could have written them.
     start = {"step": 0, "time": time.time(), "imported": str(checkpoints[-1].folder.parent)}
     write_json(files.provenance, [{**start, **provenance()}])
-    write_json(files.config, to_json(config))
+    write_config(files.config, config)
 
 
 def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transformer, Params]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -233,18 +233,33 @@ def find_instrument(name: str | Instrument) -> Instrument:
     """The instrument behind a name; see `analyze`."""
     if isinstance(name, Instrument):
         return name
-    where = INSTRUMENTS.get(name, name)
+    found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
+    return found
+
+
+def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
+    """The instrument behind a name, or behind an import path.
+
+    Args:
+      name: in `known`, or `package.module:Class`, or `/path/to/file.py:Class`.
+      known: import paths by name.
+      form: that the class has to have.
+
+    Raises:
+      InputError: there is no such instrument.
+    """
+    where = known.get(name, name)
     if ":" not in where:
-        close = difflib.get_close_matches(name, INSTRUMENTS, n=1)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f" - did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"unknown instrument {name!r}{hint} Known: {', '.join(INSTRUMENTS)}; or "
+            f"unknown instrument {name!r}{hint} Known: {', '.join(known)}; or "
             "package.module:Class or /path/to/file.py:Class for one of your own"
         )
     source, _, attribute = where.rpartition(":")
     kind = getattr(imports.load(source, "instrument"), attribute, None)
-    if not (isinstance(kind, type) and issubclass(kind, Instrument)):
+    if not (isinstance(kind, type) and issubclass(kind, form)):
         raise InputError(f"instrument {name!r}: {source} has no class {attribute!r} of instruments")
-    instrument: Instrument = kind()
+    instrument: Any = kind()
     instrument.found_at = where
     return instrument

@@ -58,25 +58,23 @@ class Examples:
     coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-class Instrument(abc.ABC):
-    """The form of every instrument; one of your own is a subclass in a file of its own.
+class Declared(abc.ABC):
+    """What every instrument declares about its numbers, whatever it measures.
 
     Attributes:
-      name: of the file `analysis/<name>.nc`, and in figures.
+      name: of the file `<name>.nc`, and in figures.
       definition: in a sentence or two, with the source: what the numbers are.
       version: raised when a change makes old numbers another thing; they are then not mixed.
-      outputs: name to dimensions of what `measure` returns, `step` not among them. Where the last
-        one is "example", the result has means over each group with `<name>_low` and `<name>_high`,
-        the ends of the interval; other outputs are kept as they are.
+      outputs: name to dimensions of what `measure` returns. Where the last one is "example", the
+        result has means over each group with `<name>_low` and `<name>_high`, the ends of the
+        interval; other outputs are kept as they are.
       given: for outputs by example, the output (bool, of some of the same dimensions) that says
-        which examples count at this checkpoint, such as those answered correctly when nothing is
+        which examples count for these parameters, such as those answered correctly when nothing is
         changed. `<name>_n` then has how many clusters did.
       nulls: its controls, by name: the labels that select one from the outputs, as in
         `{"shuffled truth": {"truth": "shuffled"}}`, or the name of the output that holds it. The
         untrained model is one more wherever step 0 is measured.
-      reference: whether `inputs`, a dict, gets the parameters of the subject's last checkpoint as
-        `inputs["reference"]`: what others are compared with.
-      default: whether `analyze` runs it when no instrument is named.
+      default: whether it is run when no instrument is named.
       found_at: its import path, where it was found by one; the report finds it there again.
     """
 
@@ -86,30 +84,8 @@ class Instrument(abc.ABC):
     outputs: ClassVar[dict[str, tuple[str, ...]]]
     given: ClassVar[dict[str, str]] = {}
     nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {}
-    reference: ClassVar[bool] = False
     default: ClassVar[bool] = True
     found_at: str = ""
-
-    @abc.abstractmethod
-    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose what to look at; a fixed choice for a dataset, whatever the checkpoint.
-
-        Raises:
-          NotApplicable: the instrument makes no sense for this task.
-        """
-
-    @abc.abstractmethod
-    def measure(
-        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
-    ) -> dict[str, Array]:
-        """The outcomes for one model; traced, so it must be a pure function of its arguments.
-
-        Args:
-          model: static.
-          params: of one checkpoint.
-          inputs: of the examples.
-          key: for what is drawn at random, the same for every checkpoint.
-        """
 
     def options(self) -> dict[str, Any]:
         """What its numbers depend on beyond its definition, such as a rank that one may choose.
@@ -118,17 +94,6 @@ class Instrument(abc.ABC):
         options are not mixed.
         """
         return {}
-
-    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden.
-
-        The labels of a dimension must be all texts, all numbers or all truth values.
-        """
-        return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
-
-    def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The sites that are read or edited, for the record; the residuals, unless overridden."""
-        return model.resid_sites
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """The instrument's figures; none unless overridden."""
@@ -171,3 +136,48 @@ class Instrument(abc.ABC):
                     f"instrument {self.name!r}: output {name!r} has shape {outputs[name].shape}; "
                     f"its dimensions {dims} are of sizes {wanted}"
                 )
+
+
+class Instrument(Declared):
+    """A measurement of a model; one of your own is a subclass in a file of its own.
+
+    Its results are kept in `analysis/<name>.nc`, by `step`.
+
+    Attributes:
+      reference: whether `inputs`, a dict, gets the parameters of the subject's last checkpoint as
+        `inputs["reference"]`: what others are compared with.
+    """
+
+    reference: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def examples(self, model: Transformer, dataset: Dataset) -> Examples:
+        """Choose what to look at; a fixed choice for a dataset, whatever the checkpoint.
+
+        Raises:
+          NotApplicable: the instrument makes no sense for this task.
+        """
+
+    @abc.abstractmethod
+    def measure(
+        self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
+    ) -> dict[str, Array]:
+        """The outcomes for one model; traced, so it must be a pure function of its arguments.
+
+        Args:
+          model: static.
+          params: of one checkpoint.
+          inputs: of the examples.
+          key: for what is drawn at random, the same for every checkpoint.
+        """
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden.
+
+        The labels of a dimension must be all texts, all numbers or all truth values.
+        """
+        return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The sites that are read or edited, for the record; the residuals, unless overridden."""
+        return model.resid_sites

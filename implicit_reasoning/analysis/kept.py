@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.instrument import SEED, Instrument
+from implicit_reasoning.analysis.instrument import SEED, Declared, Instrument
 from implicit_reasoning.analysis.labels import plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
 from implicit_reasoning.runtime.locks import waiting_turn
 from implicit_reasoning.statistics import INTERVALS
@@ -25,13 +27,20 @@ from implicit_reasoning.statistics import INTERVALS
 CHECKPOINTS = "checkpoints"
 """Attribute of a result that is kept in a run: a fingerprint of the parameters of every step."""
 
+DICTIONARIES = "dictionaries"
+"""Attribute of a result of dictionaries: a fingerprint of those of every step."""
 
-def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
-    """What has to be equal for numbers to be comparable."""
+BY_STEP = (CHECKPOINTS, DICTIONARIES)
+
+
+def identity_of(instrument: Declared, subject: Subject) -> dict[str, Any]:
+    """What has to be equal for numbers to be comparable.
+
+    The wording of `definition` is not part of it.
+    """
     return {
         "instrument": instrument.name,
         "version": instrument.version,
-        "definition": instrument.definition,
         # As they are read back from a file.
         "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": SEED,
@@ -39,19 +48,24 @@ def identity_of(instrument: Instrument, subject: Subject) -> dict[str, Any]:
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
         # Numbers against the last checkpoint are others once training went on.
-        "reference": subject.steps[-1] if instrument.reference else None,
+        "reference": subject.steps[-1] if _has_reference(instrument) else None,
     }
+
+
+def _has_reference(instrument: Declared) -> bool:
+    return isinstance(instrument, Instrument) and instrument.reference
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """How the identity in a result's attributes differs from `now`: `{what: (old, now)}`.
 
     Results that were kept before instruments had options are of instruments without. Results that
-    do not name their intervals have percentiles of a bootstrap by first fact.
+    do not name their intervals have percentiles of a bootstrap by first fact. Attributes of the
+    model that were added since have the value that reproduces what the model did.
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
-    if isinstance(was.get("model"), Mapping):  # kept before there were other blocks
-        was["model"] = {"block": "gpt2"} | dict(was["model"])
+    if isinstance(was.get("model"), Mapping):
+        was["model"] = Spec.completed(was["model"])
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 
@@ -81,12 +95,23 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
 
 
 def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Put new steps into what was measured before; a step that is in both is taken from `new`."""
-    steps = [step for step in old.step.values if step not in new.step.values]
-    both = xr.concat([old.sel(step=steps), new], dim="step", data_vars="minimal") if steps else new
-    measured = old.attrs.get(CHECKPOINTS, {}) | new.attrs.get(CHECKPOINTS, {})
-    attrs = new.attrs | {CHECKPOINTS: measured} if measured else new.attrs
-    return both.sortby("step").assign_attrs(attrs)
+    """Put new steps into what was measured before; a step that is in both is taken from `new`.
+
+    Results are by `step`, or, of dictionaries, by `member`, each of which has a step.
+    """
+    [along] = new["step"].dims
+    stay = ~np.isin(old["step"].values, new["step"].values)
+    both = new
+    if stay.any():
+        parts = [old.isel({along: stay}), new]
+        # Dictionaries and their baselines may differ in how many features there are.
+        both = xr.concat(
+            parts, along, data_vars="minimal", coords="different", compat="equals", join="outer"
+        )
+    by_step = {
+        name: old.attrs.get(name, {}) | new.attrs[name] for name in BY_STEP if name in new.attrs
+    }
+    return both.sortby("step").assign_attrs(new.attrs | by_step)
 
 
 def version_of_file(path: Path) -> tuple[int, int] | None:

@@ -264,6 +264,7 @@ def _about(
 ) -> dict[str, Any]:
     return {
         **identity,
+        "definition": instrument.definition,
         "found_at": instrument.found_at,
         "sites": list(instrument.sites(subject.model)),
         "nulls": plain(dict(instrument.nulls), f"the nulls of instrument {instrument.name!r}"),

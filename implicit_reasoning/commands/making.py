@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import implicit_reasoning.runtime.distributed
 from implicit_reasoning.config import apply_overrides, load_config
 
 Given = dict[str, Any]
@@ -30,10 +29,11 @@ def world(flags: Given, overrides: Given) -> None:
 def doctor(flags: Given, overrides: Given) -> None:
     """Say what this machine has, reaches and lacks."""
     from implicit_reasoning import doctor
+    from implicit_reasoning.runtime import distributed
 
     if flags["config"] is not None:
         config = apply_overrides(load_config(flags["config"]), overrides)
-        implicit_reasoning.runtime.distributed.initialize(config.distributed)
+        distributed.initialize(config.distributed)
     for name, finding in doctor.examine(flags["workdir"]).items():
         print(f"{name:>18}: {finding}")
     for remedy in doctor.remedies():

@@ -87,5 +87,5 @@ def dictionaries(flags: Given, overrides: Given) -> None:
     run = Run(flags["workdir"])
     config = apply_overrides(load_config(flags["config"]), overrides)
     made = train_dictionaries(run, config)
-    measured(run, made)
+    measured(run, made, list(flags["instruments"]) or None, again=flags["again"])
     print(f"{len(made)} dictionaries\nreport: {write_report(run)}")

@@ -138,14 +138,14 @@ def _config_of(words: Sequence[str]) -> str | None:
 
 def _fields(spec: str, verb: str) -> str:
     """The fields of a configuration with their values, and what they mean where that is known."""
-    from implicit_reasoning.config import flatten, load_config
+    from implicit_reasoning.config import documentation, flatten, load_config
 
     config = load_config(spec)
     if verb == "dictionaries":
-        from implicit_reasoning.dictionaries.fields import documentation
+        from implicit_reasoning.dictionaries.fields import schema
     else:
-        from implicit_reasoning.training.fields import documentation
-    known = documentation(config)
+        from implicit_reasoning.runs.fields import schema
+    known = documentation(config, schema(config))
     lines = [f"fields of {spec}, with their values there:"]
     for key, value in flatten(config).items():
         shown = join_list(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -55,6 +55,7 @@ _INSTRUMENTS = Flag(
     default=(),
     value="NAME,...",
 )
+_AGAIN = Flag("also measure what was measured before", kind=bool, default=False)
 
 _SWEEP: dict[str, Flag] = {
     "config": _CONFIG,
@@ -149,7 +150,7 @@ VERBS: dict[str, Verb] = {
                 default=("all",),
                 value="STEP,...",
             ),
-            "again": Flag("also measure what was measured before", kind=bool, default=False),
+            "again": _AGAIN,
             "pairs": Flag(
                 "pairs of prompts for the instruments that take them (patching): bridge, "
                 "exchange_e1, exchange_r1, ..., or file.py:function for your own",
@@ -195,6 +196,8 @@ VERBS: dict[str, Verb] = {
                 default="implicit_reasoning.dictionaries.defaults",
                 value="MODULE[:KIND]",
             ),
+            "instruments": _INSTRUMENTS,
+            "again": _AGAIN,
         },
         measuring.dictionaries,
         saves=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import implicit_reasoning.runtime.distributed
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 
@@ -13,13 +12,14 @@ Given = dict[str, Any]
 
 def train(flags: Given, overrides: Given) -> None:
     """Train, or go on training."""
+    from implicit_reasoning.runtime import distributed
     from implicit_reasoning.training import run_phases, train
 
     if flags["profile"]:
         overrides = {"profile": True, **overrides}
     config = apply_overrides(load_config(flags["config"]), overrides)
     run = train(config, flags["workdir"], stop_at=flags["stop_at"])
-    if not implicit_reasoning.runtime.distributed.is_primary():
+    if not distributed.is_primary():
         return
     for name, step in run_phases(run).describe().items():
         print(f"{name:>22}: {step}")
@@ -28,6 +28,7 @@ def train(flags: Given, overrides: Given) -> None:
 def sweep(flags: Given, overrides: Given) -> None:
     """Train the trials of a sweep, or go on with those that are not done."""
     from implicit_reasoning.report import write_sweep_report
+    from implicit_reasoning.runtime import distributed
     from implicit_reasoning.runtime.machine import one_device_per_core
     from implicit_reasoning.sweeps import Runs, define, run_sweep
     from implicit_reasoning.sweeps.cost import describe_cost
@@ -52,7 +53,7 @@ def sweep(flags: Given, overrides: Given) -> None:
         stop_at=flags["stop_at"],
         options=_launcher_options(flags),
     )
-    if implicit_reasoning.runtime.distributed.is_primary():
+    if distributed.is_primary():
         print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
     check_all_done(statuses)
 

@@ -10,7 +10,7 @@ set of checks. Every function reports *all* faults at once, as one `InputError`.
 
     loading.py    `load_config`, and `choose` for its argument
     overrides.py  leaves replaced
-    schema.py     fields with types, bounds and documentation; a configuration held against them
+    fields.py     a configuration against a table of fields: checked, filled with defaults
     values.py     what a type makes of text
     lists.py      lists in text
     flags.py      command lines
@@ -18,11 +18,17 @@ set of checks. Every function reports *all* faults at once, as one `InputError`.
     messages.py   all faults at once
 """
 
+from implicit_reasoning.config.fields import (
+    complete,
+    documentation,
+    make_config,
+    schema_faults,
+    value_faults,
+)
 from implicit_reasoning.config.flags import Flag, Parser, parse_flags
 from implicit_reasoning.config.lists import join_list, split_list
 from implicit_reasoning.config.loading import choose, load_config
 from implicit_reasoning.config.overrides import apply_overrides, parse_overrides
-from implicit_reasoning.config.schema import Field, schema_faults, value_faults
 from implicit_reasoning.config.trees import (
     ABSENT,
     Absent,
@@ -38,17 +44,19 @@ __all__ = [
     "ABSENT",
     "Absent",
     "Change",
-    "Field",
     "Flag",
     "Parser",
     "apply_overrides",
     "changed_keys",
     "choose",
+    "complete",
+    "documentation",
     "flatten",
     "from_json",
     "join_list",
     "listed",
     "load_config",
+    "make_config",
     "parse_flags",
     "parse_overrides",
     "schema_faults",

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from implicit_reasoning.config.fields import nearest_fields
 from implicit_reasoning.config.messages import meant, raise_all
-from implicit_reasoning.config.schema import nearest_fields
 from implicit_reasoning.config.trees import flatten, with_tuples
 from implicit_reasoning.config.values import parse_field
 from implicit_reasoning.errors import InputError

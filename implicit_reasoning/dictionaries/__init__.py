@@ -13,8 +13,11 @@ defaults.py     the configuration
 train.py        train a set of dictionaries of a run, resumable
 store.py        where they are kept
 
-measure.py      all of what follows, for a set of dictionaries
-measures/       how well, with how few, for what, and whether the model goes on; a file each
+instrument.py   what an instrument of dictionaries is
+measures/       the instruments: how well, with how few, for what, and whether the model goes on
+measure.py      several instruments in one program
+api.py          `measured`: what is missing of a set, and the table of instruments
+results.py      reading what was measured
 baselines.py    what has to be beaten
 evolution.py    features over training and seeds
 splice.py       a dictionary in its model
@@ -24,15 +27,18 @@ synthetic.py    data whose directions are known
 exchange/       from and for other tools
 """
 
-from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
-from implicit_reasoning.dictionaries.measure import measured
+from implicit_reasoning.dictionaries.api import INSTRUMENTS, measured
+from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
+from implicit_reasoning.dictionaries.instrument import DictionaryInstrument
 from implicit_reasoning.dictionaries.store import Dictionaries, Member, load, names
 from implicit_reasoning.dictionaries.train import train_dictionaries
 
 __all__ = [
+    "INSTRUMENTS",
     "Dictionaries",
     "Dictionary",
-    "Finished",
+    "DictionaryInstrument",
+    "InferenceDictionary",
     "Member",
     "load",
     "measured",

@@ -33,7 +33,7 @@ from scipy.cluster.vq import kmeans2
 
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
 from implicit_reasoning.dictionaries.plan import make_plan
@@ -64,12 +64,12 @@ class Candidate(NamedTuple):
 
     name: str
     member: Member
-    finished: Finished
+    finished: InferenceDictionary
     params: Params
 
 
 @dataclass(frozen=True)
-class Nearest(Finished):
+class Nearest(InferenceDictionary):
     """One feature is active, with 1: that whose centroid is nearest, `-|c|^2 / 2` in `b_enc`."""
 
     @highest_precision
@@ -80,7 +80,7 @@ class Nearest(Finished):
 
 
 @dataclass(frozen=True)
-class Neurons(Finished):
+class Neurons(InferenceDictionary):
     """An MLP's neurons, the `k` that write most of those that are positive.
 
     Attributes:
@@ -179,7 +179,7 @@ def _clusters(
     y: Float[np.ndarray, "sample d_out"],
     cluster: Int[np.ndarray, " sample"],
     width: int,
-) -> tuple[Finished, Params]:
+) -> tuple[InferenceDictionary, Params]:
     """The nearest mean of x writes the mean of y; filled up to `width` by some that never are."""
     numbers, cluster = np.unique(cluster, return_inverse=True)
     member = np.eye(len(numbers), dtype=np.float32)[cluster]
@@ -210,7 +210,7 @@ def _signed(
     mean_x: np.ndarray,
     mean_y: np.ndarray,
     k: int,
-) -> tuple[Finished, Params]:
+) -> tuple[InferenceDictionary, Params]:
     """Directions of both signs, of which the k largest are written; rows have norm 1."""
     encoder = np.concatenate([reads, -reads], axis=1)
     params = {
@@ -221,10 +221,10 @@ def _signed(
     }
     kind = Transcoder(len(mean_x), len(mean_y), encoder.shape[1])
     k = min(k, len(writes))
-    return Finished(kind, "topk", k), {**_float32(params), "k": jnp.int32(k)}
+    return InferenceDictionary(kind, "topk", k), {**_float32(params), "k": jnp.int32(k)}
 
 
-def _mlp(run: Run, member: Member, k: int) -> tuple[Finished, Params] | None:
+def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params] | None:
     """Neurons of the MLP between what is read and what is written; None where it is not that."""
     (read,), (write,) = member.read, member.write
     block = write.removesuffix("hook_mlp_out")

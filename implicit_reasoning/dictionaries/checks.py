@@ -11,23 +11,10 @@ from implicit_reasoning.dictionaries.kinds import Kind
 from implicit_reasoning.dictionaries.variants import Variant
 from implicit_reasoning.errors import InputError
 
-# Options of the variants that have them. `fields.py` has the bounds of all other fields.
-_OPTIONS: dict[str, tuple[float, float]] = {
-    "aux": (0, math.inf),
-    "threshold": (0, math.inf),
-    "bandwidth": (1e-12, math.inf),
-    "revive": (0, math.inf),
-}
-
 
 def check_values(config: ConfigDict) -> None:
-    """Raise one `InputError` that lists what is wrong with the name, the sparsities and options."""
-    faults = [
-        f"options.{key} is {value!r}; it must be between {low:g} and {high:g}"
-        for key, (low, high) in _OPTIONS.items()
-        if (value := config.options.get(key)) is not None
-        and not (isinstance(value, int | float) and low <= value <= high)
-    ]
+    """Raise one `InputError` that lists what is wrong with the name and the sparsities."""
+    faults = []
     # A folder of the run, beside others.
     if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name in (".", ".."):
         faults.append(f"name is {config.name!r}; it must be the name of a folder, without / or \\")

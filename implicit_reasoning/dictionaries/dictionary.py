@@ -79,7 +79,7 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Parameters of a `Finished` of this kind, in the variant's `architecture`.
+        """Parameters of an `InferenceDictionary` of this kind, in the variant's `architecture`.
 
         Args:
           params: as trained, on inputs and targets divided by their scales.
@@ -100,14 +100,14 @@ class Dictionary:
             found["k"] = jnp.asarray(sparsity, jnp.int32)
         return found
 
-    def finished(self) -> Finished:
+    def finished(self) -> InferenceDictionary:
         """What `finish` makes parameters for."""
         most = getattr(self.variant, "most", 0) if self.variant.architecture == "topk" else 0
-        return Finished(self.kind, self.variant.architecture, most)
+        return InferenceDictionary(self.kind, self.variant.architecture, most)
 
 
 @dataclass(frozen=True)
-class Finished:
+class InferenceDictionary:
     """A dictionary for use: what reading, writing and exchange see of it.
 
     Attributes:

@@ -10,17 +10,41 @@ before, or comes later, is where the next dictionary begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from implicit_reasoning.analysis.instrument import Declared
 from implicit_reasoning.dictionaries.measures.absorption import STANDS
-from implicit_reasoning.dictionaries.store import ALL, Dictionaries
+from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries
 
 _SEED = 0
+
+
+class Evolution(Declared):
+    """What `over_training` finds of a set of dictionaries."""
+
+    name: ClassVar[str] = "evolution"
+    definition: ClassVar[str] = (
+        "Of every active feature the highest cosine with a feature of the dictionary of the "
+        "checkpoint before (kept) and of other seeds (agreement), mean over features; nulls: "
+        "features of the other dictionary, rotated at random. drift: the cosine of a value's best "
+        "feature with its best feature at the checkpoint before."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "kept": (),
+        "kept_null": (),
+        "agreement": (),
+        "agreement_null": (),
+        "drift": ("concept", "value"),
+    }
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "rotated, checkpoint before": "kept_null",
+        "rotated, other seeds": "agreement_null",
+    }
 
 
 def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
@@ -62,7 +86,14 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         # Values that a variable does not have, or that too few states have, have no feature.
         there = found["f1"].notnull().values
         variables["drift"] = ("member", "concept", "value"), np.where(there, drift, np.nan)
-    return xr.Dataset(variables)
+    members: dict[str, Any] = {
+        name: ("member", [getattr(member, name) for member in made.members])
+        for name in ("step", "site", "sparsity", "seed")
+    }
+    coords = {**members, "what": ("member", [TRAINED] * n)}
+    if drift is not None:
+        coords |= {dim: found[dim].values for dim in ("concept", "value") if dim in found.coords}
+    return xr.Dataset(variables, coords)
 
 
 def births(result: xr.Dataset, threshold: float = STANDS) -> xr.Dataset:

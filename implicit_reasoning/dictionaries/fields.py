@@ -1,71 +1,136 @@
-"""Every field of a configuration of dictionaries: its type, its bounds, what it means."""
+"""Every field of a configuration of dictionaries: type, bounds, choices, default and meaning."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import Field, flatten, schema_faults
-from implicit_reasoning.config.schema import INFINITE
+from implicit_reasoning.config import complete, flatten, from_json, make_config, schema_faults
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.field import INFINITE, MAX_INT, Field
+from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json
 
-_MOST = 2**31 - 1
+FORMAT = 1
+"""Of `config.json` and `members.json`. A new field does not raise it, see `completed`."""
 
 FIELDS: dict[str, Field] = {
-    "name": Field(str, "results are kept in dictionaries/<name>"),
-    "kind": Field(str, "what is read and written: autoencoder, transcoder, ...; see kinds.py"),
-    "variant": Field(str, "architecture: topk, relu, ..., see variants/; or an import path"),
-    "read": Field(tuple, "sites that are read; none: hook_resid_post or ln2 of every block"),
-    "write": Field(tuple, "sites that are written, one for each that is read"),
-    "positions": Field(tuple, "names of positions; none: all"),
-    "sparsities": Field(tuple, "of every site, checkpoint and seed"),
-    "width": Field(int, "features; of cross_layer in all layers together", 1, _MOST),
-    "seeds": Field(int, "dictionaries of each sparsity, with other initialisations", 1, _MOST),
-    "checkpoints": Field(int, "so many, evenly over the run's schedule", 1, _MOST),
-    "steps": Field(tuple, "or these very steps"),
-    "start": Field(str, "of each checkpoint's dictionaries: cold, forwards or backwards"),
-    "normalize": Field(bool, "states to a mean norm of sqrt(width); folded back in the end"),
-    "baselines": Field(bool, "measure what dictionaries have to beat, too"),
-    "log_every": Field(int, "steps; also how often progress moves", 1, _MOST),
-    "resume_every": Field(int, "steps between saves of the full state", 1, _MOST),
-    "progress": Field(bool, "show a bar on standard error"),
-    # Optional: the defaults of `Settings` hold, as in configurations from before these fields.
-    "training.steps": Field(int, "steps in all", 1, _MOST, True),
-    "training.batch": Field(int, "states of a step", 1, _MOST, True),
-    "training.learning_rate": Field(float, "after warm-up, before decay", 0, INFINITE, True),
-    "training.warm_up": Field(int, "steps over which the learning rate rises", 0, _MOST, True),
-    "training.decay": Field(int, "last steps, over which the learning rate falls", 0, _MOST, True),
+    "name": Field(str, "results are kept in dictionaries/<name>", "autoencoder"),
+    "kind": Field(
+        str, "what is read and written: autoencoder, transcoder, ...; see kinds.py", "autoencoder"
+    ),
+    "variant": Field(
+        str, "architecture: topk, relu, ..., see variants/; or an import path", "topk"
+    ),
+    "options.aux": Field(
+        float, "topk, batch_topk, matryoshka: coefficient of AuxK", None, 0, INFINITE, before=None
+    ),
+    "options.widths": Field(tuple, "matryoshka: of the nested dictionaries", None, before=None),
+    "options.mode": Field(str, "jumprelu: step or tanh", None, before=None),
+    "options.threshold": Field(float, "jumprelu: at the start", None, 0, INFINITE, before=None),
+    "options.bandwidth": Field(
+        float, "jumprelu: of the estimator", None, 1e-12, INFINITE, before=None
+    ),
+    "options.revive": Field(
+        float, "jumprelu: coefficient of dead features' distance", None, 0, INFINITE, before=None
+    ),
+    "read": Field(
+        tuple,
+        "sites that are read; none: hook_resid_post of every block, of transcoders "
+        "ln2.hook_normalized",
+        (),
+    ),
+    "write": Field(tuple, "sites that are written, one for each that is read; see read", ()),
+    "positions": Field(tuple, "names of positions, all of the same weight; none: all", ()),
+    "sparsities": Field(tuple, "of every site, checkpoint and seed", (4.0, 8.0, 16.0)),
+    "width": Field(int, "features; of cross_layer in all layers together", 512, 1, MAX_INT),
+    "seeds": Field(int, "dictionaries of each sparsity, with other initialisations", 1, 1, MAX_INT),
+    "checkpoints": Field(
+        int,
+        "so many, evenly over the run's schedule, step 0 and the last among them",
+        4,
+        1,
+        MAX_INT,
+    ),
+    "steps": Field(tuple, "or these very steps", ()),
+    "start": Field(
+        str,
+        "of each checkpoint's dictionaries: 'cold', or from those of the checkpoint before "
+        "('forwards') or after ('backwards'), which makes features look older than they are",
+        "cold",
+        choices=("cold", "forwards", "backwards"),
+    ),
+    "normalize": Field(bool, "states to a mean norm of sqrt(width); folded back in the end", True),
+    "baselines": Field(bool, "measure what dictionaries have to beat, too", True),
+    "log_every": Field(int, "steps; also how often progress moves", 100, 1, MAX_INT),
+    "resume_every": Field(int, "steps between saves of the full state", 1_000, 1, MAX_INT),
+    "progress": Field(bool, "show a bar on standard error", True),
+    # Configurations from before these fields were trained with the values of `before`.
+    "training.steps": Field(int, "steps in all", 600, 1, MAX_INT, before=2_000),
+    "training.batch": Field(int, "states of a step", 512, 1, MAX_INT, before=1_024),
+    "training.learning_rate": Field(
+        float, "after warm-up, before decay", 4e-3, 0, INFINITE, before=3e-4
+    ),
+    "training.warm_up": Field(
+        int, "steps over which the learning rate rises", 50, 0, MAX_INT, before=0
+    ),
+    "training.decay": Field(
+        int, "last steps, over which the learning rate falls", 200, 0, MAX_INT, before=0
+    ),
     "training.sparsity_warm_up": Field(
-        int, "steps over which a penalty's coefficient rises", 0, _MOST, True
+        int, "steps over which a penalty's coefficient rises", 0, 0, MAX_INT, before=0
     ),
-    "training.beta1": Field(float, "decay of Adam's first moment", 0, 1 - 1e-9, True),
-    "training.beta2": Field(float, "decay of Adam's second moment", 0, 1 - 1e-9, True),
-    "training.clip": Field(float, "largest norm of the gradient", 1e-12, INFINITE, True),
-    "training.dead_after": Field(int, "steps without firing", 0, _MOST, True),
+    "training.beta1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9, before=0.9),
+    "training.beta2": Field(
+        float, "decay of Adam's second moment", 0.999, 0, 1 - 1e-9, before=0.999
+    ),
+    "training.clip": Field(float, "largest norm of the gradient", 1.0, 1e-12, INFINITE, before=1.0),
+    "training.dead_after": Field(int, "steps without firing", 100, 0, MAX_INT, before=1_000),
     "training.bias_at_mean": Field(
-        bool, "the decoder's bias begins at the mean of targets", optional=True
+        bool, "the decoder's bias begins at the mean of targets", True, before=True
     ),
-    "training.unit_decoder": Field(bool, "keep decoder rows at norm 1", optional=True),
+    "training.unit_decoder": Field(bool, "keep decoder rows at norm 1", False, before=False),
     "training.frozen_decoder": Field(
-        bool, "leave the decoder as it was drawn: a baseline", optional=True
+        bool, "leave the decoder as it was drawn: a baseline", False, before=False
     ),
     "training.resample_every": Field(
-        int, "steps between replacing dead features; 0: never", 0, _MOST, True
+        int, "steps between replacing dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
-"""By dotted name; `options` has those of the variant."""
+"""By dotted name. A variant of a user may have other `options`."""
+
+
+def schema(config: ConfigDict) -> dict[str, Field]:
+    """The fields of a configuration of dictionaries."""
+    return FIELDS
+
+
+def default_config(kind: str = "autoencoder") -> ConfigDict:
+    """A new configuration of a kind: every field, with its default. It is not locked."""
+    config = make_config(FIELDS)
+    config.name = config.kind = kind
+    return config
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """A locked copy in which fields that were added since reproduce what was done before."""
+    return complete(config, FIELDS)
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The configuration of a set that is kept, completed; an `InputError` if it is newer."""
+    kept = read_json(path)
+    if isinstance(kept, dict):
+        check_format(path, kept.pop(FORMAT_VERSION, 1), FORMAT)
+    return completed(from_json(kept))
 
 
 def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
 
-    The options of a variant are checked where it is made.
+    Options that only a variant of the user's has are checked where it is made.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]
     if faults:
         raise InputError("the dictionaries cannot be trained: " + "; ".join(faults))
-
-
-def documentation(config: ConfigDict) -> dict[str, str]:
-    """What the fields of a configuration mean, by dotted name."""
-    return {key: FIELDS[key].doc for key in flatten(config) if key in FIELDS}

@@ -1,20 +1,15 @@
-"""Measure a set of dictionaries, and what has to be beaten, with everything in `measures/`.
+"""Measure dictionaries with several instruments, in one compiled program for each shape and source.
 
-On distinct states of prefixes that no dictionary was trained on: reconstruction and sparsity.
-With a dictionary's output in place of the true one, answers by split. For every truth variable how
-well its best features stand for its values, with a permutation null; the same of bridges that
-out-of-distribution facts lead to; absorption; superposition; and whether the model goes on with a
-bridge's feature. Then across dictionaries: which features last from checkpoint to checkpoint, which
-come back from another seed, and when bridges' features are born (`evolution.py`). Of the last
-checkpoint the same is measured of baselines (`baselines.py`).
+On distinct states of prefixes that no dictionary was trained on, the states are computed and
+encoded once for all instruments (`measures/`). What each instrument finds is then averaged and
+labelled by itself. Of the last checkpoint the same is measured of baselines (`baselines.py`).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,120 +18,142 @@ import xarray as xr
 from jaxtyping import Array
 from tqdm import tqdm
 
+from implicit_reasoning.analysis.aggregate import aggregate
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
+from implicit_reasoning.analysis.labels import check_labels
 from implicit_reasoning.dictionaries.baselines import Candidate, make_baselines
-from implicit_reasoning.dictionaries.dictionary import Finished
-from implicit_reasoning.dictionaries.evolution import over_training
-from implicit_reasoning.dictionaries.measures import MEASURES, Asked, Coded, Measure, Subject
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+)
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split, split_states, states
-from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries, Files, Member
+from implicit_reasoning.dictionaries.store import TRAINED, Dictionaries
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.runs import Run, load_arrays, save_arrays
-from implicit_reasoning.runtime.machine import highest_precision, provenance
+from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.machine import highest_precision
 from implicit_reasoning.runtime.mapping import fitting_mesh, mapped
-from implicit_reasoning.statistics import INTERVALS
-
-_WITH = "measured_with"  # attribute of a result
 
 
-def measured(run: Run, made: Dictionaries) -> xr.Dataset:
-    """What was found of dictionaries; measured now, and kept beside them, if that was not done.
+class Chosen(NamedTuple):
+    """An instrument, and the examples that it chose."""
 
-    A result that is there counts if it is of these dictionaries, of these parameters of the run's
-    checkpoints and of this world; else it is measured again, and a line on standard error says so.
-    """
-    path = Files.of(run, made.config.name).measured
-    if path.exists():
-        kept = load_arrays(path)
-        other = _differences(kept, run, made)
-        if not other:
-            return kept
-        say = f"{path} is of other {' and '.join(other)}; measuring again"
-        tqdm.write(f"implicit_reasoning: {say}", file=sys.stderr)
-    save_arrays(path, measure_dictionaries(run, made, progress=made.config.progress))
-    return load_arrays(path)
+    instrument: DictionaryInstrument
+    examples: Examples
+
+    @property
+    def name(self) -> str:
+        """Of the instrument."""
+        return self.instrument.name
 
 
-def _measured_with(run: Run, made: Dictionaries) -> dict[str, Any]:
-    """What a result depends on, by name."""
-    steps = sorted({step for member in made.members for step in member.steps})
-    return {
-        "dictionaries": made.fingerprint,
-        "checkpoints": {str(step): run.fingerprint(step) for step in steps},
-        "world": run.dataset.fingerprint(),
-        "options": {
-            "baselines": bool(made.config.baselines),
-            "positions": list(made.config.positions),
-        },
-        "intervals": INTERVALS,
-    }
-
-
-def _differences(kept: xr.Dataset, run: Run, made: Dictionaries) -> list[str]:
-    """What a result that is there was measured with, and would not be now; names."""
-    if _WITH in kept.attrs:
-        wanted, was = _measured_with(run, made), kept.attrs[_WITH]
-        return [name for name in wanted if was.get(name) != wanted[name]]
-    return ["intervals"]  # of results from before this was noted, which had another kind
-
-
-def measure_dictionaries(run: Run, made: Dictionaries, *, progress: bool = True) -> xr.Dataset:
-    """Measure all of them, and baselines.
-
-    Returns:
-      Labelled arrays by `member` (with the coordinates step, site, sparsity, seed, and what it is:
-      "trained" or a baseline's name); attributes say what is what.
-    """
-    asked = ask(run, made)
-    measures, split = choose_measures(asked), asked.split
-    candidates = [
-        Candidate(TRAINED, member, made.finished, made.params_of(number))
-        for number, member in enumerate(made.members)
-    ]
-    if made.config.baselines:
-        candidates += make_baselines(run, made, split)
-    outputs = _outputs(run, candidates, measures, split, progress)
-    members, what = [one.member for one in candidates], [one.name for one in candidates]
-    result = _labelled(outputs, measures, members, what)
-    own = result.isel(member=slice(len(made)))
-    missing = len(candidates) - len(made)  # baselines are of one checkpoint
-    result = result.merge(over_training(made, own).pad(member=(0, missing)))
-    return result.assign_attrs(
-        n_states=int(split.held_out.sum()),
-        n_trained=int(split.trained.sum()),
-        start=made.config.start,
-        definition=" ".join((__doc__ or "").split()),
-        made_with=provenance(),
-        **{_WITH: _measured_with(run, made)},
-    )
-
-
-def ask(run: Run, made: Dictionaries) -> Asked:
-    """What is to be measured of a set of dictionaries."""
+def example_source(run: Run, made: Dictionaries) -> ExampleSource:
+    """What instruments choose their examples from, for a set of dictionaries."""
     dataset, positions = run.dataset, made.config.positions
     where = np.array([not positions or name in positions for name in dataset.positions])
-    return Asked(run, split_states(dataset, positions), made.members, where)
+    return ExampleSource(run, split_states(dataset, positions), made.members, where)
 
 
-def choose_measures(asked: Asked) -> list[Measure]:
-    """Those that apply; no single model has a place for a dictionary of all checkpoints."""
-    of_all = any(member.step == ALL for member in asked.members)
-    wanted = [kind for kind in MEASURES if not (kind.needs_model and of_all)]
-    return [measure for kind in wanted if (measure := kind.choose(asked)) is not None]
+def measure(
+    source: ExampleSource,
+    made: Dictionaries,
+    chosen: Sequence[Chosen],
+    steps: Sequence[int] | None = None,
+    *,
+    progress: bool = True,
+) -> list[xr.Dataset]:
+    """Measure the dictionaries of some steps, and the baselines where the last is among them.
+
+    Args:
+      source: of `example_source`.
+      made: the set of dictionaries.
+      chosen: instruments with their examples; all are measured by the same programs.
+      steps: of the dictionaries (`ALL` of crosscoders); all by default.
+      progress: show a bar on standard error.
+
+    Returns:
+      The result of each instrument, by `member`.
+
+    Raises:
+      InputError: an instrument returns something else than it declares.
+    """
+    run = source.run
+    numbers = [n for n, one in enumerate(made.members) if steps is None or one.step in steps]
+    candidates = [
+        Candidate(TRAINED, made.members[n], made.finished, made.params_of(n)) for n in numbers
+    ]
+    if made.config.baselines and set(made.shown) <= set(numbers):
+        candidates += make_baselines(run, made, source.split)
+    outputs = _outputs(run, candidates, chosen, source.split, progress)
+    width = max(one.finished.kind.d_sae for one in candidates)
+    return [_labelled(outputs[one.name], one, candidates, width) for one in chosen]
+
+
+def _labelled(
+    outputs: Mapping[str, np.ndarray], chosen: Chosen, candidates: Sequence[Candidate], width: int
+) -> xr.Dataset:
+    """Means within groups, with intervals, by member; other outputs as they are."""
+    instrument, examples = chosen
+    coords = {**examples.coords, "feature": range(width)}
+    instrument.check_nulls(coords)
+    dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
+    if "member" in dims:
+        raise InputError(
+            f"instrument {instrument.name!r} declares the dimension 'member', which every result "
+            "has; choose another name"
+        )
+    check_labels(instrument.name, coords, dims, examples.groups)
+    sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
+    instrument.check({name: value[0] for name, value in outputs.items()}, sizes)
+    there = {name: _has_outcomes(instrument, name, outputs[name]) for name in outputs}
+    filled = {
+        name: value if there[name].all() else np.where(_like(there[name], value), value, 0)
+        for name, value in outputs.items()
+    }
+    result = aggregate(instrument, filled, examples, coords, range(len(candidates)))
+    for name, known in there.items():
+        if not known.all():
+            ends = [f"{name}{end}" for end in ("", "_low", "_high") if f"{name}{end}" in result]
+            alive = xr.DataArray(known, dims="step")
+            result = result.assign({end: result[end].where(alive) for end in ends})
+    result = result.drop_vars("step").rename(step="member")
+    of = {
+        name: ("member", [getattr(one.member, name) for one in candidates])
+        for name in ("step", "site", "sparsity", "seed")
+    }
+    result = result.assign_coords(of).assign_coords(what=("member", [c.name for c in candidates]))
+    return instrument.derived(result, examples)
+
+
+def _has_outcomes(instrument: DictionaryInstrument, name: str, value: np.ndarray) -> np.ndarray:
+    """Of which members outcomes by example are numbers: after the last block there are none."""
+    if instrument.outputs[name][-1:] != (EXAMPLE,):
+        return np.ones(len(value), bool)
+    finite = np.isfinite(value).reshape(len(value), -1)
+    found: np.ndarray = finite.any(1) if name in instrument.given else finite.all(1)
+    return found
+
+
+def _like(known: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return known.reshape(-1, *[1] * (value.ndim - 1))
 
 
 def _outputs(
     run: Run,
     candidates: Sequence[Candidate],
-    measures: Sequence[Measure],
+    chosen: Sequence[Chosen],
     split: Split,
     progress: bool,
-) -> dict[str, Any]:
-    """What all measures find, stacked over candidates in their order.
+) -> dict[str, dict[str, np.ndarray]]:
+    """What all instruments find, stacked over candidates in their order.
 
     Those that read and write the same sites, and are of one shape, are one program.
     """
-    program = _program(run.model, measures, split)
+    program = _program(run.model, chosen, split)
     found: dict[int, Any] = {}
     with tqdm(
         total=len(candidates), desc="measuring", unit="dictionary", disable=not progress
@@ -157,60 +174,50 @@ def _outputs(
     return _padded([found[number] for number in range(len(candidates))])
 
 
-def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, Finished], list[int]]:
+def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictionary], list[int]]:
     """Numbers by what is static of a program."""
-    found: dict[tuple[Sites, Finished], list[int]] = {}
+    found: dict[tuple[Sites, InferenceDictionary], list[int]] = {}
     for number, one in enumerate(candidates):
         found.setdefault((one.member.sites, one.finished), []).append(number)
     return found
 
 
-def _program(model: Transformer, measures: Sequence[Measure], split: Split) -> Any:
+def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
     """Compiled: everything of some dictionaries of one shape, of several sources."""
 
     @partial(jax.jit, static_argnums=(2, 3))
     @highest_precision
     def program(
-        params: Params, items: tuple[Array, Params], sites: Sites, finished: Finished
+        params: Params, items: tuple[Array, Params], sites: Sites, finished: InferenceDictionary
     ) -> dict[str, Any]:
         def source(params: Params) -> tuple[Params, Array, Array, dict[str, Any]]:
             x, y = (states(model, split.places, params, of) for of in (sites.read, sites.write))
             # The first checkpoint, of all but crosscoders the only one.
             first = jax.tree.map(lambda leaf: leaf[0], params)
-            subject = Subject(model, first, sites, x, y)
-            return first, x, y, {one.name: one.shared(subject) for one in measures}
+            subject = DictionarySubject(model, first, sites, x, y)
+            shared = {
+                one.name: one.instrument.shared(subject, one.examples.inputs) for one in chosen
+            }
+            return first, x, y, shared
 
         sources = jax.lax.map(source, params)
 
-        def one(item: tuple[Array, Params]) -> dict[str, Any]:
+        def one_dictionary(item: tuple[Array, Params]) -> dict[str, Any]:
             number, dictionary = item
             first, x, y, shared = jax.tree.map(lambda leaf: leaf[number], sources)
-            subject = Subject(model, first, sites, x, y)
-            coded = Coded(finished, dictionary, finished.encode(dictionary, x))
-            return {one.name: one.of_one(subject, shared[one.name], coded) for one in measures}
+            subject = DictionarySubject(model, first, sites, x, y)
+            encoded = EncodedStates(finished, dictionary, finished.encode(dictionary, x))
+            return {
+                one.name: one.instrument.measure(
+                    subject, shared[one.name], encoded, one.examples.inputs
+                )
+                for one in chosen
+            }
 
-        found: dict[str, Any] = mapped(one, items, fitting_mesh(len(items[0])))
+        found: dict[str, Any] = mapped(one_dictionary, items, fitting_mesh(len(items[0])))
         return found
 
     return program
-
-
-def _labelled(
-    outputs: dict[str, Any],
-    measures: Sequence[Measure],
-    members: Sequence[Member],
-    what: Sequence[str],
-) -> xr.Dataset:
-    names = ("step", "site", "sparsity", "seed")
-    variables: dict[str, Any] = {}
-    coords: dict[str, Any] = {
-        name: ("member", [getattr(member, name) for member in members]) for name in names
-    }
-    coords["what"] = "member", list(what)
-    for measure in measures:
-        more, labels = measure.labelled(outputs[measure.name])
-        variables, coords = variables | more, coords | labels
-    return xr.Dataset(variables, coords)
 
 
 @jax.jit

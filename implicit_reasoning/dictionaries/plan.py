@@ -23,8 +23,6 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.runs import Run
 
-STARTS = ("cold", "forwards", "backwards")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,8 +53,6 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
     check_values(config)
     if config.kind not in KINDS:
         raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
-    if config.start not in STARTS:
-        raise InputError(f"start is {config.start!r}; it is one of {', '.join(STARTS)}")
     steps = _steps(run, config)
     groups = _sites(run.model, config)
     together = config.kind == "crosscoder"

@@ -1,14 +1,133 @@
-"""Reading what was measured of a set: its parts, and the table of dictionaries and baselines."""
+"""Reading what was measured of a set: all instruments in one table, and parts of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.dictionaries.store import TRAINED, UNTRAINED
+from implicit_reasoning.dictionaries.store import (
+    TRAINED,
+    UNTRAINED,
+    Files,
+    Member,
+    read_members,
+)
+from implicit_reasoning.runs import Run, load_arrays
+
+TABLE = (
+    "reconstruction",
+    "answers",
+    "concepts",
+    "roles",
+    "absorption",
+    "superposition",
+    "bridge_superposition",
+    "use",
+    "evolution",
+)
+"""Instruments of the table of a set, in the order of its variables."""
+
+
+def open_measured(run: Run, name: str) -> xr.Dataset | None:
+    """The table of what was measured of a set; None where nothing was.
+
+    Its variables are by `member`: the dictionaries in their order, then baselines. Members have the
+    coordinates `step`, `site`, `sparsity`, `seed` and `what`. Groups of examples have names of
+    their own, such as `split`. Where nothing was measured since, it is read from the `measured.nc`
+    of an earlier version.
+
+    Args:
+      run: that the dictionaries are of.
+      name: of the set.
+    """
+    files = Files.of(run, name)
+    results = {path.stem: load_arrays(path) for path in files.results}
+    table = {name: results[name] for name in TABLE if name in results}
+    if table:
+        return gather(table, read_members(files))
+    return load_arrays(files.measured_before) if files.measured_before.exists() else None
+
+
+def gather(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.Dataset:
+    """Put results of several instruments into one table.
+
+    Args:
+      results: by instrument, each by `member` in any order.
+      members: the dictionaries in the order that is wanted.
+    """
+    steps = {member.step for member in members}
+    trained_keys = _numbered(
+        (one.step, one.site, one.sparsity, one.seed, TRAINED) for one in members
+    )
+    keys = {name: _keys(result) for name, result in results.items()}
+    wanted = dict.fromkeys(trained_keys)
+    for found in keys.values():
+        wanted |= dict.fromkeys(key for key in found if _is_baseline(key[0], steps))
+    parts = [_reordered(results[name], keys[name], list(wanted)) for name in results]
+    about = parts[0].attrs
+    kept = {name: about[name] for name in ("n_states", "n_trained", "start") if name in about}
+    renamed = [_renamed(name, part) for name, part in zip(results, parts, strict=True)]
+    joined = xr.merge(renamed, join="outer", compat="equals", combine_attrs="drop")
+    return joined.assign_attrs(kept)
+
+
+def _keys(result: xr.Dataset) -> list[Any]:
+    names = ("step", "site", "sparsity", "seed", "what")
+    values = [
+        result[name].values.tolist()
+        if name in result.coords
+        else [TRAINED] * result.sizes["member"]
+        for name in names
+    ]
+    return _numbered(zip(*values, strict=True))
+
+
+def _numbered(keys: Any) -> list[Any]:
+    """Each key with how many like it came before: dictionaries may write one site twice."""
+    seen: Counter[Any] = Counter()
+    found = []
+    for key in keys:
+        found.append((key, seen[key]))
+        seen[key] += 1
+    return found
+
+
+def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
+    """Whether a member is a baseline of the set as it is now: of its last step, or untrained."""
+    step, what = key[0], key[4]
+    if what == UNTRAINED:
+        return 0 not in steps
+    return bool(what != TRAINED and step == max(steps))
+
+
+def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Dataset:
+    """Members as they are wanted; nan for those that a result does not have."""
+    at = {key: number for number, key in enumerate(there)}
+    numbers = np.array([at.get(key, -1) for key in wanted])
+    found = result.isel(member=np.maximum(numbers, 0))
+    names = ("step", "site", "sparsity", "seed", "what")
+    columns = zip(*[key for key, _ in wanted], strict=True)
+    of = {name: ("member", list(column)) for name, column in zip(names, columns, strict=True)}
+    if (numbers < 0).any():
+        known = xr.DataArray(numbers >= 0, dims="member")
+        found = found.drop_vars([name for name in names if name in found.coords])
+        found = found.map(lambda values: values.where(known) if "member" in values.dims else values)
+    return found.assign_coords(of).assign_attrs(result.attrs)
+
+
+def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
+    """With dimensions and counts of its own, that no other instrument has."""
+    counts = {n: f"{name}_{n}" for n in ("n_examples", "n_states") if n in part}
+    part = part.rename(counts)
+    if "group" not in part.dims:
+        return part
+    if part.attrs["group"]:
+        return part.rename(group=part.attrs["group"])
+    return part.squeeze("group", drop=True)
 
 
 def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:

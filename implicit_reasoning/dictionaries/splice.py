@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.model import Edit, HookContext, Params
 
 _ACTS = ("batch", "pos", "d_sae")
@@ -38,14 +38,14 @@ class Sites(NamedTuple):
 class _Splice(NamedTuple):
     """The constants of one edit: the dictionary, and which of its outputs is written."""
 
-    dictionary: Finished
+    dictionary: InferenceDictionary
     sites: Sites
     number: int
     keep_error: bool
 
 
 def edits(
-    dictionary: Finished,
+    dictionary: InferenceDictionary,
     params: Params,
     sites: Sites,
     where: Bool[Array, " pos"],

@@ -1,13 +1,14 @@
 """Where dictionaries are kept in a run, and opening them.
 
 `dictionaries/<name>/` has `config.json`, `members.json` (what each is of), `finished.npz` (all
-parameters, stacked), `measured.nc`, `metrics.jsonl` and `provenance.json` (training), and `resume/`
-while it is trained.
+parameters, stacked), `measured/<instrument>.nc`, `metrics.jsonl` and `provenance.json` (training),
+and `resume/` while it is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import from_json
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.fields import FORMAT, read_config
 from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
+from implicit_reasoning.files import (
+    FORMAT_VERSION,
+    check_format,
+    read_json,
+    read_npz,
+    write_json,
+    write_npz,
+)
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
@@ -107,9 +115,18 @@ class Files:
         """Parameters; written last, so that it vouches for the rest."""
         return self.folder / "finished.npz"
 
+    def result(self, instrument: str) -> Path:
+        """What an instrument measured."""
+        return self.folder / "measured" / f"{instrument}.nc"
+
     @property
-    def measured(self) -> Path:
-        """What `measure.py` found."""
+    def results(self) -> list[Path]:
+        """What was measured, a file for each instrument."""
+        return sorted((self.folder / "measured").glob("*.nc"))
+
+    @property
+    def measured_before(self) -> Path:
+        """What versions before there were instruments of dictionaries measured; only read."""
         return self.folder / "measured.nc"
 
     @property
@@ -139,7 +156,7 @@ class Dictionaries:
       config: as they were trained.
     """
 
-    finished: Finished
+    finished: InferenceDictionary
     params: Params
     members: tuple[Member, ...]
     config: ConfigDict
@@ -159,11 +176,12 @@ class Dictionaries:
             if all(getattr(member, name) == value for name, value in wanted.items())
         ]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the parameters, and of what each dictionary is of."""
-        about = repr((self.finished, self.members)).encode()
-        return fingerprint({"params": self.params, "about": np.frombuffer(about, np.uint8)})
+    def fingerprint(self, step: int) -> str:
+        """A digest of the parameters of the dictionaries of a step, and of what each is of."""
+        numbers = self.numbers(step=step)
+        about = json.dumps([self.members[number]._asdict() for number in numbers]).encode()
+        own = jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], self.params)
+        return fingerprint({"params": own, "about": np.frombuffer(about, np.uint8)})
 
     @cached_property
     def shown(self) -> list[int]:
@@ -182,6 +200,7 @@ class Dictionaries:
 def save(files: Files, dictionaries: Dictionaries) -> None:
     """Keep finished dictionaries; `finished.npz` comes last."""
     about = {
+        FORMAT_VERSION: FORMAT,
         "kind": dictionaries.config.kind,
         "sizes": dataclasses.asdict(dictionaries.finished.kind),
         "architecture": dictionaries.finished.architecture,
@@ -205,12 +224,18 @@ def load(run: Run, name: str) -> Dictionaries:
         there = ", ".join(names(run)) or "none"
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
+    check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     kind = KINDS[about["kind"]](**about["sizes"])
-    finished = Finished(kind, about["architecture"], about["most"])
-    members = tuple(_member(member) for member in about["members"])
+    finished = InferenceDictionary(kind, about["architecture"], about["most"])
+    members = read_members(files)
     arrays = read_npz(files.finished, "set of dictionaries")
     params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape
-    return Dictionaries(finished, params, members, from_json(read_json(files.config)))
+    return Dictionaries(finished, params, members, read_config(files.config))
+
+
+def read_members(files: Files) -> tuple[Member, ...]:
+    """What the dictionaries of a set are of, without their parameters."""
+    return tuple(_member(member) for member in read_json(files.members)["members"])
 
 
 def names(run: Run) -> list[str]:

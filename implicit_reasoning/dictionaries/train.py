@@ -20,14 +20,15 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from implicit_reasoning.config import changed_keys, from_json, listed, to_json
+from implicit_reasoning.config import changed_keys, listed, to_json
+from implicit_reasoning.dictionaries.fields import FORMAT, completed, read_config
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
 from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.files import FORMAT_VERSION, write_json
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Checkpoints, Damaged, Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
@@ -62,6 +63,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         process trains them, or JAX has other settings than when they were begun.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    config = completed(config)
     files = Files.of(run, config.name)
     check_path(files.folder)
     plan = make_plan(run, config)
@@ -90,7 +92,7 @@ def _note_start(files: Files, config: ConfigDict) -> None:
     newest = max(numbered(files.resume), default=0)
     if newest:
         check_numerics(files.folder, starts)
-    write_json(files.config, to_json(config))
+    write_json(files.config, {FORMAT_VERSION: FORMAT, **to_json(config)})
     start = {"step": newest, "time": time.time(), **provenance()}
     write_json(files.provenance, [*starts, start])
 
@@ -98,7 +100,7 @@ def _note_start(files: Files, config: ConfigDict) -> None:
 def _check_same(files: Files, config: ConfigDict) -> None:
     if not files.config.exists():
         return
-    changes = changed_keys(from_json(read_json(files.config)), config)
+    changes = changed_keys(read_config(files.config), completed(config))
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
         raise InputError(

@@ -7,19 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from implicit_reasoning.config import value_faults
 from implicit_reasoning.errors import InputError
-
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("gelu_new", "relu"),
-    "normalization": ("LN", "none"),
-    "dtype": ("float32", "bfloat16"),
-    "precision": ("default", "high", "highest"),
-}
+from implicit_reasoning.model.fields import FIELDS
 
 
 @dataclass(frozen=True)
 class Spec:
     """A decoder's shape, in TransformerLens's words.
+
+    `fields.py` has the bounds and choices of its attributes. The defaults are those of a
+    configuration or a result that was kept before the attribute existed.
 
     Attributes:
       d_vocab, n_ctx: tokens and positions.
@@ -47,34 +45,30 @@ class Spec:
     n_heads: int
     d_mlp: int
     n_loops: int = 1
-    head_width: int = 0
-    act_fn: str = "gelu_new"
-    normalization: str = "LN"
-    tied: bool = False
-    unembed_bias: bool = False
-    eps: float = 1e-5
-    init_std: float = 0.02
-    dtype: str = "float32"
-    precision: str = "highest"
-    block: str = "gpt2"
+    head_width: int = FIELDS["head_width"].before
+    act_fn: str = FIELDS["act_fn"].before
+    normalization: str = FIELDS["normalization"].before
+    tied: bool = FIELDS["tied"].before
+    unembed_bias: bool = FIELDS["unembed_bias"].before
+    eps: float = FIELDS["eps"].before
+    init_std: float = FIELDS["init_std"].before
+    dtype: str = FIELDS["dtype"].before
+    precision: str = FIELDS["precision"].before
+    block: str = FIELDS["block"].before
 
     def __post_init__(self) -> None:
-        for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads", "d_mlp", "n_loops"):
+        for name in ("d_vocab", "n_ctx"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.head_width < 0:
-            raise InputError(f"model.head_width is {self.head_width}; it must be at least 0")
+        values = {name: value for name, value in vars(self).items() if name in FIELDS}
+        faults = value_faults(values, FIELDS)
+        if faults:
+            raise InputError("; ".join(f"model.{fault}" for fault in faults))
         if not self.head_width and self.d_model % self.n_heads:
             raise InputError(
                 f"model.d_model is {self.d_model}, which model.n_heads = {self.n_heads} does not "
                 "divide; heads need equal widths"
             )
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"model.{name} is {getattr(self, name)!r}; it must be one of "
-                    f"{', '.join(map(repr, allowed))}"
-                )
 
     @property
     def d_head(self) -> int:
@@ -97,3 +91,10 @@ class Spec:
         names = {field.name for field in dataclasses.fields(cls)}
         chosen = {name: value for name, value in config.items() if name in names}
         return cls(d_vocab=d_vocab, n_ctx=n_ctx, **chosen)
+
+    @staticmethod
+    def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes of a spec that was kept as JSON, with those that were added since."""
+        before = {name: field.before for name, field in FIELDS.items() if not field.required}
+        names = {field.name for field in dataclasses.fields(Spec)}
+        return {name: value for name, value in before.items() if name in names} | dict(kept)

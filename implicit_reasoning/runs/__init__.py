@@ -1,5 +1,7 @@
 """One run directory: where its files are, its checkpoints, and opening it all as a `Run`.
 
+fields.py       every field of a configuration
+config.py       the configuration: new, completed, kept
 layout.py       where the files are
 checkpoints.py  pytrees under step numbers, written whole
 stores.py       where parameters are read from
@@ -11,6 +13,7 @@ run.py          `Run`
 
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
+from implicit_reasoning.runs.config import completed, default_config, read_config, write_config
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.run import Run
 from implicit_reasoning.runs.stacked import begin_row, end_row, read_parts
@@ -27,10 +30,14 @@ __all__ = [
     "Store",
     "begin_row",
     "check_path",
+    "completed",
+    "default_config",
     "end_row",
     "fingerprint",
     "load_arrays",
+    "read_config",
     "read_parts",
     "read_starts",
     "save_arrays",
+    "write_config",
 ]

@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.files import atomic_write
+from implicit_reasoning.files import FORMAT_VERSION, atomic_write, check_format
+
+RESULT_FORMAT = 1
+"""Of the netCDF files of results: an attribute beside `json`, which holds all others."""
 
 
 def fingerprint(tree: Any) -> str:
@@ -32,13 +35,15 @@ def save_arrays(path: Path, arrays: xr.Dataset) -> None:
     parts: list[Any] = [plain, *plain.variables.values()]
     for part in parts:
         part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
+    plain.attrs[FORMAT_VERSION] = RESULT_FORMAT
     with atomic_write(path, "wb") as file:
         file.write(plain.to_netcdf(engine="h5netcdf"))
 
 
 def load_arrays(path: Path) -> xr.Dataset:
-    """What `save_arrays` wrote."""
+    """What `save_arrays` wrote; an `InputError` if the file has a newer format."""
     arrays = xr.load_dataset(path, engine="h5netcdf")
+    check_format(path, int(arrays.attrs.get(FORMAT_VERSION, 1)), RESULT_FORMAT)
     parts: list[Any] = [arrays, *arrays.variables.values()]
     for part in parts:
         part.attrs = json.loads(part.attrs.get("json", "{}"))

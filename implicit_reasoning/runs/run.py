@@ -15,12 +15,12 @@ import xarray as xr
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import from_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, read_npz
+from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.config import read_config
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.stacked import open_store
 from implicit_reasoning.runs.starts import read_starts
@@ -61,8 +61,8 @@ class Run:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration as it was run."""
-        return from_json(read_json(self.files.config))
+        """The configuration as it was run, with the fields that were added since."""
+        return read_config(self.files.config)
 
     @cached_property
     def dataset(self) -> Dataset:

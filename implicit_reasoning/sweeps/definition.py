@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning import imports
 from implicit_reasoning.config import apply_overrides, choose, load_config, parse_overrides
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import completed
 from implicit_reasoning.sweeps.grids import Overrides
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.population import VARIED
@@ -102,6 +103,7 @@ def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
     """
     if not trials:
         raise InputError("the sweep has no trials")
+    base = completed(base)
     faults: dict[str, list[int]] = {}
     parsed: dict[int, dict[str, Any]] = {}
     for number, overrides in enumerate(trials):

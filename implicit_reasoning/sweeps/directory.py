@@ -25,11 +25,14 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import changed_keys, from_json, listed, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.runs import Layout
+from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json, write_json
+from implicit_reasoning.runs import Layout, completed
+from implicit_reasoning.runs.fields import is_field
 from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.sweeps.definition import Sweep
-from implicit_reasoning.training.fields import is_field
+
+SWEEP_FORMAT = 1
+"""Of `sweep.json`. A new field of the configuration does not raise it."""
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
@@ -119,7 +122,7 @@ def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
     elif files.workdir.exists() and (files.workdir / "config.json").exists():
         raise InputError(f"{files.workdir} is a run, not a sweep; choose another --workdir")
     grown = Sweep(sweep.base, trials)
-    kept = {"base": to_json(sweep.base), "trials": trials}
+    kept = {FORMAT_VERSION: SWEEP_FORMAT, "base": to_json(sweep.base), "trials": trials}
     if not files.sweep.exists() or read_json(files.sweep) != json.loads(json.dumps(kept)):
         write_json(files.sweep, kept, indent=None)
     return grown
@@ -132,12 +135,14 @@ def load(files: SweepLayout) -> Sweep:
             f"{files.workdir} is no sweep's directory: it has no sweep.json; `sweep` makes one"
         )
     kept = read_json(files.sweep)
+    if isinstance(kept, dict):
+        check_format(files.sweep, kept.get(FORMAT_VERSION, 1), SWEEP_FORMAT)
     try:
         trials = {
             name: {key: _tuples(value) for key, value in overrides.items()}
             for name, overrides in kept["trials"].items()
         }
-        return Sweep(from_json(kept["base"]).lock(), trials)
+        return Sweep(completed(from_json(kept["base"])), trials)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{files.sweep} does not say what trials there are") from None
 
@@ -147,7 +152,8 @@ def _tuples(value: Any) -> Any:
 
 
 def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
-    changes = [c for c in changed_keys(old.base, new.base) if is_field(new.base, c.key)]
+    changes = changed_keys(old.base, completed(new.base))
+    changes = [change for change in changes if is_field(new.base, change.key)]
     statuses = read_journal(files)
     for name, overrides in {**old.trials, **new.trials}.items():
         status = statuses.get(name)

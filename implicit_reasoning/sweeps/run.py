@@ -11,9 +11,10 @@ from typing import Any
 from implicit_reasoning import imports
 from implicit_reasoning.config import choose, flatten, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json
+from implicit_reasoning.files import FORMAT_VERSION, read_json
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import check_path
+from implicit_reasoning.runs.config import CONFIG_FORMAT
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.shutdown import shutdown_requests, signal_name
 from implicit_reasoning.sweeps.definition import Sweep
@@ -179,7 +180,7 @@ def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
     Without making that configuration, as there may be thousands; where the answer is no, a closer
     look may still find them alike.
     """
-    base = flatten(to_json(sweep.base))
+    base = {FORMAT_VERSION: CONFIG_FORMAT, **flatten(to_json(sweep.base))}
 
     def same(trial: str) -> bool:
         own = json.loads(json.dumps(sweep.trials[trial]))  # tuples are lists there

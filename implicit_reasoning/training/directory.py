@@ -12,16 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import changed_keys, from_json, listed, to_json
+from implicit_reasoning.config import changed_keys, listed, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.files import write_json
 from implicit_reasoning.paths import local_path
-from implicit_reasoning.runs import Layout, read_starts
+from implicit_reasoning.runs import Layout, completed, read_config, read_starts, write_config
+from implicit_reasoning.runs.fields import is_field
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.runtime.machine import numerics, provenance
 from implicit_reasoning.runtime.writers import read_metrics
-from implicit_reasoning.training import fields
 from implicit_reasoning.worlds import Dataset, build
 
 # What may differ between the processes of one run.
@@ -66,7 +66,7 @@ def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     """Raise an `InputError` if a task in a file gives another dataset than the run began with."""
     name = str(config.task.name)
     where = name.rpartition(":")[0]
-    before = from_json(read_json(files.config)).task.name
+    before = read_config(files.config).task.name
     if not where.endswith(".py") or (name == before and not local_path(where).exists()):
         return  # of a run that stayed where it was, the file may be gone
     if (now := build(config.task).fingerprint()) != dataset.fingerprint():
@@ -78,10 +78,13 @@ def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_same(files: Layout, config: ConfigDict) -> None:
-    """Raise an `InputError` that lists the keys if the run here has another configuration."""
-    changes = changed_keys(from_json(read_json(files.config)), config)
+    """Raise an `InputError` that lists the keys if the run here has another configuration.
+
+    Fields that were added since the run began have the value that reproduces what it did.
+    """
+    changes = changed_keys(read_config(files.config), completed(config))
     # A field that nothing reads was accepted once; a run that has one goes on without it.
-    changes = [change for change in changes if fields.is_field(config, change.key)]
+    changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
             f"{files.workdir} holds a run with another configuration ({listed(changes)}); go on "
@@ -130,7 +133,7 @@ def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
         check_same(files, config)  # another process may have begun one since we looked
     else:
         dataset.save(files.world)
-    write_json(files.config, to_json(config))
+    write_config(files.config, config)
 
 
 def record_start(files: Layout, step: int) -> None:

@@ -27,7 +27,15 @@ from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, check_path, end_row
+from implicit_reasoning.runs import (
+    Checkpoints,
+    Damaged,
+    Layout,
+    Run,
+    check_path,
+    completed,
+    end_row,
+)
 from implicit_reasoning.runtime import distributed, profiling, sharding
 from implicit_reasoning.runtime.shutdown import (
     Interrupted,
@@ -85,6 +93,7 @@ def train(
       PeerLost: another process of the run is gone; what was saved before is whole.
     """
     files = Layout(local_folder(workdir, "workdir"))
+    config = completed(config)
     setup.check_config(config)
     check_path(files.workdir)
     stop = config.steps if stop_at is None else stop_at

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks.parameters import unflatten_params
 
@@ -36,10 +35,6 @@ def relative_rate(config: Any, horizon: int) -> optax.Schedule:
     Linear from 0 over `warmup_steps` (the first update has rate 0, as in HuggingFace's schedules),
     then `constant`, or `cosine` down to `final_fraction` at `horizon` steps.
     """
-    if config.schedule not in ("constant", "cosine"):
-        raise InputError(
-            f"optimizer.schedule is {config.schedule!r}; it must be 'constant' or 'cosine'"
-        )
     cooling = max(horizon - config.warmup_steps, 1)
     after = (
         optax.constant_schedule(1.0)

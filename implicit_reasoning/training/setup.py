@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import flatten, schema_faults, value_faults
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.runs import fields
 from implicit_reasoning.runtime import distributed, sharding
-from implicit_reasoning.training import batches, fields, optimizer, schedule
+from implicit_reasoning.training import batches, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.step import Recipe, TrainingRows

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import tarfile
 from pathlib import Path
 
 import jax
@@ -19,18 +18,21 @@ import pytest
 
 from implicit_reasoning.analysis import analyze
 from implicit_reasoning.config import from_json
-from implicit_reasoning.dictionaries import load, measured, train_dictionaries
+from implicit_reasoning.dictionaries import load, train_dictionaries
+from implicit_reasoning.dictionaries.figures import figures
+from implicit_reasoning.dictionaries.results import make_rows, open_measured
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json
 from implicit_reasoning.model.exchange import load_gpt2, load_weights
-from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.runs import Run, fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
+from tests.compatibility.unpacked import HERE, unpack
 from tests.training.tiny import saved_state, tiny
 
-HERE = Path(__file__).parent
 REFERENCES = json.loads((HERE / "reference.json").read_text())
 HALF = 40  # steps of 60 that the run had made
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -39,9 +41,7 @@ SAME = ("python", "numerics", "platform", "cpu", "device", "device_count", "cpu_
 
 @pytest.fixture
 def old(tmp_path):
-    with tarfile.open(HERE / "data.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return unpack(tmp_path)
 
 
 def cpu_features():
@@ -101,6 +101,21 @@ def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
     assert_as_recorded(train(Run(old / "run").config, old / "run"), wanted["run"], exact)
     if exact:
         assert state_digest(old / "run") == wanted["run"]["state"]
+
+
+def test_fields_that_a_run_is_older_than_reproduce_what_it_did(old):
+    """Of fields that were once optional: what they are by default now does not matter."""
+    path = old / "run" / "config.json"
+    config = read_json(path)
+    for key, field in FIELDS.items():
+        group, _, name = key.rpartition(".")
+        if not field.required:
+            config[group].pop(name, None)
+    config["model"]["precision"] = "default"  # it was "highest" before the field, not here
+    path.write_text(json.dumps(config))
+    wanted, exact = reference()
+    run = train(tiny(), old / "run")
+    assert_as_recorded(run, wanted["run"], exact)
 
 
 def test_a_run_with_another_value_is_refused(old):
@@ -168,18 +183,25 @@ def test_dictionaries_that_were_stopped_go_on_to_the_same_parameters(old):
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert norms(made.params) == pytest.approx(wanted["dictionaries"]["norms"], rel=1e-5)
     if exact:
-        assert made.fingerprint == wanted["dictionaries"]["fingerprint"]
+        assert old_fingerprint(made) == wanted["dictionaries"]["fingerprint"]
 
 
 def test_finished_dictionaries_and_what_was_measured_of_them_open(old):
     run = Run(old / "run")
     made = load(run, "topk")
-    assert made.fingerprint == REFERENCES[0]["finished"]["fingerprint"]
+    assert old_fingerprint(made) == REFERENCES[0]["finished"]["fingerprint"]
     assert len(made) == 8 and {member.step for member in made.members} == {0, 25}
-    before = Files.of(run, "topk").measured.stat().st_mtime_ns
-    result = measured(run, made)
-    assert Files.of(run, "topk").measured.stat().st_mtime_ns == before  # not measured again
+    result = open_measured(run, "topk")
+    own = result.sel(member=(result["what"] == "trained").values)
+    assert own["step"].values.tolist() == [member.step for member in made.members]
     assert np.isfinite(result["explained_variance"].values).all()
+    assert len(make_rows(result)) >= 4 and figures(run)
+
+
+def old_fingerprint(made):
+    """As it was noted when dictionaries for use were called `Finished`."""
+    about = repr((made.finished, made.members)).replace("InferenceDictionary(", "Finished(")
+    return fingerprint({"params": made.params, "about": np.frombuffer(about.encode(), np.uint8)})
 
 
 @pytest.mark.parametrize("file", ["model.npz", "model.safetensors", "gpt2"])

@@ -1,23 +1,23 @@
 """Fields that nothing reads, in a configuration file: refused with the nearest name."""
 
 import json
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.config import apply_overrides, flatten, load_config
+from implicit_reasoning.config import apply_overrides, flatten, load_config, schema_faults
 from implicit_reasoning.dictionaries import fields as dictionary_fields
 from implicit_reasoning.dictionaries.steps import Settings
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
-from implicit_reasoning.runs import Layout
+from implicit_reasoning.runs import Layout, default_config, fields
 from implicit_reasoning.sweeps import make_sweep
-from implicit_reasoning.training import fields
 from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.training.setup import check_config
 from implicit_reasoning.worlds import TASKS, build
-from implicit_reasoning.worlds.tasks.settings import SETTINGS
+from implicit_reasoning.worlds.tasks import fields as task_fields
 from tests.training.tiny import tiny
 
 DEFAULTS = "implicit_reasoning.dictionaries.defaults"
@@ -84,6 +84,58 @@ def test_a_value_of_the_wrong_type_is_refused(key, value, wanted):
         check_config(changed(tiny(), **{key: value}))
 
 
+CHOICES = [key for key, field in fields.FIELDS.items() if field.choices]
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_value_that_is_no_choice_is_refused(key):
+    choices = fields.FIELDS[key].choices
+    name = key.replace(".", "__")
+    for value in choices:
+        check_schema(changed(tiny(), **{name: value}))
+    said = f"{key} is 'another'; it must be one of {', '.join(map(repr, choices))}"
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_config(changed(tiny(), **{name: "another"}))
+    if key.startswith("model."):
+        values = tiny().model.to_dict() | {key.removeprefix("model."): "another"}
+        with pytest.raises(InputError, match=re.escape(said)):
+            Spec.from_config(values, d_vocab=5, n_ctx=3)
+
+
+def check_schema(config):
+    """Without what fields have to do with each other."""
+    assert schema_faults(flatten(config), fields.schema(config)) == []
+
+
+def test_which_fields_are_a_choice():
+    assert set(CHOICES) == {
+        *("order", "optimizer.schedule", "distributed.mode"),
+        *("model.act_fn", "model.normalization", "model.dtype", "model.precision"),
+    }
+
+
+@pytest.mark.parametrize("name", ["n_layers", "d_model", "n_heads", "d_mlp", "n_loops"])
+def test_a_spec_has_the_bounds_of_the_table(name):
+    values = tiny().model.to_dict()
+    with pytest.raises(InputError, match=rf"model\.{name} is 0; it must be between 1 and"):
+        Spec.from_config(values | {name: 0}, d_vocab=5, n_ctx=3)
+    with pytest.raises(InputError, match=r"model\.n_ctx is 0; it must be at least 1"):
+        Spec.from_config(values, d_vocab=5, n_ctx=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_are_a_configuration_that_can_be_built(task):
+    config = default_config(task)
+    check_config(config)
+    assert config.task.name == task
+    assert build(config.task).n_train > 0
+
+
+def test_there_are_no_defaults_of_a_task_that_the_lab_has_not():
+    with pytest.raises(InputError, match="no defaults for task 'compositon'; did you mean 'compos"):
+        default_config("compositon")
+
+
 def test_an_int_is_a_float_and_a_missing_setting_of_the_task_is_named():
     check_config(changed(tiny(), task__phi=1, distributed__timeout=30, model__eps=1))
     config = tiny()
@@ -99,24 +151,24 @@ def test_what_was_optional_still_is():
     with config.unlocked():
         for key, field in fields.FIELDS.items():
             group, _, name = key.rpartition(".")
-            if field.optional and name in config[group]:
+            if not field.required:
                 del config[group][name]
     check_config(config)
 
 
 def test_the_schema_has_every_field_there_is():
     config = load_config("configs/composition.py")
-    optional = {key for key, field in fields.FIELDS.items() if field.optional}
+    optional = {key for key, field in fields.FIELDS.items() if not field.required}
     shape = {f"model.{name}" for name in Spec.__dataclass_fields__} - {
         "model.d_vocab",
         "model.n_ctx",
     }
-    assert set(fields.schema(config)) - {"model.head_width"} == set(flatten(config))
+    assert set(fields.schema(config)) == set(flatten(config))
     assert optional < shape and shape < {*fields.FIELDS}
     assert all(field.doc for field in fields.schema(config).values())
-    assert set(SETTINGS) == set(TASKS)
+    assert set(task_fields.FIELDS) == set(TASKS)
     config = load_config(DEFAULTS)
-    named = {key for key in flatten(config) if not key.startswith("options.")}
+    named = set(flatten(config))
     assert named == set(dictionary_fields.FIELDS)
     training = {key for key in named if key.startswith("training.")}
     assert training == {f"training.{name}" for name in Settings.__dataclass_fields__}

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from implicit_reasoning.dictionaries import measure
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
@@ -43,7 +43,7 @@ def dimensions(width, threshold=0.0):
         "b_dec": np.zeros((2, width), np.float32),
     }
     members = tuple(Member((step,), (SITE,), (SITE,), 2.0, 0) for step in STEPS)
-    finished = Finished(Autoencoder(width, width, width), "standard")
+    finished = InferenceDictionary(Autoencoder(width, width, width), "standard")
     return Dictionaries(finished, jax.tree.map(jnp.asarray, params), members, config())
 
 
@@ -100,7 +100,7 @@ def trace_only(monkeypatch, computed=lambda finished: False):
 
     Args:
       monkeypatch: of pytest.
-      computed: of which `Finished` the numbers are wanted all the same.
+      computed: of which `InferenceDictionary` the numbers are wanted all the same.
     """
     real = measure._program
 

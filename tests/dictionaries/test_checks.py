@@ -4,7 +4,7 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.dictionaries import plan
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
@@ -78,5 +78,5 @@ def test_what_can_be_is_planned(run, changes):
 
 def test_a_finished_one_with_more_active_features_than_there_are_says_so():
     with pytest.raises(InputError, match="k is 7, more than the 6 features"):
-        Finished(Autoencoder(4, 4, 6), "topk", 7)
-    Finished(Autoencoder(4, 4, 6), "topk", 6)
+        InferenceDictionary(Autoencoder(4, 4, 6), "topk", 7)
+    InferenceDictionary(Autoencoder(4, 4, 6), "topk", 6)

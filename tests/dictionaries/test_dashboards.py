@@ -15,8 +15,8 @@ from implicit_reasoning.dictionaries.dashboards import cards, histories, looking
 from implicit_reasoning.dictionaries.dashboards.labels import STANDS_FOR
 from implicit_reasoning.dictionaries.dashboards.looking import direct_logits, direct_path
 from implicit_reasoning.dictionaries.dashboards.truths import Truth
-from implicit_reasoning.dictionaries.measure import ask
-from implicit_reasoning.dictionaries.measures.concepts import Concepts
+from implicit_reasoning.dictionaries.measure import example_source
+from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.model import Spec, Transformer
@@ -122,9 +122,9 @@ def test_examples_are_the_states_where_it_is_active(data, found):
 
 
 def test_where_the_label_is_wrong_the_example_says_what_is_true(data, planted):
-    truth = Truth(data, ask(planted, dimensions(8)).split.places, choose_concepts(planted))
+    places = example_source(planted, dimensions(8)).split.places
+    truth = Truth(data, places, choose_concepts(planted))
     number = [one.name for one in truth.concepts].index("e2@r1")
-    places = ask(planted, dimensions(8)).split.places
     for state in np.flatnonzero(places.pos == 1)[:20].tolist():
         e2 = data.truth["e2"][places.rows[places.row[state]]]
         assert truth.at(number, int(e2), state) == (True, f"<e_{e2}>")
@@ -133,7 +133,7 @@ def test_where_the_label_is_wrong_the_example_says_what_is_true(data, planted):
 
 
 def choose_concepts(run):
-    return Concepts.choose(ask(run, dimensions(8))).concepts
+    return ConceptStates.choose(example_source(run, dimensions(8))).concepts
 
 
 def test_what_it_writes_promotes_its_token(data, found):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
+from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
     load_gemma_scope,
@@ -42,8 +42,8 @@ def finished(kind, variant, seed=0):
 
 # One program each for all that are of one kind and shape.
 finish = jax.jit(Dictionary.finish, static_argnums=0)
-written = jax.jit(Finished.__call__, static_argnums=0)
-encoded = jax.jit(Finished.encode, static_argnums=0)
+written = jax.jit(InferenceDictionary.__call__, static_argnums=0)
+encoded = jax.jit(InferenceDictionary.encode, static_argnums=0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_gemma_scope(tmp_path):
     out = acts @ arrays["W_dec"] + arrays["b_dec"]
     for transcoder in (False, True):
         whole, params = load_gemma_scope(tmp_path / "params.npz", transcoder=transcoder)
-        assert isinstance(whole, Finished)
+        assert isinstance(whole, InferenceDictionary)
         np.testing.assert_allclose(encoded(whole, params, x), acts, atol=1e-5)
         np.testing.assert_allclose(written(whole, params, x), out, atol=1e-5)
     np.savez(tmp_path / "other.npz", W=arrays["W_enc"])

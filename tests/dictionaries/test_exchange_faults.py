@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
     load_gemma_scope,
@@ -413,7 +413,7 @@ def test_a_cross_layer_transcoder_of_topk(tmp_path):
 
 def test_a_negative_threshold_is_not_written_either(tmp_path):
     params = {name: jnp.asarray(a) for name, a in plain().items()}
-    whole = Finished(Transcoder(D, D, F), "jumprelu")
+    whole = InferenceDictionary(Transcoder(D, D, F), "jumprelu")
     with pytest.raises(InputError, match="negative thresholds"):
         save_transcoder_set(tmp_path / "there", [(whole, params | {"threshold": -jnp.ones(F)})])
     assert not (tmp_path / "there").exists()

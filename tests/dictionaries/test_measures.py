@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.facts import known_at
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.instrument import (
+    DictionarySubject,
+    EncodedStates,
+    without_examples,
+)
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.measures import Coded, Subject
 from implicit_reasoning.dictionaries.measures.absorption import Absorption
 from implicit_reasoning.dictionaries.measures.bridges import Bridges
 from implicit_reasoning.dictionaries.measures.concepts import FACT, choose_concepts
 from implicit_reasoning.dictionaries.measures.matching import Half, match
 from implicit_reasoning.dictionaries.measures.roles import Roles
-from implicit_reasoning.dictionaries.measures.superposition import Superposition
+from implicit_reasoning.dictionaries.measures.superposition import (
+    BridgeSuperposition,
+    Superposition,
+)
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.model import Spec, Transformer
@@ -44,22 +51,22 @@ def world():
     return World(of, x)
 
 
-def coded(acts, rows):
-    kind = Autoencoder(WIDTH, WIDTH, len(rows))
-    params = {"W_dec": rows, "b_dec": jnp.zeros(WIDTH)}
-    return Coded(Finished(kind, "standard"), params, acts)
-
-
-def found(measure, world, acts, rows):
+def found(instrument, examples, world, acts, rows):
+    """The instrument's outputs for a dictionary with these activations and rows."""
     spec = Spec(d_vocab=5, n_ctx=3, n_layers=1, d_model=8, n_heads=1, d_mlp=8)
+    finished = InferenceDictionary(Autoencoder(WIDTH, WIDTH, len(rows)), "standard")
 
     @jax.jit
-    def of_one(x, acts, rows):
-        subject = Subject(Transformer(spec), {}, Sites((), ()), x, x)
-        return measure.of_one(subject, measure.shared(subject), coded(acts, rows))
+    def measured(x, acts, rows):
+        subject = DictionarySubject(Transformer(spec), {}, Sites((), ()), x, x)
+        encoded = EncodedStates(finished, {"W_dec": rows, "b_dec": jnp.zeros(WIDTH)}, acts)
+        shared = instrument.shared(subject, examples.inputs)
+        return instrument.measure(subject, shared, encoded, examples.inputs)
 
     as_floats = (np.asarray(array, np.float32) for array in (world.x, acts, rows))
-    return jax.device_get(of_one(*as_floats))
+    outputs = jax.device_get(measured(*as_floats))
+    assert outputs.keys() == instrument.outputs.keys()
+    return outputs
 
 
 def with_absorption(world, absorbed):
@@ -76,7 +83,7 @@ def with_absorption(world, absorbed):
 def test_absorbed_bridges_are_counted(world):
     of = world.bridges
     absorbed = of.second & (np.arange(len(of.values)) % N_FACTS == 1) & (of.values < 4)
-    result = found(Absorption(of), world, *with_absorption(world, absorbed))
+    result = found(Absorption(), without_examples(of), world, *with_absorption(world, absorbed))
     expected = np.where(np.arange(N_BRIDGES) < 4, 1 / (N_FACTS // 2), 0)
     np.testing.assert_allclose(result["silent"], expected, atol=1e-6)
     np.testing.assert_allclose(result["absorbed"], expected, atol=1e-6)
@@ -88,20 +95,37 @@ def test_what_is_merely_silent_is_not_absorbed(world):
     of = world.bridges
     absorbed = of.second & (np.arange(len(of.values)) % N_FACTS == 1)
     acts, _ = with_absorption(world, absorbed)
-    result = found(Absorption(of), world, acts, np.eye(WIDTH))
+    result = found(Absorption(), without_examples(of), world, acts, np.eye(WIDTH))
     assert (result["silent"] > 0).all() and (result["absorbed"] == 0).all()
 
 
+def roles(world, acts):
+    """Shares of states where the own and another bridge's feature is active, by role."""
+    examples = Roles.of(world.bridges)
+    active = found(Roles(), examples, world, acts, np.eye(WIDTH))["role_active"]
+    return {
+        role: active[:, examples.group == number] for number, role in enumerate(examples.groups)
+    }
+
+
 def test_roles_of_shared_and_of_separate_features(world):
-    of, rows = world.bridges, np.eye(WIDTH)
-    own, another = found(Roles(of), world, world.x, rows)["ood"]
+    of = world.bridges
+    own, another = roles(world, world.x)["ood"]
     assert own.all() and not another.any()
     acts = world.x.copy()
     acts[~of.in_distribution, :N_BRIDGES] = 0  # out of distribution the facts speak for themselves
-    separate = found(Roles(of), world, acts, rows)
+    separate = roles(world, acts)
     assert separate["id"][0].all() and not separate["ood"].any()
-    labelled = Roles(of).labelled({name: value[None] for name, value in separate.items()})[0]
-    np.testing.assert_array_equal(labelled["role_active"][1][0], [[1, 0], [0, 0]])
+
+
+def test_states_of_one_bridge_are_one_cluster(world):
+    """It has one feature, so they say the same; states of both roles are counted apart."""
+    examples, of = Roles.of(world.bridges), world.bridges
+    np.testing.assert_array_equal(examples.clusters, of.values[examples.inputs.group])
+    in_distribution = of.in_distribution[examples.inputs.group]
+    np.testing.assert_array_equal(examples.group == 0, in_distribution)
+    assert not set(examples.inputs.fit) & set(examples.inputs.group)
+    assert (examples.inputs.other != examples.clusters).all()
 
 
 def test_superposition_by_hand(world):
@@ -109,7 +133,7 @@ def test_superposition_by_hand(world):
     rows = random.normal(size=(40, WIDTH))
     acts = np.abs(random.normal(size=(len(world.x), 40))).astype(np.float32)
     acts[:, 30:] = 0  # never active: not among the directions
-    result = found(Superposition(world.bridges), world, acts, rows)
+    result = found(Superposition(), without_examples(None), world, acts, rows)
     unit = rows[:30] / np.linalg.norm(rows[:30], axis=1, keepdims=True)
     cosine = np.abs(unit @ unit.T) - np.eye(30)
     assert result["feature_directions"] == 30
@@ -123,6 +147,7 @@ def test_superposition_by_hand(world):
     )
     # Bridges' means less their mean are a simplex: |cosine| 1 / (n - 1) of each with each other,
     # but for the facts' own dimensions.
+    result = found(BridgeSuperposition(), without_examples(world.bridges), world, acts, rows)
     np.testing.assert_allclose(result["bridge_overlap"], 1 / (N_BRIDGES - 1), atol=0.01)
 
 

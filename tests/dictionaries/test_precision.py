@@ -10,8 +10,10 @@ import pytest
 
 from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
 from implicit_reasoning.dictionaries import baselines, measure
+from implicit_reasoning.dictionaries.api import choose_instruments
 from implicit_reasoning.dictionaries.dashboards import looking
-from implicit_reasoning.dictionaries.dictionary import Dictionary, Finished
+from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
+from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.kinds import KINDS, CrossLayer, SkipTranscoder
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.dictionaries.store import Member
@@ -62,18 +64,18 @@ def test_an_instrument(subject, name):
     assert_exact(runner.program(), subject.params((0, 1, 2)), inputs, jax.random.key(0))
 
 
-def test_the_measures_of_dictionaries():
+def test_the_instruments_of_dictionaries():
     """All of them, in the one program that there is."""
     subject = random_checkpoints(1)
     kind = KINDS["autoencoder"](8, 8, 12)
-    finished = Finished(kind, "topk", 2)
+    finished = InferenceDictionary(kind, "topk", 2)
     member = Member((0,), (SITE,), (SITE,), 2.0, 0)
-    asked = measure.Asked(
+    source = ExampleSource(
         FakeRun.of(subject), split_states(DATASET), (member,), np.ones(len(DATASET.positions), bool)
     )
-    measures = measure.choose_measures(asked)
-    assert len(measures) >= 5
-    program = measure._program(subject.model, measures, asked.split)
+    chosen = choose_instruments(source)
+    assert len(chosen) >= 5
+    program = measure._program(subject.model, chosen, source.split)
     params = kind.init(jax.random.key(0), jnp.ones((3, 8)), jnp.ones((3, 8)))
     params |= {"b_enc": jnp.zeros(12), "k": jnp.int32(2)}
     items = jnp.zeros(1, jnp.int32), jax.tree.map(lambda leaf: leaf[None], params)
@@ -87,7 +89,7 @@ def test_the_measures_of_dictionaries():
 
 
 class FakeRun(measure.Run):
-    """What measures are chosen by."""
+    """What examples are chosen from."""
 
     @classmethod
     def of(cls, subject):
@@ -97,10 +99,13 @@ class FakeRun(measure.Run):
 
 
 SHAPES = [
-    *(Finished(KINDS["transcoder"](4, 4, 6), arch) for arch in ("standard", "gated", "jumprelu")),
-    Finished(KINDS["autoencoder"](4, 4, 6), "topk", 2),
-    Finished(SkipTranscoder(4, 4, 6), "standard"),
-    Finished(CrossLayer(4, 4, 6, n_layers=2), "standard"),
+    *(
+        InferenceDictionary(KINDS["transcoder"](4, 4, 6), arch)
+        for arch in ("standard", "gated", "jumprelu")
+    ),
+    InferenceDictionary(KINDS["autoencoder"](4, 4, 6), "topk", 2),
+    InferenceDictionary(SkipTranscoder(4, 4, 6), "standard"),
+    InferenceDictionary(CrossLayer(4, 4, 6, n_layers=2), "standard"),
     baselines.Nearest(KINDS["transcoder"](4, 4, 6), "standard"),
     baselines.Neurons(KINDS["transcoder"](4, 4, 6), "topk", 2),
 ]
@@ -125,7 +130,7 @@ def test_dashboards():
         lambda *given: looking._tokens(subject.model, params, *given),
         *(jnp.ones((3, 8)), acts, jnp.ones(5)),
     )
-    finished = Finished(KINDS["autoencoder"](4, 4, 6), "standard")
+    finished = InferenceDictionary(KINDS["autoencoder"](4, 4, 6), "standard")
     made = finished.kind.init(jax.random.key(0), jnp.ones((3, 4)), jnp.ones((3, 4)))
     assert_exact(
         lambda x: looking._encoded(finished, made | {"b_enc": jnp.zeros(6)}, x), jnp.ones((3, 4))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer
 from implicit_reasoning.dictionaries.splice import Sites, edits
 from implicit_reasoning.errors import InputError
@@ -29,7 +29,7 @@ TOKENS = np.random.default_rng(1).integers(0, 11, (5, 3))
 SITE = "blocks.0.hook_mlp_out"
 ACTS, ERROR = f"{SITE}.hook_acts", f"{SITE}.hook_error"
 SITES = Sites((SITE,), (SITE,))
-DICTIONARY = Finished(Autoencoder(8, 8, 20), "standard")
+DICTIONARY = InferenceDictionary(Autoencoder(8, 8, 20), "standard")
 WHERE = np.array([True, False, True])
 
 
@@ -154,7 +154,7 @@ def test_equal_dictionaries_do_not_trace_again(params, weights):
             for name, leaf in weights.items()
         }
         cut["W_dec"] = cut["W_dec"][:width]
-        dictionary = Finished(Autoencoder(8, 8, width), "standard")
+        dictionary = InferenceDictionary(Autoencoder(8, 8, width), "standard")
         jax.eval_shape(shape, params, edits(dictionary, cut, SITES, jnp.asarray(WHERE)))
     assert len(traces) == 2
 
@@ -176,7 +176,7 @@ def test_a_cross_layer_transcoder_has_its_activations_at_every_site_it_writes(pa
     )
     acts = tuple(f"{site}.hook_acts" for site in writes)
     chosen = edits(
-        Finished(CrossLayer(16, 16, 10, n_layers=2), "standard"),
+        InferenceDictionary(CrossLayer(16, 16, 10, n_layers=2), "standard"),
         weights,
         Sites(reads, writes),
         jnp.ones(3, bool),

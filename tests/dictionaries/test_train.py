@@ -10,9 +10,10 @@ import pytest
 from markupsafe import escape
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.dictionaries import load, measured, names, train_dictionaries
+from implicit_reasoning.dictionaries import api, load, measured, names, train_dictionaries
 from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries import train as train_module
+from implicit_reasoning.dictionaries.api import choose_instruments
 from implicit_reasoning.dictionaries.plan import make_plan
 from implicit_reasoning.dictionaries.states import distinct_places, split_states, states
 from implicit_reasoning.dictionaries.steps import Lot, Pool
@@ -139,9 +140,13 @@ def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
     found = untrained(run, of_kind(kind))
     assert len(found) == 2  # one a checkpoint; of crosscoders one a site
     trace_only(monkeypatch)
-    result = measure_module.measure_dictionaries(run, found, progress=False)
-    assert result.sizes["member"] == len(found) and "f1" in result
-    assert ("ce" in result) == (kind != "crosscoder")  # no one model has a place for it
+    source = measure_module.example_source(run, found)
+    chosen = choose_instruments(source)
+    results = measure_module.measure(source, found, chosen, progress=False)
+    assert all(result.sizes["member"] == len(found) for result in results)
+    named = {one.name for one in chosen}
+    assert "concepts" in named
+    assert ("answers" in named) == (kind != "crosscoder")  # no one model has a place for it
 
 
 # Two steps, where that is a program of its own: of a kind that reads one site and writes another,
@@ -230,7 +235,7 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
         ({"options__mode": "tanh"}, "variant 'topk' has no option 'mode'; it has aux, most"),
         ({"variant": "top"}, "no variant 'top'; there are relu"),
         ({"kind": "coder"}, "no kind 'coder'; there are autoencoder"),
-        ({"start": "warm"}, "start is 'warm'; it is one of cold"),
+        ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
         ({"read": ("blocks.0.attn.hook_pattern",)}, "has the dimensions batch, head"),
@@ -286,10 +291,10 @@ def test_what_is_measured_on_was_not_trained_on(run, made, monkeypatch):
 
         monkeypatch.setattr(module, "split_states", noted)
     train_module.make_material(run, made.members, made.config)
-    asked = measure_module.ask(run, made)
+    source = measure_module.example_source(run, made)
     for one, other in zip(seen["trained"].places, seen["measured"].places, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not (seen["trained"].trained & asked.split.held_out).any()
+    assert not (seen["trained"].trained & source.split.held_out).any()
 
 
 def test_states_are_those_of_the_model(run):
@@ -320,7 +325,7 @@ def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     assert own["l0"].max() <= 3 and (own["explained_variance"] <= 1).all()
     assert {"e1@r1", "e2@r1", "e2@r2", "fact1@r2"} <= set(result["concept"].values)
     assert "e1@e1" not in result["concept"].values  # one state for each value: nothing to learn
-    monkeypatch.delattr(measure_module, "measure_dictionaries")  # it is not measured again
+    monkeypatch.delattr(api, "measure")  # it is not measured again
     np.testing.assert_array_equal(result["f1"], measured(run, beaten)["f1"])
 
 

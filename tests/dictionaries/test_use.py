@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.instrument import DictionarySubject, EncodedStates
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.measures import Coded, Subject, use
-from implicit_reasoning.dictionaries.measures.use import CHANGES, OUTCOMES, RULES, Use
+from implicit_reasoning.dictionaries.measures import use
+from implicit_reasoning.dictionaries.measures.use import CHANGES, OUTCOMES, RULES, SwapPrompts, Use
 from implicit_reasoning.dictionaries.splice import Sites
 from tests.analysis.by_hand import composer, dataset
 
@@ -20,37 +21,37 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def measure(data):
-    return Use.of(data)
+def inputs(data):
+    return SwapPrompts.choose(data)
 
 
 def dimensions(width):
     """A dictionary whose features are the dimensions of the state: a code of slots is its truth."""
     eye, nothing = np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
     params = {"W_enc": eye, "b_enc": nothing, "W_dec": eye, "b_dec": nothing}
-    return Finished(Autoencoder(width, width, width), "standard"), params
+    return InferenceDictionary(Autoencoder(width, width, width), "standard"), params
 
 
 @pytest.fixture(scope="module")
-def measured(data, measure):
+def measured(data, inputs):
     """Of each layer, measured once."""
-    return {layer: outcomes(data, measure, layer) for layer in (1, 2)}
+    return {layer: outcomes(data, inputs, layer) for layer in (1, 2)}
 
 
-def outcomes(data, measure, layer):
+def outcomes(data, inputs, layer):
     """Shares, by rule, change and outcome."""
     model, params = composer(data)
     finished, dictionary = dimensions(model.spec.d_model)
     site = (model.resid_sites[layer],)
 
     @jax.jit
-    def of_one(params, dictionary, nothing):
-        subject = Subject(model, params, Sites(site, site), nothing, nothing)
-        coded = Coded(finished, dictionary, nothing)
-        return measure.of_one(subject, measure.shared(subject), coded)["outcome"]
+    def measured(params, dictionary, nothing):
+        subject = DictionarySubject(model, params, Sites(site, site), nothing, nothing)
+        encoded, instrument = EncodedStates(finished, dictionary, nothing), Use()
+        return instrument.measure(subject, instrument.shared(subject, inputs), encoded, inputs)
 
-    found = of_one(params, dictionary, np.zeros((1, model.spec.d_model), np.float32))
-    named = measure.labelled({"outcome": np.asarray(found)[None]})[0]["use"][1][0]
+    found = measured(params, dictionary, np.zeros((1, model.spec.d_model), np.float32))
+    named = np.asarray(found["use"]).mean(-1)
     return {
         (rule, change): dict(zip(OUTCOMES, named[r, c], strict=True))
         for r, rule in enumerate(RULES)
@@ -82,14 +83,14 @@ def test_after_the_last_block_nothing_is_said(measured):
         assert np.isnan(list(line.values())).all()
 
 
-def test_a_feature_that_is_set_to_nothing_moves_nothing(data, measure, monkeypatch):
+def test_a_feature_that_is_set_to_nothing_moves_nothing(data, inputs, monkeypatch):
     """The mutation: the new bridge's feature gets no size, so that it is only taken away."""
     monkeypatch.setattr(use, "_sizes", lambda acts, feature, values: jnp.zeros(len(feature)))
-    assert outcomes(data, measure, layer=1)["truth", "swap"]["moved"] < 0.5
+    assert outcomes(data, inputs, layer=1)["truth", "swap"]["moved"] < 0.5
 
 
-def test_all_relations_of_the_new_bridge_are_asked(data, measure):
-    world, usable, swaps = data.world, {}, measure.swaps
+def test_all_relations_of_the_new_bridge_are_asked(data, inputs):
+    world, usable, swaps = data.world, {}, inputs.swaps
     for entity in range(world.n_entities):
         facts = [(r, world.tail[entity, r]) for r in range(world.n_relations)]
         usable[entity] = {r: t for r, t in facts if t >= 0 and world.role[entity, r] == 0}
@@ -104,12 +105,13 @@ def test_all_relations_of_the_new_bridge_are_asked(data, measure):
             assert world.tail[new, relation] == expected
 
 
-def test_features_are_chosen_on_other_facts_than_they_are_swapped_on(measure):
-    fitted = {tuple(prefix) for prefix in measure.fit_tokens[:, :2]}
-    assert not fitted & {tuple(prefix) for prefix in measure.swaps.tokens[:, :2]}
+def test_features_are_chosen_on_other_facts_than_they_are_swapped_on(inputs):
+    fitted = {tuple(prefix) for prefix in inputs.fit_tokens[:, :2]}
+    assert not fitted & {tuple(prefix) for prefix in inputs.swaps.tokens[:, :2]}
 
 
 def test_all_of_a_pair():
-    outcome = np.array([[1.0, 1.0, 0.0, 1.0]])
-    found = use.all_of_pair(outcome, np.array([0, 0, 1, 1]))
-    np.testing.assert_array_equal(found, [[1, 0]])
+    outcome = np.array([[1.0, 1.0, 0.0, 1.0], [np.nan] * 4], np.float32)
+    first, every = use.all_of_pair(jnp.asarray(outcome), np.array([3, 3, 5, 5]))
+    np.testing.assert_array_equal(first, [True, False, True, False])
+    np.testing.assert_array_equal(every, [[1, 1, 0, 0], [np.nan] * 4])

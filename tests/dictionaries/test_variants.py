@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import (
     Autoencoder,
     Crosscoder,
@@ -384,7 +384,7 @@ def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
     assert auxiliary(moved, dead, x, y)[0][0] < before
 
 
-# Finished ----------------------------------------------------------------------------------------
+# For use -----------------------------------------------------------------------------------------
 
 
 @pairs(
@@ -422,9 +422,9 @@ def test_a_finished_dictionary_writes_what_it_wrote_in_training(kind, name):
 
 def test_finished_dictionaries_say_what_they_are():
     with pytest.raises(InputError, match="no architecture 'tok'; there are standard"):
-        Finished(KINDS["autoencoder"], "tok")
+        InferenceDictionary(KINDS["autoencoder"], "tok")
     with pytest.raises(InputError, match="`most` goes with topk"):
-        Finished(KINDS["autoencoder"], "topk")
+        InferenceDictionary(KINDS["autoencoder"], "topk")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.sharding import make_mesh
-from implicit_reasoning.training.fields import REQUIRED
 from implicit_reasoning.training.setup import (
     check_config,
     keys,
@@ -43,7 +43,7 @@ def test_all_faults_are_told_at_once():
     assert "steps is 0; it must be between 1 and 2.14748e+09" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", REQUIRED)
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.required])
 def test_every_required_field_is_missed(key):
     config = tiny()
     *groups, name = key.split(".")

@@ -17,18 +17,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from implicit_reasoning.dictionaries.dashboards import cards, labels
 from implicit_reasoning.dictionaries.measures.metrics import DENSE
-from implicit_reasoning.dictionaries.results import make_rows
+from implicit_reasoning.dictionaries.results import make_rows, open_measured
 from implicit_reasoning.dictionaries.store import (
     ALL,
     TRAINED,
     Dictionaries,
-    Files,
     Member,
     load,
     names,
 )
 from implicit_reasoning.figures import Page
-from implicit_reasoning.runs import Run, load_arrays
+from implicit_reasoning.runs import Run
 
 __all__ = ["make_page", "pages"]
 
@@ -43,11 +42,11 @@ _TEMPLATES = Environment(
 
 def pages(run: Run) -> list[Page]:
     """A page for every set of dictionaries that was measured."""
-    kept = [Files.of(run, name).measured for name in names(run)]
+    tables = {name: open_measured(run, name) for name in names(run)}
     return [
-        make_page(run, load(run, path.parent.name), load_arrays(path))
-        for path in kept
-        if path.exists()
+        make_page(run, load(run, name), table)
+        for name, table in tables.items()
+        if table is not None
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.dictionaries.dashboards.histories import Histories, History
 from implicit_reasoning.dictionaries.dashboards.labels import (
     Label,
@@ -28,9 +30,9 @@ from implicit_reasoning.dictionaries.dashboards.looking import (
     read_states,
 )
 from implicit_reasoning.dictionaries.dashboards.truths import Truth
-from implicit_reasoning.dictionaries.measure import ask
-from implicit_reasoning.dictionaries.measures import Asked
-from implicit_reasoning.dictionaries.measures.concepts import Concepts
+from implicit_reasoning.dictionaries.instrument import ExampleSource
+from implicit_reasoning.dictionaries.measure import example_source
+from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.states import Places
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.runs import Run
@@ -138,23 +140,25 @@ def show(run: Run, made: Dictionaries, result: xr.Dataset) -> list[Shown]:
       made: the set.
       result: what was measured of it.
     """
-    asked = ask(run, made)
-    truth = Concepts.choose(asked)
-    numbers, places = made.shown, asked.split.places
+    source = example_source(run, made)
+    truth = None
+    with contextlib.suppress(NotApplicable):
+        truth = ConceptStates.choose(source)
+    numbers, places = made.shown, source.split.places
     read = read_states(run, places, [made.members[number] for number in numbers])
-    return [_show(asked, made, number, result, read, truth) for number in numbers]
+    return [_show(source, made, number, result, read, truth) for number in numbers]
 
 
 def _show(
-    asked: Asked,
+    source: ExampleSource,
     made: Dictionaries,
     number: int,
     result: xr.Dataset,
     read: Read,
-    truth: Concepts | None,
+    truth: ConceptStates | None,
 ) -> Shown:
-    places, dataset = asked.split.places, asked.run.dataset
-    seen = look(asked.run, made, number, read, places, truth)
+    places, dataset = source.split.places, source.run.dataset
+    seen = look(source.run, made, number, read, places, truth)
     told = None
     if truth is not None and seen.matches is not None:
         concepts = truth.concepts

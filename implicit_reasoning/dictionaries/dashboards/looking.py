@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Features, Inputs
-from implicit_reasoning.dictionaries.measures.concepts import Concepts
+from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.measures.matching import (
     FEWEST,
     Half,
@@ -152,7 +152,7 @@ def look(
     number: int,
     read: Read,
     places: Places,
-    truth: Concepts | None,
+    truth: ConceptStates | None,
 ) -> Look:
     """Look at one dictionary on all distinct states.
 
@@ -194,7 +194,7 @@ def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ..
 
 @partial(jax.jit, static_argnums=0)
 @highest_precision
-def _encoded(finished: Finished, params: Params, x: Inputs) -> Features:
+def _encoded(finished: InferenceDictionary, params: Params, x: Inputs) -> Features:
     return finished.encode(params, x)
 
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import SkipTranscoder
 from implicit_reasoning.model.exchange.flat import check_fit
 
 
-def shapes(finished: Finished) -> dict[str, tuple[int, ...]]:
+def shapes(finished: InferenceDictionary) -> dict[str, tuple[int, ...]]:
     """Shape of every array of an autoencoder or a transcoder, except the `k` of `topk`."""
     kind = finished.kind
     d_in, d_out, d_sae = kind.d_in, kind.d_out, kind.d_sae
@@ -33,7 +33,7 @@ def shapes(finished: Finished) -> dict[str, tuple[int, ...]]:
 
 
 def check_arrays(
-    arrays: Mapping[str, np.ndarray], finished: Finished, where: str | os.PathLike[str]
+    arrays: Mapping[str, np.ndarray], finished: InferenceDictionary, where: str | os.PathLike[str]
 ) -> None:
     """Raise one `InputError` that lists every array that is missing, unknown or misshapen.
 

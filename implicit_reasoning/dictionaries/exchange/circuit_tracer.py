@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.kinds import CrossLayer, Kind, SkipTranscoder, Transcoder
 from implicit_reasoning.errors import InputError
@@ -53,7 +53,7 @@ _JUMPRELU = ("jumprelu", "jump_relu")
 
 def save_transcoder_set(
     folder: str | os.PathLike[str],
-    transcoders: Sequence[tuple[Finished, Params]],
+    transcoders: Sequence[tuple[InferenceDictionary, Params]],
     *,
     read: str = "ln2.hook_normalized",
     write: str = "hook_mlp_out",
@@ -91,7 +91,7 @@ def save_transcoder_set(
 
 def load_transcoder_set(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
-) -> list[tuple[Finished, Params]]:
+) -> list[tuple[InferenceDictionary, Params]]:
     """Read a set of transcoders, by layer from 0 on.
 
     Args:
@@ -122,7 +122,7 @@ def load_transcoder_set(
 
 def save_cross_layer(
     folder: str | os.PathLike[str],
-    finished: Finished,
+    finished: InferenceDictionary,
     params: Params,
     *,
     read: str = "ln2.hook_normalized",
@@ -159,7 +159,7 @@ def save_cross_layer(
 
 def load_cross_layer(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
-) -> tuple[Finished, Params]:
+) -> tuple[InferenceDictionary, Params]:
     """Read a cross-layer transcoder.
 
     Args:
@@ -198,10 +198,10 @@ def load_cross_layer(
     params["W_enc"] = jnp.asarray(stacked["W_enc"].transpose(0, 2, 1))
     params["W_dec"] = jnp.asarray(decoder)
     kind = CrossLayer(n * width, n * width, n * d_sae, n_layers=n)
-    return Finished(kind, "jumprelu" if jumprelu else "standard"), params
+    return InferenceDictionary(kind, "jumprelu" if jumprelu else "standard"), params
 
 
-def _transcoder(path: Path, activation: str | None) -> tuple[Finished, Params]:
+def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary, Params]:
     arrays = read_arrays(path)
     d_sae, d_in = _two(arrays, "W_enc", path)
     d_out = _two(arrays, "W_dec", path)[1]
@@ -215,7 +215,7 @@ def _transcoder(path: Path, activation: str | None) -> tuple[Finished, Params]:
         _check_threshold(threshold, path)
         arrays["threshold"] = threshold
     make: type[Kind] = SkipTranscoder if "W_skip" in arrays else Transcoder
-    finished = Finished(make(d_in, d_out, d_sae), "jumprelu" if jumprelu else "standard")
+    finished = InferenceDictionary(make(d_in, d_out, d_sae), "jumprelu" if jumprelu else "standard")
     check_arrays(arrays, finished, path)
     return finished, {name: jnp.asarray(value) for name, value in arrays.items()}
 
@@ -270,7 +270,7 @@ def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> No
         )
 
 
-def _check_architecture(finished: Finished) -> None:
+def _check_architecture(finished: InferenceDictionary) -> None:
     if finished.architecture not in ("standard", "jumprelu"):
         raise InputError(
             f"circuit-tracer 0.5 has no transcoders of {finished.architecture}: it reads ReLU "

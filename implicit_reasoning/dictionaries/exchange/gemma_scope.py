@@ -10,7 +10,7 @@ import os
 
 import jax.numpy as jnp
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.exchange.saelens import with_shifted_bias
 from implicit_reasoning.dictionaries.kinds import Autoencoder, Transcoder
@@ -24,7 +24,7 @@ _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 
 def load_gemma_scope(
     path: str | os.PathLike[str], *, transcoder: bool = False
-) -> tuple[Finished, Params]:
+) -> tuple[InferenceDictionary, Params]:
     """Read a `params.npz`.
 
     Args:
@@ -48,7 +48,7 @@ def load_gemma_scope(
         )
     (d_in, d_sae), d_out = plain["W_enc"].shape, plain["W_dec"].shape[1]
     kind = (Transcoder if transcoder else Autoencoder)(d_in, d_out, d_sae)
-    finished = Finished(kind, "jumprelu")
+    finished = InferenceDictionary(kind, "jumprelu")
     check_arrays(plain, finished, path)
     params: Params = {name: jnp.asarray(value) for name, value in plain.items()}
     return finished, params if transcoder else with_shifted_bias(params)

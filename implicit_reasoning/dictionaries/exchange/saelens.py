@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.exchange.saelens_fields import (
     AUTOENCODERS,
@@ -45,7 +45,7 @@ VERSION = "6.54.12"
 
 def save_saelens(
     folder: str | os.PathLike[str],
-    finished: Finished,
+    finished: InferenceDictionary,
     params: Params,
     *,
     read: str,
@@ -101,7 +101,9 @@ def save_saelens(
     write_json(folder / "cfg.json", config)
 
 
-def load_saelens(folder: str | os.PathLike[str]) -> tuple[Finished, Params, dict[str, Any]]:
+def load_saelens(
+    folder: str | os.PathLike[str],
+) -> tuple[InferenceDictionary, Params, dict[str, Any]]:
     """Read a directory of SAELens's, of version 3 to 6.
 
     An encoder that does not subtract `b_dec` gets a bias that makes up for ours doing so. Decoder
@@ -134,7 +136,7 @@ def load_saelens(folder: str | os.PathLike[str]) -> tuple[Finished, Params, dict
     return finished, params, metadata
 
 
-def _architecture(finished: Finished) -> str:
+def _architecture(finished: InferenceDictionary) -> str:
     kind, own = finished.kind, finished.architecture
     if isinstance(kind, Autoencoder) and not isinstance(kind, Crosscoder):
         return own
@@ -147,13 +149,15 @@ def _architecture(finished: Finished) -> str:
     return found
 
 
-def _finished(config: Mapping[str, Any]) -> Finished:
+def _finished(config: Mapping[str, Any]) -> InferenceDictionary:
     name, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
     if name in AUTOENCODERS:
-        return Finished(Autoencoder(d_in, d_in, d_sae), name, config["k"] if name == "topk" else 0)
+        return InferenceDictionary(
+            Autoencoder(d_in, d_in, d_sae), name, config["k"] if name == "topk" else 0
+        )
     ((architecture, skips),) = [known for known, theirs in TRANSCODERS.items() if theirs == name]
     make: type[Kind] = SkipTranscoder if skips else Transcoder
-    return Finished(make(d_in, config["d_out"], d_sae), architecture)
+    return InferenceDictionary(make(d_in, config["d_out"], d_sae), architecture)
 
 
 def _pop_factors(

@@ -9,12 +9,17 @@ training.py   features from checkpoint to checkpoint
 
 from __future__ import annotations
 
+import contextlib
+
+from implicit_reasoning.dictionaries.api import find_instrument
 from implicit_reasoning.dictionaries.figures.beaten import beaten
 from implicit_reasoning.dictionaries.figures.matches import bridges, matches
 from implicit_reasoning.dictionaries.figures.pareto import compared, pareto
 from implicit_reasoning.dictionaries.figures.training import superposition, training
 from implicit_reasoning.dictionaries.figures.use import uses
+from implicit_reasoning.dictionaries.results import TABLE, open_measured
 from implicit_reasoning.dictionaries.store import Files, names
+from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.runs import Run, load_arrays
 
@@ -22,10 +27,24 @@ __all__ = ["figures"]
 
 
 def figures(run: Run) -> list[Figure]:
-    """Of every set of dictionaries that was measured."""
-    paths = {name: Files.of(run, name).measured for name in names(run)}
-    results = {name: load_arrays(path) for name, path in paths.items() if path.exists()}
+    """Of every set of dictionaries that was measured; then those of instruments of one's own."""
+    tables = {name: open_measured(run, name) for name in names(run)}
+    results = {name: table for name, table in tables.items() if table is not None}
     makers = (pareto, beaten, matches, bridges, uses, training, superposition)
     drawn = [make(name, result) for name, result in results.items() for make in makers]
     drawn.append(compared(results))
-    return [figure for figure in drawn if figure is not None]
+    return [figure for figure in drawn if figure is not None] + _own(run)
+
+
+def _own(run: Run) -> list[Figure]:
+    """Of instruments that are not the lab's; one whose file is not where it was has none."""
+    drawn: list[Figure] = []
+    for name in names(run):
+        for path in Files.of(run, name).results:
+            if path.stem not in TABLE:
+                result = load_arrays(path)
+                with contextlib.suppress(InputError):
+                    instrument = find_instrument(result.attrs["found_at"])
+                    if instrument.version == result.attrs["version"]:
+                        drawn += instrument.figures(result)
+    return drawn

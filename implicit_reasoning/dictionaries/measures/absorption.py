@@ -1,4 +1,4 @@
-"""Measure: absorption, where a bridge's feature is silent and a fact's feature speaks for it.
+"""Instrument: absorption, where a bridge's feature is silent and a fact's feature speaks for it.
 
 In a state whose bridge is e the feature that stands for e (chosen on other facts) may be silent
 while another, active in less than half of the states of e, writes at least `SHARE` of what is
@@ -13,14 +13,21 @@ absorbing one with the direction at least .025, at least .4 of the projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.analysis.instrument import Examples
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+    without_examples,
+)
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features, of_values
 
@@ -29,41 +36,53 @@ STANDS = 0.5
 _RARE = 0.5  # of the states of a bridge: more, and a feature is not a fact's
 
 
-@dataclass(frozen=True, eq=False)
-class Absorption(Measure):
+class Absorption(DictionaryInstrument):
     """Shares, by bridge, of the second half's states."""
 
-    bridges: Bridges
-
     name: ClassVar[str] = "absorption"
+    definition: ClassVar[str] = (
+        "By bridge, shares of the states where it is first known, of facts that its feature was "
+        "not chosen on: silent, where the bridge's feature is not active; absorbed, where besides "
+        "a feature that is active on less than half of the bridge's states writes at least .4 of "
+        "what is written along the bridge's direction. Null: another bridge's direction. Source: "
+        "Chanin et al. 2024, section 5."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        name: ("bridge",) for name in ("silent", "absorbed", "absorbed_null")
+    }
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {"another bridge": "absorbed_null"}
 
-    @classmethod
-    def choose(cls, asked: Asked) -> Measure | None:
-        """Where there are bridges."""
-        bridges = choose_bridges(asked)
-        return None if bridges is None else cls(bridges)
+    def examples(self, source: ExampleSource) -> Examples:
+        """States that first know the bridge."""
+        bridges = choose_bridges(source)
+        return without_examples(bridges, {"bridge": range(bridges.n_values)})
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: Bridges,
+    ) -> dict[str, Array]:
         """By bridge, shares of states: silent, absorbed, and absorbed by another's direction."""
-        one, acts = self.bridges, coded.acts[self.bridges.chosen]
-        values, fit = jnp.asarray(one.values), np.flatnonzero(~one.second)
-        of_value = of_values(values, one.n_values)
+        acts = encoded.acts[inputs.chosen]
+        values, fit = jnp.asarray(inputs.values), np.flatnonzero(~inputs.second)
+        of_value = of_values(values, inputs.n_values)
         active = (acts > 0).astype(jnp.float32)
-        feature = best_features(Half(acts[fit], values[fit]), one.n_values)
+        feature = best_features(Half(acts[fit], values[fit]), inputs.n_values)
         silent = active[jnp.arange(len(values)), feature[values]] == 0
         often = of_value @ active / jnp.maximum(of_value.sum(1), 1)[:, None]
         rare = (often < _RARE)[values]
-        means = directions(subject.y[one.chosen[fit]], of_value[:, fit])
-        here = of_value * jnp.asarray(one.second)[None]
+        means = directions(subject.y[inputs.chosen[fit]], of_value[:, fit])
+        here = of_value * jnp.asarray(inputs.second)[None]
         found = {"silent": _by_value(silent.astype(jnp.float32), here)}
-        for name, of in {"absorbed": one.values, "absorbed_null": _others(one.values)}.items():
-            spoken = silent & _spoken_for(acts, coded.rows, means[of], rare)
+        for name, of in {
+            "absorbed": inputs.values,
+            "absorbed_null": _others(inputs.values),
+        }.items():
+            spoken = silent & _spoken_for(acts, encoded.rows, means[of], rare)
             found[name] = _by_value(spoken.astype(jnp.float32), here)
         return found
-
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """By bridge."""
-        return {name: (("member", "bridge"), value) for name, value in outputs.items()}, {}
 
 
 def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:

@@ -1,4 +1,4 @@
-"""Measure: what the model answers with a dictionary's output in place of the true state.
+"""Instrument: what the model answers with a dictionary's output in place of the true state.
 
 Cross-entropy, KL and accuracy by split, beside those of the clean model and of one whose site is
 set to its mean over training states, or to zero.
@@ -6,98 +6,127 @@ set to its mean over training states, or to zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+)
 from implicit_reasoning.dictionaries.measures.metrics import answers, recovered
 from implicit_reasoning.dictionaries.splice import ablations, edits
+from implicit_reasoning.worlds.clusters import clusters_of
 
 MODELS = ("clean", "spliced", "mean", "zero")
-_MOST_QUESTIONS = 300  # of a split
+_MAX_QUESTIONS = 300  # of a split
 
 
-@dataclass(frozen=True, eq=False)
-class Spliced(Measure):
-    """See the module.
+class Questions(NamedTuple):
+    """What the model is asked.
 
     Attributes:
       tokens: int [question, pos].
       answer: int [question].
-      group: int [question], a number of `splits`.
-      splits: their names.
       where: bool [pos], where the dictionary writes.
       trained: int [state], whose mean is written instead.
     """
 
     tokens: Int[np.ndarray, "question pos"]
     answer: Int[np.ndarray, " question"]
-    group: Int[np.ndarray, " question"]
-    splits: tuple[str, ...]
     where: Bool[np.ndarray, " pos"]
     trained: Int[np.ndarray, " state"]
 
+
+class Spliced(DictionaryInstrument):
+    """Answers of the model with the dictionary in it, clustered as chains are: by bridge."""
+
     name: ClassVar[str] = "answers"
+    definition: ClassVar[str] = (
+        "Of probes of every split of chains: cross-entropy of the right answer in nats (ce), "
+        "KL(clean model || this one) in nats (kl) and accuracy (correct) of the clean model, and "
+        "of models whose site is replaced by the dictionary's output (spliced), by its mean over "
+        "training states (mean) or by 0 (zero). ce_loss_score, ce_loss_score_mean and "
+        "kl_div_score: the share of the loss by zero (mean, zero) that comes back with the "
+        "dictionary; nan where ablation loses less than .01 nats."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        name: ("model", EXAMPLE) for name in ("ce", "kl", "correct")
+    }
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "mean": {"model": "mean"},
+        "zero": {"model": "zero"},
+    }
+    group: ClassVar[str] = "split"
     needs_model: ClassVar[bool] = True
 
-    @classmethod
-    def choose(cls, asked: Asked) -> Measure | None:
-        """Probes of every split of chains; None for other tasks."""
-        dataset = asked.run.dataset
-        try:
-            splits = chain_splits(dataset)
-        except NotApplicable:
-            return None
-        rows, group = choose_rows(dataset, splits, _MOST_QUESTIONS)
-        answer = dataset.truth["answer"][rows]
-        trained = np.flatnonzero(asked.split.trained)
-        return cls(prompts(dataset, rows), answer, group, splits, asked.where, trained)
+    def examples(self, source: ExampleSource) -> Examples:
+        """Probes of every split of chains; not for other tasks."""
+        dataset = source.run.dataset
+        splits = chain_splits(dataset)
+        rows, group = choose_rows(dataset, splits, _MAX_QUESTIONS)
+        trained = np.flatnonzero(source.split.trained)
+        inputs = Questions(
+            prompts(dataset, rows), dataset.truth["answer"][rows], source.where, trained
+        )
+        clusters = clusters_of(dataset, rows)
+        return Examples(inputs, splits, group, clusters, coords={"model": MODELS})
 
-    def shared(self, subject: Subject) -> dict[str, Any]:
-        """Logits of the clean model, and what it answers without the site."""
-        model, params, sites = subject.model, subject.params, subject.sites
-        clean = final_logits(model, params, jnp.asarray(self.tokens))
-        mean = subject.y[self.trained].mean(0)
-        return {
-            "clean": clean,
-            "mean": self._with(subject, ablations(mean, sites, jnp.asarray(self.where))),
-            "zero": self._with(subject, ablations(jnp.zeros(()), sites, jnp.asarray(self.where))),
+    def shared(self, subject: DictionarySubject, inputs: Questions) -> dict[str, Any]:
+        """Logits of the clean model, and of the model without the site."""
+        clean = final_logits(subject.model, subject.params, jnp.asarray(inputs.tokens))
+        where = jnp.asarray(inputs.where)
+        mean = subject.y[inputs.trained].mean(0)
+        ablated = {"mean": mean, "zero": jnp.zeros(())}
+        return {"clean": clean} | {
+            name: _logits(subject, inputs, ablations(value, subject.sites, where))
+            for name, value in ablated.items()
         }
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
-        """Cross-entropy, KL and correctness, [measure, model, question]."""
-        where = jnp.asarray(self.where)
-        with_it = edits(coded.finished, coded.params, subject.sites, where)
-        logits = {**shared, "spliced": self._with(subject, with_it)}
-        right = jnp.asarray(self.answer)
-        each = [jnp.stack(answers(logits[name], shared["clean"], right)) for name in MODELS]
-        return {"outcomes": jnp.stack(each, axis=1)}
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: Questions,
+    ) -> dict[str, Array]:
+        """Cross-entropy, KL and correctness, [model, question] each."""
+        where = jnp.asarray(inputs.where)
+        with_it = edits(encoded.dictionary, encoded.params, subject.sites, where)
+        logits = {**shared, "spliced": _logits(subject, inputs, with_it)}
+        right = jnp.asarray(inputs.answer)
+        each = [answers(logits[name], shared["clean"], right) for name in MODELS]
+        return {name: jnp.stack([getattr(one, name) for one in each]) for name in self.outputs}
 
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Means by split, and the share of what ablation loses that comes back."""
-        outcomes = outputs["outcomes"]
-        of_split = [outcomes[..., self.group == n].mean(-1) for n in range(len(self.splits))]
-        ce, kl, correct = np.moveaxis(np.stack(of_split, axis=1), 2, 0)  # [member, split, model]
-        clean, spliced, mean, zero = np.moveaxis(ce, -1, 0)
-        dims = ("member", "split", "model")
-        variables = {
-            "ce": (dims, ce),
-            "kl": (dims, kl),
-            "correct": (dims, correct),
-            "ce_loss_score": (dims[:2], np.asarray(recovered(spliced, clean, zero))),
-            "ce_loss_score_mean": (dims[:2], np.asarray(recovered(spliced, clean, mean))),
-            "kl_div_score": (dims[:2], np.asarray(recovered(kl[..., 1], kl[..., 0], kl[..., 3]))),
+    def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
+        """The share of what ablation loses that comes back."""
+        ce, kl = ({m: result[name].sel(model=m) for m in MODELS} for name in ("ce", "kl"))
+        scores = {
+            "ce_loss_score": (ce["spliced"], ce["clean"], ce["zero"]),
+            "ce_loss_score_mean": (ce["spliced"], ce["clean"], ce["mean"]),
+            "kl_div_score": (kl["spliced"], kl["clean"], kl["zero"]),
         }
-        return variables, {"split": list(self.splits), "model": list(MODELS)}
+        return result.assign(
+            {
+                name: (spliced.dims, recovered(spliced.values, clean.values, ablated.values))
+                for name, (spliced, clean, ablated) in scores.items()
+            }
+        )
 
-    def _with(self, subject: Subject, changed: dict[str, Any]) -> Float[Array, "question d_vocab"]:
-        logits, _ = subject.model.forward(subject.params, jnp.asarray(self.tokens), edits=changed)
-        last: Array = logits[:, -1]
-        return last
+
+def _logits(
+    subject: DictionarySubject, inputs: Questions, changed: dict[str, Any]
+) -> Float[Array, "question d_vocab"]:
+    tokens = jnp.asarray(inputs.tokens)
+    logits, _ = subject.model.forward(subject.params, tokens, edits=changed)
+    last: Array = logits[:, -1]
+    return last

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from implicit_reasoning.analysis.facts import known_at
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
-from implicit_reasoning.dictionaries.measures.base import Asked
+from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.measures.concepts import choose_concepts
 from implicit_reasoning.worlds import ROLES, Dataset
 
@@ -41,18 +41,22 @@ def bridge_position(dataset: Dataset) -> int:
     return list(dataset.positions).index(known_at("e2", dataset.positions))
 
 
-def choose_bridges(asked: Asked) -> Bridges | None:
-    """Of tasks of chains whose bridge has several facts, at a position that is asked for."""
-    dataset, places = asked.run.dataset, asked.split.places
-    try:
-        need_chains(dataset)
-        concepts = {one.name: one for one in choose_concepts(dataset, places)}
-    except NotApplicable:
-        return None
+def choose_bridges(source: ExampleSource) -> Bridges:
+    """Of tasks of chains whose bridge has several facts, at a position that is asked for.
+
+    Raises:
+      NotApplicable: there are no such states.
+    """
+    dataset, places = source.run.dataset, source.split.places
+    need_chains(dataset)
+    concepts = {one.name: one for one in choose_concepts(dataset, places)}
     pos = bridge_position(dataset)
     found = concepts.get(f"e2@{dataset.positions[pos]}")
-    if found is None or not asked.where[pos]:
-        return None
+    if found is None or not source.where[pos]:
+        raise NotApplicable(
+            f"the dictionaries read no states at position {dataset.positions[pos]!r} in which "
+            "several facts lead to one bridge"
+        )
     role = dataset.truth["role1"][places.rows[places.row[found.chosen]]]
     in_distribution = np.asarray(role == ROLES.index("I"))
     return Bridges(found.chosen, found.values, found.second, in_distribution, found.n_values)

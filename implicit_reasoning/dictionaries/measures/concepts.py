@@ -1,8 +1,8 @@
-"""Measure: how well the best features stand for the values of every truth variable."""
+"""Instrument: how well the best features stand for the values of every truth variable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -10,12 +10,19 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool, Int
 
 from implicit_reasoning.analysis.facts import fold_of, known_at
-from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.instrument import Examples, NotApplicable
 from implicit_reasoning.analysis.states import chain_variables
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+    without_examples,
+)
 from implicit_reasoning.dictionaries.measures.matching import (
     JOINED,
     Half,
@@ -121,21 +128,22 @@ def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"
 
 
 @dataclass(frozen=True, eq=False)
-class Concepts(Measure):
-    """F1 and average precision of the best feature of every value, of several, and by chance."""
+class ConceptStates:
+    """All concepts of a run, and the states of each, as arrays of one shape."""
 
     concepts: Sequence[Concept]
 
-    name: ClassVar[str] = "concepts"
-
     @classmethod
-    def choose(cls, asked: Asked) -> Concepts | None:
-        """All there are; None for tasks that are not of chains."""
-        try:
-            concepts = choose_concepts(asked.run.dataset, asked.split.places)
-        except NotApplicable:
-            return None
-        return cls(concepts) if concepts else None
+    def choose(cls, source: ExampleSource) -> ConceptStates:
+        """All there are.
+
+        Raises:
+          NotApplicable: the task is not one of chains, or no variable has values of several states.
+        """
+        concepts = choose_concepts(source.run.dataset, source.split.places)
+        if not concepts:
+            raise NotApplicable("no variable has values of several distinct states each")
+        return cls(concepts)
 
     @cached_property
     def n_values(self) -> int:
@@ -160,40 +168,73 @@ class Concepts(Measure):
             values[row, : part.sum()] = one.values[part]
         return numbers, values
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+
+class Concepts(DictionaryInstrument):
+    """F1 and average precision of the best feature of every value, of several, and by chance."""
+
+    name: ClassVar[str] = "concepts"
+    definition: ClassVar[str] = (
+        "By variable and position (concept) and value: the feature that is active most nearly "
+        "where the value is (best_feature), chosen by F1 on one half of first facts; on the other "
+        "half its F1, the average precision of its activation, and the F1 of the best one, two or "
+        "three features together (f1_joined). nan: fewer than two states of the value in a half. "
+        "Nulls: means over values when values are permuted among the states."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "f1": ("concept", "value"),
+        "average_precision": ("concept", "value"),
+        "f1_joined": ("concept", "value", "joined"),
+        "best_feature": ("concept", "value"),
+        "f1_null": ("concept", "draw"),
+        "average_precision_null": ("concept", "draw"),
+    }
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "permuted values, F1": "f1_null",
+        "permuted values, average precision": "average_precision_null",
+    }
+
+    def examples(self, source: ExampleSource) -> Examples:
+        """The states of every concept; not for tasks that are not of chains."""
+        states = ConceptStates.choose(source)
+        coords = {
+            "concept": [concept.name for concept in states.concepts],
+            "value": range(states.n_values),
+            "joined": range(1, JOINED + 1),
+            "draw": range(_PERMUTATIONS),
+        }
+        return without_examples(states, coords)
+
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: ConceptStates,
+    ) -> dict[str, Array]:
         """By concept: see `matching.py`; permutations give the null."""
 
         def one(halves: Any) -> dict[str, Array]:
             first, second = (
-                Half(jnp.where(numbers[:, None] >= 0, coded.acts[numbers], -jnp.inf), values)
+                Half(jnp.where(numbers[:, None] >= 0, encoded.acts[numbers], -jnp.inf), values)
                 for numbers, values in halves
             )
             order = ranked(second.acts)
             key = jax.random.key(_SEED)
-            found = match(first, second, self.n_values, order)
+            found = match(first, second, inputs.n_values, order)
+            null = match_null(first, second, inputs.n_values, key, _PERMUTATIONS, order)
             return {
-                **found._asdict(),
-                "joined": joined(first, second, self.n_values),
-                "null": match_null(first, second, self.n_values, key, _PERMUTATIONS, order),
+                "f1": found.f1,
+                "average_precision": found.precision,
+                "f1_joined": joined(first, second, inputs.n_values),
+                "best_feature": found.feature,
+                "f1_null": null[:, 0],
+                "average_precision_null": null[:, 1],
             }
 
-        found: dict[str, Array] = jax.lax.map(one, jax.tree.map(jnp.asarray, self.halves))
+        found: dict[str, Array] = jax.lax.map(one, jax.tree.map(jnp.asarray, inputs.halves))
         return found
 
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """By concept and value; nan where a variable has no such value."""
-        dims, null = ("member", "concept", "value"), outputs["null"]
-        variables = {
-            "f1": (dims, outputs["f1"]),
-            "average_precision": (dims, outputs["precision"]),
-            "f1_joined": ((*dims, "joined"), outputs["joined"]),
-            "best_feature": (dims, outputs["feature"]),
-            "f1_null": ((*dims[:2], "draw"), null[..., 0]),
-            "average_precision_null": ((*dims[:2], "draw"), null[..., 1]),
-        }
-        coords = {
-            "concept": [concept.name for concept in self.concepts],
-            "joined": np.arange(1, JOINED + 1),
-            "concept_states": ("concept", [len(concept.chosen) for concept in self.concepts]),
-        }
-        return variables, coords
+    def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
+        """How many states each concept has, as a coordinate."""
+        counts = [len(concept.chosen) for concept in examples.inputs.concepts]
+        return result.assign_coords(concept_states=("concept", counts))

@@ -2,7 +2,7 @@
 
 Explained variance is about the mean of the targets, `1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`:
 about zero, as SAELens computed it from March 2025 to March 2026, a constant offset counts as
-variance explained. `explained_variance_legacy` is the mean of the same ratio state by state, which
+variance explained. `explained_variance_legacy` is the same ratio state by state, whose mean
 SAEBench's paper reports.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from implicit_reasoning.dictionaries.dictionary import Finished
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Features, Inputs, Outputs
 from implicit_reasoning.model import Params
 
@@ -33,22 +33,22 @@ class Quality(NamedTuple):
     """Of one dictionary on some states; see the module.
 
     Attributes:
-      l0: active features, mean over states.
-      l1: sum of activations, mean over states.
-      mse: squared error, summed over numbers, mean over states.
-      explained_variance: about the mean.
-      explained_variance_legacy: mean over states.
-      cossim: of target and output, mean over states.
-      l2_ratio: of the norms of output and target, mean over states.
+      l0: active features.
+      l1: sum of activations.
+      mse: squared error, summed over dimensions.
+      explained_variance: about the mean, of all states together.
+      explained_variance_legacy: of each state.
+      cossim: cosine of target and output.
+      l2_ratio: norm of the output over norm of the target.
     """
 
-    l0: Scalar
-    l1: Scalar
-    mse: Scalar
+    l0: Float[Array, " state"]
+    l1: Float[Array, " state"]
+    mse: Float[Array, " state"]
     explained_variance: Scalar
-    explained_variance_legacy: Scalar
-    cossim: Scalar
-    l2_ratio: Scalar
+    explained_variance_legacy: Float[Array, " state"]
+    cossim: Float[Array, " state"]
+    l2_ratio: Float[Array, " state"]
 
 
 class Activity(NamedTuple):
@@ -71,21 +71,21 @@ def activity(acts: Features) -> Activity:
     return Activity(density, (density == 0).mean(), (density > DENSE).mean())
 
 
-def quality(finished: Finished, params: Params, x: Inputs, y: Outputs) -> Quality:
-    """Measure a dictionary; traced."""
+def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs) -> Quality:
+    """Measure a dictionary, state by state; traced."""
     acts = finished.encode(params, x)
     out = finished.decode(params, acts, x)
     error = ((out - y) ** 2).sum(-1)
     spread = ((y - y.mean(0, keepdims=True)) ** 2).sum(-1)
     norm_out, norm_y = (jnp.linalg.norm(value, axis=-1) for value in (out, y))
     return Quality(
-        l0=(acts > 0).sum(-1).mean(),
-        l1=acts.sum(-1).mean(),
-        mse=error.mean(),
+        l0=(acts > 0).sum(-1).astype(jnp.float32),
+        l1=acts.sum(-1),
+        mse=error,
         explained_variance=1 - error.sum() / spread.sum(),
-        explained_variance_legacy=(1 - error / jnp.maximum(spread, 1e-12)).mean(),
-        cossim=((out * y).sum(-1) / jnp.maximum(norm_out * norm_y, 1e-12)).mean(),
-        l2_ratio=(norm_out / jnp.maximum(norm_y, 1e-12)).mean(),
+        explained_variance_legacy=1 - error / jnp.maximum(spread, 1e-12),
+        cossim=(out * y).sum(-1) / jnp.maximum(norm_out * norm_y, 1e-12),
+        l2_ratio=norm_out / jnp.maximum(norm_y, 1e-12),
     )
 
 

@@ -1,41 +1,63 @@
-"""Measure: how well a dictionary writes held-out states, and with how few features."""
+"""Instrument: how well a dictionary writes held-out states, and with how few features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+)
 from implicit_reasoning.dictionaries.measures.metrics import activity, quality
+from implicit_reasoning.worlds import prefix_keys
 
 
-@dataclass(frozen=True, eq=False)
-class Reconstruction(Measure):
-    """See `metrics.py` for the numbers.
-
-    Attributes:
-      held_out: int [state], places that no dictionary was trained on.
-    """
-
-    held_out: Int[np.ndarray, " state"]
+class Reconstruction(DictionaryInstrument):
+    """Quality by held-out state, clustered by first fact, and activity on all states."""
 
     name: ClassVar[str] = "reconstruction"
+    definition: ClassVar[str] = (
+        "On distinct states of prefixes that no dictionary was trained on: active features (l0), "
+        "sum of activations (l1), squared error (mse), explained variance about the mean of the "
+        "targets (legacy: mean over states of the same ratio), cosine and ratio of norms of output "
+        "and target. On all states: how often each feature is active (density), shares of features "
+        "that are never active (dead) and active on more than a tenth of states (dense)."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "l0": (EXAMPLE,),
+        "l1": (EXAMPLE,),
+        "mse": (EXAMPLE,),
+        "explained_variance": (),
+        "explained_variance_legacy": (EXAMPLE,),
+        "cossim": (EXAMPLE,),
+        "l2_ratio": (EXAMPLE,),
+        "density": ("feature",),
+        "dead": (),
+        "dense": (),
+    }
 
-    @classmethod
-    def choose(cls, asked: Asked) -> Measure:
-        """Of every run."""
-        return cls(np.flatnonzero(asked.split.held_out))
+    def examples(self, source: ExampleSource) -> Examples:
+        """All held-out states; those with one first fact, or first token, are one cluster."""
+        places, held_out = source.split.places, np.flatnonzero(source.split.held_out)
+        begun = prefix_keys(places.tokens, source.run.dataset.n_vocab)[:, :2]
+        keys = begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)][held_out]
+        return Examples(held_out, ("held-out states",), np.zeros(len(held_out), int), keys)
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: Any,
+    ) -> dict[str, Array]:
         """Quality on held-out states, activity on all of them."""
-        x, y = subject.x[self.held_out], subject.y[self.held_out]
-        found = quality(coded.finished, coded.params, x, y)
-        return {**found._asdict(), **activity(coded.acts)._asdict()}
-
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Numbers by dictionary; density also by feature."""
-        dims = {"density": ("member", "feature")}
-        return {name: (dims.get(name, "member"), value) for name, value in outputs.items()}, {}
+        x, y = subject.x[inputs], subject.y[inputs]
+        found = quality(encoded.dictionary, encoded.params, x, y)
+        return {**found._asdict(), **activity(encoded.acts)._asdict()}

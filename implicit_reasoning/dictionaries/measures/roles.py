@@ -1,4 +1,4 @@
-"""Measure: is the same feature on for a bridge that in- and out-of-distribution facts lead to?
+"""Instrument: is the same feature on for a bridge that in- and out-of-distribution facts lead to?
 
 A bridge's feature is chosen on half of the facts that training's chains use; then, on the other
 half and on facts that no chain uses, how often is it active where the bridge is? Beside it, as the
@@ -7,73 +7,104 @@ null, how often another bridge's feature is active there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+import xarray as xr
+from jaxtyping import Array, Int
 
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, NotApplicable
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+)
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features
-from implicit_reasoning.statistics import ClusterIntervals
 
 ROLES = ("id", "ood")
 WHOSE = ("own", "another")
 _SEED = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Roles(Measure):
-    """Shares of states where a bridge's feature is active, by the role of the first fact."""
+class RoleStates(NamedTuple):
+    """States whose bridge has a feature, of both roles, one role after the other.
+
+    Attributes:
+      bridges: all states that first know the bridge.
+      fit: int [fit], numbers among these, that features are chosen on.
+      group: int [state], numbers among these, to look at.
+      other: int [state], another bridge that has a feature.
+    """
 
     bridges: Bridges
+    fit: Int[np.ndarray, " fit"]
+    group: Int[np.ndarray, " state"]
+    other: Int[np.ndarray, " state"]
+
+
+class Roles(DictionaryInstrument):
+    """Shares of states where a bridge's feature is active, by the role of the first fact."""
 
     name: ClassVar[str] = "roles"
+    definition: ClassVar[str] = (
+        "role_active: the share of states where the feature of their bridge is active. Features "
+        "are chosen on half of the facts that training's chains use; states are of the other half "
+        "(id), and of facts that no chain uses (ood). Null: another bridge's feature. Intervals "
+        "are clustered by bridge."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {"role_active": ("whose", EXAMPLE)}
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {"another bridge": {"whose": "another"}}
+    group: ClassVar[str] = "role"
 
-    @classmethod
-    def choose(cls, asked: Asked) -> Measure | None:
-        """Where there are facts of both roles."""
-        bridges = choose_bridges(asked)
-        there = set() if bridges is None else set(bridges.in_distribution.tolist())
-        return None if bridges is None or len(there) < 2 else cls(bridges)
+    def examples(self, source: ExampleSource) -> Examples:
+        """States of facts of both roles; a bridge has one feature, so bridges are the clusters."""
+        return self.of(choose_bridges(source))
 
-    @property
-    def _groups(self) -> dict[str, np.ndarray]:
-        """States to look at, whose bridge has a feature: numbers among the chosen."""
-        one = self.bridges
-        chosen_on = one.in_distribution & ~one.second
-        known = np.isin(one.values, one.values[chosen_on])
-        groups = (one.in_distribution & one.second, ~one.in_distribution)
-        return {name: np.flatnonzero(g & known) for name, g in zip(ROLES, groups, strict=True)}
+    @staticmethod
+    def of(bridges: Bridges) -> Examples:
+        """The examples among the states that first know the bridge.
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
-        """Activity of the own and of another bridge's feature, [whose, state] by role."""
-        one, acts = self.bridges, coded.acts[self.bridges.chosen]
-        fit = np.flatnonzero(one.in_distribution & ~one.second)
-        feature = best_features(Half(acts[fit], jnp.asarray(one.values[fit])), one.n_values)
-        active = (acts > 0).astype(jnp.float32)
-        random, found = np.random.default_rng(_SEED), {}
-        fitted = np.unique(one.values[fit])
-        for name, group in self._groups.items():
-            own = one.values[group]
+        Raises:
+          NotApplicable: all facts have one role.
+        """
+        if len(set(bridges.in_distribution.tolist())) < 2:
+            raise NotApplicable("all first facts have one role; there is nothing to compare")
+        fit = np.flatnonzero(bridges.in_distribution & ~bridges.second)
+        fitted = np.unique(bridges.values[fit])
+        known = np.isin(bridges.values, fitted)
+        of_role = (bridges.in_distribution & bridges.second, ~bridges.in_distribution)
+        groups = [np.flatnonzero(of & known) for of in of_role]
+        random, others = np.random.default_rng(_SEED), []
+        for group in groups:
+            own = bridges.values[group]
             # A shift by at least one place among those that have features: never the own one.
             place = np.searchsorted(fitted, own) + random.integers(1, len(fitted), len(own))
-            other = fitted[place % len(fitted)]
-            found[name] = jnp.stack([active[group, feature[values]] for values in (own, other)])
-        return found
+            others.append(fitted[place % len(fitted)])
+        group = np.concatenate(groups)
+        inputs = RoleStates(bridges, fit, group, np.concatenate(others))
+        number = np.repeat(np.arange(len(ROLES)), [len(of) for of in groups])
+        return Examples(inputs, ROLES, number, bridges.values[group], coords={"whose": WHOSE})
 
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Shares with intervals; a bridge has one feature, so states are clustered by bridge."""
-        intervals = [
-            ClusterIntervals(self.bridges.values[group]).interval(outputs[name])
-            for name, group in self._groups.items()
-        ]
-        dims = ("member", "role", "whose")
-        variables: dict[str, Any] = {
-            f"role_active{end}": (dims, np.stack([getattr(i, key) for i in intervals], axis=1))
-            for end, key in {"": "mean", "_low": "low", "_high": "high"}.items()
-        }
-        counts = [len(group) for group in self._groups.values()]
-        return variables, {"role": list(ROLES), "whose": list(WHOSE), "role_n": ("role", counts)}
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: RoleStates,
+    ) -> dict[str, Array]:
+        """Activity of the own and of another bridge's feature, [whose, state]."""
+        bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
+        values = jnp.asarray(bridges.values)[inputs.fit]
+        feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)
+        active = (acts > 0).astype(jnp.float32)
+        whose = bridges.values[inputs.group], inputs.other
+        return {"role_active": jnp.stack([active[inputs.group, feature[of]] for of in whose])}
+
+    def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
+        """How many states each role has, as a coordinate."""
+        counts = np.bincount(examples.group, minlength=len(ROLES))
+        return result.assign_coords(role_n=("group", counts))

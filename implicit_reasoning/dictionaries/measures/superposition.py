@@ -1,4 +1,4 @@
-"""Measure: more directions than dimensions? Of a dictionary's features, and of the states' own.
+"""Instrument: more directions than dimensions? Of a dictionary's features, and of the states' own.
 
 Of the features that are ever active, and of the class means of bridges (less the mean of all):
 how many there are; how much the nearest other one overlaps (highest |cosine|, mean over
@@ -11,55 +11,104 @@ Source: Elhage et al. 2022, "Toy models of superposition", section 3 (dimensiona
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from implicit_reasoning.analysis.instrument import Examples
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+    without_examples,
+)
 from implicit_reasoning.dictionaries.measures.absorption import directions
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import of_values
 
 _SEED = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Superposition(Measure):
-    """Numbers by dictionary."""
+_NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 
-    bridges: Bridges | None
+
+class Superposition(DictionaryInstrument):
+    """Directions, dimensions and overlap of a dictionary's features."""
 
     name: ClassVar[str] = "superposition"
+    definition: ClassVar[str] = (
+        "Of features that are ever active: how many (directions), the highest |cosine| with "
+        "another, mean over directions (overlap), beside as many random ones (overlap_null), and "
+        "the mean of |w|^2 / sum_j (w . w_j / |w|)^2 (dims). effective_dims: participation ratio "
+        "of the states' covariance. Source: Elhage et al. 2022, section 3."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "effective_dims": (),
+        **{f"feature_{number}": () for number in _NUMBERS},
+    }
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "random directions": "feature_overlap_null"
+    }
 
-    @classmethod
-    def choose(cls, asked: Asked) -> Measure:
-        """Of every run; of class means where there are bridges."""
-        return cls(choose_bridges(asked))
+    def examples(self, source: ExampleSource) -> Examples:
+        """All states."""
+        return without_examples(None)
 
-    def shared(self, subject: Subject) -> dict[str, Any]:
+    def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
         """Of the states themselves."""
         centred = subject.y - subject.y.mean(0)[None]
         covariance = centred.T @ centred / len(centred)
         effective = jnp.trace(covariance) ** 2 / (covariance**2).sum()
-        found = {"effective_dims": effective}
-        if self.bridges is not None:
-            of_value = of_values(jnp.asarray(self.bridges.values), self.bridges.n_values)
-            means = directions(subject.y[self.bridges.chosen], of_value)
-            found |= _overlap("bridge", means, of_value.sum(1) > 0)
-        return found
+        return {"effective_dims": effective}
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: Any,
+    ) -> dict[str, Array]:
         """Of the features that are active somewhere."""
-        rows = coded.rows / (jnp.linalg.norm(coded.rows, axis=1, keepdims=True) + 1e-12)
-        return {**shared, **_overlap("feature", rows, (coded.acts > 0).any(0))}
+        rows = encoded.rows / (jnp.linalg.norm(encoded.rows, axis=1, keepdims=True) + 1e-12)
+        return {**shared, **_overlap("feature", rows, (encoded.acts > 0).any(0))}
 
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """By dictionary."""
-        return {name: ("member", value) for name, value in outputs.items()}, {}
+
+class BridgeSuperposition(DictionaryInstrument):
+    """The same of the class means of bridges: what a dictionary would have to write."""
+
+    name: ClassVar[str] = "bridge_superposition"
+    definition: ClassVar[str] = (
+        "The numbers of `superposition` for the means of the states of each bridge, where it is "
+        "first known, less the mean of all."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {f"bridge_{number}": () for number in _NUMBERS}
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "random directions": "bridge_overlap_null"
+    }
+
+    def examples(self, source: ExampleSource) -> Examples:
+        """States that first know the bridge."""
+        return without_examples(choose_bridges(source))
+
+    def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:
+        """Of the states alone."""
+        of_value = of_values(jnp.asarray(inputs.values), inputs.n_values)
+        means = directions(subject.y[inputs.chosen], of_value)
+        return _overlap("bridge", means, of_value.sum(1) > 0)
+
+    def measure(
+        self,
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: Bridges,
+    ) -> dict[str, Array]:
+        """The same for all dictionaries of a source."""
+        return dict(shared)
 
 
 def _overlap(

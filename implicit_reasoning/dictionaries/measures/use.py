@@ -1,4 +1,4 @@
-"""Measure: does the model go on with what a feature says? Bridges' features are changed.
+"""Instrument: does the model go on with what a feature says? Bridges' features are changed.
 
 Where a prompt (e1, r1, r2) first knows its bridge e, at the residual that a dictionary writes to,
 features are changed, and all that the dictionary does not write stays:
@@ -25,24 +25,29 @@ Nanda 2024; Hernandez et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
+from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, NotApplicable
 from implicit_reasoning.analysis.questions import tokens_of
 from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.analysis.states import prompts
 from implicit_reasoning.analysis.variables.counterfactuals import follow, rows_to_fit
 from implicit_reasoning.analysis.variables.subspaces import class_means
-from implicit_reasoning.dictionaries.measures.base import Asked, Coded, Found, Measure, Subject
+from implicit_reasoning.dictionaries.instrument import (
+    DictionaryInstrument,
+    DictionarySubject,
+    EncodedStates,
+    ExampleSource,
+)
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position, choose_bridges
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features
-from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
@@ -104,9 +109,8 @@ def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Use(Measure):
-    """Shares of answers that follow, stay, or do neither.
+class SwapPrompts(NamedTuple):
+    """Prompts to choose features on, and prompts to change.
 
     Attributes:
       fit_tokens: int32 [prompt, pos], to choose features on.
@@ -125,21 +129,9 @@ class Use(Measure):
     pos: int
     n_values: int
 
-    name: ClassVar[str] = "use"
-    needs_model: ClassVar[bool] = True
-
     @classmethod
-    def choose(cls, asked: Asked) -> Measure | None:
-        """Of tasks of two hops, dictionaries that write one residual, or into one."""
-        model, dataset = asked.run.model, asked.run.dataset
-        written = {_residual(member.write) for member in asked.members}
-        if dataset.hops != 2 or not written <= set(model.resid_sites[1:]):
-            return None
-        return None if choose_bridges(asked) is None else cls.of(dataset)
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Use:
-        """Its prompts: those with first facts of one half to choose features on, others to swap."""
+    def choose(cls, dataset: Dataset) -> SwapPrompts:
+        """Those with first facts of one half to choose features on, others to swap."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -152,140 +144,192 @@ class Use(Measure):
             world_of(dataset).n_entities,
         )
 
-    def shared(self, subject: Subject) -> dict[str, Any]:
+
+class Use(DictionaryInstrument):
+    """Shares of answers that follow, stay, or do neither."""
+
+    name: ClassVar[str] = "use"
+    definition: ClassVar[str] = (
+        "use: the share of answers that become the other bridge's (moved), stay, or become another "
+        "(other) when features of bridges are changed where the bridge is first known: swap, "
+        "clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, the "
+        "share whose answers move for all relations by a swap. Features are chosen on other first "
+        "facts, by truth, activation or attribution. Nulls: features of bridges that are permuted "
+        "among the prompts; and class means, which need no dictionary. nan after the last block."
+    )
+    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "use": ("rule", "change", "outcome", EXAMPLE),
+        "use_all": ("rule", EXAMPLE),
+        "first_of_pair": (EXAMPLE,),
+    }
+    given: ClassVar[dict[str, str]] = {"use_all": "first_of_pair"}
+    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+        "permuted bridges": {"rule": "null"},
+        "class means": {"rule": "class means"},
+    }
+    needs_model: ClassVar[bool] = True
+
+    def examples(self, source: ExampleSource) -> Examples:
+        """Of tasks of two hops, for dictionaries that write one residual, or into one."""
+        model, dataset = source.run.model, source.run.dataset
+        written = {_residual(member.write) for member in source.members}
+        choose_bridges(source)
+        if dataset.hops != 2 or not written <= set(model.resid_sites[1:]):
+            raise NotApplicable(
+                "features are swapped in chains of two hops, by dictionaries that write one "
+                "residual, or into one"
+            )
+        return self.of(SwapPrompts.choose(dataset))
+
+    @staticmethod
+    def of(inputs: SwapPrompts) -> Examples:
+        """All cases, clustered by the bridge that is replaced."""
+        swaps = inputs.swaps
+        coords = {"rule": RULES, "change": CHANGES, "outcome": OUTCOMES}
+        return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
+
+    def shared(self, subject: DictionarySubject, inputs: SwapPrompts) -> dict[str, Any]:
         """States to choose features on and to change; the answers' gradient; class means."""
         layer = _layer_of(subject)
         if layer == subject.model.spec.depth:
             return {}  # after the last block nothing moves from one position to another
-        fit_x, fit = self._states(subject, layer, self.fit_tokens)
-        x, resid = self._states(subject, layer, self.swaps.tokens)
-        gradient = self._gradient(subject, layer, fit)
-        values = jnp.asarray(self.fit_values)
-        means = class_means(fit[:, self.pos], values, jnp.ones(len(values)), self.n_values)
-        clean = self._answers(subject, layer, resid, resid[:, self.pos])
-        away = means.mean - fit[:, self.pos].mean(0)[None]
+        fit_x, fit = _states(inputs, subject, layer, inputs.fit_tokens)
+        x, resid = _states(inputs, subject, layer, inputs.swaps.tokens)
+        gradient = _gradient(inputs, subject, layer, fit)
+        values = jnp.asarray(inputs.fit_values)
+        means = class_means(fit[:, inputs.pos], values, jnp.ones(len(values)), inputs.n_values)
+        clean = _answers(inputs, subject, layer, resid, resid[:, inputs.pos])
+        away = means.mean - fit[:, inputs.pos].mean(0)[None]
         away = jnp.where(means.size[:, None] > 0, away, 0.0)
-        with_means = self._changed_means(resid[:, self.pos], away)
-        said = self._outcomes(subject, layer, resid, clean, with_means)
+        with_means = _changed_means(inputs, resid[:, inputs.pos], away)
+        said = _outcomes(inputs, subject, layer, resid, clean, with_means)
         found = {"fit_x": fit_x, "gradient": gradient, "x": x, "resid": resid, "clean": clean}
         return {**found, "class means": said}
 
-    def of_one(self, subject: Subject, shared: dict[str, Any], coded: Coded) -> dict[str, Array]:
-        """`outcome` [rule, change, outcome, case], nan after the last block."""
-        layer = _layer_of(subject)
-        if layer == subject.model.spec.depth:
-            shape = len(RULES), len(CHANGES), len(OUTCOMES), len(self.swaps.pair)
-            return {"outcome": jnp.full(shape, jnp.nan)}
-        acts = coded.finished.encode(coded.params, shared["fit_x"])
-        toward = acts * (shared["gradient"] @ coded.rows.T)
-        values, null = jnp.asarray(self.fit_values), jnp.asarray(self.fit_null)
-        mean = _mean_by_value(acts, values, self.n_values)
-        chosen = {
-            "truth": (self._by_f1(acts, values), values),
-            "activation": (mean.argmax(1), values),
-            "attribution": (_mean_by_value(toward, values, self.n_values).argmax(1), values),
-            "null": (self._by_f1(acts, null), null),
-        }
-        here = coded.finished.encode(coded.params, shared["x"])
-        state = shared["resid"][:, self.pos]
-        found = []
-        for feature, of in chosen.values():
-            size = _sizes(acts, feature, of)
-            changed = self._changed_features(here, coded.rows, state, feature, size)
-            found.append(self._outcomes(subject, layer, shared["resid"], shared["clean"], changed))
-        return {"outcome": jnp.stack([*found, shared["class means"]]).astype(jnp.float32)}
-
-    def labelled(self, outputs: dict[str, np.ndarray]) -> Found:
-        """Shares, intervals by bridge; and of pairs all of whose answers move by a swap."""
-        outcome, pair = outputs["outcome"], self.swaps.pair
-        all_of = all_of_pair(outcome[:, :, 0, 0], pair)
-        dims = ("member", "rule", "change", "outcome")
-        made: dict[str, Any] = {"use_all": (dims[:2], all_of.mean(-1))}
-        for end, values in with_ends(outcome, self.swaps.old).items():
-            made[f"use{end}"] = dims, values
-        made |= {"use_pairs": ((), all_of.shape[-1]), "use_cases": ((), len(pair))}
-        return made, {"rule": list(RULES), "change": list(CHANGES), "outcome": list(OUTCOMES)}
-
-    def _states(self, subject: Subject, layer: int, tokens: np.ndarray) -> tuple[Array, Array]:
-        """What a dictionary reads at the position, and the residual at all of them."""
-        resid, read = subject.model.resid_sites[layer], subject.sites.read
-        sites = (resid, *read)
-        _, found = subject.model.forward(subject.params, jnp.asarray(tokens), sites=sites)
-        x = jnp.concatenate([found[site][:, self.pos] for site in read], axis=-1)
-        return x, found[resid]
-
-    def _answers(self, subject: Subject, layer: int, resid: Array, state: Array) -> Array:
-        changed = resid.at[:, self.pos].set(state)
-        return answer_logits(subject.model, subject.params, changed, layer).argmax(-1)
-
-    def _gradient(self, subject: Subject, layer: int, resid: Array) -> Array:
-        """Of the right answer's logit, by the state."""
-        answer = jnp.asarray(self.fit_answer)
-
-        def logits(state: Array) -> Array:
-            changed = resid.at[:, self.pos].set(state)
-            found = answer_logits(subject.model, subject.params, changed, layer)
-            return jnp.take_along_axis(found, answer[:, None], axis=1).sum()
-
-        gradient: Array = jax.grad(logits)(resid[:, self.pos])
-        return gradient
-
-    def _by_f1(self, acts: Array, values: Array) -> Int[Array, " value"]:
-        return best_features(Half(acts, values), self.n_values)
-
-    def _changed_features(
+    def measure(
         self,
-        acts: Float[Array, "case d_sae"],
-        rows: Float[Array, "d_sae width"],
-        state: Float[Array, "case width"],
-        feature: Int[Array, " value"],
-        size: Float[Array, " value"],
-    ) -> Float[Array, "change case width"]:
-        """States after each change of features."""
-        case = jnp.arange(len(state))
-        old, new = feature[self.swaps.old], feature[self.swaps.new]
-        less_old = -acts[case, old][:, None] * rows[old]
-        less_new = -acts[case, new][:, None] * rows[new]
-        more_new = size[self.swaps.new][:, None] * rows[new] + less_new
-        # Where one feature stands for both, a swap sets it.
-        both = jnp.where((old == new)[:, None], more_new, less_old + more_new)
-        return state[None] + jnp.stack([both, more_new, less_old, less_new])
+        subject: DictionarySubject,
+        shared: Mapping[str, Any],
+        encoded: EncodedStates,
+        inputs: SwapPrompts,
+    ) -> dict[str, Array]:
+        """Outcomes of every case, nan after the last block."""
+        swaps, layer = inputs.swaps, _layer_of(subject)
+        if layer == subject.model.spec.depth:
+            shape = len(RULES), len(CHANGES), len(OUTCOMES), len(swaps.pair)
+            outcome = jnp.full(shape, jnp.nan)
+        else:
+            outcome = _outcome_of_features(subject, shared, encoded, inputs)
+        first, all_of = all_of_pair(outcome[:, 0, 0], swaps.pair)  # of a swap: what moved
+        return {"use": outcome, "use_all": all_of, "first_of_pair": jnp.asarray(first)}
 
-    def _changed_means(
-        self, state: Float[Array, "case width"], away: Float[Array, "value width"]
-    ) -> Float[Array, "change case width"]:
-        """The same with what a bridge's mean has beyond the mean of all."""
-        old, new = away[self.swaps.old], away[self.swaps.new]
-        return state[None] + jnp.stack([new - old, new, -old, -new])
-
-    def _outcomes(
-        self, subject: Subject, layer: int, resid: Array, clean: Array, changed: Array
-    ) -> Bool[Array, "change outcome case"]:
-        said = jax.lax.map(lambda state: self._answers(subject, layer, resid, state), changed)
-        # What is said anyway has not moved, whatever it is.
-        unchanged = said == clean[None]
-        moved = (said == jnp.asarray(self.swaps.expected)[None]) & ~unchanged
-        return jnp.stack([moved, unchanged, ~(moved | unchanged)], axis=1)
+    def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
+        """How many cases and pairs there are."""
+        pair = examples.inputs.swaps.pair
+        return result.assign(use_cases=len(pair), use_pairs=len(np.unique(pair)))
 
 
-def with_ends(
-    outcome: Float[np.ndarray, "member *any case"], clusters: Int[np.ndarray, " case"]
-) -> dict[str, np.ndarray]:
-    """Means, and ends of 95% clustered intervals; nan for members that have no outcome."""
-    there = np.isfinite(outcome).reshape(len(outcome), -1).all(1)
-    found = {end: np.full(outcome.shape[:-1], np.nan, np.float32) for end in ("", "_low", "_high")}
-    if there.any():
-        interval = ClusterIntervals(clusters).interval(outcome[there])
-        for end, values in {
-            "": interval.mean,
-            "_low": interval.low,
-            "_high": interval.high,
-        }.items():
-            found[end][there] = values
-    return found
+def _outcome_of_features(
+    subject: DictionarySubject,
+    shared: Mapping[str, Any],
+    encoded: EncodedStates,
+    inputs: SwapPrompts,
+) -> Float[Array, "rule change outcome case"]:
+    layer = _layer_of(subject)
+    acts = encoded.dictionary.encode(encoded.params, shared["fit_x"])
+    toward = acts * (shared["gradient"] @ encoded.rows.T)
+    values, null = jnp.asarray(inputs.fit_values), jnp.asarray(inputs.fit_null)
+    mean = _mean_by_value(acts, values, inputs.n_values)
+    chosen = {
+        "truth": (best_features(Half(acts, values), inputs.n_values), values),
+        "activation": (mean.argmax(1), values),
+        "attribution": (_mean_by_value(toward, values, inputs.n_values).argmax(1), values),
+        "null": (best_features(Half(acts, null), inputs.n_values), null),
+    }
+    here = encoded.dictionary.encode(encoded.params, shared["x"])
+    state = shared["resid"][:, inputs.pos]
+    found = []
+    for feature, of in chosen.values():
+        size = _sizes(acts, feature, of)
+        changed = _changed_features(inputs, here, encoded.rows, state, feature, size)
+        found.append(_outcomes(inputs, subject, layer, shared["resid"], shared["clean"], changed))
+    return jnp.stack([*found, shared["class means"]]).astype(jnp.float32)
 
 
-def _layer_of(subject: Subject) -> int:
+def _states(
+    inputs: SwapPrompts, subject: DictionarySubject, layer: int, tokens: np.ndarray
+) -> tuple[Array, Array]:
+    """What a dictionary reads at the position, and the residual at all of them."""
+    resid, read = subject.model.resid_sites[layer], subject.sites.read
+    sites = (resid, *read)
+    _, found = subject.model.forward(subject.params, jnp.asarray(tokens), sites=sites)
+    x = jnp.concatenate([found[site][:, inputs.pos] for site in read], axis=-1)
+    return x, found[resid]
+
+
+def _answers(
+    inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array, state: Array
+) -> Array:
+    changed = resid.at[:, inputs.pos].set(state)
+    return answer_logits(subject.model, subject.params, changed, layer).argmax(-1)
+
+
+def _gradient(inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array) -> Array:
+    """Of the right answer's logit, by the state."""
+    answer = jnp.asarray(inputs.fit_answer)
+
+    def logits(state: Array) -> Array:
+        changed = resid.at[:, inputs.pos].set(state)
+        found = answer_logits(subject.model, subject.params, changed, layer)
+        return jnp.take_along_axis(found, answer[:, None], axis=1).sum()
+
+    gradient: Array = jax.grad(logits)(resid[:, inputs.pos])
+    return gradient
+
+
+def _changed_features(
+    inputs: SwapPrompts,
+    acts: Float[Array, "case d_sae"],
+    rows: Float[Array, "d_sae width"],
+    state: Float[Array, "case width"],
+    feature: Int[Array, " value"],
+    size: Float[Array, " value"],
+) -> Float[Array, "change case width"]:
+    """States after each change of features."""
+    case = jnp.arange(len(state))
+    old, new = feature[inputs.swaps.old], feature[inputs.swaps.new]
+    less_old = -acts[case, old][:, None] * rows[old]
+    less_new = -acts[case, new][:, None] * rows[new]
+    more_new = size[inputs.swaps.new][:, None] * rows[new] + less_new
+    # Where one feature stands for both, a swap sets it.
+    both = jnp.where((old == new)[:, None], more_new, less_old + more_new)
+    return state[None] + jnp.stack([both, more_new, less_old, less_new])
+
+
+def _changed_means(
+    inputs: SwapPrompts, state: Float[Array, "case width"], away: Float[Array, "value width"]
+) -> Float[Array, "change case width"]:
+    """The same with what a bridge's mean has beyond the mean of all."""
+    old, new = away[inputs.swaps.old], away[inputs.swaps.new]
+    return state[None] + jnp.stack([new - old, new, -old, -new])
+
+
+def _outcomes(
+    inputs: SwapPrompts,
+    subject: DictionarySubject,
+    layer: int,
+    resid: Array,
+    clean: Array,
+    changed: Array,
+) -> Bool[Array, "change outcome case"]:
+    said = jax.lax.map(lambda state: _answers(inputs, subject, layer, resid, state), changed)
+    # What is said anyway has not moved, whatever it is.
+    unchanged = said == clean[None]
+    moved = (said == jnp.asarray(inputs.swaps.expected)[None]) & ~unchanged
+    return jnp.stack([moved, unchanged, ~(moved | unchanged)], axis=1)
+
+
+def _layer_of(subject: DictionarySubject) -> int:
     """Blocks before the residual that is changed."""
     return subject.model.resid_sites.index(str(_residual(subject.sites.write)))
 
@@ -296,10 +340,16 @@ def _residual(write: Sequence[str]) -> str | None:
 
 
 def all_of_pair(
-    outcome: Float[np.ndarray, "*rule case"], pair: Int[np.ndarray, " case"]
-) -> Float[np.ndarray, "*rule pair"]:
-    """1 where all of a pair's relations have an outcome, else 0; nan stays."""
-    return np.stack([outcome[..., pair == one].min(-1) for one in np.unique(pair)], axis=-1)
+    outcome: Float[Array, "*rule case"], pair: Int[np.ndarray, " case"]
+) -> tuple[Bool[np.ndarray, " case"], Float[Array, "*rule case"]]:
+    """Which cases are the first of their pair, and for each case whether all of its pair moved.
+
+    That is 1 where all of a pair's relations have the outcome, else 0; nan stays.
+    """
+    _, first, number = np.unique(pair, return_index=True, return_inverse=True)
+    missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
+    every = jnp.where(jnp.isnan(missing), jnp.nan, missing == 0)
+    return np.isin(np.arange(len(pair)), first), jnp.moveaxis(every[number], 0, -1)
 
 
 def _mean_by_value(

@@ -18,8 +18,13 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.files import atomic_write, read_npz, write_npz
+from implicit_reasoning.files import atomic_write, check_format, read_npz, write_npz
 from implicit_reasoning.paths import local_path
+
+WEIGHTS_FORMAT = 1
+"""Of files of weights: in the metadata of `.safetensors`, in the comment of the `.npz` archive."""
+
+_FORMAT_KEY = "implicit_reasoning_format"
 
 _UNREADABLE = (
     SafetensorError,
@@ -59,11 +64,27 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     # What was reshaped or transposed need not lie in the order that safetensors writes out.
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     if path.suffix == ".npz":
-        write_npz(path, plain)
+        write_npz(path, plain, comment=f"{_FORMAT_KEY}={WEIGHTS_FORMAT}")
         return
     with atomic_write(path, "wb") as file:
         # HuggingFace reads no file that does not say which framework's tensors it holds.
-        file.write(save(plain, metadata={"format": "pt"}))
+        file.write(save(plain, metadata={"format": "pt", _FORMAT_KEY: str(WEIGHTS_FORMAT)}))
+
+
+def _check_format(path: Path) -> None:
+    """Raise an `InputError` if a file of weights has a newer format than is known.
+
+    Other programs' files, and those from before formats had versions, state none.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            stated = (file.metadata() or {}).get(_FORMAT_KEY)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            key, _, value = archive.comment.decode("ascii", "replace").partition("=")
+        stated = value if key == _FORMAT_KEY else None
+    if stated is not None:
+        check_format(path, int(stated) if stated.isdecimal() else stated, WEIGHTS_FORMAT)
 
 
 def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np.ndarray]:
@@ -85,8 +106,10 @@ def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np
         if path.suffix == ".bin":
             arrays = _read_torch(path, skip)
         elif path.suffix == ".safetensors":
+            _check_format(path)
             arrays = _read_safetensors(path, skip)
         else:
+            _check_format(path)
             arrays = read_npz(path, "weights file")
         return {
             name: as_float32(array, name, path)

@@ -1,92 +1,16 @@
-"""The settings of every task of the lab: their types, and what they mean.
+"""The settings of a task while it is built: those that it does not read, or does not find.
 
-A task of a user has the settings that its function reads. `watched` notices those that it does not
-read, and those that it looks for and that are not there.
+`fields.py` lists the settings of every task of the lab. A task of a user has the settings that its
+function reads.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from implicit_reasoning.errors import InputError
-
-
-class Setting(NamedTuple):
-    """A field of `task`: its type, and what it means."""
-
-    kind: type
-    doc: str
-
-
-_COMMON = {
-    "name": Setting(str, "a task of the lab, or package.module:function or file.py:function"),
-    "probes": Setting(int, "rows of each split, at most, that evaluation looks at"),
-    "world_seed": Setting(int, "of facts, roles, held-out rows"),
-}
-_END = {"end_token": Setting(bool, "also predict </a> after the answer, as published")}
-_CHAINS = {
-    **_COMMON,
-    **_END,
-    "n_entities": Setting(int, "entities"),
-    "n_relations": Setting(int, "relations"),
-    "out_degree": Setting(int, "facts of a head, each with another relation"),
-    "ood_fraction": Setting(float, "share of facts that no training chain uses"),
-    "phi": Setting(float, "training chains per in-distribution fact"),
-    "hops": Setting(int, "facts of a chain"),
-    "holdout": Setting(float, "share of in-distribution chains that are never trained on"),
-    "mixed_chains": Setting(bool, "also test chains of I and O facts (Ye et al.; not Wang et al.)"),
-    "order": Setting(str, "'e r r', or 'r r e': both hops share the last position"),
-    "names": Setting(int, "0: an entity is one token; n: a first and a last name of n each"),
-}
-_PAIRS = {
-    **_COMMON,
-    **_END,
-    "n_entities": Setting(int, "entities"),
-    "n_attributes": Setting(int, "attributes of an entity"),
-    "n_values": Setting(int, "values of an attribute"),
-    "ood_fraction": Setting(float, "share of the entities, for each attribute, that are O"),
-    "holdout": Setting(float, "share of unordered pairs of I entities, never trained on"),
-}
-
-SETTINGS: dict[str, dict[str, Setting]] = {
-    "composition": _CHAINS,
-    "without_id_triples": _CHAINS,
-    "held_out_id_triples": {
-        **_CHAINS,
-        "held_out_fraction": Setting(float, "share of I facts that are never taught as triples"),
-    },
-    "second_hop_restricted": {
-        **_CHAINS,
-        "restricted_fraction": Setting(float, "share of I facts that are never a later hop"),
-    },
-    "shadow": _CHAINS,
-    "scrambled": _CHAINS,
-    "comparison": {
-        **_PAIRS,
-        "phi": Setting(float, "training comparisons per in-distribution fact"),
-        "mixed_chains": Setting(bool, "also test pairs of an I and an O entity (not Wang et al.)"),
-    },
-    "complex": {
-        **_PAIRS,
-        "share": Setting(float, "share of the available comparisons that are trained on"),
-        "hard_queries": Setting(int, "rows of test_hard for each of the three labels"),
-    },
-    "modular_addition": {
-        **_COMMON,
-        "modulus": Setting(int, "numbers"),
-        "train_fraction": Setting(float, "share of all pairs that is trained on"),
-    },
-    "in_context": {
-        **_COMMON,
-        "n_tokens": Setting(int, "tokens"),
-        "min_length": Setting(int, "shortest sequence before it repeats"),
-        "max_length": Setting(int, "longest sequence before it repeats"),
-        "n_train": Setting(int, "rows to train on"),
-    },
-}
-"""By the name of the task, of `TASKS`."""
 
 
 class MissingSetting(AttributeError):

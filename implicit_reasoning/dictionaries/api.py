@@ -1,0 +1,232 @@
+"""`measured(run, made)`: measure what is missing of a set of dictionaries, and keep it in the run.
+
+Each instrument has a file, `dictionaries/<set>/measured/<instrument>.nc`. All instruments that miss
+the same steps are measured by the same programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from tqdm import tqdm
+
+from implicit_reasoning.analysis import kept
+from implicit_reasoning.analysis.api import load_instrument
+from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.analysis.kept import CHECKPOINTS, DICTIONARIES, identity_of
+from implicit_reasoning.analysis.labels import plain
+from implicit_reasoning.dictionaries.evolution import Evolution, over_training
+from implicit_reasoning.dictionaries.instrument import DictionaryInstrument, ExampleSource
+from implicit_reasoning.dictionaries.measure import Chosen, example_source, measure
+from implicit_reasoning.dictionaries.results import open_measured
+from implicit_reasoning.dictionaries.store import ALL, TRAINED, UNTRAINED, Dictionaries, Files
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.runs import Run, load_arrays
+from implicit_reasoning.runtime.machine import provenance
+
+_HERE = "implicit_reasoning.dictionaries.measures"
+INSTRUMENTS = {
+    "reconstruction": f"{_HERE}.reconstruction:Reconstruction",
+    "answers": f"{_HERE}.answers:Spliced",
+    "concepts": f"{_HERE}.concepts:Concepts",
+    "roles": f"{_HERE}.roles:Roles",
+    "absorption": f"{_HERE}.absorption:Absorption",
+    "superposition": f"{_HERE}.superposition:Superposition",
+    "bridge_superposition": f"{_HERE}.superposition:BridgeSuperposition",
+    "use": f"{_HERE}.use:Use",
+}
+"""Those that come with the lab; others are found by import path."""
+
+_FOLLOWS_THE_RUN = {"intervals", "world", "model", "set"}
+"""What may change without anybody's choice: results of another one are measured anew."""
+
+
+def measured(
+    run: Run,
+    made: Dictionaries,
+    instruments: Sequence[str | DictionaryInstrument] | None = None,
+    *,
+    again: bool = False,
+) -> xr.Dataset:
+    """Measure what is missing of a set of dictionaries, and return the table of what is there.
+
+    Results that are kept count for the steps whose dictionaries, and whose checkpoints in the run,
+    have the parameters that they had then. Other steps are measured and merged into them, and a
+    line on standard error says so. A `measured.nc` of an earlier version is left alone; the table
+    no longer shows it.
+
+    Args:
+      run: that the dictionaries are of.
+      made: the set.
+      instruments: names (of `INSTRUMENTS`, or `package.module:Class`, or `/path/to/file.py:Class`),
+        or instruments; by default all that apply.
+      again: measure also what is there, and forget what was.
+
+    Returns:
+      See `results.open_measured`. Results of instruments of one's own are kept beside it.
+
+    Raises:
+      NotApplicable: a named instrument is not for this task or these dictionaries.
+      InputError: there is no such instrument, or a result of another version of it is there.
+    """
+    files, source = Files.of(run, made.config.name), example_source(run, made)
+    missing: dict[tuple[int, ...], list[Chosen]] = {}
+    stale: dict[str, tuple[int, int] | None] = {}
+    for one in choose_instruments(source, instruments):
+        path = files.result(one.name)
+        before = kept.version_of_file(path)
+        steps, replace = _missing(run, made, one, path, again)
+        stale[one.name] = before if replace else None
+        if steps:
+            missing.setdefault(steps, []).append(one)
+    for steps, chosen in missing.items():
+        prints = _fingerprints(run, made, steps)  # now: training may go on while this measures
+        found = measure(source, made, chosen, steps, progress=made.config.progress)
+        for one, result in zip(chosen, found, strict=True):
+            result = result.assign_attrs(_about(run, made, one, source, result) | prints)
+            identity = _identity(run, made, one.instrument)
+            kept.keep(files.result(one.name), result, identity, stale=stale[one.name])
+    if missing:
+        _compare_over_training(run, made, files)
+    table = open_measured(run, made.config.name)
+    if table is None:
+        raise InputError(f"nothing was measured of the dictionaries {made.config.name!r} of {run}")
+    return table
+
+
+def choose_instruments(
+    source: ExampleSource, instruments: Sequence[str | DictionaryInstrument] | None = None
+) -> list[Chosen]:
+    """Instruments with their examples; by default all that apply.
+
+    Raises:
+      NotApplicable: a named instrument does not apply.
+    """
+    chosen = []
+    for name in INSTRUMENTS if instruments is None else instruments:
+        instrument = find_instrument(name)
+        try:
+            chosen.append(Chosen(instrument, _examples(instrument, source)))
+        except NotApplicable:
+            if instruments is not None:
+                raise
+    return chosen
+
+
+def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
+    """The instrument behind a name; see `measured`."""
+    if isinstance(name, DictionaryInstrument):
+        return name
+    found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
+    return found
+
+
+def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
+    if instrument.needs_model and any(member.step == ALL for member in source.members):
+        raise NotApplicable(
+            f"instrument {instrument.name!r} runs the model with a dictionary in it; a dictionary "
+            "of all checkpoints has no such model"
+        )
+    return instrument.examples(source)
+
+
+def _missing(
+    run: Run, made: Dictionaries, one: Chosen, path: Path, again: bool
+) -> tuple[tuple[int, ...], bool]:
+    """Steps to measure, and whether they replace all that is there."""
+    wanted = tuple(dict.fromkeys(member.step for member in made.members))
+    if again or not path.exists():
+        return wanted, again
+    old, identity = load_arrays(path), _identity(run, made, one.instrument)
+    if changed := kept.differences(old.attrs, identity).keys():
+        if not changed <= _FOLLOWS_THE_RUN:
+            kept.check_same(old, identity)
+        _say(path, " and ".join(changed), made)
+        return wanted, True
+    there = set(old["step"].values.tolist())
+    now = _fingerprints(run, made, wanted)
+    others = {
+        name: [step for step in there & set(wanted) if was.get(str(step)) != prints[str(step)]]
+        for name, prints in now.items()
+        for was in [old.attrs.get(name, {})]
+    }
+    if any(others.values()):
+        _say(path, " and ".join(name for name, steps in others.items() if steps), made)
+    outdated = {step for steps in others.values() for step in steps}
+    return tuple(step for step in wanted if step not in there or step in outdated), False
+
+
+def _say(path: Path, what: str, made: Dictionaries) -> None:
+    if made.config.progress:
+        tqdm.write(f"implicit_reasoning: {path} is of other {what}; measuring again", sys.stderr)
+
+
+def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:
+    """What has to be equal for numbers to be comparable, whatever the step."""
+    about = {
+        "kind": made.config.kind,
+        "sizes": dataclasses.asdict(made.finished.kind),
+        "architecture": made.finished.architecture,
+        "positions": list(made.config.positions),
+        "baselines": bool(made.config.baselines),
+    }
+    return identity_of(instrument, run) | {"set": about}
+
+
+def _fingerprints(run: Run, made: Dictionaries, steps: Sequence[int]) -> dict[str, dict[str, str]]:
+    """Of the run's parameters and of the dictionaries, by step."""
+    of = {member.step: member.steps for member in made.members}
+    return {
+        CHECKPOINTS: {str(s): " ".join(run.fingerprint(one) for one in of[s]) for s in steps},
+        DICTIONARIES: {str(step): made.fingerprint(step) for step in steps},
+    }
+
+
+def _about(
+    run: Run, made: Dictionaries, one: Chosen, source: ExampleSource, result: xr.Dataset
+) -> dict[str, Any]:
+    """Attributes of a result. Baselines, and dictionaries of step 0, are nulls as well."""
+    instrument = one.instrument
+    nulls = dict(instrument.nulls)
+    nulls |= {name: {"what": name} for name in dict.fromkeys(result["what"].values.tolist())}
+    del nulls[TRAINED]
+    if 0 in result["step"].values[result["what"].values == TRAINED]:
+        nulls[UNTRAINED] = {"step": 0}
+    return {
+        **_identity(run, made, instrument),
+        "definition": instrument.definition,
+        "group": instrument.group,
+        "found_at": instrument.found_at,
+        "nulls": plain(nulls, f"the nulls of instrument {instrument.name!r}"),
+        "groups": list(one.examples.groups),
+        "n_states": int(source.split.held_out.sum()),
+        "n_trained": int(source.split.trained.sum()),
+        "start": made.config.start,
+        "made_with": provenance(),
+    }
+
+
+def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
+    """Compare dictionaries of all steps and seeds anew: one more changes what others are beside."""
+    if not files.result("reconstruction").exists():
+        return
+    table = open_measured(run, made.config.name)
+    assert table is not None
+    own = table.sel(member=(table["what"] == TRAINED).values)
+    result = over_training(made, own)
+    path, instrument = files.result(Evolution.name), Evolution()
+    result = result.assign_attrs(
+        {
+            **_identity(run, made, instrument),
+            "definition": instrument.definition,
+            "group": "",
+            "nulls": plain(instrument.nulls, "nulls"),
+            "made_with": provenance(),
+        }
+    )
+    kept.keep(path, result, _identity(run, made, instrument), stale=kept.version_of_file(path))

@@ -1,0 +1,103 @@
+"""Every field of a run's configuration: its type, bounds, choices, default and meaning.
+
+The groups `model` and `task` are declared by the packages that read them. The others are here, and
+not in `training/`, because a run is opened without it: `Run.config` has every field, also those
+that were added after the run was trained.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from implicit_reasoning.field import INFINITE, MAX_INT, Field
+from implicit_reasoning.model import fields as model_fields
+from implicit_reasoning.runtime.distributed import MODES
+from implicit_reasoning.worlds.tasks import fields as task_fields
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(
+        int, "of initialisation, data order, dropout; the world has its own", 0, 0, MAX_INT
+    ),
+    "steps": Field(int, "updates; also the horizon of the learning rate", 6_000, 1, MAX_INT),
+    "batch_size": Field(int, "rows of an update", 256, 1, MAX_INT),
+    "order": Field(
+        str,
+        "'replacement', or 'epochs': every row once before any row twice",
+        "replacement",
+        choices=("replacement", "epochs"),
+    ),
+    "log_every": Field(int, "steps between rows of metrics.jsonl", 50),
+    "resume_every": Field(int, "steps between saves of the full state", 500),
+    "profile": Field(bool, "write a trace of a few early steps into profile/", False),
+    "task.name": task_fields.FIELDS["composition"]["name"],
+    **{f"model.{name}": field for name, field in model_fields.FIELDS.items()},
+    "optimizer.learning_rate": Field(float, "after warm-up", 1e-3, 0, INFINITE),
+    "optimizer.weight_decay": Field(
+        float, "decoupled; on weights and embeddings, not on biases and norms", 0.5, 0, INFINITE
+    ),
+    "optimizer.warmup_steps": Field(
+        int, "over which the learning rate rises from 0", 200, 0, MAX_INT
+    ),
+    "optimizer.schedule": Field(
+        str,
+        "of the learning rate after warm-up: 'cosine' or 'constant'",
+        "cosine",
+        choices=("constant", "cosine"),
+    ),
+    "optimizer.final_fraction": Field(
+        float, "of the learning rate, where the cosine ends", 0.05, 0, 1
+    ),
+    "optimizer.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9),
+    "optimizer.b2": Field(float, "decay of Adam's second moment", 0.98, 0, 1 - 1e-9),
+    # 0 divides by zero where a token never occurs.
+    "optimizer.eps": Field(float, "added to the root of Adam's second moment", 1e-8, 1e-30, 1),
+    "optimizer.clip_norm": Field(float, "largest norm of the gradient", 1.0, 1e-12, INFINITE),
+    "evaluation.every": Field(int, "steps between evaluations", 50),
+    "evaluation.per_doubling": Field(int, "log-spaced evaluations before that", 2, 0, 64),
+    "checkpoints.every": Field(int, "steps between kept parameters", 250),
+    "checkpoints.per_doubling": Field(int, "log-spaced checkpoints before that", 1, 0, 64),
+    "writers.tensorboard": Field(bool, "write event files", True),
+    "writers.progress": Field(bool, "show a bar on standard error", True),
+    "mesh.trial": Field(int, "devices along the axis of trials", 1),
+    "mesh.data": Field(int, "devices along the axis of rows; -1: all that are left", -1),
+    "mesh.model": Field(int, "devices along the axis of heads and neurons", 1),
+    "mesh.fsdp": Field(bool, "also split weights and their moments over `data`", False),
+    "distributed.mode": Field(
+        str,
+        "one run on many hosts: 'none', 'auto' (ask Slurm, Open MPI, Cloud TPU), 'explicit'",
+        "none",
+        choices=MODES,
+    ),
+    "distributed.coordinator_address": Field(
+        str, "of process 0, host:port, seen from all hosts", ""
+    ),
+    "distributed.num_processes": Field(int, "with 'auto' 0, or the number that there has to be", 0),
+    "distributed.process_id": Field(int, "0 to num_processes - 1, another one on each host", -1),
+    "distributed.timeout": Field(
+        float, "seconds of silence after which a process counts as lost", 30, 5, 3600
+    ),
+}
+"""By dotted name; a task has more, see `schema`."""
+
+
+def task_schema(name: str) -> dict[str, Field]:
+    """All fields of a configuration of a task of the lab; of another task those outside `task`."""
+    own = task_fields.FIELDS.get(name, {})
+    return FIELDS | {f"task.{key}": field for key, field in own.items()}
+
+
+def schema(config: ConfigDict) -> dict[str, Field]:
+    """The fields of a configuration, with those of its task where the lab knows them."""
+    task = config.get("task")
+    name = task.get("name") if isinstance(task, ConfigDict) else None
+    return task_schema(name) if isinstance(name, str) else FIELDS
+
+
+def open_groups(config: ConfigDict) -> tuple[str, ...]:
+    """The groups whose fields are the user's: those of a task of the user, which `build` checks."""
+    return () if len(schema(config)) > len(FIELDS) else ("task",)
+
+
+def is_field(config: ConfigDict, key: str) -> bool:
+    """Whether anything reads a field of this name."""
+    return key in schema(config) or key.partition(".")[0] in open_groups(config)

@@ -1,0 +1,99 @@
+"""The fields of every task of the lab: types, meaning and defaults.
+
+A task of a user has the fields that its function reads, see `settings.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from implicit_reasoning.field import Field
+
+_COMMON = {
+    "name": Field(
+        str, "a task of the lab, or package.module:function or file.py:function", "composition"
+    ),
+    "probes": Field(int, "rows of each split, at most, that evaluation looks at", 3_000),
+    "world_seed": Field(int, "of facts, roles, held-out rows", 0),
+}
+_END = {"end_token": Field(bool, "also predict </a> after the answer, as published", False)}
+_CHAINS = {
+    **_COMMON,
+    **_END,
+    "n_entities": Field(int, "entities", 100),
+    "n_relations": Field(int, "relations", 10),
+    "out_degree": Field(int, "facts of a head, each with another relation", 10),
+    "ood_fraction": Field(float, "fraction of facts that no training chain uses", 0.05),
+    "phi": Field(float, "training chains per in-distribution fact", 7.0),
+    "hops": Field(int, "facts of a chain", 2),
+    "holdout": Field(float, "fraction of in-distribution chains that are never trained on", 0.2),
+    "mixed_chains": Field(
+        bool, "also test chains of I and O facts (Ye et al.; not Wang et al.)", True
+    ),
+    "order": Field(str, "'e r r', or 'r r e': both hops share the last position", "e r r"),
+    "names": Field(int, "0: an entity is one token; n: a first and a last name of n each", 0),
+}
+_PAIRS = {
+    **_COMMON,
+    **_END,
+    "n_entities": Field(int, "entities", 100),
+    "n_attributes": Field(int, "attributes of an entity", 5),
+    "n_values": Field(int, "values of an attribute", 10),
+    "ood_fraction": Field(float, "fraction of the entities, for each attribute, that are O", 0.1),
+    "holdout": Field(float, "fraction of unordered pairs of I entities, never trained on", 0.1),
+}
+
+
+def _defaults(table: Mapping[str, Field], **values: Any) -> dict[str, Field]:
+    """The fields with other defaults."""
+    changed = {key: dataclasses.replace(table[key], default=value) for key, value in values.items()}
+    return {**table, **changed}
+
+
+_TABLES: dict[str, dict[str, Field]] = {
+    "composition": _CHAINS,
+    "without_id_triples": _CHAINS,
+    "held_out_id_triples": {
+        **_CHAINS,
+        "held_out_fraction": Field(
+            float, "fraction of I facts that are never taught as triples", 0.05
+        ),
+    },
+    "second_hop_restricted": {
+        **_defaults(_CHAINS, ood_fraction=0.0, mixed_chains=False),
+        "restricted_fraction": Field(float, "fraction of I facts that are never a later hop", 0.05),
+    },
+    "shadow": _CHAINS,
+    "scrambled": _CHAINS,
+    "comparison": {
+        **_PAIRS,
+        "phi": Field(float, "training comparisons per in-distribution fact", 7.2),
+        "mixed_chains": Field(
+            bool, "also test pairs of an I and an O entity (not Wang et al.)", True
+        ),
+    },
+    "complex": {
+        **_defaults(_PAIRS, n_entities=200, n_values=20),
+        "share": Field(float, "fraction of the available comparisons that are trained on", 0.06),
+        "hard_queries": Field(int, "rows of test_hard, at most, for each of the three labels", 50),
+    },
+    "modular_addition": {
+        **_defaults(_COMMON, probes=20_000),
+        "modulus": Field(int, "numbers", 113),
+        "train_fraction": Field(float, "fraction of all pairs that is trained on", 0.3),
+    },
+    "in_context": {
+        **_defaults(_COMMON, probes=1_000),
+        "n_tokens": Field(int, "tokens", 64),
+        "min_length": Field(int, "shortest sequence before it repeats", 4),
+        "max_length": Field(int, "longest sequence before it repeats", 10),
+        "n_train": Field(int, "rows to train on", 50_000),
+    },
+}
+
+FIELDS: dict[str, dict[str, Field]] = {
+    name: _defaults(table, name=name) for name, table in _TABLES.items()
+}
+"""By the name of the task, a key of `TASKS`; then by name, without `task.`."""
