@@ -30,8 +30,17 @@ import numpy as np
 import runs
 from apart import Command, run_apart
 from grokking import summary
+from ml_collections import ConfigDict
 
-from implicit_reasoning.config import Flag, changed_keys, from_json, parse_flags, to_json
+from implicit_reasoning.config import (
+    ABSENT,
+    Change,
+    Flag,
+    changed_keys,
+    from_json,
+    parse_flags,
+    to_json,
+)
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import read_json, write_json
@@ -72,11 +81,17 @@ def check_current(out: Path, scale: str) -> None:
     """Refuse to mix runs of configurations that were changed with what is measured now."""
     for arm, seed, path in kept(out):
         config = runs.StudyRun(arm, scale, seed, seed).config()
-        if changes := changed_keys(from_json(read_json(path)["config"]), config):
+        if changes := differences(read_json(path)["config"], config):
             raise InputError(
                 f"{path} was measured with another configuration ({changes[0].key} was "
                 f"{changes[0].old!r}); remove it, or choose another --out"
             )
+
+
+def differences(measured_with: dict[str, Any], config: ConfigDict) -> list[Change]:
+    """Fields that differ, but for those that were added since: they reproduce what was done."""
+    changes = changed_keys(from_json(measured_with), config)
+    return [change for change in changes if change.old is not ABSENT]
 
 
 def kept(out: Path) -> list[tuple[str, int, Path]]:

@@ -32,6 +32,7 @@ INSTRUMENTS = {
     "corruption": f"{_HERE}.patching.corruption:Corruption",
     "cross_query": f"{_HERE}.patching.cross_query:CrossQuery",
     "patching": f"{_HERE}.patching.activation:Patching",
+    "neuron_patching": f"{_HERE}.patching.neurons:NeuronPatching",
     "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
     "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
     "swap": f"{_HERE}.variables.swap:ClassMeanSwap",
@@ -204,7 +205,7 @@ def with_pairs(
     """The instruments behind some names, with pairs of prompts and metrics of one's own.
 
     Args:
-      names: as for `find_instrument`; by default the built-in ones that take pairs.
+      names: as for `find_instrument`; by default `patching`.
       pairs: a name, or an import path; the instrument's own choice by default.
       metrics: the same.
 
@@ -213,9 +214,7 @@ def with_pairs(
     """
     chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
     chosen |= {"metrics": tuple(metrics)} if metrics else {}
-    there = [find_instrument(name) for name in names or INSTRUMENTS]
-    if not names:
-        there = [one for one in there if isinstance(one, PairInstrument)]
+    there = [find_instrument(name) for name in names or ("patching",)]
     made: list[Instrument] = []
     for one in there:
         if not isinstance(one, PairInstrument):

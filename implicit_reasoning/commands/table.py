@@ -152,12 +152,12 @@ VERBS: dict[str, Verb] = {
             ),
             "again": _AGAIN,
             "pairs": Flag(
-                "pairs of prompts for the instruments that take them (patching): bridge, "
+                "pairs of prompts for patching and neuron_patching: bridge, "
                 "exchange_e1, exchange_r1, ..., or file.py:function for your own",
                 value="NAME",
             ),
             "metrics": Flag(
-                "metrics for the same instruments: logit_difference, probability, "
+                "metrics for the same: logit_difference, probability, "
                 "log_probability, accuracy, divergence, or file.py:function for your own",
                 many=True,
                 default=(),

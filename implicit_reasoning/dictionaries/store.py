@@ -235,7 +235,9 @@ def load(run: Run, name: str) -> Dictionaries:
 
 def read_members(files: Files) -> tuple[Member, ...]:
     """What the dictionaries of a set are of, without their parameters."""
-    return tuple(_member(member) for member in read_json(files.members)["members"])
+    about = read_json(files.members)
+    check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
+    return tuple(_member(member) for member in about["members"])
 
 
 def names(run: Run) -> list[str]:

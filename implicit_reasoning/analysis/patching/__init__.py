@@ -3,6 +3,7 @@
     corruption.py      one input token exchanged: where what it says passes
     cross_query.py     a bridge from another question: is it followed?
     activation.py      any pairs of prompts and any metrics: every site at every layer and position
+    neurons.py         the same, of single neurons
     back_patching.py   a later state put back into an earlier layer
     parameters.py      weights from another checkpoint
 

@@ -15,8 +15,8 @@ Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,16 @@ from implicit_reasoning.analysis.patching.pair_instrument import (
 )
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
-from implicit_reasoning.model.cones import cache_sites
+from implicit_reasoning.model.cones import Cache, cache_sites
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 
 DIRECTIONS = ("noising", "denoising")
 DONORS = ("pair", "another pair")
 _LEAST_GAP = 1e-4  # of a metric between the two runs of a group, for a ratio to mean anything
+
+Patch = Callable[[Transformer, Params, Cache, Cache], Array]
+"""From a model, its parameters, a base run and a donor run to logits [*cell, example, d_vocab]."""
 
 _STATES = ("direction", "donor", "layer", "pos", "example")
 _PARTS = ("direction", "donor", "block", "part", "pos", "example")
@@ -81,6 +84,8 @@ class Patching(PairInstrument):
     }
     nulls = {"another pair's run": {"donor": DONORS[1]}}
     default = False
+    patches: ClassVar[Mapping[str, Patch]] = {"": patch_states, "part_": patch_parts}
+    """Grids of patches, by the prefix of the outputs that they give."""
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Layers, blocks and their parts; positions and metrics come with the pairs."""
@@ -136,7 +141,7 @@ class Patching(PairInstrument):
         """Of some examples; all pairs of a base run and a donor run, one after the other."""
         batch: PairBatch = example["batch"]
         prompts = (batch.clean, batch.corrupt, example["other_corrupt"], example["other_clean"])
-        sites = cache_sites(model, inside=True)
+        sites = self.sites(model)
         runs = jax.lax.map(
             lambda tokens: forward_at(model, params, tokens, sites=sites)[1], jnp.stack(prompts)
         )
@@ -147,7 +152,7 @@ class Patching(PairInstrument):
             direction, base, donor = case
             own, other = _taken(runs, base), _taken(runs, donor)
             found = {}
-            for name, patch in (("", patch_states), ("part_", patch_parts)):
+            for name, patch in self.patches.items():
                 logits = patch(model, params, own, other)
                 start, size = example["base"][:, direction].T, gap[direction]
                 values = over_cells(self.metrics, logits, batch)

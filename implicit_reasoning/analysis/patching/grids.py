@@ -109,6 +109,41 @@ def patch_parts(
     return jnp.concatenate([column(pos) for pos in range(n_pos)], axis=2)
 
 
+def neuron_sites(model: Transformer) -> tuple[str, ...]:
+    """The sites that `patch_neurons` reads in addition to those of `cache_sites`."""
+    return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
+
+
+def patch_neurons(
+    model: Transformer, params: Params, base: Cache, donor: Cache
+) -> Float[Array, "block neuron pos example d_vocab"]:
+    """Logits at the end of `base` when one neuron (`mlp.hook_post`) is as in `donor`.
+
+    A neuron writes its activation times its row of `W_out` into the residual, which therefore
+    changes by the difference of the activations times that row.
+    """
+    depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
+    says = _own_logits(model, params, base)
+    same = jnp.broadcast_to(says, (model.spec.d_mlp, *says.shape))
+
+    def start(block: int, pos: int) -> Float[Array, "neuron example d_model"]:
+        """`S[block + 1, pos]` for each neuron."""
+        name = f"blocks.{block}."
+        own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
+        weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
+        after = state(model, base, block + 1)[:, pos - n_pos]  # of the last block, the end only
+        return after[None] + (other - own).T[:, :, None] * weights[:, None]
+
+    places = list(product(range(depth), range(n_pos)))
+    # What the last block writes elsewhere than at the end is read by nobody.
+    read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
+    found = patched_logits(
+        model, params, base, {(block + 1, pos): start(block, pos) for block, pos in read}
+    )
+    logits = jnp.stack([found.get((block + 1, pos), same) for block, pos in places])
+    return jnp.swapaxes(logits.reshape(depth, n_pos, *same.shape), 1, 2)
+
+
 def _cones(
     model: Transformer, params: Params, base: Cache, donor: Cache, places: list[Start]
 ) -> dict[Start, Float[Array, "1 example d_vocab"]]:

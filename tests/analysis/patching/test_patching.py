@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,8 +11,11 @@ from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.patching.activation import Patching
 from implicit_reasoning.analysis.patching.choices import BRIDGE, SAME
+from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
+from implicit_reasoning.analysis.patching.neurons import NeuronPatching
 from implicit_reasoning.analysis.patching.pairs import bridge_pairs
-from implicit_reasoning.model import Edit
+from implicit_reasoning.model import Edit, Spec, Transformer
+from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset
 from tests.model.exchange.models import filled
 
@@ -33,8 +37,10 @@ def outcomes(runner, params, **inputs):
     """Outcomes by example of one model, with other inputs in place of the pairs'."""
     examples = runner.instrument.examples(runner.model, dataset())
     examples = dataclasses.replace(examples, inputs=examples.inputs | inputs)
-    twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)  # as it was compiled
-    return {name: values[0] for name, values in runner(twice, examples).items()}
+    count = runner.at_once(2)  # as it was compiled
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * count), params)
+    found = runner(stacked, runner.place(examples))
+    return {name: values[0] for name, values in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def one_cell(model, params, base, donor, layer, pos):
     here = (np.arange(base.shape[1]) == pos)[None, :, None]
 
     def exchange(value, hooks, new):
-        return jax.numpy.where(here, new, value)
+        return jnp.where(here, new, value)
 
     edits = {site: Edit(exchange, found[site])}
     return model.forward(params, base, edits=edits)[0][:, -1]
@@ -147,3 +153,53 @@ def test_figures_say_how_to_read_them(both):
     for figure in (states, parts):
         assert "0, the patch changes nothing" in figure.caption and "null" in figure.caption
         figure.drawing.draw_without_rendering()
+
+
+TINY = Transformer(Spec(d_vocab=7, n_ctx=3, n_layers=2, d_model=8, n_heads=2, d_mlp=5))
+
+
+def test_the_grid_of_neurons_equals_forward_with_edits():
+    params, sites = filled(TINY), (*cache_sites(TINY, inside=True), *neuron_sites(TINY))
+    tokens = np.array([[1, 2, 3], [4, 5, 6]])
+    posts = neuron_sites(TINY)
+
+    def exchange(value, hooks, args):
+        here, new = args
+        return jnp.where(here, new, value)
+
+    @jax.jit
+    def both(params):
+        base, donor = (TINY.forward(params, t, sites=sites)[1] for t in (tokens, tokens[:, ::-1]))
+
+        def one(place):
+            block, neuron, pos = place
+            here = (jnp.arange(3) == pos)[None, :, None] & (jnp.arange(5) == neuron)[None, None]
+            edits = {
+                site: Edit(exchange, (here & (block == number), donor[site]))
+                for number, site in enumerate(posts)
+            }
+            return TINY.forward(params, tokens, edits=edits)[0][:, -1]
+
+        places = jnp.stack(jnp.meshgrid(*map(jnp.arange, (2, 5, 3)), indexing="ij"), -1)
+        wanted = jax.vmap(one)(places.reshape(-1, 3))
+        return patch_neurons(TINY, params, base, donor), wanted
+
+    found, wanted = jax.device_get(both(params))
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+    clean = wanted.reshape(2, 5, 3, 2, 7)[1, 0, 0]  # block 1 at the first position: read by nobody
+    assert np.abs(wanted - clean).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_neurons_of_a_composer_count_where_its_mlps_are_read(data):
+    model, params = composer(data)
+    instrument = NeuronPatching(metrics=["logit_difference"])
+    result = measure(instrument, InMemory(model, data, [params]), progress=False)
+    moved = result.neuron_recovery.sel(group=BRIDGE, donor="pair", metric="logit_difference")
+    most = np.abs(moved).max(("neuron", "direction", "step"))
+    assert most.sel(block=0, pos="r1") > 0.01 and most.sel(block=1, pos="r2") > 0.01
+    np.testing.assert_allclose(most.sel(block=0, pos="e1"), 0, atol=1e-5)
+    np.testing.assert_allclose(most.sel(block=1, pos=["e1", "r1"]), 0, atol=1e-5)
+    (figure,) = instrument.figures(result)
+    figure.drawing.draw_without_rendering()
+    assert instrument.claims(result.isel(step=0)) == set()

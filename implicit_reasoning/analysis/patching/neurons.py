@@ -1,0 +1,88 @@
+"""Activation patching of single neurons, over pairs of prompts.
+
+As `activation`, but a cell is one neuron (`mlp.hook_post`) of one block at one position. There are
+as many cells as neurons times positions, so this is an instrument of its own, run when named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from implicit_reasoning.analysis.claims import ENOUGH, Claim
+from implicit_reasoning.analysis.drawing import heat_maps
+from implicit_reasoning.analysis.patching.activation import DIRECTIONS, DONORS, Patching
+from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
+from implicit_reasoning.figures import Figure
+from implicit_reasoning.model import Transformer
+from implicit_reasoning.model.cones import cache_sites
+from implicit_reasoning.worlds import Dataset
+
+_NEURONS = ("direction", "donor", "block", "neuron", "pos", "example")
+_SHOWN = 15  # neurons in the figure
+
+
+class NeuronPatching(Patching):
+    """See the module."""
+
+    name = "neuron_patching"
+    definition = (
+        "As patching, of single neurons: neuron_recovery and neuron_followed are recovery and "
+        "followed when the activation of one neuron (mlp.hook_post) at one position is that of "
+        "the donor run."
+    )
+    outputs = {
+        "neuron_recovery": ("metric", *_NEURONS),
+        "neuron_followed": _NEURONS,
+        **{name: Patching.outputs[name] for name in ("clean", "corrupt", "compared")},
+        **{name: Patching.outputs[name] for name in ("correct", "both")},
+    }
+    given = {
+        "neuron_recovery": "compared",
+        "neuron_followed": "both",
+        **dict.fromkeys(("clean", "corrupt"), "correct"),
+    }
+    patches = {"neuron_": patch_neurons}
+
+    def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
+        """Also neurons."""
+        return super().coords(model, dataset) | {"neuron": range(model.spec.d_mlp)}
+
+    def sites(self, model: Transformer) -> tuple[str, ...]:
+        """The residuals, neurons, what parts of blocks wrote; keys and values."""
+        return (*cache_sites(model, inside=True), *neuron_sites(model))
+
+    def figures(self, result: xr.Dataset) -> list[Figure]:
+        """The neurons that recover most at the last step, by position."""
+        group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
+        at = {"group": group, "metric": metric, "direction": DIRECTIONS[1]}
+        last = result.isel(step=-1).sel(at)
+        known = last.neuron_recovery.where(last.neuron_recovery_n >= ENOUGH)
+        own, null = (
+            known.sel(donor=donor, drop=True).stack(cell=("block", "neuron")) for donor in DONORS
+        )
+        best = np.argsort(-own.max("pos").fillna(-np.inf).values, kind="stable")[:_SHOWN][::-1]
+        maps = []
+        for values in (own, null):
+            chosen = values.isel(cell=best)
+            names = [f"{block}.{neuron}" for block, neuron in chosen["cell"].values]
+            chosen = chosen.drop_vars(("cell", "block", "neuron")).assign_coords(cell=names)
+            maps.append({f"step {int(result['step'][-1]):,}": chosen.rename(cell="neuron")})
+        options = result.attrs.get("options", self.options())
+        caption = (
+            f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, denoising, clean "
+            f"prompts answered correctly. The {_SHOWN} neurons (block.neuron) that recover most at "
+            "any position, when their activation in the clean run is put into the corrupt run. 0: "
+            "nothing changes; 1: the answer is measured as in the clean run. In brackets: the "
+            "activation in another pair's clean run, the null. These are the best of many cells, "
+            f"which are high by chance, too. White: fewer than {ENOUGH} clusters counted."
+        )
+        drawing = heat_maps(maps[0], "normalised recovery", nulls=maps[1], rows="neuron", width=0.9)
+        return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]
+
+    def claims(self, result: xr.Dataset) -> set[Claim]:
+        """Nothing: a neuron is not a variable."""
+        return set()
