@@ -33,7 +33,6 @@ from grokking import summary
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import (
-    ABSENT,
     Change,
     Flag,
     changed_keys,
@@ -45,6 +44,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runs.config import completed
 
 FLAGS = {
     "scale": "pocket",
@@ -89,9 +89,8 @@ def check_current(out: Path, scale: str) -> None:
 
 
 def differences(measured_with: dict[str, Any], config: ConfigDict) -> list[Change]:
-    """Fields that differ, but for those that were added since: they reproduce what was done."""
-    changes = changed_keys(from_json(measured_with), config)
-    return [change for change in changes if change.old is not ABSENT]
+    """Fields that differ; one that was added since had the value that reproduces what was done."""
+    return changed_keys(completed(from_json(measured_with)), completed(config))
 
 
 def kept(out: Path) -> list[tuple[str, int, Path]]:
