@@ -44,12 +44,13 @@ def _note(event: str, duration: float, **details: Any) -> None:
 
 @contextlib.contextmanager
 def uncounted() -> Iterator[None]:
-    """Count no program within this block, and leave none behind for others to reuse.
+    """Count no program within this block; reuse none from before, and leave none for others.
 
     For what is made once per session, by whichever file needs it first.
     """
     global _counting
     before, _counting = _counting, False
+    jax.clear_caches()
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import subprocess
 
 import pytest
@@ -16,6 +17,17 @@ def small_disk(folder, size):
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def small_files(size=15_000):
+    """No file may grow beyond so many bytes: writing fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def grow(folder, size):

@@ -6,7 +6,6 @@ the same run.
 
 import contextlib
 import json
-import resource
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from implicit_reasoning.__main__ import main
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training import train
 from tests import shared
-from tests.disks import read_only, small_disk
+from tests.disks import read_only, small_disk, small_files
 from tests.training.tiny import TINY, assert_same_run, tiny
 
 CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
@@ -134,14 +133,9 @@ def test_a_damaged_first_correct_is_named_and_written_anew(finished, files):
 
 
 @contextlib.contextmanager
-def small_files(tmp_path):
-    """No file may grow beyond some size: writing fails as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, before[1]))
-    try:
+def no_large_files(tmp_path):
+    with small_files():
         yield tmp_path / "run"
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager
@@ -155,7 +149,7 @@ def full_disk(tmp_path):
 @pytest.mark.parametrize(
     ("limited", "said"),
     [
-        (small_files, "File too large"),
+        (no_large_files, "File too large"),
         pytest.param(full_disk, "No space left on device", marks=pytest.mark.slow),
     ],
 )

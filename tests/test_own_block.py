@@ -33,11 +33,8 @@ OTHER = TOKENS[::-1, ::-1]
 
 
 def config(**placement):
-    """A row for every step; a configuration of the user would have the field itself."""
-    made = tiny(log_every=1, **placement)
-    with made.unlocked():
-        made.model.block = NAME
-    return made
+    """A row for every step."""
+    return tiny(log_every=1, model__block=NAME, **placement)
 
 
 def finished():

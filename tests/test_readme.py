@@ -43,7 +43,7 @@ def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     assert len([line for line in example.splitlines() if line]) <= 20
     shared.finished_copy(tmp_path / "runs" / "pocket")
     monkeypatch.chdir(tmp_path)
-    small = '"width": 24, "training.steps": 30, "training.batch": 64, '
+    small = '"width": 24, "training.steps": 30, "training.batch_size": 64, '
     small += '"progress": False, "baselines": False,'
     exec(compile(example.replace('{"name"', "{" + small + '"name"'), "README.md", "exec"), {})
     said = capsys.readouterr().out

@@ -39,7 +39,7 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.exchange import save_saelens
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, Settings
+from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, TrainingSettings
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
 from implicit_reasoning.files import write_json
 
@@ -126,11 +126,11 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
     made, sparsity = VARIANTS[variant]
     width = samples.shape[1]
     dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
-    settings = Settings(
+    settings = TrainingSettings(
         steps=steps,
-        batch=BATCH,
+        batch_size=BATCH,
         learning_rate=RATE,
-        sparsity_warm_up=steps // 2,  # of k nothing warms up
+        sparsity_warmup_steps=steps // 2,  # of k nothing warms up
         bias_at_mean=False,
     )
     recipe = Recipe(dictionary, settings)

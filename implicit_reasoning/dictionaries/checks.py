@@ -37,7 +37,7 @@ def check_sparsities(config: ConfigDict, kind: Kind, variant: Variant) -> None:
         coefficient; it is named.
     """
     for sparsity in map(float, config.sparsities):
-        if fault := _fault(sparsity, kind.d_sae, variant, config.training.batch):
+        if fault := _fault(sparsity, kind.d_sae, variant, config.training.batch_size):
             raise InputError(f"sparsities has {sparsity:g}; for variant {config.variant!r} {fault}")
     widths = getattr(variant, "widths", ())
     if widths and widths[-1] >= kind.d_sae:

@@ -67,24 +67,24 @@ FIELDS: dict[str, Field] = {
     "progress": Field(bool, "show a bar on standard error", True),
     # Configurations from before these fields were trained with the values of `before`.
     "training.steps": Field(int, "steps in all", 600, 1, MAX_INT, before=2_000),
-    "training.batch": Field(int, "states of a step", 512, 1, MAX_INT, before=1_024),
+    "training.batch_size": Field(int, "states of a step", 512, 1, MAX_INT, before=1_024),
     "training.learning_rate": Field(
         float, "after warm-up, before decay", 4e-3, 0, INFINITE, before=3e-4
     ),
-    "training.warm_up": Field(
+    "training.warmup_steps": Field(
         int, "steps over which the learning rate rises", 50, 0, MAX_INT, before=0
     ),
-    "training.decay": Field(
+    "training.decay_steps": Field(
         int, "last steps, over which the learning rate falls", 200, 0, MAX_INT, before=0
     ),
-    "training.sparsity_warm_up": Field(
+    "training.sparsity_warmup_steps": Field(
         int, "steps over which a penalty's coefficient rises", 0, 0, MAX_INT, before=0
     ),
-    "training.beta1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9, before=0.9),
-    "training.beta2": Field(
-        float, "decay of Adam's second moment", 0.999, 0, 1 - 1e-9, before=0.999
+    "training.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9, before=0.9),
+    "training.b2": Field(float, "decay of Adam's second moment", 0.999, 0, 1 - 1e-9, before=0.999),
+    "training.clip_norm": Field(
+        float, "largest norm of the gradient", 1.0, 1e-12, INFINITE, before=1.0
     ),
-    "training.clip": Field(float, "largest norm of the gradient", 1.0, 1e-12, INFINITE, before=1.0),
     "training.dead_after": Field(int, "steps without firing", 100, 0, MAX_INT, before=1_000),
     "training.bias_at_mean": Field(
         bool, "the decoder's bias begins at the mean of targets", True, before=True
@@ -117,12 +117,34 @@ def completed(config: ConfigDict) -> ConfigDict:
     return complete(config, FIELDS)
 
 
+_RENAMED = {
+    "batch": "batch_size",
+    "warm_up": "warmup_steps",
+    "decay": "decay_steps",
+    "sparsity_warm_up": "sparsity_warmup_steps",
+    "beta1": "b1",
+    "beta2": "b2",
+    "clip": "clip_norm",
+}
+"""Fields of `training` by the names that they had before 2026-11-29."""
+
+
+def with_current_names(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
+    """A configuration whose fields have the names of today, and the names that were replaced."""
+    given = config.get("training")
+    old = {name: _RENAMED[name] for name in given or () if name in _RENAMED}
+    if not isinstance(given, ConfigDict) or not old:
+        return config, {}
+    training = {old.get(name, name): value for name, value in given.items()}
+    return ConfigDict({**config.to_dict(), "training": training}).lock(), old
+
+
 def read_config(path: Path) -> ConfigDict:
     """The configuration of a set that is kept, completed; an `InputError` if it is newer."""
     kept = read_json(path)
     if isinstance(kept, dict):
         check_format(path, kept.pop(FORMAT_VERSION, 1), FORMAT)
-    return completed(from_json(kept))
+    return completed(with_current_names(from_json(kept))[0])
 
 
 def check_config(config: ConfigDict) -> None:

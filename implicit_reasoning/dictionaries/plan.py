@@ -16,7 +16,7 @@ from implicit_reasoning.dictionaries.checks import check_sparsities, check_value
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
-from implicit_reasoning.dictionaries.steps import Recipe, Settings
+from implicit_reasoning.dictionaries.steps import Recipe, TrainingSettings
 from implicit_reasoning.dictionaries.store import Member
 from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
 from implicit_reasoning.errors import InputError
@@ -71,7 +71,7 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
             )
         )
     kind = _kind(run.model, config, groups[0], len(steps))
-    settings, variant = Settings(**config.training.to_dict()), _variant(config)
+    settings, variant = TrainingSettings(**config.training.to_dict()), _variant(config)
     check_sparsities(config, kind, variant)
     recipe = Recipe(Dictionary(kind, variant), settings)
     return Plan(recipe, tuple(stages))

@@ -54,12 +54,27 @@ class Population:
 
     def begin(self, params: Params | None = None) -> State:
         """Before the first step; from stacked parameters where they are given (a warm start)."""
-        return self._begin(self.pools, self.members, params)
+        return self._begin(*self._data, params)
 
     def advance(self, state: State, start: int, count: int) -> tuple[State, Window]:
-        """`count` steps of every member from step `start`; `state` is given away."""
-        numbers = np.int32(start), np.int32(count)
-        return self._advance(state, self.pools, self.members, *numbers)
+        """`count` steps of every member from step `start`; `state` is donated."""
+        numbers = self._put((np.int32(start), np.int32(count)))
+        return self._advance(state, *self._data, *numbers)
+
+    def put(self, state: State) -> State:
+        """A state, from host or device, where `advance` wants it."""
+        placed: State = jax.device_put(state, self._shardings)
+        return placed
+
+    @cached_property
+    def _data(self) -> tuple[Pool, Members]:
+        """Pools and members on all devices, so that no call moves them."""
+        with jax.ensure_compile_time_eval():  # also where shapes are all that is asked for
+            data: tuple[Pool, Members] = self._put((self.pools, self.members))
+        return data
+
+    def _put(self, tree: Any) -> Any:
+        return jax.device_put(tree, None if self.mesh is None else sharding.replicated(self.mesh))
 
     @cached_property
     def _begin(self) -> Callable[..., State]:

@@ -25,18 +25,18 @@ _RESAMPLED = 0.2  # norm of a resampled encoder, of the mean of those alive
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How a dictionary is trained; static.
 
     Attributes:
       steps: in all.
-      batch: states in a step.
+      batch_size: states in a step.
       learning_rate: after warm-up, before decay.
-      warm_up: steps over which the learning rate rises from 0.
-      decay: last steps, over which it falls to 0.
-      sparsity_warm_up: steps over which a penalty's coefficient rises from 0.
-      beta1, beta2: Adam's.
-      clip: global norm of the gradient.
+      warmup_steps: steps over which the learning rate rises from 0.
+      decay_steps: last steps, over which it falls to 0.
+      sparsity_warmup_steps: steps over which a penalty's coefficient rises from 0.
+      b1, b2: decay of Adam's first and second moment.
+      clip_norm: largest global norm of the gradient.
       dead_after: steps without firing.
       bias_at_mean: the decoder's bias begins at the mean of a batch of targets; else at 0, as in
         SAELens, which finds more of what is made of sparse features that are never negative.
@@ -46,14 +46,14 @@ class Settings:
     """
 
     steps: int = 2000
-    batch: int = 1024
+    batch_size: int = 1024
     learning_rate: float = 3e-4
-    warm_up: int = 0
-    decay: int = 0
-    sparsity_warm_up: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip: float = 1.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    sparsity_warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
     dead_after: int = 1000
     bias_at_mean: bool = True
     unit_decoder: bool = False
@@ -62,15 +62,16 @@ class Settings:
 
     def rate(self, step: Int[Array, ""]) -> Scalar:
         """The learning rate of a step, counted from 0."""
-        rising = jnp.minimum(1.0, (step + 1) / max(self.warm_up, 1)) if self.warm_up else 1.0
-        falling = jnp.minimum(1.0, (self.steps - step) / max(self.decay, 1)) if self.decay else 1.0
+        rising = jnp.minimum(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = self.steps - step
+        falling = jnp.minimum(1.0, left / self.decay_steps) if self.decay_steps else 1.0
         return jnp.float32(self.learning_rate * rising * falling)
 
     @property
     def adam(self) -> optax.GradientTransformation:
         """Direction of a step, to be times the negative rate."""
         return optax.chain(
-            optax.clip_by_global_norm(self.clip), optax.scale_by_adam(self.beta1, self.beta2)
+            optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(self.b1, self.b2)
         )
 
 
@@ -80,13 +81,13 @@ class State(NamedTuple):
     Attributes:
       params: its parameters.
       adam: the optimiser's.
-      idle: steps since each feature fired.
+      steps_since_fired: of each feature.
       threshold: running, see `Variant.observe`.
     """
 
     params: Params
     adam: optax.OptState
-    idle: Int[Array, " d_sae"]
+    steps_since_fired: Int[Array, " d_sae"]
     threshold: Scalar
 
 
@@ -134,19 +135,19 @@ class Recipe:
     """A dictionary and how it is trained; static, what it is trained on is passed in."""
 
     dictionary: Dictionary
-    settings: Settings
+    settings: TrainingSettings
 
     def begin(self, lot: Lot, params: Params | None = None) -> State:
         """The state before the first step; from `params` where they are given (a warm start)."""
         if params is None:
             at = jax.random.fold_in(lot.key, 0)
-            params = self.dictionary.init(at, *batch_of(lot.pool, self.settings.batch, at))
+            params = self.dictionary.init(at, *batch_of(lot.pool, self.settings.batch_size, at))
             if not self.settings.bias_at_mean:
                 params = params | {"b_dec": jnp.zeros_like(params["b_dec"])}
         if self.settings.unit_decoder:
             params = _with_unit_rows(params)
-        idle = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)
-        return State(params, self.settings.adam.init(params), idle, jnp.float32(0))
+        never_dead = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)
+        return State(params, self.settings.adam.init(params), never_dead, jnp.float32(0))
 
     def advance(
         self, state: State, lot: Lot, start: Int[Array, ""], count: Int[Array, ""]
@@ -166,11 +167,11 @@ class Recipe:
         """One step: what is drawn depends on the key and the step's number alone."""
         settings, variant = self.settings, self.dictionary.variant
         key = jax.random.fold_in(lot.key, step + 1)
-        x, y = batch_of(lot.pool, settings.batch, key)
+        x, y = batch_of(lot.pool, settings.batch_size, key)
         sparsity = lot.sparsity
-        if variant.knob != "k" and settings.sparsity_warm_up:
-            sparsity = sparsity * jnp.minimum(1.0, (step + 1) / settings.sparsity_warm_up)
-        dead = state.idle > settings.dead_after
+        if variant.knob != "k" and settings.sparsity_warmup_steps:
+            sparsity = sparsity * jnp.minimum(1.0, (step + 1) / settings.sparsity_warmup_steps)
+        dead = state.steps_since_fired > settings.dead_after
         graded = jax.value_and_grad(self.dictionary.loss, has_aux=True)
         (loss, seen), grads = graded(state.params, x, y, sparsity, dead)
         if settings.unit_decoder:
@@ -184,7 +185,8 @@ class Recipe:
         if settings.unit_decoder:
             params = _with_unit_rows(params)
         threshold = variant.observe(self.dictionary.kind, params, state.threshold, seen.encoded)
-        state = State(params, adam, jnp.where(seen.fired, 0, state.idle + 1), threshold)
+        since_fired = jnp.where(seen.fired, 0, state.steps_since_fired + 1)
+        state = State(params, adam, since_fired, threshold)
         if settings.resample_every:
             due = (step + 1) % settings.resample_every == 0
             state = jax.lax.cond(due, lambda: self.resample(state, lot, key), lambda: state)
@@ -198,12 +200,12 @@ class Recipe:
         """
         kind, variant, params = self.dictionary.kind, self.dictionary.variant, state.params
         keys = jax.random.split(jax.random.fold_in(key, 1))
-        x, y = batch_of(lot.pool, self.settings.batch, keys[0])
+        x, y = batch_of(lot.pool, self.settings.batch_size, keys[0])
         base = kind.base(params, x)
         out = kind.write(params, variant.encode(kind, params, x, lot.sparsity).acts) + base
         badly = ((out - y) ** 2).sum(-1)
         chosen = jax.random.categorical(keys[1], 2 * jnp.log(badly + 1e-12), shape=(kind.d_sae,))
-        dead = state.idle > self.settings.dead_after
+        dead = state.steps_since_fired > self.settings.dead_after
         fresh = kind.towards(params, x[chosen], (y - base)[chosen])
         alive = jnp.where(dead, 0.0, jnp.linalg.norm(params["W_enc"], axis=-2).reshape(-1))
         size = _RESAMPLED * alive.sum() / jnp.maximum((~dead).sum(), 1)
@@ -219,8 +221,8 @@ class Recipe:
         clip, moments = state.adam
         nothing = jax.tree.map(jnp.zeros_like, fresh)
         moments = moments._replace(mu=put(moments.mu, nothing), nu=put(moments.nu, nothing))
-        idle = jnp.where(dead, 0, state.idle)
-        return State(put(params, fresh), (clip, moments), idle, state.threshold)
+        since_fired = jnp.where(dead, 0, state.steps_since_fired)
+        return State(put(params, fresh), (clip, moments), since_fired, state.threshold)
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:

@@ -1,14 +1,9 @@
-"""Train a set of dictionaries of a run, resumable; and keep them in the run.
-
-Nothing waits for the device but where a row is due: what a chunk of steps says is read while the
-next one runs. A signal saves; the same call goes on, and comes to the same dictionaries.
-"""
+"""Train a set of dictionaries of a run, resumable, and keep them in the run."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from implicit_reasoning.config import changed_keys, listed, to_json
-from implicit_reasoning.dictionaries.fields import FORMAT, completed, read_config
+from implicit_reasoning.dictionaries.fields import (
+    FORMAT,
+    completed,
+    read_config,
+    with_current_names,
+)
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
@@ -30,21 +29,15 @@ from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, l
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, write_json
 from implicit_reasoning.model import Params
-from implicit_reasoning.runs import Checkpoints, Damaged, Run, check_path, read_starts
+from implicit_reasoning.runs import Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
-from implicit_reasoning.runtime.locks import exclusive_lock
-from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.runtime.mapping import fitting_mesh
-from implicit_reasoning.runtime.shutdown import (
-    Interrupted,
-    ShutdownRequest,
-    shutdown_requests,
-    signal_name,
-)
+from implicit_reasoning.runtime.progress import say
+from implicit_reasoning.runtime.shutdown import shutdown_requests
 from implicit_reasoning.runtime.writers import MetricsFile
-from implicit_reasoning.training.directory import check_numerics
+from implicit_reasoning.training.directory import check_numerics, exclusive, record_start
+from implicit_reasoning.training.loop import NOT_BEGUN, Chunk, ResumableLoop
 
-_KEPT = 2  # states to resume from
 _ROUTINE = ("progress", "log_every", "resume_every")  # what may differ when training goes on
 
 
@@ -63,6 +56,10 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         process trains them, or JAX has other settings than when they were begun.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    config, renamed = with_current_names(config)
+    if renamed:
+        names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        say(f"fields of training have new names: {names}")
     config = completed(config)
     files = Files.of(run, config.name)
     check_path(files.folder)
@@ -70,37 +67,33 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
     _check_same(files, config)
     if files.finished.exists():
         return load(run, config.name)
-    refusal = (
-        f"another process is training dictionaries in {files.folder}; wait for it, or choose "
-        "another config.name"
-    )
-    with exclusive_lock(files.folder, refusal):
+    with exclusive(files.folder, "training dictionaries", "config.name"):
         _check_same(files, config)  # another process may have begun, or finished, since we looked
         if files.finished.exists():
             return load(run, config.name)
-        _note_start(files, config)
+        _begin(files, config)
+        training = DictionaryTraining(run, config, plan, files)
         with shutdown_requests() as shutdown:
-            params = _Training(run, config, plan, files).go(shutdown)
+            params = training.loop().run(training.steps, shutdown).finished
+        assert params is not None
         dictionaries = Dictionaries(plan.recipe.dictionary.finished(), params, plan.members, config)
         save(files, dictionaries)
     return dictionaries
 
 
-def _note_start(files: Files, config: ConfigDict) -> None:
-    """Write down what is trained, and under which versions and settings it goes on now."""
-    starts = read_starts(files.provenance)
+def _begin(files: Files, config: ConfigDict) -> None:
+    """Write down what is trained, and under which versions and settings this start trains it."""
     newest = max(numbered(files.resume), default=0)
     if newest:
-        check_numerics(files.folder, starts)
+        check_numerics(files.folder, read_starts(files.provenance))
     write_json(files.config, {FORMAT_VERSION: FORMAT, **to_json(config)})
-    start = {"step": newest, "time": time.time(), **provenance()}
-    write_json(files.provenance, [*starts, start])
+    record_start(files.provenance, newest)
 
 
 def _check_same(files: Files, config: ConfigDict) -> None:
     if not files.config.exists():
         return
-    changes = changed_keys(read_config(files.config), completed(config))
+    changes = changed_keys(read_config(files.config), config)
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
         raise InputError(
@@ -170,18 +163,19 @@ def train_members(
     """Train some members from the start to the end, and keep nothing; parameters, stacked."""
     population, material = make_population(run, recipe, members, config)
     state, _ = population.advance(population.begin(), 0, recipe.settings.steps)
-    return _finish(population, material, state)
+    return _finish(population, state, material)
 
 
-class _Stage(NamedTuple):
-    """A stage to go on with.
+class Stage(NamedTuple):
+    """Where the training of a set is; a stage trains the members of some checkpoints at once.
 
     Attributes:
-      number: which.
+      number: of the stage; the number of stages once all are finished.
       population: what trains it.
       material: what it is trained on.
-      state: where it is.
-      finished: parameters of the members of earlier stages.
+      state: of the members.
+      finished: parameters of the members of earlier stages, stacked; None in the first stage.
+      window: means over the last chunk; None before the first chunk.
     """
 
     number: int
@@ -189,160 +183,146 @@ class _Stage(NamedTuple):
     material: Material
     state: State
     finished: Params | None
+    window: Window | None
 
 
-class _Training:
-    """A set of dictionaries in training."""
+class DictionaryTraining:
+    """A set of dictionaries in training: a `Training`."""
 
     def __init__(self, run: Run, config: ConfigDict, plan: Plan, files: Files):
+        """Nothing is read or written yet."""
         self._run, self._config, self._plan, self._files = run, config, plan, files
-        self._steps = plan.recipe.settings.steps
+        self._stage_steps = plan.recipe.settings.steps
+        self._metrics: MetricsFile | None = None
+        self.begins_at = NOT_BEGUN
 
-    def go(self, shutdown: ShutdownRequest) -> Params:
-        """All stages, from where the last call stopped; parameters of all members."""
-        with contextlib.ExitStack() as stack:
-            self._resumes = Checkpoints(self._files.resume, keep=_KEPT)
-            stack.callback(self._resumes.close)
-            stage = self._newest()
-            self._resumes.drop_after(self._at)
-            self._metrics = MetricsFile(self._files.metrics, resumed_at=self._at)
-            stack.callback(self._metrics.close)
-            self._bar = stack.enter_context(self._progress_bar())
-            return self._all_stages(stage, shutdown)
+    def loop(self) -> ResumableLoop[Stage]:
+        """The loop that trains the set."""
+        title, shown = f"{len(self._plan.members)} dictionaries", bool(self._config.progress)
+        return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
-    def _progress_bar(self) -> tqdm[Any]:
-        return tqdm(
-            total=self._steps * len(self._plan.stages),
-            initial=self._at,
-            unit="step",
-            desc=f"{len(self._plan.members)} dictionaries",
-            disable=not self._config.progress,
-            dynamic_ncols=True,
-        )
+    @property
+    def steps(self) -> int:
+        """Of all stages together."""
+        return self._stage_steps * len(self._plan.stages)
 
-    def _newest(self) -> _Stage | None:
-        """The newest state that can be read, at step `self._at`; None where training begins.
+    def init(self) -> Stage:
+        """The first stage, before its first step."""
+        return self._begin(0)
 
-        A state that cannot be read is passed over for the one before it, from where training comes
-        to the same dictionaries.
-
-        Raises:
-          InputError: there are states, and none can be read.
-        """
-        for step in reversed(self._resumes.steps):
-            number = step // self._steps
-            population, material = self._population(number)
-            try:
-                state, finished = self._restored(step, number, population)
-            except Damaged as damage:
-                print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
-                continue
-            self._at = step
-            return _Stage(number, population, material, state, finished)
-        if self._resumes.steps:
-            raise InputError(
-                f"no state in {self._files.resume} can be read; remove that folder to train again "
-                "from step 0"
-            )
-        self._at = 0
-        return None
+    def _begin(self, number: int, before: Stage | None = None) -> Stage:
+        """A stage before its first step; it begins where the stage before it ended."""
+        population, material = self._population(number)
+        if before is None:
+            return Stage(number, population, material, population.begin(), None, None)
+        state = population.begin(before.state.params)
+        return Stage(number, population, material, state, before.finished, before.window)
 
     def _population(self, number: int) -> tuple[Population, Material]:
         """What trains a stage."""
-        recipe, members = self._plan.recipe, self._plan.stages[number]
-        return make_population(self._run, recipe, members, self._config)
+        return make_population(
+            self._run, self._plan.recipe, self._plan.stages[number], self._config
+        )
 
-    def _all_stages(self, restored: _Stage | None, shutdown: ShutdownRequest) -> Params:
-        finished: Params | None = None
-        warm: Params | None = None
-        for number in range(self._at // self._steps, len(self._plan.stages)):
-            if restored is not None and restored.number == number:
-                _, population, material, state, finished = restored
-            else:
-                population, material = self._population(number)
-                state = population.begin(warm)
-            restored = None  # its state is given away, and can be freed
-            state = self._stage(number, population, state, finished, shutdown)
-            own = _finish(population, material, state)
-            finished = own if finished is None else _one_after_the_other(finished, own)
-            warm = state.params
-        assert finished is not None  # there is a stage, and its last step is not one to resume from
-        return finished
-
-    def _restored(
-        self, step: int, number: int, population: Population
-    ) -> tuple[State, Params | None]:
-        """The state of a stage that was saved, and parameters of the members of earlier stages."""
+    def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
+        """The stage of a step, as it was saved."""
+        number = step // self._stage_steps
+        population, material = self._population(number)
         earlier = sum(len(stage) for stage in self._plan.stages[:number])
 
         def shapes() -> dict[str, Any]:
             state = population.begin()
-            dictionary, members = population.recipe.dictionary, population.members
-            own = jax.vmap(dictionary.finish)(state.params, state.threshold, members.sparsity)
+            own = _finish(population, state, material=None)
             before = jax.tree.map(lambda leaf: jnp.resize(leaf, (earlier, *leaf.shape[1:])), own)
             return _saved(state, before if earlier else None)
 
-        saved = self._resumes.restore(step, jax.eval_shape(shapes))
-        return State(*saved["state"]), saved.get("finished")
+        tree = read(jax.eval_shape(shapes))
+        state = population.put(State(*tree["state"]))
+        return Stage(number, population, material, state, tree.get("finished"), None)
 
-    def _stage(
-        self,
-        number: int,
-        population: Population,
-        state: State,
-        finished: Params | None,
-        shutdown: ShutdownRequest,
-    ) -> State:
-        """One stage to its end."""
-        start, end = number * self._steps, (number + 1) * self._steps
-        pending: tuple[int, Window] | None = None
-        while self._at < end:
-            count = min(self._config.log_every - self._at % self._config.log_every, end - self._at)
-            due = self._at > start and self._at % self._config.resume_every < count
-            asked = bool(shutdown)
-            if asked or due:
-                self._write(pending)
-                pending = None
-                self._resumes.save(self._at, _saved(state, finished))
-            if asked:
-                raise Interrupted(self._at, signal_name(shutdown.number) or "a signal")
-            state, window = population.advance(state, self._at - start, count)
-            self._at += count
-            self._write(pending)
-            pending = self._at, window
-        self._write(pending)
-        return state
+    def saved(self, stage: Stage) -> dict[str, Any]:
+        """The state, and parameters of the members of earlier stages."""
+        return _saved(stage.state, stage.finished)
 
-    def _write(self, pending: tuple[int, Window] | None) -> None:
-        """The row of a chunk, once the device knows it."""
-        if pending is None:
-            return
-        at, window = pending
-        values = jax.device_get(window)._asdict()
-        row = {name: [float(one) for one in value] for name, value in values.items()}
-        self._metrics.write({"step": at, "time": time.time(), **row})
-        self._bar.update(at - self._bar.n)
-        self._bar.set_postfix({name: f"{np.mean(row[name]):.3g}" for name in ("mse", "l0", "dead")})
+    def open(self, step: int) -> None:
+        """Open the file of metrics."""
+        self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._metrics:
+            self._metrics.close()
+
+    def chunk_end(self, step: int, count: int) -> int:
+        """The next row: a chunk is not cut, as its row has means over the whole chunk."""
+        every = self._config.log_every
+        end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
+        return min((step // every + 1) * every, end_of_stage)
+
+    def advance(self, stage: Stage, step: int, count: int) -> Stage:
+        """Train the stage; after its last step the next one begins."""
+        within = step - stage.number * self._stage_steps
+        state, window = stage.population.advance(stage.state, within, count)
+        stage = stage._replace(state=state, window=window)
+        return stage if within + count < self._stage_steps else self._next(stage)
+
+    def _next(self, stage: Stage) -> Stage:
+        with jax.transfer_guard("allow"):  # states are computed from checkpoints on disk
+            own = _finish(stage.population, stage.state, stage.material)
+            stage = stage._replace(
+                finished=own if stage.finished is None else _concatenated(stage.finished, own)
+            )
+            number = stage.number + 1
+            if number == len(self._plan.stages):
+                return stage._replace(number=number)
+            return self._begin(number, before=stage)
+
+    def arrive(self, before: int, step: int, stage: Stage) -> Window | None:
+        """Means over the chunk that ends here."""
+        return stage.window if step > before else None
+
+    def write(self, chunk: Chunk) -> Mapping[str, str]:
+        """Write the row of a chunk, with one number per member."""
+        if chunk.results is None or self._metrics is None:
+            return {}
+        means = chunk.results._asdict()
+        row = {name: [float(one) for one in value] for name, value in means.items()}
+        self._metrics.write({"step": chunk.step, "time": time.time(), **row})
+        return {name: f"{np.mean(row[name]):.3g}" for name in ("mse", "l0", "dead")}
+
+    def keeps_at(self, step: int) -> bool:
+        """Never: dictionaries are kept when all are finished."""
+        return False
+
+    def resumes_at(self, step: int) -> bool:
+        """At the first row at or after each multiple of `resume_every`, but where a stage begins.
+
+        Not at the end: finished dictionaries take the place of the state.
+        """
+        if step % self._stage_steps == 0:
+            return False
+        return step % self._config.resume_every < self.chunk_end(step, 0) - step
+
+    def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
+        """Nothing to keep."""
 
 
 def _saved(state: State, finished: Params | None) -> dict[str, Any]:
-    """A tree of arrays for `Checkpoints`."""
+    """The tree that is saved; members of a state go by their places, so their names may change."""
     tree: dict[str, Any] = {"state": tuple(state)}
     return tree if finished is None else tree | {"finished": finished}
 
 
-def _finish(population: Population, material: Material, state: State) -> Params:
-    """Parameters in raw units, of all members of a stage."""
-    pool = jnp.asarray(material.pool)
-    found: Params = jax.vmap(population.recipe.dictionary.finish)(
-        state.params,
-        state.threshold,
-        population.members.sparsity,
-        material.scale_in[pool],
-        material.scale_out[pool],
-    )
+def _finish(population: Population, state: State, material: Material | None) -> Params:
+    """Parameters of all members of a stage, in raw units where the material has their scales."""
+    scales: tuple[Array, ...] = ()
+    if material is not None:
+        pool = jnp.asarray(material.pool)
+        scales = material.scale_in[pool], material.scale_out[pool]
+    finish = jax.vmap(population.recipe.dictionary.finish)
+    found: Params = finish(state.params, state.threshold, population.members.sparsity, *scales)
     return found
 
 
-def _one_after_the_other(*params: Params) -> Params:
+def _concatenated(*params: Params) -> Params:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *params)

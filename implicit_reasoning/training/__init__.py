@@ -2,7 +2,8 @@
 
 from implicit_reasoning.runtime.distributed import PeerLost
 from implicit_reasoning.runtime.shutdown import Interrupted
-from implicit_reasoning.training.loop import NonFiniteLoss, train
+from implicit_reasoning.training.loop import NonFiniteLoss
+from implicit_reasoning.training.models import train
 from implicit_reasoning.training.phases import Phases, Splits, phases, run_phases
 
 __all__ = [

@@ -28,17 +28,23 @@ from implicit_reasoning.worlds import Dataset, build
 _OWN = ("distributed", "writers", "profile")
 
 
-def exclusive(files: Layout) -> AbstractContextManager[None]:
-    """Hold the directory; an `InputError` if another process trains in it.
+def exclusive(
+    folder: Path, activity: str = "training", choose: str = "--workdir"
+) -> AbstractContextManager[None]:
+    """Hold a folder in which something is trained; the primary process holds it for all.
 
-    Of a run of many processes, the one that writes holds it.
+    Args:
+      folder: to hold; made if missing.
+      activity: what another process would be doing there, for the message.
+      choose: the option that names another folder, for the message.
+
+    Raises:
+      InputError: another process holds the folder.
     """
     if not distributed.is_primary():
         return contextlib.nullcontext()
-    return exclusive_lock(
-        files.workdir,
-        f"another process is training in {files.workdir}; wait for it, or choose another --workdir",
-    )
+    refusal = f"another process is {activity} in {folder}; wait for it, or choose another {choose}"
+    return exclusive_lock(folder, refusal)
 
 
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
@@ -136,7 +142,7 @@ def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     write_config(files.config, config)
 
 
-def record_start(files: Layout, step: int) -> None:
-    """Add this start, its versions and hardware, to `provenance.json`."""
-    starts = read_starts(files.provenance)
-    write_json(files.provenance, [*starts, {"step": step, "time": time.time(), **provenance()}])
+def record_start(path: Path, step: int) -> None:
+    """Add this start, its versions and hardware, to a `provenance.json`."""
+    start = {"step": step, "time": time.time(), **provenance()}
+    write_json(path, [*read_starts(path), start])

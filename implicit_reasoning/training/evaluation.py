@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model import Params, Transformer, check_tokens
@@ -94,13 +95,19 @@ def asking(
     check_tokens(probes.tokens, model.spec.d_vocab)
     chunks = np.arange(len(probes.tokens), dtype=np.int32)
     asked = jax.device_put((probes, chunks), sharding)
-    compiled = jax.jit(functools.partial(ask, model), out_shardings=sharding)
+    compiled = _asker(model, sharding)
 
     def launch(params: Params) -> Outcome:
         outcome: Outcome = compiled(params, *asked)
         return outcome
 
     return launch
+
+
+@functools.lru_cache(maxsize=16)
+def _asker(model: Transformer, sharding: NamedSharding | None) -> Wrapped:
+    """`ask`, compiled once for equal models."""
+    return jax.jit(functools.partial(ask, model), out_shardings=sharding)
 
 
 class Scoring:

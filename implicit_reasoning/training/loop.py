@@ -1,59 +1,49 @@
-"""Training from a configuration to a run directory, resumable at any moment, bit for bit.
+"""The loop that trains anything, resumable at any moment, bit for bit.
 
-What resuming relies on: the rows of `metrics.jsonl` up to a step are on disk before the full state
-of that step is saved, everything that happens at a step follows from the configuration, and no
-parameters are kept before their `finite` flag was read. Between events the device runs alone; what
-it has to say is read one chunk late, while the next one runs. Nothing moves to or from it unasked:
-the loop runs under a transfer guard.
+The loop does not know what it trains. That is a `Training`: one model, a population of models, or a
+set of dictionaries. The loop restores the newest state that can be read, advances from event to
+event, saves states, and answers requests to shut down.
 
-Every process of a run goes through the same steps and the same saves; process 0 also writes files.
+Resuming relies on three rules. Rows up to a step are on disk before the state of that step is
+saved. Everything that happens at a step follows from the configuration. Nothing is kept of a step
+before its results were read.
+
+Between events the device runs alone: the results of a chunk of steps are read while the next chunk
+runs. The loop runs under a transfer guard, so that nothing moves between host and device unless the
+code asks for it.
+
+Every process of a run takes the same steps and makes the same saves. The primary process also
+writes files.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs import (
-    Checkpoints,
-    Damaged,
-    Layout,
-    Run,
-    check_path,
-    completed,
-    end_row,
-)
-from implicit_reasoning.runtime import distributed, profiling, sharding
-from implicit_reasoning.runtime.shutdown import (
-    Interrupted,
-    ShutdownRequest,
-    shutdown_requests,
-    signal_name,
-)
-from implicit_reasoning.training import directory, setup, states
-from implicit_reasoning.training.evaluation import NEVER, Outcome
-from implicit_reasoning.training.record import Record
-from implicit_reasoning.training.schedule import Schedule
-from implicit_reasoning.training.setup import Program
-from implicit_reasoning.training.states import Start
-from implicit_reasoning.training.step import TrainState
+from implicit_reasoning.runs import Checkpoints, Damaged
+from implicit_reasoning.runtime import distributed
+from implicit_reasoning.runtime.progress import ProgressBar, say
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest, signal_name
+
+State = TypeVar("State")
+
+NOT_BEGUN = -1
+"""In place of a step: nothing has happened yet, not even the events of step 0."""
 
 _CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
-_KEPT_RESUMES = 2
-_CLOCKED = 10  # chunks that the speed is measured over
+_KEPT_STATES = 2
+_TIMED_CHUNKS = 10  # that the speed is measured over
 
 
 class NonFiniteLoss(Exception):
@@ -73,94 +63,133 @@ class NonFiniteLoss(Exception):
         self.step = step
 
 
-def train(
-    config: ConfigDict, workdir: str | os.PathLike[str], *, stop_at: int | None = None
-) -> Run:
-    """Train until `config.steps`, or go on with a run that stopped before.
+@dataclass(frozen=True)
+class Chunk:
+    """Steps that the device has finished.
 
-    Args:
-      config: as in `configs/composition.py`.
-      workdir: of the run; made if missing.
-      stop_at: stop, resumable, after so many steps in all.
-
-    Returns:
-      The run, opened.
-
-    Raises:
-      InputError: the configuration cannot be trained, or `workdir` holds another run.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
-      NonFiniteLoss: training diverged; what was kept before is whole.
-      PeerLost: another process of the run is gone; what was saved before is whole.
+    Attributes:
+      before: the step at which the chunk began.
+      step: the step at which it ended.
+      results: what `Training.arrive` returned for that step, on the host.
+      steps_per_second: over the last chunks, evaluations and saves included.
+      read_newest: reads the newest saved tree and its step, given shapes and shardings of the tree;
+        None where no state was saved since training began.
     """
-    files = Layout(local_folder(workdir, "workdir"))
-    config = completed(config)
-    setup.check_config(config)
-    check_path(files.workdir)
-    stop = config.steps if stop_at is None else stop_at
-    if not 0 <= stop <= config.steps:
-        raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
-    distributed.initialize(config.distributed)
-    with distributed.exit_if_peer_lost():
-        # Whatever can be wrong with a new run is found before anything is made.
-        dataset = directory.open_dataset(files, config)
-        if distributed.is_distributed():
-            distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
-        program, record = setup.make_program(config, dataset), Record(config, dataset, files)
-        with directory.exclusive(files), shutdown_requests() as shutdown:
-            directory.begin(files, config, dataset)
-            Trainer(program, [record], files, start=_as_a_row(files, program)).run(stop, shutdown)
-    return Run(workdir)
+
+    before: int
+    step: int
+    results: Any
+    steps_per_second: float
+    read_newest: Callable[[Any], tuple[Any, int] | None]
 
 
-def _as_a_row(files: Layout, program: Program) -> Start | None:
-    """What a trial that was trained in a population goes on from, when it goes on alone."""
-    saved = states.newest(files)
-    if saved is None or saved.row is None:
-        return None
-    if distributed.is_primary():
-        end_row(files, saved.step)
-    return states.read([saved], program.like, stacked=False)
+@runtime_checkable
+class Training(Protocol[State]):
+    """What the loop trains. The loop does not look into a state."""
+
+    @property
+    def steps(self) -> int:
+        """The last step."""
+        ...
+
+    @property
+    def begins_at(self) -> int:
+        """The step of the state that `init` returns; `NOT_BEGUN` for one before step 0."""
+        ...
+
+    def init(self) -> State:
+        """The state that training begins with where `resume/` has none of that step or later."""
+        ...
+
+    def restore(self, step: int, read: Callable[[Any], Any]) -> State:
+        """The state that was saved at a step.
+
+        Args:
+          step: of the state.
+          read: returns the saved tree, given its shapes and shardings.
+        """
+        ...
+
+    def saved(self, state: State) -> Any:
+        """The tree of arrays to save of a state."""
+        ...
+
+    def open(self, step: int) -> None:
+        """Open the files of results, and remove from them what is later than `step`."""
+        ...
+
+    def close(self) -> None:
+        """Close what `open` opened, also where it failed half-way."""
+        ...
+
+    def chunk_end(self, step: int, count: int) -> int:
+        """The next event after `step`, or `step + count` if chunks can be cut there."""
+        ...
+
+    def advance(self, state: State, step: int, count: int) -> State:
+        """The state `count` steps after `step`; the given one is donated. Does not wait."""
+        ...
+
+    def arrive(self, before: int, step: int, state: State) -> Any:
+        """Start to compute the results of a step; arrays on the device. Does not wait."""
+        ...
+
+    def write(self, chunk: Chunk) -> Mapping[str, str]:
+        """Write the results of a chunk; returns values to show beside the progress bar.
+
+        Raises:
+          NonFiniteLoss: there is nothing left to train.
+        """
+        ...
+
+    def keeps_at(self, step: int) -> bool:
+        """Whether `keep` has something to save at a step, apart from the state."""
+        ...
+
+    def resumes_at(self, step: int) -> bool:
+        """Whether the state is to be saved at a step."""
+        ...
+
+    def keep(self, step: int, state: State, *, resumable: bool) -> None:
+        """Save what is due at a step; where the state is saved next, wait until it is on disk."""
+        ...
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """What the device will know at a step, while it still computes; `before`: the step it left."""
+    """Results that are still being computed on the device."""
 
     before: int
     step: int
-    snapshot: dict[str, Any]
-    outcome: Outcome | None
+    results: Any
 
 
-class Trainer:
-    """A run in progress, or a population of them in step with each other."""
+class ResumableLoop(Generic[State]):
+    """Trains until a step, from the newest saved state."""
 
     def __init__(
-        self,
-        program: Program,
-        records: Sequence[Record],
-        files: Layout,
-        *,
-        start: Start | None = None,
-        title: str = "",
+        self, training: Training[State], folder: Path, *, title: str = "", progress: bool = True
     ):
-        """Nothing is written yet.
+        """Nothing is read or written yet.
 
         Args:
-          program: what is computed.
-          records: of the run; of each trial of a population, whose schedules are one.
-          files: where states and checkpoints are saved; of a run, its own.
-          start: what to go on from where `files` has no state of that step or later.
+          training: what is trained.
+          folder: where states are saved; the last two are kept.
           title: of the progress bar.
+          progress: whether to show the bar.
         """
-        self._program, self._records, self._files = program, records, files
-        self._config, self._start, self._title = records[0].config, start, title
-        self._compiled = profiling.compiles()
-        self._schedule = Schedule.from_config(self._config)
+        self._training, self._folder = training, folder
+        self._title, self._progress = title, progress
 
-    def run(self, stop: int, shutdown: ShutdownRequest) -> None:
-        """Go on from the last saved state until step `stop`, or until a signal asks to stop."""
-        files, writes = self._files, distributed.is_primary()
+    def run(self, stop: int, shutdown: ShutdownRequest) -> State:
+        """Train until step `stop`, or until a shutdown request.
+
+        Raises:
+          InputError: there are saved states, and none can be read.
+          Interrupted: a shutdown was requested; the state is saved.
+          NonFiniteLoss: training diverged.
+        """
+        training = self._training
         # Closed in reverse order, also when training fails: what was saved must be whole on disk.
         with contextlib.ExitStack() as stack:
 
@@ -168,234 +197,126 @@ class Trainer:
                 stack.push(lambda kind, error, trace: _close(part, error))
                 return part
 
-            self._resumes = opened(Checkpoints(files.resume, keep=_KEPT_RESUMES))
-            self._checkpoints = opened(Checkpoints(files.checkpoints))
+            self._states = opened(Checkpoints(self._folder, keep=_KEPT_STATES))
             state, step = self._restore()
-            for record in self._records:
-                opened(record).open(step)
-            # What is later was kept by a start whose state is lost, maybe on another mesh.
-            self._checkpoints.drop_after(step)
-            self._resumes.drop_after(step)
-            self._bar = opened(self._progress_bar(max(step, 0)))
-            self._shown: dict[str, str] = {}
-            traced = files.profile if writes and self._config.profile else None
-            self._profile = opened(profiling.Profile(traced))
+            opened(training)
+            training.open(step)
+            # Later states are of a start whose own state is lost, maybe on another mesh.
+            self._states.drop_after(step)
+            self._bar = opened(
+                ProgressBar(
+                    training.steps, done=max(step, 0), title=self._title, shown=self._progress
+                )
+            )
             with jax.transfer_guard("disallow"):
-                self._loop(state, step, stop, shutdown)
+                return self._loop(state, step, stop, shutdown)
 
-    def _progress_bar(self, step: int) -> tqdm[Any]:
-        return tqdm(
-            desc=self._title or None,
-            total=self._schedule.horizon,
-            initial=step,
-            unit="step",
-            disable=not (self._config.writers.progress and distributed.is_primary()),
-            dynamic_ncols=True,
-        )
+    def _restore(self) -> tuple[State, int]:
+        """The state to resume from and its step.
 
-    def _restore(self) -> tuple[TrainState, int]:
-        """The state to go on from and its step, -1 if nothing has happened yet, not even step 0.
-
-        A state that cannot be read is passed over for the one before it: what came after is then
-        trained again, and comes out the same.
+        A state that cannot be read is passed over for the one before it. What came after is trained
+        again, and comes out the same.
         """
-        like = {"state": self._program.like, "first_correct": self._first_correct()}
-        if self._start and self._start.step > max(self._resumes.steps, default=NEVER):
-            self._remember(self._start.first_correct)
-            return states.placed(self._start.state, self._program.like), self._start.step
-        for step in reversed(self._resumes.steps):
-            saved, said = None, ""
+        training = self._training
+        if self._newest() is None:
+            return training.init(), training.begins_at
+        for step in reversed(self._states.steps):
+            state, said = None, ""
             try:
-                saved = self._resumes.restore(step, like)
+                state = training.restore(step, partial(self._states.restore, step))
             except Damaged as damage:
                 said = str(damage)
-            if distributed.allgather(np.array([saved is not None], np.float32)).all() and saved:
-                self._remember(self._program.split(np.array(saved["first_correct"])))
-                return saved["state"], step
+            readable = np.array([state is not None], np.float32)
+            if distributed.allgather(readable).all() and state is not None:
+                return state, step
             said = said or f"the checkpoint of step {step} cannot be read by another process"
-            print(f"implicit_reasoning: {said}; trying the one before it", file=sys.stderr)
-        if self._resumes.steps:
-            raise InputError(
-                f"no state in {self._files.resume} can be read; remove that folder to train again "
-                "from step 0, or choose another --workdir"
-            )
-        return self._program.init(self._program.init_key), NEVER
+            say(f"{said}; trying the one before it")
+        raise InputError(
+            f"no state in {self._folder} can be read; remove that folder to train again from step 0"
+        )
 
-    def _remember(self, first_correct: Sequence[np.ndarray]) -> None:
-        for record, steps in zip(self._records, first_correct, strict=True):
-            record.first_correct = steps[: len(record.first_correct)]
+    def _newest(self) -> int | None:
+        """The step of the newest saved state; None where `init` gives a newer one."""
+        newest = max(self._states.steps, default=None)
+        return newest if newest is not None and newest >= self._training.begins_at else None
 
-    def _first_correct(self) -> np.ndarray:
-        """Of the run, or of all trials, filled up to equal lengths."""
-        found = [record.first_correct for record in self._records]
-        most = max(map(len, found))
-        stacked = [np.pad(steps, (0, most - len(steps)), constant_values=NEVER) for steps in found]
-        return self._program.stack(stacked)
+    def _read_newest(self, like: Any) -> tuple[Any, int] | None:
+        self._states.wait()
+        newest = self._newest()
+        return None if newest is None else (self._states.restore(newest, like), newest)
 
-    def _loop(self, state: TrainState, step: int, stop: int, shutdown: ShutdownRequest) -> None:
-        self._finished = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_CLOCKED)
+    def _loop(self, state: State, step: int, stop: int, shutdown: ShutdownRequest) -> State:
+        training = self._training
+        self._read = collections.deque([(time.perf_counter(), max(step, 0))], maxlen=_TIMED_CHUNKS)
         pending: _Pending | None = None
-        if step == NEVER:
+        if step == NOT_BEGUN:
             step = 0
-            pending = self._arrive(step, step, state)
-            self._keep(step, state, pending, step == stop)
-            pending = None
+            pending = _Pending(step, step, training.arrive(step, step, state))
+            if self._save(step, state, pending, step == stop):
+                pending = None
         while step < stop:
-            asked, patience = self._agree(shutdown)
+            asked, count = self._agree(shutdown)
             if asked:
-                self._keep(step, state, pending, True)
+                self._save(step, state, pending, True)
                 raise Interrupted(step, asked)
-            previous, step = step, min(self._schedule.next_event(step), stop, step + patience)
-            self._profile.next_chunk(state)
-            state = self._advance(state, step - previous)
+            before, step = step, min(training.chunk_end(step, count), stop)
+            state = training.advance(state, before, step - before)
             if pending:
                 self._finish(pending)
-            pending = self._arrive(previous, step, state)
-            if self._keep(step, state, pending, step == stop):
+            pending = _Pending(before, step, training.arrive(before, step, state))
+            if self._save(step, state, pending, step == stop):
                 pending = None
+        if pending:
+            self._finish(pending)
+        return state
 
     def _agree(self, shutdown: ShutdownRequest) -> tuple[str | None, int]:
-        """A signal that any process got, and how many steps to go before asking again.
+        """The signal that any process got, and the steps until the next call.
 
-        Not more than the device gets done before a signal would have to wait long.
+        They are not more than the device makes before a signal would have to wait long.
         """
         own = np.array([shutdown.number, self._steps_per_second()], np.float32)
         said = distributed.allgather(own)
         return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
-    def _arrive(self, before: int, step: int, state: TrainState) -> _Pending:
-        """Start what has to be computed at a step, without waiting for it."""
-        program, evaluate = self._program, step in self._schedule.evaluations
-        outcome = program.evaluate(state.params) if evaluate else None
-        return _Pending(before, step, program.snapshot(state, program.hyper), outcome)
-
-    def _keep(self, step: int, state: TrainState, pending: _Pending | None, leaving: bool) -> bool:
+    def _save(self, step: int, state: State, pending: _Pending | None, leaving: bool) -> bool:
         """Save what is due at a step, after its row; returns whether `pending` was finished."""
-        checkpoint = step in self._schedule.checkpoints
-        resume = leaving or step in self._schedule.resumes
-        if not (checkpoint or resume):
+        training = self._training
+        resumable = training.resumes_at(step) or (leaving and step < training.steps)
+        if not (training.keeps_at(step) or resumable):
             return False
         if pending:
             self._finish(pending)
         with jax.transfer_guard("allow"):  # Orbax copies as it likes
-            if checkpoint:
-                self._checkpoints.save(step, state.params)
-            if resume:
-                # A run that resumes here never comes by this step again: what it kept must be there
-                self._checkpoints.wait()
-                self._resumes.save(step, {"state": state, "first_correct": self._first_correct()})
-        if resume:
-            for record in self._records:
-                record.keep()
+            # A resumed run does not come by this step again: what is kept of it must be on disk.
+            training.keep(step, state, resumable=resumable)
+            if resumable:
+                self._states.save(step, training.saved(state))
         return True
 
     def _finish(self, pending: _Pending) -> None:
-        """Read what the device says of a step; write its rows if it has any."""
-        step, split = pending.step, self._program.split
-        snapshots = split(jax.device_get(pending.snapshot))
-        self._note_divergence(pending, snapshots)
-        ends = [record.diverged for record in self._records]
-        if None not in ends:
-            raise NonFiniteLoss(max(end for end in ends if end is not None))
-        self._finished.append((time.perf_counter(), step))
-        self._bar.update(step - self._bar.n)
-        if step not in self._schedule.rows:
-            return
-        outcomes = split(jax.device_get(pending.outcome)) if pending.outcome else [None] * len(ends)
-        timings = {"steps_per_second": self._steps_per_second()}
-        timings |= profiling.compiles().since(self._compiled)
-        said = [
-            record.write(step, snapshot, outcome, timings)
-            for record, snapshot, outcome in zip(self._records, snapshots, outcomes, strict=True)
-            if record.diverged is None
-        ]
-        self._show(said)
-
-    def _note_divergence(self, pending: _Pending, snapshots: Sequence[dict[str, Any]]) -> None:
-        """Tell the records that diverged in a chunk at which step they did.
-
-        The state says the step where it was the loss, its gradient or the rates. Where parameters
-        themselves overflowed, which a step does not look for, that step is found by a replay.
-        """
-        lost = {
-            number: int(snapshot["step"])
-            for number, snapshot in enumerate(snapshots)
-            if not snapshot["finite"] and self._records[number].diverged is None
-        }
-        # The square of what is finite may overflow too: then the replay comes to the same step.
-        unsure = [n for n in lost if not np.isfinite(snapshots[n]["param_norm"])]
-        if unsure:
-            lost |= self._replay(pending.before, pending.step, unsure)
-        for number, step in lost.items():
-            self._records[number].diverge(step)
-
-    def _replay(self, before: int, until: int, numbers: Sequence[int]) -> dict[int, int]:
-        """Train a chunk again step by step; returns the steps whose updates were not finite.
-
-        Args:
-          before: where the chunk began; everything was finite there.
-          until: where it ended.
-          numbers: of the records to look at.
-        """
-        program = self._program
-        with jax.transfer_guard("allow"):
-            state, step = self._latest()
-        if step < before:
-            state = self._advance(state, before - step)
-        found: dict[int, int] = {}
-        for step in range(before, until):
-            state = self._advance(state, 1)
-            snapshots = program.split(jax.device_get(program.snapshot(state, program.hyper)))
-            for number in numbers:
-                if not snapshots[number]["finite"]:
-                    found.setdefault(number, step)
-            if len(found) == len(numbers):
-                break
-        return found
-
-    def _latest(self) -> tuple[TrainState, int]:
-        """The newest saved state and its step; what training began with where there is none."""
-        self._resumes.wait()
-        newest = max(self._resumes.steps, default=NEVER)
-        if self._start and self._start.step > newest:
-            return states.placed(self._start.state, self._program.like), self._start.step
-        if newest == NEVER:
-            return self._program.init(self._program.init_key), 0
-        like = {"state": self._program.like, "first_correct": self._first_correct()}
-        state: TrainState = self._resumes.restore(newest, like)["state"]
-        return state, newest
-
-    def _advance(self, state: TrainState, count: int) -> TrainState:
-        program = self._program
-        steps = sharding.put_scalar(count, program.whole)
-        after: TrainState = program.advance(
-            state, program.rows, program.hyper, program.stream_key, steps
-        )
-        return after
+        """Wait for the results of a chunk, and write them."""
+        results = jax.device_get(pending.results)
+        self._read.append((time.perf_counter(), pending.step))
+        speed = self._steps_per_second()
+        chunk = Chunk(pending.before, pending.step, results, speed, self._read_newest)
+        self._bar.move_to(pending.step, self._training.write(chunk))
 
     def _steps_per_second(self) -> float:
         """Over the last chunks, evaluations and saves included.
 
-        Not over the last one alone: where a device computes while it is being told to (CPUs do),
-        two chunks can be heard of in the same moment.
+        The last chunk alone does not tell: where a device computes while it is given work (a CPU
+        does), the results of two chunks can be read at the same moment.
         """
-        (then, before), (now, step) = self._finished[0], self._finished[-1]
+        (then, before), (now, step) = self._read[0], self._read[-1]
         return (step - before) / (now - then) if step > before else 0.0
-
-    def _show(self, said: Sequence[dict[str, float]]) -> None:
-        """Beside the bar: the newest loss and accuracies; of a population, the medians."""
-        for name in said[0]:
-            self._shown[name] = f"{np.median([values[name] for values in said]):.3f}"
-        if lost := len(self._records) - len(said):
-            self._shown["diverged"] = str(lost)
-        self._bar.set_postfix(self._shown)
 
 
 def _close(part: Any, error: BaseException | None) -> None:
-    """Close a part of a run; but after an error of its own a process must not wait for its peers.
+    """Close a part of the loop, unless a process failed alone: it must not wait for its peers.
 
-    A signal and divergence all processes leave with alike.
+    After a signal or divergence all processes close together.
     """
-    alike = error is None or isinstance(error, Interrupted | NonFiniteLoss)
-    if alike or not distributed.is_distributed():
+    together = error is None or isinstance(error, Interrupted | NonFiniteLoss)
+    if together or not distributed.is_distributed():
         part.close()

@@ -6,6 +6,7 @@ so that a population of trials that differ in them is a `vmap` of one update.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -35,23 +36,38 @@ def relative_rate(config: Any, horizon: int) -> optax.Schedule:
     Linear from 0 over `warmup_steps` (the first update has rate 0, as in HuggingFace's schedules),
     then `constant`, or `cosine` down to `final_fraction` at `horizon` steps.
     """
-    cooling = max(horizon - config.warmup_steps, 1)
+    return _relative_rate(config.schedule, config.warmup_steps, config.final_fraction, horizon)
+
+
+# optax's functions are equal only if they are the same object. Equal settings get the same object,
+# so that equal recipes are equal and their programs are compiled once.
+@functools.lru_cache(maxsize=64)
+def _relative_rate(
+    schedule: str, warmup_steps: int, final_fraction: float, horizon: int
+) -> optax.Schedule:
+    cooling = max(horizon - warmup_steps, 1)
     after = (
         optax.constant_schedule(1.0)
-        if config.schedule == "constant"
-        else optax.cosine_decay_schedule(1.0, cooling, alpha=config.final_fraction)
+        if schedule == "constant"
+        else optax.cosine_decay_schedule(1.0, cooling, alpha=final_fraction)
     )
-    if not config.warmup_steps:
+    if not warmup_steps:
         return after
-    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def preconditioner(config: Any) -> optax.GradientTransformation:
     """Clipping by global norm, then Adam's direction (Loshchilov & Hutter 2019, algorithm 2)."""
+    return _preconditioner(config.clip_norm, config.b1, config.b2, config.eps)
+
+
+@functools.lru_cache(maxsize=64)
+def _preconditioner(
+    clip_norm: float, b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.clip_by_global_norm(clip_norm), optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     )
 
 

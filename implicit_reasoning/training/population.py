@@ -18,12 +18,13 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
@@ -33,12 +34,13 @@ from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.runtime.mapping import mapped
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
-from implicit_reasoning.training import directory, optimizer, setup, states
+from implicit_reasoning.training import directory, optimizer, saved_states, setup
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
-from implicit_reasoning.training.loop import NonFiniteLoss, Trainer
+from implicit_reasoning.training.loop import NonFiniteLoss
+from implicit_reasoning.training.models import ModelTraining
 from implicit_reasoning.training.record import Record
-from implicit_reasoning.training.step import TrainingRows, TrainState
+from implicit_reasoning.training.step import Recipe, TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
 
 VARIED = (
@@ -109,7 +111,7 @@ def train_population(
     ]
     with contextlib.ExitStack() as stack:
         for trial in trials:
-            stack.enter_context(directory.exclusive(trial.files))
+            stack.enter_context(directory.exclusive(trial.files.workdir))
         stack.enter_context(distributed.exit_if_peer_lost())
         for trial in trials:
             directory.check_numerics(trial.files.workdir, read_starts(trial.files.provenance))
@@ -118,9 +120,9 @@ def train_population(
             directory.begin(trial.files, trial.config, trial.dataset)
             if distributed.is_primary():
                 begin_row(trial.files, files.workdir, row, start.step if start else 0)
-        trainer = Trainer(program, records, files, start=start, title=title)
+        training = ModelTraining(program, records, files, start=start)
         with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
-            trainer.run(stop, shutdown)
+            training.loop(title).run(stop, shutdown)
     return records
 
 
@@ -131,9 +133,9 @@ def _scorings(trials: Sequence[Trial]) -> dict[int, Scoring]:
     }
 
 
-def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | None:
+def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Start | None:
     """Where the trials are; None where none has begun."""
-    saved = [states.newest(trial.files) for trial in trials]
+    saved = [saved_states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
     if not found:
         return None
@@ -141,7 +143,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         raise InputError("the trials of a population must have been saved at one step")
     start, damage = None, None
     try:
-        start = states.read(found, program.like, stacked=True)
+        start = saved_states.read(found, program.like, stacked=True)
     except Damaged as error:
         damage = error
     if distributed.allgather(np.array([damage is None], np.float32)).all():
@@ -152,12 +154,15 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> states.Start | No
         said = damage or "a state of the trials cannot be read by another process"
         raise InputError(f"{said}; move it away to go on from the one before it")
     for trial, each in zip(trials, found, strict=True):
-        if each.folder / str(each.step) == damage.folder and len(states.every(trial.files)) == 1:
+        if (
+            each.folder / str(each.step) == damage.folder
+            and len(saved_states.every(trial.files)) == 1
+        ):
             raise InputError(
                 f"no state of {trial.files.workdir} can be read; remove that folder to train it "
                 "again from step 0"
             )
-    states.set_aside(damage.folder)
+    saved_states.set_aside(damage.folder)
     raise damage
 
 
@@ -183,7 +188,6 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     recipe = dataclasses.replace(recipes[0], batch_sharding=by_rows)
     filled = [*trials, *[trials[0]] * (-len(trials) % devices)]
     whole, by_trial = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("trial"))
-    dealt = functools.partial(mapped, mesh=mesh if devices > 1 else None)
 
     datasets = list({id(trial.dataset): trial.dataset for trial in filled}.values())
     number = [next(n for n, d in enumerate(datasets) if d is trial.dataset) for trial in filled]
@@ -194,6 +198,39 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     seeds = jnp.array([trial.config.seed for trial in filled], jnp.int32)
     init_keys, stream_keys = jax.jit(jax.vmap(setup.keys), out_shardings=by_trial)(seeds)
     hypers = [optimizer.hyper(trial.config.optimizer) for trial in filled]
+    functions = _functions(recipe, mesh, bool(config.mesh.fsdp), len(filled))
+    return setup.Program(
+        recipe=recipe,
+        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
+        hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
+        init_key=init_keys,
+        stream_key=stream_keys,
+        whole=whole,
+        like=functions.like,
+        init=functions.init,
+        advance=functions.advance,
+        snapshot=functions.snapshot,
+        evaluate=lambda params: functions.evaluate(params, probes, chunks),
+        split=lambda tree: [_row(tree, number) for number in range(len(trials))],
+        stack=np.stack,
+    )
+
+
+class _Functions(NamedTuple):
+    """As `setup.Functions`, with evaluation."""
+
+    like: Any
+    init: Wrapped
+    advance: Wrapped
+    snapshot: Wrapped
+    evaluate: Wrapped
+
+
+@functools.lru_cache(maxsize=setup.MAX_KEPT_PROGRAMS)
+def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
+    """The same functions for equal programs of `count` trials, see `setup`."""
+    whole = sharding.replicated(mesh)
+    dealt = functools.partial(mapped, mesh=mesh if mesh.shape["trial"] > 1 else None)
 
     def init(keys: Any) -> TrainState:
         state: TrainState = dealt(recipe.init, keys)
@@ -219,24 +256,15 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
         found: Outcome = dealt(one, (params, chunks), shared=(probes,))
         return found
 
-    shapes = jax.eval_shape(init, init_keys)
+    shapes = jax.eval_shape(lambda: init(jax.vmap(jax.random.key)(jnp.arange(count))))
     split = setup.mesh_axes(recipe.model)
-    places = sharding.tree_shardings(mesh, shapes, split, fsdp=config.mesh.fsdp, stacked=True)
-    asked = jax.jit(evaluate, out_shardings=whole)
-    return setup.Program(
-        recipe=recipe,
-        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
-        hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
-        init_key=init_keys,
-        stream_key=stream_keys,
-        whole=whole,
+    places = sharding.tree_shardings(mesh, shapes, split, fsdp=fsdp, stacked=True)
+    return _Functions(
         like=setup.placed(shapes, places),
         init=jax.jit(init, out_shardings=places),
         advance=jax.jit(advance, donate_argnums=0, out_shardings=places),
         snapshot=jax.jit(snapshot, out_shardings=whole),
-        evaluate=lambda params: asked(params, probes, chunks),
-        split=lambda tree: [_row(tree, number) for number in range(len(trials))],
-        stack=np.stack,
+        evaluate=jax.jit(evaluate, out_shardings=whole),
     )
 
 

@@ -87,7 +87,7 @@ class Record:
         """Note this start, at `step` (-1: nothing has happened yet), and drop later rows."""
         if not distributed.is_primary():
             return
-        directory.record_start(self.files, max(step, 0))
+        directory.record_start(self.files.provenance, max(step, 0))
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
         if self.config.writers.tensorboard:
             rows = self._metrics.rows
@@ -178,5 +178,5 @@ def add_intervals(run: Run) -> None:
     params = jax.tree.map(lambda leaf: leaf[0], run.params([kept[-1]["step"]]))
     correct = evaluation.correct(evaluation.launch(params))
     kept[-1].update(evaluation.intervals.columns(correct))
-    with directory.exclusive(files), atomic_write(files.metrics) as file:
+    with directory.exclusive(files.workdir), atomic_write(files.metrics) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

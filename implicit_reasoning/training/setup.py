@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
+
+MAX_KEPT_PROGRAMS = 8
+"""Programs whose compiled functions a process keeps, of models and of populations each."""
 
 
 def check_config(config: ConfigDict) -> None:
@@ -142,10 +146,9 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
     """
     mesh = sharding.make_mesh(config.mesh)
     whole, recipe = sharding.replicated(mesh), make_recipe(config, dataset, mesh)
-    init_key, stream_key = jax.jit(lambda: keys(config.seed), out_shardings=whole)()
-    shapes = jax.eval_shape(recipe.init, init_key)
-    split = mesh_axes(recipe.model)
-    places = sharding.tree_shardings(mesh, shapes, split, fsdp=config.mesh.fsdp)
+    seed = sharding.put_scalar(config.seed, whole)
+    init_key, stream_key = jax.jit(keys, out_shardings=whole)(seed)
+    functions = _functions(recipe, mesh, config.mesh.fsdp)
     return Program(
         recipe=recipe,
         rows=jax.device_put(training_rows(dataset), whole),
@@ -153,13 +156,35 @@ def make_program(config: ConfigDict, dataset: Dataset) -> Program:
         init_key=init_key,
         stream_key=stream_key,
         whole=whole,
-        like=placed(shapes, places),
-        init=jax.jit(recipe.init, out_shardings=places),
-        advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
-        snapshot=jax.jit(recipe.snapshot, out_shardings=whole),
+        like=functions.like,
+        init=functions.init,
+        advance=functions.advance,
+        snapshot=functions.snapshot,
         evaluate=asking(recipe.model, dataset, whole),
         split=lambda tree: [tree],
         stack=lambda arrays: arrays[0],
+    )
+
+
+class Functions(NamedTuple):
+    """The compiled functions of a `Program`, and what they say of the state; no arrays."""
+
+    like: Any
+    init: Wrapped
+    advance: Wrapped
+    snapshot: Wrapped
+
+
+@functools.lru_cache(maxsize=MAX_KEPT_PROGRAMS)
+def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool) -> Functions:
+    """The same functions for equal programs, which are then traced and compiled once a process."""
+    shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
+    places = sharding.tree_shardings(mesh, shapes, mesh_axes(recipe.model), fsdp=fsdp)
+    return Functions(
+        like=placed(shapes, places),
+        init=jax.jit(recipe.init, out_shardings=places),
+        advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),
+        snapshot=jax.jit(recipe.snapshot, out_shardings=sharding.replicated(mesh)),
     )
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, flatten, load_config, schema_faults
 from implicit_reasoning.dictionaries import fields as dictionary_fields
-from implicit_reasoning.dictionaries.steps import Settings
+from implicit_reasoning.dictionaries.steps import TrainingSettings
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Layout, default_config, fields
@@ -171,7 +171,7 @@ def test_the_schema_has_every_field_there_is():
     named = set(flatten(config))
     assert named == set(dictionary_fields.FIELDS)
     training = {key for key in named if key.startswith("training.")}
-    assert training == {f"training.{name}" for name in Settings.__dataclass_fields__}
+    assert training == {f"training.{name}" for name in TrainingSettings.__dataclass_fields__}
 
 
 @pytest.mark.parametrize("kind", ["train", "plan", "world", "sweep"])
@@ -205,7 +205,7 @@ def test_a_sweep_of_such_a_configuration_is_refused():
     [
         ("sparsity", (4.0,), "sparsity is not a field; did you mean sparsities?"),
         ("training__lerning_rate", 1e-3, "did you mean training.learning_rate?"),
-        ("training__warmup", 5, "did you mean training.warm_up?"),
+        ("training__warmup", 5, "did you mean training.warmup_steps?"),
         ("normalise", True, "did you mean normalize?"),
         ("width", "512", "width is '512'; it must be between"),
         ("sparsities", 4.0, "sparsities is 4.0; it must be a tuple"),
@@ -222,7 +222,7 @@ def test_dictionaries_have_a_schema_too(key, value, said):
 
 def test_missing_fields_of_dictionaries_are_named():
     config = load_config(DEFAULTS).unlock()
-    del config.width, config.options, config.training.beta1  # the last has a default
+    del config.width, config.options, config.training.b1  # the last has a default
     with pytest.raises(InputError) as caught:
         dictionary_fields.check_config(config)
     assert str(caught.value).endswith("trained: width is missing; options is missing")

@@ -13,9 +13,9 @@ SMALL = {
     "log_every": 10,
     "resume_every": 20,
     "training.steps": 40,
-    "training.batch": 64,
-    "training.warm_up": 5,
-    "training.decay": 10,
+    "training.batch_size": 64,
+    "training.warmup_steps": 5,
+    "training.decay_steps": 10,
     "training.dead_after": 100,
     "training.learning_rate": 0.01,
 }

@@ -1,9 +1,10 @@
 """Numbers of a configuration that cannot be, refused before anything is written."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from implicit_reasoning.analysis import InMemory
-from implicit_reasoning.dictionaries import plan
+from implicit_reasoning.dictionaries import fields, plan
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.errors import InputError
@@ -51,9 +52,9 @@ def run():
         ({"log_every": 0}, "log_every is 0"),
         ({"resume_every": -1}, "resume_every is -1"),
         ({"training__steps": 0}, "training.steps is 0"),
-        ({"training__batch": 0}, "training.batch is 0"),
+        ({"training__batch_size": 0}, "training.batch_size is 0"),
         ({"training__learning_rate": -1e-3}, "training.learning_rate is -0.001"),
-        ({"training__beta2": 1.0}, "training.beta2 is 1.0"),
+        ({"training__b2": 1.0}, "training.b2 is 1.0"),
         ({"name": "../other"}, "name is '../other'; it must be the name of a folder"),
         ({"name": ""}, "name is ''"),
     ],
@@ -80,3 +81,15 @@ def test_a_finished_one_with_more_active_features_than_there_are_says_so():
     with pytest.raises(InputError, match="k is 7, more than the 6 features"):
         InferenceDictionary(Autoencoder(4, 4, 6), "topk", 7)
     InferenceDictionary(Autoencoder(4, 4, 6), "topk", 6)
+
+
+def test_old_names_of_fields_are_read():
+    """Those of configurations from before 2026-11-29."""
+    now = config(training__b2=0.99)
+    plain = now.to_dict()
+    old = {new: old for old, new in fields._RENAMED.items()}
+    plain["training"] = {old.get(name, name): value for name, value in plain["training"].items()}
+    assert {"warm_up", "beta1", "beta2", "clip", "batch", "decay"} < plain["training"].keys()
+    read, renamed = fields.with_current_names(ConfigDict(plain))
+    assert read.to_dict() == now.to_dict() and renamed == fields._RENAMED
+    assert fields.with_current_names(now) == (now, {})

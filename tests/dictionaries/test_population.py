@@ -17,13 +17,26 @@ from implicit_reasoning.dictionaries.population import (
     make_members,
     stack_pools,
 )
-from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, Settings, State, batch_of
+from implicit_reasoning.dictionaries.steps import (
+    Lot,
+    Pool,
+    Recipe,
+    State,
+    TrainingSettings,
+    batch_of,
+)
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, ReLU, TopK
 
 DATA = Synthetic(n_directions=24, width=12, mean_active=2.0)
-SETTINGS = Settings(
-    steps=200, batch=64, learning_rate=1e-2, warm_up=5, decay=10, sparsity_warm_up=8, dead_after=4
+SETTINGS = TrainingSettings(
+    steps=200,
+    batch_size=64,
+    learning_rate=1e-2,
+    warmup_steps=5,
+    decay_steps=10,
+    sparsity_warmup_steps=8,
+    dead_after=4,
 )
 
 
@@ -93,7 +106,7 @@ def test_how_steps_are_cut_does_not_matter_and_compiles_nothing(variant, sparsit
 
 
 def test_the_learning_rate_rises_and_falls():
-    settings = Settings(steps=40, learning_rate=3e-3, warm_up=5, decay=10)
+    settings = TrainingSettings(steps=40, learning_rate=3e-3, warmup_steps=5, decay_steps=10)
     rates = jax.jit(jax.vmap(settings.rate))(np.array([0, 4, 20, 35, 39]))
     np.testing.assert_allclose(rates, np.array([0.2, 1, 1, 0.5, 0.1]) * 3e-3, rtol=1e-6)
 
@@ -113,7 +126,10 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
     @jax.jit
     def begun(whole):
         lot = Lot(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
-        recipes = [Recipe(dictionary, Settings(batch=64, bias_at_mean=m)) for m in (True, False)]
+        recipes = [
+            Recipe(dictionary, TrainingSettings(batch_size=64, bias_at_mean=m))
+            for m in (True, False)
+        ]
         drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
         return [recipe.begin(lot).params["b_dec"] for recipe in recipes], drawn.mean(0)
 
@@ -130,14 +146,16 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
     ],
 )
 def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(kind):
-    settings = Settings(steps=10, batch=32, unit_decoder=True, dead_after=0, resample_every=4)
+    settings = TrainingSettings(
+        steps=10, batch_size=32, unit_decoder=True, dead_after=0, resample_every=4
+    )
     made = population(TopK(most=2), (1.0, 1.0), kind=kind, settings=settings)
     norms = jax.jit(jax.vmap(kind.norms))
     state, _ = made.advance(made.begin(), 0, 3)
     np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
-    assert (np.asarray(state.idle) > 0).any()
+    assert (np.asarray(state.steps_since_fired) > 0).any()
     state, _ = made.advance(state, 3, 1)
-    assert (np.asarray(state.idle) == 0).all()
+    assert (np.asarray(state.steps_since_fired) == 0).all()
     np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
 
 
@@ -154,20 +172,22 @@ def resampled(recipe, state, pool, key):
 
 
 def with_dead(variant, kind, n_dead=5):
-    made = population(variant, (0.05, 0.05), kind=kind, settings=Settings(batch=64, dead_after=9))
+    made = population(
+        variant, (0.05, 0.05), kind=kind, settings=TrainingSettings(batch_size=64, dead_after=9)
+    )
     state = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.begin()))
     pool = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.pools))
     idle = np.where(np.arange(32) < n_dead, 50, 0).astype(np.int32)
     clip, adam = state.adam
     adam = adam._replace(mu=jax.tree.map(np.ones_like, adam.mu))
-    return made.recipe, state._replace(idle=idle, adam=(clip, adam)), pool
+    return made.recipe, state._replace(steps_since_fired=idle, adam=(clip, adam)), pool
 
 
 @pytest.mark.parametrize("kind", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
 def test_resampling_replaces_the_dead_and_nobody_else(kind):
     recipe, state, pool = with_dead(ReLU(), kind)
     new = jax.device_get(resampled(recipe, state, pool, jax.random.key(3)))
-    assert (new.idle == 0).all()
+    assert (new.steps_since_fired == 0).all()
     dead = np.arange(32) < 5
     rows_of = jax.jit(kind.rows)
     rows = [np.asarray(rows_of(s.params)) for s in (state, new)]
@@ -236,7 +256,7 @@ def test_the_layout_of_what_a_run_is_resumed_from_has_not_changed():
     for moment in ("mu", "nu"):
         for name, shape in params.items():
             expected[f".adam[1].{moment}['{name}']"] = shape, "float32"
-    expected |= {".idle": ((32,), "int32"), ".threshold": ((), "float32")}
+    expected |= {".steps_since_fired": ((32,), "int32"), ".threshold": ((), "float32")}
     found = {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
     assert found == {name: ((4, *shape), dtype) for name, (shape, dtype) in expected.items()}
-    assert State._fields == ("params", "adam", "idle", "threshold")
+    assert State._fields == ("params", "adam", "steps_since_fired", "threshold")

@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import Recipe, Settings
+from implicit_reasoning.dictionaries.steps import Recipe, TrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.dictionaries.variants import (
     BatchTopK,
@@ -41,12 +41,12 @@ def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES)
     x = data.states(keys[1], directions, states)
     # A penalty rises slowly, so that directions are found before any is given up; features count as
     # dead early, as there is little time to use them.
-    settings = Settings(
+    settings = TrainingSettings(
         steps=steps,
-        batch=1024,
+        batch_size=1024,
         learning_rate=rate,
-        decay=steps // 4,
-        sparsity_warm_up=steps // 2,
+        decay_steps=steps // 4,
+        sparsity_warmup_steps=steps // 2,
         dead_after=100,
     )
     kind = Autoencoder(data.width, data.width, width)

@@ -1,6 +1,5 @@
 """A set of dictionaries of a run: trained, resumed to the same bits, kept, opened, measured."""
 
-import contextlib
 import json
 from functools import partial
 
@@ -20,9 +19,9 @@ from implicit_reasoning.dictionaries.steps import Lot, Pool
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 from tests.dictionaries.planted import trace_only, untrained
 from tests.dictionaries.small import SITE, SMALL, config
+from tests.training.stopping import stopped_after
 
 READ, WRITTEN = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
 
@@ -65,24 +64,6 @@ def test_they_are_opened_as_they_were_kept(run, made):
     same(again, made)
 
 
-def stopping(monkeypatch, after):
-    """A signal comes when training asks for the so-many-th time."""
-
-    class Later(ShutdownRequest):
-        asked = 0
-
-        def __bool__(self):
-            self.asked += 1
-            self.number = 15 if self.asked > after else 0
-            return self.number != 0
-
-    @contextlib.contextmanager
-    def shutdown_requests():
-        yield Later()
-
-    monkeypatch.setattr(train_module, "shutdown_requests", shutdown_requests)
-
-
 @pytest.mark.parametrize(
     ("start", "stops"),
     [
@@ -97,10 +78,8 @@ def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops
     whole = made if start == "cold" else train_dictionaries(run, warm)
     asked = config(name=f"stopped_{start}", start=start)
     for after in stops:
-        with monkeypatch.context() as patched:
-            stopping(patched, after)
-            with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
-                train_dictionaries(run, asked)
+        with stopped_after(monkeypatch, train_module, after):
+            train_dictionaries(run, asked)
         with pytest.raises(InputError, match="no finished dictionaries"):
             load(run, f"stopped_{start}")
     same(train_dictionaries(run, asked), whole)
@@ -159,7 +138,7 @@ def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
     ],
 )
 def test_every_kind_takes_two_steps(run, kind):
-    short = {"training__steps": 2, "training__warm_up": 0, "training__decay": 0}
+    short = {"training__steps": 2, "training__warmup_steps": 0, "training__decay_steps": 0}
     asked = of_kind(kind, checkpoints=2 if kind == "crosscoder" else 1, name=f"two_{kind}", **short)
     found = train_dictionaries(run, asked)
     assert all(np.isfinite(value).all() for value in found.params.values())
@@ -224,7 +203,7 @@ def test_every_variant_is_made_from_its_name_and_steps(run, variant):
 def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
     with pytest.raises(InputError, match=r"holds other dictionaries \(width was 24, is 25\)"):
         train_dictionaries(run, config(width=25))
-    monkeypatch.delattr(train_module, "_Training")  # nothing is to be trained
+    monkeypatch.delattr(train_module, "DictionaryTraining")  # nothing is to be trained
     shown = config(progress=True, log_every=3, resume_every=7)  # what may differ
     same(train_dictionaries(run, shown), made)
 

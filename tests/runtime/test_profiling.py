@@ -10,7 +10,7 @@ from implicit_reasoning.__main__ import main
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.profiling import Compiles, Profile, compiles
-from implicit_reasoning.training import train
+from implicit_reasoning.training import setup, train
 from implicit_reasoning.training.step import Recipe
 from tests import shared
 from tests.training.tiny import TINY, assert_same_run, tiny
@@ -21,7 +21,15 @@ def run():
     return Run(shared.finished())
 
 
-def test_a_start_traces_and_compiles_the_step_once(tmp_path, monkeypatch):
+@pytest.fixture
+def fresh():
+    """No function of an earlier test is reused, and none of this one later."""
+    setup._functions.cache_clear()
+    yield
+    setup._functions.cache_clear()
+
+
+def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeypatch):
     """Over chunks of many lengths, evaluations and saves, from a new state or a restored one."""
     traced, original = [], Recipe.run
     compiled = []
@@ -36,9 +44,14 @@ def test_a_start_traces_and_compiles_the_step_once(tmp_path, monkeypatch):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     monkeypatch.setattr(Recipe, "run", run)
-    for starts, stop in ((1, 33), (2, 60)):
+    for stop in (33, 60):
         train(tiny(), tmp_path / "run", stop_at=stop)
-        assert len(traced) == len(compiled) == starts
+        assert len(traced) == len(compiled) == 1
+    # Of another seed, world and rate it is the same program; of another shape it is not.
+    train(tiny(seed=1, optimizer__learning_rate=1e-4), tmp_path / "other", stop_at=1)
+    assert len(traced) == len(compiled) == 1
+    train(tiny(batch_size=8), tmp_path / "smaller", stop_at=1)
+    assert len(traced) == len(compiled) == 2
 
 
 def test_rows_say_how_much_was_compiled_and_when(run):

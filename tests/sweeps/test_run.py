@@ -22,6 +22,7 @@ from implicit_reasoning.sweeps.directory import read_journal
 from implicit_reasoning.sweeps.launchers.base import reached
 from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
 from implicit_reasoning.training import directory
+from implicit_reasoning.training.loop import ResumableLoop
 from tests import shared
 from tests.disks import grow, read_only, small_disk
 from tests.training.tiny import LONG, tiny
@@ -169,17 +170,15 @@ def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
     trials = [{"seed": 0, **lost}, {"seed": 1, **lost, "optimizer.learning_rate": 1e-3}]
     sweep = make_sweep(tiny(resume_every=10), trials)
     wish_from = {"step": None}
-    from implicit_reasoning.training.loop import Trainer
-
-    original = Trainer._agree
+    original = ResumableLoop._agree
 
     def stop_once_one_is_lost(self, wish):
-        if any(record.diverged for record in self._records) and wish_from["step"] is None:
+        if any(record.diverged for record in self._training.records) and wish_from["step"] is None:
             wish_from["step"], wish.number = True, int(signal.SIGTERM)
         return original(self, wish)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_agree", stop_once_one_is_lost)
+        patch.setattr(ResumableLoop, "_agree", stop_once_one_is_lost)
         with pytest.raises(SweepInterrupted, match="0 of 2 trials are done"):
             run_sweep(sweep, tmp_path, launcher="vmap")
     states = {status.state for status in read_journal(SweepLayout(tmp_path)).values()}
@@ -350,7 +349,7 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
 
 def is_free(files):
     try:
-        with directory.exclusive(files):
+        with directory.exclusive(files.workdir):
             return True
     except InputError:
         return False

@@ -1,157 +1,220 @@
-"""What a run leaves behind, and what it says when it cannot go on."""
+"""The loop that trains models and dictionaries: order of events, and faults handled alike."""
 
-import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.dictionaries import train as dictionary_module
+from implicit_reasoning.dictionaries import train_dictionaries
+from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Checkpoints, Run
-from implicit_reasoning.runtime.sharding import make_mesh
-from implicit_reasoning.training import NonFiniteLoss, train
-from implicit_reasoning.training.evaluation import NEVER, Evaluation
-from implicit_reasoning.training.setup import make_recipe
-from implicit_reasoning.worlds.spelling import END_TOKEN
+from implicit_reasoning.runs import Run
+from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.runtime.locks import exclusive_lock
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
+from implicit_reasoning.training import models, train
+from implicit_reasoning.training.loop import NOT_BEGUN, ResumableLoop
 from tests import shared
+from tests.dictionaries.small import SITE, config
+from tests.disks import small_files
+from tests.training.stopping import RequestAfter, stopped_after
 from tests.training.tiny import tiny
 
-
-@pytest.fixture(scope="module")
-def run():
-    return Run(shared.finished())
+# Order of events ---------------------------------------------------------------------------------
 
 
-def test_the_run_directory_is_as_the_plan_lays_it_out(run):
-    present = {p.name for p in run.files.workdir.iterdir()}
-    assert present == {
-        *(".lock", "config.json", "world.npz", "provenance.json", "metrics.jsonl"),
-        *("tensorboard", "checkpoints", "resume", "first_correct.npz"),
-    }
-    assert run.steps == (0, 1, 2, 4, 8, 16, 25, 50, 60)
-    assert sorted(p.name for p in run.files.resume.iterdir()) == ["40", "60"]
+class Counting:
+    """A `Training` whose state is a number that goes up; it notes what the loop asks of it."""
+
+    steps = 30
+
+    def __init__(self, begins_at=NOT_BEGUN):
+        self.begins_at, self.calls = begins_at, []
+
+    def init(self):
+        return jax.device_put(np.int32(max(self.begins_at, 0)))
+
+    def restore(self, step, read):
+        self.calls.append(f"restore {step}")
+        return read({"count": jax.ShapeDtypeStruct((), np.int32)})["count"]
+
+    def saved(self, state):
+        return {"count": state}
+
+    def open(self, step):
+        self.calls.append(f"open at {step}")
+
+    def close(self):
+        self.calls.append("close")
+
+    def chunk_end(self, step, count):
+        return (step // 5 + 1) * 5
+
+    def advance(self, state, step, count):
+        self.calls.append(f"advance to {step + count}")
+        return jax.jit(jnp.add)(state, jax.device_put(np.int32(count)))
+
+    def arrive(self, before, step, state):
+        self.calls.append(f"arrive at {step}")
+        return state
+
+    def write(self, chunk):
+        self.calls.append(f"write {chunk.step}")
+        assert int(chunk.results) == chunk.step
+        return {}
+
+    def keeps_at(self, step):
+        return step == 15
+
+    def resumes_at(self, step):
+        return step in (10, 20)
+
+    def keep(self, step, state, *, resumable):
+        self.calls.append(f"keep {step}" + " on disk" * resumable)
 
 
-def test_rows_are_where_the_schedule_says_and_hold_what_they_should(run):
-    rows = {row["step"]: row for row in run.metrics}
-    logged, evaluated = set(range(0, 61, 7)) | {60}, {0, 1, 2, 3, 4, 6, 8, *range(10, 61, 10)}
-    assert set(rows) == logged | evaluated
-    assert evaluated == {step for step, row in rows.items() if "accuracy/test_ii" in row}
-    for step, row in rows.items():
-        assert ("loss" in row) == (step > 0)
-        assert json.loads(json.dumps(row)) == row
+def run_loop(training, folder, stop=Counting.steps, request=None):
+    loop = ResumableLoop(training, folder / "resume", progress=False)
+    return int(loop.run(stop, ShutdownRequest() if request is None else request))
 
 
-def test_losses_are_means_over_the_steps_since_the_last_row(run):
-    """Against a run that writes a row for every step."""
-    every = Run(shared.finished(log_every=1))
-    losses = {row["step"]: row["loss"] for row in every.metrics if "loss" in row}
-    steps = [row["step"] for row in run.metrics]
-    for before, row in zip(steps, run.metrics[1:], strict=False):
-        mean = np.mean([losses[step] for step in range(before + 1, row["step"] + 1)])
-        assert row["loss"] == pytest.approx(mean, rel=1e-6)
+def test_results_are_read_one_chunk_late_but_before_anything_is_kept(tmp_path):
+    training = Counting()
+    assert run_loop(training, tmp_path, stop=20) == 20
+    assert training.calls == [
+        *("open at -1", "arrive at 0"),
+        *("advance to 5", "write 0", "arrive at 5"),
+        *("advance to 10", "write 5", "arrive at 10", "write 10", "keep 10 on disk"),
+        *("advance to 15", "arrive at 15", "write 15", "keep 15"),
+        *("advance to 20", "arrive at 20", "write 20", "keep 20 on disk"),
+        "close",
+    ]
+    assert numbered(tmp_path / "resume") == (10, 20)
 
 
-def test_first_correct_is_the_first_evaluation_that_was_right(run):
-    """Against the kept parameters, at the evaluations where there are some."""
-    found, evaluation = run.first_correct, Evaluation(run.model, run.dataset)
-    np.testing.assert_array_equal(found["row"], np.flatnonzero(run.dataset.probe))
-    evaluated = [row["step"] for row in run.metrics if "accuracy/test_ii" in row]
-    assert set(found["step"]) <= {NEVER, *evaluated}
-    both = [step for step in run.steps if step in evaluated]
-    assert both == [0, 1, 2, 4, 8, 50, 60]
-    for step in both:
-        params = jax.tree.map(lambda leaf: leaf[0], run.params([step]))
-        right = evaluation.correct(evaluation.launch(params))
-        # Recorded then or before; and who is recorded then was right, for the first time.
-        assert ((found["step"][right] >= 0) & (found["step"][right] <= step)).all()
-        assert right[found["step"] == step].all()
-    assert {0, 50, 60} <= set(found["step"])  # else nothing was learnt that could be recorded
+def test_at_the_end_everything_is_written_and_a_state_only_where_it_is_asked_for(tmp_path):
+    """Finished dictionaries take the place of the state."""
+    training = Counting()
+    assert run_loop(training, tmp_path) == 30
+    assert training.calls[-3:] == ["arrive at 30", "write 30", "close"]
+    assert numbered(tmp_path / "resume") == (10, 20)
 
 
-def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):
-    other_init = Run(shared.seed(1))
-    other_world = train(tiny(task__world_seed=1), tmp_path / "world", stop_at=0)
-    assert other_init.dataset.fingerprint() == run.dataset.fingerprint()
-    assert other_world.dataset.fingerprint() != run.dataset.fingerprint()
-    first = run.params([0])["embed"]["W_E"]
-    np.testing.assert_array_equal(other_world.params([0])["embed"]["W_E"], first)
-    assert (other_init.params([0])["embed"]["W_E"] != first).any()
+def test_the_newest_state_counts_unless_training_begins_with_a_newer_one(tmp_path):
+    with pytest.raises(Interrupted, match="SIGTERM: saved at step 15"):
+        run_loop(Counting(), tmp_path, request=RequestAfter(3))
+    resumed, newer = Counting(begins_at=10), Counting(begins_at=25)
+    run_loop(resumed, tmp_path, stop=15)
+    assert resumed.calls[:2] == ["restore 15", "open at 15"]
+    run_loop(newer, tmp_path)
+    assert newer.calls[:2] == ["open at 25", "advance to 30"]
 
 
-def test_what_was_kept_is_on_disk_before_the_run_can_resume_after_it(tmp_path, monkeypatch):
-    """Killed between the two saves, a run would never come by the kept step again."""
-    original, folder, seen = Checkpoints.save, tmp_path / "run" / "checkpoints", []
+def test_nothing_moves_between_host_and_device_unasked(tmp_path):
+    class Careless(Counting):
+        def advance(self, state, step, count):
+            return state + np.int32(count)
 
-    def save(self, step, tree):
-        if "state" in tree:  # a resume point; parameters alone are what is kept
-            due = {kept for kept in (0, 1, 2, 4, 8, 16, 25, 50, 60) if kept <= step}
-            seen.append({int(p.name) for p in folder.iterdir() if p.name.isdecimal()} >= due)
-        original(self, step, tree)
-
-    monkeypatch.setattr(Checkpoints, "save", save)
-    train(tiny(), tmp_path / "run")
-    assert seen == [True, True, True]
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run_loop(Careless(), tmp_path)
 
 
-def test_divergence_names_its_step_and_keeps_what_was_whole(tmp_path):
-    config = tiny(optimizer__learning_rate=1e30)
-    with pytest.raises(NonFiniteLoss, match="not finite at step") as caught:
-        train(config, tmp_path / "run")
-    run = Run(tmp_path / "run")
-    step = caught.value.step
-    assert 0 < step < 60
-    assert run.steps and max(run.steps) <= step
-    assert all(np.isfinite(leaf).all() for leaf in run.params()["embed"].values())
-    assert all(np.isfinite(row.get("loss", 0)) for row in run.metrics)
-    # Starting again gives the same answer, not a silent success.
-    with pytest.raises(NonFiniteLoss, match=f"at step {step};"):
-        train(config, tmp_path / "run")
+# Faults, for models and dictionaries alike -------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop_at", [-1, 61])
-def test_stopping_outside_the_run_is_refused(stop_at, tmp_path):
-    with pytest.raises(InputError, match=r"stop_at is -?\d+; it must be between 0 and steps = 60"):
-        train(tiny(), tmp_path / "run", stop_at=stop_at)
-    assert not (tmp_path / "run").exists()
+class Case(NamedTuple):
+    """Something to train.
+
+    Attributes:
+      folder: that is locked, and has `resume/`.
+      train: from the newest state to the end; returns parameters.
+      module: that listens for signals.
+    """
+
+    folder: object
+    train: Callable
+    module: object
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"task__phi": 99.0}, "phi"),
-        ({"model__n_heads": 3}, "does not divide"),
-        ({"order": "random"}, "order is 'random'"),
-        ({"optimizer__schedule": "linear"}, "schedule is 'linear'"),
-        ({"mesh__data": 7}, "mesh"),
-        ({"log_every": 0}, "log_every is 0"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(change, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        train(tiny(**change), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def case_of(kind, folder):
+    if kind == "model":
+        return Case(folder, lambda: train(tiny(), folder).params(), models)
+    if not folder.exists():
+        shared.finished_copy(folder)
+    run, asked = Run(folder), config(name="small", read=(SITE,), sparsities=(2.0,))
+    files = Files.of(run, "small")
+    return Case(files.folder, lambda: train_dictionaries(run, asked).params, dictionary_module)
 
 
-@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
-def test_the_published_settings_train_too(dropout, tmp_path):
-    """Epoch order, end token, tied weights, dropout, loops, bfloat16: each is what is trained."""
-    config = tiny(
-        order="epochs",
-        task__end_token=True,
-        model__n_layers=1,
-        model__tied=True,
-        model__dropout=dropout,
-        model__n_loops=2,
-        model__dtype="bfloat16",
-        optimizer__schedule="constant",
-    )
-    run = train(config, tmp_path / "run")
-    recipe = make_recipe(config, run.dataset, make_mesh(config.mesh))
-    assert (recipe.order, recipe.dropout) == ("epochs", dropout)
-    assert (recipe.model.spec.dtype, recipe.model.spec.depth) == ("bfloat16", 2)
-    assert END_TOKEN in run.dataset.vocab and "unembed" not in run.params([60])
-    rows = [row for row in run.metrics if row["step"] > 5]
-    assert len({row["learning_rate"] for row in rows}) == 1
-    assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]  # it learns
-    assert run.model.spec.dtype == "float32" and run.model.spec.precision == "highest"
+@pytest.fixture(params=["model", "dictionaries"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def case(kind, tmp_path):
+    return case_of(kind, tmp_path / "run")
+
+
+@pytest.fixture
+def whole(kind):
+    """Parameters without any fault."""
+    if kind == "model":
+        return Run(shared.finished()).params()
+    return case_of(kind, shared.made_once("small_dictionaries", shared.finished_copy)).train()
+
+
+def assert_same(found, whole):
+    jax.tree.map(np.testing.assert_array_equal, dict(found), dict(whole))
+
+
+def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
+    with stopped_after(monkeypatch, case.module, 2):
+        case.train()
+    assert numbered(case.folder / "resume")
+    assert_same(case.train(), whole)
+
+
+def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkeypatch, capfd):
+    for _ in range(2):
+        with stopped_after(monkeypatch, case.module, 1):
+            case.train()
+    *_, before, newest = numbered(case.folder / "resume")
+    assert before < newest
+    [data] = (case.folder / "resume" / str(newest) / "default" / "d").iterdir()
+    data.write_bytes(data.read_bytes()[:100])
+    capfd.readouterr()
+    found = case.train()
+    said = [line for line in capfd.readouterr().err.splitlines() if "implicit_reasoning:" in line]
+    assert len(said) == 1 and said[0].endswith("; trying the one before it")
+    assert f"resume/{newest} cannot be read" in said[0]
+    assert_same(found, whole)
+
+
+def test_without_a_readable_state_it_says_how_to_begin_again(case, monkeypatch):
+    with stopped_after(monkeypatch, case.module, 1):
+        case.train()
+    for step in numbered(case.folder / "resume"):
+        (case.folder / "resume" / str(step) / "default" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no state in .*resume can be read; remove that folder"):
+        case.train()
+
+
+def test_a_second_process_is_refused_and_writes_nothing(case):
+    with (
+        exclusive_lock(case.folder, "not here"),
+        pytest.raises(InputError, match=r"another process is training.* in .*; wait for it, or"),
+    ):
+        case.train()
+    assert {path.name for path in case.folder.iterdir()} == {".lock"}
+
+
+def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
+    size = {"model": 15_000, "dictionaries": 6_000}[kind]  # less than a saved state has
+    with small_files(size), pytest.raises(OSError, match="File too large"):
+        case.train()
+    assert_same(case.train(), whole)

@@ -35,7 +35,7 @@ def files(tmp_path):
     """A run that has begun."""
     files, config = Layout(tmp_path / "run"), tiny()
     directory.begin(files, config, build(config.task))
-    directory.record_start(files, 0)
+    directory.record_start(files.provenance, 0)
     return files
 
 
@@ -88,14 +88,14 @@ def test_a_trial_of_a_population_neither(files, tmp_path):
 
 def test_dictionaries_neither(tmp_path):
     files, config = Files(tmp_path / "dictionaries"), dictionary_config()
-    train._note_start(files, config)  # nothing to go on from yet: whatever is set counts
+    train._begin(files, config)  # nothing to go on from yet: whatever is set counts
     with jax.threefry_partitionable(False):
-        train._note_start(files, config)
+        train._begin(files, config)
     (files.resume / "20").mkdir(parents=True)
     with pytest.raises(InputError, match="jax_threefry_partitionable = False, now True"):
-        train._note_start(files, config)
+        train._begin(files, config)
     with jax.threefry_partitionable(False):
-        train._note_start(files, config)
+        train._begin(files, config)
     starts = json.loads(files.provenance.read_text())
     assert [start["step"] for start in starts] == [0, 0, 20]
 

@@ -12,7 +12,7 @@ import pytest
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run, read_parts
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
-from implicit_reasoning.training import Interrupted, states, train
+from implicit_reasoning.training import Interrupted, saved_states, train
 from implicit_reasoning.training.population import Trial, train_population
 from implicit_reasoning.worlds import build
 from tests import shared
@@ -59,8 +59,10 @@ def test_each_trial_is_the_run_alone(alone, tmp_path):
 
 def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypatch):
     """All together to 20; then one alone and three, to 40; then all in another order."""
-    original, read = states.read_tree, []
-    monkeypatch.setattr(states, "read_tree", lambda *file: read.append(file) or original(*file))
+    original, read = saved_states.read_tree, []
+    monkeypatch.setattr(
+        saved_states, "read_tree", lambda *file: read.append(file) or original(*file)
+    )
     made = trials(tmp_path)
     train_population(made, Layout(tmp_path / "a"), 20, ShutdownRequest())
     train(made[0].config, made[0].files.workdir, stop_at=40)

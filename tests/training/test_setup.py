@@ -1,6 +1,8 @@
 """From a configuration to what training needs: refused in one go, or laid out exactly."""
 
 import dataclasses
+import gc
+import weakref
 from unittest.mock import Mock
 
 import jax
@@ -12,10 +14,12 @@ from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.sharding import make_mesh
+from implicit_reasoning.training import setup
 from implicit_reasoning.training.setup import (
     check_config,
     keys,
     make_model,
+    make_program,
     make_recipe,
     training_rows,
 )
@@ -139,6 +143,22 @@ def test_a_batch_is_shared_equally():
     two = Mock(spec=Mesh, shape={"trial": 1, "data": 2, "model": 1})  # this machine has one device
     with pytest.raises(InputError, match=r"batch_size is 15, which mesh.data = 2 does not divide"):
         make_recipe(config, dataset, two)
+
+
+def test_equal_programs_share_compiled_functions_and_no_data():
+    """Else each call of `train` traces for seconds; data that is kept would fill the memory."""
+    config, dataset = tiny(), build(tiny().task)
+    program = make_program(config, dataset)
+    alike = tiny(seed=3, task__world_seed=2, optimizer__learning_rate=0.1)
+    other = make_program(alike, build(alike.task))
+    assert other.advance is program.advance and other.init is program.init
+    for change in ({"optimizer__b1": 0.8}, {"optimizer__warmup_steps": 6}, {"log_every": 8}):
+        assert make_program(tiny(**change), dataset).advance is not program.advance
+    rows = weakref.ref(program.rows.tokens)
+    del program
+    gc.collect()
+    assert rows() is None
+    assert setup._functions.cache_info().maxsize == setup.MAX_KEPT_PROGRAMS
 
 
 def test_the_model_is_sized_for_its_dataset(dataset):

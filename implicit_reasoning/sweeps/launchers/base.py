@@ -15,7 +15,7 @@ from implicit_reasoning.runs import Layout
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, STOPPED, SweepLayout
-from implicit_reasoning.training import states
+from implicit_reasoning.training import saved_states
 
 _SAYS = "implicit_reasoning: "  # before what the commands say of an error
 
@@ -68,7 +68,7 @@ class Launcher(Protocol):
 
 def reached(files: Layout) -> int:
     """The step that a trial would go on from."""
-    saved = states.newest(files)
+    saved = saved_states.newest(files)
     return saved.step if saved else 0
 
 

@@ -33,7 +33,7 @@ from implicit_reasoning.sweeps.directory import (
     describe,
 )
 from implicit_reasoning.sweeps.launchers.base import Board, Work, reached
-from implicit_reasoning.training import directory, setup, states
+from implicit_reasoning.training import directory, saved_states, setup
 from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.loop import NonFiniteLoss
 from implicit_reasoning.training.population import Trial, make_mesh, shape_of, train_population
@@ -178,7 +178,7 @@ def _drop_old_states(files: SweepLayout) -> None:
         return
     for resume in files.populations.glob("*/resume"):
         members = read_json(_members(Layout(resume.parent)))
-        saved = [states.newest(files.trial(name)) for name in members]
+        saved = [saved_states.newest(files.trial(name)) for name in members]
         if all(each and each.folder != resume.resolve() for each in saved):
             shutil.rmtree(resume)
 

@@ -1,0 +1,30 @@
+"""Shutdown requests that come at a chosen moment, in place of signals."""
+
+import contextlib
+import signal
+
+import pytest
+
+from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
+
+
+class RequestAfter(ShutdownRequest):
+    """SIGTERM comes after the loop has asked so many times; it asks before every chunk of steps."""
+
+    def __init__(self, chunks):
+        self._left = chunks
+
+    @property
+    def number(self):
+        self._left -= 1
+        return 0 if self._left >= 0 else int(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stopped_after(monkeypatch, module, chunks):
+    """Training that starts in this block is stopped; `module` listens for signals."""
+    with monkeypatch.context() as patched:
+        request = RequestAfter(chunks)
+        patched.setattr(module, "shutdown_requests", lambda: contextlib.nullcontext(request))
+        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+            yield
