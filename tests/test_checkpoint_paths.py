@@ -16,7 +16,8 @@ from implicit_reasoning.runs.stores import read_tree
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
-from implicit_reasoning.training.population import Trial, train_population
+from implicit_reasoning.training.population import train_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from tests.dictionaries.small import config as dictionary_config
 from tests.training.tiny import tiny

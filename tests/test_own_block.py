@@ -152,12 +152,14 @@ def test_it_trains_and_its_checkpoints_reopen():
 PROGRAM = """
 import json, sys
 from implicit_reasoning.training import train
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.setup import make_program
 from tests.test_own_block import config
 
 placed = config(mesh__data=4, mesh__model=2, mesh__fsdp=True)
 run = train(placed, sys.argv[1])
-mixer = make_program(placed, run.dataset).like.params["blocks"]["0"]["mixer"]
+program = make_program(TrainingSettings.from_config(placed), run.dataset)
+mixer = program.like.params["blocks"]["0"]["mixer"]
 split = {name: list(leaf.sharding.spec) for name, leaf in mixer.items()}
 print(json.dumps({"losses": [row["loss"] for row in run.metrics[1:]], "split": split}))
 """

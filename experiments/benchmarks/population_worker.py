@@ -20,7 +20,8 @@ from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import available_cores, matmul_peak, pin_to_cores
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import row_shape, step_cost
-from implicit_reasoning.training.population import Trial, make_population
+from implicit_reasoning.training.population import make_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 
 
@@ -32,13 +33,13 @@ class Trials:
         base = load_config(config)
         configs = [apply_overrides(base, {"seed": seed}) for seed in range(count)]
         dataset = build(base.task)
-        spec = setup.make_model(base, dataset).spec
+        trials = [Trial(config, dataset, Layout(Path("."))) for config in configs]
+        spec = setup.make_model(trials[0].settings.model, dataset).spec
         self.cost = step_cost(spec, batch_size=base.batch_size, **row_shape(dataset))
         if how == "population":
-            trials = [Trial(config, dataset, Layout(Path("."))) for config in configs]
             self._programs = [make_population(trials)]
         else:
-            first = setup.make_program(configs[0], dataset)
+            first = setup.make_program(trials[0].settings, dataset)
             keys = [jax.device_put(setup.keys(config.seed), first.whole) for config in configs]
             self._programs = [first._replace(init_key=one, stream_key=two) for one, two in keys]
         self._states = [program.init(program.init_key) for program in self._programs]

@@ -76,13 +76,14 @@ def first_step(name: str, began: float) -> dict[str, float]:
 
     from implicit_reasoning.config import load_config
     from implicit_reasoning.training import setup
+    from implicit_reasoning.training.settings import TrainingSettings
     from implicit_reasoning.worlds import build
 
     times.append(time.perf_counter())
     config = load_config(name)
     dataset = build(config.task)
     times.append(time.perf_counter())
-    program = setup.make_program(config, dataset)
+    program = setup.make_program(TrainingSettings.from_config(config), dataset)
     state = jax.block_until_ready(program.init(program.init_key))
     times.append(time.perf_counter())
     one = implicit_reasoning.runtime.sharding.put_scalar(1, program.whole)

@@ -49,6 +49,7 @@ from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import matmul_peak
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import row_shape, step_cost
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.step import TrainingRows, answer_loss
 from implicit_reasoning.worlds import build
 
@@ -112,7 +113,7 @@ class Ours:
 
     def __init__(self, config: ConfigDict):
         self.config, dataset = config, build(config.task)
-        self.program = setup.make_program(config, dataset)
+        self.program = setup.make_program(TrainingSettings.from_config(config), dataset)
         self._state = self.program.init(self.program.init_key)
         self.params = jax.tree.map(jnp.copy, self._state.params)  # the state is donated
         shape = row_shape(dataset)

@@ -64,18 +64,18 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     read_metrics(files.metrics)
     check_numerics(files.workdir, read_starts(files.provenance))
     dataset = Dataset.load(files.world)
-    _check_task(files, config, dataset)
+    _check_task(files, config.task, dataset)
     return dataset
 
 
-def _check_task(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
+def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
     """Raise an `InputError` if a task in a file gives another dataset than the run began with."""
-    name = str(config.task.name)
+    name = str(task.name)
     where = name.rpartition(":")[0]
     before = read_config(files.config).task.name
     if not where.endswith(".py") or (name == before and not local_path(where).exists()):
         return  # of a run that stayed where it was, the file may be gone
-    if (now := build(config.task).fingerprint()) != dataset.fingerprint():
+    if (now := build(task).fingerprint()) != dataset.fingerprint():
         raise InputError(
             f"{files.workdir} holds a run on another dataset: task {name} now gives one with "
             f"fingerprint {now[:12]}, the run began with {dataset.fingerprint()[:12]}; restore the "

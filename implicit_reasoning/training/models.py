@@ -25,7 +25,7 @@ from implicit_reasoning.training.evaluation import NEVER
 from implicit_reasoning.training.loop import NOT_BEGUN, Chunk, NonFiniteLoss, ResumableLoop
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.saved_states import Start
-from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.training.setup import Program
 from implicit_reasoning.training.step import TrainState
 
@@ -62,7 +62,8 @@ def train(
         dataset = directory.open_dataset(files, config)
         if distributed.is_distributed():
             distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
-        program, record = setup.make_program(config, dataset), Record(config, dataset, files)
+        trial = Trial(config, dataset, files)
+        program, record = setup.make_program(trial.settings, dataset), Record(trial)
         with directory.exclusive(files.workdir), shutdown_requests() as shutdown:
             directory.begin(files, config, dataset)
             training = ModelTraining(program, [record], files, start=_as_a_row(files, program))
@@ -105,15 +106,15 @@ class ModelTraining:
         """
         self.records = records
         self._program, self._files, self._start = program, files, start
-        self._config = records[0].config
-        self._schedule = Schedule.from_config(self._config)
+        self._settings = records[0].settings
+        self._schedule = self._settings.schedule
         self._compiled = profiling.compiles()
         self._opened = contextlib.ExitStack()
         self._shown: dict[str, str] = {}
 
     def loop(self, title: str = "") -> ResumableLoop[TrainState]:
         """The loop that trains it; `title` is of the progress bar."""
-        shown = bool(self._config.writers.progress)
+        shown = self._settings.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
@@ -173,8 +174,8 @@ class ModelTraining:
             close(record.close)
             record.open(step)
         self._checkpoints.drop_after(step)
-        traced = self._files.profile if distributed.is_primary() and self._config.profile else None
-        self._profile = profiling.Profile(traced)
+        traced = distributed.is_primary() and self._settings.profile
+        self._profile = profiling.Profile(self._files.profile if traced else None)
         close(self._profile.close)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ so that a population of trials that differ in them is a `vmap` of one update.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -25,18 +26,35 @@ class Hyper(NamedTuple):
     weight_decay: Float[Array, ""]
 
 
-def hyper(config: Any) -> Hyper:
-    """The traced hyperparameters of a config's `optimizer` group."""
-    return Hyper(jnp.float32(config.learning_rate), jnp.float32(config.weight_decay))
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """A config's `optimizer` group; `runs.fields` documents each field."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    schedule: str
+    final_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float
 
 
-def relative_rate(config: Any, horizon: int) -> optax.Schedule:
+def hyper(settings: OptimizerSettings) -> Hyper:
+    """The traced hyperparameters."""
+    return Hyper(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
+
+
+def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
     """Learning rate at a step as a fraction of its peak.
 
     Linear from 0 over `warmup_steps` (the first update has rate 0, as in HuggingFace's schedules),
     then `constant`, or `cosine` down to `final_fraction` at `horizon` steps.
     """
-    return _relative_rate(config.schedule, config.warmup_steps, config.final_fraction, horizon)
+    return _relative_rate(
+        settings.schedule, settings.warmup_steps, settings.final_fraction, horizon
+    )
 
 
 # optax's functions are equal only if they are the same object. Equal settings get the same object,
@@ -57,9 +75,9 @@ def _relative_rate(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def preconditioner(config: Any) -> optax.GradientTransformation:
+def preconditioner(settings: OptimizerSettings) -> optax.GradientTransformation:
     """Clipping by global norm, then Adam's direction (Loshchilov & Hutter 2019, algorithm 2)."""
-    return _preconditioner(config.clip_norm, config.b1, config.b2, config.eps)
+    return _preconditioner(settings.clip_norm, settings.b1, settings.b2, settings.eps)
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import matmul_peak
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
-from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.worlds import Dataset, build
 
 _SECONDS = 2.0  # of steps that are timed
@@ -109,24 +109,24 @@ def plan(config: ConfigDict, *, measure: bool = True) -> Plan:
       InputError: the configuration cannot be trained.
     """
     setup.check_config(config)
-    dataset, schedule = build(config.task), Schedule.from_config(config)
-    mesh = sharding.make_mesh(config.mesh)
-    model = setup.make_model(config, dataset)
+    dataset, settings = build(config.task), TrainingSettings.from_config(config)
+    mesh, schedule = sharding.make_mesh(settings.mesh), settings.schedule
+    model = setup.make_model(settings.model, dataset)
     trained = dataset.tokens[: dataset.n_train]
     return Plan(
-        steps=config.steps,
+        steps=schedule.horizon,
         evaluations=len(schedule.evaluations),
         checkpoints=len(schedule.checkpoints),
         rows=dataset.n_train,
         devices=mesh.size,
-        cost=step_cost(model.spec, batch_size=config.batch_size, **row_shape(dataset)),
+        cost=step_cost(model.spec, batch_size=settings.batch_size, **row_shape(dataset)),
         rows_bytes=trained.nbytes + 2 * 4 * dataset.n_train * row_shape(dataset)["n_slots"],
-        speed=_measure(config, dataset) if measure else None,
+        speed=_measure(settings, dataset) if measure else None,
     )
 
 
-def _measure(config: ConfigDict, dataset: Dataset) -> Speed:
-    program = setup.make_program(config, dataset)
+def _measure(settings: TrainingSettings, dataset: Dataset) -> Speed:
+    program = setup.make_program(settings, dataset)
     state = program.init(program.init_key)
 
     def arguments(count: int) -> tuple[Any, ...]:
@@ -152,7 +152,7 @@ def _measure(config: ConfigDict, dataset: Dataset) -> Speed:
         step_seconds=step_seconds,
         evaluation_seconds=_seconds(lambda: program.evaluate(state.params)),
         device_bytes=_device_bytes(compiled),
-        peak=matmul_peak(config.model.dtype),
+        peak=matmul_peak(program.recipe.model.spec.dtype),
     )
 
 

@@ -16,8 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +39,7 @@ from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask
 from implicit_reasoning.training.loop import NonFiniteLoss
 from implicit_reasoning.training.models import ModelTraining
 from implicit_reasoning.training.record import Record
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.training.step import Recipe, TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
 
@@ -53,15 +53,6 @@ VARIED = (
 def shape_of(config: ConfigDict) -> str:
     """What the trials of one population have in common, as text to compare."""
     return json.dumps({key: v for key, v in flatten(config).items() if key not in VARIED})
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One run to be: its configuration, the data, where it writes."""
-
-    config: ConfigDict
-    dataset: Dataset
-    files: Layout
 
 
 def train_population(
@@ -101,9 +92,7 @@ def train_population(
     program, scorings = make_population(trials), _scorings(trials)
     records = [
         Record(
-            trial.config,
-            trial.dataset,
-            trial.files,
+            trial,
             scorings[id(trial.dataset)],
             functools.partial(lost, number) if lost else None,
         )
@@ -166,9 +155,9 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     raise damage
 
 
-def make_mesh(config: Any) -> Mesh:
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """The mesh of a population: what a config's `mesh` says, all that is left over to trials."""
-    return sharding.make_mesh({"trial": -1, "data": max(1, config.data), "model": config.model})
+    return sharding.make_mesh({**sizes, "trial": -1, "data": max(1, sizes["data"])})
 
 
 def make_population(trials: Sequence[Trial]) -> setup.Program:
@@ -178,10 +167,10 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
       InputError: the trials differ in what trials of a population cannot, or do not fit the
         devices.
     """
-    config = trials[0].config
-    mesh = make_mesh(config.mesh)
+    settings = trials[0].settings
+    mesh = make_mesh(settings.mesh)
     _check_alike(trials)
-    recipes = [setup.make_recipe(trial.config, trial.dataset, mesh) for trial in trials]
+    recipes = [setup.make_recipe(trial.settings, trial.dataset, mesh) for trial in trials]
     devices = mesh.shape["trial"]
     # Within a device's share of the trials, the mesh is the one of that place.
     by_rows = PartitionSpec("data") if devices > 1 else recipes[0].batch_sharding
@@ -195,10 +184,10 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     probes, chunks = _all_probes(datasets, number)
     probes, chunks = jax.device_put(probes, whole), jax.device_put(chunks, by_trial)
 
-    seeds = jnp.array([trial.config.seed for trial in filled], jnp.int32)
+    seeds = jnp.array([trial.settings.seed for trial in filled], jnp.int32)
     init_keys, stream_keys = jax.jit(jax.vmap(setup.keys), out_shardings=by_trial)(seeds)
-    hypers = [optimizer.hyper(trial.config.optimizer) for trial in filled]
-    functions = _functions(recipe, mesh, bool(config.mesh.fsdp), len(filled))
+    hypers = [optimizer.hyper(trial.settings.optimizer) for trial in filled]
+    functions = _functions(recipe, mesh, settings.fsdp, len(filled))
     return setup.Program(
         recipe=recipe,
         rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),

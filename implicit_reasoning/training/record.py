@@ -21,7 +21,7 @@ from implicit_reasoning.training import directory, setup
 from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome, Scoring
 from implicit_reasoning.training.intervals import is_evaluated, row_with_intervals
 from implicit_reasoning.training.phases import Splits
-from implicit_reasoning.training.schedule import Schedule
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
 # Fields that do not say what the experiment is. They are not columns of TensorBoard's table of
@@ -58,28 +58,24 @@ class Record:
 
     def __init__(
         self,
-        config: ConfigDict,
-        dataset: Dataset,
-        files: Layout,
+        trial: Trial,
         scoring: Scoring | None = None,
         lost: Callable[[int], None] | None = None,
     ):
         """Nothing is opened yet.
 
         Args:
-          config: of the run.
-          dataset: of the run.
-          files: where it writes.
+          trial: the run.
           scoring: of the dataset, if another run has made it.
           lost: is told at once if the run diverges, and at which step.
         """
-        self.config, self.dataset, self.files = config, dataset, files
-        self.scoring = scoring or Scoring(dataset)
+        self.settings, self.files, self._trial = trial.settings, trial.files, trial
+        self.scoring = scoring or Scoring(trial.dataset)
         self.first_correct = np.full(len(self.scoring.rows), NEVER, np.int32)
         self.diverged: int | None = None
         self._lost = lost
-        self._schedule = Schedule.from_config(config)
-        self._splits = Splits.of(dataset)
+        self._schedule = trial.settings.schedule
+        self._splits = Splits.of(trial.dataset)
         self._metrics: MetricsFile | None = None
         self._tensorboard: TensorBoard | None = None
 
@@ -89,9 +85,9 @@ class Record:
             return
         directory.record_start(self.files.provenance, max(step, 0))
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
-        if self.config.writers.tensorboard:
-            rows = self._metrics.rows
-            self._tensorboard = open_tensorboard(self.files, self.config, self.dataset, rows)
+        if self.settings.tensorboard:
+            config, dataset, rows = self._trial.config, self._trial.dataset, self._metrics.rows
+            self._tensorboard = open_tensorboard(self.files, config, dataset, rows)
 
     def close(self) -> None:
         """Close the files."""
@@ -146,7 +142,7 @@ class Record:
 
     def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
         """Means over the steps since the last row, and what holds at this step."""
-        since = np.arange(self._schedule.previous_row(step), step) % self.config.log_every
+        since = np.arange(self._schedule.previous_row(step), step) % self._schedule.log_every
         means = {
             name: float(values[since].mean(dtype=np.float64))
             for name, values in snapshot["window"].items()
@@ -174,7 +170,7 @@ def add_intervals(run: Run) -> None:
             f"{files.workdir} has no checkpoint of an evaluated step, so intervals of its "
             "accuracies cannot be computed"
         )
-    evaluation = Evaluation(setup.make_model(run.config, run.dataset), run.dataset)
+    evaluation = Evaluation(setup.make_model(run.config.model.to_dict(), run.dataset), run.dataset)
     params = jax.tree.map(lambda leaf: leaf[0], run.params([kept[-1]["step"]]))
     correct = evaluation.correct(evaluation.launch(params))
     kept[-1].update(evaluation.intervals.columns(correct))

@@ -7,9 +7,11 @@ same steps as one that was never stopped.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.every")
 _MOST = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
 
 
@@ -31,23 +33,16 @@ def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     return tuple(sorted(steps))
 
 
-def faults(config: Any) -> list[str]:
-    """What is wrong with the intervals of a configuration, in words."""
-    intervals = {
-        "log_every": config.log_every,
-        "resume_every": config.resume_every,
-        "evaluation.every": config.evaluation.every,
-        "checkpoints.every": config.checkpoints.every,
-    }
-    found = []
-    for key, interval in intervals.items():
-        least = max(1, -(-config.steps // _MOST))
-        if interval < least:
-            found.append(
-                f"{key} is {interval}; it must be at least {least}, for events of {config.steps:,} "
-                f"steps that one can wait for (at most {_MOST:,})"
-            )
-    return found
+def faults(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the intervals of a configuration, by dotted name, in words."""
+    steps = values["steps"]
+    least = max(1, -(-steps // _MOST))
+    return [
+        f"{key} is {values[key]}; it must be at least {least}, for events of {steps:,} "
+        f"steps that one can wait for (at most {_MOST:,})"
+        for key in _INTERVALS
+        if values[key] < least
+    ]
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,7 @@ class Schedule:
     """The steps at which a run of `horizon` steps does something; each tuple ascends.
 
     Attributes:
+      log_every: steps between rows; other rows are of evaluations.
       rows: a row of `metrics.jsonl` is written (multiples of `log_every`, and evaluations).
       evaluations: all splits are evaluated.
       checkpoints: parameters are kept.
@@ -62,6 +58,7 @@ class Schedule:
     """
 
     horizon: int
+    log_every: int
     rows: tuple[int, ...]
     evaluations: tuple[int, ...]
     checkpoints: tuple[int, ...]
@@ -74,6 +71,7 @@ class Schedule:
         evaluations = spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(
             horizon=horizon,
+            log_every=config.log_every,
             rows=tuple(sorted({*spaced(horizon, 0, config.log_every), *evaluations})),
             evaluations=evaluations,
             checkpoints=spaced(horizon, kept.per_doubling, kept.every),

@@ -21,6 +21,7 @@ from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.training import batches, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.step import Recipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
@@ -34,7 +35,7 @@ def check_config(config: ConfigDict) -> None:
     faults = schema_faults(values, fields.schema(config), fields.open_groups(config))
     faults += _large(values)
     if not faults:  # these compute with the fields
-        faults += schedule.faults(config) + distributed.faults(config.distributed)
+        faults += schedule.faults(values) + distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
@@ -53,29 +54,27 @@ def _large(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def make_model(config: ConfigDict, dataset: Dataset) -> Transformer:
-    """The model in its training precision, sized for a dataset."""
-    return Transformer(
-        Spec.from_config(config.model.to_dict(), d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx)
-    )
+def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
+    """The model of a config's `model` group in its training precision, sized for a dataset."""
+    return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
-def make_recipe(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Recipe:
-    """The step of a configuration; an `InputError` where its parts do not fit together."""
-    batches.check_order(config.order, config.batch_size, dataset.n_train)
-    if config.batch_size % mesh.shape["data"]:
+def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Recipe:
+    """The step of a run; an `InputError` where its parts do not fit together."""
+    batches.check_order(settings.order, settings.batch_size, dataset.n_train)
+    if settings.batch_size % mesh.shape["data"]:
         raise InputError(
-            f"batch_size is {config.batch_size}, which mesh.data = {mesh.shape['data']} does not "
+            f"batch_size is {settings.batch_size}, which mesh.data = {mesh.shape['data']} does not "
             "divide; each device takes an equal share of a batch"
         )
     return Recipe(
-        model=make_model(config, dataset),
-        preconditioner=optimizer.preconditioner(config.optimizer),
-        relative_rate=optimizer.relative_rate(config.optimizer, config.steps),
-        batch_size=config.batch_size,
-        order=config.order,
-        dropout=config.model.dropout,
-        log_every=config.log_every,
+        model=make_model(settings.model, dataset),
+        preconditioner=optimizer.preconditioner(settings.optimizer),
+        relative_rate=optimizer.relative_rate(settings.optimizer, settings.schedule.horizon),
+        batch_size=settings.batch_size,
+        order=settings.order,
+        dropout=settings.dropout,
+        log_every=settings.schedule.log_every,
         batch_sharding=sharding.row_sharded(mesh),
     )
 
@@ -138,21 +137,21 @@ class Program(NamedTuple):
     stack: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def make_program(config: ConfigDict, dataset: Dataset) -> Program:
-    """Everything that training computes with, on the mesh of a configuration.
+def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
+    """Everything that training computes with, on the mesh of the settings.
 
     Raises:
-      InputError: the parts of the configuration do not fit each other, the dataset or the devices.
+      InputError: the settings do not fit each other, the dataset or the devices.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    whole, recipe = sharding.replicated(mesh), make_recipe(config, dataset, mesh)
-    seed = sharding.put_scalar(config.seed, whole)
+    mesh = sharding.make_mesh(settings.mesh)
+    whole, recipe = sharding.replicated(mesh), make_recipe(settings, dataset, mesh)
+    seed = sharding.put_scalar(settings.seed, whole)
     init_key, stream_key = jax.jit(keys, out_shardings=whole)(seed)
-    functions = _functions(recipe, mesh, config.mesh.fsdp)
+    functions = _functions(recipe, mesh, settings.fsdp)
     return Program(
         recipe=recipe,
         rows=jax.device_put(training_rows(dataset), whole),
-        hyper=jax.device_put(optimizer.hyper(config.optimizer), whole),
+        hyper=jax.device_put(optimizer.hyper(settings.optimizer), whole),
         init_key=init_key,
         stream_key=stream_key,
         whole=whole,

@@ -33,7 +33,7 @@ def run(tmp_path):
 
 
 def save(files, steps, seed=0):
-    model, store = make_model(tiny(), DATASET), Checkpoints(files.checkpoints)
+    model, store = make_model(tiny().model.to_dict(), DATASET), Checkpoints(files.checkpoints)
     for step in steps:
         store.save(step, jax.jit(model.init)(jax.random.key(seed + step)))
     store.close()

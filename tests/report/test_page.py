@@ -20,6 +20,7 @@ from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training.directory import begin
 from implicit_reasoning.training.evaluation import Outcome
 from implicit_reasoning.training.record import Record, add_intervals
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from tests import shared
 
@@ -59,7 +60,7 @@ def begun(config, workdir: Path) -> Path:
     """A run with one evaluation, of a model that knows nothing; nothing is compiled for it."""
     dataset, files = build(config.task), Layout(workdir)
     begin(files, config, dataset)
-    record = Record(config, dataset, files)
+    record = Record(Trial(config, dataset, files))
     n_probes = len(record.scoring.rows)
     record.open(-1)
     outcome = Outcome(np.full(n_probes, 3.0), np.full(n_probes, 7))

@@ -16,6 +16,7 @@ import pytest
 
 from implicit_reasoning.runs import Checkpoints, Layout, Run
 from implicit_reasoning.training import train
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.setup import make_program
 from tests import shared
 from tests.training.tiny import saved_state, tiny
@@ -65,7 +66,7 @@ def continued(run, to, config):
     shutil.rmtree(moved / "resume" / "60")
     saved, before = saved_state(moved), Run(run)
     assert saved["at"] == 40
-    program = make_program(config, before.dataset)
+    program = make_program(TrainingSettings.from_config(config), before.dataset)
     like = {"state": program.like, "first_correct": before.first_correct["step"]}
     reader = Checkpoints(Layout(moved).resume)
     restored = reader.restore(40, like)

@@ -11,6 +11,7 @@ from implicit_reasoning.runs import Checkpoints, Run
 from implicit_reasoning.runtime.sharding import make_mesh
 from implicit_reasoning.training import NonFiniteLoss, train
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.setup import make_recipe
 from implicit_reasoning.worlds.spelling import END_TOKEN
 from tests import shared
@@ -147,7 +148,7 @@ def test_the_published_settings_train_too(dropout, tmp_path):
         optimizer__schedule="constant",
     )
     run = train(config, tmp_path / "run")
-    recipe = make_recipe(config, run.dataset, make_mesh(config.mesh))
+    recipe = make_recipe(TrainingSettings.from_config(config), run.dataset, make_mesh(config.mesh))
     assert (recipe.order, recipe.dropout) == ("epochs", dropout)
     assert (recipe.model.spec.dtype, recipe.model.spec.depth) == ("bfloat16", 2)
     assert END_TOKEN in run.dataset.vocab and "unembed" not in run.params([60])

@@ -12,7 +12,8 @@ from implicit_reasoning.runs import Layout
 from implicit_reasoning.runtime.machine import numerics, provenance
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import directory
-from implicit_reasoning.training.population import Trial, train_population
+from implicit_reasoning.training.population import train_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from tests.dictionaries.small import config as dictionary_config
 from tests.training.tiny import tiny

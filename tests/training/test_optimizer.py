@@ -1,7 +1,7 @@
 """AdamW against optax's, its schedule in closed form, and hyperparameters that are arguments."""
 
 import functools
-from types import SimpleNamespace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import pytest
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training.optimizer import (
     Hyper,
+    OptimizerSettings,
     apply_updates,
     decay_mask,
     hyper,
@@ -19,7 +20,7 @@ from implicit_reasoning.training.optimizer import (
     relative_rate,
 )
 
-CONFIG = SimpleNamespace(
+SETTINGS = OptimizerSettings(
     learning_rate=3e-2,
     weight_decay=0.7,
     warmup_steps=4,
@@ -57,7 +58,7 @@ def gradients(step):
 
 @jax.jit
 def ours(params, hyper):
-    direction, rate = preconditioner(CONFIG), relative_rate(CONFIG, HORIZON)
+    direction, rate = preconditioner(SETTINGS), relative_rate(SETTINGS, HORIZON)
 
     def update(step, carry):
         params, moments = carry
@@ -72,10 +73,10 @@ def optaxs(params):
     """The same as a user of optax would write it."""
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=CONFIG.learning_rate,
-        warmup_steps=CONFIG.warmup_steps,
+        peak_value=SETTINGS.learning_rate,
+        warmup_steps=SETTINGS.warmup_steps,
         decay_steps=HORIZON,
-        end_value=CONFIG.final_fraction * CONFIG.learning_rate,
+        end_value=SETTINGS.final_fraction * SETTINGS.learning_rate,
     )
 
     def mask(params):
@@ -84,13 +85,13 @@ def optaxs(params):
         )
 
     adamw = optax.chain(
-        optax.clip_by_global_norm(CONFIG.clip_norm),
+        optax.clip_by_global_norm(SETTINGS.clip_norm),
         optax.adamw(
             rate,
-            b1=CONFIG.b1,
-            b2=CONFIG.b2,
-            eps=CONFIG.eps,
-            weight_decay=CONFIG.weight_decay,
+            b1=SETTINGS.b1,
+            b2=SETTINGS.b2,
+            eps=SETTINGS.eps,
+            weight_decay=SETTINGS.weight_decay,
             mask=mask,
         ),
     )
@@ -104,7 +105,7 @@ def optaxs(params):
 
 
 def test_it_is_optaxs_adamw():
-    mine, theirs = ours(PARAMS, hyper(CONFIG)), optaxs(PARAMS)
+    mine, theirs = ours(PARAMS, hyper(SETTINGS)), optaxs(PARAMS)
     for (path, a), b, start in zip(
         jax.tree_util.tree_leaves_with_path(mine),
         jax.tree.leaves(theirs),
@@ -128,9 +129,9 @@ def test_learning_rate_and_decay_are_traced():
 
 
 def rates(steps, **changes):
-    config = SimpleNamespace(**{**vars(CONFIG), **changes})
     # Compiled: else every operation is a program of its own.
-    return np.asarray(jax.jit(jax.vmap(relative_rate(config, HORIZON)))(jnp.asarray(steps)))
+    rate = relative_rate(replace(SETTINGS, **changes), HORIZON)
+    return np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(steps)))
 
 
 def test_warm_up_begins_at_zero_and_is_linear():

@@ -12,7 +12,8 @@ import pytest
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import NonFiniteLoss, loop, train
-from implicit_reasoning.training.population import Trial, train_population
+from implicit_reasoning.training.population import train_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 

@@ -9,6 +9,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.plan import plan
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
 
@@ -16,8 +17,9 @@ from tests.training.tiny import tiny
 def test_sizes_are_those_of_the_run():
     config = tiny()
     planned = plan(config, measure=False)
-    dataset, mesh = build(config.task), sharding.make_mesh(config.mesh)
-    recipe, rows = setup.make_recipe(config, dataset, mesh), setup.training_rows(dataset)
+    settings, dataset = TrainingSettings.from_config(config), build(config.task)
+    mesh = sharding.make_mesh(settings.mesh)
+    recipe, rows = setup.make_recipe(settings, dataset, mesh), setup.training_rows(dataset)
     state = jax.eval_shape(recipe.init, jax.random.key(0))
     assert planned.cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # less Adam's counter

@@ -13,7 +13,8 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run, read_parts
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import Interrupted, saved_states, train
-from implicit_reasoning.training.population import Trial, train_population
+from implicit_reasoning.training.population import train_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import build
 from tests import shared
 from tests.training.tiny import tiny

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from implicit_reasoning.config import flatten
 from implicit_reasoning.training.schedule import Schedule, faults, spaced
 from tests.training.tiny import tiny
 
@@ -80,5 +81,5 @@ def test_the_window_of_losses_is_long_enough():
     "key", ["log_every", "resume_every", "evaluation.every", "checkpoints.every"]
 )
 def test_intervals_are_at_least_one(key):
-    (said,) = faults(tiny(**{key.replace(".", "__"): 0}))
+    (said,) = faults(flatten(tiny(**{key.replace(".", "__"): 0})))
     assert said.startswith(f"{key} is 0; it must be at least 1")

@@ -15,6 +15,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs.fields import FIELDS
 from implicit_reasoning.runtime.sharding import make_mesh
 from implicit_reasoning.training import setup
+from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.setup import (
     check_config,
     keys,
@@ -104,6 +105,10 @@ def mesh():
     return make_mesh(tiny().mesh)
 
 
+def settings_of(**changes):
+    return TrainingSettings.from_config(tiny(**changes))
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["answer", "answer and end token"])
 def dataset(request):
     return build(tiny(task__end_token=request.param).task)
@@ -139,21 +144,20 @@ def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset
 
 
 def test_a_batch_is_shared_equally():
-    config, dataset = tiny(batch_size=15), build(tiny().task)
+    settings, dataset = settings_of(batch_size=15), build(tiny().task)
     two = Mock(spec=Mesh, shape={"trial": 1, "data": 2, "model": 1})  # this machine has one device
     with pytest.raises(InputError, match=r"batch_size is 15, which mesh.data = 2 does not divide"):
-        make_recipe(config, dataset, two)
+        make_recipe(settings, dataset, two)
 
 
 def test_equal_programs_share_compiled_functions_and_no_data():
     """Else each call of `train` traces for seconds; data that is kept would fill the memory."""
-    config, dataset = tiny(), build(tiny().task)
-    program = make_program(config, dataset)
-    alike = tiny(seed=3, task__world_seed=2, optimizer__learning_rate=0.1)
-    other = make_program(alike, build(alike.task))
+    dataset, another = build(tiny().task), build(tiny(task__world_seed=2).task)
+    program = make_program(settings_of(), dataset)
+    other = make_program(settings_of(seed=3, optimizer__learning_rate=0.1), another)
     assert other.advance is program.advance and other.init is program.init
     for change in ({"optimizer__b1": 0.8}, {"optimizer__warmup_steps": 6}, {"log_every": 8}):
-        assert make_program(tiny(**change), dataset).advance is not program.advance
+        assert make_program(settings_of(**change), dataset).advance is not program.advance
     rows = weakref.ref(program.rows.tokens)
     del program
     gc.collect()
@@ -162,7 +166,7 @@ def test_equal_programs_share_compiled_functions_and_no_data():
 
 
 def test_the_model_is_sized_for_its_dataset(dataset):
-    spec = make_model(tiny(model__precision="high"), dataset).spec
+    spec = make_model(settings_of(model__precision="high").model, dataset).spec
     assert (spec.d_vocab, spec.n_ctx) == (dataset.n_vocab, dataset.n_ctx)
     assert (spec.d_model, spec.n_layers, spec.precision) == (8, 2, "high")
 

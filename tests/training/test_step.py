@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,12 @@ from implicit_reasoning.training.step import (
 
 # One block, because compiling is what these tests cost; deeper wirings are tests/model/'s.
 MODEL = Transformer(Spec(d_vocab=11, n_ctx=4, n_layers=1, d_model=8, n_heads=2, d_mlp=16))
-OPTIMIZER = SimpleNamespace(
+OPTIMIZER = optimizer.OptimizerSettings(
     learning_rate=1e-2,
     weight_decay=0.5,
     warmup_steps=2,
     schedule="constant",
+    final_fraction=0.0,
     b1=0.9,
     b2=0.98,
     eps=1e-8,

@@ -36,7 +36,8 @@ from implicit_reasoning.sweeps.launchers.base import Board, Work, reached
 from implicit_reasoning.training import directory, saved_states, setup
 from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.loop import NonFiniteLoss
-from implicit_reasoning.training.population import Trial, make_mesh, shape_of, train_population
+from implicit_reasoning.training.population import make_mesh, shape_of, train_population
+from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
 _COPIES = 4  # of a trial's state that a step may take: itself, gradients, what is on the way
@@ -158,12 +159,12 @@ def _groups(work: Work, board: Board, names: Sequence[str]) -> list[_Group]:
 
 def _most_at_once(trial: Trial) -> int:
     """As many trials as the memory of all devices holds, and files may be open."""
-    config = trial.config
-    spec = setup.make_model(config, trial.dataset).spec
-    cost = step_cost(spec, batch_size=config.batch_size, **row_shape(trial.dataset))
+    settings = trial.settings
+    spec = setup.make_model(settings.model, trial.dataset).spec
+    cost = step_cost(spec, batch_size=settings.batch_size, **row_shape(trial.dataset))
     each = max(1, memory_per_program() // (_COPIES * cost.state_bytes))
     by_files = (max_open_files() - _OTHER_FILES) // _FILES
-    return max(1, min(int(each * make_mesh(config.mesh).shape["trial"]), by_files))
+    return max(1, min(int(each * make_mesh(settings.mesh).shape["trial"]), by_files))
 
 
 def _next(files: SweepLayout) -> int:
