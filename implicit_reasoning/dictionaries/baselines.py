@@ -114,14 +114,15 @@ def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate
 
 def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
     """Dictionaries trained in the same way, but for one thing."""
-    recipe, wanted = make_plan(run, made.config).recipe, [made.members[n] for n in made.shown]
-    frozen = dataclasses.replace(recipe.settings, frozen_decoder=True)
-    arms = {FROZEN: (dataclasses.replace(recipe, settings=frozen), wanted)}
+    plan, wanted = make_plan(run, made.config), [made.members[n] for n in made.shown]
+    settings = dataclasses.replace(plan.recipe.settings, frozen_decoder=True)
+    frozen = dataclasses.replace(plan.recipe, settings=settings)
+    arms = {FROZEN: (dataclasses.replace(plan, recipe=frozen), wanted)}
     if wanted[0].step != ALL and 0 in run.steps and not made.numbers(step=0):
         first = [member._replace(steps=(0,)) for member in wanted]
-        arms[UNTRAINED] = recipe, first
+        arms[UNTRAINED] = plan, first
     for name, (how, members) in arms.items():
-        params = train_members(run, how, tuple(members), made.config)
+        params = train_members(run, how, tuple(members))
         for number, member in enumerate(members):
             own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
             yield Candidate(name, member, made.finished, own)

@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import math
 import re
-
-from ml_collections import ConfigDict
+from collections.abc import Sequence
 
 from implicit_reasoning.dictionaries.kinds import Kind
 from implicit_reasoning.dictionaries.variants import Variant
 from implicit_reasoning.errors import InputError
 
 
-def check_values(config: ConfigDict) -> None:
+def check_values(name: str, sparsities: Sequence[float]) -> None:
     """Raise one `InputError` that lists what is wrong with the name and the sparsities."""
     faults = []
     # A folder of the run, beside others.
-    if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name in (".", ".."):
-        faults.append(f"name is {config.name!r}; it must be the name of a folder, without / or \\")
-    if not config.sparsities:
+    if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
+        faults.append(f"name is {name!r}; it must be the name of a folder, without / or \\")
+    if not sparsities:
         faults.append("sparsities is empty; it must have at least one number")
     if faults:
         raise InputError(f"the dictionaries cannot be trained: {'; '.join(faults)}")
 
 
-def check_sparsities(config: ConfigDict, kind: Kind, variant: Variant) -> None:
+def check_sparsities(
+    sparsities: Sequence[float], batch_size: int, kind: Kind, name: str, variant: Variant
+) -> None:
     """Refuse sparsities that mean nothing for a variant, or nested widths that do not fit.
 
     Args:
-      config: with `sparsities` and the size of a batch.
+      sparsities: of the dictionaries.
+      batch_size: states of a step.
       kind: of the dictionaries.
+      name: of the variant, for the message.
       variant: whose `knob` says what a sparsity is.
 
     Raises:
       InputError: a number of features that is not whole, below 1 or above the width, or a negative
         coefficient; it is named.
     """
-    for sparsity in map(float, config.sparsities):
-        if fault := _fault(sparsity, kind.d_sae, variant, config.training.batch_size):
-            raise InputError(f"sparsities has {sparsity:g}; for variant {config.variant!r} {fault}")
+    for sparsity in map(float, sparsities):
+        if fault := _fault(sparsity, kind.d_sae, variant, batch_size):
+            raise InputError(f"sparsities has {sparsity:g}; for variant {name!r} {fault}")
     widths = getattr(variant, "widths", ())
     if widths and widths[-1] >= kind.d_sae:
         raise InputError(

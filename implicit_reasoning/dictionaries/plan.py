@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -32,10 +33,20 @@ class Plan:
       recipe: the shape of all, and how they are trained.
       stages: members that are trained at once; each stage begins where the one before ended, if
         there are several.
+      positions: names of the positions whose states are trained on; all where empty.
+      normalize: whether states are divided by their scale.
+      log_every: steps between rows of metrics.
+      resume_every: steps between saved states.
+      progress: whether a bar is shown.
     """
 
     recipe: Recipe
     stages: tuple[tuple[Member, ...], ...]
+    positions: tuple[str, ...]
+    normalize: bool
+    log_every: int
+    resume_every: int
+    progress: bool
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -44,17 +55,17 @@ class Plan:
 
 
 def make_plan(run: Run, config: ConfigDict) -> Plan:
-    """Resolve a configuration (see `defaults.py`).
+    """Resolve a configuration (see `defaults.py`); nothing below reads its fields.
 
     Raises:
       InputError: something in it does not exist here, or does not go together.
     """
     fields.check_config(config)
-    check_values(config)
+    check_values(config.name, config.sparsities)
     if config.kind not in KINDS:
         raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
-    steps = _steps(run, config)
-    groups = _sites(run.model, config)
+    steps = _steps(run, config.steps, config.checkpoints)
+    groups = _sites(run.model, config.kind, tuple(config.read), tuple(config.write))
     together = config.kind == "crosscoder"
     if together and config.start != "cold":
         raise InputError("a crosscoder is of all checkpoints at once: its start is cold")
@@ -70,31 +81,40 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
                 for of, sites, sparsity, seed in combinations
             )
         )
-    kind = _kind(run.model, config, groups[0], len(steps))
-    settings, variant = TrainingSettings(**config.training.to_dict()), _variant(config)
-    check_sparsities(config, kind, variant)
-    recipe = Recipe(Dictionary(kind, variant), settings)
-    return Plan(recipe, tuple(stages))
+    kind = _kind(run.model, config.kind, config.width, groups[0], len(steps))
+    settings = TrainingSettings(**config.training.to_dict())
+    variant = _variant(config.variant, config.options.to_dict(), config.sparsities)
+    check_sparsities(config.sparsities, settings.batch_size, kind, config.variant, variant)
+    return Plan(
+        recipe=Recipe(Dictionary(kind, variant), settings),
+        stages=tuple(stages),
+        positions=tuple(config.positions),
+        normalize=config.normalize,
+        log_every=config.log_every,
+        resume_every=config.resume_every,
+        progress=config.progress,
+    )
 
 
-def _steps(run: Run, config: ConfigDict) -> tuple[int, ...]:
-    if config.steps:
-        missing = [step for step in config.steps if step not in run.steps]
+def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
+    """The chosen checkpoints, or where none is chosen, so many spread evenly."""
+    if chosen:
+        missing = [step for step in chosen if step not in run.steps]
         if missing:
             raise InputError(f"{run} has no checkpoint of step {missing[0]}; there are {run.steps}")
-        return tuple(sorted(config.steps))
+        return tuple(sorted(chosen))
     if not run.steps:
         raise InputError(f"{run} has no checkpoints")
     # From the last one backwards: with one, it is the last.
-    count = min(config.checkpoints, len(run.steps))
-    places = np.linspace(len(run.steps) - 1, 0, count).round().astype(int)
+    places = np.linspace(len(run.steps) - 1, 0, min(count, len(run.steps))).round().astype(int)
     return tuple(sorted(run.steps[place] for place in places))
 
 
-def _sites(model: Transformer, config: ConfigDict) -> list[Sites]:
+def _sites(
+    model: Transformer, kind: str, read: tuple[str, ...], write: tuple[str, ...]
+) -> list[Sites]:
     """What is read and written, one for each dictionary of a checkpoint."""
-    blocks, same = range(model.spec.depth), config.kind in ("autoencoder", "crosscoder")
-    read, write = tuple(config.read), tuple(config.write)
+    blocks, same = range(model.spec.depth), kind in ("autoencoder", "crosscoder")
     if not read:
         normalized = model.spec.normalization != "none"
         before = "ln2.hook_normalized" if normalized else "hook_resid_mid"
@@ -111,20 +131,20 @@ def _sites(model: Transformer, config: ConfigDict) -> list[Sites]:
     unknown = [site for site in (*read, *write) if site not in model.sites]
     if unknown:
         raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all of them")
-    if config.kind == "cross_layer":
+    if kind == "cross_layer":
         return [Sites(read, write)]
     return [Sites((a,), (b,)) for a, b in zip(read, write, strict=True)]
 
 
-def _kind(model: Transformer, config: ConfigDict, sites: Sites, n_steps: int) -> Kind:
-    parts = n_steps if config.kind == "crosscoder" else len(sites.read)
+def _kind(model: Transformer, name: str, width: int, sites: Sites, n_steps: int) -> Kind:
+    parts = n_steps if name == "crosscoder" else len(sites.read)
     d_in, d_out = (parts * _width(model, names[0]) for names in (sites.read, sites.write))
-    make = KINDS[config.kind]
+    make = KINDS[name]
     if make is Crosscoder:
-        return Crosscoder(d_in, d_out, config.width, n_parts=parts)
+        return Crosscoder(d_in, d_out, width, n_parts=parts)
     if make is CrossLayer:
-        return CrossLayer(d_in, d_out, config.width, n_layers=parts)
-    return make(d_in, d_out, config.width)
+        return CrossLayer(d_in, d_out, width, n_layers=parts)
+    return make(d_in, d_out, width)
 
 
 def _width(model: Transformer, site: str) -> int:
@@ -138,10 +158,9 @@ def _width(model: Transformer, site: str) -> int:
     return model.dims[dims[-1]]
 
 
-def _variant(config: ConfigDict) -> Variant:
+def _variant(name: str, given: Mapping[str, Any], sparsities: Sequence[float]) -> Variant:
     """The variant, with its options; of `topk` the largest k is known from the sparsities."""
-    name = config.variant
-    options = {key: value for key, value in config.options.items() if value is not None}
+    options = {key: value for key, value in given.items() if value is not None}
     make: Any = VARIANTS.get(name)
     if make is None:
         source, _, attribute = name.rpartition(":")
@@ -153,7 +172,7 @@ def _variant(config: ConfigDict) -> Variant:
             )
     known = {field.name for field in dataclasses.fields(make)}
     if "most" in known:
-        options["most"] = int(max(config.sparsities))
+        options["most"] = int(max(sparsities))
     unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(

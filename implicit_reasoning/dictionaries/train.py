@@ -24,7 +24,7 @@ from implicit_reasoning.dictionaries.fields import (
 from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.states import split_states, states
-from implicit_reasoning.dictionaries.steps import Pool, Recipe, State, Window
+from implicit_reasoning.dictionaries.steps import Pool, State, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, write_json
@@ -72,7 +72,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         if files.finished.exists():
             return load(run, config.name)
         _begin(files, config)
-        training = DictionaryTraining(run, config, plan, files)
+        training = DictionaryTraining(run, plan, files)
         with shutdown_requests() as shutdown:
             params = training.loop().run(training.steps, shutdown).finished
         assert params is not None
@@ -118,17 +118,17 @@ class Material:
     scale_out: Float[Array, " pool"]
 
 
-def make_material(run: Run, stage: tuple[Member, ...], config: ConfigDict) -> Material:
-    """States of a stage, computed on the device."""
-    places, trained, _ = split_states(run.dataset, config.positions)
+def make_material(run: Run, plan: Plan, members: tuple[Member, ...]) -> Material:
+    """States that some members are trained on, computed on the device."""
+    places, trained, _ = split_states(run.dataset, plan.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
 
     def scaled(values: Array) -> tuple[Array, Array]:
-        scale = _scale(values) if config.normalize else jnp.float32(1)
+        scale = _scale(values) if plan.normalize else jnp.float32(1)
         return values / scale, scale
 
-    sources = list(dict.fromkeys(member.source for member in stage))
+    sources = list(dict.fromkeys(member.source for member in members))
     found = []
     for steps, sites in sources:
         params = run.params(steps)
@@ -137,7 +137,7 @@ def make_material(run: Run, stage: tuple[Member, ...], config: ConfigDict) -> Ma
         found.append((*scaled(read), *scaled(write)))
     x, scale_in, y, scale_out = (jnp.stack(parts) for parts in zip(*found, strict=True))
     pools = stack_pools(x, y, places.counts(len(run.dataset.positions)))
-    return Material(pools, [sources.index(one.source) for one in stage], scale_in, scale_out)
+    return Material(pools, [sources.index(one.source) for one in members], scale_in, scale_out)
 
 
 def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
@@ -146,23 +146,21 @@ def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
 
 
 def make_population(
-    run: Run, recipe: Recipe, members: tuple[Member, ...], config: ConfigDict
+    run: Run, plan: Plan, members: tuple[Member, ...]
 ) -> tuple[Population, Material]:
     """What trains some members at once, and the states that it trains them on."""
-    material = make_material(run, members, config)
+    material = make_material(run, plan, members)
     made = make_members(
         material.pool, [member.sparsity for member in members], [member.seed for member in members]
     )
     mesh = fitting_mesh(len(members))
-    return Population(recipe, material.pools, made, mesh=mesh), material
+    return Population(plan.recipe, material.pools, made, mesh=mesh), material
 
 
-def train_members(
-    run: Run, recipe: Recipe, members: tuple[Member, ...], config: ConfigDict
-) -> Params:
+def train_members(run: Run, plan: Plan, members: tuple[Member, ...]) -> Params:
     """Train some members from the start to the end, and keep nothing; parameters, stacked."""
-    population, material = make_population(run, recipe, members, config)
-    state, _ = population.advance(population.begin(), 0, recipe.settings.steps)
+    population, material = make_population(run, plan, members)
+    state, _ = population.advance(population.begin(), 0, plan.recipe.settings.steps)
     return _finish(population, state, material)
 
 
@@ -189,16 +187,16 @@ class Stage(NamedTuple):
 class DictionaryTraining:
     """A set of dictionaries in training: a `Training`."""
 
-    def __init__(self, run: Run, config: ConfigDict, plan: Plan, files: Files):
+    def __init__(self, run: Run, plan: Plan, files: Files):
         """Nothing is read or written yet."""
-        self._run, self._config, self._plan, self._files = run, config, plan, files
+        self._run, self._plan, self._files = run, plan, files
         self._stage_steps = plan.recipe.settings.steps
         self._metrics: MetricsFile | None = None
         self.begins_at = NOT_BEGUN
 
     def loop(self) -> ResumableLoop[Stage]:
         """The loop that trains the set."""
-        title, shown = f"{len(self._plan.members)} dictionaries", bool(self._config.progress)
+        title, shown = f"{len(self._plan.members)} dictionaries", self._plan.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
@@ -220,9 +218,7 @@ class DictionaryTraining:
 
     def _population(self, number: int) -> tuple[Population, Material]:
         """What trains a stage."""
-        return make_population(
-            self._run, self._plan.recipe, self._plan.stages[number], self._config
-        )
+        return make_population(self._run, self._plan, self._plan.stages[number])
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
         """The stage of a step, as it was saved."""
@@ -255,7 +251,7 @@ class DictionaryTraining:
 
     def chunk_end(self, step: int, count: int) -> int:
         """The next row: a chunk is not cut, as its row has means over the whole chunk."""
-        every = self._config.log_every
+        every = self._plan.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
 
@@ -301,7 +297,7 @@ class DictionaryTraining:
         """
         if step % self._stage_steps == 0:
             return False
-        return step % self._config.resume_every < self.chunk_end(step, 0) - step
+        return step % self._plan.resume_every < self.chunk_end(step, 0) - step
 
     def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
         """Nothing to keep."""

@@ -269,7 +269,7 @@ def test_what_is_measured_on_was_not_trained_on(run, made, monkeypatch):
             return seen[name]
 
         monkeypatch.setattr(module, "split_states", noted)
-    train_module.make_material(run, made.members, made.config)
+    train_module.make_material(run, make_plan(run, made.config), made.members)
     source = measure_module.example_source(run, made)
     for one, other in zip(seen["trained"].places, seen["measured"].places, strict=True):
         np.testing.assert_array_equal(one, other)
