@@ -197,7 +197,7 @@ def test_a_shape_that_no_model_can_have_fails_alone(tmp_path):
 
 def test_a_population_opens_no_more_files_than_it_may(tmp_path, monkeypatch):
     module = "implicit_reasoning.sweeps.launchers.vmap"
-    monkeypatch.setattr(f"{module}.most_open_files", lambda: 128 + 3 * 2)
+    monkeypatch.setattr(f"{module}.max_open_files", lambda: 128 + 3 * 2)
     run_sweep(define(FILE, "seeds"), tmp_path, launcher="vmap", stop_at=0)
     kept = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("populations/*/members.json"))]
     assert kept == [SEEDS[:2], SEEDS[2:]]
