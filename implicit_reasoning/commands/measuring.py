@@ -79,6 +79,7 @@ def score(flags: Given, overrides: Given) -> None:
 def dictionaries(flags: Given, overrides: Given) -> None:
     """Train sparse dictionaries of a run, measure them, and write the page anew."""
     from implicit_reasoning.dictionaries import measured, train_dictionaries
+    from implicit_reasoning.dictionaries.dashboards import write_page
     from implicit_reasoning.report import write_report
     from implicit_reasoning.runs import Run
     from implicit_reasoning.runtime.machine import one_device_per_core
@@ -87,5 +88,6 @@ def dictionaries(flags: Given, overrides: Given) -> None:
     run = Run(flags["workdir"])
     config = apply_overrides(load_config(flags["config"]), overrides)
     made = train_dictionaries(run, config)
-    measured(run, made, list(flags["instruments"]) or None, again=flags["again"])
+    table = measured(run, made, list(flags["instruments"]) or None, again=flags["again"])
+    write_page(run, made, table)
     print(f"{len(made)} dictionaries\nreport: {write_report(run)}")

@@ -125,6 +125,11 @@ class Files:
         return sorted((self.folder / "measured").glob("*.nc"))
 
     @property
+    def page(self) -> Path:
+        """The page of dashboards, as the report shows it."""
+        return self.folder / "page.json"
+
+    @property
     def measured_before(self) -> Path:
         """What versions before there were instruments of dictionaries measured; only read."""
         return self.folder / "measured.nc"

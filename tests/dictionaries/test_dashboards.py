@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.dictionaries import dashboards
 from implicit_reasoning.dictionaries.dashboards import cards, histories, looking, make_page
 from implicit_reasoning.dictionaries.dashboards.labels import STANDS_FOR
 from implicit_reasoning.dictionaries.dashboards.looking import direct_logits, direct_path
@@ -18,7 +19,9 @@ from implicit_reasoning.dictionaries.dashboards.truths import Truth
 from implicit_reasoning.dictionaries.measure import example_source
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.results import open_measured
 from implicit_reasoning.dictionaries.store import Dictionaries
+from implicit_reasoning.figures import Page
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.worlds import build
 from tests.analysis.by_hand import composer, dataset
@@ -265,6 +268,23 @@ def test_without_checkpoints_there_is_the_table(data, planted, made):
     body = make_page(run, made, measured_as(made)).body
     assert "are not there any more" in body and "<article" not in body
     parsed(body)
+
+
+def test_the_report_reads_the_page_that_was_kept(run, beaten, monkeypatch):
+    """It computes nothing. After other measurements the page has the table and names a command."""
+    table = open_measured(run, "beaten")
+    page = Page("dictionaries_beaten", "title", "lead", "<article></article>")
+    monkeypatch.setattr(dashboards, "make_page", lambda *_: page)
+    dashboards.write_page(run, beaten, table)
+    monkeypatch.setattr(dashboards, "make_page", None)
+    monkeypatch.setattr(cards, "show", None)
+    assert page in dashboards.pages(run)
+    changed = {"beaten": table.assign(l0=table["l0"] + 1)}
+    monkeypatch.setattr(dashboards, "open_measured", lambda run, name: changed.get(name))
+    [other] = dashboards.pages(run)
+    assert other.name == page.name and "<article" not in other.body
+    assert "implicit_reasoning dictionaries --workdir=DIR" in other.body
+    parsed(other.body)
 
 
 def at_random(run, kind, **changes):

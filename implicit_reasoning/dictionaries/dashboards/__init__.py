@@ -1,4 +1,7 @@
-"""Dashboards of features: a page of the report for every set of dictionaries.
+"""Dashboards of features: a page for every set of dictionaries.
+
+`write_page` computes a page and keeps it with the set. The report reads it with `pages` and
+computes nothing.
 
 truths.py      what features are held against
 looking.py     what the device says of every feature
@@ -10,10 +13,13 @@ features.html  lays it out
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from implicit_reasoning.dictionaries.dashboards import cards, labels
 from implicit_reasoning.dictionaries.measures.metrics import DENSE
@@ -22,14 +28,18 @@ from implicit_reasoning.dictionaries.store import (
     ALL,
     TRAINED,
     Dictionaries,
+    Files,
     Member,
     load,
     names,
 )
 from implicit_reasoning.figures import Page
+from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json, write_json
 from implicit_reasoning.runs import Run
 
-__all__ = ["make_page", "pages"]
+__all__ = ["make_page", "pages", "write_page"]
+
+_FORMAT = 1
 
 _TEMPLATES = Environment(
     loader=PackageLoader("implicit_reasoning.dictionaries.dashboards", ""),
@@ -40,14 +50,39 @@ _TEMPLATES = Environment(
 )
 
 
+def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
+    """Make the page of one set and keep it in the run, for the report; see `make_page`."""
+    page = dataclasses.asdict(make_page(run, made, result))
+    digest = _digest(made, result)
+    about = {FORMAT_VERSION: _FORMAT, "of": digest, "page": page}
+    write_json(Files.of(run, made.config.name).page, about)
+
+
 def pages(run: Run) -> list[Page]:
-    """A page for every set of dictionaries that was measured."""
+    """The kept page of every set of dictionaries that was measured.
+
+    The page of a set that was measured again since has only the table, and names the command that
+    makes the cards of features.
+    """
     tables = {name: open_measured(run, name) for name in names(run)}
-    return [
-        make_page(run, load(run, name), table)
-        for name, table in tables.items()
-        if table is not None
-    ]
+    return [_kept_page(run, name, table) for name, table in tables.items() if table is not None]
+
+
+def _kept_page(run: Run, name: str, result: xr.Dataset) -> Page:
+    made, path = load(run, name), Files.of(run, name).page
+    if path.exists():
+        about = read_json(path)
+        check_format(path, about.get(FORMAT_VERSION), _FORMAT)
+        if about["of"] == _digest(made, result):
+            return Page(**about["page"])
+    command = "<code>implicit_reasoning dictionaries --workdir=DIR</code>"
+    return _page(made, result, [], f"are not kept for these results; {command} computes them.")
+
+
+def _digest(made: Dictionaries, result: xr.Dataset) -> str:
+    """Identifies the dictionaries that a page shows, and the table on it."""
+    shown = [made.fingerprint(made.members[number].step) for number in made.shown]
+    return hashlib.sha256(repr((shown, make_rows(result))).encode()).hexdigest()
 
 
 def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
@@ -58,17 +93,25 @@ def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
       made: the set.
       result: what was measured of it.
     """
+    members = [made.members[number] for number in made.shown]
+    # A run that was copied without its checkpoints has a page with the table alone.
+    if any(step not in run.steps for member in members for step in member.steps):
+        return _page(made, result, [], "cannot be shown: the checkpoints are not there any more.")
+    return _page(made, result, cards.show(run, made, result))
+
+
+def _page(
+    made: Dictionaries, result: xr.Dataset, shown: Sequence[cards.Shown], missing: str = ""
+) -> Page:
+    """The table and the cards; `missing` says why there are no cards, as HTML."""
     chosen = [made.members[number] for number in made.shown]
-    # Of a run that was copied without its checkpoints there is a page all the same.
-    missing = any(step not in run.steps for member in chosen for step in member.steps)
-    shown = [] if missing else cards.show(run, made, result)
     body = _TEMPLATES.get_template("features.html").render(
         rows=make_rows(result),
         chosen=[(TRAINED, one.site, one.sparsity, one.seed) for one in chosen],
         when=_when(chosen[0]),
         split=str(result["split"].values[0]) if "split" in result.coords else "",
         shown=shown,
-        missing=missing,
+        missing=Markup(missing),
         labelled=any(one.counts for one in shown),
         direct=any(card.promoted for one in shown for group in one.groups for card in group.cards),
         start=_STARTS[made.config.start],
