@@ -43,7 +43,7 @@ from implicit_reasoning.config import (
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Layout, Run
 from implicit_reasoning.training.directory import check_same
-from implicit_reasoning.training.plan import duration
+from implicit_reasoning.training.estimate import duration
 from implicit_reasoning.training.saved_states import newest
 
 ROOT = Path("runs/studies")

@@ -10,7 +10,7 @@ from implicit_reasoning.__main__ import VERBS, main
 from implicit_reasoning.analysis import Claim, find_instrument, judge, measure
 from implicit_reasoning.analysis.truth.known import planted_models
 from implicit_reasoning.report import write_report
-from implicit_reasoning.report.figures import collect
+from implicit_reasoning.report.collect import collect
 from implicit_reasoning.runs import Run
 from tests import shared
 from tests.training.tiny import TINY

@@ -45,7 +45,7 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import Recipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.runtime.machine import one_device_per_core
@@ -139,7 +139,7 @@ class Ours:
         dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(most=case.k))
         pools = stack_pools(pool[None], pool[None])
         mesh = fitting_mesh(case.members)
-        recipe = Recipe(dictionary, settings)
+        recipe = DictionaryRecipe(dictionary, settings)
         self.population = Population(recipe, pools, members, mesh=mesh)
         self.state, self.at, self.pool = self.population.begin(), 0, pool
 

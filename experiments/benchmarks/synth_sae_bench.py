@@ -39,7 +39,12 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.exchange import save_saelens
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import (
+    DictionaryRecipe,
+    Pool,
+    TrainingData,
+    TrainingSettings,
+)
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
 from implicit_reasoning.files import write_json
 
@@ -133,14 +138,14 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
         sparsity_warmup_steps=steps // 2,  # of k nothing warms up
         bias_at_mean=False,
     )
-    recipe = Recipe(dictionary, settings)
+    recipe = DictionaryRecipe(dictionary, settings)
     advance = jax.jit(recipe.advance, donate_argnums=0)
     began, state = time.perf_counter(), None
     for start in range(0, steps, POOL):
         count = min(POOL, steps - start)
         x = jnp.asarray(samples[start * BATCH : (start + count) * BATCH])
         pool = Pool(x, x, jnp.zeros(1, jnp.int32), jnp.full(1, len(x), jnp.int32))
-        lot = Lot(pool, jnp.float32(sparsity), jax.random.key(seed))
+        lot = TrainingData(pool, jnp.float32(sparsity), jax.random.key(seed))
         if state is None:
             state = jax.jit(recipe.begin)(lot)
         state, _ = advance(state, lot, jnp.int32(start), jnp.int32(count))

@@ -37,7 +37,7 @@ from implicit_reasoning.analysis.claims import Claim, Mechanism, claimed, judge
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.metrics import PairBatch
 from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
-from implicit_reasoning.analysis.patching.pairs import Pairs
+from implicit_reasoning.analysis.patching.pairs import PromptPairs
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.subject import InMemory, Subject
 
@@ -51,7 +51,7 @@ __all__ = [
     "NotApplicable",
     "PairBatch",
     "PairInstrument",
-    "Pairs",
+    "PromptPairs",
     "Runner",
     "Subject",
     "analyze",

@@ -25,8 +25,8 @@ from implicit_reasoning.analysis.labels import check_labels, plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.analysis.sums import (
     DeviceSums,
-    Layout,
-    Pairs,
+    GroupClusterPairs,
+    SumsLayout,
     find_pairs,
     outputs_to_sum,
     sum_outputs,
@@ -44,7 +44,7 @@ from implicit_reasoning.runtime.mapping import mapped
 _MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
 
 
-class Material(NamedTuple):
+class DeviceInputs(NamedTuple):
     """What an instrument looks at, on the devices.
 
     Attributes:
@@ -56,8 +56,8 @@ class Material(NamedTuple):
 
     inputs: Any
     key: Any
-    pairs: Pairs | None
-    layout: Layout | None
+    pairs: GroupClusterPairs | None
+    layout: SumsLayout | None
 
 
 class Runner:
@@ -96,7 +96,7 @@ class Runner:
         examples: Examples,
         sizes: Mapping[str, int] | None = None,
         reference: Params | None = None,
-    ) -> Material:
+    ) -> DeviceInputs:
         """Put what an instrument looks at on all devices, once for all chunks of checkpoints.
 
         Args:
@@ -111,15 +111,19 @@ class Runner:
         pairs, layout = find_pairs(examples)
         summed = outputs_to_sum(self.instrument, sizes, layout) if sizes else ()
         if not summed:
-            return Material(inputs, key, None, None)
-        return Material(inputs, key, jax.device_put(pairs, where), layout._replace(outputs=summed))
+            return DeviceInputs(inputs, key, None, None)
+        return DeviceInputs(
+            inputs, key, jax.device_put(pairs, where), layout._replace(outputs=summed)
+        )
 
     @property
     def stacked(self) -> NamedSharding:
         """Where stacked checkpoints have to be: an equal share on each device."""
         return NamedSharding(self.mesh, PartitionSpec("trial"))
 
-    def __call__(self, params: Params, material: Material) -> dict[str, np.ndarray | DeviceSums]:
+    def __call__(
+        self, params: Params, material: DeviceInputs
+    ) -> dict[str, np.ndarray | DeviceSums]:
         """Measure stacked checkpoints; each output gets a leading axis of them.
 
         Args:
@@ -131,7 +135,7 @@ class Runner:
             found = self._program(params, material)
             return jax.tree.map(np.asarray, found)
 
-    def _program(self, params: Params, material: Material) -> dict[str, Any]:
+    def _program(self, params: Params, material: DeviceInputs) -> dict[str, Any]:
         shared = material.inputs, material.key, material.pairs
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, shared))
         name = (str(shapes), material.layout)
@@ -141,7 +145,7 @@ class Runner:
         return found
 
     def _compile(
-        self, params: Params, shared: tuple[Any, ...], layout: Layout | None
+        self, params: Params, shared: tuple[Any, ...], layout: SumsLayout | None
     ) -> jax.stages.Compiled:
         """With as many models at the same time as fit."""
         program = jax.jit(self.program(layout))
@@ -156,17 +160,21 @@ class Runner:
         self.together //= 2
         return self._compile(params, shared, layout)
 
-    def program(self, layout: Layout | None = None) -> Callable[..., dict[str, Any]]:
+    def program(self, layout: SumsLayout | None = None) -> Callable[..., dict[str, Any]]:
         """The function of stacked parameters, inputs, key and pairs that is compiled.
 
         Without a layout there are no pairs, and no output is summed.
         """
 
-        def run(params: Params, inputs: Any, key: Any, pairs: Pairs | None = None) -> Any:
+        def run(
+            params: Params, inputs: Any, key: Any, pairs: GroupClusterPairs | None = None
+        ) -> Any:
             return mapped(one, params, self.mesh, self.together, (inputs, key, pairs))
 
         @highest_precision
-        def one(params: Params, inputs: Any, key: Any, pairs: Pairs | None) -> dict[str, Any]:
+        def one(
+            params: Params, inputs: Any, key: Any, pairs: GroupClusterPairs | None
+        ) -> dict[str, Any]:
             self.traces += 1
             found = self.instrument.measure(self.model, params, inputs, key)
             if layout is None or pairs is None:

@@ -28,7 +28,7 @@ _ROUNDED = 64
 """Sums are padded to a multiple of this, so worlds of about as many clusters share a program."""
 
 
-class Pairs(NamedTuple):
+class GroupClusterPairs(NamedTuple):
     """Which pair of a group and a cluster an example belongs to, at every place.
 
     Places are those along `Examples.cluster_dim`; without one there is one place.
@@ -43,13 +43,14 @@ class Pairs(NamedTuple):
     group: Int[np.ndarray, "place example"] | Int[Array, "place example"]
 
 
-class Layout(NamedTuple):
+class SumsLayout(NamedTuple):
     """What is static about sums.
 
     Attributes:
       n_sums: pairs of a group and a cluster, padded, at the place that has most.
       n_groups: groups.
-      cluster_dim: the dimension of outcomes along which the places of `Pairs` are, if any.
+      cluster_dim: the dimension of outcomes along which the places of `GroupClusterPairs` are, if
+        any.
       outputs: names of the outputs that are summed.
     """
 
@@ -79,7 +80,7 @@ class DeviceSums(NamedTuple):
     infinite: Any
 
 
-def find_pairs(examples: Examples) -> tuple[Pairs, Layout]:
+def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
     """Number the pairs of groups and clusters of some examples."""
     clusters = examples.clusters if examples.cluster_dim else examples.clusters[None]
     n_groups = len(examples.groups)
@@ -92,15 +93,15 @@ def find_pairs(examples: Examples) -> tuple[Pairs, Layout]:
         numbers.append(number)
     pair = np.stack(numbers)
     n_sums = -(-max(int(pair.max(initial=0)) + 1, 1) // _ROUNDED) * _ROUNDED
-    pairs = Pairs(
+    pairs = GroupClusterPairs(
         np.where(counted, pair, n_sums).astype(np.int32),
         np.where(counted, examples.group, n_groups).astype(np.int32),
     )
-    return pairs, Layout(n_sums, n_groups, examples.cluster_dim)
+    return pairs, SumsLayout(n_sums, n_groups, examples.cluster_dim)
 
 
 def outputs_to_sum(
-    instrument: Instrument, sizes: Mapping[str, int], layout: Layout
+    instrument: Instrument, sizes: Mapping[str, int], layout: SumsLayout
 ) -> tuple[str, ...]:
     """The outputs of which sums, and not outcomes by example, leave the device.
 
@@ -123,7 +124,7 @@ def outputs_to_sum(
 
 
 def sum_outputs(
-    instrument: Instrument, outputs: Mapping[str, Any], pairs: Pairs, layout: Layout
+    instrument: Instrument, outputs: Mapping[str, Any], pairs: GroupClusterPairs, layout: SumsLayout
 ) -> dict[str, Any]:
     """The outputs of one checkpoint, with sums in place of outcomes for those of the layout.
 
@@ -152,8 +153,8 @@ def sum_outputs(
 def sum_by_cluster(
     values: Num[Array, "*cell example"] | Bool[Array, "*cell example"],
     counted: Bool[Array, "*some example"] | None,
-    pairs: Pairs,
-    layout: Layout,
+    pairs: GroupClusterPairs,
+    layout: SumsLayout,
     axis: int | None,
 ) -> DeviceSums:
     """Sum the outcomes of one checkpoint, a block of cells at a time.
@@ -216,7 +217,7 @@ def sum_by_cluster(
     )
 
 
-def _summed(values: Any, there: Any, pair: Any, group: Any, layout: Layout) -> tuple[Any, ...]:
+def _summed(values: Any, there: Any, pair: Any, group: Any, layout: SumsLayout) -> tuple[Any, ...]:
     """Of values [example, cell]: sums [pair, cell], and what is said by example.
 
     Examples that do not count have numbers beyond the last, which are dropped.

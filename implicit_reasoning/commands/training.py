@@ -101,7 +101,7 @@ def _search(flags: Given, overrides: Given) -> None:
 
 def plan(flags: Given, overrides: Given) -> None:
     """Say what a run would cost here."""
-    from implicit_reasoning.training.plan import plan
+    from implicit_reasoning.training.estimate import plan
 
     config = apply_overrides(load_config(flags["config"]), overrides)
     print(plan(config, measure=flags["measure"]).describe())

@@ -8,7 +8,7 @@ dictionary.py   a kind and a variant in training; a finished dictionary
 states.py       distinct states of a run, to train and to measure on
 steps.py        steps of training, one compiled loop
 population.py   many dictionaries in one program
-plan.py         from a configuration to what is trained
+resolved.py     a configuration, resolved: all that is trained
 defaults.py     the configuration
 train.py        train a set of dictionaries of a run, resumable
 store.py        where they are kept

@@ -36,7 +36,7 @@ from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
-from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.states import Split, states
 from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
@@ -114,13 +114,13 @@ def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate
 
 def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
     """Dictionaries trained in the same way, but for one thing."""
-    plan, wanted = make_plan(run, made.config), [made.members[n] for n in made.shown]
-    settings = dataclasses.replace(plan.recipe.settings, frozen_decoder=True)
-    frozen = dataclasses.replace(plan.recipe, settings=settings)
-    arms = {FROZEN: (dataclasses.replace(plan, recipe=frozen), wanted)}
+    resolved, wanted = resolve(run, made.config), [made.members[n] for n in made.shown]
+    settings = dataclasses.replace(resolved.recipe.settings, frozen_decoder=True)
+    frozen = dataclasses.replace(resolved.recipe, settings=settings)
+    arms = {FROZEN: (dataclasses.replace(resolved, recipe=frozen), wanted)}
     if wanted[0].step != ALL and 0 in run.steps and not made.numbers(step=0):
         first = [member._replace(steps=(0,)) for member in wanted]
-        arms[UNTRAINED] = plan, first
+        arms[UNTRAINED] = resolved, first
     for name, (how, members) in arms.items():
         params = train_members(run, how, tuple(members))
         for number, member in enumerate(members):

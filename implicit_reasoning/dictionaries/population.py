@@ -13,7 +13,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from implicit_reasoning.dictionaries.steps import Lot, Pool, Recipe, State, Window
+from implicit_reasoning.dictionaries.steps import (
+    DictionaryRecipe,
+    DictionaryState,
+    Pool,
+    TrainingData,
+    Window,
+)
 from implicit_reasoning.model import Params
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.mapping import mapped
@@ -46,24 +52,26 @@ class Population:
       mesh: `trial` shards members, `model` the features of each; by default one device.
     """
 
-    recipe: Recipe
+    recipe: DictionaryRecipe
     pools: Pool
     members: Members
     together: int | None = None
     mesh: jax.sharding.Mesh | None = None
 
-    def begin(self, params: Params | None = None) -> State:
+    def begin(self, params: Params | None = None) -> DictionaryState:
         """Before the first step; from stacked parameters where they are given (a warm start)."""
         return self._begin(*self._data, params)
 
-    def advance(self, state: State, start: int, count: int) -> tuple[State, Window]:
+    def advance(
+        self, state: DictionaryState, start: int, count: int
+    ) -> tuple[DictionaryState, Window]:
         """`count` steps of every member from step `start`; `state` is donated."""
         numbers = self._put((np.int32(start), np.int32(count)))
         return self._advance(state, *self._data, *numbers)
 
-    def put(self, state: State) -> State:
+    def put(self, state: DictionaryState) -> DictionaryState:
         """A state, from host or device, where `advance` wants it."""
-        placed: State = jax.device_put(state, self._shardings)
+        placed: DictionaryState = jax.device_put(state, self._shardings)
         return placed
 
     @cached_property
@@ -77,8 +85,8 @@ class Population:
         return jax.device_put(tree, None if self.mesh is None else sharding.replicated(self.mesh))
 
     @cached_property
-    def _begin(self) -> Callable[..., State]:
-        def all_(pools: Pool, members: Members, params: Params | None) -> State:
+    def _begin(self) -> Callable[..., DictionaryState]:
+        def all_(pools: Pool, members: Members, params: Params | None) -> DictionaryState:
             return self._mapped(
                 lambda item: self.recipe.begin(_lot(pools, item[0]), item[1]), (members, params)
             )
@@ -86,11 +94,11 @@ class Population:
         return jax.jit(all_, out_shardings=self._shardings)
 
     @cached_property
-    def _advance(self) -> Callable[..., tuple[State, Window]]:
+    def _advance(self) -> Callable[..., tuple[DictionaryState, Window]]:
         def all_(
-            state: State, pools: Pool, members: Members, start: Array, count: Array
-        ) -> tuple[State, Window]:
-            def one(item: tuple[State, Members]) -> tuple[State, Window]:
+            state: DictionaryState, pools: Pool, members: Members, start: Array, count: Array
+        ) -> tuple[DictionaryState, Window]:
+            def one(item: tuple[DictionaryState, Members]) -> tuple[DictionaryState, Window]:
                 return self.recipe.advance(item[0], _lot(pools, item[1]), start, count)
 
             return self._mapped(one, (state, members))
@@ -102,7 +110,7 @@ class Population:
         return mapped(function, items, self.mesh, self.together)
 
     @cached_property
-    def _shardings(self) -> State | None:
+    def _shardings(self) -> DictionaryState | None:
         """Members over `trial`; the axis of features, where there is one, over `model`."""
         if self.mesh is None:
             return None
@@ -118,7 +126,7 @@ class Population:
                 axes[axis] = "model"
             return NamedSharding(mesh, PartitionSpec("trial", *axes))
 
-        found: State = jax.tree_util.tree_map_with_path(of, shapes)
+        found: DictionaryState = jax.tree_util.tree_map_with_path(of, shapes)
         return found
 
 
@@ -151,7 +159,7 @@ def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
     return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
 
 
-def _lot(pools: Pool, member: Members) -> Lot:
+def _lot(pools: Pool, member: Members) -> TrainingData:
     """What one member is trained on."""
     pool = Pool(*(part[member.pool] for part in pools))
-    return Lot(pool, member.sparsity, member.key)
+    return TrainingData(pool, member.sparsity, member.key)

@@ -75,7 +75,7 @@ class TrainingSettings:
         )
 
 
-class State(NamedTuple):
+class DictionaryState(NamedTuple):
     """A dictionary in training.
 
     Attributes:
@@ -116,7 +116,7 @@ class Window(NamedTuple):
     dead: Scalar
 
 
-class Lot(NamedTuple):
+class TrainingData(NamedTuple):
     """What one dictionary is trained on.
 
     Attributes:
@@ -131,13 +131,13 @@ class Lot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DictionaryRecipe:
     """A dictionary and how it is trained; static, what it is trained on is passed in."""
 
     dictionary: Dictionary
     settings: TrainingSettings
 
-    def begin(self, lot: Lot, params: Params | None = None) -> State:
+    def begin(self, lot: TrainingData, params: Params | None = None) -> DictionaryState:
         """The state before the first step; from `params` where they are given (a warm start)."""
         if params is None:
             at = jax.random.fold_in(lot.key, 0)
@@ -147,14 +147,20 @@ class Recipe:
         if self.settings.unit_decoder:
             params = _with_unit_rows(params)
         never_dead = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)
-        return State(params, self.settings.adam.init(params), never_dead, jnp.float32(0))
+        return DictionaryState(params, self.settings.adam.init(params), never_dead, jnp.float32(0))
 
     def advance(
-        self, state: State, lot: Lot, start: Int[Array, ""], count: Int[Array, ""]
-    ) -> tuple[State, Window]:
+        self,
+        state: DictionaryState,
+        lot: TrainingData,
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[DictionaryState, Window]:
         """`count` steps from step `start`."""
 
-        def one(number: Array, carried: tuple[State, Window]) -> tuple[State, Window]:
+        def one(
+            number: Array, carried: tuple[DictionaryState, Window]
+        ) -> tuple[DictionaryState, Window]:
             state, sums = carried
             state, seen = self.step(state, lot, start + number)
             return state, Window(*(a + b for a, b in zip(sums, seen, strict=True)))
@@ -163,7 +169,9 @@ class Recipe:
         state, sums = jax.lax.fori_loop(0, count, one, (state, nothing))
         return state, Window(*(total / jnp.maximum(count, 1) for total in sums))
 
-    def step(self, state: State, lot: Lot, step: Int[Array, ""]) -> tuple[State, Window]:
+    def step(
+        self, state: DictionaryState, lot: TrainingData, step: Int[Array, ""]
+    ) -> tuple[DictionaryState, Window]:
         """One step: what is drawn depends on the key and the step's number alone."""
         settings, variant = self.settings, self.dictionary.variant
         key = jax.random.fold_in(lot.key, step + 1)
@@ -186,13 +194,15 @@ class Recipe:
             params = _with_unit_rows(params)
         threshold = variant.observe(self.dictionary.kind, params, state.threshold, seen.encoded)
         since_fired = jnp.where(seen.fired, 0, state.steps_since_fired + 1)
-        state = State(params, adam, since_fired, threshold)
+        state = DictionaryState(params, adam, since_fired, threshold)
         if settings.resample_every:
             due = (step + 1) % settings.resample_every == 0
             state = jax.lax.cond(due, lambda: self.resample(state, lot, key), lambda: state)
         return state, Window(seen.terms["mse"], loss, seen.l0, dead.sum().astype(jnp.float32))
 
-    def resample(self, state: State, lot: Lot, key: Key[Array, ""]) -> State:
+    def resample(
+        self, state: DictionaryState, lot: TrainingData, key: Key[Array, ""]
+    ) -> DictionaryState:
         """Dead features begin anew at states that are written badly, likelier the worse they are.
 
         The encoder then points to the input, the decoder to the target, as seen from the biases;
@@ -222,7 +232,7 @@ class Recipe:
         nothing = jax.tree.map(jnp.zeros_like, fresh)
         moments = moments._replace(mu=put(moments.mu, nothing), nu=put(moments.nu, nothing))
         since_fired = jnp.where(dead, 0, state.steps_since_fired)
-        return State(put(params, fresh), (clip, moments), since_fired, state.threshold)
+        return DictionaryState(put(params, fresh), (clip, moments), since_fired, state.threshold)
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:

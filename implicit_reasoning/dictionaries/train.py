@@ -21,10 +21,10 @@ from implicit_reasoning.dictionaries.fields import (
     read_config,
     with_current_names,
 )
-from implicit_reasoning.dictionaries.plan import Plan, make_plan
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
+from implicit_reasoning.dictionaries.resolved import ResolvedSet, resolve
 from implicit_reasoning.dictionaries.states import split_states, states
-from implicit_reasoning.dictionaries.steps import Pool, State, Window
+from implicit_reasoning.dictionaries.steps import DictionaryState, Pool, Window
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, write_json
@@ -63,7 +63,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
     config = completed(config)
     files = Files.of(run, config.name)
     check_path(files.folder)
-    plan = make_plan(run, config)
+    resolved = resolve(run, config)
     _check_same(files, config)
     if files.finished.exists():
         return load(run, config.name)
@@ -72,11 +72,13 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         if files.finished.exists():
             return load(run, config.name)
         _begin(files, config)
-        training = DictionaryTraining(run, plan, files)
+        training = DictionaryTraining(run, resolved, files)
         with shutdown_requests() as shutdown:
             params = training.loop().run(training.steps, shutdown).finished
         assert params is not None
-        dictionaries = Dictionaries(plan.recipe.dictionary.finished(), params, plan.members, config)
+        dictionaries = Dictionaries(
+            resolved.recipe.dictionary.finished(), params, resolved.members, config
+        )
         save(files, dictionaries)
     return dictionaries
 
@@ -103,7 +105,7 @@ def _check_same(files: Files, config: ConfigDict) -> None:
 
 
 @dataclass(frozen=True)
-class Material:
+class StageData:
     """What the members of a stage are trained on.
 
     Attributes:
@@ -118,14 +120,14 @@ class Material:
     scale_out: Float[Array, " pool"]
 
 
-def make_material(run: Run, plan: Plan, members: tuple[Member, ...]) -> Material:
+def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> StageData:
     """States that some members are trained on, computed on the device."""
-    places, trained, _ = split_states(run.dataset, plan.positions)
+    places, trained, _ = split_states(run.dataset, resolved.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
 
     def scaled(values: Array) -> tuple[Array, Array]:
-        scale = _scale(values) if plan.normalize else jnp.float32(1)
+        scale = _scale(values) if resolved.normalize else jnp.float32(1)
         return values / scale, scale
 
     sources = list(dict.fromkeys(member.source for member in members))
@@ -137,7 +139,7 @@ def make_material(run: Run, plan: Plan, members: tuple[Member, ...]) -> Material
         found.append((*scaled(read), *scaled(write)))
     x, scale_in, y, scale_out = (jnp.stack(parts) for parts in zip(*found, strict=True))
     pools = stack_pools(x, y, places.counts(len(run.dataset.positions)))
-    return Material(pools, [sources.index(one.source) for one in members], scale_in, scale_out)
+    return StageData(pools, [sources.index(one.source) for one in members], scale_in, scale_out)
 
 
 def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
@@ -146,21 +148,21 @@ def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
 
 
 def make_population(
-    run: Run, plan: Plan, members: tuple[Member, ...]
-) -> tuple[Population, Material]:
+    run: Run, resolved: ResolvedSet, members: tuple[Member, ...]
+) -> tuple[Population, StageData]:
     """What trains some members at once, and the states that it trains them on."""
-    material = make_material(run, plan, members)
+    material = make_material(run, resolved, members)
     made = make_members(
         material.pool, [member.sparsity for member in members], [member.seed for member in members]
     )
     mesh = fitting_mesh(len(members))
-    return Population(plan.recipe, material.pools, made, mesh=mesh), material
+    return Population(resolved.recipe, material.pools, made, mesh=mesh), material
 
 
-def train_members(run: Run, plan: Plan, members: tuple[Member, ...]) -> Params:
+def train_members(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> Params:
     """Train some members from the start to the end, and keep nothing; parameters, stacked."""
-    population, material = make_population(run, plan, members)
-    state, _ = population.advance(population.begin(), 0, plan.recipe.settings.steps)
+    population, material = make_population(run, resolved, members)
+    state, _ = population.advance(population.begin(), 0, resolved.recipe.settings.steps)
     return _finish(population, state, material)
 
 
@@ -178,8 +180,8 @@ class Stage(NamedTuple):
 
     number: int
     population: Population
-    material: Material
-    state: State
+    material: StageData
+    state: DictionaryState
     finished: Params | None
     window: Window | None
 
@@ -187,22 +189,22 @@ class Stage(NamedTuple):
 class DictionaryTraining:
     """A set of dictionaries in training: a `Training`."""
 
-    def __init__(self, run: Run, plan: Plan, files: Files):
+    def __init__(self, run: Run, resolved: ResolvedSet, files: Files):
         """Nothing is read or written yet."""
-        self._run, self._plan, self._files = run, plan, files
-        self._stage_steps = plan.recipe.settings.steps
+        self._run, self._resolved, self._files = run, resolved, files
+        self._stage_steps = resolved.recipe.settings.steps
         self._metrics: MetricsFile | None = None
         self.begins_at = NOT_BEGUN
 
     def loop(self) -> ResumableLoop[Stage]:
         """The loop that trains the set."""
-        title, shown = f"{len(self._plan.members)} dictionaries", self._plan.progress
+        title, shown = f"{len(self._resolved.members)} dictionaries", self._resolved.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
     def steps(self) -> int:
         """Of all stages together."""
-        return self._stage_steps * len(self._plan.stages)
+        return self._stage_steps * len(self._resolved.stages)
 
     def init(self) -> Stage:
         """The first stage, before its first step."""
@@ -216,15 +218,15 @@ class DictionaryTraining:
         state = population.begin(before.state.params)
         return Stage(number, population, material, state, before.finished, before.window)
 
-    def _population(self, number: int) -> tuple[Population, Material]:
+    def _population(self, number: int) -> tuple[Population, StageData]:
         """What trains a stage."""
-        return make_population(self._run, self._plan, self._plan.stages[number])
+        return make_population(self._run, self._resolved, self._resolved.stages[number])
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
         """The stage of a step, as it was saved."""
         number = step // self._stage_steps
         population, material = self._population(number)
-        earlier = sum(len(stage) for stage in self._plan.stages[:number])
+        earlier = sum(len(stage) for stage in self._resolved.stages[:number])
 
         def shapes() -> dict[str, Any]:
             state = population.begin()
@@ -233,7 +235,7 @@ class DictionaryTraining:
             return _saved(state, before if earlier else None)
 
         tree = read(jax.eval_shape(shapes))
-        state = population.put(State(*tree["state"]))
+        state = population.put(DictionaryState(*tree["state"]))
         return Stage(number, population, material, state, tree.get("finished"), None)
 
     def saved(self, stage: Stage) -> dict[str, Any]:
@@ -251,7 +253,7 @@ class DictionaryTraining:
 
     def chunk_end(self, step: int, count: int) -> int:
         """The next row: a chunk is not cut, as its row has means over the whole chunk."""
-        every = self._plan.log_every
+        every = self._resolved.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
 
@@ -269,7 +271,7 @@ class DictionaryTraining:
                 finished=own if stage.finished is None else _concatenated(stage.finished, own)
             )
             number = stage.number + 1
-            if number == len(self._plan.stages):
+            if number == len(self._resolved.stages):
                 return stage._replace(number=number)
             return self._begin(number, before=stage)
 
@@ -297,19 +299,19 @@ class DictionaryTraining:
         """
         if step % self._stage_steps == 0:
             return False
-        return step % self._plan.resume_every < self.chunk_end(step, 0) - step
+        return step % self._resolved.resume_every < self.chunk_end(step, 0) - step
 
     def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
         """Nothing to keep."""
 
 
-def _saved(state: State, finished: Params | None) -> dict[str, Any]:
+def _saved(state: DictionaryState, finished: Params | None) -> dict[str, Any]:
     """The tree that is saved; members of a state go by their places, so their names may change."""
     tree: dict[str, Any] = {"state": tuple(state)}
     return tree if finished is None else tree | {"finished": finished}
 
 
-def _finish(population: Population, state: State, material: Material | None) -> Params:
+def _finish(population: Population, state: DictionaryState, material: StageData | None) -> Params:
     """Parameters of all members of a stage, in raw units where the material has their scales."""
     scales: tuple[Array, ...] = ()
     if material is not None:

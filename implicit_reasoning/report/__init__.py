@@ -1,6 +1,6 @@
 """The page of a run, `write_report(run) -> Path`, and of a sweep, `write_sweep_report(runs)`.
 
-    figures.py   asks the rooms for their figures and pages; files, and TensorBoard's images
+    collect.py   asks the rooms for their figures and pages; files, and TensorBoard's images
     tables.py    what the page says in words and numbers
     page.py      puts both into page.html, and what else rooms have to show into extra.html
     sweep.py     the page of a sweep, sweep.html
@@ -11,7 +11,7 @@ its own, one that has a page of its own `pages(run)`, and the module's import pa
 `PROVIDERS`.
 """
 
-from implicit_reasoning.report.figures import PROVIDERS
+from implicit_reasoning.report.collect import PROVIDERS
 from implicit_reasoning.report.page import write_report
 from implicit_reasoning.report.sweep import write_sweep_report
 

@@ -12,7 +12,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Page
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.report import tables
-from implicit_reasoning.report.figures import (
+from implicit_reasoning.report.collect import (
     FORMATS,
     PROVIDERS,
     Rendered,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from implicit_reasoning.config import to_json
 from implicit_reasoning.files import atomic_write
-from implicit_reasoning.report.figures import FORMATS, Rendered, render, write_files
+from implicit_reasoning.report.collect import FORMATS, Rendered, render, write_files
 from implicit_reasoning.report.page import data_url, make_environment
 from implicit_reasoning.sweeps import Status
 from implicit_reasoning.sweeps.definition import short_keys
@@ -25,7 +25,7 @@ _MOST_ROWS = 2_000  # of the table, for a browser to sort it at once
 _SHOWN = (DONE, RUNNING, STOPPED, FAILED, DIVERGED, PRUNED)
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """Of the table: what is shown, what is sorted by, a link, a state that has a colour."""
 
     text: str
@@ -108,7 +108,7 @@ def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[Cell]]]:
+def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[TableCell]]]:
     keys, short = runs.sweep.keys, short_keys(runs.sweep.keys)
     begun = [name for name in runs.names if runs.rows(name)][:_MOST_ROWS]
     splits = Splits.of(runs[begun[0]].dataset) if begun else Splits(None, None, None)
@@ -130,10 +130,10 @@ def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[lis
         status = statuses[name]
         last = _last_evaluation(runs, name) if name in begun else {}
         where = phases.trial.values.tolist().index(name) if name in runs.names else None
-        cells = [Cell(name, name, f"../trials/{quote(name)}/" if name in runs.names else "")]
+        cells = [TableCell(name, name, f"../trials/{quote(name)}/" if name in runs.names else "")]
         cells += [_value(runs.value(name, key)) for key in keys]
-        cells.append(Cell(status.state, status.state, state=status.state))
-        cells.append(Cell(f"{status.step:,}", str(status.step)))
+        cells.append(TableCell(status.state, status.state, state=status.state))
+        cells.append(TableCell(f"{status.step:,}", str(status.step)))
         cells += [_number(last.get(f"accuracy/{split}"), "{:.3f}") for split in accuracies]
         cells += [
             _number(None if where is None else float(phases[time].values[where]), "{:,.0f}")
@@ -150,11 +150,11 @@ def _last_evaluation(runs: Runs, name: str) -> dict[str, Any]:
     return next(found, {})
 
 
-def _value(value: Any) -> Cell:
-    return Cell(f"{value:g}" if isinstance(value, float) else str(value), str(value))
+def _value(value: Any) -> TableCell:
+    return TableCell(f"{value:g}" if isinstance(value, float) else str(value), str(value))
 
 
-def _number(value: float | None, form: str) -> Cell:
+def _number(value: float | None, form: str) -> TableCell:
     if value is None or math.isnan(value):
-        return Cell("-", "")
-    return Cell(form.format(value), repr(value))
+        return TableCell("-", "")
+    return TableCell(form.format(value), repr(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.run import default_launcher
-from implicit_reasoning.training.plan import Plan, duration, plan
+from implicit_reasoning.training.estimate import CostEstimate, duration, plan
 
 _SHOWN = 20  # trials that are listed
 
@@ -40,7 +40,7 @@ def describe_cost(
     return "\n".join(lines)
 
 
-def _seconds(planned: Plan, stop_at: int | None) -> float | None:
+def _seconds(planned: CostEstimate, stop_at: int | None) -> float | None:
     if planned.speed is None or planned.seconds is None:
         return None
     share = 1.0 if stop_at is None else min(1.0, stop_at / planned.steps)

@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     rank: Int[Array, " probe"]
 
 
-class Probes(NamedTuple):
+class EvaluationRows(NamedTuple):
     """Rows to ask, in chunks of equal size: those of several worlds stand one after the other."""
 
     tokens: Int[Array | np.ndarray, "chunk row pos"]
@@ -47,13 +47,13 @@ class Probes(NamedTuple):
     answers: Int[Array | np.ndarray, "chunk row answer"]
 
 
-def probes_of(dataset: Dataset) -> Probes:
+def evaluation_rows(dataset: Dataset) -> EvaluationRows:
     """The probe rows of a dataset, filled up with its first ones to whole chunks; numpy."""
     rows = np.flatnonzero(dataset.probe)
     padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
     answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
     chunks = (-1, _CHUNK, answers.shape[1])
-    return Probes(
+    return EvaluationRows(
         dataset.tokens[padded].reshape(-1, _CHUNK, dataset.n_ctx),
         np.maximum(positions, 0).reshape(chunks),
         answers.reshape(chunks),
@@ -61,7 +61,7 @@ def probes_of(dataset: Dataset) -> Probes:
 
 
 def ask(
-    model: Transformer, params: Params, probes: Probes, chunks: Int[Array, " chunk"]
+    model: Transformer, params: Params, probes: EvaluationRows, chunks: Int[Array, " chunk"]
 ) -> Outcome:
     """What a model answers to some chunks of the rows, chunk after chunk."""
 
@@ -91,7 +91,7 @@ def asking(
     Returns:
       A function that starts an evaluation; nothing waits until its outcome is read.
     """
-    probes = probes_of(dataset)
+    probes = evaluation_rows(dataset)
     check_tokens(probes.tokens, model.spec.d_vocab)
     chunks = np.arange(len(probes.tokens), dtype=np.int32)
     asked = jax.device_put((probes, chunks), sharding)

@@ -35,12 +35,18 @@ from implicit_reasoning.runtime.mapping import mapped
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import directory, optimizer, saved_states, setup
 from implicit_reasoning.training.cost import row_shape
-from implicit_reasoning.training.evaluation import Outcome, Probes, Scoring, ask, probes_of
+from implicit_reasoning.training.evaluation import (
+    EvaluationRows,
+    Outcome,
+    Scoring,
+    ask,
+    evaluation_rows,
+)
 from implicit_reasoning.training.loop import NonFiniteLoss
 from implicit_reasoning.training.models import ModelTraining
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.settings import Trial
-from implicit_reasoning.training.step import Recipe, TrainingRows, TrainState
+from implicit_reasoning.training.step import StepRecipe, TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
 
 VARIED = (
@@ -216,7 +222,7 @@ class _Functions(NamedTuple):
 
 
 @functools.lru_cache(maxsize=setup.MAX_KEPT_PROGRAMS)
-def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
+def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
     """The same functions for equal programs of `count` trials, see `setup`."""
     whole = sharding.replicated(mesh)
     dealt = functools.partial(mapped, mesh=mesh if mesh.shape["trial"] > 1 else None)
@@ -238,8 +244,8 @@ def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions
     def snapshot(state: TrainState, hyper: Any) -> Any:
         return jax.vmap(recipe.snapshot)(state, hyper)
 
-    def evaluate(params: Any, probes: Probes, chunks: Any) -> Outcome:
-        def one(item: Any, probes: Probes) -> Outcome:
+    def evaluate(params: Any, probes: EvaluationRows, chunks: Any) -> Outcome:
+        def one(item: Any, probes: EvaluationRows) -> Outcome:
             return ask(recipe.model, item[0], probes, item[1])
 
         found: Outcome = dealt(one, (params, chunks), shared=(probes,))
@@ -286,12 +292,14 @@ def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRow
     return TrainingRows(tokens, positions, answers, first[number], sizes[number])
 
 
-def _all_probes(datasets: Sequence[Dataset], number: Sequence[int]) -> tuple[Probes, np.ndarray]:
+def _all_probes(
+    datasets: Sequence[Dataset], number: Sequence[int]
+) -> tuple[EvaluationRows, np.ndarray]:
     """All worlds' chunks in one table, and the numbers of those to ask each trial; numpy."""
-    tables = [probes_of(dataset) for dataset in datasets]
+    tables = [evaluation_rows(dataset) for dataset in datasets]
     sizes = np.array([len(table.tokens) for table in tables])
     starts = np.cumsum(sizes) - sizes
     # Who has fewer chunks is asked its last again: what is beyond a trial's rows is not read.
     within = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
-    probes = Probes(*(np.concatenate(column) for column in zip(*tables, strict=True)))
+    probes = EvaluationRows(*(np.concatenate(column) for column in zip(*tables, strict=True)))
     return probes, (starts[:, None] + within)[number].astype(np.int32)

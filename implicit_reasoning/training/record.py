@@ -102,7 +102,7 @@ class Record:
 
         Args:
           step: which.
-          snapshot: of `Recipe.snapshot`, on the host.
+          snapshot: of `StepRecipe.snapshot`, on the host.
           outcome: of the probe rows, where this is a step of evaluation.
           timings: columns that say how fast it went.
 

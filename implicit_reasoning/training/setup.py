@@ -22,7 +22,7 @@ from implicit_reasoning.training import batches, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import Outcome, asking
 from implicit_reasoning.training.settings import TrainingSettings
-from implicit_reasoning.training.step import Recipe, TrainingRows
+from implicit_reasoning.training.step import StepRecipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
 MAX_KEPT_PROGRAMS = 8
@@ -59,7 +59,7 @@ def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
     return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
-def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Recipe:
+def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> StepRecipe:
     """The step of a run; an `InputError` where its parts do not fit together."""
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
@@ -67,7 +67,7 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Rec
             f"batch_size is {settings.batch_size}, which mesh.data = {mesh.shape['data']} does not "
             "divide; each device takes an equal share of a batch"
         )
-    return Recipe(
+    return StepRecipe(
         model=make_model(settings.model, dataset),
         preconditioner=optimizer.preconditioner(settings.optimizer),
         relative_rate=optimizer.relative_rate(settings.optimizer, settings.schedule.horizon),
@@ -116,13 +116,13 @@ class Program(NamedTuple):
       init: `init(init_key)`, the state before the first step.
       advance: `advance(state, rows, hyper, stream_key, n_steps)`, the state after so many more; the
         state that goes in is donated.
-      snapshot: `snapshot(state, hyper)`, see `Recipe.snapshot`.
+      snapshot: `snapshot(state, hyper)`, see `StepRecipe.snapshot`.
       evaluate: `evaluate(params)`, the `Outcome` of the probe rows.
       split: from anything with an axis of trials, on the host, to a list with one for each.
       stack: from arrays of each to one with an axis of trials.
     """
 
-    recipe: Recipe
+    recipe: StepRecipe
     rows: TrainingRows
     hyper: optimizer.Hyper
     init_key: Any
@@ -175,7 +175,7 @@ class Functions(NamedTuple):
 
 
 @functools.lru_cache(maxsize=MAX_KEPT_PROGRAMS)
-def _functions(recipe: Recipe, mesh: Mesh, fsdp: bool) -> Functions:
+def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool) -> Functions:
     """The same functions for equal programs, which are then traced and compiled once a process."""
     shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
     places = sharding.tree_shardings(mesh, shapes, mesh_axes(recipe.model), fsdp=fsdp)

@@ -82,7 +82,7 @@ def answer_loss(
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StepRecipe:
     """What is fixed while a run is compiled; everything that may vary is an argument of `step`."""
 
     model: Transformer

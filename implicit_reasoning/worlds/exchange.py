@@ -41,7 +41,7 @@ from implicit_reasoning.worlds.dataset import (
     prefix_keys,
     world_of,
 )
-from implicit_reasoning.worlds.exchange_text import ROW_FILES, Table, read_table
+from implicit_reasoning.worlds.exchange_text import ROW_FILES, TextRows, read_table
 from implicit_reasoning.worlds.spelling import (
     Spelling,
     chain_truth,
@@ -229,7 +229,9 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _rebuild(table: Table, end_token: bool, world: World, splits: Sequence[str] | None) -> Dataset:
+def _rebuild(
+    table: TextRows, end_token: bool, world: World, splits: Sequence[str] | None
+) -> Dataset:
     hops = int(table.hops.max())
     odd = np.flatnonzero((table.hops > 1) & (table.hops < hops))
     if len(odd):
@@ -272,7 +274,7 @@ def _rebuild(table: Table, end_token: bool, world: World, splits: Sequence[str] 
     return dataclasses.replace(dataset, probe=probe[order_of_rows])
 
 
-def _world_of_meta(folder: Path, meta: dict[str, Any], table: Table) -> World:
+def _world_of_meta(folder: Path, meta: dict[str, Any], table: TextRows) -> World:
     try:
         facts = np.array([meta["heads"], meta["relations"], meta["tails"]], np.int32)
         role = np.array([ROLES.index(letter) for letter in meta["roles"]], np.int8)
@@ -287,7 +289,7 @@ def _world_of_meta(folder: Path, meta: dict[str, Any], table: Table) -> World:
     return world
 
 
-def _derive_world(table: Table) -> World:
+def _derive_world(table: TextRows) -> World:
     """The facts that atomic rows state, and the roles that chains and probes give them."""
     world = world_from_table(_tails(table), ROLES.index("O"))
     if not world.n_facts:
@@ -310,7 +312,7 @@ def _derive_world(table: Table) -> World:
     return world_from_table(world.tail, role)
 
 
-def _tails(table: Table) -> Int[np.ndarray, "entity relation"]:
+def _tails(table: TextRows) -> Int[np.ndarray, "entity relation"]:
     """The facts that the atomic rows state; -1 where there is none."""
     atomic = np.flatnonzero(table.hops == 1)
     cell = table.prompt[atomic, 0], table.prompt[atomic, 1] - table.n_entities
@@ -323,7 +325,7 @@ def _tails(table: Table) -> Int[np.ndarray, "entity relation"]:
     return tail
 
 
-def _walk(table: Table, world: World) -> tuple[np.ndarray, np.ndarray]:
+def _walk(table: TextRows, world: World) -> tuple[np.ndarray, np.ndarray]:
     """The facts behind each row, and the entities passed, by walking its relations.
 
     int32 [row, hop] and [row, hop + 1]; -1 after its end, and after a fact that is not known.
@@ -340,7 +342,7 @@ def _walk(table: Table, world: World) -> tuple[np.ndarray, np.ndarray]:
     return facts, entities
 
 
-def _splits(table: Table, world: World, first_fact: np.ndarray) -> np.ndarray:
+def _splits(table: TextRows, world: World, first_fact: np.ndarray) -> np.ndarray:
     """A trained row's split follows from its form and its fact's role, a test row's is its type."""
     n_train, hops = table.n_train, int(table.hops.max())
     names = np.array(["id_triples", "ood_triples", f"train_{'i' * hops}"], object)
@@ -350,7 +352,7 @@ def _splits(table: Table, world: World, first_fact: np.ndarray) -> np.ndarray:
     return np.concatenate([names[which], np.array(types, object)])
 
 
-def _twins(table: Table) -> np.ndarray:
+def _twins(table: TextRows) -> np.ndarray:
     """int [row]: the row of `train.json` with the same prompt as a row of `test.json`; else -1."""
     keys = prefix_keys(table.prompt, table.n_entities + table.n_relations)[:, -1]
     trained, tested = keys[: table.n_train], keys[table.n_train :]
@@ -360,7 +362,7 @@ def _twins(table: Table) -> np.ndarray:
     return np.concatenate([np.full(table.n_train, NONE), twin])
 
 
-def _check_agreement(table: Table, split: np.ndarray, twin: np.ndarray) -> None:
+def _check_agreement(table: TextRows, split: np.ndarray, twin: np.ndarray) -> None:
     trained = set(split[: table.n_train])
     for row in range(table.n_train, len(split)):
         if twin[row] < 0 and split[row] in trained:

@@ -26,7 +26,7 @@ UNKNOWN = -2
 """Stands for a token that is not in the vocabulary."""
 
 
-class Table(NamedTuple):
+class TextRows(NamedTuple):
     """All rows of the folder: those of `train.json` first, then those of `test.json`."""
 
     folder: Path
@@ -54,7 +54,7 @@ def _error(folder: Path, ends: list[int], row: int, what: str) -> InputError:
     return InputError(f"{folder / ROW_FILES[file]}, row {row}: {what}")
 
 
-def read_table(folder: Path) -> Table:
+def read_table(folder: Path) -> TextRows:
     """Read all files of the layout.
 
     Raises:
@@ -88,7 +88,9 @@ def read_table(folder: Path) -> Table:
     grid, hops = grid[rows], hops[rows]
     answer = grid[np.arange(len(grid)), hops + 1]
     prompt = np.where(np.arange(grid.shape[1]) <= hops[:, None], grid, 0)[:, : hops.max() + 1]
-    return Table(folder, ends[0], n_entities, n_relations, prompt, hops, answer, types=texts[1][2])
+    return TextRows(
+        folder, ends[0], n_entities, n_relations, prompt, hops, answer, types=texts[1][2]
+    )
 
 
 def _tokenise(texts: list[str], n_entities: int, n_relations: int) -> Int[np.ndarray, "row place"]:

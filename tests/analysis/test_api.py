@@ -23,7 +23,7 @@ from implicit_reasoning.analysis.patching.parameters import ParameterPatching
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.variables.das import Alignment
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.report.figures import collect
+from implicit_reasoning.report.collect import collect
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
 from tests.training.tiny import tiny

@@ -131,7 +131,7 @@ def test_what_is_not_as_declared_is_refused(summed):
 
 def test_outputs_are_summed_where_that_is_less():
     """At most half as many sums as outcomes, of outputs that are large."""
-    layout = sums.Layout(n_sums=128, n_groups=2, cluster_dim=None)
+    layout = sums.SumsLayout(n_sums=128, n_groups=2, cluster_dim=None)
 
     def chosen(**sizes):
         return sums.outputs_to_sum(Many(), {"pos": 3, **sizes}, layout)

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from implicit_reasoning.dictionaries import load, measured, train_dictionaries
-from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import train
@@ -64,7 +64,7 @@ def made(run, common):
 def beaten(run, common):
     """Of one site, measured beside baselines; those of another shape have zeros for numbers."""
     asked = config(name="beaten", read=(SITE,), baselines=True)
-    own = make_plan(run, asked).recipe.dictionary.finished()
+    own = resolve(run, asked).recipe.dictionary.finished()
     with pytest.MonkeyPatch.context() as patch:
         trace_only(patch, computed=lambda finished: finished == own)
         return copied(run, common, asked, measure=True)

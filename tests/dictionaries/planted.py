@@ -10,7 +10,7 @@ import xarray as xr
 from implicit_reasoning.dictionaries import measure
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.runs import Layout, Run
 from tests.dictionaries.small import SITE, config
@@ -81,7 +81,7 @@ def drawn(shapes, *leading):
 
 def untrained(run, asked):
     """A set as a configuration asks for, of parameters that are drawn: nothing is compiled."""
-    plan = make_plan(run, asked)
+    plan = resolve(run, asked)
     dictionary = plan.recipe.dictionary
     x, y = (np.ones((4, width), "f4") for width in (dictionary.kind.d_in, dictionary.kind.d_out))
 

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from implicit_reasoning.analysis import InMemory
-from implicit_reasoning.dictionaries import fields, plan
+from implicit_reasoning.dictionaries import fields, resolved
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.errors import InputError
@@ -61,7 +61,7 @@ def run():
 )
 def test_it_is_refused_by_name(run, changes, said):
     with pytest.raises(InputError, match=said):
-        plan.make_plan(run, config(**changes))
+        resolved.resolve(run, config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_it_is_refused_by_name(run, changes, said):
     ],
 )
 def test_what_can_be_is_planned(run, changes):
-    assert plan.make_plan(run, config(**changes)).members
+    assert resolved.resolve(run, config(**changes)).members
 
 
 def test_a_finished_one_with_more_active_features_than_there_are_says_so():

@@ -15,10 +15,10 @@ from implicit_reasoning.dictionaries import dashboards
 from implicit_reasoning.dictionaries.dashboards import cards, histories, looking, make_page
 from implicit_reasoning.dictionaries.dashboards.labels import STANDS_FOR
 from implicit_reasoning.dictionaries.dashboards.looking import direct_logits, direct_path
-from implicit_reasoning.dictionaries.dashboards.truths import Truth
+from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.measure import example_source
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
-from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.results import open_measured
 from implicit_reasoning.dictionaries.store import Dictionaries
 from implicit_reasoning.figures import Page
@@ -126,7 +126,7 @@ def test_examples_are_the_states_where_it_is_active(data, found):
 
 def test_where_the_label_is_wrong_the_example_says_what_is_true(data, planted):
     places = example_source(planted, dimensions(8)).split.places
-    truth = Truth(data, places, choose_concepts(planted))
+    truth = StateTruth(data, places, choose_concepts(planted))
     number = [one.name for one in truth.concepts].index("e2@r1")
     for state in np.flatnonzero(places.pos == 1)[:20].tolist():
         e2 = data.truth["e2"][places.rows[places.row[state]]]
@@ -175,7 +175,7 @@ def test_precision_and_recall_have_the_right_denominators(found):
 
 
 def test_the_last_checkpoint_and_the_middle_sparsity(run):
-    plan = make_plan(run, config(sparsities=(2.0, 3.0, 4.0), seeds=2))
+    plan = resolve(run, config(sparsities=(2.0, 3.0, 4.0), seeds=2))
     made = Dictionaries(plan.recipe.dictionary.finished(), {}, plan.members, config())
     chosen = [made.members[number] for number in made.shown]
     assert [member.site for member in chosen] == [SITE, SITE.replace("0", "1")]

@@ -18,10 +18,10 @@ from implicit_reasoning.dictionaries.population import (
     stack_pools,
 )
 from implicit_reasoning.dictionaries.steps import (
-    Lot,
+    DictionaryRecipe,
+    DictionaryState,
     Pool,
-    Recipe,
-    State,
+    TrainingData,
     TrainingSettings,
     batch_of,
 )
@@ -53,7 +53,9 @@ def population(variant, sparsities=(2.0, 3.0), *, kind=None, settings=SETTINGS, 
     """The same program for all tests that ask for the same population."""
     members = make_members([0, 1, 0, 1], [*sparsities, *sparsities], [0, 0, 1, 1])
     kind = kind or Autoencoder(12, 12, 32)
-    return Population(Recipe(Dictionary(kind, variant), settings), pools(), members, **other)
+    return Population(
+        DictionaryRecipe(Dictionary(kind, variant), settings), pools(), members, **other
+    )
 
 
 def trained(made, chunks=(40,)):
@@ -81,7 +83,7 @@ def test_members_are_what_they_are_alone_and_together():
     for name in alone:
         np.testing.assert_allclose(alone[name], together[name], atol=2e-5)
     members = make_members([1], [3.0], [1])  # the last of the four
-    recipe = Recipe(Dictionary(Autoencoder(12, 12, 32), TopK(most=4)), SETTINGS)
+    recipe = DictionaryRecipe(Dictionary(Autoencoder(12, 12, 32), TopK(most=4)), SETTINGS)
     one = Population(recipe, pools(), members)
     by_itself = trained(one)[0].params
     for name in alone:
@@ -125,9 +127,9 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
 
     @jax.jit
     def begun(whole):
-        lot = Lot(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
+        lot = TrainingData(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
         recipes = [
-            Recipe(dictionary, TrainingSettings(batch_size=64, bias_at_mean=m))
+            DictionaryRecipe(dictionary, TrainingSettings(batch_size=64, bias_at_mean=m))
             for m in (True, False)
         ]
         drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
@@ -163,7 +165,7 @@ def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(kin
 
 
 def lot_of(pool):
-    return Lot(pool, jnp.float32(0.05), jax.random.key(0))
+    return TrainingData(pool, jnp.float32(0.05), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -259,4 +261,4 @@ def test_the_layout_of_what_a_run_is_resumed_from_has_not_changed():
     expected |= {".steps_since_fired": ((32,), "int32"), ".threshold": ((), "float32")}
     found = {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
     assert found == {name: ((4, *shape), dtype) for name, (shape, dtype) in expected.items()}
-    assert State._fields == ("params", "adam", "steps_since_fired", "threshold")
+    assert DictionaryState._fields == ("params", "adam", "steps_since_fired", "threshold")

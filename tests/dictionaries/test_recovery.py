@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import Recipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.dictionaries.variants import (
     BatchTopK,
@@ -52,7 +52,7 @@ def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES)
     kind = Autoencoder(data.width, data.width, width)
     dictionary = Dictionary(kind, variant)
     pools, members = stack_pools(x[None], x[None]), make_members([0], [sparsity], [0])
-    population = Population(Recipe(dictionary, settings), pools, members)
+    population = Population(DictionaryRecipe(dictionary, settings), pools, members)
     state, _ = population.advance(population.begin(), 0, steps)
     params, threshold = jax.tree.map(lambda leaf: leaf[0], (state.params, state.threshold))
     found = recovered(directions, kind.rows(params)) > 0.9

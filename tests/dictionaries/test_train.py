@@ -13,9 +13,9 @@ from implicit_reasoning.dictionaries import api, load, measured, names, train_di
 from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries import train as train_module
 from implicit_reasoning.dictionaries.api import choose_instruments
-from implicit_reasoning.dictionaries.plan import make_plan
+from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.states import distinct_places, split_states, states
-from implicit_reasoning.dictionaries.steps import Lot, Pool
+from implicit_reasoning.dictionaries.steps import Pool, TrainingData
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
@@ -86,7 +86,7 @@ def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops
 
 
 def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
-    plan = make_plan(run, config(start="backwards"))
+    plan = resolve(run, config(start="backwards"))
     assert [stage[0].step for stage in plan.stages] == sorted(
         {member.step for member in plan.members}, reverse=True
     )
@@ -185,14 +185,14 @@ def losses(run, found):
 def test_every_variant_is_made_from_its_name_and_steps(run, variant):
     """One step, traced: what is carried keeps its shapes and types."""
     options = {"options__widths": (8, 16)} if variant == "matryoshka" else {}
-    recipe = make_plan(run, config(variant=variant, **options)).recipe
+    recipe = resolve(run, config(variant=variant, **options)).recipe
     assert recipe.dictionary.variant.name == variant
     kind = recipe.dictionary.kind
     x = jax.ShapeDtypeStruct((90, kind.d_in), np.float32)
     of_groups = jax.ShapeDtypeStruct((3,), np.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     sparsity = jax.ShapeDtypeStruct((), np.float32)
-    lot = Lot(Pool(x, x, of_groups, of_groups), sparsity, key)
+    lot = TrainingData(Pool(x, x, of_groups, of_groups), sparsity, key)
     state = jax.eval_shape(recipe.begin, lot)
     count = jax.ShapeDtypeStruct((), np.int32)
     after, window = jax.eval_shape(recipe.advance, state, lot, count, count)
@@ -269,7 +269,7 @@ def test_what_is_measured_on_was_not_trained_on(run, made, monkeypatch):
             return seen[name]
 
         monkeypatch.setattr(module, "split_states", noted)
-    train_module.make_material(run, make_plan(run, made.config), made.members)
+    train_module.make_material(run, resolve(run, made.config), made.members)
     source = measure_module.example_source(run, made)
     for one, other in zip(seen["trained"].places, seen["measured"].places, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -11,7 +11,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.profiling import Compiles, Profile, compiles
 from implicit_reasoning.training import setup, train
-from implicit_reasoning.training.step import Recipe
+from implicit_reasoning.training.step import StepRecipe
 from tests import shared
 from tests.training.tiny import TINY, assert_same_run, tiny
 
@@ -31,7 +31,7 @@ def fresh():
 
 def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeypatch):
     """Over chunks of many lengths, evaluations and saves, from a new state or a restored one."""
-    traced, original = [], Recipe.run
+    traced, original = [], StepRecipe.run
     compiled = []
 
     def listen(event, duration_secs, **about):
@@ -43,7 +43,7 @@ def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeyp
         return original(self, *arguments)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    monkeypatch.setattr(Recipe, "run", run)
+    monkeypatch.setattr(StepRecipe, "run", run)
     for stop in (33, 60):
         train(tiny(), tmp_path / "run", stop_at=stop)
         assert len(traced) == len(compiled) == 1

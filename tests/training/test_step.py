@@ -14,7 +14,7 @@ from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import optimizer
 from implicit_reasoning.training.batches import rows_of_step
 from implicit_reasoning.training.step import (
-    Recipe,
+    StepRecipe,
     TrainingRows,
     answer_loss,
     dropout_edits,
@@ -52,7 +52,7 @@ def recipe(**changes):
         "dropout": 0.0,
         "log_every": 4,
     }
-    return Recipe(**(fields | changes))
+    return StepRecipe(**(fields | changes))
 
 
 def make_rows():

@@ -33,7 +33,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PromptPairs:
     """Pairs of prompts; arrays of numpy, or nested lists.
 
     Attributes:
@@ -61,10 +61,10 @@ class Pairs:
         return len(self.clean)
 
 
-PairsFunction = Callable[[Dataset], Pairs]
+PairsFunction = Callable[[Dataset], PromptPairs]
 
 
-def bridge_pairs(dataset: Dataset) -> Pairs:
+def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """A trained question, and a question with another first fact and the same last relation.
 
     The groups are those of `cross_query`; its composed question is the corrupt prompt. In all
@@ -77,7 +77,7 @@ def bridge_pairs(dataset: Dataset) -> Pairs:
         [np.flatnonzero(found.group == number)[:_MOST] for number in range(len(GROUPS))]
     )
     target, composed = found.target.only(keep), found.composed.only(keep)
-    return Pairs(
+    return PromptPairs(
         clean=questions.tokens_of(dataset, target.parts),
         corrupt=questions.tokens_of(dataset, composed.parts),
         answer=target.answer,
@@ -89,7 +89,7 @@ def bridge_pairs(dataset: Dataset) -> Pairs:
     )
 
 
-def exchange_pairs(token: str, dataset: Dataset) -> Pairs:
+def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     """A question, and the same one with one token exchanged such that its answer is another.
 
     The pairs are those of the counterfactual tokens of `corruption`; the groups are the splits of
@@ -114,7 +114,7 @@ def exchange_pairs(token: str, dataset: Dataset) -> Pairs:
     clean = questions.tokens_of(dataset, asked.parts)[keep]
     corrupt = clean.copy()
     corrupt[:, place] = new[keep]
-    return Pairs(
+    return PromptPairs(
         clean=clean,
         corrupt=corrupt,
         answer=asked.answer[keep],
@@ -138,7 +138,7 @@ def find_pairs(which: str | PairsFunction) -> functions.Named:
     return functions.find(which, PAIRS, "pairs")
 
 
-def make_pairs(found: functions.Named, dataset: Dataset, model: Transformer) -> Pairs:
+def make_pairs(found: functions.Named, dataset: Dataset, model: Transformer) -> PromptPairs:
     """Call a pairs function and check what it returns.
 
     Returns:
@@ -148,10 +148,10 @@ def make_pairs(found: functions.Named, dataset: Dataset, model: Transformer) -> 
       InputError: it does not return pairs that the model can read; the function is named.
     """
     made = found.call(dataset)
-    if not isinstance(made, Pairs):
+    if not isinstance(made, PromptPairs):
         raise InputError(
             f"pairs function {found.name} returned {type(made).__name__}; it must return "
-            "implicit_reasoning.analysis.Pairs"
+            "implicit_reasoning.analysis.PromptPairs"
         )
     try:
         return _checked(made, model)
@@ -163,7 +163,7 @@ class _Fault(Exception):
     """What is wrong with pairs, in words."""
 
 
-def _checked(made: Pairs, model: Transformer) -> Pairs:
+def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:
     clean, corrupt = _prompts(made, model)
     count, n_pos = clean.shape
     answer, corrupt_answer = (
@@ -182,12 +182,12 @@ def _checked(made: Pairs, model: Transformer) -> Pairs:
             raise _Fault(f"{name} has {values.min()}; numbers of groups and clusters begin at 0")
     if not groups or group.max() >= len(groups):
         raise _Fault(f"a pair is in group {group.max()}, and there are {len(groups)} groups")
-    return Pairs(
+    return PromptPairs(
         clean, corrupt, answer, corrupt_answer, positions, groups, group, clusters.astype(np.int64)
     )
 
 
-def _prompts(made: Pairs, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
+def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
     clean, corrupt = _whole(made.clean, "clean"), _whole(made.corrupt, "corrupt")
     if clean.ndim != 2 or not clean.size:
         raise _Fault(

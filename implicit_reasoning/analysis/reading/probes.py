@@ -35,7 +35,7 @@ from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ridge import (
     STRENGTH,
-    Layout,
+    FoldRows,
     Sums,
     lay_out,
     outside_sums,
@@ -143,11 +143,11 @@ class Probes(Instrument):
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
         neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
-        layout, labels = Layout(**inputs["layout"]), jnp.asarray(inputs["labels"])
+        layout, labels = FoldRows(**inputs["layout"]), jnp.asarray(inputs["labels"])
         by_place = [jnp.swapaxes(x, 1, 2) for x in (states, neurons)]  # [layer, pos, row, ...]
 
         right = _cells(
-            lambda cell: _read(cell[0], Layout(*cell[1]), labels, inputs),
+            lambda cell: _read(cell[0], FoldRows(*cell[1]), labels, inputs),
             (jnp.stack([by_place[0]] * len(HELD_OUT)), tuple(layout)),
             axes=3,
         )
@@ -155,7 +155,7 @@ class Probes(Instrument):
         by_prefix = tuple(jnp.asarray(part)[0] for part in layout)
         few = [
             _cells(
-                lambda cell: _read_few(cell[0], Layout(*cell[1]), labels[:, 2], inputs),
+                lambda cell: _read_few(cell[0], FoldRows(*cell[1]), labels[:, 2], inputs),
                 (values, tuple(part[-len(values) :] for part in by_prefix)),
                 axes=2,
             )
@@ -248,7 +248,7 @@ def _cells(function: Any, stacked: Any, axes: int) -> Array:
 
 def _read(
     states: Float[Array, "row width"],
-    layout: Layout,
+    layout: FoldRows,
     labels: Int[Array, "truth variable row"],
     inputs: Any,
 ) -> Bool[Array, "truth variable row"]:
@@ -260,7 +260,10 @@ def _read(
 
 
 def _read_few(
-    states: Float[Array, "row width"], layout: Layout, labels: Int[Array, "truth row"], inputs: Any
+    states: Float[Array, "row width"],
+    layout: FoldRows,
+    labels: Int[Array, "truth row"],
+    inputs: Any,
 ) -> Bool[Array, "k truth row"]:
     """The same for one variable, e2, from few dimensions."""
     by_fold = labels.T[jnp.asarray(layout.members)]
@@ -276,7 +279,7 @@ def _read_few(
 
 def _fit(
     states: Float[Array, "row width"],
-    layout: Layout,
+    layout: FoldRows,
     labels: Int[Array, "fold member label"],
     outputs: Outputs,
 ) -> tuple[Float[Array, "fold member width"], Sums]:
@@ -287,7 +290,7 @@ def _fit(
 
 def _right(
     said: Float[Array, "fold member out"],
-    layout: Layout,
+    layout: FoldRows,
     labels: Int[Array, "fold member label"],
     outputs: Outputs,
 ) -> Bool[Array, "label row"]:

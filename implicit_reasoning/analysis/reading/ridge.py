@@ -19,7 +19,7 @@ STRENGTH = 1e-2
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Layout(NamedTuple):
+class FoldRows(NamedTuple):
     """Rows by fold, padded to folds of one size; arrays of numpy or JAX, leading axes alike.
 
     Attributes:
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
 def lay_out(
     folds: Int[np.ndarray, "*cell row"], counted: Bool[np.ndarray, "*cell row"], n_folds: int
-) -> Layout:
+) -> FoldRows:
     """The layout of some cells, from each row's fold and whether it is fitted to."""
     cells, n_rows = folds.shape[:-1], folds.shape[-1]
     folds, counted = folds.reshape(-1, n_rows), counted.reshape(-1, n_rows)
@@ -50,7 +50,7 @@ def lay_out(
             weight[cell, fold, : len(rows)] = counts[rows]
             place[cell, rows] = fold * members.shape[-1] + np.arange(len(rows))
     shape = (*cells, *members.shape[1:])
-    return Layout(members.reshape(shape), weight.reshape(shape), place.reshape(*cells, n_rows))
+    return FoldRows(members.reshape(shape), weight.reshape(shape), place.reshape(*cells, n_rows))
 
 
 class Sums(NamedTuple):

@@ -18,7 +18,7 @@ from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.model import Params, Transformer
 
 
-class Settings(NamedTuple):
+class SearchSettings(NamedTuple):
     """How an alignment is learnt: dimensions of the subspace, steps of Adam, pairs in a step."""
 
     rank: int
@@ -42,7 +42,7 @@ def interchange(
     return base + jnp.matmul(inside, basis.T, precision="highest")
 
 
-class Material(NamedTuple):
+class AlignmentData(NamedTuple):
     """What is learnt from.
 
     Attributes:
@@ -72,9 +72,9 @@ def start(
 def align(
     model: Transformer,
     params: Params,
-    material: Material,
+    material: AlignmentData,
     weights: Float[Array, "layer pos d_model rank"],
-    settings: Settings,
+    settings: SearchSettings,
     key: Key[Array, ""],
 ) -> Float[Array, "layer pos d_model rank"]:
     """Learn all subspaces at once: the mean of -log p(expected answer) over pairs goes down."""
@@ -95,7 +95,7 @@ def align(
 
 
 def _loss(
-    model: Transformer, params: Params, material: Material
+    model: Transformer, params: Params, material: AlignmentData
 ) -> Callable[[Array, Array], Array]:
     def at_place(layer: int, weights: Array, place: Array, pairs: tuple[Array, ...]) -> Array:
         base, source, expected = pairs

@@ -38,8 +38,8 @@ from implicit_reasoning.analysis.states import (
     state_keys,
 )
 from implicit_reasoning.analysis.variables.alignment import (
-    Material,
-    Settings,
+    AlignmentData,
+    SearchSettings,
     align,
     interchange,
     orthonormal,
@@ -52,7 +52,12 @@ from implicit_reasoning.analysis.variables.counterfactuals import (
     rows_to_fit,
     spread,
 )
-from implicit_reasoning.analysis.variables.interchange import KINDS, Pairs, Rules, find_pairs
+from implicit_reasoning.analysis.variables.interchange import (
+    KINDS,
+    InterchangePairs,
+    Rules,
+    find_pairs,
+)
 from implicit_reasoning.analysis.variables.subspaces import basis, class_means, distinct_weights
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
@@ -193,7 +198,7 @@ class Alignment(Instrument):
         pool: np.ndarray,
         facts: np.ndarray,
         untrained: bool = False,
-    ) -> list[tuple[np.ndarray, Pairs]]:
+    ) -> list[tuple[np.ndarray, InterchangePairs]]:
         """Bases and their pairs, by position."""
         return [
             (
@@ -213,14 +218,14 @@ class Alignment(Instrument):
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Learn on the one set of pairs, score on the other."""
-        settings = Settings(min(self.rank, model.spec.d_model // 2), self.steps)
+        settings = SearchSettings(min(self.rank, model.spec.d_model // 2), self.steps)
         begin, draw, fresh = jax.random.split(key, 3)
         random = start(model, len(inputs["place"]), settings.rank, begin)
 
         def searched(what: tuple[Params, Array]) -> tuple[Array, Array]:
             """Answers after each edit in one model, and which clean ones are right."""
             params, due = what
-            material = Material(
+            material = AlignmentData(
                 residuals(model, params, inputs["fit_tokens"]),
                 inputs["place"],
                 inputs["fit_base"],
@@ -303,7 +308,9 @@ def _held_out(
     return splits, np.concatenate(parts), group, chains[~np.isin(first[chains], learnt_from)]
 
 
-def _as_places(pairs: list[tuple[np.ndarray, Pairs]], fit: np.ndarray) -> dict[str, np.ndarray]:
+def _as_places(
+    pairs: list[tuple[np.ndarray, InterchangePairs]], fit: np.ndarray
+) -> dict[str, np.ndarray]:
     """Pairs of both kinds in one list, as places among the fitted rows (which are sorted)."""
     bases = np.concatenate([pairs[0][0]] * len(KINDS))
     return {
@@ -324,7 +331,7 @@ def _shuffled(expected: Int[np.ndarray, "pos pair"]) -> Int[np.ndarray, "pos pai
     return dealt
 
 
-def _of_class_means(model: Transformer, material: Material, inputs: Any, rank: int) -> Array:
+def _of_class_means(model: Transformer, material: AlignmentData, inputs: Any, rank: int) -> Array:
     """Subspaces [layer, pos, d_model, rank] in which the variable's class means differ most."""
 
     def of_place(states: Array, place: Array) -> Array:

@@ -19,7 +19,7 @@ KINDS = ("cause", "isolation")
 _TRIES = 512  # sources that are tried for each base: few have the same value and compose anew
 
 
-class Pairs(NamedTuple):
+class InterchangePairs(NamedTuple):
     """Of each kind and base: a source, and the answer that is due.
 
     Attributes:
@@ -55,7 +55,7 @@ def find_pairs(
     pool: Int[np.ndarray, " row"],
     rules: Rules,
     random: np.random.Generator,
-) -> Pairs:
+) -> InterchangePairs:
     """For each base the first fitting source among some drawn at random from the pool."""
     tried = pool[random.integers(len(pool), size=(len(bases), _TRIES))]
     truth = dataset.truth
@@ -75,7 +75,7 @@ def find_pairs(
         _first(ok.reshape(tried.shape), tried, d.reshape(tried.shape))
         for ok, d in zip((cause, isolation), due, strict=True)
     ]
-    return Pairs(*(np.stack(column) for column in zip(*found, strict=True)))
+    return InterchangePairs(*(np.stack(column) for column in zip(*found, strict=True)))
 
 
 def _first(fits: np.ndarray, source: np.ndarray, due: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

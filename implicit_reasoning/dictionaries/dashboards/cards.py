@@ -29,7 +29,7 @@ from implicit_reasoning.dictionaries.dashboards.looking import (
     look,
     read_states,
 )
-from implicit_reasoning.dictionaries.dashboards.truths import Truth
+from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.instrument import ExampleSource
 from implicit_reasoning.dictionaries.measure import example_source
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
@@ -164,7 +164,7 @@ def _show(
         concepts = truth.concepts
         nulls = Nulls.of(result.isel(member=number), [one.name for one in concepts])
         found = label_features(seen.matches, nulls.f1)
-        told = Told(seen.matches, found, nulls, Truth(dataset, places, concepts))
+        told = Told(seen.matches, found, nulls, StateTruth(dataset, places, concepts))
     writer = Writer(dataset, places, seen, told, Histories(made, number, result))
     active = seen.density > 0
     groups = choose_features(seen.density, None if told is None else told.found)
@@ -233,7 +233,7 @@ class Told:
     matches: Matches
     found: Labelled
     nulls: Nulls
-    truth: Truth
+    truth: StateTruth
 
     def label(self, feature: int) -> Label | None:
         """Of a feature."""

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 
 from implicit_reasoning.dictionaries.dashboards.looking import PAIRS, Matches
-from implicit_reasoning.dictionaries.dashboards.truths import Truth
+from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.measures.absorption import STANDS
 
 WEAKLY = 0.2
@@ -171,7 +171,7 @@ def both_by_chance(
 
 
 def make_label(
-    found: Labelled, matches: Matches, nulls: Nulls, truth: Truth, feature: int
+    found: Labelled, matches: Matches, nulls: Nulls, truth: StateTruth, feature: int
 ) -> Label | None:
     """The label of a feature; None where it is active with no value of any concept.
 
@@ -203,7 +203,7 @@ def make_label(
     )
 
 
-def other_pairs(found: Labelled, truth: Truth, feature: int) -> list[Other]:
+def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[Other]:
     """The next best pairs, of those that it matches at all, on both halves."""
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [

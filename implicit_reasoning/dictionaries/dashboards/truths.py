@@ -12,7 +12,7 @@ from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import world_of
 
 
-class Truth:
+class StateTruth:
     """Truth about states, in the vocabulary's words."""
 
     def __init__(self, dataset: Dataset, places: Places, concepts: Sequence[Concept]):

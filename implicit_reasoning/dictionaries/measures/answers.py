@@ -31,7 +31,7 @@ MODELS = ("clean", "spliced", "mean", "zero")
 _MAX_QUESTIONS = 300  # of a split
 
 
-class Questions(NamedTuple):
+class AnswerQueries(NamedTuple):
     """What the model is asked.
 
     Attributes:
@@ -75,13 +75,13 @@ class Spliced(DictionaryInstrument):
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_QUESTIONS)
         trained = np.flatnonzero(source.split.trained)
-        inputs = Questions(
+        inputs = AnswerQueries(
             prompts(dataset, rows), dataset.truth["answer"][rows], source.where, trained
         )
         clusters = clusters_of(dataset, rows)
         return Examples(inputs, splits, group, clusters, coords={"model": MODELS})
 
-    def shared(self, subject: DictionarySubject, inputs: Questions) -> dict[str, Any]:
+    def shared(self, subject: DictionarySubject, inputs: AnswerQueries) -> dict[str, Any]:
         """Logits of the clean model, and of the model without the site."""
         clean = final_logits(subject.model, subject.params, jnp.asarray(inputs.tokens))
         where = jnp.asarray(inputs.where)
@@ -97,7 +97,7 @@ class Spliced(DictionaryInstrument):
         subject: DictionarySubject,
         shared: Mapping[str, Any],
         encoded: EncodedStates,
-        inputs: Questions,
+        inputs: AnswerQueries,
     ) -> dict[str, Array]:
         """Cross-entropy, KL and correctness, [model, question] each."""
         where = jnp.asarray(inputs.where)
@@ -124,7 +124,7 @@ class Spliced(DictionaryInstrument):
 
 
 def _logits(
-    subject: DictionarySubject, inputs: Questions, changed: dict[str, Any]
+    subject: DictionarySubject, inputs: AnswerQueries, changed: dict[str, Any]
 ) -> Float[Array, "question d_vocab"]:
     tokens = jnp.asarray(inputs.tokens)
     logits, _ = subject.model.forward(subject.params, tokens, edits=changed)

@@ -47,7 +47,7 @@ class Move(NamedTuple):
     variable: str
 
 
-class Table(NamedTuple):
+class LookupTable(NamedTuple):
     """Neurons that look up: each is active where all of its keys are, and then writes its values.
 
     Attributes:
@@ -84,7 +84,7 @@ class Draft:
         self.depth = depth
         self._width = 0
         self.moves: list[Move] = []
-        self.tables: list[Table] = []
+        self.tables: list[LookupTable] = []
         self.heads: dict[int, Head] = {}
         self.neurons: dict[int, list[Neuron]] = {}
         self.entity = self.space(n_entities)
@@ -135,7 +135,7 @@ class Draft:
         here = np.full_like(keys[0], self.position[POSITIONS.index(pos)])
         asked = np.ones(len(here), bool) if asked is None else asked
         together = np.stack([*keys, here]), np.stack(values), strength
-        self.tables.append(Table(block, POSITIONS.index(pos), *together, stores, asked))
+        self.tables.append(LookupTable(block, POSITIONS.index(pos), *together, stores, asked))
 
     def build(self, rng: np.random.Generator | None) -> tuple[Transformer, Params]:
         """The model and its weights; with `rng`, in random directions and random heads."""

@@ -14,7 +14,7 @@ from implicit_reasoning.model.planted.routes import (
     Hops,
     Knowledge,
     LookUp,
-    Plan,
+    MechanismBuilder,
     Planted,
 )
 
@@ -25,7 +25,7 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     The code of e2 is the one that is unembedded, as the atomic prompt (e1, r1) demands. Blocks 0
     (bridge) and 2 (answer).
     """
-    plan = Plan("composer", knowledge, seed)
+    plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
     return plan.planted(composes=True)
 
@@ -35,7 +35,7 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     What answers the atomic prompt is derived from it in the last block: a lens sees e2 there only.
     """
-    plan = Plan("hidden_composer", knowledge, seed)
+    plan = MechanismBuilder("hidden_composer", knowledge, seed)
     bridge = plan.draft.space(knowledge.n_entities)
     plan.two_hops(Hops.draw(plan.rng), bridge=bridge)
     plan.draft.table(LAST, "r1", [bridge], [plan.draft.output])
@@ -49,7 +49,7 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     Its bridge at r1 is written by the last block, for the atomic prompt only, when no later block
     can read it. Blocks 0 (moves) and 1 (answer).
     """
-    plan = Plan("memoriser", knowledge, seed)
+    plan = MechanismBuilder("memoriser", knowledge, seed)
     plan.look_up(LookUp.draw(plan.rng), certain=True)
     plan.bridge(LAST, LAST, plan.draft.output[knowledge.facts[2]])
     return plan.planted(composes=False)
@@ -60,7 +60,7 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     Removing the bridge changes no answer; *replacing* it does: it is used all the same.
     """
-    plan = Plan("parallel", knowledge, seed)
+    plan = MechanismBuilder("parallel", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
     plan.look_up(LookUp.draw(plan.rng), certain=False)
     return plan.planted(composes=None)
@@ -71,7 +71,7 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     e2 is decodable at two places, and used at the one. Block 1 (copy), else as `composer`.
     """
-    plan = Plan("idle_copy", knowledge, seed)
+    plan = MechanismBuilder("idle_copy", knowledge, seed)
     hops = Hops.draw(plan.rng, between=1)
     # Read within one block, so that the idle code is the only one of e2 at r2 before the answer.
     hops = hops._replace(answer=hops.read)
@@ -91,7 +91,7 @@ def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     as if the bridge were used, if that chain is known. Give it some of the chains only, and the
     others tell. Blocks 0 (bridge and prefix) and 2 (answer).
     """
-    plan = Plan("prefix_memoriser", knowledge, seed)
+    plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))
     return plan.planted(composes=False)
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 
 from implicit_reasoning.model.planted.circuit import Circuit, component_claims, moved, stored, trace
 from implicit_reasoning.model.planted.draft import Draft
-from implicit_reasoning.model.planted.truth import Claims, Mark, Truth
+from implicit_reasoning.model.planted.truth import Claims, Mark, MechanismMarks
 from implicit_reasoning.model.transformer import Params, Transformer
 from implicit_reasoning.model.units import Fact, Head, Neuron, WholeModel
 
@@ -104,7 +104,7 @@ class LookUp(NamedTuple):
         return cls(int(entity), int(relation), answer)
 
 
-class Plan:
+class MechanismBuilder:
     """A draft and its truth, grown together: each part of a mechanism says what it makes true."""
 
     def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
@@ -113,7 +113,7 @@ class Plan:
         # By name too: the mechanisms of one seed do not stand in the same blocks.
         self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
-        self.truth = Truth(DEPTH)
+        self.truth = MechanismMarks(DEPTH)
         self._answers: list[int] = []  # tables that write the answer of a chain
 
     def planted(self, composes: bool | None) -> Planted:

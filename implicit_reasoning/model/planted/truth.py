@@ -18,7 +18,7 @@ Cell = tuple[str, int, str]
 Mark = Literal["code", "used", "carried", "maybe used", "maybe carried", "not carried"]
 
 
-class Truth:
+class MechanismMarks:
     """Marks on cells `(variable, layer, pos)`, collected while a model is built."""
 
     def __init__(self, depth: int):

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from implicit_reasoning.worlds.dataset import END_TOKEN, Dataset, Rows, assemble, make_rows
 from implicit_reasoning.worlds.tasks.composition import n_train_rows
-from implicit_reasoning.worlds.tasks.pairs import PATTERNS, Pairs
+from implicit_reasoning.worlds.tasks.pairs import PATTERNS, ComparisonPairs
 from implicit_reasoning.worlds.tasks.transitivity import from_comparisons, from_facts_too
 from implicit_reasoning.worlds.world import (
     NONE,
@@ -102,7 +102,7 @@ def complex(task: Any) -> Dataset:
     return _dataset(task, pairs.world, {"id_triples": _facts(pairs.world, "I")} | chosen, tested)
 
 
-def _pairs(task: Any) -> Pairs:
+def _pairs(task: Any) -> ComparisonPairs:
     check_range("n_entities", task.n_entities, 2)
     check_range("n_attributes", task.n_attributes, 1)
     check_range("n_values", task.n_values, 1)
@@ -121,7 +121,7 @@ def _pairs(task: Any) -> Pairs:
     outside = rank >= task.n_entities - round(task.ood_fraction * task.n_entities)
     role = np.where(outside, ROLES.index("O"), ROLES.index("I")).astype(np.int8)
     world = world_from_table(tail, role.ravel(), task.world_seed)
-    return Pairs.of(world, task.n_entities, task.holdout)
+    return ComparisonPairs.of(world, task.n_entities, task.holdout)
 
 
 def _facts(world: World, role: str) -> Int[np.ndarray, "fact 2"]:
@@ -131,7 +131,9 @@ def _facts(world: World, role: str) -> Int[np.ndarray, "fact 2"]:
     return np.column_stack([world.facts.relation[order], world.facts.head[order]])
 
 
-def _hard(pairs: Pairs, compared: np.ndarray, n_queries: int) -> Int[np.ndarray, "pair 3"]:
+def _hard(
+    pairs: ComparisonPairs, compared: np.ndarray, n_queries: int
+) -> Int[np.ndarray, "pair 3"]:
     """The queries of `test_hard`, as `Pairs.draw` gives them."""
     found: list[list[np.ndarray]] = [[], [], []]
     for attribute, asked in enumerate(pairs.sides[1]):

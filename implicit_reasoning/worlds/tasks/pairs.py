@@ -20,7 +20,7 @@ _RARE = 1 / 32
 """Unless so few of the pairs are wanted that most draws would be in vain."""
 
 
-class Pairs(NamedTuple):
+class ComparisonPairs(NamedTuple):
     """All comparisons of a world, by pattern, those tested apart from those trained on.
 
     Attributes:
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     held_out: Bool[np.ndarray, "attribute entity entity"]
 
     @classmethod
-    def of(cls, world: World, n_entities: int, holdout: int | float) -> Pairs:
+    def of(cls, world: World, n_entities: int, holdout: int | float) -> ComparisonPairs:
         """The comparisons of the first `n_entities`, of which a share is held out, at random."""
         shape = (world.n_relations, n_entities, n_entities)
         draws = stream(world.seed, Stream.HELD_OUT).random(shape, dtype=np.float32)

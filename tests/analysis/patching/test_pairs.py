@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.analysis import NotApplicable, PairBatch, Pairs, find_instrument, with_pairs
+from implicit_reasoning.analysis import (
+    NotApplicable,
+    PairBatch,
+    PromptPairs,
+    find_instrument,
+    with_pairs,
+)
 from implicit_reasoning.analysis.patching import metrics
 from implicit_reasoning.analysis.patching.activation import Patching
 from implicit_reasoning.analysis.patching.choices import GROUPS, SAME
@@ -28,7 +34,9 @@ ANSWER = {
     tuple(map(int, tokens[:3])): int(answer)
     for tokens, answer in zip(DATA.tokens, DATA.truth["answer"], strict=True)
 }
-SOME = Pairs(clean=[[0, 1], [2, 3]], corrupt=[[0, 2], [2, 4]], answer=[5, 6], corrupt_answer=[7, 8])
+SOME = PromptPairs(
+    clean=[[0, 1], [2, 3]], corrupt=[[0, 2], [2, 4]], answer=[5, 6], corrupt_answer=[7, 8]
+)
 
 
 def made(name):

@@ -10,7 +10,7 @@ from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.reading import decoding
 from implicit_reasoning.analysis.reading.decoding import BOTTLENECKS, WIDTH, Decoding
 from implicit_reasoning.analysis.truth.known import knowledge
-from implicit_reasoning.model.planted.routes import Hops, Plan
+from implicit_reasoning.model.planted.routes import Hops, MechanismBuilder
 from tests.analysis.planted_subject import dataset as planted_dataset
 from tests.analysis.tiny_states import (
     make_dataset,
@@ -166,7 +166,7 @@ def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
 
     After block 0 the full run finds every bridge: blocks that follow compute it, as they always do.
     """
-    plan = Plan("late", knowledge(planted_dataset(), ("train_ii",)), None)
+    plan = MechanismBuilder("late", knowledge(planted_dataset(), ("train_ii",)), None)
     plan.two_hops(Hops(0, 2, 3, 3), bridge=plan.draft.output)
     late = plan.planted(composes=True)
     subject = InMemory(late.model, planted_dataset(), [late.params])

@@ -16,7 +16,7 @@ from implicit_reasoning.analysis.variables.counterfactuals import (
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.das import Alignment
-from implicit_reasoning.analysis.variables.interchange import Pairs
+from implicit_reasoning.analysis.variables.interchange import InterchangePairs
 from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
 from tests.analysis.planted_subject import dataset, known
 
@@ -167,7 +167,7 @@ class WrongSearch(Alignment):
         return [
             (
                 bases,
-                Pairs(
+                InterchangePairs(
                     np.stack([one.source[0], two.source[1]]),
                     np.stack([one.expected[0], two.expected[1]]),
                 ),

@@ -8,7 +8,7 @@ from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runtime import sharding
 from implicit_reasoning.training import setup
-from implicit_reasoning.training.plan import plan
+from implicit_reasoning.training.estimate import plan
 from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny

@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.checks import check_sparsities, check_value
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
-from implicit_reasoning.dictionaries.steps import Recipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
 from implicit_reasoning.dictionaries.store import Member
 from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
 from implicit_reasoning.errors import InputError
@@ -26,7 +26,7 @@ from implicit_reasoning.runs import Run
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedSet:
     """What a configuration asks for in a run.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plan:
       progress: whether a bar is shown.
     """
 
-    recipe: Recipe
+    recipe: DictionaryRecipe
     stages: tuple[tuple[Member, ...], ...]
     positions: tuple[str, ...]
     normalize: bool
@@ -54,7 +54,7 @@ class Plan:
         return tuple(member for stage in self.stages for member in stage)
 
 
-def make_plan(run: Run, config: ConfigDict) -> Plan:
+def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     """Resolve a configuration (see `defaults.py`); nothing below reads its fields.
 
     Raises:
@@ -85,8 +85,8 @@ def make_plan(run: Run, config: ConfigDict) -> Plan:
     settings = TrainingSettings(**config.training.to_dict())
     variant = _variant(config.variant, config.options.to_dict(), config.sparsities)
     check_sparsities(config.sparsities, settings.batch_size, kind, config.variant, variant)
-    return Plan(
-        recipe=Recipe(Dictionary(kind, variant), settings),
+    return ResolvedSet(
+        recipe=DictionaryRecipe(Dictionary(kind, variant), settings),
         stages=tuple(stages),
         positions=tuple(config.positions),
         normalize=config.normalize,

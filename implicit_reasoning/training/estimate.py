@@ -41,7 +41,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """The costs of a configuration; `speed` is None if nothing was measured."""
 
     steps: int
@@ -98,7 +98,7 @@ class Plan:
         return "\n".join(f"{name:>{width}}: {value}" for name, value in lines.items())
 
 
-def plan(config: ConfigDict, *, measure: bool = True) -> Plan:
+def plan(config: ConfigDict, *, measure: bool = True) -> CostEstimate:
     """What training a configuration would cost here; nothing is written.
 
     Args:
@@ -113,7 +113,7 @@ def plan(config: ConfigDict, *, measure: bool = True) -> Plan:
     mesh, schedule = sharding.make_mesh(settings.mesh), settings.schedule
     model = setup.make_model(settings.model, dataset)
     trained = dataset.tokens[: dataset.n_train]
-    return Plan(
+    return CostEstimate(
         steps=schedule.horizon,
         evaluations=len(schedule.evaluations),
         checkpoints=len(schedule.checkpoints),
