@@ -45,7 +45,7 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.runtime.machine import one_device_per_core
@@ -132,7 +132,9 @@ class Ours:
     """A population, and where it stands."""
 
     def __init__(self, case: Case, pool: jax.Array):
-        settings = TrainingSettings(steps=10**6, batch_size=case.batch, learning_rate=RATE)
+        settings = DictionaryTrainingSettings(
+            steps=10**6, batch_size=case.batch, learning_rate=RATE
+        )
         members = make_members(
             [0] * case.members, [float(case.k)] * case.members, range(case.members)
         )

@@ -41,9 +41,9 @@ from implicit_reasoning.dictionaries.exchange import save_saelens
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.steps import (
     DictionaryRecipe,
+    DictionaryTrainingSettings,
     Pool,
     TrainingData,
-    TrainingSettings,
 )
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
 from implicit_reasoning.files import write_json
@@ -131,7 +131,7 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
     made, sparsity = VARIANTS[variant]
     width = samples.shape[1]
     dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
-    settings = TrainingSettings(
+    settings = DictionaryTrainingSettings(
         steps=steps,
         batch_size=BATCH,
         learning_rate=RATE,

@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.checks import check_sparsities, check_value
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
-from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.store import Member
 from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
 from implicit_reasoning.errors import InputError
@@ -82,7 +82,7 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
             )
         )
     kind = _kind(run.model, config.kind, config.width, groups[0], len(steps))
-    settings = TrainingSettings(**config.training.to_dict())
+    settings = DictionaryTrainingSettings(**config.training.to_dict())
     variant = _variant(config.variant, config.options.to_dict(), config.sparsities)
     check_sparsities(config.sparsities, settings.batch_size, kind, config.variant, variant)
     return ResolvedSet(

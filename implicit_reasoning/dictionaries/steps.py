@@ -25,7 +25,7 @@ _RESAMPLED = 0.2  # norm of a resampled encoder, of the mean of those alive
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class DictionaryTrainingSettings:
     """How a dictionary is trained; static.
 
     Attributes:
@@ -135,7 +135,7 @@ class DictionaryRecipe:
     """A dictionary and how it is trained; static, what it is trained on is passed in."""
 
     dictionary: Dictionary
-    settings: TrainingSettings
+    settings: DictionaryTrainingSettings
 
     def begin(self, lot: TrainingData, params: Params | None = None) -> DictionaryState:
         """The state before the first step; from `params` where they are given (a warm start)."""

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.config import apply_overrides, flatten, load_config, schema_faults
 from implicit_reasoning.dictionaries import fields as dictionary_fields
-from implicit_reasoning.dictionaries.steps import TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryTrainingSettings
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Layout, default_config, fields
@@ -171,7 +171,9 @@ def test_the_schema_has_every_field_there_is():
     named = set(flatten(config))
     assert named == set(dictionary_fields.FIELDS)
     training = {key for key in named if key.startswith("training.")}
-    assert training == {f"training.{name}" for name in TrainingSettings.__dataclass_fields__}
+    assert training == {
+        f"training.{name}" for name in DictionaryTrainingSettings.__dataclass_fields__
+    }
 
 
 @pytest.mark.parametrize("kind", ["train", "plan", "world", "sweep"])

@@ -20,16 +20,16 @@ from implicit_reasoning.dictionaries.population import (
 from implicit_reasoning.dictionaries.steps import (
     DictionaryRecipe,
     DictionaryState,
+    DictionaryTrainingSettings,
     Pool,
     TrainingData,
-    TrainingSettings,
     batch_of,
 )
 from implicit_reasoning.dictionaries.synthetic import Synthetic
 from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, ReLU, TopK
 
 DATA = Synthetic(n_directions=24, width=12, mean_active=2.0)
-SETTINGS = TrainingSettings(
+SETTINGS = DictionaryTrainingSettings(
     steps=200,
     batch_size=64,
     learning_rate=1e-2,
@@ -108,7 +108,9 @@ def test_how_steps_are_cut_does_not_matter_and_compiles_nothing(variant, sparsit
 
 
 def test_the_learning_rate_rises_and_falls():
-    settings = TrainingSettings(steps=40, learning_rate=3e-3, warmup_steps=5, decay_steps=10)
+    settings = DictionaryTrainingSettings(
+        steps=40, learning_rate=3e-3, warmup_steps=5, decay_steps=10
+    )
     rates = jax.jit(jax.vmap(settings.rate))(np.array([0, 4, 20, 35, 39]))
     np.testing.assert_allclose(rates, np.array([0.2, 1, 1, 0.5, 0.1]) * 3e-3, rtol=1e-6)
 
@@ -129,7 +131,7 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
     def begun(whole):
         lot = TrainingData(Pool(*(part[0] for part in whole)), jnp.float32(2), jax.random.key(3))
         recipes = [
-            DictionaryRecipe(dictionary, TrainingSettings(batch_size=64, bias_at_mean=m))
+            DictionaryRecipe(dictionary, DictionaryTrainingSettings(batch_size=64, bias_at_mean=m))
             for m in (True, False)
         ]
         drawn = batch_of(lot.pool, 64, jax.random.fold_in(lot.key, 0))[1]
@@ -148,7 +150,7 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
     ],
 )
 def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(kind):
-    settings = TrainingSettings(
+    settings = DictionaryTrainingSettings(
         steps=10, batch_size=32, unit_decoder=True, dead_after=0, resample_every=4
     )
     made = population(TopK(most=2), (1.0, 1.0), kind=kind, settings=settings)
@@ -175,7 +177,10 @@ def resampled(recipe, state, pool, key):
 
 def with_dead(variant, kind, n_dead=5):
     made = population(
-        variant, (0.05, 0.05), kind=kind, settings=TrainingSettings(batch_size=64, dead_after=9)
+        variant,
+        (0.05, 0.05),
+        kind=kind,
+        settings=DictionaryTrainingSettings(batch_size=64, dead_after=9),
     )
     state = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.begin()))
     pool = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.pools))

@@ -8,7 +8,7 @@ import pytest
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import DictionaryRecipe, TrainingSettings
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.dictionaries.variants import (
     BatchTopK,
@@ -41,7 +41,7 @@ def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES)
     x = data.states(keys[1], directions, states)
     # A penalty rises slowly, so that directions are found before any is given up; features count as
     # dead early, as there is little time to use them.
-    settings = TrainingSettings(
+    settings = DictionaryTrainingSettings(
         steps=steps,
         batch_size=1024,
         learning_rate=rate,

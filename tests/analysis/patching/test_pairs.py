@@ -215,13 +215,13 @@ def test_pairs_are_for_instruments_that_take_them():
 
 MINE = """
 import numpy as np
-from implicit_reasoning.analysis import Pairs
+from implicit_reasoning.analysis import PromptPairs
 
 def first_rows(dataset):
     rows = dataset.probes("train_ii")[:8]
     clean = dataset.tokens[rows, :3]
     answer = dataset.truth["answer"][rows]
-    return Pairs(clean, clean[::-1], answer, answer[::-1], positions=dataset.positions)
+    return PromptPairs(clean, clean[::-1], answer, answer[::-1], positions=dataset.positions)
 
 def margin(logits, pair):
     return logits.max(-1) - logits.mean(-1)
