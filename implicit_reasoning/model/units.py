@@ -22,6 +22,7 @@ from implicit_reasoning.errors import InputError
 class Unit:
     """The base of all units; they are ordered by type, then by their fields."""
 
+    # mypy does not know that every subclass is a dataclass.
     def _key(self) -> tuple[Any, ...]:
         return (_TYPES.index(type(self)), *dataclasses.astuple(self))  # type: ignore[call-overload]
 
