@@ -7,12 +7,13 @@ import tempfile
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compiling. LLVM's optimizations take half of it and gain nothing on
-# tiny programs, so only `make test-all` (TESTS=thorough) runs with them.
+# Most of the tests' time is compiling. LLVM's optimizations and XLA's fusion emitters take most of
+# it and gain nothing on tiny programs, so only `make test-all` (TESTS=thorough) runs with them.
+_CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _thorough = os.environ.get("TESTS") == "thorough"
 if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
     _flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0".strip()
+    os.environ["XLA_FLAGS"] = f"{_flags} {_CHEAP}".strip()
 # A shape that broadcasts by accident is an error, here and in the processes that tests start.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Many tests train the same tiny model, some in processes of their own. Each program is compiled

@@ -201,7 +201,7 @@ def test_times_are_those_of_the_results():
 
 def test_make_restores_the_runs():
     said = subprocess.run(
-        ["make", "-n", "studies-runs", "RUNS_ARGS=--study=grokking --dry"],
+        ["make", "-n", "--no-print-directory", "studies-runs", "RUNS_ARGS=--study=grokking --dry"],
         capture_output=True,
         text=True,
         check=True,
