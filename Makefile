@@ -1,6 +1,9 @@
 # The commands of this project. Every target installs what it needs into .venv first.
 #   make demo         train a pocket-sized model and analyse it: minutes on two cores
-#   make lint         formatting, lint, types
+#   make lint         formatting, lint, types, spelling
+#   make docs         build the site into build/site: half a minute; offline, and strict about links
+#   make docs-serve   show the site at http://127.0.0.1:8000, and build it anew when files change
+#   make tutorials    execute the tutorials and write their pages (TUTORIALS=name for one of them)
 #   make test         the default tests: about ten minutes on two cores
 #   make test-all     the slow tests too, with XLA's full optimization: an hour or more
 #   make test-peers   tests against other packages, each in its own environment under .peers/
@@ -12,6 +15,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 RUNS_ARGS ?=
+TUTORIALS ?=
 # One process per core; all tests of a file run in the same process.
 PARALLEL ?= -n auto --maxprocesses=8 --dist=loadfile
 
@@ -22,7 +26,7 @@ RUN := runs/pocket
 # A peer is a package that we exchange files with: one pinned environment for each list.
 PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
 
-.PHONY: demo test test-all test-peers test-slurm test-counts studies-runs lint clean venv
+.PHONY: demo docs docs-serve tutorials test test-all test-peers test-slurm test-counts studies-runs lint clean venv
 
 demo: $(INSTALLED)
 	$(BIN)/python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=$(RUN)
@@ -59,6 +63,18 @@ test-slurm: $(INSTALLED)
 # RUNS_ARGS="--study=grokking --jobs=4", say; runs of other studies are left alone.
 studies-runs: $(INSTALLED)
 	$(BIN)/python experiments/runs.py $(RUNS_ARGS)
+
+# The variable turns off an advertisement that mkdocs-material prints.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+
+docs-serve: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch implicit_reasoning --watch results
+
+# What executes notebooks is needed for nothing else, so it is installed here.
+tutorials: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tutorials]"
+	$(BIN)/python docs/tutorials/execute.py $(TUTORIALS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

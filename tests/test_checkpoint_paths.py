@@ -115,11 +115,11 @@ def test_a_step_without_its_manifest_is_noticed_and_recovered_as_documented(tmp_
     assert caught.value.filename == str(folder / "3")
     with pytest.raises(OSError, match="parts were not put together"):
         store.close()
-    with pytest.raises(Damaged, match=r"docs/checkpoints\.md"):
+    with pytest.raises(Damaged, match=r"docs/how-to/checkpoints\.md"):
         read(folder)
     shutil.copytree(tmp_path / "lr=[0.1]", tmp_path / "runs" / "copied")
-    page = Path("docs/checkpoints.md").read_text(encoding="utf-8")
+    page = Path("docs/how-to/checkpoints.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/checkpoints.md", "exec"), {})
+    exec(compile(code, "docs/how-to/checkpoints.md", "exec"), {})
     np.testing.assert_array_equal(read(tmp_path / "runs" / "copied" / "checkpoints"), np.arange(4))

@@ -16,11 +16,13 @@ from implicit_reasoning.config import (
     flatten,
     from_json,
     load_config,
+    loading,
     parse_flags,
     to_json,
 )
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
+from implicit_reasoning.sweeps import define
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 INTS = st.integers(-(10**30), 10**30)
@@ -322,8 +324,26 @@ def test_load_without_argument_lists_the_scales_or_takes_the_default(config_file
 
 
 def test_load_by_module_name(config_file, monkeypatch):
+    config_file.rename(config_file.with_name("of_mine.py"))
     monkeypatch.syspath_prepend(config_file.parent)
-    assert load_config("composition:pocket").width == 8
+    assert load_config("of_mine:pocket").width == 8
+
+
+def test_load_by_name_takes_the_file_that_comes_with_the_package(config_file, monkeypatch):
+    monkeypatch.syspath_prepend(config_file.parent)  # a module of the same name
+    monkeypatch.chdir(config_file.parent)
+    assert load_config("composition:pocket").task.name == "composition"
+    assert load_config("ood_ratio:desk_70").task.ood_fraction == 0.7
+    assert set(define("composition:pocket", "seeds").trials)
+
+
+def test_a_wheel_has_its_configurations_inside_of_the_package(tmp_path, monkeypatch):
+    inside = tmp_path / "configs"
+    inside.mkdir()
+    (inside / "lonely.py").write_text(FILE.format(default=""))
+    monkeypatch.setattr(loading, "PACKAGE", tmp_path)
+    assert list(loading.shipped_configs()) == ["lonely"]
+    assert load_config("lonely:desk").width == 16
 
 
 @pytest.mark.parametrize(
@@ -333,6 +353,8 @@ def test_load_by_module_name(config_file, monkeypatch):
         ("{}/composition.py", "does not exist"),
         ("{folder}/compositon.py", "did you mean .*composition.py"),
         ("no.such.module:x", "there is no configuration 'no.such.module'"),
+        ("compositon:x", "did you mean composition\\?.*: give a name \\(comparison, .*or package"),
+        ("configs/shadows/shadow.py", "does not exist; --config=shadow is the one"),
         ("configs/composition", "there is no configuration"),
         ("", "there is no configuration"),
         (".", "there is no configuration"),

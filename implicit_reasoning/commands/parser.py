@@ -31,9 +31,9 @@ lists:
 FIRST_STEPS = f"""\
 {PROGRAM} trains transformers on small worlds whose facts are known, and finds out how they reason.
 
-Begin with these commands, in a checkout of the project:
+Begin with these commands:
   {PROGRAM} doctor
-  {PROGRAM} train --config=configs/composition.py:pocket --workdir=runs/pocket
+  {PROGRAM} train --config=composition:pocket --workdir=runs/pocket
   {PROGRAM} report --workdir=runs/pocket
 `{PROGRAM} --help` lists all commands, `{PROGRAM} VERB --help` the flags of one.
 `python -m implicit_reasoning` does the same as `{PROGRAM}`.
@@ -94,20 +94,24 @@ def _add_verb(commands: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     others = parser.add_argument_group("other flags")
     for key, flag in all_flags(verb).items():
         group = required if flag.required else others
-        group.add_argument(f"--{key}", metavar=_value(flag), help=_help(flag))
+        group.add_argument(
+            f"--{key}", metavar=flag_value(flag), help=flag_help(flag).replace("%", "%%")
+        )
     return parser
 
 
-def _value(flag: Flag) -> str:
+def flag_value(flag: Flag) -> str:
+    """What the help shows in place of a flag's value."""
     return flag.value or ("true|false" if flag.kind is bool else flag.kind.__name__.upper())
 
 
-def _help(flag: Flag) -> str:
+def flag_help(flag: Flag) -> str:
+    """The help of a flag, with its type and default."""
     kind = "folder" if flag.kind is Path else flag.kind.__name__
     notes = [f"list of {kind}" if flag.many else kind]
     if flag.default not in (None, ()):
         notes.append(f"default: {_shown(flag.default)}")
-    return f"{flag.help} ({'; '.join(notes)})".replace("%", "%%")
+    return f"{flag.help} ({'; '.join(notes)})"
 
 
 def _shown(default: Any) -> str:

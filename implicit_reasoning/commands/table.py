@@ -44,7 +44,8 @@ COMMON = {
 """Flags of every command that computes."""
 
 _CONFIG = Flag(
-    "Python file or module whose get_config() makes the configuration, and its argument",
+    "name of a configuration that comes with the package, or file.py or package.module whose "
+    "get_config() makes one; and the argument of get_config()",
     required=True,
     value="FILE[:SCALE]",
 )
@@ -259,6 +260,7 @@ VERBS: dict[str, Verb] = {
         making.import_,
     ),
 }
+"""The commands, by name, in the order of the help."""
 
 
 def all_flags(verb: Verb) -> dict[str, Flag]:

@@ -8,7 +8,7 @@ The parser is our own because `ml_collections.config_flags` reads `sys.argv`, re
 int and cannot set a field whose default is None; and because commands and sweeps should share one
 set of checks. Every function reports *all* faults at once, as one `InputError`.
 
-    loading.py    `load_config`, and `choose` for its argument
+    loading.py    `load_config`, `choose` for its argument, the files that come with the package
     overrides.py  leaves replaced
     fields.py     a configuration against a table of fields: checked, filled with defaults
     values.py     what a type makes of text
@@ -27,7 +27,7 @@ from implicit_reasoning.config.fields import (
 )
 from implicit_reasoning.config.flags import Flag, Parser, parse_flags
 from implicit_reasoning.config.lists import join_list, split_list
-from implicit_reasoning.config.loading import choose, load_config
+from implicit_reasoning.config.loading import choose, config_module, load_config, shipped_configs
 from implicit_reasoning.config.overrides import apply_overrides, parse_overrides
 from implicit_reasoning.config.trees import (
     ABSENT,
@@ -50,6 +50,7 @@ __all__ = [
     "changed_keys",
     "choose",
     "complete",
+    "config_module",
     "documentation",
     "flatten",
     "from_json",
@@ -60,6 +61,7 @@ __all__ = [
     "parse_flags",
     "parse_overrides",
     "schema_faults",
+    "shipped_configs",
     "split_list",
     "to_json",
     "value_faults",

@@ -22,6 +22,7 @@ class Absent:
 
 
 ABSENT = Absent()
+"""The value of a field that one of two configurations does not have."""
 
 _FILE_IMPORT = re.compile(r"[^/\\]+\.py:[^/\\:]+$")
 

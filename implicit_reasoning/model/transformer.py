@@ -28,6 +28,7 @@ from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 
 Params = dict[str, Any]
+"""Parameters: a nested dict with the names and layouts of HookedTransformer."""
 
 
 @dataclass(frozen=True)

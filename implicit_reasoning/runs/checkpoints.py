@@ -53,7 +53,9 @@ class Damaged(InputError):
     def __init__(self, folder: Path, error: Exception):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if _in_parts(folder):
-            said = "its parts were not put together; docs/checkpoints.md says how to recover it"
+            said = (
+                "its parts were not put together; docs/how-to/checkpoints.md says how to recover it"
+            )
         super().__init__(f"the checkpoint {folder} cannot be read: {said}")
         self.folder = folder
 
@@ -174,6 +176,6 @@ class Checkpoints:
                 raise OSError(
                     errno.EIO,
                     "the checkpoint was written, but its parts were not put together; "
-                    "docs/checkpoints.md says how to recover it",
+                    "docs/how-to/checkpoints.md says how to recover it",
                     str(folder),
                 )

@@ -17,8 +17,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning import imports
-from implicit_reasoning.config import apply_overrides, choose, load_config, parse_overrides
+from implicit_reasoning.config import (
+    apply_overrides,
+    choose,
+    config_module,
+    load_config,
+    parse_overrides,
+)
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import completed
 from implicit_reasoning.sweeps.grids import Overrides
@@ -81,8 +86,7 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
 def functions(spec: str, prefix: str) -> dict[str, Any]:
     """The functions of a configuration's file whose names begin with a prefix, without it."""
     where = spec.partition(":")[0]
-    module = imports.load(where, "configuration")
-    found = inspect.getmembers(module, inspect.isfunction)
+    found = inspect.getmembers(config_module(where), inspect.isfunction)
     names = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
     if not names:
         raise InputError(f"{where} has no function {prefix}<name>(), so there is no sweep in it")

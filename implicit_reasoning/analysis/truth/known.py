@@ -32,8 +32,6 @@ SEEDS = (2000, 2001, 2002)
 TRAINED = ("scrambled", "shadow")
 """Configurations of `configs/`, at scale `pocket`."""
 
-_CONFIGS = Path(__file__).parents[3] / "configs"  # of a checkout; a wheel has none
-
 # Facts enough for statistics, and a width that a CPU can sweep: 160 facts, 640 chains.
 _WORLD = {
     "name": "composition",
@@ -70,17 +68,17 @@ def known_models(
     Args:
       cache: where trained ones are kept; what is not there is trained first (minutes each).
       seeds: of the random family; each has a world of its own, and one model a mechanism.
-      configs: of the trained ones, by name (`TRAINED`); by default those of the checkout's
-        `configs/`, at scale `pocket`.
+      configs: of the trained ones, by name (`TRAINED`); by default those that come with
+        the package, at scale `pocket`.
 
     Raises:
-      InputError: there is no checkout, or the cache holds runs of other configurations.
+      InputError: the cache holds runs of other configurations.
     """
     found = planted_models()
     for seed in seeds:
         found += planted_models(seed)
     if configs is None:
-        configs = {name: load_config(f"{_CONFIGS / name}.py:pocket") for name in TRAINED}
+        configs = {name: load_config(f"{name}:pocket") for name in TRAINED}
     trained = [trained_model(name, config, cache) for name, config in configs.items()]
     return [*found, untrained_model(), *trained]
 

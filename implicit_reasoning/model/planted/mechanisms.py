@@ -100,3 +100,4 @@ MECHANISMS: dict[str, Callable[[Knowledge, int | None], Planted]] = {
     mechanism.__name__: mechanism
     for mechanism in (composer, hidden_composer, memoriser, parallel, idle_copy, prefix_memoriser)
 }
+"""The planted mechanisms, by name."""

@@ -139,9 +139,9 @@ def test_all_of_them(tmp_path):
     assert "decoy" in shadow.subject.dataset.truth
 
 
-def test_the_trained_ones_have_configurations_in_the_checkout():
+def test_the_trained_ones_have_configurations():
     for name in known.TRAINED:
-        assert known.load_config(f"{known._CONFIGS / name}.py:pocket").task.name == name
+        assert known.load_config(f"{name}:pocket").task.name == name
 
 
 def test_knowledge_is_of_the_splits_asked_for():

@@ -1,0 +1,162 @@
+"""The reference of the Python API: a page for each package, rendered by mkdocstrings.
+
+The build fails where a public name has no docstring, or is not on a page. Public are all modules,
+classes, functions and methods whose names do not begin with an underscore, and the constants that a
+package exports in `__all__`. Other constants are shown where they have a docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+from nav import fill
+
+PACKAGE = "implicit_reasoning"
+FOLDER = "reference/python"
+SKIPPED = ("__main__",)
+"""Modules that are described elsewhere: the commands have a page of their own."""
+
+
+def load(root: Path | str = ".") -> griffe.Module:
+    """The package, parsed and not imported."""
+    package = griffe.load(PACKAGE, search_paths=[root], try_relative_path=False)
+    assert isinstance(package, griffe.Module)
+    return package
+
+
+def public_members(owner: griffe.Object) -> Iterator[griffe.Object]:
+    """What a module or class defines under a public name; submodules and imports are left out."""
+    for name, member in owner.members.items():
+        if not (name.startswith("_") or member.is_alias or member.is_module):
+            assert isinstance(member, griffe.Object)
+            yield member
+
+
+def submodules(package: griffe.Module) -> list[griffe.Module]:
+    """The modules directly in a package, packages among them, by name."""
+    found = [m for m in package.members.values() if not m.is_alias and m.is_module]
+    names = [m for m in found if isinstance(m, griffe.Module) and m.name not in SKIPPED]
+    return sorted((m for m in names if not m.name.startswith("_")), key=lambda m: m.name)
+
+
+def packages(package: griffe.Module) -> Iterator[griffe.Module]:
+    """A package and all packages below it."""
+    yield package
+    for module in submodules(package):
+        if is_package(module):
+            yield from packages(module)
+
+
+def is_package(module: griffe.Module) -> bool:
+    """Whether a module is a folder with `__init__.py`."""
+    return module.is_init_module
+
+
+def exports(module: griffe.Module) -> dict[str, str]:
+    """Names in `__all__` of a module, with the path at which each is defined."""
+    found = {}
+    for name in module.exports or ():
+        member = module.members[str(name)]
+        found[str(name)] = member.target_path if isinstance(member, griffe.Alias) else member.path
+    return found
+
+
+def documented(package: griffe.Module) -> tuple[list[str], list[str]]:
+    """Paths of all public names, and of those that have no docstring."""
+    exported = {path for each in packages(package) for path in exports(each).values()}
+    names, bare = [], []
+
+    def visit(owner: griffe.Object) -> None:
+        for member in public_members(owner):
+            needed = member.is_class or member.is_function or member.path in exported
+            if needed or member.docstring:
+                names.append(member.path)
+            if needed and not member.docstring:
+                bare.append(member.path)
+            if member.is_class:
+                visit(member)
+
+    for each in packages(package):
+        modules = [each, *(m for m in submodules(each) if not is_package(m))]
+        for module in modules:
+            if not module.docstring and module is not package:
+                bare.append(module.path)
+            visit(module)
+    return names, bare
+
+
+def page_of(package: griffe.Module) -> str:
+    """The address of a package's page below `FOLDER`."""
+    path = package.path.removeprefix(PACKAGE).lstrip(".")
+    return f"{FOLDER}/{path or 'index'}.md"
+
+
+def first_line(module: griffe.Object) -> str:
+    """The first line of a docstring."""
+    return module.docstring.value.strip().splitlines()[0] if module.docstring else ""
+
+
+def write_page(package: griffe.Module) -> str:
+    """The Markdown of a package's page."""
+    inside = submodules(package)
+    modules = [module for module in inside if not is_package(module)]
+    lines = [f"# {package.path}", "", first_line(package), ""]
+    if found := exports(package):
+        lines += ["| exported name | defined in |", "|---|---|"]
+        lines += [
+            f"| [`{name}`][{path}] | `{path.rpartition('.')[0]}` |" for name, path in found.items()
+        ]
+        lines += ["", f"`from {package.path} import NAME` imports these.", ""]
+    if inside:
+        lines += ["| module | contents |", "|---|---|"]
+        for module in inside:
+            target = Path(page_of(module)).name if is_package(module) else f"#{module.path}"
+            lines.append(f"| [`{module.name}`]({target}) | {first_line(module)} |")
+        lines.append("")
+    own = [member.name for member in public_members(package) if member.docstring]
+    if own:
+        names = "\n".join(f"        - {name}" for name in own)
+        lines += [f"::: {package.path}", "    options:", "      show_root_heading: false"]
+        lines += ["      show_root_toc_entry: false", "      show_docstring_description: false"]
+        lines += ["      members:", names, ""]
+    for module in modules:
+        lines += [f"::: {module.path}", ""]
+    return "\n".join(lines)
+
+
+_names: list[str] = []
+
+
+def on_config(config: Any) -> Any:
+    """Check docstrings; put the pages into the navigation."""
+    package = load(Path(config.config_file_path).parent)
+    names, bare = documented(package)
+    if bare:
+        raise PluginError("public names without a docstring: " + ", ".join(sorted(bare)))
+    _names[:] = names
+    entries = [{each.path.removeprefix(PACKAGE + "."): page_of(each)} for each in packages(package)]
+    config.nav = fill(config.nav, "python", entries)
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add a page for each package."""
+    for each in packages(load(Path(config.config_file_path).parent)):
+        files.append(File.generated(config, page_of(each), content=write_page(each)))
+    return files
+
+
+def on_post_build(config: Any) -> None:
+    """Check that every public name is in the inventory of what was rendered."""
+    from mkdocstrings import Inventory
+
+    with Path(config.site_dir, "objects.inv").open("rb") as file:
+        rendered = set(Inventory.parse_sphinx(file))
+    missing = sorted(set(_names) - rendered)
+    if missing:
+        raise PluginError("public names that are on no page: " + ", ".join(missing))

@@ -1,0 +1,237 @@
+"""Tables of the reference, made of the code: `<!-- generated: NAME -->` in a page is replaced.
+
+Each function of `GENERATORS` returns Markdown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+MARK = re.compile(r"<!-- generated: (\w+) -->")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cell(text: Any) -> str:
+    """Text for a cell of a table, on one line."""
+    words = " ".join(str(text).split())
+    return words.replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(text: Any) -> str:
+    """The same in the font of code."""
+    return "`" + " ".join(str(text).split()).replace("|", "\\|") + "`"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; cells are used as they are."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def commands() -> str:
+    """A section for each command, with its flags."""
+    from implicit_reasoning.commands import VERBS
+    from implicit_reasoning.commands.parser import flag_help, flag_value
+    from implicit_reasoning.commands.table import all_flags
+
+    parts = []
+    for name, verb in VERBS.items():
+        needed = [f"--{key}={flag.value}" for key, flag in verb.flags.items() if flag.required]
+        more = " [--config.GROUP.FIELD=VALUE ...]" if verb.takes_config else ""
+        usage = " ".join(["implicit_reasoning", name, *needed, "[flags]"]) + more
+        rows = [
+            (code(f"--{key}={flag_value(flag)}"), cell(flag_help(flag)))
+            for key, flag in all_flags(verb).items()
+        ]
+        parts += [f"## {name}", verb.summary, f"    {usage}", table(("flag", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def field_table(fields: Mapping[str, Any], prefix: str = "") -> str:
+    """Every field of a table: name, type, default, what it may hold, meaning."""
+    rows = []
+    for name, field in fields.items():
+        if field.choices:
+            bounds = ", ".join(code(repr(choice)) for choice in field.choices)
+        elif field.bounded:
+            low = "" if field.low == -float("inf") else f"at least {field.low:g}"
+            high = "" if field.high == float("inf") else f"at most {field.high:g}"
+            bounds = ", ".join(filter(None, (low, high)))
+        else:
+            bounds = ""
+        shown = code(repr(field.default))
+        rows.append((code(prefix + name), field.kind.__name__, shown, bounds, cell(field.doc)))
+    return table(("field", "type", "default", "allowed", "meaning"), rows)
+
+
+def by_group(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Fields by the first part of their dotted names; those without a group come first."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, field in fields.items():
+        groups.setdefault(name.rpartition(".")[0].partition(".")[0], {})[name] = field
+    return groups
+
+
+def run_fields() -> str:
+    """The fields of a run's configuration, without those of tasks."""
+    from implicit_reasoning.runs.fields import FIELDS
+
+    parts = []
+    for group, fields in by_group(FIELDS).items():
+        if group != "task":
+            parts += [f"### {group or 'Top level'}", field_table(fields)]
+    return "\n\n".join(parts)
+
+
+def task_fields() -> str:
+    """The fields of every task."""
+    from implicit_reasoning.worlds.tasks import TASKS
+    from implicit_reasoning.worlds.tasks.fields import FIELDS
+
+    parts = []
+    for name, fields in FIELDS.items():
+        doc = inspect.getdoc(TASKS[name]) or ""
+        parts += [f"### {name}", doc.split("\n\n")[0], field_table(fields, "task.")]
+    return "\n\n".join(parts)
+
+
+def dictionary_fields() -> str:
+    """The fields of a configuration of dictionaries."""
+    from implicit_reasoning.dictionaries.fields import FIELDS
+
+    parts = []
+    for group, fields in by_group(FIELDS).items():
+        parts += [f"### {group or 'Top level'}", field_table(fields)]
+    return "\n\n".join(parts)
+
+
+def find(path: str) -> Any:
+    """What `package.module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def instrument(name: str, path: str) -> str:
+    """The section of an instrument: its module's docstring, and what it declares."""
+    kind = find(path)
+    module, _, class_name = path.partition(":")
+    doc = inspect.getdoc(kind) or ""
+    if doc.startswith("See the module"):
+        doc = inspect.getdoc(importlib.import_module(module)) or ""
+    rows = [(code(each), ", ".join(code(dim) for dim in dims)) for each, dims in output_dims(kind)]
+    default = "runs by default" if getattr(kind, "default", True) else "runs when it is named"
+    nulls = [f"- null: {cell(null)}" for null in kind.nulls]
+    facts = [
+        f"- version {kind.version}; {default}",
+        f"- class: [`{class_name}`][{module}.{class_name}]",
+        *nulls,
+    ]
+    parts = [f"## {name}", doc, f"**Definition.** {cell(kind.definition)}", "\n".join(facts)]
+    if rows:
+        parts.append(table(("output", "dimensions"), rows))
+    return "\n\n".join(parts)
+
+
+def output_dims(kind: Any) -> list[tuple[str, tuple[str, ...]]]:
+    """The outputs that an instrument's class declares; none where options decide."""
+    outputs = getattr(kind, "outputs", {})
+    return list(outputs.items()) if isinstance(outputs, Mapping) else []
+
+
+def instrument_table(instruments: Mapping[str, str]) -> str:
+    """A line for each instrument."""
+    rows = []
+    for name, path in instruments.items():
+        kind = find(path)
+        doc = inspect.getdoc(importlib.import_module(path.partition(":")[0])) or ""
+        when = "yes" if getattr(kind, "default", True) else "no"
+        rows.append((f"[`{name}`](#{name})", cell(doc.splitlines()[0]), when))
+    return table(("instrument", "question", "default"), rows)
+
+
+def instruments() -> str:
+    """All instruments of models."""
+    from implicit_reasoning.analysis import INSTRUMENTS
+
+    sections = [instrument(name, path) for name, path in INSTRUMENTS.items()]
+    return "\n\n".join([instrument_table(INSTRUMENTS), *sections])
+
+
+def dictionary_instruments() -> str:
+    """All instruments of dictionaries."""
+    from implicit_reasoning.dictionaries import INSTRUMENTS
+
+    sections = [instrument(name, path) for name, path in INSTRUMENTS.items()]
+    return "\n\n".join([instrument_table(INSTRUMENTS), *sections]).replace("\n## ", "\n### ")
+
+
+def named_classes(classes: Mapping[str, Any]) -> str:
+    """A table of classes: the name in a configuration, the class, the first line of its docs."""
+    rows = []
+    for name, kind in classes.items():
+        target = f"{kind.__module__}.{kind.__name__}"
+        doc = (inspect.getdoc(kind) or "").splitlines()[0]
+        rows.append((code(name), f"[`{kind.__name__}`][{target}]", cell(doc)))
+    return table(("name", "class", "what it is"), rows)
+
+
+def architectures() -> str:
+    """What dictionaries read and write."""
+    from implicit_reasoning.dictionaries.kinds import KINDS
+
+    return named_classes(KINDS)
+
+
+def activation_functions() -> str:
+    """What makes activations of dictionaries few."""
+    from implicit_reasoning.dictionaries.variants import VARIANTS
+
+    return named_classes(VARIANTS)
+
+
+def configurations() -> str:
+    """Every file of configurations, with the docstrings of its scales and sweeps."""
+    parts = []
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        names = runpy.run_path(str(path))
+        parts += [f"## {path.stem}", names["__doc__"].strip()]
+        for name, value in names.items():
+            own = inspect.isfunction(value) and value.__module__ == names["__name__"]
+            if own and name != "get_config" and value.__doc__:
+                what = "Sweep " if name.startswith("sweep_") else ""
+                heading = f"{what}`{name.removeprefix('sweep_')}`"
+                parts += [f"### {path.stem}: {heading}", inspect.getdoc(value) or ""]
+    return "\n\n".join(parts)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "activation_functions": activation_functions,
+    "architectures": architectures,
+    "commands": commands,
+    "configurations": configurations,
+    "dictionary_fields": dictionary_fields,
+    "dictionary_instruments": dictionary_instruments,
+    "instruments": instruments,
+    "run_fields": run_fields,
+    "task_fields": task_fields,
+}
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Replace the marks of a page."""
+
+    def generated(match: re.Match[str]) -> str:
+        if match[1] not in GENERATORS:
+            raise PluginError(f"{page.file.src_uri}: nothing generates {match[1]!r}")
+        return GENERATORS[match[1]]()
+
+    return MARK.sub(generated, markdown)

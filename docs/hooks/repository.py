@@ -1,0 +1,98 @@
+"""Pages of files that are kept outside of docs/: the studies' results, CONTRIBUTING and others.
+
+Links to such files are followed, from each other and from pages in docs/: a link to a file that has
+a place on the site leads there. The build fails on any other, as on all broken links.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+from nav import fill
+
+ROOT = Path(__file__).resolve().parents[2]
+LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+IMAGES = (".png", ".svg")
+
+FILES = {
+    "CHANGELOG.md": "development/changelog.md",
+    "CODE_OF_CONDUCT.md": "development/code-of-conduct.md",
+    "CONTRIBUTING.md": "development/contributing.md",
+    "SECURITY.md": "development/security.md",
+}
+"""Files of the repository, by their place on the site."""
+
+STUDIES = {
+    "Grokking at pocket scale": "pocket",
+    "Grokking at desk scale": "desk",
+    "Worlds and controls": "worlds",
+    "Phases of composition": "composition_phases",
+    "Phi and weight decay": "phi_and_weight_decay",
+    "Births of features": "feature_birth",
+    "Transcoders and autoencoders": "transcoders_vs_saes",
+    "Instruments against truth": "truth",
+    "Launchers": "launchers",
+    "Benchmarks": "benchmarks",
+}
+"""Folders of results/, by the title in the navigation."""
+
+
+def places() -> dict[str, str]:
+    """Every file that the site shows from outside of docs/, with its place there."""
+    found = dict(FILES)
+    for path in sorted((ROOT / "results").rglob("*")):
+        if path.suffix == ".md" or path.suffix in IMAGES:
+            inside = path.relative_to(ROOT / "results").as_posix()
+            found[f"results/{inside}"] = f"studies/{inside.replace('README.md', 'index.md')}"
+    return found
+
+
+def with_links(text: str, source: str, there: dict[str, str]) -> str:
+    """The text of a file of the repository, with its links as they are on the site."""
+    here = posixpath.dirname(there.get(source, source.removeprefix("docs/")))
+
+    def moved(match: re.Match[str]) -> str:
+        before, target, after = match.groups()
+        if ":" in target:
+            return match[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        path = f"{path}/README.md" if (ROOT / path / "README.md").exists() else path
+        place = there.get(path, path.removeprefix("docs/"))
+        return before + posixpath.relpath(place, here or ".") + after
+
+    return LINK.sub(moved, text)
+
+
+def on_config(config: Any) -> Any:
+    """Put the studies into the navigation."""
+    missing = {path.parent.name for path in (ROOT / "results").glob("*/README.md")}
+    missing -= set(STUDIES.values())
+    entries: list[Any] = ["studies/index.md"]
+    entries += [{title: f"studies/{name}/index.md"} for title, name in STUDIES.items()]
+    entries += [{name: f"studies/{name}/index.md"} for name in sorted(missing)]
+    config.nav = fill(config.nav, "studies", entries)
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the files."""
+    there = places()
+    for source, place in there.items():
+        path = ROOT / source
+        if path.suffix == ".md":
+            content = with_links(path.read_text(encoding="utf-8"), source, there)
+            files.append(File.generated(config, place, content=content))
+        else:
+            files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Follow links from pages in docs/ to files outside of it."""
+    if page.file.generated_by:
+        return markdown
+    return with_links(markdown, f"docs/{page.file.src_uri}", places())

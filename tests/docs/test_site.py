@@ -1,0 +1,129 @@
+"""The site: generated tables are complete, faults are noticed, links are followed."""
+
+from pathlib import Path
+
+import offline
+import pytest
+import python_api
+import reference
+import repository
+from mkdocs.exceptions import PluginError
+
+from implicit_reasoning.analysis import INSTRUMENTS
+from implicit_reasoning.commands import VERBS
+from implicit_reasoning.dictionaries import INSTRUMENTS as DICTIONARY_INSTRUMENTS
+from implicit_reasoning.dictionaries.fields import FIELDS as DICTIONARY_FIELDS
+from implicit_reasoning.runs.fields import FIELDS
+from implicit_reasoning.worlds.tasks.fields import FIELDS as TASK_FIELDS
+
+EXPORTS = """\
+from implicit_reasoning.a import B
+
+__all__ = ["B"]
+"""
+BARE = '''\
+"""A module."""
+
+B = 1
+HIDDEN = 2
+
+
+def f():
+    return 1
+
+
+def _g():
+    return 2
+
+
+class C:
+    """A class."""
+
+    def h(self):
+        return 3
+'''
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_a_section_with_its_flags(verb):
+    section = reference.commands().split(f"## {verb}\n")[1].split("\n## ")[0]
+    for flag in VERBS[verb].flags:
+        assert f"| `--{flag}=" in section
+
+
+def test_every_field_is_in_a_table():
+    run, tasks = reference.run_fields(), reference.task_fields()
+    assert all(f"| `{name}` |" in run for name in FIELDS if not name.startswith("task."))
+    for task, fields in TASK_FIELDS.items():
+        section = tasks.split(f"### {task}\n")[1].split("\n### ")[0]
+        assert all(f"| `task.{name}` |" in section for name in fields)
+    assert all(f"| `{name}` |" in reference.dictionary_fields() for name in DICTIONARY_FIELDS)
+
+
+def test_every_instrument_and_configuration_has_a_section():
+    assert all(f"\n## {name}\n" in reference.instruments() for name in INSTRUMENTS)
+    text = reference.dictionary_instruments()
+    assert all(f"\n### {name}\n" in text for name in DICTIONARY_INSTRUMENTS)
+    text = "\n" + reference.configurations()
+    assert all(f"\n## {path.stem}\n" in text for path in Path("configs").glob("*.py"))
+
+
+def test_every_mark_in_a_page_is_one_that_is_generated():
+    marks = {
+        mark
+        for path in Path("docs").rglob("*.md")
+        for mark in reference.MARK.findall(path.read_text())
+    }
+    assert marks == set(reference.GENERATORS)
+
+
+def test_every_public_name_has_a_docstring():
+    names, bare = python_api.documented(python_api.load())
+    assert not bare
+    assert "implicit_reasoning.runs.run.Run.params" in names
+    assert "implicit_reasoning.analysis.api.INSTRUMENTS" in names
+
+
+def test_a_public_name_without_docstring_is_named(tmp_path):
+    package = tmp_path / "implicit_reasoning"
+    package.mkdir()
+    (package / "__init__.py").write_text(EXPORTS)
+    (package / "a.py").write_text(BARE)
+    bare = python_api.documented(python_api.load(tmp_path))[1]
+    assert [path.removeprefix("implicit_reasoning.") for path in bare] == ["a.B", "a.f", "a.C.h"]
+
+
+def test_links_lead_to_where_files_are_on_the_site():
+    there = repository.places()
+    assert there["results/pocket/accuracy.png"] == "studies/pocket/accuracy.png"
+
+    def moved(text, source):
+        return repository.with_links(text, source, there)
+
+    assert moved("[a](../launchers/README.md#b)", "results/desk/README.md") == (
+        "[a](../launchers/index.md#b)"
+    )
+    assert moved("[a](../../results/pocket)", "docs/how-to/x.md") == (
+        "[a](../studies/pocket/index.md)"
+    )
+    assert moved("[a](docs/how-to/tpu.md)", "CONTRIBUTING.md") == "[a](../how-to/tpu.md)"
+    assert moved("[a](https://x.y/z)", "CONTRIBUTING.md") == "[a](https://x.y/z)"
+    assert moved("[a](tpu.md)", "docs/how-to/x.md") == "[a](tpu.md)"
+
+
+@pytest.mark.parametrize(
+    ("text", "loads"),
+    [
+        ('<script src="https://cdn.net/a.js"></script>', ["https://cdn.net/a.js"]),
+        ("<link rel=stylesheet href=//cdn.net/a.css>", ["//cdn.net/a.css"]),
+        ("a { background: url(https://cdn.net/a.png) }", ["https://cdn.net/a.png"]),
+        ('<a href="https://arxiv.org">paper</a><script src="../a.js"></script>', []),
+        ('<link rel="canonical" href="https://a.org/x">', []),
+    ],
+)
+def test_what_is_loaded_from_other_hosts_is_noticed(text, loads, tmp_path):
+    assert offline.loaded_from_outside(text) == loads
+    (tmp_path / "index.html").write_text(text)
+    if loads:
+        with pytest.raises(PluginError, match="must work offline"):
+            offline.on_post_build(type("Config", (), {"site_dir": tmp_path}))

@@ -1,0 +1,49 @@
+"""Tutorials run at a smoke size, and their pages show the code that is there."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+TUTORIALS = sorted(Path("docs/tutorials").glob("[0-9]_*.py"))
+HIDDEN = ("smoke", "hidden")
+
+
+def cells(text):
+    """`(header, body)` of every cell of a file in percent format."""
+    parts = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], (body.strip() for body in parts[1::2]), strict=True))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path, monkeypatch):
+    code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    monkeypatch.setenv("TUTORIAL_SIZE", "smoke")
+    monkeypatch.setattr(plt, "show", plt.close)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_its_page_shows_its_cells(path):
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    for header, body in cells(path.read_text(encoding="utf-8")):
+        if any(f'"{tag}"' in header for tag in HIDDEN):
+            assert body not in page
+        elif "[markdown]" in header:
+            lines = [re.sub("^# ?", "", line) for line in body.splitlines()]
+            title, _, rest = "\n".join(lines).partition("\n")
+            assert title in page and rest.strip() in page, "run `make tutorials`"
+        else:
+            assert f"```python\n{body}\n```" in page, "run `make tutorials`"
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_its_page_is_of_any_machine(path):
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert not re.search(r" at 0x[0-9a-f]{6}|/home/|/root/|/tmp/", page)
+
+
+def test_there_are_tutorials():
+    assert TUTORIALS
