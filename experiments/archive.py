@@ -18,6 +18,7 @@ from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runs.results import current_instrument, with_current_names
 from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.training import run_phases
 from implicit_reasoning.worlds import shortcuts
@@ -91,14 +92,26 @@ def there(path: Path) -> set[tuple[int, int]]:
     """World and initialisation seeds of the runs in an arm's file."""
     if not path.exists():
         return set()
-    tree = xr.load_datatree(path)
-    runs = tree.to_dataset()
+    runs = read(path).to_dataset()
     return set(zip(runs["world"].values.tolist(), runs["init"].values.tolist(), strict=True))
+
+
+def read(path: Path) -> xr.DataTree:
+    """The file of an arm; instruments and their outputs have the names of today."""
+    parts = {node.path: node.to_dataset(inherit=False) for node in xr.load_datatree(path).subtree}
+    return xr.DataTree.from_dict(
+        {
+            f"/{current_instrument(name.strip('/'))}": with_current_names(
+                part.assign_attrs(instrument=name.strip("/"))
+            ).drop_attrs()
+            for name, part in parts.items()
+        }
+    )
 
 
 def keep(path: Path, run: xr.DataTree) -> None:
     """Put a run into the file of its arm: numbers to four places, compressed."""
-    trees = [xr.load_datatree(path), run] if path.exists() else [run]
+    trees = [read(path), run] if path.exists() else [run]
     parts = [{node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in trees]
     nodes = {path: xr.concat([part[path] for part in parts], "run") for path in parts[-1]}
     order = np.lexsort((nodes["/"]["world"], nodes["/"]["init"]))

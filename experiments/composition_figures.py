@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from archive import read
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -90,7 +91,7 @@ class Study(NamedTuple):
         Of held-out chains where enough are right in the end, else (attribute `group`) of trained.
         """
         where = {"variable": variable, "layer": layer, "pos": pos}
-        swap, erasure = (self.parts[name].sel(where) for name in ("swap", "erasure"))
+        swap, erasure = (self.parts[name].sel(where) for name in ("mean_swap", "erasure"))
         counts = swap["counterfactual_n"].sel(edit="class means") >= ENOUGH
         held_out = bool(counts.sel(group="test_ii").isel(step=-1).all())
         group = "test_ii" if held_out else "train_ii"
@@ -142,7 +143,7 @@ def read_study(path: Path) -> Study | None:
     """The runs of an arm."""
     if not path.exists():
         return None
-    tree = xr.load_datatree(path)
+    tree = read(path)
     parts = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
     return Study(parts, tuple(tree.to_dataset()["world"].values.tolist()))
 
@@ -206,7 +207,9 @@ def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
 
 def causal_strength(study: Study) -> xr.DataArray:
     """1 less the share of unchanged answers; at each position its own token is another one."""
-    share = study.parts["corruption"]["share"].sel(group="train_ii", outcome="clean answer")
+    share = study.parts["activation_patching"]["fraction"].sel(
+        group="train_ii", outcome="clean answer"
+    )
     own = [share.sel(token=pos, pos=pos, drop=True) for pos in share["pos"].values]
     return 1 - xr.concat(own, share["pos"])
 
@@ -215,7 +218,11 @@ def draw_cross_query(studies: Mapping[str, Study]) -> Any:
     """Ye's heat map at the last checkpoint; below each number that of a shuffled answer."""
     maps, nulls = {}, {}
     for arm, study in studies.items():
-        share = study.parts["cross_query"]["share"].sel(outcome="counterfactual").isel(step=-1)
+        share = (
+            study.parts["cross_query_patching"]["fraction"]
+            .sel(outcome="counterfactual")
+            .isel(step=-1)
+        )
         for group in ("another bridge", "O source", "trained chain"):
             if group in share["group"]:
                 title = f"{arm}\n{group}"

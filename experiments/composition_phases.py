@@ -55,17 +55,17 @@ class Part(NamedTuple):
 
 
 KEPT = {
-    "behaviour": Part(("share", "chance"), {}),
+    "behaviour": Part(("fraction", "chance"), {}),
     "lens": Part(("reciprocal_rank", "top1"), {"norm": "final norm", "vocabulary": "all tokens"}),
     "decoding": Part(("top1", "by_construction"), {}),
     "probes": Part(("accuracy",), {"held_out": "prefix"}),
     "geometry": Part(("cosine", "retrieval"), {}),
-    "corruption": Part(
-        ("share", "null_share", "both_correct"),
+    "activation_patching": Part(
+        ("fraction", "null_fraction", "both_correct"),
         {"kind": "counterfactual", "direction": "noising"},
     ),
-    "cross_query": Part(("share",), {}),
-    "swap": Part(("counterfactual", "unchanged"), {}),
+    "cross_query_patching": Part(("fraction",), {}),
+    "mean_swap": Part(("counterfactual", "unchanged"), {}),
     "erasure": Part(("unchanged",), {}),
 }
 

@@ -47,10 +47,14 @@ def table(studies: Mapping[str, Study]) -> str:
 def quantities(study: Study) -> dict[str, xr.DataArray]:
     """Numbers that the text speaks of, each [run, step]."""
     parts, strength = study.parts, causal_strength(study).sel(layer=1)
-    followed = parts["corruption"]["share"].sel(group="train_ii", outcome="counterfactual", layer=1)
+    followed = parts["activation_patching"]["fraction"].sel(
+        group="train_ii", outcome="counterfactual", layer=1
+    )
     accuracy = parts["training"]["accuracy"].rename(evaluation="step")
     ranks = parts["lens"]["reciprocal_rank"].sel(group="train_ii", truth="true", layer=1)
-    share = parts["cross_query"]["share"].sel(outcome="counterfactual", layer=1, pos="r1")
+    share = parts["cross_query_patching"]["fraction"].sel(
+        outcome="counterfactual", layer=1, pos="r1"
+    )
     other = share.sel(group="another bridge")
     cosine = study.cosine(1)
     bridge, second = study.used("e2", 1, "r1"), study.used("r2", 1, "r2")

@@ -177,7 +177,7 @@ def test_instruments_of_the_residual_stream_read_it(tmp_path):
     run = Run(shutil.copytree(finished(), tmp_path / "run"))
     lens = analyze(run, "lens", steps=[60], progress=False)
     assert lens.sizes["layer"] == 3
-    patching = analyze(run, "corruption", steps=[60], progress=False)
+    patching = analyze(run, "activation_patching", steps=[60], progress=False)
     assert list(patching.part.values) == ["block"]
     # At the end of the question the last block's output is the state that the model reads.
     by_part = patching.part_share.sel(part="block", block=1)

@@ -42,7 +42,7 @@ from implicit_reasoning.worlds import build
 FLAGS = {
     "config": "configs/composition.py:pocket",
     "checkpoints": 20,
-    "instruments": Flag(many=True, default=("lens", "cross_query")),
+    "instruments": Flag(many=True, default=("lens", "cross_query_patching")),
     "rounds": 5,
     "afresh": 2,
     "out": OUT,

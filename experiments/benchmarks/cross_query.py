@@ -45,7 +45,7 @@ from peer import Peer, start_fastest
 from shapes import random_model
 from turns import compared, ratio, take_turns, timed
 
-from implicit_reasoning.analysis.patching.cross_query import CrossQuery
+from implicit_reasoning.analysis.patching.cross_query_patching import CrossQueryPatching
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.config import parse_flags
 from implicit_reasoning.errors import InputError
@@ -153,7 +153,9 @@ class Ours:
     def __init__(self, model: Transformer, params: Params, inputs: dict[str, np.ndarray]):
         self.model, self.params, self.inputs = model, params, inputs
         self._measure = jax.jit(
-            lambda params, inputs: CrossQuery().measure(model, params, inputs, jax.random.key(0))
+            lambda params, inputs: CrossQueryPatching().measure(
+                model, params, inputs, jax.random.key(0)
+            )
         )
         pairs, n_pos = inputs["source"].shape
         # Beside the grid: what is answered to the target's and to the composed question.
@@ -212,7 +214,7 @@ def check_equal(ours: Ours, theirs: dict[str, Published]) -> None:
     cells = ours.logits(CHECKED)
     for name, side in theirs.items():
         np.testing.assert_allclose(side.logits(CHECKED), cells, rtol=0, atol=AS_CLOSE, err_msg=name)
-    share = np.asarray(ours.run()["share"])[0, ..., :CHECKED]  # of the answers that are expected
+    share = np.asarray(ours.run()["fraction"])[0, ..., :CHECKED]  # of the answers that are expected
     for outcome, name in zip(share[:2], ("clean", "true"), strict=True):
         said = cells.argmax(-1) == ours.inputs[name][:CHECKED, None, None]
         assert said.any(), f"no cell has the answer {name!r}: nothing is checked"

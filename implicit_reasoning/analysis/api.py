@@ -17,7 +17,13 @@ from implicit_reasoning.analysis.kept import CHECKPOINTS, identity_of
 from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
 from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import HeldStore, Run, load_arrays
+from implicit_reasoning.runs import (
+    HeldStore,
+    Run,
+    current_instrument,
+    find_result,
+    load_result,
+)
 from implicit_reasoning.runtime.locks import waiting_turn
 from implicit_reasoning.runtime.machine import memory_per_program
 
@@ -29,13 +35,13 @@ INSTRUMENTS = {
     "decoding": f"{_HERE}.reading.decoding:Decoding",
     "probes": f"{_HERE}.reading.probes:Probes",
     "geometry": f"{_HERE}.reading.geometry:Geometry",
-    "corruption": f"{_HERE}.patching.corruption:Corruption",
-    "cross_query": f"{_HERE}.patching.cross_query:CrossQuery",
-    "patching": f"{_HERE}.patching.activation:Patching",
+    "activation_patching": f"{_HERE}.patching.activation_patching:ActivationPatching",
+    "cross_query_patching": f"{_HERE}.patching.cross_query_patching:CrossQueryPatching",
+    "pair_patching": f"{_HERE}.patching.pair_patching:PairPatching",
     "neuron_patching": f"{_HERE}.patching.neurons:NeuronPatching",
     "back_patching": f"{_HERE}.patching.back_patching:BackPatching",
     "parameter_patching": f"{_HERE}.patching.parameters:ParameterPatching",
-    "swap": f"{_HERE}.variables.swap:ClassMeanSwap",
+    "mean_swap": f"{_HERE}.variables.mean_swap:MeanSwap",
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
 }
@@ -124,10 +130,10 @@ def _there(
     run: Run, instrument: Instrument, again: bool, progress: bool
 ) -> tuple[xr.Dataset | None, list[int]]:
     """The kept result if it can be continued, or else its steps, which are all measured again."""
-    path = run.files.analysis / f"{instrument.name}.nc"
+    path = find_result(run.files.analysis / f"{instrument.name}.nc")
     if again or not path.exists():
         return None, []
-    old, identity = load_arrays(path), identity_of(instrument, run)
+    old, identity = load_result(path), identity_of(instrument, run)
     different = kept.differences(old.attrs, identity)
     # Nobody chose otherwise: training went on, and the last checkpoint is another; or this version
     # of the lab has other intervals, of which a result must not hold two kinds.
@@ -205,7 +211,7 @@ def with_pairs(
     """The instruments behind some names, with pairs of prompts and metrics of one's own.
 
     Args:
-      names: as for `find_instrument`; by default `patching`.
+      names: as for `find_instrument`; by default `pair_patching`.
       pairs: a name, or an import path; the instrument's own choice by default.
       metrics: the same.
 
@@ -214,13 +220,13 @@ def with_pairs(
     """
     chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
     chosen |= {"metrics": tuple(metrics)} if metrics else {}
-    there = [find_instrument(name) for name in names or ("patching",)]
+    there = [find_instrument(name) for name in names or ("pair_patching",)]
     made: list[Instrument] = []
     for one in there:
         if not isinstance(one, PairInstrument):
             raise InputError(
                 f"instrument {one.name!r} takes no pairs or metrics; leave out --pairs and "
-                "--metrics, or name instruments that take them, such as patching"
+                "--metrics, or name instruments that take them, such as pair_patching"
             )
         changed = type(one)(**chosen)
         changed.found_at = one.found_at
@@ -240,13 +246,15 @@ def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
     """The instrument behind a name, or behind an import path.
 
     Args:
-      name: in `known`, or `package.module:Class`, or `/path/to/file.py:Class`.
+      name: in `known`, or an old name of one, or `package.module:Class`, or
+        `/path/to/file.py:Class`.
       known: import paths by name.
       form: that the class has to have.
 
     Raises:
       InputError: there is no such instrument.
     """
+    name = name if name in known else current_instrument(name)
     where = known.get(name, name)
     if ":" not in where:
         close = difflib.get_close_matches(name, known, n=1)

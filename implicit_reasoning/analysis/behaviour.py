@@ -61,11 +61,11 @@ class Behaviour(Instrument):
         "The most likely token after the prompt, by the first that fits: right; the bridge (the "
         "entity before the last hop); the answer of row completion; the most frequent answer after "
         "the last relation; where the last relation leads from another entity; another entity; "
-        "no entity. share: of the answers; chance: of all entities. agreement: the answer is the "
-        "shortcut's; shortcut: the shortcut is right."
+        "no entity. fraction: of the answers; chance: of all entities. agreement: the answer is "
+        "the shortcut's; shortcut: the shortcut is right."
     )
     outputs = {
-        "share": ("kind", "example"),
+        "fraction": ("kind", "example"),
         "chance": ("kind", "example"),
         "agreement": ("rule", "example"),
         "shortcut": ("rule", "example"),
@@ -112,7 +112,7 @@ class Behaviour(Instrument):
         kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
         predicted = inputs["predicted"]
         return {
-            "share": jnp.arange(len(KINDS))[:, None] == kind[None],
+            "fraction": jnp.arange(len(KINDS))[:, None] == kind[None],
             "chance": inputs["chance"],
             "agreement": predicted == answer[None],
             "shortcut": predicted == inputs["answer"][None],
@@ -134,8 +134,8 @@ class Behaviour(Instrument):
         cheap = [rule for rule in _CHEAP if rule in result["rule"].values]
         by_shortcut = result["shortcut_high"].sel(rule=cheap).max("rule")
         memorised = [
-            float(right["share_low"].sel(group=train)) >= NEARLY_ALL
-            and float(right["share_high"].sel(group=test))
+            float(right["fraction_low"].sel(group=train)) >= NEARLY_ALL
+            and float(right["fraction_high"].sel(group=test))
             <= float(by_shortcut.sel(group=test)) + _ABOVE
             and int(result["n_states"].sel(group=test)) >= ENOUGH
             for train, test in pairs
@@ -193,7 +193,7 @@ def _kinds(result: xr.Dataset) -> Figure:
     )
     for group, ax, beside in zip(groups, axes[::2], axes[1::2], strict=True):
         of_group = result.sel(group=group)
-        _stack(ax, steps, of_group["share"])
+        _stack(ax, steps, of_group["fraction"])
         # The same at every checkpoint: it depends on the questions only.
         _stack(beside, np.array([0, 1]), of_group["chance"].isel(step=[0, 0]))
         for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):

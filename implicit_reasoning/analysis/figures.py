@@ -8,7 +8,7 @@ from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.api import INSTRUMENTS, find_instrument
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Run, result_names
 from implicit_reasoning.statistics import INTERVALS
 
 
@@ -18,7 +18,7 @@ def figures(run: Run) -> list[Figure]:
     An instrument of the user's own whose file is not where it was has no figures. A result of
     another version of its instrument is named on standard error and not drawn: its layout differs.
     """
-    names = [path.stem for path in sorted(run.files.analysis.glob("*.nc"))]
+    names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
     results, drawn = {}, []
@@ -46,4 +46,4 @@ def figures(run: Run) -> list[Figure]:
         results[name] = result
         drawn += instrument.figures(result)
     results = used.of_one_kind(results)
-    return used.figures(results) + drawn if {"swap", "erasure"} <= results.keys() else drawn
+    return used.figures(results) + drawn if {"mean_swap", "erasure"} <= results.keys() else drawn

@@ -20,7 +20,7 @@ from implicit_reasoning.analysis.labels import plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
-from implicit_reasoning.runs import Run, load_arrays, save_arrays
+from implicit_reasoning.runs import Run, find_result, load_result, save_arrays
 from implicit_reasoning.runtime.locks import waiting_turn
 from implicit_reasoning.statistics import INTERVALS
 
@@ -116,6 +116,7 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 
 def version_of_file(path: Path) -> tuple[int, int] | None:
     """What tells a file from the next one of that name; None where there is no file."""
+    path = find_result(path)
     if not path.exists():
         return None
     about = path.stat()
@@ -143,7 +144,7 @@ def keep(
     with waiting_turn(path.parent):
         there = version_of_file(path)
         if there is not None and there != stale:
-            other = load_arrays(path)
+            other = load_result(find_result(path))
             if different := differences(other.attrs, identity):
                 what, (was, now) = next(iter(different.items()))
                 raise InputError(

@@ -22,9 +22,9 @@ from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
 from implicit_reasoning.analysis.variables.erasure import CONTROLS as ERASED_OTHERWISE
 from implicit_reasoning.analysis.variables.erasure import Erasure
-from implicit_reasoning.analysis.variables.swap import CONDITIONS as SWAPPED
-from implicit_reasoning.analysis.variables.swap import CONTROLS as SWAPPED_OTHERWISE
-from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
+from implicit_reasoning.analysis.variables.mean_swap import CONDITIONS as SWAPPED
+from implicit_reasoning.analysis.variables.mean_swap import CONTROLS as SWAPPED_OTHERWISE
+from implicit_reasoning.analysis.variables.mean_swap import MeanSwap
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import (
     BLUE,
@@ -36,7 +36,7 @@ from implicit_reasoning.figures import (
     Figure,
     new_drawing,
 )
-from implicit_reasoning.runs import Run
+from implicit_reasoning.runs import Run, result_names
 
 VERDICTS = {
     "used": BLUE,
@@ -50,17 +50,17 @@ VERDICTS = {
 
 _ALPHA = 0.5  # of colours, so that the numbers on them can be read
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
-_SOURCES = ("swap", "erasure", "probes", "lens", "decoding")
+_SOURCES = ("mean_swap", "erasure", "probes", "lens", "decoding")
 
 
 def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
     """Put results of one run side by side.
 
     Args:
-      results: "swap" and "erasure", and "probes" or "lens"; others are passed over. From probes
-        the held-out accuracy by prefix is taken; else what the erasure's discriminant decodes on
-        held-out states. The lens, if there, has a column of its own: what it reads is what the
-        unembedding would, which is less than is there.
+      results: "mean_swap" and "erasure", and "probes" or "lens"; others are passed over. From
+        probes the held-out accuracy by prefix is taken; else what the erasure's discriminant
+        decodes on held-out states. The lens, if there, has a column of its own: what it reads is
+        what the unembedding would, which is less than is there.
       group: of cases; by default the first test split, where most are new, or, where the last
         checkpoint answers too few of it (it memorises), the first trained one.
 
@@ -76,14 +76,14 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     Raises:
       InputError: the swap or the erasure is missing.
     """
-    missing = [name for name in ("swap", "erasure") if name not in results]
+    missing = [name for name in ("mean_swap", "erasure") if name not in results]
     if missing:
         raise InputError(
-            f"the table of what is used needs the results of swap and erasure; {missing[0]} is "
-            "missing: run `analyze` for it"
+            f"the table of what is used needs the results of mean_swap and erasure; {missing[0]} "
+            "is missing: run `analyze` for it"
         )
-    group = group or _answered_group(results["swap"])
-    swap, erasure = (results[name].sel(group=group) for name in ("swap", "erasure"))
+    group = group or _answered_group(results["mean_swap"])
+    swap, erasure = (results[name].sel(group=group) for name in ("mean_swap", "erasure"))
     columns = {
         "stays_control": erasure["unchanged"].sel(edit=list(ERASED_OTHERWISE)).min("edit"),
         "n": swap["counterfactual_n"].sel(edit=SWAPPED[0]),
@@ -116,9 +116,9 @@ def keep(run: Run) -> None:
     Results of other versions of the swap or the erasure have other edits, so they are left out. So
     are results that have another kind of intervals than the swap.
     """
-    names = [path.stem for path in run.files.analysis.glob("*.nc")]
+    names = result_names(run.files.analysis)
     results = of_one_kind({name: run.result(name) for name in names if name in _SOURCES})
-    needed = {"swap": ClassMeanSwap.version, "erasure": Erasure.version}
+    needed = {"mean_swap": MeanSwap.version, "erasure": Erasure.version}
     if all(
         name in results and results[name].attrs.get("version", version) == version
         for name, version in needed.items()
@@ -132,9 +132,9 @@ def of_one_kind(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     def kind(name: str) -> int:
         return int(results[name].attrs.get("intervals", 1))  # 1 did not name itself
 
-    if "swap" not in results:
+    if "mean_swap" not in results:
         return dict(results)
-    return {name: result for name, result in results.items() if kind(name) == kind("swap")}
+    return {name: result for name, result in results.items() if kind(name) == kind("mean_swap")}
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:

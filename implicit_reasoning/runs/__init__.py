@@ -8,6 +8,7 @@ stores.py       where parameters are read from
 stacked.py      a trial's rows of the checkpoints of its populations
 starts.py       the starts of a run, read
 arrays.py       labelled arrays, in and out; fingerprints
+results.py      results of instruments by name, also by the names that they had
 run.py          `Run`
 """
 
@@ -15,6 +16,12 @@ from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
 from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
 from implicit_reasoning.runs.config import completed, default_config, read_config, write_config
 from implicit_reasoning.runs.layout import Layout
+from implicit_reasoning.runs.results import (
+    current_instrument,
+    find_result,
+    load_result,
+    result_names,
+)
 from implicit_reasoning.runs.run import Run
 from implicit_reasoning.runs.stacked import begin_row, end_row, read_parts
 from implicit_reasoning.runs.starts import read_starts
@@ -31,13 +38,17 @@ __all__ = [
     "begin_row",
     "check_path",
     "completed",
+    "current_instrument",
     "default_config",
     "end_row",
+    "find_result",
     "fingerprint",
     "load_arrays",
+    "load_result",
     "read_config",
     "read_parts",
     "read_starts",
+    "result_names",
     "save_arrays",
     "write_config",
 ]

@@ -40,6 +40,13 @@ def save_arrays(path: Path, arrays: xr.Dataset) -> None:
         file.write(plain.to_netcdf(engine="h5netcdf"))
 
 
+def load_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of what `save_arrays` wrote, without its arrays."""
+    with xr.open_dataset(path, engine="h5netcdf") as arrays:
+        found: dict[str, Any] = json.loads(arrays.attrs.get("json", "{}"))
+    return found
+
+
 def load_arrays(path: Path) -> xr.Dataset:
     """What `save_arrays` wrote; an `InputError` if the file has a newer format."""
     arrays = xr.load_dataset(path, engine="h5netcdf")

@@ -19,9 +19,10 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params, Spec, Transformer
 from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
+from implicit_reasoning.runs.arrays import fingerprint, save_arrays
 from implicit_reasoning.runs.config import read_config
 from implicit_reasoning.runs.layout import Layout
+from implicit_reasoning.runs.results import find_result, load_result
 from implicit_reasoning.runs.stacked import open_store
 from implicit_reasoning.runs.starts import read_starts
 from implicit_reasoning.runs.stores import HeldStore, Store
@@ -156,11 +157,11 @@ class Run:
         return path
 
     def result(self, name: str) -> xr.Dataset:
-        """What `save_result` kept."""
-        path = self.files.analysis / f"{name}.nc"
+        """What `save_result` kept; old names of instruments are understood."""
+        path = find_result(self.files.analysis / f"{name}.nc")
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
-        return load_arrays(path)
+        return load_result(path)
 
 
 def _start_of(row: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int:

@@ -18,7 +18,7 @@ from implicit_reasoning.analysis import (
     find_instrument,
 )
 from implicit_reasoning.analysis import runner as runner_module
-from implicit_reasoning.analysis.patching.cross_query import CrossQuery
+from implicit_reasoning.analysis.patching.cross_query_patching import CrossQueryPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.variables.das import Alignment
@@ -173,11 +173,11 @@ def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, mon
             chains = trained & (data.truth["fact2"] >= 0)
             return dataclasses.replace(data, probe=data.probe & ~chains)
 
-    of_default(monkeypatch, CrossQuery(), LogitLens())
+    of_default(monkeypatch, CrossQueryPatching(), LogitLens())
     other = WithoutTrainingChains(run.files.workdir)
     assert analyze_all(other, steps=[20], progress=False) == ["lens"]
-    with pytest.raises(NotApplicable, match="cross_query needs training chains"):
-        analyze(other, "cross_query", progress=False)
+    with pytest.raises(NotApplicable, match="cross_query_patching needs training chains"):
+        analyze(other, "cross_query_patching", progress=False)
 
 
 class OfPosition(LogitLens):

@@ -16,7 +16,7 @@ def test_kinds_are_drawn_beside_chance_and_agreement_by_rule():
     for index, group in enumerate(groups):
         share, chance = kinds.drawing.axes[2 * index : 2 * index + 2]
         assert group in share.get_ylabel()
-        for ax, name in ((share, "share"), (chance, "chance")):
+        for ax, name in ((share, "fraction"), (chance, "chance")):
             tops = [area.get_paths()[0].vertices[:, 1].max() for area in ax.collections]
             expected = result[name].isel(step=0).sel(group=group).cumsum("kind")
             np.testing.assert_allclose(tops, expected, atol=1e-5)

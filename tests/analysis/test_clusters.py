@@ -22,7 +22,12 @@ def same(one, other):
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("behaviour", 1000), ("corruption", 150), ("back_patching", 150), ("parameter_patching", 150)],
+    [
+        ("behaviour", 1000),
+        ("activation_patching", 150),
+        ("back_patching", 150),
+        ("parameter_patching", 150),
+    ],
 )
 def test_questions_are_clustered_by_bridge(name, most):
     examples = find_instrument(name).examples(MODEL, DATASET)
@@ -31,11 +36,14 @@ def test_questions_are_clustered_by_bridge(name, most):
 
 
 def test_patched_pairs_are_clustered_by_the_bridge_of_the_source():
-    examples, pairs = find_instrument("cross_query").examples(MODEL, DATASET), choose_pairs(DATASET)
+    examples, pairs = (
+        find_instrument("cross_query_patching").examples(MODEL, DATASET),
+        choose_pairs(DATASET),
+    )
     assert same(examples.clusters, DATASET.world.facts.tail[pairs.source.facts[:, 0]])
 
 
-@pytest.mark.parametrize("name", ["lens", "swap", "erasure", "das"])
+@pytest.mark.parametrize("name", ["lens", "mean_swap", "erasure", "das"])
 def test_states_are_clustered_by_bridge_once_they_know_it(name):
     instrument = find_instrument(name)
     examples = instrument.examples(MODEL, DATASET)

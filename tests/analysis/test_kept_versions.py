@@ -6,7 +6,7 @@ import xarray as xr
 from implicit_reasoning.analysis import used
 from implicit_reasoning.analysis.figures import figures
 from implicit_reasoning.analysis.variables.erasure import Erasure
-from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
+from implicit_reasoning.analysis.variables.mean_swap import MeanSwap
 from implicit_reasoning.figures import Figure, new_drawing
 from implicit_reasoning.runs import Layout, Run
 
@@ -25,14 +25,14 @@ def run(tmp_path):
     edits = xr.Dataset(
         {"counterfactual": ("edit", [0.5, 0.1])}, {"edit": ["class means", "random"]}
     )
-    made.save_result("swap", edits.assign_attrs(version=ClassMeanSwap.version - 1))
+    made.save_result("mean_swap", edits.assign_attrs(version=MeanSwap.version - 1))
     return made
 
 
 def test_it_is_not_drawn_and_the_sentence_says_what_to_do(run, capsys):
     assert figures(run) == []
     said = capsys.readouterr().err
-    assert "the result of swap" in said and "has version 1, expected 2" in said
+    assert "the result of mean_swap" in said and "has version 1, expected 2" in said
     assert "analyze --instruments=swap --again=true" in said
 
 
@@ -41,30 +41,30 @@ def test_no_table_is_made_of_it(run, monkeypatch):
     run.save_result("erasure", xr.Dataset().assign_attrs(version=Erasure.version))
     used.keep(run)
     assert not (run.files.analysis / "used.nc").exists()
-    run.save_result("swap", xr.Dataset().assign_attrs(version=ClassMeanSwap.version))
+    run.save_result("mean_swap", xr.Dataset().assign_attrs(version=MeanSwap.version))
     used.keep(run)
     assert (run.files.analysis / "used.nc").exists()
 
 
 def test_a_current_one_is_drawn(run, monkeypatch):
     one = Figure("s", "Swap", "A caption.", new_drawing()[0])
-    monkeypatch.setattr(ClassMeanSwap, "figures", lambda self, result: [one])
-    run.save_result("swap", xr.Dataset().assign_attrs(version=ClassMeanSwap.version))
+    monkeypatch.setattr(MeanSwap, "figures", lambda self, result: [one])
+    run.save_result("mean_swap", xr.Dataset().assign_attrs(version=MeanSwap.version))
     assert figures(run) == [one]
 
 
 def test_results_of_another_kind_of_intervals_are_named_and_not_mixed(run, capsys):
-    results = {name: xr.Dataset() for name in ("swap", "probes", "lens")}
-    for name in ("swap", "lens"):
+    results = {name: xr.Dataset() for name in ("mean_swap", "probes", "lens")}
+    for name in ("mean_swap", "lens"):
         results[name].attrs["intervals"] = 2
-    assert set(used.of_one_kind(results)) == {"swap", "lens"}
+    assert set(used.of_one_kind(results)) == {"mean_swap", "lens"}
     run.save_result("lens", xr.Dataset().assign_attrs(found_at=f"{__name__}:Nothing"))
     assert figures(run) == []
     assert "the result of lens" in (said := capsys.readouterr().err)
     assert "intervals of an earlier version" in said
 
 
-class Nothing(ClassMeanSwap):
+class Nothing(MeanSwap):
     """An instrument without figures."""
 
     name, version = "lens", 1

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import used
-from implicit_reasoning.analysis.variables.swap import CONDITIONS
+from implicit_reasoning.analysis.variables.mean_swap import CONDITIONS
 from implicit_reasoning.runs import Layout, Run
 
 PLACES = {"step": [0, 10], "group": ["train_ii", "test_ii"], "variable": ["e2"], "layer": [0, 1, 2]}
@@ -29,7 +29,7 @@ def results():
     stays.loc[here | {"edit": "variable"}] = 0.1
     swap = bounded(counterfactual=follows, unchanged=1 - follows) | {"counterfactual_n": n}
     erasure = bounded(unchanged=stays, decoded=everywhere(0.95))
-    return {"swap": xr.Dataset(swap), "erasure": xr.Dataset(erasure)}
+    return {"mean_swap": xr.Dataset(swap), "erasure": xr.Dataset(erasure)}
 
 
 def bounded(**arrays):
@@ -56,10 +56,10 @@ def test_each_intervention_can_change_the_verdict(results):
     assert verdict(results) == "used"
     set_to("erasure", "unchanged", 1.0, edit="variable")
     assert verdict(results) == "used, replaceable"
-    set_to("swap", "counterfactual", 0.5, edit="third value")
+    set_to("mean_swap", "counterfactual", 0.5, edit="third value")
     assert verdict(results) == "unclear"
-    set_to("swap", "counterfactual", 0.0)
-    set_to("swap", "unchanged", 1.0)
+    set_to("mean_swap", "counterfactual", 0.0)
+    set_to("mean_swap", "unchanged", 1.0)
     assert verdict(results) == "decodable, not used"
     set_to("erasure", "unchanged", 0.5, edit="variable")
     assert verdict(results) == "unclear"
@@ -71,8 +71,8 @@ def test_each_intervention_can_change_the_verdict(results):
 @pytest.mark.parametrize(
     ("result", "name", "end", "edit"),
     [
-        ("swap", "counterfactual", "_low", "class means"),
-        ("swap", "counterfactual", "_high", "third value"),
+        ("mean_swap", "counterfactual", "_low", "class means"),
+        ("mean_swap", "counterfactual", "_high", "third value"),
         ("erasure", "decoded", "_low", None),
     ],
 )
@@ -85,17 +85,17 @@ def test_verdicts_go_by_the_ends_of_intervals(results, result, name, end, edit):
 
 
 def test_unused_goes_by_ends_too(results):
-    follows, stays = results["swap"]["counterfactual"], results["swap"]["unchanged"]
+    follows, stays = results["mean_swap"]["counterfactual"], results["mean_swap"]["unchanged"]
     follows.loc[HERE] = 0.0
     stays.loc[HERE] = 1.0
     for end in ("", "_low", "_high"):
         results["erasure"][f"unchanged{end}"].loc[HERE | {"edit": "variable"}] = 1.0
-        results["swap"][f"counterfactual{end}"].loc[HERE] = 0.05
-        results["swap"][f"unchanged{end}"].loc[HERE] = 0.95
+        results["mean_swap"][f"counterfactual{end}"].loc[HERE] = 0.05
+        results["mean_swap"][f"unchanged{end}"].loc[HERE] = 0.95
     assert verdict(results) == "decodable, not used"
     for changed, at in (
-        (results["swap"]["counterfactual_high"], HERE | {"edit": "class means"}),
-        (results["swap"]["unchanged_low"], HERE | {"edit": "class means"}),
+        (results["mean_swap"]["counterfactual_high"], HERE | {"edit": "class means"}),
+        (results["mean_swap"]["unchanged_low"], HERE | {"edit": "class means"}),
         (results["erasure"]["unchanged_low"], HERE | {"edit": "variable"}),
     ):
         before = changed.loc[at].item()
@@ -125,7 +125,7 @@ def test_the_verdict_is_where_something_counts(results):
 
 
 def test_of_a_memoriser_trained_chains_are_looked_at(results):
-    results["swap"]["counterfactual_n"].loc[{"group": "test_ii"}] = 3
+    results["mean_swap"]["counterfactual_n"].loc[{"group": "test_ii"}] = 3
     assert used.table(results).attrs["group"] == "train_ii"
     assert used.table(results, "test_ii").attrs["group"] == "test_ii"
 
@@ -135,7 +135,7 @@ def test_the_picture_has_only_places_of_which_something_is_said(results):
     (ax,) = figure.drawing.axes
     ticks = [[t.get_text() for t in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis)]
     assert ticks == [["1"], ["r1"]] and ax.get_ylabel().startswith("step 10\n")
-    results["swap"]["counterfactual_n"][:] = 0
+    results["mean_swap"]["counterfactual_n"][:] = 0
     assert used.figures(results) == []
 
 
@@ -154,7 +154,7 @@ class Kept(Run):
 
 def test_the_table_is_kept_with_the_run(results, tmp_path):
     """As a result like others; without the two that it is made of there is none."""
-    run = Kept(tmp_path, {"swap": results["swap"]})
+    run = Kept(tmp_path, {"mean_swap": results["mean_swap"]})
     used.keep(run)
     assert not (run.files.analysis / "used.nc").exists()
     run = Kept(tmp_path, results | {"knock_out": None})

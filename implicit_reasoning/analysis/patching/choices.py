@@ -116,7 +116,7 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
         raise NotApplicable(
-            "cross_query needs training chains among the probes; this task has none"
+            "cross_query_patching needs training chains among the probes; this task has none"
         )
     targets = questions.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
     usual = questions.of_roles(dataset, table, inside(0))

@@ -14,8 +14,8 @@ import xarray as xr
 
 from implicit_reasoning.analysis.claims import ENOUGH, Claim
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.analysis.patching.activation import DIRECTIONS, DONORS, Patching
 from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
+from implicit_reasoning.analysis.patching.pair_patching import DIRECTIONS, DONORS, PairPatching
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.cones import cache_sites
@@ -25,7 +25,7 @@ _NEURONS = ("direction", "donor", "block", "neuron", "pos", "example")
 _SHOWN = 15  # neurons in the figure
 
 
-class NeuronPatching(Patching):
+class NeuronPatching(PairPatching):
     """See the module."""
 
     name = "neuron_patching"
@@ -37,8 +37,8 @@ class NeuronPatching(Patching):
     outputs = {
         "neuron_recovery": ("metric", *_NEURONS),
         "neuron_followed": _NEURONS,
-        **{name: Patching.outputs[name] for name in ("clean", "corrupt", "compared")},
-        **{name: Patching.outputs[name] for name in ("correct", "both")},
+        **{name: PairPatching.outputs[name] for name in ("clean", "corrupt", "compared")},
+        **{name: PairPatching.outputs[name] for name in ("correct", "both")},
     }
     given = {
         "neuron_recovery": "compared",

@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.model.edits import expand_to_rank
 
-SHARES = ("clean answer", "counterfactual", "other")
+OUTCOMES = ("clean answer", "counterfactual", "other")
 """In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
 
-GRADED = ("logit_difference", "probability", "divergence")
+GRADED_METRICS = ("logit_difference", "probability", "divergence")
 """What `graded` returns."""
 
 Logits = Float[Array, "*cell example d_vocab"]
@@ -31,7 +31,7 @@ def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
     return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
 
 
-def shares(
+def outcomes_of(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Bool[Array, "share *cell example"]:
     """Which of `SHARES` each prediction is; the two answers must differ."""
@@ -39,7 +39,7 @@ def shares(
     return jnp.stack([old, new, ~(old | new)])
 
 
-def graded(
+def graded_metrics(
     logits: Logits, clean: Tokens, counterfactual: Tokens, whole: Float[Array, "example d_vocab"]
 ) -> dict[str, Float[Array, "*cell example"]]:
     """The graded measures, by name; `whole` are the logits of the clean run.

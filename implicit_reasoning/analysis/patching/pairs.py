@@ -67,9 +67,9 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
     """A trained question, and a question with another first fact and the same last relation.
 
-    The groups are those of `cross_query`; its composed question is the corrupt prompt. In all
-    groups but "same bridge" the bridges and the answers differ. A pair's cluster is the bridge of
-    the corrupt prompt.
+    The groups are those of `cross_query_patching`; its composed question is the corrupt prompt. In
+    all groups but "same bridge" the bridges and the answers differ. A pair's cluster is the bridge
+    of the corrupt prompt.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)
@@ -92,8 +92,8 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
 def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     """A question, and the same one with one token exchanged such that its answer is another.
 
-    The pairs are those of the counterfactual tokens of `corruption`; the groups are the splits of
-    chains, and a pair's cluster is the bridge of the clean prompt.
+    The pairs are those of the counterfactual tokens of `activation_patching`; the groups are the
+    splits of chains, and a pair's cluster is the bridge of the clean prompt.
 
     Args:
       token: its position, such as "r1".

@@ -29,7 +29,7 @@ def swap_controls(
     """Values for the controls of a swap, by variable.
 
     Returns:
-      dealt: int32 [variable, class], for every class whose mean takes the place of its own: no
+      permuted: int32 [variable, class], for every class whose mean takes the place of its own: no
         class keeps its mean. Classes without a fitted state keep theirs.
       third: int32 [variable, case], a value that is neither the old nor the new one and does not
         lead to the answer that the new one leads to; -1 where there is none.
@@ -49,8 +49,8 @@ def swap_controls(
         values = (names[other], known.values[other])
         beside_new.append(_value(dataset, cases, index, values, own, random))
     return {
-        "dealt": np.stack(
-            [dealt_anew(of_rows, dataset.n_vocab, random) for of_rows in known.values]
+        "permuted": np.stack(
+            [permuted_classes(of_rows, dataset.n_vocab, random) for of_rows in known.values]
         ),
         "third": np.stack(third),
         "beside_values": known.values[beside],
@@ -88,7 +88,7 @@ def _value(
     return np.where(found, values[place], -1).astype(np.int32)
 
 
-def dealt_anew(
+def permuted_classes(
     values: Int[np.ndarray, " row"], n_classes: int, random: np.random.Generator
 ) -> Int[np.ndarray, "class"]:
     """Classes dealt out among those that occur, none to itself: a random cycle through all."""

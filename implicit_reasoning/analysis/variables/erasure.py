@@ -117,7 +117,7 @@ class Erasure(Instrument):
         inputs = inputs_of(dataset, cases, fitted, draws) | {
             # The rows to erase for begin with the rows to decode from.
             "fit_tokens": prompts(dataset, both),
-            "fit_values": np.stack([values, _dealt_anew(values)], axis=-1),
+            "fit_values": np.stack([values, _permuted(values)], axis=-1),
             "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
         }
         return examples_of(dataset, splits, cases, inputs, CONDITIONS)
@@ -244,7 +244,7 @@ def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
     return nearest_mean(flat[1], means) == cell.old
 
 
-def _dealt_anew(values: np.ndarray) -> np.ndarray:
+def _permuted(values: np.ndarray) -> np.ndarray:
     """Values [variable, state], each variable's dealt out anew."""
     return np.random.default_rng(0).permuted(values, axis=1)
 

@@ -16,9 +16,9 @@ from implicit_reasoning.analysis import (
     with_pairs,
 )
 from implicit_reasoning.analysis.patching import metrics
-from implicit_reasoning.analysis.patching.activation import Patching
 from implicit_reasoning.analysis.patching.choices import GROUPS, SAME
 from implicit_reasoning.analysis.patching.pair_instrument import another_of_group, mean_by_group
+from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.analysis.patching.pairs import PAIRS, find_pairs, make_pairs
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
@@ -98,7 +98,7 @@ def test_wrong_pairs_are_refused_in_a_sentence(change, said):
     def my_pairs(dataset):
         return dataclasses.replace(SOME, **change)
 
-    instrument = Patching(pairs=my_pairs)
+    instrument = PairPatching(pairs=my_pairs)
     with pytest.raises(InputError, match="my_pairs: " + said):
         instrument.examples(MODEL, DATA)
 
@@ -121,7 +121,7 @@ def test_defaults_of_pairs_are_filled_in():
     ],
 )
 def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
-    instrument = Patching(metrics=["probability", metric])
+    instrument = PairPatching(metrics=["probability", metric])
     with jax.log_compiles(False), pytest.raises(InputError, match=said):
         instrument.examples(MODEL, DATA)
 
@@ -139,7 +139,7 @@ def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
 )
 def test_functions_that_are_not_there_are_refused(pairs, chosen, said):
     with pytest.raises(InputError, match=said.replace("?", r"\?")):
-        Patching(pairs, chosen)
+        PairPatching(pairs, chosen)
 
 
 def test_a_function_that_is_not_in_the_file_is_named_with_the_nearest(tmp_path):
@@ -153,14 +153,14 @@ def test_options_name_the_functions_and_change_with_their_source(tmp_path):
 
     def options(text):
         path.write_text(text)
-        return Patching(f"{path}:f", ["accuracy", f"{path}:g"]).options()
+        return PairPatching(f"{path}:f", ["accuracy", f"{path}:g"]).options()
 
     text = "def f(dataset): ...\ndef g(logits, pair): return logits[:, 0]\n"
     one, same, other = options(text), options(text), options(text.replace("0", "1"))
     assert one == same != other
     assert one["pairs"]["name"] == "mine.py:f"
     assert [metric["name"] for metric in one["metrics"]] == ["accuracy", "mine.py:g"]
-    assert Patching().options()["pairs"] == {"name": "bridge", "source": ""}
+    assert PairPatching().options()["pairs"] == {"name": "bridge", "source": ""}
 
 
 def test_metrics_are_those_of_numpy():
@@ -205,9 +205,9 @@ def test_means_by_group_leave_out_what_does_not_count():
 
 def test_pairs_are_for_instruments_that_take_them():
     (patching,) = with_pairs([], "exchange_r1")
-    assert patching.name == "patching"
+    assert patching.name == "pair_patching"
     assert patching.options()["pairs"]["name"] == "exchange_r1"
-    assert patching.found_at == find_instrument("patching").found_at
+    assert patching.found_at == find_instrument("pair_patching").found_at
     with pytest.raises(InputError, match="instrument 'lens' takes no pairs or metrics"):
         with_pairs(["lens"], None, ["accuracy"])
     assert set(PAIRS) >= {"bridge", "exchange_e1", "exchange_r1", "exchange_r2"}
@@ -235,7 +235,7 @@ def test_the_command_takes_functions_of_ones_own(tmp_path, capsys):
     command = ["analyze", f"--workdir={run.files.workdir}", "--steps=last"]
     command += [f"--pairs={mine}:first_rows", f"--metrics=accuracy,{mine}:margin"]
     assert main(command) == 0
-    result = run.result("patching")
+    result = run.result("pair_patching")
     assert result["metric"].values.tolist() == ["accuracy", "mine.py:margin"]
     assert result["group"].values.tolist() == ["pairs"]
     assert result["correct"].notnull().all() and int(result["n_examples"][0]) == 8

@@ -12,7 +12,7 @@ from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.states import prompts, residuals
 from implicit_reasoning.analysis.truth.known import planted_model
-from implicit_reasoning.analysis.variables import das, erasure, swap
+from implicit_reasoning.analysis.variables import das, erasure, mean_swap
 from implicit_reasoning.analysis.variables.das import Alignment
 from implicit_reasoning.analysis.variables.erasure import Erasure
 from implicit_reasoning.analysis.variables.subspaces import ClassMeans, Eraser
@@ -64,16 +64,16 @@ def test_the_rest_of_a_model_from_a_clean_state_is_the_model():
     "name", ["composer", pytest.param("prefix_memoriser", marks=pytest.mark.slow)]
 )
 def test_all_that_a_swap_claims_is_true(name):
-    claims = told(name, swap.ClassMeanSwap())
+    claims = told(name, mean_swap.MeanSwap())
     assert claims and not in_words(claims, name)["false"]
     assert (Claim("used", "e2", 1, "r1") in claims) == (name == "composer")
 
 
 def test_a_swap_in_a_composer_is_exact_and_its_control_does_nothing():
-    found = results("composer", swap.ClassMeanSwap()).sel(step=0, group="test_ii")
+    found = results("composer", mean_swap.MeanSwap()).sel(step=0, group="test_ii")
     e2 = found["counterfactual"].sel(variable="e2", pos="r1")
     np.testing.assert_array_equal(e2.sel(edit="class means"), [0, 1, 1, 0, 0])
-    assert e2.sel(edit=list(swap.CONTROLS)).max() < 0.2
+    assert e2.sel(edit=list(mean_swap.CONTROLS)).max() < 0.2
     shares = sum(found[name] for name in ("counterfactual", "unchanged", "other"))
     np.testing.assert_allclose(shares.where(shares.notnull(), 1), 1, atol=1e-6)
 
@@ -81,15 +81,15 @@ def test_a_swap_in_a_composer_is_exact_and_its_control_does_nothing():
 @pytest.mark.slow
 def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
     """The mutation: the mean that is added is not that of the class it is said to be."""
-    right = swap.class_means
+    right = mean_swap.class_means
 
     def wrong(*args):
         means = right(*args)
         return ClassMeans(jnp.roll(means.mean, 1, axis=0), means.size)
 
-    monkeypatch.setattr(swap, "class_means", wrong)
-    broken = measure(swap.ClassMeanSwap(), subject("composer"), progress=False)
-    assert Claim("used", "e2", 1, "r1") not in told("composer", swap.ClassMeanSwap(), broken)
+    monkeypatch.setattr(mean_swap, "class_means", wrong)
+    broken = measure(mean_swap.MeanSwap(), subject("composer"), progress=False)
+    assert Claim("used", "e2", 1, "r1") not in told("composer", mean_swap.MeanSwap(), broken)
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_random_states_are_at_chance():
     model = subject("composer").model
     random = jax.jit(model.init)(jax.random.key(0))
     one = InMemory(model, subject("composer").dataset, [random])
-    for instrument in (swap.ClassMeanSwap(), Behaviour()):
+    for instrument in (mean_swap.MeanSwap(), Behaviour()):
         assert instrument.claims(measure(instrument, one, progress=False).isel(step=0)) == set()
 
 
@@ -131,7 +131,7 @@ def test_all_that_an_erasure_claims_is_true(name, one):
 @pytest.mark.slow
 def test_what_survives_its_erasure_may_be_used_all_the_same():
     """In `parallel` answers do without e2, but follow where another is put: it is replaceable."""
-    both = {one.name: results("parallel", one) for one in (swap.ClassMeanSwap(), Erasure())}
+    both = {one.name: results("parallel", one) for one in (mean_swap.MeanSwap(), Erasure())}
     e2 = both["erasure"]["unchanged"].sel(
         step=0, group="train_ii", variable="e2", layer=1, pos="r1"
     )
@@ -153,7 +153,7 @@ def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
         lambda *args: (lambda e: Eraser(e.mean, 0 * e.out, e.back, e.rank))(right(*args)),
     )
     broken = measure(Erasure(), subject("idle_copy"), progress=False)
-    both = {"swap": results("idle_copy", swap.ClassMeanSwap()), "erasure": broken}
+    both = {"mean_swap": results("idle_copy", mean_swap.MeanSwap()), "erasure": broken}
     said = used.table(both, "train_ii")["verdict"]
     assert said.sel(step=0, variable="e2", layer=1, pos="r1") == "used, replaceable"
     assert not in_words(told("idle_copy", Erasure(), broken), "idle_copy")["false"]
@@ -230,12 +230,12 @@ def test_what_is_not_there_cannot_be_searched_for(options, says):
 
 
 def test_answers_are_sorted_into_kinds():
-    right = results("composer", Behaviour()).sel(step=0)["share"].sel(kind="right")
+    right = results("composer", Behaviour()).sel(step=0)["fraction"].sel(kind="right")
     np.testing.assert_array_equal(right, 1)
     found = results("memoriser", Behaviour()).sel(step=0)
-    for name in ("share", "chance"):
+    for name in ("fraction", "chance"):
         np.testing.assert_allclose(found[name].sum("kind"), 1, atol=1e-5)
-    assert found["share"].sel(kind="right", group="train_ii") == 1
+    assert found["fraction"].sel(kind="right", group="train_ii") == 1
     assert list(found["kind"].values) == list(KINDS)
 
 
@@ -251,7 +251,7 @@ def test_behaviour_that_asks_about_other_answers_is_found_out():
     wrong = {**examples.inputs, "kind": np.roll(examples.inputs["kind"], 1, axis=0)}
     measured = jax.jit(instrument.measure, static_argnums=0)
     found = measured(one.model, one.checkpoints[0], wrong, jax.random.key(0))
-    assert found["share"][0].mean() < 0.3
+    assert found["fraction"][0].mean() < 0.3
 
 
 # Decodable or used -------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_behaviour_that_asks_about_other_answers_is_found_out():
 
 @pytest.mark.slow
 def test_the_table_tells_what_is_used_from_what_is_only_there():
-    instruments = (swap.ClassMeanSwap(), Erasure())
+    instruments = (mean_swap.MeanSwap(), Erasure())
     both = {one.name: results("idle_copy", one) for one in instruments}
     made = used.table(both, "train_ii")  # of test_ii fewer bridges count than a verdict needs
     e2 = made["verdict"].sel(step=0, variable="e2")
@@ -270,18 +270,18 @@ def test_the_table_tells_what_is_used_from_what_is_only_there():
 
 def test_the_table_needs_both_interventions():
     with pytest.raises(InputError, match="erasure is missing"):
-        used.table({"swap": results("composer", swap.ClassMeanSwap())})
+        used.table({"mean_swap": results("composer", mean_swap.MeanSwap())})
 
 
 @pytest.mark.slow
 def test_every_figure_can_be_drawn(search, searched):
-    both = {one.name: results("idle_copy", one) for one in (swap.ClassMeanSwap(), Erasure())}
+    both = {one.name: results("idle_copy", one) for one in (mean_swap.MeanSwap(), Erasure())}
     drawn = used.figures(both)
-    for instrument in (swap.ClassMeanSwap(), Erasure()):
+    for instrument in (mean_swap.MeanSwap(), Erasure()):
         drawn += instrument.figures(both[instrument.name])
     drawn += Behaviour().figures(results("composer", Behaviour())) + search.figures(searched)
     assert [figure.name for figure in drawn] == [
-        *("used", "swap", "erasure", "behaviour", "behaviour_shortcuts"),
+        *("used", "mean_swap", "erasure", "behaviour", "behaviour_shortcuts"),
         *("das_cause", "das_isolation"),
     ]
     for figure in drawn:

@@ -9,7 +9,7 @@ from implicit_reasoning.analysis import InMemory, measure
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.states import chain_splits
 from implicit_reasoning.analysis.truth.known import knowledge, planted_model
-from implicit_reasoning.analysis.variables import controls, das, swap
+from implicit_reasoning.analysis.variables import controls, das, mean_swap
 from implicit_reasoning.analysis.variables.counterfactuals import (
     answer_if,
     choose_cases,
@@ -17,7 +17,7 @@ from implicit_reasoning.analysis.variables.counterfactuals import (
 )
 from implicit_reasoning.analysis.variables.das import Alignment
 from implicit_reasoning.analysis.variables.interchange import InterchangePairs
-from implicit_reasoning.analysis.variables.swap import ClassMeanSwap
+from implicit_reasoning.analysis.variables.mean_swap import MeanSwap
 from tests.analysis.planted_subject import dataset, known
 
 HERE = Claim("used", "e2", 1, "r1")
@@ -40,7 +40,7 @@ def made(cases):
 
 def test_no_value_keeps_its_mean_when_means_are_dealt_anew(cases, made):
     chosen, fitted = cases
-    for name, dealt in zip(chosen.variables.names, made["dealt"], strict=True):
+    for name, dealt in zip(chosen.variables.names, made["permuted"], strict=True):
         there = np.unique(dataset().truth[name][fitted])
         assert (dealt[there] != there).all() and set(dealt[there]) == set(there)
         np.testing.assert_array_equal(np.delete(dealt, there), np.delete(range(len(dealt)), there))
@@ -110,7 +110,7 @@ def answered_by_default(answer, expected, there):
     return np.where(due, BY_DEFAULT, -1).astype(np.int32)
 
 
-class WrongReason(ClassMeanSwap):
+class WrongReason(MeanSwap):
     """All swaps of e2 are for bridges that are lost, and what is due is the answer by default."""
 
     lost = ()
@@ -138,18 +138,18 @@ def test_a_swap_that_follows_because_the_old_code_is_gone_is_found_out(forgetful
     assert e2.sel(edit="third value") > 0.9 > 0.2 > e2.sel(edit="another variable")
     assert HERE not in instrument.claims(result)
     # The mutation: controls that cannot fail.
-    monkeypatch.setattr(swap, "_CONTROL", 1.0)
+    monkeypatch.setattr(mean_swap, "_CONTROL", 1.0)
     assert HERE in instrument.claims(result)
 
 
 def test_a_control_that_was_not_made_does_not_count():
     """r1 is not known at e1; with no control at all nothing is claimed."""
-    result = measure(ClassMeanSwap(), known("composer").subject, progress=False).isel(step=0)
+    result = measure(MeanSwap(), known("composer").subject, progress=False).isel(step=0)
     n = result["counterfactual_n"].sel(group="train_ii", pos="e1", variable="e1")
     assert (n.sel(edit="another variable") == 0).all() and n.sel(edit="third value").max() > 10
-    assert HERE in ClassMeanSwap().claims(result)
+    assert HERE in MeanSwap().claims(result)
     unmade = result["counterfactual_n"].where(result["edit"] == "class means", 3)
-    assert ClassMeanSwap().claims(result.assign(counterfactual_n=unmade)) == set()
+    assert MeanSwap().claims(result.assign(counterfactual_n=unmade)) == set()
 
 
 class WrongSearch(Alignment):

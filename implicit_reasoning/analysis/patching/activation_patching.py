@@ -39,11 +39,11 @@ from implicit_reasoning.analysis.patching.grids import (
     patch_states,
 )
 from implicit_reasoning.analysis.patching.outcomes import (
-    GRADED,
-    SHARES,
+    GRADED_METRICS,
+    OUTCOMES,
     answers_with,
-    graded,
-    shares,
+    graded_metrics,
+    outcomes_of,
 )
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
@@ -62,13 +62,13 @@ _SEED = 0
 
 _STATES = ("direction", "kind", "token", "layer", "pos", "example")
 _PARTS = ("direction", "token", "block", "part", "pos", "example")
-_PARTS_GRADED = tuple(f"part_{name}" for name in GRADED)
+_PARTS_GRADED = tuple(f"part_{name}" for name in GRADED_METRICS)
 
 
-class Corruption(Instrument):
+class ActivationPatching(Instrument):
     """See the module."""
 
-    name = "corruption"
+    name = "activation_patching"
     version = 3
     definition = (
         "Of questions answered correctly when clean: the share of predictions that are the clean "
@@ -76,19 +76,19 @@ class Corruption(Instrument):
         "S[layer, pos] of the run with one token corrupted is put into the clean run (noising) or "
         "the reverse (denoising). A symmetric token's question may have no answer, or the clean "
         "one, and noise has none: nothing then counts as counterfactual (compared: where there is "
-        "one). null_share: with the exchanged answer of another question. "
+        "one). null_fraction: with the exchanged answer of another question. "
         "logit_difference: clean minus exchanged answer, where there is one; probability: of the "
         "clean answer; divergence: KL(clean run || patched run), nats. part_...: the same for what "
         "one part of a block wrote, counterfactual tokens only. followed: the counterfactual share "
         "in noising, where the counterfactual question is answered correctly, too, when asked."
     )
     outputs = {
-        "share": ("outcome", *_STATES),
-        "null_share": _STATES,
+        "fraction": ("outcome", *_STATES),
+        "null_fraction": _STATES,
         "compared": ("kind", "token", "example"),
-        **dict.fromkeys(GRADED, _STATES),
-        "part_share": ("outcome", *_PARTS),
-        "part_null_share": _PARTS,
+        **dict.fromkeys(GRADED_METRICS, _STATES),
+        "part_fraction": ("outcome", *_PARTS),
+        "part_null_fraction": _PARTS,
         **dict.fromkeys(_PARTS_GRADED, _PARTS),
         "followed": ("token", "layer", "pos", "example"),
         "counts": ("token", "example"),
@@ -97,14 +97,14 @@ class Corruption(Instrument):
         "correct": ("example",),
     }
     given = {
-        **dict.fromkeys(("share", "null_share", *GRADED, "corrupted"), "counts"),
+        **dict.fromkeys(("fraction", "null_fraction", *GRADED_METRICS, "corrupted"), "counts"),
         "logit_difference": "compared",
-        **dict.fromkeys(("part_share", "part_null_share", *_PARTS_GRADED), "counts"),
+        **dict.fromkeys(("part_fraction", "part_null_fraction", *_PARTS_GRADED), "counts"),
         "followed": "both_correct",
     }
     nulls = {
-        "answer of another question": "null_share",
-        "answer of another question, for parts": "part_null_share",
+        "answer of another question": "null_fraction",
+        "answer of another question, for parts": "part_null_fraction",
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -135,7 +135,7 @@ class Corruption(Instrument):
             group=group,
             clusters=clusters_of(dataset, rows),
             coords={
-                "outcome": SHARES,
+                "outcome": OUTCOMES,
                 "direction": DIRECTIONS,
                 "kind": KINDS,
                 "token": dataset.positions,
@@ -168,10 +168,10 @@ class Corruption(Instrument):
         """Where each token's exchange is followed: by state, and by part of a block."""
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
-        known = of_group.share.where(of_group.share_n >= ENOUGH)
-        moved = known.sel(outcome=SHARES[1], kind=KINDS[0])
+        known = of_group.fraction.where(of_group.fraction_n >= ENOUGH)
+        moved = known.sel(outcome=OUTCOMES[1], kind=KINDS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
-        null = of_group.null_share.where(of_group.null_share_n >= ENOUGH).sel(kind=KINDS[0])
+        null = of_group.null_fraction.where(of_group.null_fraction_n >= ENOUGH).sel(kind=KINDS[0])
         rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
             f"Split {group}, questions answered correctly when clean. A row is the input token "
@@ -182,10 +182,10 @@ class Corruption(Instrument):
             f"White: fewer than {ENOUGH} bridges counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
-        by_part = of_group.part_share.where(of_group.part_share_n >= ENOUGH)
-        by_part = by_part.sel(outcome=SHARES[1]).max("pos")
+        by_part = of_group.part_fraction.where(of_group.part_fraction_n >= ENOUGH)
+        by_part = by_part.sel(outcome=OUTCOMES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
-        null = of_group.part_null_share.where(of_group.part_null_share_n >= ENOUGH)
+        null = of_group.part_null_fraction.where(of_group.part_null_fraction_n >= ENOUGH)
         parts["null: answer of\nanother question"] = null.max(("token", "pos"))
         written = maps_over_steps(
             parts, "share of answers that follow, best position", rows="part", columns="block"
@@ -198,8 +198,15 @@ class Corruption(Instrument):
             " The file has all positions, both directions and the other shares."
         )
         return [
-            Figure("corruption", "On which way does a token reach the answer?", caption, states),
-            Figure("corruption_parts", "Which parts of blocks carry it?", about_parts, written),
+            Figure(
+                "activation_patching",
+                "On which way does a token reach the answer?",
+                caption,
+                states,
+            ),
+            Figure(
+                "activation_patching_parts", "Which parts of blocks carry it?", about_parts, written
+            ),
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
@@ -210,7 +217,7 @@ class Corruption(Instrument):
         """
         null, null_high = (
             result[name].sel(kind=KINDS[0], direction="noising", drop=True)
-            for name in ("null_share", "null_share_high")
+            for name in ("null_fraction", "null_fraction_high")
         )
         low, enough = result.followed_low, result.followed_n >= ENOUGH
         not_by_chance = (low >= TIMES_CHANCE * null) & (low > null_high)
@@ -250,9 +257,9 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         grid = both_ways(partial(patch_states, only=place), model, params, base, donor)
         answer, other = (example[name][:, kind, place] for name in ("answer", "shuffled"))
         return {
-            "share": shares(grid, clean, answer),
-            "null_share": answers_with(grid, other),
-            **graded(grid, clean, answer, whole),
+            "fraction": outcomes_of(grid, clean, answer),
+            "null_fraction": answers_with(grid, other),
+            **graded_metrics(grid, clean, answer, whole),
             "corrupted": answers_with(logits[:, 0], answer),
         }
 
@@ -261,9 +268,11 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         grid = both_ways(partial(patch_parts, only=place), model, params, base, donor)
         answer, other = (example[name][:, 0, place] for name in ("answer", "shuffled"))
         return {
-            "part_share": shares(grid, clean, answer),
-            "part_null_share": answers_with(grid, other),
-            **dict(zip(_PARTS_GRADED, graded(grid, clean, answer, whole).values(), strict=True)),
+            "part_fraction": outcomes_of(grid, clean, answer),
+            "part_null_fraction": answers_with(grid, other),
+            **dict(
+                zip(_PARTS_GRADED, graded_metrics(grid, clean, answer, whole).values(), strict=True)
+            ),
         }
 
     places = jnp.arange(tokens.shape[1])
@@ -272,12 +281,12 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     )
     by_part = jax.lax.map(parts, places)
     one_each = {
-        **{name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_share", *GRADED)},
-        **{n: jnp.moveaxis(by_part[n], 1, 0) for n in ("part_null_share", *_PARTS_GRADED)},
+        **{name: jnp.moveaxis(by_state[name], 2, 0) for name in ("null_fraction", *GRADED_METRICS)},
+        **{n: jnp.moveaxis(by_part[n], 1, 0) for n in ("part_null_fraction", *_PARTS_GRADED)},
     }
     return one_each | {
-        "share": jnp.moveaxis(by_state["share"], (2, 3), (0, 1)),
+        "fraction": jnp.moveaxis(by_state["fraction"], (2, 3), (0, 1)),
         "corrupted": by_state["corrupted"],
-        "part_share": jnp.moveaxis(by_part["part_share"], (1, 2), (0, 1)),
-        "followed": by_state["share"][0, :, SHARES.index("counterfactual"), 0],
+        "part_fraction": jnp.moveaxis(by_part["part_fraction"], (1, 2), (0, 1)),
+        "followed": by_state["fraction"][0, :, OUTCOMES.index("counterfactual"), 0],
     }

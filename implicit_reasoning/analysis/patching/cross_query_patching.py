@@ -42,11 +42,11 @@ from implicit_reasoning.analysis.patching.choices import (
 )
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.outcomes import (
-    GRADED,
-    SHARES,
+    GRADED_METRICS,
+    OUTCOMES,
     answers_with,
-    graded,
-    shares,
+    graded_metrics,
+    outcomes_of,
 )
 from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import need_chains
@@ -60,10 +60,10 @@ from implicit_reasoning.worlds.dataset import world_of
 _SEED = 0
 
 
-class CrossQuery(Instrument):
+class CrossQueryPatching(Instrument):
     """See the module."""
 
-    name = "cross_query"
+    name = "cross_query_patching"
     version = 2
     definition = (
         "Share of predictions that are the clean answer, the composed one (tail of the source's "
@@ -75,13 +75,16 @@ class CrossQuery(Instrument):
         "patched run), nats. direct: the composed question itself, asked."
     )
     outputs = {
-        "share": ("expected", "outcome", "layer", "pos", "example"),
-        **dict.fromkeys(GRADED, ("layer", "pos", "example")),
+        "fraction": ("expected", "outcome", "layer", "pos", "example"),
+        **dict.fromkeys(GRADED_METRICS, ("layer", "pos", "example")),
         "correct": ("example",),
         "compared": ("example",),
         "direct": ("example",),
     }
-    given = {**dict.fromkeys(("share", *GRADED), "correct"), "logit_difference": "compared"}
+    given = {
+        **dict.fromkeys(("fraction", *GRADED_METRICS), "correct"),
+        "logit_difference": "compared",
+    }
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
@@ -106,7 +109,7 @@ class CrossQuery(Instrument):
             groups=GROUPS,
             group=pairs.group,
             clusters=world_of(dataset).facts.tail[source.facts[:, 0]].astype(np.int64),
-            coords={"outcome": SHARES, "expected": ("true", "shuffled")},
+            coords={"outcome": OUTCOMES, "expected": ("true", "shuffled")},
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
@@ -123,9 +126,9 @@ class CrossQuery(Instrument):
             _, donor = forward_at(model, params, pair["source"], sites=sites)
             whole, base = forward_at(model, params, pair["target"], sites=sites)
             logits = patch_states(model, params, base, donor)
-            share = [shares(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
-            of_grid = graded(logits, pair["clean"], pair["true"], whole[:, 0])
-            return {"share": jnp.stack(share), **of_grid}
+            fractions = [outcomes_of(logits, pair["clean"], pair[e]) for e in ("true", "shuffled")]
+            of_grid = graded_metrics(logits, pair["clean"], pair["true"], whole[:, 0])
+            return {"fraction": jnp.stack(fractions), **of_grid}
 
         def right(asked: str, answer: str) -> Array:
             return answers_with(final_logits(model, params, inputs[asked]), inputs[answer])
@@ -137,11 +140,11 @@ class CrossQuery(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""
-        known = result.share.where(result.share_n >= ENOUGH)
+        known = result.fraction.where(result.fraction_n >= ENOUGH)
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
-        new, old = (true.sel(outcome=share) for share in (SHARES[1], SHARES[0]))
+        new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
-        rows["null: shuffled\nanswer"] = shuffled.sel(outcome=SHARES[1], group=BRIDGE)
+        rows["null: shuffled\nanswer"] = shuffled.sel(outcome=OUTCOMES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
         caption = (
             "Share of targets, of those answered correctly when clean, whose answer becomes the "
@@ -153,7 +156,11 @@ class CrossQuery(Instrument):
             f"{ENOUGH} source bridges counted."
         )
         drawing = maps_over_steps(rows, "share of predictions")
-        return [Figure("cross_query", "Is another question's bridge followed?", caption, drawing)]
+        return [
+            Figure(
+                "cross_query_patching", "Is another question's bridge followed?", caption, drawing
+            )
+        ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Where e2 is carried; that the model composes, or remembers.
@@ -166,7 +173,7 @@ class CrossQuery(Instrument):
         that is answered; and no state is followed.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
-        same = result.share_low.sel(expected="true", outcome=SHARES[0], group=SAME) >= MAJORITY
+        same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY
         same &= self._enough(result, SAME)
         # At the last layers of the first position all is unchanged; only together do they say it.
         there = followed & same
@@ -179,13 +186,13 @@ class CrossQuery(Instrument):
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
         """Where a group's composed answers are given, bool [layer, pos]."""
-        composed = result.sel(outcome=SHARES[1], group=group, drop=True)
-        most = composed.share_low.sel(expected="true", drop=True) >= MAJORITY
-        not_by_chance = above_chance(composed, "share", {"expected": ("true", "shuffled")})
+        composed = result.sel(outcome=OUTCOMES[1], group=group, drop=True)
+        most = composed.fraction_low.sel(expected="true", drop=True) >= MAJORITY
+        not_by_chance = above_chance(composed, "fraction", {"expected": ("true", "shuffled")})
         return most & not_by_chance & self._enough(result, group)
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
-        n = result.share_n.sel(expected="true", outcome=SHARES[0], group=group)
+        n = result.fraction_n.sel(expected="true", outcome=OUTCOMES[0], group=group)
         return n.fillna(0) >= ENOUGH
 
     def _remembers(self, result: xr.Dataset) -> bool:

@@ -6,9 +6,9 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory, questions
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching import choices, corruption, grids
+from implicit_reasoning.analysis.patching import activation_patching, choices, grids
+from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
 from implicit_reasoning.analysis.patching.choices import replacements, symmetric_replacements
-from implicit_reasoning.analysis.patching.corruption import Corruption
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
@@ -32,8 +32,8 @@ def result_of(make, data):
     """What is measured of a model, and of random weights of its shape."""
     model, params = make(data)
     noise = filled(model, seed=1)
-    subject, runner = InMemory(model, data, [params, noise]), Runner(Corruption(), model)
-    found = measure(Corruption(), subject, progress=False, runner=runner)
+    subject, runner = InMemory(model, data, [params, noise]), Runner(ActivationPatching(), model)
+    found = measure(ActivationPatching(), subject, progress=False, runner=runner)
     assert runner.traces <= 2  # for all cells and checkpoints
     return found
 
@@ -51,13 +51,13 @@ def composed(result):
 @pytest.mark.parametrize("make", [composer, pytest.param(memoriser, marks=pytest.mark.slow)])
 def test_tokens_are_carried_to_where_they_are_read(result, data, make):
     found = result if make is composer else result_of(make, data)
-    assert Corruption().claims(found.isel(step=0)) == TRUE
-    assert Corruption().claims(found.isel(step=1)) == set()  # random weights
+    assert ActivationPatching().claims(found.isel(step=0)) == TRUE
+    assert ActivationPatching().claims(found.isel(step=1)) == set()  # random weights
 
 
 def test_shares_in_a_composer(composed):
     assert (composed.correct == 1).all()
-    shares = composed.share.sel(kind="counterfactual")
+    shares = composed.fraction.sel(kind="counterfactual")
     np.testing.assert_allclose(shares.sum("outcome"), 1, atol=1e-6)
     noising, denoising = (shares.sel(direction=name) for name in ("noising", "denoising"))
     moved = noising.sel(outcome="counterfactual")
@@ -71,11 +71,11 @@ def test_shares_in_a_composer(composed):
     # Denoising restores at the same places.
     restored = denoising.sel(outcome="clean answer")
     np.testing.assert_array_equal(restored.transpose(*moved.dims), moved)
-    assert composed.null_share.sel(direction="noising", kind="counterfactual").max() < 0.4
+    assert composed.null_fraction.sel(direction="noising", kind="counterfactual").max() < 0.4
 
 
 def test_parts_in_a_composer(composed):
-    moved = composed.part_share.sel(outcome="counterfactual", direction="noising")
+    moved = composed.part_fraction.sel(outcome="counterfactual", direction="noising")
     # The MLP of block 0 writes the bridge at r1, attention of block 1 brings it to r2.
     # (What block 0 brought to r1 is read by its MLP from the residual, so attention carries, too.)
     for block, part, pos in ((0, "MLP", "r1"), (1, "attention", "r2"), (1, "head 0", "r2")):
@@ -88,7 +88,7 @@ def test_parts_in_a_composer(composed):
     assert (changed.part_probability < 0.01).all() and (changed.part_divergence > 1).all()
     assert (idle.part_probability > 0.99).all() and (idle.part_divergence < 1e-6).all()
     assert (changed.part_logit_difference < -5).all() and (idle.part_logit_difference > 5).all()
-    null = composed.part_null_share.sel(direction="noising")
+    null = composed.part_null_fraction.sel(direction="noising")
     assert null.dims == moved.dims and null.max() < 0.4
 
 
@@ -225,7 +225,7 @@ def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
 def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
     data = dataset(order=order)
     n_entities, tail = data.world.n_entities, data.world.tail
-    examples = Corruption().examples(composer(data)[0], data)
+    examples = ActivationPatching().examples(composer(data)[0], data)
     tokens, corrupt, answer = (examples.inputs[n] for n in ("tokens", "corrupt", "answer"))
     e1, r1, r2 = (data.positions.index(name) for name in ("e1", "r1", "r2"))
 
@@ -233,7 +233,7 @@ def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
         bridge = tail[prompt[e1], prompt[r1] - n_entities]
         return tail[bridge, prompt[r2] - n_entities] if bridge >= 0 else -1
 
-    symmetric = corruption.KINDS.index("symmetric")
+    symmetric = activation_patching.KINDS.index("symmetric")
     known = 0
     for row, prompt in enumerate(tokens):
         clean = by_hand(prompt)
@@ -245,12 +245,14 @@ def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
             assert answer[row, symmetric, place] == (-1 if wanted == clean else wanted)
             known += answer[row, symmetric, place] >= 0
     assert 0.1 < known / answer[:, symmetric].size < 1
-    assert (answer[:, corruption.KINDS.index("noise")] == -1).all()
+    assert (answer[:, activation_patching.KINDS.index("noise")] == -1).all()
 
 
 def test_other_corruptions_have_answers_of_their_own(composed):
     """A composer answers what is asked with the other token, where that is a question."""
-    shares = composed.share.sel(direction="noising", outcome="counterfactual", token="r2", pos="r2")
+    shares = composed.fraction.sel(
+        direction="noising", outcome="counterfactual", token="r2", pos="r2"
+    )
     symmetric, noise = (shares.sel(kind=kind) for kind in ("symmetric", "noise"))
     corrupted = composed.corrupted.sel(token="r2")
     np.testing.assert_allclose(symmetric.sel(layer=0), corrupted.sel(kind="symmetric"), atol=1e-6)
@@ -281,13 +283,15 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_instrument_says_something_else(data, name, monkeypatch):
     attribute, change = MUTATIONS[name]
-    monkeypatch.setattr(corruption, attribute, change(getattr(corruption, attribute)))
+    monkeypatch.setattr(
+        activation_patching, attribute, change(getattr(activation_patching, attribute))
+    )
     model, params = composer(data)
-    result = measure(Corruption(), InMemory(model, data, [params]), progress=False)
-    assert Corruption().claims(result.isel(step=0)) != TRUE
+    result = measure(ActivationPatching(), InMemory(model, data, [params]), progress=False)
+    assert ActivationPatching().claims(result.isel(step=0)) != TRUE
 
 
 def test_figures_say_how_to_read_them(result):
-    for figure in Corruption().figures(result):
+    for figure in ActivationPatching().figures(result):
         assert "null" in figure.caption
         figure.drawing.draw_without_rendering()

@@ -52,10 +52,10 @@ _STATES = ("direction", "donor", "layer", "pos", "example")
 _PARTS = ("direction", "donor", "block", "part", "pos", "example")
 
 
-class Patching(PairInstrument):
+class PairPatching(PairInstrument):
     """See the module."""
 
-    name = "patching"
+    name = "pair_patching"
     definition = (
         "Pairs of a clean and a corrupt prompt; the clean one is answered correctly. recovery: "
         "(patched - base) / (donor - base) of a metric when S[layer, pos] of the donor run "
@@ -196,7 +196,9 @@ class Patching(PairInstrument):
         )
         drawing = maps_over_steps(rows, "normalised recovery")
         found = [
-            Figure("patching", "Where is the difference between two prompts?", caption, drawing)
+            Figure(
+                "pair_patching", "Where is the difference between two prompts?", caption, drawing
+            )
         ]
         last = parts.isel(step=-1).sel(direction=DIRECTIONS[1])
         maps = {
@@ -216,7 +218,7 @@ class Patching(PairInstrument):
             maps, "normalised recovery", ncols=last.sizes["pos"], rows="part", columns="block"
         )
         title = "Which part of a block restores the answer?"
-        return [*found, Figure("patching_parts", title, caption, written)]
+        return [*found, Figure("pair_patching_parts", title, caption, written)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Where the variable is carried that built-in pairs differ in; nothing of other pairs.

@@ -15,7 +15,7 @@ from implicit_reasoning.analysis.patching.choices import (
     TRAINED,
     choose_pairs,
 )
-from implicit_reasoning.analysis.patching.cross_query import CrossQuery
+from implicit_reasoning.analysis.patching.cross_query_patching import CrossQueryPatching
 from implicit_reasoning.analysis.runner import Runner, measure
 from tests.analysis.by_hand import answers, composer, dataset, memoriser
 
@@ -32,14 +32,14 @@ def measured(data):
     for name, make in (("composer", composer), ("memoriser", memoriser)):
         model, params = make(data)
         checkpoints = [params, jax.jit(model.init)(jax.random.key(3))]
-        result = measure(CrossQuery(), InMemory(model, data, checkpoints), progress=False)
+        result = measure(CrossQueryPatching(), InMemory(model, data, checkpoints), progress=False)
         found |= {name: result.isel(step=0), f"random {name}": result.isel(step=1)}
         found["both steps"] = result
     return found
 
 
 def success(result, group, expected="true"):
-    return result.share.sel(outcome="counterfactual", expected=expected, group=group)
+    return result.fraction.sel(outcome="counterfactual", expected=expected, group=group)
 
 
 def test_the_models_by_hand_do_what_they_should(data):
@@ -55,7 +55,7 @@ def test_the_models_by_hand_do_what_they_should(data):
 
 def test_a_composer_carries_the_bridge_and_composes(measured):
     result = measured["composer"]
-    assert CrossQuery().claims(result) == {
+    assert CrossQueryPatching().claims(result) == {
         Claim("carried", "e2", 1, "r1"),
         Claim("composes", "e2"),
     }
@@ -65,7 +65,7 @@ def test_a_composer_carries_the_bridge_and_composes(measured):
         # Put there by itself, a state of any other place gives another answer, or none.
         assert grid.sel(layer=0).max() < 0.3 and grid.sel(layer=2).max() < 0.3
     assert success(result, BRIDGE, "shuffled").max() < 0.3
-    same = result.share.sel(outcome="clean answer", expected="true", group=SAME)
+    same = result.fraction.sel(outcome="clean answer", expected="true", group=SAME)
     assert same.sel(layer=1, pos="r1") == 1
 
 
@@ -79,22 +79,22 @@ def test_graded_measures_are_those_of_the_same_answers(measured):
     assert kept.logit_difference > 0 and kept.probability > 0.99
     compared = result.logit_difference_n
     assert (compared.sel(group=SAME) == 0).all()  # no other answer to compare with
-    assert (compared.sel(group=BRIDGE) == result.share_n.sel(group=BRIDGE).max()).all()
+    assert (compared.sel(group=BRIDGE) == result.fraction_n.sel(group=BRIDGE).max()).all()
 
 
 def test_one_that_remembers_is_found_out(measured):
     result = measured["memoriser"]
-    assert CrossQuery().claims(result) == {Claim("memorised", "e2")}
+    assert CrossQueryPatching().claims(result) == {Claim("memorised", "e2")}
     assert success(result, TRAINED).sel(layer=1, pos="r1") == 1  # what trap 5 is about
     assert (success(result, BRIDGE).sel(layer=[1, 2]) == 0).all()
     assert success(result, BRIDGE).max() < 0.3  # a token exchanged makes a trained chain at times
-    same = result.share.sel(outcome="clean answer", expected="true", group=SAME)
+    same = result.fraction.sel(outcome="clean answer", expected="true", group=SAME)
     assert same.sel(layer=1, pos="r1") == 0
 
 
 def test_nothing_is_said_of_random_weights(measured):
     for name in ("composer", "memoriser"):
-        assert CrossQuery().claims(measured[f"random {name}"]) == set()
+        assert CrossQueryPatching().claims(measured[f"random {name}"]) == set()
 
 
 def test_every_pair_is_what_its_group_says(data):
@@ -124,7 +124,7 @@ def test_every_pair_is_what_its_group_says(data):
 
 def test_the_unit_is_the_sources_bridge(data):
     model, _ = composer(data)
-    examples = CrossQuery().examples(model, data)
+    examples = CrossQueryPatching().examples(model, data)
     e1, r1 = examples.inputs["source"][:, :2].T
     bridges = data.world.tail[e1, r1 - data.world.n_entities]
     by_cluster = dict(zip(examples.clusters, bridges, strict=True))
@@ -134,11 +134,11 @@ def test_the_unit_is_the_sources_bridge(data):
 
 def test_one_program_for_all_cells_and_checkpoints(data):
     model, params = composer(data)
-    runner = Runner(CrossQuery(), model)
+    runner = Runner(CrossQueryPatching(), model)
     subject = InMemory(model, data, [params] * 3)
-    measure(CrossQuery(), subject, progress=False, runner=runner)
+    measure(CrossQueryPatching(), subject, progress=False, runner=runner)
     once = runner.traces
-    measure(CrossQuery(), subject, progress=False, runner=runner)
+    measure(CrossQueryPatching(), subject, progress=False, runner=runner)
     assert runner.traces == once <= 2  # `lax.map` may look at its function twice
 
 
@@ -171,13 +171,13 @@ def test_a_broken_instrument_fails_on_the_models_by_hand(data, name, monkeypatch
     said = {}
     for make in wanted:
         model, params = make(data)
-        result = measure(CrossQuery(), InMemory(model, data, [params]), progress=False)
-        said[make] = CrossQuery().claims(result.isel(step=0))
+        result = measure(CrossQueryPatching(), InMemory(model, data, [params]), progress=False)
+        said[make] = CrossQueryPatching().claims(result.isel(step=0))
     assert said != wanted
 
 
 def test_figures_say_how_to_read_them(measured):
-    (figure,) = CrossQuery().figures(measured["both steps"])
+    (figure,) = CrossQueryPatching().figures(measured["both steps"])
     assert "null" in figure.caption
     figure.drawing.draw_without_rendering()
 
@@ -185,7 +185,7 @@ def test_figures_say_how_to_read_them(measured):
 def test_it_says_where_it_makes_no_sense(data):
     model, _ = composer(data)
     with pytest.raises(NotApplicable, match="training chains among the probes"):
-        CrossQuery().examples(model, dataset(phi=0))
+        CrossQueryPatching().examples(model, dataset(phi=0))
 
 
 def test_a_group_may_be_empty():

@@ -43,22 +43,22 @@ from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
-CONTROLS = ("dealt anew", "third value", "another variable")
+CONTROLS = ("permuted means", "third value", "another variable")
 CONDITIONS = ("class means", *CONTROLS)
 _MOST = 128  # cases of a split
 _USED = 0.8  # counterfactual answers, lower end of the interval
 _CONTROL = 0.2  # counterfactual answers of every control, upper end
 
 
-class ClassMeanSwap(Instrument):
+class MeanSwap(Instrument):
     """See the module."""
 
-    name = "swap"
+    name = "mean_swap"
     definition = (
         "S[layer, pos] + mean_b - mean_a, where a is the variable's value in this row, b another. "
         "Means over distinct states of training chains; cases have other first facts. Of cases "
         "right when clean: the answer stays, is what the world says of b, or is neither. Controls, "
-        "scored by the same answer of b: means dealt anew among the values; the mean of a third "
+        "scored by the same answer of b: means permuted among the values; the mean of a third "
         "value in place of b's; the difference of two means of r1 (of e1, where the variable is "
         "r1), scaled to equal norm. counted: share of all cases. possible: share of cases that "
         "count for an edit; a control is not possible where it has no value to put in."
@@ -75,7 +75,7 @@ class ClassMeanSwap(Instrument):
     }
     given = dict.fromkeys(("counterfactual", "unchanged", "other"), "possible")
     nulls = {
-        "means dealt anew among values": {"edit": CONTROLS[0]},
+        "means permuted among values": {"edit": CONTROLS[0]},
         "a third value's mean": {"edit": CONTROLS[1]},
         "another variable's means, of equal norm": {"edit": CONTROLS[2]},
     }
@@ -110,7 +110,7 @@ class ClassMeanSwap(Instrument):
             scaled = other * (length / jnp.where(there, size, 1))[:, None]
             edited = [
                 swapped,
-                swap(cell.states, means, more["dealt"][cell.old], more["dealt"][cell.new]),
+                swap(cell.states, means, more["permuted"][cell.old], more["permuted"][cell.new]),
                 swap(cell.states, means, cell.old, more["third"]),
                 cell.states + jnp.where(there[:, None], scaled, 0),
             ]
@@ -137,14 +137,14 @@ class ClassMeanSwap(Instrument):
             "Share of cases, right when clean, whose answer becomes what the world says "
             "when the variable has another value, after its class mean at (layer, "
             "position) was swapped. In brackets the highest of the nulls: the share of the "
-            "same answers after means dealt anew among the values, after the mean of a third "
+            "same answers after means permuted among the values, after the mean of a third "
             "value, and after means of r1 (e1 for r1) of equal norm, as far as 20 facts "
             "count. Empty: the state cannot know the variable there, or fewer than 20 "
             "facts count; checkpoints where that is so everywhere are left out. At layer 0 a "
             "token is exchanged for another, no more."
         )
         drawing = maps_by_variable(values, "share of cases")
-        return [Figure("swap", "Answers that follow a swapped variable", caption, drawing)]
+        return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """A variable is used where answers follow its swap, and do not follow any control.

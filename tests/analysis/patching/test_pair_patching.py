@@ -9,10 +9,10 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching.activation import Patching
 from implicit_reasoning.analysis.patching.choices import BRIDGE, SAME
 from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
 from implicit_reasoning.analysis.patching.neurons import NeuronPatching
+from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.analysis.patching.pairs import bridge_pairs
 from implicit_reasoning.model import Edit, Spec, Transformer
 from implicit_reasoning.model.cones import cache_sites
@@ -30,7 +30,7 @@ def data():
 @pytest.fixture(scope="module")
 def runner(data):
     """One program for all tests."""
-    return Runner(Patching(metrics=METRICS), composer(data)[0])
+    return Runner(PairPatching(metrics=METRICS), composer(data)[0])
 
 
 def outcomes(runner, params, **inputs):
@@ -59,8 +59,8 @@ def composed(both):
 
 
 def test_the_bridge_is_carried_where_the_composer_has_it(both):
-    assert Patching().claims(both.isel(step=0)) == {Claim("carried", "e2", 1, "r1")}
-    assert Patching().claims(both.isel(step=1)) == set()  # random weights
+    assert PairPatching().claims(both.isel(step=0)) == {Claim("carried", "e2", 1, "r1")}
+    assert PairPatching().claims(both.isel(step=1)) == set()  # random weights
 
 
 def test_only_the_bridges_state_flips_the_answer(composed):
@@ -149,7 +149,7 @@ def test_a_patch_of_a_run_into_itself_changes_nothing(data, runner):
 
 
 def test_figures_say_how_to_read_them(both):
-    states, parts = Patching().figures(both)
+    states, parts = PairPatching().figures(both)
     for figure in (states, parts):
         assert "0, the patch changes nothing" in figure.caption and "null" in figure.caption
         figure.drawing.draw_without_rendering()

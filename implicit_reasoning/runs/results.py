@@ -1,0 +1,121 @@
+"""Results of instruments in a folder, by name: also those that were kept under an old name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from implicit_reasoning import renames
+from implicit_reasoning.runs.arrays import load_arrays, load_attributes
+
+INSTRUMENTS = {
+    "corruption": "activation_patching",
+    "cross_query": "cross_query_patching",
+    "patching": "pair_patching",
+    "swap": "mean_swap",
+}
+"""Instruments of this package by the names that they had before 2026-11-29."""
+
+_FRACTIONS = {
+    f"{prefix}share{end}": f"{prefix}fraction{end}"
+    for prefix in ("", "null_", "part_", "part_null_")
+    for end in ("", "_low", "_high", "_n")
+}
+OUTPUTS: Mapping[str, Mapping[str, str]] = {
+    "behaviour": _FRACTIONS,
+    "activation_patching": _FRACTIONS,
+    "cross_query_patching": _FRACTIONS,
+}
+"""Outputs by the names that they had, by instrument."""
+
+LABELS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "mean_swap": {"edit": {"dealt anew": "permuted means"}},
+}
+"""Labels of coordinates by the names that they had, by instrument and coordinate."""
+
+
+def current_instrument(name: str) -> str:
+    """The current name of an instrument; says so where it was changed."""
+    if name in INSTRUMENTS:
+        renames.note("instrument", name, INSTRUMENTS[name])
+    return INSTRUMENTS.get(name, name)
+
+
+def result_names(folder: Path) -> list[str]:
+    """Current names of the results in a folder."""
+    return sorted({_name(path) for path in folder.glob("*.nc")})
+
+
+def find_result(path: Path) -> Path:
+    """The file of a result: `path`, or where there is none, the one with the old name.
+
+    An instrument of the user's own may have an old name of this package's. Its results are its own.
+
+    Args:
+      path: with the current or an old name.
+    """
+    name, folder = _name(path), path.parent
+    if name != path.stem:
+        renames.note("instrument", path.stem, name)
+        path = folder / f"{name}.nc"
+    if path.exists():
+        return path
+    old = [folder / f"{was}.nc" for was, now in INSTRUMENTS.items() if now == name]
+    return next((one for one in old if one.exists() and _name(one) == name), path)
+
+
+def _name(path: Path) -> str:
+    """The current name of the instrument of a file."""
+    if path.stem not in INSTRUMENTS or (path.exists() and not _is_own(load_attributes(path))):
+        return path.stem
+    return INSTRUMENTS[path.stem]
+
+
+def load_result(path: Path) -> xr.Dataset:
+    """A result whose instrument, outputs and labels have their current names."""
+    return with_current_names(load_arrays(path))
+
+
+def with_current_names(result: xr.Dataset) -> xr.Dataset:
+    """The same result under current names; says which were changed."""
+    if not _is_own(result.attrs):
+        return result
+    old = str(result.attrs.get("instrument", ""))
+    name = current_instrument(old)
+    if name != old:
+        found = {key: value for key, value in result.attrs.items() if key != "found_at"}
+        result = result.assign_attrs(instrument=name)
+        result.attrs = found | {"instrument": name}
+    outputs = {was: now for was, now in OUTPUTS.get(name, {}).items() if was in result.data_vars}
+    for was, now in outputs.items():
+        if not was.endswith(("_low", "_high", "_n")):
+            renames.note(f"output of {name}", was, now)
+    result = result.rename_vars(outputs)
+    if "nulls" in result.attrs:
+        result.attrs["nulls"] = _current_nulls(name, result.attrs["nulls"])
+    for coord, labels in LABELS.get(name, {}).items():
+        there = result[coord].values.tolist() if coord in result.coords else []
+        if labels.keys() & set(there):
+            for was in labels.keys() & set(there):
+                renames.note(f"{coord} of {name}", was, labels[was])
+            result = result.assign_coords({coord: [labels.get(one, one) for one in there]})
+    return result
+
+
+def _current_nulls(instrument: str, nulls: Mapping[str, Any]) -> dict[str, Any]:
+    outputs, labels = OUTPUTS.get(instrument, {}), LABELS.get(instrument, {})
+    return {
+        name: outputs.get(null, null)
+        if isinstance(null, str)
+        else {dim: labels.get(dim, {}).get(label, label) for dim, label in null.items()}
+        for name, null in nulls.items()
+    }
+
+
+def _is_own(attributes: Mapping[str, Any]) -> bool:
+    """Whether a result is of an instrument of this package."""
+    found_at = attributes.get("found_at") or "implicit_reasoning."
+    return bool(found_at.startswith("implicit_reasoning."))

@@ -1,0 +1,116 @@
+"""Names that were changed: files and command lines that have the old ones are understood.
+
+One line on standard error gives the new name. The files are those of an earlier version
+(README.md).
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from implicit_reasoning import renames
+from implicit_reasoning.analysis import analyze, api, find_instrument, kept, used, with_pairs
+from implicit_reasoning.analysis.figures import figures
+from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
+from implicit_reasoning.analysis.patching.pair_patching import PairPatching
+from implicit_reasoning.runs import Run, find_result, load_arrays, result_names, save_arrays
+from implicit_reasoning.runs.results import INSTRUMENTS, LABELS, OUTPUTS, with_current_names
+from tests.compatibility.unpacked import unpack
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """For tests that change nothing."""
+    return unpack(tmp_path_factory.mktemp("old"))
+
+
+@pytest.fixture
+def old(shared, tmp_path):
+    return shutil.copytree(shared, tmp_path / "old")
+
+
+@pytest.fixture(autouse=True)
+def nothing_noted():
+    renames.note.cache_clear()
+
+
+def test_an_old_name_of_an_instrument_is_understood_and_said_once(capsys):
+    for old, new in INSTRUMENTS.items():
+        assert find_instrument(old).name == find_instrument(old).name == new
+        said = capsys.readouterr().err.splitlines()
+        assert said == [f"implicit_reasoning: instrument {old!r} is now called {new!r}"]
+    (made,) = with_pairs(["patching"], pairs="exchange_r1")
+    assert isinstance(made, PairPatching)
+    find_instrument("lens")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_result_under_an_old_name_opens_under_the_new_one(shared, capsys):
+    run = Run(shared / "run")
+    result = run.result("activation_patching")
+    assert result.attrs["instrument"] == "activation_patching"
+    assert {"fraction", "fraction_low", "fraction_n", "null_fraction"} <= result.keys()
+    assert not [name for name in result if "share" in name]
+    said = capsys.readouterr().err
+    assert "instrument 'corruption' is now called 'activation_patching'" in said
+    assert "output of activation_patching 'share' is now called 'fraction'" in said
+    xr.testing.assert_identical(run.result("corruption"), result)
+    assert result_names(run.files.analysis) == ["activation_patching", "behaviour", "lens"]
+    assert "fraction" in run.result("behaviour")
+
+
+def test_new_steps_are_merged_into_a_result_under_an_old_name(old, monkeypatch):
+    run = Run(old / "run")
+    path = run.files.analysis / "corruption.nc"
+    # As measured by this version of the instrument, but for the names.
+    before = load_arrays(path).assign_attrs(version=ActivationPatching.version)
+    save_arrays(path, before)
+    monkeypatch.setattr(api, "measure_seeds", None)
+    found = analyze(run, "corruption", steps=(0, 25), progress=False)  # nothing is missing
+    new, wanted = run.files.analysis / "activation_patching.nc", ActivationPatching()
+    kept.keep(new, found.isel(step=[0]).assign_coords(step=[16]), kept.identity_of(wanted, run))
+    merged = run.result("activation_patching")
+    assert merged.step.values.tolist() == [0, 16, 25]
+    for name, was in before.data_vars.items():
+        now = merged[OUTPUTS["activation_patching"].get(name, name)]
+        now = now.sel(step=[0, 25]) if "step" in was.dims else now
+        np.testing.assert_array_equal(now.values, was.values, err_msg=name)
+    assert load_arrays(new).attrs["instrument"] == "activation_patching"
+    assert find_result(path) == new
+    assert load_arrays(path).step.values.tolist() == [0, 25]  # it is left alone
+    assert {"activation_patching", "behaviour"} <= {figure.name for figure in figures(run)}
+
+
+def test_what_is_measured_again_takes_the_place_of_an_old_name(old):
+    run = Run(old / "run")
+    new, wanted = run.files.analysis / "activation_patching.nc", ActivationPatching()
+    found = run.result("activation_patching").isel(step=[0])
+    stale = kept.version_of_file(new)
+    assert stale is not None
+    kept.keep(new, found, kept.identity_of(wanted, run), stale=stale)
+    assert run.result("corruption").step.values.tolist() == [0]
+
+
+@pytest.mark.parametrize("instrument", LABELS)
+def test_labels_and_nulls_have_their_new_names(instrument, capsys):
+    for coord, labels in LABELS[instrument].items():
+        values = {"x": (coord, np.arange(float(len(labels))))}
+        nulls = {"one": {coord: next(iter(labels))}}
+        result = xr.Dataset(values, {coord: list(labels)})
+        found = with_current_names(result.assign_attrs(instrument=instrument, nulls=nulls))
+        assert found[coord].values.tolist() == list(labels.values())
+        assert found.attrs["nulls"] == {"one": {coord: next(iter(labels.values()))}}
+        assert f"is now called {next(iter(labels.values()))!r}" in capsys.readouterr().err
+
+
+def test_an_instrument_of_the_users_may_have_an_old_name(old):
+    run = Run(old / "run")
+    own = xr.Dataset({"share": 1.0}).assign_attrs(instrument="swap", found_at="mine.py:Swap")
+    run.save_result("swap", own)
+    xr.testing.assert_identical(run.result("swap"), own)
+    assert "swap" in result_names(run.files.analysis)
+    assert find_result(run.files.analysis / "mean_swap.nc").stem == "mean_swap"
+    used.keep(run)  # there is no result of mean_swap
+    assert not (run.files.analysis / "used.nc").exists()
