@@ -28,7 +28,7 @@ from archive import about, along_run, curves, run_arms, spaced
 from feature_birth_figures import CONCEPTS, draw_all, write_table
 
 from implicit_reasoning.config import Flag
-from implicit_reasoning.dictionaries import load, measured
+from implicit_reasoning.dictionaries import load, measure_dictionaries
 from implicit_reasoning.dictionaries.evolution import births
 from implicit_reasoning.runs import Run
 
@@ -63,7 +63,7 @@ def dictionaries(run: Run) -> list[str]:
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
     """What the figures need of a run, by step; raw F1 of every value and seed among it."""
-    result = measured(run, load(run, NAME))
+    result = measure_dictionaries(run, load(run, NAME))
     found = births(result).isel(site=0, sparsity=0, drop=True)
     by_step = result.set_index(member=["step", "seed"]).unstack("member")
     names = ["f1", "f1_null", "use", "use_low", "use_high", "explained_variance", "l0"]

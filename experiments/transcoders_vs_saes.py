@@ -35,7 +35,7 @@ from apart import Command, run_apart
 from transcoders_vs_saes_figures import draw_all, write_table
 
 from implicit_reasoning.config import Flag, parse_flags, to_json
-from implicit_reasoning.dictionaries import load, measured
+from implicit_reasoning.dictionaries import load, measure_dictionaries
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays, save_arrays
@@ -125,7 +125,7 @@ def kept(run: Run, kind: str, width: int, states: int) -> xr.Dataset:
     `states` is the number of distinct states that were trained on.
     """
     made = load(run, f"mlp_{kind}")
-    result = measured(run, made)
+    result = measure_dictionaries(run, made)
     found = result[[name for name in KEPT if name in result]]
     found["f1_null"] = found["f1_null"].max("draw")
     found["f1_values"] = found["f1"].notnull().sum("value")

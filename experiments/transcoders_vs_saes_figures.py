@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from implicit_reasoning.dictionaries.figures.parts import features_axis, legends, panels
+from implicit_reasoning.dictionaries.figures.drawing import features_axis, legends, panels
 from implicit_reasoning.figures import BLUE, ORANGE, VERMILION
 
 _STYLES: dict[str, dict[str, Any]] = {

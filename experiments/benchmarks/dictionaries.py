@@ -42,12 +42,12 @@ from peer import Peer
 from turns import compared, take_turns
 
 from implicit_reasoning.config import Flag, parse_flags
+from implicit_reasoning.dictionaries.activations import TopK
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.synthetic import Synthetic
-from implicit_reasoning.dictionaries.variants import TopK
 from implicit_reasoning.runtime.machine import one_device_per_core
 from implicit_reasoning.runtime.mapping import fitting_mesh
 
@@ -156,7 +156,7 @@ class Ours:
     def quality(self) -> dict[str, float]:
         """Of the first member."""
         dictionary = self.population.recipe.dictionary
-        finished = dictionary.finished()
+        finished = dictionary.for_inference()
 
         @jax.jit
         def measure(stacked: Any, k: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

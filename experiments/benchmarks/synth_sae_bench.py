@@ -36,16 +36,16 @@ from outfile import OUT
 from peer import Peer
 
 from implicit_reasoning.config import Flag, parse_flags
+from implicit_reasoning.dictionaries.activations import BatchTopK, JumpReLU, Matryoshka, TopK
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.exchange import save_saelens
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.steps import (
     DictionaryRecipe,
     DictionaryTrainingSettings,
     Pool,
     TrainingData,
 )
-from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, Matryoshka, TopK
 from implicit_reasoning.files import write_json
 
 FLAGS = {
@@ -153,7 +153,7 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
     params = dictionary.finish(state.params, state.threshold, jnp.float32(sparsity))
     jax.block_until_ready(params)
     seconds = time.perf_counter() - began
-    save_saelens(folder, dictionary.finished(), params, read="sample", write="sample")
+    save_saelens(folder, dictionary.for_inference(), params, read="sample", write="sample")
     return seconds
 
 

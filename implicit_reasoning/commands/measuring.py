@@ -78,7 +78,7 @@ def score(flags: Given, overrides: Given) -> None:
 
 def dictionaries(flags: Given, overrides: Given) -> None:
     """Train sparse dictionaries of a run, measure them, and write the page anew."""
-    from implicit_reasoning.dictionaries import measured, train_dictionaries
+    from implicit_reasoning.dictionaries import measure_dictionaries, train_dictionaries
     from implicit_reasoning.dictionaries.dashboards import write_page
     from implicit_reasoning.report import write_report
     from implicit_reasoning.runs import Run
@@ -88,6 +88,8 @@ def dictionaries(flags: Given, overrides: Given) -> None:
     run = Run(flags["workdir"])
     config = apply_overrides(load_config(flags["config"]), overrides)
     made = train_dictionaries(run, config)
-    table = measured(run, made, list(flags["instruments"]) or None, again=flags["again"])
+    table = measure_dictionaries(
+        run, made, list(flags["instruments"]) or None, again=flags["again"]
+    )
     write_page(run, made, table)
     print(f"{len(made)} dictionaries\nreport: {write_report(run)}")

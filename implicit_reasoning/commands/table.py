@@ -153,7 +153,7 @@ VERBS: dict[str, Verb] = {
             ),
             "again": _AGAIN,
             "pairs": Flag(
-                "pairs of prompts for patching and neuron_patching: bridge, "
+                "pairs of prompts for pair_patching and neuron_patching: bridge, "
                 "exchange_e1, exchange_r1, ..., or file.py:function for your own",
                 value="NAME",
             ),
@@ -193,9 +193,9 @@ VERBS: dict[str, Verb] = {
         {
             "workdir": _RUN,
             "config": Flag(
-                "file or module of the configuration, and the kind of dictionary",
+                "file or module of the configuration, and the architecture",
                 default="implicit_reasoning.dictionaries.defaults",
-                value="MODULE[:KIND]",
+                value="MODULE[:ARCHITECTURE]",
             ),
             "instruments": _INSTRUMENTS,
             "again": _AGAIN,

@@ -15,6 +15,7 @@ set of checks. Every function reports *all* faults at once, as one `InputError`.
     lists.py      lists in text
     flags.py      command lines
     trees.py      flattened, compared, stored
+    renamed.py    fields that had another name
     messages.py   all faults at once
 """
 
@@ -29,6 +30,7 @@ from implicit_reasoning.config.flags import Flag, Parser, parse_flags
 from implicit_reasoning.config.lists import join_list, split_list
 from implicit_reasoning.config.loading import choose, config_module, load_config, shipped_configs
 from implicit_reasoning.config.overrides import apply_overrides, parse_overrides
+from implicit_reasoning.config.renamed import with_current_fields
 from implicit_reasoning.config.trees import (
     ABSENT,
     Absent,
@@ -65,4 +67,5 @@ __all__ = [
     "split_list",
     "to_json",
     "value_faults",
+    "with_current_fields",
 ]

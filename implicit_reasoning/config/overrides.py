@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config.fields import nearest_fields
 from implicit_reasoning.config.messages import meant, raise_all
+from implicit_reasoning.config.renamed import current_field
 from implicit_reasoning.config.trees import flatten, with_tuples
 from implicit_reasoning.config.values import parse_field
 from implicit_reasoning.errors import InputError
@@ -19,7 +20,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 
     Args:
       config: the configuration; it is not changed.
-      overrides: dotted leaf key to value: text from a command line, or a Python value from a sweep.
+      overrides: dotted leaf key (or the name that it had) to value: text from a command line, or a
+        Python value from a sweep.
         int: also `1e5`, `100_000` and `1000.0`, but not `0.5`. float: also ints; must be finite.
         bool: true/false/yes/no/1/0 (and no number is a bool). tuple: `1,2,3` or `(1, 2)`, with
         elements of its default's type. A field whose default is None: `none`, a Python literal,
@@ -48,7 +50,8 @@ def parse_overrides(
     leaves = flatten(config)
     faults: list[str] = []
     values: dict[str, Any] = {}
-    for key, given in overrides.items():
+    for name, given in overrides.items():
+        key = current_field(name, leaves)
         if key in leaves:
             try:
                 values[key] = parse_field(given, *_owner(config, key))

@@ -1,9 +1,9 @@
 """Sparse dictionaries: trained on a model's states at every checkpoint, and held against truth.
 
-kinds.py        what is read and written: autoencoders, transcoders, crosscoders
-variants/       what makes activations few
+architectures.py  what is read and written: autoencoders, transcoders, crosscoders
+activations/    what makes activations few
 sparse.py       products with active features only
-dictionary.py   a kind and a variant in training; a finished dictionary
+dictionary.py   an architecture and an activation function in training; a finished dictionary
 
 states.py       distinct states of a run, to train and to measure on
 steps.py        steps of training, one compiled loop
@@ -16,7 +16,7 @@ store.py        where they are kept
 instrument.py   what an instrument of dictionaries is
 measures/       the instruments: how well, with how few, for what, and whether the model goes on
 measure.py      several instruments in one program
-api.py          `measured`: what is missing of a set, and the table of instruments
+api.py          `measure_dictionaries`: what is missing of a set, and the table of instruments
 results.py      reading what was measured
 baselines.py    what has to be beaten
 evolution.py    features over training and seeds
@@ -27,7 +27,7 @@ synthetic.py    data whose directions are known
 exchange/       from and for other tools
 """
 
-from implicit_reasoning.dictionaries.api import INSTRUMENTS, measured
+from implicit_reasoning.dictionaries.api import INSTRUMENTS, measure_dictionaries
 from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import DictionaryInstrument
 from implicit_reasoning.dictionaries.store import Dictionaries, Member, load, names
@@ -41,7 +41,7 @@ __all__ = [
     "InferenceDictionary",
     "Member",
     "load",
-    "measured",
+    "measure_dictionaries",
     "names",
     "train_dictionaries",
 ]

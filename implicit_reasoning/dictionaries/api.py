@@ -46,7 +46,7 @@ _FOLLOWS_THE_RUN = {"intervals", "world", "model", "set"}
 """What may change without anybody's choice: results of another one are measured anew."""
 
 
-def measured(
+def measure_dictionaries(
     run: Run,
     made: Dictionaries,
     instruments: Sequence[str | DictionaryInstrument] | None = None,
@@ -169,9 +169,10 @@ def _say(path: Path, what: str, made: Dictionaries) -> None:
 def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:
     """What has to be equal for numbers to be comparable, whatever the step."""
     about = {
-        "kind": made.config.kind,
-        "sizes": dataclasses.asdict(made.finished.kind),
-        "architecture": made.finished.architecture,
+        # Keys of files keep the names that they had, so that results merge.
+        "kind": made.config.architecture,
+        "sizes": dataclasses.asdict(made.dictionary.architecture),
+        "architecture": made.dictionary.saelens_architecture,
         "positions": list(made.config.positions),
         "baselines": bool(made.config.baselines),
     }

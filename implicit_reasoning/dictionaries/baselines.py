@@ -33,8 +33,8 @@ from scipy.cluster.vq import kmeans2
 
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.dictionaries.architectures import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder, Features, Inputs, Transcoder
 from implicit_reasoning.dictionaries.measures.bridges import bridge_position
 from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.sparse import Sparse
@@ -64,19 +64,19 @@ class Candidate(NamedTuple):
 
     name: str
     member: Member
-    finished: InferenceDictionary
+    dictionary: InferenceDictionary
     params: Params
 
 
 @dataclass(frozen=True)
-class Nearest(InferenceDictionary):
+class NearestCentroid(InferenceDictionary):
     """One feature is active, with 1: that whose centroid is nearest, `-|c|^2 / 2` in `b_enc`."""
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """One-hot."""
-        closeness = self.kind.project(params, x) + params["b_enc"][None]
-        return jax.nn.one_hot(closeness.argmax(-1), self.kind.d_sae, dtype=x.dtype)
+        closeness = self.architecture.project(params, x) + params["b_enc"][None]
+        return jax.nn.one_hot(closeness.argmax(-1), self.architecture.d_sae, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,14 @@ class Neurons(InferenceDictionary):
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """After the nonlinearity."""
-        acts = ACTIVATIONS[self.act_fn](self.kind.project(params, x) + params["b_enc"][None])
-        written = acts * self.kind.norms(params)[None]
+        acts = ACTIVATIONS[self.act_fn](
+            self.architecture.project(params, x) + params["b_enc"][None]
+        )
+        written = acts * self.architecture.norms(params)[None]
         few = jnp.arange(self.most)[None] < params["k"]
         index = jax.lax.top_k(written, self.most)[1]
         value = jnp.take_along_axis(jax.nn.relu(acts), index, axis=1)
-        return Sparse(jnp.where(few, value, 0.0), index).dense(self.kind.d_sae)
+        return Sparse(jnp.where(few, value, 0.0), index).dense(self.architecture.d_sae)
 
 
 def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate]:
@@ -125,21 +127,21 @@ def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
         params = train_members(run, how, tuple(members))
         for number, member in enumerate(members):
             own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
-            yield Candidate(name, member, made.finished, own)
+            yield Candidate(name, member, made.dictionary, own)
 
 
 def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Candidate]:
     """Those of one site that are fitted, or there anyway."""
-    member, kind = made.members[number], made.finished.kind
+    member, architecture = made.members[number], made.dictionary.architecture
     x, y, numbers = _sample(run, split, member)
-    k, width = _active(made, number, x), kind.d_sae
+    k, width = _active(made, number, x), architecture.d_sae
     mean_x, mean_y = x.mean(0), y.mean(0)
     found = {"k-means": _clusters(x, y, _k_means(x, width), width)}
     slope = np.eye(x.shape[1]) if x is y else np.linalg.lstsq(x - mean_x, y - mean_y, rcond=None)[0]
     directions = np.linalg.svd((x - mean_x) @ slope, full_matrices=False)[2]
     found["linear"] = _signed(slope @ directions.T, directions, mean_x, mean_y, k)
-    if isinstance(kind, Autoencoder):
-        eye = np.eye(kind.d_in, dtype=np.float32)
+    if isinstance(architecture, Autoencoder):
+        eye = np.eye(architecture.d_in, dtype=np.float32)
         found["neurons"] = _signed(eye, eye, mean_x, mean_y, k)
     elif (mlp := _mlp(run, member, k)) is not None:
         found["neurons"] = mlp
@@ -171,7 +173,7 @@ def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]
     params = made.params_of(number)
     if "k" in params:
         return int(params["k"])
-    acts = made.finished.encode(params, jnp.asarray(x))
+    acts = made.dictionary.encode(params, jnp.asarray(x))
     return max(1, round(float((acts > 0).sum(1).mean())))
 
 
@@ -189,8 +191,8 @@ def _clusters(
     reads, writes = (np.pad(member.T @ of, missing) for of in (x, y))
     bias = np.where(np.arange(len(reads)) < len(numbers), -(reads**2).sum(1) / 2, -np.inf)
     params = {"W_enc": reads.T, "b_enc": bias, "W_dec": writes, "b_dec": np.zeros(y.shape[1])}
-    kind = Transcoder(x.shape[1], y.shape[1], len(reads))
-    return Nearest(kind, "standard"), _float32(params)
+    architecture = Transcoder(x.shape[1], y.shape[1], len(reads))
+    return NearestCentroid(architecture, "standard"), _float32(params)
 
 
 def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray, " sample"]:
@@ -220,9 +222,9 @@ def _signed(
         "W_dec": np.concatenate([writes, -writes]),
         "b_dec": mean_y,
     }
-    kind = Transcoder(len(mean_x), len(mean_y), encoder.shape[1])
+    architecture = Transcoder(len(mean_x), len(mean_y), encoder.shape[1])
     k = min(k, len(writes))
-    return InferenceDictionary(kind, "topk", k), {**_float32(params), "k": jnp.int32(k)}
+    return InferenceDictionary(architecture, "topk", k), {**_float32(params), "k": jnp.int32(k)}
 
 
 def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params] | None:
@@ -239,8 +241,8 @@ def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params]
     weights = {n: v[0] for n, v in run.params(member.steps)["blocks"][str(number)]["mlp"].items()}
     params = {"W_enc": weights["W_in"], "b_enc": weights["b_in"]}
     params |= {"W_dec": weights["W_out"], "b_dec": weights["b_out"], "k": jnp.int32(k)}
-    kind = Transcoder(len(weights["W_in"]), len(weights["b_out"]), len(weights["b_in"]))
-    return Neurons(kind, "topk", k, run.model.spec.act_fn), params
+    architecture = Transcoder(len(weights["W_in"]), len(weights["b_out"]), len(weights["b_in"]))
+    return Neurons(architecture, "topk", k, run.model.spec.act_fn), params
 
 
 def _bridge_classes(

@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from implicit_reasoning.dictionaries.kinds import Kind
-from implicit_reasoning.dictionaries.variants import Variant
+from implicit_reasoning.dictionaries.activations import ActivationFn
+from implicit_reasoning.dictionaries.architectures import Architecture
 from implicit_reasoning.errors import InputError
 
 
@@ -24,38 +24,44 @@ def check_values(name: str, sparsities: Sequence[float]) -> None:
 
 
 def check_sparsities(
-    sparsities: Sequence[float], batch_size: int, kind: Kind, name: str, variant: Variant
+    sparsities: Sequence[float],
+    batch_size: int,
+    architecture: Architecture,
+    name: str,
+    activation_fn: ActivationFn,
 ) -> None:
-    """Refuse sparsities that mean nothing for a variant, or nested widths that do not fit.
+    """Refuse sparsities that mean nothing here, or nested widths that do not fit.
 
     Args:
       sparsities: of the dictionaries.
       batch_size: states of a step.
-      kind: of the dictionaries.
-      name: of the variant, for the message.
-      variant: whose `knob` says what a sparsity is.
+      architecture: of the dictionaries.
+      name: of the activation function, for the message.
+      activation_fn: whose `sparsity_kind` says what a sparsity is.
 
     Raises:
       InputError: a number of features that is not whole, below 1 or above the width, or a negative
         coefficient; it is named.
     """
     for sparsity in map(float, sparsities):
-        if fault := _fault(sparsity, kind.d_sae, variant, batch_size):
-            raise InputError(f"sparsities has {sparsity:g}; for variant {name!r} {fault}")
-    widths = getattr(variant, "widths", ())
-    if widths and widths[-1] >= kind.d_sae:
+        if fault := _fault(sparsity, architecture.d_sae, activation_fn, batch_size):
+            raise InputError(
+                f"sparsities has {sparsity:g}; for activation function {name!r} {fault}"
+            )
+    widths = getattr(activation_fn, "widths", ())
+    if widths and widths[-1] >= architecture.d_sae:
         raise InputError(
             f"options.widths is {tuple(widths)}; nested dictionaries must be smaller than the "
-            f"whole one, whose width is {kind.d_sae}"
+            f"whole one, whose width is {architecture.d_sae}"
         )
 
 
-def _fault(sparsity: float, width: int, variant: Variant, batch: int) -> str:
+def _fault(sparsity: float, width: int, activation_fn: ActivationFn, batch: int) -> str:
     """What a sparsity must be, in words; nothing where it is that."""
-    if variant.knob != "k":
+    if activation_fn.sparsity_kind != "k":
         good = math.isfinite(sparsity) and sparsity >= 0
         return "" if good else "it is the coefficient of a penalty, 0 or more"
-    if variant.architecture == "topk":
+    if activation_fn.saelens_architecture == "topk":
         good = 1 <= sparsity <= width and float(sparsity).is_integer()
         return "" if good else f"it is k, a whole number between 1 and the width, {width}"
     # Of a whole batch: the mean of k, which may be a fraction.

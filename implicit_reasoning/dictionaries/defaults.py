@@ -17,6 +17,6 @@ from implicit_reasoning.dictionaries.fields import default_config
 ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
 
-def get_config(kind: str = "autoencoder") -> ConfigDict:
-    """The default configuration of a kind."""
-    return default_config(kind)
+def get_config(architecture: str = "autoencoder") -> ConfigDict:
+    """The default configuration of an architecture."""
+    return default_config(architecture)

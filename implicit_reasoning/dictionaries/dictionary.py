@@ -1,4 +1,4 @@
-"""A dictionary in training, a kind and a variant; and a finished one, as others load it."""
+"""A dictionary in training: an architecture and an activation function; and one for use."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind, Outputs
+from implicit_reasoning.dictionaries.activations import ActivationFn, Encoded, ForwardPass
+from implicit_reasoning.dictionaries.architectures import Architecture, Features, Inputs, Outputs
 from implicit_reasoning.dictionaries.sparse import Sparse
-from implicit_reasoning.dictionaries.variants import Encoded, Pass, Variant
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 from implicit_reasoning.runtime.machine import highest_precision
 
 Scalar = Float[Array, ""]
-ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
+SAELENS_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 
 
-class Seen(NamedTuple):
+class LossOutputs(NamedTuple):
     """What a step tells beside its loss.
 
     Attributes:
@@ -38,14 +38,14 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A kind and a variant; all static, parameters are passed in."""
+    """An architecture and an activation function; all static, parameters are passed in."""
 
-    kind: Kind
-    variant: Variant
+    architecture: Architecture
+    activation_fn: ActivationFn
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
         """Parameters to begin with, of some inputs and targets."""
-        return self.kind.init(key, x, y) | self.variant.init(self.kind)
+        return self.architecture.init(key, x, y) | self.activation_fn.init(self.architecture)
 
     def loss(
         self,
@@ -54,22 +54,24 @@ class Dictionary:
         y: Outputs,
         sparsity: Scalar,
         dead: Bool[Array, " d_sae"],
-    ) -> tuple[Scalar, Seen]:
-        """Squared error, summed over numbers, mean over the batch; and the variant's terms."""
-        kind, variant = self.kind, self.variant
-        encoded = variant.encode(kind, params, x, sparsity)
-        out = kind.write(params, encoded.acts) + kind.base(params, x)
+    ) -> tuple[Scalar, LossOutputs]:
+        """Squared error, summed over numbers, mean over the batch; and further terms."""
+        architecture, activation_fn = self.architecture, self.activation_fn
+        encoded = activation_fn.encode(architecture, params, x, sparsity)
+        out = architecture.write(params, encoded.acts) + architecture.base(params, x)
         terms = {"mse": ((out - y) ** 2).sum(-1).mean()}
-        terms |= variant.terms(kind, params, Pass(x, y, out, encoded, sparsity, dead))
+        terms |= activation_fn.terms(
+            architecture, params, ForwardPass(x, y, out, encoded, sparsity, dead)
+        )
         return jnp.sum(jnp.stack(list(terms.values()))), self._seen(terms, encoded)
 
-    def _seen(self, terms: dict[str, Scalar], encoded: Encoded) -> Seen:
+    def _seen(self, terms: dict[str, Scalar], encoded: Encoded) -> LossOutputs:
         acts = encoded.acts
         if isinstance(acts, Sparse):
             active = acts.values > 0
-            fired = jnp.zeros(self.kind.d_sae, jnp.int32).at[acts.indices].max(active)
-            return Seen(terms, encoded, fired > 0, active.sum(-1).mean())
-        return Seen(terms, encoded, (acts > 0).any(0), (acts > 0).sum(-1).mean())
+            fired = jnp.zeros(self.architecture.d_sae, jnp.int32).at[acts.indices].max(active)
+            return LossOutputs(terms, encoded, fired > 0, active.sum(-1).mean())
+        return LossOutputs(terms, encoded, (acts > 0).any(0), (acts > 0).sum(-1).mean())
 
     def finish(
         self,
@@ -79,11 +81,11 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Parameters of an `InferenceDictionary` of this kind, in the variant's `architecture`.
+        """Parameters of what `for_inference` returns.
 
         Args:
           params: as trained, on inputs and targets divided by their scales.
-          threshold: running, see `Variant.observe`.
+          threshold: running, see `ActivationFn.observe`.
           sparsity: of `topk` it is k.
           scale_in: what inputs were divided by; folded in, so that it need not be done again.
           scale_out: what targets were divided by.
@@ -95,15 +97,19 @@ class Dictionary:
         }
         if "W_skip" in raw:
             raw["W_skip"] = params["W_skip"] * (scale_out / scale_in)
-        found = self.variant.finish(self.kind, raw, threshold * scale_out)
-        if self.variant.architecture == "topk":
+        found = self.activation_fn.finish(self.architecture, raw, threshold * scale_out)
+        if self.activation_fn.saelens_architecture == "topk":
             found["k"] = jnp.asarray(sparsity, jnp.int32)
         return found
 
-    def finished(self) -> InferenceDictionary:
+    def for_inference(self) -> InferenceDictionary:
         """What `finish` makes parameters for."""
-        most = getattr(self.variant, "most", 0) if self.variant.architecture == "topk" else 0
-        return InferenceDictionary(self.kind, self.variant.architecture, most)
+        most = (
+            getattr(self.activation_fn, "most", 0)
+            if self.activation_fn.saelens_architecture == "topk"
+            else 0
+        )
+        return InferenceDictionary(self.architecture, self.activation_fn.saelens_architecture, most)
 
 
 @dataclass(frozen=True)
@@ -111,49 +117,51 @@ class InferenceDictionary:
     """A dictionary for use: what reading, writing and exchange see of it.
 
     Attributes:
-      kind: its linear maps.
-      architecture: SAELens's name of how activations are made: `standard` (ReLU), `gated`, `topk`,
-        or `jumprelu` (thresholds).
+      architecture: its linear maps.
+      saelens_architecture: SAELens's name of how activations are made: `standard` (ReLU), `gated`,
+        `topk`, or `jumprelu` (thresholds).
       most: of `topk`, the largest k there is; how many is a parameter, `k`.
     """
 
-    kind: Kind
-    architecture: str
+    architecture: Architecture
+    saelens_architecture: str
     most: int = 0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
+        if self.saelens_architecture not in SAELENS_ARCHITECTURES:
             raise InputError(
-                f"there is no architecture {self.architecture!r}; there are "
-                f"{', '.join(ARCHITECTURES)}"
+                f"there is no architecture {self.saelens_architecture!r}; there are "
+                f"{', '.join(SAELENS_ARCHITECTURES)}"
             )
-        if (self.most > 0) != (self.architecture == "topk"):
+        if (self.most > 0) != (self.saelens_architecture == "topk"):
             raise InputError(f"`most` goes with topk, and with nothing else; it is {self.most}")
-        if self.most > self.kind.d_sae:
+        if self.most > self.architecture.d_sae:
             raise InputError(
-                f"k is {self.most}, more than the {self.kind.d_sae} features there are"
+                f"k is {self.most}, more than the {self.architecture.d_sae} features there are"
             )
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """Activations of all features."""
-        projected = self.kind.project(params, x)
-        if self.architecture == "gated":
+        projected = self.architecture.project(params, x)
+        if self.saelens_architecture == "gated":
             magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
             return jnp.where(projected + params["b_gate"][None] > 0, jax.nn.relu(magnitude), 0.0)
         pre = projected + params["b_enc"][None]
-        if self.architecture == "jumprelu":
+        if self.saelens_architecture == "jumprelu":
             return jnp.where(pre > params["threshold"][None], jax.nn.relu(pre), 0.0)
-        if self.architecture == "topk":
+        if self.saelens_architecture == "topk":
             value, index = jax.lax.top_k(pre, self.most)
             few = jnp.arange(self.most)[None] < params["k"]
-            return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(self.kind.d_sae)
+            return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(
+                self.architecture.d_sae
+            )
         return jax.nn.relu(pre)
 
     @highest_precision
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
         """What is written; `x` is what was read, which skip transcoders map, too."""
-        return self.kind.write(params, acts) + self.kind.base(params, x)
+        return self.architecture.write(params, acts) + self.architecture.base(params, x)
 
     def __call__(self, params: Params, x: Inputs) -> Outputs:
         """What is written in place of the target."""

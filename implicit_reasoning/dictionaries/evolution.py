@@ -3,7 +3,7 @@
 A feature of one dictionary is matched with the feature of another that points most nearly the same
 way: the highest cosine of what both write. Beside it stands the null, the same for features of the
 other dictionary turned at random, all together. A value of a truth variable is born when a feature
-stands for it: F1 on facts that it was not chosen on (`measures/matching.py`) of at least `STANDS`,
+stands for it: F1 on facts that it was not chosen on (`measures/matching.py`) of at least `MIN_F1`,
 far above the null, in the median of cold seeds. Warm starts bias this: a feature that was there
 before, or comes later, is where the next dictionary begins.
 """
@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from implicit_reasoning.analysis.instrument import Declared
-from implicit_reasoning.dictionaries.measures.absorption import STANDS
+from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
 from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries
 
 _SEED = 0
@@ -96,7 +96,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(variables, coords)
 
 
-def births(result: xr.Dataset, threshold: float = STANDS) -> xr.Dataset:
+def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
     """When values of truth variables get a feature, and whether they keep it.
 
     Args:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.config import complete, flatten, from_json, make_config, schema_faults
+from implicit_reasoning.config import (
+    complete,
+    flatten,
+    from_json,
+    make_config,
+    schema_faults,
+    with_current_fields,
+)
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.field import INFINITE, MAX_INT, Field
 from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json
@@ -16,11 +23,13 @@ FORMAT = 1
 
 FIELDS: dict[str, Field] = {
     "name": Field(str, "results are kept in dictionaries/<name>", "autoencoder"),
-    "kind": Field(
-        str, "what is read and written: autoencoder, transcoder, ...; see kinds.py", "autoencoder"
+    "architecture": Field(
+        str,
+        "what is read and written: autoencoder, transcoder, ...; see architectures.py",
+        "autoencoder",
     ),
-    "variant": Field(
-        str, "architecture: topk, relu, ..., see variants/; or an import path", "topk"
+    "activation_fn": Field(
+        str, "topk, relu, ..., see activations/; or an import path of your own", "topk"
     ),
     "options.aux": Field(
         float, "topk, batch_topk, matryoshka: coefficient of AuxK", None, 0, INFINITE, before=None
@@ -97,7 +106,7 @@ FIELDS: dict[str, Field] = {
         int, "steps between replacing dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
-"""By dotted name. A variant of a user may have other `options`."""
+"""By dotted name. An activation function of a user may have other `options`."""
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
@@ -105,10 +114,10 @@ def schema(config: ConfigDict) -> dict[str, Field]:
     return FIELDS
 
 
-def default_config(kind: str = "autoencoder") -> ConfigDict:
-    """A new configuration of a kind: every field, with its default. It is not locked."""
+def default_config(architecture: str = "autoencoder") -> ConfigDict:
+    """A new configuration of an architecture: every field, with its default. It is not locked."""
     config = make_config(FIELDS)
-    config.name = config.kind = kind
+    config.name = config.architecture = architecture
     return config
 
 
@@ -117,26 +126,9 @@ def completed(config: ConfigDict) -> ConfigDict:
     return complete(config, FIELDS)
 
 
-_RENAMED = {
-    "batch": "batch_size",
-    "warm_up": "warmup_steps",
-    "decay": "decay_steps",
-    "sparsity_warm_up": "sparsity_warmup_steps",
-    "beta1": "b1",
-    "beta2": "b2",
-    "clip": "clip_norm",
-}
-"""Fields of `training` by the names that they had before 2026-11-29."""
-
-
-def with_current_names(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
-    """A configuration whose fields have the names of today, and the names that were replaced."""
-    given = config.get("training")
-    old = {name: _RENAMED[name] for name in given or () if name in _RENAMED}
-    if not isinstance(given, ConfigDict) or not old:
-        return config, {}
-    training = {old.get(name, name): value for name, value in given.items()}
-    return ConfigDict({**config.to_dict(), "training": training}).lock(), old
+def with_current_names(config: ConfigDict) -> ConfigDict:
+    """A configuration whose fields have the names of today; says which had others."""
+    return with_current_fields(config, FIELDS)
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -144,13 +136,13 @@ def read_config(path: Path) -> ConfigDict:
     kept = read_json(path)
     if isinstance(kept, dict):
         check_format(path, kept.pop(FORMAT_VERSION, 1), FORMAT)
-    return completed(with_current_names(from_json(kept))[0])
+    return completed(with_current_names(from_json(kept)))
 
 
 def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
 
-    Options that only a variant of the user's has are checked where it is made.
+    Options that only an activation function of the user's has are checked where it is made.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]

@@ -76,7 +76,7 @@ class EncodedStates(NamedTuple):
     @property
     def rows(self) -> Float[Array, "d_sae d_out"]:
         """What each feature writes."""
-        return self.dictionary.kind.rows(self.params)
+        return self.dictionary.architecture.rows(self.params)
 
 
 class DictionaryInstrument(Declared):

@@ -84,12 +84,12 @@ def measure(
     run = source.run
     numbers = [n for n, one in enumerate(made.members) if steps is None or one.step in steps]
     candidates = [
-        Candidate(TRAINED, made.members[n], made.finished, made.params_of(n)) for n in numbers
+        Candidate(TRAINED, made.members[n], made.dictionary, made.params_of(n)) for n in numbers
     ]
     if made.config.baselines and set(made.shown) <= set(numbers):
         candidates += make_baselines(run, made, source.split)
     outputs = _outputs(run, candidates, chosen, source.split, progress)
-    width = max(one.finished.kind.d_sae for one in candidates)
+    width = max(one.dictionary.architecture.d_sae for one in candidates)
     return [_labelled(outputs[one.name], one, candidates, width) for one in chosen]
 
 
@@ -178,7 +178,7 @@ def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictio
     """Numbers by what is static of a program."""
     found: dict[tuple[Sites, InferenceDictionary], list[int]] = {}
     for number, one in enumerate(candidates):
-        found.setdefault((one.member.sites, one.finished), []).append(number)
+        found.setdefault((one.member.sites, one.dictionary), []).append(number)
     return found
 
 

@@ -17,8 +17,8 @@ from implicit_reasoning.dictionaries.steps import (
     DictionaryRecipe,
     DictionaryState,
     Pool,
+    StepMeans,
     TrainingData,
-    Window,
 )
 from implicit_reasoning.model import Params
 from implicit_reasoning.runtime import sharding
@@ -30,7 +30,7 @@ class Members(NamedTuple):
 
     Attributes:
       pool: which pool it is trained on.
-      sparsity: see its variant.
+      sparsity: see its activation function.
       key: of its start, and of what is drawn.
     """
 
@@ -64,7 +64,7 @@ class Population:
 
     def advance(
         self, state: DictionaryState, start: int, count: int
-    ) -> tuple[DictionaryState, Window]:
+    ) -> tuple[DictionaryState, StepMeans]:
         """`count` steps of every member from step `start`; `state` is donated."""
         numbers = self._put((np.int32(start), np.int32(count)))
         return self._advance(state, *self._data, *numbers)
@@ -88,18 +88,18 @@ class Population:
     def _begin(self) -> Callable[..., DictionaryState]:
         def all_(pools: Pool, members: Members, params: Params | None) -> DictionaryState:
             return self._mapped(
-                lambda item: self.recipe.begin(_lot(pools, item[0]), item[1]), (members, params)
+                lambda item: self.recipe.begin(_data_of(pools, item[0]), item[1]), (members, params)
             )
 
         return jax.jit(all_, out_shardings=self._shardings)
 
     @cached_property
-    def _advance(self) -> Callable[..., tuple[DictionaryState, Window]]:
+    def _advance(self) -> Callable[..., tuple[DictionaryState, StepMeans]]:
         def all_(
             state: DictionaryState, pools: Pool, members: Members, start: Array, count: Array
-        ) -> tuple[DictionaryState, Window]:
-            def one(item: tuple[DictionaryState, Members]) -> tuple[DictionaryState, Window]:
-                return self.recipe.advance(item[0], _lot(pools, item[1]), start, count)
+        ) -> tuple[DictionaryState, StepMeans]:
+            def one(item: tuple[DictionaryState, Members]) -> tuple[DictionaryState, StepMeans]:
+                return self.recipe.advance(item[0], _data_of(pools, item[1]), start, count)
 
             return self._mapped(one, (state, members))
 
@@ -114,14 +114,14 @@ class Population:
         """Members over `trial`; the axis of features, where there is one, over `model`."""
         if self.mesh is None:
             return None
-        mesh, kind = self.mesh, self.recipe.dictionary.kind
+        mesh, architecture = self.mesh, self.recipe.dictionary.architecture
         one = jax.tree.map(lambda leaf: leaf[0], self.members)
-        shapes = jax.eval_shape(lambda: self.recipe.begin(_lot(self.pools, one)))
+        shapes = jax.eval_shape(lambda: self.recipe.begin(_data_of(self.pools, one)))
 
         def of(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
             axes: list[str | None] = [None] * leaf.ndim
             name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
-            axis = kind.feature_axis(name)
+            axis = architecture.feature_axis(name)
             if leaf.ndim and axis is not None:
                 axes[axis] = "model"
             return NamedSharding(mesh, PartitionSpec("trial", *axes))
@@ -159,7 +159,7 @@ def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
     return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
 
 
-def _lot(pools: Pool, member: Members) -> TrainingData:
+def _data_of(pools: Pool, member: Members) -> TrainingData:
     """What one member is trained on."""
     pool = Pool(*(part[member.pool] for part in pools))
     return TrainingData(pool, member.sparsity, member.key)

@@ -13,13 +13,18 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning import imports
 from implicit_reasoning.dictionaries import fields
+from implicit_reasoning.dictionaries.activations import ACTIVATIONS, ActivationFn
+from implicit_reasoning.dictionaries.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Crosscoder,
+    CrossLayer,
+)
 from implicit_reasoning.dictionaries.checks import check_sparsities, check_values
 from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import KINDS, Crosscoder, CrossLayer, Kind
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
 from implicit_reasoning.dictionaries.store import Member
-from implicit_reasoning.dictionaries.variants import VARIANTS, Variant
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.runs import Run
@@ -62,11 +67,14 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     """
     fields.check_config(config)
     check_values(config.name, config.sparsities)
-    if config.kind not in KINDS:
-        raise InputError(f"there is no kind {config.kind!r}; there are {', '.join(KINDS)}")
+    if config.architecture not in ARCHITECTURES:
+        raise InputError(
+            f"there is no architecture {config.architecture!r}; there are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
     steps = _steps(run, config.steps, config.checkpoints)
-    groups = _sites(run.model, config.kind, tuple(config.read), tuple(config.write))
-    together = config.kind == "crosscoder"
+    groups = _sites(run.model, config.architecture, tuple(config.read), tuple(config.write))
+    together = config.architecture == "crosscoder"
     if together and config.start != "cold":
         raise InputError("a crosscoder is of all checkpoints at once: its start is cold")
     each = [steps] if together else [(step,) for step in steps]
@@ -81,12 +89,18 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
                 for of, sites, sparsity, seed in combinations
             )
         )
-    kind = _kind(run.model, config.kind, config.width, groups[0], len(steps))
+    architecture = _architecture(
+        run.model, config.architecture, config.width, groups[0], len(steps)
+    )
     settings = DictionaryTrainingSettings(**config.training.to_dict())
-    variant = _variant(config.variant, config.options.to_dict(), config.sparsities)
-    check_sparsities(config.sparsities, settings.batch_size, kind, config.variant, variant)
+    activation_fn = _activation_fn(
+        config.activation_fn, config.options.to_dict(), config.sparsities
+    )
+    check_sparsities(
+        config.sparsities, settings.batch_size, architecture, config.activation_fn, activation_fn
+    )
     return ResolvedSet(
-        recipe=DictionaryRecipe(Dictionary(kind, variant), settings),
+        recipe=DictionaryRecipe(Dictionary(architecture, activation_fn), settings),
         stages=tuple(stages),
         positions=tuple(config.positions),
         normalize=config.normalize,
@@ -111,10 +125,10 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def _sites(
-    model: Transformer, kind: str, read: tuple[str, ...], write: tuple[str, ...]
+    model: Transformer, architecture: str, read: tuple[str, ...], write: tuple[str, ...]
 ) -> list[Sites]:
     """What is read and written, one for each dictionary of a checkpoint."""
-    blocks, same = range(model.spec.depth), kind in ("autoencoder", "crosscoder")
+    blocks, same = range(model.spec.depth), architecture in ("autoencoder", "crosscoder")
     if not read:
         normalized = model.spec.normalization != "none"
         before = "ln2.hook_normalized" if normalized else "hook_resid_mid"
@@ -131,15 +145,17 @@ def _sites(
     unknown = [site for site in (*read, *write) if site not in model.sites]
     if unknown:
         raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all of them")
-    if kind == "cross_layer":
+    if architecture == "cross_layer":
         return [Sites(read, write)]
     return [Sites((a,), (b,)) for a, b in zip(read, write, strict=True)]
 
 
-def _kind(model: Transformer, name: str, width: int, sites: Sites, n_steps: int) -> Kind:
+def _architecture(
+    model: Transformer, name: str, width: int, sites: Sites, n_steps: int
+) -> Architecture:
     parts = n_steps if name == "crosscoder" else len(sites.read)
     d_in, d_out = (parts * _width(model, names[0]) for names in (sites.read, sites.write))
-    make = KINDS[name]
+    make = ARCHITECTURES[name]
     if make is Crosscoder:
         return Crosscoder(d_in, d_out, width, n_parts=parts)
     if make is CrossLayer:
@@ -158,16 +174,22 @@ def _width(model: Transformer, site: str) -> int:
     return model.dims[dims[-1]]
 
 
-def _variant(name: str, given: Mapping[str, Any], sparsities: Sequence[float]) -> Variant:
-    """The variant, with its options; of `topk` the largest k is known from the sparsities."""
+def _activation_fn(
+    name: str, given: Mapping[str, Any], sparsities: Sequence[float]
+) -> ActivationFn:
+    """The activation function, with its options; the largest k is known from the sparsities."""
     options = {key: value for key, value in given.items() if value is not None}
-    make: Any = VARIANTS.get(name)
+    make: Any = ACTIVATIONS.get(name)
     if make is None:
         source, _, attribute = name.rpartition(":")
-        make = getattr(imports.load(source, "variant"), attribute, None) if source else None
-        if not (isinstance(make, type) and issubclass(make, Variant)):
+        make = (
+            getattr(imports.load(source, "activation function"), attribute, None)
+            if source
+            else None
+        )
+        if not (isinstance(make, type) and issubclass(make, ActivationFn)):
             raise InputError(
-                f"there is no variant {name!r}; there are {', '.join(VARIANTS)}, or "
+                f"there is no activation function {name!r}; there are {', '.join(ACTIVATIONS)}, or "
                 "package.module:Class of your own"
             )
     known = {field.name for field in dataclasses.fields(make)}
@@ -176,7 +198,8 @@ def _variant(name: str, given: Mapping[str, Any], sparsities: Sequence[float]) -
     unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(
-            f"variant {name!r} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            f"activation function {name!r} has no option {unknown[0]!r}; it has "
+            f"{', '.join(sorted(known))}"
         )
-    made: Variant = make(**options)
+    made: ActivationFn = make(**options)
     return made

@@ -48,11 +48,11 @@ def open_measured(run: Run, name: str) -> xr.Dataset | None:
     results = {path.stem: load_arrays(path) for path in files.results}
     table = {name: results[name] for name in TABLE if name in results}
     if table:
-        return gather(table, read_members(files))
+        return join_instruments(table, read_members(files))
     return load_arrays(files.measured_before) if files.measured_before.exists() else None
 
 
-def gather(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.Dataset:
+def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.Dataset:
     """Put results of several instruments into one table.
 
     Args:
@@ -135,24 +135,26 @@ def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
     return list(dict.fromkeys(np.asarray(values).tolist()))
 
 
-def trained(result: xr.Dataset) -> xr.Dataset:
+def trained_members(result: xr.Dataset) -> xr.Dataset:
     """Without baselines."""
     return result.sel(member=(result["what"] == TRAINED).values)
 
 
-def middle(result: xr.Dataset) -> float:
+def middle_sparsity(result: xr.Dataset) -> float:
     """The middle one of the sparsities."""
-    ordered = sorted(distinct(trained(result)["sparsity"]))
+    ordered = sorted(distinct(trained_members(result)["sparsity"]))
     return float(ordered[len(ordered) // 2])
 
 
-def of_middle(result: xr.Dataset, site: str) -> xr.Dataset:
+def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
     """Trained dictionaries of a site and the middle sparsity, all steps and seeds."""
-    own = trained(result)
-    return own.sel(member=((own["site"] == site) & (own["sparsity"] == middle(result))).values)
+    own = trained_members(result)
+    return own.sel(
+        member=((own["site"] == site) & (own["sparsity"] == middle_sparsity(result))).values
+    )
 
 
-def bridge(result: xr.Dataset) -> str | None:
+def bridge_concept(result: xr.Dataset) -> str | None:
     """The concept of the bridge where it is first known; None where there is none."""
     if "concept" not in result.coords:
         return None
@@ -202,12 +204,14 @@ def make_rows(result: xr.Dataset) -> list[Row]:
     Args:
       result: what was measured of a set.
     """
-    own, what, step = trained(result), result["what"].values, result["step"].values
+    own, what, step = trained_members(result), result["what"].values, result["step"].values
     last, first = int(own["step"].max()), int(own["step"].min())
     chosen = {number: str(name) for number, name in enumerate(what) if name != TRAINED}
     chosen |= {int(n): TRAINED for n in np.flatnonzero((what == TRAINED) & (step == last))}
     if first == 0 < last and UNTRAINED not in what:
-        there = (what == TRAINED) & (step == 0) & (result["sparsity"].values == middle(result))
+        there = (
+            (what == TRAINED) & (step == 0) & (result["sparsity"].values == middle_sparsity(result))
+        )
         chosen |= {int(number): UNTRAINED for number in np.flatnonzero(there)}
     sites = distinct(result["site"])
 
@@ -220,7 +224,7 @@ def make_rows(result: xr.Dataset) -> list[Row]:
 
 
 def _row(of: xr.Dataset, what: str) -> Row:
-    concept = bridge(of)
+    concept = bridge_concept(of)
     there = of if concept is None else of.sel(concept=concept)
     swaps = {"rule": "truth", "change": "swap", "outcome": "moved"}
 

@@ -1,9 +1,9 @@
 """A dictionary in its model: its output replaces the values that it was trained to predict.
 
-A dictionary reads sites and writes sites, side by side in one vector (`kinds.py`), so that an
-autoencoder, a transcoder and a cross-layer transcoder are spliced in alike: an edit at every site
-that is written. The edit at the site `s` adds sites of its own, which `forward` lists, edits and
-returns like those of the model:
+A dictionary reads sites and writes sites, side by side in one vector (`architectures.py`), so that
+an autoencoder, a transcoder and a cross-layer transcoder are spliced in alike: an edit at every
+site that is written. The edit at the site `s` adds sites of its own, which `forward` lists, edits
+and returns like those of the model:
 
 - `s.hook_acts`, [batch, pos, d_sae]: the activations that are decoded;
 - `s.hook_error`, the shape of `s`, if the error is kept: the difference between the value and the

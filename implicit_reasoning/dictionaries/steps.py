@@ -1,7 +1,7 @@
 """Steps of training a dictionary on a pool of states: one compiled loop, nothing but arrays.
 
 One step: a batch of the pool at random, the loss, Adam. A feature that did not fire for a while is
-dead, which some variants' terms, and resampling, act on.
+dead, which some activation functions' terms, and resampling, act on.
 
 Sources: Adam's settings, clipping and the window of death are SAELens's defaults; unit decoder rows
 (Bricken et al. 2023) with the gradient's part along them removed; resampling as there, appendix.
@@ -82,7 +82,7 @@ class DictionaryState(NamedTuple):
       params: its parameters.
       adam: the optimiser's.
       steps_since_fired: of each feature.
-      threshold: running, see `Variant.observe`.
+      threshold: running, see `ActivationFn.observe`.
     """
 
     params: Params
@@ -107,7 +107,7 @@ class Pool(NamedTuple):
     sizes: Int[Array, " group"]
 
 
-class Window(NamedTuple):
+class StepMeans(NamedTuple):
     """Means over the steps of a call: squared error, whole loss, active features, dead ones."""
 
     mse: Scalar
@@ -121,7 +121,7 @@ class TrainingData(NamedTuple):
 
     Attributes:
       pool: of states.
-      sparsity: see its variant.
+      sparsity: see its activation function.
       key: of its start, and of what is drawn: with the number of a step it says all.
     """
 
@@ -137,51 +137,51 @@ class DictionaryRecipe:
     dictionary: Dictionary
     settings: DictionaryTrainingSettings
 
-    def begin(self, lot: TrainingData, params: Params | None = None) -> DictionaryState:
+    def begin(self, data: TrainingData, params: Params | None = None) -> DictionaryState:
         """The state before the first step; from `params` where they are given (a warm start)."""
         if params is None:
-            at = jax.random.fold_in(lot.key, 0)
-            params = self.dictionary.init(at, *batch_of(lot.pool, self.settings.batch_size, at))
+            at = jax.random.fold_in(data.key, 0)
+            params = self.dictionary.init(at, *batch_of(data.pool, self.settings.batch_size, at))
             if not self.settings.bias_at_mean:
                 params = params | {"b_dec": jnp.zeros_like(params["b_dec"])}
         if self.settings.unit_decoder:
             params = _with_unit_rows(params)
-        never_dead = jnp.zeros(self.dictionary.kind.d_sae, jnp.int32)
+        never_dead = jnp.zeros(self.dictionary.architecture.d_sae, jnp.int32)
         return DictionaryState(params, self.settings.adam.init(params), never_dead, jnp.float32(0))
 
     def advance(
         self,
         state: DictionaryState,
-        lot: TrainingData,
+        data: TrainingData,
         start: Int[Array, ""],
         count: Int[Array, ""],
-    ) -> tuple[DictionaryState, Window]:
+    ) -> tuple[DictionaryState, StepMeans]:
         """`count` steps from step `start`."""
 
         def one(
-            number: Array, carried: tuple[DictionaryState, Window]
-        ) -> tuple[DictionaryState, Window]:
+            number: Array, carried: tuple[DictionaryState, StepMeans]
+        ) -> tuple[DictionaryState, StepMeans]:
             state, sums = carried
-            state, seen = self.step(state, lot, start + number)
-            return state, Window(*(a + b for a, b in zip(sums, seen, strict=True)))
+            state, values = self.step(state, data, start + number)
+            return state, StepMeans(*(a + b for a, b in zip(sums, values, strict=True)))
 
-        nothing = Window(*(jnp.float32(0) for _ in Window._fields))
+        nothing = StepMeans(*(jnp.float32(0) for _ in StepMeans._fields))
         state, sums = jax.lax.fori_loop(0, count, one, (state, nothing))
-        return state, Window(*(total / jnp.maximum(count, 1) for total in sums))
+        return state, StepMeans(*(total / jnp.maximum(count, 1) for total in sums))
 
     def step(
-        self, state: DictionaryState, lot: TrainingData, step: Int[Array, ""]
-    ) -> tuple[DictionaryState, Window]:
+        self, state: DictionaryState, data: TrainingData, step: Int[Array, ""]
+    ) -> tuple[DictionaryState, StepMeans]:
         """One step: what is drawn depends on the key and the step's number alone."""
-        settings, variant = self.settings, self.dictionary.variant
-        key = jax.random.fold_in(lot.key, step + 1)
-        x, y = batch_of(lot.pool, settings.batch_size, key)
-        sparsity = lot.sparsity
-        if variant.knob != "k" and settings.sparsity_warmup_steps:
+        settings, activation_fn = self.settings, self.dictionary.activation_fn
+        key = jax.random.fold_in(data.key, step + 1)
+        x, y = batch_of(data.pool, settings.batch_size, key)
+        sparsity = data.sparsity
+        if activation_fn.sparsity_kind != "k" and settings.sparsity_warmup_steps:
             sparsity = sparsity * jnp.minimum(1.0, (step + 1) / settings.sparsity_warmup_steps)
         dead = state.steps_since_fired > settings.dead_after
         graded = jax.value_and_grad(self.dictionary.loss, has_aux=True)
-        (loss, seen), grads = graded(state.params, x, y, sparsity, dead)
+        (loss, aux), grads = graded(state.params, x, y, sparsity, dead)
         if settings.unit_decoder:
             grads = _without_growth(grads, state.params)
         if settings.frozen_decoder:
@@ -189,42 +189,55 @@ class DictionaryRecipe:
         directions, adam = settings.adam.update(grads, state.adam)
         rate = settings.rate(step)
         params = jax.tree.map(lambda value, move: value - rate * move, state.params, directions)
-        params = variant.project(params)
+        params = activation_fn.project(params)
         if settings.unit_decoder:
             params = _with_unit_rows(params)
-        threshold = variant.observe(self.dictionary.kind, params, state.threshold, seen.encoded)
-        since_fired = jnp.where(seen.fired, 0, state.steps_since_fired + 1)
+        threshold = activation_fn.observe(
+            self.dictionary.architecture, params, state.threshold, aux.encoded
+        )
+        since_fired = jnp.where(aux.fired, 0, state.steps_since_fired + 1)
         state = DictionaryState(params, adam, since_fired, threshold)
         if settings.resample_every:
             due = (step + 1) % settings.resample_every == 0
-            state = jax.lax.cond(due, lambda: self.resample(state, lot, key), lambda: state)
-        return state, Window(seen.terms["mse"], loss, seen.l0, dead.sum().astype(jnp.float32))
+            state = jax.lax.cond(due, lambda: self.resample(state, data, key), lambda: state)
+        return state, StepMeans(aux.terms["mse"], loss, aux.l0, dead.sum().astype(jnp.float32))
 
     def resample(
-        self, state: DictionaryState, lot: TrainingData, key: Key[Array, ""]
+        self, state: DictionaryState, data: TrainingData, key: Key[Array, ""]
     ) -> DictionaryState:
         """Dead features begin anew at states that are written badly, likelier the worse they are.
 
         The encoder then points to the input, the decoder to the target, as seen from the biases;
         Adam forgets them. They count as having fired, and have a full window to prove themselves.
         """
-        kind, variant, params = self.dictionary.kind, self.dictionary.variant, state.params
+        architecture, activation_fn, params = (
+            self.dictionary.architecture,
+            self.dictionary.activation_fn,
+            state.params,
+        )
         keys = jax.random.split(jax.random.fold_in(key, 1))
-        x, y = batch_of(lot.pool, self.settings.batch_size, keys[0])
-        base = kind.base(params, x)
-        out = kind.write(params, variant.encode(kind, params, x, lot.sparsity).acts) + base
+        x, y = batch_of(data.pool, self.settings.batch_size, keys[0])
+        base = architecture.base(params, x)
+        out = (
+            architecture.write(
+                params, activation_fn.encode(architecture, params, x, data.sparsity).acts
+            )
+            + base
+        )
         badly = ((out - y) ** 2).sum(-1)
-        chosen = jax.random.categorical(keys[1], 2 * jnp.log(badly + 1e-12), shape=(kind.d_sae,))
+        chosen = jax.random.categorical(
+            keys[1], 2 * jnp.log(badly + 1e-12), shape=(architecture.d_sae,)
+        )
         dead = state.steps_since_fired > self.settings.dead_after
-        fresh = kind.towards(params, x[chosen], (y - base)[chosen])
+        fresh = architecture.resampled_weights(params, x[chosen], (y - base)[chosen])
         alive = jnp.where(dead, 0.0, jnp.linalg.norm(params["W_enc"], axis=-2).reshape(-1))
         size = _RESAMPLED * alive.sum() / jnp.maximum((~dead).sum(), 1)
-        fresh |= {"W_enc": size * fresh["W_enc"]} | variant.init(kind)
+        fresh |= {"W_enc": size * fresh["W_enc"]} | activation_fn.init(architecture)
 
         def put(tree: Params, new: Params) -> Params:
             """The values of `new` for dead features."""
             return tree | {
-                name: jnp.where(kind.of_features(dead, name), value, tree[name])
+                name: jnp.where(architecture.broadcast_over_features(dead, name), value, tree[name])
                 for name, value in new.items()
             }
 

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from implicit_reasoning.dictionaries.architectures import ARCHITECTURES
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.fields import FORMAT, read_config
-from implicit_reasoning.dictionaries.kinds import KINDS
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import (
@@ -58,7 +58,7 @@ class Member(NamedTuple):
       steps: of the checkpoint; a crosscoder's of all of them.
       read: sites it reads.
       write: sites it writes.
-      sparsity: see its variant.
+      sparsity: see its activation function.
       seed: of its start.
     """
 
@@ -155,13 +155,13 @@ class Dictionaries:
     """A set of finished dictionaries of one shape.
 
     Attributes:
-      finished: how they encode and decode.
+      dictionary: how they encode and decode.
       params: stacked, one after the other.
       members: what each is of.
       config: as they were trained.
     """
 
-    finished: InferenceDictionary
+    dictionary: InferenceDictionary
     params: Params
     members: tuple[Member, ...]
     config: ConfigDict
@@ -197,7 +197,7 @@ class Dictionaries:
 
     def directions(self, number: int) -> Float[np.ndarray, "feature width"]:
         """What each feature of one dictionary writes, at length 1."""
-        rows = np.asarray(self.finished.kind.rows(self.params_of(number)))
+        rows = np.asarray(self.dictionary.architecture.rows(self.params_of(number)))
         unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
         return unit
 
@@ -206,10 +206,11 @@ def save(files: Files, dictionaries: Dictionaries) -> None:
     """Keep finished dictionaries; `finished.npz` comes last."""
     about = {
         FORMAT_VERSION: FORMAT,
-        "kind": dictionaries.config.kind,
-        "sizes": dataclasses.asdict(dictionaries.finished.kind),
-        "architecture": dictionaries.finished.architecture,
-        "most": dictionaries.finished.most,
+        # Keys of files keep the names that they had.
+        "kind": dictionaries.config.architecture,
+        "sizes": dataclasses.asdict(dictionaries.dictionary.architecture),
+        "architecture": dictionaries.dictionary.saelens_architecture,
+        "most": dictionaries.dictionary.most,
         "members": [member._asdict() for member in dictionaries.members],
         "made_with": provenance(),
     }
@@ -230,8 +231,8 @@ def load(run: Run, name: str) -> Dictionaries:
         raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
-    kind = KINDS[about["kind"]](**about["sizes"])
-    finished = InferenceDictionary(kind, about["architecture"], about["most"])
+    architecture = ARCHITECTURES[about["kind"]](**about["sizes"])
+    finished = InferenceDictionary(architecture, about["architecture"], about["most"])
     members = read_members(files)
     arrays = read_npz(files.finished, "set of dictionaries")
     params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape

@@ -24,7 +24,7 @@ from implicit_reasoning.dictionaries.fields import (
 from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
 from implicit_reasoning.dictionaries.resolved import ResolvedSet, resolve
 from implicit_reasoning.dictionaries.states import split_states, states
-from implicit_reasoning.dictionaries.steps import DictionaryState, Pool, Window
+from implicit_reasoning.dictionaries.steps import DictionaryState, Pool, StepMeans
 from implicit_reasoning.dictionaries.store import Dictionaries, Files, Member, load, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, write_json
@@ -32,7 +32,6 @@ from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.runtime.mapping import fitting_mesh
-from implicit_reasoning.runtime.progress import say
 from implicit_reasoning.runtime.shutdown import shutdown_requests
 from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.directory import check_numerics, exclusive, record_start
@@ -56,11 +55,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         process trains them, or JAX has other settings than when they were begun.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    config, renamed = with_current_names(config)
-    if renamed:
-        names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
-        say(f"fields of training have new names: {names}")
-    config = completed(config)
+    config = completed(with_current_names(config))
     files = Files.of(run, config.name)
     check_path(files.folder)
     resolved = resolve(run, config)
@@ -77,7 +72,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
             params = training.loop().run(training.steps, shutdown).finished
         assert params is not None
         dictionaries = Dictionaries(
-            resolved.recipe.dictionary.finished(), params, resolved.members, config
+            resolved.recipe.dictionary.for_inference(), params, resolved.members, config
         )
         save(files, dictionaries)
     return dictionaries
@@ -183,7 +178,7 @@ class Stage(NamedTuple):
     material: StageData
     state: DictionaryState
     finished: Params | None
-    window: Window | None
+    window: StepMeans | None
 
 
 class DictionaryTraining:
@@ -275,7 +270,7 @@ class DictionaryTraining:
                 return stage._replace(number=number)
             return self._begin(number, before=stage)
 
-    def arrive(self, before: int, step: int, stage: Stage) -> Window | None:
+    def arrive(self, before: int, step: int, stage: Stage) -> StepMeans | None:
         """Means over the chunk that ends here."""
         return stage.window if step > before else None
 

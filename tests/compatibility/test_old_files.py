@@ -200,7 +200,13 @@ def test_finished_dictionaries_and_what_was_measured_of_them_open(old):
 
 def old_fingerprint(made):
     """As it was noted when dictionaries for use were called `Finished`."""
-    about = repr((made.finished, made.members)).replace("InferenceDictionary(", "Finished(")
+    about = repr((made.dictionary, made.members))
+    for new, old in {
+        "saelens_architecture=": "architecture_=",
+        "InferenceDictionary(architecture=": "Finished(kind=",
+        "architecture_=": "architecture=",
+    }.items():
+        about = about.replace(new, old)
     return fingerprint({"params": made.params, "about": np.frombuffer(about.encode(), np.uint8)})
 
 

@@ -4,20 +4,30 @@ One line on standard error gives the new name. The files are those of an earlier
 (README.md).
 """
 
+import importlib
+import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import xarray as xr
+from ml_collections import ConfigDict
 
 from implicit_reasoning import renames
 from implicit_reasoning.analysis import analyze, api, find_instrument, kept, used, with_pairs
 from implicit_reasoning.analysis.figures import figures
 from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
+from implicit_reasoning.config import apply_overrides, flatten, load_config
+from implicit_reasoning.config.renamed import FIELDS, with_current_fields
+from implicit_reasoning.dictionaries import activations, fields, load, train_dictionaries
+from implicit_reasoning.dictionaries.store import Files
+from implicit_reasoning.files import read_json
 from implicit_reasoning.runs import Run, find_result, load_arrays, result_names, save_arrays
 from implicit_reasoning.runs.results import INSTRUMENTS, LABELS, OUTPUTS, with_current_names
 from tests.compatibility.unpacked import unpack
+from tests.dictionaries.small import DEFAULTS, SMALL, config
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +124,56 @@ def test_an_instrument_of_the_users_may_have_an_old_name(old):
     assert find_result(run.files.analysis / "mean_swap.nc").stem == "mean_swap"
     used.keep(run)  # there is no result of mean_swap
     assert not (run.files.analysis / "used.nc").exists()
+
+
+def test_old_names_of_fields_are_read_and_overridden(capsys):
+    now = config(activation_fn="relu", sparsities=(0.1,), training__b2=0.99)
+    was = {new: old for old, new in FIELDS.items() if new in fields.FIELDS}
+    assert {"kind", "variant", "training.warm_up", "training.beta1"} < set(was.values())
+    old = ConfigDict()
+    for key, value in flatten(now).items():
+        *groups, name = was.get(key, key).split(".")
+        group = old
+        for one in groups:
+            group = group.setdefault(one, ConfigDict()) if one not in group else group[one]
+        group[name] = value
+    read = fields.with_current_names(old.lock())
+    assert read == now and read.is_locked
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"implicit_reasoning: field {name!r} is now called {FIELDS[name]!r}"
+        for name in sorted(was.values(), key=[line.split("'")[1] for line in said].index)
+    ]
+    # As from a command line, or from a user's file that sets a field of the defaults.
+    overrides = SMALL | {"variant": "relu", "sparsities": (0.1,), "training.beta2": 0.99}
+    assert apply_overrides(load_config(DEFAULTS), overrides) == now
+    mine = fields.default_config()
+    mine.variant = "gated"
+    assert fields.with_current_names(mine).activation_fn == "gated"
+    assert with_current_fields(now, fields.FIELDS) is now
+
+
+def test_dictionaries_of_old_names_open_and_go_on(old, capsys):
+    run = Run(old / "run")
+    kept = read_json(Files.of(run, "topk").config)
+    assert {"kind", "variant"} < kept.keys() and "activation_fn" not in kept
+    made = load(run, "topk")
+    assert (made.config.architecture, made.config.activation_fn) == ("autoencoder", "topk")
+    assert "field 'variant' is now called 'activation_fn'" in capsys.readouterr().err
+    asked = ConfigDict(json.loads(json.dumps({k: v for k, v in kept.items() if k[0] != "_"})))
+    asked.pop("format_version", None)
+    assert len(train_dictionaries(run, asked)) == len(made)  # it is finished, and is opened
+
+
+def test_a_users_activation_function_may_have_old_names(capsys):
+    sys.modules.pop("implicit_reasoning.dictionaries.variants", None)
+    variants = importlib.import_module("implicit_reasoning.dictionaries.variants")
+    assert "is now called 'implicit_reasoning.dictionaries.activations'" in capsys.readouterr().err
+    assert variants.Variant is activations.ActivationFn
+    assert variants.VARIANTS is activations.ACTIVATIONS
+
+    class Own(variants.ReLU):
+        name, knob, architecture = "own", "l0", "jumprelu"
+
+    assert (Own.sparsity_kind, Own.saelens_architecture) == ("l0", "jumprelu")
+    assert "attribute of Own 'knob' is now called 'sparsity_kind'" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from implicit_reasoning.dictionaries import load, measured, train_dictionaries
+from implicit_reasoning.dictionaries import load, measure_dictionaries, train_dictionaries
 from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.runs import Run
@@ -50,7 +50,7 @@ def copied(run, common, asked, *, measure=False):
     with lock(common), uncounted():
         made = train_dictionaries(Run(common), asked)
         if measure:
-            measured(Run(common), made)
+            measure_dictionaries(Run(common), made)
     shutil.copytree(Files.of(Run(common), asked.name).folder, Files.of(run, asked.name).folder)
     return load(run, asked.name)
 
@@ -64,7 +64,7 @@ def made(run, common):
 def beaten(run, common):
     """Of one site, measured beside baselines; those of another shape have zeros for numbers."""
     asked = config(name="beaten", read=(SITE,), baselines=True)
-    own = resolve(run, asked).recipe.dictionary.finished()
+    own = resolve(run, asked).recipe.dictionary.for_inference()
     with pytest.MonkeyPatch.context() as patch:
         trace_only(patch, computed=lambda finished: finished == own)
         return copied(run, common, asked, measure=True)

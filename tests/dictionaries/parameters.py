@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 
 
-def at_random(kind, variant, seed=0, batch=6):
+def at_random(architecture, activation_fn, seed=0, batch=6):
     """A dictionary, parameters, a batch of inputs and targets, and no dead feature.
 
     All are drawn by numpy: nothing is compiled for it.
@@ -18,9 +18,9 @@ def at_random(kind, variant, seed=0, batch=6):
     def draw(shape, size=1.0):
         return jnp.asarray(size * random.standard_normal(shape), jnp.float32)
 
-    x = draw((batch, kind.d_in))
-    y = x if isinstance(kind, Autoencoder) else draw((batch, kind.d_out))
-    dictionary = Dictionary(kind, variant)
+    x = draw((batch, architecture.d_in))
+    y = x if isinstance(architecture, Autoencoder) else draw((batch, architecture.d_out))
+    dictionary = Dictionary(architecture, activation_fn)
     shapes = jax.eval_shape(dictionary.init, jax.random.key(0), x, y)
     params = {
         name: draw(shape.shape, 0.5 if name == "W_enc" else 0.3)
@@ -28,4 +28,4 @@ def at_random(kind, variant, seed=0, batch=6):
     }
     if "threshold" in params:
         params["threshold"] = jnp.asarray(np.abs(params["threshold"]))
-    return dictionary, params, x, y, jnp.asarray(np.zeros(kind.d_sae, bool))
+    return dictionary, params, x, y, jnp.asarray(np.zeros(architecture.d_sae, bool))

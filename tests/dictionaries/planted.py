@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from implicit_reasoning.dictionaries import measure
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.store import Dictionaries, Member
 from implicit_reasoning.runs import Layout, Run
@@ -49,7 +49,7 @@ def dimensions(width, threshold=0.0):
 
 def measured_as(made, concepts=(), n_values=1, **more):
     """The least that a page needs of what was measured."""
-    n, width = len(made), made.finished.kind.d_sae
+    n, width = len(made), made.dictionary.architecture.d_sae
     members = {
         name: ("member", [getattr(member, name) for member in made.members])
         for name in ("step", "site", "sparsity", "seed")
@@ -83,7 +83,10 @@ def untrained(run, asked):
     """A set as a configuration asks for, of parameters that are drawn: nothing is compiled."""
     plan = resolve(run, asked)
     dictionary = plan.recipe.dictionary
-    x, y = (np.ones((4, width), "f4") for width in (dictionary.kind.d_in, dictionary.kind.d_out))
+    x, y = (
+        np.ones((4, width), "f4")
+        for width in (dictionary.architecture.d_in, dictionary.architecture.d_out)
+    )
 
     def whole(key, x, y, zero):
         return dictionary.finish(dictionary.init(key, x, y), zero, zero)
@@ -92,7 +95,7 @@ def untrained(run, asked):
     params = drawn(shapes, len(plan.members))
     if "k" in params:
         params["k"] = jax.device_put(np.array([m.sparsity for m in plan.members], np.int32))
-    return Dictionaries(dictionary.finished(), params, plan.members, asked)
+    return Dictionaries(dictionary.for_inference(), params, plan.members, asked)
 
 
 def trace_only(monkeypatch, computed=lambda finished: False):

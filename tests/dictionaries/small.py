@@ -21,6 +21,6 @@ SMALL = {
 }
 
 
-def config(kind="autoencoder", **changes):
+def config(architecture="autoencoder", **changes):
     chosen = {name.replace("__", "."): value for name, value in changes.items()}
-    return apply_overrides(load_config(f"{DEFAULTS}:{kind}"), SMALL | chosen)
+    return apply_overrides(load_config(f"{DEFAULTS}:{architecture}"), SMALL | chosen)

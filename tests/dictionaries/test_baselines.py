@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from implicit_reasoning.dictionaries import Dictionaries, measured
+from implicit_reasoning.dictionaries import Dictionaries, measure_dictionaries
 from implicit_reasoning.dictionaries.baselines import FROZEN, _fitted, _trained, make_baselines
 from implicit_reasoning.dictionaries.evolution import births, over_training
 from implicit_reasoning.dictionaries.states import split_states, states
@@ -45,7 +45,7 @@ def states_at(run, split, member, sites):
 
 def use(one, x):
     """What a baseline writes and what is active, by one program."""
-    finished = one.finished
+    finished = one.dictionary
     both = jax.jit(lambda params, x: (finished(params, x), finished.encode(params, x)))
     return jax.device_get(both(one.params, x))
 
@@ -60,7 +60,7 @@ def test_k_means_writes_the_nearest_of_its_centroids(run, split, found):
     x, _ = states_of(run, split, one)
     written, acts = use(one, x)
     assert ((acts > 0).sum(1) == 1).all()
-    rows = np.asarray(one.finished.kind.rows(one.params))
+    rows = np.asarray(one.dictionary.architecture.rows(one.params))
     used = np.isfinite(np.asarray(one.params["b_enc"]))
     distance = ((x[:, None] - rows[None, used]) ** 2).sum(-1)
     np.testing.assert_allclose(((written - x) ** 2).sum(1), distance.min(1), rtol=1e-3, atol=1e-4)
@@ -71,7 +71,7 @@ def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     single, _ = states_of(run, split, one)
     x = single.astype(np.float64)
     k, mean = int(one.params["k"]), np.asarray(one.params["b_dec"], np.float64)
-    directions = np.asarray(one.finished.kind.rows(one.params), np.float64)
+    directions = np.asarray(one.dictionary.architecture.rows(one.params), np.float64)
     directions = directions[: len(directions) // 2]
     np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-4)
     along = (x - mean) @ directions.T
@@ -91,7 +91,7 @@ def test_class_means_know_the_bridge(run, split, found):
     e2 = run.dataset.truth["e2"][places.rows[places.row[split.trained]]][there]
     acts = use(one, x)[1][there]
     means = np.stack([x[there][e2 == value].mean(0) for value in np.unique(e2)])
-    rows = np.asarray(one.finished.kind.rows(one.params))
+    rows = np.asarray(one.dictionary.architecture.rows(one.params))
     # Of every bridge one row is the mean of its states at r1, each drawn about as often.
     nearest = np.linalg.norm(means[:, None] - rows[None], axis=-1).min(1)
     assert np.median(nearest) < 0.1 * np.linalg.norm(means, axis=1).mean()
@@ -102,14 +102,14 @@ def test_a_frozen_decoder_is_the_one_that_was_drawn(run, beaten, split, found):
     made, one = beaten, found[FROZEN]
     number = made.members.index(one.member)
     rows, trained = (
-        np.asarray(made.finished.kind.rows(params))
+        np.asarray(made.dictionary.architecture.rows(params))
         for params in (one.params, made.params_of(number))
     )
     cosine = np.abs(rows @ rows.T - np.eye(len(rows)))
     assert cosine.mean() < 2 / np.sqrt(rows.shape[1])  # as random as they were
     assert np.abs((rows * trained).sum(1)).mean() < 0.9
     x, _ = states_of(run, split, one)
-    write = jax.jit(made.finished.__call__)
+    write = jax.jit(made.dictionary.__call__)
     errors = [
         float(((np.asarray(write(params, x)) - x) ** 2).sum())
         for params in (one.params, made.params_of(number))
@@ -121,11 +121,11 @@ def test_transcoders_have_the_neurons_of_their_mlp(run, split):
     made = untrained(run, config("transcoder", name="neurons", sparsities=(3.0,), checkpoints=1))
     one = next(b for b in _fitted(run, made, split, made.shown[0]) if b.name == "neurons")
     x, _ = states_of(run, split, one)
-    neurons: Any = one.finished
-    width = neurons.kind.d_sae
+    neurons: Any = one.dictionary
+    width = neurons.architecture.d_sae
     everything = {**one.params, "k": np.int32(width)}
     finished = dataclasses.replace(neurons, most=width)
-    _, hidden = use(one._replace(finished=finished, params=everything), x)
+    _, hidden = use(one._replace(dictionary=finished, params=everything), x)
     sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
     expected = np.maximum(states_at(run, split, one.member, sites), 0)
     np.testing.assert_allclose(hidden, expected, atol=1e-4)
@@ -143,7 +143,7 @@ def test_without_step_0_an_untrained_model_is_a_baseline(run, split):
 
 
 def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
-    result = measured(run, beaten)
+    result = measure_dictionaries(run, beaten)
     later = (result["what"] == "trained") & (result["step"] == run.steps[-1])
     np.testing.assert_array_equal(np.isfinite(result["kept"]), later)
     assert np.isnan(result["agreement"]).all()  # there is one seed
@@ -154,7 +154,7 @@ def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
 def test_equal_dictionaries_keep_all_their_features(run):
     made = untrained(run, config(name="seeds", seeds=2, sparsities=(3.0,)))
     twice = jax.tree.map(lambda leaf: np.repeat(leaf[::2], 2, axis=0), made.params)
-    equal = Dictionaries(made.finished, twice, made.members, made.config)
+    equal = Dictionaries(made.dictionary, twice, made.members, made.config)
     density = xr.Dataset({"density": (("member", "feature"), np.ones((len(made), 24)))})
     found = over_training(equal, density)
     np.testing.assert_allclose(found["agreement"], 1, atol=1e-5)

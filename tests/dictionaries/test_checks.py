@@ -1,12 +1,11 @@
 """Numbers of a configuration that cannot be, refused before anything is written."""
 
 import pytest
-from ml_collections import ConfigDict
 
 from implicit_reasoning.analysis import InMemory
-from implicit_reasoning.dictionaries import fields, resolved
+from implicit_reasoning.dictionaries import resolved
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from tests.analysis.subjects import DATASET, random_checkpoints
@@ -35,16 +34,19 @@ def run():
         ({"sparsities": (2.5,)}, "has 2.5; .*whole number"),
         ({"sparsities": (-3.0,)}, "has -3; .*whole number"),
         ({"sparsities": ()}, "sparsities is empty"),
-        ({"variant": "batch_topk", "sparsities": (24.5,)}, "mean of k, at most the width, 24"),
-        ({"variant": "batch_topk", "sparsities": (0.01,)}, "one active feature in a batch"),
         (
-            {"variant": "matryoshka", "options__widths": (4,), "sparsities": (30.0,)},
+            {"activation_fn": "batch_topk", "sparsities": (24.5,)},
             "mean of k, at most the width, 24",
         ),
-        ({"variant": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole one"),
-        ({"variant": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty, 0 or more"),
-        ({"variant": "jumprelu", "sparsities": (-1.0,)}, "coefficient of a penalty"),
-        ({"variant": "jumprelu", "options__bandwidth": 0.0}, "options.bandwidth is 0.0"),
+        ({"activation_fn": "batch_topk", "sparsities": (0.01,)}, "one active feature in a batch"),
+        (
+            {"activation_fn": "matryoshka", "options__widths": (4,), "sparsities": (30.0,)},
+            "mean of k, at most the width, 24",
+        ),
+        ({"activation_fn": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole one"),
+        ({"activation_fn": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty, 0 or more"),
+        ({"activation_fn": "jumprelu", "sparsities": (-1.0,)}, "coefficient of a penalty"),
+        ({"activation_fn": "jumprelu", "options__bandwidth": 0.0}, "options.bandwidth is 0.0"),
         ({"options__aux": -1.0}, "options.aux is -1.0; it must be between 0 and"),
         ({"width": 0}, "width is 0; it must be between 1"),
         ({"seeds": 0}, "seeds is 0"),
@@ -68,9 +70,9 @@ def test_it_is_refused_by_name(run, changes, said):
     "changes",
     [
         {"sparsities": (1.0, 24.0)},
-        {"variant": "batch_topk", "sparsities": (0.5, 24.0)},
-        {"variant": "matryoshka", "options__widths": (4, 23)},
-        {"variant": "relu", "sparsities": (0.0, 5.0)},
+        {"activation_fn": "batch_topk", "sparsities": (0.5, 24.0)},
+        {"activation_fn": "matryoshka", "options__widths": (4, 23)},
+        {"activation_fn": "relu", "sparsities": (0.0, 5.0)},
     ],
 )
 def test_what_can_be_is_planned(run, changes):
@@ -81,15 +83,3 @@ def test_a_finished_one_with_more_active_features_than_there_are_says_so():
     with pytest.raises(InputError, match="k is 7, more than the 6 features"):
         InferenceDictionary(Autoencoder(4, 4, 6), "topk", 7)
     InferenceDictionary(Autoencoder(4, 4, 6), "topk", 6)
-
-
-def test_old_names_of_fields_are_read():
-    """Those of configurations from before 2026-11-29."""
-    now = config(training__b2=0.99)
-    plain = now.to_dict()
-    old = {new: old for old, new in fields._RENAMED.items()}
-    plain["training"] = {old.get(name, name): value for name, value in plain["training"].items()}
-    assert {"warm_up", "beta1", "beta2", "clip", "batch", "decay"} < plain["training"].keys()
-    read, renamed = fields.with_current_names(ConfigDict(plain))
-    assert read.to_dict() == now.to_dict() and renamed == fields._RENAMED
-    assert fields.with_current_names(now) == (now, {})

@@ -12,9 +12,14 @@ import pytest
 
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.dictionaries import dashboards
-from implicit_reasoning.dictionaries.dashboards import cards, histories, looking, make_page
+from implicit_reasoning.dictionaries.dashboards import (
+    cards,
+    feature_statistics,
+    histories,
+    make_page,
+)
+from implicit_reasoning.dictionaries.dashboards.feature_statistics import direct_logits, direct_path
 from implicit_reasoning.dictionaries.dashboards.labels import STANDS_FOR
-from implicit_reasoning.dictionaries.dashboards.looking import direct_logits, direct_path
 from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.measure import example_source
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
@@ -70,7 +75,7 @@ def all_cards(run, made, result, monkeypatch):
     """Of every feature that is active, by number."""
     monkeypatch.setattr(cards, "BEST", 10**6)
     monkeypatch.setattr(cards, "DENSEST", 10**6)
-    (shown,) = cards.show(run, made, result)
+    (shown,) = cards.make_cards(run, made, result)
     return {card.feature: card for group in shown.groups for card in group.cards}
 
 
@@ -111,7 +116,7 @@ def test_a_feature_of_a_token_is_called_so_too(data, found):
 def test_examples_are_the_states_where_it_is_active(data, found):
     card = found[tail_of(data, BRIDGE)]
     leading = set(map(tuple, np.argwhere(data.world.tail == BRIDGE).tolist()))
-    assert len(card.examples) == looking.EXAMPLES
+    assert len(card.examples) == feature_statistics.EXAMPLES
     seen = set()
     for one in card.examples:
         (head,) = one.before
@@ -121,7 +126,7 @@ def test_examples_are_the_states_where_it_is_active(data, found):
         assert (
             one.true is True and one.value == f"<e_{BRIDGE}>" and one.activation == pytest.approx(1)
         )
-    assert len(seen) == looking.EXAMPLES  # distinct prefixes
+    assert len(seen) == feature_statistics.EXAMPLES  # distinct prefixes
 
 
 def test_where_the_label_is_wrong_the_example_says_what_is_true(data, planted):
@@ -148,7 +153,7 @@ def test_what_it_writes_promotes_its_token(data, found):
 
 def test_history_follows_the_best_feature_of_the_value(data, planted, made, monkeypatch):
     """The same direction under another number at step 0, and then one that is not the same."""
-    n, width = data.world.n_entities, made.finished.kind.d_sae
+    n, width = data.world.n_entities, made.dictionary.architecture.d_sae
     result = measured_as(made, CONCEPTS, n)
     same, other = told_of(data)[:2]
     own, concept = [tail_of(data, entity) for entity in range(n)], CONCEPTS.index("e2@r1")
@@ -176,7 +181,7 @@ def test_precision_and_recall_have_the_right_denominators(found):
 
 def test_the_last_checkpoint_and_the_middle_sparsity(run):
     plan = resolve(run, config(sparsities=(2.0, 3.0, 4.0), seeds=2))
-    made = Dictionaries(plan.recipe.dictionary.finished(), {}, plan.members, config())
+    made = Dictionaries(plan.recipe.dictionary.for_inference(), {}, plan.members, config())
     chosen = [made.members[number] for number in made.shown]
     assert [member.site for member in chosen] == [SITE, SITE.replace("0", "1")]
     assert {(m.step, m.sparsity, m.seed) for m in chosen} == {(run.steps[-1], 3.0, 0)}
@@ -287,19 +292,19 @@ def test_the_report_reads_the_page_that_was_kept(run, beaten, monkeypatch):
     parsed(other.body)
 
 
-def at_random(run, kind, **changes):
-    return untrained(run, config(kind, sparsities=(0.1,), variant="relu", **changes))
+def at_random(run, architecture, **changes):
+    return untrained(run, config(architecture, sparsities=(0.1,), activation_fn="relu", **changes))
 
 
-@pytest.mark.parametrize("kind", ["cross_layer", "crosscoder"])
-def test_kinds_of_several_sites_or_checkpoints_have_a_page(run, kind):
-    made = at_random(run, kind)
+@pytest.mark.parametrize("architecture", ["cross_layer", "crosscoder"])
+def test_architectures_of_several_sites_or_checkpoints_have_a_page(run, architecture):
+    made = at_random(run, architecture)
     page = make_page(run, made, measured_as(made, CONCEPTS, 12))
     body = page.body
     parsed(body)
-    assert ("promoted" in body.split('id="s1"')[1]) == (kind != "crosscoder")
-    assert ("norm, of its largest" in body.split('id="s1"')[1]) == (kind == "crosscoder")
-    assert ("of all checkpoints" in page.lead) == (kind == "crosscoder")
+    assert ("promoted" in body.split('id="s1"')[1]) == (architecture != "crosscoder")
+    assert ("norm, of its largest" in body.split('id="s1"')[1]) == (architecture == "crosscoder")
+    assert ("of all checkpoints" in page.lead) == (architecture == "crosscoder")
 
 
 def test_tasks_without_chains_have_a_page():
@@ -320,7 +325,7 @@ def test_tasks_without_chains_have_a_page():
 
 def test_a_history_needs_two_checkpoints(made):
     one = Dictionaries(
-        made.finished,
+        made.dictionary,
         jax.tree.map(lambda leaf: leaf[1:], made.params),
         made.members[1:],
         made.config,

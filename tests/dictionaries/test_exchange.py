@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
+from implicit_reasoning.dictionaries.activations import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from implicit_reasoning.dictionaries.architectures import (
+    Autoencoder,
+    Crosscoder,
+    CrossLayer,
+    SkipTranscoder,
+    Transcoder,
+)
 from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
@@ -19,14 +27,6 @@ from implicit_reasoning.dictionaries.exchange import (
     save_saelens,
     save_transcoder_set,
 )
-from implicit_reasoning.dictionaries.kinds import (
-    Autoencoder,
-    Crosscoder,
-    CrossLayer,
-    SkipTranscoder,
-    Transcoder,
-)
-from implicit_reasoning.dictionaries.variants import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from tests.dictionaries.parameters import at_random
@@ -35,19 +35,19 @@ D, F = 6, 10
 SITES: dict[str, Any] = {"read": "blocks.0.hook_resid_post", "write": "blocks.0.hook_resid_post"}
 
 
-def finished(kind, variant, seed=0):
-    dictionary, params, x, *_ = at_random(kind, variant, seed)
-    return dictionary.finished(), finish(dictionary, params, np.float32(0.3), np.float32(3)), x
+def finished(architecture, activation_fn, seed=0):
+    dictionary, params, x, *_ = at_random(architecture, activation_fn, seed)
+    return dictionary.for_inference(), finish(dictionary, params, np.float32(0.3), np.float32(3)), x
 
 
-# One program each for all that are of one kind and shape.
+# One program each for all that are of one architecture and shape.
 finish = jax.jit(Dictionary.finish, static_argnums=0)
 written = jax.jit(InferenceDictionary.__call__, static_argnums=0)
 encoded = jax.jit(InferenceDictionary.encode, static_argnums=0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "variant", "theirs"),
+    ("architecture", "activation_fn", "theirs"),
     [
         (Autoencoder(D, D, F), ReLU(), "standard"),
         (Autoencoder(D, D, F), Gated(), "gated"),
@@ -57,8 +57,8 @@ encoded = jax.jit(InferenceDictionary.encode, static_argnums=0)
         (SkipTranscoder(D, 4, F), JumpReLU(), "jumprelu_skip_transcoder"),
     ],
 )
-def test_saelens_there_and_back(tmp_path, kind, variant, theirs):
-    whole, params, x = finished(kind, variant)
+def test_saelens_there_and_back(tmp_path, architecture, activation_fn, theirs):
+    whole, params, x = finished(architecture, activation_fn)
     density = np.linspace(0, 1, F)
     save_saelens(tmp_path, whole, params, **SITES, about={"model_name": "tiny"}, density=density)
     config = read_json(tmp_path / "cfg.json")
@@ -70,8 +70,8 @@ def test_saelens_there_and_back(tmp_path, kind, variant, theirs):
 
 
 def test_an_encoder_that_does_not_subtract_the_bias_gives_the_same(tmp_path):
-    for variant in (ReLU(), Gated()):
-        whole, params, x = finished(Autoencoder(D, D, F), variant)
+    for activation_fn in (ReLU(), Gated()):
+        whole, params, x = finished(Autoencoder(D, D, F), activation_fn)
         save_saelens(tmp_path, whole, params, **SITES)
         config = read_json(tmp_path / "cfg.json")
         write_json(tmp_path / "cfg.json", config | {"apply_b_dec_to_input": False})
@@ -85,7 +85,7 @@ def test_an_encoder_that_does_not_subtract_the_bias_gives_the_same(tmp_path):
 def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
     """`rescale_acts_by_decoder_norm`: as in training, before norms are folded in."""
     dictionary, params, x, *_ = at_random(Autoencoder(D, D, F), TopK(most=3))
-    whole = dictionary.finished()
+    whole = dictionary.for_inference()
     save_saelens(tmp_path, whole, params | {"k": jnp.int32(3)}, **SITES)
     config = read_json(tmp_path / "cfg.json")
     write_json(tmp_path / "cfg.json", config | {"rescale_acts_by_decoder_norm": True})
@@ -94,21 +94,23 @@ def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
     @jax.jit
     def trained(params, x):
         seen = dictionary.loss(params, x, x, jnp.float32(3), jnp.zeros(F, bool))[1]
-        return dictionary.kind.write(params, seen.encoded.acts) + dictionary.kind.base(params, x)
+        return dictionary.architecture.write(
+            params, seen.encoded.acts
+        ) + dictionary.architecture.base(params, x)
 
     np.testing.assert_allclose(written(opened, read, x), trained(params, x), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "variant", "said"),
+    ("architecture", "activation_fn", "said"),
     [
         (Transcoder(D, 4, F), TopK(most=3), "SAELens has no topk transcoder"),
         (Crosscoder(D, D, F, n_parts=2), ReLU(), "SAELens has no standard crosscoder"),
         (CrossLayer(D, D, F, n_layers=2), ReLU(), "SAELens has no standard crosslayer"),
     ],
 )
-def test_what_saelens_does_not_have(tmp_path, kind, variant, said):
-    whole, params, _ = finished(kind, variant)
+def test_what_saelens_does_not_have(tmp_path, architecture, activation_fn, said):
+    whole, params, _ = finished(architecture, activation_fn)
     with pytest.raises(InputError, match=said):
         save_saelens(tmp_path / "there", whole, params, **SITES)
     assert not (tmp_path / "there").exists()
@@ -136,9 +138,9 @@ def test_a_config_without_sizes_is_no_config(tmp_path):
 
 
 @pytest.mark.parametrize("make", [Transcoder, SkipTranscoder])
-@pytest.mark.parametrize("variant", [ReLU(), JumpReLU()], ids=["relu", "jumprelu"])
-def test_sets_of_transcoders_there_and_back(tmp_path, make, variant):
-    parts = [finished(make(D, D, F), variant, seed) for seed in range(3)]
+@pytest.mark.parametrize("activation_fn", [ReLU(), JumpReLU()], ids=["relu", "jumprelu"])
+def test_sets_of_transcoders_there_and_back(tmp_path, make, activation_fn):
+    parts = [finished(make(D, D, F), activation_fn, seed) for seed in range(3)]
     save_transcoder_set(tmp_path, [part[:2] for part in parts], model_name="tiny")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["model_kind"] == "transcoder_set" and config["model_name"] == "tiny"
@@ -152,10 +154,10 @@ def test_sets_of_transcoders_there_and_back(tmp_path, make, variant):
         load_cross_layer(tmp_path)
 
 
-@pytest.mark.parametrize("variant", [ReLU(), JumpReLU()], ids=["relu", "jumprelu"])
-def test_cross_layer_transcoders_there_and_back(tmp_path, variant):
-    kind = CrossLayer(3 * D, 3 * D, 3 * F, n_layers=3)
-    whole, params, x = finished(kind, variant)
+@pytest.mark.parametrize("activation_fn", [ReLU(), JumpReLU()], ids=["relu", "jumprelu"])
+def test_cross_layer_transcoders_there_and_back(tmp_path, activation_fn):
+    architecture = CrossLayer(3 * D, 3 * D, 3 * F, n_layers=3)
+    whole, params, x = finished(architecture, activation_fn)
     save_cross_layer(tmp_path, whole, params)
     opened, read = load_cross_layer(tmp_path)
     assert opened == whole

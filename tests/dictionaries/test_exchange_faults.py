@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from implicit_reasoning.dictionaries.architectures import Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange import (
     load_cross_layer,
@@ -20,7 +21,6 @@ from implicit_reasoning.dictionaries.exchange import (
     load_transcoder_set,
     save_transcoder_set,
 )
-from implicit_reasoning.dictionaries.kinds import Transcoder
 from implicit_reasoning.errors import InputError
 
 D, F, ROWS = 6, 10, 7

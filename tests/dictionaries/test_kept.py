@@ -10,11 +10,11 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, NotApplicable
-from implicit_reasoning.dictionaries import DictionaryInstrument, api, measured
+from implicit_reasoning.dictionaries import DictionaryInstrument, api, measure_dictionaries
 from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries.instrument import without_examples
 from implicit_reasoning.dictionaries.measure import Chosen, example_source
-from implicit_reasoning.dictionaries.results import gather, open_measured
+from implicit_reasoning.dictionaries.results import join_instruments, open_measured
 from implicit_reasoning.dictionaries.store import Files, Member, save
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import load_arrays, save_arrays
@@ -83,7 +83,7 @@ def by_step(result):
 def test_what_fits_is_not_measured_again(run, made, measuring):
     first, last = run.steps[0], run.steps[-1]
     for _ in range(2):
-        result = measured(run, made, [Counted()])
+        result = measure_dictionaries(run, made, [Counted()])
     assert measuring == [(first, last)]
     attrs = load_arrays(Files.of(run, "kept").result("reconstruction")).attrs
     assert attrs["world"] == run.dataset.fingerprint()
@@ -97,8 +97,8 @@ def test_what_fits_is_not_measured_again(run, made, measuring):
 def test_only_new_steps_are_measured(run, made, measuring):
     """And what was measured before stays as it was."""
     first, last = run.steps[0], run.steps[-1]
-    measured(run, only(made, last), [Counted()])
-    result = measured(run, made, [Counted()])
+    measure_dictionaries(run, only(made, last), [Counted()])
+    result = measure_dictionaries(run, made, [Counted()])
     assert measuring == [(last,), (first,)]
     assert by_step(result) == {first: {2}, last: {1}}
 
@@ -106,12 +106,12 @@ def test_only_new_steps_are_measured(run, made, measuring):
 def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made, measuring, capfd):
     first, last = run.steps[0], run.steps[-1]
     loud = dataclasses.replace(made, config=config(name="kept", read=(SITE,), progress=True))
-    measured(run, loud, [Counted()])
+    measure_dictionaries(run, loud, [Counted()])
     b_dec = made.params["b_dec"].at[np.array(made.numbers(step=last))].add(1)
     moved = dataclasses.replace(loud, params=made.params | {"b_dec": b_dec})
     assert moved.fingerprint(last) != made.fingerprint(last)
     assert moved.fingerprint(first) == made.fingerprint(first)
-    result = measured(run, moved, [Counted()])
+    result = measure_dictionaries(run, moved, [Counted()])
     assert measuring[1:] == [(last,)]
     assert by_step(result) == {first: {1}, last: {2}}  # the new one counts
     assert "is of other dictionaries; measuring again" in capfd.readouterr().err
@@ -119,26 +119,26 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
 
 @pytest.mark.parametrize("other", ["checkpoints", "world", "set", "intervals"])
 def test_results_of_another_run_are_measured_anew(run, made, measuring, other):
-    measured(run, made, [Counted()])
+    measure_dictionaries(run, made, [Counted()])
     path = Files.of(run, "kept").result("reconstruction")
     kept = load_arrays(path)
     kept.attrs[other] = {} if other in ("checkpoints", "set") else 0
     save_arrays(path, kept)
-    result = measured(run, made, [Counted()])
+    result = measure_dictionaries(run, made, [Counted()])
     assert measuring[1:] == [(run.steps[0], run.steps[-1])] and set(result["l0"].values) == {2}
 
 
 def test_another_version_or_other_options_are_refused(run, made, measuring):
-    measured(run, made, [Counted()])
+    measure_dictionaries(run, made, [Counted()])
     newer, sharper = Counted(), Counted()
     newer.version = 2
     sharper.options = lambda: {"power": 2}
     with pytest.raises(InputError, match=r"another version \(1, now 2\); measure all of it again"):
-        measured(run, made, [newer])
+        measure_dictionaries(run, made, [newer])
     with pytest.raises(InputError, match="other options"):
-        measured(run, made, [sharper])
+        measure_dictionaries(run, made, [sharper])
     assert len(measuring) == 1
-    result = measured(run, made, [newer], again=True)
+    result = measure_dictionaries(run, made, [newer], again=True)
     assert set(result["l0"].values) == {2}
 
 
@@ -147,7 +147,7 @@ def test_what_an_earlier_version_measured_is_shown_until_it_is_measured(run, mad
     old = labelled(made.members, 7).assign_attrs(measured_with={"world": "another"})
     save_arrays(files.measured_before, old)
     assert set(open_measured(run, "kept")["l0"].values) == {7}
-    assert set(measured(run, made, [Counted()])["l0"].values) == {1}
+    assert set(measure_dictionaries(run, made, [Counted()])["l0"].values) == {1}
     assert set(open_measured(run, "kept")["l0"].values) == {1}
     assert set(load_arrays(files.measured_before)["l0"].values) == {7}  # it is left alone
 
@@ -165,7 +165,7 @@ def test_a_table_has_members_in_their_order_and_baselines_of_the_last_step():
         {"ce": (("member", "group"), np.ones((2, 1)))}, parts[0].isel(member=[3, 2]).coords
     )
     own = own.assign_attrs(group="split").assign_coords(group=["train"])
-    table = gather({"reconstruction": both, "answers": own}, members)
+    table = join_instruments({"reconstruction": both, "answers": own}, members)
     assert table["l0"].values.tolist() == [10, 11, 0, 1, 2]
     assert table["what"].values.tolist() == ["trained"] * 4 + ["k-means"]
     assert table["step"].values[-1] == 10  # that of step 0 is of an earlier last checkpoint
@@ -209,7 +209,9 @@ def test_an_instrument_of_ones_own_is_found_by_its_file(run, made, tmp_path):
     path = tmp_path / "own.py"
     path.write_text(OWN)
     with pytest.raises(InputError, match="nothing was measured"):
-        measured(run, made, [f"{path}:First"])  # the table has the lab's instruments only
+        measure_dictionaries(
+            run, made, [f"{path}:First"]
+        )  # the table has the lab's instruments only
     result = load_arrays(Files.of(run, "kept").result("first"))
     assert result.attrs["found_at"] == f"{path}:First" and result.sizes["member"] == len(made)
     source = example_source(run, made)
@@ -234,7 +236,7 @@ def by_hand(run, made, source):
         first = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
         _, seen = run.model.forward(first, jnp.asarray(places.tokens), sites=member.read)
         x = seen[member.read[0]][places.row, places.pos]
-        found.append(np.asarray(made.finished.encode(made.params_of(number), x)))
+        found.append(np.asarray(made.dictionary.encode(made.params_of(number), x)))
     return np.stack(found)
 
 
@@ -244,7 +246,8 @@ CANDIDATES = 3
 def labels_of(instrument, outputs, examples, made):
     source_members = [made.members[0]] * CANDIDATES
     candidates = [
-        measure_module.Candidate("trained", member, made.finished, {}) for member in source_members
+        measure_module.Candidate("trained", member, made.dictionary, {})
+        for member in source_members
     ]
     return measure_module._labelled(outputs, Chosen(instrument, examples), candidates, 24)
 

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.dictionaries.dashboards import cards
+from implicit_reasoning.dictionaries.dashboards.feature_statistics import match_features
 from implicit_reasoning.dictionaries.dashboards.labels import (
-    CHANCE,
+    MAX_CHANCE,
     NOTHING,
     STANDS_FOR,
     both_by_chance,
     label_features,
 )
-from implicit_reasoning.dictionaries.dashboards.looking import match_features
 from implicit_reasoning.dictionaries.measures.matching import Half
 
 
@@ -85,7 +85,7 @@ def test_chance_is_that_of_values_dealt_out_anew():
     most = both_by_chance(np.array([n_states]), np.array([30.0]), np.array([50.0]))[0]
     random = np.random.default_rng(0)
     drawn = random.hypergeometric(n_value, n_states - n_value, n_active, 200_000)
-    assert (drawn > most).mean() < CHANCE < (drawn > most - 1).mean()
+    assert (drawn > most).mean() < MAX_CHANCE < (drawn > most - 1).mean()
 
 
 def test_a_label_is_of_where_the_feature_is_active():

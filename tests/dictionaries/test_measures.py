@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import (
     DictionarySubject,
     EncodedStates,
     without_examples,
 )
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.measures.absorption import Absorption
 from implicit_reasoning.dictionaries.measures.bridges import Bridges
 from implicit_reasoning.dictionaries.measures.concepts import FACT, choose_concepts

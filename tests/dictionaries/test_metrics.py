@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.special
 
+from implicit_reasoning.dictionaries.activations import ReLU
+from implicit_reasoning.dictionaries.architectures import Autoencoder, CrossLayer, SkipTranscoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer, SkipTranscoder
 from implicit_reasoning.dictionaries.measures.metrics import activity, answers, quality, recovered
 from implicit_reasoning.dictionaries.splice import Sites, ablations, edits
-from implicit_reasoning.dictionaries.variants import ReLU
 from implicit_reasoning.model import Edit, Spec, Transformer, add
 from tests.dictionaries.parameters import at_random
 from tests.model.exchange.models import filled
@@ -41,13 +41,13 @@ def identity(width):
     """Writes what it reads: x is relu(x) - relu(-x)."""
     both = np.concatenate([np.eye(width), -np.eye(width)]).astype(np.float32)
     params = {"W_enc": both.T, "b_enc": np.zeros(2 * width, "f4"), "W_dec": both}
-    kind = Autoencoder(width, width, 2 * width)
-    return InferenceDictionary(kind, "standard"), params | {"b_dec": np.zeros(width, "f4")}
+    architecture = Autoencoder(width, width, 2 * width)
+    return InferenceDictionary(architecture, "standard"), params | {"b_dec": np.zeros(width, "f4")}
 
 
 def test_quality_by_hand():
     dictionary, params, x, *_ = at_random(Autoencoder(6, 6, 20), ReLU(), batch=50)
-    finished = dictionary.finished()
+    finished = dictionary.for_inference()
 
     @jax.jit
     def everything(params, x):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.dictionaries.activations import BatchTopK, JumpReLU, ReLU, TopK
+from implicit_reasoning.dictionaries.architectures import Autoencoder, CrossLayer, Transcoder
 from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer, Transcoder
 from implicit_reasoning.dictionaries.population import (
     Population,
     make_members,
@@ -26,7 +27,6 @@ from implicit_reasoning.dictionaries.steps import (
     batch_of,
 )
 from implicit_reasoning.dictionaries.synthetic import Synthetic
-from implicit_reasoning.dictionaries.variants import BatchTopK, JumpReLU, ReLU, TopK
 
 DATA = Synthetic(n_directions=24, width=12, mean_active=2.0)
 SETTINGS = DictionaryTrainingSettings(
@@ -49,12 +49,17 @@ def pools(n=2):
 
 
 @functools.cache
-def population(variant, sparsities=(2.0, 3.0), *, kind=None, settings=SETTINGS, **other):
+def population(
+    activation_fn, sparsities=(2.0, 3.0), *, architecture=None, settings=SETTINGS, **other
+):
     """The same program for all tests that ask for the same population."""
     members = make_members([0, 1, 0, 1], [*sparsities, *sparsities], [0, 0, 1, 1])
-    kind = kind or Autoencoder(12, 12, 32)
+    architecture = architecture or Autoencoder(12, 12, 32)
     return Population(
-        DictionaryRecipe(Dictionary(kind, variant), settings), pools(), members, **other
+        DictionaryRecipe(Dictionary(architecture, activation_fn), settings),
+        pools(),
+        members,
+        **other,
     )
 
 
@@ -68,12 +73,12 @@ def trained(made, chunks=(40,)):
 
 
 @pytest.mark.parametrize(
-    ("variant", "sparsities"),
+    ("activation_fn", "sparsities"),
     [(TopK(most=4), (2.0, 3.0)), (JumpReLU(), (0.02, 0.1))],
     ids=["topk", "jumprelu"],
 )
-def test_it_learns(variant, sparsities):
-    _, (first, _, last) = trained(population(variant, sparsities), (5, 180, 15))
+def test_it_learns(activation_fn, sparsities):
+    _, (first, _, last) = trained(population(activation_fn, sparsities), (5, 180, 15))
     assert (np.asarray(last.mse) < 0.5 * np.asarray(first.mse)).all()
 
 
@@ -91,7 +96,7 @@ def test_members_are_what_they_are_alone_and_together():
 
 
 @pytest.mark.parametrize(
-    ("variant", "sparsities"),
+    ("activation_fn", "sparsities"),
     [
         (TopK(most=4), (2.0, 3.0)),
         (JumpReLU(), (0.02, 0.1)),
@@ -99,8 +104,8 @@ def test_members_are_what_they_are_alone_and_together():
     ],
     ids=["topk", "jumprelu", "batch_topk"],
 )
-def test_how_steps_are_cut_does_not_matter_and_compiles_nothing(variant, sparsities):
-    made = population(variant, sparsities)
+def test_how_steps_are_cut_does_not_matter_and_compiles_nothing(activation_fn, sparsities):
+    made = population(activation_fn, sparsities)
     whole, parts = trained(made)[0], trained(made, (1, 17, 22))[0]
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -143,18 +148,18 @@ def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "architecture",
     [
         pytest.param(Transcoder(12, 12, 32), marks=pytest.mark.slow, id="transcoder"),
         pytest.param(CrossLayer(12, 12, 32, n_layers=2), id="cross_layer"),
     ],
 )
-def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(kind):
+def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(architecture):
     settings = DictionaryTrainingSettings(
         steps=10, batch_size=32, unit_decoder=True, dead_after=0, resample_every=4
     )
-    made = population(TopK(most=2), (1.0, 1.0), kind=kind, settings=settings)
-    norms = jax.jit(jax.vmap(kind.norms))
+    made = population(TopK(most=2), (1.0, 1.0), architecture=architecture, settings=settings)
+    norms = jax.jit(jax.vmap(architecture.norms))
     state, _ = made.advance(made.begin(), 0, 3)
     np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
     assert (np.asarray(state.steps_since_fired) > 0).any()
@@ -175,11 +180,11 @@ def resampled(recipe, state, pool, key):
     return recipe.resample(state, lot_of(pool), key)
 
 
-def with_dead(variant, kind, n_dead=5):
+def with_dead(activation_fn, architecture, n_dead=5):
     made = population(
-        variant,
+        activation_fn,
         (0.05, 0.05),
-        kind=kind,
+        architecture=architecture,
         settings=DictionaryTrainingSettings(batch_size=64, dead_after=9),
     )
     state = jax.tree.map(lambda leaf: leaf[0], jax.device_get(made.begin()))
@@ -190,13 +195,15 @@ def with_dead(variant, kind, n_dead=5):
     return made.recipe, state._replace(steps_since_fired=idle, adam=(clip, adam)), pool
 
 
-@pytest.mark.parametrize("kind", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)])
-def test_resampling_replaces_the_dead_and_nobody_else(kind):
-    recipe, state, pool = with_dead(ReLU(), kind)
+@pytest.mark.parametrize(
+    "architecture", [Autoencoder(12, 12, 32), CrossLayer(12, 12, 32, n_layers=2)]
+)
+def test_resampling_replaces_the_dead_and_nobody_else(architecture):
+    recipe, state, pool = with_dead(ReLU(), architecture)
     new = jax.device_get(resampled(recipe, state, pool, jax.random.key(3)))
     assert (new.steps_since_fired == 0).all()
     dead = np.arange(32) < 5
-    rows_of = jax.jit(kind.rows)
+    rows_of = jax.jit(architecture.rows)
     rows = [np.asarray(rows_of(s.params)) for s in (state, new)]
     np.testing.assert_array_equal(rows[0][~dead], rows[1][~dead])
     np.testing.assert_allclose(np.linalg.norm(rows[1][dead], axis=1), 1, rtol=1e-5)
@@ -210,8 +217,8 @@ def test_resampling_replaces_the_dead_and_nobody_else(kind):
 
 def test_what_is_resampled_is_what_was_written_worst():
     """Of a pool of which one state is written badly, the dead begin at that one."""
-    kind = Autoencoder(12, 12, 32)
-    recipe, state, pool = with_dead(ReLU(), kind)
+    architecture = Autoencoder(12, 12, 32)
+    recipe, state, pool = with_dead(ReLU(), architecture)
     x, odd = np.zeros_like(pool.x), np.eye(12, dtype="f4")[3]
     x[10] = 100 * odd
     counts = np.array([11, 1], np.int32)  # the other states of the pool are in no group
@@ -229,8 +236,8 @@ import sys
 import jax, numpy as np
 from implicit_reasoning.dictionaries.population import make_mesh
 from tests.dictionaries.test_population import *
-variant, sparsities = ON_DEVICES[sys.argv[1]]
-state = trained(population(variant, sparsities, mesh=make_mesh(trial=4, model=2)), (20,))[0]
+activation_fn, sparsities = ON_DEVICES[sys.argv[1]]
+state = trained(population(activation_fn, sparsities, mesh=make_mesh(trial=4, model=2)), (20,))[0]
 assert state.params["W_enc"].sharding.spec == jax.sharding.PartitionSpec("trial", None, "model")
 np.savez(sys.argv[2], **state.params)
 """

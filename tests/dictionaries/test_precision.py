@@ -10,14 +10,14 @@ import pytest
 
 from implicit_reasoning.analysis import INSTRUMENTS, Runner, find_instrument
 from implicit_reasoning.dictionaries import baselines, measure
+from implicit_reasoning.dictionaries.activations import ACTIVATIONS
 from implicit_reasoning.dictionaries.api import choose_instruments
-from implicit_reasoning.dictionaries.dashboards import looking
+from implicit_reasoning.dictionaries.architectures import ARCHITECTURES, CrossLayer, SkipTranscoder
+from implicit_reasoning.dictionaries.dashboards import feature_statistics
 from implicit_reasoning.dictionaries.dictionary import Dictionary, InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import ExampleSource
-from implicit_reasoning.dictionaries.kinds import KINDS, CrossLayer, SkipTranscoder
 from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.dictionaries.store import Member
-from implicit_reasoning.dictionaries.variants import VARIANTS
 from tests.analysis.subjects import DATASET, random_checkpoints
 from tests.analysis.tiny_states import make_dataset, make_model, random_subject
 from tests.dictionaries.small import SITE
@@ -67,8 +67,8 @@ def test_an_instrument(subject, name):
 def test_the_instruments_of_dictionaries():
     """All of them, in the one program that there is."""
     subject = random_checkpoints(1)
-    kind = KINDS["autoencoder"](8, 8, 12)
-    finished = InferenceDictionary(kind, "topk", 2)
+    architecture = ARCHITECTURES["autoencoder"](8, 8, 12)
+    finished = InferenceDictionary(architecture, "topk", 2)
     member = Member((0,), (SITE,), (SITE,), 2.0, 0)
     source = ExampleSource(
         FakeRun.of(subject), split_states(DATASET), (member,), np.ones(len(DATASET.positions), bool)
@@ -76,7 +76,7 @@ def test_the_instruments_of_dictionaries():
     chosen = choose_instruments(source)
     assert len(chosen) >= 5
     program = measure._program(subject.model, chosen, source.split)
-    params = kind.init(jax.random.key(0), jnp.ones((3, 8)), jnp.ones((3, 8)))
+    params = architecture.init(jax.random.key(0), jnp.ones((3, 8)), jnp.ones((3, 8)))
     params |= {"b_enc": jnp.zeros(12), "k": jnp.int32(2)}
     items = jnp.zeros(1, jnp.int32), jax.tree.map(lambda leaf: leaf[None], params)
     stacked = jax.tree.map(lambda leaf: leaf[None], subject.params([0]))
@@ -100,21 +100,23 @@ class FakeRun(measure.Run):
 
 SHAPES = [
     *(
-        InferenceDictionary(KINDS["transcoder"](4, 4, 6), arch)
+        InferenceDictionary(ARCHITECTURES["transcoder"](4, 4, 6), arch)
         for arch in ("standard", "gated", "jumprelu")
     ),
-    InferenceDictionary(KINDS["autoencoder"](4, 4, 6), "topk", 2),
+    InferenceDictionary(ARCHITECTURES["autoencoder"](4, 4, 6), "topk", 2),
     InferenceDictionary(SkipTranscoder(4, 4, 6), "standard"),
     InferenceDictionary(CrossLayer(4, 4, 6, n_layers=2), "standard"),
-    baselines.Nearest(KINDS["transcoder"](4, 4, 6), "standard"),
-    baselines.Neurons(KINDS["transcoder"](4, 4, 6), "topk", 2),
+    baselines.NearestCentroid(ARCHITECTURES["transcoder"](4, 4, 6), "standard"),
+    baselines.Neurons(ARCHITECTURES["transcoder"](4, 4, 6), "topk", 2),
 ]
 
 
-@pytest.mark.parametrize("finished", SHAPES, ids=lambda f: f"{type(f.kind).__name__} {f}"[:40])
+@pytest.mark.parametrize(
+    "finished", SHAPES, ids=lambda f: f"{type(f.architecture).__name__} {f}"[:40]
+)
 def test_a_finished_dictionary(finished):
     x = jnp.ones((3, 4))
-    params = finished.kind.init(jax.random.key(0), x, x)
+    params = finished.architecture.init(jax.random.key(0), x, x)
     own = {name: jnp.zeros(6) for name in ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")}
     assert_exact(finished, params | own | {"k": jnp.int32(2)}, x, at_least=2)
 
@@ -122,25 +124,28 @@ def test_a_finished_dictionary(finished):
 def test_dashboards():
     acts, pos = jnp.ones((5, 3)), jnp.zeros(5, jnp.int32)
     half = (np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32))
-    assert_exact(lambda acts, pos: looking._look(acts, pos, 2), acts, pos)
-    assert_exact(lambda acts: looking._matches(acts, jnp.ones((1, 3)), (half, half), 2), acts)
+    assert_exact(lambda acts, pos: feature_statistics._look(acts, pos, 2), acts, pos)
+    assert_exact(
+        lambda acts: feature_statistics._matches(acts, jnp.ones((1, 3)), (half, half), 2), acts
+    )
     subject = random_checkpoints(1)
     params = jax.tree.map(lambda leaf: leaf[0], subject.params([0]))
     assert_exact(
-        lambda *given: looking._tokens(subject.model, params, *given),
+        lambda *given: feature_statistics._tokens(subject.model, params, *given),
         *(jnp.ones((3, 8)), acts, jnp.ones(5)),
     )
-    finished = InferenceDictionary(KINDS["autoencoder"](4, 4, 6), "standard")
-    made = finished.kind.init(jax.random.key(0), jnp.ones((3, 4)), jnp.ones((3, 4)))
+    finished = InferenceDictionary(ARCHITECTURES["autoencoder"](4, 4, 6), "standard")
+    made = finished.architecture.init(jax.random.key(0), jnp.ones((3, 4)), jnp.ones((3, 4)))
     assert_exact(
-        lambda x: looking._encoded(finished, made | {"b_enc": jnp.zeros(6)}, x), jnp.ones((3, 4))
+        lambda x: feature_statistics._encoded(finished, made | {"b_enc": jnp.zeros(6)}, x),
+        jnp.ones((3, 4)),
     )
 
 
 @pytest.mark.parametrize("name", ["relu", "topk"])
 def test_training_keeps_the_precision_that_the_configuration_asks_for(name):
     """TF32 where a GPU has it: the loss of a batch is no measurement."""
-    dictionary = Dictionary(KINDS["autoencoder"](4, 4, 6), VARIANTS[name]())
+    dictionary = Dictionary(ARCHITECTURES["autoencoder"](4, 4, 6), ACTIVATIONS[name]())
     x = jnp.ones((3, 4))
     params = dictionary.init(jax.random.key(0), x, x)
     jaxpr = jax.make_jaxpr(

@@ -1,16 +1,12 @@
-"""Every variant finds the directions that sparse data is made of, more of them than dimensions."""
+"""Every activation_fn finds the directions that sparse data is made of, more of them than
+dimensions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import Dictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder
-from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
-from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
-from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
-from implicit_reasoning.dictionaries.variants import (
+from implicit_reasoning.dictionaries.activations import (
     BatchTopK,
     Gated,
     JumpReLU,
@@ -18,12 +14,17 @@ from implicit_reasoning.dictionaries.variants import (
     ReLU,
     TopK,
 )
+from implicit_reasoning.dictionaries.architectures import Autoencoder
+from implicit_reasoning.dictionaries.dictionary import Dictionary
+from implicit_reasoning.dictionaries.population import Population, make_members, stack_pools
+from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
+from implicit_reasoning.dictionaries.synthetic import Synthetic, recovered
 from implicit_reasoning.errors import InputError
 
 DATA = Synthetic()  # 512 directions in 128 dimensions, 8 of them active, in pairs
 WIDTH, STATES, FRESH = 1024, 262_144, 8192
 TRAINED = {
-    # variant, sparsity, learning rate, steps, bounds of active features: near the true 8
+    # activation_fn, sparsity, learning rate, steps, bounds of active features: near the true 8
     "topk": (TopK(most=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
     "batch_topk": (BatchTopK(), 8.0, 3e-3, 2000, (7.0, 9.0)),
     "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2500, (7.0, 9.0)),
@@ -34,7 +35,7 @@ TRAINED = {
 }
 
 
-def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES):
+def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES):
     """Share of directions to which a feature has a cosine above .9; active features of others."""
     keys = jax.random.split(jax.random.key(0), 3)
     directions = data.directions(keys[0])
@@ -49,15 +50,15 @@ def train(variant, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES)
         sparsity_warmup_steps=steps // 2,
         dead_after=100,
     )
-    kind = Autoencoder(data.width, data.width, width)
-    dictionary = Dictionary(kind, variant)
+    architecture = Autoencoder(data.width, data.width, width)
+    dictionary = Dictionary(architecture, activation_fn)
     pools, members = stack_pools(x[None], x[None]), make_members([0], [sparsity], [0])
     population = Population(DictionaryRecipe(dictionary, settings), pools, members)
     state, _ = population.advance(population.begin(), 0, steps)
     params, threshold = jax.tree.map(lambda leaf: leaf[0], (state.params, state.threshold))
-    found = recovered(directions, kind.rows(params)) > 0.9
+    found = recovered(directions, architecture.rows(params)) > 0.9
     params = dictionary.finish(params, threshold, jnp.float32(sparsity))
-    acts = dictionary.finished().encode(params, data.states(keys[2], directions, FRESH))
+    acts = dictionary.for_inference().encode(params, data.states(keys[2], directions, FRESH))
     return float(found.mean()), float((acts > 0).sum(1).mean())
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.dictionaries.architectures import Autoencoder, CrossLayer
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Autoencoder, CrossLayer
 from implicit_reasoning.dictionaries.splice import Sites, edits
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import (

@@ -9,15 +9,21 @@ import pytest
 from markupsafe import escape
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.dictionaries import api, load, measured, names, train_dictionaries
+from implicit_reasoning.dictionaries import (
+    api,
+    load,
+    measure_dictionaries,
+    names,
+    train_dictionaries,
+)
 from implicit_reasoning.dictionaries import measure as measure_module
 from implicit_reasoning.dictionaries import train as train_module
+from implicit_reasoning.dictionaries.activations import ACTIVATIONS
 from implicit_reasoning.dictionaries.api import choose_instruments
 from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.states import distinct_places, split_states, states
 from implicit_reasoning.dictionaries.steps import Pool, TrainingData
 from implicit_reasoning.dictionaries.store import Files
-from implicit_reasoning.dictionaries.variants import VARIANTS
 from implicit_reasoning.errors import InputError
 from tests.dictionaries.planted import trace_only, untrained
 from tests.dictionaries.small import SITE, SMALL, config
@@ -42,7 +48,7 @@ def test_every_site_sparsity_and_checkpoint_has_one(run, made):
 
 def test_they_reconstruct_states_in_raw_units(run, made):
     places = distinct_places(run.dataset, np.arange(run.dataset.n_train))
-    finished = made.finished
+    finished = made.dictionary
     read = jax.jit(partial(states, run.model, places), static_argnums=1)
     used = jax.jit(lambda params, x: (finished(params, x), finished.encode(params, x)))
     for number in made.numbers(sparsity=3.0):
@@ -58,7 +64,7 @@ def test_they_reconstruct_states_in_raw_units(run, made):
 def test_they_are_opened_as_they_were_kept(run, made):
     assert "autoencoder" in names(run)  # beside what other tests trained on this run
     opened = load(run, "autoencoder")
-    assert opened.members == made.members and opened.finished == made.finished
+    assert opened.members == made.members and opened.dictionary == made.dictionary
     same(opened, made)
     again = train_dictionaries(run, config())  # nothing is trained
     same(again, made)
@@ -103,20 +109,20 @@ def test_a_warm_start_goes_on_from_the_checkpoint_before(run, made):
             assert alike == (member.step == last), member
 
 
-KINDS = ("transcoder", "skip_transcoder", "cross_layer", "crosscoder")
+ARCHITECTURES = ("transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
 
-def of_kind(kind, **changes):
-    """Of one site where the kind allows it: sites and kinds are programs of their own."""
-    if kind not in ("cross_layer", "crosscoder"):
+def of_architecture(architecture, **changes):
+    """Of one site where the architecture allows it: sites and architectures are programs of their
+    own.""" if architecture not in ("cross_layer", "crosscoder"):
         changes |= {"read": (READ,), "write": (WRITTEN,)}
-    return config(kind, variant="relu", sparsities=(0.1,), **changes)
+    return config(architecture, activation_fn="relu", sparsities=(0.1,), **changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_planned_and_measured(run, architecture, monkeypatch):
     """All but the numbers: programs are traced, not compiled, and give zeros."""
-    found = untrained(run, of_kind(kind))
+    found = untrained(run, of_architecture(architecture))
     assert len(found) == 2  # one a checkpoint; of crosscoders one a site
     trace_only(monkeypatch)
     source = measure_module.example_source(run, found)
@@ -125,51 +131,62 @@ def test_every_kind_is_planned_and_measured(run, kind, monkeypatch):
     assert all(result.sizes["member"] == len(found) for result in results)
     named = {one.name for one in chosen}
     assert "concepts" in named
-    assert ("answers" in named) == (kind != "crosscoder")  # no one model has a place for it
+    assert ("answers" in named) == (architecture != "crosscoder")  # no one model has a place for it
 
 
-# Two steps, where that is a program of its own: of a kind that reads one site and writes another,
-# of several layers, and of several checkpoints.
+# Two steps, where that is a program of its own: of a architecture that reads one site and writes
+# another, of several layers, and of several checkpoints.
 @pytest.mark.parametrize(
-    "kind",
+    "architecture",
     [
-        pytest.param(kind, marks=pytest.mark.slow if kind == "skip_transcoder" else ())
-        for kind in KINDS
+        pytest.param(
+            architecture, marks=pytest.mark.slow if architecture == "skip_transcoder" else ()
+        )
+        for architecture in ARCHITECTURES
     ],
 )
-def test_every_kind_takes_two_steps(run, kind):
+def test_every_architecture_takes_two_steps(run, architecture):
     short = {"training__steps": 2, "training__warmup_steps": 0, "training__decay_steps": 0}
-    asked = of_kind(kind, checkpoints=2 if kind == "crosscoder" else 1, name=f"two_{kind}", **short)
+    asked = of_architecture(
+        architecture,
+        checkpoints=2 if architecture == "crosscoder" else 1,
+        name=f"two_{architecture}",
+        **short,
+    )
     found = train_dictionaries(run, asked)
     assert all(np.isfinite(value).all() for value in found.params.values())
     assert np.asarray(found.params["b_enc"]).any()  # which begins at 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_trained_and_measured(run, kind):
-    found = train_dictionaries(run, of_kind(kind))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_trained_and_measured(run, architecture):
+    found = train_dictionaries(run, of_architecture(architecture))
     first, last = losses(run, found)
     assert (last < first).all()
-    result = measured(run, found)
+    result = measure_dictionaries(run, found)
     assert (result["explained_variance"] <= 1).all() and "f1" in result
     last = result["step"] == result["step"].max()  # all crosscoders: one has all the steps
     assert result["explained_variance"].sel(member=last).max() > 0
-    assert ("ce" in result) == (kind != "crosscoder")
+    assert ("ce" in result) == (architecture != "crosscoder")
 
 
 @pytest.mark.parametrize(
-    "variant",
+    "activation_fn",
     [
         "batch_topk",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("gated", "jumprelu")),
     ],
 )
-def test_every_variant_is_trained(run, variant):
-    sparsity = 2.0 if variant == "batch_topk" else 0.05
-    asked = config(name=variant, variant=variant, sparsities=(sparsity,), read=(SITE,))
+def test_every_activation_function_is_trained(run, activation_fn):
+    sparsity = 2.0 if activation_fn == "batch_topk" else 0.05
+    asked = config(
+        name=activation_fn, activation_fn=activation_fn, sparsities=(sparsity,), read=(SITE,)
+    )
     found = train_dictionaries(run, asked)
-    assert found.finished.architecture == {"gated": "gated"}.get(variant, "jumprelu")
+    assert found.dictionary.saelens_architecture == {"gated": "gated"}.get(
+        activation_fn, "jumprelu"
+    )
     first, last = losses(run, found)
     assert (last < first).all()
     assert all(np.isfinite(value).all() for value in found.params.values())
@@ -181,14 +198,14 @@ def losses(run, found):
     return [np.array(json.loads(row)["mse"]) for row in (rows[0], rows[-1])]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_made_from_its_name_and_steps(run, variant):
+@pytest.mark.parametrize("activation_fn", ACTIVATIONS)
+def test_every_activation_function_is_made_from_its_name_and_steps(run, activation_fn):
     """One step, traced: what is carried keeps its shapes and types."""
-    options = {"options__widths": (8, 16)} if variant == "matryoshka" else {}
-    recipe = resolve(run, config(variant=variant, **options)).recipe
-    assert recipe.dictionary.variant.name == variant
-    kind = recipe.dictionary.kind
-    x = jax.ShapeDtypeStruct((90, kind.d_in), np.float32)
+    options = {"options__widths": (8, 16)} if activation_fn == "matryoshka" else {}
+    recipe = resolve(run, config(activation_fn=activation_fn, **options)).recipe
+    assert recipe.dictionary.activation_fn.name == activation_fn
+    architecture = recipe.dictionary.architecture
+    x = jax.ShapeDtypeStruct((90, architecture.d_in), np.float32)
     of_groups = jax.ShapeDtypeStruct((3,), np.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     sparsity = jax.ShapeDtypeStruct((), np.float32)
@@ -211,9 +228,12 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"options__mode": "tanh"}, "variant 'topk' has no option 'mode'; it has aux, most"),
-        ({"variant": "top"}, "no variant 'top'; there are relu"),
-        ({"kind": "coder"}, "no kind 'coder'; there are autoencoder"),
+        (
+            {"options__mode": "tanh"},
+            "activation function 'topk' has no option 'mode'; it has aux, most",
+        ),
+        ({"activation_fn": "top"}, "no activation function 'top'; there are relu"),
+        ({"architecture": "coder"}, "no architecture 'coder'; there are autoencoder"),
         ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
@@ -295,7 +315,7 @@ def test_states_are_those_of_the_model(run):
 
 
 def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
-    result = measured(run, beaten)
+    result = measure_dictionaries(run, beaten)
     own = result.sel(member=(result["what"] == "trained").values)
     assert own.sizes["member"] == len(beaten) < result.sizes["member"]
     assert str(result["split"].values[0]).startswith("train")
@@ -305,13 +325,13 @@ def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     assert {"e1@r1", "e2@r1", "e2@r2", "fact1@r2"} <= set(result["concept"].values)
     assert "e1@e1" not in result["concept"].values  # one state for each value: nothing to learn
     monkeypatch.delattr(api, "measure")  # it is not measured again
-    np.testing.assert_array_equal(result["f1"], measured(run, beaten)["f1"])
+    np.testing.assert_array_equal(result["f1"], measure_dictionaries(run, beaten)["f1"])
 
 
 @pytest.mark.slow
 def test_baselines_are_measured_like_what_is_to_beat_them(run):
     made = train_dictionaries(run, config(name="held", read=(SITE,), baselines=True))
-    result = measured(run, made)
+    result = measure_dictionaries(run, made)
     assert {"k-means", "linear", "neurons", "class means"} < set(result["what"].values)
     assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import DictionarySubject, EncodedStates
-from implicit_reasoning.dictionaries.kinds import Autoencoder
 from implicit_reasoning.dictionaries.measures import use
 from implicit_reasoning.dictionaries.measures.use import CHANGES, OUTCOMES, RULES, SwapPrompts, Use
 from implicit_reasoning.dictionaries.splice import Sites

@@ -6,25 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.exchange import (
-    load_saelens,
-    save_cross_layer,
-    save_saelens,
-    save_transcoder_set,
-)
-from implicit_reasoning.dictionaries.kinds import (
-    Autoencoder,
-    CrossLayer,
-    SkipTranscoder,
-    Transcoder,
-)
-from implicit_reasoning.dictionaries.variants import (
+from implicit_reasoning.dictionaries.activations import (
     BatchTopK,
     Gated,
     JumpReLU,
     Matryoshka,
     ReLU,
     TopK,
+)
+from implicit_reasoning.dictionaries.architectures import (
+    Autoencoder,
+    CrossLayer,
+    SkipTranscoder,
+    Transcoder,
+)
+from implicit_reasoning.dictionaries.exchange import (
+    load_saelens,
+    save_cross_layer,
+    save_saelens,
+    save_transcoder_set,
 )
 from tests.dictionaries.parameters import at_random
 from tests.peers.environment import run_in
@@ -46,11 +46,11 @@ FINISHED = {
 }
 
 
-def finished(kind, variant):
+def finished(architecture, activation_fn):
     """A finished dictionary of parameters at random, and a batch."""
-    dictionary, params, x, *_ = at_random(kind, variant, batch=BATCH)
+    dictionary, params, x, *_ = at_random(architecture, activation_fn, batch=BATCH)
     params = dictionary.finish(params, jnp.float32(0.4), jnp.float32(4), 1.5, 1.5)
-    return dictionary.finished(), params, x
+    return dictionary.for_inference(), params, x
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_what_sae_lens_writes_is_read(seen_by_sae_lens, name):
 # Losses ------------------------------------------------------------------------------------------
 
 LOSSES = {
-    # variant: (ours, our sparsity, their class, their config, their coefficients, names)
+    # activation_fn: (ours, our sparsity, their class, their config, their coefficients, names)
     "relu": (ReLU(), 0.2, "StandardTrainingSAE", {}, {"l1": 0.2}, {"l1": "l1_loss"}),
     "gated": (
         Gated(),
@@ -146,8 +146,8 @@ LOSSES = {
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("losses"), {}
-    for name, (variant, _, theirs, config, coefficients, _) in LOSSES.items():
-        dictionary, params, x, _, dead = at_random(Autoencoder(D, D, F), variant, batch=BATCH)
+    for name, (activation_fn, _, theirs, config, coefficients, _) in LOSSES.items():
+        dictionary, params, x, _, dead = at_random(Autoencoder(D, D, F), activation_fn, batch=BATCH)
         dead = dead.at[jnp.array([1, 7, 8, 30])].set(True)
         made[name] = dictionary, params, x, dead
         (folder / name).mkdir()
@@ -183,17 +183,17 @@ def test_sae_lens_has_the_same_loss(losses, name):
 @pytest.fixture(scope="module")
 def seen_by_circuit_tracer(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("sets"), {}
-    for name, make, variant in (
+    for name, make, activation_fn in (
         ("relu", Transcoder, ReLU()),
         ("jumprelu", Transcoder, JumpReLU(threshold=0.3)),
         ("skip", SkipTranscoder, JumpReLU(threshold=0.3)),
     ):
-        parts = [finished(make(D, D, F), variant) for _ in range(2)]
+        parts = [finished(make(D, D, F), activation_fn) for _ in range(2)]
         made[name] = parts
         save_transcoder_set(folder / name / "ours", [part[:2] for part in parts])
         np.save(folder / name / "x.npy", np.stack([part[2] for part in parts]))
-    for name, variant in (("clt relu", ReLU()), ("clt jumprelu", JumpReLU(threshold=0.3))):
-        whole, params, x = finished(CrossLayer(2 * D, 2 * D, 2 * F, n_layers=2), variant)
+    for name, activation_fn in (("clt relu", ReLU()), ("clt jumprelu", JumpReLU(threshold=0.3))):
+        whole, params, x = finished(CrossLayer(2 * D, 2 * D, 2 * F, n_layers=2), activation_fn)
         made[name] = [(whole, params, x)]
         save_cross_layer(folder / name / "ours", whole, params)
         np.save(folder / name / "x.npy", np.stack(np.split(np.asarray(x), 2, axis=1)))

@@ -4,7 +4,7 @@
 computes nothing.
 
 truths.py      what features are held against
-looking.py     what the device says of every feature
+feature_statistics.py  statistics of every feature
 labels.py      labels from truth, and how good they are
 histories.py   a feature from checkpoint to checkpoint
 cards.py       which features are shown, and what of each
@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from implicit_reasoning.dictionaries.dashboards import cards, labels
-from implicit_reasoning.dictionaries.measures.metrics import DENSE
+from implicit_reasoning.dictionaries.measures.metrics import MIN_DENSE
 from implicit_reasoning.dictionaries.results import make_rows, open_measured
 from implicit_reasoning.dictionaries.store import (
     ALL,
@@ -97,11 +97,14 @@ def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
     # A run that was copied without its checkpoints has a page with the table alone.
     if any(step not in run.steps for member in members for step in member.steps):
         return _page(made, result, [], "cannot be shown: the checkpoints are not there any more.")
-    return _page(made, result, cards.show(run, made, result))
+    return _page(made, result, cards.make_cards(run, made, result))
 
 
 def _page(
-    made: Dictionaries, result: xr.Dataset, shown: Sequence[cards.Shown], missing: str = ""
+    made: Dictionaries,
+    result: xr.Dataset,
+    shown: Sequence[cards.DictionaryCards],
+    missing: str = "",
 ) -> Page:
     """The table and the cards; `missing` says why there are no cards, as HTML."""
     chosen = [made.members[number] for number in made.shown]
@@ -115,10 +118,10 @@ def _page(
         labelled=any(one.counts for one in shown),
         direct=any(card.promoted for one in shown for group in one.groups for card in group.cards),
         start=_STARTS[made.config.start],
-        dense=DENSE,
-        stands=labels.STANDS,
-        weakly=labels.WEAKLY,
-        chance=labels.CHANCE,
+        dense=MIN_DENSE,
+        stands=labels.MIN_F1,
+        weakly=labels.MIN_WEAK_F1,
+        chance=labels.MAX_CHANCE,
     )
     style = _TEMPLATES.get_template("features.css").render()
     name = made.config.name
@@ -126,11 +129,12 @@ def _page(
     return Page(f"dictionaries_{name}", title, _lead(made, chosen[0], shown), body, style)
 
 
-def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.Shown]) -> str:
+def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCards]) -> str:
     """Which dictionary, and which features."""
     which = (
-        f"For every site the {made.config.kind.replace('_', ' ')} {_when(member)}, "
-        f"sparsity {member.sparsity:g} and seed 0, {made.finished.kind.d_sae:,} features. "
+        f"For every site the {made.config.architecture.replace('_', ' ')} {_when(member)}, "
+        f"sparsity {member.sparsity:g} and seed 0, {made.dictionary.architecture.d_sae:,} "
+        f"features."
     )
     others = f"the densest {cards.DENSEST} of the others and {cards.RANDOM} drawn at random"
     if not any(one.counts for one in shown):

@@ -12,22 +12,22 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from implicit_reasoning.analysis.instrument import NotApplicable
+from implicit_reasoning.dictionaries.dashboards.feature_statistics import (
+    FeatureStats,
+    Matches,
+    SiteStates,
+    feature_stats,
+    read_states,
+)
 from implicit_reasoning.dictionaries.dashboards.histories import Histories, History
 from implicit_reasoning.dictionaries.dashboards.labels import (
     Label,
     Labelled,
     Nulls,
-    Other,
+    OtherMatch,
     label_features,
     make_label,
     other_pairs,
-)
-from implicit_reasoning.dictionaries.dashboards.looking import (
-    Look,
-    Matches,
-    Read,
-    look,
-    read_states,
 )
 from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.instrument import ExampleSource
@@ -88,21 +88,21 @@ class Card(NamedTuple):
     by_position: tuple[tuple[str, float], ...]
     mean: float
     label: Label | None
-    others: Sequence[Other]
+    others: Sequence[OtherMatch]
     examples: tuple[Example, ...]
     promoted: tuple[Token, ...]
     suppressed: tuple[Token, ...]
     history: History | None
 
 
-class Group(NamedTuple):
+class CardGroup(NamedTuple):
     """Cards of features that were chosen for one reason."""
 
     title: str
     cards: tuple[Card, ...]
 
 
-class Count(NamedTuple):
+class LabelCount(NamedTuple):
     """How many features have a label of one concept, by verdict."""
 
     concept: str
@@ -110,7 +110,7 @@ class Count(NamedTuple):
     weakly: int
 
 
-class Shown(NamedTuple):
+class DictionaryCards(NamedTuple):
     """One dictionary.
 
     Attributes:
@@ -127,12 +127,12 @@ class Shown(NamedTuple):
     n_states: int
     n_features: int
     active: int
-    counts: tuple[Count, ...]
+    counts: tuple[LabelCount, ...]
     nothing: int
-    groups: tuple[Group, ...]
+    groups: tuple[CardGroup, ...]
 
 
-def show(run: Run, made: Dictionaries, result: xr.Dataset) -> list[Shown]:
+def make_cards(run: Run, made: Dictionaries, result: xr.Dataset) -> list[DictionaryCards]:
     """Everything about the dictionaries that have cards.
 
     Args:
@@ -145,8 +145,8 @@ def show(run: Run, made: Dictionaries, result: xr.Dataset) -> list[Shown]:
     with contextlib.suppress(NotApplicable):
         truth = ConceptStates.choose(source)
     numbers, places = made.shown, source.split.places
-    read = read_states(run, places, [made.members[number] for number in numbers])
-    return [_show(source, made, number, result, read, truth) for number in numbers]
+    states = read_states(run, places, [made.members[number] for number in numbers])
+    return [_show(source, made, number, result, states, truth) for number in numbers]
 
 
 def _show(
@@ -154,29 +154,29 @@ def _show(
     made: Dictionaries,
     number: int,
     result: xr.Dataset,
-    read: Read,
+    states: SiteStates,
     truth: ConceptStates | None,
-) -> Shown:
+) -> DictionaryCards:
     places, dataset = source.split.places, source.run.dataset
-    seen = look(source.run, made, number, read, places, truth)
-    told = None
-    if truth is not None and seen.matches is not None:
+    stats = feature_stats(source.run, made, number, states, places, truth)
+    labels = None
+    if truth is not None and stats.matches is not None:
         concepts = truth.concepts
         nulls = Nulls.of(result.isel(member=number), [one.name for one in concepts])
-        found = label_features(seen.matches, nulls.f1)
-        told = Told(seen.matches, found, nulls, StateTruth(dataset, places, concepts))
-    writer = Writer(dataset, places, seen, told, Histories(made, number, result))
-    active = seen.density > 0
-    groups = choose_features(seen.density, None if told is None else told.found)
-    return Shown(
+        found = label_features(stats.matches, nulls.f1)
+        labels = FeatureLabels(stats.matches, found, nulls, StateTruth(dataset, places, concepts))
+    writer = CardWriter(dataset, places, stats, labels, Histories(made, number, result))
+    active = stats.density > 0
+    groups = choose_features(stats.density, None if labels is None else labels.found)
+    return DictionaryCards(
         made.members[number],
         len(places.pos),
         len(active),
         int(active.sum()),
-        () if told is None else told.counts(active),
-        0 if told is None else int((told.found.nothing & active).sum()),
+        () if labels is None else labels.counts(active),
+        0 if labels is None else int((labels.found.nothing & active).sum()),
         tuple(
-            Group(title, tuple(writer.card(int(feature)) for feature in features))
+            CardGroup(title, tuple(writer.card(int(feature)) for feature in features))
             for title, features in groups.items()
             if len(features)
         ),
@@ -227,7 +227,7 @@ def _first(
 
 
 @dataclass(frozen=True)
-class Told:
+class FeatureLabels:
     """What truth says of the features of a dictionary."""
 
     matches: Matches
@@ -239,11 +239,11 @@ class Told:
         """Of a feature."""
         return make_label(self.found, self.matches, self.nulls, self.truth, feature)
 
-    def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[Count, ...]:
+    def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[LabelCount, ...]:
         """Verdicts by concept."""
         concept = self.found.concept[:, 0]
         return tuple(
-            Count(
+            LabelCount(
                 f"{one.variable} @ {one.pos}",
                 int((active & self.found.stands & (concept == number)).sum()),
                 int((active & self.found.weakly & (concept == number)).sum()),
@@ -253,28 +253,28 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Writer:
+class CardWriter:
     """Makes cards of numbers."""
 
     dataset: Dataset
     places: Places
-    seen: Look
-    told: Told | None
+    stats: FeatureStats
+    labels: FeatureLabels | None
     histories: Histories
 
     def card(self, feature: int) -> Card:
         """Everything about a feature."""
-        label = None if self.told is None else self.told.label(feature)
+        label = None if self.labels is None else self.labels.label(feature)
         concept = ""
-        others: Sequence[Other] = ()
-        if self.told is not None and label is not None:
-            concept = self.told.truth.concepts[label.concept].name
-            others = other_pairs(self.told.found, self.told.truth, feature)
+        others: Sequence[OtherMatch] = ()
+        if self.labels is not None and label is not None:
+            concept = self.labels.truth.concepts[label.concept].name
+            others = other_pairs(self.labels.found, self.labels.truth, feature)
         return Card(
             feature,
-            float(self.seen.density[feature]),
+            float(self.stats.density[feature]),
             self._by_position(feature),
-            float(self.seen.mean[feature]),
+            float(self.stats.mean[feature]),
             label,
             others,
             self._examples(feature, label),
@@ -285,12 +285,12 @@ class Writer:
     def _by_position(self, feature: int) -> tuple[tuple[str, float], ...]:
         """Of positions that have states at all."""
         there = np.unique(self.places.pos)
-        shares = np.asarray(self.seen.by_position)[:, feature]
+        shares = np.asarray(self.stats.by_position)[:, feature]
         return tuple((self.dataset.positions[pos], float(shares[pos])) for pos in there)
 
     def _examples(self, feature: int, label: Label | None) -> tuple[Example, ...]:
         """States where it is active, of those with the highest activations."""
-        pairs = zip(self.seen.top[feature], self.seen.states[feature], strict=True)
+        pairs = zip(self.stats.top[feature], self.stats.states[feature], strict=True)
         return tuple(
             self._example(int(state), float(activation), label)
             for activation, state in pairs
@@ -303,13 +303,13 @@ class Writer:
             vocab[one] for one in self.places.tokens[self.places.row[state], : pos + 1]
         )
         true, value = None, ""
-        if self.told is not None and label is not None:
-            true, value = self.told.truth.at(label.concept, label.value, state)
+        if self.labels is not None and label is not None:
+            true, value = self.labels.truth.at(label.concept, label.value, state)
         return Example(tuple(before), here, activation, true, value)
 
     def _tokens(self, feature: int) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
         """Promoted and suppressed."""
-        found = self.seen.tokens
+        found = self.stats.tokens
         if found is None:
             return (), ()
         ends = (found.promoted, found.up), (found.suppressed, found.down)

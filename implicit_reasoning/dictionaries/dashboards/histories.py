@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from implicit_reasoning.dictionaries.architectures import Crosscoder
 from implicit_reasoning.dictionaries.dashboards.labels import Label
-from implicit_reasoning.dictionaries.kinds import Crosscoder
 from implicit_reasoning.dictionaries.store import ALL, Dictionaries
 
 
@@ -48,8 +48,8 @@ class Histories:
         self._rows = [made.directions(one) for one in numbers]
         self._own = self._rows[numbers.index(number)]
         self._norms: Float[np.ndarray, "feature part"] | None = None
-        if member.step == ALL and isinstance(made.finished.kind, Crosscoder):
-            norms = np.asarray(made.finished.kind.by_part(made.params_of(number)))
+        if member.step == ALL and isinstance(made.dictionary.architecture, Crosscoder):
+            norms = np.asarray(made.dictionary.architecture.by_part(made.params_of(number)))
             self._steps, self._norms = member.steps, norms / (norms.max(1, keepdims=True) + 1e-12)
 
     def of(self, feature: int, label: Label | None, concept: str) -> History | None:

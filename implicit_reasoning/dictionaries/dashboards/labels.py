@@ -1,7 +1,7 @@
 """Labels of features from truth, how good they are, and what chance would make of them.
 
 A label says "variable @ position = value". It is chosen on one half of the first facts (see
-`looking.py`); every number beside it is of the other half.
+`feature_statistics.py`); every number beside it is of the other half.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 
-from implicit_reasoning.dictionaries.dashboards.looking import PAIRS, Matches
+from implicit_reasoning.dictionaries.dashboards.feature_statistics import PAIRS, Matches
 from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
-from implicit_reasoning.dictionaries.measures.absorption import STANDS
+from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
 
-WEAKLY = 0.2
+MIN_WEAK_F1 = 0.2
 """F1 below which a label says nothing, whatever its null."""
-CHANCE = 1e-3
+MAX_CHANCE = 1e-3
 """A label has to be better than what so many dealings of values among states would give."""
 
 STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
@@ -36,7 +36,7 @@ class Label(NamedTuple):
       own_token: whether the variable is the token at the position itself.
       f1: on the half that it was not chosen on, as all that follows.
       null: highest mean F1 of this concept's best features, of permutations of values.
-      chance: F1 that this feature has with this value in fewer than `CHANCE` of all dealings.
+      chance: F1 that this feature has with this value in fewer than `MAX_CHANCE` of all dealings.
       average_precision: of the activation.
       average_precision_null: as `null`.
       both: states that have the value and are active.
@@ -75,7 +75,7 @@ class Label(NamedTuple):
         return self.both / self.n_value if self.n_value else np.nan
 
 
-class Other(NamedTuple):
+class OtherMatch(NamedTuple):
     """A pair that a feature matches, too."""
 
     name: str
@@ -151,7 +151,7 @@ def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Lab
     chosen = np.take_along_axis(chosen, order, axis=1)
     above = (matches.both[..., 0][first] > both) & (chosen[:, 0] > 0)
     above &= ~(f1[:, 0] <= null[concept[:, 0]])  # where it is not known, chance is enough
-    stands, weakly = above & (f1[:, 0] >= STANDS), above & (f1[:, 0] >= WEAKLY)
+    stands, weakly = above & (f1[:, 0] >= MIN_F1), above & (f1[:, 0] >= MIN_WEAK_F1)
     chance = 2 * both / np.maximum(n_value + n_active, 1)
     return Labelled(concept, value, chosen, f1, chance, stands, weakly & ~stands)
 
@@ -161,12 +161,14 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """States with the value that are active, exceeded in at most `CHANCE` of dealings: exact.
+    """States with the value that are active, exceeded in at most `MAX_CHANCE` of dealings: exact.
 
     When values are dealt out anew among states these are drawn without putting back, each for
     itself (hypergeometric).
     """
-    both: np.ndarray = hypergeom.isf(CHANCE, n_states, n_value.astype(int), n_active.astype(int))
+    both: np.ndarray = hypergeom.isf(
+        MAX_CHANCE, n_states, n_value.astype(int), n_active.astype(int)
+    )
     return both
 
 
@@ -203,11 +205,11 @@ def make_label(
     )
 
 
-def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[Other]:
+def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
     """The next best pairs, of those that it matches at all, on both halves."""
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [
-        Other(truth.label(int(concept), int(value)), float(f1))
+        OtherMatch(truth.label(int(concept), int(value)), float(f1))
         for concept, value, chosen, f1 in zip(*(of[feature, 1:] for of in columns), strict=True)
-        if min(chosen, f1) >= WEAKLY
+        if min(chosen, f1) >= MIN_WEAK_F1
     ]

@@ -9,25 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from implicit_reasoning.dictionaries.architectures import SkipTranscoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import SkipTranscoder
 from implicit_reasoning.model.exchange.flat import check_fit
 
 
 def shapes(finished: InferenceDictionary) -> dict[str, tuple[int, ...]]:
     """Shape of every array of an autoencoder or a transcoder, except the `k` of `topk`."""
-    kind = finished.kind
-    d_in, d_out, d_sae = kind.d_in, kind.d_out, kind.d_sae
+    architecture = finished.architecture
+    d_in, d_out, d_sae = architecture.d_in, architecture.d_out, architecture.d_sae
     found: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
         "W_dec": (d_sae, d_out),
         "b_dec": (d_out,),
     }
-    biases = ("b_gate", "b_mag", "r_mag") if finished.architecture == "gated" else ("b_enc",)
+    biases = (
+        ("b_gate", "b_mag", "r_mag") if finished.saelens_architecture == "gated" else ("b_enc",)
+    )
     found |= dict.fromkeys(biases, (d_sae,))
-    if finished.architecture == "jumprelu":
+    if finished.saelens_architecture == "jumprelu":
         found["threshold"] = (d_sae,)
-    if isinstance(kind, SkipTranscoder):
+    if isinstance(architecture, SkipTranscoder):
         found["W_skip"] = (d_out, d_in)
     return found
 
@@ -42,12 +44,12 @@ def check_arrays(
       finished: what they are parameters of.
       where: the file.
     """
-    kind = finished.kind
+    architecture = finished.architecture
     wanted = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes(finished).items()
     }
     what = (
-        f"a {finished.architecture} {type(kind).__name__.lower()} of d_in {kind.d_in}, d_out "
-        f"{kind.d_out} and d_sae {kind.d_sae}"
+        f"a {finished.saelens_architecture} {type(architecture).__name__.lower()} of d_in "
+        f"{architecture.d_in}, d_out {architecture.d_out} and d_sae {architecture.d_sae}"
     )
     check_fit(arrays, wanted, where, what)

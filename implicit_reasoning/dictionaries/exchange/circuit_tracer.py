@@ -29,9 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
+from implicit_reasoning.dictionaries.architectures import (
+    Architecture,
+    CrossLayer,
+    SkipTranscoder,
+    Transcoder,
+)
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
-from implicit_reasoning.dictionaries.kinds import CrossLayer, Kind, SkipTranscoder, Transcoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write
 from implicit_reasoning.model import Params
@@ -74,8 +79,10 @@ def save_transcoder_set(
     folder = local_path(folder)
     layers = []
     for finished, params in transcoders:
-        if type(finished.kind) not in (Transcoder, SkipTranscoder):
-            raise InputError(f"a {type(finished.kind).__name__} is no transcoder of one layer")
+        if type(finished.architecture) not in (Transcoder, SkipTranscoder):
+            raise InputError(
+                f"a {type(finished.architecture).__name__} is no transcoder of one layer"
+            )
         _check_architecture(finished)
         plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
         plain["W_enc"] = plain["W_enc"].T
@@ -109,7 +116,8 @@ def load_transcoder_set(
         _transcoder(folder / name, activation) for name in _by_layer(folder, "layer", n_layers)
     ]
     widths = [
-        (finished.kind.d_in, finished.kind.d_out, finished.kind.d_sae) for finished, _ in found
+        (finished.architecture.d_in, finished.architecture.d_out, finished.architecture.d_sae)
+        for finished, _ in found
     ]
     for layer, width in enumerate(widths):
         if width != widths[0]:
@@ -134,11 +142,11 @@ def save_cross_layer(
     Raises:
       InputError: it is none, or not of ReLU or JumpReLU.
     """
-    folder, kind = local_path(folder), finished.kind
-    if not isinstance(kind, CrossLayer):
-        raise InputError(f"a {type(kind).__name__} is no cross-layer transcoder")
+    folder, architecture = local_path(folder), finished.architecture
+    if not isinstance(architecture, CrossLayer):
+        raise InputError(f"a {type(architecture).__name__} is no cross-layer transcoder")
     _check_architecture(finished)
-    n = kind.n_layers
+    n = architecture.n_layers
     plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
     by_layer = {
         name: plain[name].reshape(n, -1)
@@ -197,8 +205,8 @@ def load_cross_layer(
     params: Params = {name: jnp.asarray(value.reshape(-1)) for name, value in stacked.items()}
     params["W_enc"] = jnp.asarray(stacked["W_enc"].transpose(0, 2, 1))
     params["W_dec"] = jnp.asarray(decoder)
-    kind = CrossLayer(n * width, n * width, n * d_sae, n_layers=n)
-    return InferenceDictionary(kind, "jumprelu" if jumprelu else "standard"), params
+    architecture = CrossLayer(n * width, n * width, n * d_sae, n_layers=n)
+    return InferenceDictionary(architecture, "jumprelu" if jumprelu else "standard"), params
 
 
 def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary, Params]:
@@ -214,7 +222,7 @@ def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary
             threshold = np.full(d_sae, threshold.item(), np.float32)
         _check_threshold(threshold, path)
         arrays["threshold"] = threshold
-    make: type[Kind] = SkipTranscoder if "W_skip" in arrays else Transcoder
+    make: type[Architecture] = SkipTranscoder if "W_skip" in arrays else Transcoder
     finished = InferenceDictionary(make(d_in, d_out, d_sae), "jumprelu" if jumprelu else "standard")
     check_arrays(arrays, finished, path)
     return finished, {name: jnp.asarray(value) for name, value in arrays.items()}
@@ -271,10 +279,10 @@ def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> No
 
 
 def _check_architecture(finished: InferenceDictionary) -> None:
-    if finished.architecture not in ("standard", "jumprelu"):
+    if finished.saelens_architecture not in ("standard", "jumprelu"):
         raise InputError(
-            f"circuit-tracer 0.5 has no transcoders of {finished.architecture}: it reads ReLU "
-            "(standard) and jumprelu, to which batch_topk and matryoshka come out as well"
+            f"circuit-tracer 0.5 has no transcoders of {finished.saelens_architecture}: it reads "
+            "ReLU (standard) and jumprelu, to which batch_topk and matryoshka come out as well"
         )
 
 

@@ -10,10 +10,10 @@ import os
 
 import jax.numpy as jnp
 
+from implicit_reasoning.dictionaries.architectures import Autoencoder, Transcoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.exchange.saelens import with_shifted_bias
-from implicit_reasoning.dictionaries.kinds import Autoencoder, Transcoder
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_npz
 from implicit_reasoning.model import Params
@@ -47,8 +47,8 @@ def load_gemma_scope(
             f"{plain['W_dec'].shape}; both must be matrices"
         )
     (d_in, d_sae), d_out = plain["W_enc"].shape, plain["W_dec"].shape[1]
-    kind = (Transcoder if transcoder else Autoencoder)(d_in, d_out, d_sae)
-    finished = InferenceDictionary(kind, "jumprelu")
+    architecture = (Transcoder if transcoder else Autoencoder)(d_in, d_out, d_sae)
+    finished = InferenceDictionary(architecture, "jumprelu")
     check_arrays(plain, finished, path)
     params: Params = {name: jnp.asarray(value) for name, value in plain.items()}
     return finished, params if transcoder else with_shifted_bias(params)

@@ -19,19 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from implicit_reasoning.dictionaries.architectures import (
+    Architecture,
+    Autoencoder,
+    Crosscoder,
+    SkipTranscoder,
+    Transcoder,
+)
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.exchange.checks import check_arrays
 from implicit_reasoning.dictionaries.exchange.saelens_fields import (
     AUTOENCODERS,
     TRANSCODERS,
     read_config,
-)
-from implicit_reasoning.dictionaries.kinds import (
-    Autoencoder,
-    Crosscoder,
-    Kind,
-    SkipTranscoder,
-    Transcoder,
 )
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
@@ -65,14 +65,14 @@ def save_saelens(
       density: by feature, the share of states where it is active.
 
     Raises:
-      InputError: SAELens has nothing of this kind and architecture.
+      InputError: SAELens has nothing of this architecture.
     """
-    folder, kind = local_path(folder), finished.kind
-    transcoder = not isinstance(kind, Autoencoder)
+    folder, architecture = local_path(folder), finished.architecture
+    transcoder = not isinstance(architecture, Autoencoder)
     config: dict[str, Any] = {
         "architecture": _architecture(finished),
-        "d_in": kind.d_in,
-        "d_sae": kind.d_sae,
+        "d_in": architecture.d_in,
+        "d_sae": architecture.d_sae,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": not transcoder,
@@ -87,10 +87,10 @@ def save_saelens(
         },
     }
     if transcoder:
-        config["d_out"] = kind.d_out
+        config["d_out"] = architecture.d_out
         config["metadata"]["hook_name_out"] = write
     arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
-    if finished.architecture == "topk":
+    if finished.saelens_architecture == "topk":
         config |= {"k": int(params["k"]), "rescale_acts_by_decoder_norm": False}
         del arrays["k"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,23 +127,23 @@ def load_saelens(
     params = {name: jnp.asarray(value) for name, value in arrays.items()}
     if factors is not None:
         params["W_dec"] = params["W_dec"] * jnp.asarray(factors)[:, None]
-    if finished.architecture == "topk":
+    if finished.saelens_architecture == "topk":
         if config["rescale_acts_by_decoder_norm"]:
             params = _with_norms_folded(params)
         params["k"] = jnp.int32(finished.most)
-    if isinstance(finished.kind, Autoencoder) and not config["apply_b_dec_to_input"]:
+    if isinstance(finished.architecture, Autoencoder) and not config["apply_b_dec_to_input"]:
         params = with_shifted_bias(params)
     return finished, params, metadata
 
 
 def _architecture(finished: InferenceDictionary) -> str:
-    kind, own = finished.kind, finished.architecture
-    if isinstance(kind, Autoencoder) and not isinstance(kind, Crosscoder):
+    architecture, own = finished.architecture, finished.saelens_architecture
+    if isinstance(architecture, Autoencoder) and not isinstance(architecture, Crosscoder):
         return own
-    found = TRANSCODERS.get((own, isinstance(kind, SkipTranscoder)))
-    if type(kind) not in (Transcoder, SkipTranscoder) or found is None:
+    found = TRANSCODERS.get((own, isinstance(architecture, SkipTranscoder)))
+    if type(architecture) not in (Transcoder, SkipTranscoder) or found is None:
         raise InputError(
-            f"SAELens has no {own} {type(kind).__name__.lower()}: it has autoencoders "
+            f"SAELens has no {own} {type(architecture).__name__.lower()}: it has autoencoders "
             f"({', '.join(AUTOENCODERS)}) and transcoders (standard, jumprelu)"
         )
     return found
@@ -156,7 +156,7 @@ def _finished(config: Mapping[str, Any]) -> InferenceDictionary:
             Autoencoder(d_in, d_in, d_sae), name, config["k"] if name == "topk" else 0
         )
     ((architecture, skips),) = [known for known, theirs in TRANSCODERS.items() if theirs == name]
-    make: type[Kind] = SkipTranscoder if skips else Transcoder
+    make: type[Architecture] = SkipTranscoder if skips else Transcoder
     return InferenceDictionary(make(d_in, config["d_out"], d_sae), architecture)
 
 

@@ -1,7 +1,7 @@
 """Figures of a run's dictionaries, for the report.
 
 pareto.py     how much is kept, by how few features
-beaten.py     dictionaries beside baselines
+baselines.py  dictionaries beside baselines
 matches.py    what features stand for, and how bridges' features fare
 use.py        whether answers follow
 training.py   features from checkpoint to checkpoint
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 
 from implicit_reasoning.dictionaries.api import find_instrument
-from implicit_reasoning.dictionaries.figures.beaten import beaten
+from implicit_reasoning.dictionaries.figures.baselines import baselines
 from implicit_reasoning.dictionaries.figures.matches import bridges, matches
 from implicit_reasoning.dictionaries.figures.pareto import compared, pareto
 from implicit_reasoning.dictionaries.figures.training import superposition, training
@@ -30,7 +30,7 @@ def figures(run: Run) -> list[Figure]:
     """Of every set of dictionaries that was measured; then those of instruments of one's own."""
     tables = {name: open_measured(run, name) for name in names(run)}
     results = {name: table for name, table in tables.items() if table is not None}
-    makers = (pareto, beaten, matches, bridges, uses, training, superposition)
+    makers = (pareto, baselines, matches, bridges, uses, training, superposition)
     drawn = [make(name, result) for name, result in results.items() for make in makers]
     drawn.append(compared(results))
     return [figure for figure in drawn if figure is not None] + _own(run)

@@ -6,8 +6,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
-from implicit_reasoning.dictionaries.results import bridge, distinct, middle, of_middle
+from implicit_reasoning.dictionaries.figures.drawing import legends, over_steps, panels
+from implicit_reasoning.dictionaries.results import (
+    at_middle_sparsity,
+    bridge_concept,
+    distinct,
+    middle_sparsity,
+)
 from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Figure
 
 
@@ -17,7 +22,7 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
         return None
     maps, nulls = {}, {}
     for site in distinct(result["site"]):
-        part = of_middle(result, site)
+        part = at_middle_sparsity(result, site)
         mean = part["f1"].mean("value").groupby("step").mean()
         null = part["f1_null"].max("draw").groupby("step").mean()
         maps[site], nulls[site] = (value.transpose("concept", "step") for value in (mean, null))
@@ -29,9 +34,9 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
         f"{int(n)} of {c}" for c, n in zip(result["concept"].values, counts.values, strict=True)
     )
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g}: for every value of a variable (at "
-        "a position) the feature that is active most nearly where the value is, chosen on half of "
-        "the first facts, and its F1 on the other half; mean over values "
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}: for every value of a "
+        "variable (at a position) the feature that is active most nearly where the value is, "
+        "chosen on half of the first facts, and its F1 on the other half; mean over values "
         f"({listed}). In brackets the null: the highest mean of {result.sizes['draw']} "
         "permutations of values among states. A token's own variable at its own position is "
         "written there by the embedding."
@@ -42,13 +47,13 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
 
 def bridges(name: str, result: xr.Dataset) -> Figure | None:
     """Split among features, the same out of distribution, absorbed: by checkpoint."""
-    concept = bridge(result)
+    concept = bridge_concept(result)
     if concept is None or "silent" not in result:
         return None
     with_roles = "role" in result.dims
     drawing, rows, sites = panels(result, nrows=2 + with_roles)
     for column, site in enumerate(sites):
-        part = of_middle(result, site)
+        part = at_middle_sparsity(result, site)
         _split(rows[0][column], part.sel(concept=concept))
         _absorbed(rows[1][column], part)
         if with_roles:
@@ -58,12 +63,12 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
         row[0].set_ylim(-0.02, 1.02)
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g}, where a bridge (e2) is first known."
-        " Top: F1 of the best feature of each bridge and of the best two or three together, which "
-        "is higher where a bridge is split among features. Second: states of the other half of "
-        "facts where the bridge's feature is silent, and where besides a feature that is active "
-        "for less than half of the bridge's facts writes most of its direction (absorbed; null: "
-        "another bridge's direction)."
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge (e2) is "
+        "first known. Top: F1 of the best feature of each bridge and of the best two or three "
+        "together, which is higher where a bridge is split among features. Second: states of the "
+        "other half of facts where the bridge's feature is silent, and where besides a feature "
+        "that is active for less than half of the bridge's facts writes most of its direction "
+        "(absorbed; null: another bridge's direction)."
     )
     if with_roles:
         id_, ood = (int(n) for n in result["role_n"].values)

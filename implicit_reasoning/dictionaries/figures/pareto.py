@@ -11,8 +11,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.drawing import layer_colors
-from implicit_reasoning.dictionaries.figures.parts import MARKERS, features_axis, legends, panels
-from implicit_reasoning.dictionaries.results import distinct, trained
+from implicit_reasoning.dictionaries.figures.drawing import MARKERS, features_axis, legends, panels
+from implicit_reasoning.dictionaries.results import distinct, trained_members
 from implicit_reasoning.figures import (
     BLACK,
     BLUE,
@@ -31,7 +31,7 @@ _SETS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
     """Quality against active features, a line for each checkpoint, a column for each site."""
-    result = trained(result)
+    result = trained_members(result)
     steps, quantities = distinct(result["step"]), {"explained_variance": "explained variance"}
     if "ce_loss_score_mean" in result:
         quantities["ce_loss_score_mean"] = "loss recovered"
@@ -89,7 +89,7 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
 
 def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
     """Sets of a run beside each other, at the last checkpoint; None where no two share a site."""
-    last = {name: _last(trained(result)) for name, result in results.items()}
+    last = {name: _last(trained_members(result)) for name, result in results.items()}
     counts = Counter(site for one in last.values() for site in distinct(one["site"]))
     sites = [site for site, count in counts.items() if count > 1]
     if not sites:
@@ -116,9 +116,12 @@ def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
     caption = (
         "Every set of dictionaries of this run at its last checkpoint, each point one sparsity "
         "(mean over seeds, bars from the lowest to the highest), on held-out states of the site "
-        "that is written. Sets may differ in kind, variant and width: see their configurations."
+        "that is written. Sets may differ in architecture, activation function and width: see "
+        "their configurations."
     )
-    return Figure("dictionaries", "Kinds and variants, side by side", caption, drawing)
+    return Figure(
+        "dictionaries", "Architectures and activation functions, side by side", caption, drawing
+    )
 
 
 def _last(result: xr.Dataset) -> xr.Dataset:

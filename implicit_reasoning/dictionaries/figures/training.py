@@ -7,9 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from implicit_reasoning.dictionaries.evolution import births
-from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
-from implicit_reasoning.dictionaries.measures.absorption import STANDS
-from implicit_reasoning.dictionaries.results import distinct, middle, of_middle, trained
+from implicit_reasoning.dictionaries.figures.drawing import legends, over_steps, panels
+from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
+from implicit_reasoning.dictionaries.results import (
+    at_middle_sparsity,
+    distinct,
+    middle_sparsity,
+    trained_members,
+)
 from implicit_reasoning.figures import (
     BLACK,
     BLUE,
@@ -29,11 +34,11 @@ _MARKERS = "osD^v<>pX"
 
 def training(name: str, result: xr.Dataset) -> Figure | None:
     """How many values have a feature, and how much of a dictionary is there a checkpoint later."""
-    own = trained(result)
+    own = trained_members(result)
     if len(distinct(own["step"])) < 2 or "concept" not in result.dims:
         return None
     drawing, rows, sites = panels(own, nrows=2)
-    standing = births(own)["standing"].sel(sparsity=middle(result)).mean("value")
+    standing = births(own)["standing"].sel(sparsity=middle_sparsity(result)).mean("value")
     for column, site in enumerate(sites):
         for number, concept in enumerate(own["concept"].values.tolist()):
             values = standing.sel(site=site, concept=concept)
@@ -46,19 +51,19 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
                 linewidth=1.4,
                 markersize=4,
             )
-        _lasting(rows[1][column], of_middle(result, site))
+        _lasting(rows[1][column], at_middle_sparsity(result, site))
     rows[0][0].set_ylabel("values with a feature")
     rows[1][0].set_ylabel("cosine of the nearest")
     for row in rows:
         row[0].set_ylim(-0.02, 1.02)
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g}. Top: of the values of each "
-        f"variable (at a position) the share that a feature stands for: F1 of at least {STANDS:g} "
-        "on facts that it was not chosen on, median over seeds; the null never comes near. Bottom: "
-        "for every active feature the highest cosine with a feature of the dictionary of the "
-        "checkpoint before, and of another seed (if there are several); mean over features. Grey: "
-        "the same with those turned at random."
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: of the values of "
+        f"each variable (at a position) the share that a feature stands for: F1 of at least "
+        f"{MIN_F1:g} on facts that it was not chosen on, median over seeds; the null never comes "
+        "near. Bottom: for every active feature the highest cosine with a feature of the "
+        "dictionary of the checkpoint before, and of another seed (if there are several); mean "
+        "over features. Grey: the same with those turned at random."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
         caption += (
@@ -81,13 +86,13 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
     """Directions, dimensions and how much they overlap."""
-    own = trained(result)
+    own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}
     if "bridge_overlap" in own:
         kinds["bridge"] = (VERMILION, "s", "bridges' means")
     for column, site in enumerate(sites):
-        part = of_middle(result, site)
+        part = at_middle_sparsity(result, site)
         for kind, (color, marker, label) in kinds.items():
             style = {"color": color, "marker": marker}
             over_steps(rows[0][column], part[f"{kind}_overlap"], label, style)
@@ -103,12 +108,12 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     rows[1][0].set_ylabel("how many")
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g}. Top: the highest |cosine| of a "
-        "direction with another, mean over directions: active features, and the means of bridges' "
-        "states less the mean of all; dotted: as many random directions in the same space. "
-        "Bottom: how many there are, beside the dimensions that states take (participation ratio "
-        "of their covariance): only above that line are directions in superposition, and more "
-        "overlap than at random is structure, not crowding."
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: the highest |cosine| "
+        "of a direction with another, mean over directions: active features, and the means of "
+        "bridges' states less the mean of all; dotted: as many random directions in the same "
+        "space. Bottom: how many there are, beside the dimensions that states take (participation "
+        "ratio of their covariance): only above that line are directions in superposition, and "
+        "more overlap than at random is structure, not crowding."
     )
     title = "More directions than dimensions?"
     return Figure(f"dictionaries_{name}_superposition", title, caption, drawing)

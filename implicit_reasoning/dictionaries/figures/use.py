@@ -6,8 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from implicit_reasoning.dictionaries.figures.parts import legends, over_steps, panels
-from implicit_reasoning.dictionaries.results import middle, of_middle
+from implicit_reasoning.dictionaries.figures.drawing import legends, over_steps, panels
+from implicit_reasoning.dictionaries.results import at_middle_sparsity, middle_sparsity
 from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, Figure
 
 _RULES: dict[str, dict[str, Any]] = {
@@ -38,22 +38,23 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
         row[0].set_ylabel(label, fontsize=9)
         row[0].set_ylim(-0.02, 1.02)
         for ax, site in zip(row, sites, strict=True):
-            part = of_middle(result, site).sel(change=change, outcome=outcome)
+            part = at_middle_sparsity(result, site).sel(change=change, outcome=outcome)
             for rule, style in _RULES.items():
                 ends = {end: part[f"use_{end}"].sel(rule=rule) for end in ("low", "high")}
                 over_steps(ax, part["use"].sel(rule=rule), rule, style, **ends)
     legends(drawing, rows[:1])
     pairs, cases = (int(result[key]) for key in ("use_pairs", "use_cases"))
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g}, where a bridge is first known; "
-        f"{cases} prompts, {pairs} pairs of a prefix and another bridge, all relations of that; "
-        "shading: 95% interval, clustered by bridge. Top: the bridge's feature is set to 0 and the "
-        "other bridge's to its usual size; the share of answers that become the other bridge's. "
-        "Middle: the bridge's feature is set to 0; low where the model needs it. Bottom: the other "
-        "bridge's feature, which should not be there, is set to 0; below 1 is a side effect. "
-        "Features are chosen on other facts: most nearly active where the bridge is (truth), most "
-        "active, or with most effect on the right logit (attribution). Grey: of bridges dealt out "
-        "anew. Black: the same with class means, for which no dictionary is needed."
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge is first "
+        f"known; {cases} prompts, {pairs} pairs of a prefix and another bridge, all relations of "
+        "that; shading: 95% interval, clustered by bridge. Top: the bridge's feature is set to 0 "
+        "and the other bridge's to its usual size; the share of answers that become the other "
+        "bridge's. Middle: the bridge's feature is set to 0; low where the model needs it. Bottom: "
+        "the other bridge's feature, which should not be there, is set to 0; below 1 is a side "
+        "effect. Features are chosen on other facts: most nearly active where the bridge is "
+        "(truth), most active, or with most effect on the right logit (attribution). Grey: of "
+        "bridges dealt out anew. Black: the same with class means, for which no dictionary is "
+        "needed."
     )
     title = "Do answers follow the features of bridges?"
     return Figure(f"dictionaries_{name}_use", title, caption, drawing)

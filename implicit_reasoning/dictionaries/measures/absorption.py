@@ -1,11 +1,12 @@
 """Instrument: absorption, where a bridge's feature is silent and a fact's feature speaks for it.
 
 In a state whose bridge is e the feature that stands for e (chosen on other facts) may be silent
-while another, active in less than half of the states of e, writes at least `SHARE` of what is
-written along e's direction: the mean of e's states less the mean of all, of those other facts, so
-that no fact's own code is part of it. The null takes another bridge's direction. Only features that
+while another, active in less than half of the states of e, writes at least `MIN_PROJECTION` of what
+is written along e's direction: the mean of e's states less the mean of all, of those other facts,
+so that no fact's own code is part of it. The null takes another bridge's direction. Only features
+that
 mostly stand for their bridge make this a finding: tables look at bridges whose F1 is at least
-`STANDS`.
+`MIN_F1`.
 
 Source: Chanin et al. 2024, "A is for absorption", section 5: silent main latents, cosine of the
 absorbing one with the direction at least .025, at least .4 of the projection.
@@ -29,10 +30,10 @@ from implicit_reasoning.dictionaries.instrument import (
     without_examples,
 )
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
-from implicit_reasoning.dictionaries.measures.matching import Half, best_features, of_values
+from implicit_reasoning.dictionaries.measures.matching import Half, best_features, one_hot_values
 
-SHARE, COSINE = 0.4, 0.025
-STANDS = 0.5
+MIN_PROJECTION, MIN_COSINE = 0.4, 0.025
+MIN_F1 = 0.5
 _RARE = 0.5  # of the states of a bridge: more, and a feature is not a fact's
 
 
@@ -67,7 +68,7 @@ class Absorption(DictionaryInstrument):
         """By bridge, shares of states: silent, absorbed, and absorbed by another's direction."""
         acts = encoded.acts[inputs.chosen]
         values, fit = jnp.asarray(inputs.values), np.flatnonzero(~inputs.second)
-        of_value = of_values(values, inputs.n_values)
+        of_value = one_hot_values(values, inputs.n_values)
         active = (acts > 0).astype(jnp.float32)
         feature = best_features(Half(acts[fit], values[fit]), inputs.n_values)
         silent = active[jnp.arange(len(values)), feature[values]] == 0
@@ -111,8 +112,8 @@ def _spoken_for(
     written = acts * along
     total = written.sum(1)
     cosine = along / (jnp.linalg.norm(rows, axis=1)[None] + 1e-12)
-    candidates = jnp.where(rare & (cosine >= COSINE), written, 0.0)
-    return (total > 0) & (candidates.max(1) >= SHARE * total)
+    candidates = jnp.where(rare & (cosine >= MIN_COSINE), written, 0.0)
+    return (total > 0) & (candidates.max(1) >= MIN_PROJECTION * total)
 
 
 def _by_value(values: Float[Array, " state"], of_value: Float[Array, "value state"]) -> Array:

@@ -24,7 +24,7 @@ from implicit_reasoning.dictionaries.instrument import (
     without_examples,
 )
 from implicit_reasoning.dictionaries.measures.matching import (
-    JOINED,
+    MAX_JOINED,
     Half,
     joined,
     match,
@@ -199,7 +199,7 @@ class Concepts(DictionaryInstrument):
         coords = {
             "concept": [concept.name for concept in states.concepts],
             "value": range(states.n_values),
-            "joined": range(1, JOINED + 1),
+            "joined": range(1, MAX_JOINED + 1),
             "draw": range(_PERMUTATIONS),
         }
         return without_examples(states, coords)

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-FEWEST = 2
+MIN_STATES = 2
 """States of a value in each half, without which nothing is said of it."""
-JOINED = 3
+MAX_JOINED = 3
 """Features that stand for one value together, at most."""
 
 
@@ -90,7 +90,7 @@ def match(first: Half, second: Half, n_values: int, order: Ranked | None = None)
     """
     order = ranked(second.acts) if order is None else order
     feature = best_features(first, n_values)
-    here = of_values(second.values, n_values)
+    here = one_hot_values(second.values, n_values)
     chosen = (second.acts > 0).astype(jnp.float32)[:, feature].T  # [value, state]
     one = Ranked(order.order[feature], order.last[feature])
     precision = jax.vmap(_average_precision)(one, here > 0)
@@ -132,11 +132,11 @@ def match_null(
 
 def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
     """F1 on the second half of the best 1, 2, ... `JOINED` features together; nan as in `match`."""
-    values = [of_values(half.values, n_values) for half in (first, second)]
+    values = [one_hot_values(half.values, n_values) for half in (first, second)]
     active = [(half.acts > 0).astype(jnp.float32) for half in (first, second)]
     any_of = [jnp.zeros_like(of_value) for of_value in values]  # whether a chosen one is active
     scores = []
-    for _ in range(JOINED):
+    for _ in range(MAX_JOINED):
         # Of states where no chosen one is active: what a further feature would add.
         left = 1 - any_of[0]
         both = (values[0] * any_of[0]).sum(1)[:, None] + (values[0] * left) @ active[0]
@@ -150,7 +150,7 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 
 def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
     """The feature of highest F1 for each value."""
-    of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
+    of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return f1_score(of_value @ active, of_value.sum(1)[:, None], active.sum(0)[None]).argmax(1)
 
 
@@ -172,7 +172,7 @@ def f1_score(
     return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
-def of_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
+def one_hot_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
     """1 where a state has a value, else 0."""
     return (values[None] == jnp.arange(n_values)[:, None]).astype(jnp.float32)
 
@@ -184,8 +184,8 @@ def _average_precision(one: Any, positive: Bool[Array, " state"]) -> Float[Array
 
 
 def _enough(first: Half, second: Half, n_values: int) -> Bool[Array, " value"]:
-    counts = [of_values(half.values, n_values).sum(1) for half in (first, second)]
-    return (counts[0] >= FEWEST) & (counts[1] >= FEWEST)
+    counts = [one_hot_values(half.values, n_values).sum(1) for half in (first, second)]
+    return (counts[0] >= MIN_STATES) & (counts[1] >= MIN_STATES)
 
 
 def _f1(

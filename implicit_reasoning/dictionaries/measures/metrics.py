@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from implicit_reasoning.dictionaries.architectures import Features, Inputs, Outputs
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Features, Inputs, Outputs
 from implicit_reasoning.model import Params
 
-DENSE = 0.1
+MIN_DENSE = 0.1
 """A feature that is active on more than this share of states is dense."""
 
-LEAST = 0.01
+MIN_ABLATION_LOSS = 0.01
 """Nats that ablation must lose, for the share of it that is recovered to mean something."""
 
 Scalar = Float[Array, ""]
@@ -57,7 +57,7 @@ class Activity(NamedTuple):
     Attributes:
       density: by feature, share of states where it is active.
       dead: share of features that are never active.
-      dense: share of features that are active more often than `DENSE`.
+      dense: share of features that are active more often than `MIN_DENSE`.
     """
 
     density: Float[Array, " d_sae"]
@@ -68,7 +68,7 @@ class Activity(NamedTuple):
 def activity(acts: Features) -> Activity:
     """On all states there are; traced."""
     density = (acts > 0).mean(0)
-    return Activity(density, (density == 0).mean(), (density > DENSE).mean())
+    return Activity(density, (density == 0).mean(), (density > MIN_DENSE).mean())
 
 
 def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs) -> Quality:
@@ -119,8 +119,12 @@ def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
     """Share of a loss that comes back when the dictionary writes, not nothing: 1 is all of it.
 
     `(ablated - spliced) / (ablated - clean)`, SAELens's `ce_loss_score`, and with KL, whose clean
-    value is 0, its `kl_div_score`. nan where ablation loses less than `LEAST` nats: an untrained
-    model has nothing to lose.
+    value is 0, its `kl_div_score`. nan where ablation loses less than `MIN_ABLATION_LOSS` nats: an
+    untrained model has nothing to lose.
     """
     lost = ablated - clean
-    return np.where(lost >= LEAST, (ablated - spliced) / np.where(lost >= LEAST, lost, 1), np.nan)
+    return np.where(
+        lost >= MIN_ABLATION_LOSS,
+        (ablated - spliced) / np.where(lost >= MIN_ABLATION_LOSS, lost, 1),
+        np.nan,
+    )

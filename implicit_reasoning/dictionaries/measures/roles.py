@@ -26,7 +26,7 @@ from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bri
 from implicit_reasoning.dictionaries.measures.matching import Half, best_features
 
 ROLES = ("id", "ood")
-WHOSE = ("own", "another")
+FEATURE_OWNERS = ("own", "another")
 _SEED = 0
 
 
@@ -87,7 +87,9 @@ class Roles(DictionaryInstrument):
         group = np.concatenate(groups)
         inputs = RoleStates(bridges, fit, group, np.concatenate(others))
         number = np.repeat(np.arange(len(ROLES)), [len(of) for of in groups])
-        return Examples(inputs, ROLES, number, bridges.values[group], coords={"whose": WHOSE})
+        return Examples(
+            inputs, ROLES, number, bridges.values[group], coords={"whose": FEATURE_OWNERS}
+        )
 
     def measure(
         self,

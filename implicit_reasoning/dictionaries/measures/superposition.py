@@ -28,7 +28,7 @@ from implicit_reasoning.dictionaries.instrument import (
 )
 from implicit_reasoning.dictionaries.measures.absorption import directions
 from implicit_reasoning.dictionaries.measures.bridges import Bridges, choose_bridges
-from implicit_reasoning.dictionaries.measures.matching import of_values
+from implicit_reasoning.dictionaries.measures.matching import one_hot_values
 
 _SEED = 0
 
@@ -96,7 +96,7 @@ class BridgeSuperposition(DictionaryInstrument):
 
     def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:
         """Of the states alone."""
-        of_value = of_values(jnp.asarray(inputs.values), inputs.n_values)
+        of_value = one_hot_values(jnp.asarray(inputs.values), inputs.n_values)
         means = directions(subject.y[inputs.chosen], of_value)
         return _overlap("bridge", means, of_value.sum(1) > 0)
 

@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from implicit_reasoning.dictionaries.architectures import Features, Inputs
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import Features, Inputs
 from implicit_reasoning.dictionaries.measures.concepts import ConceptStates
 from implicit_reasoning.dictionaries.measures.matching import (
-    FEWEST,
+    MIN_STATES,
     Half,
     average_precision,
     f1_score,
-    of_values,
+    one_hot_values,
 )
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Places, states
@@ -72,7 +72,7 @@ class Matches(NamedTuple):
     average_precision: Float[Any, "concept feature"]
 
 
-class Tokens(NamedTuple):
+class FeatureTokens(NamedTuple):
     """What features add to logits, on the direct path, at either end.
 
     Attributes:
@@ -88,7 +88,7 @@ class Tokens(NamedTuple):
     down: Float[Any, "feature token"]
 
 
-class Look(NamedTuple):
+class FeatureStats(NamedTuple):
     """Of every feature of one dictionary.
 
     Attributes:
@@ -107,11 +107,11 @@ class Look(NamedTuple):
     top: Float[Any, "feature example"]
     states: Int[Any, "feature example"]
     matches: Matches | None
-    tokens: Tokens | None
+    tokens: FeatureTokens | None
 
 
 @dataclass(frozen=True)
-class Read:
+class SiteStates:
     """States at several sites, of one forward pass.
 
     Attributes:
@@ -128,7 +128,7 @@ class Read:
         return together.reshape(len(together), -1)
 
 
-def read_states(run: Run, places: Places, members: Sequence[Member]) -> Read:
+def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStates:
     """What passes all sites that some dictionaries of the same checkpoints read.
 
     Args:
@@ -143,18 +143,18 @@ def read_states(run: Run, places: Places, members: Sequence[Member]) -> Read:
     found = jax.jit(partial(states, model, places, sites=sites))(run.params(steps))
     parts = jnp.split(found.reshape(len(found), len(steps), -1), np.cumsum(widths)[:-1], axis=2)
     x = dict(zip(sites, parts, strict=True))
-    return Read(x, x[_SCALE][:, 0, 0] if _SCALE in x else jnp.ones(len(found)))
+    return SiteStates(x, x[_SCALE][:, 0, 0] if _SCALE in x else jnp.ones(len(found)))
 
 
-def look(
+def feature_stats(
     run: Run,
     made: Dictionaries,
     number: int,
-    read: Read,
+    read: SiteStates,
     places: Places,
     truth: ConceptStates | None,
-) -> Look:
-    """Look at one dictionary on all distinct states.
+) -> FeatureStats:
+    """Statistics of one dictionary on all distinct states.
 
     Args:
       run: that it is of.
@@ -168,7 +168,7 @@ def look(
       Numpy arrays.
     """
     member, own = made.members[number], made.params_of(number)
-    acts = _encoded(made.finished, own, read.of(member.read))
+    acts = _encoded(made.dictionary, own, read.of(member.read))
     positions = list(run.dataset.positions)
     found = _look(acts, jnp.asarray(places.pos), len(positions))
     if truth is not None:
@@ -178,11 +178,11 @@ def look(
         matches = _matches(acts, share[where], truth.halves, truth.n_values)
         found = found._replace(matches=matches)
     if direct_path(run.model, member.write, member.steps):
-        rows = _summed(made.finished.kind.rows(own), member.sites)
+        rows = _summed(made.dictionary.architecture.rows(own), member.sites)
         one = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
         found = found._replace(tokens=_tokens(run.model, one, rows, acts, read.scale))
-    seen: Look = jax.device_get(found)
-    return seen
+    stats: FeatureStats = jax.device_get(found)
+    return stats
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
@@ -200,13 +200,15 @@ def _encoded(finished: InferenceDictionary, params: Params, x: Inputs) -> Featur
 
 @partial(jax.jit, static_argnums=2)
 @highest_precision
-def _look(acts: Float[Array, "state feature"], pos: Int[Array, " state"], n_pos: int) -> Look:
+def _look(
+    acts: Float[Array, "state feature"], pos: Int[Array, " state"], n_pos: int
+) -> FeatureStats:
     active = (acts > 0).astype(jnp.float32)
-    of_pos = of_values(pos, n_pos)
+    of_pos = one_hot_values(pos, n_pos)
     by_position = of_pos @ active / jnp.maximum(of_pos.sum(1), 1)[:, None]
     top, places = jax.lax.top_k(acts.T, min(EXAMPLES, len(acts)))
     mean = acts.sum(0) / jnp.maximum(active.sum(0), 1)
-    return Look(active.mean(0), by_position, mean, top, places, None, None)
+    return FeatureStats(active.mean(0), by_position, mean, top, places, None, None)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -244,7 +246,7 @@ def match_features(
     """
     counts = (_counts(half, n_values) for half in (first, second))
     both, n_value, n_active = zip(*counts, strict=True)
-    enough = (n_value[0] >= FEWEST) & (n_value[1] >= FEWEST)
+    enough = (n_value[0] >= MIN_STATES) & (n_value[1] >= MIN_STATES)
     everywhere = n_active[0] / jnp.maximum(share, 1e-12)
     score = f1_score(both[0], n_value[0][:, None], everywhere[None])
     chosen, value = jax.lax.top_k(jnp.where(enough[:, None], score, -1.0).T, min(PAIRS, n_values))
@@ -265,7 +267,7 @@ def match_features(
 
 def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
     """States: with a value and active [value, feature], with a value, active."""
-    of_value, active = of_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
+    of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
 
 
@@ -282,7 +284,7 @@ def _tokens(
     rows: Float[Array, "feature d_model"],
     acts: Float[Array, "state feature"],
     scale: Float[Array, " state"],
-) -> Tokens:
+) -> FeatureTokens:
     """Mean over a feature's active states of what it adds to logits, the final norm held linear."""
     n_active = jnp.maximum((acts > 0).sum(0), 1)
     size = (acts / scale[:, None]).sum(0) / n_active
@@ -290,7 +292,7 @@ def _tokens(
     n = min(TOKENS, model.spec.d_vocab)
     up, promoted = jax.lax.top_k(logits, n)
     down, suppressed = jax.lax.top_k(-logits, n)
-    return Tokens(promoted, up, suppressed, -down)
+    return FeatureTokens(promoted, up, suppressed, -down)
 
 
 def direct_logits(

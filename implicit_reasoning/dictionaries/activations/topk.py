@@ -21,9 +21,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.dictionaries.kinds import Inputs, Kind
+from implicit_reasoning.dictionaries.activations.base import (
+    ActivationFn,
+    Encoded,
+    ForwardPass,
+    Scalar,
+)
+from implicit_reasoning.dictionaries.architectures import Architecture, Inputs
 from implicit_reasoning.dictionaries.sparse import Sparse
-from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar, Variant
 from implicit_reasoning.model import Params
 
 _RATE = 0.01  # of the running threshold
@@ -31,7 +36,7 @@ _FEW = 32  # times k: up to so many features are all computed, where products ha
 
 
 @dataclass(frozen=True)
-class TopK(Variant):
+class TopK(ActivationFn):
     """See the module; `sparsity` is k.
 
     Attributes:
@@ -43,58 +48,70 @@ class TopK(Variant):
     aux: float = 1.0
 
     name: ClassVar[str] = "topk"
-    knob: ClassVar[str] = "k"
-    architecture: ClassVar[str] = "topk"
+    sparsity_kind: ClassVar[str] = "k"
+    saelens_architecture: ClassVar[str] = "topk"
 
-    def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+    def encode(
+        self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
+    ) -> Encoded:
         """Chosen by what all would write, then computed, and differentiated, for the chosen."""
-        if kind.d_sae <= _FEW * self.most and not _one_thread():
-            return self._encode_all(kind, params, x, sparsity)
+        if architecture.d_sae <= _FEW * self.most and not _one_thread():
+            return self._encode_all(architecture, params, x, sparsity)
         # No gradient passes where features are chosen by.
-        projected = jax.lax.stop_gradient(kind.project(params, x))
+        projected = jax.lax.stop_gradient(architecture.project(params, x))
         pre = projected + jax.lax.stop_gradient(params["b_enc"])[None]
-        written = pre * jax.lax.stop_gradient(kind.norms(params))[None]
-        chosen = jax.lax.top_k(written, min(self.most, kind.d_sae))[1]
-        value = kind.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
+        written = pre * jax.lax.stop_gradient(architecture.norms(params))[None]
+        chosen = jax.lax.top_k(written, min(self.most, architecture.d_sae))[1]
+        value = architecture.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
         few = jnp.arange(chosen.shape[1])[None] < sparsity  # they are in order
         return Encoded(Sparse(jnp.where(few, jax.nn.relu(value), 0.0), chosen), pre)
 
-    def _encode_all(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+    def _encode_all(
+        self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
+    ) -> Encoded:
         """The same where there are few to choose from: choosing them takes longer than to write."""
-        pre = kind.project(params, x) + params["b_enc"][None]
-        written = jax.lax.stop_gradient(pre * kind.norms(params)[None]).astype(jnp.float32)
+        pre = architecture.project(params, x) + params["b_enc"][None]
+        written = jax.lax.stop_gradient(pre * architecture.norms(params)[None]).astype(jnp.float32)
         return Encoded(jnp.where(largest_few(written, sparsity), jax.nn.relu(pre), 0.0), pre)
 
-    def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
         """AuxK."""
-        return {"aux": self.aux * auxiliary(kind, params, seen)}
+        return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
 
 @dataclass(frozen=True)
-class BatchTopK(Variant):
+class BatchTopK(ActivationFn):
     """See the module; `sparsity` is the mean of k."""
 
     aux: float = 1.0
 
     name: ClassVar[str] = "batch_topk"
-    knob: ClassVar[str] = "k"
-    architecture: ClassVar[str] = "jumprelu"
+    sparsity_kind: ClassVar[str] = "k"
+    saelens_architecture: ClassVar[str] = "jumprelu"
 
-    def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+    def encode(
+        self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
+    ) -> Encoded:
         """The largest of the batch, by what they would write."""
-        pre = kind.project(params, x) + params["b_enc"][None]
+        pre = architecture.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
-        written = jax.lax.stop_gradient(acts * kind.norms(params)[None]).astype(jnp.float32)
+        written = jax.lax.stop_gradient(acts * architecture.norms(params)[None]).astype(jnp.float32)
         least = largest(written.reshape(-1), jnp.floor(sparsity * len(x)).astype(jnp.int32))
         return Encoded(jnp.where((written >= least) & (written > 0), acts, 0.0), pre)
 
-    def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
         """AuxK."""
-        return {"aux": self.aux * auxiliary(kind, params, seen)}
+        return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
-    def observe(self, kind: Kind, params: Params, threshold: Scalar, encoded: Encoded) -> Scalar:
+    def observe(
+        self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
+    ) -> Scalar:
         """A running mean of the least that an active feature writes."""
-        written = encoded.dense * kind.norms(params)[None]
+        written = encoded.dense * architecture.norms(params)[None]
         least = jnp.where(written > 0, written, jnp.inf).min()
         moved = jnp.where(threshold > 0, threshold + _RATE * (least - threshold), least)
         return jnp.where(jnp.isfinite(least), moved, threshold)
@@ -105,28 +122,28 @@ class BatchTopK(Variant):
         return own | {"threshold": jnp.broadcast_to(threshold, norms.shape)}
 
 
-def auxiliary(kind: Kind, params: Params, seen: Pass) -> Scalar:
+def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
     """Squared error of dead features writing what is missing; 0 where none is dead.
 
     At most half as many as the input has numbers, those that would write most; with fewer dead than
     that, the error counts for less. As in SAELens, their pre-activations count, also if negative.
     """
-    most = min(kind.d_in // 2, kind.d_sae)
-    missing, n_dead = jax.lax.stop_gradient(seen.y - seen.out), seen.dead.sum()
+    most = min(architecture.d_in // 2, architecture.d_sae)
+    missing, n_dead = jax.lax.stop_gradient(forward.y - forward.out), forward.dead.sum()
 
     def of_some() -> Scalar:
         """Of all dead features, where they are at most so many: nobody need choose."""
-        index = jnp.argsort(~seen.dead)[:most]
-        pre = kind.project_some(params, seen.x, index) + params["b_enc"][index][None]
-        said = jnp.where(seen.dead[index][None], pre, 0.0) @ kind.rows(params)[index]
+        index = jnp.argsort(~forward.dead)[:most]
+        pre = architecture.project_some(params, forward.x, index) + params["b_enc"][index][None]
+        said = jnp.where(forward.dead[index][None], pre, 0.0) @ architecture.rows(params)[index]
         return ((said - missing) ** 2).sum(-1).mean()
 
     def of_many() -> Scalar:
-        written = jax.lax.stop_gradient(seen.encoded.pre * kind.norms(params)[None])
-        written = jnp.where(seen.dead[None], written, -jnp.inf)
+        written = jax.lax.stop_gradient(forward.encoded.pre * architecture.norms(params)[None])
+        written = jnp.where(forward.dead[None], written, -jnp.inf)
         chosen = written >= largest(written, most)[:, None]
-        pre = kind.project(params, seen.x) + params["b_enc"][None]
-        said = kind.write(params, jnp.where(chosen, pre, 0.0))
+        pre = architecture.project(params, forward.x) + params["b_enc"][None]
+        said = architecture.write(params, jnp.where(chosen, pre, 0.0))
         return ((said - missing) ** 2).sum(-1).mean()
 
     which = (n_dead > 0).astype(jnp.int32) + (n_dead > most)

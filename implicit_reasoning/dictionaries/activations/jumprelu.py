@@ -18,8 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.dictionaries.kinds import Features, Inputs, Kind
-from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar, Variant
+from implicit_reasoning.dictionaries.activations.base import (
+    ActivationFn,
+    Encoded,
+    ForwardPass,
+    Scalar,
+)
+from implicit_reasoning.dictionaries.architectures import Architecture, Features, Inputs
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
@@ -28,7 +33,7 @@ _TANH_SCALE = 4.0
 
 
 @dataclass(frozen=True)
-class JumpReLU(Variant):
+class JumpReLU(ActivationFn):
     """See the module; `sparsity` is the coefficient of the penalty.
 
     Attributes:
@@ -44,34 +49,40 @@ class JumpReLU(Variant):
     revive: float = 0.0
 
     name: ClassVar[str] = "jumprelu"
-    knob: ClassVar[str] = "l0"
-    architecture: ClassVar[str] = "jumprelu"
+    sparsity_kind: ClassVar[str] = "l0"
+    saelens_architecture: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode is {self.mode!r}; it is one of {', '.join(MODES)}")
 
-    def init(self, kind: Kind) -> Params:
+    def init(self, architecture: Architecture) -> Params:
         """Also the thresholds."""
-        return super().init(kind) | {"threshold": jnp.full(kind.d_sae, self.threshold, jnp.float32)}
+        return super().init(architecture) | {
+            "threshold": jnp.full(architecture.d_sae, self.threshold, jnp.float32)
+        }
 
-    def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+    def encode(
+        self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
+    ) -> Encoded:
         """Pre-activations above their thresholds."""
-        pre = kind.project(params, x) + params["b_enc"][None]
+        pre = architecture.project(params, x) + params["b_enc"][None]
         shape = self.bandwidth, self.mode == "tanh"
         return Encoded(jump(pre, params["threshold"], *shape), pre)
 
-    def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
         """The count, or what stands for it; and dead features' distance, if asked for."""
-        pre, threshold = seen.encoded.pre, params["threshold"]
-        norms = kind.norms(params)[None]
+        pre, threshold = forward.encoded.pre, params["threshold"]
+        norms = architecture.norms(params)[None]
         if self.mode == "tanh":
-            count = jnp.tanh(_TANH_SCALE * seen.encoded.dense * norms)
+            count = jnp.tanh(_TANH_SCALE * forward.encoded.dense * norms)
         else:
             count = step(pre, threshold, self.bandwidth, False)
-        terms = {"l0": seen.sparsity * count.sum(-1).mean()}
+        terms = {"l0": forward.sparsity * count.sum(-1).mean()}
         if self.revive:
-            short = jax.nn.relu(threshold[None] - pre) * seen.dead[None] * norms
+            short = jax.nn.relu(threshold[None] - pre) * forward.dead[None] * norms
             terms["revive"] = self.revive * short.sum(-1).mean()
         return terms
 

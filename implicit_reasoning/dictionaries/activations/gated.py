@@ -17,38 +17,47 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reasoning.dictionaries.kinds import Inputs, Kind
-from implicit_reasoning.dictionaries.variants.base import Encoded, Pass, Scalar, Variant
+from implicit_reasoning.dictionaries.activations.base import (
+    ActivationFn,
+    Encoded,
+    ForwardPass,
+    Scalar,
+)
+from implicit_reasoning.dictionaries.architectures import Architecture, Inputs
 from implicit_reasoning.model import Params
 
 
 @dataclass(frozen=True)
-class Gated(Variant):
+class Gated(ActivationFn):
     """See the module; `sparsity` is the coefficient of the L1 penalty on the gate."""
 
     name: ClassVar[str] = "gated"
-    knob: ClassVar[str] = "l1"
-    architecture: ClassVar[str] = "gated"
+    sparsity_kind: ClassVar[str] = "l1"
+    saelens_architecture: ClassVar[str] = "gated"
 
-    def init(self, kind: Kind) -> Params:
+    def init(self, architecture: Architecture) -> Params:
         """Both biases, and the logarithm of the ratio of both paths' weights."""
-        return {name: jnp.zeros(kind.d_sae) for name in ("b_gate", "b_mag", "r_mag")}
+        return {name: jnp.zeros(architecture.d_sae) for name in ("b_gate", "b_mag", "r_mag")}
 
-    def encode(self, kind: Kind, params: Params, x: Inputs, sparsity: Scalar) -> Encoded:
+    def encode(
+        self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
+    ) -> Encoded:
         """Magnitudes where the gate is open; `pre` is the gate's."""
-        projected = kind.project(params, x)
+        projected = architecture.project(params, x)
         gate = projected + params["b_gate"][None]
         magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
         return Encoded(jnp.where(gate > 0, jax.nn.relu(magnitude), 0.0), gate)
 
-    def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
         """The penalty, and the reconstruction from the gate."""
-        opened = jax.nn.relu(seen.encoded.pre)
+        opened = jax.nn.relu(forward.encoded.pre)
         frozen = jax.lax.stop_gradient(params)
-        said = kind.write(frozen, opened) + kind.base(frozen, seen.x)
+        said = architecture.write(frozen, opened) + architecture.base(frozen, forward.x)
         return {
-            "l1": seen.sparsity * (opened * kind.norms(frozen)[None]).sum(-1).mean(),
-            "gate": ((said - seen.y) ** 2).sum(-1).mean(),
+            "l1": forward.sparsity * (opened * architecture.norms(frozen)[None]).sum(-1).mean(),
+            "gate": ((said - forward.y) ** 2).sum(-1).mean(),
         }
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:

@@ -1,8 +1,8 @@
-"""Kinds of dictionaries: what is read, what is written, and the linear maps between.
+"""Architectures of dictionaries: what is read, what is written, and the linear maps between.
 
-A kind knows shapes and products; how pre-activations become few activations is a variant's matter
-(`variants/`). Inputs and targets of several sites stand beside each other in one vector, so that
-every kind reads [batch, d_in] and writes [batch, d_out].
+An architecture knows shapes and products; how pre-activations become few activations is a matter of
+`activations/`. Inputs and targets of several sites stand beside each other in one vector, so that
+every architecture reads [batch, d_in] and writes [batch, d_out].
 
 Parameters bear SAELens's names and layouts: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae,
 d_out]`, `b_dec [d_out]`, `W_skip [d_out, d_in]`. A cross-layer transcoder has a leading axis of
@@ -30,8 +30,8 @@ Features = Float[Array, "batch d_sae"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What kinds have in common; each overrides what is otherwise with it.
+class Architecture:
+    """What architectures have in common; each overrides what is otherwise with it.
 
     Attributes:
       d_in: numbers read.
@@ -94,19 +94,21 @@ class Kind:
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
-    def towards(
+    def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
         """Weights of features that read the direction of `x` and write that of what is missing."""
         return {"W_enc": _unit(self.centred(params, x)).T, "W_dec": _unit(missing)}
 
-    def of_features(self, values: Shaped[Array, " d_sae"], name: str) -> Shaped[Array, "..."]:
+    def broadcast_over_features(
+        self, values: Shaped[Array, " d_sae"], name: str
+    ) -> Shaped[Array, "..."]:
         """One value for each feature, of a shape that broadcasts against a parameter."""
         return {"W_enc": values[None], "W_dec": values[:, None]}.get(name, values)
 
 
 @dataclass(frozen=True)
-class Transcoder(Kind):
+class Transcoder(Architecture):
     """Reads one site and writes another, such as `ln2.hook_normalized` and `hook_mlp_out`.
 
     Source: Dunefsky, Chlenski and Nanda 2024. Their code subtracts `b_dec` from the input, which
@@ -131,7 +133,7 @@ class SkipTranscoder(Transcoder):
 
 
 @dataclass(frozen=True)
-class Autoencoder(Kind):
+class Autoencoder(Architecture):
     """Reads and writes the same site; the encoder sees what is left without `b_dec`.
 
     Source: Bricken et al. 2023, "Towards monosemanticity". The encoder begins as the decoder's
@@ -184,7 +186,7 @@ class Crosscoder(Autoencoder):
 
 
 @dataclass(frozen=True)
-class CrossLayer(Kind):
+class CrossLayer(Architecture):
     """Features that read one layer each and write it and all later ones.
 
     Attributes:
@@ -250,7 +252,7 @@ class CrossLayer(Kind):
         return {"W_enc": jnp.swapaxes(own, 1, 2), "W_dec": decoder}
 
     def of_features(self, values: Shaped[Array, " d_sae"], name: str) -> Shaped[Array, "..."]:
-        """As the plain kinds', by layer."""
+        """As the plain architectures', by layer."""
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}
         return shaped.get(name, values)
@@ -259,7 +261,7 @@ class CrossLayer(Kind):
         return jnp.triu(jnp.ones((self.n_layers, self.n_layers)))[:, None, :, None]
 
 
-KINDS: dict[str, type[Kind]] = {
+ARCHITECTURES: dict[str, type[Architecture]] = {
     "autoencoder": Autoencoder,
     "transcoder": Transcoder,
     "skip_transcoder": SkipTranscoder,

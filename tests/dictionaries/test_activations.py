@@ -7,17 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.dictionaries.kinds import (
-    Autoencoder,
-    Crosscoder,
-    CrossLayer,
-    SkipTranscoder,
-    Transcoder,
-)
-from implicit_reasoning.dictionaries.sparse import Sparse
-from implicit_reasoning.dictionaries.variants import (
-    VARIANTS,
+from implicit_reasoning.dictionaries.activations import (
+    ACTIVATIONS,
     BatchTopK,
     Gated,
     JumpReLU,
@@ -27,6 +18,15 @@ from implicit_reasoning.dictionaries.variants import (
     jumprelu,
     topk,
 )
+from implicit_reasoning.dictionaries.architectures import (
+    Autoencoder,
+    Crosscoder,
+    CrossLayer,
+    SkipTranscoder,
+    Transcoder,
+)
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.errors import InputError
 from tests.dictionaries.parameters import at_random
 
@@ -40,7 +40,7 @@ MADE = {
     "jumprelu tanh": JumpReLU(mode="tanh", revive=0.1),
     "matryoshka": Matryoshka(widths=(2, 5)),
 }
-KINDS = {
+ARCHITECTURES = {
     "autoencoder": Autoencoder(D, D, F),
     "transcoder": Transcoder(D, 6, F),
     "skip_transcoder": SkipTranscoder(D, 6, F),
@@ -50,24 +50,24 @@ KINDS = {
 
 
 def pairs(names, chosen):
-    """All kinds with all of these variants; by default those that are chosen, the rest is slow."""
-    return pytest.mark.parametrize(
-        ("kind", "name"),
+    """All architectures with all of these activation functions; by default those that are chosen,
+    the rest is slow.""" return pytest.mark.parametrize(
+        ("architecture", "name"),
         [
             pytest.param(
-                KINDS[kind],
+                ARCHITECTURES[architecture],
                 name,
-                id=f"{name}-{kind}",
-                marks=() if chosen(kind, name) else pytest.mark.slow,
+                id=f"{name}-{architecture}",
+                marks=() if chosen(architecture, name) else pytest.mark.slow,
             )
             for name in names
-            for kind in KINDS
+            for architecture in ARCHITECTURES
         ],
     )
 
 
-def knob(variant):
-    return np.float32(3.0 if variant.knob == "k" else 0.2)
+def sparsity_of(activation_fn):
+    return np.float32(3.0 if activation_fn.sparsity_kind == "k" else 0.2)
 
 
 def compiled_loss(dictionary):
@@ -96,15 +96,15 @@ def error(params, acts, x):
     return ((acts @ params["W_dec"] + params["b_dec"] - x) ** 2).sum(1).mean()
 
 
-def test_every_variant_has_a_name():
-    assert {variant.name for variant in MADE.values()} == set(VARIANTS)
+def test_every_activation_function_has_a_name():
+    assert {activation_fn.name for activation_fn in MADE.values()} == set(ACTIVATIONS)
 
 
 # Losses ------------------------------------------------------------------------------------------
 
 
 def test_relu():
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], ReLU())
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], ReLU())
     loss, seen = loss_of(dictionary, params, x, y, 0.2, dead)
     params, x, projected, norms = by_hand(params, x)
     acts = np.maximum(projected + params["b_enc"], 0)
@@ -116,7 +116,7 @@ def test_relu():
 
 
 def test_gated():
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], Gated())
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], Gated())
     _, seen = loss_of(dictionary, params, x, y, 0.2, dead)
     params, x, projected, norms = by_hand(params, x)
     gate = projected + params["b_gate"]
@@ -131,7 +131,7 @@ def test_gated():
 @pytest.mark.parametrize("k", [1, 3])
 def test_topk(k, few, monkeypatch):
     monkeypatch.setattr(topk, "_FEW", few)
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], TopK(most=3))
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(most=3))
     _, seen = loss_of(dictionary, params, x, y, k, dead)
     params, x, projected, norms = by_hand(params, x)
     pre = projected + params["b_enc"]
@@ -158,9 +158,9 @@ def batch_topk_by_hand(pre, norms, k):
 
 
 def test_batch_topk_and_its_threshold():
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], BatchTopK())
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], BatchTopK())
     _, seen = loss_of(dictionary, params, x, y, 2, dead)
-    observe = jax.jit(functools.partial(dictionary.variant.observe, dictionary.kind))
+    observe = jax.jit(functools.partial(dictionary.activation_fn.observe, dictionary.architecture))
     first, later = (observe(params, np.float32(old), seen.encoded) for old in (0, 5))
     params, x, projected, norms = by_hand(params, x)
     acts = batch_topk_by_hand(projected + params["b_enc"], norms, 2)
@@ -172,7 +172,9 @@ def test_batch_topk_and_its_threshold():
 
 
 def test_matryoshka():
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], Matryoshka(widths=(2, 5)))
+    dictionary, params, x, y, dead = at_random(
+        ARCHITECTURES["autoencoder"], Matryoshka(widths=(2, 5))
+    )
     loss, seen = loss_of(dictionary, params, x, y, 2, dead)
     params, x, projected, norms = by_hand(params, x)
     acts = batch_topk_by_hand(projected + params["b_enc"], norms, 2)
@@ -186,8 +188,8 @@ def test_matryoshka():
 
 @pytest.mark.parametrize("mode", ["step", "tanh"])
 def test_jumprelu(mode):
-    variant = JumpReLU(mode=mode, revive=0.1)
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], variant)
+    activation_fn = JumpReLU(mode=mode, revive=0.1)
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], activation_fn)
     dead = np.arange(F) == 3
     _, seen = loss_of(dictionary, params, x, y, 0.2, dead)
     params, x, projected, norms = by_hand(params, x)
@@ -201,16 +203,16 @@ def test_jumprelu(mode):
 
 
 def test_a_crosscoder_pays_for_each_checkpoint():
-    kind = KINDS["crosscoder"]
-    _, params, *_ = at_random(kind, ReLU())
+    architecture = ARCHITECTURES["crosscoder"]
+    _, params, *_ = at_random(architecture, ReLU())
     first, second = np.split(np.asarray(params["W_dec"]), 2, axis=1)
     expected = np.linalg.norm(first, axis=1) + np.linalg.norm(second, axis=1)
-    np.testing.assert_allclose(jax.jit(kind.norms)(params), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(architecture.norms)(params), expected, rtol=1e-6)
 
 
 def test_a_cross_layer_transcoder_by_hand():
-    kind = KINDS["cross_layer"]
-    dictionary, params, x, y, dead = at_random(kind, ReLU())
+    architecture = ARCHITECTURES["cross_layer"]
+    dictionary, params, x, y, dead = at_random(architecture, ReLU())
     _, seen = loss_of(dictionary, params, x, y, 0.2, dead)
     w = {name: np.asarray(value, np.float64) for name, value in params.items()}
     parts = np.split(np.asarray(x, np.float64), 2, axis=1)
@@ -234,18 +236,20 @@ def test_a_cross_layer_transcoder_by_hand():
 # Gradients ---------------------------------------------------------------------------------------
 
 
-# The linear maps of every kind, and how every variant chooses, of a kind with one and with several
-# layers (which overrides what is computed for chosen features).
+# The linear maps of every architecture, and how every activation_fn chooses, of a architecture with
+# one and with several layers (which overrides what is computed for chosen features).
 @pairs(
     ["relu", "topk", "batch_topk", "matryoshka"],
-    lambda kind, name: (
-        name == "relu" or kind == "autoencoder" or (name == "topk" and kind == "cross_layer")
+    lambda architecture, name: (
+        name == "relu"
+        or architecture == "autoencoder"
+        or (name == "topk" and architecture == "cross_layer")
     ),
 )
-def test_gradients_are_those_of_finite_differences(kind, name):
-    variant = MADE[name]
+def test_gradients_are_those_of_finite_differences(architecture, name):
+    activation_fn = MADE[name]
     with jax.enable_x64(True):
-        dictionary, params, x, y, dead = at_random(kind, variant)
+        dictionary, params, x, y, dead = at_random(architecture, activation_fn)
         params, x, y = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x, y))
         random = np.random.default_rng(0)
         ways = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), params)
@@ -255,7 +259,7 @@ def test_gradients_are_those_of_finite_differences(kind, name):
         def along(t):
             moved = jax.tree.map(lambda leaf, way: leaf + t * way, params, ways)
             return dictionary.loss(
-                moved, jnp.asarray(x), jnp.asarray(y), jnp.asarray(knob(variant)), dead
+                moved, jnp.asarray(x), jnp.asarray(y), jnp.asarray(sparsity_of(activation_fn)), dead
             )[0]
 
         size = 1e-6
@@ -267,12 +271,12 @@ def test_gradients_are_those_of_finite_differences(kind, name):
 @pytest.mark.parametrize("few", [0, 32], ids=["by index", "of all"])
 def test_topk_differentiates_as_if_all_features_were_computed(few, monkeypatch):
     monkeypatch.setattr(topk, "_FEW", few)
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], TopK(most=3))
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(most=3))
 
     def dense(params):
-        kind = dictionary.kind
-        pre = kind.project(params, x) + params["b_enc"][None]
-        chosen = jax.lax.top_k(pre * kind.norms(params)[None], 3)[1]
+        architecture = dictionary.architecture
+        pre = architecture.project(params, x) + params["b_enc"][None]
+        chosen = jax.lax.top_k(pre * architecture.norms(params)[None], 3)[1]
         mask = jnp.zeros((B, F)).at[jnp.arange(B)[:, None], chosen].set(1)
         acts = jax.nn.relu(pre) * jax.lax.stop_gradient(mask)
         return ((acts @ params["W_dec"] + params["b_dec"][None] - x) ** 2).sum(-1).mean()
@@ -327,7 +331,7 @@ def test_the_estimates_of_jumprelu():
 @pytest.mark.parametrize("term", ["gate", "l1"])
 def test_what_the_gate_is_trained_by_does_not_move_the_decoder(term):
     """Of the penalty: rows would shrink without end, as magnitudes can make up for it."""
-    dictionary, params, x, y, dead = at_random(KINDS["autoencoder"], Gated())
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], Gated())
     grad = jax.grad(lambda p: dictionary.loss(p, x, y, jnp.float32(0.2), dead)[1].terms[term])
     found = jax.device_get(jax.jit(grad)(params))
     assert not found["W_dec"].any() and found["W_enc"].any() and found["b_gate"].any()
@@ -341,17 +345,17 @@ def auxiliary_of(dictionary):
 
     def aux(params, dead, x, y):
         seen = dictionary.loss(params, x, y, jnp.float32(1), dead)[1]
-        kind = dictionary.kind
-        out = kind.base(params, x) + kind.write(params, seen.encoded.acts)
+        architecture = dictionary.architecture
+        out = architecture.base(params, x) + architecture.write(params, seen.encoded.acts)
         return seen.terms["aux"], out
 
     compiled = jax.jit(jax.value_and_grad(aux, has_aux=True))
     return lambda *of: jax.device_get(compiled(*of))
 
 
-@pytest.mark.parametrize("variant", [TopK(most=1), BatchTopK()], ids=["topk", "batch_topk"])
-def test_auxk_by_hand(variant):
-    dictionary, params, x, y, _ = at_random(KINDS["autoencoder"], variant)
+@pytest.mark.parametrize("activation_fn", [TopK(most=1), BatchTopK()], ids=["topk", "batch_topk"])
+def test_auxk_by_hand(activation_fn):
+    dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], activation_fn)
     auxiliary = auxiliary_of(dictionary)
     dead = np.isin(np.arange(F), (2, 5, 6))
     (aux, out), _ = auxiliary(params, dead, x, y)
@@ -372,7 +376,7 @@ def test_auxk_by_hand(variant):
 
 def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
     """The sign: a step against the gradient brings what they write nearer to target - output."""
-    dictionary, params, x, y, _ = at_random(KINDS["autoencoder"], TopK(most=1))
+    dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], TopK(most=1))
     dead, auxiliary = np.arange(F) >= 2, auxiliary_of(dictionary)
     (before, _), grads = auxiliary(params, dead, x, y)
     start = jax.device_get(params)
@@ -389,32 +393,37 @@ def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
 
 @pairs(
     MADE,
-    lambda kind, name: (
-        name == "relu" or kind == "autoencoder" or (name == "topk" and kind == "cross_layer")
+    lambda architecture, name: (
+        name == "relu"
+        or architecture == "autoencoder"
+        or (name == "topk" and architecture == "cross_layer")
     ),
 )
-def test_a_finished_dictionary_writes_what_it_wrote_in_training(kind, name):
-    variant = MADE[name]
-    dictionary, params, x, y, dead = at_random(kind, variant)
+def test_a_finished_dictionary_writes_what_it_wrote_in_training(architecture, name):
+    activation_fn = MADE[name]
+    dictionary, params, x, y, dead = at_random(architecture, activation_fn)
     # Scales are folded in: what was trained on x / 3 and y / 5 reads x and writes y.
-    scale_out = 3.0 if isinstance(kind, Autoencoder) else 5.0
+    scale_out = 3.0 if isinstance(architecture, Autoencoder) else 5.0
 
     @jax.jit
     def everything(params, x, y, sparsity, dead):
         seen = dictionary.loss(params, x, y, sparsity, dead)[1]
         threshold = jnp.float32(0)
-        if variant.name in ("batch_topk", "matryoshka"):  # between the least that is on and others
-            acts = seen.encoded.acts * kind.norms(params)[None]
-            off = jax.nn.relu(seen.encoded.pre) * kind.norms(params)[None]
+        if activation_fn.name in (
+            "batch_topk",
+            "matryoshka",
+        ):  # between the least that is on and others
+            acts = seen.encoded.acts * architecture.norms(params)[None]
+            off = jax.nn.relu(seen.encoded.pre) * architecture.norms(params)[None]
             least = jnp.where(acts > 0, acts, jnp.inf).min()
             threshold = (least + jnp.where(acts > 0, 0, off).max()) / 2
         whole = dictionary.finish(params, threshold, sparsity)
-        finished = dictionary.finished()
-        written = kind.write(params, seen.encoded.acts) + kind.base(params, x)
+        finished = dictionary.for_inference()
+        written = architecture.write(params, seen.encoded.acts) + architecture.base(params, x)
         folded = dictionary.finish(params, threshold, sparsity, 3.0, scale_out)
-        return kind.norms(whole), finished(whole, x), finished(folded, 3 * x), written
+        return architecture.norms(whole), finished(whole, x), finished(folded, 3 * x), written
 
-    norms, again, scaled, written = everything(params, x, y, knob(variant), dead)
+    norms, again, scaled, written = everything(params, x, y, sparsity_of(activation_fn), dead)
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
     np.testing.assert_allclose(again, written, atol=2e-5)
     np.testing.assert_allclose(scaled, scale_out * np.asarray(written), atol=2e-4)
@@ -422,9 +431,9 @@ def test_a_finished_dictionary_writes_what_it_wrote_in_training(kind, name):
 
 def test_finished_dictionaries_say_what_they_are():
     with pytest.raises(InputError, match="no architecture 'tok'; there are standard"):
-        InferenceDictionary(KINDS["autoencoder"], "tok")
+        InferenceDictionary(ARCHITECTURES["autoencoder"], "tok")
     with pytest.raises(InputError, match="`most` goes with topk"):
-        InferenceDictionary(KINDS["autoencoder"], "topk")
+        InferenceDictionary(ARCHITECTURES["autoencoder"], "topk")
 
 
 @pytest.mark.parametrize(

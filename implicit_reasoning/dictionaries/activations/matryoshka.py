@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from implicit_reasoning.dictionaries.kinds import Kind
-from implicit_reasoning.dictionaries.variants.base import Pass, Scalar
-from implicit_reasoning.dictionaries.variants.topk import BatchTopK
+from implicit_reasoning.dictionaries.activations.base import ForwardPass, Scalar
+from implicit_reasoning.dictionaries.activations.topk import BatchTopK
+from implicit_reasoning.dictionaries.architectures import Architecture
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
@@ -35,21 +35,28 @@ class Matryoshka(BatchTopK):
         if not self.widths or self.widths[0] < 1 or any(a >= b for a, b in pairwise(self.widths)):
             raise InputError(f"widths ascend, one at least; they are {self.widths}")
 
-    def init(self, kind: Kind) -> Params:
+    def init(self, architecture: Architecture) -> Params:
         """As BatchTopK's.
 
         Raises:
           InputError: a nested dictionary is not smaller than the whole.
         """
-        if self.widths[-1] >= kind.d_sae:
-            raise InputError(f"widths {self.widths} are to be below d_sae, which is {kind.d_sae}")
-        return super().init(kind)
+        if self.widths[-1] >= architecture.d_sae:
+            raise InputError(
+                f"widths {self.widths} are to be below d_sae, which is {architecture.d_sae}"
+            )
+        return super().init(architecture)
 
-    def terms(self, kind: Kind, params: Params, seen: Pass) -> dict[str, Scalar]:
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
         """AuxK, and the error of each nested dictionary."""
-        rows, acts = kind.rows(params), seen.encoded.dense
-        out, terms = kind.base(params, seen.x), super().terms(kind, params, seen)
+        rows, acts = architecture.rows(params), forward.encoded.dense
+        out, terms = (
+            architecture.base(params, forward.x),
+            super().terms(architecture, params, forward),
+        )
         for start, end in pairwise((0, *self.widths)):
             out = out + acts[:, start:end] @ rows[start:end]
-            terms[f"inner_{end}"] = ((out - seen.y) ** 2).sum(-1).mean()
+            terms[f"inner_{end}"] = ((out - forward.y) ** 2).sum(-1).mean()
         return terms

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.dictionaries.results import Row, distinct, make_rows, middle
+from implicit_reasoning.dictionaries.results import Row, distinct, make_rows, middle_sparsity
 from implicit_reasoning.figures import Figure
 
 _QUANTITIES = {
@@ -21,7 +21,7 @@ _QUANTITIES = {
 """Fields of a row, and what they are called."""
 
 
-def beaten(name: str, result: xr.Dataset) -> Figure | None:
+def baselines(name: str, result: xr.Dataset) -> Figure | None:
     """Numbers of the last checkpoint, dictionaries of the middle sparsity, and all baselines."""
     table = comparison(result)
     if table.sizes["what"] < 2:
@@ -33,13 +33,13 @@ def beaten(name: str, result: xr.Dataset) -> Figure | None:
     for ax in drawing.axes:
         ax.tick_params(axis="x", labelrotation=30)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle(result):g} at the last checkpoint, beside "
-        "baselines of the same states, measured by the same code. k-means: as many centroids as "
-        "features, one active. Linear: principal directions of either sign, as many active as in "
-        "the dictionary. Neurons: the site's coordinates, or the MLP's neurons. Class means: "
-        "centroids are the bridges' true means, an upper bound for what stands for a bridge. "
-        "Frozen decoder: its rows stay random. Untrained model: dictionaries of step 0. Loss "
-        "recovered is of trained chains, and of the loss that the site's mean costs; F1 and "
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g} at the last checkpoint, "
+        "beside baselines of the same states, measured by the same code. k-means: as many "
+        "centroids as features, one active. Linear: principal directions of either sign, as many "
+        "active as in the dictionary. Neurons: the site's coordinates, or the MLP's neurons. Class "
+        "means: centroids are the bridges' true means, an upper bound for what stands for a "
+        "bridge. Frozen decoder: its rows stay random. Untrained model: dictionaries of step 0. "
+        "Loss recovered is of trained chains, and of the loss that the site's mean costs; F1 and "
         "average precision are of bridges where they are first known; null: highest F1 of bridges "
         "dealt out anew; swap: answers that follow a swap of bridges' "
         "features chosen by truth. White: does not apply."
@@ -49,7 +49,7 @@ def beaten(name: str, result: xr.Dataset) -> Figure | None:
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
     """Numbers by site, what it is, and quantity, of the middle sparsity: means over seeds."""
-    rows = [row for row in make_rows(result) if row.sparsity == middle(result)]
+    rows = [row for row in make_rows(result) if row.sparsity == middle_sparsity(result)]
     sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])
     values = [[_mean(rows, site, what) for what in reversed(kinds)] for site in sites]
     coords = {"site": sites, "what": kinds[::-1], "quantity": list(_QUANTITIES.values())}
