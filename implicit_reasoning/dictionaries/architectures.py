@@ -240,7 +240,7 @@ class CrossLayer(Architecture):
         """Of weights that of each layer's own features."""
         return 1 if name == "W_dec" else super().feature_axis(name)
 
-    def towards(
+    def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
         """Each feature reads its own layer's part, and writes what is missing from there on."""
@@ -251,7 +251,9 @@ class CrossLayer(Architecture):
         decoder = _unit(written.reshape(self.d_sae, self.d_out)).reshape(written.shape)
         return {"W_enc": jnp.swapaxes(own, 1, 2), "W_dec": decoder}
 
-    def of_features(self, values: Shaped[Array, " d_sae"], name: str) -> Shaped[Array, "..."]:
+    def broadcast_over_features(
+        self, values: Shaped[Array, " d_sae"], name: str
+    ) -> Shaped[Array, "..."]:
         """As the plain architectures', by layer."""
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}

@@ -5,9 +5,9 @@ One line on standard error gives the new name. The files are those of an earlier
 """
 
 import importlib
-import json
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from implicit_reasoning.analysis import analyze, api, find_instrument, kept, use
 from implicit_reasoning.analysis.figures import figures
 from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
-from implicit_reasoning.config import apply_overrides, flatten, load_config
+from implicit_reasoning.config import apply_overrides, flatten, from_json, load_config
 from implicit_reasoning.config.renamed import FIELDS, with_current_fields
 from implicit_reasoning.dictionaries import activations, fields, load, train_dictionaries
 from implicit_reasoning.dictionaries.store import Files
@@ -135,7 +135,9 @@ def test_old_names_of_fields_are_read_and_overridden(capsys):
         *groups, name = was.get(key, key).split(".")
         group = old
         for one in groups:
-            group = group.setdefault(one, ConfigDict()) if one not in group else group[one]
+            if one not in group:
+                group[one] = ConfigDict()
+            group = group[one]
         group[name] = value
     read = fields.with_current_names(old.lock())
     assert read == now and read.is_locked
@@ -160,14 +162,15 @@ def test_dictionaries_of_old_names_open_and_go_on(old, capsys):
     made = load(run, "topk")
     assert (made.config.architecture, made.config.activation_fn) == ("autoencoder", "topk")
     assert "field 'variant' is now called 'activation_fn'" in capsys.readouterr().err
-    asked = ConfigDict(json.loads(json.dumps({k: v for k, v in kept.items() if k[0] != "_"})))
-    asked.pop("format_version", None)
-    assert len(train_dictionaries(run, asked)) == len(made)  # it is finished, and is opened
+    kept.pop("format_version", None)
+    assert len(train_dictionaries(run, from_json(kept))) == len(
+        made
+    )  # it is finished, and is opened
 
 
 def test_a_users_activation_function_may_have_old_names(capsys):
     sys.modules.pop("implicit_reasoning.dictionaries.variants", None)
-    variants = importlib.import_module("implicit_reasoning.dictionaries.variants")
+    variants: Any = importlib.import_module("implicit_reasoning.dictionaries.variants")
     assert "is now called 'implicit_reasoning.dictionaries.activations'" in capsys.readouterr().err
     assert variants.Variant is activations.ActivationFn
     assert variants.VARIANTS is activations.ACTIVATIONS

@@ -50,8 +50,8 @@ ARCHITECTURES = {
 
 
 def pairs(names, chosen):
-    """All architectures with all of these activation functions; by default those that are chosen,
-    the rest is slow.""" return pytest.mark.parametrize(
+    """All pairs; by default those that are chosen, the rest is slow."""
+    return pytest.mark.parametrize(
         ("architecture", "name"),
         [
             pytest.param(

@@ -282,7 +282,7 @@ def test_the_report_reads_the_page_that_was_kept(run, beaten, monkeypatch):
     monkeypatch.setattr(dashboards, "make_page", lambda *_: page)
     dashboards.write_page(run, beaten, table)
     monkeypatch.setattr(dashboards, "make_page", None)
-    monkeypatch.setattr(cards, "show", None)
+    monkeypatch.setattr(cards, "make_cards", None)
     assert page in dashboards.pages(run)
     changed = {"beaten": table.assign(l0=table["l0"] + 1)}
     monkeypatch.setattr(dashboards, "open_measured", lambda run, name: changed.get(name))

@@ -113,8 +113,8 @@ ARCHITECTURES = ("transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
 
 def of_architecture(architecture, **changes):
-    """Of one site where the architecture allows it: sites and architectures are programs of their
-    own.""" if architecture not in ("cross_layer", "crosscoder"):
+    """Of one site where that is possible: sites and architectures are programs of their own."""
+    if architecture not in ("cross_layer", "crosscoder"):
         changes |= {"read": (READ,), "write": (WRITTEN,)}
     return config(architecture, activation_fn="relu", sparsities=(0.1,), **changes)
 
