@@ -180,7 +180,7 @@ def test_instruments_of_the_residual_stream_read_it(tmp_path):
     patching = analyze(run, "activation_patching", steps=[60], progress=False)
     assert list(patching.part.values) == ["block"]
     # At the end of the question the last block's output is the state that the model reads.
-    by_part = patching.part_share.sel(part="block", block=1)
+    by_part = patching.part_fraction.sel(part="block", block=1)
     assert np.isfinite(by_part).any()
 
 

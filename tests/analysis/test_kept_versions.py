@@ -33,7 +33,7 @@ def test_it_is_not_drawn_and_the_sentence_says_what_to_do(run, capsys):
     assert figures(run) == []
     said = capsys.readouterr().err
     assert "the result of mean_swap" in said and "has version 1, expected 2" in said
-    assert "analyze --instruments=swap --again=true" in said
+    assert "analyze --instruments=mean_swap --again=true" in said
 
 
 def test_no_table_is_made_of_it(run, monkeypatch):
