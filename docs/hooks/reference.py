@@ -186,16 +186,16 @@ def named_classes(classes: Mapping[str, Any]) -> str:
 
 def architectures() -> str:
     """What dictionaries read and write."""
-    from implicit_reasoning.dictionaries.kinds import KINDS
+    from implicit_reasoning.dictionaries.architectures import ARCHITECTURES
 
-    return named_classes(KINDS)
+    return named_classes(ARCHITECTURES)
 
 
 def activation_functions() -> str:
     """What makes activations of dictionaries few."""
-    from implicit_reasoning.dictionaries.variants import VARIANTS
+    from implicit_reasoning.dictionaries.activations import ACTIVATIONS
 
-    return named_classes(VARIANTS)
+    return named_classes(ACTIVATIONS)
 
 
 def configurations() -> str:
