@@ -1,4 +1,4 @@
-"""Python of the user's own, found by import path: configurations, tasks, providers of figures."""
+"""Find built-in and user-defined code: by name, by import path, or in a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,52 @@ import difflib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
+
+
+def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = None) -> Any:
+    """Find a built-in object by its name, or a user-defined one by its import path.
+
+    Args:
+      name: a key of `known`, `package.module:attribute` or `path/to/file.py:attribute`.
+      known: the built-in objects. A value may be an import path, so that its module is imported
+        only when it is needed.
+      kind: what the object is meant to be, for messages: "task", "instrument".
+      form: the class that the object must be a subclass of. By default it must be callable.
+
+    Raises:
+      InputError: there is no such name, file, module or attribute, or the attribute has another
+        type.
+    """
+    where = known.get(name, name)
+    if not isinstance(where, str):
+        return where
+    source, _, attribute = where.rpartition(":")
+    what = "function" if form is None else "Class"
+    if not source:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(
+            f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}; for your own, give "
+            f"package.module:{what} or path/to/file.py:{what}"
+        )
+    module = load(source, kind)
+    found = getattr(module, attribute, None)
+    if form is None:
+        right, what = callable(found), "function"
+    else:
+        right = isinstance(found, type) and issubclass(found, form)
+        what = f"subclass of {form.__name__}"
+    if not right:
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near and near[0] != attribute else ""
+        raise InputError(f"{kind} {name!r}: {source} has no {what} named {attribute!r}{hint}")
+    return found
 
 
 def load(where: str, kind: str) -> ModuleType:

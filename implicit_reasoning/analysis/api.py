@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -255,18 +254,6 @@ def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
       InputError: there is no such instrument.
     """
     name = name if name in known else current_instrument(name)
-    where = known.get(name, name)
-    if ":" not in where:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" - did you mean {close[0]!r}?" if close else ""
-        raise InputError(
-            f"unknown instrument {name!r}{hint} Known: {', '.join(known)}; or "
-            "package.module:Class or /path/to/file.py:Class for one of your own"
-        )
-    source, _, attribute = where.rpartition(":")
-    kind = getattr(imports.load(source, "instrument"), attribute, None)
-    if not (isinstance(kind, type) and issubclass(kind, form)):
-        raise InputError(f"instrument {name!r}: {source} has no class {attribute!r} of instruments")
-    instrument: Any = kind()
-    instrument.found_at = where
+    instrument: Any = imports.find(name, known, "instrument", form)()
+    instrument.found_at = known.get(name, name)
     return instrument

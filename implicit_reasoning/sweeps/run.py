@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from implicit_reasoning import imports
-from implicit_reasoning.config import choose, flatten, to_json
+from implicit_reasoning.config import flatten, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, read_json
 from implicit_reasoning.paths import local_folder
@@ -196,9 +196,5 @@ def default_launcher(sweep: Sweep) -> str:
 
 def find_launcher(name: str) -> Launcher:
     """The launcher behind a name; an `InputError` if there is none."""
-    where = name if ":" in name else choose(name, LAUNCHERS)
-    source, _, attribute = where.rpartition(":")
-    launcher: Launcher | None = getattr(imports.load(source, "launcher"), attribute, None)
-    if not callable(launcher):
-        raise InputError(f"launcher {name!r}: {source} has no function {attribute!r}")
+    launcher: Launcher = imports.find(name, LAUNCHERS, "launcher")
     return launcher

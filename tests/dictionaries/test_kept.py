@@ -311,5 +311,5 @@ def test_a_named_instrument_that_does_not_apply_is_refused(run, made):
     assert "answers" not in [one.name for one in api.choose_instruments(source)]
     with pytest.raises(NotApplicable, match="a dictionary of all checkpoints has no such model"):
         api.choose_instruments(source, ["answers"])
-    with pytest.raises(InputError, match="unknown instrument 'answer' - did you mean 'answers'"):
+    with pytest.raises(InputError, match="unknown instrument 'answer'; did you mean 'answers'"):
         api.choose_instruments(source, ["answer"])

@@ -6,15 +6,16 @@ record a function by its name and a digest of the file that it is in.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from implicit_reasoning import imports
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.paths import local_path
 
 Function = Callable[..., Any]
 
@@ -52,27 +53,13 @@ def find(which: str | Function, built_in: Mapping[str, Function], kind: str) -> 
     """
     if callable(which):
         return Named(f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which)
+    call = imports.find(which, built_in, kind)
     if which in built_in:
-        return Named(which, "", built_in[which])
-    if ":" not in which:
-        close = difflib.get_close_matches(which, built_in, n=1)
-        hint = f" - did you mean {close[0]!r}?" if close else ""
-        raise InputError(
-            f"unknown {kind} {which!r}{hint} Known: {', '.join(built_in)}; or path/to/file.py:"
-            "function or package.module:function for one of your own"
-        )
+        return Named(which, "", call)
     where, _, name = which.rpartition(":")
-    module = imports.load(where, kind)
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        close = difflib.get_close_matches(name, functions, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"{kind} {which!r}: {where} has no function {name!r}{hint}")
-    assert module.__file__ is not None  # it was loaded from one
-    path = Path(module.__file__)
+    path = local_path(where) if where.endswith(".py") else Path(inspect.getfile(sys.modules[where]))
     shown = path.name if where.endswith(".py") else where
-    return Named(f"{shown}:{name}", _digest(path.read_bytes()), function)
+    return Named(f"{shown}:{name}", _digest(path.read_bytes()), call)
 
 
 def _own_name(function: Function) -> str:

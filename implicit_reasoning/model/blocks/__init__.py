@@ -35,19 +35,7 @@ def find_block(name: str) -> type[Block]:
     Raises:
       InputError: there is no such name, module or class, or the class is not a complete `Block`.
     """
-    if name in BLOCKS:
-        return BLOCKS[name]
-    source, _, class_name = name.rpartition(":")
-    if not source:
-        raise InputError(
-            f"unknown model.block {name!r}; it must be {', '.join(map(repr, BLOCKS))}, "
-            "package.module:Class or path/to/file.py:Class"
-        )
-    found = getattr(imports.load(source, "block"), class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Block)):
-        raise InputError(
-            f"model.block {name!r}: {source} has no subclass of Block named {class_name!r}"
-        )
+    found: type[Block] = imports.find(name, BLOCKS, "block", Block)
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise InputError(f"model.block {name!r} does not define {missing}")

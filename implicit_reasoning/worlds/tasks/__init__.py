@@ -8,7 +8,6 @@ in_context.py         repeated random sequences
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -68,18 +67,5 @@ def build(task: Any) -> Dataset:
 
 def find_task(name: str) -> Callable[[Any], Dataset]:
     """The function behind a task's name; see `build`."""
-    if name in TASKS:
-        return TASKS[name]
-    if ":" not in name:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" - did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(TASKS)
-        raise InputError(
-            f"unknown task {name!r}{hint} Known: {known}; or package.module:function"
-            " or /path/to/file.py:function for one of your own"
-        )
-    source, _, function = name.rpartition(":")
-    module = imports.load(source, "task")
-    if not callable(getattr(module, function, None)):
-        raise InputError(f"task {name!r}: {source} has no function {function!r}")
-    return getattr(module, function)
+    found: Callable[[Any], Dataset] = imports.find(name, TASKS, "task")
+    return found

@@ -129,8 +129,8 @@ def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
 @pytest.mark.parametrize(
     ("pairs", "chosen", "said"),
     [
-        ("brigde", ["probability"], "unknown pairs 'brigde' - did you mean 'bridge'?"),
-        ("bridge", ["probabilty"], "unknown metric 'probabilty' - did you mean 'probability'?"),
+        ("brigde", ["probability"], "unknown pairs 'brigde'; did you mean 'bridge'?"),
+        ("bridge", ["probabilty"], "unknown metric 'probabilty'; did you mean 'probability'?"),
         ("nowhere.py:f", ["probability"], "pairs file nowhere.py does not exist"),
         ("bridge", ["nowhere:f"], "there is no metric 'nowhere'"),
         ("bridge", [], "give at least one"),
