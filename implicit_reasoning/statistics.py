@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import betaincinv, stdtrit
-from scipy.stats import t as student
 
 from implicit_reasoning.errors import InputError
 
@@ -246,7 +245,7 @@ def mean_over_seeds(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(counted, by_world, 0.0).sum(0) / n
         squares = np.where(counted, (by_world - mean) ** 2, 0.0).sum(0)
-        half = student.ppf((1 + level) / 2, n - 1) * np.sqrt(squares / (n - 1) / n)
+        half = stdtrit(n - 1, (1 + level) / 2) * np.sqrt(squares / (n - 1) / n)
     return Interval(mean[()], (mean - half)[()], (mean + half)[()], len(values), n[()])
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
-from scipy.stats import hypergeom
 
 from implicit_reasoning.dictionaries.dashboards.feature_statistics import PAIRS, Matches
 from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
@@ -166,6 +165,8 @@ def both_by_chance(
     When values are dealt out anew among states these are drawn without putting back, each for
     itself (hypergeometric).
     """
+    from scipy.stats import hypergeom  # half a second: not before it is needed
+
     both: np.ndarray = hypergeom.isf(
         MAX_CHANCE, n_states, n_value.astype(int), n_active.astype(int)
     )
