@@ -28,7 +28,7 @@ from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.dictionaries import load, measure_dictionaries, train_dictionaries
 from implicit_reasoning.dictionaries import train as train_module
 from implicit_reasoning.machine import provenance
-from implicit_reasoning.model.exchange import save_gpt2, save_weights
+from implicit_reasoning.model.interchange import save_gpt2, save_weights
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import define, run_sweep
 from implicit_reasoning.training import train
