@@ -19,6 +19,7 @@ from tests.compile_counts import uncounted
 from tests.training.tiny import tiny
 
 SWEEP = "tests/sweeps/small.py"
+THOROUGH = os.environ.get("TESTS") == "thorough"  # `make test-all`
 
 
 def made_once(name: str, make: Callable[[Path], object]) -> Path:

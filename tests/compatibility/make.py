@@ -25,7 +25,7 @@ import numpy as np
 import implicit_reasoning
 from implicit_reasoning.analysis import analyze
 from implicit_reasoning.config import apply_overrides
-from implicit_reasoning.dictionaries import load, measure_dictionaries, train_dictionaries
+from implicit_reasoning.dictionaries import load, measured, train_dictionaries
 from implicit_reasoning.dictionaries import train as train_module
 from implicit_reasoning.machine import provenance
 from implicit_reasoning.model.interchange import save_gpt2, save_weights
@@ -77,7 +77,7 @@ def make_data(folder):
     run = train(tiny(), folder / "run", stop_at=HALF)
     for instrument in INSTRUMENTS:
         analyze(run, instrument, steps=STEPS, progress=False)
-    measure_dictionaries(run, train_dictionaries(run, dictionary_config(FINISHED)))
+    measured(run, train_dictionaries(run, dictionary_config(FINISHED)))
     stopped_dictionaries(run)
     sweep = define(SWEEP, "seeds")
     run_sweep(sweep, folder / "sweep", only=["seed=0"])

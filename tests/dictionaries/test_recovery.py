@@ -35,7 +35,7 @@ TRAINED = {
 }
 
 
-def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES):
+def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES, batch=1024):
     """Share of directions to which a feature has a cosine above .9; active features of others."""
     keys = jax.random.split(jax.random.key(0), 3)
     directions = data.directions(keys[0])
@@ -44,7 +44,7 @@ def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=S
     # dead early, as there is little time to use them.
     settings = DictionaryTrainingSettings(
         steps=steps,
-        batch_size=1024,
+        batch_size=batch,
         learning_rate=rate,
         decay_steps=steps // 4,
         sparsity_warmup_steps=steps // 2,
@@ -72,9 +72,9 @@ def test_directions_are_recovered_by_few_features(name):
 
 
 def test_a_small_one_in_the_default_suite():
-    data = Synthetic(n_directions=64, width=24, mean_active=3.0)
-    found, l0 = train(TopK(most=3), 3.0, 3e-3, 4000, data, 128, 65_536)
-    assert found >= 0.95 and l0 <= 3
+    data = Synthetic(n_directions=32, width=16, mean_active=2.0)
+    found, l0 = train(TopK(most=2), 2.0, 3e-3, 1500, data, 64, 65_536, batch=256)
+    assert found >= 0.95 and l0 <= 2
 
 
 # The data ----------------------------------------------------------------------------------------
@@ -82,11 +82,11 @@ def test_a_small_one_in_the_default_suite():
 
 def test_frequencies_and_pairs_are_as_said():
     data = Synthetic(n_directions=64, width=24, mean_active=3.0, exponent=0.5, together=0.3)
-    active = np.asarray(data.activity(jax.random.key(0), 200_000)) > 0
+    active = np.asarray(data.activity(jax.random.key(0), 100_000)) > 0
     frequency = np.asarray(data.frequencies)
     np.testing.assert_allclose(frequency.sum(), 3.0, rtol=1e-5)
     np.testing.assert_allclose(frequency[0] / frequency[-1], 32**0.5, rtol=1e-4)
-    spread = np.sqrt(frequency * (1 - frequency) / 200_000)
+    spread = np.sqrt(frequency * (1 - frequency) / 100_000)
     assert (np.abs(active.mean(0) - frequency) < 5 * spread).all()
     for pair in (0, 31):
         one, other = active[:, 2 * pair], active[:, 2 * pair + 1]

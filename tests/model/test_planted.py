@@ -19,6 +19,7 @@ from implicit_reasoning.model.planted import (
 )
 from implicit_reasoning.model.planted.draft import Draft
 from implicit_reasoning.model.units import State
+from tests import shared
 from tests.model.planted_audit import Audit, knowledge, prompts, run
 
 MODELS = [(name, seed) for name in MECHANISMS for seed in (None, 3)]
@@ -26,7 +27,8 @@ MODELS = [(name, seed) for name in MECHANISMS for seed in (None, 3)]
 
 @pytest.fixture(scope="module")
 def known():
-    return knowledge()
+    """An audit takes some hundred forward passes over all chains: few chains in default tests."""
+    return knowledge() if shared.THOROUGH else knowledge(12, 4, 3)
 
 
 def answers(planted, tokens):

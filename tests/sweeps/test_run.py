@@ -314,7 +314,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", launcher)
     try:
         rows = files.trial("seed=0").metrics
-        wait_for(lambda: rows.exists() and '"step": 400' in rows.read_text())
+        wait_for(lambda: rows.exists() and '"step": 100' in rows.read_text())
         # A second launcher is refused while this one works.
         with pytest.raises(InputError, match="another launcher"):
             run_sweep(define(FILE, "seeds", LONG), files.workdir)
@@ -325,7 +325,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     assert process.returncode == 75, said
     assert "SIGTERM: 0 of 3 trials are done" in said
     status = read_journal(files)["seed=0"]
-    assert status.state == "stopped" and 400 <= status.step < LONG["steps"]
+    assert status.state == "stopped" and 100 <= status.step < LONG["steps"]
     # A population goes on as a whole, so that its program is the one that is compiled already.
     alike = SEEDS if launcher == "vmap" else ["seed=0"]
     sweep, stop = define(FILE, "seeds", LONG), status.step + 3
@@ -338,11 +338,11 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
     files, process = SweepLayout(tmp_path / "sweep"), command(tmp_path / "sweep", "local")
     rows = files.trial("seed=0").metrics
     try:
-        wait_for(lambda: rows.exists() and '"step": 400' in rows.read_text())
+        wait_for(lambda: rows.exists() and '"step": 100' in rows.read_text())
     finally:
         process.kill()
         process.communicate()
-    wait_for(lambda: reached(files.trial("seed=0")) >= 400)
+    wait_for(lambda: reached(files.trial("seed=0")) >= 100)
     wait_for(lambda: is_free(files.trial("seed=0")))  # a worker that stayed would hold it
     assert not files.trial("seed=1").metrics.exists()  # and nobody began another
 
