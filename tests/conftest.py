@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from typing import Any
 
 # Before anything imports jax: a test must not grab an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -46,6 +47,21 @@ _fixed = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=_fixed)
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=200, derandomize=_fixed)
 hypothesis.settings.load_profile("deep" if _thorough else "quick")
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save every figure as an empty image: drawing one takes a second in all formats.
+
+    Tests of `report` and of `drawing` look at what is drawn.
+    """
+    width_and_height = (1).to_bytes(4, "big") * 2
+
+    def savefig(self: Any, file: Any, **options: Any) -> None:
+        file.write(b"\x89PNG\r\n\x1a\n" + bytes(8) + width_and_height)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda self: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

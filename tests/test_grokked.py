@@ -120,7 +120,7 @@ def params_of(run, step):
     return jax.tree.map(lambda leaf: leaf[0], run.params([step]))
 
 
-def test_the_command_and_the_report(published, tmp_path, capsys):
+def test_the_command_and_the_report(published, tmp_path, capsys, blank_figures):
     workdir = tmp_path / "run"
     flags = [f"--source={published / 'output'}", f"--data={published / 'data'}"]
     assert main(["import", *flags, f"--workdir={workdir}"]) == 0

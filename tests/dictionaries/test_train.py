@@ -336,7 +336,9 @@ def test_baselines_are_measured_like_what_is_to_beat_them(run):
     assert (result["kl"].sel(model="spliced") > 0).all() and (result["l0"] > 0).all()
 
 
-def test_the_command_trains_measures_and_writes_the_page(run, beaten, capsys, monkeypatch):
+def test_the_command_trains_measures_and_writes_the_page(
+    run, beaten, capsys, monkeypatch, blank_figures
+):
     trace_only(monkeypatch)  # numbers are those of the test above
     flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
     flags += ["--config.name=said", f"--config.read={SITE}"]

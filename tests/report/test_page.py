@@ -115,7 +115,7 @@ def test_a_report_compiles_nothing(trained, tmp_path):
     assert compiled  # the listener works
 
 
-def test_a_run_without_intervals_names_the_command_that_adds_them(trained, tmp_path):
+def test_a_run_without_intervals_names_the_command_that_adds_them(trained, tmp_path, blank_figures):
     run = Run(shutil.copytree(trained, tmp_path / "tiny"))
     stored = run.metrics
     columns = ("accuracy_low/", "accuracy_high/", "accuracy_clusters/")

@@ -280,7 +280,7 @@ def test_a_search_that_was_stopped_trains_what_it_would_have(
     }
 
 
-def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsys):
+def test_a_metric_that_no_trial_has_is_named_and_nothing_is_lost(tmp_path, capsys, blank_figures):
     assert search(tmp_path, metric="los") == 2
     assert "unknown choice 'los'; did you mean loss" in capsys.readouterr().err
     assert search(tmp_path) == 0

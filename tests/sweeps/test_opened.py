@@ -98,7 +98,7 @@ def test_the_page_has_every_trial_and_figure(runs):
     assert all((runs.files.report.parent / link).exists() for link in links)
 
 
-def test_the_page_names_what_failed(tmp_path):
+def test_the_page_names_what_failed(tmp_path, blank_figures):
     shared.swept_copy(tmp_path, 20)
     journal = Journal(Runs(tmp_path).files)
     journal.note("seed=1", FAILED, step=20, why="<script>alert(1)</script>")
