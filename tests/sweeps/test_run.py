@@ -277,7 +277,7 @@ def test_a_trial_whose_directory_holds_another_run_is_refused_by_name(tmp_path):
 
 
 def test_an_unknown_launcher_names_those_there_are():
-    with pytest.raises(InputError, match=r"did you mean vmap.*vmap, local, ray, slurm"):
+    with pytest.raises(InputError, match=r"did you mean 'vmap'.*vmap, local, ray, slurm"):
         run_sweep(define(FILE, "seeds"), "nowhere", launcher="vmpa")
 
 

@@ -144,7 +144,7 @@ def test_functions_that_are_not_there_are_refused(pairs, chosen, said):
 
 def test_a_function_that_is_not_in_the_file_is_named_with_the_nearest(tmp_path):
     (tmp_path / "mine.py").write_text("def my_pairs(dataset): ...\n")
-    with pytest.raises(InputError, match=r"no function 'my_pears'; did you mean 'my_pairs'\?"):
+    with pytest.raises(InputError, match=r"named 'my_pears'; did you mean 'my_pairs'\?"):
         find_pairs(f"{tmp_path / 'mine.py'}:my_pears")
 
 
