@@ -18,7 +18,7 @@ from archive import read
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from implicit_reasoning.analysis.claims import ENOUGH
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS
 from implicit_reasoning.analysis.drawing import heat_maps, layer_colors
 from implicit_reasoning.figures import (
     BLUE,
@@ -92,7 +92,7 @@ class Study(NamedTuple):
         """
         where = {"variable": variable, "layer": layer, "pos": pos}
         swap, erasure = (self.parts[name].sel(where) for name in ("mean_swap", "erasure"))
-        counts = swap["counterfactual_n"].sel(edit="class means") >= ENOUGH
+        counts = swap["counterfactual_n"].sel(edit="class means") >= MIN_CLUSTERS
         held_out = bool(counts.sel(group="test_ii").isel(step=-1).all())
         group = "test_ii" if held_out else "train_ii"
         swap, erasure = (part.sel(group=group) for part in (swap, erasure))

@@ -44,7 +44,7 @@ def remedies() -> list[str]:
             "There is an NVIDIA driver, but JAX runs on the CPU: pip install"
             ' "implicit_reasoning[cuda]" (and see whether JAX_PLATFORMS is set).'
         )
-    if why_not := compilation.obstacle():
+    if why_not := compilation.cache_fault():
         advice.append(
             f"There is no compilation cache ({why_not}), so every start compiles again, which takes"
             " about five seconds for a small model. Set JAX_COMPILATION_CACHE_DIR to a folder that"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from implicit_reasoning.model.blocks.base import Block
-from implicit_reasoning.model.blocks.cells import insert
+from implicit_reasoning.model.blocks.cells import insert_suffix
 from implicit_reasoning.model.blocks.parameters import Parameter, constant, normal
 from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.sites import RESID
@@ -78,7 +78,7 @@ class GatedRecurrence(Block):
         """Goes on from the clean state before the start."""
         after = {}
         for (layer, pos), own in cones.items():
-            resid = insert(clean["hook_resid_pre"], own, pos)[:, :, pos:]
+            resid = insert_suffix(clean["hook_resid_pre"], own, pos)[:, :, pos:]
             rows = resid.reshape(-1, *resid.shape[2:])
             before = clean["mixer.hook_state"][:, max(pos - 1, 0)] * (pos > 0)
             before = jnp.broadcast_to(before, (*resid.shape[:2], before.shape[-1]))

@@ -20,7 +20,7 @@ FLOORS = [
     {"analysis"},
     {"dictionaries"},
     {"sweeps"},
-    {"report", "grokked", "doctor"},
+    {"report", "grokked_transformer", "doctor"},
     {"commands"},
     {"__main__"},
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.grokked import import_grokked
+from implicit_reasoning.grokked_transformer import import_grokked
 from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, checkpoints
 from implicit_reasoning.runs.stores import read_tree
 from implicit_reasoning.runtime.shutdown import ShutdownRequest

@@ -11,7 +11,7 @@ from implicit_reasoning.dictionaries.exchange.circuit_tracer import load_transco
 from implicit_reasoning.dictionaries.exchange.saelens import load_saelens
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, read_npz, write_json, write_npz
-from implicit_reasoning.grokked import import_grokked
+from implicit_reasoning.grokked_transformer import import_grokked
 from implicit_reasoning.model.exchange import arrays
 from implicit_reasoning.model.exchange.gpt2 import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path

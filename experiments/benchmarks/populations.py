@@ -46,7 +46,7 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
 from implicit_reasoning.runtime.machine import available_cores
-from implicit_reasoning.sweeps.launchers.devices import shares
+from implicit_reasoning.sweeps.launchers.devices import device_shares
 
 FLAGS: dict[str, Any] = {
     "config": "configs/composition.py:pocket",
@@ -99,7 +99,7 @@ def _worker(flags: dict[str, Any], how: str, count: int, *only: int, **environme
 def steps(flags: dict[str, Any]) -> dict[str, Any]:
     """Three ways to train the same trials."""
     trials, count = flags["trials"], flags["steps"]
-    dealt = shares(flags["workers"] or None)
+    dealt = device_shares(flags["workers"] or None)
     part, over = divmod(trials, len(dealt))
     if over:
         raise InputError(f"{trials} trials cannot be dealt out to {len(dealt)} workers")
@@ -215,13 +215,13 @@ def plan(folder: str, count: int, what: str, config: str) -> None:
     from implicit_reasoning.runs import write_config
     from implicit_reasoning.sweeps import grid, make_sweep
     from implicit_reasoning.sweeps.directory import Journal, SweepLayout, begin
-    from implicit_reasoning.sweeps.run import to_do
+    from implicit_reasoning.sweeps.run import pending_trials
 
     overrides = grid({"optimizer.weight_decay": [0.1, 0.5], "seed": range(count // 2)})
     files = SweepLayout(Path(folder))
     sweep = begin(files, make_sweep(load_config(config), list(overrides)))
     journal = Journal(files)
-    left = to_do(files, sweep, journal)
+    left = pending_trials(files, sweep, journal)
     took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     there = sum(1 for path in files.workdir.rglob("*") if path.is_file())

@@ -11,15 +11,15 @@ instrument.py   the form of an instrument
 claims.py       what one may say of a mechanism, and how that is judged
 states.py       states and truth variables, from which most begin
 facts.py        facts as the rows that are fitted and held out
-questions.py    which questions meet, by the truth of the world (on the host)
-parts.py        examples some at a time, and only those that count
-rest.py         the rest of a forward pass, up to the answer
+queries.py      which queries meet, by the truth of the world (on the host)
+chunks.py       examples some at a time, and only those that count
+suffix.py       the rest of a forward pass, up to the answer
 subject.py      what can be measured: a run, or weights in memory
 runner.py       all checkpoints in one program; labelled results
 seeds.py        several runs in one program
 sums.py         sums by group and cluster, on the device
 aggregate.py    means by group, with intervals and their n
-kept.py         results on disk: identity, merging
+storage.py      results on disk: identity, merging
 api.py          `analyze(run, "lens")`, and the table of instruments
 drawing.py      drawings that instruments share
 figures.py      what the report asks for

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.instrument import EXAMPLE, Declared, Examples
+from implicit_reasoning.analysis.instrument import EXAMPLE, BaseInstrument, Examples
 from implicit_reasoning.analysis.sums import DeviceSums, find_pairs
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.statistics import (
@@ -23,7 +23,7 @@ _BLOCK = 2**20
 
 
 def aggregate(
-    instrument: Declared,
+    instrument: BaseInstrument,
     outputs: Mapping[str, np.ndarray | DeviceSums],
     examples: Examples,
     coords: Mapping[str, Sequence[Any]],
@@ -70,7 +70,9 @@ def aggregate(
     return xr.Dataset(variables, {"step": list(steps), **labels})
 
 
-def _counted(instrument: Declared, outputs: Mapping[str, Any], name: str) -> np.ndarray | None:
+def _counted(
+    instrument: BaseInstrument, outputs: Mapping[str, Any], name: str
+) -> np.ndarray | None:
     """Which examples count for an output, with an axis for each of its own; None where all do."""
     if name not in instrument.given:
         return None

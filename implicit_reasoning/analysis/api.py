@@ -10,11 +10,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from implicit_reasoning import imports
-from implicit_reasoning.analysis import kept, used
+from implicit_reasoning.analysis import storage, used
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
-from implicit_reasoning.analysis.kept import CHECKPOINTS, identity_of
 from implicit_reasoning.analysis.patching.pair_instrument import PairInstrument
 from implicit_reasoning.analysis.seeds import measure_seeds
+from implicit_reasoning.analysis.storage import CHECKPOINTS, identity_of
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import (
     HeldStore,
@@ -23,7 +23,7 @@ from implicit_reasoning.runs import (
     find_result,
     load_result,
 )
-from implicit_reasoning.runtime.locks import waiting_turn
+from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.runtime.machine import memory_per_program
 
 _HERE = "implicit_reasoning.analysis"
@@ -96,7 +96,7 @@ def analyze_runs(
     # Parameters are read once, to be measured and to be fingerprinted.
     runs = [_holding(run, len(runs)) for run in runs]
     paths = [run.files.analysis / f"{instrument.name}.nc" for run in runs]
-    before = [kept.version_of_file(path) for path in paths]
+    before = [storage.version_of_file(path) for path in paths]
     there: list[xr.Dataset | None] = []
     missing: dict[tuple[int, ...], list[int]] = {}
     for number, run in enumerate(runs):
@@ -114,7 +114,7 @@ def analyze_runs(
             new = new.assign_attrs({CHECKPOINTS: prints})
             stale = before[number] if there[number] is None else None
             identity = identity_of(instrument, run) | {"reference": new.attrs["reference"]}
-            kept.keep(paths[number], new, identity, stale=stale)
+            storage.save_merged(paths[number], new, identity, stale=stale)
     return [run.result(instrument.name) for run in runs]
 
 
@@ -133,7 +133,7 @@ def _there(
     if again or not path.exists():
         return None, []
     old, identity = load_result(path), identity_of(instrument, run)
-    different = kept.differences(old.attrs, identity)
+    different = storage.differences(old.attrs, identity)
     # Nobody chose otherwise: training went on, and the last checkpoint is another; or this version
     # of the lab has other intervals, of which a result must not hold two kinds.
     changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
@@ -146,8 +146,8 @@ def _there(
             say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them anew"
             tqdm.write(say, file=sys.stderr)
         return None, old.step.values.tolist()
-    kept.check_same(old, identity)
-    kept.check_fingerprints(old, run)
+    storage.check_identity(old, identity)
+    storage.check_fingerprints(old, run)
     return old, []
 
 
@@ -193,8 +193,8 @@ def analyze_all(
         else:
             names.append(instrument.name)
     for run in runs:
-        with waiting_turn(run.files.analysis):
-            used.keep(run)
+        with wait_for_lock(run.files.analysis):
+            used.save_table(run)
     return names
 
 

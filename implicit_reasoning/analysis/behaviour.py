@@ -15,10 +15,10 @@ import xarray as xr
 from jaxtyping import Array, Bool, Int, Key
 from matplotlib.axes import Axes
 
-from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, Claim
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS, MIN_LOWER_BOUND, Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains, prompts
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import (
     BLUE,
     GREEN,
@@ -37,7 +37,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.dataset import columns, world_of
 from implicit_reasoning.worlds.shortcuts import RULES
 
-KINDS = {
+ANSWER_KINDS = {
     "right": BLUE,
     "bridge": ORANGE,
     "row completion": PURPLE,
@@ -97,7 +97,7 @@ class Behaviour(Instrument):
             groups=splits,
             group=group,
             clusters=clusters_of(dataset, rows),
-            coords={"kind": tuple(KINDS), "rule": tuple(rules)},
+            coords={"kind": tuple(ANSWER_KINDS), "rule": tuple(rules)},
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Behaviour(Instrument):
         kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
         predicted = inputs["predicted"]
         return {
-            "fraction": jnp.arange(len(KINDS))[:, None] == kind[None],
+            "fraction": jnp.arange(len(ANSWER_KINDS))[:, None] == kind[None],
             "chance": inputs["chance"],
             "agreement": predicted == answer[None],
             "shortcut": predicted == inputs["answer"][None],
@@ -134,10 +134,10 @@ class Behaviour(Instrument):
         cheap = [rule for rule in _CHEAP if rule in result["rule"].values]
         by_shortcut = result["shortcut_high"].sel(rule=cheap).max("rule")
         memorised = [
-            float(right["fraction_low"].sel(group=train)) >= NEARLY_ALL
+            float(right["fraction_low"].sel(group=train)) >= MIN_LOWER_BOUND
             and float(right["fraction_high"].sel(group=test))
             <= float(by_shortcut.sel(group=test)) + _ABOVE
-            and int(result["n_states"].sel(group=test)) >= ENOUGH
+            and int(result["n_states"].sel(group=test)) >= MIN_CLUSTERS
             for train, test in pairs
         ]
         return {Claim("memorised", "e2")} if memorised and all(memorised) else set()
@@ -163,7 +163,7 @@ def kinds_of_tokens(
         "another entity": np.broadcast_to(tokens < world.n_entities, (len(rows), tokens.size)),
         "no entity": np.ones((len(rows), tokens.size), bool),
     }
-    return np.stack([is_of[kind] for kind in KINDS]).argmax(0).astype(np.int8)
+    return np.stack([is_of[kind] for kind in ANSWER_KINDS]).argmax(0).astype(np.int8)
 
 
 def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "relation entity"]:
@@ -176,7 +176,7 @@ def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "rela
 
 def _shares_of(kind: Int[np.ndarray, "row token"]) -> np.ndarray:
     """[kind, row]: the share of tokens of each kind."""
-    return np.stack([(kind == place).mean(1) for place in range(len(KINDS))])
+    return np.stack([(kind == place).mean(1) for place in range(len(ANSWER_KINDS))])
 
 
 def _kinds(result: xr.Dataset) -> Figure:
@@ -223,7 +223,7 @@ def _kinds(result: xr.Dataset) -> Figure:
 def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
     """Areas of all kinds, one above the other, in order of priority."""
     below = np.zeros(len(x))
-    for kind, color in KINDS.items():
+    for kind, color in ANSWER_KINDS.items():
         above = below + share.sel(kind=kind).values
         ax.fill_between(x, below, above, color=color, label=kind, linewidth=0)
         below = above

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from implicit_reasoning import renames
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.units import State, Unit, WholeModel, unit_from_json
 from implicit_reasoning.statistics import max_statistic_p_values
@@ -36,14 +37,14 @@ _OF_COMPONENTS = {
 STATE_KINDS = frozenset(_OF_STATES)
 """Claims about states, and about the whole model ("composes" and "memorised")."""
 
-KINDS = _OF_STATES | _OF_COMPONENTS
+CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""
 
-ENOUGH = 20
+MIN_CLUSTERS = 20
 """Clusters (bridges, facts or prefixes) that must count before a mean is shown in a map, or claimed
-from: with fewer, not even a perfect result is sure to be `NEARLY_ALL`."""
+from: with fewer, not even a perfect result is sure to be `MIN_LOWER_BOUND`."""
 
-NEARLY_ALL = 0.8
+MIN_LOWER_BOUND = 0.8
 """What the lower end of a 95% interval must reach before a claim says that something is so.
 
 Where all n clusters agree, the lower end is .025 ** (1 / n): .83 with 20 clusters, and .9 and .95
@@ -51,13 +52,13 @@ only with 36 and 73. Held-out chains of the models of known mechanism have 25 to
 claim that nothing could earn would say nothing. With n as in a larger world, .8 is not lenient: of
 250 clusters that are right by themselves, 85% must be."""
 
-NEARLY_NONE = 0.2
+MAX_UPPER_BOUND = 0.2
 """What the upper end must not exceed before a claim says that something is not so; as above."""
 
 MAJORITY = 0.5
 """What the lower end must reach where a claim is about most cases."""
 
-TIMES_CHANCE = 3.0
+MIN_TIMES_CHANCE = 3.0
 """Times the mean of its null that the lower end must be."""
 
 Verdict = Literal["right", "wrong", "silent"]
@@ -69,7 +70,7 @@ class Claim:
     """One statement.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `CLAIM_KINDS`.
       variable: name of a variable, such as "e2"; for "stores", the text of a fact or chain.
       unit: what the statement is about.
     """
@@ -84,7 +85,7 @@ class Claim:
         """Make a claim about a unit, by default the whole model.
 
         Args:
-          kind: one of `KINDS`.
+          kind: one of `CLAIM_KINDS`.
           variable: its name.
           unit: what the claim is about, or, with `pos`, the layer of a state:
             `Claim("used", "e2", 1, "r1")` is `Claim("used", "e2", State(1, "r1"))`.
@@ -139,13 +140,14 @@ class Mechanism:
 
     true: frozenset[Claim]
     open: frozenset[Claim] = frozenset()
-    closed: frozenset[str] = field(default_factory=lambda: frozenset(KINDS))
+    closed: frozenset[str] = field(default_factory=lambda: frozenset(CLAIM_KINDS))
 
     def holds(self, claim: Claim) -> bool | None:
         """Whether a claim is true; None if that is open.
 
         Raises:
-          InputError: its kind is none of `KINDS`; misspelt, it would count as open, as silence.
+          InputError: its kind is none of `CLAIM_KINDS`; misspelt, it would count as open, as
+            silence.
         """
         _check_kind(claim)
         if claim in self.true:
@@ -154,16 +156,16 @@ class Mechanism:
 
 
 def _check_kind(claim: Claim) -> None:
-    if claim.kind not in KINDS:
-        close = difflib.get_close_matches(claim.kind, KINDS, n=1)
+    if claim.kind not in CLAIM_KINDS:
+        close = difflib.get_close_matches(claim.kind, CLAIM_KINDS, n=1)
         hint = f" - did you mean {close[0]!r}?" if close else ";"
         raise InputError(
-            f"there is no kind of claim {claim.kind!r}{hint} the kinds are {', '.join(KINDS)}"
+            f"there is no kind of claim {claim.kind!r}{hint} the kinds are {', '.join(CLAIM_KINDS)}"
         )
 
 
 def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.DataArray:
-    """Where an output is above its null: by `TIMES_CHANCE`, and without overlap of the intervals.
+    """Where an output is `MIN_TIMES_CHANCE` times its null, and their intervals do not overlap.
 
     Args:
       result: with `name`, `name_low` and `name_high`; the outcome and its null differ in labels.
@@ -176,7 +178,7 @@ def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.D
     of_outcome, of_null = ({dim: both[i] for dim, both in null.items()} for i in (0, 1))
     low = result[f"{name}_low"].sel(of_outcome, drop=True)
     mean, high = (result[f"{name}{end}"].sel(of_null, drop=True) for end in ("", "_high"))
-    return (low >= TIMES_CHANCE * mean) & (low > high)
+    return (low >= MIN_TIMES_CHANCE * mean) & (low > high)
 
 
 def claimed_units(
@@ -233,7 +235,7 @@ def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
     """Right: at least one claim, and none false. Wrong: a false claim. Silent: nothing said.
 
     Raises:
-      InputError: a claim of a kind that is none of `KINDS`; `describe` as well.
+      InputError: a claim of a kind that is none of `CLAIM_KINDS`; `describe` as well.
     """
     truths = [mechanism.holds(claim) for claim in claims]
     if False in truths:
@@ -248,3 +250,15 @@ def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list
     for claim in sorted(claims):
         found[words[mechanism.holds(claim)]].append(str(claim))
     return found
+
+
+__getattr__ = renames.old_names(
+    __name__,
+    {
+        "ENOUGH": "MIN_CLUSTERS",
+        "NEARLY_ALL": "MIN_LOWER_BOUND",
+        "NEARLY_NONE": "MAX_UPPER_BOUND",
+        "TIMES_CHANCE": "MIN_TIMES_CHANCE",
+        "KINDS": "CLAIM_KINDS",
+    },
+)

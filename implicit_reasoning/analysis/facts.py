@@ -59,7 +59,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
     return FactRows(rows, tuple(GROUPS[letter] for letter in there), group)
 
 
-def taught_alone(
+def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
     """Whether training teaches `values` as the answer to the first fact's own prompt (e1, r1)."""
@@ -71,14 +71,16 @@ def taught_alone(
     return found
 
 
-def in_training(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray, "pos row"]:
+def is_training_prefix(
+    dataset: Dataset, rows: Int[np.ndarray, " row"]
+) -> Bool[np.ndarray, "pos row"]:
     """Whether each row's prefix, by position, is also one of a row that is trained on."""
     # One numbering for all rows: keys of different calls need not be comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
     return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
 
 
-def known_at(variable: str, positions: Sequence[str]) -> str:
+def first_known_position(variable: str, positions: Sequence[str]) -> str:
     """The first position whose prefix determines a variable: r1 for e2, where e1 is before it."""
     if variable in positions:
         return variable
@@ -89,7 +91,7 @@ def known_at(variable: str, positions: Sequence[str]) -> str:
     return max(needed, key=list(positions).index)
 
 
-def first_of_each(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
+def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
     """Where a number occurs for the first time in its line."""
     first = np.zeros(keys.shape, bool)
     lines, there = keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])
@@ -98,7 +100,9 @@ def first_of_each(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim r
     return first
 
 
-def fold_of(keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0) -> Int[np.ndarray, " row"]:
+def assign_folds(
+    keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0
+) -> Int[np.ndarray, " row"]:
     """A fold for each row: equal keys share one, distinct keys are dealt out evenly at random."""
     distinct, index = np.unique(keys, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(distinct))
@@ -121,11 +125,11 @@ def state_folds(
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
-        deeper = fold_of(prefix if together is None else together, n_folds)
+        deeper = assign_folds(prefix if together is None else together, n_folds)
         if together is not None and (_first_value(prefix, together) != together).any():
-            deeper = fold_of(prefix, n_folds)
+            deeper = assign_folds(prefix, n_folds)
         folds[:, pos] = deeper
-        folds[0, pos] = fold_of(token, n_folds)
+        folds[0, pos] = assign_folds(token, n_folds)
     return folds
 
 

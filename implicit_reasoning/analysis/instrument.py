@@ -58,7 +58,7 @@ class Examples:
     coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-class Declared(abc.ABC):
+class BaseInstrument(abc.ABC):
     """What every instrument declares about its numbers, whatever it measures.
 
     Attributes:
@@ -138,7 +138,7 @@ class Declared(abc.ABC):
                 )
 
 
-class Instrument(Declared):
+class Instrument(BaseInstrument):
     """A measurement of a model; one of your own is a subclass in a file of its own.
 
     Its results are kept in `analysis/<name>.nc`, by `step`.

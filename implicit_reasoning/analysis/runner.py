@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Instrument
-from implicit_reasoning.analysis.kept import identity_of
 from implicit_reasoning.analysis.labels import check_labels, plain
+from implicit_reasoning.analysis.storage import identity_of
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.analysis.sums import (
     DeviceSums,
@@ -39,7 +39,7 @@ from implicit_reasoning.runtime.machine import (
     provenance,
     single_threaded_lapack,
 )
-from implicit_reasoning.runtime.mapping import mapped
+from implicit_reasoning.runtime.mapping import map_over_axis
 
 _MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
 
@@ -169,7 +169,7 @@ class Runner:
         def run(
             params: Params, inputs: Any, key: Any, pairs: GroupClusterPairs | None = None
         ) -> Any:
-            return mapped(one, params, self.mesh, self.together, (inputs, key, pairs))
+            return map_over_axis(one, params, self.mesh, self.together, (inputs, key, pairs))
 
         @highest_precision
         def one(

@@ -24,7 +24,7 @@ from implicit_reasoning.worlds import Dataset
 
 
 @dataclass(frozen=True, eq=False)
-class Seeds:
+class StackedSubjects:
     """Subjects of one model and dataset as one: some checkpoints of each, subject by subject."""
 
     subjects: Sequence[Subject]
@@ -78,7 +78,7 @@ def measure_seeds(
     """
     runners: dict[Transformer, Runner] = {}
     found: dict[int, xr.Dataset] = {}
-    for together in alike(instrument, subjects):
+    for together in group_by_model(instrument, subjects):
         model = subjects[together[0]].model
         runner = runners.setdefault(model, Runner(instrument, model))
         if len(together) == 1:
@@ -87,7 +87,7 @@ def measure_seeds(
                 instrument, subject, steps, runner=runner, progress=progress
             )
             continue
-        stacked = Seeds([subjects[number] for number in together], steps)
+        stacked = StackedSubjects([subjects[number] for number in together], steps)
         results = measure(instrument, stacked, runner=runner, progress=progress)
         for place, number in enumerate(together):
             own = slice(place * len(steps), (place + 1) * len(steps))
@@ -95,7 +95,7 @@ def measure_seeds(
     return [found[number] for number in range(len(subjects))]
 
 
-def alike(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
+def group_by_model(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
     """Numbers of subjects that can be measured together, each set in order.
 
     An instrument that compares with a run's own last checkpoint has other inputs for each.

@@ -128,10 +128,12 @@ def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarra
 def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
     """Clusters of chains by position: the state; where it knows the bridge, the bridge."""
     bridges = clusters_of(dataset, rows)
-    return np.stack([bridges if tells(key, bridges) else key for key in state_keys(dataset, rows)])
+    return np.stack(
+        [bridges if determines(key, bridges) else key for key in state_keys(dataset, rows)]
+    )
 
 
-def tells(key: Int[np.ndarray, " row"], value: Int[np.ndarray, " row"]) -> bool:
+def determines(key: Int[np.ndarray, " row"], value: Int[np.ndarray, " row"]) -> bool:
     """Whether rows of one key all have one value."""
     pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
     return len(pairs) == len(np.unique(key))

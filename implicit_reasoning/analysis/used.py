@@ -16,7 +16,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, NEARLY_NONE
+from implicit_reasoning.analysis.claims import MAX_UPPER_BOUND, MIN_CLUSTERS, MIN_LOWER_BOUND
 from implicit_reasoning.analysis.drawing import label_places, some_groups, some_steps
 from implicit_reasoning.analysis.reading.lens import NORMS, VOCABULARIES
 from implicit_reasoning.analysis.variables.erasure import CONDITIONS as ERASED
@@ -110,7 +110,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     return made
 
 
-def keep(run: Run) -> None:
+def save_table(run: Run) -> None:
     """Write the table as `analysis/used.nc`, if the run has the results that it is made of.
 
     Results of other versions of the swap or the erasure have other edits, so they are left out. So
@@ -211,7 +211,7 @@ def _answered_group(swap: xr.Dataset) -> str:
     """The first test split, if enough of it is answered in the end to say anything."""
     trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
     count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
-    return tested if (count >= ENOUGH).any() else trained
+    return tested if (count >= MIN_CLUSTERS).any() else trained
 
 
 def _where_something_is_said(made: xr.Dataset) -> xr.Dataset:
@@ -270,10 +270,10 @@ def _verdicts(made: xr.Dataset) -> np.ndarray:
     """
 
     def is_so(name: str) -> xr.DataArray:
-        return made[f"{name}_low"] >= NEARLY_ALL
+        return made[f"{name}_low"] >= MIN_LOWER_BOUND
 
     def is_not(name: str) -> xr.DataArray:
-        return made[f"{name}_high"] <= NEARLY_NONE
+        return made[f"{name}_high"] <= MAX_UPPER_BOUND
 
     used, survives = is_so("follows") & is_not("follows_random"), is_so("stays_erased")
     unused = is_not("follows") & is_so("stays_swapped") & survives
@@ -283,4 +283,4 @@ def _verdicts(made: xr.Dataset) -> np.ndarray:
         ["used, replaceable", "used", "decodable, not used", "used, not decodable", "neither"],
         "unclear",
     )
-    return np.where((made["n"] >= ENOUGH) & made["decoded"].notnull(), words, "")
+    return np.where((made["n"] >= MIN_CLUSTERS) & made["decoded"].notnull(), words, "")

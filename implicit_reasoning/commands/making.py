@@ -7,10 +7,10 @@ from typing import Any
 
 from implicit_reasoning.config import apply_overrides, load_config
 
-Given = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def world(flags: Given, overrides: Given) -> None:
+def world(flags: Arguments, overrides: Arguments) -> None:
     """Build a dataset, say what is in it and what answers it without composing, write its files."""
     from implicit_reasoning.worlds import build
     from implicit_reasoning.worlds.exchange import write_grokked
@@ -26,7 +26,7 @@ def world(flags: Given, overrides: Given) -> None:
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
-def doctor(flags: Given, overrides: Given) -> None:
+def doctor(flags: Arguments, overrides: Arguments) -> None:
     """Say what this machine has, reaches and lacks."""
     from implicit_reasoning import doctor
     from implicit_reasoning.runtime import distributed
@@ -40,9 +40,9 @@ def doctor(flags: Given, overrides: Given) -> None:
         print(f"\n{remedy}")
 
 
-def import_(flags: Given, overrides: Given) -> None:
+def import_(flags: Arguments, overrides: Arguments) -> None:
     """Make a run directory of what others trained."""
-    from implicit_reasoning.grokked import import_grokked
+    from implicit_reasoning.grokked_transformer import import_grokked
 
     run = import_grokked(flags["source"], flags["data"], flags["workdir"])
     print(f"imported {run}")

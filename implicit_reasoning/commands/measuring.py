@@ -11,10 +11,10 @@ from implicit_reasoning.errors import InputError
 if TYPE_CHECKING:
     from implicit_reasoning.runs import Run
 
-Given = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def report(flags: Given, overrides: Given) -> None:
+def report(flags: Arguments, overrides: Arguments) -> None:
     """Write the page of a run."""
     from implicit_reasoning.report import write_report, write_sweep_report
     from implicit_reasoning.runs import Run
@@ -33,7 +33,7 @@ def report(flags: Given, overrides: Given) -> None:
     print(f"report: {write_report(run)}")
 
 
-def analyze(flags: Given, overrides: Given) -> None:
+def analyze(flags: Arguments, overrides: Arguments) -> None:
     """Measure checkpoints with instruments."""
     from implicit_reasoning.analysis import analyze_all, with_pairs
     from implicit_reasoning.runs import Run
@@ -66,7 +66,7 @@ def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
         ) from None
 
 
-def score(flags: Given, overrides: Given) -> None:
+def score(flags: Arguments, overrides: Arguments) -> None:
     """Judge instruments on models whose mechanism is known."""
     from implicit_reasoning.analysis import INSTRUMENTS
     from implicit_reasoning.analysis.truth.score import score
@@ -76,7 +76,7 @@ def score(flags: Given, overrides: Given) -> None:
     print(f"{scores.summary()}\nwrote {flags['out']}")
 
 
-def dictionaries(flags: Given, overrides: Given) -> None:
+def dictionaries(flags: Arguments, overrides: Arguments) -> None:
     """Train sparse dictionaries of a run, measure them, and write the page anew."""
     from implicit_reasoning.dictionaries import measure_dictionaries, train_dictionaries
     from implicit_reasoning.dictionaries.dashboards import write_page

@@ -7,10 +7,10 @@ from typing import Any
 from implicit_reasoning.config import apply_overrides, load_config
 from implicit_reasoning.errors import InputError
 
-Given = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def train(flags: Given, overrides: Given) -> None:
+def train(flags: Arguments, overrides: Arguments) -> None:
     """Train, or go on training."""
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.training import run_phases, train
@@ -25,7 +25,7 @@ def train(flags: Given, overrides: Given) -> None:
         print(f"{name:>22}: {step}")
 
 
-def sweep(flags: Given, overrides: Given) -> None:
+def sweep(flags: Arguments, overrides: Arguments) -> None:
     """Train the trials of a sweep, or go on with those that are not done."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime import distributed
@@ -58,12 +58,12 @@ def sweep(flags: Given, overrides: Given) -> None:
     check_all_done(statuses)
 
 
-def _launcher_options(flags: Given) -> dict[str, Any]:
+def _launcher_options(flags: Arguments) -> dict[str, Any]:
     names = ("workers", "population", "address", "cluster", "slurm")
     return {name: flags[name] for name in names if flags[name] is not None}
 
 
-def _search(flags: Given, overrides: Given) -> None:
+def _search(flags: Arguments, overrides: Arguments) -> None:
     """Search a space adaptively; its trials are a sweep."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime.machine import one_device_per_core
@@ -99,7 +99,7 @@ def _search(flags: Given, overrides: Given) -> None:
         check_all_done(statuses)  # that some diverge is part of searching
 
 
-def plan(flags: Given, overrides: Given) -> None:
+def plan(flags: Arguments, overrides: Arguments) -> None:
     """Say what a run would cost here."""
     from implicit_reasoning.training.estimate import plan
 

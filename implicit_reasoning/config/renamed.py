@@ -10,7 +10,6 @@ from implicit_reasoning import renames
 from implicit_reasoning.config.trees import flatten
 
 FIELDS: Mapping[str, str] = {
-    # Of dictionaries.
     "kind": "architecture",
     "variant": "activation_fn",
     "training.batch": "training.batch_size",
@@ -20,10 +19,8 @@ FIELDS: Mapping[str, str] = {
     "training.beta1": "training.b1",
     "training.beta2": "training.b2",
     "training.clip": "training.clip_norm",
-    # Of the task `complex`.
-    "task.share": "task.train_fraction",
 }
-"""Current dotted names by the names that fields had before 2026-11-29."""
+"""Current dotted names by the names that fields had before 2026-11-29; all of dictionaries."""
 
 
 def current_field(key: str, fields: Collection[str]) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 import xarray as xr
 from tqdm import tqdm
 
-from implicit_reasoning.analysis import kept
+from implicit_reasoning.analysis import storage
 from implicit_reasoning.analysis.api import load_instrument
 from implicit_reasoning.analysis.instrument import NotApplicable
-from implicit_reasoning.analysis.kept import CHECKPOINTS, DICTIONARIES, identity_of
 from implicit_reasoning.analysis.labels import plain
+from implicit_reasoning.analysis.storage import CHECKPOINTS, DICTIONARIES, identity_of
 from implicit_reasoning.dictionaries.evolution import Evolution, over_training
 from implicit_reasoning.dictionaries.instrument import DictionaryInstrument, ExampleSource
 from implicit_reasoning.dictionaries.measure import Chosen, example_source, measure
@@ -79,7 +79,7 @@ def measure_dictionaries(
     stale: dict[str, tuple[int, int] | None] = {}
     for one in choose_instruments(source, instruments):
         path = files.result(one.name)
-        before = kept.version_of_file(path)
+        before = storage.version_of_file(path)
         steps, replace = _missing(run, made, one, path, again)
         stale[one.name] = before if replace else None
         if steps:
@@ -90,7 +90,7 @@ def measure_dictionaries(
         for one, result in zip(chosen, found, strict=True):
             result = result.assign_attrs(_about(run, made, one, source, result) | prints)
             identity = _identity(run, made, one.instrument)
-            kept.keep(files.result(one.name), result, identity, stale=stale[one.name])
+            storage.save_merged(files.result(one.name), result, identity, stale=stale[one.name])
     if missing:
         _compare_over_training(run, made, files)
     table = open_measured(run, made.config.name)
@@ -143,9 +143,9 @@ def _missing(
     if again or not path.exists():
         return wanted, again
     old, identity = load_arrays(path), _identity(run, made, one.instrument)
-    if changed := kept.differences(old.attrs, identity).keys():
+    if changed := storage.differences(old.attrs, identity).keys():
         if not changed <= _FOLLOWS_THE_RUN:
-            kept.check_same(old, identity)
+            storage.check_identity(old, identity)
         _say(path, " and ".join(changed), made)
         return wanted, True
     there = set(old["step"].values.tolist())
@@ -230,4 +230,6 @@ def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
             "made_with": provenance(),
         }
     )
-    kept.keep(path, result, _identity(run, made, instrument), stale=kept.version_of_file(path))
+    storage.save_merged(
+        path, result, _identity(run, made, instrument), stale=storage.version_of_file(path)
+    )

@@ -17,14 +17,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from implicit_reasoning.analysis.instrument import Declared
+from implicit_reasoning.analysis.instrument import BaseInstrument
 from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
 from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries
 
 _SEED = 0
 
 
-class Evolution(Declared):
+class Evolution(BaseInstrument):
     """What `over_training` finds of a set of dictionaries."""
 
     name: ClassVar[str] = "evolution"

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float
 
-from implicit_reasoning.analysis.instrument import Declared, Examples
+from implicit_reasoning.analysis.instrument import BaseInstrument, Examples
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split
@@ -79,7 +79,7 @@ class EncodedStates(NamedTuple):
         return self.dictionary.architecture.rows(self.params)
 
 
-class DictionaryInstrument(Declared):
+class DictionaryInstrument(BaseInstrument):
     """A measurement of one dictionary; one of your own is a subclass in a file of its own.
 
     Results are kept in `dictionaries/<set>/measured/<name>.nc`, by `member`: a dictionary, or a

@@ -36,7 +36,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
-from implicit_reasoning.runtime.mapping import fitting_mesh, mapped
+from implicit_reasoning.runtime.mapping import fitting_mesh, map_over_axis
 
 
 class Chosen(NamedTuple):
@@ -214,7 +214,7 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
                 for one in chosen
             }
 
-        found: dict[str, Any] = mapped(one_dictionary, items, fitting_mesh(len(items[0])))
+        found: dict[str, Any] = map_over_axis(one_dictionary, items, fitting_mesh(len(items[0])))
         return found
 
     return program

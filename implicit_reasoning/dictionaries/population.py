@@ -22,7 +22,7 @@ from implicit_reasoning.dictionaries.steps import (
 )
 from implicit_reasoning.model import Params
 from implicit_reasoning.runtime import sharding
-from implicit_reasoning.runtime.mapping import mapped
+from implicit_reasoning.runtime.mapping import map_over_axis
 
 
 class Members(NamedTuple):
@@ -107,7 +107,7 @@ class Population:
         return jax.jit(all_, donate_argnums=0, out_shardings=shardings)
 
     def _mapped(self, function: Callable[[Any], Any], items: Any) -> Any:
-        return mapped(function, items, self.mesh, self.together)
+        return map_over_axis(function, items, self.mesh, self.together)
 
     @cached_property
     def _shardings(self) -> DictionaryState | None:

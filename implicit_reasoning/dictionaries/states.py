@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.facts import first_of_each, fold_of
+from implicit_reasoning.analysis.facts import assign_folds, first_occurrences
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset, prefix_keys
@@ -72,7 +72,7 @@ def distinct_places(
     wanted = np.array([not positions or name in positions for name in dataset.positions])
     inside = np.arange(len(keys))[:, None] <= dataset.truth["position"][rows]
     # Beyond its prompt a row has no state: its keys there are a number that nothing else has.
-    there = first_of_each(np.where(inside, keys, -1)) & inside & wanted[:, None]
+    there = first_occurrences(np.where(inside, keys, -1)) & inside & wanted[:, None]
     pos, row = np.nonzero(there)
     return Places(rows, tokens, row, pos).only(np.ones(len(row), bool))
 
@@ -104,7 +104,7 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
     """
     places = distinct_places(dataset, np.arange(len(dataset)), positions)
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2].T
-    folds = np.stack([fold_of(line, _HELD_OUT) for line in begun])
+    folds = np.stack([assign_folds(line, _HELD_OUT) for line in begun])
     held_out = folds[np.minimum(places.pos, len(folds) - 1), places.row] == 0
     # Training rows come first, and a place is in the first row that has its prefix.
     seen = places.rows[places.row] < dataset.n_train

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model.blocks.cells import Cones, Start, flat, unflat
+from implicit_reasoning.model.blocks.cells import Cones, Start, flatten_cells, unflatten_cells
 from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.transformer import Params, Transformer
 
@@ -84,7 +84,7 @@ def patched_logits(
         if at[0] == depth:  # nobody reads its other positions any more
             own = new if at[1] == n_pos - 1 else jnp.broadcast_to(last, new.shape)
             cones[at] = own[:, :, None]
-    logits = unflat(network.readout(flat(cones), HookContext()), cones)
+    logits = unflatten_cells(network.readout(flatten_cells(cones), HookContext()), cones)
     return {at: logits[at][:, :, 0] for at in starts}
 
 

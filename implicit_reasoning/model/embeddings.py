@@ -5,7 +5,12 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array
 
-from implicit_reasoning.model.blocks.parameters import Parameter, constant, create, normal
+from implicit_reasoning.model.blocks.parameters import (
+    Parameter,
+    constant,
+    create_parameters,
+    normal,
+)
 from implicit_reasoning.model.spec import Spec
 
 
@@ -15,7 +20,7 @@ class Embed(nnx.Module):
     W_E: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
@@ -30,7 +35,7 @@ class PosEmbed(nnx.Module):
     W_pos: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
@@ -46,7 +51,7 @@ class Unembed(nnx.Module):
     b_U: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.blocks import Block, find_block
 from implicit_reasoning.model.blocks.norm import norm_class, norm_sites
-from implicit_reasoning.model.blocks.parameters import Parameter, within
+from implicit_reasoning.model.blocks.parameters import Parameter, with_prefix
 from implicit_reasoning.model.edits import Edits, HookContext, added_sites, expand_to_rank
 from implicit_reasoning.model.embeddings import Embed, PosEmbed, Unembed
 from implicit_reasoning.model.sites import RESID, Dims, check_sites
@@ -194,13 +194,13 @@ def _graphdef(spec: Spec) -> Any:
 
 @functools.cache
 def _parameters(spec: Spec) -> dict[str, Parameter]:
-    table = within("embed", Embed.parameters(spec))
-    table |= within("pos_embed", PosEmbed.parameters(spec))
+    table = with_prefix("embed", Embed.parameters(spec))
+    table |= with_prefix("pos_embed", PosEmbed.parameters(spec))
     of_block = find_block(spec.block).parameters(spec)
     for layer in range(spec.n_layers):
-        table |= within(f"blocks.{layer}", of_block)
-    table |= within("ln_final", norm_class(spec).parameters(spec))
-    return table | within("unembed", Unembed.parameters(spec))
+        table |= with_prefix(f"blocks.{layer}", of_block)
+    table |= with_prefix("ln_final", norm_class(spec).parameters(spec))
+    return table | with_prefix("unembed", Unembed.parameters(spec))
 
 
 @functools.cache
@@ -208,7 +208,7 @@ def _sites(spec: Spec) -> dict[str, Dims]:
     table: dict[str, Dims] = {"hook_embed": RESID, "hook_pos_embed": RESID}
     of_block = find_block(spec.block).sites(spec)
     for layer in range(spec.depth):
-        table |= within(f"blocks.{layer}", of_block)
+        table |= with_prefix(f"blocks.{layer}", of_block)
     return table | norm_sites("ln_final", spec)
 
 

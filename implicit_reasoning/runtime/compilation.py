@@ -56,7 +56,7 @@ def use_cache(wanted: bool = True) -> str:
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         jax.config.update("jax_enable_compilation_cache", False)
-    why_not = obstacle()
+    why_not = cache_fault()
     if not why_not and not setting("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         for name, value in _SETTINGS.items():
@@ -65,7 +65,7 @@ def use_cache(wanted: bool = True) -> str:
     return why_not
 
 
-def obstacle() -> str:
+def cache_fault() -> str:
     """Why this process cannot have a cache; empty if it has one or can have one."""
     if not setting("jax_enable_compilation_cache"):
         return "it is switched off"
@@ -116,7 +116,7 @@ def _prepare(folder: Path) -> None:
             shutil.rmtree(other.parent, ignore_errors=True)
 
 
-def works() -> bool:
+def cache_works() -> bool:
     """Whether a program that was just compiled is found in the cache when it is compiled again."""
     hits: list[str] = []
 
@@ -142,8 +142,8 @@ def describe() -> str:
     """Where compiled programs are kept, how many, how large, and whether that works."""
     folder = setting("jax_compilation_cache_dir")
     if not folder or not setting("jax_enable_compilation_cache"):
-        return f"none: {obstacle() or 'no command or setting has switched it on'}"
-    verdict = "works" if works() else "does not work"
+        return f"none: {cache_fault() or 'no command or setting has switched it on'}"
+    verdict = "works" if cache_works() else "does not work"
     path = Path(folder).expanduser()
     entries = list(path.glob("*-cache")) if path.is_dir() else []
     size = sum(entry.stat().st_size for entry in entries) / 2**20

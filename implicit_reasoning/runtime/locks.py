@@ -42,7 +42,7 @@ def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waiting_turn(folder: Path) -> Iterator[None]:
+def wait_for_lock(folder: Path) -> Iterator[None]:
     """Hold a folder, made if missing, after waiting for the process that does; for short writes.
 
     Raises:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from implicit_reasoning.runtime import sharding
 
 
-def mapped(
+def map_over_axis(
     function: Callable[..., Any],
     items: Any,
     mesh: Mesh | None = None,

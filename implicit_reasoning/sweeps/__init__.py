@@ -20,7 +20,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from implicit_reasoning.sweeps.grids import at_random, grid, times, zipped
+from implicit_reasoning import renames
+from implicit_reasoning.sweeps.grids import grid, random_search, times, zipped
 from implicit_reasoning.sweeps.space import Choice, Integer, Real, Space
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ __all__ = [
     "Sweep",
     "SweepInterrupted",
     "SweepLayout",
-    "at_random",
     "define",
     "grid",
     "make_sweep",
+    "random_search",
     "run_sweep",
     "times",
     "zipped",
@@ -58,6 +59,9 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "at_random":  # as files of users may still call it
+        renames.note("function", name, "random_search")
+        return random_search
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from implicit_reasoning import renames
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.sweeps.space import Space
 
@@ -44,8 +45,11 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
         yield merged
 
 
-def at_random(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
+def random_search(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """`count` points of a space, the same for the same seed; a longer search begins with them."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield {key: distribution.sample(rng) for key, distribution in space.items()}
+
+
+__getattr__ = renames.old_names(__name__, {"at_random": "random_search"})

@@ -19,7 +19,7 @@ from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps.definition import Sweep, short_keys
 from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
-from implicit_reasoning.training.phases import Splits, held_against, phases
+from implicit_reasoning.training.phases import Splits, phase_criteria, phases
 
 SEEDS = ("seed", "task.world_seed")
 """Fields whose values are chance: trials that differ in nothing else are runs of one point."""
@@ -153,7 +153,7 @@ class Runs(Sequence[Run]):
         for trial in self.names:
             task = str(self[trial].config.task)
             if task not in against:  # once for each world
-                against[task] = held_against(self[trial].dataset)
+                against[task] = phase_criteria(self[trial].dataset)
             found.append(dataclasses.asdict(phases(self.rows(trial), *against[task])))
         return xr.Dataset(
             {

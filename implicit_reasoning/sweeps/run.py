@@ -30,7 +30,7 @@ from implicit_reasoning.sweeps.directory import (
     exclusive,
     load,
 )
-from implicit_reasoning.sweeps.launchers.base import Launcher, Work, reached
+from implicit_reasoning.sweeps.launchers.base import Launcher, LaunchRequest, last_saved_step
 from implicit_reasoning.sweeps.progress import Progress
 from implicit_reasoning.training import Interrupted
 from implicit_reasoning.training.directory import check_same
@@ -127,21 +127,21 @@ def run_sweep(
             sweep = load(files)
         journal = Journal(files, writes=distributed.is_primary())
         stack.callback(journal.close)
-        stops = to_do(files, sweep, journal, stop_at, only)
+        stops = pending_trials(files, sweep, journal, stop_at, only)
         shown = bool(sweep.base.writers.progress) and name not in _OWN_BAR
         board = Progress(files, journal, stops, bar=shown)
         stack.callback(board.close)
-        wish = stack.enter_context(shutdown_requests())
+        shutdown = stack.enter_context(shutdown_requests())
         if stops:
-            launch(Work(files, sweep, stops, options or {}), board, wish)
+            launch(LaunchRequest(files, sweep, stops, options or {}), board, shutdown)
         statuses = {trial: journal.status(trial) for trial in sweep.trials}
-        if wish:
+        if shutdown:
             done = sum(status.state == DONE for status in statuses.values())
-            raise SweepInterrupted(signal_name(wish.number) or "", done, len(statuses))
+            raise SweepInterrupted(signal_name(shutdown.number) or "", done, len(statuses))
     return statuses
 
 
-def to_do(
+def pending_trials(
     files: SweepLayout,
     sweep: Sweep,
     journal: Journal,
@@ -167,7 +167,7 @@ def to_do(
             if not same(trial):
                 check_same(files.trial(trial), sweep.config(trial))
             # Its launcher was gone when it ended, or another one has trained it.
-            if (step := reached(files.trial(trial))) >= stop:
+            if (step := last_saved_step(files.trial(trial))) >= stop:
                 journal.note(trial, DONE, step=step)
                 continue
         found[trial] = stop

@@ -51,7 +51,7 @@ from implicit_reasoning.sweeps.directory import (
     read_journal,
 )
 from implicit_reasoning.sweeps.grids import Overrides
-from implicit_reasoning.sweeps.launchers.base import need
+from implicit_reasoning.sweeps.launchers.base import missing_package
 from implicit_reasoning.sweeps.run import run_sweep
 from implicit_reasoning.sweeps.space import Space, described
 
@@ -131,7 +131,7 @@ def search(
     try:
         optuna: Any = importlib.import_module("optuna")
     except ImportError as error:
-        raise need("search", "optuna", error) from None
+        raise missing_package("search", "optuna", error) from None
     files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
     with exclusive(files):

@@ -30,7 +30,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
 )
 
 
-def work(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
+def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
     """Train a trial until step `stop`, or go on with it.
 
     Returns:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if cores:  # before anything asks how many there are
         pin_to_cores([int(core) for core in cores[0].split(",")])
         _end_with_parent()
-    code, said = work(directory, trial, int(stop))
+    code, said = run_trial(directory, trial, int(stop))
     print(said, file=sys.stderr, end="\n" if said else "")
     return code
 

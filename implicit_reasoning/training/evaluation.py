@@ -60,7 +60,7 @@ def evaluation_rows(dataset: Dataset) -> EvaluationRows:
     )
 
 
-def ask(
+def evaluate_chunks(
     model: Transformer, params: Params, probes: EvaluationRows, chunks: Int[Array, " chunk"]
 ) -> Outcome:
     """What a model answers to some chunks of the rows, chunk after chunk."""
@@ -78,7 +78,7 @@ def ask(
     return found
 
 
-def asking(
+def make_evaluator(
     model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None
 ) -> Callable[[Params], Outcome]:
     """Move the probe rows of a dataset to the device, to ask a model with any parameters.
@@ -107,10 +107,10 @@ def asking(
 @functools.lru_cache(maxsize=16)
 def _asker(model: Transformer, sharding: NamedSharding | None) -> Wrapped:
     """`ask`, compiled once for equal models."""
-    return jax.jit(functools.partial(ask, model), out_shardings=sharding)
+    return jax.jit(functools.partial(evaluate_chunks, model), out_shardings=sharding)
 
 
-class Scoring:
+class ProbeMetrics:
     """What to say about a model's answers to the probe rows of a dataset; numpy.
 
     An outcome may have more rows than there are probes, as chunks are whole: they do not count.
@@ -165,10 +165,10 @@ class Scoring:
         return summary
 
 
-class Evaluation(Scoring):
+class Evaluation(ProbeMetrics):
     """The probe rows of a dataset, on the device, to be put to one model."""
 
     def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
         """Move the probe rows to the device; see `asking`."""
         super().__init__(dataset)
-        self.launch = asking(model, dataset, sharding)
+        self.launch = make_evaluator(model, dataset, sharding)

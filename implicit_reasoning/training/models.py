@@ -24,7 +24,7 @@ from implicit_reasoning.training import directory, saved_states, setup
 from implicit_reasoning.training.evaluation import NEVER
 from implicit_reasoning.training.loop import NOT_BEGUN, Chunk, NonFiniteLoss, ResumableLoop
 from implicit_reasoning.training.record import Record
-from implicit_reasoning.training.saved_states import Start
+from implicit_reasoning.training.saved_states import StartingPoint
 from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.training.setup import Program
 from implicit_reasoning.training.step import TrainState
@@ -71,7 +71,7 @@ def train(
     return Run(workdir)
 
 
-def _as_a_row(files: Layout, program: Program) -> Start | None:
+def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
     """The state of a trial that was trained in a population and is now trained alone."""
     saved = saved_states.newest(files)
     if saved is None or saved.row is None:
@@ -94,7 +94,7 @@ class ModelTraining:
         records: Sequence[Record],
         files: Layout,
         *,
-        start: Start | None = None,
+        start: StartingPoint | None = None,
     ):
         """Nothing is written yet.
 

@@ -19,7 +19,7 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks.parameters import unflatten_params
 
 
-class Hyper(NamedTuple):
+class Hyperparameters(NamedTuple):
     """What may differ between the trials of one compiled program; float32 scalars."""
 
     learning_rate: Float[Array, ""]
@@ -41,9 +41,9 @@ class OptimizerSettings:
     clip_norm: float
 
 
-def hyper(settings: OptimizerSettings) -> Hyper:
+def hyperparameters(settings: OptimizerSettings) -> Hyperparameters:
     """The traced hyperparameters."""
-    return Hyper(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
+    return Hyperparameters(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
 
 
 def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
@@ -100,7 +100,7 @@ def decay_mask(model: Transformer) -> Any:
 
 
 def apply_updates(
-    params: Params, directions: Params, hyper: Hyper, rate: Float[Array, ""], decayed: Any
+    params: Params, directions: Params, hyper: Hyperparameters, rate: Float[Array, ""], decayed: Any
 ) -> Params:
     """One decoupled step: `p - rate * learning_rate * (direction + weight_decay * p)`.
 

@@ -40,9 +40,9 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
-from implicit_reasoning.worlds.shortcuts import asked_of, shortcuts_right
+from implicit_reasoning.worlds.shortcuts import scored_probes, shortcuts_right
 
-IN_A_ROW = 3
+MIN_CONSECUTIVE = 3
 
 Row = Mapping[str, Any]
 
@@ -102,7 +102,7 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     Args:
       rows: ascending by step; those without an evaluation are passed over.
       splits: of the dataset.
-      cross_shortcut: what the cross split has to be above, see `held_against`; None if there is
+      cross_shortcut: what the cross split has to be above, see `phase_criteria`; None if there is
         nothing to compare with, and then that phase is never reached.
     """
 
@@ -125,10 +125,10 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
 
 def run_phases(run: Run) -> Phases:
     """The phases of a run, from its `metrics.jsonl` and the shortcuts of its world."""
-    return phases(run.metrics, *held_against(run.dataset))
+    return phases(run.metrics, *phase_criteria(run.dataset))
 
 
-def held_against(dataset: Dataset) -> tuple[Splits, float | None]:
+def phase_criteria(dataset: Dataset) -> tuple[Splits, float | None]:
     """What the rules of `phases` speak of in a dataset.
 
     Returns:
@@ -142,13 +142,13 @@ def held_against(dataset: Dataset) -> tuple[Splits, float | None]:
     right = [by_split[splits.cross] for by_split in by_rule.values() if splits.cross in by_split]
     if not right:
         return splits, None
-    clusters = clusters_of(dataset, asked_of(dataset, splits.cross))
+    clusters = clusters_of(dataset, scored_probes(dataset, splits.cross))
     return splits, float(ClusterIntervals(clusters).interval(np.stack(right)).high.max())
 
 
 def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:
-    for start in range(len(series) - IN_A_ROW + 1):
-        window = series[start : start + IN_A_ROW]
+    for start in range(len(series) - MIN_CONSECUTIVE + 1):
+        window = series[start : start + MIN_CONSECUTIVE]
         if all(satisfied for _, satisfied in window):
             return window[0][0]
     return None
@@ -157,4 +157,4 @@ def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:
 def _from_then_on(series: Sequence[tuple[int, bool]]) -> int | None:
     """The first step of those at the end that are all satisfied; None for fewer than three."""
     lasting = list(itertools.takewhile(lambda one: one[1], reversed(series)))
-    return lasting[-1][0] if len(lasting) >= IN_A_ROW else None
+    return lasting[-1][0] if len(lasting) >= MIN_CONSECUTIVE else None

@@ -31,15 +31,15 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Damaged, Layout, begin_row, check_path, read_starts
 from implicit_reasoning.runs.stores import numbered
 from implicit_reasoning.runtime import distributed, sharding
-from implicit_reasoning.runtime.mapping import mapped
+from implicit_reasoning.runtime.mapping import map_over_axis
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import directory, optimizer, saved_states, setup
 from implicit_reasoning.training.cost import row_shape
 from implicit_reasoning.training.evaluation import (
     EvaluationRows,
     Outcome,
-    Scoring,
-    ask,
+    ProbeMetrics,
+    evaluate_chunks,
     evaluation_rows,
 )
 from implicit_reasoning.training.loop import NonFiniteLoss
@@ -121,14 +121,15 @@ def train_population(
     return records
 
 
-def _scorings(trials: Sequence[Trial]) -> dict[int, Scoring]:
+def _scorings(trials: Sequence[Trial]) -> dict[int, ProbeMetrics]:
     """One for each dataset."""
     return {
-        key: Scoring(dataset) for key, dataset in {id(t.dataset): t.dataset for t in trials}.items()
+        key: ProbeMetrics(dataset)
+        for key, dataset in {id(t.dataset): t.dataset for t in trials}.items()
     }
 
 
-def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Start | None:
+def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.StartingPoint | None:
     """Where the trials are; None where none has begun."""
     saved = [saved_states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
@@ -151,7 +152,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     for trial, each in zip(trials, found, strict=True):
         if (
             each.folder / str(each.step) == damage.folder
-            and len(saved_states.every(trial.files)) == 1
+            and len(saved_states.all_states(trial.files)) == 1
         ):
             raise InputError(
                 f"no state of {trial.files.workdir} can be read; remove that folder to train it "
@@ -192,7 +193,7 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
 
     seeds = jnp.array([trial.settings.seed for trial in filled], jnp.int32)
     init_keys, stream_keys = jax.jit(jax.vmap(setup.keys), out_shardings=by_trial)(seeds)
-    hypers = [optimizer.hyper(trial.settings.optimizer) for trial in filled]
+    hypers = [optimizer.hyperparameters(trial.settings.optimizer) for trial in filled]
     functions = _functions(recipe, mesh, settings.fsdp, len(filled))
     return setup.Program(
         recipe=recipe,
@@ -225,7 +226,7 @@ class _Functions(NamedTuple):
 def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
     """The same functions for equal programs of `count` trials, see `setup`."""
     whole = sharding.replicated(mesh)
-    dealt = functools.partial(mapped, mesh=mesh if mesh.shape["trial"] > 1 else None)
+    dealt = functools.partial(map_over_axis, mesh=mesh if mesh.shape["trial"] > 1 else None)
 
     def init(keys: Any) -> TrainState:
         state: TrainState = dealt(recipe.init, keys)
@@ -246,7 +247,7 @@ def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool, count: int) -> _Funct
 
     def evaluate(params: Any, probes: EvaluationRows, chunks: Any) -> Outcome:
         def one(item: Any, probes: EvaluationRows) -> Outcome:
-            return ask(recipe.model, item[0], probes, item[1])
+            return evaluate_chunks(recipe.model, item[0], probes, item[1])
 
         found: Outcome = dealt(one, (params, chunks), shared=(probes,))
         return found

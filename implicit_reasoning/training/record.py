@@ -18,7 +18,7 @@ from implicit_reasoning.runs import Layout, Run, end_row
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.writers import MetricsFile, Row, TensorBoard
 from implicit_reasoning.training import directory, setup
-from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome, Scoring
+from implicit_reasoning.training.evaluation import NEVER, Evaluation, Outcome, ProbeMetrics
 from implicit_reasoning.training.intervals import is_evaluated, row_with_intervals
 from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.settings import Trial
@@ -59,7 +59,7 @@ class Record:
     def __init__(
         self,
         trial: Trial,
-        scoring: Scoring | None = None,
+        scoring: ProbeMetrics | None = None,
         lost: Callable[[int], None] | None = None,
     ):
         """Nothing is opened yet.
@@ -70,7 +70,7 @@ class Record:
           lost: is told at once if the run diverges, and at which step.
         """
         self.settings, self.files, self._trial = trial.settings, trial.files, trial
-        self.scoring = scoring or Scoring(trial.dataset)
+        self.scoring = scoring or ProbeMetrics(trial.dataset)
         self.first_correct = np.full(len(self.scoring.rows), NEVER, np.int32)
         self.diverged: int | None = None
         self._lost = lost

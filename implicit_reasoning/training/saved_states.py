@@ -17,7 +17,7 @@ from implicit_reasoning.runs.stores import numbered, read_tree
 from implicit_reasoning.training.step import TrainState
 
 
-class Saved(NamedTuple):
+class SavedState(NamedTuple):
     """Where a state is: which `resume/`, the row there (None: it is not stacked), the step."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Saved(NamedTuple):
     step: int
 
 
-class Start(NamedTuple):
+class StartingPoint(NamedTuple):
     """What a run, or a population, goes on from.
 
     Attributes:
@@ -39,19 +39,19 @@ class Start(NamedTuple):
     step: int
 
 
-def newest(files: Layout) -> Saved | None:
+def newest(files: Layout) -> SavedState | None:
     """The newest state of a run or trial; None where nothing was saved."""
-    return max(every(files), key=lambda saved: saved.step, default=None)
+    return max(all_states(files), key=lambda saved: saved.step, default=None)
 
 
-def every(files: Layout) -> list[Saved]:
+def all_states(files: Layout) -> list[SavedState]:
     """All states of a run or trial, of whatever company it was in."""
     own = files.resume.resolve()  # as those of populations are, and as damage is named
-    found = [Saved(own, None, step) for step in numbered(own)]
+    found = [SavedState(own, None, step) for step in numbered(own)]
     for part in read_parts(files):
         steps = numbered(part.folder / "resume")
         counted = [step for step in steps if part.last is None or step <= part.last]
-        found += [Saved(part.folder / "resume", part.row, step) for step in counted]
+        found += [SavedState(part.folder / "resume", part.row, step) for step in counted]
     return found
 
 
@@ -62,7 +62,7 @@ def set_aside(state: Path) -> None:
     state.rename(damaged / state.name)
 
 
-def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:
+def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> StartingPoint:
     """The states of trials at one step.
 
     Args:
@@ -77,7 +77,7 @@ def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:
     files = {(each.folder, each.step) for each in saved}
     read_ = {file: read_tree(*file, tree) for file in files}
 
-    def one(each: Saved) -> Any:
+    def one(each: SavedState) -> Any:
         whole = read_[each.folder, each.step]
         if each.row is None:
             return whole
@@ -87,7 +87,7 @@ def read(saved: Sequence[Saved], like: TrainState, *, stacked: bool) -> Start:
     trees = [one(each) for each in saved]
     states = [tree["state"] for tree in trees]
     state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if stacked else states[0]
-    return Start(state, [tree["first_correct"] for tree in trees], saved[0].step)
+    return StartingPoint(state, [tree["first_correct"] for tree in trees], saved[0].step)
 
 
 def placed(state: Any, like: Any) -> Any:

@@ -15,7 +15,7 @@ _INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.ever
 _MOST = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
 
 
-def spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
+def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     """Step 0, then log-spaced steps below `every`, then each `every`, and the last.
 
     Args:
@@ -68,14 +68,14 @@ class Schedule:
     def from_config(cls, config: Any) -> Schedule:
         """The schedule of a configuration in which `faults` finds none."""
         horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
-        evaluations = spaced(horizon, evaluation.per_doubling, evaluation.every)
+        evaluations = log_spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(
             horizon=horizon,
             log_every=config.log_every,
-            rows=tuple(sorted({*spaced(horizon, 0, config.log_every), *evaluations})),
+            rows=tuple(sorted({*log_spaced(horizon, 0, config.log_every), *evaluations})),
             evaluations=evaluations,
-            checkpoints=spaced(horizon, kept.per_doubling, kept.every),
-            resumes=spaced(horizon, 0, config.resume_every)[1:],
+            checkpoints=log_spaced(horizon, kept.per_doubling, kept.every),
+            resumes=log_spaced(horizon, 0, config.resume_every)[1:],
         )
 
     def next_event(self, step: int) -> int:

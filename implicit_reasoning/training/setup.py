@@ -20,7 +20,7 @@ from implicit_reasoning.runs import fields
 from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.training import batches, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
-from implicit_reasoning.training.evaluation import Outcome, asking
+from implicit_reasoning.training.evaluation import Outcome, make_evaluator
 from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.training.step import StepRecipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
@@ -124,7 +124,7 @@ class Program(NamedTuple):
 
     recipe: StepRecipe
     rows: TrainingRows
-    hyper: optimizer.Hyper
+    hyper: optimizer.Hyperparameters
     init_key: Any
     stream_key: Any
     whole: NamedSharding
@@ -151,7 +151,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
     return Program(
         recipe=recipe,
         rows=jax.device_put(training_rows(dataset), whole),
-        hyper=jax.device_put(optimizer.hyper(settings.optimizer), whole),
+        hyper=jax.device_put(optimizer.hyperparameters(settings.optimizer), whole),
         init_key=init_key,
         stream_key=stream_key,
         whole=whole,
@@ -159,7 +159,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
         init=functions.init,
         advance=functions.advance,
         snapshot=functions.snapshot,
-        evaluate=asking(recipe.model, dataset, whole),
+        evaluate=make_evaluator(recipe.model, dataset, whole),
         split=lambda tree: [tree],
         stack=lambda arrays: arrays[0],
     )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from implicit_reasoning.model import Edit, Params, Transformer, drop
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import batches
-from implicit_reasoning.training.optimizer import Hyper, apply_updates, decay_mask
+from implicit_reasoning.training.optimizer import Hyperparameters, apply_updates, decay_mask
 
 
 class TrainState(NamedTuple):
@@ -106,7 +106,7 @@ class StepRecipe:
         )
 
     def step(
-        self, state: TrainState, rows: TrainingRows, hyper: Hyper, key: Key[Array, ""]
+        self, state: TrainState, rows: TrainingRows, hyper: Hyperparameters, key: Key[Array, ""]
     ) -> TrainState:
         """One update, on a batch and with dropout that depend on (key, step) only."""
         data_key, dropout_key = jax.random.split(key)
@@ -137,7 +137,7 @@ class StepRecipe:
         return jax.lax.with_sharding_constraint(column, self.batch_sharding)
 
     def _update(
-        self, state: TrainState, loss: Array, gradients: Params, hyper: Hyper
+        self, state: TrainState, loss: Array, gradients: Params, hyper: Hyperparameters
     ) -> TrainState:
         grad_norm = optax.tree.norm(gradients)
         directions, moments = self.preconditioner.update(gradients, state.moments)
@@ -165,7 +165,7 @@ class StepRecipe:
         self,
         state: TrainState,
         rows: TrainingRows,
-        hyper: Hyper,
+        hyper: Hyperparameters,
         key: Key[Array, ""],
         n_steps: Int[Array, ""],
     ) -> TrainState:
@@ -177,7 +177,7 @@ class StepRecipe:
         # long as to update them.
         return state._replace(finite=state.finite & _finite(state.params))
 
-    def snapshot(self, state: TrainState, hyper: Hyper) -> dict[str, Any]:
+    def snapshot(self, state: TrainState, hyper: Hyperparameters) -> dict[str, Any]:
         """Copies of what the host reads late, as the state itself is donated to the next chunk."""
         return {
             "step": state.step,

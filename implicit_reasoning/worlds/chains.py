@@ -75,7 +75,7 @@ class Chains:
         `o` is an `O` fact, `i` any other that training allows at that hop; see `inside`.
         """
         return self.allows(
-            *("O" if letter == "o" else inside(hop) for hop, letter in enumerate(pattern))
+            *("O" if letter == "o" else training_roles(hop) for hop, letter in enumerate(pattern))
         )
 
     def where(self, pattern: str) -> Chains:
@@ -84,17 +84,17 @@ class Chains:
 
     def shuffled(self, random: np.random.Generator) -> Chains:
         """The same chains in random order."""
-        return self[shuffled(len(self), random)]
+        return self[random_order(len(self), random)]
 
 
-def shuffled(count: int, random: np.random.Generator) -> Int[np.ndarray, " row"]:
+def random_order(count: int, random: np.random.Generator) -> Int[np.ndarray, " row"]:
     """int32: the numbers below `count` in random order, the same as `random.permutation`'s."""
     order = np.arange(count, dtype=np.int32)  # half the memory of theirs
     random.shuffle(order)
     return order
 
 
-def inside(hop: int) -> str:
+def training_roles(hop: int) -> str:
     """The roles that training chains may have at a hop, counted from 0: `i` in a pattern's name."""
     return "IHR" if hop == 0 else "IH"
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.worlds.chains import expand, inside
+from implicit_reasoning.worlds.chains import expand, training_roles
 from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
 from implicit_reasoning.worlds.world import NONE, ROLES
 
@@ -175,7 +175,7 @@ def shortcuts_right(
     Rules and splits are left out as by `shortcuts`.
     """
     rules = {name: rule for name, rule in RULES.items() if set(rule.needs) <= dataset.truth.keys()}
-    asked = {split: asked_of(dataset, split) for split in splits}
+    asked = {split: scored_probes(dataset, split) for split in splits}
     asked = {split: rows for split, rows in asked.items() if len(rows)}
     if not asked:
         return {name: {} for name in rules}
@@ -199,7 +199,7 @@ def coverage(dataset: Dataset) -> float | None:
     facts = world.facts
     continuations: np.ndarray = np.ones(world.n_entities)
     for hop in reversed(range(dataset.hops)):  # chains that start at each entity, by their length
-        allowed = np.isin(facts.role, [ROLES.index(letter) for letter in inside(hop)])
+        allowed = np.isin(facts.role, [ROLES.index(letter) for letter in training_roles(hop)])
         through = continuations[facts.tail[allowed]]
         continuations = np.bincount(facts.head[allowed], through, world.n_entities)
     return len(_training_rows(dataset)) / max(1.0, float(continuations.sum()))
@@ -337,7 +337,7 @@ def _training_rows(dataset: Dataset) -> Rows:
     return np.flatnonzero(_is_longest(dataset)[: dataset.n_train])
 
 
-def asked_of(dataset: Dataset, split: str) -> Rows:
+def scored_probes(dataset: Dataset, split: str) -> Rows:
     """The probes of a test split that rules are asked: no atomic facts, nothing trained on."""
     rows = dataset.probes(split)
     return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]

@@ -155,7 +155,7 @@ def world_from_table(
     return World(tail.astype(np.int32), table, seed)
 
 
-def with_tails_of(world: World, purpose: int) -> World:
+def redraw_tails(world: World, purpose: int) -> World:
     """Another world over the same (entity, relation) pairs and roles, its tails drawn anew."""
     exists = world.tail >= 0
     tails = stream(world.seed, purpose).integers(
@@ -189,10 +189,10 @@ def check_range(
         raise InputError(f"{name} = {value} is out of bounds: it must be {bound}")
 
 
-MOST = 2**31 - 1  # numbers of facts, tokens and rows are int32
+MAX_COUNT = 2**31 - 1  # numbers of facts, tokens and rows are int32
 
 
 def check_count(name: str, count: int) -> None:
     """Raise an `InputError` unless so many things can be numbered, and so be made at all."""
-    if count > MOST:
-        raise InputError(f"{name} = {count:,} is too many: there can be at most {MOST:,}")
+    if count > MAX_COUNT:
+        raise InputError(f"{name} = {count:,} is too many: there can be at most {MAX_COUNT:,}")

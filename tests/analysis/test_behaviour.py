@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from implicit_reasoning.analysis.behaviour import KINDS, Behaviour
+from implicit_reasoning.analysis.behaviour import ANSWER_KINDS, Behaviour
 from implicit_reasoning.analysis.runner import measure
 from tests.analysis.planted_subject import known
 
@@ -20,7 +20,7 @@ def test_kinds_are_drawn_beside_chance_and_agreement_by_rule():
             tops = [area.get_paths()[0].vertices[:, 1].max() for area in ax.collections]
             expected = result[name].isel(step=0).sel(group=group).cumsum("kind")
             np.testing.assert_allclose(tops, expected, atol=1e-5)
-            assert len(tops) == len(KINDS)
+            assert len(tops) == len(ANSWER_KINDS)
 
     for ax, group in zip(agreement.drawing.axes, groups, strict=False):
         lines = {line.get_label(): line.get_ydata()[0] for line in ax.lines}

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis.claims import (
-    KINDS,
+    CLAIM_KINDS,
     STATE_KINDS,
     Claim,
     Mechanism,
@@ -18,7 +18,7 @@ from implicit_reasoning.analysis.claims import (
     judge,
 )
 from implicit_reasoning.analysis.instrument import Instrument
-from implicit_reasoning.analysis.truth.known import Known
+from implicit_reasoning.analysis.truth.known import KnownModel
 from implicit_reasoning.analysis.truth.score import NO_CLAIMS, score
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.units import Fact, Head, Neuron, State, WholeModel
@@ -41,7 +41,7 @@ def test_a_claim_is_true_false_or_open():
     ("kind", "said"),
     [
         ("usde", "no kind of claim 'usde' - did you mean 'used'"),
-        ("", f"no kind of claim ''; the kinds are {', '.join(KINDS)}"),
+        ("", f"no kind of claim ''; the kinds are {', '.join(CLAIM_KINDS)}"),
     ],
 )
 def test_a_misspelt_kind_is_not_silence(say, kind, said):
@@ -111,7 +111,7 @@ def test_who_makes_no_claims_is_not_run_and_not_called_silent(tmp_path):
             raise AssertionError("it was run")
 
     empty = Mechanism(frozenset())
-    models = [Known(name, random_checkpoints(1), empty) for name in ("composer", "memoriser")]
+    models = [KnownModel(name, random_checkpoints(1), empty) for name in ("composer", "memoriser")]
     found = score([Numbers()], cache=tmp_path, models=models, save=tmp_path, progress=False)
     assert found.verdicts() == {"numbers": dict.fromkeys(["composer", "memoriser"], NO_CLAIMS)}
     text = (tmp_path / "scores.md").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import find_instrument
-from implicit_reasoning.analysis.patching.choices import choose_pairs
+from implicit_reasoning.analysis.patching.query_pairs import choose_pairs
 from implicit_reasoning.analysis.states import choose_rows
 from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer

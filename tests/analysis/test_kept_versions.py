@@ -39,10 +39,10 @@ def test_it_is_not_drawn_and_the_sentence_says_what_to_do(run, capsys):
 def test_no_table_is_made_of_it(run, monkeypatch):
     monkeypatch.setattr(used, "table", lambda results: xr.Dataset())
     run.save_result("erasure", xr.Dataset().assign_attrs(version=Erasure.version))
-    used.keep(run)
+    used.save_table(run)
     assert not (run.files.analysis / "used.nc").exists()
     run.save_result("mean_swap", xr.Dataset().assign_attrs(version=MeanSwap.version))
-    used.keep(run)
+    used.save_table(run)
     assert (run.files.analysis / "used.nc").exists()
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import analyze, api
-from implicit_reasoning.analysis.kept import merge
+from implicit_reasoning.analysis.storage import merge
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Checkpoints, Layout, Run, fingerprint
-from implicit_reasoning.runtime.locks import waiting_turn
+from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.training import directory
 from implicit_reasoning.training.setup import make_model
 from tests.analysis.subjects import DATASET
@@ -129,7 +129,7 @@ def test_another_process_waits_until_a_result_is_written(run):
     """It may not read what is there while we are about to write."""
     measuring(run, [0])()
     new = api.measure_seeds(Probabilities(), [run], [10], progress=False)[0]
-    with waiting_turn(run.files.analysis):
+    with wait_for_lock(run.files.analysis):
         process = subprocess.Popen(
             [sys.executable, "-c", OTHER_PROCESS, str(run.files.workdir)],
             stdout=subprocess.PIPE,

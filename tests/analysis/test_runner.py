@@ -12,8 +12,8 @@ import pytest
 import xarray as xr
 
 from implicit_reasoning.analysis import Examples, Instrument, Runner, measure
-from implicit_reasoning.analysis.kept import check_same, identity_of, merge
 from implicit_reasoning.analysis.runner import chunk_size
+from implicit_reasoning.analysis.storage import check_identity, identity_of, merge
 from implicit_reasoning.errors import InputError
 from tests.analysis.subjects import random_checkpoints
 
@@ -154,13 +154,13 @@ def test_new_steps_are_merged_into_what_is_there(subject, result):
 
 
 def test_what_was_measured_otherwise_is_not_mixed(subject, result):
-    check_same(result, identity_of(Probabilities(), subject))
+    check_identity(result, identity_of(Probabilities(), subject))
     newer = Probabilities()
     newer.version = 2
     with pytest.raises(InputError, match=r"has another version \(1, now 2\); measure all of it"):
-        check_same(result, identity_of(newer, subject))
+        check_identity(result, identity_of(newer, subject))
     with pytest.raises(InputError, match="has another model"):
-        check_same(result, identity_of(Probabilities(), random_checkpoints(1, d_mlp=4)))
+        check_identity(result, identity_of(Probabilities(), random_checkpoints(1, d_mlp=4)))
 
 
 def test_options_are_kept_and_not_mixed(subject, result):
@@ -173,15 +173,15 @@ def test_options_are_kept_and_not_mixed(subject, result):
 
     assert result.attrs["options"] == {}
     old = result.drop_attrs().assign_attrs(without("options", result))
-    check_same(old, identity_of(Probabilities(), subject))
+    check_identity(old, identity_of(Probabilities(), subject))
     kept = measure(Sharper(1, 2), subject, subject.steps[:1], progress=False)
     assert kept.attrs["options"] == {"powers": [1, 2]}  # as a file has it
-    check_same(kept, identity_of(Sharper(1, 2), subject))
+    check_identity(kept, identity_of(Sharper(1, 2), subject))
     said = r"other options \(.'powers': .1, 2..*, now .'powers': .3.}\); measure all of it again"
     with pytest.raises(InputError, match=said):
-        check_same(kept, identity_of(Sharper(3), subject))
+        check_identity(kept, identity_of(Sharper(3), subject))
     with pytest.raises(InputError, match="has other options"):
-        check_same(result, identity_of(Sharper(3), subject))
+        check_identity(result, identity_of(Sharper(3), subject))
 
 
 def without(name, result):

@@ -7,7 +7,7 @@ import xarray as xr
 
 from implicit_reasoning.analysis import InMemory, find_instrument, measure
 from implicit_reasoning.analysis import runner as runner_module
-from implicit_reasoning.analysis.seeds import Seeds, alike, measure_seeds
+from implicit_reasoning.analysis.seeds import StackedSubjects, group_by_model, measure_seeds
 from implicit_reasoning.worlds import build
 from tests.analysis.subjects import random_checkpoints
 from tests.analysis.test_runner import Probabilities
@@ -55,7 +55,7 @@ def test_seeds_say_together_what_they_say_alone(runners):
 def test_a_run_of_another_world_is_measured_on_its_own_examples(runners):
     one, two, three = seeds(3)
     subjects = [one, other_world(two), three]
-    assert alike(Probabilities(), subjects) == [[0, 2], [1]]
+    assert group_by_model(Probabilities(), subjects) == [[0, 2], [1]]
     found = measure_seeds(Probabilities(), subjects, (0,), progress=False)
     for subject, result in zip(subjects, found, strict=True):
         alone = measure(Probabilities(), subject, (0,), progress=False)
@@ -65,7 +65,7 @@ def test_a_run_of_another_world_is_measured_on_its_own_examples(runners):
 
 def test_what_compares_with_a_run_s_own_last_checkpoint_is_measured_run_by_run():
     instrument, subjects = find_instrument("parameter_patching"), seeds(2)
-    assert instrument.reference and alike(instrument, subjects) == [[0], [1]]
+    assert instrument.reference and group_by_model(instrument, subjects) == [[0], [1]]
     found = measure_seeds(instrument, subjects, (0,), progress=False)
     alone = measure(instrument, subjects[1], (0,), progress=False)
     xr.testing.assert_allclose(found[1], alone)
@@ -73,7 +73,7 @@ def test_what_compares_with_a_run_s_own_last_checkpoint_is_measured_run_by_run()
 
 def test_parameters_are_those_of_the_subject_and_the_step():
     subjects = seeds(2, steps=3)
-    stacked = Seeds(subjects, (2, 0))
+    stacked = StackedSubjects(subjects, (2, 0))
     assert stacked.steps == (0, 1, 2, 3)
     got = stacked.params((3, 0))
     wanted = [subjects[1].checkpoints[0], subjects[0].checkpoints[2]]

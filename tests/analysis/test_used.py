@@ -155,9 +155,9 @@ class Kept(Run):
 def test_the_table_is_kept_with_the_run(results, tmp_path):
     """As a result like others; without the two that it is made of there is none."""
     run = Kept(tmp_path, {"mean_swap": results["mean_swap"]})
-    used.keep(run)
+    used.save_table(run)
     assert not (run.files.analysis / "used.nc").exists()
     run = Kept(tmp_path, results | {"knock_out": None})
-    used.keep(run)
+    used.save_table(run)
     made = used.table(results)
     xr.testing.assert_identical(Run.result(run, "used"), made)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from implicit_reasoning.analysis.behaviour import Behaviour
-from implicit_reasoning.analysis.kept import differences, identity_of
+from implicit_reasoning.analysis.storage import differences, identity_of
 from implicit_reasoning.config import changed_keys, from_json
 from implicit_reasoning.dictionaries import fields as dictionary_fields
 from implicit_reasoning.dictionaries import load

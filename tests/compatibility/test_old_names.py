@@ -15,7 +15,7 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from implicit_reasoning import renames
-from implicit_reasoning.analysis import analyze, api, find_instrument, kept, used, with_pairs
+from implicit_reasoning.analysis import analyze, api, find_instrument, storage, used, with_pairs
 from implicit_reasoning.analysis.figures import figures
 from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
@@ -80,7 +80,9 @@ def test_new_steps_are_merged_into_a_result_under_an_old_name(old, monkeypatch):
     monkeypatch.setattr(api, "measure_seeds", None)
     found = analyze(run, "corruption", steps=(0, 25), progress=False)  # nothing is missing
     new, wanted = run.files.analysis / "activation_patching.nc", ActivationPatching()
-    kept.keep(new, found.isel(step=[0]).assign_coords(step=[16]), kept.identity_of(wanted, run))
+    storage.save_merged(
+        new, found.isel(step=[0]).assign_coords(step=[16]), storage.identity_of(wanted, run)
+    )
     merged = run.result("activation_patching")
     assert merged.step.values.tolist() == [0, 16, 25]
     for name, was in before.data_vars.items():
@@ -97,9 +99,9 @@ def test_what_is_measured_again_takes_the_place_of_an_old_name(old):
     run = Run(old / "run")
     new, wanted = run.files.analysis / "activation_patching.nc", ActivationPatching()
     found = run.result("activation_patching").isel(step=[0])
-    stale = kept.version_of_file(new)
+    stale = storage.version_of_file(new)
     assert stale is not None
-    kept.keep(new, found, kept.identity_of(wanted, run), stale=stale)
+    storage.save_merged(new, found, storage.identity_of(wanted, run), stale=stale)
     assert run.result("corruption").step.values.tolist() == [0]
 
 
@@ -122,7 +124,7 @@ def test_an_instrument_of_the_users_may_have_an_old_name(old):
     xr.testing.assert_identical(run.result("swap"), own)
     assert "swap" in result_names(run.files.analysis)
     assert find_result(run.files.analysis / "mean_swap.nc").stem == "mean_swap"
-    used.keep(run)  # there is no result of mean_swap
+    used.save_table(run)  # there is no result of mean_swap
     assert not (run.files.analysis / "used.nc").exists()
 
 

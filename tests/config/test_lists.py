@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.commands import VERBS
 from implicit_reasoning.config import Flag, apply_overrides, join_list, parse_flags, split_list
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.sweeps.launchers.base import Work
+from implicit_reasoning.sweeps.launchers.base import LaunchRequest
 from implicit_reasoning.sweeps.launchers.on_slurm import _parameters
 
 
@@ -81,11 +81,11 @@ def test_overrides_have_the_same_syntax():
 def test_slurm_values_with_commas():
     given = {"slurm": ("slurm_exclude=node1,node2", "timeout_min=5", "slurm_setup=['a', 'b']")}
     files = type("Files", (), {"workdir": Path("x")})
-    made = _parameters(Work(files, None, {}, given))
+    made = _parameters(LaunchRequest(files, None, {}, given))
     assert made["slurm_exclude"] == "node1,node2" and made["timeout_min"] == 5
     assert made["slurm_setup"] == ["a", "b"]
     text = {"slurm": r"slurm_exclude=node1\,node2,timeout_min=5"}  # as Python callers may write it
-    assert _parameters(Work(files, None, {}, text))["slurm_exclude"] == "node1,node2"
+    assert _parameters(LaunchRequest(files, None, {}, text))["slurm_exclude"] == "node1,node2"
 
 
 def folders(text, *more):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.analysis.facts import first_known_position
 from implicit_reasoning.dictionaries.architectures import Autoencoder
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import (
@@ -177,7 +177,7 @@ def test_features_are_chosen_and_scored_on_different_facts(run):
             assert (np.abs(counts[0] - counts[1]) <= 1).all()
         else:
             assert not shared
-            where = known_at(concept.variable, data.positions)
+            where = first_known_position(concept.variable, data.positions)
             assert data.positions.index(where) <= data.positions.index(concept.pos)
             np.testing.assert_array_equal(
                 data.truth[concept.variable][places.rows[places.row[concept.chosen]]],

@@ -13,7 +13,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.hooks import Hooked
 from implicit_reasoning.model.wirings import forward_at
-from implicit_reasoning.training.evaluation import asking
+from implicit_reasoning.training.evaluation import make_evaluator
 from implicit_reasoning.worlds import Dataset, build
 from tests.training.tiny import tiny
 
@@ -63,7 +63,7 @@ def test_a_compiled_program_does_not_look(params):
 
 def test_a_dataset_of_other_tokens_is_refused(params):
     with pytest.raises(InputError, match="does not exist"):
-        asking(SMALLER, DATASET)
+        make_evaluator(SMALLER, DATASET)
     with pytest.raises(InputError, match="does not exist"):
         measure(Behaviour(), InMemory(SMALLER, DATASET, [params]), progress=False)
 

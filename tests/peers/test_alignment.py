@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.analysis.states import residuals
+from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.analysis.variables.alignment import interchange, orthonormal, start
 from implicit_reasoning.analysis.variables.das import EDITS, Alignment
-from implicit_reasoning.analysis.variables.interchange import KINDS
+from implicit_reasoning.analysis.variables.interchange import INTERCHANGE_KINDS
 from implicit_reasoning.config import apply_overrides
 from implicit_reasoning.model.exchange import save_gpt2
 from implicit_reasoning.training import train
@@ -73,7 +73,7 @@ def theirs(subject, given, tmp_path_factory):
         base=inputs["fit_tokens"][base],
         source=inputs["fit_tokens"][source],
         expected=due[due >= 0],
-        held_out_base=np.concatenate([inputs["tokens"]] * len(KINDS)),
+        held_out_base=np.concatenate([inputs["tokens"]] * len(INTERCHANGE_KINDS)),
         held_out_source=np.concatenate(inputs["source_tokens"][0]),
     )
     settings = {"block": LAYER - 1, "pos": int(inputs["place"][0]), "rank": RANK, "steps": STEPS}
@@ -82,7 +82,7 @@ def theirs(subject, given, tmp_path_factory):
     run_in("pyvene", "align", folder)
     with np.load(folder / "logits.npz") as file:
         return {
-            name: logits.reshape(len(logits), len(KINDS), -1, model.spec.d_vocab)
+            name: logits.reshape(len(logits), len(INTERCHANGE_KINDS), -1, model.spec.d_vocab)
             for name, logits in file.items()
         }
 
@@ -95,7 +95,7 @@ def our_accuracy(ours, kind, edit, layer=LAYER):
 
 def their_accuracy(theirs, subspace, kind, inputs, counted):
     """The same, of their logits, on the same pairs."""
-    number = KINDS.index(kind)
+    number = INTERCHANGE_KINDS.index(kind)
     due = inputs["expected"][0, number]
     return (theirs[subspace][:, number].argmax(-1) == due)[:, counted].mean()
 
@@ -104,18 +104,18 @@ def test_to_interchange_within_a_subspace_is_the_same_act(subject, given, theirs
     model, params, _, inputs = subject
     inputs, place = jax.tree.map(jnp.asarray, inputs), int(inputs["place"][0])
     states = residuals(model, params, inputs["tokens"])[LAYER]
-    clean = answer_logits(model, params, states, LAYER)
+    clean = logits_from_layer(model, params, states, LAYER)
     for number, source in enumerate(inputs["source_tokens"][0]):
         lent = residuals(model, params, source)[LAYER]
         new = interchange(states[:, place], lent[:, place], given)
-        logits = answer_logits(model, params, states.at[:, place].set(new), LAYER)
+        logits = logits_from_layer(model, params, states.at[:, place].set(new), LAYER)
         np.testing.assert_allclose(logits, theirs["ours"][0, number], rtol=0, atol=1e-4)
         # That of one start of theirs, of equal rank, does something else; so does nothing at all.
         for other in (theirs["random"][0, number], clean):
             assert np.abs(logits - other).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INTERCHANGE_KINDS)
 def test_what_a_search_reaches_is_what_theirs_reaches(subject, ours, theirs, kind):
     inputs = subject[-1]
     here, counted = our_accuracy(ours, kind, "learnt")

@@ -138,7 +138,7 @@ def test_folders_of_versions_long_unused_are_removed(settings):
         os.utime(each / "last_used", (then, then))
     foreign = folder.with_name("other")
     foreign.mkdir()
-    assert compilation.obstacle() == ""
+    assert compilation.cache_fault() == ""
     assert sorted(folder.parent.iterdir()) == sorted([folder, recent, foreign])
 
 

@@ -97,7 +97,7 @@ def test_in_turn_waits_for_the_other(tmp_path):
     order = []
 
     def write(name):
-        with locks.waiting_turn(tmp_path):
+        with locks.wait_for_lock(tmp_path):
             order.append(f"{name} begins")
             time.sleep(0.2)
             order.append(f"{name} ends")
@@ -115,7 +115,7 @@ def test_in_turn_does_not_wait_for_ever(tmp_path, monkeypatch):
     with (
         locks.exclusive_lock(tmp_path, REFUSAL),
         pytest.raises(InputError, match="holds"),
-        locks.waiting_turn(tmp_path),
+        locks.wait_for_lock(tmp_path),
     ):
         pass
 
@@ -139,7 +139,7 @@ def test_a_system_that_does_not_say_which_cores(monkeypatch):
     monkeypatch.setattr(devices, "_gpus", list)
     monkeypatch.setattr(devices, "_tpu_chips", list)
     assert machine.available_cores() == [0, 1, 2]
-    assert [share.cores for share in devices.shares(None)] == [(0,), (1,), (2,)]
+    assert [share.cores for share in devices.device_shares(None)] == [(0,), (1,), (2,)]
     pin_to_cores([0])  # nothing happens
     assert machine.provenance()["cpu_cores"] == 3
 

@@ -5,7 +5,7 @@ import json
 from implicit_reasoning.sweeps.directory import DONE, RUNNING
 
 
-def pretend(work, board, wish):
+def pretend(work, board, shutdown):
     """Every trial is done at once, with a loss that falls and that its rate decides."""
     for trial, stop in work.stops.items():
         board.note(trial, RUNNING)

@@ -11,10 +11,10 @@ from implicit_reasoning.sweeps import (
     Choice,
     Integer,
     Real,
-    at_random,
     define,
     grid,
     make_sweep,
+    random_search,
     times,
     zipped,
 )
@@ -46,8 +46,8 @@ def test_random_points_are_seeded_and_a_longer_search_begins_with_them():
         "b": Integer(1, 8),
         "c": Choice(("x", "y")),
     }
-    few, many = list(at_random(space, 5, seed=3)), list(at_random(space, 9, seed=3))
-    assert many[:5] == few != list(at_random(space, 5, seed=4))
+    few, many = list(random_search(space, 5, seed=3)), list(random_search(space, 9, seed=3))
+    assert many[:5] == few != list(random_search(space, 5, seed=4))
 
 
 def test_points_fill_their_ranges_as_the_scale_says():

@@ -58,7 +58,7 @@ def test_submitit_trains_the_same_trials(names, tmp_path):
 def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     """What submitit calls at SIGUSR2: the worker saves, and the same work comes back."""
     from implicit_reasoning.sweeps.directory import begin, describe
-    from implicit_reasoning.sweeps.launchers.base import reached
+    from implicit_reasoning.sweeps.launchers.base import last_saved_step
     from implicit_reasoning.sweeps.launchers.on_slurm import Task
 
     sweep = define(FILE, "seeds", LONG)
@@ -79,11 +79,11 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
     with pytest.raises(SystemExit):  # and so no result: Slurm will start it again
         task("seed=1", 400_000)
     thread.join()
-    step = reached(files.trial("seed=1"))
+    step = last_saved_step(files.trial("seed=1"))
     assert step >= 100
     assert again[0].args == ("seed=1", 400_000) and isinstance(again[0].function, Task)
     code, said = again[0].function("seed=1", step + 2)
-    assert (code, said.strip()) == (0, "") and reached(files.trial("seed=1")) == step + 2
+    assert (code, said.strip()) == (0, "") and last_saved_step(files.trial("seed=1")) == step + 2
 
 
 class Worker:

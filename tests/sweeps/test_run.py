@@ -19,7 +19,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
 from implicit_reasoning.sweeps import SweepLayout, define, grid, make_sweep, run_sweep
 from implicit_reasoning.sweeps.directory import read_journal
-from implicit_reasoning.sweeps.launchers.base import reached
+from implicit_reasoning.sweeps.launchers.base import last_saved_step
 from implicit_reasoning.sweeps.run import SweepInterrupted, default_launcher
 from implicit_reasoning.training import directory
 from implicit_reasoning.training.loop import ResumableLoop
@@ -95,7 +95,7 @@ def test_started_again_it_does_nothing(tmp_path, monkeypatch):
     by_vmap = shared.swept_copy(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in by_vmap.rglob("*") if p.name != ".lock"}
 
-    def nothing(work, board, wish):
+    def nothing(work, board, shutdown):
         raise AssertionError("a trial was started")
 
     monkeypatch.setattr("implicit_reasoning.sweeps.launchers.vmap.vmap", nothing)
@@ -172,10 +172,10 @@ def test_who_diverged_stays_so_when_its_population_is_stopped(tmp_path):
     wish_from = {"step": None}
     original = ResumableLoop._agree
 
-    def stop_once_one_is_lost(self, wish):
+    def stop_once_one_is_lost(self, shutdown):
         if any(record.diverged for record in self._training.records) and wish_from["step"] is None:
-            wish_from["step"], wish.number = True, int(signal.SIGTERM)
-        return original(self, wish)
+            wish_from["step"], shutdown.number = True, int(signal.SIGTERM)
+        return original(self, shutdown)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumableLoop, "_agree", stop_once_one_is_lost)
@@ -284,7 +284,7 @@ def test_an_unknown_launcher_names_those_there_are():
 def test_a_launcher_of_ones_own_is_found(tmp_path):
     seen = []
     module: Any = sys.modules[__name__]
-    module.own = lambda work, board, wish: [
+    module.own = lambda work, board, shutdown: [
         seen.append((trial, stop)) or board.note(trial, "done", step=stop)
         for trial, stop in work.stops.items()
     ]
@@ -344,7 +344,7 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
     finally:
         process.kill()
         process.communicate()
-    wait_for(lambda: reached(files.trial("seed=0")) >= 100)
+    wait_for(lambda: last_saved_step(files.trial("seed=0")) >= 100)
     wait_for(lambda: is_free(files.trial("seed=0")))  # a worker that stayed would hold it
     assert not files.trial("seed=1").metrics.exists()  # and nobody began another
 

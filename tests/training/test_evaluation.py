@@ -10,7 +10,7 @@ import pytest
 from implicit_reasoning.config import load_config
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.statistics import clustered_interval
-from implicit_reasoning.training.evaluation import Evaluation, Outcome, Scoring
+from implicit_reasoning.training.evaluation import Evaluation, Outcome, ProbeMetrics
 from implicit_reasoning.training.intervals import (
     AccuracyIntervals,
     accuracy_intervals,
@@ -158,7 +158,7 @@ def test_splits_without_probes_are_left_out(model, dataset):
 
 
 def test_a_dataset_without_mixed_chains_has_no_lower_bound():
-    scoring = Scoring(build(tiny(**SIZES, task__mixed_chains=False).task))
+    scoring = ProbeMetrics(build(tiny(**SIZES, task__mixed_chains=False).task))
     summary = scoring.summary(outcome_of(scoring))
     assert "accuracy/test_oo" in summary and not any("low95" in key for key in summary)
 

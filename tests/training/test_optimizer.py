@@ -11,11 +11,11 @@ import pytest
 
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.training.optimizer import (
-    Hyper,
+    Hyperparameters,
     OptimizerSettings,
     apply_updates,
     decay_mask,
-    hyper,
+    hyperparameters,
     preconditioner,
     relative_rate,
 )
@@ -105,7 +105,7 @@ def optaxs(params):
 
 
 def test_it_is_optaxs_adamw():
-    mine, theirs = ours(PARAMS, hyper(SETTINGS)), optaxs(PARAMS)
+    mine, theirs = ours(PARAMS, hyperparameters(SETTINGS)), optaxs(PARAMS)
     for (path, a), b, start in zip(
         jax.tree_util.tree_leaves_with_path(mine),
         jax.tree.leaves(theirs),
@@ -118,7 +118,7 @@ def test_it_is_optaxs_adamw():
 
 def test_learning_rate_and_decay_are_traced():
     """A population of three is one mapped program, and equals three runs alone."""
-    trials = Hyper(jnp.array([1e-3, 3e-2, 0.1]), jnp.array([0.0, 0.7, 2.0]))
+    trials = Hyperparameters(jnp.array([1e-3, 3e-2, 0.1]), jnp.array([0.0, 0.7, 2.0]))
     together = jax.jit(jax.vmap(ours, (None, 0)))(PARAMS, trials)
     for trial in range(3):
         alone = ours(PARAMS, jax.tree.map(lambda x, i=trial: x[i], trials))
@@ -176,7 +176,7 @@ def test_decay_is_decoupled():
     """With no direction, only weights shrink, by rate * learning rate * decay."""
     params = {"W_E": jnp.array([2.0, -4.0]), "b_U": jnp.array([3.0])}
     still = jax.tree.map(jnp.zeros_like, params)
-    hyper = Hyper(jnp.float32(0.1), jnp.float32(5))
+    hyper = Hyperparameters(jnp.float32(0.1), jnp.float32(5))
     step = functools.partial(apply_updates, params, still, hyper)
     decays = {"W_E": True, "b_U": False}
     moved = step(jnp.float32(0.5), decays)

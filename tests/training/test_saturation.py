@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from implicit_reasoning.training.evaluation import Outcome, Scoring
+from implicit_reasoning.training.evaluation import Outcome, ProbeMetrics
 from implicit_reasoning.training.figures import figures
 from implicit_reasoning.worlds import build
 from tests.training.test_figures import MadeRun, axes_of, grokking, named, texts
@@ -34,7 +34,7 @@ def loss_of(margin):
 )
 def test_a_row_counts_when_its_probability_rounds_to_one(dataset, margin, saturated):
     """The gradient of its logits is probability minus 1, float32: 0 when it counts."""
-    scoring = Scoring(dataset)
+    scoring = ProbeMetrics(dataset)
     loss = np.full(len(scoring.rows), loss_of(margin), np.float32)
     rank = np.zeros(len(loss), np.int32)
     summary = scoring.summary(Outcome(loss, rank))
@@ -46,7 +46,7 @@ def test_a_row_counts_when_its_probability_rounds_to_one(dataset, margin, satura
 
 
 def test_the_share_is_by_split(dataset):
-    scoring = Scoring(dataset)
+    scoring = ProbeMetrics(dataset)
     trained = dataset.split[scoring.rows] == dataset.splits.index("train_ii")
     loss = np.where(trained & (np.cumsum(trained) % 4 == 0), 0.0, 0.5).astype(np.float32)
     summary = scoring.summary(Outcome(loss, np.zeros(len(loss), np.int32)))

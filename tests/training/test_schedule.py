@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
-from implicit_reasoning.training.schedule import Schedule, faults, spaced
+from implicit_reasoning.training.schedule import Schedule, faults, log_spaced
 from tests.training.tiny import tiny
 
 horizons, intervals = st.integers(1, 3000), st.integers(1, 800)
@@ -16,7 +16,7 @@ horizons, intervals = st.integers(1, 3000), st.integers(1, 800)
 
 @given(horizon=horizons, per_doubling=st.integers(0, 8), every=intervals)
 def test_spaced(horizon, per_doubling, every):
-    steps = spaced(horizon, per_doubling, every)
+    steps = log_spaced(horizon, per_doubling, every)
     assert list(steps) == sorted(set(steps))
     assert steps[0] == 0 and steps[-1] == horizon
     regular = set(range(0, horizon + 1, every)) | {horizon}
@@ -31,11 +31,11 @@ def test_spaced(horizon, per_doubling, every):
 
 
 def test_spaced_by_example():
-    assert spaced(100, 1, 25) == (0, 1, 2, 4, 8, 16, 25, 50, 75, 100)
-    assert spaced(30, 2, 12) == (0, 1, 2, 3, 4, 6, 8, 11, 12, 24, 30)
-    assert spaced(10, 0, 4) == (0, 4, 8, 10)
-    assert spaced(5, 1, 100) == (0, 1, 2, 4, 5)
-    assert spaced(1, 3, 1) == (0, 1)
+    assert log_spaced(100, 1, 25) == (0, 1, 2, 4, 8, 16, 25, 50, 75, 100)
+    assert log_spaced(30, 2, 12) == (0, 1, 2, 3, 4, 6, 8, 11, 12, 24, 30)
+    assert log_spaced(10, 0, 4) == (0, 4, 8, 10)
+    assert log_spaced(5, 1, 100) == (0, 1, 2, 4, 5)
+    assert log_spaced(1, 3, 1) == (0, 1)
 
 
 events = st.fixed_dictionaries({"every": intervals, "per_doubling": st.integers(0, 3)})

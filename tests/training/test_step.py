@@ -33,7 +33,7 @@ OPTIMIZER = optimizer.OptimizerSettings(
     eps=1e-8,
     clip_norm=0.5,
 )
-HYPER, KEY, N_ROWS = optimizer.hyper(OPTIMIZER), jax.random.key(7), 13
+HYPER, KEY, N_ROWS = optimizer.hyperparameters(OPTIMIZER), jax.random.key(7), 13
 TRACES = []  # the relative rate is asked for once in every trace of a step
 
 
@@ -290,7 +290,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
 
 def test_a_population_is_its_trials(start):
     """Mapped over hyperparameters: equal to each alone while rounding has not yet grown."""
-    trials = optimizer.Hyper(jnp.array([1e-3, 1e-2, 3e-2]), jnp.array([0.0, 0.5, 1.0]))
+    trials = optimizer.Hyperparameters(jnp.array([1e-3, 1e-2, 3e-2]), jnp.array([0.0, 0.5, 1.0]))
     together = jax.jit(jax.vmap(recipe().run, (None, None, 0, None, None)))(
         start, ROWS, trials, KEY, jnp.int32(6)
     )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from implicit_reasoning.training.evaluation import Outcome, Scoring
+from implicit_reasoning.training.evaluation import Outcome, ProbeMetrics
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.dataset import assemble, make_rows
 from implicit_reasoning.worlds.shortcuts import (
@@ -48,7 +48,7 @@ def test_every_split_has_its_rows_and_its_metrics(tmp_path, n_splits, dtype):
 
     if n_splits > 1000:  # a mean for each is slow, and says nothing more
         return
-    scoring = Scoring(dataset)
+    scoring = ProbeMetrics(dataset)
     right = dataset.split[scoring.rows] % 3 == 0
     outcome = Outcome(np.ones(len(right)), np.where(right, 0, 4))
     summary = scoring.summary(outcome)

@@ -9,7 +9,7 @@
 
     grids.py                 all (layer, position) cells of a patch, each on its cone
     outcomes.py              what became of an answer: three fractions, and graded measures
-    choices.py               which questions meet, by the truth of the world
+    query_pairs.py           which queries meet, by the truth of the world
     pairs.py                 pairs of prompts, clean and corrupt; functions that make them
     metrics.py               metrics of an answer
     functions.py             pairs and metrics of the user's own, by import path

@@ -26,12 +26,16 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Int, Key
 
-from implicit_reasoning.analysis import questions
-from implicit_reasoning.analysis.claims import ENOUGH, NEARLY_ALL, TIMES_CHANCE, Claim
+from implicit_reasoning.analysis import queries
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.claims import (
+    MIN_CLUSTERS,
+    MIN_LOWER_BOUND,
+    MIN_TIMES_CHANCE,
+    Claim,
+)
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching.choices import replacements, symmetric_replacements
 from implicit_reasoning.analysis.patching.grids import (
     both_ways,
     part_names,
@@ -45,8 +49,9 @@ from implicit_reasoning.analysis.patching.outcomes import (
     graded_metrics,
     outcomes_of,
 )
-from implicit_reasoning.analysis.rest import final_logits
+from implicit_reasoning.analysis.patching.query_pairs import replacements, symmetric_replacements
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Edit, Params, Transformer, add
 from implicit_reasoning.model.cones import Cache, cache_sites
@@ -54,7 +59,7 @@ from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
-KINDS = ("counterfactual", "symmetric", "noise")
+CORRUPTIONS = ("counterfactual", "symmetric", "noise")
 DIRECTIONS = ("noising", "denoising")
 _MOST = 150  # rows of a split
 _SIGMAS = 3.0
@@ -112,8 +117,8 @@ class ActivationPatching(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked, random = questions.questions_of(dataset, rows), np.random.default_rng(_SEED)
-        order = questions.spelt_order(dataset)
+        asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
+        order = queries.prompt_order(dataset)
         token, answer = replacements(dataset, asked, random)
         another = random.permutation(len(rows))
         symmetric, its_answer = symmetric_replacements(dataset, asked, random)
@@ -122,7 +127,7 @@ class ActivationPatching(Instrument):
         shuffled = np.where(shuffled == asked.answer, -1, shuffled)
         inputs = {
             "clean": asked.answer,
-            "tokens": questions.tokens_of(dataset, asked.parts),
+            "tokens": queries.prompt_tokens(dataset, asked.parts),
             # By example first: examples are taken some at a time.
             "corrupt": _by_example(np.stack([token, symmetric])[:, order]),
             "answer": _by_example(answers),
@@ -137,7 +142,7 @@ class ActivationPatching(Instrument):
             coords={
                 "outcome": OUTCOMES,
                 "direction": DIRECTIONS,
-                "kind": KINDS,
+                "kind": CORRUPTIONS,
                 "token": dataset.positions,
             },
         )
@@ -159,7 +164,7 @@ class ActivationPatching(Instrument):
         # A question counts where it is answered correctly, and the exchange has a known answer.
         known = jnp.moveaxis(jnp.asarray(inputs["answer"]) >= 0, 0, -1)  # [kind, token, example]
         counts = correct[None] & known[0]
-        found = in_parts(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
+        found = map_in_chunks(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
         both_correct = counts & found["corrupted"][0]
         found |= {"counts": counts, "both_correct": both_correct, "correct": correct}
         return found | {"compared": counts[None] & known}
@@ -168,10 +173,12 @@ class ActivationPatching(Instrument):
         """Where each token's exchange is followed: by state, and by part of a block."""
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
-        known = of_group.fraction.where(of_group.fraction_n >= ENOUGH)
-        moved = known.sel(outcome=OUTCOMES[1], kind=KINDS[0])
+        known = of_group.fraction.where(of_group.fraction_n >= MIN_CLUSTERS)
+        moved = known.sel(outcome=OUTCOMES[1], kind=CORRUPTIONS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
-        null = of_group.null_fraction.where(of_group.null_fraction_n >= ENOUGH).sel(kind=KINDS[0])
+        null = of_group.null_fraction.where(of_group.null_fraction_n >= MIN_CLUSTERS).sel(
+            kind=CORRUPTIONS[0]
+        )
         rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
             f"Split {group}, questions answered correctly when clean. A row is the input token "
@@ -179,13 +186,13 @@ class ActivationPatching(Instrument):
             "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
             "on the way from that token to the answer; a state before that token's position cannot "
             "change anything. The null expects the answer of another question's exchange. "
-            f"White: fewer than {ENOUGH} bridges counted."
+            f"White: fewer than {MIN_CLUSTERS} bridges counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
-        by_part = of_group.part_fraction.where(of_group.part_fraction_n >= ENOUGH)
+        by_part = of_group.part_fraction.where(of_group.part_fraction_n >= MIN_CLUSTERS)
         by_part = by_part.sel(outcome=OUTCOMES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
-        null = of_group.part_null_fraction.where(of_group.part_null_fraction_n >= ENOUGH)
+        null = of_group.part_null_fraction.where(of_group.part_null_fraction_n >= MIN_CLUSTERS)
         parts["null: answer of\nanother question"] = null.max(("token", "pos"))
         written = maps_over_steps(
             parts, "share of answers that follow, best position", rows="part", columns="block"
@@ -216,12 +223,12 @@ class ActivationPatching(Instrument):
         only in noising, among questions that the model can answer both ways, in one split at least.
         """
         null, null_high = (
-            result[name].sel(kind=KINDS[0], direction="noising", drop=True)
+            result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)
             for name in ("null_fraction", "null_fraction_high")
         )
-        low, enough = result.followed_low, result.followed_n >= ENOUGH
-        not_by_chance = (low >= TIMES_CHANCE * null) & (low > null_high)
-        there = (enough & (low >= NEARLY_ALL) & not_by_chance).any("group")
+        low, enough = result.followed_low, result.followed_n >= MIN_CLUSTERS
+        not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > null_high)
+        there = (enough & (low >= MIN_LOWER_BOUND) & not_by_chance).any("group")
         return {
             Claim("carried", str(token), int(layer), str(token))
             for token in result.token.values
@@ -277,7 +284,8 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
 
     places = jnp.arange(tokens.shape[1])
     by_state = jax.lax.map(
-        lambda kind: jax.lax.map(lambda place: states(kind, place), places), jnp.arange(len(KINDS))
+        lambda kind: jax.lax.map(lambda place: states(kind, place), places),
+        jnp.arange(len(CORRUPTIONS)),
     )
     by_part = jax.lax.map(parts, places)
     one_each = {

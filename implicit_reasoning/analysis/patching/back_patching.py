@@ -19,14 +19,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import questions
-from implicit_reasoning.analysis.claims import ENOUGH
+from implicit_reasoning.analysis import queries
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.parts import in_parts
 from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
-from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
@@ -68,8 +68,8 @@ class BackPatching(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked = questions.questions_of(dataset, rows)
-        tokens = questions.tokens_of(dataset, asked.parts)
+        asked = queries.queries_of_rows(dataset, rows)
+        tokens = queries.prompt_tokens(dataset, asked.parts)
         other = np.random.default_rng(_SEED).permutation(len(rows))
         inputs = {"tokens": tokens, "others": tokens[other], "answer": asked.answer}
         return Examples(
@@ -109,13 +109,13 @@ class BackPatching(Instrument):
         logits = final_logits(model, params, inputs["tokens"])
         correct = answers_with(logits, inputs["answer"])
         asked = inputs | {"said": logits.argmax(-1)}
-        return in_parts(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
+        return map_in_chunks(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Repaired answers by (from, to), for every position of one split of tests, and damage."""
         group = some_groups(result)[-1]
-        repaired = result.repaired.where(result.repaired_n >= ENOUGH).sel(group=group)
-        damaged = result.other.where(result.other_n >= ENOUGH).sel(group=group)
+        repaired = result.repaired.where(result.repaired_n >= MIN_CLUSTERS).sel(group=group)
+        damaged = result.other.where(result.other_n >= MIN_CLUSTERS).sel(group=group)
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
         rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
@@ -126,7 +126,7 @@ class BackPatching(Instrument):
             "hence is 0. The null, the best of all positions, takes another question's state. The "
             "best of many cells is high by chance, too: hold it against the best of the null. The "
             "last row is damage, a wrong answer that becomes another wrong one. "
-            f"White: fewer than {ENOUGH} bridges counted."
+            f"White: fewer than {MIN_CLUSTERS} bridges counted."
         )
         drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
         return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]

@@ -19,27 +19,19 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis import queries
+from implicit_reasoning.analysis.chunks import map_in_chunks
 from implicit_reasoning.analysis.claims import (
-    ENOUGH,
     MAJORITY,
-    NEARLY_ALL,
-    NEARLY_NONE,
+    MAX_UPPER_BOUND,
+    MIN_CLUSTERS,
+    MIN_LOWER_BOUND,
     Claim,
     above_chance,
     claimed,
 )
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching.choices import (
-    BRIDGE,
-    GROUPS,
-    OOD,
-    SAME,
-    TRAINED,
-    choose_pairs,
-)
 from implicit_reasoning.analysis.patching.grids import patch_states
 from implicit_reasoning.analysis.patching.outcomes import (
     GRADED_METRICS,
@@ -48,8 +40,16 @@ from implicit_reasoning.analysis.patching.outcomes import (
     graded_metrics,
     outcomes_of,
 )
-from implicit_reasoning.analysis.rest import final_logits
+from implicit_reasoning.analysis.patching.query_pairs import (
+    BRIDGE,
+    GROUPS,
+    OOD,
+    SAME,
+    TRAINED,
+    choose_pairs,
+)
 from implicit_reasoning.analysis.states import need_chains
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import cache_sites
@@ -95,9 +95,9 @@ class CrossQueryPatching(Instrument):
         same = pairs.group == GROUPS.index(SAME)
         shuffled = _another(composed.answer, target.answer, pairs.group)
         inputs = {
-            "source": questions.tokens_of(dataset, source.parts),
-            "target": questions.tokens_of(dataset, target.parts),
-            "composed": questions.tokens_of(dataset, composed.parts),
+            "source": queries.prompt_tokens(dataset, source.parts),
+            "target": queries.prompt_tokens(dataset, target.parts),
+            "composed": queries.prompt_tokens(dataset, composed.parts),
             "clean": target.answer,
             "direct": composed.answer,
             # With the same bridge there is no other answer to expect: whatever changed is damage.
@@ -135,12 +135,12 @@ class CrossQueryPatching(Instrument):
 
         correct = right("target", "clean")
         direct = right("composed", "direct")
-        found = in_parts(outcomes, inputs, correct) | {"correct": correct, "direct": direct}
+        found = map_in_chunks(outcomes, inputs, correct) | {"correct": correct, "direct": direct}
         return found | {"compared": correct & (jnp.asarray(inputs["true"]) >= 0)}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Success by (layer, position): all groups, and the null."""
-        known = result.fraction.where(result.fraction_n >= ENOUGH)
+        known = result.fraction.where(result.fraction_n >= MIN_CLUSTERS)
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
@@ -153,7 +153,7 @@ class CrossQueryPatching(Instrument):
             "there alone is remembered. A state that stands for the bridge is high in the first "
             "row and, with the same bridge from another prefix (last row), leaves the answer as "
             "it is. The null expects the answer of another pair. White: fewer than "
-            f"{ENOUGH} source bridges counted."
+            f"{MIN_CLUSTERS} source bridges counted."
         )
         drawing = maps_over_steps(rows, "share of predictions")
         return [
@@ -193,14 +193,14 @@ class CrossQueryPatching(Instrument):
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
         n = result.fraction_n.sel(expected="true", outcome=OUTCOMES[0], group=group)
-        return n.fillna(0) >= ENOUGH
+        return n.fillna(0) >= MIN_CLUSTERS
 
     def _remembers(self, result: xr.Dataset) -> bool:
         return bool(
-            result.direct_low.sel(group=TRAINED) >= NEARLY_ALL
-            and result.correct_low.sel(group=TRAINED) >= NEARLY_ALL
-            and result.direct_high.sel(group=BRIDGE) <= NEARLY_NONE
-            and result.direct_high.sel(group=SAME) <= NEARLY_NONE
+            result.direct_low.sel(group=TRAINED) >= MIN_LOWER_BOUND
+            and result.correct_low.sel(group=TRAINED) >= MIN_LOWER_BOUND
+            and result.direct_high.sel(group=BRIDGE) <= MAX_UPPER_BOUND
+            and result.direct_high.sel(group=SAME) <= MAX_UPPER_BOUND
             and self._enough(result, BRIDGE).all()
         )
 

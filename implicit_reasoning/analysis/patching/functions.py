@@ -20,7 +20,7 @@ from implicit_reasoning.paths import local_path
 Function = Callable[..., Any]
 
 
-class Named(NamedTuple):
+class NamedFunction(NamedTuple):
     """A function and what identifies it.
 
     Attributes:
@@ -39,7 +39,9 @@ class Named(NamedTuple):
         return {"name": self.name, "source": self.source}
 
 
-def find(which: str | Function, built_in: Mapping[str, Function], kind: str) -> Named:
+def find_function(
+    which: str | Function, built_in: Mapping[str, Function], kind: str
+) -> NamedFunction:
     """The function behind a name.
 
     Args:
@@ -52,14 +54,14 @@ def find(which: str | Function, built_in: Mapping[str, Function], kind: str) -> 
       InputError: there is no such function, or its source cannot be read.
     """
     if callable(which):
-        return Named(f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which)
+        return NamedFunction(f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which)
     call = imports.find(which, built_in, kind)
     if which in built_in:
-        return Named(which, "", call)
+        return NamedFunction(which, "", call)
     where, _, name = which.rpartition(":")
     path = local_path(where) if where.endswith(".py") else Path(inspect.getfile(sys.modules[where]))
     shown = path.name if where.endswith(".py") else where
-    return Named(f"{shown}:{name}", _digest(path.read_bytes()), call)
+    return NamedFunction(f"{shown}:{name}", _digest(path.read_bytes()), call)
 
 
 def _own_name(function: Function) -> str:

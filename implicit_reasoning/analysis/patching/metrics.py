@@ -80,20 +80,20 @@ METRICS: Mapping[str, Metric] = {
 """The built-in metrics, by name."""
 
 
-def find_metrics(which: Sequence[str | Metric]) -> list[functions.Named]:
+def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]:
     """The functions behind names of `METRICS`, import paths, or the functions themselves.
 
     Raises:
       InputError: none is given, one is not found, or two have the same name.
     """
-    found = [functions.find(one, METRICS, "metric") for one in which]
+    found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
     if not names or len(set(names)) != len(names):
         raise InputError(f"metrics are {names}; give at least one, and each once")
     return found
 
 
-def check_metric(found: functions.Named, n_pos: int, d_vocab: int) -> None:
+def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> None:
     """Raise an `InputError` where a metric does not return a number for each example.
 
     The function is traced with shapes only; nothing is compiled.
@@ -121,7 +121,7 @@ def check_metric(found: functions.Named, n_pos: int, d_vocab: int) -> None:
 
 
 def over_cells(
-    metrics: Sequence[functions.Named],
+    metrics: Sequence[functions.NamedFunction],
     logits: Float[Array, "*cell example d_vocab"],
     pair: PairBatch,
 ) -> Float[Array, "metric *cell example"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.claims import ENOUGH, Claim
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS, Claim
 from implicit_reasoning.analysis.drawing import heat_maps
 from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
 from implicit_reasoning.analysis.patching.pair_patching import DIRECTIONS, DONORS, PairPatching
@@ -60,7 +60,7 @@ class NeuronPatching(PairPatching):
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         at = {"group": group, "metric": metric, "direction": DIRECTIONS[1]}
         last = result.isel(step=-1).sel(at)
-        known = last.neuron_recovery.where(last.neuron_recovery_n >= ENOUGH)
+        known = last.neuron_recovery.where(last.neuron_recovery_n >= MIN_CLUSTERS)
         own, null = (
             known.sel(donor=donor, drop=True).stack(cell=("block", "neuron")) for donor in DONORS
         )
@@ -78,7 +78,7 @@ class NeuronPatching(PairPatching):
             "any position, when their activation in the clean run is put into the corrupt run. 0: "
             "nothing changes; 1: the answer is measured as in the clean run. In brackets: the "
             "activation in another pair's clean run, the null. These are the best of many cells, "
-            f"which are high by chance, too. White: fewer than {ENOUGH} clusters counted."
+            f"which are high by chance, too. White: fewer than {MIN_CLUSTERS} clusters counted."
         )
         drawing = heat_maps(maps[0], "normalised recovery", nulls=maps[1], rows="neuron", width=0.9)
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]

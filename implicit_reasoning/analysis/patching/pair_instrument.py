@@ -17,7 +17,7 @@ from implicit_reasoning.analysis.patching.metrics import (
     find_metrics,
 )
 from implicit_reasoning.analysis.patching.pairs import PairsFunction, find_pairs, make_pairs
-from implicit_reasoning.analysis.rest import final_logits
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 

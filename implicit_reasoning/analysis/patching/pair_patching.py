@@ -23,10 +23,15 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis.claims import ENOUGH, MAJORITY, NEARLY_ALL, TIMES_CHANCE, Claim
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.claims import (
+    MAJORITY,
+    MIN_CLUSTERS,
+    MIN_LOWER_BOUND,
+    MIN_TIMES_CHANCE,
+    Claim,
+)
 from implicit_reasoning.analysis.drawing import heat_maps, maps_over_steps
-from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.patching.choices import BRIDGE, SAME
 from implicit_reasoning.analysis.patching.grids import part_names, patch_parts, patch_states
 from implicit_reasoning.analysis.patching.metrics import PairBatch, over_cells
 from implicit_reasoning.analysis.patching.outcomes import answers_with
@@ -35,6 +40,7 @@ from implicit_reasoning.analysis.patching.pair_instrument import (
     batch_of,
     mean_by_group,
 )
+from implicit_reasoning.analysis.patching.query_pairs import BRIDGE, SAME
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites
@@ -126,7 +132,7 @@ class PairPatching(PairInstrument):
             "base": jnp.stack([clean, corrupt]).transpose(2, 0, 1),
             "gap": jnp.where(wide, gap, 1).T,
         }
-        found = in_parts(outcomes, examples, correct)
+        found = map_in_chunks(outcomes, examples, correct)
         return found | {
             "clean": clean,
             "corrupt": corrupt,
@@ -175,8 +181,8 @@ class PairPatching(PairInstrument):
         """Recovery by state over training; by part of a block and position at the last step."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         of_group = result.sel(group=group, metric=metric)
-        states = of_group.recovery.where(of_group.recovery_n >= ENOUGH)
-        parts = of_group.part_recovery.where(of_group.part_recovery_n >= ENOUGH)
+        states = of_group.recovery.where(of_group.recovery_n >= MIN_CLUSTERS)
+        parts = of_group.part_recovery.where(of_group.part_recovery_n >= MIN_CLUSTERS)
         own, other = DONORS
         rows = {name: states.sel(direction=name, donor=own) for name in DIRECTIONS}
         rows["null: denoising,\nanother pair"] = states.sel(direction=DIRECTIONS[1], donor=other)
@@ -192,7 +198,7 @@ class PairPatching(PairInstrument):
             "near 1 hold all that differs between the prompts and matters for the answer; they "
             "need not be the only place. The null takes the state of another pair's run; a patch "
             "that only removes the answer moves a logit difference by about half. "
-            f"White: fewer than {ENOUGH} clusters counted, or no difference to recover."
+            f"White: fewer than {MIN_CLUSTERS} clusters counted, or no difference to recover."
         )
         drawing = maps_over_steps(rows, "normalised recovery")
         found = [
@@ -237,7 +243,7 @@ class PairPatching(PairInstrument):
             )
         if pairs.startswith("exchange_"):
             token = pairs.removeprefix("exchange_")
-            return _carried(token, _follows(result, NEARLY_ALL).any("group"), [token])
+            return _carried(token, _follows(result, MIN_LOWER_BOUND).any("group"), [token])
         return set()
 
 
@@ -255,13 +261,13 @@ def _low(result: xr.Dataset) -> xr.DataArray:
 
 
 def _enough(result: xr.Dataset) -> xr.DataArray:
-    return _noising(result, DONORS[0], "_n") >= ENOUGH
+    return _noising(result, DONORS[0], "_n") >= MIN_CLUSTERS
 
 
 def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
     """Where enough answers follow, and more than with another pair's run; bool [group, ...]."""
     low, null = _low(result), _noising(result, DONORS[1])
-    not_by_chance = (low >= TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
+    not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
     return _enough(result) & (low >= least) & not_by_chance
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.patching import functions
-from implicit_reasoning.analysis.patching.choices import GROUPS, choose_pairs, replacements
+from implicit_reasoning.analysis.patching.query_pairs import GROUPS, choose_pairs, replacements
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Transformer
@@ -78,8 +78,8 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
     )
     target, composed = found.target.only(keep), found.composed.only(keep)
     return PromptPairs(
-        clean=questions.tokens_of(dataset, target.parts),
-        corrupt=questions.tokens_of(dataset, composed.parts),
+        clean=queries.prompt_tokens(dataset, target.parts),
+        corrupt=queries.prompt_tokens(dataset, composed.parts),
         answer=target.answer,
         corrupt_answer=composed.answer,
         positions=dataset.positions,
@@ -107,11 +107,11 @@ def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
         )
     place, splits = dataset.positions.index(token), chain_splits(dataset)
     rows, group = choose_rows(dataset, splits, _MOST)
-    asked = questions.questions_of(dataset, rows)
-    part = questions.spelt_order(dataset)[place]
+    asked = queries.queries_of_rows(dataset, rows)
+    part = queries.prompt_order(dataset)[place]
     new, answer = (x[part] for x in replacements(dataset, asked, np.random.default_rng(_SEED)))
     keep = np.flatnonzero(answer >= 0)
-    clean = questions.tokens_of(dataset, asked.parts)[keep]
+    clean = queries.prompt_tokens(dataset, asked.parts)[keep]
     corrupt = clean.copy()
     corrupt[:, place] = new[keep]
     return PromptPairs(
@@ -133,12 +133,12 @@ PAIRS: Mapping[str, PairsFunction] = {
 """The built-in pairs, by name."""
 
 
-def find_pairs(which: str | PairsFunction) -> functions.Named:
+def find_pairs(which: str | PairsFunction) -> functions.NamedFunction:
     """The function behind a name of `PAIRS`, an import path, or the function itself."""
-    return functions.find(which, PAIRS, "pairs")
+    return functions.find_function(which, PAIRS, "pairs")
 
 
-def make_pairs(found: functions.Named, dataset: Dataset, model: Transformer) -> PromptPairs:
+def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transformer) -> PromptPairs:
     """Call a pairs function and check what it returns.
 
     Returns:

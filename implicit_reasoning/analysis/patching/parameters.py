@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Key
 
-from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
-from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.blocks import require_gpt2
@@ -60,9 +60,9 @@ class ParameterPatching(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MOST)
-        asked = questions.questions_of(dataset, rows)
+        asked = queries.queries_of_rows(dataset, rows)
         return Examples(
-            {"tokens": questions.tokens_of(dataset, asked.parts), "answer": asked.answer},
+            {"tokens": queries.prompt_tokens(dataset, asked.parts), "answer": asked.answer},
             groups=splits,
             group=group,
             clusters=clusters_of(dataset, rows),

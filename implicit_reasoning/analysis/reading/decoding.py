@@ -32,9 +32,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import ENOUGH, Claim, claimed
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS, Claim, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, some_steps
-from implicit_reasoning.analysis.facts import FactRows, fact_rows, taught_alone
+from implicit_reasoning.analysis.facts import FactRows, fact_rows, is_taught_atomic
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import chain_variables, prompts, residuals
@@ -194,7 +194,7 @@ class Decoding(Instrument):
             for values in (true["top1_low"], another["top1"])
         )
         unembedded = (low >= _DECODED) & (low >= _CHANCE * null)
-        there = (narrow["top1_low"] >= _DECODED) & (narrow["top1_n"] >= ENOUGH)
+        there = (narrow["top1_low"] >= _DECODED) & (narrow["top1_n"] >= MIN_CLUSTERS)
         there &= only_there | unembedded
         return claimed("decodable", there.expand_dims(pos=["r1"]))
 
@@ -288,7 +288,7 @@ def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: An
     shape = (len(tails), model.spec.depth + 1, len(facts.groups))
     found = np.zeros(shape, bool)
     for variable, values in enumerate(tails):  # an entity's number is its token
-        taught = taught_alone(dataset, facts.rows, values)
+        taught = is_taught_atomic(dataset, facts.rows, values)
         for group in range(len(facts.groups)):
             found[variable, -1, group] = taught[facts.group == group].mean() > 0.5
     return found

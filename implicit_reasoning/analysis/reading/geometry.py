@@ -18,9 +18,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, above_chance, claimed
+from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, above_chance, claimed
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
-from implicit_reasoning.analysis.facts import FactRows, fact_rows, first_of_each, known_at
+from implicit_reasoning.analysis.facts import (
+    FactRows,
+    fact_rows,
+    first_known_position,
+    first_occurrences,
+)
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import prompts, residuals, state_keys
@@ -82,8 +87,8 @@ class Geometry(Instrument):
         keys = state_keys(dataset, facts.rows)
         # A state counts once for a bridge; two relations of e1 may lead to the same one.
         prefixes = np.stack([np.unique(line, return_inverse=True)[1] for line in keys])
-        counted = first_of_each(prefixes * (bridge.max() + 1) + bridge)
-        position = dataset.positions.index(known_at("e2", dataset.positions))
+        counted = first_occurrences(prefixes * (bridge.max() + 1) + bridge)
+        position = dataset.positions.index(first_known_position("e2", dataset.positions))
         points = _pictured(bridge, leads, counted[position])
         names = [f"e2={dataset.truth['e2'][facts.rows[i]]}" for i in points]
         inputs = {
@@ -154,7 +159,7 @@ class Geometry(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """The bridge is decodable where the nearest centroid of other states is mostly its own."""
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
-        most = best["retrieval_low"].sel(truth="true", drop=True) >= NEARLY_ALL
+        most = best["retrieval_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
         there = most & above_chance(best, "retrieval", {"truth": ("true", "shuffled")})
         return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
 
@@ -269,7 +274,7 @@ def _dot(x: Float[Array, "a b"], y: Float[Array, "b c"]) -> Float[Array, "a c"]:
 
 
 def _cosines(result: xr.Dataset) -> Figure:
-    pos = known_at("e2", list(result.pos.values))
+    pos = first_known_position("e2", list(result.pos.values))
     panels = {
         f"{group} states, {centring}": {"group": group, "centring": centring}
         for centring in CENTRINGS
@@ -346,7 +351,7 @@ def _picture(result: xr.Dataset) -> Figure:
     labels = [str(label).split(" ") for label in result["point"].values]
     colors, markers = [label[0] for label in labels], [label[1] for label in labels]
     drawing = scatters(panels, colors, markers, ncols=len(steps))
-    pos = known_at("e2", list(result.pos.values))
+    pos = first_known_position("e2", list(result.pos.values))
     caption = (
         f"States at {pos} of the bridges with most OOD facts, layer {layer}, in two principal "
         "coordinates, fitted to what is shown at each checkpoint. Colour: bridge; circle: ID fact, "

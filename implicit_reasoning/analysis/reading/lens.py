@@ -16,14 +16,14 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis.claims import (
-    ENOUGH,
-    NEARLY_ALL,
+    MIN_CLUSTERS,
+    MIN_LOWER_BOUND,
     Claim,
     above_chance,
     claimed,
 )
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
-from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.analysis.facts import first_known_position
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.states import (
@@ -121,8 +121,8 @@ class LogitLens(Instrument):
         A split of few distinct states and bridges says nothing: its null is too rough.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
-        most = best["top1_low"].sel(truth="true", drop=True) >= NEARLY_ALL
-        enough = result["n_states"] >= ENOUGH
+        most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
+        enough = result["n_states"] >= MIN_CLUSTERS
         there = enough & most & above_chance(best, "top1", {"truth": ("true", "shuffled")})
         return claimed("decodable", there.any("group"))
 
@@ -134,7 +134,9 @@ class LogitLens(Instrument):
 def _over_training(result: xr.Dataset) -> Figure:
     """Wang et al.'s figure 4c, for every layer, and its top-1."""
     positions, group = list(result.pos.values), some_groups(result)[0]
-    wanted = {variable: known_at(variable, positions) for variable in ("e2", "r2", "answer")}
+    wanted = {
+        variable: first_known_position(variable, positions) for variable in ("e2", "r2", "answer")
+    }
     result = result.sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
     both = xr.concat([result, result], "outcome").assign_coords(outcome=["MRR", "top-1"])
     for end in ("", "_low", "_high"):

@@ -24,21 +24,26 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from implicit_reasoning.analysis.claims import (
-    NEARLY_ALL,
-    TIMES_CHANCE,
+    MIN_LOWER_BOUND,
+    MIN_TIMES_CHANCE,
     Claim,
     above_chance,
     claimed,
 )
 from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
-from implicit_reasoning.analysis.facts import fact_rows, first_of_each, known_at, state_folds
+from implicit_reasoning.analysis.facts import (
+    fact_rows,
+    first_known_position,
+    first_occurrences,
+    state_folds,
+)
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.reading.ridge import (
     STRENGTH,
     FoldRows,
     Sums,
-    lay_out,
-    outside_sums,
+    arrange_by_fold,
+    leave_fold_out_sums,
     predict,
     ridge,
     sparse_ridge,
@@ -98,7 +103,7 @@ class Probes(Instrument):
         facts = fact_rows(dataset, _MOST)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
-        counted, layers = first_of_each(prefixes), model.spec.depth + 1
+        counted, layers = first_occurrences(prefixes), model.spec.depth + 1
         e1 = variables.values[variables.names.index("e1")]
         folds = np.stack(
             [
@@ -110,7 +115,7 @@ class Probes(Instrument):
         weights = np.broadcast_to(counted, folds.shape)
         inputs = {
             "tokens": tokens,
-            "layout": lay_out(folds, weights, _FOLDS)._asdict(),
+            "layout": arrange_by_fold(folds, weights, _FOLDS)._asdict(),
             "labels": labels,
             "n_classes": n_classes,
             "chance": _commonest(labels[0], counted),
@@ -180,9 +185,9 @@ class Probes(Instrument):
         by_prefix, by_e1 = (low.sel(held_out=scheme, drop=True) for scheme in HELD_OUT)
         itself = result["variable"] == "e1"  # it cannot be held out by itself
         of_prefix = best.sel(held_out="prefix", drop=True)
-        there = (by_prefix >= NEARLY_ALL) & (itself | (by_e1 >= NEARLY_ALL))
+        there = (by_prefix >= MIN_LOWER_BOUND) & (itself | (by_e1 >= MIN_LOWER_BOUND))
         there &= above_chance(of_prefix, "accuracy", {"truth": ("true", "shuffled")})
-        there &= by_prefix >= TIMES_CHANCE * result["chance"]
+        there &= by_prefix >= MIN_TIMES_CHANCE * result["chance"]
         return claimed("decodable", there)
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
@@ -285,7 +290,7 @@ def _fit(
 ) -> tuple[Float[Array, "fold member width"], Sums]:
     one_hot = labels[..., outputs.label] == jnp.asarray(outputs.number)[None, None]
     x = states[jnp.asarray(layout.members)]
-    return x, outside_sums(x, one_hot.astype(jnp.float32), jnp.asarray(layout.weight))
+    return x, leave_fold_out_sums(x, one_hot.astype(jnp.float32), jnp.asarray(layout.weight))
 
 
 def _right(
@@ -303,7 +308,7 @@ def _right(
 
 def _over_training(result: xr.Dataset) -> Figure:
     """The bridge where it is first known, by layer."""
-    pos = known_at("e2", list(result.pos.values))
+    pos = first_known_position("e2", list(result.pos.values))
     panels = {
         f"held out by {scheme}": {"held_out": scheme, "variable": "e2", "pos": pos}
         for scheme in HELD_OUT
@@ -350,7 +355,7 @@ def _everything(result: xr.Dataset) -> Figure:
 
 
 def _few_dimensions(result: xr.Dataset) -> Figure:
-    pos, lead = known_at("e2", list(result.pos.values)), str(result.group.values[0])
+    pos, lead = first_known_position("e2", list(result.pos.values)), str(result.group.values[0])
     panels = {
         f"{k} {'neurons' if basis == 'neurons' else 'dimensions'} a class": {"basis": basis, "k": k}
         for basis in BASES

@@ -33,7 +33,7 @@ class FoldRows(NamedTuple):
     place: Int[Array | np.ndarray, "*cell row"]
 
 
-def lay_out(
+def arrange_by_fold(
     folds: Int[np.ndarray, "*cell row"], counted: Bool[np.ndarray, "*cell row"], n_folds: int
 ) -> FoldRows:
     """The layout of some cells, from each row's fold and whether it is fitted to."""
@@ -62,7 +62,7 @@ class Sums(NamedTuple):
     cross: Float[Array, "fold width out"]
 
 
-def outside_sums(
+def leave_fold_out_sums(
     x: Float[Array, "fold member width"],
     y: Float[Array, "fold member out"],
     weight: Float[Array, "fold member"],
@@ -183,7 +183,7 @@ def affine(
     """The map `x @ A + b` nearest to y over the rows of weight 1: `(A, b)`, by ridge regression."""
     # Two folds: what counts, and nothing; the second is fitted to the first.
     rows, none = weight[None], jnp.zeros_like(weight)[None]
-    sums = outside_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
+    sums = leave_fold_out_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
     sums = Sums(*(part[1:] for part in sums))
     weights = ridge(sums)[0]
     return weights, sums.mean_y[0] - jnp.matmul(sums.mean_x[0], weights, precision=_HIGHEST)

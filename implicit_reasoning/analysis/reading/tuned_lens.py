@@ -18,13 +18,13 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Key
 
-from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, above_chance, claimed
+from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, above_chance, claimed
 from implicit_reasoning.analysis.drawing import curves
 from implicit_reasoning.analysis.facts import (
     fact_rows,
-    first_of_each,
-    in_training,
-    known_at,
+    first_known_position,
+    first_occurrences,
+    is_training_prefix,
     state_folds,
 )
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -81,10 +81,10 @@ class TunedLens(Instrument):
         facts = fact_rows(dataset, _MOST)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
-        counted = first_of_each(prefixes)
+        counted = first_occurrences(prefixes)
         folds = state_folds(tokens.T, prefixes, model.spec.depth + 1, _FOLDS)
         shuffled = np.random.default_rng(0).permutation(len(facts.rows))
-        fitted = (folds != 0) & counted & in_training(dataset, facts.rows)
+        fitted = (folds != 0) & counted & is_training_prefix(dataset, facts.rows)
         # Where nothing could be fitted there is no lens to score.
         scored = (folds == 0) & counted & fitted.any(-1, keepdims=True)
         inputs = {
@@ -138,7 +138,7 @@ class TunedLens(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Decodable where the tuned lens has most held-out truths on top, and not by chance."""
         best = result.isel(group=0).sel(lens="tuned lens")
-        most = best["top1_low"].sel(truth="true", drop=True) >= NEARLY_ALL
+        most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
         by_chance = {"truth": ("true", "shuffled")}
         return claimed("decodable", most & above_chance(best, "top1", by_chance))
 
@@ -187,10 +187,10 @@ def _kl(said: Float[Array, "row token"], lens: Float[Array, "row token"]) -> Flo
 def _top1(result: xr.Dataset) -> Figure:
     positions, lead = list(result.pos.values), str(result.group.values[0])
     panels = {
-        f"{variable} at {known_at(variable, positions)}, {lens}": {
+        f"{variable} at {first_known_position(variable, positions)}, {lens}": {
             "lens": lens,
             "variable": variable,
-            "pos": known_at(variable, positions),
+            "pos": first_known_position(variable, positions),
         }
         for lens in LENSES
         for variable in ("e2", "answer")

@@ -52,7 +52,7 @@ _WORLD = {
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class KnownModel:
     """A model, and what is true of its last checkpoint."""
 
     name: str
@@ -62,7 +62,7 @@ class Known:
 
 def known_models(
     cache: Path, seeds: Sequence[int] = SEEDS, configs: Mapping[str, ConfigDict] | None = None
-) -> list[Known]:
+) -> list[KnownModel]:
     """All of them.
 
     Args:
@@ -83,7 +83,7 @@ def known_models(
     return [*found, untrained_model(), *trained]
 
 
-def planted_models(seed: int | None = None) -> list[Known]:
+def planted_models(seed: int | None = None) -> list[KnownModel]:
     """One model of every planted mechanism; with a seed, one of the random family.
 
     `prefix_memoriser` knows the training chains only: the others tell what it does.
@@ -99,14 +99,14 @@ def planted_models(seed: int | None = None) -> list[Known]:
 
 def planted_model(
     name: str, dataset: Dataset, splits: Sequence[str], seed: int | None = None
-) -> Known:
+) -> KnownModel:
     """A planted mechanism in a world, that knows all its facts, and the chains of `splits`."""
     planted = MECHANISMS[name](knowledge(dataset, splits), seed)
     true, possible = (
         frozenset(Claim(*claim) for claim in claims) for claims in (planted.true, planted.open)
     )
     subject = InMemory(planted.model, dataset, [planted.params])
-    return Known(planted.name, subject, Mechanism(true, possible))
+    return KnownModel(planted.name, subject, Mechanism(true, possible))
 
 
 def small_world(**changes: Any) -> Dataset:
@@ -128,7 +128,7 @@ def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
     )
 
 
-def untrained_model() -> Known:
+def untrained_model() -> KnownModel:
     """A model at its initialisation, in the world of the fixed planted ones.
 
     It answers nothing, so nothing is computed through e2, and e2 is nowhere. Tokens can be read
@@ -148,10 +148,10 @@ def untrained_model() -> Known:
         | _claims(["carried", "used"], _live(tokens, spec.depth))
     ) - true
     subject = InMemory(model, dataset, [jax.jit(model.init)(jax.random.key(0))])
-    return Known("untrained", subject, Mechanism(true, possible, STATE_KINDS))
+    return KnownModel("untrained", subject, Mechanism(true, possible, STATE_KINDS))
 
 
-def trained_model(name: str, config: ConfigDict, cache: Path) -> Known:
+def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
     """A trained model from the cache; it is trained now if it is not there, or not finished.
 
     Raises:
@@ -164,7 +164,7 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> Known:
     if run is None or run.steps[-1:] != (config.steps,):
         run = train(config, workdir)
     mechanism = {"scrambled": scrambled_mechanism, "shadow": shadow_mechanism}[name]
-    return Known(name, run, mechanism(run.model.spec.depth))
+    return KnownModel(name, run, mechanism(run.model.spec.depth))
 
 
 def scrambled_mechanism(depth: int) -> Mechanism:

@@ -19,7 +19,7 @@ from implicit_reasoning.analysis.api import find_instrument
 from implicit_reasoning.analysis.claims import Verdict, describe, judge
 from implicit_reasoning.analysis.instrument import Instrument, NotApplicable
 from implicit_reasoning.analysis.runner import Runner, measure
-from implicit_reasoning.analysis.truth.known import SEEDS, Known, known_models
+from implicit_reasoning.analysis.truth.known import SEEDS, KnownModel, known_models
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.model import Transformer
@@ -112,7 +112,7 @@ def score(
     *,
     cache: str | os.PathLike[str],
     seeds: Sequence[int] = SEEDS,
-    models: Sequence[Known] | None = None,
+    models: Sequence[KnownModel] | None = None,
     save: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
@@ -150,7 +150,9 @@ def score(
     return Scores(tuple(rows))
 
 
-def _score_one(instrument: Instrument, known: Known, runners: dict[Transformer, Runner]) -> Score:
+def _score_one(
+    instrument: Instrument, known: KnownModel, runners: dict[Transformer, Runner]
+) -> Score:
     if type(instrument).claims is Instrument.claims:
         return Score(instrument.name, known.name, NO_CLAIMS, {})
     model = known.subject.model

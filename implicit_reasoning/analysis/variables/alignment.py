@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.model import Params, Transformer
 
 
@@ -101,7 +101,7 @@ def _loss(
         base, source, expected = pairs
         rest, states = material.states[layer][base], material.states[layer][source, place]
         new = interchange(rest[:, place], states, orthonormal(weights))
-        logits = answer_logits(model, params, rest.at[:, place].set(new), layer)
+        logits = logits_from_layer(model, params, rest.at[:, place].set(new), layer)
         chance = jax.nn.log_softmax(logits)
         wanted = jnp.take_along_axis(chance, jnp.maximum(expected, 0)[:, None], axis=1)[:, 0]
         return -jnp.where(expected >= 0, wanted, 0).mean()

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
-from implicit_reasoning.analysis.claims import ENOUGH
-from implicit_reasoning.analysis.parts import in_parts
-from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.analysis.chunks import map_in_chunks
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS
+from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
 
@@ -90,7 +90,7 @@ def intervene(
     cache = model.forward(params, inputs["tokens"], sites=sites)[1]
     fitted = model.forward(params, inputs["fit_tokens"], sites=sites)[1]
     depth = model.spec.depth
-    clean = answer_logits(model, params, state(model, cache, depth), depth).argmax(-1)
+    clean = logits_from_layer(model, params, state(model, cache, depth), depth).argmax(-1)
     correct = clean == inputs["answer"]
     layers = range(depth + 1)
 
@@ -123,7 +123,9 @@ def intervene(
 
             edited = jax.lax.map(of_layer, (places, states, prepared))
             counted = edited.possible & correct[None]
-            cases = in_parts(answers, (cache, edited.states.transpose(2, 0, 1, 3)), counted.any(0))
+            cases = map_in_chunks(
+                answers, (cache, edited.states.transpose(2, 0, 1, 3)), counted.any(0)
+            )
             return {**cases, "counted": counted, **edited.kept}
 
         variables = inputs["variables_at"][pos]
@@ -140,16 +142,16 @@ def intervene(
     return {**table, "answer": jnp.moveaxis(table["answer"], 3, 0), "correct": correct}
 
 
-def across(value: Array, like: Array) -> Array:
+def broadcast_to_cells(value: Array, like: Array) -> Array:
     """`value` [variable, example] or [example] along [.., variable, layer, pos, example]."""
     if value.ndim == 2:
         value = value[:, None, None]
     return jnp.broadcast_to(jnp.expand_dims(value, range(like.ndim - value.ndim)), like.shape)
 
 
-def enough(result: xr.Dataset, name: str) -> xr.DataArray:
+def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
     """Where the mean of an output is over enough clusters to say anything."""
-    return result[f"{name}_n"] >= ENOUGH
+    return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
 def with_worst_control(
@@ -164,7 +166,7 @@ def with_worst_control(
       controls: labels of its controls.
       worst: "max" or "min", which of the controls is nearest to the effect that is looked for.
     """
-    values = result[name].where(enough(result, name))
+    values = result[name].where(has_min_clusters(result, name))
     of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")
     both = [values.sel(edit=edit, drop=True), of_controls]
     return xr.concat(both, dim=xr.Variable("edit", [edit, "worst control"]))

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Int
 
 from implicit_reasoning.analysis.states import chain_variables
-from implicit_reasoning.analysis.variables.counterfactuals import Cases, answer_if
+from implicit_reasoning.analysis.variables.counterfactuals import Cases, counterfactual_answers
 from implicit_reasoning.worlds import Dataset
 
-AT_ONCE = 16
+MAX_ERASED = 16
 """Values that are erased together: so many span at most 15 dimensions of class means."""
 
-DRAWS = 10
+N_DRAWS = 10
 """How often values to erase are drawn."""
 
 
@@ -39,7 +39,7 @@ def swap_controls(
     """
     known = chain_variables(dataset, fitted)
     names, random = cases.variables.names, np.random.default_rng(1)
-    beside = [beside_of(names, name) for name in names]
+    beside = [control_variable(names, name) for name in names]
     third, beside_new = [], []
     for index, (name, other) in enumerate(zip(names, beside, strict=True)):
         old, new = cases.variables.values[index], cases.new[index]
@@ -59,7 +59,7 @@ def swap_controls(
     }
 
 
-def beside_of(names: Sequence[str], name: str) -> int:
+def control_variable(names: Sequence[str], name: str) -> int:
     """Which other variable's code is put in as a control: r1, and for r1 itself e1."""
     return list(names).index("e1" if name == "r1" else "r1")
 
@@ -78,7 +78,7 @@ def _value(
     if not len(values):
         return np.full(len(cases.rows), -1, np.int32)
     others = np.broadcast_to(values, (len(cases.rows), len(values)))
-    leads = answer_if(dataset, cases.rows, name, others)
+    leads = counterfactual_answers(dataset, cases.rows, name, others)
     usable = (leads != cases.expected[index][:, None]) | (leads < 0)
     usable &= (values[None, None] != avoided[:, :, None]).all(0)
     usable &= (avoided[0] >= 0)[:, None]
@@ -104,7 +104,7 @@ def draw_values(
     """Which values of each variable are erased together, and in which draw each case is edited.
 
     Values that were drawn least often come first, so that all are drawn about equally often, and
-    all are erased if there are at most `DRAWS * AT_ONCE`. A case is edited once, by one of the
+    all are erased if there are at most `N_DRAWS * MAX_ERASED`. A case is edited once, by one of the
     draws that hold its value: so the draws cost no more forward passes than one erasure of all.
 
     Args:
@@ -112,17 +112,17 @@ def draw_values(
       old: the values of the cases.
 
     Returns:
-      drawn: int32 [variable, draw, AT_ONCE], values; -2 where a variable has fewer.
+      drawn: int32 [variable, draw, MAX_ERASED], values; -2 where a variable has fewer.
       draw: int32 [variable, case], the case's draw; -1 where no draw holds its value.
     """
     random = np.random.default_rng(2)
-    drawn = np.full((len(values), DRAWS, AT_ONCE), -2, np.int32)
+    drawn = np.full((len(values), N_DRAWS, MAX_ERASED), -2, np.int32)
     draw = np.full(old.shape, -1, np.int32)
     for variable, (of_rows, of_cases) in enumerate(zip(values, old, strict=True)):
         there = np.unique(of_rows[of_rows >= 0])
         count = np.zeros(len(there))
-        for number in range(DRAWS):
-            order = np.lexsort((random.random(len(there)), count))[:AT_ONCE]
+        for number in range(N_DRAWS):
+            order = np.lexsort((random.random(len(there)), count))[:MAX_ERASED]
             drawn[variable, number, : len(order)] = there[order]
             count[order] += 1
         holds = (drawn[variable][:, :, None] == of_cases).any(1)  # [draw, case]

@@ -14,21 +14,21 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.analysis.instrument import Examples
-from implicit_reasoning.analysis.questions import all_questions, answers_to, questions_of
+from implicit_reasoning.analysis.queries import all_queries, look_up_answers, queries_of_rows
 from implicit_reasoning.analysis.states import (
     Variables,
     chain_variables,
+    determines,
     prompts,
     state_clusters,
     state_keys,
-    tells,
 )
 from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World
-from implicit_reasoning.worlds.chains import inside
+from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import columns, world_of
 
-FITTED_ON = 2048  # training chains, as many of each prefix as fit
+MAX_FITTED = 2048  # training chains, as many of each prefix as fit
 
 
 class Cases(NamedTuple):
@@ -62,7 +62,7 @@ def choose_cases(
     for split in splits:
         rows = dataset.probes(split)
         rows = rows[~np.isin(first_fact[rows], first_fact[fitted])]
-        parts.append(spread(rows, first_fact[rows])[:most])
+        parts.append(round_robin(rows, first_fact[rows])[:most])
     rows = np.concatenate(parts)
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     variables = chain_variables(dataset, rows)
@@ -76,12 +76,12 @@ def choose_cases(
     return Cases(rows, group, variables, new, expected)
 
 
-def rows_to_fit(dataset: Dataset, most: int = FITTED_ON) -> Int[np.ndarray, " row"]:
+def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " row"]:
     """Training chains whose first fact is in the half for fitting, spread over those facts."""
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
     chains = chains[fitting_half(dataset, chains)]
-    return np.sort(spread(chains, dataset.truth["fact1"][chains])[:most])
+    return np.sort(round_robin(chains, dataset.truth["fact1"][chains])[:most])
 
 
 def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
@@ -92,7 +92,9 @@ def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.n
     return np.isin(dataset.truth["fact1"][chains], by_bridge[::2])
 
 
-def spread(rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+def round_robin(
+    rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]
+) -> Int[np.ndarray, " row"]:
     """The rows, reordered: first one of each kind, then a second of each, and so on."""
     order = np.argsort(kind, kind="stable")
     sizes = np.unique(kind, return_counts=True)[1]
@@ -102,7 +104,7 @@ def spread(rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]) -> Int[
     return rows[np.argsort(turn, kind="stable")]
 
 
-def determined(
+def determined_cells(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
     """Where a state can know a variable: `(variable, pos)` of which the prefix tells the value."""
@@ -111,13 +113,13 @@ def determined(
         (variable, pos)
         for variable, of_row in enumerate(values)
         for pos, key in enumerate(keys)
-        if tells(key, of_row)
+        if determines(key, of_row)
     ]
     variable, pos = np.array(cells, np.int32).T
     return variable, pos
 
 
-def follow(
+def follow_relations(
     world: World,
     relations: Sequence[Int[np.ndarray, " row *value"]],
     start: Int[np.ndarray, " row *value"],
@@ -132,14 +134,14 @@ def follow(
       hop: the first one to take.
     """
     for later in range(hop, len(relations)):
-        usable = np.isin(world.role, [ROLES.index(letter) for letter in inside(later)])
+        usable = np.isin(world.role, [ROLES.index(letter) for letter in training_roles(later)])
         table = np.where(usable, world.tail, -1)
         reached = table[np.maximum(start, 0), np.maximum(relations[later], 0)]
         start = np.where((start >= 0) & (relations[later] >= 0), reached, -1)
     return start
 
 
-def answer_if(
+def counterfactual_answers(
     dataset: Dataset,
     rows: Int[np.ndarray, " row"],
     name: str,
@@ -156,15 +158,15 @@ def answer_if(
         return others
     relations = [np.broadcast_to(c[rows, None], others.shape) for c in columns(truth, "r")]
     if name == "decoy":
-        return follow(world, relations, others, 1)
+        return follow_relations(world, relations, others, 1)
     hop = int(name[1:]) - 1
     tokens = ("e1", *(f"r{number + 1}" for number in range(dataset.hops)))
     if name in tokens and _taught_otherwise(dataset):
         return _taught(dataset, rows, tokens.index(name), others)
     if name.startswith("e"):
-        return follow(world, relations, others, hop)
+        return follow_relations(world, relations, others, hop)
     start = np.broadcast_to(truth[name.replace("r", "e")][rows, None], others.shape)
-    return follow(world, [*relations[:hop], others, *relations[hop + 1 :]], start, hop)
+    return follow_relations(world, [*relations[:hop], others, *relations[hop + 1 :]], start, hop)
 
 
 def _taught_otherwise(dataset: Dataset) -> bool:
@@ -178,10 +180,10 @@ def _taught(
     dataset: Dataset, rows: np.ndarray, part: int, others: Int[np.ndarray, "row value"]
 ) -> Int[np.ndarray, "row value"]:
     """The answer that training teaches when one part of each question is another; -1: none."""
-    table = all_questions(dataset)
-    asked = np.repeat(questions_of(dataset, rows).parts[:, None], others.shape[1], axis=1)
+    table = all_queries(dataset)
+    asked = np.repeat(queries_of_rows(dataset, rows).parts[:, None], others.shape[1], axis=1)
     asked[:, :, part] = np.maximum(others, 0)
-    answers = answers_to(table.only(table.trained), asked.reshape(-1, asked.shape[2]))
+    answers = look_up_answers(table.only(table.trained), asked.reshape(-1, asked.shape[2]))
     return np.where(others >= 0, answers.reshape(others.shape), -1)
 
 
@@ -194,7 +196,7 @@ def _another(
 ) -> tuple[np.ndarray, np.ndarray]:
     values = np.unique(known)
     others = np.broadcast_to(values, (len(rows), len(values)))
-    leads = answer_if(dataset, rows, name, others)
+    leads = counterfactual_answers(dataset, rows, name, others)
     old, answer = dataset.truth[name][rows], dataset.truth["answer"][rows]
     usable = (leads >= 0) & (leads != answer[:, None]) & (values[None] != old[:, None])
     usable &= (old >= 0)[:, None] & (values >= 0)[None]
@@ -204,7 +206,7 @@ def _another(
     return np.where(found, values[place], -1), np.where(found, leads[here, place], -1)
 
 
-def inputs_of(
+def make_inputs(
     dataset: Dataset,
     cases: Cases,
     fitted: Int[np.ndarray, " row"],
@@ -214,7 +216,7 @@ def inputs_of(
 
     `more` has those of one instrument, [variable, ...]: an edit gets its variable's.
     """
-    variable, pos = determined(dataset, fitted)
+    variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
     return {
         "tokens": prompts(dataset, cases.rows),
@@ -230,7 +232,7 @@ def inputs_of(
     }
 
 
-def examples_of(
+def make_examples(
     dataset: Dataset,
     splits: tuple[str, ...],
     cases: Cases,

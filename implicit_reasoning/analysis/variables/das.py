@@ -28,7 +28,6 @@ from jaxtyping import Array, Int, Key
 from implicit_reasoning.analysis.claims import Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.rest import answer_from, answer_logits
 from implicit_reasoning.analysis.states import (
     chain_splits,
     chain_variables,
@@ -37,6 +36,7 @@ from implicit_reasoning.analysis.states import (
     state_clusters,
     state_keys,
 )
+from implicit_reasoning.analysis.suffix import answer_after_patch, logits_from_layer
 from implicit_reasoning.analysis.variables.alignment import (
     AlignmentData,
     SearchSettings,
@@ -45,15 +45,15 @@ from implicit_reasoning.analysis.variables.alignment import (
     orthonormal,
     start,
 )
-from implicit_reasoning.analysis.variables.cells import enough, with_worst_control
+from implicit_reasoning.analysis.variables.cells import has_min_clusters, with_worst_control
 from implicit_reasoning.analysis.variables.counterfactuals import (
-    determined,
+    determined_cells,
     fitting_half,
+    round_robin,
     rows_to_fit,
-    spread,
 )
 from implicit_reasoning.analysis.variables.interchange import (
-    KINDS,
+    INTERCHANGE_KINDS,
     InterchangePairs,
     Rules,
     find_pairs,
@@ -94,7 +94,7 @@ class Alignment(Instrument):
     )
     version = 2
     outputs = {
-        **{kind: ("edit", "variable", "layer", "pos", "example") for kind in KINDS},
+        **{kind: ("edit", "variable", "layer", "pos", "example") for kind in INTERCHANGE_KINDS},
         "counted": ("edit", "variable", "layer", "pos", "example"),
         "counted_isolation": ("edit", "variable", "layer", "pos", "example"),
         "correct": ("example",),
@@ -148,7 +148,7 @@ class Alignment(Instrument):
         names = chain_variables(dataset, rows[:1]).names
         if self.variable not in names:
             raise InputError(f"no variable {self.variable!r}; there are {', '.join(names)}")
-        variable, pos = determined(dataset, rows)
+        variable, pos = determined_cells(dataset, rows)
         return [int(pos[variable == names.index(self.variable)].min())]
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
@@ -250,7 +250,7 @@ class Alignment(Instrument):
         counted = (expected >= 0)[:, None] & right[:, None, None, None, None]
         there = jnp.broadcast_to(counted, hit.shape)
         return {
-            **{kind: hit[..., index, :] for index, kind in enumerate(KINDS)},
+            **{kind: hit[..., index, :] for index, kind in enumerate(INTERCHANGE_KINDS)},
             "counted": there[..., 0, :],
             "counted_isolation": there[..., 1, :],
             "correct": correct,
@@ -284,10 +284,10 @@ class Alignment(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Used: a learnt subspace sets the variable alone, and no control sets most answers."""
         learnt = result.sel(edit=EDITS[0], drop=True)
-        sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in KINDS)
+        sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)
         low = result["cause_high"].sel(edit=list(CONTROLS)) <= _CONTROL
         # Isolation has fewer clusters. Its lower end says if they are enough: 17 that all agree.
-        there = sets & alone & low.all("edit") & enough(learnt, "cause")
+        there = sets & alone & low.all("edit") & has_min_clusters(learnt, "cause")
         return claimed("used", there.any("group"))
 
 
@@ -303,7 +303,7 @@ def _held_out(
     for split in splits:
         rows = dataset.probes(split)
         rows = rows[~np.isin(first[rows], learnt_from)]
-        parts.append(spread(rows, first[rows])[:_MOST])
+        parts.append(round_robin(rows, first[rows])[:_MOST])
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return splits, np.concatenate(parts), group, chains[~np.isin(first[chains], learnt_from)]
 
@@ -312,7 +312,7 @@ def _as_places(
     pairs: list[tuple[np.ndarray, InterchangePairs]], fit: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Pairs of both kinds in one list, as places among the fitted rows (which are sorted)."""
-    bases = np.concatenate([pairs[0][0]] * len(KINDS))
+    bases = np.concatenate([pairs[0][0]] * len(INTERCHANGE_KINDS))
     return {
         "fit_base": np.searchsorted(fit, bases).astype(np.int32),
         "fit_source": np.stack(
@@ -325,7 +325,7 @@ def _as_places(
 def _shuffled(expected: Int[np.ndarray, "pos pair"]) -> Int[np.ndarray, "pos pair"]:
     """The answers that are due, dealt out anew among the pairs of each position and kind."""
     random, dealt = np.random.default_rng(0), expected.copy()
-    for line in dealt.reshape(len(dealt) * len(KINDS), -1):  # a view
+    for line in dealt.reshape(len(dealt) * len(INTERCHANGE_KINDS), -1):  # a view
         there = line >= 0
         line[there] = random.permutation(line[there])
     return dealt
@@ -352,7 +352,7 @@ def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> t
     """Answers [edit, layer, pos, kind, example], and whether the clean ones are right."""
     depth = model.spec.depth
     states = residuals(model, params, inputs["tokens"])
-    clean = answer_logits(model, params, states[depth], depth).argmax(-1)
+    clean = logits_from_layer(model, params, states[depth], depth).argmax(-1)
 
     def at_place(at: tuple[Array, ...]) -> Array:
         place, index, source_tokens = at
@@ -367,7 +367,7 @@ def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> t
                 new = [interchange(base, source, bases[edit, layer, index]) for edit in range(3)]
                 return jnp.stack(
                     [
-                        answer_from(model, params, states[layer], layer, place, one)
+                        answer_after_patch(model, params, states[layer], layer, place, one)
                         for one in (new[0], new[1], source, new[2])
                     ]
                 )

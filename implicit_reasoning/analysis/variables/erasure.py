@@ -27,7 +27,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import NEARLY_ALL, Claim, claimed
+from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, claimed
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
@@ -40,16 +40,16 @@ from implicit_reasoning.analysis.variables.cells import (
     Cell,
     Edited,
     Place,
-    across,
-    enough,
+    broadcast_to_cells,
+    has_min_clusters,
     intervene,
     with_worst_control,
 )
-from implicit_reasoning.analysis.variables.controls import AT_ONCE, DRAWS, draw_values
+from implicit_reasoning.analysis.variables.controls import MAX_ERASED, N_DRAWS, draw_values
 from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
-    examples_of,
-    inputs_of,
+    make_examples,
+    make_inputs,
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.subspaces import (
@@ -72,8 +72,8 @@ CONTROLS = ("shuffled", "random")
 CONDITIONS = ("variable", *CONTROLS, "swapped")
 _MOST = 128  # cases of a split
 _SHRINKAGE = 0.1  # of the covariance of the discriminant that decodes
-_DECODED = NEARLY_ALL  # held-out accuracy, lower end of the interval
-_UNCHANGED = NEARLY_ALL  # answers that stay, lower end of the interval
+_DECODED = MIN_LOWER_BOUND  # held-out accuracy, lower end of the interval
+_UNCHANGED = MIN_LOWER_BOUND  # answers that stay, lower end of the interval
 
 
 class Erasure(Instrument):
@@ -114,17 +114,17 @@ class Erasure(Instrument):
         keys = state_keys(dataset, both)
         values = chain_variables(dataset, both).values
         draws = draw_values(values, cases.variables.values)
-        inputs = inputs_of(dataset, cases, fitted, draws) | {
+        inputs = make_inputs(dataset, cases, fitted, draws) | {
             # The rows to erase for begin with the rows to decode from.
             "fit_tokens": prompts(dataset, both),
             "fit_values": np.stack([values, _permuted(values)], axis=-1),
             "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
         }
-        return examples_of(dataset, splits, cases, inputs, CONDITIONS)
+        return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Layers, positions and draws."""
-        return {**super().coords(model, dataset), "draw": range(DRAWS)}
+        return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -146,7 +146,7 @@ class Erasure(Instrument):
 
             def of_draw(values: Array, directions: Array) -> tuple[Eraser, Eraser, Eraser]:
                 eraser, other = (
-                    leace(white, place.states, _among(classes, values), weight, AT_ONCE)
+                    leace(white, place.states, _among(classes, values), weight, MAX_ERASED)
                     for classes in cell.fit_values.T
                 )
                 return eraser, other, erase_some(white, directions, eraser.rank)
@@ -166,7 +166,7 @@ class Erasure(Instrument):
         for pos, variables in enumerate(inputs["variables_at"]):
             there = there.at[variables, pos].set(True)
         return {
-            "unchanged": answer == across(inputs["answer"], answer),
+            "unchanged": answer == broadcast_to_cells(inputs["answer"], answer),
             "decoded": found["decoded"],
             "counted": found["counted"],
             "known": there[:, :, None] & (inputs["old"] >= 0)[:, None],
@@ -192,10 +192,10 @@ class Erasure(Instrument):
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """A variable is unused where it is decodable, and neither erasure nor swap is of effect."""
-        there = (result["decoded_low"] >= _DECODED) & enough(result, "decoded")
+        there = (result["decoded_low"] >= _DECODED) & has_min_clusters(result, "decoded")
         edits = ["variable", "swapped"]
         stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")
-        counts = enough(result, "unchanged").sel(edit="variable", drop=True)
+        counts = has_min_clusters(result, "unchanged").sel(edit="variable", drop=True)
         # In every group that can say anything: one where answers change is enough to be silent.
         unused = (there & stays & counts).any("group") & (stays | ~counts).all("group")
         return claimed("unused", unused)
@@ -211,8 +211,8 @@ class _Fitted(NamedTuple):
 
 def _random_of_draws(white: Whitening, key: Key[Array, ""]) -> Float[Array, "draw k d_model"]:
     """For each draw as many orthonormal random directions as its values can take at most."""
-    keys = jax.random.split(key, DRAWS)
-    return jax.vmap(lambda one: random_directions(white, one, AT_ONCE - 1))(keys)
+    keys = jax.random.split(key, N_DRAWS)
+    return jax.vmap(lambda one: random_directions(white, one, MAX_ERASED - 1))(keys)
 
 
 def _among(classes: Int[Array, " fit"], values: Int[Array, " value"]) -> Int[Array, " fit"]:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.analysis.variables.counterfactuals import answer_if
+from implicit_reasoning.analysis.variables.counterfactuals import counterfactual_answers
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
-KINDS = ("cause", "isolation")
+INTERCHANGE_KINDS = ("cause", "isolation")
 _TRIES = 512  # sources that are tried for each base: few have the same value and compose anew
 
 
@@ -62,7 +62,7 @@ def find_pairs(
     base, source = np.repeat(bases, _TRIES), tried.ravel()
     value = truth[rules.variable]
     same = value[base] == value[source]
-    leads = answer_if(dataset, base, rules.variable, value[source][:, None])[:, 0]
+    leads = counterfactual_answers(dataset, base, rules.variable, value[source][:, None])[:, 0]
     last = truth[f"r{dataset.hops}"][base]
     fits = (truth["fact1"][base] != truth["fact1"][source]) & (value[source] >= 0)
     if rules.untrained:

@@ -25,17 +25,17 @@ from implicit_reasoning.analysis.states import chain_splits
 from implicit_reasoning.analysis.variables.cells import (
     Cell,
     Edited,
-    across,
-    enough,
+    broadcast_to_cells,
+    has_min_clusters,
     intervene,
     with_worst_control,
 )
-from implicit_reasoning.analysis.variables.controls import beside_of, swap_controls
+from implicit_reasoning.analysis.variables.controls import control_variable, swap_controls
 from implicit_reasoning.analysis.variables.counterfactuals import (
     choose_cases,
-    determined,
-    examples_of,
-    inputs_of,
+    determined_cells,
+    make_examples,
+    make_inputs,
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.subspaces import class_means, swap
@@ -86,9 +86,9 @@ class MeanSwap(Instrument):
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MOST, fitted)
         controls = swap_controls(dataset, cases, fitted)
-        inputs = inputs_of(dataset, cases, fitted, controls)
+        inputs = make_inputs(dataset, cases, fitted, controls)
         inputs["beside_known"] = _beside_known(dataset, cases.variables.names, fitted)
-        return examples_of(dataset, splits, cases, inputs, CONDITIONS)
+        return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
@@ -120,7 +120,7 @@ class MeanSwap(Instrument):
 
         found = intervene(model, params, inputs, lambda place: None, edit)
         counted = found["counted"]
-        third = across(jnp.asarray(inputs["more"]["third"]) >= 0, counted)
+        third = broadcast_to_cells(jnp.asarray(inputs["more"]["third"]) >= 0, counted)
         beside = found["beside"] & jnp.asarray(inputs["beside_known"])[:, None, :, None]
         every = jnp.ones_like(counted)
         return {
@@ -152,7 +152,7 @@ class MeanSwap(Instrument):
         At least one control must be over enough facts; those that are not say nothing.
         """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
-        there = enough(result, "counterfactual")
+        there = has_min_clusters(result, "counterfactual")
         measured = there.sel(edit=list(CONTROLS))
         low = result["counterfactual_high"].sel(edit=list(CONTROLS)) <= _CONTROL
         by_chance = (low | ~measured).all("edit") & measured.any("edit")
@@ -165,17 +165,17 @@ def _beside_known(
     dataset: Dataset, names: tuple[str, ...], fitted: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "variable pos"]:
     """Where a state can know the other variable whose code is a control."""
-    variable, pos = determined(dataset, fitted)
+    variable, pos = determined_cells(dataset, fitted)
     known = np.zeros((len(names), len(dataset.positions)), bool)
     known[variable, pos] = True
-    return known[[beside_of(names, name) for name in names]]
+    return known[[control_variable(names, name) for name in names]]
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:
     """The three outcomes, bool [condition, variable, layer, pos, example]."""
     answer = found["answer"]
-    counterfactual = answer == across(inputs["expected"], answer)
-    unchanged = answer == across(inputs["answer"], answer)
+    counterfactual = answer == broadcast_to_cells(inputs["expected"], answer)
+    unchanged = answer == broadcast_to_cells(inputs["answer"], answer)
     return {
         "counterfactual": counterfactual,
         "unchanged": unchanged,

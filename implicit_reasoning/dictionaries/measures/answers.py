@@ -15,8 +15,8 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
-from implicit_reasoning.analysis.rest import final_logits
 from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts
+from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.dictionaries.instrument import (
     DictionaryInstrument,
     DictionarySubject,

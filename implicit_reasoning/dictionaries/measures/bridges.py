@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.analysis.facts import known_at
+from implicit_reasoning.analysis.facts import first_known_position
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.analysis.states import need_chains
 from implicit_reasoning.dictionaries.instrument import ExampleSource
@@ -38,7 +38,7 @@ class Bridges(NamedTuple):
 
 def bridge_position(dataset: Dataset) -> int:
     """The number of the first position that knows the bridge."""
-    return list(dataset.positions).index(known_at("e2", dataset.positions))
+    return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 
 def choose_bridges(source: ExampleSource) -> Bridges:

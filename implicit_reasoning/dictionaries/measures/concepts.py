@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int
 
-from implicit_reasoning.analysis.facts import fold_of, known_at
+from implicit_reasoning.analysis.facts import assign_folds, first_known_position
 from implicit_reasoning.analysis.instrument import Examples, NotApplicable
 from implicit_reasoning.analysis.states import chain_variables
 from implicit_reasoning.dictionaries.instrument import (
@@ -79,11 +79,11 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
     variables = chain_variables(dataset, places.rows)
     positions = list(dataset.positions)
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
-    halves = fold_of(begun[places.row, np.minimum(places.pos, 1)], 2) == 1
+    halves = assign_folds(begun[places.row, np.minimum(places.pos, 1)], 2) == 1
     random = np.random.default_rng(_SEED)
     concepts = []
     for name, kind in zip(variables.names, variables.kinds, strict=True):
-        for pos in range(positions.index(known_at(name, positions)), len(positions)):
+        for pos in range(positions.index(first_known_position(name, positions)), len(positions)):
             values = dataset.truth[name][places.rows[places.row]]
             there = np.flatnonzero((places.pos == pos) & (values >= 0))
             there = np.sort(random.permutation(there)[:_MOST_STATES])
@@ -102,7 +102,7 @@ def _facts(
     States of other facts are there, too, without a value: else what stands for an entity would look
     as if it stood for the one of its facts that is among the few.
     """
-    known, values = positions.index(known_at("e2", positions)), dataset.truth[FACT]
+    known, values = positions.index(first_known_position("e2", positions)), dataset.truth[FACT]
     found = []
     for pos in range(known + 1, len(positions)):
         of_state = values[places.rows[places.row]]

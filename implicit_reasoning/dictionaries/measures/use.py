@@ -35,10 +35,10 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, NotApplicable
-from implicit_reasoning.analysis.questions import tokens_of
-from implicit_reasoning.analysis.rest import answer_logits
+from implicit_reasoning.analysis.queries import prompt_tokens
 from implicit_reasoning.analysis.states import prompts
-from implicit_reasoning.analysis.variables.counterfactuals import follow, rows_to_fit
+from implicit_reasoning.analysis.suffix import logits_from_layer
+from implicit_reasoning.analysis.variables.counterfactuals import follow_relations, rows_to_fit
 from implicit_reasoning.analysis.variables.subspaces import class_means
 from implicit_reasoning.dictionaries.instrument import (
     DictionaryInstrument,
@@ -96,11 +96,11 @@ def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
     new = np.where(new == old, bridges[(place + shift + 1) % len(bridges)], new)
     relations = np.broadcast_to(np.arange(world.n_relations), (len(rows), world.n_relations))
     start = [np.broadcast_to(value[:, None], relations.shape) for value in (old, new)]
-    clean, expected = (follow(world, [relations, relations], one, 1) for one in start)
+    clean, expected = (follow_relations(world, [relations, relations], one, 1) for one in start)
     pair, r2 = np.nonzero((expected >= 0) & (expected != clean))
     parts = np.stack([truth["e1"][rows[pair]], truth["r1"][rows[pair]], r2], axis=1)
     return Swaps(
-        tokens_of(dataset, parts.astype(np.int32)),
+        prompt_tokens(dataset, parts.astype(np.int32)),
         old[pair].astype(np.int32),
         new[pair].astype(np.int32),
         expected[pair, r2].astype(np.int32),
@@ -271,7 +271,7 @@ def _answers(
     inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array, state: Array
 ) -> Array:
     changed = resid.at[:, inputs.pos].set(state)
-    return answer_logits(subject.model, subject.params, changed, layer).argmax(-1)
+    return logits_from_layer(subject.model, subject.params, changed, layer).argmax(-1)
 
 
 def _gradient(inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array) -> Array:
@@ -280,7 +280,7 @@ def _gradient(inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid
 
     def logits(state: Array) -> Array:
         changed = resid.at[:, inputs.pos].set(state)
-        found = answer_logits(subject.model, subject.params, changed, layer)
+        found = logits_from_layer(subject.model, subject.params, changed, layer)
         return jnp.take_along_axis(found, answer[:, None], axis=1).sum()
 
     gradient: Array = jax.grad(logits)(resid[:, inputs.pos])

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model.blocks.parameters import Parameter, constant, create, normal
+from implicit_reasoning.model.blocks.parameters import (
+    Parameter,
+    constant,
+    create_parameters,
+    normal,
+)
 from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.spec import Spec
 
@@ -29,7 +34,7 @@ class Attention(nnx.Module):
     b_O: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
         self.precision = spec.precision
 
     @staticmethod

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from implicit_reasoning.model.blocks.cells import Cones, insert
-from implicit_reasoning.model.blocks.parameters import Parameter, create
+from implicit_reasoning import renames
+from implicit_reasoning.model.blocks.cells import Cones, insert_suffix
+from implicit_reasoning.model.blocks.parameters import Parameter, create_parameters
 from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.sites import Dims
 from implicit_reasoning.model.spec import Spec
@@ -53,7 +54,7 @@ class Block(nnx.Module):
             groups.setdefault(group, {})[last] = parameter
         for group, table in groups.items():
             setattr(self, group, nnx.Dict())
-            create(getattr(self, group), table, rngs)
+            create_parameters(getattr(self, group), table, rngs)
 
     @staticmethod
     @abc.abstractmethod
@@ -99,7 +100,7 @@ class Block(nnx.Module):
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
         """The output at some positions, by default at the last; sites may have these only."""
-        return taker(positions)(self(resid, hooks))
+        return position_selector(positions)(self(resid, hooks))
 
     def run_cones(
         self,
@@ -118,7 +119,7 @@ class Block(nnx.Module):
         """
         resid = clean["hook_resid_pre"]
         n_pos = resid.shape[1]
-        whole = [insert(resid, own, start[1]) for start, own in cones.items()]
+        whole = [insert_suffix(resid, own, start[1]) for start, own in cones.items()]
         rows = jnp.concatenate([cells.reshape(-1, *resid.shape[1:]) for cells in whole])
         out = self(rows, HookContext()).reshape(-1, *resid.shape)
         after, first_cell = {}, 0
@@ -141,8 +142,11 @@ class Block(nnx.Module):
         return (own["hook_resid_pre"] + written)[None]
 
 
-def taker(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
+def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
     """A function that takes some positions of each row, `[batch, pos, ...]`; None: the last."""
     if positions is None:
         return lambda x: x[:, -1:]
     return functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)
+
+
+__getattr__ = renames.old_names(__name__, {"taker": "position_selector"})

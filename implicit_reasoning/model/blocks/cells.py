@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from implicit_reasoning import renames
+
 Start = tuple[int, int]
 """Layer (0 to `depth`) and position of `S[layer, pos]`, where other states are put."""
 
@@ -18,7 +20,7 @@ Cones = dict[Start, Float[Array, "_cell batch _own_pos ..."]]
 """By start, the values that differ from the clean run."""
 
 
-def insert(
+def insert_suffix(
     clean: Float[Array, "batch _pos ..."], own: Float[Array, "cell batch own_pos ..."], at: int
 ) -> Float[Array, "cell batch _pos ..."]:
     """The clean values, with `own` in their place from position `at` on."""
@@ -26,12 +28,12 @@ def insert(
     return jnp.concatenate([clean[:, :, :at], own, clean[:, :, at + own.shape[2] :]], axis=2)
 
 
-def flat(cones: Cones) -> Float[Array, "1 row ..."]:
+def flatten_cells(cones: Cones) -> Float[Array, "1 row ..."]:
     """All cells, examples and positions in one row."""
     return jnp.concatenate([x.reshape(1, -1, *x.shape[3:]) for x in cones.values()], axis=1)
 
 
-def unflat(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
+def unflatten_cells(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
     """The inverse of `flat`, for any last axes."""
     sizes = np.cumsum([np.prod(x.shape[:3]) for x in like.values()])[:-1]
     parts = jnp.split(row[0], sizes)
@@ -39,3 +41,8 @@ def unflat(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
         start: part.reshape(*x.shape[:3], *row.shape[2:])
         for (start, x), part in zip(like.items(), parts, strict=True)
     }
+
+
+__getattr__ = renames.old_names(
+    __name__, {"insert": "insert_suffix", "flat": "flatten_cells", "unflat": "unflatten_cells"}
+)

@@ -14,11 +14,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from implicit_reasoning.model.blocks.attention import Attention
-from implicit_reasoning.model.blocks.base import Block, taker
-from implicit_reasoning.model.blocks.cells import Cones, flat, insert, unflat
+from implicit_reasoning.model.blocks.base import Block, position_selector
+from implicit_reasoning.model.blocks.cells import (
+    Cones,
+    flatten_cells,
+    insert_suffix,
+    unflatten_cells,
+)
 from implicit_reasoning.model.blocks.mlp import MLP
 from implicit_reasoning.model.blocks.norm import norm_class, norm_sites
-from implicit_reasoning.model.blocks.parameters import Parameter, within
+from implicit_reasoning.model.blocks.parameters import Parameter, with_prefix
 from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.sites import ATTENTION, HEAD, NEURON, PER_HEAD, RESID, Dims
 from implicit_reasoning.model.spec import Spec
@@ -45,10 +50,10 @@ class GPT2Block(Block):
         """Those of norms, attention and MLP."""
         norm = norm_class(spec).parameters(spec)
         return {
-            **within("ln1", norm),
-            **within("attn", Attention.parameters(spec)),
-            **within("ln2", norm),
-            **within("mlp", MLP.parameters(spec)),
+            **with_prefix("ln1", norm),
+            **with_prefix("attn", Attention.parameters(spec)),
+            **with_prefix("ln2", norm),
+            **with_prefix("mlp", MLP.parameters(spec)),
         }
 
     @staticmethod
@@ -115,7 +120,7 @@ class GPT2Block(Block):
         """Keys and values everywhere; queries, output and MLP at these positions only."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
-        here = taker(positions)
+        here = position_selector(positions)
         if positions is None:
             positions = jnp.full((1, 1), resid.shape[1] - 1)
         query_in, hooks_inside = here(normalized), hooks.within("attn.")
@@ -176,18 +181,20 @@ class GPT2Block(Block):
         first = {at: n_pos - 1 if only_end else at[1] for at in cones}
         wanted = {at: own[:, :, first[at] - at[1] :] for at, own in cones.items()}
 
-        read = self.ln1(flat(cones), HookContext())
-        asking = self.ln1(flat(wanted), HookContext()) if only_end else read
+        read = self.ln1(flatten_cells(cones), HookContext())
+        asking = self.ln1(flatten_cells(wanted), HookContext()) if only_end else read
         projected = self.attn.project(asking, read, read, HookContext())
-        q, k, v = map(unflat, projected, (wanted, cones, cones))
+        q, k, v = map(unflatten_cells, projected, (wanted, cones, cones))
         for at in cones:
             rest = slice(first[at] - n_pos, None)
-            q[at] = insert(clean["attn.hook_q"][:, rest], q[at], 0)
-            k[at] = insert(clean["attn.hook_k"], k[at], at[1])
-            v[at] = insert(clean["attn.hook_v"], v[at], at[1])
-            wanted[at] = insert(clean["hook_resid_pre"][:, rest], wanted[at], 0)
-        attn_out = self.attn.output(flat(self._mixed(q, k, v)), HookContext())
-        return unflat(self.after_attention(flat(wanted), attn_out, HookContext()), wanted)
+            q[at] = insert_suffix(clean["attn.hook_q"][:, rest], q[at], 0)
+            k[at] = insert_suffix(clean["attn.hook_k"], k[at], at[1])
+            v[at] = insert_suffix(clean["attn.hook_v"], v[at], at[1])
+            wanted[at] = insert_suffix(clean["hook_resid_pre"][:, rest], wanted[at], 0)
+        attn_out = self.attn.output(flatten_cells(self._mixed(q, k, v)), HookContext())
+        return unflatten_cells(
+            self.after_attention(flatten_cells(wanted), attn_out, HookContext()), wanted
+        )
 
     def _mixed(self, q: Cones, k: Cones, v: Cones) -> Cones:
         """The mixed values of the heads; queries stand at the last of the keys' positions."""

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from implicit_reasoning.model.blocks.parameters import Parameter, constant, create, normal
+from implicit_reasoning.model.blocks.parameters import (
+    Parameter,
+    constant,
+    create_parameters,
+    normal,
+)
 from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.spec import Spec
 
@@ -28,7 +33,7 @@ class MLP(nnx.Module):
     b_out: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
         self.act_fn = spec.act_fn
         self.precision = spec.precision
 

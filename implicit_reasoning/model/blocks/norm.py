@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from implicit_reasoning.model.blocks.parameters import Parameter, constant, create
+from implicit_reasoning.model.blocks.parameters import Parameter, constant, create_parameters
 from implicit_reasoning.model.edits import HookContext, expand_to_rank
 from implicit_reasoning.model.sites import RESID, SCALE, Dims
 from implicit_reasoning.model.spec import Spec
@@ -19,7 +19,7 @@ class Norm(nnx.Module):
     b: nnx.Param[Array]
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        create(self, self.parameters(spec), rngs)
+        create_parameters(self, self.parameters(spec), rngs)
         self.eps = spec.eps
         self.dtype = spec.dtype
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from implicit_reasoning import renames
+
 _T = TypeVar("_T")
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
@@ -51,13 +53,13 @@ def constant(value: float) -> Initializer:
     return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
 
 
-def create(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
+def create_parameters(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
     """Set every parameter of a table as an attribute of `module`."""
     for name, parameter in table.items():
         setattr(module, name, nnx.Param(parameter.init(rngs, parameter.shape)))
 
 
-def within(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
+def with_prefix(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
     """The same table as seen from outside: `prefix.name`."""
     return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
@@ -72,3 +74,6 @@ def unflatten_params(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(group, {})
         node[last] = value
     return params
+
+
+__getattr__ = renames.old_names(__name__, {"create": "create_parameters", "within": "with_prefix"})

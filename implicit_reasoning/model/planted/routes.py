@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 
 from implicit_reasoning.model.planted.circuit import Circuit, component_claims, moved, stored, trace
 from implicit_reasoning.model.planted.draft import Draft
-from implicit_reasoning.model.planted.truth import Claims, Mark, MechanismMarks
+from implicit_reasoning.model.planted.truth import CellMark, Claims, MechanismMarks
 from implicit_reasoning.model.transformer import Params, Transformer
 from implicit_reasoning.model.units import Fact, Head, Neuron, WholeModel
 
@@ -182,8 +182,8 @@ class MechanismBuilder:
         self._answer(blocks.answer, keys, [draft.output[e3]], stores=self._chains())
 
         mark = self.truth.mark
-        used: Mark = "used" if certain else "maybe used"
-        carried: Mark = "carried" if certain else "maybe carried"
+        used: CellMark = "used" if certain else "maybe used"
+        carried: CellMark = "carried" if certain else "maybe carried"
         for variable, block in (("e1", blocks.entity), ("r1", blocks.relation)):
             mark("code", variable, "r2", block + 1)
             mark(used, variable, variable, 0, block)
@@ -235,7 +235,7 @@ class MechanismBuilder:
         for variable in ("e1", "r1"):
             mark("carried", variable, "r2", hops.read + 1)
 
-    def _answered(self, block: int, used: Mark = "used", carried: Mark = "carried") -> None:
+    def _answered(self, block: int, used: CellMark = "used", carried: CellMark = "carried") -> None:
         mark = self.truth.mark
         mark(used, "r2", "r2", 0, block)
         mark("code", "answer", "r2", block + 1)

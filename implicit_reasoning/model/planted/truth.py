@@ -15,7 +15,7 @@ from implicit_reasoning.model.units import State, Unit
 
 Claims = frozenset[tuple[str, str, Unit]]
 Cell = tuple[str, int, str]
-Mark = Literal["code", "used", "carried", "maybe used", "maybe carried", "not carried"]
+CellMark = Literal["code", "used", "carried", "maybe used", "maybe carried", "not carried"]
 
 
 class MechanismMarks:
@@ -30,7 +30,7 @@ class MechanismMarks:
         self.mark("carried", "r2", "r2", 0)
 
     def mark(
-        self, mark: Mark, variable: str, pos: str, first: int, last: int | None = None
+        self, mark: CellMark, variable: str, pos: str, first: int, last: int | None = None
     ) -> None:
         """Mark the layers `first` to `last` (both included; None: the last there is)."""
         last = self.depth if last is None else last
@@ -76,7 +76,7 @@ class MechanismMarks:
         )
         return true, possible - true
 
-    def _all(self, mark: Mark) -> set[Cell]:
+    def _all(self, mark: CellMark) -> set[Cell]:
         return self._marks.get(mark, set())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from implicit_reasoning import renames
 from implicit_reasoning.errors import Exit, InputError
 from implicit_reasoning.runs import Layout
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
@@ -21,7 +22,7 @@ _SAYS = "implicit_reasoning: "  # before what the commands say of an error
 
 
 @runtime_checkable
-class Board(Protocol):
+class ProgressReporter(Protocol):
     """Where a launcher says what happens; see `progress.py`."""
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Any:
@@ -37,7 +38,7 @@ class Board(Protocol):
         ...
 
 
-class Work(NamedTuple):
+class LaunchRequest(NamedTuple):
     """What is to be done.
 
     Attributes:
@@ -57,7 +58,9 @@ class Work(NamedTuple):
 class Launcher(Protocol):
     """Does work; returns when all of it is done, failed, or stopped by a signal."""
 
-    def __call__(self, work: Work, board: Board, wish: ShutdownRequest) -> None:
+    def __call__(
+        self, work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest
+    ) -> None:
         """Do it.
 
         Raises:
@@ -66,13 +69,13 @@ class Launcher(Protocol):
         ...
 
 
-def reached(files: Layout) -> int:
+def last_saved_step(files: Layout) -> int:
     """The step that a trial would go on from."""
     saved = saved_states.newest(files)
     return saved.step if saved else 0
 
 
-def outcome(code: int | None, said: str) -> tuple[str, str]:
+def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
     """What the end of a trial's process means: a state, and why.
 
     Args:
@@ -95,8 +98,20 @@ def outcome(code: int | None, said: str) -> tuple[str, str]:
     return FAILED, why or f"its process ended with exit code {code}"
 
 
-def need(extra: str, module: str, error: ImportError) -> InputError:
+def missing_package(extra: str, module: str, error: ImportError) -> InputError:
     """The answer to a package that is not there."""
     return InputError(
         f"this needs the package {module} ({error}): pip install 'implicit_reasoning[{extra}]'"
     )
+
+
+__getattr__ = renames.old_names(
+    __name__,
+    {
+        "Board": "ProgressReporter",
+        "Work": "LaunchRequest",
+        "reached": "last_saved_step",
+        "outcome": "state_of_exit",
+        "need": "missing_package",
+    },
+)

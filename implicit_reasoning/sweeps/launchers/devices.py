@@ -15,7 +15,7 @@ from implicit_reasoning.runtime.machine import available_cores
 _MEMORY = 0.9  # of a GPU, for all trials on it together
 
 
-class Share(NamedTuple):
+class DeviceShare(NamedTuple):
     """What one trial's process gets.
 
     Attributes:
@@ -27,7 +27,7 @@ class Share(NamedTuple):
     environment: Mapping[str, str]
 
 
-def shares(workers: int | None) -> list[Share]:
+def device_shares(workers: int | None) -> list[DeviceShare]:
     """Deal this machine out.
 
     Args:
@@ -45,11 +45,11 @@ def shares(workers: int | None) -> list[Share]:
     # More workers than cores share them.
     dealt = [tuple(own[n::count]) or (own[n % len(own)],) for n in range(count)]
     if not devices:
-        return [Share(each, {}) for each in dealt]
+        return [DeviceShare(each, {}) for each in dealt]
     on_one = -(-count // len(devices))
     show = _show_gpu if gpus else _show_chip
     return [
-        Share(each, show(devices[number % len(devices)], on_one))
+        DeviceShare(each, show(devices[number % len(devices)], on_one))
         for number, each in enumerate(dealt)
     ]
 

@@ -14,8 +14,13 @@ from pathlib import Path
 from implicit_reasoning.errors import Exit
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import RUNNING, STOPPED, describe
-from implicit_reasoning.sweeps.launchers.base import Board, Work, outcome, reached
-from implicit_reasoning.sweeps.launchers.devices import Share, shares
+from implicit_reasoning.sweeps.launchers.base import (
+    LaunchRequest,
+    ProgressReporter,
+    last_saved_step,
+    state_of_exit,
+)
+from implicit_reasoning.sweeps.launchers.devices import DeviceShare, device_shares
 
 _SECONDS = 0.1  # between looks
 _PATIENCE = 120.0  # seconds for a process to save and leave
@@ -26,40 +31,42 @@ class _Running:
     """A trial's process."""
 
     trial: str
-    share: Share
+    share: DeviceShare
     process: subprocess.Popen[bytes]
     said: Path
 
 
-def local(work: Work, board: Board, wish: ShutdownRequest) -> None:
+def local(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
     """Start a trial whenever a share of the machine is free, until all have ended.
 
     Raises:
       OSError: a trial could not write its files; no other was started after that.
     """
-    free = shares(work.options.get("workers"))
+    free = device_shares(work.options.get("workers"))
     waiting = collections.deque(work.stops)
     running: list[_Running] = []
     unwritable = ""
     try:
-        while running or (waiting and not wish and not unwritable):
-            while waiting and free and not wish and not unwritable:
+        while running or (waiting and not shutdown and not unwritable):
+            while waiting and free and not shutdown and not unwritable:
                 running.append(_start(work, board, waiting.popleft(), free.pop()))
-            if wish:
+            if shutdown:
                 _ask_to_leave(running)
             time.sleep(_SECONDS)
             board.look()
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 free.append(each.share)
-                unwritable = _end(work, board, each, wish) or unwritable
+                unwritable = _end(work, board, each, shutdown) or unwritable
     finally:  # whatever happens here, nobody trains on unheard of
         _ask_to_leave(running)
     if unwritable:
         raise OSError(unwritable)
 
 
-def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
+def _start(
+    work: LaunchRequest, board: ProgressReporter, trial: str, share: DeviceShare
+) -> _Running:
     describe(work.files, work.sweep, trial)
     said = work.files.trial(trial).workdir / "stderr.txt"
     command = [sys.executable, "-m", "implicit_reasoning.sweeps.worker"]
@@ -83,13 +90,15 @@ def _start(work: Work, board: Board, trial: str, share: Share) -> _Running:
     return _Running(trial, share, process, said)
 
 
-def _end(work: Work, board: Board, ended: _Running, wish: ShutdownRequest) -> str:
+def _end(
+    work: LaunchRequest, board: ProgressReporter, ended: _Running, shutdown: ShutdownRequest
+) -> str:
     """Note what became of a trial; returns why, if files cannot be written."""
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
-    state, why = outcome(code, said)
-    if wish and code == -signal.SIGTERM:  # it had not yet begun, and so had nothing to save
+    state, why = state_of_exit(code, said)
+    if shutdown and code == -signal.SIGTERM:  # it had not yet begun, and so had nothing to save
         state, why = STOPPED, "asked to leave as it started"
-    board.note(ended.trial, state, step=reached(work.files.trial(ended.trial)), why=why)
+    board.note(ended.trial, state, step=last_saved_step(work.files.trial(ended.trial)), why=why)
     return f"trial {ended.trial}: {why}" if code == Exit.NO_FILE else ""
 
 

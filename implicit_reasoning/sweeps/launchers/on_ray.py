@@ -18,13 +18,19 @@ from typing import Any
 from implicit_reasoning.errors import Exit
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import FAILED, STOPPED, describe
-from implicit_reasoning.sweeps.launchers.base import Board, Work, need, outcome, reached
+from implicit_reasoning.sweeps.launchers.base import (
+    LaunchRequest,
+    ProgressReporter,
+    last_saved_step,
+    missing_package,
+    state_of_exit,
+)
 
 _RETRIES = 8  # of a trial whose process or node was lost
 _SECONDS = 0.5  # between looks
 
 
-def on_ray(work: Work, board: Board, wish: ShutdownRequest) -> None:
+def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
     """Hand all trials to Ray, and wait for them.
 
     Raises:
@@ -34,7 +40,7 @@ def on_ray(work: Work, board: Board, wish: ShutdownRequest) -> None:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise need("ray", "ray", error) from None
+        raise missing_package("ray", "ray", error) from None
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
             address = work.options.get("address") or "local"  # else it would join one that it finds
@@ -56,19 +62,25 @@ def on_ray(work: Work, board: Board, wish: ShutdownRequest) -> None:
             describe(work.files, work.sweep, trial)
             tasks[remote.remote(str(work.files.workdir.absolute()), trial, stop)] = trial
             board.submitted(trial)
-        _wait(ray, tasks, work, board, wish)
+        _wait(ray, tasks, work, board, shutdown)
 
 
-def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: ShutdownRequest) -> None:
+def _wait(
+    ray: Any,
+    tasks: dict[Any, str],
+    work: LaunchRequest,
+    board: ProgressReporter,
+    shutdown: ShutdownRequest,
+) -> None:
     cancelled, unwritable = False, ""
     while tasks:
-        if (wish or unwritable) and not cancelled:
+        if (shutdown or unwritable) and not cancelled:
             cancelled = True
             for task in tasks:
                 ray.cancel(task, force=False)  # SIGINT, at which a trial saves and leaves
         for task in ray.wait(list(tasks), timeout=_SECONDS)[0]:
             trial = tasks.pop(task)
-            step = reached(work.files.trial(trial))
+            step = last_saved_step(work.files.trial(trial))
             try:
                 code, said = ray.get(task)
             except ray.exceptions.TaskCancelledError:
@@ -77,7 +89,7 @@ def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: Shutd
             except ray.exceptions.RayError as error:
                 board.note(trial, FAILED, step=step, why=str(error).strip().splitlines()[-1])
                 continue
-            state, why = outcome(code, said)
+            state, why = state_of_exit(code, said)
             board.note(trial, state, step=step, why=why)
             if code == Exit.NO_FILE:
                 unwritable = f"trial {trial}: {why}"
@@ -88,6 +100,6 @@ def _wait(ray: Any, tasks: dict[Any, str], work: Work, board: Board, wish: Shutd
 
 def _trial(directory: str, trial: str, stop: int) -> tuple[int, str]:
     """On a node of the cluster, in a process that was made for it."""
-    from implicit_reasoning.sweeps.worker import work
+    from implicit_reasoning.sweeps.worker import run_trial
 
-    return work(directory, trial, stop)
+    return run_trial(directory, trial, stop)

@@ -29,11 +29,11 @@ from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps.directory import DONE, FAILED, STOPPED, describe
 from implicit_reasoning.sweeps.launchers.base import (
-    Board,
-    Work,
-    need,
-    outcome,
-    reached,
+    LaunchRequest,
+    ProgressReporter,
+    last_saved_step,
+    missing_package,
+    state_of_exit,
 )
 
 _SECONDS = 1.0  # between looks at the files that jobs leave
@@ -44,7 +44,7 @@ _CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
 
 
-def on_slurm(work: Work, board: Board, wish: ShutdownRequest) -> None:
+def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
     """Submit all trials, and wait for them; a signal cancels them, saved.
 
     Raises:
@@ -54,7 +54,7 @@ def on_slurm(work: Work, board: Board, wish: ShutdownRequest) -> None:
     try:
         submitit: Any = importlib.import_module("submitit")
     except ImportError as error:
-        raise need("slurm", "submitit", error) from None
+        raise missing_package("slurm", "submitit", error) from None
     folder = work.files.workdir.absolute() / "slurm"
     cluster = work.options.get("cluster") or "slurm"
     try:
@@ -67,7 +67,7 @@ def on_slurm(work: Work, board: Board, wish: ShutdownRequest) -> None:
     jobs = _jobs(submitit, executor, work, board, folder / "jobs.json", cluster)
     cancelled, asked, missing = False, time.monotonic(), set[str]()
     while jobs:
-        if wish and not cancelled:
+        if shutdown and not cancelled:
             cancelled = True
             for job in jobs.values():
                 job.cancel()
@@ -86,7 +86,7 @@ def on_slurm(work: Work, board: Board, wish: ShutdownRequest) -> None:
         time.sleep(_SECONDS)
 
 
-def _parameters(work: Work) -> dict[str, Any]:
+def _parameters(work: LaunchRequest) -> dict[str, Any]:
     given: dict[str, Any] = {}
     pairs = work.options.get("slurm") or ()
     for pair in split_list(pairs) if isinstance(pairs, str) else pairs:
@@ -106,7 +106,12 @@ def _parameters(work: Work) -> dict[str, Any]:
 
 
 def _jobs(
-    submitit: Any, executor: Any, work: Work, board: Board, kept: Path, cluster: str
+    submitit: Any,
+    executor: Any,
+    work: LaunchRequest,
+    board: ProgressReporter,
+    kept: Path,
+    cluster: str,
 ) -> dict[str, Any]:
     """A job for each trial: one that is still there from an earlier start, or a new one."""
     known = read_json(kept) if kept.exists() else {}
@@ -134,7 +139,7 @@ def _jobs(
     return jobs
 
 
-def _submit(executor: Any, work: Work, trials: Sequence[str]) -> dict[str, Any]:
+def _submit(executor: Any, work: LaunchRequest, trials: Sequence[str]) -> dict[str, Any]:
     task = Task(str(work.files.workdir.absolute()))
     try:
         submitted = executor.map_array(task, trials, [work.stops[trial] for trial in trials])
@@ -164,15 +169,15 @@ def _not_queued(jobs: Mapping[str, Any]) -> set[str]:
     return {trial for trial, job in jobs.items() if job.job_id not in known}
 
 
-def _gone(work: Work, board: Board, trial: str, why: str) -> None:
+def _gone(work: LaunchRequest, board: ProgressReporter, trial: str, why: str) -> None:
     """A job that left no result."""
-    step = reached(work.files.trial(trial))
+    step = last_saved_step(work.files.trial(trial))
     ended = DONE if step >= work.stops[trial] else STOPPED if why == _CANCELLED else FAILED
     board.note(trial, ended, step=step, why="" if ended == DONE else why)
 
 
-def _end(work: Work, board: Board, trial: str, job: Any) -> None:
-    step = reached(work.files.trial(trial))
+def _end(work: LaunchRequest, board: ProgressReporter, trial: str, job: Any) -> None:
+    step = last_saved_step(work.files.trial(trial))
     if step >= work.stops[trial]:
         board.note(trial, DONE, step=step)
         return
@@ -185,7 +190,7 @@ def _end(work: Work, board: Board, trial: str, job: Any) -> None:
         why = (trace[0].strip().splitlines() or [str(job.state)])[-1]
         board.note(trial, FAILED, step=step, why=why)
         return
-    state, why = outcome(*job.result())
+    state, why = state_of_exit(*job.result())
     board.note(trial, state, step=step, why=why)
 
 

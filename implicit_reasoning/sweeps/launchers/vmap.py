@@ -32,7 +32,11 @@ from implicit_reasoning.sweeps.directory import (
     SweepLayout,
     describe,
 )
-from implicit_reasoning.sweeps.launchers.base import Board, Work, reached
+from implicit_reasoning.sweeps.launchers.base import (
+    LaunchRequest,
+    ProgressReporter,
+    last_saved_step,
+)
 from implicit_reasoning.training import directory, saved_states, setup
 from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.loop import NonFiniteLoss
@@ -54,7 +58,7 @@ class _Group:
     files: Layout
 
 
-def vmap(work: Work, board: Board, wish: ShutdownRequest) -> None:
+def vmap(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
     """Train population after population; a trial that cannot be opened fails alone."""
     left = list(work.stops)
     while left:
@@ -63,22 +67,26 @@ def vmap(work: Work, board: Board, wish: ShutdownRequest) -> None:
             alike = [[group.names, str(group.files.workdir)] for group in groups]
             distributed.assert_same_across_processes(json.dumps(alike))
         for number, group in enumerate(groups, start=1):
-            if _agree(wish):
+            if _agree(shutdown):
                 return
             title = f"population {number} of {len(groups)}, {len(group.names)} trials"
-            left += _train(work, group, board, wish, title)
+            left += _train(work, group, board, shutdown, title)
             _drop_old_states(work.files)
 
 
-def _agree(wish: ShutdownRequest) -> bool:
+def _agree(shutdown: ShutdownRequest) -> bool:
     """Whether a signal has come to any process: then all of them stop."""
-    asked = distributed.allgather(np.array([wish.number], np.float32))
-    wish.number = int(asked.max())
-    return bool(wish)
+    asked = distributed.allgather(np.array([shutdown.number], np.float32))
+    shutdown.number = int(asked.max())
+    return bool(shutdown)
 
 
 def _train(
-    work: Work, group: _Group, board: Board, wish: ShutdownRequest, title: str
+    work: LaunchRequest,
+    group: _Group,
+    board: ProgressReporter,
+    shutdown: ShutdownRequest,
+    title: str,
 ) -> Sequence[str]:
     """One population; returns the trials that have to be put together anew."""
     if distributed.is_primary():
@@ -96,15 +104,15 @@ def _train(
     def note_all(state: str, why: str = "", step: int | None = None) -> None:
         for name in group.names:
             if name not in lost:
-                at = reached(work.files.trial(name)) if step is None else step
+                at = last_saved_step(work.files.trial(name)) if step is None else step
                 board.note(name, state, step=at, why=why)
 
     stop = work.stops[group.names[0]]  # they are of one shape, and so of equally many steps
     try:
-        train_population(group.trials, group.files, stop, wish, lost=lose, title=title)
+        train_population(group.trials, group.files, stop, shutdown, lost=lose, title=title)
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
-        wish.number = wish.number or signal.SIGTERM  # it may have come to another process
+        shutdown.number = shutdown.number or signal.SIGTERM  # it may have come to another process
     except Damaged as damage:
         print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
         note_all(STOPPED, str(damage))
@@ -124,7 +132,7 @@ def _train(
     return ()
 
 
-def _groups(work: Work, board: Board, names: Sequence[str]) -> list[_Group]:
+def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) -> list[_Group]:
     """Trials in populations of one shape and at one step, as large as memory allows."""
     found: dict[tuple[str, int, int], list[tuple[str, Trial]]] = {}
     built: dict[str, Dataset] = {}
@@ -145,7 +153,7 @@ def _groups(work: Work, board: Board, names: Sequence[str]) -> list[_Group]:
         except InputError as error:
             board.note(name, FAILED, why=str(error))
             continue
-        at = (shape, reached(files), work.stops[name])
+        at = (shape, last_saved_step(files), work.stops[name])
         found.setdefault(at, []).append((name, trial))
     number = _next(work.files)
     groups: list[_Group] = []

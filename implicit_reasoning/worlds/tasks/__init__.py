@@ -25,7 +25,7 @@ from implicit_reasoning.worlds.tasks.composition import (
 )
 from implicit_reasoning.worlds.tasks.in_context import in_context
 from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
-from implicit_reasoning.worlds.tasks.settings import MissingSetting, check_all_read, watched
+from implicit_reasoning.worlds.tasks.settings import MissingSetting, check_all_read, track_reads
 
 TASKS: dict[str, Callable[[Any], Dataset]] = {
     "composition": composition,
@@ -54,7 +54,7 @@ def build(task: Any) -> Dataset:
       InputError: the name is unknown, its module or function is missing, or a setting is missing,
         wrong, or not read by the task.
     """
-    function, settings = find_task(task.name), watched(task)
+    function, settings = find_task(task.name), track_reads(task)
     try:
         dataset = function(settings)
     except MissingSetting as error:

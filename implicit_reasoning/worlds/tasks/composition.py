@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns, shuffled
+from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns, random_order
 from implicit_reasoning.worlds.dataset import Dataset, assemble
 from implicit_reasoning.worlds.spelling import (
     Spelling,
@@ -27,9 +27,9 @@ from implicit_reasoning.worlds.world import (
     World,
     check_range,
     make_world,
+    redraw_tails,
     stream,
     with_role,
-    with_tails_of,
 )
 
 
@@ -134,7 +134,7 @@ def shadow(task: Any) -> Dataset:
     Source: the house's own control, for "what can be decoded is used".
     """
     table_a = _world(task)
-    cut = _cut(task, with_tails_of(table_a, Stream.SHADOW_TAILS))
+    cut = _cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
     # The same pairs exist in both tables, so that a fact has the same number in both.
     taught = table_a.facts.tail
     answers = {
@@ -193,18 +193,18 @@ def _spelling(task: Any) -> Spelling:
     return Spelling(task.order, task.names, task.end_token)
 
 
-MOST_HOPS = 6  # the patterns of roles double with each
-MOST_CHAINS = 2**28  # all of them are enumerated, in some tens of bytes each
+MAX_HOPS = 6  # the patterns of roles double with each
+MAX_CHAINS = 2**28  # all of them are enumerated, in some tens of bytes each
 
 
 def _cut(task: Any, world: World) -> _Cut:
     """The splits of `composition`; see there."""
-    check_range("hops", task.hops, 2, MOST_HOPS)
+    check_range("hops", task.hops, 2, MAX_HOPS)
     n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
-    if n_chains > MOST_CHAINS:
+    if n_chains > MAX_CHAINS:
         raise InputError(
             f"hops = {task.hops} over {world.n_facts:,} facts makes {n_chains:,} chains; there can "
-            f"be at most {MOST_CHAINS:,}: choose a smaller world or out_degree"
+            f"be at most {MAX_CHAINS:,}: choose a smaller world or out_degree"
         )
     check_range("holdout", task.holdout, 0, 1)
     check_range("phi", task.phi, 0)
@@ -212,7 +212,7 @@ def _cut(task: Any, world: World) -> _Cut:
     seed, all_inside = task.world_seed, "i" * task.hops
     facts = enumerate_chains(world, 1).shuffled(stream(seed, Stream.FACT_ORDER))
     chains = enumerate_chains(world, task.hops)
-    order = shuffled(len(chains), stream(seed, Stream.CHAIN_ORDER))
+    order = random_order(len(chains), stream(seed, Stream.CHAIN_ORDER))
 
     # Chains are put in order by their numbers: of most only those have to be moved.
     inside = order[chains.matches(all_inside)[order]]

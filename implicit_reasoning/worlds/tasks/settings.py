@@ -17,7 +17,7 @@ class MissingSetting(AttributeError):
     """A task looked for a setting that is not there."""
 
 
-class Watched:
+class TrackedSettings:
     """The settings of a task, noting which of them it reads.
 
     It behaves like the settings themselves. Whatever hands out all of them (`dict(task)`,
@@ -62,14 +62,14 @@ class Watched:
             self._unread.clear()
 
 
-def watched(task: Any) -> Any:
+def track_reads(task: Any) -> Any:
     """The settings of a task, watched where it can be said which there are."""
-    return Watched(task) if hasattr(type(task), "keys") else task
+    return TrackedSettings(task) if hasattr(type(task), "keys") else task
 
 
 def check_all_read(task: Any, name: str) -> None:
     """Raise an `InputError` that names the settings which a task has not read."""
-    if not isinstance(task, Watched) or not (unread := sorted(task._unread)):
+    if not isinstance(task, TrackedSettings) or not (unread := sorted(task._unread)):
         return
     read = set(task._settings) - task._unread
     hints = [f"task.{each}{_hint(each, read)}" for each in unread]

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from implicit_reasoning.analysis import InMemory, questions
+from implicit_reasoning.analysis import InMemory, queries
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching import activation_patching, choices, grids
+from implicit_reasoning.analysis.patching import activation_patching, grids, query_pairs
 from implicit_reasoning.analysis.patching.activation_patching import ActivationPatching
-from implicit_reasoning.analysis.patching.choices import replacements, symmetric_replacements
+from implicit_reasoning.analysis.patching.query_pairs import replacements, symmetric_replacements
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.model import Edit, Spec, Transformer, mask
 from implicit_reasoning.model.cones import cache_sites
@@ -182,7 +182,7 @@ def test_where_one_token_differs_nothing_else_need_be_computed(random_params, on
 def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
     data = dataset(order=order)
     rows = np.concatenate([data.probes(name) for name in ("train_ii", "test_ii", "test_oi")])
-    asked = questions.questions_of(data, rows)
+    asked = queries.queries_of_rows(data, rows)
     token, answer = replacements(data, asked, np.random.default_rng(0))
     tail, known = data.world.tail, answer >= 0
     assert known.mean(1).min() > 0.5
@@ -193,14 +193,14 @@ def test_a_replaced_token_leads_to_the_answer_that_is_said(order):
             r1, r2 = (r - data.world.n_entities * (r >= data.world.n_entities) for r in (r1, r2))
         here = known[part]
         np.testing.assert_array_equal(tail[tail[e1, r1], r2][here], answer[part][here])
-    np.testing.assert_array_equal(questions.tokens_of(data, asked.parts), data.tokens[rows, :3])
+    np.testing.assert_array_equal(queries.prompt_tokens(data, asked.parts), data.tokens[rows, :3])
 
 
 def test_trained_questions_are_preferred():
     data = dataset()
-    asked = questions.questions_of(data, data.probes("train_ii"))
-    table = questions.all_questions(data)
-    found = choices._exchanged(
+    asked = queries.queries_of_rows(data, data.probes("train_ii"))
+    table = queries.all_queries(data)
+    found = query_pairs._exchanged(
         asked, table, table.trained, np.array([1, 2]), np.random.default_rng(0)
     )
     token, _ = replacements(data, asked, np.random.default_rng(0))
@@ -212,7 +212,7 @@ def test_trained_questions_are_preferred():
 
 
 def test_a_symmetric_replacement_is_another_token_of_the_kind(data):
-    asked = questions.questions_of(data, data.probes("test_ii"))
+    asked = queries.queries_of_rows(data, data.probes("test_ii"))
     new, _ = symmetric_replacements(data, asked, np.random.default_rng(0))
     size, world = data.world.n_entities, data.world
     old = asked.parts.T + np.array([[0], [size], [size]])
@@ -233,7 +233,7 @@ def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
         bridge = tail[prompt[e1], prompt[r1] - n_entities]
         return tail[bridge, prompt[r2] - n_entities] if bridge >= 0 else -1
 
-    symmetric = activation_patching.KINDS.index("symmetric")
+    symmetric = activation_patching.CORRUPTIONS.index("symmetric")
     known = 0
     for row, prompt in enumerate(tokens):
         clean = by_hand(prompt)
@@ -245,7 +245,7 @@ def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
             assert answer[row, symmetric, place] == (-1 if wanted == clean else wanted)
             known += answer[row, symmetric, place] >= 0
     assert 0.1 < known / answer[:, symmetric].size < 1
-    assert (answer[:, activation_patching.KINDS.index("noise")] == -1).all()
+    assert (answer[:, activation_patching.CORRUPTIONS.index("noise")] == -1).all()
 
 
 def test_other_corruptions_have_answers_of_their_own(composed):

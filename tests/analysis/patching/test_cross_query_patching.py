@@ -7,7 +7,8 @@ import pytest
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.instrument import NotApplicable
-from implicit_reasoning.analysis.patching.choices import (
+from implicit_reasoning.analysis.patching.cross_query_patching import CrossQueryPatching
+from implicit_reasoning.analysis.patching.query_pairs import (
     BRIDGE,
     GROUPS,
     OOD,
@@ -15,7 +16,6 @@ from implicit_reasoning.analysis.patching.choices import (
     TRAINED,
     choose_pairs,
 )
-from implicit_reasoning.analysis.patching.cross_query_patching import CrossQueryPatching
 from implicit_reasoning.analysis.runner import Runner, measure
 from tests.analysis.by_hand import answers, composer, dataset, memoriser
 

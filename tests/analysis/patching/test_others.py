@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import InMemory
-from implicit_reasoning.analysis.kept import check_same, identity_of
 from implicit_reasoning.analysis.patching import back_patching, parameters
 from implicit_reasoning.analysis.patching.back_patching import BackPatching
 from implicit_reasoning.analysis.patching.parameters import ParameterPatching, exchange
 from implicit_reasoning.analysis.runner import Runner, measure
+from implicit_reasoning.analysis.storage import check_identity, identity_of
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from tests.analysis.by_hand import composer, dataset
@@ -130,6 +130,6 @@ def test_results_held_against_another_checkpoint_do_not_mix(data, made):
     two, three = (InMemory(model, data, [params] * n) for n in (2, 3))
     first = measure(ParameterPatching(), two, [0], progress=False)
     assert first.attrs["reference"] == 1
-    check_same(first, identity_of(ParameterPatching(), two))
+    check_identity(first, identity_of(ParameterPatching(), two))
     with pytest.raises(InputError, match=r"another reference \(1, now 2\); measure all of it"):
-        check_same(first, identity_of(ParameterPatching(), three))
+        check_identity(first, identity_of(ParameterPatching(), three))

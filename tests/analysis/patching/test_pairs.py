@@ -16,10 +16,10 @@ from implicit_reasoning.analysis import (
     with_pairs,
 )
 from implicit_reasoning.analysis.patching import metrics
-from implicit_reasoning.analysis.patching.choices import GROUPS, SAME
 from implicit_reasoning.analysis.patching.pair_instrument import another_of_group, mean_by_group
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.analysis.patching.pairs import PAIRS, find_pairs, make_pairs
+from implicit_reasoning.analysis.patching.query_pairs import GROUPS, SAME
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runs import Run

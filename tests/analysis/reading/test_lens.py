@@ -7,11 +7,11 @@ import pytest
 from implicit_reasoning.analysis.claims import Claim
 from implicit_reasoning.analysis.drawing import some_steps
 from implicit_reasoning.analysis.facts import (
+    assign_folds,
     fact_rows,
-    first_of_each,
-    fold_of,
-    in_training,
-    known_at,
+    first_known_position,
+    first_occurrences,
+    is_training_prefix,
 )
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.reading.ranking import ranks
@@ -40,10 +40,10 @@ def test_one_row_for_each_fact_or_all_facts_of_some_bridges():
 
 def test_folds_keep_equal_keys_together_and_are_even():
     keys = np.repeat(np.arange(20), 3)
-    folds = fold_of(keys, 5)
+    folds = assign_folds(keys, 5)
     assert len(np.unique(np.stack([keys, folds]), axis=1).T) == 20
     assert (np.bincount(folds) == 12).all()
-    assert first_of_each(keys[None]).sum() == 20
+    assert first_occurrences(keys[None]).sum() == 20
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_folds_keep_equal_keys_together_and_are_even():
     ],
 )
 def test_where_a_variable_is_first_known(variable, positions, pos):
-    assert known_at(variable, positions) == pos
+    assert first_known_position(variable, positions) == pos
 
 
 def test_which_prefixes_are_trained_on():
     """Chains of an O fact never are; its own prompt (e1, r1) is."""
     dataset = make_dataset()
     facts = fact_rows(dataset, 10_000)
-    e1, r1, r2 = in_training(dataset, facts.rows)
+    e1, r1, r2 = is_training_prefix(dataset, facts.rows)
     assert e1.all() and r1.all()
     np.testing.assert_array_equal(r2, facts.rows < dataset.n_train)
     assert not r2[facts.group == facts.groups.index("ood")].any()

@@ -99,7 +99,7 @@ def test_a_broken_instrument_fails_the_planted_test(monkeypatch, dataset, inputs
 
 
 def _all_rows(x, y, weight):
-    sums = ridge.outside_sums(
+    sums = ridge.leave_fold_out_sums(
         jnp.concatenate([x.reshape(1, -1, x.shape[-1]), x.reshape(1, -1, x.shape[-1])]),
         jnp.concatenate([y.reshape(1, -1, y.shape[-1]), y.reshape(1, -1, y.shape[-1])]),
         jnp.concatenate([weight.reshape(1, -1), jnp.zeros_like(weight.reshape(1, -1))]),
@@ -133,7 +133,7 @@ def test_ridge_against_numpy():
 
     @jax.jit
     def fitted(x, y, weight):
-        sums = ridge.outside_sums(x, y, weight)
+        sums = ridge.leave_fold_out_sums(x, y, weight)
         return ridge.predict(sums, ridge.ridge(sums), x), ridge.sparse_ridge(sums, 3, (1, 3))
 
     said, few = jax.device_get(fitted(x, y, weight))

@@ -155,7 +155,7 @@ def test_a_task_that_an_instrument_is_not_for_stops_no_others(tmp_path):
     shape: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_heads": 1, "d_mlp": 8}
     model = Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, **shape))
     subject = InMemory(model, dataset, [filled(model)])
-    other = known.Known("relations_first", subject, Mechanism(frozenset()))
+    other = known.KnownModel("relations_first", subject, Mechanism(frozenset()))
     chosen: list[Any] = ["decoding", Says("mute", depth=1)]
     found = score(chosen, cache=tmp_path, models=[other], progress=False)
     verdicts = found.verdicts()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis import InMemory, used
-from implicit_reasoning.analysis.behaviour import KINDS, Behaviour
+from implicit_reasoning.analysis.behaviour import ANSWER_KINDS, Behaviour
 from implicit_reasoning.analysis.claims import Claim, describe
-from implicit_reasoning.analysis.rest import answer_logits
 from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.states import prompts, residuals
+from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.analysis.truth.known import planted_model
 from implicit_reasoning.analysis.variables import das, erasure, mean_swap
 from implicit_reasoning.analysis.variables.das import Alignment
@@ -49,7 +49,7 @@ def test_the_rest_of_a_model_from_a_clean_state_is_the_model():
     @jax.jit
     def rests(params, tokens):
         states = residuals(one.model, params, tokens)
-        ends = [answer_logits(one.model, params, states[layer], layer) for layer in (0, 2, 4)]
+        ends = [logits_from_layer(one.model, params, states[layer], layer) for layer in (0, 2, 4)]
         return ends, one.model.forward(params, tokens)[0]
 
     ends, whole = jax.device_get(rests(one.checkpoints[0], tokens))
@@ -236,7 +236,7 @@ def test_answers_are_sorted_into_kinds():
     for name in ("fraction", "chance"):
         np.testing.assert_allclose(found[name].sum("kind"), 1, atol=1e-5)
     assert found["fraction"].sel(kind="right", group="train_ii") == 1
-    assert list(found["kind"].values) == list(KINDS)
+    assert list(found["kind"].values) == list(ANSWER_KINDS)
 
 
 def test_only_a_memoriser_is_said_to_memorise():

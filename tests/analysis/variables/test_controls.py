@@ -11,8 +11,8 @@ from implicit_reasoning.analysis.states import chain_splits
 from implicit_reasoning.analysis.truth.known import knowledge, planted_model
 from implicit_reasoning.analysis.variables import controls, das, mean_swap
 from implicit_reasoning.analysis.variables.counterfactuals import (
-    answer_if,
     choose_cases,
+    counterfactual_answers,
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.das import Alignment
@@ -53,7 +53,7 @@ def test_a_third_value_is_another_one_and_leads_elsewhere(cases, made):
         assert there.mean() > 0.9
         assert (third != chosen.variables.values[index])[there].all()
         assert (third != chosen.new[index])[there].all()
-        leads = answer_if(dataset(), chosen.rows, name, third[:, None])[:, 0]
+        leads = counterfactual_answers(dataset(), chosen.rows, name, third[:, None])[:, 0]
         assert ((leads != chosen.expected[index]) | (leads < 0))[there].all()
         assert (leads >= 0).mean() > 0.4  # chosen first
 
@@ -67,7 +67,7 @@ def test_the_other_variable_is_another_one_and_leads_elsewhere(cases, made):
         old = chosen.variables.values[names.index(other)]
         np.testing.assert_array_equal(made["beside_old"][index], old)
         assert there.mean() > 0.9 and (new != old)[there].all()
-        leads = answer_if(dataset(), chosen.rows, other, new[:, None])[:, 0]
+        leads = counterfactual_answers(dataset(), chosen.rows, other, new[:, None])[:, 0]
         assert ((leads != chosen.expected[index]) | (leads < 0))[there].all()
 
 
@@ -78,7 +78,7 @@ def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_
     drawn, draw = found["drawn"][0], found["draw"][0]
     counts = np.bincount(drawn[drawn >= 0], minlength=n_values)
     assert counts.max() - counts.min() <= 1
-    assert all(len(np.unique(d[d >= 0])) == min(n_values, controls.AT_ONCE) for d in drawn)
+    assert all(len(np.unique(d[d >= 0])) == min(n_values, controls.MAX_ERASED) for d in drawn)
     for value, number in zip(old[0], draw, strict=True):
         assert (number >= 0) == (value >= 0 and value in drawn)
         assert number < 0 or value in drawn[number]

@@ -53,7 +53,7 @@ def test_prefixes_that_are_fitted_to_are_not_scored_on(chosen):
 
 
 def test_a_state_can_know_what_its_prefix_tells():
-    cells = counterfactuals.determined(dataset(), np.arange(dataset().n_train)[-200:])
+    cells = counterfactuals.determined_cells(dataset(), np.arange(dataset().n_train)[-200:])
     names = ("e1", "r1", "e2", "r2", "answer")
     found = {(names[variable], pos) for variable, pos in zip(*cells, strict=True)}
     assert found == {
@@ -65,7 +65,7 @@ def test_a_state_can_know_what_its_prefix_tells():
 
 def test_rows_are_spread_over_kinds():
     rows, kinds = np.array([5, 6, 7, 8, 9]), np.array([1, 1, 1, 0, 2])
-    assert counterfactuals.spread(rows, kinds).tolist() == [5, 8, 9, 6, 7]
+    assert counterfactuals.round_robin(rows, kinds).tolist() == [5, 8, 9, 6, 7]
 
 
 def test_pairs_ask_for_what_follows_and_compose_no_trained_prompt():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.variables import erasure, subspaces
-from implicit_reasoning.analysis.variables.controls import AT_ONCE, DRAWS
+from implicit_reasoning.analysis.variables.controls import MAX_ERASED, N_DRAWS
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def of_draw(states, white, drawn):
 
 def test_a_draw_erases_its_values_and_no_more(states, white):
     values, classes = states
-    drawn = np.random.default_rng(1).choice(30, AT_ONCE, replace=False)
+    drawn = np.random.default_rng(1).choice(30, MAX_ERASED, replace=False)
     eraser = of_draw(states, white, drawn)
-    assert eraser.rank == AT_ONCE - 1
+    assert eraser.rank == MAX_ERASED - 1
     centre, take = projector(values, classes, drawn)
     np.testing.assert_allclose(eraser.out @ eraser.back, take, atol=2e-3)
     after = np.asarray(eraser(jnp.asarray(values)))
@@ -61,7 +61,7 @@ def test_a_draw_erases_its_values_and_no_more(states, white):
 
 def test_each_case_is_edited_by_its_own_draw(states, white):
     values = jnp.asarray(states[0][:5])
-    draws = jnp.asarray([np.arange(n, n + AT_ONCE) for n in range(DRAWS)])
+    draws = jnp.asarray([np.arange(n, n + MAX_ERASED) for n in range(N_DRAWS)])
     erasers = [of_draw(states, white, drawn) for drawn in draws]
     stacked = jax.tree.map(lambda *one: jnp.stack(one), *erasers)
     number = np.array([3, 0, -1, 9, 3])
@@ -75,9 +75,9 @@ def test_each_case_is_edited_by_its_own_draw(states, white):
 
 def test_random_directions_of_a_draw_are_as_many_and_its_own(white):
     found = erasure._random_of_draws(white, jax.random.key(0))
-    assert found.shape == (DRAWS, AT_ONCE - 1, 24)
+    assert found.shape == (N_DRAWS, MAX_ERASED - 1, 24)
     for one in found:
-        np.testing.assert_allclose(one @ one.T, np.eye(AT_ONCE - 1), atol=1e-5)
+        np.testing.assert_allclose(one @ one.T, np.eye(MAX_ERASED - 1), atol=1e-5)
     assert np.linalg.matrix_rank(np.asarray(found[:2]).reshape(-1, 24)) == 24
     eraser = subspaces.erase_some(white, found[0], jnp.asarray(7.0))
     assert np.linalg.matrix_rank(np.asarray(eraser.out @ eraser.back), tol=1e-3) == 7

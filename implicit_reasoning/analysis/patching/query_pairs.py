@@ -1,6 +1,6 @@
-"""Which questions meet in a patch: one token exchanged, or a chain composed of two questions.
+"""Which queries meet in a patch: one token exchanged, or a chain composed of two questions.
 
-Chosen by the truth of the world, on the host, at random once; `questions` has the tables.
+Chosen by the truth of the world, on the host, at random once; `queries` has the tables.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from implicit_reasoning.analysis import questions
+from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.instrument import NotApplicable
 from implicit_reasoning.worlds import Dataset
-from implicit_reasoning.worlds.chains import inside
+from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
@@ -31,14 +31,14 @@ _SEED = 0
 
 
 def replacements(
-    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
+    dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
     """For each part of the questions another value, and the answer it leads to.
 
     Returns:
       `(token, answer)` by part (e1, r1, ...); -1 where no question with another answer exists.
     """
-    table = questions.all_questions(dataset)
+    table = queries.all_queries(dataset)
     tokens, answers = [], []
     for part in range(dataset.hops + 1):
         rest = np.delete(np.arange(dataset.hops + 1), part)
@@ -46,7 +46,7 @@ def replacements(
         # A question that nobody was trained on only where there is no other.
         wider = _exchanged(asked, table, ~table.trained, rest, random)
         found = np.where(found >= 0, found, wider)
-        token = questions.tokens_of(dataset, table.parts[found])[:, _place(dataset, part)]
+        token = queries.prompt_tokens(dataset, table.parts[found])[:, _place(dataset, part)]
         tokens.append(np.where(found >= 0, token, -1))
         answers.append(np.where(found >= 0, table.answer[found], -1))
     return np.stack(tokens), np.stack(answers)
@@ -54,12 +54,12 @@ def replacements(
 
 def _place(dataset: Dataset, part: int) -> int:
     """The position of a part (of e1, r1, r2, ...) in a prompt."""
-    return questions.spelt_order(dataset).index(part)
+    return queries.prompt_order(dataset).index(part)
 
 
 def _exchanged(
-    asked: questions.Questions,
-    table: questions.Questions,
+    asked: queries.Queries,
+    table: queries.Queries,
     which: np.ndarray,
     rest: np.ndarray,
     random: np.random.Generator,
@@ -71,26 +71,28 @@ def _exchanged(
         other: np.ndarray = table.answer[numbers[item]] != asked.answer[row]
         return other
 
-    found = questions.matches(asked.parts[:, rest], table.parts[numbers][:, rest], fits, random)
+    found = queries.random_matches(
+        asked.parts[:, rest], table.parts[numbers][:, rest], fits, random
+    )
     return np.where(found >= 0, numbers[found], -1) if len(numbers) else found
 
 
 def symmetric_replacements(
-    dataset: Dataset, asked: questions.Questions, random: np.random.Generator
+    dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
     """Another token of the same kind, any of them, for each part, and the answer it leads to.
 
     Returns:
       `(token, answer)` by part; the answer is -1 where that is no question, or has the clean one.
     """
-    world, table = world_of(dataset), questions.all_questions(dataset)
+    world, table = world_of(dataset), queries.all_queries(dataset)
     tokens, answers = [], []
     for part, old in enumerate(asked.parts.T):
         size = world.n_relations if part else world.n_entities
         new = (old + random.integers(1, max(size, 2), len(old))) % size
         parts = asked.parts.copy()
         parts[:, part] = new
-        answer = questions.answers_to(table, parts)
+        answer = queries.look_up_answers(table, parts)
         tokens.append(new + world.n_entities * (part > 0))
         answers.append(np.where(answer == asked.answer, -1, answer))
     return np.stack(tokens), np.stack(answers)
@@ -99,9 +101,9 @@ def symmetric_replacements(
 class ComposedPairs(NamedTuple):
     """Questions that meet: source, target, and the chain that is composed of both."""
 
-    source: questions.Questions
-    target: questions.Questions
-    composed: questions.Questions
+    source: queries.Queries
+    target: queries.Queries
+    composed: queries.Queries
     group: np.ndarray
 
 
@@ -111,18 +113,18 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
     Raises:
       NotApplicable: no training chain is a probe.
     """
-    table, random = questions.all_questions(dataset), np.random.default_rng(_SEED)
+    table, random = queries.all_queries(dataset), np.random.default_rng(_SEED)
     trained = np.flatnonzero(dataset.probe[: dataset.n_train])
     trained = trained[dataset.truth[f"fact{dataset.hops}"][trained] >= 0]
     if not len(trained):
         raise NotApplicable(
             "cross_query_patching needs training chains among the probes; this task has none"
         )
-    targets = questions.questions_of(dataset, random.permutation(trained)[: 2 * _MOST])
-    usual = questions.of_roles(dataset, table, inside(0))
+    targets = queries.queries_of_rows(dataset, random.permutation(trained)[: 2 * _MOST])
+    usual = queries.have_roles(dataset, table, training_roles(0))
     candidates = {
         BRIDGE: table.only(usual & ~table.trained),
-        OOD: table.only(questions.of_roles(dataset, table, "O") & ~table.trained),
+        OOD: table.only(queries.have_roles(dataset, table, "O") & ~table.trained),
         TRAINED: table.only(table.trained),
         SAME: table.only(usual & ~table.trained),
     }
@@ -148,11 +150,11 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
 
 
 def _compose(
-    targets: questions.Questions,
-    candidates: questions.Questions,
+    targets: queries.Queries,
+    candidates: queries.Queries,
     same_bridge: bool,
     random: np.random.Generator,
-) -> tuple[questions.Questions, questions.Questions]:
+) -> tuple[queries.Queries, queries.Queries]:
     """For each target a candidate with another first fact and the same r2, ..."""
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -163,15 +165,15 @@ def _compose(
             return other & follows
         return other & ~follows & (candidates.answer[item] != targets.answer[row])
 
-    found = questions.matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
+    found = queries.random_matches(targets.parts[:, 2:], candidates.parts[:, 2:], fits, random)
     keep = np.flatnonzero(found >= 0)
     return targets.only(keep), candidates.only(found[keep])
 
 
 def _sources(
-    composed: questions.Questions,
-    table: questions.Questions,
-    target: questions.Questions,
+    composed: queries.Queries,
+    table: queries.Queries,
+    target: queries.Queries,
     random: np.random.Generator,
 ) -> np.ndarray:
     """The source: the same first fact, another r2, and an answer that nobody expects here."""
@@ -181,8 +183,8 @@ def _sources(
         unexpected = (answer != composed.answer[row]) & (answer != target.answer[row])
         return (table.parts[item, 2] != composed.parts[row, 2]) & unexpected
 
-    return questions.matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
+    return queries.random_matches(composed.facts[:, :1], table.facts[:, :1], fits, random)
 
 
-def _stacked(parts: tuple[questions.Questions, ...]) -> questions.Questions:
-    return questions.Questions(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _stacked(parts: tuple[queries.Queries, ...]) -> queries.Queries:
+    return queries.Queries(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.grokked import GPT2_TOKENS, import_grokked
+from implicit_reasoning.grokked_transformer import GPT2_TOKENS, import_grokked
 from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.model.exchange import save_gpt2
 from implicit_reasoning.report import write_report

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool
 _AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache, or nearly
 
 
-def in_parts(
+def map_in_chunks(
     outcomes: Callable[[Any], dict[str, Array]],
     examples: Any,
     counted: Bool[Array, " example"] | None = None,

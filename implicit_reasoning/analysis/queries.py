@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from implicit_reasoning.worlds import Chains, Dataset, enumerate_chains, prefix_keys
-from implicit_reasoning.worlds.chains import expand, inside
+from implicit_reasoning.worlds.chains import expand, training_roles
 from implicit_reasoning.worlds.dataset import columns, world_of
 
 Rows = Int[np.ndarray, "row"]
 
 
-class Questions(NamedTuple):
+class Queries(NamedTuple):
     """Chains as questions, with the answer that is taught, or else follows from the world.
 
     Attributes:
@@ -35,12 +35,12 @@ class Questions(NamedTuple):
     answer: Int[np.ndarray, " question"]
     trained: Bool[np.ndarray, " question"]
 
-    def only(self, keep: np.ndarray) -> Questions:
+    def only(self, keep: np.ndarray) -> Queries:
         """Some of them, by their numbers or a mask."""
-        return Questions(*(column[keep] for column in self))
+        return Queries(*(column[keep] for column in self))
 
 
-def all_questions(dataset: Dataset) -> Questions:
+def all_queries(dataset: Dataset) -> Queries:
     """Every chain of the world, ordered by its fact numbers."""
     world = world_of(dataset)
     chains = enumerate_chains(world, dataset.hops)
@@ -52,23 +52,23 @@ def all_questions(dataset: Dataset) -> Questions:
     answer, trained = chains.entities[:, -1].astype(np.int32), np.zeros(len(chains), bool)
     answer[place] = dataset.truth["answer"][asked]
     trained[place[asked < dataset.n_train]] = True
-    return Questions(chains.facts, _parts(chains), answer, trained)
+    return Queries(chains.facts, _parts(chains), answer, trained)
 
 
-def questions_of(dataset: Dataset, rows: Rows) -> Questions:
+def queries_of_rows(dataset: Dataset, rows: Rows) -> Queries:
     """The questions of some rows of chains."""
     facts = np.column_stack([column[rows] for column in columns(dataset.truth, "fact")])
     chains = Chains(world_of(dataset), facts)
-    return Questions(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
+    return Queries(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
 
 
-def of_roles(dataset: Dataset, questions: Questions, first: str) -> Bool[np.ndarray, " question"]:
+def have_roles(dataset: Dataset, questions: Queries, first: str) -> Bool[np.ndarray, " question"]:
     """Whose first fact has one of the roles `first`, and whose later ones training allows there."""
     chains = Chains(world_of(dataset), questions.facts)
-    return chains.allows(first, *(inside(hop) for hop in range(1, dataset.hops)))
+    return chains.allows(first, *(training_roles(hop) for hop in range(1, dataset.hops)))
 
 
-def matches(
+def random_matches(
     asked: Int[np.ndarray, "row key"],
     table: Int[np.ndarray, "item key"],
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
@@ -97,11 +97,11 @@ def matches(
     return found
 
 
-def answers_to(
-    questions: Questions, parts: Int[np.ndarray, "question part"]
+def look_up_answers(
+    questions: Queries, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, " question"]:
     """The answers to `parts` where `questions` has them, which has each at most once; else -1."""
-    found = matches(
+    found = random_matches(
         parts,
         questions.parts,
         lambda row, item: np.ones(len(row), bool),
@@ -110,15 +110,15 @@ def answers_to(
     return np.where(found >= 0, questions.answer[found], np.int32(-1))
 
 
-def tokens_of(
+def prompt_tokens(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:
     """The prompts that ask for `parts`, in the order in which this dataset spells them."""
     shift = np.array([0] + [world_of(dataset).n_entities] * dataset.hops, np.int32)
-    return (parts + shift)[:, spelt_order(dataset)].astype(np.int32)
+    return (parts + shift)[:, prompt_order(dataset)].astype(np.int32)
 
 
-def spelt_order(dataset: Dataset) -> list[int]:
+def prompt_order(dataset: Dataset) -> list[int]:
     """The number of the part (of e1, r1, r2, ...) at each position of a prompt."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]

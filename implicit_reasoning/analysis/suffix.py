@@ -15,7 +15,7 @@ def final_logits(
     return forward_at(model, params, tokens)[0][:, 0]
 
 
-def answer_logits(
+def logits_from_layer(
     model: Transformer,
     params: Params,
     resid: Float[Array, "batch pos d_model"],
@@ -30,7 +30,7 @@ def answer_logits(
     return network.readout(resid[:, -1], HookContext())
 
 
-def answer_from(
+def answer_after_patch(
     model: Transformer,
     params: Params,
     resid: Float[Array, "batch pos d_model"],
@@ -39,4 +39,4 @@ def answer_from(
     states: Float[Array, "batch d_model"],
 ) -> Int[Array, " batch"]:
     """The answer (a token) when `S[layer, pos]` becomes `states`, the rest of `S[layer]` stays."""
-    return answer_logits(model, params, resid.at[:, pos].set(states), layer).argmax(-1)
+    return logits_from_layer(model, params, resid.at[:, pos].set(states), layer).argmax(-1)

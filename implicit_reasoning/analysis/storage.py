@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.instrument import SEED, Declared, Instrument
+from implicit_reasoning.analysis.instrument import SEED, BaseInstrument, Instrument
 from implicit_reasoning.analysis.labels import plain
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Run, find_result, load_result, save_arrays
-from implicit_reasoning.runtime.locks import waiting_turn
+from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.statistics import INTERVALS
 
 CHECKPOINTS = "checkpoints"
@@ -33,7 +33,7 @@ DICTIONARIES = "dictionaries"
 BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
 
-def identity_of(instrument: Declared, subject: Subject) -> dict[str, Any]:
+def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
     """What has to be equal for numbers to be comparable.
 
     The wording of `definition` is not part of it.
@@ -52,7 +52,7 @@ def identity_of(instrument: Declared, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _has_reference(instrument: Declared) -> bool:
+def _has_reference(instrument: BaseInstrument) -> bool:
     return isinstance(instrument, Instrument) and instrument.reference
 
 
@@ -69,7 +69,7 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
     return {what: (was.get(what), now[what]) for what in now if was.get(what) != now[what]}
 
 
-def check_same(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
+def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
     """Raise an `InputError` if a result has another identity, such as another version."""
     for what, (was, now) in differences(old.attrs, identity).items():
         another = f"other {what}" if what == "options" else f"another {what}"
@@ -123,7 +123,7 @@ def version_of_file(path: Path) -> tuple[int, int] | None:
     return about.st_ino, about.st_mtime_ns
 
 
-def keep(
+def save_merged(
     path: Path,
     new: xr.Dataset,
     identity: Mapping[str, Any],
@@ -141,7 +141,7 @@ def keep(
     Raises:
       InputError: another process wrote a result of another identity; `new` is not kept.
     """
-    with waiting_turn(path.parent):
+    with wait_for_lock(path.parent):
         there = version_of_file(path)
         if there is not None and there != stale:
             other = load_result(find_result(path))
