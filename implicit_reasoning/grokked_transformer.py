@@ -240,7 +240,7 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
         {
             "steps": last.step,
             "task": {
-                "name": "implicit_reasoning.grokked:published",
+                "name": "implicit_reasoning.grokked_transformer:published",
                 "folder": str(data.absolute()),
             },
             "model": shape | {"dropout": theirs.get("resid_pdrop", 0.1)},  # GPT2Config's default

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from implicit_reasoning import renames
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
+
+_MOVED = {"implicit_reasoning.grokked": "implicit_reasoning.grokked_transformer"}
+"""Modules that configurations of runs name, by the names that they had."""
 
 
 def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = None) -> Any:
@@ -86,6 +90,9 @@ def _load_file(where: str, kind: str) -> ModuleType:
 
 
 def _load_module(name: str, kind: str) -> ModuleType:
+    if name in _MOVED:
+        renames.note("module", name, _MOVED[name])
+        name = _MOVED[name]
     missing = InputError(f"there is no {kind} {name!r}: give path/to/file.py or package.module")
     if not all(part.isidentifier() for part in name.split(".")):
         raise missing

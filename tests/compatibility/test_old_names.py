@@ -24,8 +24,10 @@ from implicit_reasoning.config.renamed import FIELDS, with_current_fields
 from implicit_reasoning.dictionaries import activations, fields, load, train_dictionaries
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.files import read_json
+from implicit_reasoning.grokked_transformer import published
 from implicit_reasoning.runs import Run, find_result, load_arrays, result_names, save_arrays
 from implicit_reasoning.runs.results import INSTRUMENTS, LABELS, OUTPUTS, with_current_names
+from implicit_reasoning.worlds import find_task
 from tests.compatibility.unpacked import unpack
 from tests.dictionaries.small import DEFAULTS, SMALL, config
 
@@ -182,3 +184,30 @@ def test_a_users_activation_function_may_have_old_names(capsys):
 
     assert (Own.sparsity_kind, Own.saelens_architecture) == ("l0", "jumprelu")
     assert "attribute of Own 'knob' is now called 'sparsity_kind'" in capsys.readouterr().err
+
+
+def test_a_task_of_an_old_module_is_found(capsys):
+    assert find_task("implicit_reasoning.grokked:published") is published
+    assert "is now called 'implicit_reasoning.grokked_transformer'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("sweeps", "at_random", "random_search"),
+        ("sweeps.grids", "at_random", "random_search"),
+        ("sweeps.launchers.base", "Work", "LaunchRequest"),
+        ("sweeps.launchers.base", "Board", "ProgressReporter"),
+        ("model.blocks.base", "taker", "position_selector"),
+        ("model.blocks.cells", "insert", "insert_suffix"),
+        ("model.blocks.parameters", "within", "with_prefix"),
+        ("analysis.claims", "ENOUGH", "MIN_CLUSTERS"),
+        ("analysis.claims", "NEARLY_ALL", "MIN_LOWER_BOUND"),
+    ],
+)
+def test_files_of_users_may_import_old_names(module, old, new, capsys):
+    found: Any = importlib.import_module(f"implicit_reasoning.{module}")
+    assert getattr(found, old) is getattr(found, new)
+    assert f"{old!r} is now called {new!r}" in capsys.readouterr().err
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = found.nothing

@@ -148,7 +148,7 @@ MUTATIONS = {
         lambda real: lambda model, run, layer: real(model, run, min(layer + 1, model.spec.depth)),
     ),
     "trained chains": (
-        "implicit_reasoning.analysis.questions.all_questions",
+        "implicit_reasoning.analysis.queries.all_queries",
         lambda real: (
             lambda data: real(data)._replace(
                 trained=~real(data).trained  # absent and trained exchanged

@@ -91,7 +91,7 @@ def test_a_broken_instrument_fails_the_planted_test(monkeypatch, dataset, inputs
     if broken == "ridge":
         monkeypatch.setattr(probes, "ridge", lambda sums: jnp.zeros_like(sums.cross))
     else:  # what is read is also fitted to: then random labels are read as well
-        monkeypatch.setattr(probes, "outside_sums", _all_rows)
+        monkeypatch.setattr(probes, "leave_fold_out_sums", _all_rows)
     result, _ = run(Probes(), dataset, states=bridge_states(dataset, inputs["tokens"]))
     found = reads(result, held_out="prefix", truth="true", **E2) > 0.95
     clean = reads(result, held_out="prefix", truth="shuffled", **E2) < 0.2
