@@ -27,7 +27,7 @@ from implicit_reasoning.figures import (
     ORANGE,
     SKY,
     VERMILION,
-    dark,
+    darken,
     label_ends,
     new_drawing,
     split_style,
@@ -164,7 +164,7 @@ def draw_accuracy(studies: Mapping[str, Study]) -> Any:
         best = float(curves["shortcut"].sel(split="test_ii").mean())
         ax.axhline(best, color=BLUE, linewidth=0.9, linestyle="-.", alpha=0.8)
         beside = best - 0.06 if best > 0.5 else 0.12  # clear of the curves
-        ax.text(1, beside, f"best shortcut, test_ii: {best:.2f}", color=dark(BLUE), size=7)
+        ax.text(1, beside, f"best shortcut, test_ii: {best:.2f}", color=darken(BLUE), size=7)
         _title(ax, arm, study)
         label_ends(ax, ends)
     axes[0].set_ylabel("accuracy on probe rows")

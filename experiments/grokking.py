@@ -31,7 +31,7 @@ import runs
 
 from implicit_reasoning.config import Flag, parse_flags, to_json
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
+from implicit_reasoning.figures import darken, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import atomic_write, write_json
 from implicit_reasoning.report import write_report
 from implicit_reasoning.runs import Run
@@ -120,7 +120,9 @@ def draw(trained: list[Run]) -> Any:
         best = max(rule["test_ii"] for rule in shortcuts(run.dataset).values())
         color = split_style("test_ii")["color"]
         ax.axhline(best, color=color, linewidth=0.9, linestyle="-.", alpha=0.8)
-        ax.text(1, best - 0.045, f"best shortcut on test_ii: {best:.2f}", color=dark(color), size=8)
+        ax.text(
+            1, best - 0.045, f"best shortcut on test_ii: {best:.2f}", color=darken(color), size=8
+        )
         ax.set_title(f"world and initialisation seed {run.config.seed}", fontsize=10)
         ax.set_ylim(-0.015, 1.03)
         label_ends(ax, ends)

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from implicit_reasoning.config import Flag, parse_flags
-from implicit_reasoning.figures import BLUE, GREEN, ORANGE, dark, new_drawing
+from implicit_reasoning.figures import BLUE, GREEN, ORANGE, darken, new_drawing
 from implicit_reasoning.runs import load_arrays
 from implicit_reasoning.statistics import clustered_interval
 from implicit_reasoning.sweeps.figures import median_time
@@ -166,7 +166,7 @@ def draw_times(ax: Axes, found: xr.Dataset) -> None:
         for at, of_point in zip(x, of_decay, strict=True):
             _marks(ax, at, of_point, median_time(of_point), style)
             if lacking := int(np.isnan(of_point).sum()):
-                ax.text(at, never, str(lacking), color=dark(style[0]), ha="center", va="center")
+                ax.text(at, never, str(lacking), color=darken(style[0]), ha="center", va="center")
     ax.axhline(1.12 * last, color="black", linewidth=0.8)
     ax.text(
         *(0.99, never, f"runs not there by {last:,}"),

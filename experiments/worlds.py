@@ -41,7 +41,7 @@ from implicit_reasoning.config import (
     to_json,
 )
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.figures import dark, label_ends, new_drawing, split_style, step_axis
+from implicit_reasoning.figures import darken, label_ends, new_drawing, split_style, step_axis
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runs.config import completed
@@ -178,7 +178,7 @@ def draw_shortcut(ax: Any, found: list[dict[str, Any]]) -> None:
     best = float(np.mean([value for value in levels if value is not None]))
     color = split_style(held_out(found[0]) or "")["color"]
     ax.axhline(best, color=color, linewidth=0.9, linestyle="-.", alpha=0.8)
-    ax.text(1, best - 0.055, f"best shortcut: {best:.2f}", color=dark(color), size=7)
+    ax.text(1, best - 0.055, f"best shortcut: {best:.2f}", color=darken(color), size=7)
 
 
 def held_out(run: dict[str, Any]) -> str | None:

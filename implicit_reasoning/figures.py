@@ -154,22 +154,22 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8
     gap = 1.35 * size / 72 / (drawing.get_size_inches()[1] * ax.get_position().height)
     in_axes = (ax.transData + ax.transAxes.inverted()).transform
     placed = sorted((float(in_axes((0, y))[1]), text, color) for y, text, color in ends)
-    heights = spread([height for height, _, _ in placed], gap)
+    heights = spread_apart([height for height, _, _ in placed], gap)
     frame: dict[str, Any] = {"transform": ax.transAxes}
     for (end, text, color), height in zip(placed, heights, strict=True):
         ax.plot([1.003, 1.018], [end, height], color=color, linewidth=0.8, clip_on=False, **frame)
         ax.text(
-            1.023, height, text, color=dark(color), fontsize=size, va="center_baseline", **frame
+            1.023, height, text, color=darken(color), fontsize=size, va="center_baseline", **frame
         )
 
 
-def dark(color: str) -> tuple[float, float, float]:
+def darken(color: str) -> tuple[float, float, float]:
     """A colour made darker, for small type in it to be readable on white."""
     red, green, blue = to_rgb(color)
     return 0.75 * red, 0.75 * green, 0.75 * blue
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights pushed up to be `gap` apart, and down again where they pass the top, 1."""
     placed: list[float] = []
     for height in heights:

@@ -11,7 +11,7 @@ import pytest
 from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.grokked_transformer import import_grokked
-from implicit_reasoning.runs import Checkpoints, Damaged, Layout, Run, checkpoints
+from implicit_reasoning.runs import Checkpoints, DamagedCheckpoint, Layout, Run, checkpoints
 from implicit_reasoning.runs.stores import read_tree
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.sweeps import define, run_sweep
@@ -115,7 +115,7 @@ def test_a_step_without_its_manifest_is_noticed_and_recovered_as_documented(tmp_
     assert caught.value.filename == str(folder / "3")
     with pytest.raises(OSError, match="parts were not put together"):
         store.close()
-    with pytest.raises(Damaged, match=r"docs/how-to/checkpoints\.md"):
+    with pytest.raises(DamagedCheckpoint, match=r"docs/how-to/checkpoints\.md"):
         read(folder)
     shutil.copytree(tmp_path / "lr=[0.1]", tmp_path / "runs" / "copied")
     page = Path("docs/how-to/checkpoints.md").read_text(encoding="utf-8")

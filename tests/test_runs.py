@@ -12,7 +12,7 @@ import xarray as xr
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import write_json
-from implicit_reasoning.runs import Checkpoints, HeldStore, Layout, Run, Store
+from implicit_reasoning.runs import CachedStore, Checkpoints, Layout, Run, Store
 from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import build
 from tests.training.tiny import tiny
@@ -333,7 +333,7 @@ def test_what_was_read_is_kept_as_far_as_memory_allows():
             return {"w": np.full(10, step, np.float32)}
 
     store = Counted()
-    held = HeldStore(store, limit=80)  # of two
+    held = CachedStore(store, limit=80)  # of two
     assert isinstance(held, Store) and held.steps == store.steps
     for _ in range(2):
         assert [held.params(step)["w"][0] for step in held.steps] == [0, 1, 2]

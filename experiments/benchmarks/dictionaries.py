@@ -138,7 +138,7 @@ class Ours:
         members = make_members(
             [0] * case.members, [float(case.k)] * case.members, range(case.members)
         )
-        dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(most=case.k))
+        dictionary = Dictionary(Autoencoder(case.width, case.width, case.d_sae), TopK(max_k=case.k))
         pools = stack_pools(pool[None], pool[None])
         mesh = fitting_mesh(case.members)
         recipe = DictionaryRecipe(dictionary, settings)

@@ -58,7 +58,7 @@ FLAGS = {
 D_SAE, K, BATCH, RATE = 256, 6, 1024, 3e-4
 POOL = 512  # steps that take their batches from one part of the samples
 VARIANTS = {
-    "topk": (TopK(most=K), float(K)),
+    "topk": (TopK(max_k=K), float(K)),
     "batch_topk": (BatchTopK(), float(K)),
     "matryoshka": (Matryoshka(widths=(D_SAE // 8, D_SAE // 4, D_SAE // 2)), float(K)),
     # Sizes are near 4.5: what is near 2 pays for being active, by a kernel a tenth as wide.

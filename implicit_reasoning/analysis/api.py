@@ -17,7 +17,7 @@ from implicit_reasoning.analysis.seeds import measure_seeds
 from implicit_reasoning.analysis.storage import CHECKPOINTS, identity_of
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import (
-    HeldStore,
+    CachedStore,
     Run,
     current_instrument,
     find_result,
@@ -120,9 +120,9 @@ def analyze_runs(
 
 def _holding(run: Run, count: int) -> Run:
     """The run, keeping in memory the checkpoints it reads, unless it does so already."""
-    if isinstance(run.store, HeldStore):
+    if isinstance(run.store, CachedStore):
         return run
-    return run.held(memory_per_program() // max(1, count))
+    return run.with_cache(memory_per_program() // max(1, count))
 
 
 def _there(
@@ -181,7 +181,7 @@ def analyze_all(
     """
     given = [runs] if isinstance(runs, Run) else runs
     memory = memory_per_program() // max(1, len(given))
-    runs = [run.held(memory) for run in given]
+    runs = [run.with_cache(memory) for run in given]
     chosen = default_instruments() if instruments is None else map(find_instrument, instruments)
     names = []
     for instrument in chosen:

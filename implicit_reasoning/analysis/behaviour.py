@@ -48,7 +48,7 @@ ANSWER_KINDS = {
 }
 """Kinds of answers and their colours, in order of priority: an answer is of the first that fits."""
 
-_MOST = 1000  # rows of a split
+_MAX_ROWS = 1000  # rows of a split
 _ABOVE = 0.05  # what accuracy must exceed the modal shortcuts by, to be more than they are
 _CHEAP = ("modal_r2", "modal_e1_r2")
 
@@ -76,7 +76,7 @@ class Behaviour(Instrument):
         """Probe rows of every split of chains; clusters are bridges."""
         need_chains(dataset)
         splits = chain_splits(dataset)
-        rows, group = choose_rows(dataset, splits, _MOST)
+        rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         rules = {
             name: rule.predict(dataset, rows)
             for name, rule in RULES.items()

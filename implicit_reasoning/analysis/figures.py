@@ -45,5 +45,5 @@ def figures(run: Run) -> list[Figure]:
             )
         results[name] = result
         drawn += instrument.figures(result)
-    results = used.of_one_kind(results)
+    results = used.with_same_intervals(results)
     return used.figures(results) + drawn if {"mean_swap", "erasure"} <= results.keys() else drawn

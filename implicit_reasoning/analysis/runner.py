@@ -41,7 +41,7 @@ from implicit_reasoning.runtime.machine import (
 )
 from implicit_reasoning.runtime.mapping import map_over_axis
 
-_MOST_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
+_MAX_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
 
 
 class DeviceInputs(NamedTuple):
@@ -76,7 +76,7 @@ class Runner:
         self.instrument, self.model = instrument, model
         self.mesh = sharding.make_mesh({"trial": -1, "data": 1, "model": 1})
         alone = jax.default_backend() == "cpu"
-        self.together = together or (1 if alone else _MOST_AT_ONCE)
+        self.together = together or (1 if alone else _MAX_AT_ONCE)
         self.traces = 0
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
@@ -87,7 +87,7 @@ class Runner:
         """
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-        most = max(1, min(_MOST_AT_ONCE, memory_per_program() // (2 * size)))
+        most = max(1, min(_MAX_AT_ONCE, memory_per_program() // (2 * size)))
         devices = self.mesh.shape["trial"]
         return devices * chunk_size(-(-count // devices), most)
 
@@ -260,7 +260,7 @@ def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
     }
 
 
-def chunk_size(count: int, most: int = _MOST_AT_ONCE) -> int:
+def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
     """Checkpoints in a call: at most `most`, so that few are computed to fill the last."""
     if count <= most:
         return max(1, count)

@@ -117,7 +117,7 @@ def save_table(run: Run) -> None:
     are results that have another kind of intervals than the swap.
     """
     names = result_names(run.files.analysis)
-    results = of_one_kind({name: run.result(name) for name in names if name in _SOURCES})
+    results = with_same_intervals({name: run.result(name) for name in names if name in _SOURCES})
     needed = {"mean_swap": MeanSwap.version, "erasure": Erasure.version}
     if all(
         name in results and results[name].attrs.get("version", version) == version
@@ -126,7 +126,7 @@ def save_table(run: Run) -> None:
         run.save_result("used", table(results))
 
 
-def of_one_kind(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """The results that have the same kind of intervals (`statistics.INTERVALS`) as the swap."""
 
     def kind(name: str) -> int:

@@ -24,7 +24,7 @@ from implicit_reasoning.dictionaries.evolution import Evolution, over_training
 from implicit_reasoning.dictionaries.instrument import DictionaryInstrument, ExampleSource
 from implicit_reasoning.dictionaries.measure import Chosen, example_source, measure
 from implicit_reasoning.dictionaries.results import open_measured
-from implicit_reasoning.dictionaries.store import ALL, TRAINED, UNTRAINED, Dictionaries, Files
+from implicit_reasoning.dictionaries.store import ALL_STEPS, TRAINED, UNTRAINED, Dictionaries, Files
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays
 from implicit_reasoning.runtime.machine import provenance
@@ -127,7 +127,7 @@ def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
 
 
 def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
-    if instrument.needs_model and any(member.step == ALL for member in source.members):
+    if instrument.needs_model and any(member.step == ALL_STEPS for member in source.members):
         raise NotApplicable(
             f"instrument {instrument.name!r} runs the model with a dictionary in it; a dictionary "
             "of all checkpoints has no such model"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from implicit_reasoning.dictionaries.sparse import Sparse, gather_sum, taken_dot
+from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot_of, gather_sum
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
@@ -62,7 +62,7 @@ class Architecture:
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
         """Those of chosen features out of all of them, `projected`; a gradient passes here only."""
-        return taken_dot(self.centred(params, x), index, params["W_enc"].T, projected)
+        return gather_dot_of(self.centred(params, x), index, params["W_enc"].T, projected)
 
     def project_some(
         self, params: Params, x: Inputs, index: Int[Array, " some"]

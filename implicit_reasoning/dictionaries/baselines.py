@@ -39,7 +39,7 @@ from implicit_reasoning.dictionaries.measures.bridges import bridge_position
 from implicit_reasoning.dictionaries.resolved import resolve
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.dictionaries.states import Split, states
-from implicit_reasoning.dictionaries.store import ALL, UNTRAINED, Dictionaries, Member
+from implicit_reasoning.dictionaries.store import ALL_STEPS, UNTRAINED, Dictionaries, Member
 from implicit_reasoning.dictionaries.train import train_members
 from implicit_reasoning.model import Params
 from implicit_reasoning.model.blocks import GPT2Block
@@ -96,8 +96,8 @@ class Neurons(InferenceDictionary):
             self.architecture.project(params, x) + params["b_enc"][None]
         )
         written = acts * self.architecture.norms(params)[None]
-        few = jnp.arange(self.most)[None] < params["k"]
-        index = jax.lax.top_k(written, self.most)[1]
+        few = jnp.arange(self.max_k)[None] < params["k"]
+        index = jax.lax.top_k(written, self.max_k)[1]
         value = jnp.take_along_axis(jax.nn.relu(acts), index, axis=1)
         return Sparse(jnp.where(few, value, 0.0), index).dense(self.architecture.d_sae)
 
@@ -120,7 +120,7 @@ def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
     settings = dataclasses.replace(resolved.recipe.settings, frozen_decoder=True)
     frozen = dataclasses.replace(resolved.recipe, settings=settings)
     arms = {FROZEN: (dataclasses.replace(resolved, recipe=frozen), wanted)}
-    if wanted[0].step != ALL and 0 in run.steps and not made.numbers(step=0):
+    if wanted[0].step != ALL_STEPS and 0 in run.steps and not made.numbers(step=0):
         first = [member._replace(steps=(0,)) for member in wanted]
         arms[UNTRAINED] = resolved, first
     for name, (how, members) in arms.items():

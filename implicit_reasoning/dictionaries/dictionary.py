@@ -104,12 +104,9 @@ class Dictionary:
 
     def for_inference(self) -> InferenceDictionary:
         """What `finish` makes parameters for."""
-        most = (
-            getattr(self.activation_fn, "most", 0)
-            if self.activation_fn.saelens_architecture == "topk"
-            else 0
-        )
-        return InferenceDictionary(self.architecture, self.activation_fn.saelens_architecture, most)
+        name = self.activation_fn.saelens_architecture
+        max_k = getattr(self.activation_fn, "max_k", 0) if name == "topk" else 0
+        return InferenceDictionary(self.architecture, name, max_k)
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,12 @@ class InferenceDictionary:
       architecture: its linear maps.
       saelens_architecture: SAELens's name of how activations are made: `standard` (ReLU), `gated`,
         `topk`, or `jumprelu` (thresholds).
-      most: of `topk`, the largest k there is; how many is a parameter, `k`.
+      max_k: of `topk`, the largest k there is; how many is a parameter, `k`.
     """
 
     architecture: Architecture
     saelens_architecture: str
-    most: int = 0
+    max_k: int = 0
 
     def __post_init__(self) -> None:
         if self.saelens_architecture not in SAELENS_ARCHITECTURES:
@@ -133,11 +130,11 @@ class InferenceDictionary:
                 f"there is no architecture {self.saelens_architecture!r}; there are "
                 f"{', '.join(SAELENS_ARCHITECTURES)}"
             )
-        if (self.most > 0) != (self.saelens_architecture == "topk"):
-            raise InputError(f"`most` goes with topk, and with nothing else; it is {self.most}")
-        if self.most > self.architecture.d_sae:
+        if (self.max_k > 0) != (self.saelens_architecture == "topk"):
+            raise InputError(f"`max_k` goes with topk, and with nothing else; it is {self.max_k}")
+        if self.max_k > self.architecture.d_sae:
             raise InputError(
-                f"k is {self.most}, more than the {self.architecture.d_sae} features there are"
+                f"k is {self.max_k}, more than the {self.architecture.d_sae} features there are"
             )
 
     @highest_precision
@@ -151,8 +148,8 @@ class InferenceDictionary:
         if self.saelens_architecture == "jumprelu":
             return jnp.where(pre > params["threshold"][None], jax.nn.relu(pre), 0.0)
         if self.saelens_architecture == "topk":
-            value, index = jax.lax.top_k(pre, self.most)
-            few = jnp.arange(self.most)[None] < params["k"]
+            value, index = jax.lax.top_k(pre, self.max_k)
+            few = jnp.arange(self.max_k)[None] < params["k"]
             return Sparse(jnp.where(few, jax.nn.relu(value), 0.0), index).dense(
                 self.architecture.d_sae
             )

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from implicit_reasoning.analysis.instrument import BaseInstrument
 from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
-from implicit_reasoning.dictionaries.store import ALL, TRAINED, Dictionaries
+from implicit_reasoning.dictionaries.store import ALL_STEPS, TRAINED, Dictionaries
 
 _SEED = 0
 
@@ -124,7 +124,7 @@ def _before(made: Dictionaries, number: int) -> int | None:
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "seed": member.seed}
     earlier = [other for other in made.numbers(**like) if made.members[other].step < member.step]
-    none = member.step == ALL or not earlier
+    none = member.step == ALL_STEPS or not earlier
     return None if none else max(earlier, key=lambda other: made.members[other].step)
 
 

@@ -193,8 +193,8 @@ def _activation_fn(
                 "package.module:Class of your own"
             )
     known = {field.name for field in dataclasses.fields(make)}
-    if "most" in known:
-        options["most"] = int(max(sparsities))
+    if "max_k" in known:
+        options["max_k"] = int(max(sparsities))
     unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(

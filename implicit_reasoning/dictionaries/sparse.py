@@ -52,7 +52,7 @@ def gather_dot(
 
 
 @jax.custom_vjp
-def taken_dot(
+def gather_dot_of(
     x: Float[Array, "batch width"],
     index: Int[Array, "batch k"],
     rows: Float[Array, "row width"],
@@ -103,13 +103,13 @@ def _dot_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array]:
 
 
 def _taken_forward(x: Array, index: Array, rows: Array, dense: Array) -> tuple[Array, Saved]:
-    return taken_dot(x, index, rows, dense), (x, index, rows)
+    return gather_dot_of(x, index, rows, dense), (x, index, rows)
 
 
 def _taken_backward(saved: Saved, grad: Array) -> tuple[Array, None, Array, None]:
     return (*_dot_backward(saved, grad), None)
 
 
-taken_dot.defvjp(_taken_forward, _taken_backward)
+gather_dot_of.defvjp(_taken_forward, _taken_backward)
 gather_sum.defvjp(_sum_forward, _sum_backward)
 gather_dot.defvjp(_dot_forward, _dot_backward)

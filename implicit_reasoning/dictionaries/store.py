@@ -36,7 +36,7 @@ from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
 
-ALL = -1
+ALL_STEPS = -1
 """In place of a step: of a crosscoder, which is of all checkpoints."""
 
 
@@ -71,7 +71,7 @@ class Member(NamedTuple):
     @property
     def step(self) -> int:
         """The checkpoint, or `ALL`."""
-        return self.steps[0] if len(self.steps) == 1 else ALL
+        return self.steps[0] if len(self.steps) == 1 else ALL_STEPS
 
     @property
     def sites(self) -> Sites:
@@ -210,7 +210,7 @@ def save(files: Files, dictionaries: Dictionaries) -> None:
         "kind": dictionaries.config.architecture,
         "sizes": dataclasses.asdict(dictionaries.dictionary.architecture),
         "architecture": dictionaries.dictionary.saelens_architecture,
-        "most": dictionaries.dictionary.most,
+        "most": dictionaries.dictionary.max_k,
         "members": [member._asdict() for member in dictionaries.members],
         "made_with": provenance(),
     }

@@ -30,7 +30,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import FORMAT_VERSION, write_json
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, check_path, read_starts
-from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.runs.stores import finished_steps
 from implicit_reasoning.runtime.mapping import fitting_mesh
 from implicit_reasoning.runtime.shutdown import shutdown_requests
 from implicit_reasoning.runtime.writers import MetricsFile
@@ -80,7 +80,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
 
 def _begin(files: Files, config: ConfigDict) -> None:
     """Write down what is trained, and under which versions and settings this start trains it."""
-    newest = max(numbered(files.resume), default=0)
+    newest = max(finished_steps(files.resume), default=0)
     if newest:
         check_numerics(files.folder, read_starts(files.provenance))
     write_json(files.config, {FORMAT_VERSION: FORMAT, **to_json(config)})

@@ -21,7 +21,7 @@ from implicit_reasoning.sweeps.figures import figures
 from implicit_reasoning.sweeps.opened import Runs
 from implicit_reasoning.training.phases import Splits
 
-_MOST_ROWS = 2_000  # of the table, for a browser to sort it at once
+_MAX_ROWS = 2_000  # of the table, for a browser to sort it at once
 _SHOWN = (DONE, RUNNING, STOPPED, FAILED, DIVERGED, PRUNED)
 
 
@@ -110,7 +110,7 @@ def _tiles(statuses: dict[str, Status]) -> list[dict[str, Any]]:
 
 def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[list[TableCell]]]:
     keys, short = runs.sweep.keys, short_keys(runs.sweep.keys)
-    begun = [name for name in runs.names if runs.rows(name)][:_MOST_ROWS]
+    begun = [name for name in runs.names if runs.rows(name)][:_MAX_ROWS]
     splits = Splits.of(runs[begun[0]].dataset) if begun else Splits(None, None, None)
     accuracies = [s for s in (splits.trained, splits.held_out, splits.cross) if s is not None]
     phases = runs.phases()
@@ -126,7 +126,7 @@ def _table(runs: Runs, statuses: dict[str, Status]) -> tuple[list[str], list[lis
         *(t.replace("_", " ") for t in times),
     ]
     rows = []
-    for name in list(runs.sweep.trials)[:_MOST_ROWS]:
+    for name in list(runs.sweep.trials)[:_MAX_ROWS]:
         status = statuses[name]
         last = _last_evaluation(runs, name) if name in begun else {}
         where = phases.trial.values.tolist().index(name) if name in runs.names else None

@@ -23,7 +23,7 @@ from implicit_reasoning.runs.results import (
     result_names,
 )
 from implicit_reasoning.runs.run import Run
-from implicit_reasoning.runs.stacked import begin_row, end_row, read_parts
+from implicit_reasoning.runs.stacked import begin_segment, end_segment, read_segments
 from implicit_reasoning.runs.starts import read_starts
 from implicit_reasoning.runs.stores import FolderStore, HeldStore, Store
 
@@ -35,18 +35,18 @@ __all__ = [
     "Layout",
     "Run",
     "Store",
-    "begin_row",
+    "begin_segment",
     "check_path",
     "completed",
     "current_instrument",
     "default_config",
-    "end_row",
+    "end_segment",
     "find_result",
     "fingerprint",
     "load_arrays",
     "load_result",
     "read_config",
-    "read_parts",
+    "read_segments",
     "read_starts",
     "result_names",
     "save_arrays",

@@ -54,7 +54,7 @@ class Run:
         last = f" up to step {steps[-1]}" if steps else ""
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
-    def held(self, limit: int) -> Run:
+    def with_cache(self, limit: int) -> Run:
         """The same run, which keeps in memory what it reads, as far as a limit of bytes allows."""
         run = copy.copy(self)
         run.store = HeldStore(self.store, limit)

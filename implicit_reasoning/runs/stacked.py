@@ -24,7 +24,7 @@ from implicit_reasoning.runs.stores import FolderStore, Store, numbered, read_tr
 _HELD_BYTES = 2**30  # of a population's checkpoints: its trials are read one after the other
 
 
-class Part(NamedTuple):
+class PopulationSegment(NamedTuple):
     """A stay in a population.
 
     Attributes:
@@ -38,14 +38,16 @@ class Part(NamedTuple):
     last: int | None
 
 
-def read_parts(files: Layout) -> list[Part]:
+def read_segments(files: Layout) -> list[PopulationSegment]:
     """The populations of a trial, in order; none for a run that was trained alone."""
     if not files.stacked.exists():
         return []
     try:
         return [
             # Resolved: what is read of a population for one trial is known again for the next.
-            Part((files.workdir / part["folder"]).resolve(), int(part["row"]), part["last"])
+            PopulationSegment(
+                (files.workdir / part["folder"]).resolve(), int(part["row"]), part["last"]
+            )
             for part in read_json(files.stacked)["parts"]
         ]
     except (KeyError, TypeError, ValueError):
@@ -54,22 +56,22 @@ def read_parts(files: Layout) -> list[Part]:
         ) from None
 
 
-def begin_row(files: Layout, population: Path, row: int, step: int) -> None:
+def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
     """Note that a trial goes on at `step` as a row of a population; the parts before end there."""
     ended = [
         part._replace(last=step if part.last is None else min(step, part.last))
-        for part in read_parts(files)
+        for part in read_segments(files)
     ]
-    _write(files, [*ended, Part(population, row, None)])
+    _write(files, [*ended, PopulationSegment(population, row, None)])
 
 
-def end_row(files: Layout, step: int) -> None:
+def end_segment(files: Layout, step: int) -> None:
     """Note that no later checkpoint counts; nothing for a run that was trained alone."""
-    if parts := read_parts(files):
+    if parts := read_segments(files):
         _write(files, [*parts[:-1], parts[-1]._replace(last=step)])
 
 
-def _write(files: Layout, parts: Sequence[Part]) -> None:
+def _write(files: Layout, parts: Sequence[PopulationSegment]) -> None:
     kept = [
         # Relative, so that a sweep's directory can be moved.
         {**part._asdict(), "folder": _relative(part.folder, files.workdir)}
@@ -85,14 +87,14 @@ def _relative(folder: Path, workdir: Path) -> str:
 def open_store(files: Layout, model: Transformer) -> Store:
     """Where the parameters of a run directory are."""
     own = FolderStore(files.checkpoints, model)
-    parts = read_parts(files)
-    return PartsStore(parts, own, model) if parts else own
+    parts = read_segments(files)
+    return SegmentsStore(parts, own, model) if parts else own
 
 
-class PartsStore:
+class SegmentsStore:
     """A trial's rows of the checkpoints of its populations, and what it has of its own."""
 
-    def __init__(self, parts: Sequence[Part], own: Store, model: Transformer):
+    def __init__(self, parts: Sequence[PopulationSegment], own: Store, model: Transformer):
         """Nothing is read yet."""
         self._parts, self._own = parts, own
         self._like = jax.eval_shape(model.init, jax.random.key(0))
@@ -116,7 +118,7 @@ class PartsStore:
                 return params
         return self._own.params(step)
 
-    def _steps_of(self, part: Part) -> list[int]:
+    def _steps_of(self, part: PopulationSegment) -> list[int]:
         steps = numbered(part.folder / "checkpoints")
         return [step for step in steps if part.last is None or step <= part.last]
 

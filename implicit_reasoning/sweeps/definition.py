@@ -76,14 +76,14 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
       InputError: there is no such sweep; or, all at once, what is wrong with its trials.
     """
     base = apply_overrides(load_config(spec), overrides or {})
-    function = choose(name, functions(spec, "sweep_"))
+    function = choose(name, functions_with_prefix(spec, "sweep_"))
     found = function()
     if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
         raise InputError(f"sweep_{name}() of {spec} gave a {type(found).__name__}, not trials")
     return make_sweep(base, list(found))
 
 
-def functions(spec: str, prefix: str) -> dict[str, Any]:
+def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
     """The functions of a configuration's file whose names begin with a prefix, without it."""
     where = spec.partition(":")[0]
     found = inspect.getmembers(config_module(where), inspect.isfunction)

@@ -18,7 +18,7 @@ from implicit_reasoning.figures import (
     SKY,
     VERMILION,
     Figure,
-    dark,
+    darken,
     label_ends,
     new_drawing,
     step_axis,
@@ -27,7 +27,7 @@ from implicit_reasoning.sweeps.opened import SEEDS, Runs
 from implicit_reasoning.training.phases import Splits
 
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-_MOST_POINTS = len(_COLORS)  # that curves can be told apart by colour
+_MAX_POINTS = len(_COLORS)  # that curves can be told apart by colour
 _PHASES = {
     "memorised": ("memorised: training chains .99", "o", BLACK),
     "in_distribution_half": ("held-out chains .5", "D", SKY),
@@ -86,13 +86,13 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
         last = middle[np.isfinite(middle)]
         if len(last):
             ends.append((float(last[-1]), f"{point} (n {len(numbers)})", color))
-    if len(points) <= 3 * _MOST_POINTS:
+    if len(points) <= 3 * _MAX_POINTS:
         label_ends(ax, ends)
     caption = (
         f"Accuracy of the probe rows of {split}. Thin: single trials. Thick: the median of the "
         "trials that differ in seeds only; shaded: the middle half of more than two."
     )
-    if len(points) > _MOST_POINTS:
+    if len(points) > _MAX_POINTS:
         caption += f" There are {len(points)} points: colours repeat."
     return Figure(f"accuracy_{split}", f"Accuracy on {title}", caption, drawing)
 
@@ -127,7 +127,7 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
             missing = int(np.isnan(times).sum())
             if missing:
                 text = f"{missing} of {len(times)}"
-                ax.text(last * 1.15, at, text, color=dark(color), fontsize=7, va="center")
+                ax.text(last * 1.15, at, text, color=darken(color), fontsize=7, va="center")
     ax.axvline(last, color=BLACK, linewidth=0.6)
     ax.text(last * 1.15, -0.85, _NOT_REACHED, fontsize=7.5, va="center")
     ax.set_yticks(range(len(shown)), [point for point, _ in shown], fontsize=8.5)

@@ -38,7 +38,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import check_path
 from implicit_reasoning.runtime.writers import read_metrics
-from implicit_reasoning.sweeps.definition import functions, make_sweep
+from implicit_reasoning.sweeps.definition import functions_with_prefix, make_sweep
 from implicit_reasoning.sweeps.directory import (
     DONE,
     PRUNED,
@@ -95,7 +95,7 @@ def find_space(
 ) -> tuple[ConfigDict, Space]:
     """The base configuration, and `space_<name>()` of its file."""
     base = apply_overrides(load_config(spec), overrides or {})
-    space = choose(name, functions(spec, "space_"))()
+    space = choose(name, functions_with_prefix(spec, "space_"))()
     if not isinstance(space, Mapping) or not all(hasattr(d, "suggest") for d in space.values()):
         raise InputError(f"space_{name}() of {spec} gave {space!r}, which is no space")
     return base, space

@@ -15,12 +15,12 @@ from implicit_reasoning.figures import (
     GREY,
     VERMILION,
     Figure,
-    dark,
+    darken,
     label_ends,
     log_axis,
     new_drawing,
     split_style,
-    spread,
+    spread_apart,
     step_axis,
 )
 from implicit_reasoning.runs import Run
@@ -249,7 +249,7 @@ def _label(
 def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
     """The best shortcut of each split as a thin line, named at the left, where curves are low."""
     lowest_first = sorted((accuracy, split, rule) for split, (accuracy, rule) in floors.items())
-    heights = spread([accuracy + 0.024 for accuracy, _, _ in lowest_first], gap=0.042)
+    heights = spread_apart([accuracy + 0.024 for accuracy, _, _ in lowest_first], gap=0.042)
     # Names on white, over the lines but under the curves: nothing measured is ever hidden.
     line: dict[str, Any] = {"linestyle": (0, (6, 2, 1, 2)), "linewidth": 0.9, "zorder": 1.8}
     name: dict[str, Any] = {
@@ -265,7 +265,7 @@ def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
         text = f"shortcut on {split}: {rule.replace('_', ' ')}, {accuracy:.1%}"
         if accuracy > 0.95:  # below the line, or it would leave the axes
             height = accuracy - 0.028
-        ax.text(0.008, height, text, color=dark(color), **name)
+        ax.text(0.008, height, text, color=darken(color), **name)
 
 
 def _draw_phases(ax: Axes, found: Phases) -> None:

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Checkpoints, Damaged
+from implicit_reasoning.runs import Checkpoints, DamagedCheckpoint
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.progress import ProgressBar, say
 from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest, signal_name
@@ -224,7 +224,7 @@ class ResumableLoop(Generic[State]):
             state, said = None, ""
             try:
                 state = training.restore(step, partial(self._states.restore, step))
-            except Damaged as damage:
+            except DamagedCheckpoint as damage:
                 said = str(damage)
             readable = np.array([state is not None], np.float32)
             if distributed.allgather(readable).all() and state is not None:

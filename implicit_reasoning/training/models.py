@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
-from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path, completed, end_row
+from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path, completed, end_segment
 from implicit_reasoning.runtime import distributed, profiling, sharding
 from implicit_reasoning.runtime.shutdown import shutdown_requests
 from implicit_reasoning.training import directory, saved_states, setup
@@ -77,7 +77,7 @@ def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
     if saved is None or saved.row is None:
         return None
     if distributed.is_primary():
-        end_row(files, saved.step)
+        end_segment(files, saved.step)
     return saved_states.read([saved], program.like, stacked=False)
 
 

@@ -40,7 +40,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.statistics import ClusterIntervals
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
-from implicit_reasoning.worlds.shortcuts import scored_probes, shortcuts_right
+from implicit_reasoning.worlds.shortcuts import scored_probes, shortcut_correctness
 
 MIN_CONSECUTIVE = 3
 
@@ -138,7 +138,7 @@ def phase_criteria(dataset: Dataset) -> tuple[Splits, float | None]:
     splits = Splits.of(dataset)
     if splits.cross is None:
         return splits, None
-    by_rule = shortcuts_right(dataset, [splits.cross])
+    by_rule = shortcut_correctness(dataset, [splits.cross])
     right = [by_split[splits.cross] for by_split in by_rule.values() if splits.cross in by_split]
     if not right:
         return splits, None

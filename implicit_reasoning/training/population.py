@@ -28,8 +28,14 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Damaged, Layout, begin_row, check_path, read_starts
-from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.runs import (
+    DamagedCheckpoint,
+    Layout,
+    begin_segment,
+    check_path,
+    read_starts,
+)
+from implicit_reasoning.runs.stores import finished_steps
 from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.runtime.mapping import map_over_axis
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
@@ -86,12 +92,12 @@ def train_population(
 
     Raises:
       InputError: the trials cannot be one population, or another process trains one of them.
-      Damaged: the newest state of one cannot be read, and is set aside: it goes on from the one
-        before it, which may be of another step than the other trials'.
+      DamagedCheckpoint: the newest state of one cannot be read, and is set aside: it goes on from
+        the one before it, which may be of another step than the other trials'.
       Interrupted: a signal came; the states are saved.
       PeerLost: another process is gone; what was saved before is whole.
     """
-    if numbered(files.resume) or numbered(files.checkpoints):
+    if finished_steps(files.resume) or finished_steps(files.checkpoints):
         raise InputError(f"there is a population in {files.workdir}; each start makes a new one")
     for each in (files, *(trial.files for trial in trials)):
         check_path(each.workdir)
@@ -114,7 +120,7 @@ def train_population(
         for row, trial in enumerate(trials):
             directory.begin(trial.files, trial.config, trial.dataset)
             if distributed.is_primary():
-                begin_row(trial.files, files.workdir, row, start.step if start else 0)
+                begin_segment(trial.files, files.workdir, row, start.step if start else 0)
         training = ModelTraining(program, records, files, start=start)
         with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
             training.loop(title).run(stop, shutdown)
@@ -140,7 +146,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     start, damage = None, None
     try:
         start = saved_states.read(found, program.like, stacked=True)
-    except Damaged as error:
+    except DamagedCheckpoint as error:
         damage = error
     if distributed.allgather(np.array([damage is None], np.float32)).all():
         return start

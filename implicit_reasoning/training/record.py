@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from implicit_reasoning.config import flatten, to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, read_json, write_npz
-from implicit_reasoning.runs import Layout, Run, end_row
+from implicit_reasoning.runs import Layout, Run, end_segment
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.writers import MetricsFile, Row, TensorBoard
 from implicit_reasoning.training import directory, setup
@@ -130,7 +130,7 @@ class Record:
         """Nothing more comes: the loss or its gradient was not finite at `step`."""
         self.diverged = step
         if distributed.is_primary():
-            end_row(self.files, step)
+            end_segment(self.files, step)
         if self._lost:
             self._lost(step)
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from implicit_reasoning.runs import Layout, read_parts
-from implicit_reasoning.runs.stores import numbered, read_tree
+from implicit_reasoning.runs import Layout, read_segments
+from implicit_reasoning.runs.stores import finished_steps, read_tree
 from implicit_reasoning.training.step import TrainState
 
 
@@ -47,9 +47,9 @@ def newest(files: Layout) -> SavedState | None:
 def all_states(files: Layout) -> list[SavedState]:
     """All states of a run or trial, of whatever company it was in."""
     own = files.resume.resolve()  # as those of populations are, and as damage is named
-    found = [SavedState(own, None, step) for step in numbered(own)]
-    for part in read_parts(files):
-        steps = numbered(part.folder / "resume")
+    found = [SavedState(own, None, step) for step in finished_steps(own)]
+    for part in read_segments(files):
+        steps = finished_steps(part.folder / "resume")
         counted = [step for step in steps if part.last is None or step <= part.last]
         found += [SavedState(part.folder / "resume", part.row, step) for step in counted]
     return found
@@ -71,7 +71,7 @@ def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> Sta
       stacked: put them together along a leading axis; else there is one, which stays as it is.
 
     Raises:
-      Damaged: one cannot be read.
+      DamagedCheckpoint: one cannot be read.
     """
     tree = {"state": like, "first_correct": 0}
     files = {(each.folder, each.step) for each in saved}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.every")
-_MOST = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
+_MAX_EVENTS = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
 
 
 def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
@@ -36,10 +36,10 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
 def faults(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the intervals of a configuration, by dotted name, in words."""
     steps = values["steps"]
-    least = max(1, -(-steps // _MOST))
+    least = max(1, -(-steps // _MAX_EVENTS))
     return [
         f"{key} is {values[key]}; it must be at least {least}, for events of {steps:,} "
-        f"steps that one can wait for (at most {_MOST:,})"
+        f"steps that one can wait for (at most {_MAX_EVENTS:,})"
         for key in _INTERVALS
         if values[key] < least
     ]

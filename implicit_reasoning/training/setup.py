@@ -165,7 +165,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
     )
 
 
-class Functions(NamedTuple):
+class CompiledFunctions(NamedTuple):
     """The compiled functions of a `Program`, and what they say of the state; no arrays."""
 
     like: Any
@@ -175,11 +175,11 @@ class Functions(NamedTuple):
 
 
 @functools.lru_cache(maxsize=MAX_KEPT_PROGRAMS)
-def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool) -> Functions:
+def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool) -> CompiledFunctions:
     """The same functions for equal programs, which are then traced and compiled once a process."""
     shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
     places = sharding.tree_shardings(mesh, shapes, mesh_axes(recipe.model), fsdp=fsdp)
-    return Functions(
+    return CompiledFunctions(
         like=placed(shapes, places),
         init=jax.jit(recipe.init, out_shardings=places),
         advance=jax.jit(recipe.run, donate_argnums=0, out_shardings=places),

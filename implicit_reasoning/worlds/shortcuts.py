@@ -163,11 +163,11 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
     """
     return {
         name: {split: float(right.mean()) for split, right in by_split.items()}
-        for name, by_split in shortcuts_right(dataset, dataset.splits).items()
+        for name, by_split in shortcut_correctness(dataset, dataset.splits).items()
     }
 
 
-def shortcuts_right(
+def shortcut_correctness(
     dataset: Dataset, splits: Sequence[str]
 ) -> dict[str, dict[str, Bool[np.ndarray, " probe"]]]:
     """Which probes of each of some test splits every rule answers correctly.

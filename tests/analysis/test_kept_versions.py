@@ -57,7 +57,7 @@ def test_results_of_another_kind_of_intervals_are_named_and_not_mixed(run, capsy
     results = {name: xr.Dataset() for name in ("mean_swap", "probes", "lens")}
     for name in ("mean_swap", "lens"):
         results[name].attrs["intervals"] = 2
-    assert set(used.of_one_kind(results)) == {"mean_swap", "lens"}
+    assert set(used.with_same_intervals(results)) == {"mean_swap", "lens"}
     run.save_result("lens", xr.Dataset().assign_attrs(found_at=f"{__name__}:Nothing"))
     assert figures(run) == []
     assert "the result of lens" in (said := capsys.readouterr().err)

@@ -205,6 +205,7 @@ def old_fingerprint(made):
         "saelens_architecture=": "architecture_=",
         "InferenceDictionary(architecture=": "Finished(kind=",
         "architecture_=": "architecture=",
+        "max_k=": "most=",
     }.items():
         about = about.replace(new, old)
     return fingerprint({"params": made.params, "about": np.frombuffer(about.encode(), np.uint8)})

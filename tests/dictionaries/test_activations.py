@@ -34,7 +34,7 @@ D, F, B = 4, 8, 6
 MADE = {
     "relu": ReLU(),
     "gated": Gated(),
-    "topk": TopK(most=3),
+    "topk": TopK(max_k=3),
     "batch_topk": BatchTopK(),
     "jumprelu": JumpReLU(),
     "jumprelu tanh": JumpReLU(mode="tanh", revive=0.1),
@@ -130,8 +130,8 @@ def test_gated():
 @pytest.mark.parametrize("few", [0, 32], ids=["by index", "of all"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_topk(k, few, monkeypatch):
-    monkeypatch.setattr(topk, "_FEW", few)
-    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(most=3))
+    monkeypatch.setattr(topk, "_MAX_DENSE_RATIO", few)
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(max_k=3))
     _, seen = loss_of(dictionary, params, x, y, k, dead)
     params, x, projected, norms = by_hand(params, x)
     pre = projected + params["b_enc"]
@@ -270,8 +270,8 @@ def test_gradients_are_those_of_finite_differences(architecture, name):
 
 @pytest.mark.parametrize("few", [0, 32], ids=["by index", "of all"])
 def test_topk_differentiates_as_if_all_features_were_computed(few, monkeypatch):
-    monkeypatch.setattr(topk, "_FEW", few)
-    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(most=3))
+    monkeypatch.setattr(topk, "_MAX_DENSE_RATIO", few)
+    dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], TopK(max_k=3))
 
     def dense(params):
         architecture = dictionary.architecture
@@ -353,7 +353,7 @@ def auxiliary_of(dictionary):
     return lambda *of: jax.device_get(compiled(*of))
 
 
-@pytest.mark.parametrize("activation_fn", [TopK(most=1), BatchTopK()], ids=["topk", "batch_topk"])
+@pytest.mark.parametrize("activation_fn", [TopK(max_k=1), BatchTopK()], ids=["topk", "batch_topk"])
 def test_auxk_by_hand(activation_fn):
     dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], activation_fn)
     auxiliary = auxiliary_of(dictionary)
@@ -376,7 +376,7 @@ def test_auxk_by_hand(activation_fn):
 
 def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
     """The sign: a step against the gradient brings what they write nearer to target - output."""
-    dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], TopK(most=1))
+    dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], TopK(max_k=1))
     dead, auxiliary = np.arange(F) >= 2, auxiliary_of(dictionary)
     (before, _), grads = auxiliary(params, dead, x, y)
     start = jax.device_get(params)
@@ -432,7 +432,7 @@ def test_a_finished_dictionary_writes_what_it_wrote_in_training(architecture, na
 def test_finished_dictionaries_say_what_they_are():
     with pytest.raises(InputError, match="no architecture 'tok'; there are standard"):
         InferenceDictionary(ARCHITECTURES["autoencoder"], "tok")
-    with pytest.raises(InputError, match="`most` goes with topk"):
+    with pytest.raises(InputError, match="`max_k` goes with topk"):
         InferenceDictionary(ARCHITECTURES["autoencoder"], "topk")
 
 

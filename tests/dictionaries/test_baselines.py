@@ -124,7 +124,7 @@ def test_transcoders_have_the_neurons_of_their_mlp(run, split):
     neurons: Any = one.dictionary
     width = neurons.architecture.d_sae
     everything = {**one.params, "k": np.int32(width)}
-    finished = dataclasses.replace(neurons, most=width)
+    finished = dataclasses.replace(neurons, max_k=width)
     _, hidden = use(one._replace(dictionary=finished, params=everything), x)
     sites = (one.member.write[0].replace("hook_mlp_out", "mlp.hook_post"),)
     expected = np.maximum(states_at(run, split, one.member, sites), 0)

@@ -51,7 +51,7 @@ encoded = jax.jit(InferenceDictionary.encode, static_argnums=0)
     [
         (Autoencoder(D, D, F), ReLU(), "standard"),
         (Autoencoder(D, D, F), Gated(), "gated"),
-        (Autoencoder(D, D, F), TopK(most=3), "topk"),
+        (Autoencoder(D, D, F), TopK(max_k=3), "topk"),
         (Autoencoder(D, D, F), BatchTopK(), "jumprelu"),
         (Transcoder(D, 4, F), ReLU(), "transcoder"),
         (SkipTranscoder(D, 4, F), JumpReLU(), "jumprelu_skip_transcoder"),
@@ -84,7 +84,7 @@ def test_an_encoder_that_does_not_subtract_the_bias_gives_the_same(tmp_path):
 
 def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
     """`rescale_acts_by_decoder_norm`: as in training, before norms are folded in."""
-    dictionary, params, x, *_ = at_random(Autoencoder(D, D, F), TopK(most=3))
+    dictionary, params, x, *_ = at_random(Autoencoder(D, D, F), TopK(max_k=3))
     whole = dictionary.for_inference()
     save_saelens(tmp_path, whole, params | {"k": jnp.int32(3)}, **SITES)
     config = read_json(tmp_path / "cfg.json")
@@ -104,7 +104,7 @@ def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "activation_fn", "said"),
     [
-        (Transcoder(D, 4, F), TopK(most=3), "SAELens has no topk transcoder"),
+        (Transcoder(D, 4, F), TopK(max_k=3), "SAELens has no topk transcoder"),
         (Crosscoder(D, D, F, n_parts=2), ReLU(), "SAELens has no standard crosscoder"),
         (CrossLayer(D, D, F, n_layers=2), ReLU(), "SAELens has no standard crosslayer"),
     ],
@@ -165,7 +165,10 @@ def test_cross_layer_transcoders_there_and_back(tmp_path, activation_fn):
 
 
 def test_what_circuit_tracer_does_not_have(tmp_path):
-    top, other = finished(Transcoder(D, D, F), TopK(most=3)), finished(Autoencoder(D, D, F), ReLU())
+    top, other = (
+        finished(Transcoder(D, D, F), TopK(max_k=3)),
+        finished(Autoencoder(D, D, F), ReLU()),
+    )
     with pytest.raises(InputError, match="no transcoders of topk"):
         save_transcoder_set(tmp_path / "there", [top[:2]])
     with pytest.raises(InputError, match="a Autoencoder is no transcoder of one layer"):

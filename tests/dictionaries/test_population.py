@@ -74,7 +74,7 @@ def trained(made, chunks=(40,)):
 
 @pytest.mark.parametrize(
     ("activation_fn", "sparsities"),
-    [(TopK(most=4), (2.0, 3.0)), (JumpReLU(), (0.02, 0.1))],
+    [(TopK(max_k=4), (2.0, 3.0)), (JumpReLU(), (0.02, 0.1))],
     ids=["topk", "jumprelu"],
 )
 def test_it_learns(activation_fn, sparsities):
@@ -83,12 +83,12 @@ def test_it_learns(activation_fn, sparsities):
 
 
 def test_members_are_what_they_are_alone_and_together():
-    alone = trained(population(TopK(most=4)))[0].params
-    together = trained(population(TopK(most=4), together=4))[0].params
+    alone = trained(population(TopK(max_k=4)))[0].params
+    together = trained(population(TopK(max_k=4), together=4))[0].params
     for name in alone:
         np.testing.assert_allclose(alone[name], together[name], atol=2e-5)
     members = make_members([1], [3.0], [1])  # the last of the four
-    recipe = DictionaryRecipe(Dictionary(Autoencoder(12, 12, 32), TopK(most=4)), SETTINGS)
+    recipe = DictionaryRecipe(Dictionary(Autoencoder(12, 12, 32), TopK(max_k=4)), SETTINGS)
     one = Population(recipe, pools(), members)
     by_itself = trained(one)[0].params
     for name in alone:
@@ -98,7 +98,7 @@ def test_members_are_what_they_are_alone_and_together():
 @pytest.mark.parametrize(
     ("activation_fn", "sparsities"),
     [
-        (TopK(most=4), (2.0, 3.0)),
+        (TopK(max_k=4), (2.0, 3.0)),
         (JumpReLU(), (0.02, 0.1)),
         pytest.param(BatchTopK(), (2.0, 3.0), marks=pytest.mark.slow),
     ],
@@ -130,7 +130,7 @@ def test_groups_of_states_weigh_the_same():
 
 
 def test_the_bias_begins_at_the_mean_of_a_batch_or_at_nothing():
-    dictionary = Dictionary(Autoencoder(12, 12, 32), TopK(most=4))
+    dictionary = Dictionary(Autoencoder(12, 12, 32), TopK(max_k=4))
 
     @jax.jit
     def begun(whole):
@@ -158,7 +158,7 @@ def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(arc
     settings = DictionaryTrainingSettings(
         steps=10, batch_size=32, unit_decoder=True, dead_after=0, resample_every=4
     )
-    made = population(TopK(most=2), (1.0, 1.0), architecture=architecture, settings=settings)
+    made = population(TopK(max_k=2), (1.0, 1.0), architecture=architecture, settings=settings)
     norms = jax.jit(jax.vmap(architecture.norms))
     state, _ = made.advance(made.begin(), 0, 3)
     np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
@@ -241,7 +241,7 @@ state = trained(population(activation_fn, sparsities, mesh=make_mesh(trial=4, mo
 assert state.params["W_enc"].sharding.spec == jax.sharding.PartitionSpec("trial", None, "model")
 np.savez(sys.argv[2], **state.params)
 """
-ON_DEVICES = {"topk": (TopK(most=4), (2.0, 3.0)), "relu": (ReLU(), (0.05, 0.1))}
+ON_DEVICES = {"topk": (TopK(max_k=4), (2.0, 3.0)), "relu": (ReLU(), (0.05, 0.1))}
 
 
 @pytest.mark.parametrize("name", ["topk", pytest.param("relu", marks=pytest.mark.slow)])

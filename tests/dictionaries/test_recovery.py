@@ -25,7 +25,7 @@ DATA = Synthetic()  # 512 directions in 128 dimensions, 8 of them active, in pai
 WIDTH, STATES, FRESH = 1024, 262_144, 8192
 TRAINED = {
     # activation_fn, sparsity, learning rate, steps, bounds of active features: near the true 8
-    "topk": (TopK(most=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
+    "topk": (TopK(max_k=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
     "batch_topk": (BatchTopK(), 8.0, 3e-3, 2000, (7.0, 9.0)),
     "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2500, (7.0, 9.0)),
     "gated": (Gated(), 1.2, 1e-3, 2500, (7.0, 10.5)),
@@ -73,7 +73,7 @@ def test_directions_are_recovered_by_few_features(name):
 
 def test_a_small_one_in_the_default_suite():
     data = Synthetic(n_directions=32, width=16, mean_active=2.0)
-    found, l0 = train(TopK(most=2), 2.0, 3e-3, 1500, data, 64, 65_536, batch=256)
+    found, l0 = train(TopK(max_k=2), 2.0, 3e-3, 1500, data, 64, 65_536, batch=256)
     assert found >= 0.95 and l0 <= 2
 
 

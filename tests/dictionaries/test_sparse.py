@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_sum, taken_dot
+from implicit_reasoning.dictionaries.sparse import Sparse, gather_dot, gather_dot_of, gather_sum
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_encoder(parts):
 
 def test_what_is_taken_has_the_gradients_of_what_is_computed(parts):
     value, index, x, rows = parts
-    taken = jax.vjp(lambda x, rows: taken_dot(x, index, rows, x @ rows.T), x, rows)
+    taken = jax.vjp(lambda x, rows: gather_dot_of(x, index, rows, x @ rows.T), x, rows)
     computed = jax.vjp(lambda x, rows: gather_dot(x, index, rows), x, rows)
     np.testing.assert_allclose(taken[0], computed[0], atol=1e-6)
     for ours, theirs in zip(taken[1](value), computed[1](value), strict=True):

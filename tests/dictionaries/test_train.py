@@ -230,7 +230,7 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
     [
         (
             {"options__mode": "tanh"},
-            "activation function 'topk' has no option 'mode'; it has aux, most",
+            "activation function 'topk' has no option 'mode'; it has aux, max_k",
         ),
         ({"activation_fn": "top"}, "no activation function 'top'; there are relu"),
         ({"architecture": "coder"}, "no architecture 'coder'; there are autoencoder"),

@@ -35,7 +35,7 @@ D, F, BATCH, TOLERANCE = 16, 40, 32, 1e-4
 FINISHED = {
     "relu": (Autoencoder(D, D, F), ReLU()),
     "gated": (Autoencoder(D, D, F), Gated()),
-    "topk": (Autoencoder(D, D, F), TopK(most=4)),
+    "topk": (Autoencoder(D, D, F), TopK(max_k=4)),
     "batch_topk": (Autoencoder(D, D, F), BatchTopK()),
     "matryoshka": (Autoencoder(D, D, F), Matryoshka(widths=(8,))),
     "jumprelu": (Autoencoder(D, D, F), JumpReLU(threshold=0.3)),
@@ -97,7 +97,7 @@ LOSSES = {
         {"l1": "l1_loss", "gate": "auxiliary_reconstruction_loss"},
     ),
     "topk": (
-        TopK(most=4),
+        TopK(max_k=4),
         4,
         "TopKTrainingSAE",
         {"k": 4},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.analysis.patching.grids import (
-    both_ways,
+    noising_and_denoising,
     part_names,
     patch_parts,
     patch_states,
@@ -50,7 +50,10 @@ def grids_of(made, patched, case):
     @jax.jit
     def ours(params):
         runs = [exact.forward(params, batch, sites=sites)[1] for batch in (tokens, others)]
-        return [both_ways(patch, exact, params, *runs) for patch in (patch_states, patch_parts)]
+        return [
+            noising_and_denoising(patch, exact, params, *runs)
+            for patch in (patch_states, patch_parts)
+        ]
 
     states, parts = (np.asarray(grid) for grid in ours(params))
     # [direction, block, part, pos, ...]: attention, the MLP, then the heads.

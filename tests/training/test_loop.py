@@ -13,7 +13,7 @@ from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run
-from implicit_reasoning.runs.stores import numbered
+from implicit_reasoning.runs.stores import finished_steps
 from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 from implicit_reasoning.training import models, train
@@ -93,7 +93,7 @@ def test_results_are_read_one_chunk_late_but_before_anything_is_kept(tmp_path):
         *("advance to 20", "arrive at 20", "write 20", "keep 20 on disk"),
         "close",
     ]
-    assert numbered(tmp_path / "resume") == (10, 20)
+    assert finished_steps(tmp_path / "resume") == (10, 20)
 
 
 def test_at_the_end_everything_is_written_and_a_state_only_where_it_is_asked_for(tmp_path):
@@ -101,7 +101,7 @@ def test_at_the_end_everything_is_written_and_a_state_only_where_it_is_asked_for
     training = Counting()
     assert run_loop(training, tmp_path) == 30
     assert training.calls[-3:] == ["arrive at 30", "write 30", "close"]
-    assert numbered(tmp_path / "resume") == (10, 20)
+    assert finished_steps(tmp_path / "resume") == (10, 20)
 
 
 def test_the_newest_state_counts_unless_training_begins_with_a_newer_one(tmp_path):
@@ -175,7 +175,7 @@ def assert_same(found, whole):
 def test_a_signal_saves_and_the_same_call_resumes(case, whole, monkeypatch):
     with stopped_after(monkeypatch, case.module, 2):
         case.train()
-    assert numbered(case.folder / "resume")
+    assert finished_steps(case.folder / "resume")
     assert_same(case.train(), whole)
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkey
     for _ in range(2):
         with stopped_after(monkeypatch, case.module, 1):
             case.train()
-    *_, before, newest = numbered(case.folder / "resume")
+    *_, before, newest = finished_steps(case.folder / "resume")
     assert before < newest
     [data] = (case.folder / "resume" / str(newest) / "default" / "d").iterdir()
     data.write_bytes(data.read_bytes()[:100])
@@ -198,7 +198,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkey
 def test_without_a_readable_state_it_says_how_to_begin_again(case, monkeypatch):
     with stopped_after(monkeypatch, case.module, 1):
         case.train()
-    for step in numbered(case.folder / "resume"):
+    for step in finished_steps(case.folder / "resume"):
         (case.folder / "resume" / str(step) / "default" / "manifest.ocdbt").write_bytes(b"")
     with pytest.raises(InputError, match=r"no state in .*resume can be read; remove that folder"):
         case.train()

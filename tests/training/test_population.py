@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.runs import Layout, Run, read_parts
+from implicit_reasoning.runs import Layout, Run, read_segments
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import Interrupted, saved_states, train
 from implicit_reasoning.training.population import train_population
@@ -77,8 +77,8 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
         jax.tree.map(np.testing.assert_array_equal, opened.params(), run.params())
         np.testing.assert_array_equal(opened.first_correct["step"], run.first_correct["step"])
         assert [row["step"] for row in opened.metrics] == [row["step"] for row in run.metrics]
-    assert [part.row for part in read_parts(made[1].files)] == [1, 0, 1]
-    assert [part.last for part in read_parts(made[1].files)] == [20, 40, None]
+    assert [part.row for part in read_segments(made[1].files)] == [1, 0, 1]
+    assert [part.last for part in read_segments(made[1].files)] == [20, 40, None]
 
 
 def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):

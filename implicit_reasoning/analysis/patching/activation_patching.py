@@ -37,7 +37,7 @@ from implicit_reasoning.analysis.claims import (
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching.grids import (
-    both_ways,
+    noising_and_denoising,
     part_names,
     patch_parts,
     patch_states,
@@ -61,7 +61,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 CORRUPTIONS = ("counterfactual", "symmetric", "noise")
 DIRECTIONS = ("noising", "denoising")
-_MOST = 150  # rows of a split
+_MAX_ROWS = 150  # rows of a split
 _SIGMAS = 3.0
 _SEED = 0
 
@@ -116,7 +116,7 @@ class ActivationPatching(Instrument):
         """Probe rows of every split of chains; an interval's unit is the bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
-        rows, group = choose_rows(dataset, splits, _MOST)
+        rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
         order = queries.prompt_order(dataset)
         token, answer = replacements(dataset, asked, random)
@@ -261,7 +261,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
 
     def states(kind: Array, place: Array) -> dict[str, Array]:
         logits, donor = corrupted(kind, place)
-        grid = both_ways(partial(patch_states, only=place), model, params, base, donor)
+        grid = noising_and_denoising(partial(patch_states, only=place), model, params, base, donor)
         answer, other = (example[name][:, kind, place] for name in ("answer", "shuffled"))
         return {
             "fraction": outcomes_of(grid, clean, answer),
@@ -272,7 +272,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
 
     def parts(place: Array) -> dict[str, Array]:
         _, donor = corrupted(jnp.int32(0), place)
-        grid = both_ways(partial(patch_parts, only=place), model, params, base, donor)
+        grid = noising_and_denoising(partial(patch_parts, only=place), model, params, base, donor)
         answer, other = (example[name][:, 0, place] for name in ("answer", "shuffled"))
         return {
             "part_fraction": outcomes_of(grid, clean, answer),

@@ -38,7 +38,7 @@ DONORS = ("own", "another's")
 OUTCOMES = ("unchanged", "repaired", "other")
 """The three shares of `outcomes.py`, of a wrong clean answer with the right one to change to."""
 
-_MOST = 150  # rows of a split
+_MAX_ROWS = 150  # rows of a split
 _SEED = 0
 _CELLS = ("donor", "pos", "from_layer", "layer", "example")
 
@@ -67,7 +67,7 @@ class BackPatching(Instrument):
         """Probe rows of every split of chains; an interval's unit is the bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
-        rows, group = choose_rows(dataset, splits, _MOST)
+        rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
         tokens = queries.prompt_tokens(dataset, asked.parts)
         other = np.random.default_rng(_SEED).permutation(len(rows))

@@ -176,7 +176,7 @@ def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, 
     return model.bind(params).readout(last, HookContext())
 
 
-def both_ways(
+def noising_and_denoising(
     patch: Callable[[Transformer, Params, Cache, Cache], Array],
     model: Transformer,
     params: Params,

@@ -49,7 +49,7 @@ from implicit_reasoning.worlds import Dataset
 
 DIRECTIONS = ("noising", "denoising")
 DONORS = ("pair", "another pair")
-_LEAST_GAP = 1e-4  # of a metric between the two runs of a group, for a ratio to mean anything
+_MIN_GAP = 1e-4  # of a metric between the two runs of a group, for a ratio to mean anything
 
 Patch = Callable[[Transformer, Params, Cache, Cache], Array]
 """From a model, its parameters, a base run and a donor run to logits [*cell, example, d_vocab]."""
@@ -120,7 +120,7 @@ class PairPatching(PairInstrument):
         )
         counted = correct[None] & jnp.isfinite(clean) & jnp.isfinite(corrupt)
         gap = mean_by_group(corrupt - clean, counted, inputs["member"])
-        wide = jnp.abs(gap) > _LEAST_GAP
+        wide = jnp.abs(gap) > _MIN_GAP
 
         def outcomes(example: dict[str, Any]) -> dict[str, Array]:
             return self._outcomes(model, params, example)

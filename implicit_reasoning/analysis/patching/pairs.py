@@ -28,7 +28,7 @@ from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.dataset import world_of
 
-_MOST = 150  # pairs of a group
+_MAX_PAIRS = 150  # pairs of a group
 _SEED = 0
 
 
@@ -74,7 +74,7 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
     need_chains(dataset)
     found = choose_pairs(dataset)
     keep = np.concatenate(
-        [np.flatnonzero(found.group == number)[:_MOST] for number in range(len(GROUPS))]
+        [np.flatnonzero(found.group == number)[:_MAX_PAIRS] for number in range(len(GROUPS))]
     )
     target, composed = found.target.only(keep), found.composed.only(keep)
     return PromptPairs(
@@ -106,7 +106,7 @@ def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
             f"{', '.join(dataset.positions)}"
         )
     place, splits = dataset.positions.index(token), chain_splits(dataset)
-    rows, group = choose_rows(dataset, splits, _MOST)
+    rows, group = choose_rows(dataset, splits, _MAX_PAIRS)
     asked = queries.queries_of_rows(dataset, rows)
     part = queries.prompt_order(dataset)[place]
     new, answer = (x[part] for x in replacements(dataset, asked, np.random.default_rng(_SEED)))

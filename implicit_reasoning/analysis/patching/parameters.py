@@ -33,7 +33,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 PARTS = {"attention": ("ln1", "attn"), "MLP": ("ln2", "mlp")}
 DIRECTIONS = ("later", "earlier")
-_MOST = 150  # rows of a split
+_MAX_ROWS = 150  # rows of a split
 
 
 class ParameterPatching(Instrument):
@@ -59,7 +59,7 @@ class ParameterPatching(Instrument):
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         need_chains(dataset)
         splits = chain_splits(dataset)
-        rows, group = choose_rows(dataset, splits, _MOST)
+        rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
         return Examples(
             {"tokens": queries.prompt_tokens(dataset, asked.parts), "answer": asked.answer},

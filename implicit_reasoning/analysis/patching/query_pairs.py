@@ -26,7 +26,7 @@ BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "sam
 """
 
 GROUPS = (BRIDGE, OOD, TRAINED, SAME)
-_MOST = 400  # pairs of a group
+_MAX_PAIRS = 400  # pairs of a group
 _SEED = 0
 
 
@@ -108,7 +108,7 @@ class ComposedPairs(NamedTuple):
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
-    """Up to `_MOST` pairs of each group; targets are probes that are trained on.
+    """Up to `_MAX_PAIRS` pairs of each group; targets are probes that are trained on.
 
     Raises:
       NotApplicable: no training chain is a probe.
@@ -120,7 +120,7 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
         raise NotApplicable(
             "cross_query_patching needs training chains among the probes; this task has none"
         )
-    targets = queries.queries_of_rows(dataset, random.permutation(trained)[: 2 * _MOST])
+    targets = queries.queries_of_rows(dataset, random.permutation(trained)[: 2 * _MAX_PAIRS])
     usual = queries.have_roles(dataset, table, training_roles(0))
     candidates = {
         BRIDGE: table.only(usual & ~table.trained),
@@ -132,7 +132,7 @@ def choose_pairs(dataset: Dataset) -> ComposedPairs:
     for number, group in enumerate(GROUPS):
         target, composed = _compose(targets, candidates[group], group == SAME, random)
         source = _sources(composed, table, target, random)
-        found = np.flatnonzero(source >= 0)[:_MOST]
+        found = np.flatnonzero(source >= 0)[:_MAX_PAIRS]
         numbers = np.full(len(found), number)
         parts.append(
             ComposedPairs(

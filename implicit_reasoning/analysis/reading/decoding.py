@@ -53,7 +53,7 @@ WIDTH = 32
 """Dimensions of the bottleneck, at most."""
 
 TRUTHS = ("true", "another's", "recipient's")
-_MOST = 2000  # facts; in larger worlds all those of some bridges
+_MAX_FACTS = 2000  # facts; in larger worlds all those of some bridges
 _FOLDS = 4  # of facts: a bottleneck is found on three, and decoded through on the fourth
 _DECODED = 0.9  # top-1 through the bottleneck, and by immediate probing, lower end
 _CHANCE = 3.0  # times the null of immediate probing (another fact's tail)
@@ -100,7 +100,7 @@ class Decoding(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """The prompts (e1, r1) of facts that are first hops, each with a recipient."""
-        facts = fact_rows(dataset, _MOST)
+        facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
             raise NotApplicable(
                 "decoding reads the prompt (e1, r1) that chains begin with; in this task prompts "

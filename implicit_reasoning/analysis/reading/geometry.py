@@ -38,7 +38,7 @@ TRUTHS = ("true", "shuffled")
 CENTRINGS = ("as they are", "mean removed")
 CENTROIDS = ("with itself", "without itself", "of other bridges")
 PROJECTIONS = ("PCA", "MDS of cosine distances")
-_MOST = 4000  # states; in larger worlds all those of some bridges
+_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
 _PICTURED, _EACH = 5, 12  # bridges in the pictures, and the most states of each
 
 
@@ -73,7 +73,7 @@ class Geometry(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact whose bridge has two ID facts or more."""
-        facts = fact_rows(dataset, _MOST)
+        facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
                 "geometry needs entities of one token at position e1; in this task prompts are "

@@ -40,7 +40,7 @@ from implicit_reasoning.worlds import Dataset
 
 NORMS = ("final norm", "no norm")
 VOCABULARIES = ("all tokens", "own kind")
-_MOST = 300  # rows of a split, as published
+_MAX_ROWS = 300  # rows of a split, as published
 
 
 class LogitLens(Instrument):
@@ -63,7 +63,7 @@ class LogitLens(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Probe rows of every split of chains; clusters are states, or bridges where known."""
         splits = chain_splits(dataset)
-        rows, group = choose_rows(dataset, splits, _MOST)
+        rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         variables = chain_variables(dataset, rows)
         first = [variables.first_token[kind] for kind in variables.kinds]
         size = [variables.sizes[kind] for kind in variables.kinds]

@@ -65,7 +65,7 @@ TRUTHS = ("true", "shuffled", "control")
 BASES = ("residual", "neurons")
 SIZES = (1, 4, 16)
 _FOLDS = 5
-_MOST = 4000  # states; in larger worlds all those of some bridges
+_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
 
 
 class Probes(Instrument):
@@ -100,7 +100,7 @@ class Probes(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact; folds and labels are fixed here."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        facts = fact_rows(dataset, _MOST)
+        facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
         counted, layers = first_occurrences(prefixes), model.spec.depth + 1

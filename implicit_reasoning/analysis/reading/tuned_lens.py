@@ -43,7 +43,7 @@ from implicit_reasoning.worlds import Dataset
 LENSES = ("logit lens", "tuned lens")
 TRUTHS = ("true", "shuffled")
 _FOLDS = 4  # one of them is held out
-_MOST = 4000  # states; in larger worlds all those of some bridges
+_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
 _STEPS, _RATE = 100, 1e-3  # of Adam
 
 
@@ -78,7 +78,7 @@ class TunedLens(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """One chain for each fact; of every place's states a quarter is held out."""
-        facts = fact_rows(dataset, _MOST)
+        facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
         counted = first_occurrences(prefixes)

@@ -67,7 +67,7 @@ from implicit_reasoning.worlds.dataset import world_of
 
 CONTROLS = ("shuffled targets", "untrained")
 EDITS = ("learnt", "class means", "whole state", "random", *CONTROLS)
-_MOST = 128  # cases of a split
+_MAX_CASES = 128  # cases of a split
 _PAIRS = 2048  # of each kind, to learn from
 _USED = 0.8  # cause and isolation, lower end of the interval
 # Cause of either control, upper end: a control must not set most answers. It may set some: a search
@@ -303,7 +303,7 @@ def _held_out(
     for split in splits:
         rows = dataset.probes(split)
         rows = rows[~np.isin(first[rows], learnt_from)]
-        parts.append(round_robin(rows, first[rows])[:_MOST])
+        parts.append(round_robin(rows, first[rows])[:_MAX_CASES])
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return splits, np.concatenate(parts), group, chains[~np.isin(first[chains], learnt_from)]
 

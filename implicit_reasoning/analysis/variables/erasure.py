@@ -70,7 +70,7 @@ from implicit_reasoning.worlds import Dataset
 
 CONTROLS = ("shuffled", "random")
 CONDITIONS = ("variable", *CONTROLS, "swapped")
-_MOST = 128  # cases of a split
+_MAX_CASES = 128  # cases of a split
 _SHRINKAGE = 0.1  # of the covariance of the discriminant that decodes
 _DECODED = MIN_LOWER_BOUND  # held-out accuracy, lower end of the interval
 _UNCHANGED = MIN_LOWER_BOUND  # answers that stay, lower end of the interval
@@ -109,7 +109,7 @@ class Erasure(Instrument):
         """Probe rows of every split of chains; fitted on training chains, and on these too."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
-        cases = choose_cases(dataset, splits, _MOST, fitted)
+        cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
         both = np.concatenate([fitted, cases.rows])
         keys = state_keys(dataset, both)
         values = chain_variables(dataset, both).values

@@ -45,7 +45,7 @@ from implicit_reasoning.worlds import Dataset
 
 CONTROLS = ("permuted means", "third value", "another variable")
 CONDITIONS = ("class means", *CONTROLS)
-_MOST = 128  # cases of a split
+_MAX_CASES = 128  # cases of a split
 _USED = 0.8  # counterfactual answers, lower end of the interval
 _CONTROL = 0.2  # counterfactual answers of every control, upper end
 
@@ -84,7 +84,7 @@ class MeanSwap(Instrument):
         """Probe rows of every split of chains, with another value for each variable."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
-        cases = choose_cases(dataset, splits, _MOST, fitted)
+        cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
         controls = swap_controls(dataset, cases, fitted)
         inputs = make_inputs(dataset, cases, fitted, controls)
         inputs["beside_known"] = _beside_known(dataset, cases.variables.names, fitted)

@@ -32,7 +32,9 @@ from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.model import Params
 
 _RATE = 0.01  # of the running threshold
-_FEW = 32  # times k: up to so many features are all computed, where products have many threads
+_MAX_DENSE_RATIO = (
+    32  # times k: up to so many features are all computed, where products have many threads
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class TopK(ActivationFn):
     """See the module; `sparsity` is k.
 
     Attributes:
-      most: the largest k there will be; that many features are gathered.
+      max_k: the largest k there will be; that many features are gathered.
       aux: coefficient of AuxK.
     """
 
-    most: int = 16
+    max_k: int = 16
     aux: float = 1.0
 
     name: ClassVar[str] = "topk"
@@ -55,13 +57,13 @@ class TopK(ActivationFn):
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
         """Chosen by what all would write, then computed, and differentiated, for the chosen."""
-        if architecture.d_sae <= _FEW * self.most and not _one_thread():
+        if architecture.d_sae <= _MAX_DENSE_RATIO * self.max_k and not _one_thread():
             return self._encode_all(architecture, params, x, sparsity)
         # No gradient passes where features are chosen by.
         projected = jax.lax.stop_gradient(architecture.project(params, x))
         pre = projected + jax.lax.stop_gradient(params["b_enc"])[None]
         written = pre * jax.lax.stop_gradient(architecture.norms(params))[None]
-        chosen = jax.lax.top_k(written, min(self.most, architecture.d_sae))[1]
+        chosen = jax.lax.top_k(written, min(self.max_k, architecture.d_sae))[1]
         value = architecture.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
         few = jnp.arange(chosen.shape[1])[None] < sparsity  # they are in order
         return Encoded(Sparse(jnp.where(few, jax.nn.relu(value), 0.0), chosen), pre)

@@ -25,7 +25,7 @@ from implicit_reasoning.dictionaries.dashboards import cards, labels
 from implicit_reasoning.dictionaries.measures.metrics import MIN_DENSE
 from implicit_reasoning.dictionaries.results import make_rows, open_measured
 from implicit_reasoning.dictionaries.store import (
-    ALL,
+    ALL_STEPS,
     TRAINED,
     Dictionaries,
     Files,
@@ -147,7 +147,7 @@ def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCa
 
 
 def _when(member: Member) -> str:
-    return "of all checkpoints" if member.step == ALL else f"of step {member.step:,}"
+    return "of all checkpoints" if member.step == ALL_STEPS else f"of step {member.step:,}"
 
 
 _STARTS = {

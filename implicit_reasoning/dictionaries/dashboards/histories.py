@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from implicit_reasoning.dictionaries.architectures import Crosscoder
 from implicit_reasoning.dictionaries.dashboards.labels import Label
-from implicit_reasoning.dictionaries.store import ALL, Dictionaries
+from implicit_reasoning.dictionaries.store import ALL_STEPS, Dictionaries
 
 
 class Line(NamedTuple):
@@ -48,7 +48,7 @@ class Histories:
         self._rows = [made.directions(one) for one in numbers]
         self._own = self._rows[numbers.index(number)]
         self._norms: Float[np.ndarray, "feature part"] | None = None
-        if member.step == ALL and isinstance(made.dictionary.architecture, Crosscoder):
+        if member.step == ALL_STEPS and isinstance(made.dictionary.architecture, Crosscoder):
             norms = np.asarray(made.dictionary.architecture.by_part(made.params_of(number)))
             self._steps, self._norms = member.steps, norms / (norms.max(1, keepdims=True) + 1e-12)
 

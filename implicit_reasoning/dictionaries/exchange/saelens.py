@@ -130,7 +130,7 @@ def load_saelens(
     if finished.saelens_architecture == "topk":
         if config["rescale_acts_by_decoder_norm"]:
             params = _with_norms_folded(params)
-        params["k"] = jnp.int32(finished.most)
+        params["k"] = jnp.int32(finished.max_k)
     if isinstance(finished.architecture, Autoencoder) and not config["apply_b_dec_to_input"]:
         params = with_shifted_bias(params)
     return finished, params, metadata

@@ -36,8 +36,8 @@ from implicit_reasoning.worlds import Dataset, prefix_keys
 
 FACT = "fact1"
 """The first fact of a chain, whose distinct values are prefixes (e1, r1)."""
-_MOST_STATES = 3000  # at each position
-_MOST_FACTS = 100
+_MAX_STATES = 3000  # at each position
+_MAX_FACTS = 100
 _PERMUTATIONS = 20
 _SEED = 0
 
@@ -86,7 +86,7 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
         for pos in range(positions.index(first_known_position(name, positions)), len(positions)):
             values = dataset.truth[name][places.rows[places.row]]
             there = np.flatnonzero((places.pos == pos) & (values >= 0))
-            there = np.sort(random.permutation(there)[:_MOST_STATES])
+            there = np.sort(random.permutation(there)[:_MAX_STATES])
             # Where a value has one state each, there is nothing to generalise over.
             if len(there) >= 2 * len(np.unique(values[there])):
                 found = there, values[there], halves[there], variables.sizes[kind]
@@ -107,9 +107,9 @@ def _facts(
     for pos in range(known + 1, len(positions)):
         of_state = values[places.rows[places.row]]
         there = np.flatnonzero((places.pos == pos) & (of_state >= 0))
-        facts = np.sort(random.permutation(np.unique(of_state[there]))[:_MOST_FACTS])
+        facts = np.sort(random.permutation(np.unique(of_state[there]))[:_MAX_FACTS])
         inside = np.isin(of_state[there], facts)
-        others = random.permutation(there[~inside])[: max(0, _MOST_STATES - inside.sum())]
+        others = random.permutation(there[~inside])[: max(0, _MAX_STATES - inside.sum())]
         there = np.sort(np.concatenate([there[inside], others]))
         number = np.searchsorted(facts, of_state[there])
         number = np.where(np.isin(of_state[there], facts), number, -1)

@@ -37,7 +37,7 @@ class Circuit:
         return self.heads | self.neurons | self.edges
 
 
-def trace(draft: Draft, answer: int) -> Circuit:
+def trace_circuit(draft: Draft, answer: int) -> Circuit:
     """The circuit of the table of that number, which writes answers of chains; of a built draft."""
     found = _Trace(draft)
     found.edges.add(Edge(f"m{draft.tables[answer].block}", "logits"))
@@ -96,12 +96,12 @@ class _Trace:
                 self.table(number)
 
 
-def moved(draft: Draft) -> dict[Head, str]:
+def moved_variables(draft: Draft) -> dict[Head, str]:
     """Which head copies which variable, of a built draft."""
     return {draft.heads[number]: move.variable for number, move in enumerate(draft.moves)}
 
 
-def stored(draft: Draft) -> dict[Neuron, Fact | tuple[int, int, int]]:
+def stored_facts(draft: Draft) -> dict[Neuron, Fact | tuple[int, int, int]]:
     """Which neuron stores which fact, or which chain (e1, r1, r2); of a built draft."""
     found: dict[Neuron, Fact | tuple[int, int, int]] = {}
     for number, table in enumerate(draft.tables):

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.model.planted.circuit import Circuit, component_claims, moved, stored, trace
+from implicit_reasoning.model.planted.circuit import (
+    Circuit,
+    component_claims,
+    moved_variables,
+    stored_facts,
+    trace_circuit,
+)
 from implicit_reasoning.model.planted.draft import Draft
 from implicit_reasoning.model.planted.truth import CellMark, Claims, MechanismMarks
 from implicit_reasoning.model.transformer import Params, Transformer
@@ -124,8 +130,8 @@ class MechanismBuilder:
         true |= {looked_up} if composes is False else {through}
         possible |= {looked_up} if composes is None else frozenset()
         model, params = self.draft.build(self.rng)
-        routes = tuple(trace(self.draft, table) for table in self._answers)
-        moves, stores = moved(self.draft), stored(self.draft)
+        routes = tuple(trace_circuit(self.draft, table) for table in self._answers)
+        moves, stores = moved_variables(self.draft), stored_facts(self.draft)
         certain, maybe = component_claims(routes, moves, stores)
         about = Planted(
             self.name, model, params, true | certain, possible | maybe, routes, moves, stores

@@ -19,7 +19,7 @@ import numpy as np
 from implicit_reasoning.config import to_json
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
-from implicit_reasoning.runs import Damaged, Layout
+from implicit_reasoning.runs import DamagedCheckpoint, Layout
 from implicit_reasoning.runtime import distributed
 from implicit_reasoning.runtime.machine import max_open_files, memory_per_program
 from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
@@ -113,7 +113,7 @@ def _train(
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
         shutdown.number = shutdown.number or signal.SIGTERM  # it may have come to another process
-    except Damaged as damage:
+    except DamagedCheckpoint as damage:
         print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
         note_all(STOPPED, str(damage))
         return group.names
