@@ -19,7 +19,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs.layout import Layout
-from implicit_reasoning.runs.stores import FolderStore, Store, numbered, read_tree
+from implicit_reasoning.runs.stores import FolderStore, Store, finished_steps, read_tree
 
 _HELD_BYTES = 2**30  # of a population's checkpoints: its trials are read one after the other
 
@@ -119,7 +119,7 @@ class SegmentsStore:
         return self._own.params(step)
 
     def _steps_of(self, part: PopulationSegment) -> list[int]:
-        steps = numbered(part.folder / "checkpoints")
+        steps = finished_steps(part.folder / "checkpoints")
         return [step for step in steps if part.last is None or step <= part.last]
 
 
