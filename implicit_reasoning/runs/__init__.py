@@ -13,7 +13,7 @@ run.py          `Run`
 """
 
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays
-from implicit_reasoning.runs.checkpoints import Checkpoints, Damaged, check_path
+from implicit_reasoning.runs.checkpoints import Checkpoints, DamagedCheckpoint, check_path
 from implicit_reasoning.runs.config import completed, default_config, read_config, write_config
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.results import (
@@ -25,13 +25,13 @@ from implicit_reasoning.runs.results import (
 from implicit_reasoning.runs.run import Run
 from implicit_reasoning.runs.stacked import begin_segment, end_segment, read_segments
 from implicit_reasoning.runs.starts import read_starts
-from implicit_reasoning.runs.stores import FolderStore, HeldStore, Store
+from implicit_reasoning.runs.stores import CachedStore, FolderStore, Store
 
 __all__ = [
+    "CachedStore",
     "Checkpoints",
-    "Damaged",
+    "DamagedCheckpoint",
     "FolderStore",
-    "HeldStore",
     "Layout",
     "Run",
     "Store",

@@ -47,7 +47,7 @@ def check_path(folder: Path) -> None:
         )
 
 
-class Damaged(InputError):
+class DamagedCheckpoint(InputError):
     """A checkpoint that has its name but cannot be read."""
 
     def __init__(self, folder: Path, error: Exception):
@@ -68,14 +68,14 @@ def _in_parts(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Call it `Damaged` if what is in `folder` cannot be read in this block."""
+    """Call it `DamagedCheckpoint` if what is in `folder` cannot be read in this block."""
     # Orbax has no type of error for damage: whatever it says but for want of memory, or of a peer.
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        raise Damaged(folder, error) from error
+        raise DamagedCheckpoint(folder, error) from error
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ class Checkpoints:
         """The tree of a step, on the devices and shardings of `like` (arrays or their shapes).
 
         Raises:
-          Damaged: it cannot be read.
+          DamagedCheckpoint: it cannot be read.
         """
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
         with readable(self._folder / str(step)):

@@ -25,7 +25,7 @@ from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.results import find_result, load_result
 from implicit_reasoning.runs.stacked import open_store
 from implicit_reasoning.runs.starts import read_starts
-from implicit_reasoning.runs.stores import HeldStore, Store
+from implicit_reasoning.runs.stores import CachedStore, Store
 from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import Dataset
 
@@ -57,7 +57,7 @@ class Run:
     def with_cache(self, limit: int) -> Run:
         """The same run, which keeps in memory what it reads, as far as a limit of bytes allows."""
         run = copy.copy(self)
-        run.store = HeldStore(self.store, limit)
+        run.store = CachedStore(self.store, limit)
         return run
 
     @cached_property

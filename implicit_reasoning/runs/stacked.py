@@ -109,7 +109,7 @@ class SegmentsStore:
         """Parameters of one step, as numpy arrays.
 
         Raises:
-          Damaged: they cannot be read.
+          DamagedCheckpoint: they cannot be read.
         """
         for part in self._parts:
             if step in self._steps_of(part):

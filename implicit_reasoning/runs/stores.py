@@ -38,19 +38,19 @@ class FolderStore:
     @property
     def steps(self) -> tuple[int, ...]:
         """Numbered folders; a save under way has another name."""
-        return numbered(self._folder)
+        return finished_steps(self._folder)
 
     def params(self, step: int) -> Params:
         """Parameters of one step, as numpy arrays, whatever devices wrote them.
 
         Raises:
-          Damaged: they cannot be read.
+          DamagedCheckpoint: they cannot be read.
         """
         params: Params = read_tree(self._folder, step, self._like)
         return params
 
 
-def numbered(folder: Path) -> tuple[int, ...]:
+def finished_steps(folder: Path) -> tuple[int, ...]:
     """The steps of finished checkpoints in a folder, ascending; none where it is not there."""
     if not folder.is_dir():
         return ()
@@ -61,7 +61,7 @@ def read_tree(folder: Path, step: int, like: Any) -> Any:
     """The tree of a step as numpy arrays, of whatever shapes they have, shaped like `like`.
 
     Raises:
-      Damaged: it cannot be read.
+      DamagedCheckpoint: it cannot be read.
     """
     path = (folder / str(step) / "default").absolute()
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
@@ -69,7 +69,7 @@ def read_tree(folder: Path, step: int, like: Any) -> Any:
         return reader.restore(path, item=like, restore_args=arguments)
 
 
-class HeldStore:
+class CachedStore:
     """A store that keeps in memory what was read, as far as a limit of bytes allows.
 
     For many instruments on the same checkpoints, one after the other.
