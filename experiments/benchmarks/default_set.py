@@ -143,7 +143,7 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
     from implicit_reasoning.runtime.machine import memory_per_program
 
     found: dict[str, Any] = {"import": time.perf_counter() - began, "instruments": {}}
-    run, clock = Run(workdir).held(memory_per_program()), Clock()  # as the command has it
+    run, clock = Run(workdir).with_cache(memory_per_program()), Clock()  # as the command has it
     clock.wrap(runner.Runner, "__call__", "run")
     clock.wrap(runner, "aggregate", "aggregate")
     clock.wrap(Run, "params", "files")
