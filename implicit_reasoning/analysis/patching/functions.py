@@ -54,7 +54,9 @@ def find_function(
       InputError: there is no such function, or its source cannot be read.
     """
     if callable(which):
-        return NamedFunction(f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which)
+        return NamedFunction(
+            f"{which.__module__}:{_own_name(which)}", _digest_of(which, kind), which
+        )
     call = imports.find(which, built_in, kind)
     if which in built_in:
         return NamedFunction(which, "", call)
