@@ -1,30 +1,30 @@
-"""Sparse dictionaries: trained on a model's states at every checkpoint, and held against truth.
+"""Sparse dictionaries: train them on a model's activations at each checkpoint and evaluate them.
 
-architectures.py  what is read and written: autoencoders, transcoders, crosscoders
-activations/    what makes activations few
-sparse.py       products with active features only
-dictionary.py   an architecture and an activation function in training; a finished dictionary
+architectures.py  autoencoders, transcoders and crosscoders: their parameters and linear maps
+activations/    activation functions that make feature activations sparse
+sparse.py       matrix products with active features only
+dictionary.py   a dictionary in training (architecture and activation function), and for inference
 
-states.py       distinct states of a run, to train and to measure on
-steps.py        steps of training, one compiled loop
-population.py   many dictionaries in one program
-resolved.py     a configuration, resolved: all that is trained
-defaults.py     the configuration
-train.py        train a set of dictionaries of a run, resumable
-store.py        where they are kept
+states.py       the distinct states of a run, split into training and held-out states
+steps.py        training steps in one compiled loop
+population.py   many dictionaries trained by one program
+resolved.py     turns a configuration into members, shapes and training settings
+defaults.py     the default configuration
+train.py        trains a set of dictionaries of a run; training can be resumed
+store.py        saves and loads sets of dictionaries
 
-instrument.py   what an instrument of dictionaries is
-measures/       the instruments: how well, with how few, for what, and whether the model goes on
-measure.py      several instruments in one program
-api.py          `measure_dictionaries`: what is missing of a set, and the table of instruments
-results.py      reading what was measured
-baselines.py    what has to be beaten
-evolution.py    features over training and seeds
-splice.py       a dictionary in its model
-figures/        for the report
-dashboards/     a page of features for the report
-synthetic.py    data whose directions are known
-exchange/       from and for other tools
+instrument.py   base class of the instruments that measure dictionaries
+measures/       the instruments
+measure.py      runs several instruments in one program
+api.py          `measure_dictionaries`: measures missing results; the table of instruments
+results.py      reads measured results
+baselines.py    baselines that dictionaries are compared with
+evolution.py    compares features across checkpoints and seeds
+splice.py       splices a dictionary into its model
+figures/        figures for the report
+dashboards/     feature dashboards for the report
+synthetic.py    synthetic data with known ground-truth directions
+exchange/       import from and export to other tools
 """
 
 from implicit_reasoning.dictionaries.api import INSTRUMENTS, measure_dictionaries

@@ -1,7 +1,7 @@
-"""`measured(run, made)`: measure what is missing of a set of dictionaries, and keep it in the run.
+"""Measure the missing results of a set of dictionaries and save them in the run.
 
-Each instrument has a file, `dictionaries/<set>/measured/<instrument>.nc`. All instruments that miss
-the same steps are measured by the same programs.
+Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Instruments that miss
+the same steps share their compiled programs.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ INSTRUMENTS = {
     "bridge_superposition": f"{_HERE}.superposition:BridgeSuperposition",
     "use": f"{_HERE}.use:Use",
 }
-"""Those that come with the lab; others are found by import path."""
+"""The built-in instruments, by name. Other instruments are found by import path."""
 
 _FOLLOWS_THE_RUN = {"intervals", "world", "model", "set"}
-"""What may change without anybody's choice: results of another one are measured anew."""
+"""Keys of a result's identity that may change; if one does, the result is measured again."""
 
 
 def measure_dictionaries(
@@ -53,26 +53,28 @@ def measure_dictionaries(
     *,
     again: bool = False,
 ) -> xr.Dataset:
-    """Measure what is missing of a set of dictionaries, and return the table of what is there.
+    """Measure the missing results of a set of dictionaries and return the table of results.
 
-    Results that are kept count for the steps whose dictionaries, and whose checkpoints in the run,
-    have the parameters that they had then. Other steps are measured and merged into them, and a
-    line on standard error says so. A `measured.nc` of an earlier version is left alone; the table
-    no longer shows it.
+    A saved result is valid for a step if the step's dictionaries and checkpoints still have the
+    parameters that were measured. Other steps are measured and merged into the saved result; a line
+    on standard error reports steps whose parameters changed. A `measured.nc` of an earlier version
+    is not modified, and the table no longer shows it.
 
     Args:
-      run: that the dictionaries are of.
-      made: the set.
-      instruments: names (of `INSTRUMENTS`, or `package.module:Class`, or `/path/to/file.py:Class`),
-        or instruments; by default all that apply.
-      again: measure also what is there, and forget what was.
+      run: the run that the dictionaries belong to.
+      made: the set of dictionaries.
+      instruments: instruments or their names (from `INSTRUMENTS`, `package.module:Class` or
+        `/path/to/file.py:Class`); by default all built-in instruments that apply.
+      again: measure all steps again and replace the saved results.
 
     Returns:
-      See `results.open_measured`. Results of instruments of one's own are kept beside it.
+      The table that `results.open_measured` describes. Results of custom instruments are saved but
+      not part of the table.
 
     Raises:
-      NotApplicable: a named instrument is not for this task or these dictionaries.
-      InputError: there is no such instrument, or a result of another version of it is there.
+      NotApplicable: a named instrument does not apply to this task or these dictionaries.
+      InputError: the instrument does not exist, a saved result is of another version of the
+        instrument, or nothing was measured.
     """
     files, source = Files.of(run, made.config.name), example_source(run, made)
     missing: dict[tuple[int, ...], list[Chosen]] = {}
@@ -85,7 +87,8 @@ def measure_dictionaries(
         if steps:
             missing.setdefault(steps, []).append(one)
     for steps, chosen in missing.items():
-        prints = _fingerprints(run, made, steps)  # now: training may go on while this measures
+        # The fingerprints are taken before measuring, because training may go on meanwhile.
+        prints = _fingerprints(run, made, steps)
         found = measure(source, made, chosen, steps, progress=made.config.progress)
         for one, result in zip(chosen, found, strict=True):
             result = result.assign_attrs(_about(run, made, one, source, result) | prints)
@@ -102,7 +105,7 @@ def measure_dictionaries(
 def choose_instruments(
     source: ExampleSource, instruments: Sequence[str | DictionaryInstrument] | None = None
 ) -> list[Chosen]:
-    """Instruments with their examples; by default all that apply.
+    """Return instruments with their examples; by default all built-in ones that apply.
 
     Raises:
       NotApplicable: a named instrument does not apply.
@@ -119,7 +122,7 @@ def choose_instruments(
 
 
 def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
-    """The instrument behind a name; see `measured`."""
+    """Return the instrument with a name; see `measure_dictionaries` for the forms of names."""
     if isinstance(name, DictionaryInstrument):
         return name
     found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
@@ -138,7 +141,7 @@ def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
 def _missing(
     run: Run, made: Dictionaries, one: Chosen, path: Path, again: bool
 ) -> tuple[tuple[int, ...], bool]:
-    """Steps to measure, and whether they replace all that is there."""
+    """Return the steps to measure, and whether their results replace the saved file."""
     wanted = tuple(dict.fromkeys(member.step for member in made.members))
     if again or not path.exists():
         return wanted, again
@@ -167,9 +170,9 @@ def _say(path: Path, what: str, made: Dictionaries) -> None:
 
 
 def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:
-    """What has to be equal for numbers to be comparable, whatever the step."""
+    """Return the attributes that must be equal for results of two steps to be comparable."""
     about = {
-        # Keys of files keep the names that they had, so that results merge.
+        # Attributes in files keep their old names, so that old and new results can be merged.
         "kind": made.config.architecture,
         "sizes": dataclasses.asdict(made.dictionary.architecture),
         "architecture": made.dictionary.saelens_architecture,
@@ -180,7 +183,7 @@ def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:
 
 
 def _fingerprints(run: Run, made: Dictionaries, steps: Sequence[int]) -> dict[str, dict[str, str]]:
-    """Of the run's parameters and of the dictionaries, by step."""
+    """Return digests of the checkpoints' and the dictionaries' parameters, by step."""
     of = {member.step: member.steps for member in made.members}
     return {
         CHECKPOINTS: {str(s): " ".join(run.fingerprint(one) for one in of[s]) for s in steps},
@@ -191,7 +194,7 @@ def _fingerprints(run: Run, made: Dictionaries, steps: Sequence[int]) -> dict[st
 def _about(
     run: Run, made: Dictionaries, one: Chosen, source: ExampleSource, result: xr.Dataset
 ) -> dict[str, Any]:
-    """Attributes of a result. Baselines, and dictionaries of step 0, are nulls as well."""
+    """Return a result's attributes. Baselines and dictionaries of step 0 count as nulls."""
     instrument = one.instrument
     nulls = dict(instrument.nulls)
     nulls |= {name: {"what": name} for name in dict.fromkeys(result["what"].values.tolist())}
@@ -213,7 +216,7 @@ def _about(
 
 
 def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
-    """Compare dictionaries of all steps and seeds anew: one more changes what others are beside."""
+    """Compare all steps and seeds again, because a new step changes the comparisons of others."""
     if not files.result("reconstruction").exists():
         return
     table = open_measured(run, made.config.name)

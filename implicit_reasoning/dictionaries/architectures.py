@@ -1,12 +1,12 @@
-"""Architectures of dictionaries: what is read, what is written, and the linear maps between.
+"""Architectures of dictionaries: the inputs and outputs, and the linear maps between them.
 
-An architecture knows shapes and products; how pre-activations become few activations is a matter of
-`activations/`. Inputs and targets of several sites stand beside each other in one vector, so that
-every architecture reads [batch, d_in] and writes [batch, d_out].
+An architecture defines shapes and matrix products. The activation functions in `activations/` turn
+pre-activations into sparse activations. Values of several sites are concatenated into one vector,
+so every architecture reads [batch, d_in] and writes [batch, d_out].
 
-Parameters bear SAELens's names and layouts: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae,
-d_out]`, `b_dec [d_out]`, `W_skip [d_out, d_in]`. A cross-layer transcoder has a leading axis of
-layers: `W_enc [layer, d_model, feature]`, `W_dec [layer, feature, layer, d_model]`.
+Parameters have SAELens's names and layouts: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae,
+d_out]`, `b_dec [d_out]`, `W_skip [d_out, d_in]`. Weights of a cross-layer transcoder have a leading
+layer axis: `W_enc [layer, d_model, feature]`, `W_dec [layer, feature, layer, d_model]`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params
 
 DECODER_NORM = 0.1
-"""Of decoder rows at the start (Anthropic, April 2024 update; SAELens's default)."""
+"""Initial norm of decoder rows (Anthropic, April 2024 update; SAELens's default)."""
 
 Inputs = Float[Array, "batch d_in"]
 Outputs = Float[Array, "batch d_out"]
@@ -31,12 +31,12 @@ Features = Float[Array, "batch d_sae"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What architectures have in common; each overrides what is otherwise with it.
+    """Base class of architectures: a linear encoder and decoder.
 
     Attributes:
-      d_in: numbers read.
-      d_out: numbers written.
-      d_sae: features.
+      d_in: width of the input.
+      d_out: width of the output.
+      d_sae: number of features.
     """
 
     d_in: int
@@ -44,100 +44,123 @@ class Architecture:
     d_sae: int
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Parameters to begin with; `b_dec` is the mean of some targets."""
+        """Return initial parameters; `b_dec` is the mean of the targets `y`."""
         keys = jax.random.split(key)
         encoder = _unit(jax.random.normal(keys[0], (self.d_sae, self.d_in))).T
         decoder = DECODER_NORM * _unit(jax.random.normal(keys[1], (self.d_sae, self.d_out)))
         return {"W_enc": encoder, "W_dec": decoder, "b_dec": y.mean(0)}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """What the encoder reads."""
+        """Return the encoder's input; subclasses may subtract a bias."""
         return x
 
     def project(self, params: Params, x: Inputs) -> Features:
-        """Pre-activations of all features, without their bias."""
+        """Return pre-activations of all features, without the encoder bias."""
         return self.centred(params, x) @ params["W_enc"]
 
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Those of chosen features out of all of them, `projected`; a gradient passes here only."""
+        """Return entries of `projected` at the selected features.
+
+        Gradients flow to `params` and `x`, for the selected features only, and not to `projected`.
+
+        Args:
+          params: the dictionary's parameters.
+          x: [batch, d_in] inputs.
+          index: [batch, k] numbers of the selected features of each input.
+          projected: [batch, d_sae] the output of `project`.
+        """
         return gather_dot_of(self.centred(params, x), index, params["W_enc"].T, projected)
 
     def project_some(
         self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
-        """Pre-activations of some features, the same for all inputs, without their bias."""
+        """Return pre-activations of selected features, without the encoder bias.
+
+        Args:
+          params: the dictionary's parameters.
+          x: [batch, d_in] inputs.
+          index: [some] numbers of the selected features, the same for all inputs.
+        """
         return self.centred(params, x) @ params["W_enc"][:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """What each feature writes."""
+        """Return the decoder rows, the output of each feature at an activation of 1."""
         rows: Array = params["W_dec"]
         return rows
 
     def norms(self, params: Params) -> Float[Array, " d_sae"]:
-        """How much each feature writes for an activation of 1."""
+        """Return the norm of each feature's decoder row."""
         return jnp.linalg.norm(self.rows(params), axis=-1)
 
     def base(self, params: Params, x: Inputs) -> Outputs:
-        """What is written without any feature."""
+        """Return the output when no feature is active."""
         return jnp.broadcast_to(params["b_dec"][None], (len(x), self.d_out))
 
     def write(self, params: Params, acts: Features | Sparse) -> Outputs:
-        """What features write: the sum of their rows."""
+        """Return the sum of decoder rows, weighted by activations."""
         if isinstance(acts, Sparse):
             return gather_sum(acts.values, acts.indices, self.rows(params))
         return acts @ self.rows(params)
 
     def feature_axis(self, name: str) -> int | None:
-        """Which axis of a parameter has the features; None where it has none."""
+        """Return a parameter's feature axis, or None if it has none."""
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
     def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
-        """Weights of features that read the direction of `x` and write that of what is missing."""
+        """Return weights for resampled features: encoders along `x`, decoder rows along `missing`.
+
+        Args:
+          params: the dictionary's parameters.
+          x: [d_sae, d_in] an input for each feature.
+          missing: [d_sae, d_out] a reconstruction error for each feature.
+        """
         return {"W_enc": _unit(self.centred(params, x)).T, "W_dec": _unit(missing)}
 
     def broadcast_over_features(
         self, values: Shaped[Array, " d_sae"], name: str
     ) -> Shaped[Array, "..."]:
-        """One value for each feature, of a shape that broadcasts against a parameter."""
+        """Reshape one value per feature so that it broadcasts against the parameter `name`."""
         return {"W_enc": values[None], "W_dec": values[:, None]}.get(name, values)
 
 
 @dataclass(frozen=True)
 class Transcoder(Architecture):
-    """Reads one site and writes another, such as `ln2.hook_normalized` and `hook_mlp_out`.
+    """A dictionary that reads one site and writes another.
 
-    Source: Dunefsky, Chlenski and Nanda 2024. Their code subtracts `b_dec` from the input, which
-    here, as in SAELens and circuit-tracer, is read as it is.
+    An example is `ln2.hook_normalized` to `hook_mlp_out`.
+
+    Source: Dunefsky, Chlenski and Nanda 2024. Their code subtracts `b_dec` from the input. Here, as
+    in SAELens and circuit-tracer, nothing is subtracted from the input.
     """
 
 
 @dataclass(frozen=True)
 class SkipTranscoder(Transcoder):
-    """A transcoder beside a linear map of its input.
+    """A transcoder with a linear skip connection from input to output.
 
     Source: Paulo, Shabalin and Belrose 2025, "Transcoders beat sparse autoencoders".
     """
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """The linear map begins at 0."""
+        """Return initial parameters; the skip connection is initialised to 0."""
         return super().init(key, x, y) | {"W_skip": jnp.zeros((self.d_out, self.d_in))}
 
     def base(self, params: Params, x: Inputs) -> Outputs:
-        """The bias, and the linear map of the input."""
+        """Return the decoder bias plus the skip connection's output."""
         return super().base(params, x) + x @ params["W_skip"].T
 
 
 @dataclass(frozen=True)
 class Autoencoder(Architecture):
-    """Reads and writes the same site; the encoder sees what is left without `b_dec`.
+    """A dictionary that reads and writes the same site; `b_dec` is subtracted from the input.
 
-    Source: Bricken et al. 2023, "Towards monosemanticity". The encoder begins as the decoder's
-    transpose (tied initialisation).
+    Source: Bricken et al. 2023, "Towards monosemanticity". The encoder is initialised to the
+    decoder's transpose (tied initialisation).
     """
 
     def __post_init__(self) -> None:
@@ -147,23 +170,24 @@ class Autoencoder(Architecture):
             )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """The encoder is the decoder's transpose."""
+        """Return initial parameters; the encoder is the decoder's transpose."""
         params = super().init(key, x, y)
         return params | {"W_enc": params["W_dec"].T}
 
     def centred(self, params: Params, x: Inputs) -> Inputs:
-        """Without the decoder's bias."""
+        """Return the input minus the decoder bias."""
         return x - params["b_dec"][None]
 
 
 @dataclass(frozen=True)
 class Crosscoder(Autoencoder):
-    """One set of features for a site at several checkpoints, whose states stand side by side.
+    """An autoencoder of one site at several checkpoints, whose states are concatenated.
 
-    A feature's norm is the sum of its norms by checkpoint, which makes it pay for each where it is.
+    All checkpoints share the features. A feature's norm is the sum of its decoder norms over
+    checkpoints, so the sparsity penalty counts the feature at every checkpoint it writes to.
 
     Attributes:
-      n_parts: checkpoints; `d_in` and `d_out` are so many times the site's width.
+      n_parts: number of checkpoints; `d_in` and `d_out` are `n_parts` times the site's width.
 
     Source: Lindsey et al. 2024, "Sparse crosscoders for cross-layer features and model diffing".
     """
@@ -176,21 +200,22 @@ class Crosscoder(Autoencoder):
             raise InputError(f"{self.d_in} numbers do not make {self.n_parts} equal parts")
 
     def by_part(self, params: Params) -> Float[Array, "d_sae part"]:
-        """Norm of each feature at each checkpoint."""
+        """Return the decoder norm of each feature at each checkpoint."""
         rows = self.rows(params).reshape(self.d_sae, self.n_parts, -1)
         return jnp.linalg.norm(rows, axis=-1)
 
     def norms(self, params: Params) -> Float[Array, " d_sae"]:
-        """The sum over checkpoints."""
+        """Return the decoder norm of each feature, summed over checkpoints."""
         return self.by_part(params).sum(-1)
 
 
 @dataclass(frozen=True)
 class CrossLayer(Architecture):
-    """Features that read one layer each and write it and all later ones.
+    """A cross-layer transcoder: features read one layer and write to it and all later layers.
 
     Attributes:
-      n_layers: blocks; inputs, targets and features are so many equal parts, layer by layer.
+      n_layers: number of layers; inputs, outputs and features are split evenly across layers, in
+        layer order.
 
     Source: Ameisen et al. 2025, "Circuit tracing", methods.
     """
@@ -203,7 +228,7 @@ class CrossLayer(Architecture):
                 raise InputError(f"{name} is {getattr(self, name)}, no multiple of {self.n_layers}")
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """What a layer does not write is 0."""
+        """Return initial parameters; decoder weights to earlier layers are 0."""
         n, keys = self.n_layers, jax.random.split(key)
         n_own, width, width_out = self.d_sae // n, self.d_in // n, self.d_out // n
         encoder = jax.random.normal(keys[0], (n, width, n_own))
@@ -216,34 +241,41 @@ class CrossLayer(Architecture):
         }
 
     def project(self, params: Params, x: Inputs) -> Features:
-        """Each layer's features read that layer's part of the input."""
+        """Return pre-activations; each layer's features read that layer's part of the input."""
         by_layer = x.reshape(len(x), self.n_layers, -1)
         return jnp.einsum("bld,ldf->blf", by_layer, params["W_enc"]).reshape(len(x), self.d_sae)
 
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Features of a row read different parts of it: the gradient is that of all of them."""
+        """Select from a full projection, because features of a row read different input parts.
+
+        Unlike in the base class, the gradient is that of the full projection.
+        """
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
     def project_some(
         self, params: Params, x: Inputs, index: Int[Array, " some"]
     ) -> Float[Array, "batch some"]:
-        """Some columns of `project`."""
+        """Return the selected columns of `project`."""
         return self.project(params, x)[:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """What each feature writes into all layers, 0 into earlier ones."""
+        """Return each feature's output to all layers; it is 0 for earlier layers."""
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Of weights that of each layer's own features."""
+        """Return a parameter's feature axis; in weights it counts the features within a layer."""
         return 1 if name == "W_dec" else super().feature_axis(name)
 
     def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
-        """Each feature reads its own layer's part, and writes what is missing from there on."""
+        """Return weights for resampled features.
+
+        The encoder reads the part of `x` of the feature's layer. The decoder writes the parts of
+        `missing` of this and later layers.
+        """
         n, n_own = self.n_layers, self.d_sae // self.n_layers
         parts = x.reshape(n, n_own, n, -1)
         own = _unit(parts[jnp.arange(n), :, jnp.arange(n)])
@@ -254,7 +286,7 @@ class CrossLayer(Architecture):
     def broadcast_over_features(
         self, values: Shaped[Array, " d_sae"], name: str
     ) -> Shaped[Array, "..."]:
-        """As the plain architectures', by layer."""
+        """Reshape one value per feature so that it broadcasts; weights are split by layer."""
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}
         return shaped.get(name, values)
@@ -270,7 +302,7 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "crosscoder": Crosscoder,
     "cross_layer": CrossLayer,
 }
-"""By name, in configurations and files."""
+"""Architectures by their name in configurations and files."""
 
 
 def _unit(rows: Float[Array, "*row width"]) -> Float[Array, "*row width"]:

@@ -1,11 +1,12 @@
-"""What dictionaries are trained when nothing else is asked for.
+"""The default configuration of dictionaries.
 
     python -m implicit_reasoning dictionaries --workdir=runs/pocket
     python -m implicit_reasoning dictionaries --workdir=runs/pocket \
         --config=implicit_reasoning.dictionaries.defaults:transcoder --config.sparsities=4,8
 
-Residuals after every block, or with another argument transcoders of every MLP, three sparsities,
-four checkpoints: at `pocket` 24 dictionaries.
+The default trains autoencoders on the residual stream after every block, at three sparsities and
+four checkpoints. For the `pocket` run this makes 24 dictionaries. With the argument `transcoder` it
+trains transcoders of every MLP instead.
 """
 
 from __future__ import annotations
@@ -18,5 +19,5 @@ ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "cro
 
 
 def get_config(architecture: str = "autoencoder") -> ConfigDict:
-    """The default configuration of an architecture."""
+    """Return the default configuration of an architecture, one of `ARGUMENTS`."""
     return default_config(architecture)

@@ -1,4 +1,4 @@
-"""The old name of `activations`, for files of users that import it."""
+"""The old name of the module `activations`, kept for user code that imports it."""
 
 from implicit_reasoning import renames
 from implicit_reasoning.dictionaries.activations import (
