@@ -1,4 +1,4 @@
-"""Many dictionaries of one shape, trained by one program: sites, sparsities, seeds, checkpoints."""
+"""Training of many dictionaries of one shape (sites, sparsities, seeds, steps) in one program."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from implicit_reasoning.runtime.mapping import map_over_axis
 
 
 class Members(NamedTuple):
-    """What tells one dictionary of a population from another.
+    """The inputs that differ between the dictionaries of a population.
 
     Attributes:
-      pool: which pool it is trained on.
-      sparsity: see its activation function.
-      key: of its start, and of what is drawn.
+      pool: index of the pool that each member is trained on.
+      sparsity: each member's sparsity; its meaning depends on the activation function.
+      key: each member's random key, for initialisation and batches.
     """
 
     pool: Int[Array, " member"]
@@ -44,12 +44,13 @@ class Population:
     """A program that trains all members of a population at once.
 
     Attributes:
-      recipe: their shape, and how they are trained.
-      pools: stacked.
-      members: of the population.
-      together: members that a device trains at the same time (`vmap`); by default one on a CPU,
-        whose batched products of small matrices are slow, and all elsewhere.
-      mesh: `trial` shards members, `model` the features of each; by default one device.
+      recipe: the dictionaries' shape and training settings.
+      pools: the states to train on, with a leading axis of pools.
+      members: the members' pools, sparsities and keys.
+      together: number of members that a device trains at the same time with `vmap`. The default is
+        1 on a CPU, where batched products of small matrices are slow, and all members elsewhere.
+      mesh: the device mesh; members are sharded over its axis `trial`, and each member's features
+        over `model`. None means one device.
     """
 
     recipe: DictionaryRecipe
@@ -59,25 +60,39 @@ class Population:
     mesh: jax.sharding.Mesh | None = None
 
     def begin(self, params: Params | None = None) -> DictionaryState:
-        """Before the first step; from stacked parameters where they are given (a warm start)."""
+        """Return the state before the first step.
+
+        Args:
+          params: stacked parameters for a warm start; by default members are initialised anew.
+        """
         return self._begin(*self._data, params)
 
     def advance(
         self, state: DictionaryState, start: int, count: int
     ) -> tuple[DictionaryState, StepMeans]:
-        """`count` steps of every member from step `start`; `state` is donated."""
+        """Train every member for `count` steps, beginning with step `start`.
+
+        Args:
+          state: the members' state; it is donated.
+          start: number of the first step, counted from 0.
+          count: number of steps.
+
+        Returns:
+          The new state, and means over these steps with a leading axis of members.
+        """
         numbers = self._put((np.int32(start), np.int32(count)))
         return self._advance(state, *self._data, *numbers)
 
     def put(self, state: DictionaryState) -> DictionaryState:
-        """A state, from host or device, where `advance` wants it."""
+        """Move a state from the host or a device to the devices that `advance` expects."""
         placed: DictionaryState = jax.device_put(state, self._shardings)
         return placed
 
     @cached_property
     def _data(self) -> tuple[Pool, Members]:
-        """Pools and members on all devices, so that no call moves them."""
-        with jax.ensure_compile_time_eval():  # also where shapes are all that is asked for
+        """Pools and members, placed on all devices once so that calls do not transfer them."""
+        # Compile-time evaluation makes this work under `jax.eval_shape`, too.
+        with jax.ensure_compile_time_eval():
             data: tuple[Pool, Members] = self._put((self.pools, self.members))
         return data
 
@@ -111,7 +126,7 @@ class Population:
 
     @cached_property
     def _shardings(self) -> DictionaryState | None:
-        """Members over `trial`; the axis of features, where there is one, over `model`."""
+        """Shardings of a state: members over `trial`, and feature axes over `model`."""
         if self.mesh is None:
             return None
         mesh, architecture = self.mesh, self.recipe.dictionary.architecture
@@ -133,7 +148,10 @@ class Population:
 def make_members(
     pools: Sequence[int], sparsities: Sequence[float], seeds: Sequence[int]
 ) -> Members:
-    """One member for each of the three, which go together; equal seeds draw alike."""
+    """Return one member for each triple of pool, sparsity and seed.
+
+    The three sequences have the same length. Members with equal seeds have equal random keys.
+    """
     return Members(
         jax.device_put(np.asarray(pools, np.int32)),
         jax.device_put(np.asarray(sparsities, np.float32)),
@@ -146,7 +164,13 @@ def stack_pools(
     y: Float[Array, "pool state d_out"],
     counts: Int[np.ndarray, " group"] | None = None,
 ) -> Pool:
-    """Pools of the same groups, of so many states each (default: one group); empty ones go."""
+    """Make pools with the same groups of states; empty groups are dropped.
+
+    Args:
+      x: [pool, state, d_in] inputs; the states of a group are consecutive.
+      y: [pool, state, d_out] targets.
+      counts: int [group], number of states per group; by default all states form one group.
+    """
     counts = np.array([x.shape[1]]) if counts is None else counts
     first = np.cumsum(counts) - counts
     kept = counts > 0
@@ -155,11 +179,11 @@ def stack_pools(
 
 
 def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
-    """A mesh for `Population`: members over `trial`, features over `model`."""
+    """Return a mesh for `Population` with `trial` times `model` devices; -1 means all others."""
     return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
 
 
 def _data_of(pools: Pool, member: Members) -> TrainingData:
-    """What one member is trained on."""
+    """Return the pool, sparsity and key of one member."""
     pool = Pool(*(part[member.pool] for part in pools))
     return TrainingData(pool, member.sparsity, member.key)

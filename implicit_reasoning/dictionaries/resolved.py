@@ -1,4 +1,4 @@
-"""From a configuration and a run to what is trained: sites, checkpoints, members, shapes."""
+"""Resolve a configuration for a run: the sites, checkpoints, members and shapes to train."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from implicit_reasoning.runs import Run
 
 @dataclass(frozen=True)
 class ResolvedSet:
-    """What a configuration asks for in a run.
+    """The dictionaries that a configuration specifies for a run.
 
     Attributes:
-      recipe: the shape of all, and how they are trained.
-      stages: members that are trained at once; each stage begins where the one before ended, if
-        there are several.
-      positions: names of the positions whose states are trained on; all where empty.
+      recipe: the dictionaries' shape and training settings.
+      stages: the members of each stage. The members of a stage are trained at once. Each stage
+        starts from the parameters at the end of the previous stage.
+      positions: names of the positions whose states are trained on; all if empty.
       normalize: whether states are divided by their scale.
       log_every: steps between rows of metrics.
-      resume_every: steps between saved states.
-      progress: whether a bar is shown.
+      resume_every: steps between saves of the full state.
+      progress: whether to show a progress bar.
     """
 
     recipe: DictionaryRecipe
@@ -55,15 +55,17 @@ class ResolvedSet:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All of them."""
+        """The members of all stages."""
         return tuple(member for stage in self.stages for member in stage)
 
 
 def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
-    """Resolve a configuration (see `defaults.py`); nothing below reads its fields.
+    """Resolve a configuration (see `defaults.py`) for a run.
+
+    Training reads the result only, not the configuration's fields.
 
     Raises:
-      InputError: something in it does not exist here, or does not go together.
+      InputError: a value does not exist in this run, is invalid, or contradicts another value.
     """
     fields.check_config(config)
     check_values(config.name, config.sparsities)
@@ -111,7 +113,7 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
 
 
 def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
-    """The chosen checkpoints, or where none is chosen, so many spread evenly."""
+    """Return the chosen checkpoints, or `count` evenly spaced checkpoints if none is chosen."""
     if chosen:
         missing = [step for step in chosen if step not in run.steps]
         if missing:
@@ -119,7 +121,7 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
         return tuple(sorted(chosen))
     if not run.steps:
         raise InputError(f"{run} has no checkpoints")
-    # From the last one backwards: with one, it is the last.
+    # The spacing begins with the last checkpoint, so a count of 1 selects the last checkpoint.
     places = np.linspace(len(run.steps) - 1, 0, min(count, len(run.steps))).round().astype(int)
     return tuple(sorted(run.steps[place] for place in places))
 
@@ -127,7 +129,7 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
 def _sites(
     model: Transformer, architecture: str, read: tuple[str, ...], write: tuple[str, ...]
 ) -> list[Sites]:
-    """What is read and written, one for each dictionary of a checkpoint."""
+    """Return the sites that each dictionary of a checkpoint reads and writes."""
     blocks, same = range(model.spec.depth), architecture in ("autoencoder", "crosscoder")
     if not read:
         normalized = model.spec.normalization != "none"
@@ -164,7 +166,7 @@ def _architecture(
 
 
 def _width(model: Transformer, site: str) -> int:
-    """Numbers at one position of a site."""
+    """Return the width of a site, the length of its vector at one position."""
     dims = model.sites[site]
     if dims[:-1] != ("batch", "pos"):
         raise InputError(
@@ -177,7 +179,7 @@ def _width(model: Transformer, site: str) -> int:
 def _activation_fn(
     name: str, given: Mapping[str, Any], sparsities: Sequence[float]
 ) -> ActivationFn:
-    """The activation function, with its options; the largest k is known from the sparsities."""
+    """Return the activation function with its options; `max_k` is set to the largest sparsity."""
     options = {key: value for key, value in given.items() if value is not None}
     make: Any = ACTIVATIONS.get(name)
     if make is None:

@@ -1,9 +1,10 @@
-"""Products with the k features that are active, and none with the others.
+"""Matrix products with the k active features of each input only.
 
-A dense decoder multiplies d_sae features with d_out numbers each, of which all but k are zero; the
-gradients of both weights do so again. Here rows of the active features are gathered, multiplied and
-added, and gradients are added to just those rows: 2 k d_out FLOPs instead of 2 d_sae d_out. The two
-products are each other's transposes, so that each is the other's gradient.
+A dense decoder multiplies the rows of all d_sae features, although all but k activations are zero;
+the gradients of both factors repeat this work. The functions here gather the rows of the active
+features, and scatter gradients to these rows only: 2 k d_out FLOPs per input instead of
+2 d_sae d_out. `gather_sum` and `gather_dot` are transposes of each other, so each serves as the
+other's gradient.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from jaxtyping import Array, Float, Int
 
 
 class Sparse(NamedTuple):
-    """Activations of some features, by number; a value may be 0, and all others are."""
+    """Activations of k features per input, with the features' indices; all others are 0."""
 
     values: Float[Array, "batch k"]
     indices: Int[Array, "batch k"]
 
     def dense(self, d_sae: int) -> Float[Array, "batch {d_sae}"]:
-        """Of all features; an index is not repeated within a row."""
+        """Return activations of all features; indices must not repeat within a row."""
         rows = jnp.arange(len(self.indices))[:, None]
         zeros = jnp.zeros((len(self.indices), d_sae), self.values.dtype)
         return zeros.at[rows, self.indices].set(self.values, unique_indices=True)
@@ -32,7 +33,7 @@ class Sparse(NamedTuple):
 def gather_sum(
     value: Float[Array, "batch k"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
 ) -> Float[Array, "batch width"]:
-    """`sum_k value[b, k] rows[index[b, k]]`: a decoder."""
+    """Compute `sum_k value[b, k] rows[index[b, k]]`, the output of a decoder."""
     start = jnp.zeros((len(index), rows.shape[1]), rows.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
@@ -46,7 +47,7 @@ def gather_sum(
 def gather_dot(
     x: Float[Array, "batch width"], index: Int[Array, "batch k"], rows: Float[Array, "row width"]
 ) -> Float[Array, "batch k"]:
-    """`x[b] . rows[index[b, k]]`: pre-activations of chosen features."""
+    """Compute `x[b] . rows[index[b, k]]`, the pre-activations of selected features."""
     found: Array = jax.lax.map(lambda row: (x * rows[row]).sum(-1), index.T)
     return found.T
 
@@ -58,9 +59,9 @@ def gather_dot_of(
     rows: Float[Array, "row width"],
     dense: Float[Array, "batch row"],
 ) -> Float[Array, "batch k"]:
-    """`gather_dot` where all products, `dense`, are there already: taken, not computed again.
+    """Return `gather_dot(x, index, rows)`, taken from the precomputed products `dense`.
 
-    Its gradients are those of `gather_dot`; none goes to `dense`.
+    The gradients are those of `gather_dot`; no gradient flows to `dense`.
     """
     return jnp.take_along_axis(dense, index, axis=1)
 
@@ -71,7 +72,7 @@ def scatter_sum(
     x: Float[Array, "batch width"],
     n_rows: int,
 ) -> Float[Array, "{n_rows} width"]:
-    """Row r: `sum value[b, k] x[b]` over all (b, k) with index[b, k] = r."""
+    """Compute, for each row r, `sum value[b, k] x[b]` over all (b, k) with `index[b, k] = r`."""
     start = jnp.zeros((n_rows, x.shape[1]), x.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:

@@ -1,8 +1,8 @@
-"""Distinct states to train on and to measure on, from the model's own forward pass.
+"""Distinct states to train and measure dictionaries on, computed by the model's forward pass.
 
-A state depends on its prefix alone, so every distinct prefix counts once, however many rows it
-begins; and what a dictionary is measured on are states of prefixes that it was not trained on. They
-are computed on the device where they are used, and never written anywhere.
+A state depends only on its prefix, so each distinct prefix counts once, even if several rows begin
+with it. Dictionaries are measured on states of prefixes that they were not trained on. States are
+computed on the device where they are used and are never written to disk.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
-_HELD_OUT = 5  # one prefix in so many is
-_AT_ONCE = 512  # rows of a forward pass
+_HELD_OUT = 5  # one in five prefixes is held out
+_AT_ONCE = 512  # rows per forward pass
 
 
 class Places(NamedTuple):
-    """Where states are: a position of a row of tokens each, ordered by position.
+    """Locations of states: a row of tokens and a position for each; ordered by position.
 
     Attributes:
-      rows: int [row], of the dataset.
-      tokens: int32 [row, pos], the prompts.
-      row: int [state], a number of `tokens`.
-      pos: int [state].
+      rows: int [row], numbers of dataset rows.
+      tokens: int32 [row, pos], the prompts of these rows.
+      row: int [state], the state's index into `rows` and `tokens`.
+      pos: int [state], the state's position.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -40,27 +40,27 @@ class Places(NamedTuple):
     pos: Int[np.ndarray, " state"]
 
     def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
-        """Some states, and the rows that they need."""
+        """Select some states and the rows that they need."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
     def counts(self, n_pos: int) -> Int[np.ndarray, " pos"]:
-        """How many states there are at each position."""
+        """Count the states at each position."""
         return np.bincount(self.pos, minlength=n_pos)
 
 
 def distinct_places(
     dataset: Dataset, rows: Int[np.ndarray, " row"], positions: Sequence[str] = ()
 ) -> Places:
-    """The first row with each distinct prefix, at each position of a prompt.
+    """Find the first row with each distinct prefix, at each position of a prompt.
 
     Args:
-      dataset: of the run.
-      rows: to look at; shorter prompts have fewer positions.
-      positions: names of the positions that are wanted; all by default.
+      dataset: the run's dataset.
+      rows: int [row], the rows to search; shorter prompts have fewer positions.
+      positions: names of the positions to include; all by default.
 
     Raises:
-      InputError: there is no such position.
+      InputError: a position does not exist.
     """
     missing = [name for name in positions if name not in dataset.positions]
     if missing:
@@ -71,19 +71,19 @@ def distinct_places(
     keys = prefix_keys(tokens, dataset.n_vocab).T
     wanted = np.array([not positions or name in positions for name in dataset.positions])
     inside = np.arange(len(keys))[:, None] <= dataset.truth["position"][rows]
-    # Beyond its prompt a row has no state: its keys there are a number that nothing else has.
+    # Rows have no states beyond their prompt. The key there is -1, which no prefix has.
     there = first_occurrences(np.where(inside, keys, -1)) & inside & wanted[:, None]
     pos, row = np.nonzero(there)
     return Places(rows, tokens, row, pos).only(np.ones(len(row), bool))
 
 
 class Split(NamedTuple):
-    """All distinct states of a dataset, and which of them a dictionary may be trained on.
+    """The distinct states of a dataset, split into training and held-out states.
 
     Attributes:
-      places: of all rows' prefixes.
-      trained: bool [state], in training rows, and not held out.
-      held_out: bool [state].
+      places: locations of the states of all rows.
+      trained: bool [state], whether the state is in a training row and not held out.
+      held_out: bool [state], whether the state is held out.
     """
 
     places: Places
@@ -92,21 +92,28 @@ class Split(NamedTuple):
 
 
 def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
-    """Hold out whole prefixes, and with a first fact all that goes on from it.
+    """Split a dataset's distinct states by prefix into training and held-out states.
 
-    From the second position on a state goes where the prefix of two tokens goes, so that nothing
-    that is trained on contains, or is contained in, a held-out fact; at the first, by its token.
-    It is dealt out over the states of all rows, so that training and measuring have one split.
+    From the second position on, a state is assigned by the first two tokens of its prefix. All
+    prefixes with the same first fact are therefore on the same side of the split. At the first
+    position, a state is assigned by its token. The split uses the states of all rows, so training
+    and measuring use the same split.
 
     Args:
-      dataset: of the run.
-      positions: see `distinct_places`.
+      dataset: the run's dataset.
+      positions: names of the positions to include; all by default.
+
+    Returns:
+      The split. One in five prefixes is held out.
+
+    Raises:
+      InputError: a position does not exist.
     """
     places = distinct_places(dataset, np.arange(len(dataset)), positions)
     begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2].T
     folds = np.stack([assign_folds(line, _HELD_OUT) for line in begun])
     held_out = folds[np.minimum(places.pos, len(folds) - 1), places.row] == 0
-    # Training rows come first, and a place is in the first row that has its prefix.
+    # A place is in the first row with its prefix, and training rows precede all other rows.
     seen = places.rows[places.row] < dataset.n_train
     return Split(places, seen & ~held_out, held_out)
 
@@ -114,18 +121,18 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
 def states(
     model: Transformer, places: Places, params: Params, sites: Sequence[str]
 ) -> Float[Array, "state width"]:
-    """What passes some sites at each place, at some checkpoints, in one vector; traced.
+    """Compute the activations of sites at each place and checkpoint, concatenated; traced.
 
-    Rows go through the model some at a time, so that memory is theirs and not the dataset's.
+    Rows pass through the model in batches, which bounds the memory that a forward pass needs.
 
     Args:
-      model: static.
-      places: on the host.
-      params: stacked, of one checkpoint or more.
-      sites: of one width.
+      model: the model; static.
+      places: the locations of the states, on the host.
+      params: parameters of one or more checkpoints, stacked.
+      sites: names of the sites, all of one width.
 
     Returns:
-      Checkpoint by checkpoint, in each site by site.
+      [state, width]; the width is ordered by checkpoint, then by site.
     """
     size = min(_AT_ONCE, len(places.tokens))
     n_parts = -(-len(places.tokens) // size)

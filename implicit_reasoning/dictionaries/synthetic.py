@@ -1,10 +1,10 @@
-"""Sparse data whose directions are known: what any dictionary should find, if it can.
+"""Synthetic sparse data with known ground-truth directions, to test whether dictionaries find them.
 
-More directions than dimensions, seldom active, with frequencies that fall as a power of their rank,
-and in pairs that tend to be active together.
+There are more directions than dimensions. Directions are rarely active, with frequencies that fall
+as a power of their rank. They form pairs whose activity is correlated.
 
 Source: the toy models of Elhage et al. 2022 and Sharkey et al. 2022; correlated pairs as in the
-former's section on correlated features.
+section on correlated features of Elhage et al. 2022.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from implicit_reasoning.errors import InputError
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A source of states.
+    """A distribution of synthetic states.
 
     Attributes:
-      n_directions: true directions, an even number.
-      width: dimensions.
-      mean_active: of directions, in a state.
-      exponent: the i-th direction is active with a frequency proportional to `i ** -exponent`.
-      together: of a pair's activity, the share that both have in common.
-      spread: standard deviation of an active direction's size, whose mean is 1.
+      n_directions: number of true directions, which must be even.
+      width: number of dimensions.
+      mean_active: mean number of active directions per state.
+      exponent: the i-th pair of directions is active with a frequency proportional to
+        `i ** -exponent`.
+      together: probability that the activity of a pair's directions is drawn jointly.
+      spread: standard deviation of the size of an active direction; the mean size is 1.
     """
 
     n_directions: int = 512
@@ -52,20 +53,21 @@ class Synthetic:
 
     @property
     def frequencies(self) -> Float[Array, " direction"]:
-        """How often each direction is active; those of a pair are equal."""
+        """Frequency of activity of each direction; the two directions of a pair have the same."""
         rank = jnp.repeat(jnp.arange(1, self.n_directions // 2 + 1), 2)
         falling = rank.astype(jnp.float32) ** -self.exponent
         return self.mean_active * falling / falling.sum()
 
     def directions(self, key: Key[Array, ""]) -> Float[Array, "direction width"]:
-        """Unit vectors at random."""
+        """Draw random unit vectors, one per direction."""
         drawn = jax.random.normal(key, (self.n_directions, self.width))
         return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
-        """Sizes of directions in some states, most of them 0.
+        """Draw the sizes of directions in each state; most are 0.
 
-        With the chance `together` a direction does as its pair does, else as it would alone.
+        With probability `together`, the two directions of a pair share one draw of activity.
+        Otherwise each has an independent draw.
         """
         keys = jax.random.split(key, 4)
         shape = (n_states, self.n_directions)
@@ -80,13 +82,13 @@ class Synthetic:
     def states(
         self, key: Key[Array, ""], directions: Float[Array, "direction width"], n_states: int
     ) -> Float[Array, "state width"]:
-        """Sums of active directions."""
+        """Draw states, each a sum of its active directions weighted by their sizes."""
         return self.activity(key, n_states) @ directions
 
 
 def recovered(
     directions: Float[Array, "direction width"], rows: Float[Array, "feature width"]
 ) -> Float[Array, " direction"]:
-    """Of each true direction the cosine with the feature that is nearest to it."""
+    """Return each true direction's highest cosine with a feature's decoder row."""
     unit = rows / (jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
     return (directions @ unit.T).max(1)
