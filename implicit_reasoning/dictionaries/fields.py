@@ -1,4 +1,4 @@
-"""Every field of a configuration of dictionaries: type, bounds, choices, default and meaning."""
+"""The fields of a configuration of dictionaries: types, bounds, choices, defaults, descriptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from implicit_reasoning.field import INFINITE, MAX_INT, Field
 from implicit_reasoning.files import FORMAT_VERSION, check_format, read_json
 
 FORMAT = 1
-"""Of `config.json` and `members.json`. A new field does not raise it, see `completed`."""
+"""Format version of `config.json` and `members.json`. Adding a field does not raise it."""
 
 FIELDS: dict[str, Field] = {
     "name": Field(str, "results are kept in dictionaries/<name>", "autoencoder"),
@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "log_every": Field(int, "steps; also how often progress moves", 100, 1, MAX_INT),
     "resume_every": Field(int, "steps between saves of the full state", 1_000, 1, MAX_INT),
     "progress": Field(bool, "show a bar on standard error", True),
-    # Configurations from before these fields were trained with the values of `before`.
+    # A saved configuration that lacks one of these fields was trained with the value of `before`.
     "training.steps": Field(int, "steps in all", 600, 1, MAX_INT, before=2_000),
     "training.batch_size": Field(int, "states of a step", 512, 1, MAX_INT, before=1_024),
     "training.learning_rate": Field(
@@ -106,33 +106,37 @@ FIELDS: dict[str, Field] = {
         int, "steps between replacing dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
-"""By dotted name. An activation function of a user may have other `options`."""
+"""Fields by dotted name. A custom activation function may have other `options`."""
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
-    """The fields of a configuration of dictionaries."""
+    """Return the fields of a configuration of dictionaries."""
     return FIELDS
 
 
 def default_config(architecture: str = "autoencoder") -> ConfigDict:
-    """A new configuration of an architecture: every field, with its default. It is not locked."""
+    """Return a new, unlocked configuration of an architecture with all fields at their defaults."""
     config = make_config(FIELDS)
     config.name = config.architecture = architecture
     return config
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """A locked copy in which fields that were added since reproduce what was done before."""
+    """Return a locked copy in which missing fields have the values that reproduce old behaviour."""
     return complete(config, FIELDS)
 
 
 def with_current_names(config: ConfigDict) -> ConfigDict:
-    """A configuration whose fields have the names of today; says which had others."""
+    """Return a configuration with old field names replaced; a message reports each replacement."""
     return with_current_fields(config, FIELDS)
 
 
 def read_config(path: Path) -> ConfigDict:
-    """The configuration of a set that is kept, completed; an `InputError` if it is newer."""
+    """Read the configuration of a saved set and complete it.
+
+    Raises:
+      InputError: the file's format is newer than `FORMAT`.
+    """
     kept = read_json(path)
     if isinstance(kept, dict):
         check_format(path, kept.pop(FORMAT_VERSION, 1), FORMAT)
@@ -142,7 +146,7 @@ def read_config(path: Path) -> ConfigDict:
 def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
 
-    Options that only an activation function of the user's has are checked where it is made.
+    Options that only a custom activation function has are checked when that function is created.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]

@@ -1,4 +1,4 @@
-"""Reading what was measured of a set: all instruments in one table, and parts of it."""
+"""Read the measured results of a set of dictionaries: one table of all instruments, and parts."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ TABLE = (
     "use",
     "evolution",
 )
-"""Instruments of the table of a set, in the order of its variables."""
+"""Instruments in the table of a set, in the order of its variables."""
 
 
 def open_measured(run: Run, name: str) -> xr.Dataset | None:
-    """The table of what was measured of a set; None where nothing was.
+    """Open the table of measured results of a set, or return None if there are none.
 
-    Its variables are by `member`: the dictionaries in their order, then baselines. Members have the
-    coordinates `step`, `site`, `sparsity`, `seed` and `what`. Groups of examples have names of
-    their own, such as `split`. Where nothing was measured since, it is read from the `measured.nc`
-    of an earlier version.
+    Variables have the dimension `member`: first the dictionaries in the set's order, then the
+    baselines. Members have the coordinates `step`, `site`, `sparsity`, `seed` and `what`. The
+    dimension for an instrument's groups of examples has the name that the instrument declares, such
+    as `split`. If there are no results in the current format, the table is read from the
+    `measured.nc` of an earlier version.
 
     Args:
-      run: that the dictionaries are of.
-      name: of the set.
+      run: the run that the dictionaries belong to.
+      name: the name of the set.
     """
     files = Files.of(run, name)
     results = {path.stem: load_arrays(path) for path in files.results}
@@ -53,11 +54,11 @@ def open_measured(run: Run, name: str) -> xr.Dataset | None:
 
 
 def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member]) -> xr.Dataset:
-    """Put results of several instruments into one table.
+    """Join the results of several instruments into one table.
 
     Args:
-      results: by instrument, each by `member` in any order.
-      members: the dictionaries in the order that is wanted.
+      results: results by instrument, each by `member` in any order.
+      members: the dictionaries, in the order of the table.
     """
     steps = {member.step for member in members}
     trained_keys = _numbered(
@@ -87,7 +88,7 @@ def _keys(result: xr.Dataset) -> list[Any]:
 
 
 def _numbered(keys: Any) -> list[Any]:
-    """Each key with how many like it came before: dictionaries may write one site twice."""
+    """Pair each key with the count of earlier equal keys, as two dictionaries may share a site."""
     seen: Counter[Any] = Counter()
     found = []
     for key in keys:
@@ -97,7 +98,7 @@ def _numbered(keys: Any) -> list[Any]:
 
 
 def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
-    """Whether a member is a baseline of the set as it is now: of its last step, or untrained."""
+    """Return whether a key is of a current baseline: of the set's last step, or untrained."""
     step, what = key[0], key[4]
     if what == UNTRAINED:
         return 0 not in steps
@@ -105,7 +106,7 @@ def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
 
 
 def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Dataset:
-    """Members as they are wanted; nan for those that a result does not have."""
+    """Reorder a result by the wanted members, with nan for members that it lacks."""
     at = {key: number for number, key in enumerate(there)}
     numbers = np.array([at.get(key, -1) for key in wanted])
     found = result.isel(member=np.maximum(numbers, 0))
@@ -120,7 +121,7 @@ def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Da
 
 
 def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
-    """With dimensions and counts of its own, that no other instrument has."""
+    """Rename an instrument's counts and group dimension so that no other instrument has them."""
     counts = {n: f"{name}_{n}" for n in ("n_examples", "n_states") if n in part}
     part = part.rename(counts)
     if "group" not in part.dims:
@@ -131,23 +132,23 @@ def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
 
 
 def distinct(values: Sequence[Any] | np.ndarray | xr.DataArray) -> list[Any]:
-    """Each value once, in order of appearance."""
+    """Return the distinct values in order of appearance."""
     return list(dict.fromkeys(np.asarray(values).tolist()))
 
 
 def trained_members(result: xr.Dataset) -> xr.Dataset:
-    """Without baselines."""
+    """Select the trained dictionaries, without baselines."""
     return result.sel(member=(result["what"] == TRAINED).values)
 
 
 def middle_sparsity(result: xr.Dataset) -> float:
-    """The middle one of the sparsities."""
+    """Return the middle one of the sparsities of trained dictionaries."""
     ordered = sorted(distinct(trained_members(result)["sparsity"]))
     return float(ordered[len(ordered) // 2])
 
 
 def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
-    """Trained dictionaries of a site and the middle sparsity, all steps and seeds."""
+    """Select the trained dictionaries of a site at the middle sparsity, of all steps and seeds."""
     own = trained_members(result)
     return own.sel(
         member=((own["site"] == site) & (own["sparsity"] == middle_sparsity(result))).values
@@ -155,7 +156,7 @@ def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
 
 
 def bridge_concept(result: xr.Dataset) -> str | None:
-    """The concept of the bridge where it is first known; None where there is none."""
+    """Return the concept of the bridge at the position where it is first known, or None."""
     if "concept" not in result.coords:
         return None
     found = [name for name in result["concept"].values.tolist() if name.startswith("e2@")]
@@ -163,21 +164,26 @@ def bridge_concept(result: xr.Dataset) -> str | None:
 
 
 class Row(NamedTuple):
-    """One dictionary or baseline; nan where a number does not exist.
+    """One row of the table in figures and dashboards: a dictionary or a baseline.
+
+    A number is nan if it does not exist.
 
     Attributes:
-      site: that is written.
-      what: "trained", or what else it is.
-      sparsity: that was asked for.
-      seed: of its start.
-      l0: active features, mean over held-out states.
-      explained: variance.
-      recovered: of the loss that answers lose when the site is set to its mean, trained chains.
-      kl: to the clean model, nats, trained chains.
-      dead, dense: share of features.
-      f1, null: mean over bridges where they are first known; the highest of its null.
-      average_precision: as `f1`.
-      swap, low, high: share of answers that follow a swap of bridges; 95% interval by bridge.
+      site: name of the site that is written.
+      what: "trained", "untrained model" or the name of another baseline.
+      sparsity: the sparsity in the configuration.
+      seed: seed of the initialisation.
+      l0: mean number of active features over held-out states.
+      explained: explained variance.
+      recovered: share of the cross-entropy lost by mean ablation of the site that the dictionary
+        recovers, on trained chains.
+      kl: KL divergence from the clean model in nats, on trained chains.
+      dead, dense: shares of features that are dead, and dense.
+      f1: mean F1 over bridges, at the position where they are first known.
+      null: highest F1 of the null control of `f1`.
+      average_precision: mean average precision over the same bridges as `f1`.
+      swap: share of answers that follow a swap of bridges.
+      low, high: 95% confidence interval of `swap`, clustered by bridge.
     """
 
     site: str
@@ -199,10 +205,13 @@ class Row(NamedTuple):
 
 
 def make_rows(result: xr.Dataset) -> list[Row]:
-    """Site by site, dictionaries first; of step 0 those of the middle sparsity, as a baseline.
+    """Make the table's rows, ordered by site, with dictionaries before baselines.
+
+    Rows are of dictionaries at the last step, and of baselines. Dictionaries of step 0 at the
+    middle sparsity are included as the baseline "untrained model".
 
     Args:
-      result: what was measured of a set.
+      result: the measured results of a set.
     """
     own, what, step = trained_members(result), result["what"].values, result["step"].values
     last, first = int(own["step"].max()), int(own["step"].min())

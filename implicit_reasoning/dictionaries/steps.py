@@ -1,10 +1,12 @@
-"""Steps of training a dictionary on a pool of states: one compiled loop, nothing but arrays.
+"""Training steps of a dictionary on a pool of states, in one compiled loop over arrays.
 
-One step: a batch of the pool at random, the loss, Adam. A feature that did not fire for a while is
-dead, which some activation functions' terms, and resampling, act on.
+A step draws a random batch from the pool, computes the loss and its gradient, and applies Adam. A
+feature that has not fired for `dead_after` steps is dead. Auxiliary losses of some activation
+functions, and resampling, act on dead features.
 
-Sources: Adam's settings, clipping and the window of death are SAELens's defaults; unit decoder rows
-(Bricken et al. 2023) with the gradient's part along them removed; resampling as there, appendix.
+Sources: Adam's settings, gradient clipping and `dead_after` follow SAELens's defaults. Unit decoder
+rows with the parallel part of their gradient removed: Bricken et al. 2023. Resampling: the appendix
+of Bricken et al. 2023.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.model import Params
 
 Scalar = Float[Array, ""]
-_RESAMPLED = 0.2  # norm of a resampled encoder, of the mean of those alive
+_RESAMPLED = 0.2  # norm of resampled encoder weights, relative to the mean of alive features
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,21 @@ class DictionaryTrainingSettings:
     """How a dictionary is trained; static.
 
     Attributes:
-      steps: in all.
-      batch_size: states in a step.
-      learning_rate: after warm-up, before decay.
-      warmup_steps: steps over which the learning rate rises from 0.
-      decay_steps: last steps, over which it falls to 0.
-      sparsity_warmup_steps: steps over which a penalty's coefficient rises from 0.
-      b1, b2: decay of Adam's first and second moment.
-      clip_norm: largest global norm of the gradient.
-      dead_after: steps without firing.
-      bias_at_mean: the decoder's bias begins at the mean of a batch of targets; else at 0, as in
-        SAELens, which finds more of what is made of sparse features that are never negative.
-      unit_decoder: keep decoder rows at norm 1.
-      frozen_decoder: leave the decoder's rows as they were drawn: a baseline.
-      resample_every: steps between replacing dead features by what is written worst; 0: never.
+      steps: total number of steps.
+      batch_size: states per step.
+      learning_rate: the learning rate after warm-up and before decay.
+      warmup_steps: number of steps over which the learning rate rises from 0.
+      decay_steps: number of last steps, over which the learning rate falls to 0.
+      sparsity_warmup_steps: number of steps over which a penalty's coefficient rises from 0.
+      b1, b2: Adam's decay rates of the first and second moment.
+      clip_norm: maximum global norm of the gradient.
+      dead_after: a feature that has not fired for more than this many steps is dead.
+      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. The
+        alternative, 0, is SAELens's; it recovers more of states that are sums of sparse,
+        non-negative features.
+      unit_decoder: whether decoder rows are kept at norm 1.
+      frozen_decoder: whether decoder rows keep their random initialisation, as a baseline.
+      resample_every: steps between resamplings of dead features; 0 means never.
     """
 
     steps: int = 2000
@@ -61,7 +64,7 @@ class DictionaryTrainingSettings:
     resample_every: int = 0
 
     def rate(self, step: Int[Array, ""]) -> Scalar:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step; steps are counted from 0."""
         rising = jnp.minimum(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = self.steps - step
         falling = jnp.minimum(1.0, left / self.decay_steps) if self.decay_steps else 1.0
@@ -69,20 +72,20 @@ class DictionaryTrainingSettings:
 
     @property
     def adam(self) -> optax.GradientTransformation:
-        """Direction of a step, to be times the negative rate."""
+        """Gradient clipping and Adam; its updates must be multiplied by the negative rate."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(self.b1, self.b2)
         )
 
 
 class DictionaryState(NamedTuple):
-    """A dictionary in training.
+    """The training state of a dictionary.
 
     Attributes:
-      params: its parameters.
-      adam: the optimiser's.
-      steps_since_fired: of each feature.
-      threshold: running, see `ActivationFn.observe`.
+      params: the dictionary's parameters.
+      adam: the optimiser state.
+      steps_since_fired: number of steps since each feature last fired.
+      threshold: the running threshold, see `ActivationFn.observe`.
     """
 
     params: Params
@@ -92,13 +95,15 @@ class DictionaryState(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """States to train on, in groups of equal weight, such as positions: a large one counts no more.
+    """States to train on, in groups of equal weight, such as positions.
+
+    A batch draws groups uniformly, so a group's weight does not depend on its size.
 
     Attributes:
-      x: inputs.
-      y: targets; of an autoencoder the same array.
-      first: number of the first state of each group, which stand one after the other.
-      sizes: how many there are.
+      x: [state, d_in] inputs.
+      y: [state, d_out] targets; for an autoencoder the same array as `x`.
+      first: index of each group's first state; the states of a group are consecutive.
+      sizes: number of states in each group.
     """
 
     x: Float[Array, "state d_in"]
@@ -108,7 +113,7 @@ class Pool(NamedTuple):
 
 
 class StepMeans(NamedTuple):
-    """Means over the steps of a call: squared error, whole loss, active features, dead ones."""
+    """Means over steps of the squared error, the whole loss, and active and dead features."""
 
     mse: Scalar
     loss: Scalar
@@ -117,12 +122,12 @@ class StepMeans(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """What one dictionary is trained on.
+    """The pool, sparsity and random key that one dictionary is trained with.
 
     Attributes:
-      pool: of states.
-      sparsity: see its activation function.
-      key: of its start, and of what is drawn: with the number of a step it says all.
+      pool: the states to train on.
+      sparsity: the sparsity; its meaning depends on the activation function.
+      key: the random key. The key and a step's number determine all random draws of the step.
     """
 
     pool: Pool
@@ -132,13 +137,18 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class DictionaryRecipe:
-    """A dictionary and how it is trained; static, what it is trained on is passed in."""
+    """A dictionary and its training settings; static. Training data are arguments of methods."""
 
     dictionary: Dictionary
     settings: DictionaryTrainingSettings
 
     def begin(self, data: TrainingData, params: Params | None = None) -> DictionaryState:
-        """The state before the first step; from `params` where they are given (a warm start)."""
+        """Return the state before the first step.
+
+        Args:
+          data: the data to train on.
+          params: parameters for a warm start; by default they are initialised anew.
+        """
         if params is None:
             at = jax.random.fold_in(data.key, 0)
             params = self.dictionary.init(at, *batch_of(data.pool, self.settings.batch_size, at))
@@ -156,7 +166,11 @@ class DictionaryRecipe:
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[DictionaryState, StepMeans]:
-        """`count` steps from step `start`."""
+        """Train for `count` steps, beginning with step `start`.
+
+        Returns:
+          The new state, and means over these steps.
+        """
 
         def one(
             number: Array, carried: tuple[DictionaryState, StepMeans]
@@ -172,7 +186,11 @@ class DictionaryRecipe:
     def step(
         self, state: DictionaryState, data: TrainingData, step: Int[Array, ""]
     ) -> tuple[DictionaryState, StepMeans]:
-        """One step: what is drawn depends on the key and the step's number alone."""
+        """Train for one step; random draws depend only on the key and the step's number.
+
+        Returns:
+          The new state, and this step's metrics.
+        """
         settings, activation_fn = self.settings, self.dictionary.activation_fn
         key = jax.random.fold_in(data.key, step + 1)
         x, y = batch_of(data.pool, settings.batch_size, key)
@@ -205,10 +223,12 @@ class DictionaryRecipe:
     def resample(
         self, state: DictionaryState, data: TrainingData, key: Key[Array, ""]
     ) -> DictionaryState:
-        """Dead features begin anew at states that are written badly, likelier the worse they are.
+        """Reinitialise dead features at states with a large reconstruction error.
 
-        The encoder then points to the input, the decoder to the target, as seen from the biases;
-        Adam forgets them. They count as having fired, and have a full window to prove themselves.
+        A feature's state is drawn with a probability proportional to the squared loss (Bricken et
+        al. 2023). Its encoder is set to the direction of the input, and its decoder to the
+        direction of the target, both relative to the biases. Adam's moments of the feature are
+        reset. Its count of steps since it fired is set to 0.
         """
         architecture, activation_fn, params = (
             self.dictionary.architecture,
@@ -235,7 +255,7 @@ class DictionaryRecipe:
         fresh |= {"W_enc": size * fresh["W_enc"]} | activation_fn.init(architecture)
 
         def put(tree: Params, new: Params) -> Params:
-            """The values of `new` for dead features."""
+            """Replace the values of dead features by those of `new`."""
             return tree | {
                 name: jnp.where(architecture.broadcast_over_features(dead, name), value, tree[name])
                 for name, value in new.items()
@@ -249,7 +269,7 @@ class DictionaryRecipe:
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
-    """Some states of a pool, with replacement: a group at random, and one of its states."""
+    """Draw a batch with replacement: each time a random group, then a random state of it."""
     keys = jax.random.split(key)
     group = jax.random.randint(keys[0], (size,), 0, len(pool.first))
     within = jax.random.uniform(keys[1], (size,)) * pool.sizes[group]
@@ -262,7 +282,7 @@ def _with_unit_rows(params: Params) -> Params:
 
 
 def _without_growth(grads: Params, params: Params) -> Params:
-    """Without what would only change the norm of decoder rows, which is 1."""
+    """Remove the gradient's part along decoder rows, which would only change their norm of 1."""
     grad, rows = grads["W_dec"], params["W_dec"]
     axes = tuple(range(rows.ndim // 2, rows.ndim))
     along = (grad * rows).sum(axes, keepdims=True)
@@ -270,6 +290,6 @@ def _without_growth(grads: Params, params: Params) -> Params:
 
 
 def _lengths(rows: Float[Array, "*feature_and_output"]) -> Float[Array, "*feature_and_ones"]:
-    """Norm of each feature's row: [feature, output], or [layer, feature, layer, output]."""
+    """Compute the norm of each decoder row, [feature, output] or [layer, feature, layer, output]."""
     axes = tuple(range(rows.ndim // 2, rows.ndim))
     return jnp.sqrt((rows**2).sum(axes, keepdims=True))
