@@ -1,11 +1,13 @@
-"""Features over training: which last, which another seed finds again, when bridges get theirs.
+"""Evolution of features over training: persistence, agreement across seeds, and births.
 
-A feature of one dictionary is matched with the feature of another that points most nearly the same
-way: the highest cosine of what both write. Beside it stands the null, the same for features of the
-other dictionary turned at random, all together. A value of a truth variable is born when a feature
-stands for it: F1 on facts that it was not chosen on (`measures/matching.py`) of at least `MIN_F1`,
-far above the null, in the median of cold seeds. Warm starts bias this: a feature that was there
-before, or comes later, is where the next dictionary begins.
+A feature of one dictionary is matched with the feature of another dictionary whose decoder row has
+the highest cosine with its own. The null control applies one random rotation to all features of the
+other dictionary.
+
+A value of a truth variable is born when a feature stands for it: the median over seeds of the best
+feature's F1 is at least `MIN_F1`, far above the null. F1 is computed on facts that the feature was
+not chosen on (`measures/matching.py`). Births are unbiased for cold starts only. With a warm start,
+a dictionary begins with the features of an earlier or later checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _SEED = 0
 
 
 class Evolution(BaseInstrument):
-    """What `over_training` finds of a set of dictionaries."""
+    """Instrument that describes the results of `over_training`."""
 
     name: ClassVar[str] = "evolution"
     definition: ClassVar[str] = (
@@ -48,21 +50,23 @@ class Evolution(BaseInstrument):
 
 
 def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
-    """Compare every dictionary with that of the checkpoint before, and with those of other seeds.
+    """Compare each dictionary with those of the previous checkpoint and of other seeds.
 
     Args:
       made: the dictionaries.
-      found: `density` [member, feature], and where there are concepts `best_feature` [member,
-        concept, value].
+      found: measured results: `density` [member, feature] and, if there are concepts,
+        `best_feature` [member, concept, value] and `f1` of the same shape.
 
     Returns:
-      By member: `kept` (mean over active features of the highest cosine with the checkpoint
-      before), `agreement` (with other seeds, mean), their nulls, and `drift` [member, concept,
-      value], the cosine of a value's best features; nan where there is nothing to compare with.
+      A dataset by member. `kept` is the mean, over active features, of the highest cosine with a
+      feature of the previous checkpoint. `agreement` is the same for other seeds, averaged over
+      them. `kept_null` and `agreement_null` are their null controls. `drift` [member, concept,
+      value] is the cosine of a value's best feature with its best feature at the previous
+      checkpoint. Values are nan if there is nothing to compare with.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]
-    # A baseline may have more features than a dictionary is wide; those are none of its own.
+    # A baseline may have more features than the dictionaries; the columns beyond are cut off.
     alive = found["density"].values[:, : len(rows[0])] > 0
     scores = np.full((4, n), np.nan, np.float32)
     best = found["best_feature"].values if "best_feature" in found else None
@@ -83,7 +87,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         name: ("member", values) for name, values in zip(names, scores, strict=True)
     }
     if drift is not None:
-        # Values that a variable does not have, or that too few states have, have no feature.
+        # Values that the variable lacks, or with too few states, have no meaningful best feature.
         there = found["f1"].notnull().values
         variables["drift"] = ("member", "concept", "value"), np.where(there, drift, np.nan)
     members: dict[str, Any] = {
@@ -97,16 +101,18 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
 
 
 def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
-    """When values of truth variables get a feature, and whether they keep it.
+    """Find when values of truth variables get a feature, and whether they keep it.
 
     Args:
       result: `f1` [member, concept, value] of dictionaries of several checkpoints.
-      threshold: of the median F1 over seeds.
+      threshold: minimum of the median F1 over seeds.
 
     Returns:
-      By site, sparsity, concept and value: `birth`, the first step at which a feature stands for
-      the value (nan: never), and `kept`, whether one does at the last (nan: never born). By step,
-      too: `standing`, whether one does (nan: nothing is known of the value).
+      `birth` is the first step at which a feature stands for the value, or nan if none does. `kept`
+      is whether a feature does at the last step, or nan if the value was never born. Both are by
+      site, sparsity, concept and value. `standing` is whether a feature stands for the value at
+      each step, or nan if the value's F1 is unknown; it has the dimension step in addition.
+    """
     """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)
@@ -120,7 +126,7 @@ def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
 
 
 def _before(made: Dictionaries, number: int) -> int | None:
-    """The same dictionary of the checkpoint before, if there is one."""
+    """Return the number of the previous checkpoint's corresponding dictionary, if there is one."""
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "seed": member.seed}
     earlier = [other for other in made.numbers(**like) if made.members[other].step < member.step]
@@ -129,7 +135,7 @@ def _before(made: Dictionaries, number: int) -> int | None:
 
 
 def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
-    """The same dictionaries of other seeds."""
+    """Yield the numbers of the corresponding dictionaries of other seeds."""
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "steps": member.steps}
     return (other for other in made.numbers(**like) if other != number)
@@ -138,7 +144,7 @@ def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
 def _nearest(
     own: Float[np.ndarray, "feature width"], other: Float[np.ndarray, "other width"]
 ) -> tuple[float, float]:
-    """Mean highest cosine with another dictionary's features, and with those turned at random."""
+    """Return the mean highest cosine with another dictionary's features, and its null control."""
     if not len(own) or not len(other):
         return np.nan, np.nan
     random = np.random.default_rng(_SEED).normal(size=(own.shape[1], own.shape[1]))

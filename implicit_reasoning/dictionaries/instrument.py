@@ -1,10 +1,10 @@
-"""What an instrument of dictionaries is: a measurement of one dictionary in its model.
+"""The base class of instruments that measure one dictionary in its model.
 
-On the host, `examples` chooses what to look at, once for a set of dictionaries. On the device, one
-compiled program computes for every checkpoint what its dictionaries share (`shared`) and then
-measures each dictionary (`measure`), with all instruments together. Outcomes by example are
-averaged within groups, with clustered intervals, by the code that does so for instruments of
-models; `derived` adds numbers that follow from these means.
+On the host, `examples` chooses the examples once for a set of dictionaries. On the device, one
+compiled program runs all instruments: for each checkpoint it computes the values that all
+dictionaries share (`shared`), and then measures each dictionary (`measure`). Per-example outcomes
+are averaged within groups with clustered confidence intervals, by the code that instruments of
+models use. `derived` adds variables that are computed from these means.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from implicit_reasoning.runs import Run
 
 
 class ExampleSource(NamedTuple):
-    """What instruments choose their examples from.
+    """The data that instruments choose their examples from.
 
     Attributes:
       run: the run whose states the dictionaries read.
-      split: its distinct states, of which some were held out from training.
+      split: the run's distinct states, split into training and held-out states.
       members: the dictionaries.
       where: bool [pos], the positions whose states the dictionaries were trained on.
     """
@@ -43,14 +43,14 @@ class ExampleSource(NamedTuple):
 
 
 class DictionarySubject(NamedTuple):
-    """The model and the states that some dictionaries share; arrays are traced.
+    """The model and the states that several dictionaries share; arrays are traced.
 
     Attributes:
-      model: static.
-      params: of the dictionaries' checkpoint (of a crosscoder's first checkpoint).
-      sites: that the dictionaries read and write; static.
-      x: what is read, at all places of the split.
-      y: what is to be written there.
+      model: the model; static.
+      params: parameters of the dictionaries' checkpoint; for a crosscoder, of its first checkpoint.
+      sites: the sites that the dictionaries read and write; static.
+      x: [state, d_in] the dictionaries' inputs at all places of the split.
+      y: [state, d_out] the dictionaries' targets at the same places.
     """
 
     model: Transformer
@@ -64,9 +64,9 @@ class EncodedStates(NamedTuple):
     """One dictionary, and its activations on the subject's states.
 
     Attributes:
-      dictionary: how it encodes and decodes; static.
-      params: its parameters.
-      acts: its activations at all places of the split.
+      dictionary: the encoder and decoder; static.
+      params: the dictionary's parameters.
+      acts: [state, d_sae] activations at all places of the split.
     """
 
     dictionary: InferenceDictionary
@@ -75,25 +75,26 @@ class EncodedStates(NamedTuple):
 
     @property
     def rows(self) -> Float[Array, "d_sae d_out"]:
-        """What each feature writes."""
+        """The decoder rows."""
         return self.dictionary.architecture.rows(self.params)
 
 
 class DictionaryInstrument(BaseInstrument):
-    """A measurement of one dictionary; one of your own is a subclass in a file of its own.
+    """Base class of instruments that measure one dictionary; users can define subclasses.
 
-    Results are kept in `dictionaries/<set>/measured/<name>.nc`, by `member`: a dictionary, or a
-    baseline in its place. Members have the coordinates `step`, `site`, `sparsity`, `seed` and
-    `what` ("trained", or the name of the baseline). Baselines are nulls of every instrument.
+    Results are saved in `dictionaries/<set>/measured/<name>.nc`, with the dimension `member`. A
+    member is a dictionary or a baseline. Members have the coordinates `step`, `site`, `sparsity`,
+    `seed` and `what` ("trained", or the name of the baseline). Baselines are nulls of every
+    instrument.
 
-    A dimension "feature" is labelled without an entry in `coords`. It is as long as the widest
-    dictionary or baseline; narrower ones are filled up with nan.
+    The dimension "feature" needs no entry in `coords`. Its length is that of the widest dictionary
+    or baseline; narrower ones are padded with nan.
 
     Attributes:
-      group: the dimension of groups in the table of all instruments, such as "split"; "" where
-        there is one group, whose dimension is dropped there.
-      needs_model: whether it runs the model with the dictionary in it. A dictionary of all
-        checkpoints has no such model.
+      group: name of the dimension of groups in the table of all instruments, such as "split". The
+        default "" is for instruments with one group; the table drops their group dimension.
+      needs_model: whether the instrument runs the model with the dictionary spliced in. Such an
+        instrument does not apply to a dictionary of all checkpoints, which has no single model.
     """
 
     group: ClassVar[str] = ""
@@ -101,17 +102,18 @@ class DictionaryInstrument(BaseInstrument):
 
     @abc.abstractmethod
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose what to look at; a fixed choice for a set of dictionaries.
+        """Choose the examples; the choice is fixed for a set of dictionaries.
 
-        `inputs` may be any object. Numpy arrays in it are constants of the compiled program.
-        `coords` has the labels of all dimensions but "feature"; see also `without_examples`.
+        `inputs` of the returned examples may be any object. Numpy arrays in it become constants of
+        the compiled program. `coords` must label all dimensions except "feature". Instruments
+        without per-example outcomes return `without_examples(...)`.
 
         Raises:
-          NotApplicable: the instrument makes no sense for this task or these dictionaries.
+          NotApplicable: the instrument does not apply to this task or these dictionaries.
         """
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """What all dictionaries of a subject need, computed once; traced."""
+        """Compute values that all dictionaries of a subject need, once; traced."""
         return {}
 
     @abc.abstractmethod
@@ -122,26 +124,29 @@ class DictionaryInstrument(BaseInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """The outcomes for one dictionary; traced, so it must be a pure function.
+        """Measure one dictionary; traced, so it must be a pure function.
 
         Args:
           subject: the model and its states.
-          shared: what `shared` returned for the subject.
-          encoded: the dictionary and its activations on those states.
-          inputs: of the examples.
+          shared: the values that `shared` returned for the subject.
+          encoded: the dictionary and its activations on the subject's states.
+          inputs: `inputs` of the examples.
+
+        Returns:
+          The outputs by name, with the dimensions that `outputs` declares.
         """
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add variables that follow from means, such as ratios of them; none unless overridden.
+        """Add variables computed from the means, such as ratios of them; by default none.
 
         Args:
-          result: by `member`, with the dimension `group` where there are outcomes by example.
-          examples: as they were chosen.
+          result: the means by `member`; per-example outcomes have the dimension `group`.
+          examples: the examples that `examples` returned.
         """
         return result
 
 
 def without_examples(inputs: Any, coords: Mapping[str, Sequence[Any]] | None = None) -> Examples:
-    """For an instrument that has no outcomes by example."""
+    """Return examples for an instrument that has no per-example outcomes."""
     nothing = np.zeros(0, np.int64)
     return Examples(inputs, (), nothing, nothing, coords=coords or {})

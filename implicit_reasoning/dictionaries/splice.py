@@ -1,17 +1,17 @@
-"""A dictionary in its model: its output replaces the values that it was trained to predict.
+"""Splice a dictionary into its model: its output replaces the activations that it reconstructs.
 
-A dictionary reads sites and writes sites, side by side in one vector (`architectures.py`), so that
-an autoencoder, a transcoder and a cross-layer transcoder are spliced in alike: an edit at every
-site that is written. The edit at the site `s` adds sites of its own, which `forward` lists, edits
-and returns like those of the model:
+A dictionary reads and writes the concatenated values of its sites (`architectures.py`). Splicing is
+therefore the same for autoencoders, transcoders and cross-layer transcoders: each written site gets
+an edit. The edit at the site `s` adds hook sites, which `forward` lists, edits and returns like the
+model's sites:
 
 - `s.hook_acts`, [batch, pos, d_sae]: the activations that are decoded;
-- `s.hook_error`, the shape of `s`, if the error is kept: the difference between the value and the
-  dictionary's output for unedited activations. It is added to the output, so the model is unchanged
-  until activations or errors are edited.
+- `s.hook_error`, of the shape of `s`, if the error is kept: the value minus the dictionary's output
+  for unedited activations. The error is added to the output, so the model's outputs are unchanged
+  unless activations or errors are edited.
 
-A cross-layer transcoder has all its activations at every site that it writes; at each of them those
-of later layers are 0. Edit them at all these sites to change a feature everywhere.
+A cross-layer transcoder has all its activations at every site that it writes; at each site, the
+activations of later layers are 0. To change a feature everywhere, edit it at all these sites.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _RESID = ("batch", "pos", "d_model")
 
 
 class Sites(NamedTuple):
-    """Which sites a dictionary reads and writes; equal for an autoencoder."""
+    """The sites that a dictionary reads and writes; they are equal for an autoencoder."""
 
     read: tuple[str, ...]
     write: tuple[str, ...]
 
 
 class _Splice(NamedTuple):
-    """The constants of one edit: the dictionary, and which of its outputs is written."""
+    """The static arguments of one edit: the dictionary, its sites, and which site is written."""
 
     dictionary: InferenceDictionary
     sites: Sites
@@ -52,14 +52,17 @@ def edits(
     *,
     keep_error: bool = False,
 ) -> dict[str, Edit]:
-    """Edits that write a dictionary's outputs at some positions.
+    """Return edits that replace written sites by a dictionary's outputs at some positions.
 
     Args:
-      dictionary: static.
+      dictionary: the dictionary; static.
       params: its parameters.
-      sites: that it reads and writes.
-      where: positions at which it writes; the others keep their values.
-      keep_error: whether the difference to the true value is added, as the site `hook_error`.
+      sites: the sites that it reads and writes.
+      where: bool [pos], the positions to replace; the others keep their values.
+      keep_error: whether to add the reconstruction error, as the hook site `hook_error`.
+
+    Returns:
+      One edit for each written site, by site.
     """
     adds = (("hook_acts", _ACTS), ("hook_error", _RESID))[: 1 + keep_error]
     return {
@@ -71,7 +74,13 @@ def edits(
 
 
 def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) -> dict[str, Edit]:
-    """Edits that write a constant there instead, [d_out] or a number: zero, or the mean."""
+    """Return edits that replace written sites by a constant at some positions.
+
+    Args:
+      value: a number such as 0, or [d_out], such as the mean over states.
+      sites: the sites; the edits replace `sites.write`.
+      where: bool [pos], the positions to replace; the others keep their values.
+    """
     parts = jnp.split(jnp.atleast_1d(value), len(sites.write)) if jnp.ndim(value) else None
     return {
         site: Edit(_constant, (value if parts is None else parts[number], where))
@@ -80,7 +89,7 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
 
 
 def _write(value: Array, hooks: HookContext, args: tuple[Params, Array], splice: _Splice) -> Array:
-    """The part of the dictionary's output that belongs to this site."""
+    """Return this site's part of the dictionary's output, at the positions to replace."""
     params, where = args
     x = _side_by_side(splice, value, hooks)
     acts = splice.dictionary.encode(params, x.reshape(-1, x.shape[-1]))
@@ -99,7 +108,7 @@ def _decoded(splice: _Splice, params: Params, acts: Array, x: Array) -> Array:
 
 
 def _side_by_side(splice: _Splice, value: Array, hooks: HookContext) -> Array:
-    """The inputs; those of later layers, whose features do not write here, are 0."""
+    """Concatenate the inputs; inputs of later layers, which do not write here, are 0."""
     here, read = splice.sites.write[splice.number], splice.sites.read
     known = {here: value} | {s: hooks.read(s) for s in read if s != here and hooks.passed(s)}
     first = known[read[0]] if read[0] in known else hooks.read(read[0])

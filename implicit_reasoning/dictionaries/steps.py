@@ -290,6 +290,6 @@ def _without_growth(grads: Params, params: Params) -> Params:
 
 
 def _lengths(rows: Float[Array, "*feature_and_output"]) -> Float[Array, "*feature_and_ones"]:
-    """Compute the norm of each decoder row, [feature, output] or [layer, feature, layer, output]."""
+    """Compute decoder row norms, for [feature, output] or [layer, feature, layer, output] rows."""
     axes = tuple(range(rows.ndim // 2, rows.ndim))
     return jnp.sqrt((rows**2).sum(axes, keepdims=True))

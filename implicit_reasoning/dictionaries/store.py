@@ -1,8 +1,14 @@
-"""Where dictionaries are kept in a run, and opening them.
+"""Save and load the dictionaries of a run.
 
-`dictionaries/<name>/` has `config.json`, `members.json` (what each is of), `finished.npz` (all
-parameters, stacked), `measured/<instrument>.nc`, `metrics.jsonl` and `provenance.json` (training),
-and `resume/` while it is trained.
+The folder `dictionaries/<name>/` of a run contains:
+
+- `config.json`: the configuration;
+- `members.json`: the checkpoint, sites, sparsity and seed of each dictionary;
+- `finished.npz`: the parameters of all dictionaries, stacked;
+- `measured/<instrument>.nc`: the results of each instrument;
+- `metrics.jsonl` and `provenance.json`: from training;
+- `page.json`: the dashboards;
+- `resume/`: the state of training, while the set is trained.
 """
 
 from __future__ import annotations
@@ -37,29 +43,29 @@ from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
 
 ALL_STEPS = -1
-"""In place of a step: of a crosscoder, which is of all checkpoints."""
+"""The step of a crosscoder, which is trained on all checkpoints."""
 
 
 TRAINED, UNTRAINED = "trained", "untrained model"
-"""What a dictionary is, among names of baselines; the second is of step 0."""
+"""Names in the coordinate `what`: a trained dictionary, and the baseline trained on step 0."""
 
 
 class Source(NamedTuple):
-    """Where states are from: the checkpoints, and the sites that are read and written there."""
+    """The checkpoints that states come from, and the sites that are read and written there."""
 
     steps: tuple[int, ...]
     sites: Sites
 
 
 class Member(NamedTuple):
-    """What one dictionary is of.
+    """The identity of one dictionary in a set.
 
     Attributes:
-      steps: of the checkpoint; a crosscoder's of all of them.
-      read: sites it reads.
-      write: sites it writes.
-      sparsity: see its activation function.
-      seed: of its start.
+      steps: the checkpoint's step; for a crosscoder the steps of all its checkpoints.
+      read: names of the sites that it reads.
+      write: names of the sites that it writes.
+      sparsity: the sparsity; its meaning depends on the activation function.
+      seed: seed of the initialisation and the batches.
     """
 
     steps: tuple[int, ...]
@@ -70,73 +76,73 @@ class Member(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The checkpoint, or `ALL`."""
+        """The step of the checkpoint, or `ALL_STEPS` if there are several."""
         return self.steps[0] if len(self.steps) == 1 else ALL_STEPS
 
     @property
     def sites(self) -> Sites:
-        """Both, as splicing wants them."""
+        """The read and written sites, in the form that splicing expects."""
         return Sites(self.read, self.write)
 
     @property
     def source(self) -> Source:
-        """Where its states are from."""
+        """The checkpoints and sites that its states come from."""
         return Source(self.steps, self.sites)
 
     @property
     def site(self) -> str:
-        """A name for tables: what is written."""
+        """A label of the written site or sites, for tables."""
         return self.write[0] if len(self.write) == 1 else f"{len(self.write)} sites"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one set of dictionaries."""
+    """The paths of the files of one set of dictionaries."""
 
     folder: Path
 
     @staticmethod
     def of(run: Run, name: str) -> Files:
-        """In a run."""
+        """Return the files of the set `name` in a run."""
         return Files(run.files.workdir / "dictionaries" / name)
 
     @property
     def config(self) -> Path:
-        """As it was asked for."""
+        """The configuration that the set was trained with."""
         return self.folder / "config.json"
 
     @property
     def members(self) -> Path:
-        """What each dictionary is of."""
+        """The identity of each dictionary (`Member`)."""
         return self.folder / "members.json"
 
     @property
     def finished(self) -> Path:
-        """Parameters; written last, so that it vouches for the rest."""
+        """The parameters; written last, so the set is complete if this file exists."""
         return self.folder / "finished.npz"
 
     def result(self, instrument: str) -> Path:
-        """What an instrument measured."""
+        """Return the path of an instrument's results."""
         return self.folder / "measured" / f"{instrument}.nc"
 
     @property
     def results(self) -> list[Path]:
-        """What was measured, a file for each instrument."""
+        """The paths of all results, one for each instrument."""
         return sorted((self.folder / "measured").glob("*.nc"))
 
     @property
     def page(self) -> Path:
-        """The page of dashboards, as the report shows it."""
+        """The page of feature dashboards that the report shows."""
         return self.folder / "page.json"
 
     @property
     def measured_before(self) -> Path:
-        """What versions before there were instruments of dictionaries measured; only read."""
+        """Results of versions without dictionary instruments; this file is read but not written."""
         return self.folder / "measured.nc"
 
     @property
     def metrics(self) -> Path:
-        """A row every `log_every` steps."""
+        """Training metrics, one row every `log_every` steps."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -146,19 +152,19 @@ class Files:
 
     @property
     def resume(self) -> Path:
-        """The state of training, the last two."""
+        """The folder with the last two saved states of training."""
         return self.folder / "resume"
 
 
 @dataclass(frozen=True)
 class Dictionaries:
-    """A set of finished dictionaries of one shape.
+    """A set of trained dictionaries of one shape.
 
     Attributes:
-      dictionary: how they encode and decode.
-      params: stacked, one after the other.
-      members: what each is of.
-      config: as they were trained.
+      dictionary: their encoder and decoder.
+      params: their parameters, stacked along the first axis.
+      members: the identity of each dictionary.
+      config: the configuration that they were trained with.
     """
 
     dictionary: InferenceDictionary
@@ -170,11 +176,11 @@ class Dictionaries:
         return len(self.members)
 
     def params_of(self, number: int | Int[np.ndarray, " some"]) -> Params:
-        """Of one dictionary; of several, stacked."""
+        """Return the parameters of one dictionary, or stacked parameters of several."""
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 
     def numbers(self, **wanted: Any) -> list[int]:
-        """Numbers of the members with these attributes, such as `step=6000, site="..."`."""
+        """Return numbers of the members with these attributes, such as `step=6000, site="..."`."""
         return [
             number
             for number, member in enumerate(self.members)
@@ -182,7 +188,7 @@ class Dictionaries:
         ]
 
     def fingerprint(self, step: int) -> str:
-        """A digest of the parameters of the dictionaries of a step, and of what each is of."""
+        """Return a digest of the members and parameters of a step's dictionaries."""
         numbers = self.numbers(step=step)
         about = json.dumps([self.members[number]._asdict() for number in numbers]).encode()
         own = jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], self.params)
@@ -190,23 +196,23 @@ class Dictionaries:
 
     @cached_property
     def shown(self) -> list[int]:
-        """One for each site, to stand for all: last checkpoint, middle sparsity, seed 0."""
+        """One representative member per site: last checkpoint, middle sparsity, seed 0."""
         last = max(member.steps for member in self.members)
         ordered = sorted({member.sparsity for member in self.members})
         return self.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)
 
     def directions(self, number: int) -> Float[np.ndarray, "feature width"]:
-        """What each feature of one dictionary writes, at length 1."""
+        """Return the decoder rows of one dictionary, normalised to length 1."""
         rows = np.asarray(self.dictionary.architecture.rows(self.params_of(number)))
         unit: np.ndarray = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
         return unit
 
 
 def save(files: Files, dictionaries: Dictionaries) -> None:
-    """Keep finished dictionaries; `finished.npz` comes last."""
+    """Save trained dictionaries; `finished.npz` is written last."""
     about = {
         FORMAT_VERSION: FORMAT,
-        # Keys of files keep the names that they had.
+        # Keys in files keep their old names.
         "kind": dictionaries.config.architecture,
         "sizes": dataclasses.asdict(dictionaries.dictionary.architecture),
         "architecture": dictionaries.dictionary.saelens_architecture,
@@ -220,10 +226,11 @@ def save(files: Files, dictionaries: Dictionaries) -> None:
 
 
 def load(run: Run, name: str) -> Dictionaries:
-    """Open a set of dictionaries.
+    """Load a set of dictionaries.
 
     Raises:
-      InputError: there is none of that name, or it is not finished.
+      InputError: there is no set of that name, its training is not finished, or its format is
+        newer than this version supports.
     """
     files = Files.of(run, name)
     if not files.finished.exists():
@@ -235,24 +242,25 @@ def load(run: Run, name: str) -> Dictionaries:
     finished = InferenceDictionary(architecture, about["architecture"], about["most"])
     members = read_members(files)
     arrays = read_npz(files.finished, "set of dictionaries")
-    params = jax.device_put(arrays)  # `jnp.asarray` would compile a program for every shape
+    # `jnp.asarray` would compile a program for each shape.
+    params = jax.device_put(arrays)
     return Dictionaries(finished, params, members, read_config(files.config))
 
 
 def read_members(files: Files) -> tuple[Member, ...]:
-    """What the dictionaries of a set are of, without their parameters."""
+    """Read the members of a set, without their parameters."""
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     return tuple(_member(member) for member in about["members"])
 
 
 def names(run: Run) -> list[str]:
-    """The finished sets of a run."""
+    """Return the names of the finished sets of a run."""
     folder = run.files.workdir / "dictionaries"
     return sorted(path.parent.name for path in folder.glob("*/finished.npz"))
 
 
 def _member(kept: dict[str, Any]) -> Member:
-    """From JSON, which has lists for tuples."""
+    """Make a member from JSON, which has lists in place of tuples."""
     tuples = {name: tuple(kept[name]) for name in ("steps", "read", "write")}
     return Member(**{**kept, **tuples})
