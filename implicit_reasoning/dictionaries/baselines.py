@@ -1,19 +1,25 @@
-"""What a dictionary has to beat: clusters, linear codes, neurons, class means, a random decoder.
+"""Baselines of dictionaries: clusters, linear codes, neurons, class means, random decoders.
 
-Each is of the states that dictionaries of the last checkpoint (and of one, the middle, sparsity)
-are trained on, drawn as they are, and is measured by the same code:
+Each baseline uses the states that the dictionaries of the last checkpoint and the middle sparsity
+are trained on, with positions weighted equally as in training. Baselines are measured by the same
+code as dictionaries:
 
-- `k-means`: the nearest of as many centroids as there are features, written as it is;
-- `linear`: the least-squares map of input to target in its principal directions, of either sign,
-  the k that write most - of an autoencoder PCA, with the best k of each state;
-- `neurons`: of transcoders the MLP's own, of autoencoders the coordinates, the k that write most;
-- `class means`: k-means with the means of bridges' states for centroids: truth, and so for what
-  stands for a bridge an upper bound;
-- `frozen decoder`: the same training, but the decoder's rows stay as they were drawn;
-- `untrained model`: the same training on states of step 0, where that is not in the set anyway.
+- `k-means`: each state is replaced by its nearest centroid, with as many centroids as features;
+- `linear`: the least-squares map from input to target in its principal directions, with both signs,
+  keeping the k that write most per state; for an autoencoder this is PCA;
+- `neurons`: the k units that write most per state: the MLP's neurons for a transcoder, the site's
+  coordinates for an autoencoder;
+- `class means`: like `k-means`, but the clusters are the true bridges. This is an upper bound for
+  how well features stand for bridges;
+- `frozen decoder`: trained like the dictionaries, but decoder rows keep their initialisation;
+- `untrained model`: trained like the dictionaries, but on states of step 0. It is omitted if the set
+  has dictionaries of step 0.
 
-k is the number of active features that was asked for, or that a middle dictionary has. Sources of
-the last two: Korznikov et al. 2026 (frozen SAEs), Heap et al. 2025 (random transformers).
+k is the configured number of active features or, if there is none, the mean number of active
+features of the dictionary of middle sparsity.
+
+Sources: `frozen decoder`: Korznikov et al. 2026 (frozen SAEs). `untrained model`: Heap et al. 2025
+(random transformers).
 """
 
 from __future__ import annotations
@@ -48,18 +54,18 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
 FROZEN = "frozen decoder"
-_SAMPLE = 8192  # states that clusters and linear maps are fitted to
-_ROUNDS = 20  # of k-means
+_SAMPLE = 8192  # number of states that clusters and linear maps are fitted to
+_ROUNDS = 20  # iterations of k-means
 
 
 class Candidate(NamedTuple):
-    """What is measured: a dictionary, or a baseline in its place.
+    """A dictionary or a baseline to measure.
 
     Attributes:
-      name: in tables; of dictionaries `TRAINED`.
-      member: where its states are from.
-      finished: encodes and decodes.
-      params: of one.
+      name: the name in tables; `TRAINED` for a dictionary.
+      member: the checkpoint and sites of its states.
+      dictionary: the encoder and decoder.
+      params: parameters of this one candidate.
     """
 
     name: str
@@ -70,28 +76,31 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class NearestCentroid(InferenceDictionary):
-    """One feature is active, with 1: that whose centroid is nearest, `-|c|^2 / 2` in `b_enc`."""
+    """A dictionary whose only active feature, at 1, is the centroid nearest to the input.
+
+    `W_enc` holds the centroids `c` and `b_enc` holds `-|c|^2 / 2`.
+    """
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """One-hot."""
+        """Return one-hot activations of the nearest centroid."""
         closeness = self.architecture.project(params, x) + params["b_enc"][None]
         return jax.nn.one_hot(closeness.argmax(-1), self.architecture.d_sae, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
 class Neurons(InferenceDictionary):
-    """An MLP's neurons, the `k` that write most of those that are positive.
+    """An MLP's neurons as a dictionary: of the positive ones, the `k` that write most are active.
 
     Attributes:
-      act_fn: the model's.
+      act_fn: name of the MLP's activation function.
     """
 
     act_fn: str = "relu"
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """After the nonlinearity."""
+        """Return activations after the MLP's activation function; all but k are set to 0."""
         acts = ACTIVATIONS[self.act_fn](
             self.architecture.project(params, x) + params["b_enc"][None]
         )
@@ -103,9 +112,10 @@ class Neurons(InferenceDictionary):
 
 
 def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate]:
-    """All that there are for a set of dictionaries.
+    """Make all baselines that apply to a set of dictionaries.
 
-    A cross-layer dictionary, whose layers write before later ones are read, has trained ones only.
+    Cross-layer transcoders have trained baselines only, because earlier layers' outputs change
+    later layers' inputs.
     """
     found = list(_trained(run, made))
     for number in made.shown:
@@ -115,7 +125,7 @@ def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate
 
 
 def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
-    """Dictionaries trained in the same way, but for one thing."""
+    """Train the baselines `frozen decoder` and `untrained model`."""
     resolved, wanted = resolve(run, made.config), [made.members[n] for n in made.shown]
     settings = dataclasses.replace(resolved.recipe.settings, frozen_decoder=True)
     frozen = dataclasses.replace(resolved.recipe, settings=settings)
@@ -131,7 +141,7 @@ def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
 
 
 def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Candidate]:
-    """Those of one site that are fitted, or there anyway."""
+    """Make the baselines of one site that are fitted in closed form, or taken from the model."""
     member, architecture = made.members[number], made.dictionary.architecture
     x, y, numbers = _sample(run, split, member)
     k, width = _active(made, number, x), architecture.d_sae
@@ -153,7 +163,12 @@ def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Can
 def _sample(
     run: Run, split: Split, member: Member
 ) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, " sample"]]:
-    """Training states, each position as often as another; the same array twice of one site."""
+    """Sample training states, with equally many from each position.
+
+    Returns:
+      `(x, y, numbers)`: inputs, targets, and the states' indices into the split's places. `y` is
+      the same array as `x` if the dictionary reads and writes the same site.
+    """
     places = split.places
     random, there = np.random.default_rng(0), np.flatnonzero(split.trained)
     pos = places.pos[there]
@@ -169,7 +184,7 @@ def _sample(
 
 
 def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]) -> int:
-    """k of a dictionary, or as many features as it has active."""
+    """Return a dictionary's k, or its mean number of active features on `x`, rounded."""
     params = made.params_of(number)
     if "k" in params:
         return int(params["k"])
@@ -183,7 +198,10 @@ def _clusters(
     cluster: Int[np.ndarray, " sample"],
     width: int,
 ) -> tuple[InferenceDictionary, Params]:
-    """The nearest mean of x writes the mean of y; filled up to `width` by some that never are."""
+    """Make a dictionary that maps the nearest cluster mean of x to the cluster mean of y.
+
+    If there are fewer than `width` clusters, features that are never active fill the width.
+    """
     numbers, cluster = np.unique(cluster, return_inverse=True)
     member = np.eye(len(numbers), dtype=np.float32)[cluster]
     member /= member.sum(0)
@@ -197,7 +215,7 @@ def _clusters(
 
 def _k_means(x: Float[np.ndarray, "sample width"], count: int) -> Int[np.ndarray, " sample"]:
     with warnings.catch_warnings():
-        # Where there are fewer distinct states than centroids, some have none.
+        # With fewer distinct states than centroids, some clusters are empty.
         warnings.filterwarnings("ignore", "One of the clusters is empty")
         cluster: np.ndarray = kmeans2(x, count, _ROUNDS, minit="points", rng=0)[1]
     return cluster
@@ -214,7 +232,7 @@ def _signed(
     mean_y: np.ndarray,
     k: int,
 ) -> tuple[InferenceDictionary, Params]:
-    """Directions of both signs, of which the k largest are written; rows have norm 1."""
+    """Make a TopK dictionary of directions with both signs, of which the k largest are active."""
     encoder = np.concatenate([reads, -reads], axis=1)
     params = {
         "W_enc": encoder,
@@ -228,7 +246,7 @@ def _signed(
 
 
 def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params] | None:
-    """Neurons of the MLP between what is read and what is written; None where it is not that."""
+    """Return the neurons of the MLP between the two sites, or None if there is no such MLP."""
     (read,), (write,) = member.read, member.write
     block = write.removesuffix("hook_mlp_out")
     if write == block or read not in (f"{block}ln2.hook_normalized", f"{block}hook_resid_mid"):
@@ -248,7 +266,10 @@ def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params]
 def _bridge_classes(
     run: Run, split: Split, numbers: Int[np.ndarray, " sample"]
 ) -> Int[np.ndarray, " sample"] | None:
-    """The bridge of each state, apart by position; states that know none are one class each."""
+    """Return a class for each state: its bridge and position, or its position if none is known.
+
+    The result is None for tasks without chains.
+    """
     dataset, places = run.dataset, split.places
     try:
         need_chains(dataset)

@@ -1,4 +1,4 @@
-"""What can be wrong with the numbers of a configuration of dictionaries, said before training."""
+"""Checks of the name and the sparsities in a configuration of dictionaries, before training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from implicit_reasoning.errors import InputError
 
 
 def check_values(name: str, sparsities: Sequence[float]) -> None:
-    """Raise one `InputError` that lists what is wrong with the name and the sparsities."""
+    """Raise one `InputError` that lists the faults of the name and the sparsities."""
     faults = []
-    # A folder of the run, beside others.
+    # The name becomes the name of a folder in the run.
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
         faults.append(f"name is {name!r}; it must be the name of a folder, without / or \\")
     if not sparsities:
@@ -30,18 +30,20 @@ def check_sparsities(
     name: str,
     activation_fn: ActivationFn,
 ) -> None:
-    """Refuse sparsities that mean nothing here, or nested widths that do not fit.
+    """Check that sparsities are valid for the activation function, and that nested widths fit.
 
     Args:
-      sparsities: of the dictionaries.
-      batch_size: states of a step.
-      architecture: of the dictionaries.
-      name: of the activation function, for the message.
-      activation_fn: whose `sparsity_kind` says what a sparsity is.
+      sparsities: sparsities of the dictionaries.
+      batch_size: states per training step.
+      architecture: architecture of the dictionaries.
+      name: name of the activation function, for the message.
+      activation_fn: the activation function; its `sparsity_kind` defines what a sparsity means.
 
     Raises:
-      InputError: a number of features that is not whole, below 1 or above the width, or a negative
-        coefficient; it is named.
+      InputError: a sparsity is invalid. As a coefficient it must be finite and at least 0. For
+        `topk` it must be a whole number between 1 and the width. For other functions of kind "k" it
+        must be at most the width and give at least one active feature per batch. Or a nested width
+        is not smaller than the width. The message names the value.
     """
     for sparsity in map(float, sparsities):
         if fault := _fault(sparsity, architecture.d_sae, activation_fn, batch_size):
@@ -57,14 +59,14 @@ def check_sparsities(
 
 
 def _fault(sparsity: float, width: int, activation_fn: ActivationFn, batch: int) -> str:
-    """What a sparsity must be, in words; nothing where it is that."""
+    """Return what a sparsity must be, or "" if it is valid."""
     if activation_fn.sparsity_kind != "k":
         good = math.isfinite(sparsity) and sparsity >= 0
         return "" if good else "it is the coefficient of a penalty, 0 or more"
     if activation_fn.saelens_architecture == "topk":
         good = 1 <= sparsity <= width and float(sparsity).is_integer()
         return "" if good else f"it is k, a whole number between 1 and the width, {width}"
-    # Of a whole batch: the mean of k, which may be a fraction.
+    # BatchTopK: the mean of k over a batch, which may be a fraction.
     good = 0 < sparsity <= width and math.floor(sparsity * batch) >= 1
     why = f"it is the mean of k, at most the width, {width}, with one active feature in a batch"
     return "" if good else why

@@ -1,4 +1,4 @@
-"""A dictionary in training: an architecture and an activation function; and one for use."""
+"""A dictionary in training (an architecture and an activation function), and for inference."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SAELENS_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 
 
 class LossOutputs(NamedTuple):
-    """What a step tells beside its loss.
+    """Outputs of the loss besides its value.
 
     Attributes:
-      terms: the parts of the loss, by name; `mse` is the squared error.
-      encoded: activations.
-      fired: which features were active at all.
-      l0: active features, mean over the batch.
+      terms: the terms of the loss, by name; `mse` is the squared error.
+      encoded: the activations.
+      fired: [d_sae], whether each feature was active on any input.
+      l0: mean number of active features over the batch.
     """
 
     terms: dict[str, Scalar]
@@ -38,13 +38,13 @@ class LossOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """An architecture and an activation function; all static, parameters are passed in."""
+    """An architecture and an activation function; static. Parameters are passed to methods."""
 
     architecture: Architecture
     activation_fn: ActivationFn
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
-        """Parameters to begin with, of some inputs and targets."""
+        """Return initial parameters, given some inputs and targets."""
         return self.architecture.init(key, x, y) | self.activation_fn.init(self.architecture)
 
     def loss(
@@ -55,7 +55,20 @@ class Dictionary:
         sparsity: Scalar,
         dead: Bool[Array, " d_sae"],
     ) -> tuple[Scalar, LossOutputs]:
-        """Squared error, summed over numbers, mean over the batch; and further terms."""
+        """Compute the loss: the squared error plus the activation function's terms.
+
+        The squared error is summed over output dimensions and averaged over the batch.
+
+        Args:
+          params: the dictionary's parameters.
+          x: [batch, d_in] inputs.
+          y: [batch, d_out] targets.
+          sparsity: the sparsity; its meaning depends on the activation function.
+          dead: [d_sae], whether each feature is dead.
+
+        Returns:
+          The loss and its further outputs.
+        """
         architecture, activation_fn = self.architecture, self.activation_fn
         encoded = activation_fn.encode(architecture, params, x, sparsity)
         out = architecture.write(params, encoded.acts) + architecture.base(params, x)
@@ -81,14 +94,14 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Parameters of what `for_inference` returns.
+        """Convert trained parameters to parameters of `for_inference()`.
 
         Args:
-          params: as trained, on inputs and targets divided by their scales.
-          threshold: running, see `ActivationFn.observe`.
-          sparsity: of `topk` it is k.
-          scale_in: what inputs were divided by; folded in, so that it need not be done again.
-          scale_out: what targets were divided by.
+          params: trained parameters, for inputs and targets divided by their scales.
+          threshold: the running threshold, see `ActivationFn.observe`.
+          sparsity: the sparsity; for `topk` it becomes the parameter `k`.
+          scale_in: the scale of inputs. It is folded in, so raw inputs can be encoded.
+          scale_out: the scale of targets; it is folded in as well.
         """
         raw = params | {
             "W_enc": params["W_enc"] / scale_in,
@@ -103,7 +116,7 @@ class Dictionary:
         return found
 
     def for_inference(self) -> InferenceDictionary:
-        """What `finish` makes parameters for."""
+        """Return the dictionary for inference, whose parameters `finish` returns."""
         name = self.activation_fn.saelens_architecture
         max_k = getattr(self.activation_fn, "max_k", 0) if name == "topk" else 0
         return InferenceDictionary(self.architecture, name, max_k)
@@ -111,13 +124,13 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class InferenceDictionary:
-    """A dictionary for use: what reading, writing and exchange see of it.
+    """A dictionary for inference, as instruments, splicing and exchange use it.
 
     Attributes:
       architecture: its linear maps.
-      saelens_architecture: SAELens's name of how activations are made: `standard` (ReLU), `gated`,
+      saelens_architecture: SAELens's name of the activation function: `standard` (ReLU), `gated`,
         `topk`, or `jumprelu` (thresholds).
-      max_k: of `topk`, the largest k there is; how many is a parameter, `k`.
+      max_k: for `topk`, the largest possible k; the k in use is the parameter `k`. Otherwise 0.
     """
 
     architecture: Architecture
@@ -139,7 +152,7 @@ class InferenceDictionary:
 
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
-        """Activations of all features."""
+        """Return activations of all features."""
         projected = self.architecture.project(params, x)
         if self.saelens_architecture == "gated":
             magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
@@ -157,9 +170,9 @@ class InferenceDictionary:
 
     @highest_precision
     def decode(self, params: Params, acts: Features, x: Inputs) -> Outputs:
-        """What is written; `x` is what was read, which skip transcoders map, too."""
+        """Return the output for given activations; skip transcoders use the input `x` as well."""
         return self.architecture.write(params, acts) + self.architecture.base(params, x)
 
     def __call__(self, params: Params, x: Inputs) -> Outputs:
-        """What is written in place of the target."""
+        """Return the reconstruction of the target for the input `x`."""
         return self.decode(params, self.encode(params, x), x)

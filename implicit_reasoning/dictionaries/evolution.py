@@ -113,7 +113,6 @@ def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
       site, sparsity, concept and value. `standing` is whether a feature stands for the value at
       each step, or nan if the value's F1 is unknown; it has the dimension step in addition.
     """
-    """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)
     known = median.notnull()

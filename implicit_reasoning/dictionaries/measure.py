@@ -1,8 +1,8 @@
-"""Measure dictionaries with several instruments, in one compiled program for each shape and source.
+"""Measure dictionaries with several instruments, in one compiled program per shape and sites.
 
-On distinct states of prefixes that no dictionary was trained on, the states are computed and
-encoded once for all instruments (`measures/`). What each instrument finds is then averaged and
-labelled by itself. Of the last checkpoint the same is measured of baselines (`baselines.py`).
+The program computes the distinct states of the split and encodes them once for all instruments
+(`measures/`). The outcomes of each instrument are then averaged and labelled on the host. For the
+last checkpoint, baselines are measured in the same way (`baselines.py`).
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from implicit_reasoning.runtime.mapping import fitting_mesh, map_over_axis
 
 
 class Chosen(NamedTuple):
-    """An instrument, and the examples that it chose."""
+    """An instrument and its examples."""
 
     instrument: DictionaryInstrument
     examples: Examples
 
     @property
     def name(self) -> str:
-        """Of the instrument."""
+        """The instrument's name."""
         return self.instrument.name
 
 
 def example_source(run: Run, made: Dictionaries) -> ExampleSource:
-    """What instruments choose their examples from, for a set of dictionaries."""
+    """Return the data that instruments choose their examples from, for a set of dictionaries."""
     dataset, positions = run.dataset, made.config.positions
     where = np.array([not positions or name in positions for name in dataset.positions])
     return ExampleSource(run, split_states(dataset, positions), made.members, where)
@@ -66,20 +66,22 @@ def measure(
     *,
     progress: bool = True,
 ) -> list[xr.Dataset]:
-    """Measure the dictionaries of some steps, and the baselines where the last is among them.
+    """Measure the dictionaries of some steps.
+
+    Baselines are measured as well if the steps include the last one.
 
     Args:
-      source: of `example_source`.
+      source: the result of `example_source`.
       made: the set of dictionaries.
-      chosen: instruments with their examples; all are measured by the same programs.
-      steps: of the dictionaries (`ALL` of crosscoders); all by default.
-      progress: show a bar on standard error.
+      chosen: instruments with their examples; they share all programs.
+      steps: steps of the dictionaries (`ALL_STEPS` for crosscoders); all by default.
+      progress: whether to show a progress bar on standard error.
 
     Returns:
       The result of each instrument, by `member`.
 
     Raises:
-      InputError: an instrument returns something else than it declares.
+      InputError: the outputs of an instrument differ from its declaration.
     """
     run = source.run
     numbers = [n for n, one in enumerate(made.members) if steps is None or one.step in steps]
@@ -96,7 +98,7 @@ def measure(
 def _labelled(
     outputs: Mapping[str, np.ndarray], chosen: Chosen, candidates: Sequence[Candidate], width: int
 ) -> xr.Dataset:
-    """Means within groups, with intervals, by member; other outputs as they are."""
+    """Average per-example outputs within groups, with intervals, and label all outputs."""
     instrument, examples = chosen
     coords = {**examples.coords, "feature": range(width)}
     instrument.check_nulls(coords)
@@ -130,7 +132,7 @@ def _labelled(
 
 
 def _has_outcomes(instrument: DictionaryInstrument, name: str, value: np.ndarray) -> np.ndarray:
-    """Of which members outcomes by example are numbers: after the last block there are none."""
+    """Return which members have an outcome; nan outcomes mean none, as after the last block."""
     if instrument.outputs[name][-1:] != (EXAMPLE,):
         return np.ones(len(value), bool)
     finite = np.isfinite(value).reshape(len(value), -1)
@@ -149,9 +151,9 @@ def _outputs(
     split: Split,
     progress: bool,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What all instruments find, stacked over candidates in their order.
+    """Run all instruments and stack their outputs in the order of the candidates.
 
-    Those that read and write the same sites, and are of one shape, are one program.
+    Candidates with the same sites and the same shape share one program.
     """
     program = _program(run.model, chosen, split)
     found: dict[int, Any] = {}
@@ -163,7 +165,7 @@ def _outputs(
             steps = sorted({one.member.steps for one in some})
             params = _stack([run.params(of) for of in steps])
             source = [steps.index(one.member.steps) for one in some]
-            # Filled up, so that every device has as many.
+            # Candidates are repeated until every device has the same number of them.
             missing = -len(some) % len(jax.local_devices())
             filled = np.resize(np.arange(len(some)), len(some) + missing)
             items = np.asarray(source)[filled], _stack([some[n].params for n in filled])
@@ -175,7 +177,7 @@ def _outputs(
 
 
 def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictionary], list[int]]:
-    """Numbers by what is static of a program."""
+    """Group the candidates' numbers by their program's static arguments."""
     found: dict[tuple[Sites, InferenceDictionary], list[int]] = {}
     for number, one in enumerate(candidates):
         found.setdefault((one.member.sites, one.dictionary), []).append(number)
@@ -183,7 +185,7 @@ def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictio
 
 
 def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
-    """Compiled: everything of some dictionaries of one shape, of several sources."""
+    """Return a compiled function that runs all instruments on dictionaries of one shape."""
 
     @partial(jax.jit, static_argnums=(2, 3))
     @highest_precision
@@ -192,7 +194,7 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
     ) -> dict[str, Any]:
         def source(params: Params) -> tuple[Params, Array, Array, dict[str, Any]]:
             x, y = (states(model, split.places, params, of) for of in (sites.read, sites.write))
-            # The first checkpoint, of all but crosscoders the only one.
+            # Only crosscoders have more than one checkpoint.
             first = jax.tree.map(lambda leaf: leaf[0], params)
             subject = DictionarySubject(model, first, sites, x, y)
             shared = {
@@ -222,12 +224,12 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
 
 @jax.jit
 def _stack(trees: Sequence[Any]) -> Any:
-    """One program for all leaves, not one for each shape."""
+    """Stack trees; one program for all leaves avoids compiling one per shape."""
     return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
 
 
 def _padded(outputs: Sequence[Any]) -> Any:
-    """Stacked; baselines of fewer features have nothing, nan, for those that they lack."""
+    """Stack outputs; those of candidates with fewer features are padded with nan."""
 
     def stack(*parts: Any) -> np.ndarray:
         shape = np.max([part.shape for part in parts], axis=0)
