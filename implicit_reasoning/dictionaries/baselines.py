@@ -12,8 +12,8 @@ code as dictionaries:
 - `class means`: like `k-means`, but the clusters are the true bridges. This is an upper bound for
   how well features stand for bridges;
 - `frozen decoder`: trained like the dictionaries, but decoder rows keep their initialisation;
-- `untrained model`: trained like the dictionaries, but on states of step 0. It is omitted if the set
-  has dictionaries of step 0.
+- `untrained model`: trained like the dictionaries, but on states of step 0. It is omitted if the
+  set has dictionaries of step 0.
 
 k is the configured number of active features or, if there is none, the mean number of active
 features of the dictionary of middle sparsity.

@@ -32,6 +32,10 @@ def check_sparsities(
 ) -> None:
     """Check that sparsities are valid for the activation function, and that nested widths fit.
 
+    A coefficient must be finite and at least 0. For `topk`, a sparsity must be a whole number
+    between 1 and the width. For other functions of kind "k", it must be at most the width and give
+    at least one active feature per batch. Nested widths must be smaller than the width.
+
     Args:
       sparsities: sparsities of the dictionaries.
       batch_size: states per training step.
@@ -40,10 +44,7 @@ def check_sparsities(
       activation_fn: the activation function; its `sparsity_kind` defines what a sparsity means.
 
     Raises:
-      InputError: a sparsity is invalid. As a coefficient it must be finite and at least 0. For
-        `topk` it must be a whole number between 1 and the width. For other functions of kind "k" it
-        must be at most the width and give at least one active feature per batch. Or a nested width
-        is not smaller than the width. The message names the value.
+      InputError: a sparsity or a nested width is invalid; the message states its value.
     """
     for sparsity in map(float, sparsities):
         if fault := _fault(sparsity, architecture.d_sae, activation_fn, batch_size):

@@ -1,4 +1,4 @@
-"""Train a set of dictionaries of a run, resumable, and keep them in the run."""
+"""Train a set of dictionaries of a run and save them in the run; training can be resumed."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.directory import check_numerics, exclusive, record_start
 from implicit_reasoning.training.loop import NOT_BEGUN, Chunk, ResumableLoop
 
-_ROUTINE = ("progress", "log_every", "resume_every")  # what may differ when training goes on
+_ROUTINE = ("progress", "log_every", "resume_every")  # fields that may change on resuming
 
 
 def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
-    """Train what a configuration asks for, or go on with it; finished ones are opened.
+    """Train the dictionaries of a configuration, resume their training, or load finished ones.
 
     Args:
-      run: with checkpoints.
-      config: as in `defaults.py`.
+      run: a run with checkpoints.
+      config: a configuration as in `defaults.py`.
 
     Returns:
-      The dictionaries, kept in `dictionaries/<config.name>/` of the run.
+      The dictionaries. They are saved in `dictionaries/<config.name>/` of the run.
 
     Raises:
-      InputError: the configuration does not fit the run, others are there under that name, another
-        process trains them, or JAX has other settings than when they were begun.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      InputError: the configuration does not fit the run, the folder holds dictionaries of another
+        configuration, another process trains them, or training was begun under other JAX settings.
+      Interrupted: the process received SIGTERM or SIGINT; the state is saved.
     """
     config = completed(with_current_names(config))
     files = Files.of(run, config.name)
@@ -63,7 +63,8 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
     if files.finished.exists():
         return load(run, config.name)
     with exclusive(files.folder, "training dictionaries", "config.name"):
-        _check_same(files, config)  # another process may have begun, or finished, since we looked
+        # Another process may have started or finished training before the folder was locked.
+        _check_same(files, config)
         if files.finished.exists():
             return load(run, config.name)
         _begin(files, config)
@@ -79,7 +80,7 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
 
 
 def _begin(files: Files, config: ConfigDict) -> None:
-    """Write down what is trained, and under which versions and settings this start trains it."""
+    """Save the configuration, and record the versions and settings of this start of training."""
     newest = max(finished_steps(files.resume), default=0)
     if newest:
         check_numerics(files.folder, read_starts(files.provenance))
@@ -101,12 +102,12 @@ def _check_same(files: Files, config: ConfigDict) -> None:
 
 @dataclass(frozen=True)
 class StageData:
-    """What the members of a stage are trained on.
+    """The training data of one stage.
 
     Attributes:
-      pools: states by checkpoint and site, divided by their scales.
-      pool: of each member, the number of its own.
-      scale_in, scale_out: by pool.
+      pools: one pool of states for each combination of checkpoint and sites, divided by its scales.
+      pool: the index of each member's pool.
+      scale_in, scale_out: scales of each pool's inputs and targets.
     """
 
     pools: Pool
@@ -116,7 +117,7 @@ class StageData:
 
 
 def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> StageData:
-    """States that some members are trained on, computed on the device."""
+    """Compute the states that some members are trained on, on the device."""
     places, trained, _ = split_states(run.dataset, resolved.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
@@ -138,14 +139,14 @@ def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) 
 
 
 def _scale(states: Float[Array, "state width"]) -> Float[Array, ""]:
-    """What makes the mean norm sqrt(width)."""
+    """Return the divisor that gives states a mean norm of sqrt(width)."""
     return jnp.linalg.norm(states, axis=1).mean() / np.sqrt(states.shape[1])
 
 
 def make_population(
     run: Run, resolved: ResolvedSet, members: tuple[Member, ...]
 ) -> tuple[Population, StageData]:
-    """What trains some members at once, and the states that it trains them on."""
+    """Return a population that trains some members at once, and its training data."""
     material = make_material(run, resolved, members)
     made = make_members(
         material.pool, [member.sparsity for member in members], [member.seed for member in members]
@@ -155,20 +156,22 @@ def make_population(
 
 
 def train_members(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> Params:
-    """Train some members from the start to the end, and keep nothing; parameters, stacked."""
+    """Train some members from start to end without saving; return their stacked parameters."""
     population, material = make_population(run, resolved, members)
     state, _ = population.advance(population.begin(), 0, resolved.recipe.settings.steps)
     return _finish(population, state, material)
 
 
 class Stage(NamedTuple):
-    """Where the training of a set is; a stage trains the members of some checkpoints at once.
+    """The state of training a set, which trains stage by stage.
+
+    A stage trains its members at once.
 
     Attributes:
-      number: of the stage; the number of stages once all are finished.
-      population: what trains it.
-      material: what it is trained on.
-      state: of the members.
+      number: number of the current stage, or the number of stages when all are finished.
+      population: the program that trains the stage.
+      material: the stage's training data.
+      state: the training state of the stage's members.
       finished: parameters of the members of earlier stages, stacked; None in the first stage.
       window: means over the last chunk; None before the first chunk.
     """
@@ -182,31 +185,31 @@ class Stage(NamedTuple):
 
 
 class DictionaryTraining:
-    """A set of dictionaries in training: a `Training`."""
+    """Training of a set of dictionaries; implements the protocol `Training`."""
 
     def __init__(self, run: Run, resolved: ResolvedSet, files: Files):
-        """Nothing is read or written yet."""
+        """Store the arguments; no file is read or written."""
         self._run, self._resolved, self._files = run, resolved, files
         self._stage_steps = resolved.recipe.settings.steps
         self._metrics: MetricsFile | None = None
         self.begins_at = NOT_BEGUN
 
     def loop(self) -> ResumableLoop[Stage]:
-        """The loop that trains the set."""
+        """Return the loop that trains the set."""
         title, shown = f"{len(self._resolved.members)} dictionaries", self._resolved.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
     def steps(self) -> int:
-        """Of all stages together."""
+        """The total number of steps of all stages."""
         return self._stage_steps * len(self._resolved.stages)
 
     def init(self) -> Stage:
-        """The first stage, before its first step."""
+        """Return the first stage, before its first step."""
         return self._begin(0)
 
     def _begin(self, number: int, before: Stage | None = None) -> Stage:
-        """A stage before its first step; it begins where the stage before it ended."""
+        """Start a stage, from the final parameters of the stage before it if there is one."""
         population, material = self._population(number)
         if before is None:
             return Stage(number, population, material, population.begin(), None, None)
@@ -214,11 +217,11 @@ class DictionaryTraining:
         return Stage(number, population, material, state, before.finished, before.window)
 
     def _population(self, number: int) -> tuple[Population, StageData]:
-        """What trains a stage."""
+        """Return the population and the training data of a stage."""
         return make_population(self._run, self._resolved, self._resolved.stages[number])
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> Stage:
-        """The stage of a step, as it was saved."""
+        """Return the stage of a step from its saved state."""
         number = step // self._stage_steps
         population, material = self._population(number)
         earlier = sum(len(stage) for stage in self._resolved.stages[:number])
@@ -234,33 +237,34 @@ class DictionaryTraining:
         return Stage(number, population, material, state, tree.get("finished"), None)
 
     def saved(self, stage: Stage) -> dict[str, Any]:
-        """The state, and parameters of the members of earlier stages."""
+        """Return the tree to save: the state, and parameters of earlier stages' members."""
         return _saved(stage.state, stage.finished)
 
     def open(self, step: int) -> None:
-        """Open the file of metrics."""
+        """Open the metrics file and remove its rows after `step`."""
         self._metrics = MetricsFile(self._files.metrics, resumed_at=step)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the metrics file."""
         if self._metrics:
             self._metrics.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """The next row: a chunk is not cut, as its row has means over the whole chunk."""
+        """Return the step of the next metrics row; chunks are not cut, as rows are chunk means."""
         every = self._resolved.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
 
     def advance(self, stage: Stage, step: int, count: int) -> Stage:
-        """Train the stage; after its last step the next one begins."""
+        """Train the stage for `count` steps; after its last step, start the next stage."""
         within = step - stage.number * self._stage_steps
         state, window = stage.population.advance(stage.state, within, count)
         stage = stage._replace(state=state, window=window)
         return stage if within + count < self._stage_steps else self._next(stage)
 
     def _next(self, stage: Stage) -> Stage:
-        with jax.transfer_guard("allow"):  # states are computed from checkpoints on disk
+        # Starting a stage loads checkpoints from disk to the device.
+        with jax.transfer_guard("allow"):
             own = _finish(stage.population, stage.state, stage.material)
             stage = stage._replace(
                 finished=own if stage.finished is None else _concatenated(stage.finished, own)
@@ -271,11 +275,11 @@ class DictionaryTraining:
             return self._begin(number, before=stage)
 
     def arrive(self, before: int, step: int, stage: Stage) -> StepMeans | None:
-        """Means over the chunk that ends here."""
+        """Return the means over the chunk that ends at `step`; None if the chunk is empty."""
         return stage.window if step > before else None
 
     def write(self, chunk: Chunk) -> Mapping[str, str]:
-        """Write the row of a chunk, with one number per member."""
+        """Write the metrics row of a chunk, with one number per member and quantity."""
         if chunk.results is None or self._metrics is None:
             return {}
         means = chunk.results._asdict()
@@ -284,30 +288,31 @@ class DictionaryTraining:
         return {name: f"{np.mean(row[name]):.3g}" for name in ("mse", "l0", "dead")}
 
     def keeps_at(self, step: int) -> bool:
-        """Never: dictionaries are kept when all are finished."""
+        """Return False; dictionaries are saved only when all are finished."""
         return False
 
     def resumes_at(self, step: int) -> bool:
-        """At the first row at or after each multiple of `resume_every`, but where a stage begins.
+        """Return whether the state is saved at a step.
 
-        Not at the end: finished dictionaries take the place of the state.
+        It is saved at the first row at or after each multiple of `resume_every`. It is not saved
+        where a stage begins, nor at the end, where the finished dictionaries are saved instead.
         """
         if step % self._stage_steps == 0:
             return False
         return step % self._resolved.resume_every < self.chunk_end(step, 0) - step
 
     def keep(self, step: int, stage: Stage, *, resumable: bool) -> None:
-        """Nothing to keep."""
+        """Do nothing; no checkpoints are kept."""
 
 
 def _saved(state: DictionaryState, finished: Params | None) -> dict[str, Any]:
-    """The tree that is saved; members of a state go by their places, so their names may change."""
+    """Return the tree to save; the state is a plain tuple, so its fields may be renamed later."""
     tree: dict[str, Any] = {"state": tuple(state)}
     return tree if finished is None else tree | {"finished": finished}
 
 
 def _finish(population: Population, state: DictionaryState, material: StageData | None) -> Params:
-    """Parameters of all members of a stage, in raw units where the material has their scales."""
+    """Return the finished parameters of a stage's members, in raw units if `material` is given."""
     scales: tuple[Array, ...] = ()
     if material is not None:
         pool = jnp.asarray(material.pool)
