@@ -1,12 +1,12 @@
-"""Activation functions of dictionaries: what makes activations few, and how training asks for it.
+"""Activation functions of dictionaries, with their training losses.
 
-relu.py         ReLU and an L1 penalty
+relu.py         ReLU with an L1 penalty
 gated.py        a gate and a magnitude
-topk.py         the k largest, of one input or of a batch
-jumprelu.py     a learnt threshold for each feature
+topk.py         TopK (the k largest per input) and BatchTopK (per batch)
+jumprelu.py     a learned threshold for each feature
 matryoshka.py   nested dictionaries
 
-base.py         the interface
+base.py         the base class `ActivationFn`
 """
 
 from implicit_reasoning.dictionaries.activations.base import ActivationFn, Encoded, ForwardPass
@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.activations.relu import ReLU
 from implicit_reasoning.dictionaries.activations.topk import BatchTopK, TopK
 
 ACTIVATIONS = {one.name: one for one in (ReLU, Gated, TopK, BatchTopK, JumpReLU, Matryoshka)}
-"""Those that come with the lab, by name; others are found by import path."""
+"""The built-in activation functions, by name. Others are found by import path."""
 
 __all__ = [
     "ACTIVATIONS",

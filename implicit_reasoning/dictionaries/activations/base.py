@@ -1,8 +1,9 @@
-"""Activation functions: how pre-activations become few activations, and how training asks for it.
+"""Base class of activation functions, which make activations sparse and define the sparsity loss.
 
-The loss of every activation function is the squared error, summed over numbers and averaged over
-the batch, and the activation function's own terms. One number, its sparsity, says how few: a
-coefficient, or a count. It is traced, so that dictionaries of several sparsities are one program.
+The loss is the squared error, summed over output dimensions and averaged over the batch, plus terms
+of the activation function. One number, the sparsity, sets how sparse activations are: it is a
+coefficient or a number of features. The sparsity is traced, so dictionaries of several sparsities
+share one program.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _RENAMED = {"knob": "sparsity_kind", "architecture": "saelens_architecture"}
 
 
 class Encoded(NamedTuple):
-    """What an encoder made of a batch.
+    """The encoder's outputs for a batch.
 
     Attributes:
-      acts: activations, of all features or of those that can be active.
-      pre: what they were made from, of all features.
+      acts: activations, dense or as `Sparse`.
+      pre: [batch, d_sae] pre-activations of all features.
     """
 
     acts: Features | Sparse
@@ -37,12 +38,21 @@ class Encoded(NamedTuple):
 
     @property
     def dense(self) -> Features:
-        """Activations of all features, however they are kept."""
+        """Activations of all features as a dense array."""
         return self.acts.dense(self.pre.shape[1]) if isinstance(self.acts, Sparse) else self.acts
 
 
 class ForwardPass(NamedTuple):
-    """A batch on its way through a dictionary: what the terms of a loss may look at."""
+    """The values of a batch's forward pass that loss terms may use.
+
+    Attributes:
+      x: [batch, d_in] inputs.
+      y: [batch, d_out] targets.
+      out: [batch, d_out] the dictionary's outputs.
+      encoded: activations and pre-activations.
+      sparsity: the sparsity.
+      dead: bool [d_sae], whether each feature is dead.
+    """
 
     x: Inputs
     y: Outputs
@@ -54,13 +64,13 @@ class ForwardPass(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationFn(abc.ABC):
-    """The small interface behind which all activation functions are.
+    """Base class of activation functions.
 
     Attributes:
-      name: in configurations and tables.
-      sparsity_kind: what `sparsity` is: a coefficient ("l1", "l0"), which may warm up, or a number
-        of features ("k").
-      saelens_architecture: what SAELens calls it once it is trained.
+      name: the name in configurations and tables.
+      sparsity_kind: the meaning of `sparsity`: "l1" or "l0" for a coefficient, which may have a
+        warm-up, or "k" for a number of features.
+      saelens_architecture: SAELens's name of the activation function after training.
     """
 
     name: ClassVar[str]
@@ -68,7 +78,7 @@ class ActivationFn(abc.ABC):
     saelens_architecture: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Take attributes of a user's class that have their old names."""
+        """Accept attributes of custom subclasses under their old names."""
         super().__init_subclass__()
         for old, new in _RENAMED.items():
             if old in vars(cls):
@@ -76,35 +86,36 @@ class ActivationFn(abc.ABC):
                 setattr(cls, new, vars(cls)[old])
 
     def init(self, architecture: Architecture) -> Params:
-        """Its own parameters."""
+        """Return initial values of the activation function's parameters."""
         return {"b_enc": jnp.zeros(architecture.d_sae)}
 
     @abc.abstractmethod
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Activations as training has them."""
+        """Compute activations as used in training."""
 
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """What is added to the squared error, by name."""
+        """Return the terms that are added to the squared error, by name."""
         return {}
 
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """The running threshold after a step, for those that train on whole batches."""
+        """Return the running threshold after a step; only batch-wise functions change it."""
         return threshold
 
     def project(self, params: Params) -> Params:
-        """Parameters set back to where they may be, after a step."""
+        """Project parameters onto their valid range; called after each step."""
         return params
 
     def finish(self, architecture: Architecture, params: Params, threshold: Scalar) -> Params:
-        """Parameters for use: decoder rows have norm 1, by `architecture.norms`.
+        """Convert trained parameters for inference, with decoder rows of norm 1.
 
-        What is written is what was written before, and an activation tells how much it is.
+        Norms are those of `architecture.norms`. Activations are multiplied by the norms, so the
+        dictionary's outputs do not change.
         """
         norms = architecture.norms(params)
         scaled = params | {
@@ -114,5 +125,5 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Its own parameters when activations become `norms` times what they are."""
+        """Return the function's own parameters for activations that are `norms` times as large."""
         return {"b_enc": params["b_enc"] * norms}

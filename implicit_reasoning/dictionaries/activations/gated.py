@@ -1,11 +1,12 @@
-"""Gated: one path says which features are active, another how much.
+"""Gated: one path selects the active features, another computes their magnitudes.
 
-The penalty is on the gate alone, so that it does not shrink magnitudes; the gate learns from a
-reconstruction of its own, and neither moves the decoder. Else rows would shrink without end: what a
-row writes less the magnitude makes up for, but nothing the gate.
+The L1 penalty applies to the gate only, so it does not shrink magnitudes. The gate is trained
+through an auxiliary reconstruction from gate activations. No gradient of the penalty or of the
+auxiliary reconstruction reaches the decoder. Otherwise decoder rows would shrink without limit: the
+magnitudes can compensate for smaller rows, and the penalty would decrease.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
-section 3.2. There, as here, that reconstruction sees the decoder frozen; SAELens lets it move.
+section 3.2. The decoder is frozen in their auxiliary reconstruction as well; SAELens trains it.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class Gated(ActivationFn):
-    """See the module; `sparsity` is the coefficient of the L1 penalty on the gate."""
+    """Gated activation; `sparsity` is the coefficient of the L1 penalty on the gate."""
 
     name: ClassVar[str] = "gated"
     sparsity_kind: ClassVar[str] = "l1"
     saelens_architecture: ClassVar[str] = "gated"
 
     def init(self, architecture: Architecture) -> Params:
-        """Both biases, and the logarithm of the ratio of both paths' weights."""
+        """Return the biases of both paths, and the log ratio of the paths' encoder weights."""
         return {name: jnp.zeros(architecture.d_sae) for name in ("b_gate", "b_mag", "r_mag")}
 
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Magnitudes where the gate is open; `pre` is the gate's."""
+        """Compute magnitudes where the gate is open, else 0; `pre` is the gate's pre-activation."""
         projected = architecture.project(params, x)
         gate = projected + params["b_gate"][None]
         magnitude = projected * jnp.exp(params["r_mag"])[None] + params["b_mag"][None]
@@ -51,7 +52,7 @@ class Gated(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """The penalty, and the reconstruction from the gate."""
+        """Return the L1 penalty on the gate, and the auxiliary reconstruction error."""
         opened = jax.nn.relu(forward.encoded.pre)
         frozen = jax.lax.stop_gradient(params)
         said = architecture.write(frozen, opened) + architecture.base(frozen, forward.x)
@@ -61,5 +62,5 @@ class Gated(ActivationFn):
         }
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Both biases grow; their ratio stays."""
+        """Scale both biases by `norms`; finished parameters keep `r_mag` as it is."""
         return {name: params[name] * norms for name in ("b_gate", "b_mag")}

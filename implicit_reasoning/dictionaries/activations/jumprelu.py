@@ -1,11 +1,12 @@
-"""JumpReLU: each feature has a threshold of its own, learnt through a straight-through estimator.
+"""JumpReLU: each feature has a threshold, learned with a straight-through estimator.
 
-The penalty counts active features (L0), or `tanh` of what they write; a step has no gradient, so
-that the threshold gets the one that a kernel of some bandwidth around it estimates.
+The penalty is the number of active features (L0), or `tanh` of what they write. A step function has
+no useful gradient, so the threshold's gradient is estimated with a rectangular kernel around the
+threshold.
 
-Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (step; gradient of the threshold
-alone); Conerly et al. 2025 (Anthropic, January update: tanh, gradient of all, and a penalty that
-pulls dead features back over their threshold).
+Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (mode "step": the estimated gradient
+reaches thresholds only). Conerly et al. 2025, Anthropic's January update (mode "tanh": it reaches
+all parameters; penalty that moves pre-activations of dead features towards their thresholds).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _TANH_SCALE = 4.0
 
 @dataclass(frozen=True)
 class JumpReLU(ActivationFn):
-    """See the module; `sparsity` is the coefficient of the penalty.
+    """JumpReLU activation; `sparsity` is the coefficient of the penalty.
 
     Attributes:
-      mode: "step", or "tanh", with which estimates reach the encoder, too.
-      threshold: at the start.
-      bandwidth: of the kernel, in units of pre-activations.
-      revive: coefficient of the penalty on dead features' distance from their threshold.
+      mode: "step" or "tanh". With "tanh", estimated gradients reach the encoder as well.
+      threshold: initial threshold.
+      bandwidth: width of the estimator's kernel, in units of pre-activations.
+      revive: coefficient of the penalty on the distance of dead features from their thresholds.
     """
 
     mode: str = "step"
@@ -57,7 +58,7 @@ class JumpReLU(ActivationFn):
             raise InputError(f"mode is {self.mode!r}; it is one of {', '.join(MODES)}")
 
     def init(self, architecture: Architecture) -> Params:
-        """Also the thresholds."""
+        """Return initial biases and thresholds."""
         return super().init(architecture) | {
             "threshold": jnp.full(architecture.d_sae, self.threshold, jnp.float32)
         }
@@ -65,7 +66,7 @@ class JumpReLU(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Pre-activations above their thresholds."""
+        """Return pre-activations where they are above their thresholds, else 0."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         shape = self.bandwidth, self.mode == "tanh"
         return Encoded(jump(pre, params["threshold"], *shape), pre)
@@ -73,7 +74,7 @@ class JumpReLU(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """The count, or what stands for it; and dead features' distance, if asked for."""
+        """Return the sparsity penalty and, if `revive` is not 0, the penalty of dead features."""
         pre, threshold = forward.encoded.pre, params["threshold"]
         norms = architecture.norms(params)[None]
         if self.mode == "tanh":
@@ -87,11 +88,15 @@ class JumpReLU(ActivationFn):
         return terms
 
     def project(self, params: Params) -> Params:
-        """No threshold is negative; set back after a step, so that none is caught at 0."""
+        """Set negative thresholds to 0.
+
+        Thresholds are clipped after a step, not in the forward pass, where a clipped threshold
+        would get no gradient and stay at 0.
+        """
         return params | {"threshold": jax.nn.relu(params["threshold"])}
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Thresholds grow as pre-activations do."""
+        """Scale biases and thresholds by `norms`."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": params["threshold"] * norms}
 
@@ -100,7 +105,14 @@ class JumpReLU(ActivationFn):
 def jump(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """`pre` where it is above the threshold, else 0."""
+    """Compute `pre` where it is above the threshold, else 0.
+
+    Args:
+      pre: [batch, d_sae] pre-activations.
+      threshold: [d_sae] thresholds.
+      bandwidth: width of the kernel that estimates the threshold's gradient; static.
+      to_pre: whether the estimated gradient reaches `pre` as well; static.
+    """
     return jnp.where(pre > threshold[None], pre, 0.0)
 
 
@@ -108,7 +120,7 @@ def jump(
 def step(
     pre: Features, threshold: Float[Array, " d_sae"], bandwidth: float, to_pre: bool
 ) -> Features:
-    """1 where `pre` is above the threshold, else 0."""
+    """Compute 1 where `pre` is above the threshold, else 0; arguments are those of `jump`."""
     return (pre > threshold[None]).astype(pre.dtype)
 
 
@@ -116,7 +128,7 @@ Saved = tuple[Array, Array]
 
 
 def _near(saved: Saved, bandwidth: float, grad: Features) -> Features:
-    """The estimate of a step's derivative, times the gradient."""
+    """Return the estimated derivative of a step function, times the gradient `grad`."""
     pre, threshold = saved
     near = jnp.abs(pre - threshold[None]) < bandwidth / 2
     return jnp.where(near, grad / bandwidth, 0.0)

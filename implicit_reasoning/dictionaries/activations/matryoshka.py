@@ -1,7 +1,7 @@
-"""Matryoshka: the first features must reconstruct without the later ones.
+"""Matryoshka: nested dictionaries, whose first features must reconstruct without the later ones.
 
-BatchTopK with nested widths: the error of what the first m features write alone is added for each
-width m, which leaves general features no reason to be absorbed by special ones.
+This is BatchTopK with a further loss term for each nested width m: the squared error of the output
+of the first m features. It reduces the incentive for specific features to absorb general ones.
 
 Source: Bussmann et al. 2025, "Learning multi-level features with matryoshka sparse autoencoders".
 """
@@ -21,10 +21,10 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class Matryoshka(BatchTopK):
-    """See the module; `sparsity` is the mean of k.
+    """Matryoshka BatchTopK activation; `sparsity` is the mean of k.
 
     Attributes:
-      widths: of the nested dictionaries, ascending, without the whole one.
+      widths: widths of the nested dictionaries in ascending order, without the full width.
     """
 
     widths: tuple[int, ...] = ()
@@ -36,10 +36,10 @@ class Matryoshka(BatchTopK):
             raise InputError(f"widths ascend, one at least; they are {self.widths}")
 
     def init(self, architecture: Architecture) -> Params:
-        """As BatchTopK's.
+        """Return the initial parameters of BatchTopK.
 
         Raises:
-          InputError: a nested dictionary is not smaller than the whole.
+          InputError: a nested width is not smaller than the full width.
         """
         if self.widths[-1] >= architecture.d_sae:
             raise InputError(
@@ -50,7 +50,7 @@ class Matryoshka(BatchTopK):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """AuxK, and the error of each nested dictionary."""
+        """Return the AuxK loss, and the squared error of each nested dictionary."""
         rows, acts = architecture.rows(params), forward.encoded.dense
         out, terms = (
             architecture.base(params, forward.x),

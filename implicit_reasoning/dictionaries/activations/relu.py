@@ -1,7 +1,7 @@
-"""ReLU with an L1 penalty: the plainest sparse dictionary.
+"""ReLU with an L1 penalty: the standard sparse autoencoder.
 
-Source: Bricken et al. 2023; the penalty weighs an activation by what it writes (Anthropic, April
-2024 update), so that no decoder norm need be constrained.
+Source: Bricken et al. 2023. The penalty weights each activation by its feature's decoder norm
+(Anthropic, April 2024 update), so decoder norms need no constraint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from implicit_reasoning.model import Params
 
 @dataclass(frozen=True)
 class ReLU(ActivationFn):
-    """See the module; `sparsity` is the coefficient of the L1 penalty."""
+    """ReLU activation; `sparsity` is the coefficient of the L1 penalty."""
 
     name: ClassVar[str] = "relu"
     sparsity_kind: ClassVar[str] = "l1"
@@ -32,13 +32,13 @@ class ReLU(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """`relu(x W_enc + b_enc)`."""
+        """Compute `relu(x W_enc + b_enc)`."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         return Encoded(jax.nn.relu(pre), pre)
 
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """`sparsity * sum_i acts_i norm_i`, averaged over the batch."""
+        """Return the penalty `sparsity * sum_i acts_i norm_i`, averaged over the batch."""
         acts = forward.encoded.dense
         return {"l1": forward.sparsity * (acts * architecture.norms(params)[None]).sum(-1).mean()}

@@ -1,15 +1,16 @@
-"""TopK: the k features that would write most are active, and no others.
+"""TopK: for each input, only the k features that write most are active.
 
-BatchTopK takes the k times batch largest of a whole batch instead, so that some inputs may have
-more; what is then the smallest activation is averaged over steps, and becomes the threshold by
-which the finished dictionary decides one input at a time.
+"Write most" means the largest product of pre-activation and decoder norm. BatchTopK selects the
+k * batch largest products of a whole batch, so the number of active features varies between inputs.
+A running mean of the smallest selected product becomes the threshold of the finished dictionary,
+which encodes each input independently.
 
-Both give dead features something to do (AuxK): the error that is left is to be written by those
-dead features that would write most.
+Both have an auxiliary loss for dead features (AuxK): the dead features that write most are trained
+to reconstruct the remaining error.
 
 Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2 and A.2; Bussmann,
-Leask and Nanda 2024, "BatchTopK sparse autoencoders". The target of AuxK is the error that is left,
-target minus output (OpenSAE takes its negative, which makes dead features write the opposite).
+Leask and Nanda 2024, "BatchTopK sparse autoencoders". The target of AuxK is target minus output.
+OpenSAE uses its negative, which trains dead features to write the opposite.
 """
 
 from __future__ import annotations
@@ -31,19 +32,18 @@ from implicit_reasoning.dictionaries.architectures import Architecture, Inputs
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.model import Params
 
-_RATE = 0.01  # of the running threshold
-_MAX_DENSE_RATIO = (
-    32  # times k: up to so many features are all computed, where products have many threads
-)
+_RATE = 0.01  # update rate of the running threshold
+# With several threads and at most this many features per `max_k`, dense products are faster.
+_MAX_DENSE_RATIO = 32
 
 
 @dataclass(frozen=True)
 class TopK(ActivationFn):
-    """See the module; `sparsity` is k.
+    """TopK activation; `sparsity` is k.
 
     Attributes:
-      max_k: the largest k there will be; that many features are gathered.
-      aux: coefficient of AuxK.
+      max_k: the largest k of any member; this many features are gathered.
+      aux: coefficient of the AuxK loss.
     """
 
     max_k: int = 16
@@ -56,22 +56,22 @@ class TopK(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Chosen by what all would write, then computed, and differentiated, for the chosen."""
+        """Select features without gradients, then compute the activations of the selected ones."""
         if architecture.d_sae <= _MAX_DENSE_RATIO * self.max_k and not _one_thread():
             return self._encode_all(architecture, params, x, sparsity)
-        # No gradient passes where features are chosen by.
+        # The selection has no gradient.
         projected = jax.lax.stop_gradient(architecture.project(params, x))
         pre = projected + jax.lax.stop_gradient(params["b_enc"])[None]
         written = pre * jax.lax.stop_gradient(architecture.norms(params))[None]
         chosen = jax.lax.top_k(written, min(self.max_k, architecture.d_sae))[1]
         value = architecture.project_at(params, x, chosen, projected) + params["b_enc"][chosen]
-        few = jnp.arange(chosen.shape[1])[None] < sparsity  # they are in order
+        few = jnp.arange(chosen.shape[1])[None] < sparsity  # top_k returns descending order
         return Encoded(Sparse(jnp.where(few, jax.nn.relu(value), 0.0), chosen), pre)
 
     def _encode_all(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """The same where there are few to choose from: choosing them takes longer than to write."""
+        """Compute activations densely; for few features, this is faster than gathering rows."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         written = jax.lax.stop_gradient(pre * architecture.norms(params)[None]).astype(jnp.float32)
         return Encoded(jnp.where(largest_few(written, sparsity), jax.nn.relu(pre), 0.0), pre)
@@ -79,13 +79,17 @@ class TopK(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """AuxK."""
+        """Return the AuxK loss."""
         return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
 
 @dataclass(frozen=True)
 class BatchTopK(ActivationFn):
-    """See the module; `sparsity` is the mean of k."""
+    """BatchTopK activation; `sparsity` is the mean of k.
+
+    Attributes:
+      aux: coefficient of the AuxK loss.
+    """
 
     aux: float = 1.0
 
@@ -96,7 +100,7 @@ class BatchTopK(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """The largest of the batch, by what they would write."""
+        """Keep the activations of a batch that write most, `sparsity` per input on average."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
         written = jax.lax.stop_gradient(acts * architecture.norms(params)[None]).astype(jnp.float32)
@@ -106,35 +110,36 @@ class BatchTopK(ActivationFn):
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
     ) -> dict[str, Scalar]:
-        """AuxK."""
+        """Return the AuxK loss."""
         return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """A running mean of the least that an active feature writes."""
+        """Update the running mean of the smallest norm-weighted activation among active ones."""
         written = encoded.dense * architecture.norms(params)[None]
         least = jnp.where(written > 0, written, jnp.inf).min()
         moved = jnp.where(threshold > 0, threshold + _RATE * (least - threshold), least)
         return jnp.where(jnp.isfinite(least), moved, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """A JumpReLU's, with one threshold for all."""
+        """Return the parameters of a JumpReLU whose features all have the same threshold."""
         own = super().scaled(params, norms, threshold)
         return own | {"threshold": jnp.broadcast_to(threshold, norms.shape)}
 
 
 def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
-    """Squared error of dead features writing what is missing; 0 where none is dead.
+    """Compute AuxK: the squared error of dead features that reconstruct the remaining error.
 
-    At most half as many as the input has numbers, those that would write most; with fewer dead than
-    that, the error counts for less. As in SAELens, their pre-activations count, also if negative.
+    At most d_in / 2 dead features are used, those that write most. With fewer dead features, the
+    loss is scaled down proportionally; without any, it is 0. As in SAELens, negative
+    pre-activations are used as well.
     """
     most = min(architecture.d_in // 2, architecture.d_sae)
     missing, n_dead = jax.lax.stop_gradient(forward.y - forward.out), forward.dead.sum()
 
     def of_some() -> Scalar:
-        """Of all dead features, where they are at most so many: nobody need choose."""
+        """Use all dead features; there are at most `most`, so none needs to be selected."""
         index = jnp.argsort(~forward.dead)[:most]
         pre = architecture.project_some(params, forward.x, index) + params["b_enc"][index][None]
         said = jnp.where(forward.dead[index][None], pre, 0.0) @ architecture.rows(params)[index]
@@ -155,15 +160,15 @@ def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) 
 
 
 def _one_thread() -> bool:
-    """Whether this is traced for a core of its own: members dealt out to a CPU's cores."""
+    """Return whether this is traced for one CPU core, with members sharded over the cores."""
     return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size > 1
 
 
 def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
-    """Which numbers are among the `count` largest of their row; of equal ones the first.
+    """Return a mask of the `count` largest numbers of each row; among equal ones, the first.
 
-    Maximum after maximum, each below the one before: a third of the time of a sort for 16 of 512.
-    Where equal numbers make that too many, they are counted.
+    The mask is found by taking `count` successive maxima. For 16 of 512 numbers, this takes a third
+    of the time of a sort. If equal numbers select too many, a slower exact count is used.
     """
     count = count.astype(jnp.int32)
 
@@ -185,16 +190,16 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 
 
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
-    """The `count`-th largest number of each row, of any sign; by bisection of their bits.
+    """Find the `count`-th largest number of each row by bisection of the bits; any sign works.
 
-    Floats are ordered as the integers that their bits make, negative ones once all but their sign
-    is flipped. Sorting takes ten times as long, on a CPU and on a GPU.
+    Float bits, read as integers, have the order of the floats once all bits but the sign of
+    negative numbers are flipped. Sorting takes ten times as long on CPUs and GPUs.
     """
     bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))
     least = jnp.full((*values.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
 
     def set_bit(number: Array, found: Array) -> Array:
-        # The highest bit is the sign: with it, numbers from 0 on.
+        # The highest bit is the sign bit. Adding it moves from the minimum to 0.
         step = jnp.where(number == 0, jnp.iinfo(jnp.int32).min, jnp.int32(1) << (31 - number))
         tried = found + step
         return jnp.where((bits >= tried).sum(-1, keepdims=True) >= count, tried, found)
@@ -204,5 +209,5 @@ def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) ->
 
 
 def _ordered(bits: Int[Array, "*any"]) -> Int[Array, "*any"]:
-    """Bits of floats as integers of the same order, and back."""
+    """Map float bits to integers of the same order; the map is its own inverse."""
     return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)

@@ -1,6 +1,6 @@
-"""States that first know the bridge of a chain: what several measures look at.
+"""The states in which a chain's bridge is first known, which several instruments measure.
 
-One state for each first fact (e1, r1), at the first position that tells where it leads.
+There is one state for each first fact (e1, r1), at the first position that determines the bridge.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Bridges(NamedTuple):
     """Distinct states and their bridges.
 
     Attributes:
-      chosen: numbers of states, among the places.
-      values: int [chosen], the bridge, an entity.
-      second: which half they are in.
-      in_distribution: whether training's chains use their first fact.
-      n_values: entities.
+      chosen: int [state], indices into the split's places.
+      values: int [state], the bridge, an entity.
+      second: bool [state], whether the state is in the second half.
+      in_distribution: bool [state], whether chains of the training set use the first fact.
+      n_values: number of entities.
     """
 
     chosen: Int[np.ndarray, " state"]
@@ -37,15 +37,16 @@ class Bridges(NamedTuple):
 
 
 def bridge_position(dataset: Dataset) -> int:
-    """The number of the first position that knows the bridge."""
+    """Return the number of the first position at which the bridge is known."""
     return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 
 def choose_bridges(source: ExampleSource) -> Bridges:
-    """Of tasks of chains whose bridge has several facts, at a position that is asked for.
+    """Choose the states in which the bridge is first known.
 
     Raises:
-      NotApplicable: there are no such states.
+      NotApplicable: the task has no chains, no bridge follows from several facts, or the
+        dictionaries do not read the position.
     """
     dataset, places = source.run.dataset, source.split.places
     need_chains(dataset)

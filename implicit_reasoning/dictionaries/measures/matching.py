@@ -1,15 +1,15 @@
-"""Which feature stands for which value of a truth variable, and how well: chosen and scored apart.
+"""Match values of truth variables with features; choose and score on separate states.
 
-The best of many features looks good by chance: of 2,048 that have nothing to do with a value the
-best reaches an AUROC of .80 with ten states of it among a thousand. So for each value the feature
-is chosen on one half of the distinct states and scored on the other, and the same is done with
-values dealt out anew among the states.
+The best of many features looks good by chance. Of 2,048 features that are unrelated to a value, the
+best reaches an AUROC of .80 if ten of a thousand states have the value. For each value, the feature
+is therefore chosen on one half of the distinct states and scored on the other half. The null
+control permutes the values among the states.
 
-Chosen by F1 of "active" against "has the value"; scored by that, and by average precision of the
-activation, which a dense feature with the right order can have, too. Then a second feature joins
-the first, and a third, each the one with which "any of them is active" has the highest F1: where
-that helps, the value is split among features (Chanin et al. 2024, "A is for absorption", section 4,
-who count how many features a sparse probe profits from).
+A feature is chosen by the F1 of "is active" as a predictor of "has the value". It is scored by this
+F1, and by the average precision of its activation, which can be high for a dense feature as well.
+Further features are then added greedily, each maximising the F1 of "any of them is active". If this
+increases F1, the value is split among features (Chanin et al. 2024, "A is for absorption", section
+4, who count the features that improve a sparse probe).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 MIN_STATES = 2
-"""States of a value in each half, without which nothing is said of it."""
+"""Minimum number of states of a value in each half; values with fewer states are not scored."""
 MAX_JOINED = 3
-"""Features that stand for one value together, at most."""
+"""Maximum number of features that are joined for one value."""
 
 
 class Half(NamedTuple):
-    """Distinct states, to choose features on or to score them on.
+    """Distinct states to choose features on, or to score them on.
 
     Attributes:
-      acts: activations; positive means active; -inf in rows that only fill up.
-      values: of the variable; negative: none.
+      acts: activations; a feature is active if positive; -inf in padding rows.
+      values: values of the variable; negative means none.
     """
 
     acts: Float[Array, "state feature"]
@@ -39,13 +39,13 @@ class Half(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """States in the order of each feature's activation, highest first.
+    """States ranked by each feature's activation, highest first.
 
-    Sorting is most of the work of an average precision, and the same for all values.
+    Sorting is most of the work of average precision. The ranks are the same for all values.
 
     Attributes:
-      order: numbers of states.
-      last: how many states have as much activation as this one, or more.
+      order: numbers of the states, by rank.
+      last: number of states whose activation is at least that of the state at this rank.
     """
 
     order: Int[Array, "feature state"]
@@ -53,13 +53,15 @@ class Ranked(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The best feature of every value.
+    """The best feature of each value.
+
+    Scores are nan for values with fewer than `MIN_STATES` states in a half.
 
     Attributes:
-      feature: chosen on the first half.
-      f1: on the second half; nan for values of too few states, here and below.
-      precision: average precision on the second half.
-      n_states: of the value, in the second half.
+      feature: the feature with the highest F1 on the first half.
+      f1: its F1 on the second half.
+      precision: its average precision on the second half.
+      n_states: number of states with the value in the second half.
     """
 
     feature: Int[Array, " value"]
@@ -69,10 +71,10 @@ class Match(NamedTuple):
 
 
 def ranked(acts: Float[Array, "state feature"]) -> Ranked:
-    """Sort once what every average precision needs."""
+    """Rank states by activation once, for all average precisions."""
     numbers = jnp.broadcast_to(jnp.arange(len(acts), dtype=jnp.int32), acts.T.shape)
     falling, order = jax.lax.sort((-acts.T, numbers), num_keys=1)
-    # From the end: the last place of a run of equal scores holds for the whole run.
+    # Ties share the place of their last member, found by a cumulative minimum from the end.
     place = jnp.arange(1, len(acts) + 1, dtype=jnp.int32)
     ends = jnp.pad(falling[:, 1:] != falling[:, :-1], [(0, 0), (0, 1)], constant_values=True)
     last = jax.lax.cummin(jnp.where(ends, place[None], len(acts)), 1, reverse=True)
@@ -80,13 +82,13 @@ def ranked(acts: Float[Array, "state feature"]) -> Ranked:
 
 
 def match(first: Half, second: Half, n_values: int, order: Ranked | None = None) -> Match:
-    """Choose on one half and score on the other.
+    """Choose the best feature of each value on one half and score it on the other.
 
     Args:
-      first: to choose on.
-      second: to score on; no state is in both.
-      n_values: values are below it; static.
-      order: `ranked(second.acts)`, where it is known.
+      first: the half to choose on.
+      second: the half to score on; it shares no states with `first`.
+      n_values: number of values; values are less than it; static.
+      order: `ranked(second.acts)`, if it is already computed.
     """
     order = ranked(second.acts) if order is None else order
     feature = best_features(first, n_values)
@@ -111,13 +113,25 @@ def match_null(
     n_permutations: int,
     order: Ranked | None = None,
 ) -> Float[Array, "permutation 2"]:
-    """Means over values of F1 and average precision, when values are dealt out anew in a half."""
+    """Compute the null control of `match`, with values permuted among the states of each half.
+
+    Args:
+      first: the half to choose on.
+      second: the half to score on.
+      n_values: number of values; static.
+      key: the random key.
+      n_permutations: number of permutations.
+      order: `ranked(second.acts)`, if it is already computed.
+
+    Returns:
+      [permutation, 2]: means over values of F1 and of average precision.
+    """
     order = ranked(second.acts) if order is None else order
 
     def dealt(key: Array, half: Half) -> Half:
-        """Among the states that there are."""
+        """Permute the values among the states; padding rows keep none."""
         there = jnp.isfinite(half.acts[:, 0])
-        places = jnp.argsort(~there)  # states in order; then what only fills up
+        places = jnp.argsort(~there)  # states in order, then padding
         random = jnp.where(there, jax.random.uniform(key, there.shape), 2.0)
         return Half(half.acts, half.values.at[places].set(half.values[jnp.argsort(random)]))
 
@@ -131,13 +145,16 @@ def match_null(
 
 
 def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
-    """F1 on the second half of the best 1, 2, ... `JOINED` features together; nan as in `match`."""
+    """Compute F1 on the second half of the best 1, 2, ... `MAX_JOINED` features joined by "any".
+
+    Features are chosen greedily on the first half. Values of too few states are nan, as in `match`.
+    """
     values = [one_hot_values(half.values, n_values) for half in (first, second)]
     active = [(half.acts > 0).astype(jnp.float32) for half in (first, second)]
-    any_of = [jnp.zeros_like(of_value) for of_value in values]  # whether a chosen one is active
+    any_of = [jnp.zeros_like(of_value) for of_value in values]  # whether a joined one is active
     scores = []
     for _ in range(MAX_JOINED):
-        # Of states where no chosen one is active: what a further feature would add.
+        # A further feature can add only states on which no joined feature is active.
         left = 1 - any_of[0]
         both = (values[0] * any_of[0]).sum(1)[:, None] + (values[0] * left) @ active[0]
         size = any_of[0].sum(1)[:, None] + left @ active[0]
@@ -149,7 +166,7 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 
 
 def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
-    """The feature of highest F1 for each value."""
+    """Return the feature with the highest F1 for each value."""
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return f1_score(of_value @ active, of_value.sum(1)[:, None], active.sum(0)[None]).argmax(1)
 
@@ -157,9 +174,10 @@ def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
 def average_precision(
     scores: Float[Array, " state"], positive: Bool[Array, " state"]
 ) -> Float[Array, ""]:
-    """Mean, over the positive states, of the precision among all that score as high or higher.
+    """Compute the average precision of scores as predictors of `positive`.
 
-    Equal scores count as worst: a feature that is off everywhere has the share of positives.
+    This is the mean, over positive states, of the share of positives among all states that score at
+    least as high. A constant score therefore has the share of positives as its average precision.
     """
     order = ranked(scores[:, None])
     return _average_precision(Ranked(order.order[0], order.last[0]), positive)
@@ -168,12 +186,18 @@ def average_precision(
 def f1_score(
     both: Float[Array, "*any"], n_value: Float[Array, "*#any"], n_active: Float[Array, "*#any"]
 ) -> Float[Array, "*any"]:
-    """Of "active" against "has the value", from counts of states; 0 where there are none."""
+    """Compute the F1 of "is active" for "has the value" from counts of states; 0 if all are 0.
+
+    Args:
+      both: number of states that are active and have the value.
+      n_value: number of states that have the value.
+      n_active: number of active states.
+    """
     return 2 * both / jnp.maximum(n_value + n_active, 1)
 
 
 def one_hot_values(values: Int[Array, " state"], n_values: int) -> Float[Array, "value state"]:
-    """1 where a state has a value, else 0."""
+    """Return 1 where a state has a value, else 0."""
     return (values[None] == jnp.arange(n_values)[:, None]).astype(jnp.float32)
 
 
@@ -191,5 +215,5 @@ def _enough(first: Half, second: Half, n_values: int) -> Bool[Array, " value"]:
 def _f1(
     of_value: Float[Array, "value state"], active: Float[Array, "value state"]
 ) -> Float[Array, " value"]:
-    """Of each value with its own column of activity."""
+    """Compute the F1 of each value with its own row of activity."""
     return f1_score((of_value * active).sum(1), of_value.sum(1), active.sum(1))

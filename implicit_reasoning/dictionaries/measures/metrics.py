@@ -1,9 +1,9 @@
-"""How well a dictionary writes, and with how few features: numbers under SAELens's names.
+"""Reconstruction quality and sparsity of a dictionary, under SAELens's names.
 
-Explained variance is about the mean of the targets, `1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`:
-about zero, as SAELens computed it from March 2025 to March 2026, a constant offset counts as
-variance explained. `explained_variance_legacy` is the same ratio state by state, whose mean
-SAEBench's paper reports.
+Explained variance is relative to the mean of the targets:
+`1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`. SAELens computed it relative to zero from March 2025
+to March 2026, which counts a constant offset as explained variance. `explained_variance_legacy` is
+the same ratio for each state; SAEBench's paper reports its mean.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.model import Params
 
 MIN_DENSE = 0.1
-"""A feature that is active on more than this share of states is dense."""
+"""A feature is dense if it is active on more than this share of states."""
 
 MIN_ABLATION_LOSS = 0.01
-"""Nats that ablation must lose, for the share of it that is recovered to mean something."""
+"""Minimum loss of an ablation, in nats, for which the recovered share is defined."""
 
 Scalar = Float[Array, ""]
 Losses = Float[np.ndarray, "*any"]
 
 
 class Quality(NamedTuple):
-    """Of one dictionary on some states; see the module.
+    """Reconstruction quality and sparsity of one dictionary on some states; see the module.
 
     Attributes:
-      l0: active features.
+      l0: number of active features.
       l1: sum of activations.
       mse: squared error, summed over dimensions.
-      explained_variance: about the mean, of all states together.
-      explained_variance_legacy: of each state.
+      explained_variance: relative to the mean of the targets, over all states.
+      explained_variance_legacy: the same ratio for each state.
       cossim: cosine of target and output.
-      l2_ratio: norm of the output over norm of the target.
+      l2_ratio: norm of the output divided by the norm of the target.
     """
 
     l0: Float[Array, " state"]
@@ -55,9 +55,9 @@ class Activity(NamedTuple):
     """How often features are active.
 
     Attributes:
-      density: by feature, share of states where it is active.
+      density: share of states on which each feature is active.
       dead: share of features that are never active.
-      dense: share of features that are active more often than `MIN_DENSE`.
+      dense: share of features that are active on more than `MIN_DENSE` of states.
     """
 
     density: Float[Array, " d_sae"]
@@ -66,13 +66,13 @@ class Activity(NamedTuple):
 
 
 def activity(acts: Features) -> Activity:
-    """On all states there are; traced."""
+    """Compute how often features are active; `acts` should cover all states; traced."""
     density = (acts > 0).mean(0)
     return Activity(density, (density == 0).mean(), (density > MIN_DENSE).mean())
 
 
 def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs) -> Quality:
-    """Measure a dictionary, state by state; traced."""
+    """Compute reconstruction quality and sparsity of a dictionary on some states; traced."""
     acts = finished.encode(params, x)
     out = finished.decode(params, acts, x)
     error = ((out - y) ** 2).sum(-1)
@@ -90,12 +90,12 @@ def quality(finished: InferenceDictionary, params: Params, x: Inputs, y: Outputs
 
 
 class Answers(NamedTuple):
-    """What a model answers to some questions.
+    """Scores of a model's answers to questions.
 
     Attributes:
-      ce: cross-entropy of the right answer, nats.
-      kl: KL(clean model || this one), nats.
-      correct: whether the right answer is the most likely token.
+      ce: cross-entropy of the right answer, in nats.
+      kl: KL(clean model || this model), in nats.
+      correct: 1 if the right answer is the most likely token, else 0.
     """
 
     ce: Float[Array, " question"]
@@ -108,7 +108,13 @@ def answers(
     clean: Float[Array, "question d_vocab"],
     right: Float[Array, " question"] | Array,
 ) -> Answers:
-    """Compare logits with the clean model's and with the truth."""
+    """Compare logits with those of the clean model and with the right answers.
+
+    Args:
+      logits: [question, d_vocab] logits of the model.
+      clean: [question, d_vocab] logits of the clean model.
+      right: int [question], tokens of the right answers.
+    """
     here, there = jax.nn.log_softmax(logits), jax.nn.log_softmax(clean)
     ce = -jnp.take_along_axis(here, right[:, None], axis=-1)[:, 0]
     kl = (jnp.exp(there) * (there - here)).sum(-1)
@@ -116,11 +122,16 @@ def answers(
 
 
 def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
-    """Share of a loss that comes back when the dictionary writes, not nothing: 1 is all of it.
+    """Return the share of the ablation's loss that the dictionary recovers; 1 is all of it.
 
-    `(ablated - spliced) / (ablated - clean)`, SAELens's `ce_loss_score`, and with KL, whose clean
-    value is 0, its `kl_div_score`. nan where ablation loses less than `MIN_ABLATION_LOSS` nats: an
-    untrained model has nothing to lose.
+    This is `(ablated - spliced) / (ablated - clean)`. For cross-entropies it is SAELens's
+    `ce_loss_score`, and for KL divergences, where `clean` is 0, SAELens's `kl_div_score`. It is nan
+    where the ablation loses less than `MIN_ABLATION_LOSS` nats, as in an untrained model.
+
+    Args:
+      spliced: losses with the dictionary spliced in, in nats.
+      clean: losses of the clean model.
+      ablated: losses with the site ablated.
     """
     lost = ablated - clean
     return np.where(

@@ -1,8 +1,9 @@
-"""Instrument: is the same feature on for a bridge that in- and out-of-distribution facts lead to?
+"""Instrument: is a bridge's feature active both in and out of distribution?
 
-A bridge's feature is chosen on half of the facts that training's chains use; then, on the other
-half and on facts that no chain uses, how often is it active where the bridge is? Beside it, as the
-null, how often another bridge's feature is active there.
+Chains of the training set use the in-distribution first facts, and no chain uses the others. A
+bridge's feature is chosen on half of the in-distribution facts. It is measured on the other half
+and on the out-of-distribution facts: how often is it active if the bridge is present? The null
+control is the activity of another bridge's feature.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _SEED = 0
 
 
 class RoleStates(NamedTuple):
-    """States whose bridge has a feature, of both roles, one role after the other.
+    """States of both roles whose bridge has a feature, ordered by role.
 
     Attributes:
-      bridges: all states that first know the bridge.
-      fit: int [fit], numbers among these, that features are chosen on.
-      group: int [state], numbers among these, to look at.
-      other: int [state], another bridge that has a feature.
+      bridges: all states in which the bridge is first known.
+      fit: int [fit], indices into `bridges`, of the states to choose features on.
+      group: int [state], indices into `bridges`, of the states to measure.
+      other: int [state], another bridge that has a feature, for the null control.
     """
 
     bridges: Bridges
@@ -47,7 +48,7 @@ class RoleStates(NamedTuple):
 
 
 class Roles(DictionaryInstrument):
-    """Shares of states where a bridge's feature is active, by the role of the first fact."""
+    """How often a bridge's feature is active, by the role of the first fact."""
 
     name: ClassVar[str] = "roles"
     definition: ClassVar[str] = (
@@ -61,15 +62,15 @@ class Roles(DictionaryInstrument):
     group: ClassVar[str] = "role"
 
     def examples(self, source: ExampleSource) -> Examples:
-        """States of facts of both roles; a bridge has one feature, so bridges are the clusters."""
+        """Choose states of both roles; clusters are bridges, as each bridge has one feature."""
         return self.of(choose_bridges(source))
 
     @staticmethod
     def of(bridges: Bridges) -> Examples:
-        """The examples among the states that first know the bridge.
+        """Return the examples among the states in which the bridge is first known.
 
         Raises:
-          NotApplicable: all facts have one role.
+          NotApplicable: all first facts have the same role.
         """
         if len(set(bridges.in_distribution.tolist())) < 2:
             raise NotApplicable("all first facts have one role; there is nothing to compare")
@@ -81,7 +82,7 @@ class Roles(DictionaryInstrument):
         random, others = np.random.default_rng(_SEED), []
         for group in groups:
             own = bridges.values[group]
-            # A shift by at least one place among those that have features: never the own one.
+            # The shift of at least one place selects a different bridge with a feature.
             place = np.searchsorted(fitted, own) + random.integers(1, len(fitted), len(own))
             others.append(fitted[place % len(fitted)])
         group = np.concatenate(groups)
@@ -98,7 +99,7 @@ class Roles(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: RoleStates,
     ) -> dict[str, Array]:
-        """Activity of the own and of another bridge's feature, [whose, state]."""
+        """Measure the activity of the own and another bridge's feature, [whose, state]."""
         bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
         values = jnp.asarray(bridges.values)[inputs.fit]
         feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)
@@ -107,6 +108,6 @@ class Roles(DictionaryInstrument):
         return {"role_active": jnp.stack([active[inputs.group, feature[of]] for of in whose])}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """How many states each role has, as a coordinate."""
+        """Add the number of states of each role as a coordinate."""
         counts = np.bincount(examples.group, minlength=len(ROLES))
         return result.assign_coords(role_n=("group", counts))

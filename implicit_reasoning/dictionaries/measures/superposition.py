@@ -1,10 +1,16 @@
-"""Instrument: more directions than dimensions? Of a dictionary's features, and of the states' own.
+"""Instruments: are there more directions than dimensions, for features and for class means?
 
-Of the features that are ever active, and of the class means of bridges (less the mean of all):
-how many there are; how much the nearest other one overlaps (highest |cosine|, mean over
-directions), beside as many random ones; and how many dimensions each has for itself, `|w|^2 /
-sum_j (w . w_j / |w|)^2`, which is 1 where no other overlaps. Beside them the dimensions that the
-states take, `tr(C)^2 / tr(C^2)` of their covariance C.
+The directions are the features that are ever active, or the class means of bridges minus the mean
+over all states. Three numbers describe them:
+
+- `directions`: their number;
+- `overlap`: the highest |cosine| with another direction, averaged over directions;
+  `overlap_null` is the same for as many random directions;
+- `dims`: the mean of `|w|^2 / sum_j (w . w_j / |w|)^2`, the number of dimensions of a direction,
+  which is 1 without overlap.
+
+`effective_dims` is the number of dimensions that the states occupy, `tr(C)^2 / tr(C^2)` for their
+covariance C.
 
 Source: Elhage et al. 2022, "Toy models of superposition", section 3 (dimensionality).
 """
@@ -37,7 +43,7 @@ _NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 
 
 class Superposition(DictionaryInstrument):
-    """Directions, dimensions and overlap of a dictionary's features."""
+    """The number, overlap and dimensionality of a dictionary's features."""
 
     name: ClassVar[str] = "superposition"
     definition: ClassVar[str] = (
@@ -55,11 +61,11 @@ class Superposition(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """All states."""
+        """Return no examples; the instrument uses all states."""
         return without_examples(None)
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Of the states themselves."""
+        """Compute the participation ratio of the states' covariance."""
         centred = subject.y - subject.y.mean(0)[None]
         covariance = centred.T @ centred / len(centred)
         effective = jnp.trace(covariance) ** 2 / (covariance**2).sum()
@@ -72,13 +78,13 @@ class Superposition(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Of the features that are active somewhere."""
+        """Measure the features that are active on any state."""
         rows = encoded.rows / (jnp.linalg.norm(encoded.rows, axis=1, keepdims=True) + 1e-12)
         return {**shared, **_overlap("feature", rows, (encoded.acts > 0).any(0))}
 
 
 class BridgeSuperposition(DictionaryInstrument):
-    """The same of the class means of bridges: what a dictionary would have to write."""
+    """The number, overlap and dimensionality of bridges' class means, without a dictionary."""
 
     name: ClassVar[str] = "bridge_superposition"
     definition: ClassVar[str] = (
@@ -91,11 +97,11 @@ class BridgeSuperposition(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """States that first know the bridge."""
+        """Choose the states in which the bridge is first known."""
         return without_examples(choose_bridges(source))
 
     def shared(self, subject: DictionarySubject, inputs: Bridges) -> dict[str, Any]:
-        """Of the states alone."""
+        """Measure the class means of bridges, which do not depend on the dictionary."""
         of_value = one_hot_values(jnp.asarray(inputs.values), inputs.n_values)
         means = directions(subject.y[inputs.chosen], of_value)
         return _overlap("bridge", means, of_value.sum(1) > 0)
@@ -107,7 +113,7 @@ class BridgeSuperposition(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Bridges,
     ) -> dict[str, Array]:
-        """The same for all dictionaries of a source."""
+        """Return the shared numbers, which are equal for all dictionaries of a checkpoint."""
         return dict(shared)
 
 
@@ -125,7 +131,7 @@ def _overlap(
 
 
 def _gram(unit: Array, there: Array) -> Float[Array, "direction direction"]:
-    """Squared cosines, of those that are there."""
+    """Return squared cosines of present directions; absent ones get 1 on the diagonal, else 0."""
     return jnp.where(there[:, None] & there[None], (unit @ unit.T) ** 2, 0) + jnp.diag(~there * 1.0)
 
 
