@@ -1,15 +1,17 @@
-"""Instrument: absorption, where a bridge's feature is silent and a fact's feature speaks for it.
+"""Instrument: absorption, where features of single facts replace a bridge's feature.
 
-In a state whose bridge is e the feature that stands for e (chosen on other facts) may be silent
-while another, active in less than half of the states of e, writes at least `MIN_PROJECTION` of what
-is written along e's direction: the mean of e's states less the mean of all, of those other facts,
-so that no fact's own code is part of it. The null takes another bridge's direction. Only features
-that
-mostly stand for their bridge make this a finding: tables look at bridges whose F1 is at least
-`MIN_F1`.
+The feature of bridge e is chosen on half of the facts and measured on the other half. A state of e
+is silent if this feature is inactive. A silent state is absorbed if another feature writes at least
+`MIN_PROJECTION` of what is written along e's direction, and this other feature is active in less
+than half of e's states. e's direction points from the mean of all states to the mean of e's states.
+Both means use the facts that the feature was chosen on, so the direction does not contain the code
+of a measured fact. The null control uses another bridge's direction.
 
-Source: Chanin et al. 2024, "A is for absorption", section 5: silent main latents, cosine of the
-absorbing one with the direction at least .025, at least .4 of the projection.
+Absorption is meaningful only for features that mostly stand for their bridge. Tables therefore
+consider bridges whose F1 is at least `MIN_F1`.
+
+Source: Chanin et al. 2024, "A is for absorption", section 5: the main latents are silent, the
+absorbing latent has a cosine of at least .025 with the direction and at least .4 of the projection.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ from implicit_reasoning.dictionaries.measures.matching import Half, best_feature
 
 MIN_PROJECTION, MIN_COSINE = 0.4, 0.025
 MIN_F1 = 0.5
-_RARE = 0.5  # of the states of a bridge: more, and a feature is not a fact's
+_RARE = 0.5  # a feature that is active on more of a bridge's states is not specific to a fact
 
 
 class Absorption(DictionaryInstrument):
-    """Shares, by bridge, of the second half's states."""
+    """Shares of silent and absorbed states, by bridge, on the second half of the facts."""
 
     name: ClassVar[str] = "absorption"
     definition: ClassVar[str] = (
@@ -54,7 +56,7 @@ class Absorption(DictionaryInstrument):
     nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {"another bridge": "absorbed_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
-        """States that first know the bridge."""
+        """Choose the states in which the bridge is first known."""
         bridges = choose_bridges(source)
         return without_examples(bridges, {"bridge": range(bridges.n_values)})
 
@@ -65,7 +67,7 @@ class Absorption(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Bridges,
     ) -> dict[str, Array]:
-        """By bridge, shares of states: silent, absorbed, and absorbed by another's direction."""
+        """Compute shares of states by bridge: silent, absorbed, and absorbed under the null."""
         acts = encoded.acts[inputs.chosen]
         values, fit = jnp.asarray(inputs.values), np.flatnonzero(~inputs.second)
         of_value = one_hot_values(values, inputs.n_values)
@@ -87,7 +89,7 @@ class Absorption(DictionaryInstrument):
 
 
 def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
-    """For each state another bridge, the same for all states of one."""
+    """Return another bridge for each state, the same for all states of a bridge."""
     distinct, place = np.unique(values, return_inverse=True)
     return np.roll(distinct, 1)[place]
 
@@ -95,7 +97,12 @@ def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
 def directions(
     states: Float[Array, "state width"], of_value: Float[Array, "value state"]
 ) -> Float[Array, "value width"]:
-    """Unit vectors from the mean of all states to the mean of each value's."""
+    """Return unit vectors from the mean of all states to the mean of each value's states.
+
+    Args:
+      states: [state, width].
+      of_value: [value, state], 1 where a state has a value, else 0.
+    """
     means = of_value @ states / jnp.maximum(of_value.sum(1), 1)[:, None]
     away = means - states.mean(0)[None]
     return away / (jnp.linalg.norm(away, axis=1, keepdims=True) + 1e-12)
@@ -107,7 +114,7 @@ def _spoken_for(
     direction: Float[Array, "state width"],
     rare: Bool[Array, "state d_sae"],
 ) -> Bool[Array, " state"]:
-    """Whether one rare feature writes most of what is written along each state's direction."""
+    """Return whether one rare feature writes most of the projection on each state's direction."""
     along = direction @ rows.T
     written = acts * along
     total = written.sum(1)
@@ -117,6 +124,6 @@ def _spoken_for(
 
 
 def _by_value(values: Float[Array, " state"], of_value: Float[Array, "value state"]) -> Array:
-    """Mean of the states of each value; nan where it has none."""
+    """Return the mean over the states of each value; nan for values without states."""
     count = of_value.sum(1)
     return jnp.where(count > 0, of_value @ values / jnp.maximum(count, 1), jnp.nan)

@@ -1,7 +1,8 @@
-"""Instrument: what the model answers with a dictionary's output in place of the true state.
+"""Instrument: the model's answers when a dictionary's output replaces the true states.
 
-Cross-entropy, KL and accuracy by split, beside those of the clean model and of one whose site is
-set to its mean over training states, or to zero.
+It measures cross-entropy, KL divergence and accuracy by split, of four models: the clean model, the
+model with the dictionary spliced in, and models with the site ablated to its mean over training
+states or to zero.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from implicit_reasoning.dictionaries.splice import ablations, edits
 from implicit_reasoning.worlds.clusters import clusters_of
 
 MODELS = ("clean", "spliced", "mean", "zero")
-_MAX_QUESTIONS = 300  # of a split
+_MAX_QUESTIONS = 300  # per split
 
 
 class AnswerQueries(NamedTuple):
-    """What the model is asked.
+    """The questions that the model is asked.
 
     Attributes:
-      tokens: int [question, pos].
-      answer: int [question].
-      where: bool [pos], where the dictionary writes.
-      trained: int [state], whose mean is written instead.
+      tokens: int [question, pos], the prompts.
+      answer: int [question], the right answers.
+      where: bool [pos], the positions at which the dictionary writes.
+      trained: int [state], the training states, whose mean is used for ablation.
     """
 
     tokens: Int[np.ndarray, "question pos"]
@@ -48,7 +49,7 @@ class AnswerQueries(NamedTuple):
 
 
 class Spliced(DictionaryInstrument):
-    """Answers of the model with the dictionary in it, clustered as chains are: by bridge."""
+    """Answers of the model with the dictionary spliced in; chains are clustered by bridge."""
 
     name: ClassVar[str] = "answers"
     definition: ClassVar[str] = (
@@ -70,7 +71,7 @@ class Spliced(DictionaryInstrument):
     needs_model: ClassVar[bool] = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Probes of every split of chains; not for other tasks."""
+        """Choose probes of every split of chains; the task must have chains."""
         dataset = source.run.dataset
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_QUESTIONS)
@@ -82,7 +83,7 @@ class Spliced(DictionaryInstrument):
         return Examples(inputs, splits, group, clusters, coords={"model": MODELS})
 
     def shared(self, subject: DictionarySubject, inputs: AnswerQueries) -> dict[str, Any]:
-        """Logits of the clean model, and of the model without the site."""
+        """Compute logits of the clean model, and of the model with the site ablated; traced."""
         clean = final_logits(subject.model, subject.params, jnp.asarray(inputs.tokens))
         where = jnp.asarray(inputs.where)
         mean = subject.y[inputs.trained].mean(0)
@@ -99,7 +100,7 @@ class Spliced(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: AnswerQueries,
     ) -> dict[str, Array]:
-        """Cross-entropy, KL and correctness, [model, question] each."""
+        """Compute cross-entropy, KL divergence and correctness, each [model, question]; traced."""
         where = jnp.asarray(inputs.where)
         with_it = edits(encoded.dictionary, encoded.params, subject.sites, where)
         logits = {**shared, "spliced": _logits(subject, inputs, with_it)}
@@ -108,7 +109,7 @@ class Spliced(DictionaryInstrument):
         return {name: jnp.stack([getattr(one, name) for one in each]) for name in self.outputs}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """The share of what ablation loses that comes back."""
+        """Add the share of the ablation's loss that the dictionary recovers."""
         ce, kl = ({m: result[name].sel(model=m) for m in MODELS} for name in ("ce", "kl"))
         scores = {
             "ce_loss_score": (ce["spliced"], ce["clean"], ce["zero"]),

@@ -1,4 +1,4 @@
-"""Instrument: how well the best features stand for the values of every truth variable."""
+"""Instrument: how well the best features stand for the values of truth variables."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from implicit_reasoning.dictionaries.states import Places
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 FACT = "fact1"
-"""The first fact of a chain, whose distinct values are prefixes (e1, r1)."""
-_MAX_STATES = 3000  # at each position
+"""The first fact of a chain; its values correspond to the prefixes (e1, r1)."""
+_MAX_STATES = 3000  # per position
 _MAX_FACTS = 100
 _PERMUTATIONS = 20
 _SEED = 0
 
 
 class Concept(NamedTuple):
-    """Values of a truth variable at one position, and the states that have them.
+    """A truth variable at one position, and the states that have values of it.
 
     Attributes:
-      variable: its name.
+      variable: name of the variable.
       pos: name of the position.
-      chosen: numbers of states, among the places.
-      values: int [chosen]; -1 where a state has none.
-      second: which half they are in.
-      n_values: values are below it.
+      chosen: int [state], indices into the split's places.
+      values: int [state], the variable's value; -1 if there is none.
+      second: bool [state], whether the state is in the second half.
+      n_values: number of values; values are less than it.
     """
 
     variable: str
@@ -63,18 +63,24 @@ class Concept(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as `e2@r1`."""
+        """The name of the concept, such as `e2@r1`."""
         return f"{self.variable}@{self.pos}"
 
 
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
-    """Every variable from the position on where it is first known, and facts where they are past.
+    """Choose the concepts of a task of chains.
 
-    Halves are of first facts, so that a value's feature is scored on facts that it was not chosen
-    on; only the states of one fact are dealt out themselves.
+    These are all variables, at the position where each is first known and later ones, and first
+    facts, at the positions after their last token. The halves split first facts, so a feature is
+    scored on other facts than it is chosen on. Only for the variable of first facts itself, the
+    states of each fact are split.
+
+    Args:
+      dataset: the run's dataset.
+      places: locations of the states.
 
     Raises:
-      NotApplicable: the task is not one of chains, or spells an entity in two tokens.
+      NotApplicable: the task has no chains, or an entity has two tokens.
     """
     variables = chain_variables(dataset, places.rows)
     positions = list(dataset.positions)
@@ -87,7 +93,7 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
             values = dataset.truth[name][places.rows[places.row]]
             there = np.flatnonzero((places.pos == pos) & (values >= 0))
             there = np.sort(random.permutation(there)[:_MAX_STATES])
-            # Where a value has one state each, there is nothing to generalise over.
+            # If each value has only one state, nothing can be generalised.
             if len(there) >= 2 * len(np.unique(values[there])):
                 found = there, values[there], halves[there], variables.sizes[kind]
                 concepts.append(Concept(name, positions[pos], *found))
@@ -97,10 +103,10 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
 def _facts(
     dataset: Dataset, places: Places, positions: list[str], random: np.random.Generator
 ) -> list[Concept]:
-    """Some facts, renumbered, at the positions after those that know them.
+    """Choose first facts, renumbered, at positions after they are known.
 
-    States of other facts are there, too, without a value: else what stands for an entity would look
-    as if it stood for the one of its facts that is among the few.
+    Some states of other facts are included without a value. Otherwise a feature of an entity would
+    seem to stand for the only fact of this entity that is among the chosen ones.
     """
     known, values = positions.index(first_known_position("e2", positions)), dataset.truth[FACT]
     found = []
@@ -119,7 +125,7 @@ def _facts(
 
 
 def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"]:
-    """Every other state of each value."""
+    """Return a mask of every other state of each value."""
     order = np.argsort(values, kind="stable")
     first = np.searchsorted(values[order], values[order])
     second = np.empty(len(values), bool)
@@ -129,16 +135,16 @@ def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"
 
 @dataclass(frozen=True, eq=False)
 class ConceptStates:
-    """All concepts of a run, and the states of each, as arrays of one shape."""
+    """All concepts of a run and their states, as arrays of one shape."""
 
     concepts: Sequence[Concept]
 
     @classmethod
     def choose(cls, source: ExampleSource) -> ConceptStates:
-        """All there are.
+        """Choose all concepts of a run.
 
         Raises:
-          NotApplicable: the task is not one of chains, or no variable has values of several states.
+          NotApplicable: the task has no chains, or no variable has values of several states.
         """
         concepts = choose_concepts(source.run.dataset, source.split.places)
         if not concepts:
@@ -147,14 +153,14 @@ class ConceptStates:
 
     @cached_property
     def n_values(self) -> int:
-        """Of the variable with most; the others are filled up."""
+        """The largest number of values of a variable; other variables are padded to it."""
         return max(concept.n_values for concept in self.concepts)
 
     @cached_property
     def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Numbers of states and their values, [concept, state] each, of both halves; -1 fills up.
+        """State numbers and values of both halves, [concept, state] each, padded with -1.
 
-        All concepts have one shape, so that they are one program.
+        All concepts have the same shape, so one program measures them.
         """
         return tuple(self._half(second) for second in (False, True))
 
@@ -170,7 +176,7 @@ class ConceptStates:
 
 
 class Concepts(DictionaryInstrument):
-    """F1 and average precision of the best feature of every value, of several, and by chance."""
+    """F1 and average precision of each value's best features, and their null controls."""
 
     name: ClassVar[str] = "concepts"
     definition: ClassVar[str] = (
@@ -194,7 +200,7 @@ class Concepts(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """The states of every concept; not for tasks that are not of chains."""
+        """Choose the states of every concept; the task must have chains."""
         states = ConceptStates.choose(source)
         coords = {
             "concept": [concept.name for concept in states.concepts],
@@ -211,7 +217,10 @@ class Concepts(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: ConceptStates,
     ) -> dict[str, Array]:
-        """By concept: see `matching.py`; permutations give the null."""
+        """Match features with the values of each concept, see `matching.py`; traced.
+
+        Permutations of the values are the null control.
+        """
 
         def one(halves: Any) -> dict[str, Array]:
             first, second = (
@@ -235,6 +244,6 @@ class Concepts(DictionaryInstrument):
         return found
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """How many states each concept has, as a coordinate."""
+        """Add the number of states of each concept as a coordinate."""
         counts = [len(concept.chosen) for concept in examples.inputs.concepts]
         return result.assign_coords(concept_states=("concept", counts))

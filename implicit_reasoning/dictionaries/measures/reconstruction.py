@@ -1,4 +1,4 @@
-"""Instrument: how well a dictionary writes held-out states, and with how few features."""
+"""Instrument: reconstruction quality and sparsity of a dictionary on held-out states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from implicit_reasoning.worlds import prefix_keys
 
 
 class Reconstruction(DictionaryInstrument):
-    """Quality by held-out state, clustered by first fact, and activity on all states."""
+    """Reconstruction quality by held-out state, clustered by first fact; activity on all states."""
 
     name: ClassVar[str] = "reconstruction"
     definition: ClassVar[str] = (
@@ -44,7 +44,7 @@ class Reconstruction(DictionaryInstrument):
     }
 
     def examples(self, source: ExampleSource) -> Examples:
-        """All held-out states; those with one first fact, or first token, are one cluster."""
+        """Choose all held-out states, clustered by first fact; at the first position, by token."""
         places, held_out = source.split.places, np.flatnonzero(source.split.held_out)
         begun = prefix_keys(places.tokens, source.run.dataset.n_vocab)[:, :2]
         keys = begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)][held_out]
@@ -57,7 +57,7 @@ class Reconstruction(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Quality on held-out states, activity on all of them."""
+        """Measure quality on held-out states and activity on all states; traced."""
         x, y = subject.x[inputs], subject.y[inputs]
         found = quality(encoded.dictionary, encoded.params, x, y)
         return {**found._asdict(), **activity(encoded.acts)._asdict()}

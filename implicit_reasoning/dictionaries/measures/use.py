@@ -1,25 +1,29 @@
-"""Instrument: does the model go on with what a feature says? Bridges' features are changed.
+"""Instrument: do the model's answers follow changes of bridges' features?
 
-Where a prompt (e1, r1, r2) first knows its bridge e, at the residual that a dictionary writes to,
-features are changed, and all that the dictionary does not write stays:
+A prompt (e1, r1, r2) first determines its bridge e at the position of r1. At this position,
+features of e and of another bridge e' are changed in the residual that the dictionary writes to.
+The dictionary's reconstruction error is kept. The changes are:
 
-- `swap`: e's feature is set to 0, another bridge's, e', to what it is where e' is the bridge;
-- `clamp`: e' is set, e stays;
-- `ablate`: e is set to 0;
-- `ablate another`: e', which should not be there, is set to 0: a side effect, if anything changes.
+- `swap`: e's feature is set to 0, and the feature of e' to its mean activation where e' is the
+  bridge;
+- `clamp`: the feature of e' is set to this activation, and e's feature is kept;
+- `ablate`: e's feature is set to 0;
+- `ablate another`: the feature of e' is set to 0. It should be inactive, so any effect is a side
+  effect.
 
-If the features are what the model uses, then after a swap the answer is where r2 leads from e' -
-for *every* relation of e', not for one. Features are chosen by three rules, on prompts with other
-first facts:
+If the model uses the features, the answer after a swap is the tail of the fact (e', r2), for
+*every* relation r2 of e'. Features are chosen on prompts with other first facts, by one of three
+rules:
 
-- `truth`: active most nearly where the bridge is (F1, see `matching.py`);
-- `activation`: most active, on average, where the bridge is;
-- `attribution`: most activation times gradient of the right answer's logit, where the bridge is;
+- `truth`: the feature whose activity best predicts the bridge (F1, see `matching.py`);
+- `activation`: the feature with the highest mean activation where the bridge is present;
+- `attribution`: the feature with the highest mean product of activation and gradient of the right
+  answer's logit, where the bridge is present.
 
-and, as a null, by `truth` for bridges dealt out anew. Beside them `class means` are changed (their
-difference from the mean of all states), which no dictionary is needed for.
+The null control applies `truth` to permuted bridges. `class means` changes the difference of a
+bridge's class mean from the mean of all states instead; it needs no dictionary.
 
-Source of the test: that a concept's vector should move all that follows from it (Makelov, Lange and
+Source: a vector for a concept should change all that follows from the concept (Makelov, Lange and
 Nanda 2024; Hernandez et al. 2024).
 """
 
@@ -59,14 +63,17 @@ _SEED = 0
 
 
 class Swaps(NamedTuple):
-    """Prompts whose bridge is exchanged: for every pair all relations that lead on from the new.
+    """Prompts whose bridge is swapped for another.
+
+    A pair of a prefix and a new bridge has one case for each relation that leads on from the new
+    bridge to a different answer.
 
     Attributes:
-      tokens: int32 [case, pos].
-      old, new: entities, the two bridges.
-      expected: the answer from the new one.
-      clean: the answer from the old one; -1 where it has no such fact.
-      pair: int [case], which prefix and new bridge.
+      tokens: int32 [case, pos], the prompts.
+      old, new: int32 [case], the two bridges, entities.
+      expected: int32 [case], the answer for the new bridge.
+      clean: int32 [case], the answer for the old bridge; -1 if there is no such fact.
+      pair: int [case], the number of the pair.
     """
 
     tokens: Int[np.ndarray, "case pos"]
@@ -78,9 +85,14 @@ class Swaps(NamedTuple):
 
 
 def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
-    """Prefixes whose facts were not fitted to, each with another bridge, for two hops.
+    """Choose prefixes of two-hop chains with other first facts than fitting uses, and new bridges.
 
-    Only facts that training uses at the second hop lead on: others no model need know.
+    Answers follow facts that the training set uses at the second hop only, because a model may not
+    know other facts.
+
+    Args:
+      dataset: the run's dataset.
+      n_pairs: maximum number of pairs of a prefix and a new bridge.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
@@ -91,7 +103,8 @@ def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
     bridges = np.unique(truth["e2"][fitted])
     old = truth["e2"][rows]
     shift = random.integers(1, len(bridges), len(rows))
-    place = np.searchsorted(bridges, old)  # of those that are not there, where they would be
+    # The place of a bridge that was not fitted is where it would be inserted.
+    place = np.searchsorted(bridges, old)
     new = bridges[(place + shift) % len(bridges)]
     new = np.where(new == old, bridges[(place + shift + 1) % len(bridges)], new)
     relations = np.broadcast_to(np.arange(world.n_relations), (len(rows), world.n_relations))
@@ -113,12 +126,12 @@ class SwapPrompts(NamedTuple):
     """Prompts to choose features on, and prompts to change.
 
     Attributes:
-      fit_tokens: int32 [prompt, pos], to choose features on.
-      fit_values, fit_null: int32 [prompt], their bridges, and dealt out anew.
-      fit_answer: int32 [prompt].
-      swaps: what is changed.
-      pos: number of the position where the bridge is first known.
-      n_values: entities.
+      fit_tokens: int32 [prompt, pos], prompts to choose features on.
+      fit_values, fit_null: int32 [prompt], their bridges, and the bridges permuted.
+      fit_answer: int32 [prompt], their right answers.
+      swaps: the prompts to change.
+      pos: number of the position at which the bridge is first known.
+      n_values: number of entities.
     """
 
     fit_tokens: Int[np.ndarray, "prompt pos"]
@@ -131,7 +144,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Those with first facts of one half to choose features on, others to swap."""
+        """Choose features on half of the first facts, and swap bridges on the other half."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -146,7 +159,7 @@ class SwapPrompts(NamedTuple):
 
 
 class Use(DictionaryInstrument):
-    """Shares of answers that follow, stay, or do neither."""
+    """Shares of answers that follow a change of features, stay unchanged, or become another."""
 
     name: ClassVar[str] = "use"
     definition: ClassVar[str] = (
@@ -170,7 +183,7 @@ class Use(DictionaryInstrument):
     needs_model: ClassVar[bool] = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Of tasks of two hops, for dictionaries that write one residual, or into one."""
+        """Choose prompts of two-hop tasks, for dictionaries that write one residual or into one."""
         model, dataset = source.run.model, source.run.dataset
         written = {_residual(member.write) for member in source.members}
         choose_bridges(source)
@@ -183,16 +196,19 @@ class Use(DictionaryInstrument):
 
     @staticmethod
     def of(inputs: SwapPrompts) -> Examples:
-        """All cases, clustered by the bridge that is replaced."""
+        """Return examples of all cases, clustered by the bridge that is replaced."""
         swaps = inputs.swaps
         coords = {"rule": RULES, "change": CHANGES, "outcome": OUTCOMES}
         return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
 
     def shared(self, subject: DictionarySubject, inputs: SwapPrompts) -> dict[str, Any]:
-        """States to choose features on and to change; the answers' gradient; class means."""
+        """Compute states, the gradient of answers, and outcomes for class means; traced.
+
+        States are those to choose features on, and those to change.
+        """
         layer = _layer_of(subject)
         if layer == subject.model.spec.depth:
-            return {}  # after the last block nothing moves from one position to another
+            return {}  # after the last block no attention moves information between positions
         fit_x, fit = _states(inputs, subject, layer, inputs.fit_tokens)
         x, resid = _states(inputs, subject, layer, inputs.swaps.tokens)
         gradient = _gradient(inputs, subject, layer, fit)
@@ -213,18 +229,18 @@ class Use(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: SwapPrompts,
     ) -> dict[str, Array]:
-        """Outcomes of every case, nan after the last block."""
+        """Compute the outcomes of each case; nan after the last block."""
         swaps, layer = inputs.swaps, _layer_of(subject)
         if layer == subject.model.spec.depth:
             shape = len(RULES), len(CHANGES), len(OUTCOMES), len(swaps.pair)
             outcome = jnp.full(shape, jnp.nan)
         else:
             outcome = _outcome_of_features(subject, shared, encoded, inputs)
-        first, all_of = all_of_pair(outcome[:, 0, 0], swaps.pair)  # of a swap: what moved
+        first, all_of = all_of_pair(outcome[:, 0, 0], swaps.pair)  # swap, moved
         return {"use": outcome, "use_all": all_of, "first_of_pair": jnp.asarray(first)}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """How many cases and pairs there are."""
+        """Add the numbers of cases and pairs."""
         pair = examples.inputs.swaps.pair
         return result.assign(use_cases=len(pair), use_pairs=len(np.unique(pair)))
 
@@ -259,7 +275,7 @@ def _outcome_of_features(
 def _states(
     inputs: SwapPrompts, subject: DictionarySubject, layer: int, tokens: np.ndarray
 ) -> tuple[Array, Array]:
-    """What a dictionary reads at the position, and the residual at all of them."""
+    """Return the dictionary's input at the bridge's position, and the residual at all positions."""
     resid, read = subject.model.resid_sites[layer], subject.sites.read
     sites = (resid, *read)
     _, found = subject.model.forward(subject.params, jnp.asarray(tokens), sites=sites)
@@ -275,7 +291,7 @@ def _answers(
 
 
 def _gradient(inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array) -> Array:
-    """Of the right answer's logit, by the state."""
+    """Compute the gradient of the right answer's logit with respect to the state."""
     answer = jnp.asarray(inputs.fit_answer)
 
     def logits(state: Array) -> Array:
@@ -295,13 +311,13 @@ def _changed_features(
     feature: Int[Array, " value"],
     size: Float[Array, " value"],
 ) -> Float[Array, "change case width"]:
-    """States after each change of features."""
+    """Return the states after each change of features."""
     case = jnp.arange(len(state))
     old, new = feature[inputs.swaps.old], feature[inputs.swaps.new]
     less_old = -acts[case, old][:, None] * rows[old]
     less_new = -acts[case, new][:, None] * rows[new]
     more_new = size[inputs.swaps.new][:, None] * rows[new] + less_new
-    # Where one feature stands for both, a swap sets it.
+    # If one feature stands for both bridges, the swap sets it to the new bridge's activation.
     both = jnp.where((old == new)[:, None], more_new, less_old + more_new)
     return state[None] + jnp.stack([both, more_new, less_old, less_new])
 
@@ -309,7 +325,7 @@ def _changed_features(
 def _changed_means(
     inputs: SwapPrompts, state: Float[Array, "case width"], away: Float[Array, "value width"]
 ) -> Float[Array, "change case width"]:
-    """The same with what a bridge's mean has beyond the mean of all."""
+    """Return the states after each change of class means; `away` is relative to the mean of all."""
     old, new = away[inputs.swaps.old], away[inputs.swaps.new]
     return state[None] + jnp.stack([new - old, new, -old, -new])
 
@@ -323,28 +339,34 @@ def _outcomes(
     changed: Array,
 ) -> Bool[Array, "change outcome case"]:
     said = jax.lax.map(lambda state: _answers(inputs, subject, layer, resid, state), changed)
-    # What is said anyway has not moved, whatever it is.
+    # An answer equal to the clean one counts as unchanged, even if it is the expected one.
     unchanged = said == clean[None]
     moved = (said == jnp.asarray(inputs.swaps.expected)[None]) & ~unchanged
     return jnp.stack([moved, unchanged, ~(moved | unchanged)], axis=1)
 
 
 def _layer_of(subject: DictionarySubject) -> int:
-    """Blocks before the residual that is changed."""
+    """Return the number of blocks before the residual that is changed."""
     return subject.model.resid_sites.index(str(_residual(subject.sites.write)))
 
 
 def _residual(write: Sequence[str]) -> str | None:
-    """The residual that is written, or written into; None where several sites are."""
+    """Return the residual that is written or written into; None if several sites are written."""
     return write[0].replace("hook_mlp_out", "hook_resid_post") if len(write) == 1 else None
 
 
 def all_of_pair(
     outcome: Float[Array, "*rule case"], pair: Int[np.ndarray, " case"]
 ) -> tuple[Bool[np.ndarray, " case"], Float[Array, "*rule case"]]:
-    """Which cases are the first of their pair, and for each case whether all of its pair moved.
+    """Compute which cases are the first of their pair, and whether whole pairs have the outcome.
 
-    That is 1 where all of a pair's relations have the outcome, else 0; nan stays.
+    Args:
+      outcome: [..., case], 1 if a case has the outcome, else 0, or nan.
+      pair: int [case], the pair of each case.
+
+    Returns:
+      `(first, all_of)`. `first` is bool [case], whether the case is the first of its pair. `all_of`
+      is [..., case]: 1 if all cases of the case's pair have the outcome, else 0; nan if any is nan.
     """
     _, first, number = np.unique(pair, return_index=True, return_inverse=True)
     missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
@@ -362,7 +384,7 @@ def _mean_by_value(
 def _sizes(
     acts: Float[Array, "case feature"], feature: Int[Array, " value"], values: Int[Array, " case"]
 ) -> Float[Array, " value"]:
-    """Mean activation of each value's feature where the value is and the feature is active."""
+    """Return the mean activation of each value's feature on states with the value, if active."""
     own = acts[jnp.arange(len(values)), feature[values]]
     member = jax.nn.one_hot(values, len(feature)) * (own > 0)[:, None]
     return (member * own[:, None]).sum(0) / jnp.maximum(member.sum(0), 1)
