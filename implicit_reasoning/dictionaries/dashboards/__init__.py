@@ -1,14 +1,14 @@
-"""Dashboards of features: a page for every set of dictionaries.
+"""Feature dashboards: one page for each set of dictionaries.
 
-`write_page` computes a page and keeps it with the set. The report reads it with `pages` and
-computes nothing.
+`write_page` computes a page and saves it with the set. The report reads saved pages with `pages`
+and computes nothing.
 
-truths.py      what features are held against
+truths.py              the ground truth of states, and names of its values
 feature_statistics.py  statistics of every feature
-labels.py      labels from truth, and how good they are
-histories.py   a feature from checkpoint to checkpoint
-cards.py       which features are shown, and what of each
-features.html  lays it out
+labels.py              labels of features, and their scores
+histories.py           histories of features over checkpoints
+cards.py               selects the features to show, and collects their cards
+features.html          the page's template
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TEMPLATES = Environment(
 
 
 def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
-    """Make the page of one set and keep it in the run, for the report; see `make_page`."""
+    """Compute the page of one set and save it in the run for the report; see `make_page`."""
     page = dataclasses.asdict(make_page(run, made, result))
     digest = _digest(made, result)
     about = {FORMAT_VERSION: _FORMAT, "of": digest, "page": page}
@@ -59,10 +59,10 @@ def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
 
 
 def pages(run: Run) -> list[Page]:
-    """The kept page of every set of dictionaries that was measured.
+    """Return the saved page of every measured set of dictionaries.
 
-    The page of a set that was measured again since has only the table, and names the command that
-    makes the cards of features.
+    If the set was measured again after its page was saved, the page has only the table, and names
+    the command that computes the feature cards.
     """
     tables = {name: open_measured(run, name) for name in names(run)}
     return [_kept_page(run, name, table) for name, table in tables.items() if table is not None]
@@ -80,21 +80,21 @@ def _kept_page(run: Run, name: str, result: xr.Dataset) -> Page:
 
 
 def _digest(made: Dictionaries, result: xr.Dataset) -> str:
-    """Identifies the dictionaries that a page shows, and the table on it."""
+    """Return a digest of the shown dictionaries and the table."""
     shown = [made.fingerprint(made.members[number].step) for number in made.shown]
     return hashlib.sha256(repr((shown, make_rows(result))).encode()).hexdigest()
 
 
 def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
-    """The page of one set.
+    """Compute the page of one set.
 
     Args:
-      run: that it is of.
-      made: the set.
-      result: what was measured of it.
+      run: the run that the set belongs to.
+      made: the set of dictionaries.
+      result: the measured results of the set.
     """
     members = [made.members[number] for number in made.shown]
-    # A run that was copied without its checkpoints has a page with the table alone.
+    # If the run was copied without its checkpoints, the page has the table only.
     if any(step not in run.steps for member in members for step in member.steps):
         return _page(made, result, [], "cannot be shown: the checkpoints are not there any more.")
     return _page(made, result, cards.make_cards(run, made, result))
@@ -106,7 +106,7 @@ def _page(
     shown: Sequence[cards.DictionaryCards],
     missing: str = "",
 ) -> Page:
-    """The table and the cards; `missing` says why there are no cards, as HTML."""
+    """Render the table and the cards; `missing` is HTML that says why there are no cards."""
     chosen = [made.members[number] for number in made.shown]
     body = _TEMPLATES.get_template("features.html").render(
         rows=make_rows(result),
@@ -130,7 +130,7 @@ def _page(
 
 
 def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCards]) -> str:
-    """Which dictionary, and which features."""
+    """Return the introduction: which dictionaries and features the page shows."""
     which = (
         f"For every site the {made.config.architecture.replace('_', ' ')} {_when(member)}, "
         f"sparsity {member.sparsity:g} and seed 0, {made.dictionary.architecture.d_sae:,} "

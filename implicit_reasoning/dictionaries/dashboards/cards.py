@@ -1,4 +1,4 @@
-"""What cards of features show: which features, and everything about each; plain data."""
+"""Cards of features for dashboards: selects the features and collects the data of each card."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.worlds import Dataset
 
 BEST, DENSEST, RANDOM = 24, 4, 6
-"""Cards for each dictionary: of features with the best labels, of others."""
+"""Number of cards per dictionary: features with the best labels, densest, and random features."""
 _SEED = 0
 
 
 class Example(NamedTuple):
-    """A state where a feature is active.
+    """A state on which a feature is active.
 
     Attributes:
-      before: the prefix's tokens but the last.
-      here: the last, where the state is.
-      activation: of the feature.
-      true: whether the label is; None at another position than it speaks of.
-      value: what the label's variable is there; "" at another position.
+      before: tokens of the prefix before the last.
+      here: the last token of the prefix, at the state's position.
+      activation: the feature's activation.
+      true: whether the feature's label is true of the state; None at another position.
+      value: the name of the value that the label's variable has there; "" at another position.
     """
 
     before: tuple[str, ...]
@@ -62,25 +62,25 @@ class Example(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A token, and how much of its logit is a feature's."""
+    """A token, and what a feature adds to its logit."""
 
     name: str
     logit: float
 
 
 class Card(NamedTuple):
-    """A feature.
+    """The data of a feature's card.
 
     Attributes:
-      feature: its number.
-      density: share of all states where it is active.
-      by_position: the same of the states at each position, by its name.
-      mean: activation where it is active.
-      label: None where nothing is known of it.
-      others: what else it matches.
-      examples: the highest activations.
-      promoted, suppressed: tokens; empty where there is no direct path.
-      history: None where there is one checkpoint.
+      feature: number of the feature.
+      density: share of all states on which it is active.
+      by_position: for each position, its name and the share of its states that are active.
+      mean: mean activation where it is active.
+      label: the feature's label, or None if there is none.
+      others: further values that it matches.
+      examples: the states with the highest activations.
+      promoted, suppressed: tokens; empty if there is no direct path.
+      history: its history over checkpoints; None if there is only one.
     """
 
     feature: int
@@ -96,14 +96,14 @@ class Card(NamedTuple):
 
 
 class CardGroup(NamedTuple):
-    """Cards of features that were chosen for one reason."""
+    """Cards of features that were selected by one criterion."""
 
     title: str
     cards: tuple[Card, ...]
 
 
 class LabelCount(NamedTuple):
-    """How many features have a label of one concept, by verdict."""
+    """Number of features with labels of one concept, by verdict."""
 
     concept: str
     stands: int
@@ -111,16 +111,16 @@ class LabelCount(NamedTuple):
 
 
 class DictionaryCards(NamedTuple):
-    """One dictionary.
+    """The cards of one dictionary, with counts.
 
     Attributes:
-      member: what it is of.
-      n_states: distinct states that were looked at.
-      n_features: all there are.
-      active: features that are ever active.
-      counts: by concept; empty where there are none.
-      nothing: active features whose label says nothing.
-      groups: cards.
+      member: the dictionary's identity.
+      n_states: number of distinct states.
+      n_features: number of features.
+      active: number of features that are active on any state.
+      counts: counts of labels by concept; empty if there are no concepts.
+      nothing: number of active features whose label has the verdict `NOTHING`.
+      groups: the cards.
     """
 
     member: Member
@@ -133,12 +133,12 @@ class DictionaryCards(NamedTuple):
 
 
 def make_cards(run: Run, made: Dictionaries, result: xr.Dataset) -> list[DictionaryCards]:
-    """Everything about the dictionaries that have cards.
+    """Make the cards of a set's representative dictionaries (`Dictionaries.shown`).
 
     Args:
-      run: that they are of.
-      made: the set.
-      result: what was measured of it.
+      run: the run that the set belongs to.
+      made: the set of dictionaries.
+      result: the measured results of the set.
     """
     source = example_source(run, made)
     truth = None
@@ -186,10 +186,15 @@ def _show(
 def choose_features(
     density: Float[np.ndarray, " feature"], found: Labelled | None
 ) -> dict[str, Int[np.ndarray, " some"]]:
-    """Numbers of the features that get cards, by reason; no feature has two.
+    """Select the features that get cards, by criterion; no feature is selected twice.
 
-    The best are chosen by what labels were chosen by, so that the scores that are shown are not the
-    highest of many; in turn of every concept, so that one that is easy does not fill the page.
+    Features with the best labels are ranked by the score that labels were chosen by. Their shown
+    scores are therefore not biased by the selection. Concepts take turns, so an easy concept does
+    not fill the page.
+
+    Args:
+      density: share of states on which each feature is active.
+      found: labels of the features; None if there are no concepts.
     """
     active = density > 0
     left, groups = active.copy(), {}
@@ -209,7 +214,7 @@ def choose_features(
 
 
 def _in_turn(found: Labelled, there: Bool[np.ndarray, " feature"]) -> Int[np.ndarray, " some"]:
-    """The best of every concept, then the second best, ...; in the end concept by concept."""
+    """Select the best feature of each concept, then the second best, ...; order by concept."""
     concept, score = found.concept[:, 0], found.chosen[:, 0]
     order = np.lexsort((-score, concept))
     order = order[there[order]]
@@ -228,7 +233,7 @@ def _first(
 
 @dataclass(frozen=True)
 class FeatureLabels:
-    """What truth says of the features of a dictionary."""
+    """The labels of a dictionary's features, with the data that they are made from."""
 
     matches: Matches
     found: Labelled
@@ -236,11 +241,11 @@ class FeatureLabels:
     truth: StateTruth
 
     def label(self, feature: int) -> Label | None:
-        """Of a feature."""
+        """Return the label of a feature, if it has one."""
         return make_label(self.found, self.matches, self.nulls, self.truth, feature)
 
     def counts(self, active: Bool[np.ndarray, " feature"]) -> tuple[LabelCount, ...]:
-        """Verdicts by concept."""
+        """Count the labels of active features by concept and verdict."""
         concept = self.found.concept[:, 0]
         return tuple(
             LabelCount(
@@ -254,7 +259,7 @@ class FeatureLabels:
 
 @dataclass(frozen=True)
 class CardWriter:
-    """Makes cards of numbers."""
+    """Makes cards from statistics, labels and histories."""
 
     dataset: Dataset
     places: Places
@@ -263,7 +268,7 @@ class CardWriter:
     histories: Histories
 
     def card(self, feature: int) -> Card:
-        """Everything about a feature."""
+        """Return the card of a feature."""
         label = None if self.labels is None else self.labels.label(feature)
         concept = ""
         others: Sequence[OtherMatch] = ()
@@ -283,13 +288,13 @@ class CardWriter:
         )
 
     def _by_position(self, feature: int) -> tuple[tuple[str, float], ...]:
-        """Of positions that have states at all."""
+        """Return names of the positions that have states, with the share of active states."""
         there = np.unique(self.places.pos)
         shares = np.asarray(self.stats.by_position)[:, feature]
         return tuple((self.dataset.positions[pos], float(shares[pos])) for pos in there)
 
     def _examples(self, feature: int, label: Label | None) -> tuple[Example, ...]:
-        """States where it is active, of those with the highest activations."""
+        """Return the states with the highest activations, if they are positive."""
         pairs = zip(self.stats.top[feature], self.stats.states[feature], strict=True)
         return tuple(
             self._example(int(state), float(activation), label)
@@ -308,7 +313,7 @@ class CardWriter:
         return Example(tuple(before), here, activation, true, value)
 
     def _tokens(self, feature: int) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        """Promoted and suppressed."""
+        """Return promoted and suppressed tokens."""
         found = self.stats.tokens
         if found is None:
             return (), ()

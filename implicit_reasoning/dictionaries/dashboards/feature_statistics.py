@@ -1,12 +1,14 @@
-"""What the device says of every feature of a dictionary, in one pass over the states.
+"""Statistics of every feature of a dictionary, computed on the device in one pass over the states.
 
-For each feature the pairs (variable at a position, value) that it matches best, on one half of the
-first facts, and how well they do on the other half. Here a feature looks for its value, and
-`measures/concepts.py` has it the other way round: scores are the same F1 of "active" against "has
-the value", of states at the position. But what a feature looks for is to explain all of its
-activity. So it chooses by an F1 whose precision is times the share of its activity that is at that
-position, where all positions weigh the same: else the label of a feature that is active on bridges
-at r1, and on a few states at r2, is what these few happen to share.
+For each feature, the best-matching pairs (variable at a position, value) are chosen on one half of
+the first facts and scored on the other half. `measures/concepts.py` does the reverse: it finds the
+best feature of each value. Both score by the F1 of "is active" for "has the value" on states at the
+position.
+
+A label should explain all of a feature's activity. Pairs are therefore chosen by an F1 whose
+precision is multiplied by the position's share of the feature's activity, with equal weights of all
+positions. Otherwise a feature that is active on bridges at r1, and on a few states at r2, would get
+the value that these few states happen to share as its label.
 """
 
 from __future__ import annotations
@@ -39,27 +41,28 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
 EXAMPLES, TOKENS, PAIRS = 8, 5, 3
-"""Of each feature: states shown, tokens shown at either end, pairs that it matches."""
+"""Per feature: the numbers of states shown, of tokens at either end, and of matched pairs."""
 
 _SCALE = "ln_final.hook_scale"
 _ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_attn_out", "_embed")
 
 
-# On the device as they are made, arrays of numpy where cards are written: hence `Any`.
+# Fields are device arrays when they are computed and numpy arrays in cards: hence `Any`.
 
 
 class Matches(NamedTuple):
-    """Pairs that features match best; F1 that is nan: too few states of the value in a half.
+    """The values of each concept that each feature matches best.
 
     Attributes:
-      value: of each concept's best values.
-      chosen: what they are chosen by, on one half; -1: there is no such value.
-      f1: on the other half, as all that follows.
-      both: states that have the value and are active.
-      n_value: states that have the value.
-      n_active: active states.
-      n_states: states that there are, also those of other values than are asked for.
-      average_precision: of each concept's best value.
+      value: the concept's best-matching values.
+      chosen: the score that they are chosen by, on the first half; -1 for a value with too few
+        states in a half.
+      f1: F1 on the second half; nan where `chosen` is -1. All further fields are of this half.
+      both: number of states that have the value and are active.
+      n_value: number of states that have the value.
+      n_active: number of active states.
+      n_states: number of states, with any value or none.
+      average_precision: average precision for the concept's best value.
     """
 
     value: Int[Any, "concept feature pair"]
@@ -73,13 +76,13 @@ class Matches(NamedTuple):
 
 
 class FeatureTokens(NamedTuple):
-    """What features add to logits, on the direct path, at either end.
+    """The tokens whose logits each feature changes most, on the direct path.
 
     Attributes:
-      promoted: tokens, the most promoted first.
-      up: logits.
-      suppressed: tokens, the most suppressed first.
-      down: logits.
+      promoted: the most promoted tokens, in descending order.
+      up: their logits.
+      suppressed: the most suppressed tokens, the most suppressed first.
+      down: their logits.
     """
 
     promoted: Int[Any, "feature token"]
@@ -89,16 +92,16 @@ class FeatureTokens(NamedTuple):
 
 
 class FeatureStats(NamedTuple):
-    """Of every feature of one dictionary.
+    """Statistics of every feature of one dictionary.
 
     Attributes:
-      density: share of states where it is active.
-      by_position: the same of the states at one position.
-      mean: activation where it is active.
-      top: highest activations, falling.
-      states: where these are, numbers of places.
-      matches: None where there are no concepts.
-      tokens: None where nothing is added to the residual of one model.
+      density: share of states on which the feature is active.
+      by_position: share of the states at each position on which it is active.
+      mean: mean activation where it is active.
+      top: highest activations, in descending order.
+      states: the states of `top`, as indices into the places.
+      matches: the best-matching values; None if there are no concepts.
+      tokens: promoted and suppressed tokens; None if there is no direct path, see `direct_path`.
     """
 
     density: Float[Any, " feature"]
@@ -112,29 +115,29 @@ class FeatureStats(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteStates:
-    """States at several sites, of one forward pass.
+    """States at several sites, from one forward pass.
 
     Attributes:
-      x: states at each site, by checkpoint.
-      scale: what the final norm divides by at each place, of the first checkpoint; 1 without norm.
+      x: states at each site, with an axis of checkpoints.
+      scale: the final norm's divisor at each place, of the first checkpoint; 1 if there is no norm.
     """
 
     x: dict[str, Float[Array, "state step width"]]
     scale: Float[Array, " state"]
 
     def of(self, sites: Sequence[str]) -> Float[Array, "state d_in"]:
-        """What a dictionary reads: checkpoint by checkpoint, in each site by site."""
+        """Return a dictionary's input at some sites, ordered by checkpoint, then by site."""
         together = jnp.concatenate([self.x[site] for site in sites], axis=2)
         return together.reshape(len(together), -1)
 
 
 def read_states(run: Run, places: Places, members: Sequence[Member]) -> SiteStates:
-    """What passes all sites that some dictionaries of the same checkpoints read.
+    """Compute states at all sites that some dictionaries of the same checkpoints read.
 
     Args:
-      run: that they are of.
-      places: of the states.
-      members: of the same steps.
+      run: the run that the dictionaries belong to.
+      places: locations of the states.
+      members: the dictionaries, all of the same steps.
     """
     model, steps = run.model, members[0].steps
     sites = list(dict.fromkeys(site for member in members for site in member.read))
@@ -154,18 +157,18 @@ def feature_stats(
     places: Places,
     truth: ConceptStates | None,
 ) -> FeatureStats:
-    """Statistics of one dictionary on all distinct states.
+    """Compute statistics of one dictionary's features on all distinct states.
 
     Args:
-      run: that it is of.
-      made: the set that it is one of.
-      number: which of the set.
+      run: the run that the dictionary belongs to.
+      made: the set of dictionaries.
+      number: number of the dictionary in the set.
       read: the states.
-      places: of these.
-      truth: to hold features against, if there is any.
+      places: locations of the states.
+      truth: the concepts that features are compared with, if there are any.
 
     Returns:
-      Numpy arrays.
+      The statistics, as numpy arrays.
     """
     member, own = made.members[number], made.params_of(number)
     acts = _encoded(made.dictionary, own, read.of(member.read))
@@ -173,7 +176,7 @@ def feature_stats(
     found = _look(acts, jnp.asarray(places.pos), len(positions))
     if truth is not None:
         where = np.array([positions.index(one.pos) for one in truth.concepts])
-        # All positions weigh the same.
+        # The share of activity weights all positions equally.
         share = found.by_position / jnp.maximum(found.by_position.sum(0), 1e-12)[None]
         matches = _matches(acts, share[where], truth.halves, truth.n_values)
         found = found._replace(matches=matches)
@@ -186,9 +189,10 @@ def feature_stats(
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
-    """Whether all that is written is added to, or is, the residual of one model."""
+    """Return whether everything written is added to, or replaces, the residual of one model."""
     added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
-    residuals = sum("resid" in site for site in write)  # of these, one holds what another does
+    # One residual includes what is written to earlier ones, so outputs to several do not add up.
+    residuals = sum("resid" in site for site in write)
     return added and len(steps) == 1 and (residuals == 0 or len(write) == 1)
 
 
@@ -219,7 +223,7 @@ def _matches(
     halves: Any,
     n_values: int,
 ) -> Matches:
-    """Concept by concept; states that only fill up are never active."""
+    """Match features with the values of each concept; padding states are never active."""
 
     def one(item: tuple[Array, Any]) -> Matches:
         share, halves = item
@@ -236,13 +240,13 @@ def _matches(
 def match_features(
     first: Half, second: Half, n_values: int, share: Float[Array, " feature"]
 ) -> Matches:
-    """The values of one concept that each feature matches best, chosen and scored apart; traced.
+    """Find the values of one concept that each feature matches best; traced.
 
     Args:
-      first: to choose on.
-      second: to score on; no state is in both.
-      n_values: values are below it, or of no interest; static.
-      share: of a feature's activity, at the concept's position.
+      first: the half to choose on.
+      second: the half to score on; it shares no states with `first`.
+      n_values: number of values; greater values are ignored; static.
+      share: the share of each feature's activity that is at the concept's position.
     """
     counts = (_counts(half, n_values) for half in (first, second))
     both, n_value, n_active = zip(*counts, strict=True)
@@ -266,13 +270,13 @@ def match_features(
 
 
 def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
-    """States: with a value and active [value, feature], with a value, active."""
+    """Count states: [value, feature] with a value and active, [value] with it, [feature] active."""
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
 
 
 def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "feature d_model"]:
-    """What comes into the residual in the end: of several sites the sum."""
+    """Return what each feature adds to the residual in total, summed over written sites."""
     return rows.reshape(len(rows), len(sites.write), -1).sum(1)
 
 
@@ -285,7 +289,10 @@ def _tokens(
     acts: Float[Array, "state feature"],
     scale: Float[Array, " state"],
 ) -> FeatureTokens:
-    """Mean over a feature's active states of what it adds to logits, the final norm held linear."""
+    """Return the tokens promoted and suppressed, by mean effect over a feature's active states.
+
+    The scale of the final norm is kept fixed at each state.
+    """
     n_active = jnp.maximum((acts > 0).sum(0), 1)
     size = (acts / scale[:, None]).sum(0) / n_active
     logits = size[:, None] * direct_logits(model, params, rows)
@@ -298,9 +305,10 @@ def _tokens(
 def direct_logits(
     model: Transformer, params: Params, rows: Float[Array, "row d_model"]
 ) -> Float[Array, "row d_vocab"]:
-    """What residuals add to logits, but for the final norm's scale: its weight, the unembedding.
+    """Compute what residuals add to logits through the final norm's weights and the unembedding.
 
-    The lens's own readout, less what it makes of nothing (biases).
+    The scale of the norm is 1. The result is the logit lens's readout minus its readout of zeros,
+    which removes biases.
     """
     network = model.bind(params)
 

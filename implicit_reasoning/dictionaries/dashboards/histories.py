@@ -1,4 +1,4 @@
-"""What became of a feature's value, and of the feature, from checkpoint to checkpoint."""
+"""Histories of features, and of the values that they stand for, over checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from implicit_reasoning.dictionaries.store import ALL_STEPS, Dictionaries
 
 
 class Line(NamedTuple):
-    """One number at each checkpoint; nan where there is none."""
+    """One number per checkpoint; nan if it is not defined there."""
 
     name: str
     values: tuple[float, ...]
@@ -28,15 +28,15 @@ class History(NamedTuple):
 
 
 class Histories:
-    """Of the features of one dictionary, beside those of the same at other checkpoints."""
+    """Histories of one dictionary's features, from its counterparts at other checkpoints."""
 
     def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
-        """Nothing is compared yet.
+        """Read the dictionary's counterparts at all checkpoints.
 
         Args:
-          made: the set.
-          number: which of it.
-          result: what was measured of the set.
+          made: the set of dictionaries.
+          number: number of the dictionary in the set.
+          result: the measured results of the set.
         """
         member = made.members[number]
         like = {"sites": member.sites, "sparsity": member.sparsity, "seed": member.seed}
@@ -53,16 +53,18 @@ class Histories:
             self._steps, self._norms = member.steps, norms / (norms.max(1, keepdims=True) + 1e-12)
 
     def of(self, feature: int, label: Label | None, concept: str) -> History | None:
-        """The history of a feature; None where there is one checkpoint only.
+        """Return the history of a feature, or None if there is only one checkpoint.
 
-        Of a value that a feature stands for, at least weakly: F1 of the value's best feature then,
-        and how near the two point. Of others: the nearest feature there was. Of a crosscoder's,
-        which is of all checkpoints at once, how much it writes at each.
+        - For a feature that stands for a value, at least weakly: the F1 of the value's best feature
+          at each checkpoint, and the cosine of that feature with this one.
+        - For other features: the cosine of the nearest feature at each checkpoint.
+        - For a crosscoder, which is trained on all checkpoints: the feature's decoder norm at each
+          checkpoint, relative to its largest.
 
         Args:
-          feature: its number.
-          label: its own.
-          concept: the label's, by name.
+          feature: number of the feature.
+          label: the feature's label.
+          concept: name of the label's concept.
         """
         if len(self._steps) < 2:
             return None
@@ -73,7 +75,7 @@ class Histories:
             at = self._result.sel(concept=concept).isel(value=label.value)
             best = zip(self._rows, at["best_feature"].values.astype(int), strict=True)
             cosine = np.array([rows[number] @ own for rows, number in best])
-            # A value of too few states has no best feature.
+            # A value with too few states has no meaningful best feature.
             cosine = np.where(at["f1"].notnull(), cosine, np.nan)
             return self._made(
                 {

@@ -1,7 +1,7 @@
-"""Labels of features from truth, how good they are, and what chance would make of them.
+"""Labels of features from ground truth, with their scores and the scores expected by chance.
 
 A label says "variable @ position = value". It is chosen on one half of the first facts (see
-`feature_statistics.py`); every number beside it is of the other half.
+`feature_statistics.py`). All its scores are computed on the other half.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from implicit_reasoning.dictionaries.dashboards.truths import StateTruth
 from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
 
 MIN_WEAK_F1 = 0.2
-"""F1 below which a label says nothing, whatever its null."""
+"""Minimum F1 of a label, whatever its null control."""
 MAX_CHANCE = 1e-3
-"""A label has to be better than what so many dealings of values among states would give."""
+"""Maximum share of random permutations of values that may reach a label's score."""
 
 STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
 
 
 class Label(NamedTuple):
-    """What a feature stands for, if it does.
+    """The label of a feature: the value that it matches best, with scores.
+
+    All scores are of the half of facts that the label was not chosen on.
 
     Attributes:
-      concept: a number of the concepts.
-      value: a number of the concept's values.
-      name: such as `e2 @ r1 = <e_12>`.
+      concept: number of the concept.
+      value: number of the concept's value.
+      name: text of the label, such as `e2 @ r1 = <e_12>`.
       own_token: whether the variable is the token at the position itself.
-      f1: on the half that it was not chosen on, as all that follows.
-      null: highest mean F1 of this concept's best features, of permutations of values.
-      chance: F1 that this feature has with this value in fewer than `MAX_CHANCE` of all dealings.
-      average_precision: of the activation.
-      average_precision_null: as `null`.
-      both: states that have the value and are active.
-      n_active: active states, of those at the position.
-      n_value: states that have the value.
-      verdict: of the three.
+      f1: F1 of "is active" for "has the value".
+      null: highest mean F1 of the concept's best features over permutations of the values.
+      chance: the F1 that this feature and value exceed in at most `MAX_CHANCE` of permutations.
+      average_precision: average precision of the activation.
+      average_precision_null: like `null`, for average precision.
+      both: number of states that have the value and are active.
+      n_active: number of active states at the position.
+      n_value: number of states that have the value.
+      verdict: `STANDS_FOR`, `STANDS_WEAKLY` or `NOTHING`.
     """
 
     concept: int
@@ -60,36 +62,39 @@ class Label(NamedTuple):
 
     @property
     def stands(self) -> bool:
-        """Whether it says anything."""
+        """Whether the feature stands for the value, at least weakly."""
         return self.verdict != NOTHING
 
     @property
     def precision(self) -> float:
-        """How often active states have the value; nan where none is active."""
+        """Share of active states that have the value; nan if no state is active."""
         return self.both / self.n_active if self.n_active else np.nan
 
     @property
     def recall(self) -> float:
-        """How often states with the value are active."""
+        """Share of states with the value that are active; nan if no state has it."""
         return self.both / self.n_value if self.n_value else np.nan
 
 
 class OtherMatch(NamedTuple):
-    """A pair that a feature matches, too."""
+    """The name and F1 of another value that a feature matches."""
 
     name: str
     f1: float
 
 
 class Nulls(NamedTuple):
-    """Highest means over a concept's values when values are dealt out anew; nan: not measured."""
+    """Null controls of each concept: the highest mean score over permutations of the values.
+
+    Values are nan for concepts that were not measured.
+    """
 
     f1: Float[np.ndarray, " concept"]
     average_precision: Float[np.ndarray, " concept"]
 
     @classmethod
     def of(cls, result: xr.Dataset, names: Sequence[str]) -> Nulls:
-        """As they were measured of one dictionary, of concepts of these names."""
+        """Return the measured null controls of one dictionary, for concepts with these names."""
         known = set(result["concept"].values.tolist()) if "concept" in result.coords else set()
 
         def highest(quantity: str, name: str) -> float:
@@ -101,14 +106,14 @@ class Nulls(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """The best pairs of every feature, over all concepts, in falling order of `chosen`.
+    """The best-matching values of every feature over all concepts, by descending `chosen`.
 
     Attributes:
-      concept, value: the pair.
-      chosen: see `Matches`; -1 where there are no more pairs.
-      f1: on the other half.
-      chance: see `Label`; of the first pair, as the verdicts.
-      stands, weakly: whether.
+      concept, value: numbers of the concept and its value.
+      chosen: the score that the pair was chosen by, see `Matches`; -1 if there are no more pairs.
+      f1: F1 on the other half.
+      chance: see `Label`; of the first pair.
+      stands, weakly: the verdict on the first pair.
     """
 
     concept: Int[np.ndarray, "feature pair"]
@@ -121,26 +126,26 @@ class Labelled(NamedTuple):
 
     @property
     def nothing(self) -> Bool[np.ndarray, " feature"]:
-        """The third verdict."""
+        """Whether the verdict on each feature is `NOTHING`."""
         return ~(self.stands | self.weakly)
 
     def verdict(self, feature: int) -> str:
-        """In a word or two."""
+        """Return the verdict on a feature, as in `Label.verdict`."""
         if self.stands[feature]:
             return STANDS_FOR
         return STANDS_WEAKLY if self.weakly[feature] else NOTHING
 
 
 def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Labelled:
-    """Choose every feature's label, and judge it.
+    """Choose every feature's label and judge it.
 
     Args:
-      matches: as the device found them.
-      null: of F1; nan where it is not known.
+      matches: each feature's best values of each concept.
+      null: null control of each concept's F1; nan if it is unknown.
     """
     n_features, n_pairs = matches.chosen.shape[1:]
     chosen = np.moveaxis(matches.chosen, 0, 1).reshape(n_features, -1)
-    # Of equal ones the first: variables before facts, in the order of the prompt.
+    # Ties keep the order of concepts: variables in the order of the prompt, then facts.
     order = np.argsort(-chosen, axis=1, kind="stable")[:, :PAIRS]
     concept, rank, feature = order // n_pairs, order % n_pairs, np.arange(n_features)
     value, f1 = (of[concept, feature[:, None], rank] for of in (matches.value, matches.f1))
@@ -149,7 +154,7 @@ def label_features(matches: Matches, null: Float[np.ndarray, " concept"]) -> Lab
     both = both_by_chance(matches.n_states[concept[:, 0]], n_value, n_active)
     chosen = np.take_along_axis(chosen, order, axis=1)
     above = (matches.both[..., 0][first] > both) & (chosen[:, 0] > 0)
-    above &= ~(f1[:, 0] <= null[concept[:, 0]])  # where it is not known, chance is enough
+    above &= ~(f1[:, 0] <= null[concept[:, 0]])  # an unknown null is not applied
     stands, weakly = above & (f1[:, 0] >= MIN_F1), above & (f1[:, 0] >= MIN_WEAK_F1)
     chance = 2 * both / np.maximum(n_value + n_active, 1)
     return Labelled(concept, value, chosen, f1, chance, stands, weakly & ~stands)
@@ -160,10 +165,15 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """States with the value that are active, exceeded in at most `MAX_CHANCE` of dealings: exact.
+    """Return the number of active states with the value that chance exceeds rarely.
 
-    When values are dealt out anew among states these are drawn without putting back, each for
-    itself (hypergeometric).
+    At most a share `MAX_CHANCE` of permutations of the values exceeds it. The number of active
+    states with the value is then hypergeometric (drawn without replacement), so this is exact.
+
+    Args:
+      n_states: number of states at the position.
+      n_value: number of states with the value.
+      n_active: number of active states.
     """
     from scipy.stats import hypergeom  # half a second: not before it is needed
 
@@ -176,14 +186,14 @@ def both_by_chance(
 def make_label(
     found: Labelled, matches: Matches, nulls: Nulls, truth: StateTruth, feature: int
 ) -> Label | None:
-    """The label of a feature; None where it is active with no value of any concept.
+    """Return the label of a feature, or None if it matches no value of any concept.
 
     Args:
-      found: of all features.
-      matches: as the device found them.
-      nulls: of concepts.
-      truth: for names.
-      feature: its number.
+      found: the best-matching values of all features.
+      matches: each feature's best values of each concept.
+      nulls: null controls of the concepts.
+      truth: the ground truth, for names.
+      feature: number of the feature.
     """
     if found.chosen[feature, 0] <= 0:
         return None
@@ -207,7 +217,7 @@ def make_label(
 
 
 def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
-    """The next best pairs, of those that it matches at all, on both halves."""
+    """Return further matches of a feature whose scores on both halves reach `MIN_WEAK_F1`."""
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [
         OtherMatch(truth.label(int(concept), int(value)), float(f1))

@@ -1,4 +1,4 @@
-"""Truth about states: what features are held against, and what it is called."""
+"""The ground truth of states that features are compared with, and the names of its values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from implicit_reasoning.worlds.dataset import world_of
 
 
 class StateTruth:
-    """Truth about states, in the vocabulary's words."""
+    """The ground truth of states, with names from the vocabulary."""
 
     def __init__(self, dataset: Dataset, places: Places, concepts: Sequence[Concept]):
-        """Every concept's column of truth, and what its values are called there."""
+        """Read the true values of every concept at every state.
+
+        Args:
+          dataset: the run's dataset.
+          places: locations of the states.
+          concepts: the concepts.
+        """
         self.concepts, self._dataset = concepts, dataset
         self._where = [list(dataset.positions).index(one.pos) for one in concepts]
         rows = places.rows[places.row]
@@ -27,23 +33,31 @@ class StateTruth:
         self._pos = places.pos
 
     def value(self, concept: int, value: int) -> str:
-        """What a value of a concept is called, such as `<e_12>`."""
+        """Return the name of a concept's value, such as `<e_12>`."""
         return self._name(concept, self._true(concept, value))
 
     def label(self, concept: int, value: int) -> str:
-        """Such as `e2 @ r1 = <e_12>`."""
+        """Return the label of a concept's value, such as `e2 @ r1 = <e_12>`."""
         one = self.concepts[concept]
         return f"{one.variable} @ {one.pos} = {self.value(concept, value)}"
 
     def at(self, concept: int, value: int, state: int) -> tuple[bool | None, str]:
-        """Whether a state has a value, and which it has; None and "" where it can have none."""
+        """Return whether a state has a value, and the name of the value it has.
+
+        The result is `(None, "")` if the state cannot have a value of the concept.
+
+        Args:
+          concept: number of the concept.
+          value: number of the concept's value.
+          state: index of the state into the places.
+        """
         true = int(self._columns[concept][state])
         if true < 0:
             return None, ""
         return true == self._true(concept, value), self._name(concept, true)
 
     def _true(self, concept: int, value: int) -> int:
-        """The number in the column of truth: of facts, which are renumbered, another one."""
+        """Return the value's number in the dataset; it differs for facts, which are renumbered."""
         one = self.concepts[concept]
         there = one.chosen[one.values == value]
         return int(self._columns[concept][there[0]]) if len(there) else -1

@@ -1,9 +1,9 @@
-"""Dictionaries from and for other tools.
+"""Import and export of dictionaries in the formats of other tools.
 
-saelens.py          SAELens's directories, with saelens_fields.py for the configs of its versions
-circuit_tracer.py   circuit-tracer's sets of transcoders and cross-layer transcoders
-gemma_scope.py      Gemma Scope's `params.npz`, read only
-checks.py           which arrays a dictionary has
+saelens.py          SAELens directories; saelens_fields.py reads the configs of all its versions
+circuit_tracer.py   circuit-tracer's sets of transcoders, and its cross-layer transcoders
+gemma_scope.py      Gemma Scope's `params.npz`, import only
+checks.py           checks of a dictionary's arrays
 """
 
 from implicit_reasoning.dictionaries.exchange.circuit_tracer import (

@@ -1,4 +1,4 @@
-"""What the formats share: which arrays a dictionary has, and of which shapes."""
+"""Checks that the formats share: the names and shapes of a dictionary's arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from implicit_reasoning.model.exchange.flat import check_fit
 
 
 def shapes(finished: InferenceDictionary) -> dict[str, tuple[int, ...]]:
-    """Shape of every array of an autoencoder or a transcoder, except the `k` of `topk`."""
+    """Return the shape of each array of an autoencoder or a transcoder, except `k` of `topk`."""
     architecture = finished.architecture
     d_in, d_out, d_sae = architecture.d_in, architecture.d_out, architecture.d_sae
     found: dict[str, tuple[int, ...]] = {
@@ -40,9 +40,9 @@ def check_arrays(
     """Raise one `InputError` that lists every array that is missing, unknown or misshapen.
 
     Args:
-      arrays: of a file, in our names and layouts.
-      finished: what they are parameters of.
-      where: the file.
+      arrays: arrays of a file, with the names and layouts of this package.
+      finished: the dictionary whose parameters they are.
+      where: path of the file, for the message.
     """
     architecture = finished.architecture
     wanted = {

@@ -1,21 +1,21 @@
-"""circuit-tracer's folders: a set of transcoders, one a layer, or a cross-layer transcoder.
+"""circuit-tracer's folders: sets of transcoders, one per layer, and cross-layer transcoders.
 
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
-Two packages have this format. The original is circuit-tracer of decoderesearch (before that of
-safety-research), which is installed from its repository. The package `circuit-tracer` of PyPI
-(0.5.0) is a fork of it by others. Their arrays are the same. The fork takes the activation function
-from the arrays alone: JumpReLU where there are thresholds, else ReLU. The original also reads
-`activation` and `k` from `config.yaml`. Files written here have ReLU or JumpReLU and neither field,
-so that both read them alike.
+Two packages read this format. The original is circuit-tracer of decoderesearch (formerly of
+safety-research), which is installed from its repository. The PyPI package `circuit-tracer` (0.5.0)
+is a fork by other authors. Their arrays are the same. The fork infers the activation function from
+the arrays: JumpReLU if there are thresholds, else ReLU. The original also reads `activation` and
+`k` from `config.yaml`. Files written here have ReLU or JumpReLU and neither field, so both packages
+read them in the same way.
 
-The original's `activation: topk` is refused: it keeps the k largest pre-activations even where they
-are negative, and no dictionary here does. So are negative thresholds: between a negative threshold
-and 0 its JumpReLU gives negative activations.
+Two cases are rejected on import. The original's `activation: topk` keeps the k largest
+pre-activations even if they are negative, which no dictionary here does. With a negative threshold,
+circuit-tracer's JumpReLU gives negative activations between the threshold and 0.
 
-Encoders are transposed against SAELens's and ours, and of a cross-layer decoder only layers that
-are written are kept.
+Encoders are transposed relative to SAELens and to this package. Of a cross-layer decoder, only the
+layers that are written to are stored.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from implicit_reasoning.paths import local_path
 _THRESHOLD = "activation_function.threshold"
 _SET, _CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 
-# Fields of config.yaml that change no number: which model it is for, and where it lies.
+# Fields of config.yaml that do not affect computation: the model, and where the files are stored.
 _HARMLESS = (
     *("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan"),
     *("repo_id", "revision", "subfolder", "dtype"),
@@ -64,17 +64,18 @@ def save_transcoder_set(
     write: str = "hook_mlp_out",
     model_name: str = "implicit_reasoning",
 ) -> None:
-    """Write one transcoder for each layer, from the first on.
+    """Save a set of transcoders, one for each layer, beginning with layer 0.
 
     Args:
-      folder: made if need be.
-      transcoders: of all layers, in order.
-      read: the site in a block that they read, without its block.
-      write: the site that they write.
-      model_name: for the config.
+      folder: path of the folder; created if missing.
+      transcoders: dictionaries and their parameters, in layer order.
+      read: name of the site within a block that they read.
+      write: name of the site within a block that they write.
+      model_name: name of the model, for the config.
 
     Raises:
-      InputError: one of them is no transcoder of ReLU or JumpReLU, or has a negative threshold.
+      InputError: one of them is not a transcoder with ReLU or JumpReLU, or has a negative
+        threshold.
     """
     folder = local_path(folder)
     layers = []
@@ -99,16 +100,16 @@ def save_transcoder_set(
 def load_transcoder_set(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
 ) -> list[tuple[InferenceDictionary, Params]]:
-    """Read a set of transcoders, by layer from 0 on.
+    """Load a set of transcoders, in layer order.
 
     Args:
-      folder: with `config.yaml` and `layer_<number>.safetensors`.
-      n_layers: how many layers there must be; any number by default.
+      folder: folder with `config.yaml` and `layer_<number>.safetensors`.
+      n_layers: required number of layers; any number by default.
 
     Raises:
       InputError: the folder has no set; a layer is missing; an array is missing, unknown or of
-        another shape; layers differ in width; or the config asks for something that there is
-        nothing for here.
+        another shape; layers differ in width; a threshold is negative; or the config has a field or
+        value that is not supported.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _SET)
@@ -137,10 +138,11 @@ def save_cross_layer(
     write: str = "hook_mlp_out",
     model_name: str = "implicit_reasoning",
 ) -> None:
-    """Write a cross-layer transcoder; arguments are those of `save_transcoder_set`.
+    """Save a cross-layer transcoder; other arguments are those of `save_transcoder_set`.
 
     Raises:
-      InputError: it is none, or not of ReLU or JumpReLU.
+      InputError: the dictionary is not a cross-layer transcoder with ReLU or JumpReLU, or has a
+        negative threshold.
     """
     folder, architecture = local_path(folder), finished.architecture
     if not isinstance(architecture, CrossLayer):
@@ -168,14 +170,18 @@ def save_cross_layer(
 def load_cross_layer(
     folder: str | os.PathLike[str], *, n_layers: int | None = None
 ) -> tuple[InferenceDictionary, Params]:
-    """Read a cross-layer transcoder.
+    """Load a cross-layer transcoder.
 
     Args:
-      folder: with `config.yaml`, `W_enc_<layer>.safetensors` and `W_dec_<layer>.safetensors`.
-      n_layers: how many layers there must be; any number by default.
+      folder: folder with `config.yaml`, `W_enc_<layer>.safetensors` and
+        `W_dec_<layer>.safetensors`.
+      n_layers: required number of layers; any number by default.
+
+    Returns:
+      The dictionary and its parameters.
 
     Raises:
-      InputError: as for `load_transcoder_set`.
+      InputError: for the reasons given at `load_transcoder_set`.
     """
     folder = local_path(folder)
     activation = _read_config(folder, _CROSS_LAYER)
@@ -218,7 +224,7 @@ def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary
     _check_activation(activation, jumprelu, path)
     if jumprelu:
         threshold = arrays.pop(_THRESHOLD)
-        if threshold.size == 1:  # theirs may be one for all features
+        if threshold.size == 1:  # circuit-tracer allows one threshold for all features
             threshold = np.full(d_sae, threshold.item(), np.float32)
         _check_threshold(threshold, path)
         arrays["threshold"] = threshold
@@ -229,7 +235,7 @@ def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary
 
 
 def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
-    """Names of a folder's files of each layer, of which there must be all from 0 on."""
+    """Return the names of the files of all layers; layers must be complete, beginning with 0."""
     there = {path.name for path in folder.glob(f"{stem}_*.safetensors")}
     count = max(len(there), 1) if n_layers is None else n_layers
     wanted = [f"{stem}_{layer}.safetensors" for layer in range(count)]
@@ -246,7 +252,7 @@ def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
 
 
 def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, int]:
-    """The shape of a matrix."""
+    """Return the shape of a matrix, or raise an `InputError` if there is none."""
     if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
         shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
         raise InputError(f"{path} is no transcoder: {name} {shape}; it must be a matrix")
@@ -270,7 +276,7 @@ def _check_threshold(threshold: np.ndarray, path: Path) -> None:
 
 
 def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> None:
-    """The activation function that the config names is the one that the arrays have."""
+    """Check that the activation function in the config, if any, is that of the arrays."""
     if activation is not None and jumprelu != (activation in _JUMPRELU):
         raise InputError(
             f"{where} has {'thresholds' if jumprelu else 'no thresholds'}, but its config says "
@@ -287,7 +293,7 @@ def _check_architecture(finished: InferenceDictionary) -> None:
 
 
 def _read_config(folder: Path, kind: str) -> str | None:
-    """Check a folder's config; the activation function that it names, if it does."""
+    """Check a folder's config and return the activation function that it names, if any."""
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

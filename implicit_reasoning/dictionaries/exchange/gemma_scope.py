@@ -1,7 +1,7 @@
-"""Gemma Scope's `params.npz`: JumpReLU autoencoders and transcoders, only read.
+"""Import Gemma Scope's `params.npz`: JumpReLU autoencoders and transcoders.
 
-Source: Lieberum et al. 2024, "Gemma Scope". The encoder does not subtract `b_dec`; of an
-autoencoder a bias makes up for ours doing so.
+Source: Lieberum et al. 2024, "Gemma Scope". Their encoder does not subtract `b_dec` from the input.
+For an autoencoder, `b_enc` is shifted to compensate, because encoders of autoencoders here do.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 def load_gemma_scope(
     path: str | os.PathLike[str], *, transcoder: bool = False
 ) -> tuple[InferenceDictionary, Params]:
-    """Read a `params.npz`.
+    """Load a `params.npz`.
 
     Args:
-      path: of the file.
-      transcoder: whether it is one; the file does not say.
+      path: path of the file.
+      transcoder: whether the file has a transcoder; the file does not specify this.
+
+    Returns:
+      The dictionary and its parameters.
 
     Raises:
-      InputError: it is missing, damaged, or has other arrays, or arrays of other shapes.
+      InputError: the file is missing or damaged, or its arrays have other names or shapes.
     """
     arrays = read_npz(path, "Gemma Scope file")
     if arrays.keys() != _NAMES:

@@ -1,11 +1,11 @@
-"""SAELens's directories: `cfg.json`, `sae_weights.safetensors`, and how often features fire.
+"""SAELens directories: `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`.
 
     from sae_lens import SAE
     sae = SAE.load_from_disk("folder")
 
-A finished dictionary has its input scale folded in and decoder rows of norm 1; BatchTopK and
-Matryoshka come out as `jumprelu`, as SAELens's own do. The format that is written is that of
-SAELens 6. Read are the folders of versions 3 to 6; `saelens_fields.py` has what differs.
+Exported dictionaries have their input scale folded in and decoder rows of norm 1. BatchTopK and
+Matryoshka are exported as `jumprelu`, as in SAELens. The written format is that of SAELens 6.
+Directories of versions 3 to 6 can be read; `saelens_fields.py` handles the differences.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.paths import local_path
 
 VERSION = "6.54.12"
-"""Of SAELens, whose format this is; it reads files that name 6.0 or later."""
+"""The SAELens version that files state. SAELens reads this format from version 6.0 on."""
 
 
 def save_saelens(
@@ -53,19 +53,19 @@ def save_saelens(
     about: Mapping[str, Any] | None = None,
     density: Float[np.ndarray, " d_sae"] | None = None,
 ) -> None:
-    """Write one dictionary as a directory of SAELens's.
+    """Save one dictionary as a SAELens directory.
 
     Args:
-      folder: made if need be.
+      folder: path of the directory; created if missing.
       finished: an autoencoder or a transcoder.
       params: its parameters.
-      read: the site it reads.
-      write: the site it writes.
-      about: more for the config's metadata, such as `model_name`.
-      density: by feature, the share of states where it is active.
+      read: name of the site that it reads.
+      write: name of the site that it writes.
+      about: further metadata for the config, such as `model_name`.
+      density: [d_sae], the share of states on which each feature is active; saved as log10.
 
     Raises:
-      InputError: SAELens has nothing of this architecture.
+      InputError: SAELens does not support this architecture.
     """
     folder, architecture = local_path(folder), finished.architecture
     transcoder = not isinstance(architecture, Autoencoder)
@@ -104,18 +104,20 @@ def save_saelens(
 def load_saelens(
     folder: str | os.PathLike[str],
 ) -> tuple[InferenceDictionary, Params, dict[str, Any]]:
-    """Read a directory of SAELens's, of version 3 to 6.
+    """Load a directory of SAELens version 3 to 6.
 
-    An encoder that does not subtract `b_dec` gets a bias that makes up for ours doing so. Decoder
-    norms that features are chosen by, and factors of `finetuning_scaling_factor`, are folded in.
+    If an autoencoder's encoder does not subtract `b_dec` from the input, its bias is shifted to
+    compensate, because encoders of autoencoders here do. The decoder norms of
+    `rescale_acts_by_decoder_norm` and the factors of `finetuning_scaling_factor` are folded into
+    the weights.
 
     Returns:
-      `(finished, params, metadata)`. Metadata are those of the file; of versions 3 to 5, which have
-      none, all other fields of the config.
+      `(finished, params, metadata)`. Metadata are those of the config. Configs of versions 3 to 5
+      have none; their metadata are the fields that describe the dictionary's origin.
 
     Raises:
       InputError: a file is missing or damaged; an array is missing, unknown or of another shape; or
-        the config has a field that there is nothing for here, or that is not known.
+        a field of the config is unknown or has a value that is not supported.
     """
     folder = local_path(folder)
     path = folder / "sae_weights.safetensors"
@@ -163,9 +165,9 @@ def _finished(config: Mapping[str, Any]) -> InferenceDictionary:
 def _pop_factors(
     arrays: dict[str, np.ndarray], used: bool, d_sae: int, where: Path
 ) -> Float[np.ndarray, " d_sae"] | None:
-    """Factors of activations that older versions had; None where all are 1.
+    """Remove and return the activation factors of older versions, or None if all are 1.
 
-    They multiply activations before the decoder, so they can be part of it.
+    They multiply activations before the decoder, so they can be folded into decoder rows.
     """
     names = [n for n in ("finetuning_scaling_factor", "scaling_factor") if n in arrays]
     if len(names) > 1 or (used and not names):
@@ -188,7 +190,7 @@ def _pop_factors(
 
 
 def _with_norms_folded(params: Params) -> Params:
-    """Rows of norm 1: then what is chosen by what it writes is chosen by its activation."""
+    """Normalise decoder rows to 1, so that selecting by norm-weighted activation is plain TopK."""
     norms = jnp.linalg.norm(params["W_dec"], axis=1)
     return params | {
         "W_enc": params["W_enc"] * norms[None],
@@ -198,7 +200,7 @@ def _with_norms_folded(params: Params) -> Params:
 
 
 def with_shifted_bias(params: Params) -> Params:
-    """The same activations from an encoder that subtracts `b_dec` from its input."""
+    """Shift biases so that an encoder that subtracts `b_dec` has the same activations."""
     shift = params["b_dec"] @ params["W_enc"]
     if "b_gate" not in params:
         return params | {"b_enc": params["b_enc"] + shift}

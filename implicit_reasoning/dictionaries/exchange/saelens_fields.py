@@ -1,11 +1,11 @@
-"""SAELens's `cfg.json`, of versions 3 to 6, in the words of version 6.
+"""Read SAELens's `cfg.json` of versions 3 to 6 and convert it to the fields of version 6.
 
-Up to version 5 the activation function is a field of its own (`activation_fn_str`, in the oldest
-files `activation_fn`), with its k in `activation_fn_kwargs`; from version 6 on the architecture
-says it. Fields of training are in checkpoints that were saved while a dictionary was trained.
+Up to version 5, the activation function is a separate field (`activation_fn_str`, or
+`activation_fn` in the oldest files), with its k in `activation_fn_kwargs`. From version 6 on, the
+architecture determines it. Checkpoints saved by SAELens during training also have training fields.
 
 Source: SAELens, sae_lens/saes/sae.py and loading/pretrained_sae_loaders.py
-(`handle_pre_6_0_config`); of versions 3 to 5, sae_lens/sae.py.
+(`handle_pre_6_0_config`); for versions 3 to 5, sae_lens/sae.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model.exchange.fields import check_config
 
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
-"""Architectures of autoencoders that there are here, by SAELens's names."""
+"""SAELens's names of the supported architectures of autoencoders."""
 
 TRANSCODERS = {
     ("standard", False): "transcoder",
@@ -26,7 +26,7 @@ TRANSCODERS = {
     ("standard", True): "skip_transcoder",
     ("jumprelu", True): "jumprelu_skip_transcoder",
 }
-"""By architecture, and whether there is a skip connection: SAELens's names."""
+"""SAELens's names of transcoders, by activation function and whether there is a skip connection."""
 
 _OLD_NAMES = {
     "hook_point": "hook_name",
@@ -49,7 +49,7 @@ _OPTIONAL = {
 }
 
 _ABOUT = (
-    # Where the dictionary was trained, and on what.
+    # The model, site and data that the dictionary was trained on.
     *("model_name", "model_class_name", "model_from_pretrained_kwargs", "hook_layer"),
     *("hook_head_index", "hook_name_out", "hook_head_index_out", "hook_layer_out"),
     *("hf_hook_name", "hf_hook_name_out", "context_size", "prepend_bos", "seqpos_slice"),
@@ -58,9 +58,9 @@ _ABOUT = (
 )
 _HARMLESS = (
     *_ABOUT,
-    # Where and how precisely it is computed.
+    # Device and precision.
     *("dtype", "device"),
-    # Losses, schedules and initialisation: used in training only.
+    # Losses, schedules and initialisation, which are used in training only.
     *("l1_coefficient", "l1_warm_up_steps", "lp_norm", "use_ghost_grads", "mse_loss_normalization"),
     *("scale_sparsity_penalty_by_decoder_norm", "noise_scale", "normalize_sae_decoder"),
     *("init_encoder_as_decoder_transpose", "decoder_orthogonal_init", "decoder_heuristic_init"),
@@ -73,16 +73,21 @@ _HARMLESS = (
 
 
 def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, Any], dict]:
-    """A config in the words of SAELens 6, complete; and what it says about the dictionary.
+    """Convert a config to the fields of SAELens 6, with defaults filled in.
+
+    Args:
+      config: the content of `cfg.json`.
+      where: path of the file, for messages.
 
     Returns:
       `(config, metadata)`. The config has `architecture`, `d_in`, `d_sae`, `d_out`, `k` (0 unless
       it is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
-      `rescale_acts_by_decoder_norm`, with SAELens's defaults for what is absent.
+      `rescale_acts_by_decoder_norm`, with SAELens's defaults for absent fields. The metadata are
+      those of the config or, for versions 3 to 5, the fields on the dictionary's origin.
 
     Raises:
-      InputError: a field is missing, of another type, not known, or asks for something that there
-        is nothing for here.
+      InputError: a field is missing, unknown or of another type, or has a value that is not
+        supported.
     """
     renamed = _renamed(config, where) if isinstance(config, dict) else config
     check_config(
@@ -92,7 +97,7 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
         numbers=("d_in", "d_sae"),
         optional=_OPTIONAL,
         harmless=_HARMLESS,
-        # A folder of version 3 says false or null for "none".
+        # Configs of version 3 have false or null for "none".
         only={
             "normalize_activations": ("none", False, None),
             "reshape_activations": ("none", None),
@@ -134,7 +139,7 @@ def _renamed(config: Mapping[str, Any], where: str | os.PathLike[str]) -> dict[s
 
 
 def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> str:
-    """The architecture, of which up to version 5 the activation function is a part."""
+    """Return the architecture; up to version 5 it depends on the activation function as well."""
     name, function = config.get("architecture", "standard"), config.get("activation_fn")
     if "architecture" not in config and function is None:
         raise InputError(

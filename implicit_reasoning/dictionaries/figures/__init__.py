@@ -1,10 +1,10 @@
 """Figures of a run's dictionaries, for the report.
 
-pareto.py     how much is kept, by how few features
-baselines.py  dictionaries beside baselines
-matches.py    what features stand for, and how bridges' features fare
-use.py        whether answers follow
-training.py   features from checkpoint to checkpoint
+pareto.py     reconstruction quality against the number of active features
+baselines.py  dictionaries compared with baselines
+matches.py    what features stand for; splitting, absorption and roles of bridges' features
+use.py        whether answers follow changes of features
+training.py   features over training
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["figures"]
 
 
 def figures(run: Run) -> list[Figure]:
-    """Of every set of dictionaries that was measured; then those of instruments of one's own."""
+    """Draw the figures of each measured set of dictionaries, and those of custom instruments."""
     tables = {name: open_measured(run, name) for name in names(run)}
     results = {name: table for name, table in tables.items() if table is not None}
     makers = (pareto, baselines, matches, bridges, uses, training, superposition)
@@ -37,7 +37,7 @@ def figures(run: Run) -> list[Figure]:
 
 
 def _own(run: Run) -> list[Figure]:
-    """Of instruments that are not the lab's; one whose file is not where it was has none."""
+    """Draw the figures of custom instruments; one that cannot be imported is skipped."""
     drawn: list[Figure] = []
     for name in names(run):
         for path in Files.of(run, name).results:

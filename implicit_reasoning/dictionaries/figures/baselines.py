@@ -1,4 +1,4 @@
-"""Dictionaries beside what has to be beaten, in one table of numbers."""
+"""Figure that compares dictionaries with baselines, as a table of numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ _QUANTITIES = {
     "null": "F1, null",
     "swap": "swap",
 }
-"""Fields of a row, and what they are called."""
+"""Fields of `Row`, and their labels in the figure."""
 
 
 def baselines(name: str, result: xr.Dataset) -> Figure | None:
-    """Numbers of the last checkpoint, dictionaries of the middle sparsity, and all baselines."""
+    """Draw the numbers of middle-sparsity dictionaries at the last checkpoint, and of baselines.
+
+    Returns None if there is nothing to compare.
+    """
     table = comparison(result)
     if table.sizes["what"] < 2:
         return None
@@ -48,13 +51,13 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Numbers by site, what it is, and quantity, of the middle sparsity: means over seeds."""
+    """Make a table of middle-sparsity numbers by site, `what` and quantity; means over seeds."""
     rows = [row for row in make_rows(result) if row.sparsity == middle_sparsity(result)]
     sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])
     values = [[_mean(rows, site, what) for what in reversed(kinds)] for site in sites]
     coords = {"site": sites, "what": kinds[::-1], "quantity": list(_QUANTITIES.values())}
     table = xr.DataArray(np.asarray(values), coords, ("site", "what", "quantity"))
-    return table.dropna("quantity", how="all")  # what does not exist for this set
+    return table.dropna("quantity", how="all")  # quantities that were not measured for this set
 
 
 def _mean(rows: list[Row], site: str, what: str) -> Float[np.ndarray, " quantity"]:

@@ -1,4 +1,4 @@
-"""What the figures of dictionaries have in common."""
+"""Drawing functions that the figures of dictionaries share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ MARKERS = "osD^v<>"
 def panels(
     result: xr.Dataset, nrows: int = 1, height: float = 2.5, below: str = "training step"
 ) -> tuple[Drawing, list[list[Axes]], list[str]]:
-    """Rows of panels, a column for each site, which is its title; what goes right is said below."""
+    """Make rows of panels with one column for each site, titled by the site.
+
+    Args:
+      result: measured results.
+      nrows: number of rows.
+      height: height of a row in inches.
+      below: label of the x axis.
+
+    Returns:
+      `(drawing, rows, sites)`: `rows` has a list of axes for each row, in the order of `sites`.
+    """
     sites = distinct(result["site"])
     drawing, axes = new_drawing(
         2.6 + 2.9 * len(sites),
@@ -37,7 +47,7 @@ def panels(
 
 
 def features_axis(ax: Axes) -> None:
-    """Active features go right, in doublings, as sparsities are often chosen."""
+    """Set a base-2 log scale for the number of active features, on the x axis."""
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(StrMethodFormatter(""))
@@ -46,14 +56,14 @@ def features_axis(ax: Axes) -> None:
 def over_steps(
     ax: Axes, values: xr.DataArray, label: str, style: Mapping[str, Any], **ends: xr.DataArray
 ) -> None:
-    """A line through the means over seeds, with their range or (`low`, `high`) shaded.
+    """Plot means over seeds against training steps, with a shaded range.
 
     Args:
-      ax: to draw in.
-      values: [member], with the coordinate step.
-      label: in the legend.
-      style: of the line.
-      ends: `low` and `high`, of intervals; without them the range over seeds.
+      ax: the axes to draw in.
+      values: [member], with the coordinate `step`.
+      label: label in the legend.
+      style: style of the line; `color` is required.
+      ends: `low` and `high`, the ends of intervals; by default the range over seeds is shaded.
     """
     steps = np.unique(values["step"])
     at = [np.flatnonzero((values["step"] == step).values) for step in steps]
@@ -71,6 +81,6 @@ def over_steps(
 
 
 def legends(drawing: Drawing, rows: Sequence[Sequence[Axes]]) -> None:
-    """A legend at the right of every row."""
+    """Add a legend to the right of each row."""
     for row in rows:
         row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8.5)

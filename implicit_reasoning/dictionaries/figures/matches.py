@@ -1,4 +1,4 @@
-"""What features stand for, and how the features of bridges fare."""
+"""Figures of what features stand for, and of split, absorption and roles of bridges' features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILI
 
 
 def matches(name: str, result: xr.Dataset) -> Figure | None:
-    """Mean F1 of the best feature of a variable's values, by checkpoint; in brackets the null."""
+    """Draw heat maps of the best features' mean F1 by concept and step, with nulls in brackets.
+
+    Returns None if there are no concepts.
+    """
     if "concept" not in result.dims:
         return None
     maps, nulls = {}, {}
@@ -46,7 +49,10 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def bridges(name: str, result: xr.Dataset) -> Figure | None:
-    """Split among features, the same out of distribution, absorbed: by checkpoint."""
+    """Plot splitting, absorption and roles of bridges' features over training.
+
+    Returns None if bridges were not measured.
+    """
     concept = bridge_concept(result)
     if concept is None or "silent" not in result:
         return None

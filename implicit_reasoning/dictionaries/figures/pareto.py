@@ -1,4 +1,4 @@
-"""Quality against active features: the curve that dictionaries are compared by."""
+"""Figures of reconstruction quality against the number of active features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SETS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
-    """Quality against active features, a line for each checkpoint, a column for each site."""
+    """Plot quality against active features, with a line per checkpoint and a column per site."""
     result = trained_members(result)
     steps, quantities = distinct(result["step"]), {"explained_variance": "explained variance"}
     if "ce_loss_score_mean" in result:
@@ -39,7 +39,7 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
     colors = layer_colors(len(steps))
     for row, (quantity, label) in zip(rows, quantities.items(), strict=True):
         row[0].set_ylabel(label)
-        # What is far below is worse than nothing at all; how far does not matter.
+        # Values far below 0 are cut off: they are worse than no dictionary, by whatever amount.
         row[0].set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
         for ax, site in zip(row, sites, strict=True):
             for number, step in enumerate(steps):
@@ -61,7 +61,7 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
 
 
 def _lowest(values: xr.DataArray) -> float:
-    """Of what is drawn (of splits the first); 0 where there is nothing."""
+    """Return the lowest value that is drawn (of the first split), or 0 if there is none."""
     found = values.isel(split=0).min() if "split" in values.dims else values.min()
     return float(found.fillna(0))
 
@@ -88,7 +88,7 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
 
 
 def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
-    """Sets of a run beside each other, at the last checkpoint; None where no two share a site."""
+    """Plot the sets of a run together, at the last checkpoint; None if no two share a site."""
     last = {name: _last(trained_members(result)) for name, result in results.items()}
     counts = Counter(site for one in last.values() for site in distinct(one["site"]))
     sites = [site for site, count in counts.items() if count > 1]

@@ -1,4 +1,4 @@
-"""Features from checkpoint to checkpoint: births, what lasts, superposition."""
+"""Figures of features over training: births, persistence and superposition."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _MARKERS = "osD^v<>pX"
 
 
 def training(name: str, result: xr.Dataset) -> Figure | None:
-    """How many values have a feature, and how much of a dictionary is there a checkpoint later."""
+    """Plot the share of values with a feature, and how well features persist, over training.
+
+    Returns None if there is one step only, or if there are no concepts.
+    """
     own = trained_members(result)
     if len(distinct(own["step"])) < 2 or "concept" not in result.dims:
         return None
@@ -85,7 +88,7 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Directions, dimensions and how much they overlap."""
+    """Plot the overlap of directions, their number, and the dimensions of states, over training."""
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}

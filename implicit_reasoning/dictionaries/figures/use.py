@@ -1,4 +1,4 @@
-"""Whether answers follow bridges' features, and what else moves."""
+"""Figure of whether answers follow changes of bridges' features, and of side effects."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ _ROWS = {
 
 
 def uses(name: str, result: xr.Dataset) -> Figure | None:
-    """Answers by checkpoint and by how features are chosen."""
+    """Plot outcomes over training, by change and by the rule that chooses features.
+
+    Returns None if `use` was not measured, or only after the last block.
+    """
     if "rule" not in result.dims:
         return None
-    # After the last block nothing moves from one position to another: there is nothing to see.
+    # After the last block no attention moves information between positions, so `use` is nan.
     there = result["use"].notnull().all(("rule", "change", "outcome"))
     result = result.sel(member=there.values)
     if not result.sizes["member"]:
