@@ -1,4 +1,4 @@
-"""Training: `train(config, workdir) -> Run`."""
+"""Training of models: `train(config, workdir) -> Run`, and the phases of a trained run."""
 
 from implicit_reasoning.runtime.distributed import PeerLost
 from implicit_reasoning.runtime.shutdown import Interrupted

@@ -1,7 +1,7 @@
-"""Which rows a step sees: a pure function of (key, step, number of rows), so nothing is stored.
+"""Selection of the training rows of each batch, as a pure function of key, step and row count.
 
-A run that resumes, or a population whose trials have different numbers of rows, needs no data
-loader and no position in one. The number of rows is traced: it may differ under `vmap`.
+The selection has no state, so a resumed run needs no data loader and no saved data position. The
+number of rows is traced, so it may differ between the trials of a population under `vmap`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ def rows_of_step(
     batch_size: int,
     order: str,
 ) -> Int[Array, " batch"]:
-    """Row numbers of one batch.
+    """Return the row numbers of one batch.
 
     Args:
-      key: of the data stream.
-      step: number of the update.
-      n_rows: rows there are.
-      batch_size: rows of a batch.
-      order: `replacement` draws each row independently; `epochs` visits every row once in a fresh
-        order before any row twice, as the published code shuffles (an epoch's last batch is filled
-        up from the next epoch, where theirs is short).
+      key: the random key of the data stream.
+      step: the number of the update, counted from 0.
+      n_rows: the number of training rows.
+      batch_size: the number of rows in a batch.
+      order: `replacement` draws each row independently. `epochs` visits every row once per epoch,
+        in a new order for each epoch, as the published code does. The last batch of an epoch is
+        completed with rows of the next epoch; in the published code that batch is shorter.
+
+    Returns:
+      Row numbers in `[0, n_rows)`, int32 `[batch]`.
     """
     if order == "replacement":
         return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, n_rows)
@@ -42,7 +45,11 @@ def rows_of_step(
 
 
 def check_order(order: str, batch_size: int, n_rows: int) -> None:
-    """Raise an `InputError` for an unknown order, or one whose arithmetic would overflow."""
+    """Check the order of the rows.
+
+    Raises:
+      InputError: the order is unknown, or its arithmetic would overflow 32 bits.
+    """
     if order not in ORDERS:
         raise InputError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
     if order == "epochs" and batch_size * (n_rows + 1) >= 2**32:
@@ -54,8 +61,8 @@ def check_order(order: str, batch_size: int, n_rows: int) -> None:
 
 def _epochs(key: Array, step: Array, n_rows: Array | np.ndarray, batch_size: int) -> Array:
     n = jnp.uint32(n_rows)
-    # position = step * batch_size + i = epoch * n + index, without forming the first product,
-    # which overflows in long runs.
+    # Decompose step * batch_size + i into epoch * n + index. The product step * batch_size is not
+    # computed, because it overflows in long runs.
     laps, rest = jnp.uint32(step) // n, jnp.uint32(step) % n
     offset = rest * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
     epoch = laps * jnp.uint32(batch_size) + offset // n
@@ -66,11 +73,16 @@ def _epochs(key: Array, step: Array, n_rows: Array | np.ndarray, batch_size: int
 def permuted(
     round_keys: UInt32[Array, " rounds"], index: UInt32[Array, ""], n: UInt32[Array, ""]
 ) -> UInt32[Array, ""]:
-    """Where a keyed pseudo-random permutation of 0..n-1 sends `index`, without making the table.
+    """Map `index` through a keyed pseudo-random permutation of 0..n-1, without a table.
 
-    A Feistel network permutes the smallest square of a power of two that holds n; following its
-    cycle until it is back below n makes it a permutation of 0..n-1 (Black & Rogaway 2002, "cycle
-    walking"; at most four steps on average).
+    A Feistel network permutes 0..m-1, where m is the smallest power of four that is at least n.
+    The network is applied again until the result is below n, which gives a permutation of 0..n-1
+    ("cycle walking", Black & Rogaway 2002). This takes at most four applications on average.
+
+    Args:
+      round_keys: one random key for each round of the network, uint32 `[rounds]`.
+      index: the number to map, in `[0, n)`.
+      n: the size of the permutation.
     """
     bits = 32 - jax.lax.clz(jnp.maximum(n - 1, 1))
     half = (bits + 1) // 2
@@ -86,7 +98,7 @@ def permuted(
 
 
 def _mix(x: Array) -> Array:
-    """A 32-bit finaliser: every bit that goes in moves half the bits that come out."""
+    """Hash 32 bits; each input bit changes half of the output bits on average."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)

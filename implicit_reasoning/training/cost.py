@@ -1,9 +1,9 @@
-"""What a training step costs: matrix-product FLOPs, bytes, parameters, from shapes alone.
+"""Cost of a training step, computed from shapes: matrix-product FLOPs, bytes and parameters.
 
-Counted are the products that `wirings.forward_at` executes, a multiplication and an addition each;
-nothing else a step does (norms, activations, the optimiser) is a FLOP here, so that a share of a
-machine's peak says how much of its time went into products. Attention counts as products also over
-the few positions where it is written out as sums (.2% of a `pocket` step).
+FLOPs are the multiplications and additions of the matrix products in `wirings.forward_at`. Norms,
+activations and the optimiser are not counted. The ratio of these FLOPs to the peak of a machine is
+therefore the share of time that matrix products need. Attention over a few positions is executed as
+sums, but is counted as products (0.2% of the FLOPs of a `pocket` step).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from implicit_reasoning.worlds import Dataset
 
 
 class StepCost(NamedTuple):
-    """One step.
+    """Cost of one training step.
 
     Attributes:
-      forward: FLOPs of the forward products.
-      step: FLOPs of forward and backward; the backward pass has two products for each forward one.
-      parameters: numbers in the model.
-      state_bytes: parameters and Adam's two moments, float32.
-      traffic_bytes: the least that an update moves: parameters, moments and gradients read, and
-        parameters, moments and gradients written, once each.
+      forward: FLOPs of the forward pass.
+      step: FLOPs of the forward and backward passes. The backward pass has two matrix products for
+        each one of the forward pass.
+      parameters: number of model parameters.
+      state_bytes: size of the parameters and Adam's two moments in float32.
+      traffic_bytes: minimum memory traffic of an update in bytes. Parameters, moments and gradients
+        are each read once and written once.
     """
 
     forward: int
@@ -37,13 +38,13 @@ class StepCost(NamedTuple):
 
 
 def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepCost:
-    """The cost of one step.
+    """Compute the cost of one training step.
 
     Args:
-      spec: of the model.
-      batch_size: rows a step.
-      n_pos: positions of a row that the model sees.
-      n_slots: supervised positions of a row.
+      spec: the dimensions of the model.
+      batch_size: the number of rows in a batch.
+      n_pos: the number of input positions per row.
+      n_slots: the number of supervised positions per row.
     """
     model = Transformer(spec)
     forward = batch_size * (
@@ -57,7 +58,11 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
 
 
 def row_shape(dataset: Dataset) -> dict[str, int]:
-    """The `n_pos` and `n_slots` of a dataset; an `InputError` if it has nothing to train on."""
+    """Return `n_pos` and `n_slots` of a dataset, as arguments for `step_cost`.
+
+    Raises:
+      InputError: the dataset has no training rows.
+    """
     if not dataset.n_train:
         raise InputError(
             "the task makes no rows to train on; raise phi, or whatever decides how many there are"

@@ -1,4 +1,4 @@
-"""Beginning a run directory, or coming back to one: the same experiment, and nobody else in it."""
+"""Run directories: creating one, reopening one safely, and locking it against other processes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ from implicit_reasoning.runtime.machine import numerics, provenance
 from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import Dataset, build
 
-# What may differ between the processes of one run.
+# Configuration groups that may differ between the processes of one run.
 _OWN = ("distributed", "writers", "profile")
 
 
 def exclusive(
     folder: Path, activity: str = "training", choose: str = "--workdir"
 ) -> AbstractContextManager[None]:
-    """Hold a folder in which something is trained; the primary process holds it for all.
+    """Lock a training folder against other processes.
+
+    In a distributed run only the primary process takes the lock.
 
     Args:
-      folder: to hold; made if missing.
-      activity: what another process would be doing there, for the message.
-      choose: the option that names another folder, for the message.
+      folder: the folder to lock; it is created if missing.
+      activity: what the folder is used for, for the error message.
+      choose: the command line option that selects another folder, for the error message.
+
+    Returns:
+      A context manager that releases the lock on exit.
 
     Raises:
-      InputError: another process holds the folder.
+      InputError: another process has locked the folder.
     """
     if not distributed.is_primary():
         return contextlib.nullcontext()
@@ -48,19 +53,19 @@ def exclusive(
 
 
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
-    """The dataset of a run that began before, or a new one; nothing is written yet.
+    """Load the dataset of an existing run, or build the dataset of a new run.
 
-    A task in a file of the user's is called again, because the configuration does not say what is
-    in that file: it must give the dataset that the run began with.
+    Nothing is written. If the task is defined in a user's file, the dataset is also built again and
+    compared with the saved one, because the configuration does not contain the code of that file.
 
     Raises:
-      InputError: the run that began here had another configuration, another dataset or other
-        settings of JAX, or one of its files is damaged, or this configuration makes no dataset.
+      InputError: the existing run has another configuration, another dataset or other JAX settings;
+        or one of its files is damaged; or no dataset can be built from the configuration.
     """
     if not files.config.exists():
         return build(config.task)
     check_same(files, config)
-    # Damage that will be met later is found here, before anything is changed.
+    # Read these files now, so that damage is reported before anything is changed.
     read_metrics(files.metrics)
     check_numerics(files.workdir, read_starts(files.provenance))
     dataset = Dataset.load(files.world)
@@ -69,12 +74,12 @@ def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
 
 
 def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
-    """Raise an `InputError` if a task in a file gives another dataset than the run began with."""
+    """Raise an `InputError` if a task from a user's file no longer builds the run's dataset."""
     name = str(task.name)
     where = name.rpartition(":")[0]
     before = read_config(files.config).task.name
     if not where.endswith(".py") or (name == before and not local_path(where).exists()):
-        return  # of a run that stayed where it was, the file may be gone
+        return  # An existing run does not need the file any more.
     if (now := build(task).fingerprint()) != dataset.fingerprint():
         raise InputError(
             f"{files.workdir} holds a run on another dataset: task {name} now gives one with "
@@ -84,12 +89,15 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_same(files: Layout, config: ConfigDict) -> None:
-    """Raise an `InputError` that lists the keys if the run here has another configuration.
+    """Check that the configuration is the one of the existing run.
 
-    Fields that were added since the run began have the value that reproduces what it did.
+    Fields that did not exist when the run began are set to the value that reproduces its behaviour.
+
+    Raises:
+      InputError: the configurations differ; the message lists the keys.
     """
     changes = changed_keys(read_config(files.config), completed(config))
-    # A field that nothing reads was accepted once; a run that has one goes on without it.
+    # Earlier versions accepted unknown fields. Ignore them, so that such runs can be resumed.
     changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
@@ -99,14 +107,15 @@ def check_same(files: Layout, config: ConfigDict) -> None:
 
 
 def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to go on under settings of JAX that draw other random numbers or compute otherwise.
+    """Check that the JAX settings that affect results are those of the previous start.
 
     Args:
-      workdir: of the run, to be named.
-      starts: of the run, the newest last; those before 2026-11-28 did not note their settings.
+      workdir: the run directory, for the error message.
+      starts: the recorded starts of the run, newest last. Starts before 2026-11-28 did not record
+        their settings and are skipped.
 
     Raises:
-      InputError: a setting differs from that of the newest start which noted it; it is named.
+      InputError: a setting differs from the newest recorded one; the message names it.
     """
     noted = [start["numerics"] for start in starts if "numerics" in start]
     was: Mapping[str, Any] = noted[-1] if noted else {}
@@ -124,25 +133,25 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
-    """What all processes of one run must have in common, as text."""
+    """Return the properties that must be equal in all processes of a run, as JSON."""
     same = {key: value for key, value in to_json(config).items() if key not in _OWN}
     return json.dumps([same, stop, dataset.fingerprint(), numerics()], sort_keys=True)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
-    """Write what makes a directory a run; `config.json` comes last, so it vouches for the rest."""
+    """Write the dataset and then `config.json`; if `config.json` exists, the rest is complete."""
     if not distributed.is_primary():
         return
-    for stale in files.workdir.glob(".*.tmp"):  # a killed process was writing these
+    for stale in files.workdir.glob(".*.tmp"):  # left by a process that was killed
         stale.unlink()
     if files.config.exists():
-        check_same(files, config)  # another process may have begun one since we looked
+        check_same(files, config)  # Another process may have created it in the meantime.
     else:
         dataset.save(files.world)
     write_config(files.config, config)
 
 
 def record_start(path: Path, step: int) -> None:
-    """Add this start, its versions and hardware, to a `provenance.json`."""
+    """Append this start, with its step, time, versions and hardware, to `provenance.json`."""
     start = {"step": step, "time": time.time(), **provenance()}
     write_json(path, [*read_starts(path), start])

@@ -1,4 +1,4 @@
-"""What a run will cost, before it is launched: sizes from shapes, time from a short measurement."""
+"""Cost estimate of a run before training: sizes from shapes, time from a short measurement."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from implicit_reasoning.training.cost import StepCost, row_shape, step_cost
 from implicit_reasoning.training.settings import TrainingSettings
 from implicit_reasoning.worlds import Dataset, build
 
-_SECONDS = 2.0  # of steps that are timed
+_SECONDS = 2.0  # duration of the timed steps
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A short measurement on this machine.
+    """Training speed measured on this machine.
 
     Attributes:
-      compile_seconds: until the step was compiled (less if a cache had it).
-      step_seconds: of one step.
-      evaluation_seconds: of one evaluation of all splits.
-      device_bytes: what the compiled loop of steps holds on a device: its arguments, results and
-        temporaries; None where the backend does not say.
-      peak: FLOP/s of matrix products, measured, one device.
+      compile_seconds: time to compile the training step; shorter if it was in the compilation
+        cache.
+      step_seconds: time of one step.
+      evaluation_seconds: time of one evaluation of all splits.
+      device_bytes: memory of the compiled training loop on a device: arguments, results and
+        temporaries. None if the backend does not report it.
+      peak: measured FLOP/s of matrix products on one device.
     """
 
     compile_seconds: float
@@ -42,7 +43,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The costs of a configuration; `speed` is None if nothing was measured."""
+    """Cost of training a configuration.
+
+    Attributes:
+      steps: number of training steps.
+      evaluations: number of evaluations.
+      checkpoints: number of checkpoints.
+      rows: number of training rows.
+      devices: number of devices.
+      cost: cost of one step.
+      rows_bytes: memory of the training rows on every device.
+      speed: measured speed; None if nothing was measured.
+    """
 
     steps: int
     evaluations: int
@@ -55,22 +67,22 @@ class CostEstimate:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """On disk when the run is done: parameters of every checkpoint, the last two full states.
+        """Disk space in bytes after training: all checkpoints and the last two full states.
 
-        Orbax compresses, trained parameters hardly.
+        This is an upper bound. Orbax compresses files, but trained parameters compress little.
         """
         return self.checkpoints * 4 * self.cost.parameters + 2 * self.cost.state_bytes
 
     @property
     def seconds(self) -> float | None:
-        """An estimate of the whole run; saves, which run in the background, are not in it."""
+        """Estimated duration of the run, without background saves; None if nothing was measured."""
         if self.speed is None:
             return None
         steps = self.steps * self.speed.step_seconds
         return self.speed.compile_seconds + steps + self.evaluations * self.speed.evaluation_seconds
 
     def describe(self) -> str:
-        """A table for a person."""
+        """Return the estimate as a text table."""
         cost, speed = self.cost, self.speed
         lines = {
             "parameters": f"{cost.parameters:,}",
@@ -83,7 +95,7 @@ class CostEstimate:
         }
         if speed:
             rate = 1 / speed.step_seconds
-            # The "devices" of a CPU are threads of one machine, and share what it reaches.
+            # The "devices" of a CPU are threads of one machine, so they share its peak.
             limit = speed.peak * (1 if jax.default_backend() == "cpu" else self.devices)
             memory = "unknown" if speed.device_bytes is None else _bytes(speed.device_bytes)
             lines |= {
@@ -99,11 +111,12 @@ class CostEstimate:
 
 
 def plan(config: ConfigDict, *, measure: bool = True) -> CostEstimate:
-    """What training a configuration would cost here; nothing is written.
+    """Estimate the cost of training a configuration on this machine. Nothing is written.
 
     Args:
-      config: as for `train`.
-      measure: also compile and time some steps and an evaluation; seconds, most of them compiling.
+      config: the configuration, as for `train`.
+      measure: also compile and time some steps and one evaluation. This takes seconds, mostly for
+        compilation.
 
     Raises:
       InputError: the configuration cannot be trained.
@@ -179,7 +192,7 @@ def _bytes(count: int | float) -> str:
 
 
 def duration(seconds: int | float) -> str:
-    """For a person: seconds, minutes, or hours and minutes."""
+    """Format a duration as seconds, minutes, or hours and minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

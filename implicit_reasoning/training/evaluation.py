@@ -1,8 +1,9 @@
-"""Every split, evaluated on the device: accuracy, loss and reciprocal rank of the answer.
+"""Evaluation of every split on the device: accuracy, loss and reciprocal rank of the answer.
 
-An answer of several tokens is right if each is, given those before it, which for being right is the
-same as writing it greedily. Its loss is the sum over its tokens, its rank the worst of theirs. The
-`</a>` that may follow does not count.
+Answers of several tokens are evaluated with teacher forcing. An answer is correct if every token
+is predicted correctly from the true tokens before it; greedy decoding gives the same accuracy. Its
+loss is the sum of the losses of its tokens, and its rank is their worst rank. The `</a>` token that
+may follow the answer is not evaluated.
 """
 
 from __future__ import annotations
@@ -29,18 +30,30 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 _CHUNK = 512
 NEVER = -1
-"""Of a probe row's first correct answer: there was none yet."""
+"""Value of `first_correct` for a probe row that has not been answered correctly yet."""
 
 
 class Outcome(NamedTuple):
-    """Per probe row; `rank` 0 is best. A tie with another token, or a nan, counts against it."""
+    """Loss and rank of the answers to the probe rows.
+
+    Attributes:
+      loss: loss of the answer in nats, summed over its tokens.
+      rank: rank of the answer, 0 is best. Tokens with an equal logit rank above the answer; a NaN
+        logit counts as a higher one.
+    """
 
     loss: Float[Array, " probe"]
     rank: Int[Array, " probe"]
 
 
 class EvaluationRows(NamedTuple):
-    """Rows to ask, in chunks of equal size: those of several worlds stand one after the other."""
+    """Probe rows in chunks of equal size; the chunks of several worlds are concatenated.
+
+    Attributes:
+      tokens: input tokens.
+      positions: positions at which the answer tokens are predicted.
+      answers: answer tokens; -1 pads shorter answers.
+    """
 
     tokens: Int[Array | np.ndarray, "chunk row pos"]
     positions: Int[Array | np.ndarray, "chunk row answer"]
@@ -48,7 +61,10 @@ class EvaluationRows(NamedTuple):
 
 
 def evaluation_rows(dataset: Dataset) -> EvaluationRows:
-    """The probe rows of a dataset, filled up with its first ones to whole chunks; numpy."""
+    """Return the probe rows of a dataset as numpy arrays.
+
+    The last chunk is completed with copies of the first probe rows.
+    """
     rows = np.flatnonzero(dataset.probe)
     padded = np.resize(rows, -(-len(rows) // _CHUNK) * _CHUNK)
     answers, positions = dataset.answers[padded], dataset.answer_positions[padded]
@@ -63,12 +79,22 @@ def evaluation_rows(dataset: Dataset) -> EvaluationRows:
 def evaluate_chunks(
     model: Transformer, params: Params, probes: EvaluationRows, chunks: Int[Array, " chunk"]
 ) -> Outcome:
-    """What a model answers to some chunks of the rows, chunk after chunk."""
+    """Evaluate a model on some chunks of probe rows, one chunk at a time.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      probes: the probe rows.
+      chunks: the numbers of the chunks to evaluate.
+
+    Returns:
+      The outcome of every row of these chunks, flattened to `[chunk * row]`.
+    """
 
     def chunk(number: Array) -> Outcome:
         tokens, positions, answers = (rows[number] for rows in probes)
         logits, _ = forward_at(model, params, tokens, positions)
-        there, wanted = answers >= 0, jnp.maximum(answers, 0)  # shorter answers end in -1
+        there, wanted = answers >= 0, jnp.maximum(answers, 0)  # Shorter answers end in -1.
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
         of_answer = jnp.take_along_axis(logits, wanted[..., None], axis=-1)
         rank = (~(logits < of_answer)).sum(-1) - 1
@@ -81,15 +107,16 @@ def evaluate_chunks(
 def make_evaluator(
     model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None
 ) -> Callable[[Params], Outcome]:
-    """Move the probe rows of a dataset to the device, to ask a model with any parameters.
+    """Move the probe rows of a dataset to the device, and return a function that evaluates params.
 
     Args:
-      model: to evaluate.
-      dataset: whose probe rows are asked.
-      sharding: of the rows and of every outcome; one device where it is None.
+      model: the model to evaluate.
+      dataset: the dataset with the probe rows.
+      sharding: the sharding of the rows and of every outcome; None for the default device.
 
     Returns:
-      A function that starts an evaluation; nothing waits until its outcome is read.
+      A function from parameters to an `Outcome`. It dispatches the evaluation and does not block
+      until the outcome is read.
     """
     probes = evaluation_rows(dataset)
     check_tokens(probes.tokens, model.spec.d_vocab)
@@ -106,18 +133,19 @@ def make_evaluator(
 
 @functools.lru_cache(maxsize=16)
 def _asker(model: Transformer, sharding: NamedSharding | None) -> Wrapped:
-    """`ask`, compiled once for equal models."""
+    """Return the jitted `evaluate_chunks`; equal models share one compiled function."""
     return jax.jit(functools.partial(evaluate_chunks, model), out_shardings=sharding)
 
 
 class ProbeMetrics:
-    """What to say about a model's answers to the probe rows of a dataset; numpy.
+    """Metrics of a model's answers to the probe rows of a dataset, computed with numpy.
 
-    An outcome may have more rows than there are probes, as chunks are whole: they do not count.
+    An outcome may have more rows than there are probe rows, because the last chunk is padded. The
+    additional rows are ignored.
     """
 
     def __init__(self, dataset: Dataset):
-        """Cluster the probe rows once."""
+        """Compute the clusters of the probe rows."""
         self.intervals = AccuracyIntervals(dataset)
         self.rows = np.flatnonzero(dataset.probe)
         self._members = {
@@ -130,23 +158,31 @@ class ProbeMetrics:
             self._intervals = ClusterIntervals(clusters)
 
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, " probe"]:
-        """Which probe rows were answered correctly."""
+        """Return which probe rows were answered correctly."""
         return np.asarray(outcome.rank)[: len(self.rows)] == 0
 
     def first_correct(
         self, before: Int[np.ndarray, " probe"], step: int, outcome: Outcome
     ) -> Int[np.ndarray, " probe"]:
-        """The steps at which the probe rows were first answered correctly, brought up to date."""
+        """Update the steps at which the probe rows were first answered correctly.
+
+        Args:
+          before: the steps before this evaluation; `NEVER` for rows without a correct answer.
+          step: the step of this evaluation.
+          outcome: the outcome of this evaluation.
+        """
         newly = self.correct(outcome) & (before == NEVER)
         return np.where(newly, np.int32(step), before)
 
     def summary(self, outcome: Outcome) -> dict[str, float]:
-        """Means over the probe rows of each split: `accuracy/<split>`, `loss/`, `reciprocal_rank/`.
+        """Return the mean of each metric over the probe rows of each split.
 
-        `saturated/<split>` is the share of rows whose answer has a probability that float32 rounds
-        to 1: their gradient is 0 ("softmax collapse", Prieto et al. 2025, section 3).
-        `accuracy_low95/<cross split>` is the lower end of its 95% interval, clustered by bridge
-        (`worlds.clusters`).
+        Returns:
+          `accuracy/<split>`, `loss/<split>` in nats and `reciprocal_rank/<split>`.
+          `saturated/<split>` is the share of rows whose answer has a probability that float32
+          rounds to 1. The gradient of such a row is 0 ("softmax collapse", Prieto et al. 2025,
+          section 3). `accuracy_low95/<cross split>` is the lower end of the 95% confidence interval
+          of the accuracy, clustered by bridge (see `worlds.clusters`).
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
         saturated = np.exp(-loss, dtype=np.float32) == 1
@@ -166,9 +202,9 @@ class ProbeMetrics:
 
 
 class Evaluation(ProbeMetrics):
-    """The probe rows of a dataset, on the device, to be put to one model."""
+    """Evaluation of one model on the probe rows of a dataset, which are kept on the device."""
 
     def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
-        """Move the probe rows to the device; see `asking`."""
+        """Move the probe rows to the device; see `make_evaluator`."""
         super().__init__(dataset)
         self.launch = make_evaluator(model, dataset, sharding)

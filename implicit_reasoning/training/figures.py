@@ -1,4 +1,4 @@
-"""The figures that training brings to a report: accuracy, loss, first answers, optimisation."""
+"""Figures of the training report: accuracy, loss, first correct answers and optimisation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _PHASES = {
 }
 
 
-_NO_LOSS = 1e-8  # nats; finer than float32 tells apart
+_NO_LOSS = 1e-8  # nats; below the resolution of a float32 loss
 
 
 def figures(run: Run) -> list[Figure]:
-    """Every figure that the run has data for, in the order of the page."""
+    """Draw every figure that the run has data for, in the order of the report."""
     rows = run.metrics
     if not rows:
         return []
@@ -58,7 +58,14 @@ def figures(run: Run) -> list[Figure]:
 
 
 def best_shortcuts(rules: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, str]]:
-    """Of `shortcuts`: `{split: (accuracy, rule)}` of the best rule on each split."""
+    """Find the best shortcut rule on each split.
+
+    Args:
+      rules: `{rule: {split: accuracy}}`, as `worlds.shortcuts` returns it.
+
+    Returns:
+      `{split: (accuracy, rule)}`.
+    """
     splits = {split for by_split in rules.values() for split in by_split}
     return {
         split: max((by_split[split], rule) for rule, by_split in rules.items())
@@ -109,11 +116,11 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     curves = _by_split(rows, "loss", dataset)
     if not curves:
         return None
-    # A loss that float32 rounds to 0 has no place on a logarithmic axis.
+    # A logarithmic axis cannot show a loss that float32 rounds to 0.
     curves = {name: (steps, np.maximum(loss, _NO_LOSS)) for name, (steps, loss) in curves.items()}
     steps, batch_loss = _series(rows, "loss")
     batch = steps, np.maximum(batch_loss, _NO_LOSS)
-    saturated = _by_split(rows, "saturated", dataset)  # runs before 2026-11-28 have no such column
+    saturated = _by_split(rows, "saturated", dataset)  # missing in runs before 2026-11-28
     below = {"nrows": 2, "sharex": True, "height_ratios": (3, 1)} if saturated else {}
     drawing, axes = new_drawing(9.5, 5.4 if saturated else 4.2, **below)
     ax = axes[0]
@@ -143,7 +150,7 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
 
 
 def _saturation(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], last: int) -> None:
-    """Shares of rows without a gradient, by split; only those that ever have some are named."""
+    """Draw the share of saturated rows by split; splits without any such row get no label."""
     ax.set_ylim(-0.03, 1.03)
     ax.set_ylabel("share of rows\nat probability 1")
     for split, (steps, values) in curves.items():
@@ -161,7 +168,7 @@ def _first_correct(
     for index, split in enumerate(dataset.splits):
         first = outcome["step"][split_of == index]
         if len(first):
-            # A resumed run may have dropped rows that the file, written before, still counts.
+            # A resumed run may have dropped metrics rows that this older file still counts.
             reached = np.sort(first[(first >= 0) & (first <= last)])
             steps = np.unique(np.append(reached, [0, last]))
             curves[split] = steps, np.searchsorted(reached, steps, side="right") / len(first)
@@ -224,7 +231,7 @@ def _by_split(
 
 
 def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
-    # A line of one point cannot be seen: a run that has only just begun gets a dot.
+    # A line through one point is invisible, so a curve with one point is drawn as a dot.
     marker = "o" if len(steps) == 1 else None
     ax.plot(steps, values, **{"linewidth": 1.7, "marker": marker, "clip_on": False, **style})
 
@@ -247,10 +254,13 @@ def _label(
 
 
 def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
-    """The best shortcut of each split as a thin line, named at the left, where curves are low."""
+    """Draw the best shortcut of each split as a thin line, labelled at the left.
+
+    The labels are at the left because the accuracy curves are low there.
+    """
     lowest_first = sorted((accuracy, split, rule) for split, (accuracy, rule) in floors.items())
     heights = spread_apart([accuracy + 0.024 for accuracy, _, _ in lowest_first], gap=0.042)
-    # Names on white, over the lines but under the curves: nothing measured is ever hidden.
+    # The labels have a white background. They are above the lines and below the measured curves.
     line: dict[str, Any] = {"linestyle": (0, (6, 2, 1, 2)), "linewidth": 0.9, "zorder": 1.8}
     name: dict[str, Any] = {
         "fontsize": 7.5,
@@ -263,13 +273,13 @@ def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
         color = split_style(split)["color"]
         ax.axhline(accuracy, color=color, alpha=0.8, **line)
         text = f"shortcut on {split}: {rule.replace('_', ' ')}, {accuracy:.1%}"
-        if accuracy > 0.95:  # below the line, or it would leave the axes
+        if accuracy > 0.95:  # Above the line, the label would leave the axes.
             height = accuracy - 0.028
         ax.text(0.008, height, text, color=darken(color), **name)
 
 
 def _draw_phases(ax: Axes, found: Phases) -> None:
-    """A line for each phase, with its name on a row of its own above the axes."""
+    """Draw a vertical line for each phase; the names are stacked above the axes."""
     reached = [(getattr(found, name), label) for name, label in _PHASES.items()]
     reached = sorted((step, label) for step, label in reached if step is not None)
     if not reached:
@@ -277,8 +287,8 @@ def _draw_phases(ax: Axes, found: Phases) -> None:
     start, end = found.memorised, found.in_distribution
     if start is not None and end is not None and start < end:
         ax.axvspan(start, end, color=BLACK, alpha=0.05, linewidth=0)
-    # Names to the left of their lines, the earliest lowest (or, where there is no room, to the
-    # right, the earliest highest), so that no line crosses a name.
+    # Place the names to the left of their lines with the earliest at the bottom, or, without enough
+    # room, to the right with the earliest at the top. In both cases no line crosses a name.
     in_axes = (ax.transData + ax.transAxes.inverted()).transform
     left = in_axes((reached[0][0], 0))[0] > 0.3
     frame = ax.get_xaxis_transform()

@@ -1,12 +1,13 @@
-"""Intervals of accuracies, in the rows of `metrics.jsonl`.
+"""Confidence intervals of accuracies in the rows of `metrics.jsonl`.
 
-They are computed from the outcomes of an evaluation, in the rows whose step has a checkpoint, and
-read from the rows after that. Rows of runs before 2026-11-29 have none; see
-`record.add_intervals`.
+Training computes the intervals at steps that have both an evaluation and a checkpoint, and writes
+them to the row of that step. Runs before 2026-11-29 have no intervals; `record.add_intervals` adds
+them.
 
-The examples of a split are clustered by bridge or by fact (`worlds.clusters.clusterings`); of
-several clusterings the one with the widest interval counts. `accuracy_low95/<split>`, which every
-evaluation has for the cross split, is by the first of them only: it is what `phases` compares.
+The examples of a split are clustered by bridge or by fact (see `worlds.clusters.clusterings`). If
+there are several clusterings, the widest interval is used. Every evaluation also has the column
+`accuracy_low95/<split>` for the cross split. It uses only the clustering of `clusters_of`, and
+`phases` compares it with the shortcuts.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusterings
 
 LOW, HIGH, CLUSTERS = "accuracy_low", "accuracy_high", "accuracy_clusters"
-"""The columns are `<name>/<split>`: the ends of the 95% interval, and its number of clusters."""
+"""Column names; a column is `<name>/<split>`. The interval is the 95% confidence interval."""
 
 Row = Mapping[str, Any]
 
 
 class AccuracyIntervals:
-    """Intervals of the accuracy on the probe rows of every split; the clusters are found once."""
+    """Confidence intervals of the accuracy on the probe rows of every split."""
 
     def __init__(self, dataset: Dataset):
-        """Cluster the probe rows of every split that has any."""
-        place = np.cumsum(dataset.probe) - 1  # of a row, among the probe rows
+        """Compute the clusters of the probe rows of every split that has probe rows."""
+        place = np.cumsum(dataset.probe) - 1  # from row number to probe row number
         probes = {split: dataset.probes(split) for split in dataset.splits}
         self._of_split = {
             split: (place[rows], [ClusterIntervals(one) for one in clusterings(dataset, rows)])
@@ -41,7 +42,14 @@ class AccuracyIntervals:
         }
 
     def columns(self, correct: Bool[np.ndarray, " probe"]) -> dict[str, float]:
-        """The columns of a row, from which probe rows were answered correctly."""
+        """Return the interval columns of one evaluation.
+
+        Args:
+          correct: whether each probe row was answered correctly.
+
+        Returns:
+          `accuracy_low/<split>`, `accuracy_high/<split>` and `accuracy_clusters/<split>`.
+        """
         row: dict[str, float] = {}
         for split, (members, clustered) in self._of_split.items():
             found = [one.interval(correct[members]) for one in clustered]
@@ -53,19 +61,19 @@ class AccuracyIntervals:
 
 
 def is_evaluated(row: Row) -> bool:
-    """Whether a row has accuracies."""
+    """Return whether a row has accuracies."""
     return any(key.startswith("accuracy/") for key in row)
 
 
 def row_with_intervals(rows: Sequence[Row]) -> Row | None:
-    """The last row that has intervals; None where no row has any."""
+    """Return the last row that has intervals, or None if no row has intervals."""
     return next(
         (row for row in reversed(rows) if any(key.startswith(f"{LOW}/") for key in row)), None
     )
 
 
 def accuracy_intervals(row: Row, dataset: Dataset) -> dict[str, Interval]:
-    """Accuracy and interval of every split, as a row has them; no split without the columns."""
+    """Read the accuracy and its interval from a row, for every split that has the columns."""
     return {
         split: Interval(
             mean=row[f"accuracy/{split}"],

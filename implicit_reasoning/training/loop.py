@@ -1,19 +1,21 @@
-"""The loop that trains anything, resumable at any moment, bit for bit.
+"""Resumable training loop; a resumed run gives bit-for-bit the results of an uninterrupted run.
 
-The loop does not know what it trains. That is a `Training`: one model, a population of models, or a
-set of dictionaries. The loop restores the newest state that can be read, advances from event to
-event, saves states, and answers requests to shut down.
+The loop trains an object that implements the `Training` protocol: one model, a population of
+models, or a set of dictionaries. The loop restores the newest readable state, advances from event
+to event, saves states, and handles shutdown requests.
 
-Resuming relies on three rules. Rows up to a step are on disk before the state of that step is
-saved. Everything that happens at a step follows from the configuration. Nothing is kept of a step
-before its results were read.
+Resuming relies on three rules:
 
-Between events the device runs alone: the results of a chunk of steps are read while the next chunk
-runs. The loop runs under a transfer guard, so that nothing moves between host and device unless the
-code asks for it.
+- The metrics rows up to a step are on disk before the state of that step is saved.
+- The configuration determines everything that happens at a step.
+- Nothing is saved for a step before its results have been read.
 
-Every process of a run takes the same steps and makes the same saves. The primary process also
-writes files.
+Between events the device runs without waiting for the host: the host reads the results of a chunk
+of steps while the device runs the next chunk. The loop runs under a transfer guard, so only
+explicit transfers between host and device are possible.
+
+Every process of a run executes the same steps and the same saves. Only the primary process writes
+the other files.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest, si
 State = TypeVar("State")
 
 NOT_BEGUN = -1
-"""In place of a step: nothing has happened yet, not even the events of step 0."""
+"""Step number before training starts, when the events of step 0 have not happened yet."""
 
-_CHUNK_SECONDS = 2.0  # a signal is answered within about two of these
+_CHUNK_SECONDS = 2.0  # A signal is handled within about twice this time.
 _KEPT_STATES = 2
-_TIMED_CHUNKS = 10  # that the speed is measured over
+_TIMED_CHUNKS = 10  # number of chunks over which the speed is measured
 
 
 class NonFiniteLoss(Exception):
-    """Training diverged: a loss, a gradient or an update was not finite.
+    """Error for diverged training: a loss, a gradient or an update was not finite.
 
     Attributes:
-      step: updates made before the one that could not be made. Parameters of this step, and of all
-        steps before it, are finite.
+      step: number of updates before the failed update. The parameters at this step and at all
+        earlier steps are finite.
     """
 
     def __init__(self, step: int):
@@ -65,15 +67,16 @@ class NonFiniteLoss(Exception):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Steps that the device has finished.
+    """Chunk of consecutive steps that the device has finished.
 
     Attributes:
       before: the step at which the chunk began.
-      step: the step at which it ended.
-      results: what `Training.arrive` returned for that step, on the host.
-      steps_per_second: over the last chunks, evaluations and saves included.
-      read_newest: reads the newest saved tree and its step, given shapes and shardings of the tree;
-        None where no state was saved since training began.
+      step: the step at which the chunk ended.
+      results: the results of `Training.arrive` for the last step, on the host.
+      steps_per_second: the speed over the last chunks, including evaluations and saves.
+      read_newest: function that reads the newest saved tree. It takes a tree of shapes and
+        shardings, and returns the tree and its step, or None if no state was saved since training
+        began.
     """
 
     before: int
@@ -85,73 +88,104 @@ class Chunk:
 
 @runtime_checkable
 class Training(Protocol[State]):
-    """What the loop trains. The loop does not look into a state."""
+    """Interface of the objects that the loop trains. A state is opaque to the loop."""
 
     @property
     def steps(self) -> int:
-        """The last step."""
+        """Number of the last step."""
         ...
 
     @property
     def begins_at(self) -> int:
-        """The step of the state that `init` returns; `NOT_BEGUN` for one before step 0."""
+        """Step of the state that `init` returns; `NOT_BEGUN` for a state before step 0."""
         ...
 
     def init(self) -> State:
-        """The state that training begins with where `resume/` has none of that step or later."""
+        """Return the initial state.
+
+        The loop calls this if `resume/` has no state of step `begins_at` or later.
+        """
         ...
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> State:
-        """The state that was saved at a step.
+        """Restore the state that was saved at a step.
 
         Args:
-          step: of the state.
-          read: returns the saved tree, given its shapes and shardings.
+          step: the step of the state.
+          read: function that returns the saved tree, given a tree of its shapes and shardings.
+
+        Raises:
+          DamagedCheckpoint: the state cannot be read.
         """
         ...
 
     def saved(self, state: State) -> Any:
-        """The tree of arrays to save of a state."""
+        """Return the tree of arrays to save for a state."""
         ...
 
     def open(self, step: int) -> None:
-        """Open the files of results, and remove from them what is later than `step`."""
+        """Open the result files, and remove results of steps after `step`."""
         ...
 
     def close(self) -> None:
-        """Close what `open` opened, also where it failed half-way."""
+        """Close the files that `open` opened, even if `open` failed part-way."""
         ...
 
     def chunk_end(self, step: int, count: int) -> int:
-        """The next event after `step`, or `step + count` if chunks can be cut there."""
+        """Return the last step of the chunk that starts at `step`.
+
+        This is the next event after `step`, or `step + count` if that is earlier and the training
+        allows a chunk to end between events.
+        """
         ...
 
     def advance(self, state: State, step: int, count: int) -> State:
-        """The state `count` steps after `step`; the given one is donated. Does not wait."""
+        """Dispatch `count` steps from `step`, and return the new state without blocking.
+
+        The given state is donated.
+        """
         ...
 
     def arrive(self, before: int, step: int, state: State) -> Any:
-        """Start to compute the results of a step; arrays on the device. Does not wait."""
+        """Dispatch the computation of the results of a step, without blocking.
+
+        Args:
+          before: the step at which the chunk began.
+          step: the step at which the chunk ends.
+          state: the state at `step`.
+
+        Returns:
+          A tree of arrays on the device.
+        """
         ...
 
     def write(self, chunk: Chunk) -> Mapping[str, str]:
-        """Write the results of a chunk; returns values to show beside the progress bar.
+        """Write the results of a chunk.
+
+        Returns:
+          Values to show next to the progress bar.
 
         Raises:
-          NonFiniteLoss: there is nothing left to train.
+          NonFiniteLoss: training diverged (in a population: all trials diverged).
         """
         ...
 
     def keeps_at(self, step: int) -> bool:
-        """Whether `keep` has something to save at a step, apart from the state."""
+        """Return whether `keep` saves a checkpoint at a step, apart from the state."""
         ...
 
     def resumes_at(self, step: int) -> bool:
-        """Whether the state is to be saved at a step."""
+        """Return whether the state is saved at a step."""
         ...
 
     def keep(self, step: int, state: State, *, resumable: bool) -> None:
-        """Save what is due at a step; where the state is saved next, wait until it is on disk."""
+        """Save the files that are due at a step, apart from the state.
+
+        Args:
+          step: the step.
+          state: the state at that step.
+          resumable: the loop saves the state afterwards; wait until all other files are on disk.
+        """
         ...
 
 
@@ -165,18 +199,18 @@ class _Pending:
 
 
 class ResumableLoop(Generic[State]):
-    """Trains until a step, from the newest saved state."""
+    """Loop that resumes from the newest saved state and trains until a given step."""
 
     def __init__(
         self, training: Training[State], folder: Path, *, title: str = "", progress: bool = True
     ):
-        """Nothing is read or written yet.
+        """Create the loop. Nothing is read or written yet.
 
         Args:
-          training: what is trained.
-          folder: where states are saved; the last two are kept.
-          title: of the progress bar.
-          progress: whether to show the bar.
+          training: the object to train.
+          folder: the folder of the saved states; the last two states are kept.
+          title: the title of the progress bar.
+          progress: whether to show the progress bar.
         """
         self._training, self._folder = training, folder
         self._title, self._progress = title, progress
@@ -184,13 +218,16 @@ class ResumableLoop(Generic[State]):
     def run(self, stop: int, shutdown: ShutdownRequest) -> State:
         """Train until step `stop`, or until a shutdown request.
 
+        Returns:
+          The state at step `stop`.
+
         Raises:
-          InputError: there are saved states, and none can be read.
-          Interrupted: a shutdown was requested; the state is saved.
+          InputError: there are saved states, but none can be read.
+          Interrupted: a shutdown was requested; the state has been saved.
           NonFiniteLoss: training diverged.
         """
         training = self._training
-        # Closed in reverse order, also when training fails: what was saved must be whole on disk.
+        # Close in reverse order, even if training fails, so that every save on disk is complete.
         with contextlib.ExitStack() as stack:
 
             def opened(part: Any) -> Any:
@@ -201,7 +238,7 @@ class ResumableLoop(Generic[State]):
             state, step = self._restore()
             opened(training)
             training.open(step)
-            # Later states are of a start whose own state is lost, maybe on another mesh.
+            # At least one process could not read the later states. They are trained again.
             self._states.drop_after(step)
             self._bar = opened(
                 ProgressBar(
@@ -212,10 +249,10 @@ class ResumableLoop(Generic[State]):
                 return self._loop(state, step, stop, shutdown)
 
     def _restore(self) -> tuple[State, int]:
-        """The state to resume from and its step.
+        """Return the state to resume from, and its step.
 
-        A state that cannot be read is passed over for the one before it. What came after is trained
-        again, and comes out the same.
+        If the newest state cannot be read, the one before it is used. The steps after it are
+        trained again, with the same results.
         """
         training = self._training
         if self._newest() is None:
@@ -236,7 +273,7 @@ class ResumableLoop(Generic[State]):
         )
 
     def _newest(self) -> int | None:
-        """The step of the newest saved state; None where `init` gives a newer one."""
+        """Return the step of the newest saved state, or None if `init` returns a newer state."""
         newest = max(self._states.steps, default=None)
         return newest if newest is not None and newest >= self._training.begins_at else None
 
@@ -271,31 +308,40 @@ class ResumableLoop(Generic[State]):
         return state
 
     def _agree(self, shutdown: ShutdownRequest) -> tuple[str | None, int]:
-        """The signal that any process got, and the steps until the next call.
+        """Return the signal that any process received, and the maximum length of the next chunk.
 
-        They are not more than the device makes before a signal would have to wait long.
+        The length is the number of steps that take about `_CHUNK_SECONDS`, so that a signal is
+        handled soon. All processes get the same values.
         """
         own = np.array([shutdown.number, self._steps_per_second()], np.float32)
         said = distributed.allgather(own)
         return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
     def _save(self, step: int, state: State, pending: _Pending | None, leaving: bool) -> bool:
-        """Save what is due at a step, after its row; returns whether `pending` was finished."""
+        """Save what is due at a step, after its metrics row; return whether `pending` was written.
+
+        Args:
+          step: the step.
+          state: the state at that step.
+          pending: the results of that step, if they have not been written yet.
+          leaving: whether the loop ends at this step.
+        """
         training = self._training
         resumable = training.resumes_at(step) or (leaving and step < training.steps)
         if not (training.keeps_at(step) or resumable):
             return False
         if pending:
             self._finish(pending)
-        with jax.transfer_guard("allow"):  # Orbax copies as it likes
-            # A resumed run does not come by this step again: what is kept of it must be on disk.
+        with jax.transfer_guard("allow"):  # Orbax makes implicit transfers.
+            # A run that resumes from this state will not revisit this step, so the other files of
+            # this step must be on disk before the state.
             training.keep(step, state, resumable=resumable)
             if resumable:
                 self._states.save(step, training.saved(state))
         return True
 
     def _finish(self, pending: _Pending) -> None:
-        """Wait for the results of a chunk, and write them."""
+        """Wait for the results of a chunk, then write them."""
         results = jax.device_get(pending.results)
         self._read.append((time.perf_counter(), pending.step))
         speed = self._steps_per_second()
@@ -303,19 +349,20 @@ class ResumableLoop(Generic[State]):
         self._bar.move_to(pending.step, self._training.write(chunk))
 
     def _steps_per_second(self) -> float:
-        """Over the last chunks, evaluations and saves included.
+        """Return the speed over the last chunks, including evaluations and saves.
 
-        The last chunk alone does not tell: where a device computes while it is given work (a CPU
-        does), the results of two chunks can be read at the same moment.
+        The last chunk alone is not enough. On a CPU, which computes during dispatch, the results of
+        two chunks can become available at the same time.
         """
         (then, before), (now, step) = self._read[0], self._read[-1]
         return (step - before) / (now - then) if step > before else 0.0
 
 
 def _close(part: Any, error: BaseException | None) -> None:
-    """Close a part of the loop, unless a process failed alone: it must not wait for its peers.
+    """Close a part of the loop, unless only this process failed.
 
-    After a signal or divergence all processes close together.
+    Closing waits for the other processes, which do not close after an error of this process. After
+    a signal or divergence all processes close together.
     """
     together = error is None or isinstance(error, Interrupted | NonFiniteLoss)
     if together or not distributed.is_distributed():
