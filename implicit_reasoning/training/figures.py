@@ -217,7 +217,7 @@ def _optimisation(rows: Sequence[Row]) -> Figure | None:
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one quantity, where it was written."""
+    """Return the steps and values of one quantity, from the rows that have it."""
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, np.int64), np.array(values, np.float64)

@@ -1,7 +1,7 @@
-"""Training models: `train(config, workdir) -> Run`, and what the loop does for models.
+"""Training of models: `train(config, workdir) -> Run`, and the `Training` protocol for models.
 
-A population of models is trained like one model, with a leading axis of trials in everything that
-the program computes, and one `Record` for each trial.
+A population of models is trained like a single model. All arrays of the program have a leading
+trial axis, and each trial has its own `Record`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def train(
     """Train until `config.steps`, or resume a run that stopped before.
 
     Args:
-      config: as in `configs/composition.py`.
-      workdir: of the run; made if missing.
-      stop_at: stop, resumable, after so many steps in all.
+      config: the configuration; see `configs/composition.py`.
+      workdir: the run directory; it is created if missing.
+      stop_at: stop at this step instead of `config.steps`. The run can be resumed from there.
 
     Returns:
-      The run, opened.
+      The run in `workdir`.
 
     Raises:
       InputError: the configuration cannot be trained, or `workdir` holds another run.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
-      NonFiniteLoss: training diverged; what was kept before is whole.
-      PeerLost: another process of the run is gone; what was saved before is whole.
+      Interrupted: the process received SIGTERM or SIGINT; the state has been saved.
+      NonFiniteLoss: training diverged; everything that was saved before is complete.
+      PeerLost: another process of the run stopped; everything that was saved before is complete.
     """
     files = Layout(local_folder(workdir, "workdir"))
     config = completed(config)
@@ -58,7 +58,7 @@ def train(
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
     distributed.initialize(config.distributed)
     with distributed.exit_if_peer_lost():
-        # Whatever can be wrong with a new run is found before anything is made.
+        # Find errors of a new run before anything is written.
         dataset = directory.open_dataset(files, config)
         if distributed.is_distributed():
             distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
@@ -72,7 +72,10 @@ def train(
 
 
 def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
-    """The state of a trial that was trained in a population and is now trained alone."""
+    """Load the newest state if it is a row of a population's state; return None otherwise.
+
+    This is the case if a trial was trained in a population and is now trained alone.
+    """
     saved = saved_states.newest(files)
     if saved is None or saved.row is None:
         return None
@@ -82,10 +85,10 @@ def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
 
 
 class ModelTraining:
-    """A model in training, or a population of models in step with each other: a `Training`.
+    """`Training` of one model, or of a population of models that are all at the same step.
 
     Attributes:
-      records: what is written of each.
+      records: the record of each trial.
     """
 
     def __init__(
@@ -96,13 +99,14 @@ class ModelTraining:
         *,
         start: StartingPoint | None = None,
     ):
-        """Nothing is written yet.
+        """Create the training. Nothing is written yet.
 
         Args:
-          program: what is computed.
-          records: one per trial; all trials share a schedule.
-          files: where states and checkpoints are saved; of a run, its own.
-          start: a state from elsewhere, newer than those in `files`.
+          program: the computations.
+          records: one record per trial; all trials share a schedule.
+          files: the directory for states and checkpoints. For a single run it is the directory of
+            that run.
+          start: a state from another directory that is newer than all states in `files`.
         """
         self.records = records
         self._program, self._files, self._start = program, files, start
@@ -113,22 +117,22 @@ class ModelTraining:
         self._shown: dict[str, str] = {}
 
     def loop(self, title: str = "") -> ResumableLoop[TrainState]:
-        """The loop that trains it; `title` is of the progress bar."""
+        """Return the loop for this training; `title` is the title of the progress bar."""
         shown = self._settings.progress
         return ResumableLoop(self, self._files.resume, title=title, progress=shown)
 
     @property
     def steps(self) -> int:
-        """The horizon of the schedule."""
+        """Horizon of the schedule."""
         return self._schedule.horizon
 
     @property
     def begins_at(self) -> int:
-        """The step of the state from elsewhere, if there is one."""
+        """Step of the state from another directory; `NOT_BEGUN` if there is no such state."""
         return self._start.step if self._start else NOT_BEGUN
 
     def init(self) -> TrainState:
-        """The state from elsewhere, or fresh parameters."""
+        """Return the state from another directory, or a newly initialised state."""
         if self._start:
             self._remember(self._start.first_correct)
         return self._first()
@@ -141,14 +145,14 @@ class ModelTraining:
         return state
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
-        """The state of a step; the records get their first correct answers."""
+        """Restore the state of a step, and the steps of first correct answers in the records."""
         tree = read(self._like())
         self._remember(self._program.split(np.array(tree["first_correct"])))
         state: TrainState = tree["state"]
         return state
 
     def saved(self, state: TrainState) -> Any:
-        """The state, and by probe row the step of its first correct answer."""
+        """Return the tree to save: the state, and the step of each row's first correct answer."""
         return {"state": state, "first_correct": self._first_correct()}
 
     def _like(self) -> Any:
@@ -159,14 +163,14 @@ class ModelTraining:
             record.first_correct = steps[: len(record.first_correct)]
 
     def _first_correct(self) -> np.ndarray:
-        """Of the run, or of all trials, filled up to equal lengths."""
+        """Stack the steps of first correct answers of all trials, padded with `NEVER`."""
         found = [record.first_correct for record in self.records]
         most = max(map(len, found))
         stacked = [np.pad(steps, (0, most - len(steps)), constant_values=NEVER) for steps in found]
         return self._program.stack(stacked)
 
     def open(self, step: int) -> None:
-        """Open checkpoints, the files of all records, and the trace."""
+        """Open the checkpoints, the files of all records, and the profiler trace."""
         close = self._opened.callback
         self._checkpoints = Checkpoints(self._files.checkpoints)
         close(self._checkpoints.close)
@@ -179,15 +183,15 @@ class ModelTraining:
         close(self._profile.close)
 
     def close(self) -> None:
-        """Close them, in reverse order."""
+        """Close everything that `open` opened, in reverse order."""
         self._opened.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """The next row, checkpoint or state; chunks can be cut anywhere before it."""
+        """Return the step of the next row, checkpoint or state, or `step + count` if earlier."""
         return min(self._schedule.next_event(step), step + count)
 
     def advance(self, state: TrainState, step: int, count: int) -> TrainState:
-        """Make `count` updates."""
+        """Dispatch `count` updates."""
         self._profile.next_chunk(state)
         return self._advance(state, count)
 
@@ -200,21 +204,21 @@ class ModelTraining:
         return after
 
     def arrive(self, before: int, step: int, state: TrainState) -> Any:
-        """A snapshot of the state, and an `Outcome` where this is a step of evaluation."""
+        """Dispatch a snapshot of the state, and an `Outcome` if the step has an evaluation."""
         program, evaluated = self._program, step in self._schedule.evaluations
         outcome = program.evaluate(state.params) if evaluated else None
         return program.snapshot(state, program.hyper), outcome
 
     def keeps_at(self, step: int) -> bool:
-        """Whether parameters are kept."""
+        """Return whether the schedule has a checkpoint at a step."""
         return step in self._schedule.checkpoints
 
     def resumes_at(self, step: int) -> bool:
-        """Whether the schedule has a state."""
+        """Return whether the schedule saves the state at a step."""
         return step in self._schedule.resumes
 
     def keep(self, step: int, state: TrainState, *, resumable: bool) -> None:
-        """Keep parameters, and beside a state `first_correct.npz`."""
+        """Save a checkpoint if one is due, and `first_correct.npz` if the state is saved."""
         if self.keeps_at(step):
             self._checkpoints.save(step, state.params)
         if resumable:
@@ -223,7 +227,11 @@ class ModelTraining:
                 record.keep()
 
     def write(self, chunk: Chunk) -> Mapping[str, str]:
-        """Write a row of each trial that has not diverged."""
+        """Write the metrics row of each trial that has not diverged.
+
+        Raises:
+          NonFiniteLoss: all trials have diverged.
+        """
         split = self._program.split
         snapshots = split(chunk.results[0])
         self._note_divergence(chunk, snapshots)
@@ -243,7 +251,7 @@ class ModelTraining:
         return self._shown_of(written)
 
     def _shown_of(self, written: Sequence[dict[str, float]]) -> dict[str, str]:
-        """The newest loss and accuracies; of a population, the medians."""
+        """Return the newest loss and accuracies as text; for a population, their medians."""
         for name in written[0]:
             self._shown[name] = f"{np.median([values[name] for values in written]):.3f}"
         if lost := len(self.records) - len(written):
@@ -251,17 +259,17 @@ class ModelTraining:
         return self._shown
 
     def _note_divergence(self, chunk: Chunk, snapshots: Sequence[dict[str, Any]]) -> None:
-        """Tell the records that diverged in a chunk at which step they did.
+        """Find the trials that diverged in a chunk, and tell their records the step.
 
-        The state has the step where it was the loss, its gradient or the rates. Where parameters
-        themselves overflowed, which a step does not check, that step is found by a replay.
+        If the loss, its gradient or the rates were not finite, the state contains the step. If the
+        parameters overflowed, which a step does not check, a replay of the chunk finds the step.
         """
         lost = {
             number: int(snapshot["step"])
             for number, snapshot in enumerate(snapshots)
             if not snapshot["finite"] and self.records[number].diverged is None
         }
-        # The square of what is finite may overflow too: then the replay comes to the same step.
+        # The norm of finite parameters can also overflow. The replay then finds the same step.
         unsure = [n for n in lost if not np.isfinite(snapshots[n]["param_norm"])]
         if unsure:
             lost |= self._replay(chunk, unsure)
@@ -269,11 +277,14 @@ class ModelTraining:
             self.records[number].diverge(step)
 
     def _replay(self, chunk: Chunk, numbers: Sequence[int]) -> dict[int, int]:
-        """Train a chunk again step by step; returns the steps whose updates were not finite.
+        """Train a chunk again step by step, to find the first update that was not finite.
 
         Args:
-          chunk: everything was finite where it began.
-          numbers: of the records to look at.
+          chunk: the chunk to repeat; all values were finite at its start.
+          numbers: the numbers of the records to check.
+
+        Returns:
+          The step of that update for each record number.
         """
         program = self._program
         with jax.transfer_guard("allow"):

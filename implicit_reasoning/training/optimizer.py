@@ -1,7 +1,7 @@
-"""AdamW as the published runs use it: warm-up, decoupled decay on weights only, clipping.
+"""AdamW as in the published runs: warm-up, decoupled decay of weights only, gradient clipping.
 
-Learning rate and weight decay are *arguments* of the update (`Hyper`), not constants baked into it,
-so that a population of trials that differ in them is a `vmap` of one update.
+The learning rate and the weight decay are arguments of the update (`Hyperparameters`) and not
+compile-time constants. Trials that differ in them can therefore be trained with `vmap`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from implicit_reasoning.model.blocks.parameters import unflatten_params
 
 
 class Hyperparameters(NamedTuple):
-    """What may differ between the trials of one compiled program; float32 scalars."""
+    """Hyperparameters that may differ between the trials of one program; float32 scalars."""
 
     learning_rate: Float[Array, ""]
     weight_decay: Float[Array, ""]
@@ -28,7 +28,7 @@ class Hyperparameters(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """A config's `optimizer` group; `runs.fields` documents each field."""
+    """Settings from the `optimizer` group of a config; `runs.fields` documents each field."""
 
     learning_rate: float
     weight_decay: float
@@ -42,23 +42,28 @@ class OptimizerSettings:
 
 
 def hyperparameters(settings: OptimizerSettings) -> Hyperparameters:
-    """The traced hyperparameters."""
+    """Return the traced hyperparameters of the settings."""
     return Hyperparameters(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
 
 
 def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
-    """Learning rate at a step as a fraction of its peak.
+    """Return the schedule of the learning rate as a fraction of its peak.
 
-    Linear from 0 over `warmup_steps` (the first update has rate 0, as in HuggingFace's schedules),
-    then `constant`, or `cosine` down to `final_fraction` at `horizon` steps.
+    The rate increases linearly from 0 over `warmup_steps`. The first update has rate 0, as in
+    HuggingFace's schedules. After the warm-up the rate is constant (`constant`), or follows a
+    cosine down to `final_fraction` at step `horizon` (`cosine`).
+
+    Args:
+      settings: the settings of the optimizer.
+      horizon: the number of training steps.
     """
     return _relative_rate(
         settings.schedule, settings.warmup_steps, settings.final_fraction, horizon
     )
 
 
-# optax's functions are equal only if they are the same object. Equal settings get the same object,
-# so that equal recipes are equal and their programs are compiled once.
+# optax functions compare equal only if they are the same object. The cache returns the same object
+# for equal settings, so that equal recipes compare equal and share one compiled program.
 @functools.lru_cache(maxsize=64)
 def _relative_rate(
     schedule: str, warmup_steps: int, final_fraction: float, horizon: int
@@ -76,7 +81,10 @@ def _relative_rate(
 
 
 def preconditioner(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Clipping by global norm, then Adam's direction (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Return clipping by global norm, then scaling by Adam.
+
+    The direction is that of AdamW (Loshchilov & Hutter 2019, algorithm 2), without weight decay.
+    """
     return _preconditioner(settings.clip_norm, settings.b1, settings.b2, settings.eps)
 
 
@@ -90,9 +98,10 @@ def _preconditioner(
 
 
 def decay_mask(model: Transformer) -> Any:
-    """Which parameters decay, a tree of truth values: see `Parameter.decayed`.
+    """Return a tree of bools: whether weight decay applies to each parameter.
 
-    In a GPT-2 model weights, embeddings and positions decay, but biases and norms do not (Wang).
+    See `Parameter.decayed`. In a GPT-2 model, decay applies to weights, token embeddings and
+    position embeddings, but not to biases and norms (as in Wang's code).
     """
     return unflatten_params(
         {name: parameter.decayed for name, parameter in model.parameters.items()}
@@ -102,14 +111,17 @@ def decay_mask(model: Transformer) -> Any:
 def apply_updates(
     params: Params, directions: Params, hyper: Hyperparameters, rate: Float[Array, ""], decayed: Any
 ) -> Params:
-    """One decoupled step: `p - rate * learning_rate * (direction + weight_decay * p)`.
+    """Apply one update: `p - rate * learning_rate * (direction + weight_decay * p)`.
 
     Args:
-      params: before the step.
-      directions: of the preconditioner.
-      hyper: learning rate and weight decay.
-      rate: learning rate at this step as a fraction of its peak.
-      decayed: for every parameter, whether it decays; see `decay_mask`.
+      params: the parameters before the update.
+      directions: the output of the preconditioner.
+      hyper: the peak learning rate and the weight decay.
+      rate: the learning rate at this step as a fraction of its peak.
+      decayed: whether weight decay applies to each parameter; see `decay_mask`.
+
+    Returns:
+      The parameters after the update.
     """
     step = rate * hyper.learning_rate
 

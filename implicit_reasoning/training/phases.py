@@ -1,29 +1,33 @@
-"""Memorised, generalised, across distributions: when each phase of grokking began, by stated rules.
+"""Phases of grokking: the step at which a run memorises, generalises and transfers.
 
-Phases may overlap. Rules, on accuracies of probe rows:
+Phases may overlap. Each phase has a rule for the accuracy on probe rows:
 
-- memorised: the training chains' >= .99
-- in-distribution (half, whole): the held-out chains' >= .5, and >= .95
-- cross-distribution: of chains whose *first* fact was seen only as a fact, the lower end of the 95%
-  interval of the accuracy is above the upper end of that of every shortcut, on the same rows and
-  clusters (bridges)
+- memorised: the accuracy on training chains is at least 0.99.
+- in-distribution (half, whole): the accuracy on held-out chains is at least 0.5 (half) or 0.95
+  (whole).
+- cross-distribution: this rule uses chains whose *first* fact is trained only as a single fact. The
+  lower end of the 95% interval of their accuracy is above the upper end of the 95% interval of
+  every shortcut. Both intervals use the same rows and the same clusters (bridges).
 
-The first two are descriptions. They begin at the first of three evaluations in a row that satisfy
-the rule, so that one lucky evaluation does not count. The third is a test. It has to hold at that
-evaluation and at *all* later ones, of which there are two or more, for these reasons:
+The first two phases are descriptive. Each begins at the first of three consecutive evaluations that
+satisfy the rule, so a single lucky evaluation does not count. The third phase is a statistical
+test. It begins at the first evaluation from which the rule holds at *all* later evaluations, and at
+least three evaluations must satisfy it. This controls two kinds of multiple testing:
 
-- Evaluations: the first of many correlated tests that passes is wrong far more often than one test.
-  If the model is no better than a shortcut at some evaluation, then a phase that begins there or
-  before needs this very evaluation to pass, so the probability of a beginning that is too early is
-  that of one test, whatever the number of evaluations. A phase that is lost again is not reported.
-- Shortcuts: the model has to be above each rule. If it is no better than one of them, its interval
-  passes that rule's with a probability of at most 5% (2.5% for either interval to miss its mean),
-  whatever the number of rules and their correlation on the same rows.
+- Evaluations: if a rule is tested at many correlated evaluations and the first success counts,
+  false positives are far more frequent than with a single test. Suppose that the model is no better
+  than a shortcut at some evaluation. A phase that begins at or before that evaluation requires that
+  this evaluation satisfies the rule. So the probability of a start that is too early is that of a
+  single test, for any number of evaluations. A phase that is lost again is not reported.
+- Shortcuts: the model must be above every shortcut. If the model is no better than one of them, the
+  probability that its interval is above that shortcut's interval is at most 5%, because each
+  interval misses its mean on the relevant side with a probability of 2.5%. This holds for any
+  number of shortcuts and any correlation between them.
 
-Both need nothing of a run but `metrics.jsonl` and the world, so the rule also judges old runs.
-Before 2026-11-28 the interval in `metrics.jsonl` was a bootstrap by first fact, and is narrower.
+The rules need only `metrics.jsonl` and the world, so they also apply to old runs. Before 2026-11-28
+the interval in `metrics.jsonl` was a bootstrap clustered by first fact, which is narrower.
 
-The lag is the distance from "memorised" to "in-distribution, whole", in steps.
+The lag is the number of steps from "memorised" to "in-distribution, whole".
 """
 
 from __future__ import annotations
@@ -49,7 +53,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Splits:
-    """Which splits of a dataset play the parts that the rules speak of; None where it has none."""
+    """Names of the splits that the rules of the phases need; None for a missing split.
+
+    Attributes:
+      trained: the training chains.
+      held_out: the held-out chains of known facts.
+      cross: the chains whose first fact is trained only as a single fact.
+    """
 
     trained: str | None
     held_out: str | None
@@ -57,7 +67,7 @@ class Splits:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Splits:
-        """Of a dataset with the house's split names."""
+        """Find the splits of a dataset by their names: `train_<pattern>`, `test_<pattern>`, ..."""
         trained = next((name for name in dataset.splits if name.startswith("train_")), None)
         if trained is None:
             return cls(None, None, None)
@@ -66,14 +76,14 @@ class Splits:
         def existing(name: str) -> str | None:
             return name if name in dataset.splits and len(dataset.probes(name)) else None
 
-        # The rule for the cross split is about facts, so there have to be some.
+        # The rule for the cross split needs facts, which not every dataset has.
         cross = existing(f"test_o{pattern[1:]}") if "fact1" in dataset.truth else None
         return cls(trained, existing(f"test_{pattern}"), cross)
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The step at which each phase began; None is "not reached"."""
+    """Step at which each phase began; None if the phase was not reached."""
 
     memorised: int | None
     in_distribution_half: int | None
@@ -82,13 +92,13 @@ class Phases:
 
     @property
     def lag(self) -> int | None:
-        """Steps from memorised to in-distribution; negative if it generalised first."""
+        """Steps from memorised to in-distribution; negative if in-distribution came first."""
         if self.memorised is None or self.in_distribution is None:
             return None
         return self.in_distribution - self.memorised
 
     def describe(self) -> dict[str, str]:
-        """Each phase, and the lag, in words."""
+        """Return each phase and the lag as text."""
         found = {**dataclasses.asdict(self), "lag": self.lag}
         return {
             name.replace("_", " "): "not reached" if step is None else f"{step:,} steps"
@@ -100,10 +110,10 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     """Find the phases in the rows of `metrics.jsonl`.
 
     Args:
-      rows: ascending by step; those without an evaluation are passed over.
-      splits: of the dataset.
-      cross_shortcut: what the cross split has to be above, see `phase_criteria`; None if there is
-        nothing to compare with, and then that phase is never reached.
+      rows: the rows, ascending by step. Rows without an evaluation are skipped.
+      splits: the splits of the dataset.
+      cross_shortcut: the threshold for the interval of the cross split; see `phase_criteria`. If it
+        is None, the cross-distribution phase is never reached.
     """
 
     def series(
@@ -124,16 +134,16 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
 
 
 def run_phases(run: Run) -> Phases:
-    """The phases of a run, from its `metrics.jsonl` and the shortcuts of its world."""
+    """Find the phases of a run from its `metrics.jsonl` and the shortcuts of its world."""
     return phases(run.metrics, *phase_criteria(run.dataset))
 
 
 def phase_criteria(dataset: Dataset) -> tuple[Splits, float | None]:
-    """What the rules of `phases` speak of in a dataset.
+    """Return the arguments of `phases` that depend on the dataset.
 
     Returns:
-      Its splits, and the highest upper end of the shortcuts' 95% intervals on the cross split; None
-      where there is no such split, or no shortcut.
+      The splits, and the highest upper end of the 95% intervals of all shortcuts on the cross
+      split. The latter is None if there is no cross split or no shortcut.
     """
     splits = Splits.of(dataset)
     if splits.cross is None:
@@ -155,6 +165,9 @@ def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:
 
 
 def _from_then_on(series: Sequence[tuple[int, bool]]) -> int | None:
-    """The first step of those at the end that are all satisfied; None for fewer than three."""
+    """Return the first step of the final stretch that satisfies the rule.
+
+    Returns None if the stretch has fewer than `MIN_CONSECUTIVE` evaluations.
+    """
     lasting = list(itertools.takewhile(lambda one: one[1], reversed(series)))
     return lasting[-1][0] if len(lasting) >= MIN_CONSECUTIVE else None

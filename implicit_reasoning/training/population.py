@@ -1,13 +1,13 @@
-"""A population: many trials of one shape, trained in step with each other by one program.
+"""Training of a population: many trials of the same shapes, trained together by one program.
 
-What may differ between them: the seeds of initialisation and world, phi, learning rate, weight
-decay (`VARIED`). Worlds stand one after the other in one table of rows; which of them a trial sees
-is two numbers. Each trial sees the data that it would see alone, in the same order, so its first
-losses are those of the run alone, up to rounding.
+Trials may differ in the seeds of initialisation and world, phi, learning rate and weight decay
+(`VARIED`). The training rows of all worlds are concatenated in one table; each trial has the first
+row and the number of rows of its world. Each trial sees the same data in the same order as in a run
+alone, so its first losses are equal to those of that run up to rounding.
 
-The axis of trials is dealt out to all devices; where they do not divide it, it is filled up with
-copies of the first trial, whose results nobody reads. A trial that diverges stays as it is, and the
-others go on.
+The trial axis is sharded over all devices. If the number of devices does not divide the number of
+trials, the axis is padded with copies of the first trial, whose results are ignored. A trial that
+diverges keeps its last finite state, and the other trials continue.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ VARIED = (
 
 
 def shape_of(config: ConfigDict) -> str:
-    """What the trials of one population have in common, as text to compare."""
+    """Return the configuration without the fields in `VARIED`, as JSON.
+
+    Trials can be in one population only if this text is equal.
+    """
     return json.dumps({key: v for key, v in flatten(config).items() if key not in VARIED})
 
 
@@ -76,26 +79,26 @@ def train_population(
     lost: Callable[[int, int], None] | None = None,
     title: str = "",
 ) -> list[Record]:
-    """Train trials until step `stop`, or go on from where they are, all at one step.
+    """Train trials until step `stop`, from the start or from states that are all of one step.
 
     Args:
-      trials: in the order of their rows.
-      files: of the population, new each time: stacked checkpoints and states; all else is in the
-        trials' own.
+      trials: the trials; row i of the population is trial i.
+      files: the directory for the stacked checkpoints and states. It must have none yet. All other
+        files are written to the directories of the trials.
       stop: the step to stop at.
-      shutdown: whether a signal asks to stop earlier.
-      lost: is told at once of a trial that diverges: its number, the step.
-      title: of the progress bar.
+      shutdown: the shutdown request, which can stop training earlier.
+      lost: called as soon as a trial diverges, with the number of the trial and the step.
+      title: the title of the progress bar.
 
     Returns:
-      What was noted of each; `diverged` says at which step one was lost, if it was.
+      The record of each trial. `diverged` is the step at which the trial diverged, or None.
 
     Raises:
       InputError: the trials cannot be one population, or another process trains one of them.
-      DamagedCheckpoint: the newest state of one cannot be read, and is set aside: it goes on from
-        the one before it, which may be of another step than the other trials'.
-      Interrupted: a signal came; the states are saved.
-      PeerLost: another process is gone; what was saved before is whole.
+      DamagedCheckpoint: the newest state of a trial cannot be read. It has been moved away, so this
+        trial resumes from an earlier state, which may be at another step than the other trials.
+      Interrupted: a shutdown was requested; the states have been saved.
+      PeerLost: another process stopped; everything that was saved before is complete.
     """
     if finished_steps(files.resume) or finished_steps(files.checkpoints):
         raise InputError(f"there is a population in {files.workdir}; each start makes a new one")
@@ -122,13 +125,13 @@ def train_population(
             if distributed.is_primary():
                 begin_segment(trial.files, files.workdir, row, start.step if start else 0)
         training = ModelTraining(program, records, files, start=start)
-        with contextlib.suppress(NonFiniteLoss):  # all have diverged, as the records say
+        with contextlib.suppress(NonFiniteLoss):  # All trials diverged; the records have the steps.
             training.loop(title).run(stop, shutdown)
     return records
 
 
 def _scorings(trials: Sequence[Trial]) -> dict[int, ProbeMetrics]:
-    """One for each dataset."""
+    """Create the probe metrics of each distinct dataset, by the dataset's `id`."""
     return {
         key: ProbeMetrics(dataset)
         for key, dataset in {id(t.dataset): t.dataset for t in trials}.items()
@@ -136,7 +139,7 @@ def _scorings(trials: Sequence[Trial]) -> dict[int, ProbeMetrics]:
 
 
 def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.StartingPoint | None:
-    """Where the trials are; None where none has begun."""
+    """Load the newest states of the trials, or return None if no trial has a saved state."""
     saved = [saved_states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
     if not found:
@@ -152,7 +155,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
         return start
     if (
         damage is None or distributed.is_distributed()
-    ):  # one host alone must not change what others read
+    ):  # One process alone must not move files that other processes read.
         said = damage or "a state of the trials cannot be read by another process"
         raise InputError(f"{said}; move it away to go on from the one before it")
     for trial, each in zip(trials, found, strict=True):
@@ -169,23 +172,23 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """The mesh of a population: what a config's `mesh` says, all that is left over to trials."""
+    """Make the mesh of a population; the `trial` axis gets all devices that remain."""
     return sharding.make_mesh({**sizes, "trial": -1, "data": max(1, sizes["data"])})
 
 
 def make_population(trials: Sequence[Trial]) -> setup.Program:
-    """One program for all trials; what it is called with has a leading axis of them.
+    """Make one program for all trials, whose arguments have a leading trial axis.
 
     Raises:
-      InputError: the trials differ in what trials of a population cannot, or do not fit the
-        devices.
+      InputError: the trials differ in a property that must be equal in a population, or they do not
+        fit the devices.
     """
     settings = trials[0].settings
     mesh = make_mesh(settings.mesh)
     _check_alike(trials)
     recipes = [setup.make_recipe(trial.settings, trial.dataset, mesh) for trial in trials]
     devices = mesh.shape["trial"]
-    # Within a device's share of the trials, the mesh is the one of that place.
+    # Inside the `shard_map` over `trial`, a `PartitionSpec` refers to the mesh of that context.
     by_rows = PartitionSpec("data") if devices > 1 else recipes[0].batch_sharding
     recipe = dataclasses.replace(recipes[0], batch_sharding=by_rows)
     filled = [*trials, *[trials[0]] * (-len(trials) % devices)]
@@ -219,7 +222,7 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
 
 
 class _Functions(NamedTuple):
-    """As `setup.Functions`, with evaluation."""
+    """Compiled functions as in `setup.CompiledFunctions`, and the evaluation."""
 
     like: Any
     init: Wrapped
@@ -230,7 +233,7 @@ class _Functions(NamedTuple):
 
 @functools.lru_cache(maxsize=setup.MAX_KEPT_PROGRAMS)
 def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool, count: int) -> _Functions:
-    """The same functions for equal programs of `count` trials, see `setup`."""
+    """Return the compiled functions for `count` trials; equal arguments share one compilation."""
     whole = sharding.replicated(mesh)
     dealt = functools.partial(map_over_axis, mesh=mesh if mesh.shape["trial"] > 1 else None)
 
@@ -290,7 +293,12 @@ def _check_alike(trials: Sequence[Trial]) -> None:
 
 
 def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRows:
-    """All worlds in one table; `first` and `n_rows` by trial; numpy."""
+    """Concatenate the training rows of all worlds; `first` and `n_rows` have one entry per trial.
+
+    Args:
+      datasets: the distinct datasets.
+      number: for each trial, the number of its dataset.
+    """
     slots = max(row_shape(dataset)["n_slots"] for dataset in datasets)
     tables = [setup.training_rows(dataset, slots) for dataset in datasets]
     sizes = np.array([table.n_rows for table in tables], np.int32)
@@ -302,11 +310,19 @@ def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRow
 def _all_probes(
     datasets: Sequence[Dataset], number: Sequence[int]
 ) -> tuple[EvaluationRows, np.ndarray]:
-    """All worlds' chunks in one table, and the numbers of those to ask each trial; numpy."""
+    """Concatenate the probe chunks of all worlds.
+
+    Args:
+      datasets: the distinct datasets.
+      number: for each trial, the number of its dataset.
+
+    Returns:
+      The chunks, and the numbers of the chunks of each trial, int32 `[trial, chunk]`.
+    """
     tables = [evaluation_rows(dataset) for dataset in datasets]
     sizes = np.array([len(table.tokens) for table in tables])
     starts = np.cumsum(sizes) - sizes
-    # Who has fewer chunks is asked its last again: what is beyond a trial's rows is not read.
+    # Trials with fewer chunks repeat their last chunk. These results are ignored.
     within = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
     probes = EvaluationRows(*(np.concatenate(column) for column in zip(*tables, strict=True)))
     return probes, (starts[:, None] + within)[number].astype(np.int32)

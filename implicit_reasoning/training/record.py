@@ -1,4 +1,4 @@
-"""What one run writes down as it trains: rows, their view in TensorBoard, who was right first."""
+"""Output files of one run in training: metrics rows, TensorBoard events, first correct answers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
-# Fields that do not say what the experiment is. They are not columns of TensorBoard's table of
-# hyperparameters, which sorts by name and shows the first five.
+# Fields that do not define the experiment. They are left out of the hyperparameter table of
+# TensorBoard, which sorts columns by name and shows only the first five.
 _ROUTINE = (
     *("checkpoints", "distributed", "evaluation", "log_every", "mesh", "profile", "resume_every"),
     "writers",
@@ -35,7 +35,7 @@ _ROUTINE = (
 def open_tensorboard(
     files: Layout, config: ConfigDict, dataset: Dataset, rows: Sequence[Row]
 ) -> TensorBoard:
-    """Begin the event file of a run with the rows that it has."""
+    """Create the TensorBoard event file of a run, and write the existing rows to it."""
     return TensorBoard(
         files.tensorboard,
         config=to_json(config),
@@ -46,7 +46,7 @@ def open_tensorboard(
 
 
 def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
-    """The columns of a run in the table of hyperparameters; in a sweep, what the trials choose."""
+    """Return the columns of the hyperparameter table; in a sweep, the fields that vary."""
     fields = flatten(config)
     if files.trial.exists():
         return {key: fields[key] for key in read_json(files.trial)["keys"]}
@@ -54,7 +54,15 @@ def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
 
 
 class Record:
-    """Of one run; only the process that writes has files open, the others just keep count."""
+    """Record of one run; only the primary process opens and writes files.
+
+    Attributes:
+      settings: the training settings of the run.
+      files: the run directory.
+      scoring: the metrics of the probe rows.
+      first_correct: the step of each probe row's first correct answer, or `NEVER`.
+      diverged: the step at which the run diverged, or None.
+    """
 
     def __init__(
         self,
@@ -62,12 +70,12 @@ class Record:
         scoring: ProbeMetrics | None = None,
         lost: Callable[[int], None] | None = None,
     ):
-        """Nothing is opened yet.
+        """Create the record. No file is opened yet.
 
         Args:
           trial: the run.
-          scoring: of the dataset, if another run has made it.
-          lost: is told at once if the run diverges, and at which step.
+          scoring: the metrics of the dataset, if they have been created for another run.
+          lost: called with the step as soon as the run diverges.
         """
         self.settings, self.files, self._trial = trial.settings, trial.files, trial
         self.scoring = scoring or ProbeMetrics(trial.dataset)
@@ -80,7 +88,11 @@ class Record:
         self._tensorboard: TensorBoard | None = None
 
     def open(self, step: int) -> None:
-        """Note this start, at `step` (-1: nothing has happened yet), and drop later rows."""
+        """Record this start, open the files, and drop the metrics rows after `step`.
+
+        Args:
+          step: the step at which training resumes; -1 if the run is new.
+        """
         if not distributed.is_primary():
             return
         directory.record_start(self.files.provenance, max(step, 0))
@@ -98,16 +110,16 @@ class Record:
     def write(
         self, step: int, snapshot: dict[str, Any], outcome: Outcome | None, timings: Row
     ) -> dict[str, float]:
-        """Write the row of a step.
+        """Write the metrics row of a step.
 
         Args:
-          step: which.
-          snapshot: of `StepRecipe.snapshot`, on the host.
-          outcome: of the probe rows, where this is a step of evaluation.
-          timings: columns that say how fast it went.
+          step: the step.
+          snapshot: the result of `StepRecipe.snapshot`, on the host.
+          outcome: the outcome of the probe rows, or None if the step has no evaluation.
+          timings: further columns about the speed of training.
 
         Returns:
-          What is worth showing beside a bar: the loss, accuracies on trained and held-out chains.
+          Values for the progress bar: the loss, and the accuracies on trained and held-out chains.
         """
         row: Row = {"step": step, **self._training_metrics(step, snapshot)}
         if outcome is not None:
@@ -127,7 +139,7 @@ class Record:
         return {name: row[key] for name, key in keys.items() if key in row}
 
     def diverge(self, step: int) -> None:
-        """Nothing more comes: the loss or its gradient was not finite at `step`."""
+        """Record that the run diverged at `step`; no further rows are written."""
         self.diverged = step
         if distributed.is_primary():
             end_segment(self.files, step)
@@ -135,13 +147,13 @@ class Record:
             self._lost(step)
 
     def keep(self) -> None:
-        """Write who was right first, beside a saved state."""
+        """Write `first_correct.npz`, which belongs to the state that is saved next."""
         if distributed.is_primary():
             rows = self.scoring.rows
             write_npz(self.files.first_correct, {"row": rows, "step": self.first_correct})
 
     def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
-        """Means over the steps since the last row, and what holds at this step."""
+        """Return means over the steps since the last row, and the values at this step."""
         since = np.arange(self._schedule.previous_row(step), step) % self._schedule.log_every
         means = {
             name: float(values[since].mean(dtype=np.float64))
@@ -152,14 +164,15 @@ class Record:
 
 
 def add_intervals(run: Run) -> None:
-    """Add intervals to the last row of a run that has a checkpoint and an evaluation.
+    """Add confidence intervals to the last metrics row that has a checkpoint and an evaluation.
 
-    For runs that began before rows had intervals. The checkpoint is evaluated again, in the
-    precision of training; every other number of the row stays as it is. Does nothing where a row
-    has intervals.
+    This is for runs of versions that did not write intervals. The checkpoint is evaluated again in
+    the precision of training. All other values of the row are unchanged. If any row already has
+    intervals, nothing is done.
 
     Raises:
-      InputError: no checkpoint that was evaluated is left, or another process trains in the folder.
+      InputError: no step has both a checkpoint and an evaluation, or another process is training in
+        the folder.
     """
     files, rows = run.files, run.metrics
     if row_with_intervals(rows) is not None:

@@ -1,6 +1,6 @@
-"""Saved states of runs, wherever they are: of a run alone, or a row of a population's.
+"""Saved states of a run or trial, in its own directory and in the directories of populations.
 
-A trial goes on from the newest of them, alone or in whatever population it is put next.
+A trial resumes from the newest of these states, either alone or in a new population.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from implicit_reasoning.training.step import TrainState
 
 
 class SavedState(NamedTuple):
-    """Where a state is: which `resume/`, the row there (None: it is not stacked), the step."""
+    """Location of a saved state.
+
+    Attributes:
+      folder: the `resume/` folder.
+      row: the row of the stacked state of a population; None for a state that is not stacked.
+      step: the step of the state.
+    """
 
     folder: Path
     row: int | None
@@ -26,12 +32,12 @@ class SavedState(NamedTuple):
 
 
 class StartingPoint(NamedTuple):
-    """What a run, or a population, goes on from.
+    """State from which a run or a population resumes.
 
     Attributes:
-      state: numpy; stacked for a population.
-      first_correct: by trial.
-      step: of all.
+      state: the state as numpy arrays, with a leading trial axis for a population.
+      first_correct: for each trial, the steps of the first correct answers.
+      step: the step of the state, which is the same for all trials.
     """
 
     state: TrainState
@@ -40,13 +46,15 @@ class StartingPoint(NamedTuple):
 
 
 def newest(files: Layout) -> SavedState | None:
-    """The newest state of a run or trial; None where nothing was saved."""
+    """Return the newest state of a run or trial, or None if it has no saved state."""
     return max(all_states(files), key=lambda saved: saved.step, default=None)
 
 
 def all_states(files: Layout) -> list[SavedState]:
-    """All states of a run or trial, of whatever company it was in."""
-    own = files.resume.resolve()  # as those of populations are, and as damage is named
+    """List all states of a run or trial, including those in the folders of populations."""
+    # Resolved like the folders of populations and of `DamagedCheckpoint`, so that paths compare
+    # equal.
+    own = files.resume.resolve()
     found = [SavedState(own, None, step) for step in finished_steps(own)]
     for part in read_segments(files):
         steps = finished_steps(part.folder / "resume")
@@ -56,22 +64,23 @@ def all_states(files: Layout) -> list[SavedState]:
 
 
 def set_aside(state: Path) -> None:
-    """Move a state that cannot be read out of the way: into `resume.damaged/`, beside `resume/`."""
+    """Move a state that cannot be read from `resume/` to the sibling folder `resume.damaged/`."""
     damaged = state.parent.with_name(f"{state.parent.name}.damaged")
     damaged.mkdir(exist_ok=True)
     state.rename(damaged / state.name)
 
 
 def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> StartingPoint:
-    """The states of trials at one step.
+    """Read the states of trials that were saved at the same step.
 
     Args:
-      saved: where they are.
-      like: the state of one trial, or its shapes.
-      stacked: put them together along a leading axis; else there is one, which stays as it is.
+      saved: the locations of the states.
+      like: a state with the structure to read, or its shapes.
+      stacked: stack the states along a leading trial axis. If False, `saved` must have one state,
+        which gets no such axis.
 
     Raises:
-      DamagedCheckpoint: one cannot be read.
+      DamagedCheckpoint: a state cannot be read.
     """
     tree = {"state": like, "first_correct": 0}
     files = {(each.folder, each.step) for each in saved}
@@ -91,10 +100,15 @@ def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> Sta
 
 
 def placed(state: Any, like: Any) -> Any:
-    """A state on the devices that `like` says; every process has all of it in memory."""
+    """Move a state from host memory to the devices.
+
+    Args:
+      state: the whole state as numpy arrays; every process must have it.
+      like: the shapes and shardings of the result.
+    """
 
     def put(leaf: Any, where: jax.ShapeDtypeStruct) -> jax.Array:
-        # Filled up with the first, where a population has more rows than trials.
+        # A population can have more rows than trials. Pad with copies of the first trial.
         whole = np.asarray(leaf)
         if missing := where.shape[0] - whole.shape[0] if whole.ndim else 0:
             whole = np.concatenate([whole, *[whole[:1]] * missing])

@@ -1,7 +1,7 @@
-"""When things happen: at which steps a run evaluates, logs, keeps a checkpoint, can be resumed.
+"""Schedule of a run: the steps of evaluations, metrics rows, checkpoints and saved states.
 
-All of it follows from the configuration alone, so that a resumed run does the same things at the
-same steps as one that was never stopped.
+The configuration alone determines the schedule, so a resumed run has the same events at the same
+steps as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 _INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.every")
-_MAX_EVENTS = 1_000_000  # times that anything happens in a run: the steps are listed beforehand
+_MAX_EVENTS = 1_000_000  # Limits memory, because all event steps are listed in advance.
 
 
 def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
-    """Step 0, then log-spaced steps below `every`, then each `every`, and the last.
+    """Return step 0, log-spaced steps below `every`, the multiples of `every`, and the last step.
 
     Args:
       horizon: the last step.
-      per_doubling: log-spaced steps in each doubling; 0 for none.
-      every: the interval after them.
+      per_doubling: the number of log-spaced steps per doubling; 0 for no log-spaced steps.
+      every: the interval in steps after the log-spaced steps.
+
+    Returns:
+      The steps in ascending order.
     """
     steps = {0, horizon, *range(every, horizon + 1, every)}
     if per_doubling:
@@ -34,7 +37,11 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the intervals of a configuration, by dotted name, in words."""
+    """Return a message for each interval that is too short for the number of steps.
+
+    Args:
+      values: the configuration by dotted name.
+    """
     steps = values["steps"]
     least = max(1, -(-steps // _MAX_EVENTS))
     return [
@@ -47,14 +54,16 @@ def faults(values: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps at which a run of `horizon` steps does something; each tuple ascends.
+    """Steps of the events of a run; each tuple is in ascending order.
 
     Attributes:
-      log_every: steps between rows; other rows are of evaluations.
-      rows: a row of `metrics.jsonl` is written (multiples of `log_every`, and evaluations).
-      evaluations: all splits are evaluated.
-      checkpoints: parameters are kept.
-      resumes: the full state is saved, so that a killed run loses little.
+      horizon: the last step.
+      log_every: interval of metrics rows in steps; evaluations add further rows.
+      rows: steps at which a row of `metrics.jsonl` is written: step 0, the multiples of
+        `log_every`, the evaluations, and the last step.
+      evaluations: steps at which all splits are evaluated.
+      checkpoints: steps at which the parameters are saved.
+      resumes: steps at which the full state is saved, so that a killed run can be resumed.
     """
 
     horizon: int
@@ -66,7 +75,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Any) -> Schedule:
-        """The schedule of a configuration in which `faults` finds none."""
+        """Create the schedule of a configuration for which `faults` returns no message."""
         horizon, evaluation, kept = config.steps, config.evaluation, config.checkpoints
         evaluations = log_spaced(horizon, evaluation.per_doubling, evaluation.every)
         return cls(
@@ -79,7 +88,7 @@ class Schedule:
         )
 
     def next_event(self, step: int) -> int:
-        """The first step after `step` at which anything happens."""
+        """Return the step of the first event after `step`."""
         later = [
             steps[index]
             for steps in (self.rows, self.checkpoints, self.resumes)
@@ -88,5 +97,5 @@ class Schedule:
         return min(later, default=self.horizon)
 
     def previous_row(self, step: int) -> int:
-        """The last step before `step` that has a row, or 0."""
+        """Return the last step before `step` that has a metrics row, or 0."""
         return self.rows[max(bisect.bisect_left(self.rows, step) - 1, 0)]

@@ -1,4 +1,4 @@
-"""What training reads of a configuration: the one place where its fields are picked."""
+"""Settings of training, as plain values from a configuration."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The fields that training reads, as plain values; `runs.fields` documents each of them.
+    """Fields of a configuration that training reads; `runs.fields` documents each field.
 
     Attributes:
-      model: fields of the group `model`, for `Spec.from_config`.
-      optimizer: the group `optimizer`.
-      schedule: what happens at which step; also the number of steps.
-      mesh: devices by axis, for `sharding.make_mesh`.
+      model: the fields of the group `model`, for `Spec.from_config`.
+      optimizer: the fields of the group `optimizer`.
+      schedule: the steps of all events, and the number of steps.
+      mesh: the number of devices along each mesh axis, for `sharding.make_mesh`.
     """
 
     seed: int
@@ -41,7 +41,7 @@ class TrainingSettings:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> TrainingSettings:
-        """The settings of a configuration in which `setup.check_config` finds no fault."""
+        """Read the settings from a configuration that passes `setup.check_config`."""
         mesh = config.mesh.to_dict()
         return cls(
             seed=config.seed,
@@ -61,7 +61,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A run to train: its configuration, its data, where it writes."""
+    """Run to train: its configuration, its dataset and its run directory."""
 
     config: ConfigDict
     dataset: Dataset
@@ -69,5 +69,5 @@ class Trial:
 
     @functools.cached_property
     def settings(self) -> TrainingSettings:
-        """What training reads of the configuration."""
+        """Training settings from the configuration."""
         return TrainingSettings.from_config(self.config)

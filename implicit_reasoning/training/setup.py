@@ -1,4 +1,4 @@
-"""From a configuration to everything that training needs, checked before anything is written."""
+"""Setup of training: checks of a configuration, and the program that trains it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,30 @@ from implicit_reasoning.training.step import StepRecipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
 MAX_KEPT_PROGRAMS = 8
-"""Programs whose compiled functions a process keeps, of models and of populations each."""
+"""Number of programs whose compiled functions are cached, for models and populations each."""
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise one `InputError` that lists every field that is missing, unknown or out of bounds."""
+    """Check that a configuration can be trained.
+
+    Raises:
+      InputError: some fields are missing, unknown or out of bounds; the message lists all of them.
+    """
     values = flatten(config)
     faults = schema_faults(values, fields.schema(config), fields.open_groups(config))
     faults += _large(values)
-    if not faults:  # these compute with the fields
+    if not faults:  # The following checks need valid fields.
         faults += schedule.faults(values) + distributed.faults(config.distributed)
     if faults:
         raise InputError("the configuration cannot be trained: " + "; ".join(faults))
 
 
 def field_faults(values: Mapping[str, Any]) -> list[str]:
-    """What is out of bounds, of any fields, in words."""
+    """Return a message for each field that is out of bounds.
+
+    Args:
+      values: any subset of the fields, by dotted name.
+    """
     return value_faults(values, fields.FIELDS) + _large(values)
 
 
@@ -55,12 +63,16 @@ def _large(values: Mapping[str, Any]) -> list[str]:
 
 
 def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
-    """The model of a config's `model` group in its training precision, sized for a dataset."""
+    """Create the model of the `model` config group, in training precision, for a dataset."""
     return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
 def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> StepRecipe:
-    """The step of a run; an `InputError` where its parts do not fit together."""
+    """Create the training step of a run.
+
+    Raises:
+      InputError: the order of the rows is invalid, or the mesh does not divide the batch.
+    """
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
         raise InputError(
@@ -80,15 +92,16 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
 
 
 def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
-    """The rows to train on; numpy.
+    """Return the training rows of a dataset as numpy arrays.
 
     Args:
-      dataset: of the run.
-      n_slots: supervised positions of a row; by default as many as this dataset has at most.
+      dataset: the dataset.
+      n_slots: the number of slots for supervised positions per row; by default the maximum number
+        of supervised positions in this dataset.
     """
     tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
     supervised, slots = targets >= 0, n_slots or row_shape(dataset)["n_slots"]
-    # Supervised positions first, in order; what is left over is marked by the answer -1.
+    # The supervised positions come first, in order. The other slots have the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
     return TrainingRows(
         tokens=tokens,
@@ -100,26 +113,26 @@ def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
 
 
 class Program(NamedTuple):
-    """What a run computes, and what it is called with; nothing is compiled before it is called.
+    """Jitted functions of a run and their arguments; a function is compiled at its first call.
 
-    Of a population everything but tables of rows has a leading axis of trials: see
+    In the program of a population, all arrays except the row tables have a leading trial axis; see
     `population.make_population`.
 
     Attributes:
-      recipe: the step.
-      rows: to train on, on every device.
+      recipe: the training step.
+      rows: the training rows, replicated on every device.
       hyper: the traced hyperparameters.
-      init_key: of the initialisation.
-      stream_key: of data order and dropout.
-      whole: the sharding of what lies on every device.
-      like: shapes and shardings of the state.
-      init: `init(init_key)`, the state before the first step.
-      advance: `advance(state, rows, hyper, stream_key, n_steps)`, the state after so many more; the
-        state that goes in is donated.
-      snapshot: `snapshot(state, hyper)`, see `StepRecipe.snapshot`.
-      evaluate: `evaluate(params)`, the `Outcome` of the probe rows.
-      split: from anything with an axis of trials, on the host, to a list with one for each.
-      stack: from arrays of each to one with an axis of trials.
+      init_key: the random key of the initialisation.
+      stream_key: the random key of data order and dropout.
+      whole: the sharding of replicated arrays.
+      like: the shapes and shardings of the state.
+      init: `init(init_key)` returns the state before the first step.
+      advance: `advance(state, rows, hyper, stream_key, n_steps)` returns the state after `n_steps`
+        more steps. The given state is donated.
+      snapshot: `snapshot(state, hyper)`; see `StepRecipe.snapshot`.
+      evaluate: `evaluate(params)` returns the `Outcome` of the probe rows.
+      split: converts a host tree with a trial axis to a list with one tree per trial.
+      stack: converts a list with one array per trial to one array with a trial axis.
     """
 
     recipe: StepRecipe
@@ -138,10 +151,10 @@ class Program(NamedTuple):
 
 
 def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
-    """Everything that training computes with, on the mesh of the settings.
+    """Make the program of a single run on the mesh of the settings.
 
     Raises:
-      InputError: the settings do not fit each other, the dataset or the devices.
+      InputError: the settings are not compatible with each other, the dataset or the devices.
     """
     mesh = sharding.make_mesh(settings.mesh)
     whole, recipe = sharding.replicated(mesh), make_recipe(settings, dataset, mesh)
@@ -166,7 +179,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
 
 
 class CompiledFunctions(NamedTuple):
-    """The compiled functions of a `Program`, and what they say of the state; no arrays."""
+    """Jitted functions of a `Program`, with the shapes and shardings of the state; no arrays."""
 
     like: Any
     init: Wrapped
@@ -176,7 +189,7 @@ class CompiledFunctions(NamedTuple):
 
 @functools.lru_cache(maxsize=MAX_KEPT_PROGRAMS)
 def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool) -> CompiledFunctions:
-    """The same functions for equal programs, which are then traced and compiled once a process."""
+    """Return the jitted functions; equal arguments share one compilation in a process."""
     shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
     places = sharding.tree_shardings(mesh, shapes, mesh_axes(recipe.model), fsdp=fsdp)
     return CompiledFunctions(
@@ -188,12 +201,12 @@ def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool) -> CompiledFunctions:
 
 
 def mesh_axes(model: Transformer) -> dict[str, tuple[str | None, ...]]:
-    """How every parameter is split over the mesh, for `sharding.tree_shardings`."""
+    """Return the mesh axes of every parameter, for `sharding.tree_shardings`."""
     return {name: parameter.axes for name, parameter in model.parameters.items()}
 
 
 def placed(shapes: Any, places: Any) -> Any:
-    """Shapes with their shardings."""
+    """Add shardings to a tree of shapes."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
@@ -202,6 +215,9 @@ def placed(shapes: Any, places: Any) -> Any:
 
 
 def keys(seed: int | Array) -> tuple[Any, Any]:
-    """`(initialisation, stream)` keys of a run; the stream's are folded with the step."""
+    """Return the `(initialisation, stream)` keys of a run.
+
+    The stream key is for data order and dropout; the step is folded into it at every update.
+    """
     init_key, stream_key = jax.random.split(jax.random.key(seed))
     return init_key, stream_key

@@ -1,4 +1,4 @@
-"""One update of the parameters, and the compiled loop that makes many of them without the host."""
+"""One training step, and the compiled loop that runs many steps on the device."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from implicit_reasoning.training.optimizer import Hyperparameters, apply_updates
 
 
 class TrainState(NamedTuple):
-    """Everything that a step reads and writes; what `resume/` holds.
+    """Full training state, as saved in `resume/`.
 
     Attributes:
-      params: of the model.
-      moments: Adam's.
-      step: updates made, int32.
-      finite: False from the first step whose loss, gradient or rates were not finite; nothing
-        changes from that step on. Also False after a call of `run` that left parameters which are
-        not finite.
-      window: per-step metrics since the last row of `metrics.jsonl`, each `[log_every]`.
+      params: the model parameters.
+      moments: the state of the preconditioner (Adam's moments).
+      step: the number of updates so far, int32.
+      finite: False from the first step whose loss, gradient or rates were not finite. The state
+        does not change from that step on. It is also False if the parameters at the end of `run`
+        are not finite.
+      window: the metrics of each step since the last row of `metrics.jsonl`, each `[log_every]`.
     """
 
     params: Params
@@ -39,14 +39,14 @@ class TrainState(NamedTuple):
 
 
 class TrainingRows(NamedTuple):
-    """Training rows on the device; those of several worlds stand one after the other.
+    """Training rows on the device; the rows of several worlds are concatenated.
 
     Attributes:
-      tokens: `[row, pos]`.
-      positions: of the supervised positions, ascending, `[row, slot]`.
-      answers: the token to predict there, -1 where a row has fewer of them, `[row, slot]`.
-      first: number of the first row that a run is trained on, int32.
-      n_rows: how many rows from there on, int32.
+      tokens: the input tokens, `[row, pos]`.
+      positions: the supervised positions in ascending order, `[row, slot]`.
+      answers: the token to predict at each of these positions, `[row, slot]`; -1 for unused slots.
+      first: the number of the first row of the run, int32.
+      n_rows: the number of rows of the run, int32.
     """
 
     tokens: Int[Array | np.ndarray, "row pos"]
@@ -57,9 +57,14 @@ class TrainingRows(NamedTuple):
 
 
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
-    """Dropout as edits: of the embeddings, and at the sites that the block names.
+    """Return edits that apply dropout to the embeddings and at the dropout sites of the block.
 
-    GPT-2's are the attention patterns, and the outputs of attention and MLP.
+    In a GPT-2 block these sites are the attention patterns and the outputs of attention and MLP.
+
+    Args:
+      model: the model.
+      key: the random key of this step.
+      rate: the probability that an element is dropped.
     """
     sites = ["blocks.0.hook_resid_pre"] + [
         f"blocks.{layer}.{site}"
@@ -75,7 +80,7 @@ def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[
 def answer_loss(
     logits: Float[Array, "batch slot d_vocab"], answers: Int[Array, "batch slot"]
 ) -> Float[Array, ""]:
-    """Mean cross entropy over the supervised slots, nats."""
+    """Compute the mean cross-entropy over the supervised slots, in nats."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
     supervised = answers >= 0
     return jnp.where(supervised, losses, 0).sum() / supervised.sum()
@@ -83,7 +88,7 @@ def answer_loss(
 
 @dataclass(frozen=True)
 class StepRecipe:
-    """What is fixed while a run is compiled; everything that may vary is an argument of `step`."""
+    """Static part of the training step; all values that may vary are arguments of `step`."""
 
     model: Transformer
     preconditioner: optax.GradientTransformation
@@ -95,7 +100,7 @@ class StepRecipe:
     batch_sharding: NamedSharding | PartitionSpec | None = None
 
     def init(self, key: Key[Array, ""]) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         params = self.model.init(key)
         return TrainState(
             params=params,
@@ -108,7 +113,7 @@ class StepRecipe:
     def step(
         self, state: TrainState, rows: TrainingRows, hyper: Hyperparameters, key: Key[Array, ""]
     ) -> TrainState:
-        """One update, on a batch and with dropout that depend on (key, step) only."""
+        """Make one update; the batch and the dropout depend only on the key and the step."""
         data_key, dropout_key = jax.random.split(key)
         chosen = rows.first + batches.rows_of_step(
             data_key, state.step, rows.n_rows, batch_size=self.batch_size, order=self.order
@@ -169,16 +174,26 @@ class StepRecipe:
         key: Key[Array, ""],
         n_steps: Int[Array, ""],
     ) -> TrainState:
-        """`n_steps` updates in one compiled loop; the count is traced, so no length recompiles."""
+        """Make `n_steps` updates in one loop.
+
+        `n_steps` is traced, so another number of steps does not cause recompilation.
+        """
         state = jax.lax.fori_loop(
             0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
         )
-        # Parameters may overflow all the same. Here, not in every step: looking at all takes as
-        # long as to update them.
+        # Parameters can overflow although loss and gradient are finite. The check is here and not
+        # in every step, because it takes as long as an update.
         return state._replace(finite=state.finite & _finite(state.params))
 
     def snapshot(self, state: TrainState, hyper: Hyperparameters) -> dict[str, Any]:
-        """Copies of what the host reads late, as the state itself is donated to the next chunk."""
+        """Return copies of the values that the host reads.
+
+        The host reads them after the state has been donated to the next chunk.
+
+        Returns:
+          `step`, `finite` and `window` of the state, the L2 norm of the parameters (`param_norm`),
+          and the current `learning_rate`.
+        """
         return {
             "step": state.step,
             "finite": state.finite,
@@ -189,5 +204,8 @@ class StepRecipe:
 
 
 def _finite(tree: Any) -> Array:
-    """Whether every number is; not by their norm, whose squares overflow before they do."""
+    """Return whether all values are finite.
+
+    A norm is not used, because squares of finite values can overflow.
+    """
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
