@@ -1,14 +1,15 @@
-"""The page of a run, `write_report(run) -> Path`, and of a sweep, `write_sweep_report(runs)`.
+"""HTML reports of runs (`write_report`) and of sweeps (`write_sweep_report`).
 
-    collect.py   asks the rooms for their figures and pages; files, and TensorBoard's images
-    tables.py    what the page says in words and numbers
-    page.py      puts both into page.html, and what else rooms have to show into extra.html
-    sweep.py     the page of a sweep, sweep.html
-    base.html    the look that pages share
+    collect.py   collects figures and pages from the providers; writes figure files and TensorBoard
+                 images
+    tables.py    text and tables of the report of a run
+    page.py      the report of a run (page.html) and its further pages (extra.html)
+    sweep.py     the report of a sweep (sweep.html)
+    base.html    the common layout of all pages
 
-The report knows no instrument by name: a room that has figures gives `figures(run)` in a module of
-its own, one that has a page of its own `pages(run)`, and the module's import path goes into
-`PROVIDERS`.
+The report does not depend on specific instruments. A package that has figures defines a function
+`figures(run)` in one of its modules, and a package that has further pages defines `pages(run)`. The
+import path of that module is listed in `PROVIDERS`.
 """
 
 from implicit_reasoning.report.collect import PROVIDERS

@@ -1,4 +1,4 @@
-"""Figures and pages of all rooms, collected; figures as files for papers, and in TensorBoard."""
+"""Collection of figures and pages from all providers; output as files and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,36 +24,43 @@ PROVIDERS: tuple[str, ...] = (
     "implicit_reasoning.dictionaries.figures",
     "implicit_reasoning.dictionaries.dashboards",
 )
-"""Modules with a function `figures(run) -> list[Figure]`, in the order of the page, or with one
-`pages(run) -> list[Page]`, or with both."""
+"""Modules that define `figures(run) -> list[Figure]`, `pages(run) -> list[Page]` or both.
+
+Their order is the order of the figures in the report.
+"""
 
 FORMATS = ("svg", "png", "pdf")
 _DPI = 144
 _SUFFIX = ".report"
 
-# No dates and no random ids: the same run gives the same files. Type 42 is what publishers take.
+# Without dates and random ids, the same run gives the same files. Publishers require Type 42 fonts.
 _RENDERING: Any = {"svg.hashsalt": "implicit_reasoning", "pdf.fonttype": 42}
 _UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 class Rendered(NamedTuple):
-    """A figure and its files' contents, by format."""
+    """Figure, and the contents of its files by format."""
 
     figure: Figure
     files: dict[str, bytes]
 
 
 def collect(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Figure]:
-    """The figures of all providers.
+    """Collect the figures of all providers.
+
+    Args:
+      run: the run.
+      providers: the import paths of the providers.
 
     Raises:
-      InputError: a provider cannot be imported or is none, or two figures share a name.
+      InputError: a provider cannot be imported, a module defines neither `figures` nor `pages`, or
+        two figures have the same name.
     """
     return _collect(run, providers, "figures")
 
 
 def collect_pages(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Page]:
-    """The pages of all providers; raises as `collect` does."""
+    """Collect the pages of all providers; see `collect` for arguments and errors."""
     return _collect(run, providers, "pages")
 
 
@@ -74,11 +81,11 @@ def _collect(run: Run, providers: Sequence[str], wanted: str) -> list[Any]:
 
 
 def render(figure: Figure) -> Rendered:
-    """Draw a figure in all formats."""
+    """Render a figure in all formats."""
     files = {}
     with matplotlib.rc_context(_RENDERING):
         figure.drawing.draw_without_rendering()
-        figure.drawing.set_layout_engine("none")  # laid out once, for all formats
+        figure.drawing.set_layout_engine("none")  # Keep one layout for all formats.
         for kind in FORMATS:
             file = io.BytesIO()
             figure.drawing.savefig(file, format=kind, dpi=_DPI, metadata=_UNDATED.get(kind))
@@ -87,7 +94,7 @@ def render(figure: Figure) -> Rendered:
 
 
 def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
-    """Keep every figure as `<name>.svg`, `.png` and `.pdf`; those of an older report go."""
+    """Write every figure as `<name>.svg`, `.png` and `.pdf`; delete figures of an older report."""
     current = {f"{one.figure.name}.{kind}" for one in rendered for kind in one.files}
     for kind in FORMATS:
         for old in folder.glob(f"*.{kind}"):
@@ -100,16 +107,17 @@ def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
 
 
 def write_tensorboard(rendered: Sequence[Rendered], run: Run) -> None:
-    """Show the figures as images in TensorBoard, in an event file of their own.
+    """Write the figures as images to a separate TensorBoard event file.
 
-    Its name sorts before training's: some TensorBoards follow only the last file of a folder, and
-    curves that still grow must be it. The name is new each time, so that an open one notices.
+    The name of the file sorts before the event file of training. Some versions of TensorBoard
+    follow only the last file of a folder, and this must be the file with the growing curves. The
+    name is different each time, so that an open TensorBoard loads the new file.
     """
     folder, rows = run.files.tensorboard, run.metrics
     for old in folder.glob(f"events.*{_SUFFIX}"):
         old.unlink()
     name = f"events.out.tfevents.0000000000.{time.time_ns()}{_SUFFIX}"
-    # As old as the run itself, or TensorBoard would sort the run by when its report was written.
+    # TensorBoard sorts runs by their earliest event, so use the time of the first metrics row.
     file = events.EventFile(folder / name, begun=rows[0]["time"])
     with contextlib.closing(file):
         for one in rendered:

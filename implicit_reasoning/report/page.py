@@ -1,4 +1,4 @@
-"""Self-contained pages about a run: no network, no script, fit to be printed."""
+"""Self-contained HTML pages about a run, without network access or scripts, ready to print."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ from implicit_reasoning.runs import Layout, Run
 
 
 def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
-    """Write `report/index.html`, figures and further pages beside it, and images into TensorBoard.
+    """Write the report of a run: `report/index.html`, figures, further pages, TensorBoard images.
+
+    An existing report is replaced.
 
     Args:
-      run: finished or still training; what is written is replaced.
-      providers: modules with `figures(run)` or `pages(run)`, by import path.
+      run: the run, finished or still training.
+      providers: the import paths of the modules with `figures(run)` or `pages(run)`.
 
     Returns:
-      The page.
+      The path of `index.html`.
 
     Raises:
-      InputError: nothing was trained yet, or a provider is not one.
+      InputError: the run has no metrics yet, a provider is invalid, two figures or two pages have
+        the same name, or a page is named `index`.
     """
     if not run.metrics:
         raise InputError(
@@ -56,7 +59,7 @@ def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
 
 
 def make_environment() -> Environment:
-    """Of the templates of this folder."""
+    """Create the Jinja environment for the templates of this folder."""
     return Environment(
         loader=PackageLoader("implicit_reasoning.report", ""),
         autoescape=True,
@@ -67,7 +70,7 @@ def make_environment() -> Environment:
 
 
 def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> None:
-    """Write `report/<name>.html` of each; those of an older report go."""
+    """Write `report/<name>.html` for each page, and delete the other pages of an older report."""
     template, folder = environment.get_template("extra.html"), run.files.report.parent
     written = {run.files.report}
     for page in pages:
@@ -105,12 +108,12 @@ def _fill(
 
 
 def data_url(one: Rendered) -> str:
-    """A figure for a page that is one file."""
+    """Return the SVG of a figure as a data URL, for a self-contained page."""
     return "data:image/svg+xml;base64," + base64.b64encode(one.files["svg"]).decode()
 
 
 def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
-    """Raw files that are there, by their place relative to the page, with what each holds."""
+    """Return the existing files of a run: path relative to the run directory -> description."""
     described = {
         **{files.report.parent / f"{page.name}.html": page.title for page in pages},
         files.metrics: "one JSON object a line: every number in the curves",

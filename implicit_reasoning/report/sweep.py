@@ -1,4 +1,4 @@
-"""The page of a sweep: what its trials were, what became of them, how they compare."""
+"""HTML report of a sweep: its trials, their status and their results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from implicit_reasoning.sweeps.figures import figures
 from implicit_reasoning.sweeps.opened import Runs
 from implicit_reasoning.training.phases import Splits
 
-_MAX_ROWS = 2_000  # of the table, for a browser to sort it at once
+_MAX_ROWS = 2_000  # Browsers sort a table of this length without delay.
 _SHOWN = (DONE, RUNNING, STOPPED, FAILED, DIVERGED, PRUNED)
 
 
 class TableCell(NamedTuple):
-    """Of the table: what is shown, what is sorted by, a link, a state that has a colour."""
+    """Cell of the table of trials.
+
+    Attributes:
+      text: the text that is shown.
+      value: the value that the table is sorted by.
+      link: the target of a link; empty for no link.
+      state: the state of a trial, which sets the colour; empty for no colour.
+    """
 
     text: str
     value: str
@@ -35,13 +42,15 @@ class TableCell(NamedTuple):
 
 
 def write_sweep_report(runs: Runs) -> Path:
-    """Write `report/index.html` of a sweep, and figures beside it; what is there is replaced.
+    """Write the report of a sweep: `report/index.html` and figures.
+
+    An existing report is replaced.
 
     Args:
       runs: the sweep, finished or still running.
 
     Returns:
-      The page.
+      The path of `index.html`.
     """
     rendered = [render(figure) for figure in figures(runs)]
     page = runs.files.report

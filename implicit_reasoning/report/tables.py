@@ -1,4 +1,4 @@
-"""What the page says about a run in words and numbers, ready to be laid out."""
+"""Text and tables of the report of a run, as the context of the HTML template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_REACHED = "not reached"
 
 
 def context(run: Run) -> dict[str, Any]:
-    """Everything that `page.html` shows besides figures."""
+    """Return the template context of `page.html`, except for figures and pages."""
     rows, dataset = run.metrics, run.dataset
     rules = shortcuts(dataset)
     parts, floors = Splits.of(dataset), best_shortcuts(rules)
@@ -54,7 +54,7 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def name_of(run: Run) -> str:
-    """What a run is called on pages: its directory."""
+    """Return the name of a run in reports, which is the name of its directory."""
     return run.files.workdir.absolute().name
 
 
@@ -81,7 +81,7 @@ def _summary(run: Run, dataset: Dataset) -> str:
 def _tiles(
     found: Phases, parts: Splits, last: dict[str, Any], floors: dict[str, tuple[float, str]]
 ) -> list[dict[str, Any]]:
-    """The phases that a task can have, with the rule of each and where its accuracy ended."""
+    """Return a tile for each phase of the task, with its rule and the last accuracy."""
 
     def ended(split: str | None) -> list[str]:
         value = last.get(f"accuracy/{split}")
@@ -113,7 +113,10 @@ def _tile(name: str, value: str, *lines: str) -> dict[str, Any]:
 
 
 def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
-    """Where a shortcut passes the rule for "in-distribution", passing it shows no composition."""
+    """Return a warning if a shortcut satisfies the rule for "in-distribution".
+
+    In that case the in-distribution phase is no evidence for composition.
+    """
     accuracy, rule = floors.get(parts.held_out or "", (0.0, ""))
     if accuracy < 0.95:
         return None
@@ -124,7 +127,11 @@ def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
 
 
 def _final_answers(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row whose accuracies the table shows: the last one with intervals, if there is one."""
+    """Return the row for the table of splits.
+
+    This is the last row with intervals. If there is none, it is the last row with an evaluation, or
+    else the last row.
+    """
     evaluated = [row for row in rows if is_evaluated(row)]
     return row_with_intervals(rows) or (evaluated or rows)[-1]
 
@@ -154,7 +161,7 @@ def _split_table(
 
 
 def _unit(dataset: Dataset) -> str:
-    """What intervals of accuracies are clustered by; see `worlds.clusters`."""
+    """Return the cluster variable of the accuracy intervals as text; see `worlds.clusters`."""
     if "r2" in dataset.truth:
         return "bridge (single facts: by fact)"
     return "fact" if dataset.hops else "rows"
@@ -183,14 +190,14 @@ def _world(dataset: Dataset) -> dict[str, str]:
 
 
 def _roles(world: World) -> str:
-    """How many facts play a role other than `I`, in words."""
+    """Return the number of facts of each role other than `I` as text."""
     counts = {role: int((world.facts.role == index).sum()) for index, role in enumerate(ROLES)}
     parts = [f"{n:,} of role {role}" for role, n in counts.items() if n and role != "I"]
     return f", of which {', '.join(parts)}" if parts else ""
 
 
 def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configuration by group; what is in none comes first, under "run"."""
+    """Return the configuration by group; fields without a group are in the first group, "run"."""
     groups: dict[str, dict[str, Any]] = {"run": {}}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -201,7 +208,7 @@ def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    """Every start of the run, with how long it worked on rows that are still there."""
+    """Return every start of the run, with the training time of the rows that still exist."""
     starts = run.starts
     table = [
         {

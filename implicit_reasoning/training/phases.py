@@ -67,7 +67,7 @@ class Splits:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Splits:
-        """Find the splits of a dataset by their names: `train_<pattern>`, `test_<pattern>`, ..."""
+        """Find the splits of a dataset by name; for two hops: train_ii, test_ii and test_oi."""
         trained = next((name for name in dataset.splits if name.startswith("train_")), None)
         if trained is None:
             return cls(None, None, None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.every")
-_MAX_EVENTS = 1_000_000  # Limits memory, because all event steps are listed in advance.
+_MAX_EVENTS = 1_000_000  # A limit is needed because all event steps are listed in advance.
 
 
 def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:

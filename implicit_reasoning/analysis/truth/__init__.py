@@ -1,5 +1,6 @@
-"""Truth: models whose mechanism is known, and how often an instrument says what is so.
+"""Validation of instruments on models whose mechanism is known.
 
-known.py   the models: built by hand, and trained on worlds where only one way is open
-score.py   instrument x model: right, wrong or silent
+known.py   models with known mechanisms: planted, untrained, or trained on worlds that allow only
+           one mechanism
+score.py   a verdict for each instrument and model: right, wrong or silent
 """

@@ -1,7 +1,8 @@
-"""Models of known mechanism, as subjects that any instrument can be run on.
+"""Models with known mechanisms, as subjects for any instrument.
 
-Planted ones (`model.planted`), fixed and of a random family; one that was never trained; and two
-that were trained on worlds in which only one mechanism can do (`scrambled`, `shadow`).
+There are planted models (`model.planted`), both fixed and from a random family; an untrained model;
+and two models that are trained on worlds in which only one mechanism is possible (`scrambled` and
+`shadow`).
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.worlds import Dataset, build
 
 SEEDS = (2000, 2001, 2002)
-"""Of the random family. Seeds from 2000 on are for scoring: never look at one while you write."""
+"""Seeds of the random family for scoring.
+
+Seeds from 2000 on are reserved for scoring. Do not use them while developing an instrument.
+"""
 
 TRAINED = ("scrambled", "shadow")
-"""Configurations of `configs/`, at scale `pocket`."""
+"""Names of the trained models, which are configurations of `configs/` at scale `pocket`."""
 
-# Facts enough for statistics, and a width that a CPU can sweep: 160 facts, 640 chains.
+# Large enough for statistics and small enough for a CPU: 160 facts and 640 chains.
 _WORLD = {
     "name": "composition",
     "n_entities": 40,
@@ -53,7 +57,13 @@ _WORLD = {
 
 @dataclass(frozen=True, eq=False)
 class KnownModel:
-    """A model, and what is true of its last checkpoint."""
+    """Model whose mechanism is known.
+
+    Attributes:
+      name: the name of the model.
+      subject: the model, its checkpoints and its dataset.
+      mechanism: the claims that are true of the last checkpoint.
+    """
 
     name: str
     subject: Subject
@@ -63,16 +73,18 @@ class KnownModel:
 def known_models(
     cache: Path, seeds: Sequence[int] = SEEDS, configs: Mapping[str, ConfigDict] | None = None
 ) -> list[KnownModel]:
-    """All of them.
+    """Return all models with known mechanisms.
 
     Args:
-      cache: where trained ones are kept; what is not there is trained first (minutes each).
-      seeds: of the random family; each has a world of its own, and one model a mechanism.
-      configs: of the trained ones, by name (`TRAINED`); by default those that come with
-        the package, at scale `pocket`.
+      cache: the folder of the trained models. Missing models are trained first, which takes minutes
+        for each.
+      seeds: the seeds of the random family. Each seed gives a world, with one model for each
+        planted mechanism.
+      configs: the configurations of the trained models by name (see `TRAINED`); by default those of
+        the package at scale `pocket`.
 
     Raises:
-      InputError: the cache holds runs of other configurations.
+      InputError: the cache contains a run of another configuration.
     """
     found = planted_models()
     for seed in seeds:
@@ -84,9 +96,13 @@ def known_models(
 
 
 def planted_models(seed: int | None = None) -> list[KnownModel]:
-    """One model of every planted mechanism; with a seed, one of the random family.
+    """Return one model for every planted mechanism.
 
-    `prefix_memoriser` knows the training chains only: the others tell what it does.
+    `prefix_memoriser` knows only the training chains, because its behaviour on the other chains
+    distinguishes it from the other mechanisms.
+
+    Args:
+      seed: the seed of the random family; None for the fixed models.
     """
     dataset = small_world(world_seed=seed or 0)
     return [
@@ -100,7 +116,14 @@ def planted_models(seed: int | None = None) -> list[KnownModel]:
 def planted_model(
     name: str, dataset: Dataset, splits: Sequence[str], seed: int | None = None
 ) -> KnownModel:
-    """A planted mechanism in a world, that knows all its facts, and the chains of `splits`."""
+    """Return the model of a planted mechanism.
+
+    Args:
+      name: the name of the mechanism, a key of `MECHANISMS`.
+      dataset: the dataset; the model knows all facts of its world.
+      splits: the splits whose chains the model knows.
+      seed: the seed of the random family; None for the fixed model.
+    """
     planted = MECHANISMS[name](knowledge(dataset, splits), seed)
     true, possible = (
         frozenset(Claim(*claim) for claim in claims) for claims in (planted.true, planted.open)
@@ -110,14 +133,14 @@ def planted_model(
 
 
 def small_world(**changes: Any) -> Dataset:
-    """A world that a CPU sweeps in seconds; `changes` are fields of `config.task`."""
+    """Build a dataset that a CPU can process in seconds; `changes` are fields of `config.task`."""
     return build(SimpleNamespace(**_WORLD | changes))
 
 
 def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
-    """All facts of a dataset's world, and its chains of some splits."""
+    """Return all facts of a dataset's world, and the chains of the given splits."""
     world, truth = dataset.world, dataset.truth
-    assert world is not None  # `build` made it of facts
+    assert world is not None  # A dataset of chains has a world.
     chosen = np.isin(dataset.split, [dataset.splits.index(split) for split in splits])
     rows = np.flatnonzero(chosen & (truth["fact2"] >= 0))
     return Knowledge(
@@ -129,11 +152,11 @@ def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
 
 
 def untrained_model() -> KnownModel:
-    """A model at its initialisation, in the world of the fixed planted ones.
+    """Return a model at its initialisation, with the world of the fixed planted models.
 
-    It answers nothing, so nothing is computed through e2, and e2 is nowhere. Tokens can be read
-    where they stand. Open is all else about them: a random network mixes earlier tokens into later
-    states, linearly, and passes on what it is given.
+    The model does not know any answer, so every claim about e2 is false. Each token is decodable at
+    its own position. All other claims about tokens are open, because a random network mixes earlier
+    tokens linearly into later states and passes them on.
     """
     dataset = small_world()
     spec = Spec(
@@ -152,10 +175,15 @@ def untrained_model() -> KnownModel:
 
 
 def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
-    """A trained model from the cache; it is trained now if it is not there, or not finished.
+    """Return a trained model from the cache; if the run is missing or unfinished, train it first.
+
+    Args:
+      name: the name of the model, one of `TRAINED`.
+      config: the configuration of the run.
+      cache: the folder of the trained models.
 
     Raises:
-      InputError: the cache holds a run of another configuration.
+      InputError: the cache contains a run of another configuration.
     """
     workdir = cache / name
     run = Run(workdir) if Layout(workdir).config.exists() else None
@@ -168,11 +196,15 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
 
 
 def scrambled_mechanism(depth: int) -> Mechanism:
-    """What must be true of a model that learnt `scrambled`: atomic facts, and random answers.
+    """Return the mechanism of a model that has learnt `scrambled`: true facts, random answers.
 
-    e2 is the target of the atomic prompt, so it is in the last state at r1; nothing reads that
-    state any more. Answers do not follow from e2, so they are not computed from it, although a
-    memoriser may happen to use it as one of its keys. Where else e2 is, is open.
+    e2 is the target of the atomic prompt, so it is decodable from the last state at r1, and unused
+    there, because no later computation reads that state. Chain answers do not follow from e2, so
+    they are not computed from it, although a memoriser may use e2 as a part of its keys. It is open
+    where else e2 is decodable.
+
+    Args:
+      depth: the number of blocks of the model.
     """
     cells = _possible(depth, ("e2", "e3", "answer"))
     answers_flow = {cell for cell in cells if cell[0] not in ("e2", "e3")}
@@ -187,10 +219,14 @@ def scrambled_mechanism(depth: int) -> Mechanism:
 
 
 def shadow_mechanism(depth: int) -> Mechanism:
-    """What must be true of a model that learnt `shadow`: facts of one table, chains of another.
+    """Return the mechanism of a model that has learnt `shadow`: facts and chains of two tables.
 
-    The decoy is the target of the atomic prompt, in the last state at r1, and no answer follows
-    from it. Whether e2, the bridge of the chains' own table, is computed or memorised is open.
+    The decoy is the target of the atomic prompt, so it is decodable from the last state at r1. No
+    chain answer follows from the decoy. e2 is the bridge in the table of the chains. It is open
+    whether chain answers are computed through e2 or memorised.
+
+    Args:
+      depth: the number of blocks of the model.
     """
     cells = _possible(depth, ("e2", "decoy", "answer"))
     taught = [("decoy", depth, "r1")]
@@ -211,10 +247,15 @@ _KNOWN_FROM = {"e2": "r1", "decoy": "r1", "e3": "r2", "answer": "r2"}
 
 
 def _possible(depth: int, computed: Sequence[str]) -> set[Cell]:
-    """Where a causal model can have a variable: not before it is determined by what was read.
+    """Return the cells at which a causal model can represent each variable.
 
-    Tokens from the embeddings on at their own position, and one block later at those that follow;
-    what is `computed` from them after one block, at the earliest.
+    A token can be represented at its own position from layer 0, and at later positions from layer
+    1. A computed variable can be represented from layer 1, from the position at which the tokens
+    read so far determine it.
+
+    Args:
+      depth: the number of blocks.
+      computed: the variables that are computed from the tokens, keys of `_KNOWN_FROM`.
     """
     cells = set()
     for name in (*_TOKENS, *computed):
@@ -227,14 +268,18 @@ def _possible(depth: int, computed: Sequence[str]) -> set[Cell]:
 
 
 def _live(cells: set[Cell], depth: int) -> set[Cell]:
-    """Those that a later state at r2 can read: at other positions, all but the last layer's."""
+    """Return the cells that can affect the answer at r2.
+
+    These are all cells at r2, and the cells at other positions before the last layer.
+    """
     return {cell for cell in cells if cell[1] < depth or cell[2] == "r2"}
 
 
 def _inputs_matter(depth: int) -> frozenset[Claim]:
-    """Of a model that answers chains: tokens come in at the bottom, and the answer is at the top.
+    """Return the claims that are true of every model that answers chains.
 
-    Only at r2 is it certain what the states between carry: r2 itself.
+    The embeddings have the tokens, and the last state at r2 has the answer. For the layers between,
+    it is certain only that the states at r2 carry r2.
     """
     embedded = [(name, 0, name) for name in _TOKENS]
     last = [(name, depth, "r2") for name in (*_TOKENS, "answer")]

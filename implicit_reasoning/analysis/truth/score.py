@@ -1,8 +1,9 @@
-"""Instruments scored against truth: what each says of models whose mechanism is known.
+"""Scores of instruments on models whose mechanism is known.
 
-Every instrument that makes claims is run on every model, and makes them as on any checkpoint, by
-thresholds that are fixed in its own file. Right is who said at least one true thing and nothing
-false; silence is not punished, and shown as silence. Who never claims anything is not run.
+Every instrument that makes claims is run on every model. It makes claims as on any other
+checkpoint, with the thresholds that are fixed in its module. The verdict is "right" if at least one
+claim is true and none is false, "wrong" if a claim is false, and "silent" otherwise. Instruments
+without a `claims` method are not run.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ NO_CLAIMS: Literal["makes no claims"] = "makes no claims"
 
 @dataclass(frozen=True)
 class Score:
-    """One instrument on one model.
+    """Score of one instrument on one model.
 
     Attributes:
-      instrument, model: their names.
-      verdict: as of `claims.judge`; or that the instrument cannot be used on this model, or that
-        it has no `claims` of its own, so that there is nothing to judge.
-      claims: in words, by what is true of them: "true", "false", "open"; see `claims.describe`.
-      why: the instrument's own words where it cannot be used.
+      instrument: the name of the instrument.
+      model: the name of the model.
+      verdict: the verdict of `claims.judge`; "not applicable" if the instrument cannot be run on
+        this model; "makes no claims" if the instrument has no `claims` method.
+      claims: the claims as text, under the keys "true", "false" and "open"; see `claims.describe`.
+      why: the message of the instrument if it is not applicable.
     """
 
     instrument: str
@@ -51,21 +53,22 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """All of them, by instrument, then by model."""
+    """Scores of all instruments on all models, ordered by instrument and then by model."""
 
     rows: tuple[Score, ...]
 
     def verdicts(self) -> dict[str, dict[str, str]]:
-        """`{instrument: {model: verdict}}`."""
+        """Return the verdicts as `{instrument: {model: verdict}}`."""
         table: dict[str, dict[str, str]] = {}
         for row in self.rows:
             table.setdefault(row.instrument, {})[row.model] = row.verdict
         return table
 
     def summary(self) -> str:
-        """A table of counts, an instrument a row: models by verdict, then claims by truth.
+        """Return a Markdown table of counts, with one row per instrument.
 
-        Under it those that make no claims, which have nothing to count.
+        The columns are the numbers of models by verdict, and the numbers of claims by truth. The
+        instruments that make no claims are listed below the table.
         """
         verdicts, truths = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
         lines = [
@@ -85,7 +88,7 @@ class Scores:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `scores.md` for people and `scores.json` for programs."""
+        """Write the scores to `scores.md` and `scores.json` in a folder."""
         folder = local_folder(folder, "folder")
         about = {"scores": [asdict(row) for row in self.rows], "made_with": provenance()}
         write_json(folder / "scores.json", about)
@@ -93,7 +96,7 @@ class Scores:
             file.write(self.markdown())
 
     def markdown(self) -> str:
-        """The summary; a table of verdicts, a model a row; then what was claimed, in words."""
+        """Return the summary, a table of verdicts with one row per model, and all claims."""
         table = self.verdicts()
         models = list(dict.fromkeys(row.model for row in self.rows))
         lines = [self.summary()]
@@ -101,7 +104,7 @@ class Scores:
         lines += [_cells([name, *(table[i].get(name, "") for i in table)]) for name in models]
         for row in self.rows:
             if row.verdict == NO_CLAIMS:
-                continue  # the table has said it
+                continue  # The tables above show this verdict.
             lines += ["", f"## {row.instrument} on {row.model}: {row.verdict}", ""]
             lines += _in_words(row)
         return "\n".join(lines) + "\n"
@@ -116,19 +119,20 @@ def score(
     save: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Run instruments on models of known mechanism, and judge what they claim.
+    """Run instruments on models with known mechanisms, and judge their claims.
 
     Args:
-      instruments: by name or import path (see `analyze`), or themselves; one of your own needs
-        nothing but `claims`.
-      cache: a folder for the models that have to be trained; see `known_models`.
-      seeds: of the random family.
-      models: to score on, instead of `known_models(cache, seeds)`.
-      save: a folder to write the scores to, after each instrument: see `Scores.save`.
-      progress: show a bar on standard error.
+      instruments: names, import paths (see `analyze`) or instances. A custom instrument only needs
+        a `claims` method to be scored.
+      cache: the folder of the trained models; see `known_models`.
+      seeds: the seeds of the random family of planted models.
+      models: the models to score on, instead of `known_models(cache, seeds)`.
+      save: a folder; the scores are written to it after each instrument. See `Scores.save`.
+      progress: show a progress bar on standard error.
 
     Raises:
-      InputError: no such instrument, two of one name, or the models cannot be had.
+      InputError: an instrument does not exist, two instruments have the same name, or the cache
+        contains a run of another configuration.
     """
     chosen = [find_instrument(instrument) for instrument in instruments]
     names = [instrument.name for instrument in chosen]
@@ -139,11 +143,11 @@ def score(
     with tqdm(total=len(chosen) * len(models), unit="model", disable=not progress) as bar:
         for instrument in chosen:
             bar.set_description(f"score {instrument.name}")
-            runners: dict[Transformer, Runner] = {}  # each shape is compiled once
+            runners: dict[Transformer, Runner] = {}  # Equal models share compiled programs.
             for known in models:
                 rows.append(_score_one(instrument, known, runners))
                 bar.update()
-            # Every program is hundreds of memory maps, of which a process has 65,530 on Linux.
+            # A compiled program needs hundreds of memory maps. Linux allows 65,530 per process.
             jax.clear_caches()
             if save is not None:
                 Scores(tuple(rows)).save(save)

@@ -1,16 +1,16 @@
-"""Variables: what follows when what a state says of one variable is exchanged, or goes.
+"""Causal interventions on a variable in the residual stream: swap its value, or erase it.
 
-    swap.py             class means exchanged
-    erasure.py          a concept erased (LEACE)
-    das.py              an interchange in a subspace that is searched for
+    mean_swap.py        replaces the class mean of one value by that of another value
+    erasure.py          erases a variable with LEACE
+    das.py              interchanges a learnt subspace (distributed alignment search)
 
-    counterfactuals.py  what the answer would be, by the truth of the world (on the host)
-    controls.py         other values for the controls, and draws of values to erase (on the host)
-    subspaces.py        where a variable lives in a state
-    cells.py            every (layer, position) edited, and what becomes of the answer
-    alignment.py        the search of `das`
-    interchange.py      its pairs of questions, and what they should do to each other
+    counterfactuals.py  cases and their counterfactual answers from the world (on the host)
+    controls.py         values for the controls, and draws of values to erase (on the host)
+    subspaces.py        class means, subspaces, whitening and erasers
+    cells.py            edits at every (layer, position), and the resulting answers
+    alignment.py        the optimisation of `das`
+    interchange.py      pairs of base and source prompts for `das`, with the expected answers
 
-Each has controls that can fail: other codes in place of the right one, erasures as large of other
-directions, searches that must not succeed.
+Each instrument has controls that can fail: codes of other values or variables, erasures of equally
+many other directions, and searches that must not succeed.
 """

@@ -1,7 +1,7 @@
-"""Distributed alignment search: a subspace is learnt in which a variable can be interchanged.
+"""Distributed alignment search (DAS): learn a subspace in which a variable can be interchanged.
 
 Source: Geiger et al. 2024, *Finding alignments between interpretable causal variables and
-distributed neural representations*; isolation as in Huang et al. 2024, RAVEL.
+distributed neural representations*. The isolation criterion is from Huang et al. 2024, RAVEL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from implicit_reasoning.model import Params, Transformer
 
 
 class SearchSettings(NamedTuple):
-    """How an alignment is learnt: dimensions of the subspace, steps of Adam, pairs in a step."""
+    """Settings of the search.
+
+    Attributes:
+      rank: the dimension of the subspace.
+      steps: the number of steps of Adam.
+      batch: the number of pairs per step.
+      learning_rate: the learning rate of Adam.
+    """
 
     rank: int
     steps: int
@@ -28,7 +35,10 @@ class SearchSettings(NamedTuple):
 
 
 def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
-    """An orthonormal basis of the columns (QR): any gradient step leads to another basis."""
+    """Return an orthonormal basis of the columns (QR decomposition).
+
+    The weights are unconstrained parameters, so every gradient step gives an orthonormal basis.
+    """
     return jnp.linalg.qr(weights)[0]
 
 
@@ -37,20 +47,26 @@ def interchange(
     source: Float[Array, "pair d_model"],
     basis: Float[Array, "d_model rank"],
 ) -> Float[Array, "pair d_model"]:
-    """The base with its component in the subspace replaced by the source's."""
+    """Replace the component of the base in the subspace by that of the source.
+
+    Args:
+      base: the states to edit.
+      source: the states to take the component from.
+      basis: an orthonormal basis of the subspace.
+    """
     inside = jnp.matmul(source - base, basis, precision="highest")
     return base + jnp.matmul(inside, basis.T, precision="highest")
 
 
 class AlignmentData(NamedTuple):
-    """What is learnt from.
+    """Training data of the search.
 
     Attributes:
-      states: of rows, `S[layer, pos]`.
-      place: [pos], the positions to align at.
-      base: [pair], rows of `states`.
-      source: [pos, pair], the same.
-      expected: [pos, pair], tokens; -1: not a pair.
+      states: the states `S[layer, pos]` of some rows, `[layer, row, n_pos, d_model]`.
+      place: the positions at which a subspace is learnt, `[pos]`.
+      base: the row of each base, an index into the rows of `states`, `[pair]`.
+      source: the row of each source, an index into the rows of `states`, `[pos, pair]`.
+      expected: the expected answer token, `[pos, pair]`; -1 if there is no such pair.
     """
 
     states: Float[Array, "layer row n_pos d_model"]
@@ -63,7 +79,7 @@ class AlignmentData(NamedTuple):
 def start(
     model: Transformer, n_places: int, rank: int, key: Key[Array, ""]
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Random weights, one matrix for each layer and position."""
+    """Return random initial weights: one matrix for each layer and position."""
     d_model = model.spec.d_model
     shape = (model.spec.depth + 1, n_places, d_model, rank)
     return jax.random.normal(key, shape) / d_model**0.5
@@ -77,7 +93,19 @@ def align(
     settings: SearchSettings,
     key: Key[Array, ""],
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Learn all subspaces at once: the mean of -log p(expected answer) over pairs goes down."""
+    """Learn all subspaces together, by minimising the mean of -log p(expected answer) over pairs.
+
+    Args:
+      model: the model.
+      params: its parameters, which are not changed.
+      material: the training data.
+      weights: the initial weights.
+      settings: the settings of the search.
+      key: the random key of the batches.
+
+    Returns:
+      The learnt weights; `orthonormal` gives the bases.
+    """
     optimizer = optax.adam(settings.learning_rate)
     loss = _loss(model, params, material)
 

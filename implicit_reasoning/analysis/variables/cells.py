@@ -1,4 +1,4 @@
-"""Interventions cell by cell: the part that instruments of class means have in common."""
+"""Interventions in every cell (variable, layer, position); shared by `mean_swap` and `erasure`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, s
 
 
 class Place(NamedTuple):
-    """One (layer, position), whichever variable is looked at: the states to fit on.
+    """One (layer, position), with the states for fitting; it is the same for all variables.
 
     Attributes:
-      layer: blocks before the states; traced.
-      states: [fit, d_model].
-      weight: [fit, ...], 0 for copies.
+      layer: the number of blocks before the states; traced.
+      states: the states for fitting, `[fit, d_model]`.
+      weight: the weight of each state, `[fit, ...]`; 0 for duplicates.
     """
 
     layer: Int[Array, ""]
@@ -32,13 +32,16 @@ class Place(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One variable at a place: the states there, and what is known of them.
+    """One variable at one place, with the states to edit.
 
     Attributes:
-      place: with the states to fit on; `fit_values` are theirs.
-      states: [example, d_model], of the cases.
-      old, new, expected: int [example], see `Cases`.
-      more: what a method needs beside, of this variable: see `inputs_of`.
+      place: the place, with the states for fitting.
+      states: the states of the cases, `[example, d_model]`.
+      old: the current value of the variable, int `[example]`.
+      new: the new value of the variable, int `[example]`; see `Cases`.
+      expected: the answer for the new value, int `[example]`; see `Cases`.
+      fit_values: the value of the variable for each state in `place`, int `[fit, ...]`.
+      more: further arrays of this variable that the method needs; see `make_inputs`.
     """
 
     place: Place
@@ -51,12 +54,12 @@ class Cell(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """What a method makes of the states of a cell.
+    """Edited states of a cell.
 
     Attributes:
-      states: [condition, example, d_model], to go on from.
-      possible: bool [example], where the edit could be made at all.
-      kept: further arrays of the cell, by the name of their output.
+      states: the edited states, `[condition, example, d_model]`.
+      possible: whether the edit is possible for an example, bool `[example]`.
+      kept: further outputs of the cell, by name.
     """
 
     states: Float[Array, "condition example d_model"]
@@ -71,20 +74,24 @@ def intervene(
     prepare: Callable[[Place], Any],
     edit: Callable[[Cell, Any], Edited],
 ) -> dict[str, Array]:
-    """Edit every cell, and look at the answers.
+    """Edit the state in every cell, and compute the answer after each edit.
 
     Args:
-      model: static.
-      params: of one checkpoint.
-      inputs: as `counterfactuals.inputs_of` makes them.
-      prepare: what all variables of a place share; so that it is computed once.
-      edit: of a cell, with what was prepared for its place. Both are traced once a position.
+      model: the model (static).
+      params: the parameters of one checkpoint.
+      inputs: the inputs from `counterfactuals.make_inputs`.
+      prepare: computes the values that all variables of a place share. It is called once per place.
+      edit: edits the states of a cell; its second argument is the result of `prepare` for the
+        place. Both functions are traced once per position.
 
     Returns:
-      `answer` int [condition, variable, layer, pos, example]; `counted` bool [variable, layer, pos,
-      example], where the clean answer is right and the edit possible; `correct` [example]; and what
-      `edit` kept, [variable, layer, pos, ...]. What a cell has that is not among those of the
-      inputs (the variable is not known there) is 0, and not counted.
+      answer: int `[condition, variable, layer, pos, example]`, the answer after the edit.
+      counted: bool `[variable, layer, pos, example]`, whether the clean answer is correct and the
+        edit is possible.
+      correct: bool `[example]`, whether the clean answer is correct.
+      The outputs in `Edited.kept`, each `[variable, layer, pos, ...]`.
+      If the state at a position cannot know a variable (see `variables_at` of the inputs), all
+      values of these cells are 0, and their examples are not counted.
     """
     sites = cache_sites(model)
     cache = model.forward(params, inputs["tokens"], sites=sites)[1]
@@ -95,7 +102,7 @@ def intervene(
     layers = range(depth + 1)
 
     def of_pos(pos: int) -> dict[str, Array]:
-        """[variable, layer, ...] of one position."""
+        """Return the outputs of one position, each `[variable, layer, ...]`."""
         places = Place(
             jnp.arange(depth + 1),
             jnp.stack([state(model, fitted, layer)[:, pos] for layer in layers]),
@@ -143,28 +150,37 @@ def intervene(
 
 
 def broadcast_to_cells(value: Array, like: Array) -> Array:
-    """`value` [variable, example] or [example] along [.., variable, layer, pos, example]."""
+    """Broadcast `value` to the shape of `like`.
+
+    Args:
+      value: `[variable, example]` or `[example]`.
+      like: `[..., variable, layer, pos, example]`.
+    """
     if value.ndim == 2:
         value = value[:, None, None]
     return jnp.broadcast_to(jnp.expand_dims(value, range(like.ndim - value.ndim)), like.shape)
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Where the mean of an output is over enough clusters to say anything."""
+    """Return where the mean of an output is over at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
 def with_worst_control(
     result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
 ) -> xr.DataArray:
-    """An outcome and its worst control, along `edit`, where enough counts: for `maps_by_variable`.
+    """Select an outcome and its worst control, as input for `maps_by_variable`.
 
     Args:
-      result: of an instrument.
-      name: of the outcome, with the dimension `edit`.
-      edit: the label of what is shown.
-      controls: labels of its controls.
-      worst: "max" or "min", which of the controls is nearest to the effect that is looked for.
+      result: the result of an instrument.
+      name: the name of the outcome, which has the dimension `edit`.
+      edit: the label of the edit to show.
+      controls: the labels of its controls.
+      worst: "max" if a large outcome is evidence for an effect, "min" if a small one is.
+
+    Returns:
+      The outcome with the labels `edit` and "worst control" along `edit`. Means over fewer than
+      `MIN_CLUSTERS` clusters are NaN.
     """
     values = result[name].where(has_min_clusters(result, name))
     of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")

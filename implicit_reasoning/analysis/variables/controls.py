@@ -1,8 +1,9 @@
-"""What interventions on a variable are compared with: edits that must not have the same effect.
+"""Controls for interventions on a variable: edits that must not have the same effect.
 
-A control is of use only if it can fail. A random direction sets hardly any answer among many, so it
-passes whatever the model does. The controls of a swap put in other *codes*, of equal norm: they
-fail where an answer comes out because the old code is gone, whichever code takes its place.
+A control is useful only if it can fail. A random direction almost never produces one specific
+answer among many, so such a control passes for every model. The controls of a swap therefore insert
+other *codes*. They fail if the answer changes because the old code is missing, independently of the
+code that replaces it.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from implicit_reasoning.analysis.variables.counterfactuals import Cases, counter
 from implicit_reasoning.worlds import Dataset
 
 MAX_ERASED = 16
-"""Values that are erased together: so many span at most 15 dimensions of class means."""
+"""Maximum number of values that are erased together; 16 class means span at most 15 dimensions."""
 
 N_DRAWS = 10
-"""How often values to erase are drawn."""
+"""Number of draws of values to erase."""
 
 
 def swap_controls(
     dataset: Dataset, cases: Cases, fitted: Int[np.ndarray, " row"]
 ) -> dict[str, np.ndarray]:
-    """Values for the controls of a swap, by variable.
+    """Choose the values for the controls of a swap, for every variable.
+
+    Args:
+      dataset: the dataset.
+      cases: the cases of the swap.
+      fitted: the rows from which class means are computed.
 
     Returns:
-      permuted: int32 [variable, class], for every class whose mean takes the place of its own: no
-        class keeps its mean. Classes without a fitted state keep theirs.
-      third: int32 [variable, case], a value that is neither the old nor the new one and does not
-        lead to the answer that the new one leads to; -1 where there is none.
-      beside_values: int32 [variable, fit], values of the fitted rows of another variable.
-      beside_old, beside_new: int32 [variable, case], the value of that other variable, and another
-        one that does not lead to the answer that the new value leads to; -1 where there is none.
+      permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. No
+        class keeps its mean, except for classes without a fitted state.
+      third: int32 `[variable, case]`, a value that differs from the old and the new value and does
+        not give the answer of the new value; -1 if there is none.
+      beside_values: int32 `[variable, fit]`, the values of another variable for the fitted rows.
+      beside_old: int32 `[variable, case]`, the value of that other variable.
+      beside_new: int32 `[variable, case]`, another value of that other variable, which does not
+        give the answer of the new value; -1 if there is none.
     """
     known = chain_variables(dataset, fitted)
     names, random = cases.variables.names, np.random.default_rng(1)
@@ -60,7 +67,7 @@ def swap_controls(
 
 
 def control_variable(names: Sequence[str], name: str) -> int:
-    """Which other variable's code is put in as a control: r1, and for r1 itself e1."""
+    """Return the index of the variable that is the control for `name`: r1, or e1 for r1 itself."""
     return list(names).index("e1" if name == "r1" else "r1")
 
 
@@ -72,7 +79,18 @@ def _value(
     avoided: Int[np.ndarray, "some case"],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " case"]:
-    """Another value of a variable for each case; one that leads somewhere, if there is one."""
+    """Draw another value of a variable for each case; -1 if there is none.
+
+    Values with a counterfactual answer are preferred.
+
+    Args:
+      dataset: the dataset.
+      cases: the cases of the swap.
+      index: the index of the swapped variable; its expected answer is avoided.
+      variable: the name of the variable to draw, and its values in the fitted rows.
+      avoided: values that must not be drawn; the first row has the current value.
+      random: the random number generator.
+    """
     name, known = variable
     values = np.unique(known[known >= 0])
     if not len(values):
@@ -91,7 +109,16 @@ def _value(
 def permuted_classes(
     values: Int[np.ndarray, " row"], n_classes: int, random: np.random.Generator
 ) -> Int[np.ndarray, "class"]:
-    """Classes dealt out among those that occur, none to itself: a random cycle through all."""
+    """Permute the classes that occur in `values` by a random cycle, so that no class is fixed.
+
+    Args:
+      values: the class of each row; -1 for none.
+      n_classes: the number of classes.
+      random: the random number generator.
+
+    Returns:
+      int32 `[class]`; classes that do not occur are fixed.
+    """
     there = random.permutation(np.unique(values[values >= 0]))
     dealt = np.arange(n_classes, dtype=np.int32)
     dealt[there] = np.roll(there, 1)
@@ -101,19 +128,20 @@ def permuted_classes(
 def draw_values(
     values: Int[np.ndarray, "variable row"], old: Int[np.ndarray, "variable case"]
 ) -> dict[str, np.ndarray]:
-    """Which values of each variable are erased together, and in which draw each case is edited.
+    """Draw the values of each variable that are erased together, and choose a draw for each case.
 
-    Values that were drawn least often come first, so that all are drawn about equally often, and
-    all are erased if there are at most `N_DRAWS * MAX_ERASED`. A case is edited once, by one of the
-    draws that hold its value: so the draws cost no more forward passes than one erasure of all.
+    Each draw takes the values that have been drawn least often. So all values are drawn about
+    equally often, and every value is drawn if there are at most `N_DRAWS * MAX_ERASED`. A case is
+    edited only once, in one of the draws that contain its value. The number of forward passes is
+    therefore the same as for one erasure of all values.
 
     Args:
-      values: of the rows to fit on; -1: none.
+      values: the values of the rows for fitting; -1 for none.
       old: the values of the cases.
 
     Returns:
-      drawn: int32 [variable, draw, MAX_ERASED], values; -2 where a variable has fewer.
-      draw: int32 [variable, case], the case's draw; -1 where no draw holds its value.
+      drawn: int32 `[variable, draw, MAX_ERASED]`, the values; padded with -2.
+      draw: int32 `[variable, case]`, the draw of each case; -1 if no draw contains its value.
     """
     random = np.random.default_rng(2)
     drawn = np.full((len(values), N_DRAWS, MAX_ERASED), -2, np.int32)

@@ -1,8 +1,9 @@
-"""What would be true if a variable had another value: cases for interventions, chosen on the host.
+"""Cases for interventions on a variable, with their counterfactual answers; computed on the host.
 
-Prefixes (the first facts of chains) are cut in two halves: on one, means and subspaces are fitted;
-cases have prefixes of the other, so that from the place on where the first fact is complete no
-state is on both sides. Before that place a state does not know its fact, and is on both.
+The first facts of chains are divided into two halves. Means and subspaces are fitted on chains of
+one half, and the cases are chains of the other half. From the position at which the first fact is
+complete, no state is in both sets. At earlier positions a state does not determine the fact, so the
+same state can be in both sets.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import columns, world_of
 
-MAX_FITTED = 2048  # training chains, as many of each prefix as fit
+MAX_FITTED = 2048  # maximum number of training chains for fitting, over all first facts
 
 
 class Cases(NamedTuple):
-    """Rows to intervene on, and for every variable another value and what it would lead to.
+    """Rows to intervene on, with a new value and a counterfactual answer for every variable.
 
     Attributes:
-      rows: [case], rows of the dataset; `group` [case] is the split's place among those asked for.
-      variables: their truth, `values` [variable, case].
-      new: int32 [variable, case], the other value; -1 where there is none that leads anywhere.
-      expected: int32 [variable, case], the answer's token if the variable had it.
+      rows: the rows of the dataset, `[case]`.
+      group: the index of the split of each row, `[case]`.
+      variables: the true variables of the rows; `values` is `[variable, case]`.
+      new: int32 `[variable, case]`, the new value; -1 if no value has another answer.
+      expected: int32 `[variable, case]`, the answer token for the new value; -1 if there is none.
     """
 
     rows: Int[np.ndarray, " case"]
@@ -51,11 +53,19 @@ class Cases(NamedTuple):
 def choose_cases(
     dataset: Dataset, splits: Sequence[str], most: int, fitted: Int[np.ndarray, " row"]
 ) -> Cases:
-    """Up to `most` probe rows of each split whose prefix is in none of the rows `fitted`.
+    """Choose probe rows of each split as cases, and a new value of every variable for each case.
 
-    Rows of a split have as many different prefixes as there are. Another value is one that the
-    fitted rows have (else nothing is known of its code), drawn at random among those that lead to
-    another answer, by facts that training uses at that hop: others no model need know.
+    The first fact of a case is not the first fact of any row in `fitted`. The cases of a split have
+    as many different first facts as possible. A new value is drawn at random among the values that
+    occur in the fitted rows, because the code of other values is not known, and that have another
+    answer. The answer follows from facts that training uses at the respective hop, because a model
+    does not have to know other facts there.
+
+    Args:
+      dataset: the dataset.
+      splits: the splits to choose from.
+      most: the maximum number of cases per split.
+      fitted: the rows for fitting.
     """
     first_fact = dataset.truth["fact1"]
     parts = []
@@ -77,7 +87,10 @@ def choose_cases(
 
 
 def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " row"]:
-    """Training chains whose first fact is in the half for fitting, spread over those facts."""
+    """Return at most `most` training chains for fitting, evenly spread over their first facts.
+
+    The first facts are those of `fitting_half`. The row numbers are in ascending order.
+    """
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
     chains = chains[fitting_half(dataset, chains)]
@@ -85,7 +98,7 @@ def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " r
 
 
 def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
-    """Which chains have a first fact of the half for fitting: of every bridge, half its facts."""
+    """Return which chains are for fitting: for every bridge, the chains of half its first facts."""
     facts = np.unique(dataset.truth["fact1"][chains])
     order = np.random.default_rng(0).permutation(facts)
     by_bridge = order[np.argsort(world_of(dataset).facts.tail[order], kind="stable")]
@@ -95,7 +108,7 @@ def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.n
 def round_robin(
     rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]
 ) -> Int[np.ndarray, " row"]:
-    """The rows, reordered: first one of each kind, then a second of each, and so on."""
+    """Reorder rows: first one row of each kind, then a second row of each kind, and so on."""
     order = np.argsort(kind, kind="stable")
     sizes = np.unique(kind, return_counts=True)[1]
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -107,7 +120,10 @@ def round_robin(
 def determined_cells(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
-    """Where a state can know a variable: `(variable, pos)` of which the prefix tells the value."""
+    """Return the cells `(variable, pos)` at which the prefix determines the variable.
+
+    The state of a causal model can represent a variable only there.
+    """
     values, keys = chain_variables(dataset, rows).values, state_keys(dataset, rows)
     cells = [
         (variable, pos)
@@ -125,13 +141,16 @@ def follow_relations(
     start: Int[np.ndarray, " row *value"],
     hop: int,
 ) -> Int[np.ndarray, " row *value"]:
-    """Where the remaining relations lead from `start`, by facts that training uses at each hop.
+    """Follow the relations from hop `hop` to the last hop, by facts that training uses at each hop.
 
     Args:
-      world: whose facts.
-      relations: of every hop.
-      start: entities at which hop `hop` (from 0) starts; -1 leads to -1, as does a missing fact.
-      hop: the first one to take.
+      world: the world with the facts.
+      relations: the relation of every hop.
+      start: the entity at which hop `hop` starts; -1 for none.
+      hop: the first hop to follow, counted from 0.
+
+    Returns:
+      The last entity; -1 if `start` is -1 or a fact is missing.
     """
     for later in range(hop, len(relations)):
         usable = np.isin(world.role, [ROLES.index(letter) for letter in training_roles(later)])
@@ -147,11 +166,21 @@ def counterfactual_answers(
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
-    """The answer (a token) of each row if a variable had each of its other values.
+    """Return the answer token of each row for each other value of a variable.
 
-    What the world says, hop by hop; -1 where there is no such fact, or none that training uses at
-    that hop. A `decoy` is taken for the bridge that the chain goes on from. If another token makes
-    a question to which training teaches something else (`scrambled`), then that.
+    The answer follows from the facts of the world, hop by hop. A value of `decoy` is used as the
+    bridge from which the chain continues. If the variable is an input token and training teaches
+    answers that do not follow from the world (`scrambled`), the answer is the taught one.
+
+    Args:
+      dataset: the dataset.
+      rows: the rows.
+      name: the name of the variable.
+      others: the other values.
+
+    Returns:
+      int `[row, value]`; -1 if a fact is missing or training does not use it at that hop, or if
+      training does not teach an answer.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":
@@ -170,7 +199,7 @@ def counterfactual_answers(
 
 
 def _taught_otherwise(dataset: Dataset) -> bool:
-    """Whether chains are trained on whose answers are not those of the world."""
+    """Return whether some training chains have answers that do not follow from the world."""
     trained = slice(dataset.n_train)
     last = dataset.truth[f"e{dataset.hops + 1}"][trained]
     return bool(((last >= 0) & (dataset.truth["answer"][trained] != last)).any())
@@ -179,7 +208,7 @@ def _taught_otherwise(dataset: Dataset) -> bool:
 def _taught(
     dataset: Dataset, rows: np.ndarray, part: int, others: Int[np.ndarray, "row value"]
 ) -> Int[np.ndarray, "row value"]:
-    """The answer that training teaches when one part of each question is another; -1: none."""
+    """Return the answer that training teaches after one query token is replaced; -1 for none."""
     table = all_queries(dataset)
     asked = np.repeat(queries_of_rows(dataset, rows).parts[:, None], others.shape[1], axis=1)
     asked[:, :, part] = np.maximum(others, 0)
@@ -212,9 +241,14 @@ def make_inputs(
     fitted: Int[np.ndarray, " row"],
     more: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """The arrays for `measure` that all instruments of class means need.
+    """Make the inputs of `cells.intervene`, as arrays on the host.
 
-    `more` has those of one instrument, [variable, ...]: an edit gets its variable's.
+    Args:
+      dataset: the dataset.
+      cases: the cases to intervene on.
+      fitted: the rows for fitting.
+      more: further arrays of one instrument, each `[variable, ...]`. The edit of a cell gets the
+        entry of its variable as `Cell.more`.
     """
     variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
@@ -239,7 +273,15 @@ def make_examples(
     inputs: dict[str, Any],
     conditions: Sequence[str],
 ) -> Examples:
-    """What instruments of class means average: by split and, at each position, cluster."""
+    """Make the examples of an instrument: grouped by split, and clustered at each position.
+
+    Args:
+      dataset: the dataset.
+      splits: the splits of the cases.
+      cases: the cases.
+      inputs: the inputs of `measure`.
+      conditions: the labels of the edits.
+    """
     return Examples(
         inputs,
         groups=splits,
