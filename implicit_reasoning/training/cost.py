@@ -1,9 +1,9 @@
 """Cost of a training step, computed from shapes: matrix-product FLOPs, bytes and parameters.
 
 FLOPs are the multiplications and additions of the matrix products in `wirings.forward_at`. Norms,
-activations and the optimiser are not counted. The ratio of these FLOPs to the peak of a machine is
-therefore the share of time that matrix products need. Attention over a few positions is executed as
-sums, but is counted as products (0.2% of the FLOPs of a `pocket` step).
+activations and the optimiser are not counted. FLOP/s divided by the peak of a machine is therefore
+the share of time that would suffice for the matrix products. Attention over a few positions is
+executed as sums, but is counted as matrix products (0.2% of the FLOPs of a `pocket` step).
 """
 
 from __future__ import annotations

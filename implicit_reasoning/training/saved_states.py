@@ -52,8 +52,8 @@ def newest(files: Layout) -> SavedState | None:
 
 def all_states(files: Layout) -> list[SavedState]:
     """List all states of a run or trial, including those in the folders of populations."""
-    # Resolved like the folders of populations and of `DamagedCheckpoint`, so that paths compare
-    # equal.
+    # Resolve the path like those of populations and of `DamagedCheckpoint`, so that equal paths
+    # compare equal.
     own = files.resume.resolve()
     found = [SavedState(own, None, step) for step in finished_steps(own)]
     for part in read_segments(files):

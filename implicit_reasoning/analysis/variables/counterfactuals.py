@@ -39,7 +39,7 @@ class Cases(NamedTuple):
       rows: the rows of the dataset, `[case]`.
       group: the index of the split of each row, `[case]`.
       variables: the true variables of the rows; `values` is `[variable, case]`.
-      new: int32 `[variable, case]`, the new value; -1 if no value has another answer.
+      new: int32 `[variable, case]`, the new value; -1 if there is no value with another answer.
       expected: int32 `[variable, case]`, the answer token for the new value; -1 if there is none.
     """
 

@@ -1,17 +1,17 @@
-"""Is there a subspace through which a variable can be set? Searched for, on pairs, held-out ones.
+"""DAS: is there a learnt subspace through which a variable can be set, on held-out pairs?
 
-At every (layer, position) a subspace is learnt (`alignment.py`) such that the answer follows the
-source's value of the variable (cause) and nothing else of the source (isolation). Pairs to learn
-from and pairs to score on share no first fact, and ask for other facts at the last hop. A learnt
-subspace can *make* a model compute what it does not by itself: read it beside `swap`, whose
-subspace is not searched for, and beside what needs no search here: the subspace in which class
-means differ most, a random one, and the whole state.
+At every (layer, position) a subspace is learnt (`alignment.py`). The answer should follow the
+variable's value in the source (cause), and no other property of the source (isolation). The pairs
+for training and the pairs for scoring share no first fact and use different facts at the last hop.
+A learnt subspace can *make* a model compute something that it does not compute by itself. So
+compare the result with `mean_swap`, which learns no subspace, and with the edits here that need no
+search: the subspace in which class means differ most, a random subspace, and the whole state.
 
-A random subspace sets hardly any answer among many, so it is no control for a search. The controls
-are searches: one with the answers of its pairs dealt out anew, which learns which answers are
-frequent and that the old one must go, and one in a model at its initialisation, which shows what a
-search can make of states that compute nothing (on random models: arXiv 2507.08802). Each search
-costs as much as that of the truth.
+A random subspace almost never produces one specific answer among many, so it is no control for a
+search. The two controls are searches themselves. The first uses pairs with shuffled answers. It can
+learn which answers are frequent, and how to remove the old answer. The second uses a model at its
+initialisation. It shows what a search can achieve with states that compute nothing (see arXiv
+2507.08802 for random models). Each control costs as much as the main search.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ from implicit_reasoning.worlds.dataset import world_of
 
 CONTROLS = ("shuffled targets", "untrained")
 EDITS = ("learnt", "class means", "whole state", "random", *CONTROLS)
-_MAX_CASES = 128  # cases of a split
-_PAIRS = 2048  # of each kind, to learn from
-_USED = 0.8  # cause and isolation, lower end of the interval
-# Cause of either control, upper end: a control must not set most answers. It may set some: a search
-# for shuffled targets still learns to remove the old value, and sets up to .25 of the answers of
-# planted models that use the variable.
+_MAX_CASES = 128  # maximum number of cases per split
+_PAIRS = 2048  # number of training pairs of each kind
+_USED = 0.8  # minimum of the lower interval ends of cause and isolation
+# Maximum of the upper interval end of cause for each control: a control must not set most answers.
+# It may set some answers: a search with shuffled targets learns to remove the old value, and sets
+# up to 0.25 of the answers in planted models that use the variable.
 _CONTROL = 0.5
 
 
 class Alignment(Instrument):
-    """See the module."""
+    """See the module docstring."""
 
     name = "das"
     definition = (
@@ -114,19 +114,20 @@ class Alignment(Instrument):
         rank: int = 64,
         steps: int = 300,
     ):
-        """Choose what to look for.
+        """Choose the variable, the positions and the size of the search.
 
         Args:
-          variable: of the task's truth.
-          positions: where; by default the first at which a state can know the variable.
-          rank: dimensions of the subspace; at most half of the model's are used.
-          steps: of Adam.
+          variable: the name of the variable, from the truth of the task.
+          positions: the positions at which a subspace is learnt; by default the first position at
+            which the prompt determines the variable.
+          rank: the dimension of the subspace; at most `d_model // 2` is used.
+          steps: the number of steps of Adam.
         """
         self.variable, self.positions = variable, positions
         self.rank, self.steps = rank, steps
 
     def options(self) -> dict[str, Any]:
-        """All that can be chosen."""
+        """Return all options of the instrument."""
         positions = None if self.positions is None else list(self.positions)
         return {
             "variable": self.variable,
@@ -136,7 +137,11 @@ class Alignment(Instrument):
         }
 
     def places(self, dataset: Dataset) -> list[int]:
-        """Numbers of the positions."""
+        """Return the indices of the positions.
+
+        Raises:
+          InputError: the dataset does not have such a position or variable.
+        """
         if self.positions is not None:
             missing = [pos for pos in self.positions if pos not in dataset.positions]
             if missing:
@@ -152,7 +157,7 @@ class Alignment(Instrument):
         return [int(pos[variable == names.index(self.variable)].min())]
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Layers, and the positions chosen."""
+        """Return the labels of the layers, positions, variable and edits."""
         return {
             "layer": range(model.spec.depth + 1),
             "pos": [dataset.positions[place] for place in self.places(dataset)],
@@ -161,7 +166,7 @@ class Alignment(Instrument):
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Pairs to learn from, and pairs to score on with bases of every split of chains."""
+        """Return training pairs, and scoring pairs with bases from every split of chains."""
         random = np.random.default_rng(0)
         world, places = world_of(dataset), self.places(dataset)
         learnt = random.random((max(world.tail.shape), world.n_relations)) < 0.5
@@ -199,7 +204,7 @@ class Alignment(Instrument):
         facts: np.ndarray,
         untrained: bool = False,
     ) -> list[tuple[np.ndarray, InterchangePairs]]:
-        """Bases and their pairs, by position."""
+        """Return the bases and their pairs for each position."""
         return [
             (
                 bases,
@@ -217,13 +222,17 @@ class Alignment(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Learn on the one set of pairs, score on the other."""
+        """Learn the subspaces on the training pairs, and compute outcomes on the scoring pairs."""
         settings = SearchSettings(min(self.rank, model.spec.d_model // 2), self.steps)
         begin, draw, fresh = jax.random.split(key, 3)
         random = start(model, len(inputs["place"]), settings.rank, begin)
 
         def searched(what: tuple[Params, Array]) -> tuple[Array, Array]:
-            """Answers after each edit in one model, and which clean ones are right."""
+            """Return the answers after each edit in one model, and whether clean ones are correct.
+
+            Args:
+              what: the parameters of the model, and the expected answers of the training pairs.
+            """
             params, due = what
             material = AlignmentData(
                 residuals(model, params, inputs["fit_tokens"]),
@@ -237,7 +246,7 @@ class Alignment(Instrument):
             bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
             return _answers(model, params, inputs, bases)
 
-        # One program for three searches: the one asked for, and its two controls.
+        # One program runs the main search and both controls.
         models = jax.tree.map(lambda *of: jnp.stack(of), params, params, model.init(fresh))
         due = jnp.stack([inputs[name] for name in ("fit_expected", "shuffled", "fit_expected")])
         answers, correct = jax.lax.map(searched, (models, due))
@@ -257,7 +266,7 @@ class Alignment(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Cause and isolation, by cell."""
+        """Draw cause and isolation in every cell."""
         what = {
             "cause": "Answers that follow a variable set through a learnt subspace",
             "isolation": "Answers that stay when a subspace is set to the same value",
@@ -282,11 +291,15 @@ class Alignment(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Used: a learnt subspace sets the variable alone, and no control sets most answers."""
+        """Claim "used" if the learnt subspace sets only the variable, and no control is effective.
+
+        Cause and isolation must both be high, and neither control may set most answers.
+        """
         learnt = result.sel(edit=EDITS[0], drop=True)
         sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)
         low = result["cause_high"].sel(edit=list(CONTROLS)) <= _CONTROL
-        # Isolation has fewer clusters. Its lower end says if they are enough: 17 that all agree.
+        # Isolation has fewer clusters, so it has no minimum number of clusters. Its lower interval
+        # end reaches `_USED` only with at least 17 clusters, even if all of them agree.
         there = sets & alone & low.all("edit") & has_min_clusters(learnt, "cause")
         return claimed("used", there.any("group"))
 
@@ -294,7 +307,12 @@ class Alignment(Instrument):
 def _held_out(
     dataset: Dataset,
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Splits, bases and their groups, and a pool of sources: all of the half not learnt from."""
+    """Return data for scoring, from chains whose first fact is not used for training the search.
+
+    Returns:
+      The splits, the rows of the bases, the split index of each base, and the rows that can be
+      sources.
+    """
     chains = np.flatnonzero(dataset.truth[f"fact{dataset.hops}"][: dataset.n_train] >= 0)
     learnt_from = np.unique(dataset.truth["fact1"][chains[fitting_half(dataset, chains)]])
     first = dataset.truth["fact1"]
@@ -311,7 +329,7 @@ def _held_out(
 def _as_places(
     pairs: list[tuple[np.ndarray, InterchangePairs]], fit: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Pairs of both kinds in one list, as places among the fitted rows (which are sorted)."""
+    """Concatenate the pairs of both kinds, with rows as indices into `fit`, which is sorted."""
     bases = np.concatenate([pairs[0][0]] * len(INTERCHANGE_KINDS))
     return {
         "fit_base": np.searchsorted(fit, bases).astype(np.int32),
@@ -323,7 +341,7 @@ def _as_places(
 
 
 def _shuffled(expected: Int[np.ndarray, "pos pair"]) -> Int[np.ndarray, "pos pair"]:
-    """The answers that are due, dealt out anew among the pairs of each position and kind."""
+    """Shuffle the expected answers among the pairs of each position and kind."""
     random, dealt = np.random.default_rng(0), expected.copy()
     for line in dealt.reshape(len(dealt) * len(INTERCHANGE_KINDS), -1):  # a view
         there = line >= 0
@@ -332,7 +350,11 @@ def _shuffled(expected: Int[np.ndarray, "pos pair"]) -> Int[np.ndarray, "pos pai
 
 
 def _of_class_means(model: Transformer, material: AlignmentData, inputs: Any, rank: int) -> Array:
-    """Subspaces [layer, pos, d_model, rank] in which the variable's class means differ most."""
+    """Return the subspaces in which the class means of the variable differ most.
+
+    Returns:
+      Orthonormal bases, `[layer, pos, d_model, rank]`.
+    """
 
     def of_place(states: Array, place: Array) -> Array:
         weight = jnp.asarray(inputs["fit_weight"])[place]
@@ -349,7 +371,18 @@ def _of_class_means(model: Transformer, material: AlignmentData, inputs: Any, ra
 
 
 def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> tuple[Array, Array]:
-    """Answers [edit, layer, pos, kind, example], and whether the clean ones are right."""
+    """Compute the answers after each edit, and whether the clean answers are correct.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      inputs: the inputs of `measure`.
+      bases: the learnt, class-means and random bases, `[3, layer, pos, d_model, rank]`.
+
+    Returns:
+      The answers for the edits learnt, class means, whole state and random,
+      `[edit, layer, pos, kind, example]`; and whether each clean answer is correct, `[example]`.
+    """
     depth = model.spec.depth
     states = residuals(model, params, inputs["tokens"])
     clean = logits_from_layer(model, params, states[depth], depth).argmax(-1)

@@ -1,19 +1,20 @@
-"""Is a variable's code needed? What a linear reader could tell its values by is erased.
+"""Erasure: is the code of a variable needed, or do answers survive when it is erased (LEACE)?
 
-LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can tell the
-variable's value. If the answers stay, the model does not need the code that a probe finds there. It
-may use it all the same, where another route does as well: to call it unused, another value's code
-must change nothing either.
+LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can predict
+the value of the variable. If the answers do not change, the model does not need the code that a
+probe finds there. The model may still use this code if another route gives the same answer. So a
+code is called unused only if replacing it by the code of another value also changes no answer.
 
-Erasing all values of a variable with many takes as many directions, often all that a state has,
-and then nothing is left to answer from. So at most 16 values are made indistinguishable at a time,
-which takes at most 15 directions; ten such draws cover the values, and a case is edited by a draw
-that holds its value. Some damage comes with any direction; hence two controls, made alike: the
-variable's values dealt out anew among the states, and as many random directions.
+Erasing all values of a variable with many values removes as many directions, often all directions
+of a state, and then no answer can be computed. So at most 16 values are made indistinguishable at a
+time, which removes at most 15 directions. Values are drawn ten times, and a case is edited in one
+of the draws that contain its value. Every erased direction does some damage. Two controls therefore
+erase equally many directions: one after shuffling the values among the states, and one with random
+directions.
 
-Forward passes are as many as for one erasure. Beside them, a cell of n states to fit on, c cases
-and d dimensions costs about 640 n d operations for class means (2 labellings, 10 draws, 16 values),
-1920 d^2 for directions, and 1920 c d to apply them.
+The number of forward passes is the same as for a single erasure. In addition, a cell with n states
+for fitting, c cases and d dimensions needs about 640 n d operations for class means (2 labellings,
+10 draws, 16 values), 1920 d^2 operations for the directions, and 1920 c d operations to apply them.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ from implicit_reasoning.worlds import Dataset
 
 CONTROLS = ("shuffled", "random")
 CONDITIONS = ("variable", *CONTROLS, "swapped")
-_MAX_CASES = 128  # cases of a split
-_SHRINKAGE = 0.1  # of the covariance of the discriminant that decodes
-_DECODED = MIN_LOWER_BOUND  # held-out accuracy, lower end of the interval
-_UNCHANGED = MIN_LOWER_BOUND  # answers that stay, lower end of the interval
+_MAX_CASES = 128  # maximum number of cases per split
+_SHRINKAGE = 0.1  # shrinkage of the covariance in the discriminant that decodes
+_DECODED = MIN_LOWER_BOUND  # minimum of the lower interval end of the held-out accuracy
+_UNCHANGED = MIN_LOWER_BOUND  # minimum of the lower interval end of the unchanged answers
 
 
 class Erasure(Instrument):
-    """See the module."""
+    """See the module docstring."""
 
     name = "erasure"
     definition = (
@@ -106,7 +107,11 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; fitted on training chains, and on these too."""
+        """Return probe rows of every split of chains as cases.
+
+        Erasers are fitted on training chains and on the cases. The decoder is fitted on training
+        chains only.
+        """
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
@@ -115,7 +120,7 @@ class Erasure(Instrument):
         values = chain_variables(dataset, both).values
         draws = draw_values(values, cases.variables.values)
         inputs = make_inputs(dataset, cases, fitted, draws) | {
-            # The rows to erase for begin with the rows to decode from.
+            # The first rows are those that the decoder is fitted on.
             "fit_tokens": prompts(dataset, both),
             "fit_values": np.stack([values, _permuted(values)], axis=-1),
             "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
@@ -123,13 +128,13 @@ class Erasure(Instrument):
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Layers, positions and draws."""
+        """Return the labels of the layers, positions and draws."""
         return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every case in every cell."""
+        """Compute the outcomes of every case in every cell."""
         n_classes = model.spec.d_vocab
 
         def prepare(place: Place) -> _Fitted:
@@ -175,7 +180,7 @@ class Erasure(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Answers that stay, by cell."""
+        """Draw the share of unchanged answers in every cell."""
         values = with_worst_control(result, "unchanged", CONDITIONS[0], CONTROLS, worst="min")
         caption = (
             "Share of cases, right when clean, whose answer stays when no linear reader can "
@@ -191,18 +196,24 @@ class Erasure(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A variable is unused where it is decodable, and neither erasure nor swap is of effect."""
+        """Claim "unused" if a variable is decodable, and neither erasure nor swap has an effect."""
         there = (result["decoded_low"] >= _DECODED) & has_min_clusters(result, "decoded")
         edits = ["variable", "swapped"]
         stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")
         counts = has_min_clusters(result, "unchanged").sel(edit="variable", drop=True)
-        # In every group that can say anything: one where answers change is enough to be silent.
+        # Answers must not change in any group with enough clusters.
         unused = (there & stays & counts).any("group") & (stays | ~counts).all("group")
         return claimed("unused", unused)
 
 
 class _Fitted(NamedTuple):
-    """What all variables of a place share."""
+    """Results of fitting that all variables of a place share.
+
+    Attributes:
+      white: the whitening of all states.
+      directions: random orthonormal directions for the control.
+      decoder: the whitening of the states for decoding, with shrinkage.
+    """
 
     white: Whitening
     directions: Float[Array, "draw direction d_model"]
@@ -210,13 +221,13 @@ class _Fitted(NamedTuple):
 
 
 def _random_of_draws(white: Whitening, key: Key[Array, ""]) -> Float[Array, "draw k d_model"]:
-    """For each draw as many orthonormal random directions as its values can take at most."""
+    """Return `MAX_ERASED - 1` random orthonormal directions for each draw."""
     keys = jax.random.split(key, N_DRAWS)
     return jax.vmap(lambda one: random_directions(white, one, MAX_ERASED - 1))(keys)
 
 
 def _among(classes: Int[Array, " fit"], values: Int[Array, " value"]) -> Int[Array, " fit"]:
-    """The place of each class among some values; -1 where it is none of them."""
+    """Return the index of each class in `values`; -1 if it is not in `values`."""
     same = classes[:, None] == values[None]
     return jnp.where(same.any(-1), same.argmax(-1), -1)
 
@@ -224,7 +235,7 @@ def _among(classes: Int[Array, " fit"], values: Int[Array, " value"]) -> Int[Arr
 def _erase_by_draw(
     erasers: Eraser, states: Float[Array, "example d_model"], draw: Int[Array, " example"]
 ) -> Float[Array, "example d_model"]:
-    """Each state, edited by the eraser of its draw; unchanged where it has none (-1)."""
+    """Apply to each state the eraser of its draw; a state without a draw (-1) is unchanged."""
 
     def step(after: Array, here: tuple[Eraser, Array]) -> tuple[Array, None]:
         eraser, number = here
@@ -235,7 +246,11 @@ def _erase_by_draw(
 
 
 def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
-    """Whether a discriminant of the held-out half finds each case's value: float [example]."""
+    """Return whether a discriminant that is fitted on other chains predicts the value of each case.
+
+    Returns:
+      bool `[example]`.
+    """
     flat = [
         jnp.matmul(states - white.mean[None], white.inverse, precision="highest")
         for states in (cell.place.states, cell.states)
@@ -245,11 +260,11 @@ def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
 
 
 def _permuted(values: np.ndarray) -> np.ndarray:
-    """Values [variable, state], each variable's dealt out anew."""
+    """Shuffle the values of each variable among the states, `[variable, state]`."""
     return np.random.default_rng(0).permuted(values, axis=1)
 
 
 def _first_half(keys: np.ndarray, n_fitted: int) -> np.ndarray:
-    """Weights that leave out the states after the first `n_fitted`."""
+    """Return the weights of distinct states, with weight 0 after the first `n_fitted` states."""
     weight = distinct_weights(keys[:, :n_fitted])
     return np.pad(weight, ((0, 0), (0, keys.shape[1] - n_fitted)))

@@ -1,8 +1,9 @@
-"""Pairs of rows for interchange interventions: a base, and a source that lends it its state.
+"""Pairs of base and source rows for interchange interventions.
 
-A pair for *cause* has a source with another value of the variable, and the answer that the world
-gives to the base with that value. A pair for *isolation* has a source with the same value and
-another first fact: whatever else the state knows, the answer must stay (Huang et al. 2024, RAVEL).
+In a pair for *cause*, the source has another value of the variable. The expected answer is the
+answer of the world for the base with that value. In a pair for *isolation*, the source has the same
+value and another first fact. The answer must not change, whatever else differs between the states
+(Huang et al. 2024, RAVEL).
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from implicit_reasoning.analysis.variables.counterfactuals import counterfactual
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 INTERCHANGE_KINDS = ("cause", "isolation")
-_TRIES = 512  # sources that are tried for each base: few have the same value and compose anew
+# Number of sources that are tried for each base. Many are needed, because few sources have the same
+# value and give a composed prompt that is not a training prompt.
+_TRIES = 512
 
 
 class InterchangePairs(NamedTuple):
-    """Of each kind and base: a source, and the answer that is due.
+    """Source and expected answer for each kind of pair and each base.
 
     Attributes:
-      source: int [kind, base], a row of the dataset; -1 where none was found.
-      expected: int32 [kind, base], a token; -1 where none was found.
+      source: int `[kind, base]`, the row of the source; -1 if none was found.
+      expected: int32 `[kind, base]`, the expected answer token; -1 if no source was found.
     """
 
     source: Int[np.ndarray, "kind base"]
@@ -32,15 +35,16 @@ class InterchangePairs(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a pair may be.
+    """Conditions that a pair must satisfy.
 
     Attributes:
-      variable: its name in the truth.
-      pos: position whose states are interchanged.
-      facts: bool [value, relation], which (new value, last relation) a cause may ask for: those
-        that are learnt from are not those that are scored on.
-      untrained: refuse pairs whose composed prompt - the source's up to `pos`, then the base's - is
-        itself a training prompt: a model that knows prefixes by heart would pass there.
+      variable: the name of the variable in the truth.
+      pos: the index of the position at which states are interchanged.
+      facts: bool `[value, relation]`, the allowed combinations of new value and last relation for
+        cause. Training and scoring use disjoint combinations.
+      untrained: reject pairs whose composed prompt is a training prompt. The composed prompt has
+        the tokens of the source up to `pos`, and then those of the base. A model that memorises
+        prefixes would give the expected answer to such a prompt.
     """
 
     variable: str
@@ -56,7 +60,15 @@ def find_pairs(
     rules: Rules,
     random: np.random.Generator,
 ) -> InterchangePairs:
-    """For each base the first fitting source among some drawn at random from the pool."""
+    """Find a source of each kind for each base, among random rows of the pool.
+
+    Args:
+      dataset: the dataset.
+      bases: the rows of the bases.
+      pool: the rows that can be sources.
+      rules: the conditions that a pair must satisfy.
+      random: the random number generator.
+    """
     tried = pool[random.integers(len(pool), size=(len(bases), _TRIES))]
     truth = dataset.truth
     base, source = np.repeat(bases, _TRIES), tried.ravel()
@@ -89,7 +101,9 @@ def _composed_is_trained(
     dataset: Dataset, base: np.ndarray, source: np.ndarray, pos: int
 ) -> Bool[np.ndarray, " pair"]:
     length = len(dataset.positions)
-    if pos == length - 1:  # nothing of the base is left: the prompt is the source's, always known
+    # At the last position the composed prompt is always the source's own training prompt, so the
+    # condition cannot be used.
+    if pos == length - 1:
         return np.zeros(len(base), bool)
     chains = dataset.truth["position"][: dataset.n_train] == length - 1
     trained = dataset.tokens[: dataset.n_train][chains][:, :length]

@@ -1,12 +1,13 @@
-"""Is a variable's code used? Its class mean is swapped for another's, and truth says what follows.
+"""Mean swap: does the answer follow a variable when its class mean is replaced by another one?
 
-In `S[layer, pos]` what codes value a on average is replaced by what codes b: `S + mean_b - mean_a`.
-If the answer is computed from that code it becomes what the world says of b. Three shares, of cases
-answered correctly when clean: unchanged, the counterfactual answer, something else (damage).
+In `S[layer, pos]` the mean code of value a is replaced by that of value b: `S + mean_b - mean_a`.
+If the answer is computed from this code, it becomes the counterfactual answer, which the world
+gives for b. The outcomes are three shares of the cases with a correct clean answer: unchanged,
+counterfactual, and other (damage).
 
-An answer may come out for another reason than b's code: because a's code is gone, or because the
-state is damaged. So the same is done with three other codes, after each of which the answer that b
-leads to is not due. Where it comes out all the same, nothing is claimed.
+The counterfactual answer can have another cause than the code of b: the code of a is missing, or
+the state is damaged. Three controls therefore insert other codes, for which the answer of b is not
+expected. If the answer of b also appears with a control, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from implicit_reasoning.worlds import Dataset
 
 CONTROLS = ("permuted means", "third value", "another variable")
 CONDITIONS = ("class means", *CONTROLS)
-_MAX_CASES = 128  # cases of a split
-_USED = 0.8  # counterfactual answers, lower end of the interval
-_CONTROL = 0.2  # counterfactual answers of every control, upper end
+_MAX_CASES = 128  # maximum number of cases per split
+_USED = 0.8  # minimum of the lower interval end of the counterfactual answers
+_CONTROL = 0.2  # maximum of the upper interval end of these answers, for every control
 
 
 class MeanSwap(Instrument):
-    """See the module."""
+    """See the module docstring."""
 
     name = "mean_swap"
     definition = (
@@ -81,7 +82,7 @@ class MeanSwap(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains, with another value for each variable."""
+        """Return probe rows of every split of chains, with a new value for each variable."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
@@ -93,7 +94,7 @@ class MeanSwap(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every case in every cell."""
+        """Compute the outcomes of every case in every cell."""
         n_classes = model.spec.d_vocab
 
         def edit(cell: Cell, _: None) -> Edited:
@@ -131,7 +132,7 @@ class MeanSwap(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Counterfactual answers by cell."""
+        """Draw the share of counterfactual answers in every cell."""
         values = with_worst_control(result, "counterfactual", CONDITIONS[0], CONTROLS)
         caption = (
             "Share of cases, right when clean, whose answer becomes what the world says "
@@ -147,9 +148,10 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A variable is used where answers follow its swap, and do not follow any control.
+        """Claim "used" if answers follow the swap of a variable, but no control.
 
-        At least one control must be over enough facts; those that are not say nothing.
+        Controls over fewer than `MIN_CLUSTERS` clusters are ignored. At least one control must
+        remain.
         """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
         there = has_min_clusters(result, "counterfactual")
@@ -164,7 +166,7 @@ class MeanSwap(Instrument):
 def _beside_known(
     dataset: Dataset, names: tuple[str, ...], fitted: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "variable pos"]:
-    """Where a state can know the other variable whose code is a control."""
+    """Return where the prompt determines the variable whose code is used as a control."""
     variable, pos = determined_cells(dataset, fitted)
     known = np.zeros((len(names), len(dataset.positions)), bool)
     known[variable, pos] = True
@@ -172,7 +174,12 @@ def _beside_known(
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:
-    """The three outcomes, bool [condition, variable, layer, pos, example]."""
+    """Return the three outcomes, each bool `[condition, variable, layer, pos, example]`.
+
+    Args:
+      found: the result of `cells.intervene`.
+      inputs: the inputs of `measure`.
+    """
     answer = found["answer"]
     counterfactual = answer == broadcast_to_cells(inputs["expected"], answer)
     unchanged = answer == broadcast_to_cells(inputs["answer"], answer)

@@ -1,7 +1,8 @@
-"""The part of a state that codes a variable: found by class means, swapped, erased.
+"""Class means, subspaces and erasers of a variable in the states of one place.
 
-All functions are pure and take states of one place, `[state, d_model]`, with the class of each (-1:
-none) and a weight (0 for a state that is another's copy, so that each distinct state counts once).
+All functions are pure. They take states `[state, d_model]` of one (layer, position), the class of
+each state (-1 for none), and the weight of each state. Duplicates of a state have weight 0, so that
+each distinct state counts once.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-_SAME = 1e-4  # of the largest: singular values below are rounding, in float32
+# Smaller singular values, relative to the largest one, are rounding errors in float32.
+_SAME = 1e-4
 
 
 class ClassMeans(NamedTuple):
-    """Mean state of every class, and how many distinct states it is the mean of."""
+    """Mean state of every class, and the number of distinct states of every class."""
 
     mean: Float[Array, "class d_model"]
     size: Float[Array, "class"]
@@ -29,7 +31,7 @@ def class_means(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> ClassMeans:
-    """Weighted means by class; a class without a state has mean 0 and count 0."""
+    """Compute the weighted mean of every class; a class without states has mean 0 and size 0."""
     member = jax.nn.one_hot(classes, n_classes, dtype=states.dtype) * weight[:, None]
     count = member.sum(0)
     return ClassMeans(_product(member.T, states) / jnp.maximum(count, 1)[:, None], count)
@@ -41,14 +43,19 @@ def swap(
     old: Int[Array, " example"],
     new: Int[Array, " example"],
 ) -> Float[Array, "example d_model"]:
-    """The states, with what codes class `old` on average replaced by what codes class `new`."""
+    """Replace the mean of class `old` by the mean of class `new` in every state."""
     return states + means.mean[new] - means.mean[old]
 
 
 def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
-    """Orthonormal directions in which class means differ most; the largest differences first.
+    """Compute orthonormal directions in which class means differ most, in descending order.
 
-    Columns beyond the rank of the differences are 0. Classes count equally; empty ones do not.
+    All classes with states have the same weight, and empty classes are ignored. Columns beyond the
+    rank of the centred class means are 0.
+
+    Args:
+      means: the class means.
+      rank: the maximum number of directions.
     """
     there = (means.size > 0).astype(means.mean.dtype)
     centred = (means.mean - _centre(means)[None]) * there[:, None]
@@ -58,56 +65,56 @@ def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
 
 
 def _centre(means: ClassMeans) -> Float[Array, " d_model"]:
-    """The mean of the class means that there are, which count equally."""
+    """Return the unweighted mean of the class means, without empty classes."""
     there = (means.size > 0).astype(means.mean.dtype)
     return (means.mean * there[:, None]).sum(0) / jnp.maximum(there.sum(), 1)
 
 
 class Bottleneck(NamedTuple):
-    """A projection onto a few directions through a point: all else of a state is replaced by it.
+    """Projection of states onto an affine subspace.
 
     Attributes:
-      centre: what a state has outside the directions, after the projection.
-      directions: orthonormal columns; columns of 0 are no direction.
+      centre: a point of the subspace; it replaces the component of a state outside the directions.
+      directions: the directions of the subspace as orthonormal columns; zero columns are padding.
     """
 
     centre: Float[Array, " d_model"]
     directions: Float[Array, "d_model rank"]
 
     def __call__(self, states: Float[Array, "state d_model"]) -> Float[Array, "state d_model"]:
-        """The states, projected."""
+        """Project the states."""
         inside = _product(states - self.centre[None], self.directions)
         return self.centre[None] + _product(inside, self.directions.T)
 
     def width(self) -> Float[Array, ""]:
-        """How many directions there are."""
+        """Return the number of directions."""
         return (jnp.abs(self.directions).max(0) > 0).sum().astype(self.directions.dtype)
 
 
 def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
-    """The projection onto at most `rank` dimensions in which class means differ most."""
+    """Return the projection onto at most `rank` directions in which class means differ most."""
     found = basis(means, rank)
     return Bottleneck(_centre(means), jnp.pad(found, ((0, 0), (0, rank - found.shape[1]))))
 
 
 def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
-    """A projection through the same point onto random directions, as many as `like` has."""
+    """Return a projection with the centre of `like` and as many random directions."""
     d_model, rank = like.directions.shape
     drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
-    # There are at most d_model orthonormal directions; `like` has columns of 0 beyond these.
+    # There are at most d_model orthonormal directions. `like` has zero columns beyond these.
     drawn = jnp.pad(drawn, ((0, 0), (0, rank - drawn.shape[1])))
     there = (jnp.abs(like.directions).max(0) > 0).astype(drawn.dtype)
     return Bottleneck(like.centre, drawn * there[None])
 
 
 class Eraser(NamedTuple):
-    """An affine map that removes something: `states - (states - mean) @ out @ back`.
+    """Affine map that erases a component of states: `states - (states - mean) @ out @ back`.
 
     Attributes:
-      mean: the state that is left as it is.
-      out: from states to coordinates of what is removed.
-      back: from those coordinates to states; `out @ back` is a projection.
-      rank: of that projection.
+      mean: the fixed point of the map.
+      out: maps states to coordinates of the erased component.
+      back: maps these coordinates to states; `out @ back` is a projection.
+      rank: the rank of that projection.
     """
 
     mean: Float[Array, " d_model"]
@@ -116,13 +123,19 @@ class Eraser(NamedTuple):
     rank: Float[Array, ""]
 
     def __call__(self, states: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
-        """The states, without it."""
+        """Erase the component from the states."""
         centre = jnp.expand_dims(self.mean, range(states.ndim - 1))
         return states - _product(_product(states - centre, self.out), self.back)
 
 
 class Whitening(NamedTuple):
-    """Mean, the symmetric square roots of a pseudo-inverse covariance and of the covariance."""
+    """Whitening transform of states.
+
+    Attributes:
+      mean: the mean of the states.
+      inverse: the symmetric square root of the pseudo-inverse of the covariance.
+      root: the symmetric square root of the covariance.
+    """
 
     mean: Float[Array, " d_model"]
     inverse: Float[Array, "d_model d_model"]
@@ -132,11 +145,15 @@ class Whitening(NamedTuple):
 def whiten(
     states: Float[Array, "state d_model"], weight: Float[Array, " state"], shrinkage: float = 0.0
 ) -> Whitening:
-    """Whitening of the weighted states, within the span that they have.
+    """Compute the whitening transform of weighted states, within their span.
 
-    The root is the pseudo-inverse of `inverse`, so that what is outside the span is left alone.
-    With a `shrinkage` the covariance is mixed with that share of a multiple of the identity, as
-    discriminants of few states need it (Ledoit and Wolf 2004).
+    `root` is the pseudo-inverse of `inverse`, so erasers do not change components outside the span.
+
+    Args:
+      states: the states.
+      weight: the weight of each state.
+      shrinkage: the share of a multiple of the identity in the covariance, in [0, 1]. Discriminants
+        that are fitted on few states need shrinkage (Ledoit and Wolf 2004).
     """
     share = weight / weight.sum()
     mean = _product(share[None], states)[0]
@@ -157,14 +174,23 @@ def leace(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> Eraser:
-    """Least-squares concept erasure: the smallest change after which class means are all equal.
+    """Compute the least-squares concept eraser: the smallest change that equalises all class means.
 
-    Then no linear classifier beats a constant one, on these states, under any convex loss. Means
-    of the whitened states span the directions to remove. States without a class (-1) count in the
-    whitening only: so a few of many classes are erased by giving all other states the class -1.
+    After the erasure, no linear classifier on these states is better than a constant one, for any
+    convex loss. The class means of the whitened states span the directions to erase. States without
+    a class (-1) affect only the whitening. To erase a few of many classes, give all other states
+    the class -1.
 
-    Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem 4.3
-    (cross-covariance with the one-hot class in place of the means, which spans the same).
+    Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem
+    4.3. The paper uses the cross-covariance with the one-hot class, which spans the same directions
+    as the class means.
+
+    Args:
+      white: the whitening of the states.
+      states: the states.
+      classes: the class of each state; -1 for none.
+      weight: the weight of each state.
+      n_classes: the number of classes.
     """
     means = class_means(states, classes, weight, n_classes)
     share = means.size / jnp.maximum(means.size.sum(), 1)
@@ -177,7 +203,7 @@ def leace(
 def random_directions(
     white: Whitening, key: Key[Array, ""], n_directions: int
 ) -> Float[Array, "n_directions d_model"]:
-    """Orthonormal directions, a row each, drawn within the span that whitened states have."""
+    """Draw random orthonormal directions (rows) in the span of the whitened states."""
     span = _product(white.inverse, white.root)
     draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
     return jnp.linalg.qr(draws.T)[0].T
@@ -186,7 +212,13 @@ def random_directions(
 def erase_some(
     white: Whitening, directions: Float[Array, "direction d_model"], rank: Float[Array, ""]
 ) -> Eraser:
-    """An eraser of the first `rank` directions: with random ones the control of `leace`."""
+    """Return the eraser of the first `rank` directions; random directions are a control of LEACE.
+
+    Args:
+      white: the whitening of the states.
+      directions: orthonormal directions of the whitened states.
+      rank: the number of directions to erase.
+    """
     kept = directions * jnp.where(jnp.arange(len(directions)) < rank, 1.0, 0.0)[:, None]
     return _eraser(white, white.mean, kept, rank)
 
@@ -194,10 +226,11 @@ def erase_some(
 def _row_space(
     rows: Float[Array, "row d_model"],
 ) -> tuple[Float[Array, "direction d_model"], Float[Array, ""]]:
-    """Orthonormal directions that span the rows (others are 0), and how many there are.
+    """Return orthonormal directions that span the rows, and their number; other directions are 0.
 
-    Eigenvectors of the smaller product with itself: several times faster than singular vectors.
-    Rows are of the order of 1, and so are their singular values; what is below .01 is rounding.
+    The eigenvectors of the smaller Gram matrix are several times faster than a singular value
+    decomposition. The singular values of the rows are of order 1, so values below 0.01 are
+    rounding errors.
     """
     tall = rows.shape[0] > rows.shape[1]
     square, directions = jnp.linalg.eigh(_product(rows.T, rows) if tall else _product(rows, rows.T))
@@ -221,14 +254,20 @@ def _eraser(
 def nearest_mean(
     states: Float[Array, "example d_model"], means: ClassMeans
 ) -> Int[Array, " example"]:
-    """The class with the nearest mean; classes without a state are none."""
+    """Return the class with the nearest mean for every state; empty classes are ignored."""
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)
     return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
 
 
 def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "pos state"]:
-    """1 for the first of equal states at each position, 0 for its copies; for the host."""
+    """Return weight 1 for the first of equal states at each position, and 0 for its duplicates.
+
+    Runs on the host.
+
+    Args:
+      keys: a number for each state; equal states have equal numbers.
+    """
     weight = np.zeros(keys.shape, np.float32)
     for row, of_pos in zip(weight, keys, strict=True):
         row[np.unique(of_pos, return_index=True)[1]] = 1
@@ -236,5 +275,5 @@ def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "p
 
 
 def _product(a: Array, b: Array) -> Array:
-    # True float32 on every device: erasure is a difference of nearly equal numbers.
+    # Erasure is a difference of nearly equal numbers, so it needs full float32 precision.
     return jnp.matmul(a, b, precision="highest")
