@@ -74,7 +74,8 @@ def train(
 def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
     """Load the newest state if it is a row of a population's state; return None otherwise.
 
-    This is the case if a trial was trained in a population and is now trained alone.
+    This is the case if a trial was trained in a population and is now trained alone. The primary
+    process then records that later checkpoints of the population do not belong to this run.
     """
     saved = saved_states.newest(files)
     if saved is None or saved.row is None:

@@ -17,8 +17,8 @@ least three evaluations must satisfy it. This controls two kinds of multiple tes
 - Evaluations: if a rule is tested at many correlated evaluations and the first success counts,
   false positives are far more frequent than with a single test. Suppose that the model is no better
   than a shortcut at some evaluation. A phase that begins at or before that evaluation requires that
-  this evaluation satisfies the rule. So the probability of a start that is too early is that of a
-  single test, for any number of evaluations. A phase that is lost again is not reported.
+  this evaluation satisfies the rule. So the probability of a start that is too early is at most
+  that of a single test, for any number of evaluations. A phase that is lost again is not reported.
 - Shortcuts: the model must be above every shortcut. If the model is no better than one of them, the
   probability that its interval is above that shortcut's interval is at most 5%, because each
   interval misses its mean on the relevant side with a probability of 2.5%. This holds for any

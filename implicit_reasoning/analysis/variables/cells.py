@@ -84,14 +84,16 @@ def intervene(
       edit: edits the states of a cell; its second argument is the result of `prepare` for the
         place. Both functions are traced once per position.
 
+    A cell is skipped if the prompt up to its position does not determine its variable (see
+    `variables_at` of the inputs). The outputs of such a cell are 0, and its examples are not
+    counted.
+
     Returns:
+      A dict with the outputs in `Edited.kept`, each `[variable, layer, pos, ...]`, and:
       answer: int `[condition, variable, layer, pos, example]`, the answer after the edit.
       counted: bool `[variable, layer, pos, example]`, whether the clean answer is correct and the
         edit is possible.
       correct: bool `[example]`, whether the clean answer is correct.
-      The outputs in `Edited.kept`, each `[variable, layer, pos, ...]`.
-      If the state at a position cannot know a variable (see `variables_at` of the inputs), all
-      values of these cells are 0, and their examples are not counted.
     """
     sites = cache_sites(model)
     cache = model.forward(params, inputs["tokens"], sites=sites)[1]

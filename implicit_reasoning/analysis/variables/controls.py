@@ -2,8 +2,8 @@
 
 A control is useful only if it can fail. A random direction almost never produces one specific
 answer among many, so such a control passes for every model. The controls of a swap therefore insert
-other *codes*. They fail if the answer changes because the old code is missing, independently of the
-code that replaces it.
+other *codes*. They fail if the expected answer appears because the old code is missing, whichever
+code replaces it.
 """
 
 from __future__ import annotations

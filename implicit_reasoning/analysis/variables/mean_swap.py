@@ -148,7 +148,7 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" if answers follow the swap of a variable, but no control.
+        """Claim "used" if answers follow the swap of a variable, and do not follow any control.
 
         Controls over fewer than `MIN_CLUSTERS` clusters are ignored. At least one control must
         remain.
