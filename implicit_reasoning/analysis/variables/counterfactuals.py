@@ -56,10 +56,10 @@ def choose_cases(
     """Choose probe rows of each split as cases, and a new value of every variable for each case.
 
     The first fact of a case is not the first fact of any row in `fitted`. The cases of a split have
-    as many different first facts as possible. A new value is drawn at random among the values that
-    occur in the fitted rows, because the code of other values is not known, and that have another
-    answer. The answer follows from facts that training uses at the respective hop, because a model
-    does not have to know other facts there.
+    as many different first facts as possible. A new value must occur in the fitted rows, because
+    the code of other values is not known, and it must give another answer. It is drawn at random
+    among these values. Answers follow only from facts that training uses at the respective hop,
+    because a model does not need to know other facts there.
 
     Args:
       dataset: the dataset.
