@@ -1,4 +1,4 @@
-"""The transformer: its parts and wirings, its named sites, what may be edited there, its files."""
+"""Transformer models: architecture, named hook sites, edits of activations, weight files."""
 
 from implicit_reasoning.model.edits import (
     Edit,

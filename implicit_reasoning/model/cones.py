@@ -1,11 +1,11 @@
-"""The suffix-and-cone wiring: of a patched forward pass, only what the patch can change.
+"""Efficient patching: of a patched forward pass, compute only what the patch can change.
 
-A state exchanged at (layer, position) changes later layers at that position and at later ones, and
-nothing else. All other values are those of the clean run, whose sites are the cache.
+A patch at (layer, position) changes later layers at that position and at later positions, and
+nothing else. All other values are those of the clean run and are read from the cache of its sites.
 
-Layers are unrolled, and the cells of a grid join the batch at the layer where they start: a grid of
-`depth` layers runs each block once. (A traced layer number would run all blocks for every cell.)
-What a block recomputes for its cells is its own matter: `Block.run_cones`.
+Layers are unrolled. A cell of a patching grid joins the batch at the layer where it starts, so a
+grid over `depth` layers runs each block once. (With a traced layer number, every cell would run
+all blocks.) `Block.run_cones` defines what a block recomputes for its cells.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.transformer import Params, Transformer
 
 Cache = Mapping[str, Array]
-"""Values of the sites of a run, as `Transformer.forward` or `wirings.forward_at` returns them: what
-the last block writes, and its queries, may be there for the last position only."""
+"""Values of the sites of a run, as `Transformer.forward` or `wirings.forward_at` returns them.
+
+The sites of the last block, except its input, keys and values, may hold the last position only.
+"""
 
 
 def cache_sites(model: Transformer, *, inside: bool = False) -> tuple[str, ...]:
-    """The sites that `patched_logits` reads; with `inside`, those of starts inside blocks too."""
+    """Return the sites that `patched_logits` reads; with `inside`, also each block's `part_sites`."""
     block, depth = model.block, model.spec.depth
     names = block.cone_sites + (block.part_sites if inside else ())
     sites = [f"blocks.{layer}.{name}" for layer in range(depth) for name in names]
@@ -34,14 +36,18 @@ def cache_sites(model: Transformer, *, inside: bool = False) -> tuple[str, ...]:
 
 
 def state(model: Transformer, cache: Cache, layer: int) -> Float[Array, "batch pos d_model"]:
-    """`S[layer]` of a cache: the residual after `layer` blocks, before the final norm."""
+    """Return `S[layer]` from a cache: the residual after `layer` blocks, before the final norm."""
     if layer == model.spec.depth:
         return cache[f"blocks.{layer - 1}.hook_resid_post"]
     return cache[f"blocks.{layer}.hook_resid_pre"]
 
 
 def value_at(model: Transformer, cache: Cache, site: str, pos: int) -> Float[Array, "batch ..."]:
-    """The value of a site at a position, which of the last block may be there for the end only."""
+    """Return the value of a site at a position.
+
+    Raises:
+      InputError: the cache holds the site at later positions only, as it may for the last block.
+    """
     from_end = state(model, cache, 0).shape[1] - pos
     if from_end > cache[site].shape[1]:
         raise InputError(f"this cache holds {site} for the last position only, not for {pos}")
@@ -54,19 +60,19 @@ def patched_logits(
     cache: Cache,
     starts: Mapping[Start, Float[Array, "_cell batch d_model"]],
 ) -> dict[Start, Float[Array, "_cell batch d_vocab"]]:
-    """Logits at the last position, for states put in place of `S[layer, pos]`, one after the other.
+    """Compute the logits at the last position, with one state `S[layer, pos]` replaced in each cell.
 
     Args:
-      model: static, like the keys of `starts`.
-      params: of the run that is patched.
-      cache: of the run that is patched; see `cache_sites`.
-      starts: by layer and position, the states that are put there: a cell each.
+      model: the model; static under `jax.jit`, as are the keys of `starts`.
+      params: the parameters of the patched run.
+      cache: the cache of the patched run; see `cache_sites`.
+      starts: the replacement states, by layer and position. Each is one cell.
 
     Returns:
-      Of every cell, by the same keys; what `forward` gives with the same edit.
+      The logits of every cell, by the same keys. They equal those of `forward` with the same edit.
 
     Raises:
-      InputError: a layer or a position that is not there.
+      InputError: a layer or a position does not exist.
     """
     n_pos, depth = state(model, cache, 0).shape[1], model.spec.depth
     _check(starts, depth, n_pos)
@@ -81,7 +87,8 @@ def patched_logits(
             cones = network.block(layer).run_cones(cones, clean, only_end=layer == depth - 1)
     last = state(model, cache, depth)[:, -1]
     for at, new in starts.items():
-        if at[0] == depth:  # nobody reads its other positions any more
+        # After the last block, only the last position is read, so a patch elsewhere has no effect.
+        if at[0] == depth:
             own = new if at[1] == n_pos - 1 else jnp.broadcast_to(last, new.shape)
             cones[at] = own[:, :, None]
     logits = unflatten_cells(network.readout(flatten_cells(cones), HookContext()), cones)

@@ -1,8 +1,8 @@
-"""Edits: functions that change the value at a site while a wiring runs.
+"""Edits: functions that change the value at a site during the forward pass.
 
-An `Edit` is a *static* function together with *traced* arguments. A grid of a thousand edits of one
-kind therefore compiles once, and `jax.vmap` over the arguments runs all of them. The function must
-live at module level: a new lambda is a new function and is traced again.
+An `Edit` is a *static* function with *traced* arguments. A grid of a thousand edits with the same
+function therefore compiles once, and `jax.vmap` over the arguments runs all of them. Define the
+function at module level: each new lambda is a new function and causes a new trace.
 
     edits = {
         "blocks.0.hook_mlp_out": (Edit(drop, (key, 0.1)), Edit(add, vector)),  # applied in order
@@ -35,23 +35,23 @@ from implicit_reasoning.model.sites import Dims
 )
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Replace the value at a site by `fn(value, hooks, args)`.
+    """A replacement of the value at a site by `fn(value, hooks, args)`.
 
-    An edit is a pytree. Its leaves are those of `args`; the other fields are metadata, and a
-    compiled function is traced again only if they differ (by `==`).
+    An edit is a pytree. Its leaves are those of `args`. The other fields are metadata; a compiled
+    function is traced again if they differ (by `==`).
 
     Attributes:
-      fn: gets the site's array, the `HookContext` and `args`, and returns an array of the same
-        shape. `hooks.read(site)` gives the (edited) value of a site that the wiring has passed.
-      args: any pytree of arrays; traced, so it may be mapped, differentiated and sharded.
+      fn: receives the site's array, the `HookContext` and `args`; returns an array of the same
+        shape. `hooks.read(site)` returns the (edited) value of a site that was computed before.
+      args: any pytree of arrays. It is traced, so it can be vmapped, differentiated and sharded.
       context: hashable constants, such as the architecture of a dictionary. If it is not None, the
         call is `fn(value, hooks, args, context)`.
-      adds: sites that the edit adds, as `(name, dimensions)`. At the site `s`, the edit passes such
-        a value with `hooks(name, value)`; its full name is `s.name`, and it is listed, checked,
-        edited and returned like the sites of the model.
+      adds: sites that the edit adds, as `(name, dimensions)`. At the site `s`, `fn` passes such a
+        value with `hooks(name, value)`. Its full name is `s.name`. It is listed, checked, edited
+        and returned like a site of the model.
 
     Raises:
-      InputError: a context that is not hashable.
+      InputError: `fn`, `context` or `adds` is not hashable.
     """
 
     fn: Callable[..., Array]
@@ -73,7 +73,11 @@ class Edit:
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     def __call__(self, value: Array, hooks: HookContext) -> Array:
-        """The edited value; an `InputError` if its shape is another one."""
+        """Return the edited value.
+
+        Raises:
+          InputError: the edit changed the shape of the value.
+        """
         static = () if self.context is None else (self.context,)
         edited = self.fn(value, hooks, self.args, *static)
         if jnp.shape(edited) != value.shape:
@@ -85,14 +89,14 @@ class Edit:
 
 
 Edits = Mapping[str, Edit | Sequence[Edit]]
-"""By site, one edit or several, which are applied in order."""
+"""One or several edits per site. Several edits are applied in order."""
 
 
 def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
-    """The edits of each site as a tuple; sites without edits are left out.
+    """Return the edits of each site as a tuple; leave out sites without edits.
 
     Raises:
-      InputError: something that is neither an `Edit` nor a sequence of them.
+      InputError: a value is neither an `Edit` nor a sequence of `Edit`s.
     """
     sequences = {}
     for site, here in (edits or {}).items():
@@ -109,7 +113,7 @@ def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...
 
 
 def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
-    """The edits of several sources; at a site of more than one, those of earlier ones go first."""
+    """Merge the edits of several sources; at a shared site, earlier sources are applied first."""
     merged: dict[str, tuple[Edit, ...]] = {}
     for source in sources:
         for site, sequence in edit_sequences(source).items():
@@ -118,7 +122,7 @@ def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
 
 
 def added_sites(edits: Edits | None) -> dict[str, Dims]:
-    """Full names and dimensions of the sites that edits add.
+    """Return the full names and dimensions of the sites that edits add.
 
     Raises:
       InputError: two edits at one site add the same name.
@@ -135,11 +139,11 @@ def added_sites(edits: Edits | None) -> dict[str, Dims]:
 
 
 class HookContext:
-    """What a wiring passes every value through: it applies the edits and keeps the values.
+    """The context of one forward pass: it applies the edits and keeps the values of the sites.
 
-    One `HookContext` serves one trace of a wiring. `hooks(site, value)` returns the edited value.
-    Sites that cost something to compute are guarded by `hooks.asked(site)`; all others are free,
-    because the compiler drops what is not used.
+    One `HookContext` serves one trace of a forward pass. `hooks(site, value)` returns the edited
+    value. Code that computes an expensive site checks `hooks.asked(site)` first. The other sites cost
+    nothing, because the compiler removes unused values.
     """
 
     def __init__(self, edits: Edits | None = None, sites: Collection[str] = ()):
@@ -149,10 +153,18 @@ class HookContext:
         self._passed_per_head: set[str] = set()
         self._prefix = ""
         self._head_axis: int | None = None
-        self._declared: frozenset[str] | None = None  # sites that the running edit may pass
+        self._declared: frozenset[str] | None = None  # sites that the running edit adds
 
     def __call__(self, site: str, value: Array) -> Array:
-        """Apply the edits of `site`, a name within the prefix, to `value`, and keep the result."""
+        """Apply the edits of `site` to `value` and keep the result.
+
+        Args:
+          site: the name of the site, without the prefix of this context (see `within`).
+          value: the value before the edits.
+
+        Raises:
+          InputError: an edit passes a site that it does not declare in `Edit.adds`.
+        """
         site = self._prefix + site
         if self._declared is not None and site not in self._declared:
             raise InputError(
@@ -188,22 +200,22 @@ class HookContext:
             raise
 
     def asked(self, site: str) -> bool:
-        """Whether this site is edited or its value is wanted."""
+        """Return whether this site is edited or its value is wanted."""
         return self.edited(site) or self._prefix + site in self._wanted
 
     def edited(self, site: str) -> bool:
-        """Whether this site is edited."""
+        """Return whether this site is edited."""
         return self._prefix + site in self._edits
 
     def passed(self, site: str) -> bool:
-        """Whether the wiring has passed a site, given by its full name."""
+        """Return whether the forward pass has passed a site, given by its full name."""
         return site in self._values or site in self._passed_per_head
 
     def read(self, site: str) -> Array:
-        """The (edited) value of a site that was passed before, by its full name.
+        """Return the (edited) value of a site that was passed before, given by its full name.
 
         Raises:
-          InputError: a site that was not passed yet, or that has a value for every head's input.
+          InputError: the site was not passed yet, or has a separate value for each head.
         """
         if site in self._passed_per_head:
             raise InputError(_no_single_value(site))
@@ -215,23 +227,23 @@ class HookContext:
         return self._values[site]
 
     def within(self, prefix: str) -> HookContext:
-        """The same context for a module whose sites begin with `prefix`."""
+        """Return the same context for a module whose sites begin with `prefix`."""
         return self._replace(_prefix=self._prefix + prefix)
 
     def per_head(self, axis: int) -> HookContext:
-        """The same context for a module that runs on a value for each head, along `axis`.
+        """Return the same context for a module whose input has an extra head axis, `axis`.
 
-        Edits are mapped over the heads, so they see the shape in the table of sites. The values are
-        not kept: there is one for each head.
+        Edits are vmapped over the heads, so they see the shape that the table of sites states. The
+        values are not kept, because there is one for each head.
         """
         return self._replace(_head_axis=axis)
 
     def results(self) -> dict[str, Array]:
-        """The values of the wanted sites.
+        """Return the values of the wanted sites.
 
         Raises:
-          InputError: a wanted or edited site that the wiring did not pass, or a wanted one that has
-            a value for every head's input.
+          InputError: the forward pass did not pass a wanted or edited site, or a wanted site has a
+            separate value for each head.
         """
         missed = [site for site in {*self._wanted, *self._edits} if not self.passed(site)]
         if missed:
@@ -239,7 +251,7 @@ class HookContext:
         return {site: self.read(site) for site in self._wanted}
 
     def _replace(self, **changes: Any) -> HookContext:
-        """A copy that keeps values in the same place."""
+        """Return a copy with some attributes changed; both write to the same dictionary of values."""
         scope = copy.copy(self)
         vars(scope).update(changes)
         return scope
@@ -256,24 +268,24 @@ def _no_single_value(site: str) -> str:
 
 
 def set_to(value: Array, hooks: HookContext, new: ArrayLike) -> Array:
-    """The value becomes `new` (broadcast to the site's shape)."""
+    """Replace the value by `new`, broadcast to the site's shape."""
     return jnp.broadcast_to(expand_to_rank(new, value), value.shape)
 
 
 def add(value: Array, hooks: HookContext, term: ArrayLike) -> Array:
-    """Add `term`: a steering vector, the difference of two runs, a gradient's perturbation."""
+    """Add `term`, such as a steering vector, the difference of two runs, or a small perturbation."""
     return value + expand_to_rank(term, value)
 
 
 def scale(value: Array, hooks: HookContext, factor: ArrayLike) -> Array:
-    """Multiply by `factor`; 0 is a zero ablation, broadcasting chooses heads or positions."""
+    """Multiply by `factor`; a factor of 0 is a zero ablation. Broadcasting selects heads or positions."""
     return value * expand_to_rank(factor, value)
 
 
 def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) -> Array:
-    """Where the first argument is true the value becomes the second: `args = (where, new)`.
+    """Replace the value by `new` where `where` is true; `args = (where, new)`.
 
-    The patch of one (position, head) cell is a mask; a grid of cells is a stack of masks.
+    The patch of one (position, head) cell is a mask, and a grid of cells is a stack of masks.
     """
     where, new = args
     where = expand_to_rank(where, value).astype(bool)
@@ -281,16 +293,16 @@ def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) ->
 
 
 def drop(value: Array, hooks: HookContext, args: tuple[Array, ArrayLike]) -> Array:
-    """Inverted dropout, `args = (key, rate)`: zero with probability `rate`, rescale the rest."""
+    """Apply inverted dropout, `args = (key, rate)`: zero with probability `rate`, rescale the rest."""
     key, rate = args
     keep = jax.random.bernoulli(key, 1 - rate, value.shape)
     return jnp.where(keep, value / jnp.asarray(1 - rate, value.dtype), 0)
 
 
 def expand_to_rank(x: ArrayLike, value: Array) -> Array:
-    """`x` with the rank and dtype of `value`: axes of size 1 are added in front, as in numpy.
+    """Return `x` with the rank and dtype of `value`; axes of size 1 are added in front, as in numpy.
 
-    The suite refuses implicit promotion of ranks, so that shapes do not broadcast by accident.
+    The tests forbid implicit rank promotion, so that shapes do not broadcast by accident.
     """
     x = jnp.asarray(x)
     return jax.lax.expand_dims(x, range(value.ndim - x.ndim)).astype(value.dtype)

@@ -24,13 +24,13 @@ class Embed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """The table of tokens."""
+        """Return the token embeddings."""
         shape = (spec.d_vocab, spec.d_model)
         return {"W_E": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
 
 class PosEmbed(nnx.Module):
-    """Learned absolute positions `W_pos [n_ctx, d_model]`."""
+    """Learned absolute position embeddings `W_pos [n_ctx, d_model]`."""
 
     W_pos: nnx.Param[Array]
 
@@ -39,13 +39,13 @@ class PosEmbed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """The table of positions."""
+        """Return the position embeddings."""
         shape = (spec.n_ctx, spec.d_model)
         return {"W_pos": Parameter(shape, normal(spec.init_std), True, (None, "fsdp"))}
 
 
 class Unembed(nnx.Module):
-    """Logit weights `W_U [d_model, d_vocab]`, absent when tied to `W_E`, and, if asked, a bias."""
+    """Unembedding `W_U [d_model, d_vocab]`, absent if tied to `W_E`, and an optional bias `b_U`."""
 
     W_U: nnx.Param[Array]
     b_U: nnx.Param[Array]
@@ -55,7 +55,7 @@ class Unembed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """What the spec asks for of `W_U` and `b_U`."""
+        """Return `W_U` and `b_U`, as far as the spec has them."""
         shape = (spec.d_model, spec.d_vocab)
         weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
         bias = Parameter((spec.d_vocab,), constant(0.0))

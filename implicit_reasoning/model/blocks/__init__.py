@@ -1,9 +1,9 @@
-"""Blocks: what a layer of the model computes, and what the rest of the package must know of it.
+"""Blocks: what one layer of the model computes, and the interface that the package uses.
 
-base.py         the interface, with definitions that are right for any causal block
-parameters.py   what each parameter is: shape, initialisation, decay, mesh axes
-gpt2.py         attention and MLP, each behind a norm (attention.py, mlp.py, norm.py)
-cells.py        many patched inputs of a block at once
+base.py         the interface, with default methods that are correct for any causal block
+parameters.py   description of each parameter: shape, initialization, weight decay, mesh axes
+gpt2.py         GPT-2's block: attention and MLP, each after a norm (attention.py, mlp.py, norm.py)
+cells.py        data structures that run many patched inputs through a block at once
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from implicit_reasoning.model.spec import Spec
 __all__ = ["BLOCKS", "Block", "GPT2Block", "Parameter", "find_block", "require_gpt2"]
 
 BLOCKS: dict[str, type[Block]] = {"gpt2": GPT2Block}
-"""Blocks that come with the package; others are found by import path."""
+"""Blocks that come with the package, by name. Other blocks are found by import path."""
 
 
 @functools.cache
 def find_block(name: str) -> type[Block]:
-    """The class of a `model.block`.
+    """Return the class that `model.block` names.
 
     Args:
-      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. It is imported
-        once in a process.
+      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. A module is
+        imported once per process.
 
     Raises:
-      InputError: there is no such name, module or class, or the class is not a complete `Block`.
+      InputError: the name, module or class does not exist, or the class does not define all abstract
+        methods of `Block`.
     """
     found: type[Block] = imports.find(name, BLOCKS, "block", Block)
     if inspect.isabstract(found):
@@ -43,12 +44,12 @@ def find_block(name: str) -> type[Block]:
 
 
 def require_gpt2(spec: Spec, what: str, error: type[InputError] = InputError) -> None:
-    """Raise an error if a model has other blocks than GPT-2's.
+    """Raise an error if a model does not use GPT-2's blocks.
 
     Args:
-      spec: of the model.
-      what: needs attention and MLP; the subject of the message.
-      error: its type.
+      spec: the spec of the model.
+      what: the operation that needs attention and MLP; the subject of the error message.
+      error: the type of the error.
     """
     if find_block(spec.block) is not GPT2Block:
         raise error(

@@ -1,7 +1,7 @@
 """Causal multi-head attention, with HookedTransformer's names and layouts.
 
-Attention does not know how it is wired: it takes separate query, key and value inputs, and its
-steps can be called one by one (`project`, `mix`, `output`).
+The module takes separate inputs for queries, keys and values. A caller can also run its steps one
+by one (`project`, `mix`, `output`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Projections of every head, split by head."""
+        """Return the parameters: one projection per head, and biases."""
         heads, width, inner = spec.n_heads, spec.d_model, spec.d_head
         weight = Parameter(
             (heads, width, inner), normal(spec.init_std), True, ("model", "fsdp", None)
@@ -64,19 +64,20 @@ class Attention(nnx.Module):
         *,
         query_positions: Int[Array, "#batch query_pos"] | None = None,
     ) -> Float[Array, "batch query_pos d_model"]:
-        """Attend.
+        """Compute the output of attention.
 
         Args:
-          query_in: normalised residual, `[batch, pos, d_model]`, or one for each head,
-            `[batch, pos, head, d_model]`.
-          key_in: the same, for the keys.
-          value_in: the same, for the values.
-          hooks: is passed `hook_q` ... `hook_result`.
-          query_positions: of the queries, which see the keys up to there; by default the last
-            positions of the keys.
+          query_in: the normalized residual stream, `[batch, query_pos, d_model]`, or a separate input
+            for each head, `[batch, query_pos, head, d_model]`.
+          key_in: the same for the keys, with `key_pos` positions.
+          value_in: the same for the values, with `key_pos` positions.
+          hooks: receives `hook_q`, `hook_k`, `hook_v`, `hook_attn_scores`, `hook_pattern`, `hook_z` and
+            `hook_result`.
+          query_positions: the position of each query. A query attends to the keys up to its position.
+            By default the queries are at the last positions of the keys.
 
         Returns:
-          The sum over heads and the output bias.
+          The sum of the outputs of all heads and the output bias.
         """
         q, k, v = self.project(query_in, key_in, value_in, hooks)
         if query_positions is None:
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
     def project(
         self, query_in: Array, key_in: Array, value_in: Array, hooks: HookContext
     ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values of the inputs, each `[batch, pos, head, d_head]`."""
+        """Return queries, keys and values, each `[batch, pos, head, d_head]`."""
         return (
             hooks("hook_q", self._project(query_in, self.W_Q, self.b_Q)),
             hooks("hook_k", self._project(key_in, self.W_K, self.b_K)),
@@ -102,7 +103,10 @@ class Attention(nnx.Module):
         *,
         query_positions: Int[Array, "#batch query_pos"],
     ) -> Float[Array, "batch query_pos head d_head"]:
-        """Values, weighted by how much each query attends to keys up to its own position."""
+        """Return the sum of the values, weighted by the attention pattern.
+
+        A query attends to the keys at its own position and at earlier positions.
+        """
         visible = jnp.arange(k.shape[1])[None, None] <= query_positions[..., None]
         scores = _scores(q, k, self.precision) / jnp.sqrt(jnp.float32(q.shape[-1]))
         scores = jnp.where(visible[:, None], scores, -jnp.inf)
@@ -120,7 +124,10 @@ class Attention(nnx.Module):
     def output(
         self, z: Float[Array, "batch query_pos head d_head"], hooks: HookContext
     ) -> Float[Array, "batch query_pos d_model"]:
-        """The sum over heads of what they write for `z`, and the bias; passes `hook_result`."""
+        """Return the sum of the outputs of all heads and the output bias.
+
+        The output of each single head is computed only if `hook_result` is edited or wanted.
+        """
         weight = self.W_O[...].astype(z.dtype)
         if not hooks.asked("hook_result"):
             out = jnp.einsum("bphe,hed->bpd", z, weight, precision=self.precision)
@@ -130,13 +137,13 @@ class Attention(nnx.Module):
         return out + expand_to_rank(self.b_O[...], out)
 
 
-# Of a query and a key, in one row. Below that, on a CPU, products of tiny matrices take several
-# times as long as their sums written out.
+# Number of (query, key) pairs in one row. Up to this number, products of tiny matrices take several
+# times as long on a CPU as the same sums written out.
 _FEW_PAIRS = 32
 
 
 def _scores(q: Array, k: Array, precision: str) -> Float[Array, "batch head query_pos key_pos"]:
-    """Dot products of queries and keys, float32."""
+    """Return the dot products of queries and keys, float32."""
     if q.shape[1] * k.shape[1] > _FEW_PAIRS:
         return jnp.einsum(
             "bqhe,bkhe->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
@@ -147,7 +154,7 @@ def _scores(q: Array, k: Array, precision: str) -> Float[Array, "batch head quer
 
 
 def _mix(pattern: Array, v: Array, precision: str) -> Float[Array, "batch query_pos head d_head"]:
-    """Values, weighted by the pattern."""
+    """Return the sum of the values, weighted by the pattern."""
     if pattern.shape[2] * pattern.shape[3] > _FEW_PAIRS:
         return jnp.einsum("bhqk,bkhe->bqhe", pattern, v, precision=precision)
     values = _split(v, 1)
@@ -159,6 +166,9 @@ def _mix(pattern: Array, v: Array, precision: str) -> Float[Array, "batch query_
 
 
 def _split(x: Array, axis: int) -> list[Array]:
-    """The slices along an axis; unlike those of indexing, their gradients are concatenated."""
+    """Return the slices along an axis.
+
+    Their gradients are concatenated. The gradients of slices made by indexing would be added up.
+    """
     parts = jax.lax.split(x, (1,) * x.shape[axis], axis=axis)
     return [part.squeeze(axis) for part in parts]

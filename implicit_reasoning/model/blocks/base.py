@@ -1,11 +1,11 @@
-"""The interface of a block: what a layer computes, and what the package needs to know of it.
+"""The interface of a block: what a layer computes, and what the package needs to know about it.
 
-A kind of block is a subclass of `Block` in a module of its own. `model.block` of a configuration
-names it: `gpt2`, or an import path (`blocks.find_block`). Training, sharding, weight decay, costs,
-sites, edits and patching read this interface only, so that a new kind of block needs no change
-elsewhere. A subclass defines `parameters`, `sites`, `flops` and `__call__`. The other methods have
-definitions that are right for any causal block; a subclass overrides those that it can do with
-less work.
+A block is a subclass of `Block` in its own module. The configuration field `model.block` names it:
+`gpt2`, or an import path (see `blocks.find_block`). Training, sharding, weight decay, FLOP counts,
+sites, edits and patching use this interface only, so a new block needs no change elsewhere.
+
+A subclass defines `parameters`, `sites`, `flops` and `__call__`. The other methods have defaults
+that are correct for any causal block. A subclass overrides a default if it can do less work.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from implicit_reasoning.model.spec import Spec
 
 
 class Block(nnx.Module):
-    """A map from the residual stream to the residual stream; causal in the positions.
+    """A map from the residual stream to the residual stream, causal in the positions.
 
-    The first site of a block is `hook_resid_pre`, its input, and the last is `hook_resid_post`, its
-    output: instruments read and edit the residual stream there.
+    The first site of a block is its input, `hook_resid_pre`. The last site is its output,
+    `hook_resid_post`. Instruments read and edit the residual stream at these sites.
 
     Attributes:
-      dropout_sites: where dropout applies in training, besides the embeddings.
-      cone_sites: the sites whose clean values `run_cones` reads, `hook_resid_pre` first.
-      part_sites: the sites whose values `exchange_parts` reads.
+      dropout_sites: sites where dropout applies in training, in addition to the embeddings.
+      cone_sites: sites whose clean values `run_cones` reads; the first is `hook_resid_pre`.
+      part_sites: sites whose values `exchange_parts` reads.
     """
 
     dropout_sites: ClassVar[tuple[str, ...]] = ()
@@ -44,9 +44,9 @@ class Block(nnx.Module):
     part_sites: ClassVar[tuple[str, ...]] = ("hook_resid_pre", "hook_resid_post")
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        """Make the parameters of the table, one `nnx.Dict` for each group of names.
+        """Create all parameters, with one `nnx.Dict` for each group of names.
 
-        The parameter `mixer.W_in` of the table is `self.mixer.W_in`.
+        The parameter with the name `mixer.W_in` becomes `self.mixer.W_in`.
         """
         groups: dict[str, dict[str, Parameter]] = {}
         for name, parameter in self.parameters(spec).items():
@@ -59,38 +59,38 @@ class Block(nnx.Module):
     @staticmethod
     @abc.abstractmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Every parameter, by name: a group and a name within it, such as `attn.W_Q`."""
+        """Return every parameter by name; a name is a group and a name within it, as `attn.W_Q`."""
 
     @staticmethod
     @abc.abstractmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """Every site and the names of its dimensions, in the order of the forward pass."""
+        """Return every site with the names of its dimensions, in the order of the forward pass."""
 
     @staticmethod
     @abc.abstractmethod
     def flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
-        """FLOPs of the forward matrix products of one row.
+        """Return the FLOPs of the matrix products in the forward pass of one row.
 
         Args:
-          spec: of the model.
-          n_inputs: positions of the row.
-          n_outputs: positions at which the output is wanted, as in `at`.
+          spec: the spec of the model.
+          n_inputs: number of positions in the row.
+          n_outputs: number of positions at which the output is computed, as in `at`.
         """
 
     @abc.abstractmethod
     def __call__(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """The output at every position; passes every site to `hooks`."""
+        """Compute the output at every position, and pass the value of every site to `hooks`."""
 
     @staticmethod
     def dims(spec: Spec) -> dict[str, int]:
-        """Sizes of the dimensions that the sites of this block have besides `d_model`."""
+        """Return the sizes of the dimensions of this block's sites, except `d_model`."""
         return {}
 
     @staticmethod
     def parts(spec: Spec) -> tuple[str, ...]:
-        """Names of what writes to the residual stream, in the order of `exchange_parts`."""
+        """Return the names of the parts that write to the residual stream, as `exchange_parts` orders them."""
         return ("block",)
 
     def at(
@@ -99,7 +99,10 @@ class Block(nnx.Module):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """The output at some positions, by default at the last; sites may have these only."""
+        """Compute the output at some positions only, by default at the last position.
+
+        The sites may then hold values at these positions only.
+        """
         return position_selector(positions)(self(resid, hooks))
 
     def run_cones(
@@ -109,13 +112,17 @@ class Block(nnx.Module):
         *,
         only_end: bool,
     ) -> Cones:
-        """The outputs for many inputs that each differ from those of one clean run.
+        """Compute the outputs for many inputs, each of which differs from one clean run in its cone.
 
         Args:
-          cones: by start `(layer, pos)`, the states that differ from the clean run: those of `pos`
-            and all later positions or, of a cone that starts in this block, of `pos` alone.
-          clean: values of `cone_sites` in the clean run.
-          only_end: the outputs of the last position are wanted; else those of `pos` and later.
+          cones: the states that differ from the clean run, by start `(layer, pos)`. They cover `pos`
+            and all later positions. If the cone starts in this block, they cover `pos` only.
+          clean: the values of `cone_sites` in the clean run.
+          only_end: compute the output at the last position only. Otherwise compute it at `pos` and at
+            all later positions.
+
+        Returns:
+          The outputs by start, `[cell, batch, pos, d_model]`.
         """
         resid = clean["hook_resid_pre"]
         n_pos = resid.shape[1]
@@ -132,18 +139,21 @@ class Block(nnx.Module):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """The output at one position when one part writes what it wrote in another run.
+        """Compute the output at one position when one part writes its value from another run.
 
         Args:
-          own: values of `part_sites` at the position, `[batch, ...]`.
-          other: the same, of the run that the part is taken from.
+          own: the values of `part_sites` at the position, `[batch, ...]`.
+          other: the same values in the other run.
+
+        Returns:
+          One output for each exchanged part, in the order of `parts`.
         """
         written = other["hook_resid_post"] - other["hook_resid_pre"]
         return (own["hook_resid_pre"] + written)[None]
 
 
 def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
-    """A function that takes some positions of each row, `[batch, pos, ...]`; None: the last."""
+    """Return a function that selects positions of each row of `[batch, pos, ...]`; None: the last."""
     if positions is None:
         return lambda x: x[:, -1:]
     return functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)

@@ -1,8 +1,8 @@
-"""Cells of a grid of patches: many inputs of a block, which each differ from one clean run.
+"""Cells of a patching grid: many inputs of a block, each of which differs from one clean run.
 
-A cone is what a patch can change: the states of its position and of all later ones. All cells that
-start at one layer and position are stacked. Operations on single positions run on all cells of all
-starts at once, in one row.
+A cone is the set of states that a patch can change: its position and all later positions. All
+cells that start at the same layer and position are stacked. An operation on single positions runs
+once, on all positions of all cells in one row.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from jaxtyping import Array, Float
 from implicit_reasoning import renames
 
 Start = tuple[int, int]
-"""Layer (0 to `depth`) and position of `S[layer, pos]`, where other states are put."""
+"""`(layer, pos)` of the state `S[layer, pos]` that a patch replaces; layers are 0 to `depth`."""
 
 Cones = dict[Start, Float[Array, "_cell batch _own_pos ..."]]
-"""By start, the values that differ from the clean run."""
+"""The values that differ from the clean run, by start."""
 
 
 def insert_suffix(
     clean: Float[Array, "batch _pos ..."], own: Float[Array, "cell batch own_pos ..."], at: int
 ) -> Float[Array, "cell batch _pos ..."]:
-    """The clean values, with `own` in their place from position `at` on."""
+    """Return the clean values, with those from position `at` on replaced by `own`."""
     clean = jnp.broadcast_to(clean[None], (len(own), *clean.shape)).astype(own.dtype)
     return jnp.concatenate([clean[:, :, :at], own, clean[:, :, at + own.shape[2] :]], axis=2)
 
 
 def flatten_cells(cones: Cones) -> Float[Array, "1 row ..."]:
-    """All cells, examples and positions in one row."""
+    """Put the values of all cells, examples and positions into one row."""
     return jnp.concatenate([x.reshape(1, -1, *x.shape[3:]) for x in cones.values()], axis=1)
 
 
 def unflatten_cells(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
-    """The inverse of `flat`, for any last axes."""
+    """Undo `flatten_cells`; the trailing axes of `row` may differ from those of `like`."""
     sizes = np.cumsum([np.prod(x.shape[:3]) for x in like.values()])[:-1]
     parts = jnp.split(row[0], sizes)
     return {

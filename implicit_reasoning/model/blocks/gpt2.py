@@ -1,6 +1,7 @@
-"""GPT-2's block: attention and MLP, each reading a normalised copy of the residual stream.
+"""GPT-2's block: attention and an MLP, each of which reads the normalized residual stream.
 
-Source: Radford et al. 2019; names of sites and parameters from TransformerLens's HookedTransformer.
+Source: Radford et al. 2019. The names of sites and parameters are those of TransformerLens's
+HookedTransformer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from implicit_reasoning.model.spec import Spec
 
 
 class GPT2Block(Block):
-    """Attention and MLP around a residual."""
+    """GPT-2's pre-norm block, whose attention and MLP add to the residual stream."""
 
     dropout_sites: ClassVar = ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")
     cone_sites: ClassVar = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v")
@@ -47,7 +48,7 @@ class GPT2Block(Block):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Those of norms, attention and MLP."""
+        """Return the parameters of the norms, of attention and of the MLP."""
         norm = norm_class(spec).parameters(spec)
         return {
             **with_prefix("ln1", norm),
@@ -58,7 +59,7 @@ class GPT2Block(Block):
 
     @staticmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """TransformerLens's sites of a block."""
+        """Return the sites that TransformerLens has in a block."""
         return {
             "hook_resid_pre": RESID,
             "hook_attn_in": PER_HEAD,
@@ -85,17 +86,17 @@ class GPT2Block(Block):
 
     @staticmethod
     def dims(spec: Spec) -> dict[str, int]:
-        """Heads, their width, and neurons."""
+        """Return the number of heads, the width of a head and the number of neurons."""
         return {"head": spec.n_heads, "d_head": spec.d_head, "d_mlp": spec.d_mlp}
 
     @staticmethod
     def parts(spec: Spec) -> tuple[str, ...]:
-        """Attention, the MLP, and every head."""
+        """Return `attention`, `MLP`, and the name of every head."""
         return ("attention", "MLP", *(f"head {head}" for head in range(spec.n_heads)))
 
     @staticmethod
     def flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
-        """Keys and values are computed at all inputs, everything else at the outputs."""
+        """Count the keys and values at all inputs, and everything else at the outputs only."""
         heads = spec.n_heads * spec.d_head
         square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
         projections = 2 * square * n_inputs + 2 * square * n_outputs
@@ -105,7 +106,7 @@ class GPT2Block(Block):
     def __call__(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """The ordinary wiring: queries, keys and values all read this residual."""
+        """Compute the output; queries, keys and values all read this residual stream."""
         resid = hooks("hook_resid_pre", resid)
         query_in, key_in, value_in = self.attention_inputs(resid, hooks)
         attn_out = self.attn(query_in, key_in, value_in, hooks.within("attn."))
@@ -117,7 +118,7 @@ class GPT2Block(Block):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Keys and values everywhere; queries, output and MLP at these positions only."""
+        """Compute keys and values at all positions, everything else at the selected positions only."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
         here = position_selector(positions)
@@ -135,7 +136,7 @@ class GPT2Block(Block):
         attn_out: Float[Array, "batch pos d_model"],
         hooks: HookContext,
     ) -> Float[Array, "batch pos d_model"]:
-        """The second half of a block: add what attention wrote, then the MLP."""
+        """Run the second half of the block: add the output of attention, then run the MLP."""
         resid = hooks("hook_resid_mid", resid + hooks("hook_attn_out", attn_out))
         mlp_in = self.ln2(hooks("hook_mlp_in", resid), hooks.within("ln2."))
         mlp_out = hooks("hook_mlp_out", self.mlp(mlp_in, hooks.within("mlp.")))
@@ -144,12 +145,13 @@ class GPT2Block(Block):
     def attention_inputs(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> tuple[Array, Array, Array]:
-        """Normalised query, key and value inputs; one for each head where such an input is edited.
+        """Return the normalized inputs of queries, keys and values, one per head if they are edited.
 
-        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) stand *before* the norm, as in
-        TransformerLens. If one is edited, the norm runs on every copy, and edits of `ln1` apply to
-        each: setting `ln1.hook_scale` to that of a clean run freezes it for all heads. `ln1` then
-        has no single value, so its sites cannot be returned or read.
+        The per-head sites (`hook_attn_in`, `hook_q_input`, ...) are *before* the norm, as in
+        TransformerLens. If one of them is edited, the norm runs on each head's input, and edits of `ln1`
+        apply to each of these runs. For example, an edit that sets `ln1.hook_scale` to the value of a
+        clean run freezes the scale for all heads. The sites of `ln1` then have no single value, so they
+        cannot be returned or read.
         """
         edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
         if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
@@ -171,11 +173,11 @@ class GPT2Block(Block):
         *,
         only_end: bool,
     ) -> Cones:
-        """As in `Block`; attention reads clean queries, keys and values where nothing differs.
+        """Compute the outputs for many patched inputs, see `Block.run_cones`.
 
-        In the block where a cone starts, even those of later positions are the clean ones. All
-        operations on single positions run on the cells of all starts in one product; only the
-        mixing of values runs by position.
+        Attention reads the clean queries, keys and values outside a cone. In the block where a cone
+        starts, these include all later positions. All operations on single positions run in one product
+        on the cells of all starts. Only the mixing of values runs separately for each start position.
         """
         n_pos = clean["hook_resid_pre"].shape[1]
         first = {at: n_pos - 1 if only_end else at[1] for at in cones}
@@ -197,7 +199,7 @@ class GPT2Block(Block):
         )
 
     def _mixed(self, q: Cones, k: Cones, v: Cones) -> Cones:
-        """The mixed values of the heads; queries stand at the last of the keys' positions."""
+        """Return the mixed values of all heads; the queries are at the last positions of the keys."""
         z: Cones = {}
         for pos in dict.fromkeys(pos for _, pos in q):
             here = [at for at in q if at[1] == pos]
@@ -214,9 +216,10 @@ class GPT2Block(Block):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """As in `Block`, for `parts`. A head's `attn.hook_result` is linear in its `attn.hook_z`.
+        """Compute the output with each of `parts` exchanged, see `Block.exchange_parts`.
 
-        The MLP runs again where attention writes something else.
+        A head is exchanged at `attn.hook_z`, because `attn.hook_result` is linear in it. If attention
+        or a head is exchanged, the MLP runs again on the new residual stream.
         """
         whole = self._with_attn_out(own, other["hook_attn_out"][None])
         mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]

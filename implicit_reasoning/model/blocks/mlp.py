@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """Two linear maps and an activation."""
+    """Two linear maps with an activation function between them."""
 
     W_in: nnx.Param[Array]
     b_in: nnx.Param[Array]
@@ -39,7 +39,7 @@ class MLP(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Both maps, split by neuron."""
+        """Return both linear maps, which tensor parallelism splits by neuron."""
         width, neurons = spec.d_model, spec.d_mlp
         into = Parameter((width, neurons), normal(spec.init_std), True, ("fsdp", "model"))
         out = Parameter((neurons, width), normal(spec.residual_init_std), True, ("model", "fsdp"))
@@ -53,7 +53,7 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """The output for normalised residuals; passes `hook_pre` and `hook_post`."""
+        """Compute the output for normalized residuals; calls `hook_pre` and `hook_post`."""
         pre = _linear(x, self.W_in[...], self.precision)
         pre = hooks("hook_pre", pre + expand_to_rank(self.b_in[...], pre))
         post = hooks("hook_post", ACTIVATIONS[self.act_fn](pre))
@@ -62,10 +62,10 @@ class MLP(nnx.Module):
 
 
 def _linear(x: Array, weight: Array, precision: str) -> Array:
-    """`x @ weight`, `[batch, pos, into] [into, out] -> [batch, pos, out]`.
+    """Return `x @ weight`, `[batch, pos, in] @ [in, out] -> [batch, pos, out]`.
 
-    The weight's extra axis of one keeps XLA from folding a transposition into the product that is
-    the weight's gradient: its CPU kernels do those at half speed.
+    The weight gets an extra axis of size 1. Without it, XLA folds a transposition into the matrix
+    product of the weight's gradient, and XLA's CPU kernels run such products at half the speed.
     """
     weight = weight.astype(x.dtype)[None]
     return jnp.einsum("bpd,odm->bpom", x, weight, precision=precision)[:, :, 0]

@@ -1,4 +1,4 @@
-"""Layer norm, and what takes its place in a model without norms."""
+"""Layer norm, and its replacement in a model without norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from implicit_reasoning.model.spec import Spec
 
 
 class Norm(nnx.Module):
-    """Layer norm; `hook_normalized` is after weight and bias, as in TransformerLens."""
+    """Layer norm; `hook_normalized` is the value after weight and bias, as in TransformerLens."""
 
     w: nnx.Param[Array]
     b: nnx.Param[Array]
@@ -30,7 +30,14 @@ class Norm(nnx.Module):
         *,
         scale: Float[Array, "*rest 1"] | None = None,
     ) -> Float[Array, "*rest d_model"]:
-        """Normalise `x`; with `scale` (of a clean run) the map is affine in `x` ("frozen LN")."""
+        """Normalize `x`.
+
+        Args:
+          x: the residual stream.
+          hooks: receives `hook_scale` and `hook_normalized`.
+          scale: the scale of another run ("frozen LN"), by default that of `x`. With it, the norm is
+            affine in `x`.
+        """
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         if scale is None:
@@ -42,13 +49,13 @@ class Norm(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Weight `w` and bias `b`."""
+        """Return the weight `w` and the bias `b`."""
         width = (spec.d_model,)
         return {"w": Parameter(width, constant(1.0)), "b": Parameter(width, constant(0.0))}
 
 
 class NoNorm(nnx.Module):
-    """The identity, in a model without norms."""
+    """The identity, which replaces the norm in a model without norms."""
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.dtype = spec.dtype
@@ -60,22 +67,22 @@ class NoNorm(nnx.Module):
         *,
         scale: Float[Array, "*rest 1"] | None = None,
     ) -> Float[Array, "*rest d_model"]:
-        """`x`, in the dtype of activations."""
+        """Return `x` in the dtype of the activations."""
         return x.astype(self.dtype)
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """None."""
+        """Return an empty table."""
         return {}
 
 
 def norm_class(spec: Spec) -> type[Norm] | type[NoNorm]:
-    """The norm that the spec asks for."""
+    """Return the class of the norm that the spec selects."""
     return Norm if spec.normalization == "LN" else NoNorm
 
 
 def norm_sites(name: str, spec: Spec) -> dict[str, Dims]:
-    """The sites of the norm `name`; none in a model without norms."""
+    """Return the sites of the norm called `name`; empty for a model without norms."""
     if spec.normalization != "LN":
         return {}
     return {f"{name}.hook_scale": SCALE, f"{name}.hook_normalized": RESID}

@@ -1,7 +1,8 @@
-"""What each parameter is: its shape, how it is initialised, whether it decays, how it is split.
+"""Parameters: the shape, initialization, weight decay and sharding of each one.
 
-A module declares its parameters in one table, by name. The same table makes the arrays (`create`),
-masks the weight decay (`training.optimizer`) and places them on the devices (`runtime.sharding`).
+A module declares its parameters in one table, by name. This table is used to create the arrays
+(`create_parameters`), to mask the weight decay (`training.optimizer`) and to place the arrays on
+the devices (`runtime.sharding`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ class Parameter(NamedTuple):
     """One parameter of a module.
 
     Attributes:
-      shape: of the array.
-      init: makes the array, float32.
+      shape: shape of the array.
+      init: function that creates the array, float32.
       decayed: whether weight decay applies.
-      axes: for each dimension, the mesh axis that it is split over: `model`, or None for no split.
-        `fsdp` marks the dimension that is split over `data` where `mesh.fsdp` asks for it; biases
-        and norms have none, as they are too small to be worth gathering. Missing entries are None.
+      axes: the mesh axis over which each dimension is split: `model`, or None for no split. `fsdp`
+        marks the dimension that is split over `data` if `mesh.fsdp` is set. Biases and norms have
+        no `fsdp` dimension, because they are too small for it to save memory. Missing entries are
+        None.
     """
 
     shape: tuple[int, ...]
@@ -44,28 +46,28 @@ Table = Mapping[str, Parameter]
 
 
 def normal(std: float) -> Initializer:
-    """Independent normal entries with mean 0."""
+    """Return an initializer with independent normal entries of mean 0."""
     return lambda rngs, shape: std * jax.random.normal(rngs.params(), shape)
 
 
 def constant(value: float) -> Initializer:
-    """All entries equal; draws nothing."""
+    """Return an initializer with equal entries; it draws no random numbers."""
     return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
 
 
 def create_parameters(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
-    """Set every parameter of a table as an attribute of `module`."""
+    """Create every parameter of a table as an attribute of `module`."""
     for name, parameter in table.items():
         setattr(module, name, nnx.Param(parameter.init(rngs, parameter.shape)))
 
 
 def with_prefix(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
-    """The same table as seen from outside: `prefix.name`."""
+    """Return the same table with the names `prefix.name`."""
     return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
 
 def unflatten_params(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"blocks": {"0": {"attn": {"W_Q": value}}}}` from `{"blocks.0.attn.W_Q": value}`."""
+    """Convert `{"blocks.0.attn.W_Q": value}` to `{"blocks": {"0": {"attn": {"W_Q": value}}}}`."""
     params: dict[str, Any] = {}
     for name, value in flat.items():
         *groups, last = name.split(".")
