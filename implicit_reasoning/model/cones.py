@@ -28,7 +28,12 @@ The sites of the last block, except its input, keys and values, may hold the las
 
 
 def cache_sites(model: Transformer, *, inside: bool = False) -> tuple[str, ...]:
-    """Return the sites that `patched_logits` reads; with `inside`, also each block's `part_sites`."""
+    """Return the sites that `patched_logits` reads.
+
+    Args:
+      model: the model.
+      inside: also return the sites that `Block.exchange_parts` reads.
+    """
     block, depth = model.block, model.spec.depth
     names = block.cone_sites + (block.part_sites if inside else ())
     sites = [f"blocks.{layer}.{name}" for layer in range(depth) for name in names]
@@ -60,7 +65,7 @@ def patched_logits(
     cache: Cache,
     starts: Mapping[Start, Float[Array, "_cell batch d_model"]],
 ) -> dict[Start, Float[Array, "_cell batch d_vocab"]]:
-    """Compute the logits at the last position, with one state `S[layer, pos]` replaced in each cell.
+    """Compute the logits at the last position; each cell replaces one state `S[layer, pos]`.
 
     Args:
       model: the model; static under `jax.jit`, as are the keys of `starts`.

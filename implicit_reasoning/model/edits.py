@@ -142,8 +142,8 @@ class HookContext:
     """The context of one forward pass: it applies the edits and keeps the values of the sites.
 
     One `HookContext` serves one trace of a forward pass. `hooks(site, value)` returns the edited
-    value. Code that computes an expensive site checks `hooks.asked(site)` first. The other sites cost
-    nothing, because the compiler removes unused values.
+    value. Code that computes an expensive site checks `hooks.asked(site)` first. The other sites
+    cost nothing, because the compiler removes unused values.
     """
 
     def __init__(self, edits: Edits | None = None, sites: Collection[str] = ()):
@@ -251,7 +251,7 @@ class HookContext:
         return {site: self.read(site) for site in self._wanted}
 
     def _replace(self, **changes: Any) -> HookContext:
-        """Return a copy with some attributes changed; both write to the same dictionary of values."""
+        """Return a copy with changed attributes; both write to the same dictionary of values."""
         scope = copy.copy(self)
         vars(scope).update(changes)
         return scope
@@ -273,12 +273,12 @@ def set_to(value: Array, hooks: HookContext, new: ArrayLike) -> Array:
 
 
 def add(value: Array, hooks: HookContext, term: ArrayLike) -> Array:
-    """Add `term`, such as a steering vector, the difference of two runs, or a small perturbation."""
+    """Add `term`, such as a steering vector, the difference of two runs or a perturbation."""
     return value + expand_to_rank(term, value)
 
 
 def scale(value: Array, hooks: HookContext, factor: ArrayLike) -> Array:
-    """Multiply by `factor`; a factor of 0 is a zero ablation. Broadcasting selects heads or positions."""
+    """Multiply by `factor`; 0 is a zero ablation. Broadcasting selects heads or positions."""
     return value * expand_to_rank(factor, value)
 
 
@@ -293,14 +293,14 @@ def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) ->
 
 
 def drop(value: Array, hooks: HookContext, args: tuple[Array, ArrayLike]) -> Array:
-    """Apply inverted dropout, `args = (key, rate)`: zero with probability `rate`, rescale the rest."""
+    """Apply inverted dropout, `args = (key, rate)`: zero with probability `rate`, then rescale."""
     key, rate = args
     keep = jax.random.bernoulli(key, 1 - rate, value.shape)
     return jnp.where(keep, value / jnp.asarray(1 - rate, value.dtype), 0)
 
 
 def expand_to_rank(x: ArrayLike, value: Array) -> Array:
-    """Return `x` with the rank and dtype of `value`; axes of size 1 are added in front, as in numpy.
+    """Return `x` with the rank and dtype of `value`; new axes of size 1 are in front, as in numpy.
 
     The tests forbid implicit rank promotion, so that shapes do not broadcast by accident.
     """

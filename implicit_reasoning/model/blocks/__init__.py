@@ -33,8 +33,8 @@ def find_block(name: str) -> type[Block]:
         imported once per process.
 
     Raises:
-      InputError: the name, module or class does not exist, or the class does not define all abstract
-        methods of `Block`.
+      InputError: the name, module or class does not exist, or the class does not define all
+        abstract methods of `Block`.
     """
     found: type[Block] = imports.find(name, BLOCKS, "block", Block)
     if inspect.isabstract(found):

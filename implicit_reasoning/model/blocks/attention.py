@@ -67,14 +67,14 @@ class Attention(nnx.Module):
         """Compute the output of attention.
 
         Args:
-          query_in: the normalized residual stream, `[batch, query_pos, d_model]`, or a separate input
-            for each head, `[batch, query_pos, head, d_model]`.
+          query_in: the normalized residual stream, `[batch, query_pos, d_model]`, or a separate
+            input for each head, `[batch, query_pos, head, d_model]`.
           key_in: the same for the keys, with `key_pos` positions.
           value_in: the same for the values, with `key_pos` positions.
-          hooks: receives `hook_q`, `hook_k`, `hook_v`, `hook_attn_scores`, `hook_pattern`, `hook_z` and
-            `hook_result`.
-          query_positions: the position of each query. A query attends to the keys up to its position.
-            By default the queries are at the last positions of the keys.
+          hooks: receives `hook_q`, `hook_k`, `hook_v`, `hook_attn_scores`, `hook_pattern`, `hook_z`
+            and `hook_result`.
+          query_positions: the position of each query. A query attends to the keys up to its
+            position. By default the queries are at the last positions of the keys.
 
         Returns:
           The sum of the outputs of all heads and the output bias.

@@ -90,7 +90,7 @@ class Block(nnx.Module):
 
     @staticmethod
     def parts(spec: Spec) -> tuple[str, ...]:
-        """Return the names of the parts that write to the residual stream, as `exchange_parts` orders them."""
+        """Return the names of the parts that write to the residual stream, for `exchange_parts`."""
         return ("block",)
 
     def at(
@@ -112,14 +112,14 @@ class Block(nnx.Module):
         *,
         only_end: bool,
     ) -> Cones:
-        """Compute the outputs for many inputs, each of which differs from one clean run in its cone.
+        """Compute the outputs for many inputs, each of which differs from one clean run.
 
         Args:
-          cones: the states that differ from the clean run, by start `(layer, pos)`. They cover `pos`
-            and all later positions. If the cone starts in this block, they cover `pos` only.
+          cones: the states that differ from the clean run, by start `(layer, pos)`. They cover
+            `pos` and all later positions. If the cone starts in this block, they cover `pos` only.
           clean: the values of `cone_sites` in the clean run.
-          only_end: compute the output at the last position only. Otherwise compute it at `pos` and at
-            all later positions.
+          only_end: compute the output at the last position only. Otherwise compute it at `pos` and
+            at all later positions.
 
         Returns:
           The outputs by start, `[cell, batch, pos, d_model]`.
@@ -153,7 +153,14 @@ class Block(nnx.Module):
 
 
 def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
-    """Return a function that selects positions of each row of `[batch, pos, ...]`; None: the last."""
+    """Return a function that selects positions of each row, by default the last.
+
+    Args:
+      positions: the positions to select in each row.
+
+    Returns:
+      A function from `[batch, pos, ...]` to `[batch, slot, ...]`.
+    """
     if positions is None:
         return lambda x: x[:, -1:]
     return functools.partial(jnp.take_along_axis, indices=positions[..., None], axis=1)

@@ -118,7 +118,7 @@ class GPT2Block(Block):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute keys and values at all positions, everything else at the selected positions only."""
+        """Compute keys and values at all positions, everything else at some positions only."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
         here = position_selector(positions)
@@ -145,13 +145,13 @@ class GPT2Block(Block):
     def attention_inputs(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> tuple[Array, Array, Array]:
-        """Return the normalized inputs of queries, keys and values, one per head if they are edited.
+        """Return the normalized inputs of queries, keys and values.
 
         The per-head sites (`hook_attn_in`, `hook_q_input`, ...) are *before* the norm, as in
-        TransformerLens. If one of them is edited, the norm runs on each head's input, and edits of `ln1`
-        apply to each of these runs. For example, an edit that sets `ln1.hook_scale` to the value of a
-        clean run freezes the scale for all heads. The sites of `ln1` then have no single value, so they
-        cannot be returned or read.
+        TransformerLens. If one of them is edited, each head gets its own inputs: the norm runs on
+        each of them, and edits of `ln1` apply to each of these runs. For example, an edit that sets
+        `ln1.hook_scale` to the value of a clean run freezes the scale for all heads. The sites of
+        `ln1` then have no single value, so they cannot be returned or read.
         """
         edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
         if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
@@ -176,8 +176,9 @@ class GPT2Block(Block):
         """Compute the outputs for many patched inputs, see `Block.run_cones`.
 
         Attention reads the clean queries, keys and values outside a cone. In the block where a cone
-        starts, these include all later positions. All operations on single positions run in one product
-        on the cells of all starts. Only the mixing of values runs separately for each start position.
+        starts, these include all later positions. All operations on single positions run in one
+        product on the cells of all starts. Only the mixing of values runs separately for each start
+        position.
         """
         n_pos = clean["hook_resid_pre"].shape[1]
         first = {at: n_pos - 1 if only_end else at[1] for at in cones}
@@ -199,7 +200,7 @@ class GPT2Block(Block):
         )
 
     def _mixed(self, q: Cones, k: Cones, v: Cones) -> Cones:
-        """Return the mixed values of all heads; the queries are at the last positions of the keys."""
+        """Return the mixed values of all heads; queries are at the last positions of the keys."""
         z: Cones = {}
         for pos in dict.fromkeys(pos for _, pos in q):
             here = [at for at in q if at[1] == pos]
@@ -218,8 +219,8 @@ class GPT2Block(Block):
     ) -> Float[Array, "part batch d_model"]:
         """Compute the output with each of `parts` exchanged, see `Block.exchange_parts`.
 
-        A head is exchanged at `attn.hook_z`, because `attn.hook_result` is linear in it. If attention
-        or a head is exchanged, the MLP runs again on the new residual stream.
+        A head is exchanged at `attn.hook_z`, because `attn.hook_result` is linear in it. If
+        attention or a head is exchanged, the MLP runs again on the new residual stream.
         """
         whole = self._with_attn_out(own, other["hook_attn_out"][None])
         mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]

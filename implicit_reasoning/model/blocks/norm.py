@@ -35,8 +35,8 @@ class Norm(nnx.Module):
         Args:
           x: the residual stream.
           hooks: receives `hook_scale` and `hook_normalized`.
-          scale: the scale of another run ("frozen LN"), by default that of `x`. With it, the norm is
-            affine in `x`.
+          scale: the scale of another run ("frozen LN"), by default that of `x`. With it, the norm
+            is affine in `x`.
         """
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
