@@ -1,6 +1,7 @@
-"""The fields of a configuration's `model` group. `Spec` takes its bounds and choices from here.
+"""Fields of a configuration's `model` group; `Spec` takes its bounds and choices from here.
 
-Fields with a value of `before` were once optional in a configuration; `Spec` has the same defaults.
+A field with a value of `before` is newer than the first configurations, which do not have it.
+`Spec` uses the same values as defaults.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from implicit_reasoning.field import Field
 
 FIELDS: dict[str, Field] = {
-    # Each block is traced by itself.
+    # Each block is traced separately, so more blocks take longer to trace and compile.
     "n_layers": Field(int, "blocks with parameters", 2, 1, 1_000),
     "n_loops": Field(int, "times that the stack of blocks runs", 1, 1, 1_000),
     "d_model": Field(int, "width of the residual stream", 256, 1, 2**20),
@@ -50,4 +51,4 @@ FIELDS: dict[str, Field] = {
         before="highest",
     ),
 }
-"""By name, without `model.`."""
+"""Fields by name, without the prefix `model.`."""

@@ -1,8 +1,8 @@
 """TransformerLens's interface: `run_with_cache`, `run_with_hooks` and the names of hooks.
 
-It is for interactive use. Hooks run one operation at a time, outside compiled programs, so they may
-print, branch and plot, but they are slow. Measure grids and checkpoints with `Edit`s, which compile
-once.
+This interface is for interactive use. Hooks run one operation at a time, outside compiled programs.
+They may therefore print, branch and plot, but they are slow. Use `Edit`s, which compile once, to
+measure grids and checkpoints.
 
 Source of the names and signatures: TransformerLens (HookedTransformer, ActivationCache).
 """
@@ -35,7 +35,7 @@ class HookPoint(NamedTuple):
 
     @property
     def layer(self) -> int:
-        """The number of the block; -1 outside blocks."""
+        """The number of the block, or -1 outside blocks."""
         found = re.match(r"blocks\.(\d+)\.", self.name)
         return int(found[1]) if found else -1
 
@@ -44,9 +44,9 @@ Hook = Callable[[Array, HookPoint], Array | None]
 
 
 class Hooked:
-    """One model with its parameters.
+    """A model together with the parameters of one checkpoint, `Hooked(run.model, params)`.
 
-    `Hooked(run.model, params)`, with parameters of one checkpoint; calling it gives logits.
+    Calling it returns logits.
     """
 
     def __init__(self, model: Transformer, params: Params):
@@ -54,22 +54,27 @@ class Hooked:
         self._forward = jax.jit(model.forward, static_argnames="sites")
 
     def __call__(self, tokens: Int[Array | np.ndarray, "batch pos"]) -> Float[Array, "..."]:
-        """Logits, [batch, pos, d_vocab]; an `InputError` for a token that does not exist."""
-        check_tokens(tokens, self.model.spec.d_vocab)  # not possible in a compiled program
+        """Return the logits, `[batch, pos, d_vocab]`.
+
+        Raises:
+          InputError: a token does not exist.
+        """
+        check_tokens(tokens, self.model.spec.d_vocab)  # compiled programs cannot check tokens
         logits: Array = self._forward(self.params, tokens)[0]
         return logits
 
     def run_with_cache(
         self, tokens: Int[Array | np.ndarray, "batch pos"], names_filter: Filter = None
     ) -> tuple[Float[Array, "batch pos d_vocab"], Cache]:
-        """Logits, and the values of all sites or of those that the filter selects.
+        """Return the logits and the values of all sites, or of the selected sites.
 
         Args:
-          tokens: the prompts.
-          names_filter: a site, several sites, or a predicate of a site's name.
+          tokens: the prompts, `[batch, pos]`.
+          names_filter: a site, several sites, or a predicate of a site's name; by default all
+            sites.
 
         Raises:
-          InputError: a token or a site that the model does not have.
+          InputError: the model does not have a token or a site.
         """
         check_tokens(tokens, self.model.spec.d_vocab)
         sites = self.sites(names_filter)
@@ -81,14 +86,18 @@ class Hooked:
         tokens: Int[Array | np.ndarray, "batch pos"],
         fwd_hooks: Sequence[tuple[Filter, Hook]] = (),
     ) -> Float[Array, "batch pos d_vocab"]:
-        """Logits of a run in which hooks read, and may replace, the values of sites.
+        """Return the logits of a run in which hooks read and may replace the values of sites.
 
         Args:
-          tokens: the prompts.
-          fwd_hooks: (site or filter, function of the value and its `HookPoint`); what it returns
-            replaces the value, `None` leaves it. Several at one site run in order. Arrays cannot
-            be written into: `value.at[:, 1].set(0)` makes a new one. In a block with hooks at
-            per-head inputs, hooks at `ln1` run under `jax.vmap` over the heads.
+          tokens: the prompts, `[batch, pos]`.
+          fwd_hooks: pairs of a site (or filter) and a function of the value and its `HookPoint`.
+            The value is replaced by the result, unless the result is `None`. Several hooks at one
+            site run in order. Arrays are immutable: use `value.at[:, 1].set(0)` to get a changed
+            copy. If a block has hooks at per-head inputs, its hooks at `ln1` run under `jax.vmap`
+            over the heads.
+
+        Raises:
+          InputError: the model does not have a token or a site, or a hook changes a shape.
         """
         edits: dict[str, tuple[Edit, ...]] = {}
         for names, hook in fwd_hooks:
@@ -97,7 +106,7 @@ class Hooked:
         return self.model.forward(self.params, tokens, edits=edits)[0]
 
     def sites(self, names: Filter) -> tuple[str, ...]:
-        """The sites that a filter selects, in the order of the forward pass."""
+        """Return the sites that a filter selects, in the order of the forward pass."""
         table = self.model.sites
         if names is None:
             return tuple(table)
@@ -117,7 +126,7 @@ def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any]
 
 
 class Cache(Mapping[str, Array]):
-    """Values by site: `cache["blocks.1.attn.hook_z"]`, or short, `cache["z", 1]`."""
+    """Values of sites, by full name `cache["blocks.1.attn.hook_z"]` or short name `cache["z", 1]`."""
 
     def __init__(self, values: Mapping[str, Array], hooked: Hooked):
         self._values, self._hooked = dict(values), hooked
@@ -138,14 +147,21 @@ class Cache(Mapping[str, Array]):
         return len(self._values)
 
     def accumulated_resid(self) -> tuple[Float[Array, "layer batch pos d_model"], list[str]]:
-        """The residual before each block and after the last one, with labels."""
+        """Return the residual stream before each block and after the last one, with labels."""
         depth = self._hooked.model.spec.depth
         states = [self["resid_pre", layer] for layer in range(depth)]
         states.append(self["resid_post", depth - 1])
         return jnp.stack(states), [f"{layer}_pre" for layer in range(depth)] + ["final_post"]
 
     def decompose_resid(self) -> tuple[Float[Array, "component batch pos d_model"], list[str]]:
-        """The terms whose sum is the last residual, with labels: embeddings and block outputs."""
+        """Return the terms that add up to the final residual stream, with labels.
+
+        The terms are the token and position embeddings and the outputs of attention and MLP in each
+        block.
+
+        Raises:
+          InputError: the model does not have GPT-2's blocks.
+        """
         require_gpt2(self._hooked.model.spec, "decompose_resid")
         parts = {"embed": self["embed"], "pos_embed": self["pos_embed"]}
         for layer in range(self._hooked.model.spec.depth):
@@ -154,7 +170,7 @@ class Cache(Mapping[str, Array]):
         return jnp.stack(list(parts.values())), list(parts)
 
 
-# The module of a block that has the hook of a short name.
+# Short names of the hooks in each module of a block.
 _IN_ATTENTION = ("q", "k", "v", "z", "attn_scores", "pattern", "result")
 _IN_MLP = ("pre", "post")
 _IN_NORM = ("scale", "normalized")
@@ -163,11 +179,12 @@ _ALIASES |= {"mlp_pre": "pre", "mlp_mid": "post", "mlp_post": "post"}
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
-    """The full name of a site: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
+    """Return the full name of a site: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
 
     Args:
-      name: short, such as "resid_post", "q", "pattern", "mlp_out", "normalized"; or full.
-      layer: of the block; None outside blocks.
+      name: a short name, such as "resid_post", "q", "pattern", "mlp_out" or "normalized"; a full
+        name is returned unchanged.
+      layer: the number of the block; None outside blocks.
       layer_type: "ln1" or "ln2" for "scale" and "normalized"; ignored for other names.
     """
     if "." in name or name.startswith("hook_"):

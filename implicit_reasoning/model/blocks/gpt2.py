@@ -96,7 +96,10 @@ class GPT2Block(Block):
 
     @staticmethod
     def flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
-        """Count the keys and values at all inputs, and everything else at the outputs only."""
+        """Return the FLOPs of the matrix products in the forward pass of one row.
+
+        Keys and values are computed at all inputs, everything else at the outputs only.
+        """
         heads = spec.n_heads * spec.d_head
         square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
         projections = 2 * square * n_inputs + 2 * square * n_outputs
@@ -176,7 +179,7 @@ class GPT2Block(Block):
         """Compute the outputs for many patched inputs, see `Block.run_cones`.
 
         Attention reads the clean queries, keys and values outside a cone. In the block where a cone
-        starts, these include all later positions. All operations on single positions run in one
+        starts, all later positions are still clean. All operations on single positions run in one
         product on the cells of all starts. Only the mixing of values runs separately for each start
         position.
         """

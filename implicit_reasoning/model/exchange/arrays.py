@@ -1,6 +1,7 @@
-"""Named arrays in a file: `.safetensors`, `.npz`, and PyTorch's own `.bin`, which is only read.
+"""Files of named arrays: `.safetensors`, `.npz`, and PyTorch's `.bin` (read only).
 
-Imports neither JAX nor what needs it, so that tests/peers can run it in an environment with torch.
+This module imports neither JAX nor packages that need JAX, so that tests/peers can run it in an
+environment with torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from implicit_reasoning.files import atomic_write, check_format, read_npz, write
 from implicit_reasoning.paths import local_path
 
 WEIGHTS_FORMAT = 1
-"""Of files of weights: in the metadata of `.safetensors`, in the comment of the `.npz` archive."""
+"""Version of the format of weight files.
+
+It is in the metadata of a `.safetensors` file and in the comment of an `.npz` archive.
+"""
 
 _FORMAT_KEY = "implicit_reasoning_format"
 
@@ -32,13 +36,13 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     KeyError,
-    RuntimeError,  # torch, of an archive that is cut short; zipfile, of what it cannot unpack
+    RuntimeError,  # raised by torch for a truncated archive, and by zipfile if it cannot unpack
     TypeError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
 
-# Types of safetensors that numpy does not have, by their names in ml_dtypes.
+# The ml_dtypes names of safetensors types that numpy does not have.
 _SMALL = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
@@ -47,12 +51,16 @@ _SMALL = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
 }
-# Those that numpy has; of these only the floating-point types are read.
+# The safetensors types that numpy has. Only the floating-point types among them are accepted.
 _NUMPY = {"F64", "F32", "F16", "C64", "BOOL", *(f"{s}{n}" for s in "IU" for n in (8, 16, 32, 64))}
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
-    """The path, if its ending is that of a format which can be written."""
+    """Return the path if its suffix is `.npz` or `.safetensors`.
+
+    Raises:
+      InputError: the path has another suffix.
+    """
     path = local_path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise InputError(f"{path} ends in {path.suffix!r}; weights are .npz or .safetensors")
@@ -60,21 +68,21 @@ def checked(path: str | os.PathLike[str]) -> Path:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write the arrays, as they are, in the format that the path ends in."""
-    # What was reshaped or transposed need not lie in the order that safetensors writes out.
+    """Write the arrays in the format that the suffix of the path selects; dtypes are kept."""
+    # safetensors writes the memory of an array, so reshaped or transposed arrays must be copied.
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     if path.suffix == ".npz":
         write_npz(path, plain, comment=f"{_FORMAT_KEY}={WEIGHTS_FORMAT}")
         return
     with atomic_write(path, "wb") as file:
-        # HuggingFace reads no file that does not say which framework's tensors it holds.
+        # HuggingFace reads a file only if its metadata names a framework.
         file.write(save(plain, metadata={"format": "pt", _FORMAT_KEY: str(WEIGHTS_FORMAT)}))
 
 
 def _check_format(path: Path) -> None:
-    """Raise an `InputError` if a file of weights has a newer format than is known.
+    """Raise an `InputError` if a weight file has a newer format than this version knows.
 
-    Other programs' files, and those from before formats had versions, state none.
+    Files of other programs state no format, and neither do older files of this package.
     """
     if path.suffix == ".safetensors":
         with safe_open(path, framework="np") as file:
@@ -88,17 +96,19 @@ def _check_format(path: Path) -> None:
 
 
 def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np.ndarray]:
-    """Read such a file, in float32 whatever floating-point type it was saved in.
+    """Read the arrays of a weight file as float32.
 
-    float16, bfloat16 and the 8-bit floating-point types are represented exactly.
+    Any floating-point type is accepted. float16, bfloat16 and 8-bit types convert to float32
+    exactly.
 
     Args:
-      path: of the file.
-      skip: a pattern; arrays in whose name it is found are left out, of whatever type they are.
+      path: the file.
+      skip: a pattern. Arrays whose name contains a match are left out, whatever their type.
 
     Raises:
-      InputError: it is missing, cut short or something else; an array is not of a floating-point
-        type, or has values that float32 cannot hold; or it is PyTorch's and torch is not installed.
+      InputError: the file is missing, truncated or not a weight file; an array does not have a
+        floating-point type, or has finite values that float32 cannot represent; or the file is in
+        PyTorch's format and torch is not installed.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
@@ -123,11 +133,12 @@ def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np
 
 
 def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> np.ndarray:
-    """An array of a file in float32.
+    """Convert an array of a file to float32.
 
     Raises:
-      InputError: it is not of a floating-point type, such as the integers of quantised weights
-        whose scales are elsewhere; or a finite value of it is beyond the range of float32.
+      InputError: the array does not have a floating-point type, such as the integers of quantized
+        weights, whose scales are stored elsewhere; or a finite value is beyond the range of
+        float32.
     """
     if array.dtype.kind in "biuc":
         raise _no_float(where, name, str(array.dtype))
@@ -148,7 +159,7 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
 def _read_safetensors(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.ndarray]:
     arrays, small = {}, {}
     with safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dict, and cannot be iterated
+        for name in file.keys():  # noqa: SIM118 - the file is not a dict and cannot be iterated
             if _skipped(name, skip):
                 continue
             dtype = file.get_slice(name).get_dtype()
@@ -158,7 +169,7 @@ def _read_safetensors(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.
                 raise _no_float(path, name, dtype)
             else:
                 arrays[name] = file.get_tensor(name)
-    if small:  # numpy has no such types
+    if small:  # numpy lacks these types; ml_dtypes has them
         import ml_dtypes
 
         for name, tensor in deserialize(path.read_bytes()):
@@ -176,7 +187,7 @@ def _read_torch(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.ndarra
             f"{path} is in PyTorch's own format, and torch is not installed: install it, or write "
             "the weights as model.safetensors"
         ) from None
-    state = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
+    state = torch.load(path, map_location="cpu", weights_only=True)  # never run code from the file
     arrays = {}
     for name, tensor in state.items():
         if _skipped(name, skip):

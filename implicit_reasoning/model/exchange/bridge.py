@@ -1,7 +1,8 @@
-"""The names of TransformerLens 4: what a native `TransformerBridge` saves, in HookedTransformer's.
+"""Conversion of the state dict of TransformerLens 4's native `TransformerBridge`.
 
-TransformerLens 4 reads HookedTransformer's state dicts (`convert_tl_checkpoint`), but saves linear
-layers as PyTorch has them: `[out, in]`, heads side by side.
+TransformerLens 4 reads HookedTransformer's state dicts (`convert_tl_checkpoint`). It saves linear
+layers in PyTorch's layout, `[out, in]`, with the heads concatenated along one axis. This module
+converts these names and layouts to HookedTransformer's.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ _TRANSPOSED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U")
 
 
 def is_bridge(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the names of TransformerLens 4."""
+    """Return whether a state dict has the names of TransformerLens 4."""
     return "embed.weight" in state
 
 
 def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
-    """Raise an `InputError` where a config asks for scores that a native bridge does not compute.
+    """Check that a native bridge computes the attention scores that its config describes.
 
-    It divides by `attn_scale`, but knows neither `use_attn_scale` nor a scale that depends on the
-    layer: what is computed is another model than the config says.
+    A native bridge divides by `attn_scale`. It ignores `use_attn_scale` and
+    `scale_attn_by_inverse_layer_idx`, so a config that sets them describes a different model.
+
+    Raises:
+      InputError: the config has a value of these two fields other than the default.
     """
     asked = [
         f"{name} = {config[name]!r}"
@@ -54,12 +58,13 @@ def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> Non
 def hooked_state(
     state: Mapping[str, Any], n_heads: int, where: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """The same state in HookedTransformer's names and layouts.
+    """Return the same state with HookedTransformer's names and layouts.
 
-    Names and shapes that are not known stay, for the reader to complain of.
+    Unknown names and shapes stay as they are; the caller reports them.
 
     Raises:
-      InputError: it has names of both, whose layouts differ.
+      InputError: the state mixes names of TransformerLens 4 and of HookedTransformer, whose layouts
+        differ.
     """
     renamed: dict[str, Any] = {}
     for name, array in state.items():

@@ -1,8 +1,8 @@
-"""Checks of a config file of another package: what is read, what is harmless, what is refused.
+"""Checks of config files of other packages: which fields are read, harmless or rejected.
 
-A reader translates a field, or knows that it cannot change what is computed, or refuses it by name.
-A field that is none of these is accepted only where its value says that what it names is switched
-off: null, false, or empty.
+A reader translates a field, or knows that it does not change the computation, or rejects it by
+name. Any other field is accepted only if its value means that the feature is off: null, false, or
+empty.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ def check_config(
     harmless: Collection[str] = (),
     only: Mapping[str, Sequence[Any]] = {},
 ) -> None:
-    """Raise an `InputError` where a config cannot be read as what it says.
+    """Check that this package can represent everything that a config describes.
 
     Args:
-      config: what was in the file.
+      config: the parsed content of the file.
       where: the file.
-      what: it describes.
-      numbers: fields that must be there, and be whole numbers.
-      optional: other fields that the caller reads, with the types they have where they are there.
-      harmless: fields that cannot change what is computed, whatever their value.
-      only: fields with the values that the caller computes. An absent field is accepted.
+      what: what the config describes, for messages.
+      numbers: required fields with integer values.
+      optional: other fields that the caller reads, with their types.
+      harmless: fields that do not change the computation, whatever their value.
+      only: fields with the values that the caller supports. These fields may be absent.
+
+    Raises:
+      InputError: the config is not a dict, lacks a number, has a field of the wrong type, or
+        describes something that is not supported.
     """
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a {what} config, but a JSON {type(config).__name__}")
@@ -65,7 +69,7 @@ def check_config(
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, such as `int` or `float | None`; true is no number."""
+    """Return whether a value has a type such as `int` or `float | None`; a bool is not a number."""
     if isinstance(value, bool):
         return bool in (get_args(kind) or (kind,))
     return isinstance(value, kind)

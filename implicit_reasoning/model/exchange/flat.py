@@ -1,4 +1,4 @@
-"""What the formats share: one level of names, loops written out, checks of names and shapes."""
+"""Helpers of all formats: flat names, unrolled loops, and checks of names and shapes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from implicit_reasoning.model.transformer import Params, Transformer
 
 
 def flatten_params(params: Params) -> dict[str, Any]:
-    """`{"blocks.0.attn.W_Q": array, ...}`."""
+    """Return the parameters as `{"blocks.0.attn.W_Q": array, ...}`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {".".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
 def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """The model without loops that computes the same: every block once for each of its passes."""
+    """Return an equivalent model without loops; each block is repeated, once for each pass."""
     spec = model.spec
     unrolled = dataclasses.replace(spec, n_layers=spec.depth, n_loops=1)
-    # Arrays are shared between the passes; the dictionaries are not, so that each can be edited.
+    # Passes share arrays but not dictionaries, so that callers can edit each block.
     blocks = {
         str(layer): jax.tree.map(lambda leaf: leaf, params["blocks"][str(layer % spec.n_layers)])
         for layer in range(spec.depth)
@@ -39,13 +39,17 @@ def check_fit(
     where: str | os.PathLike[str],
     what: str = "the model of its config",
 ) -> None:
-    """Raise one `InputError` that lists every name that is missing, unknown or of another shape.
+    """Check the names and shapes of arrays.
 
     Args:
-      flat: arrays of the file.
-      wanted: name to anything with the `shape` that the array must have.
+      flat: the arrays of the file, by name.
+      wanted: objects with the `shape` that each array must have, by name.
       where: the file.
-      what: the arrays have to fit.
+      what: what the arrays have to fit, for the message.
+
+    Raises:
+      InputError: a name is missing or unknown, or an array has another shape; the message lists
+        all.
     """
     faults = [f"{name} is missing" for name in wanted if name not in flat]
     faults += [f"{name} is not a parameter of it" for name in flat if name not in wanted]
@@ -59,19 +63,19 @@ def check_fit(
 
 
 def shapes(model: Transformer) -> Params:
-    """The parameters' shapes, without computing them."""
+    """Return the shapes of the parameters without computing the parameters."""
     params: Params = jax.eval_shape(model.init, jax.random.key(0))
     return params
 
 
 def scale_queries(flat: dict[str, Any], layer: int, ratio: float) -> None:
-    """Multiply the attention scores of a block by a ratio, in place of its `W_Q` and `b_Q`."""
+    """Multiply the attention scores of a block by `ratio`; changes `W_Q` and `b_Q` in place."""
     if ratio != 1:
         for name in (f"blocks.{layer}.attn.W_Q", f"blocks.{layer}.attn.b_Q"):
             flat[name] = (flat[name] * np.float64(ratio)).astype(np.float32)
 
 
 def on_device(flat: Mapping[str, Any]) -> Params:
-    """Nested parameters of flat ones, on the device."""
-    # `jnp.asarray` would compile a program for every shape.
+    """Return flat parameters as nested parameters on the device."""
+    # `jnp.asarray` would compile one program per shape.
     return unflatten_params(jax.device_put(dict(flat)))

@@ -1,10 +1,10 @@
 """HuggingFace's GPT-2: the folder of `config.json` and weights that `from_pretrained` opens.
 
-Its `Conv1D` holds weights as `[in, out]`, so matrices go over untransposed; queries, keys and
-values lie side by side in one matrix, heads side by side within each.
+HuggingFace's `Conv1D` stores weights as `[in, out]`, so matrices are not transposed. One matrix
+holds queries, keys and values side by side, and within each of them the heads side by side.
 
-Sources: transformers, models/gpt2; for the fields that loop and drop norms, the copy of it in
-OSU-NLP-Group/GrokkedTransformer.
+Sources: transformers, models/gpt2. The fields for loops and for models without norms are those of
+the modified copy in OSU-NLP-Group/GrokkedTransformer.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from implicit_reasoning.model.transformer import Params, Transformer
 from implicit_reasoning.paths import local_path
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights of a checkpoint may be called, in the order of preference."""
+"""Possible names of the weight file of a checkpoint, in the order of preference."""
 
-# Buffers of older checkpoints: the causal mask, and what stands where it hides something.
+# Buffers of older checkpoints: the causal mask, and the score of masked positions.
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
 
 _NUMBERS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -53,12 +53,12 @@ _OPTIONAL = {
     "no_ln": bool,
 }
 
-# Fields that do not change the logits of a model whose other fields are as below.
+# Fields that do not change the logits if the other fields have the values in `_ONLY`.
 _HARMLESS = (
-    # Of training: dropout, initialisation, losses.
+    # Training: dropout, initialization, losses.
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range", "gradient_checkpointing"),
     *("problem_type", "ignore_index"),
-    # Of precision and speed.
+    # Precision and speed.
     *(
         "reorder_and_upcast_attn",
         "torch_dtype",
@@ -69,32 +69,32 @@ _HARMLESS = (
     ),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
     *("chunk_size_feed_forward", "output_past"),
-    # What is returned beside the logits, and heads for other tasks.
+    # Outputs other than the logits, and output heads for other tasks.
     *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
     *("summary_proj_to_labels", "num_labels", "id2label", "label2id", "finetuning_task"),
     *("task_specific_params", "is_decoder", "n_ctx", "_num_labels", "n_special"),
     "predict_special_tokens",
-    # Where the model came from, and its tokens.
+    # Origin of the model, and its tokenizer.
     *("architectures", "_name_or_path", "name_or_path", "transformers_version", "tokenizer_class"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "prefix"),
-    # How text is generated.
+    # Text generation.
     *("do_sample", "early_stopping", "max_length", "min_length", "max_new_tokens", "num_beams"),
     *("num_beam_groups", "num_return_sequences", "temperature", "top_k", "top_p", "typical_p"),
     *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "diversity_penalty"),
     *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
     *("begin_suppress_tokens", "remove_invalid_values", "output_scores", "generation_config"),
     *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
-    # A detail of what is switched off.
+    # An option of `re_embed`, which must be off.
     "re_embed_temp",
 )
 
-# Fields, with the values that this transformer can express; absent fields have them too.
+# Fields with the only values that this transformer supports. An absent field has such a value.
 _ONLY = {
     "model_type": ("gpt2",),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
-    # Wirings that only GrokkedTransformer knows.
+    # Architectures that exist in GrokkedTransformer only.
     "re_embed": (False,),
     "no_mlp": (False,),
     "share_mlp": (False,),
@@ -102,9 +102,10 @@ _ONLY = {
 }
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-"""Other names of the same function."""
+"""Other names of the same activation function."""
 
-# Ours, in a block, to theirs; attention's inputs are apart, because theirs is one matrix.
+# Parameter names within a block, from ours to HuggingFace's. The attention projections are missing,
+# because HuggingFace stores them in one matrix.
 _NORM = {"w": "weight", "b": "bias"}
 _MLP = {
     "W_in": "mlp.c_fc.weight",
@@ -118,12 +119,14 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     """Write a folder that `GPT2LMHeadModel.from_pretrained` opens; a looped model is unrolled.
 
     Args:
-      folder: made if missing; `config.json` comes last, so it vouches for the weights.
-      model: whose parameters they are.
-      params: float32.
+      folder: the folder, created if missing. `config.json` is written last, so if it exists, the
+        weights are complete.
+      model: the model of the parameters.
+      params: the parameters, float32.
 
     Raises:
-      InputError: the model has no norms, or a logit bias that is not zero: GPT-2 can have neither.
+      InputError: HuggingFace's GPT-2 cannot represent the model, because it has another block, no
+        norms, a logit bias that is not zero, or heads whose widths do not add up to `d_model`.
     """
     require_gpt2(model.spec, "HuggingFace's GPT-2")
     if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
@@ -142,18 +145,21 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
 
 
 def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
-    """Read a checkpoint folder of HuggingFace's GPT-2, or of GrokkedTransformer's copy of it.
+    """Read a checkpoint folder of HuggingFace's GPT-2 or of GrokkedTransformer's modified copy.
 
-    Of the latter `--add_recurrence` (blocks run twice, `n_loops` 2) and `--no_ln` are known. Where
-    embeddings are tied, by the config, a copy of them under `lm_head` is passed over. Attention
-    scores that are divided by something else than sqrt(d_head) (`scale_attn_weights`,
-    `scale_attn_by_inverse_layer_idx`) are the same with other weights: the ratio is multiplied into
-    `W_Q` and `b_Q`.
+    GrokkedTransformer's `--add_recurrence` (the blocks run twice, `n_loops` 2) and `--no_ln` are
+    supported. If the config ties the embeddings, a copy of them under `lm_head` is ignored.
+    Attention scores may be divided by something other than sqrt(d_head) (`scale_attn_weights`,
+    `scale_attn_by_inverse_layer_idx`). The ratio is then multiplied into `W_Q` and `b_Q`, which
+    gives the same scores.
+
+    Returns:
+      The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or cut short, a name is missing, unknown or of another shape,
-        tied embeddings differ, or the config asks for something this transformer is not, or has a
-        field that is not known.
+      InputError: a file is missing or truncated; a name is missing, unknown or has another shape;
+        the tied embeddings differ; or the config asks for something that this transformer does not
+        support, or has an unknown field.
     """
     folder = local_path(folder)
     config = read_json(folder / "config.json")
@@ -162,7 +168,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     if path is None:
         raise InputError(f"{folder} has no weights: neither {' nor '.join(WEIGHT_FILES)}")
     flat = read_arrays(path, skip=_BUFFERS)
-    if "wte.weight" in flat:  # saved from GPT2Model, the trunk by itself
+    if "wte.weight" in flat:  # saved from GPT2Model, which has no language-model head
         flat = {f"transformer.{name}": array for name, array in flat.items()}
     model = Transformer(spec)
     if spec.tied and "lm_head.weight" in flat:
@@ -181,7 +187,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
 
 def gpt2_state(params: Params) -> dict[str, Any]:
-    """Parameters of a model without loops, in GPT-2's names and layouts."""
+    """Return the parameters of a model without loops in GPT-2's names and layouts."""
     state = {
         "transformer.wte.weight": params["embed"]["W_E"],
         "transformer.wpe.weight": params["pos_embed"]["W_pos"],
@@ -192,7 +198,7 @@ def gpt2_state(params: Params) -> dict[str, Any]:
     for layer, block in params["blocks"].items():
         prefix, attn = f"transformer.h.{layer}.", block["attn"]
         state |= {
-            # [head, d_model, d_head] -> [d_model, head * d_head], three times side by side
+            # [head, d_model, d_head] -> [d_model, head * d_head], for Q, K and V side by side
             f"{prefix}attn.c_attn.weight": jnp.concatenate(
                 [_heads_last(attn[name]) for name in ("W_Q", "W_K", "W_V")], axis=1
             ),
@@ -209,7 +215,7 @@ def gpt2_state(params: Params) -> dict[str, Any]:
 
 
 def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """The inverse of `gpt2_state`, flat."""
+    """Undo `gpt2_state`; return flat parameters, by dotted name."""
     flat = {
         "embed.W_E": state["transformer.wte.weight"],
         "pos_embed.W_pos": state["transformer.wpe.weight"],
@@ -236,7 +242,7 @@ def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
 
 
 def gpt2_config(spec: Spec) -> dict[str, Any]:
-    """The spec, of a model without loops, in GPT2Config's words."""
+    """Return the spec of a model without loops as the fields of GPT2Config."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -250,14 +256,18 @@ def gpt2_config(spec: Spec) -> dict[str, Any]:
         "layer_norm_epsilon": spec.eps,
         "tie_word_embeddings": spec.tied,
         "initializer_range": spec.init_std,
-        # GPT-2's own end of text is no token of ours.
+        # GPT-2's default end-of-text token does not exist in our vocabularies.
         "bos_token_id": None,
         "eos_token_id": None,
     }
 
 
 def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
-    """The spec that a GPT2Config's JSON describes, with GrokkedTransformer's fields."""
+    """Return the spec that a GPT2Config's JSON describes, including GrokkedTransformer's fields.
+
+    Raises:
+      InputError: the config describes a model that is not supported.
+    """
     check_config(
         config, where, numbers=_NUMBERS, optional=_OPTIONAL, harmless=_HARMLESS, only=_ONLY
     )
@@ -294,5 +304,5 @@ def _named_back(
     return {
         f"{ours}{name}": state[f"{theirs}{other}"]
         for name, other in names.items()
-        if f"{theirs}{other}" in state  # a model without norms has none of theirs
+        if f"{theirs}{other}" in state  # a model without norms has no norm parameters
     }

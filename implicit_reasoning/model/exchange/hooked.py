@@ -1,10 +1,12 @@
-"""HookedTransformer's state dict in a `.npz` or `.safetensors`, a JSON config beside it.
+"""HookedTransformer's state dict as `.npz` or `.safetensors`, with a JSON config beside it.
 
-The keys and layouts are those of an *unfolded* HookedTransformer, and the config has the words of
-HookedTransformerConfig, so that TransformerLens and what is built on it can load a file written
-here, and the other way round. TransformerLens 4 has no HookedTransformer any more: it converts
-these keys (`transformer_lens.utilities.tl_checkpoint_conversion`; tests/peers shows how), and what
-it saves itself is read here too.
+The keys and layouts are those of an *unfolded* HookedTransformer. The config has the fields of
+HookedTransformerConfig. TransformerLens and packages built on it can therefore load a file written
+here, and this module can load theirs.
+
+TransformerLens 4 no longer has HookedTransformer. It converts these keys
+(`transformer_lens.utilities.tl_checkpoint_conversion`; see tests/peers). This module also reads the
+files that TransformerLens 4 saves.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from implicit_reasoning.model.exchange.flat import (
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.transformer import Params, Transformer
 
-# Buffers of HookedTransformer that are no parameters.
+# Buffers of HookedTransformer, which are not parameters.
 _BUFFERS = re.compile(r"(attn\.(mask|IGNORE|rotary_sin|rotary_cos))$")
 _NUMBERS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab")
 _OPTIONAL = {
@@ -47,19 +49,20 @@ _OPTIONAL = {
     "scale_attn_by_inverse_layer_idx": bool,
 }
 
-# Fields that do not change the logits of a model whose other fields are as below.
+# Fields that do not change the logits if the other fields have the values in `_ONLY`.
 _HARMLESS = (
-    # What is shown at hooks, and how tokens are made of text.
+    # Which hooks are active, and the tokenizer.
     *("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in"),
     *("use_hook_tokens", "tokenizer_name", "tokenizer_prepends_bos", "tokenizer_appends_eos"),
     *("default_prepend_bos", "default_padding_side", "decoder_start_token_id"),
-    # Where the model came from, how it began, and where it runs.
+    # Origin, initialization and device of the model.
     *("model_name", "from_checkpoint", "checkpoint_index", "checkpoint_label_type"),
     *("checkpoint_value", "trust_remote_code", "init_mode", "init_weights", "initializer_range"),
     *("seed", "n_params", "device", "n_devices", "dtype", "attn_implementation"),
-    # Whether W_U is W_E transposed is seen in the arrays.
+    # The arrays show whether W_U is the transposed W_E.
     "tie_word_embeddings",
-    # Details of what is switched off: local attention, rotary embeddings, experts, groups of heads.
+    # Options of features that must be off: local attention, rotary embeddings, mixture of experts,
+    # grouped-query attention.
     *("window_size", "attn_types", "rotary_dim", "rotary_base", "rotary_base_local"),
     *("rotary_adjacent_pairs", "rotary_scaling_factor", "rotary_interleaved_cos_sin"),
     *("use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor"),
@@ -70,7 +73,7 @@ _HARMLESS = (
     *("qk_norm_after_rope", "rmsnorm_uses_offset"),
 )
 
-# Fields with the values that this transformer computes; absent fields have them too.
+# Fields with the only values that this transformer supports. An absent field has such a value.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "positional_embedding_type": ("standard",),
     "attention_dir": ("causal",),
@@ -88,23 +91,28 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "layer_norm_folding": (False,),
     "attn_scores_soft_cap": (-1.0, 0.0, None),
     "output_logits_soft_cap": (-1.0, 0.0, None),
-    # Of others some norms are elsewhere, whatever the fields above say.
+    # Other architectures place some norms elsewhere, whatever the fields above say.
     "original_architecture": (None, "GPT2LMHeadModel", "neel"),
     "architecture": (None, "TransformerLensNative", "GPT2LMHeadModel"),
 }
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-"""Other names of the same function."""
+"""Other names of the same activation function."""
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
-    """Write the parameters of one model to `path`, and its config to `path` with `.json`.
+    """Write the parameters of one model to `path`, and its config to `path` with suffix `.json`.
+
+    HookedTransformer has neither tied embeddings nor loops. A tied model is written with an
+    explicit unembedding, and a looped model with its blocks repeated.
 
     Args:
-      path: ends in `.npz` or `.safetensors`.
-      model: whose parameters they are. HookedTransformer neither ties nor loops: a tied model is
-        written with its unembedding spelt out, a looped one with its blocks repeated.
-      params: float32.
+      path: the file; its suffix is `.npz` or `.safetensors`.
+      model: the model of the parameters.
+      params: the parameters, float32.
+
+    Raises:
+      InputError: the model does not have GPT-2's blocks, or the path has another suffix.
     """
     require_gpt2(model.spec, "HookedTransformer's format")
     path = checked(path)
@@ -118,19 +126,23 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
-    """Read what `save_weights`, or an exporter of TransformerLens's state dicts, wrote.
+    """Read a file of `save_weights`, or a state dict exported from TransformerLens.
 
-    The keys are HookedTransformer's, or those of a native bridge of TransformerLens 4.
+    The keys are those of HookedTransformer or of a native bridge of TransformerLens 4.
 
-    Buffers are dropped; a bias that is missing in all blocks is zero. Where `unembed.W_U` is
-    missing, or the embedding transposed, the model is tied; where `unembed.b_U` is missing or all
-    zero it has no logit bias. Attention scores that are divided by something else than sqrt(d_head)
-    (`use_attn_scale`, `attn_scale`, `scale_attn_by_inverse_layer_idx`) are the same with other
-    weights: the ratio is multiplied into `W_Q` and `b_Q`.
+    Buffers are dropped. A bias that is missing in all blocks is zero. If `unembed.W_U` is missing
+    or equals the transposed embedding, the model is tied. If `unembed.b_U` is missing or zero, the
+    model has no logit bias. Attention scores may be divided by something other than sqrt(d_head)
+    (`use_attn_scale`, `attn_scale`, `scale_attn_by_inverse_layer_idx`). The ratio is then
+    multiplied into `W_Q` and `b_Q`, which gives the same scores.
+
+    Returns:
+      The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or cut short, a key is missing, unknown or of another shape, or
-        the config asks for something this transformer is not, or has a field that is not known.
+      InputError: a file is missing or truncated; a key is missing, unknown or has another shape; or
+        the config asks for something that this transformer does not support, or has an unknown
+        field.
     """
     path = checked(path)
     where = path.with_suffix(".json")
@@ -161,22 +173,22 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
 
 def attention_scale(config: Mapping[str, Any], layer: int, d_head: int) -> float:
-    """What HookedTransformer divides the attention scores of a block by."""
+    """Return the number by which HookedTransformer divides the attention scores of a block."""
     scale = config.get("attn_scale")
     if not config.get("use_attn_scale", True):
         scale = 1.0
-    elif scale is None or scale == -1:  # HookedTransformerConfig's word for its default
+    elif scale is None or scale == -1:  # -1 means the default in HookedTransformerConfig
         scale = math.sqrt(d_head)
     return scale * (layer + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1)
 
 
 def _in_any_block(name: str) -> str:
-    """A name without the number of its block."""
+    """Return a parameter name without the number of its block."""
     return re.sub(r"^blocks\.\d+\.", "blocks.", name)
 
 
 def hooked_config(spec: Spec) -> dict[str, Any]:
-    """The spec, of a model without loops, in HookedTransformerConfig's words."""
+    """Return the spec of a model without loops as the fields of HookedTransformerConfig."""
     return {
         "n_layers": spec.n_layers,
         "d_model": spec.d_model,
@@ -195,10 +207,14 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
 
 
 def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
-    """Raise an `InputError` where a HookedTransformerConfig is not one of this transformer's."""
+    """Check that this transformer supports the model of a HookedTransformerConfig.
+
+    Raises:
+      InputError: the config is incomplete, or describes a model that is not supported.
+    """
     stated, only = config, dict(_ONLY)
     if isinstance(config, dict):
-        # HookedTransformerConfig writes -1 for "follows from the others".
+        # In HookedTransformerConfig, -1 means that the value follows from other fields.
         stated = {name: value for name, value in config.items() if value != -1}
         only["d_vocab_out"] = (config.get("d_vocab"),)
         only["n_key_value_heads"] = (None, config.get("n_heads"))
@@ -217,7 +233,11 @@ def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
 
 
 def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
-    """The spec that a HookedTransformerConfig's JSON describes."""
+    """Return the spec that a HookedTransformerConfig's JSON describes.
+
+    Raises:
+      InputError: the config is incomplete, or describes a model that is not supported.
+    """
     check_hooked(config, where)
     own = config["d_model"] / max(config["n_heads"], 1)
     head_width = config.get("d_head", -1)
