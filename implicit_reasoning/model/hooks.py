@@ -126,7 +126,7 @@ def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any]
 
 
 class Cache(Mapping[str, Array]):
-    """Values of sites, by full name `cache["blocks.1.attn.hook_z"]` or short name `cache["z", 1]`."""
+    """Values by site: `cache["blocks.1.attn.hook_z"]` or, with the short name, `cache["z", 1]`."""
 
     def __init__(self, values: Mapping[str, Array], hooked: Hooked):
         self._values, self._hooked = dict(values), hooked

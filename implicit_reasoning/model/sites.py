@@ -1,8 +1,8 @@
-"""Sites: the named places of a forward pass, with TransformerLens's names.
+"""Sites: the named hook points of a forward pass, with TransformerLens's names.
 
-Blocks are numbered by *unrolled* depth: a looped model with 1 block and 4 loops has the sites
-`blocks.0.*` to `blocks.3.*`, so that every analysis has one layer axis. `blocks.i.hook_resid_post`
-is the residual after `i + 1` blocks, before the final norm: `S[i + 1, pos]` in the papers.
+Blocks are numbered by *unrolled* depth. A looped model with 1 block and 4 loops has the sites
+`blocks.0.*` to `blocks.3.*`, so every analysis has one layer axis. `blocks.i.hook_resid_post` is
+the residual after `i + 1` blocks, before the final norm: `S[i + 1, pos]` in the papers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ SCALE: Dims = ("batch", "pos", "one")
 
 
 def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
-    """Raise an `InputError` that names every unknown site, and the nearest one that exists."""
+    """Check that all sites exist.
+
+    Args:
+      names: names of sites.
+      table: the existing sites.
+
+    Raises:
+      InputError: a site is unknown. The message names all unknown sites and similar existing ones.
+    """
     unknown = [name for name in names if name not in table]
     if unknown:
         near = {name: difflib.get_close_matches(name, table, n=1) for name in unknown}

@@ -1,4 +1,4 @@
-"""The shape of a model: everything that its parameters' shapes and its forward pass depend on."""
+"""The architecture of a model: everything that determines its parameters and forward pass."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from implicit_reasoning.model.fields import FIELDS
 
 @dataclass(frozen=True)
 class Spec:
-    """A decoder's shape, in TransformerLens's words.
+    """The architecture of a decoder, in TransformerLens's terms.
 
-    `fields.py` has the bounds and choices of its attributes. The defaults are those of a
-    configuration or a result that was kept before the attribute existed.
+    The bounds and choices of the attributes are in `fields.py`. The defaults are the values of
+    configurations and results that were saved before the attribute existed.
 
     Attributes:
-      d_vocab, n_ctx: tokens and positions.
-      n_layers: blocks that have parameters; each runs `n_loops` times, in the order
-        0..n_layers-1, 0..n_layers-1, ...; `depth` is their product.
-      d_model, n_heads, d_mlp: widths; a head has `d_model / n_heads` dimensions, or
-      head_width: so many, where that is not 0 (compiled models may have heads of any width).
-      act_fn: `gelu_new` (GPT-2's tanh approximation) or `relu`.
+      d_vocab, n_ctx: number of tokens and of positions.
+      n_layers: number of blocks with parameters. The stack of blocks runs `n_loops` times, in the
+        order 0..n_layers-1, 0..n_layers-1, ...
+      d_model, n_heads, d_mlp: width of the residual stream, number of heads, number of neurons.
+      n_loops: how often the stack of blocks runs.
+      head_width: width of a head; 0 means `d_model / n_heads`. Compiled models may have other
+        widths.
+      act_fn: activation function of the MLP, `gelu_new` (GPT-2's tanh approximation) or `relu`.
       normalization: `LN` (before attention, MLP and unembedding) or `none`.
-      tied: the unembedding is the transposed embedding.
-      unembed_bias: whether logits have a bias (GPT-2 has none; imported weights may).
-      eps: added to the variance by layer norms.
-      init_std: of all weights; those that write to the residual are divided by
-        sqrt(2 depth), biases are zero (GPT-2).
-      dtype: of activations inside attention and MLP; parameters and the residual are float32.
-      precision: of matrix products (`highest` is true float32 on every device).
-      block: `gpt2`, or the import path of a subclass of `blocks.Block`, which is free in its use of
-        `n_heads`, `d_mlp` and `act_fn`.
+      tied: whether the unembedding is the transposed embedding.
+      unembed_bias: whether the logits have a bias. GPT-2 has none; imported weights may have one.
+      eps: number added to the variance in layer norms.
+      init_std: standard deviation of the initial weights. For weights that write to the residual
+        stream it is divided by sqrt(2 depth). Biases start at zero (GPT-2).
+      dtype: dtype of the activations inside attention and MLP. Parameters and the residual stream
+        are float32.
+      precision: precision of matrix products; `highest` is true float32 on every device.
+      block: `gpt2`, or the import path of a subclass of `blocks.Block`. Such a block defines how it
+        uses `n_heads`, `d_mlp` and `act_fn`.
     """
 
     d_vocab: int
@@ -72,29 +75,29 @@ class Spec:
 
     @property
     def d_head(self) -> int:
-        """Width of a head."""
+        """The width of a head."""
         return self.head_width or self.d_model // self.n_heads
 
     @property
     def depth(self) -> int:
-        """Unrolled number of blocks."""
+        """The unrolled number of blocks, `n_layers * n_loops`."""
         return self.n_layers * self.n_loops
 
     @property
     def residual_init_std(self) -> float:
-        """Initial scale of the weights that write to the residual."""
+        """The initial standard deviation of weights that write to the residual stream."""
         return self.init_std / (2 * self.depth) ** 0.5
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, d_vocab: int, n_ctx: int) -> Spec:
-        """The spec of a config's `model` group, for the vocabulary and context of its data."""
+        """Return the spec of a configuration's `model` group, for a vocabulary and context size."""
         names = {field.name for field in dataclasses.fields(cls)}
         chosen = {name: value for name, value in config.items() if name in names}
         return cls(d_vocab=d_vocab, n_ctx=n_ctx, **chosen)
 
     @staticmethod
     def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes of a spec that was kept as JSON, with those that were added since."""
+        """Return the attributes of a spec saved as JSON, with newer attributes added."""
         before = {name: field.before for name, field in FIELDS.items() if not field.required}
         names = {field.name for field in dataclasses.fields(Spec)}
         return {name: value for name, value in before.items() if name in names} | dict(kept)

@@ -1,4 +1,4 @@
-"""Token numbers from outside: a gather clamps those that do not exist, so they are refused."""
+"""Check of token numbers; a gather would clamp invalid ones to the valid range without an error."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from implicit_reasoning.errors import InputError
 
 
 def check_tokens(tokens: Int[Array | np.ndarray, "*batch pos"], d_vocab: int) -> None:
-    """Raise an `InputError` if a token is none of a model's; nothing where tokens are traced.
+    """Check that a model has all tokens; traced tokens are not checked.
 
-    A compiled program does not look at its tokens, as that would make it wait: whoever calls one
-    checks them here, on the host.
+    A compiled program does not check its tokens, because it would have to wait for the result. The
+    caller of such a program checks the tokens here, on the host.
 
     Args:
-      tokens: the prompts.
+      tokens: the prompts, `[*batch, pos]`.
       d_vocab: number of tokens of the model.
+
+    Raises:
+      InputError: a token is negative, or `d_vocab` or more.
     """
     if isinstance(tokens, jax.core.Tracer):
         return

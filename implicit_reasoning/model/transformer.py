@@ -1,8 +1,9 @@
 """The transformer as pure functions of a plain dictionary of parameters.
 
 `Transformer(spec)` holds no weights. Parameters are a nested dict with HookedTransformer's names
-and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that they stack,
-shard, save and print like any pytree; `bind` lends them to the NNX modules for the time of a trace.
+and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that they can be
+stacked, sharded, saved and printed like any pytree. `bind` inserts them into the NNX modules for
+the duration of a trace.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.tokens import check_tokens
 
 Params = dict[str, Any]
-"""Parameters: a nested dict with the names and layouts of HookedTransformer."""
+"""Parameters as a nested dict with the names and layouts of HookedTransformer."""
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """A decoder of a given shape; hashable, and static under `jax.jit`.
+    """A decoder with a given spec; hashable, and static under `jax.jit`.
 
     Raises:
-      InputError: there is no block of the spec's name.
+      InputError: the block that the spec names does not exist.
     """
 
     spec: Spec
@@ -46,15 +47,15 @@ class Transformer:
 
     @property
     def block(self) -> type[Block]:
-        """The class of its blocks: what they compute, and their sites, parameters and costs."""
+        """The class of the blocks, which defines their computation, sites, parameters and costs."""
         return find_block(self.spec.block)
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters (GPT-2's initialisation), float32."""
+        """Return new parameters with GPT-2's initialization, float32."""
         return _public(nnx.to_pure_dict(nnx.state(Network(self.spec, nnx.Rngs(key)))))
 
     def bind(self, params: Params) -> Network:
-        """The NNX modules with these parameters in them: the parts from which wirings are made."""
+        """Return the NNX modules with these parameters."""
         network: Network = nnx.merge(_graphdef(self.spec), _private(params))
         return network
 
@@ -66,21 +67,23 @@ class Transformer:
         edits: Edits | None = None,
         sites: Collection[str] = (),
     ) -> tuple[Float[Array, "batch pos d_vocab"], dict[str, Array]]:
-        """Logits at every position, and the values of the wanted sites.
+        """Return the logits at every position, and the values of the wanted sites.
 
         Args:
-          params: of one model; map over a leading axis with `jax.vmap` for many.
-          tokens: integers from 0 to `spec.d_vocab - 1`; at most `spec.n_ctx` positions. Others
-            are refused where they are concrete; where they are traced, the gather clamps them.
-          edits: by site, an edit or several, which are applied in order.
-          sites: names whose (edited) values are returned; `sites_with(edits)` lists them.
+          params: the parameters of one model. For several models, use `jax.vmap` over a leading
+            axis.
+          tokens: integers from 0 to `spec.d_vocab - 1`, at most `spec.n_ctx` positions. Invalid
+            concrete tokens raise an error; invalid traced tokens are clamped by the gather.
+          edits: one or several edits per site. Several edits are applied in order.
+          sites: names of the sites whose (edited) values are returned; see `sites_with(edits)`.
 
         Returns:
-          `(logits, {site: value})`, logits in float32.
+          `(logits, {site: value})`, with float32 logits.
 
         Raises:
-          InputError: a token or a site the model does not have, an edit that changes a shape, or
-            a wanted `ln1` site of a block where a per-head input is edited.
+          InputError: the model does not have a token or a site, there are too many positions, an
+            edit changes a shape, or an `ln1` site is wanted in a block where a per-head input is
+            edited.
         """
         hooks = self.hook_context(edits, sites)
         if tokens.shape[1] > self.spec.n_ctx:
@@ -96,16 +99,16 @@ class Transformer:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """What every parameter is, by its dotted name (`blocks.0.attn.W_Q`)."""
+        """The description of every parameter, by dotted name (`blocks.0.attn.W_Q`)."""
         return dict(_parameters(self.spec))
 
     @property
     def sites(self) -> dict[str, Dims]:
-        """Every site and the names of its dimensions; sizes are in `dims`."""
+        """Every site with the names of its dimensions; their sizes are in `dims`."""
         return dict(_sites(self.spec))
 
     def sites_with(self, edits: Edits | None) -> dict[str, Dims]:
-        """`sites`, and before each of them those that its edits add."""
+        """Return `sites`, with the sites that edits add before the site of the edit."""
         added = added_sites(edits)
         table: dict[str, Dims] = {}
         for site, dims in self.sites.items():
@@ -114,28 +117,28 @@ class Transformer:
         return table
 
     def hook_context(self, edits: Edits | None, sites: Collection[str]) -> HookContext:
-        """The context for one trace of a wiring of this model.
+        """Return the context for one trace of a forward pass of this model.
 
         Raises:
-          InputError: a name that is not in `sites_with(edits)`.
+          InputError: a name is not in `sites_with(edits)`.
         """
         check_sites({*(edits or ()), *sites}, self.sites_with(edits))
         return HookContext(edits, sites)
 
     @property
     def resid_sites(self) -> tuple[str, ...]:
-        """The residual stream by layer: before the first block, then after each."""
+        """The sites of the residual stream: before the first block, then after each block."""
         after = (f"blocks.{layer}.hook_resid_post" for layer in range(self.spec.depth))
         return ("blocks.0.hook_resid_pre", *after)
 
     @property
     def dims(self) -> dict[str, int]:
-        """Sizes of the dimensions that the spec fixes."""
+        """The sizes of the dimensions that the spec determines."""
         return {"d_model": self.spec.d_model, "one": 1, **self.block.dims(self.spec)}
 
 
 class Network(nnx.Module):
-    """All parts of one model. Attribute paths are the parameters' public names."""
+    """All modules of one model; attribute paths are the public names of the parameters."""
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.embed = Embed(spec, rngs)
@@ -149,32 +152,32 @@ class Network(nnx.Module):
     def embedding(
         self, tokens: Int[Array | np.ndarray, "batch pos"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """Token plus position embeddings.
+        """Return the sum of token and position embeddings.
 
         Raises:
-          InputError: a token the model does not have, if tokens are not traced.
+          InputError: the model does not have a token (checked only if tokens are not traced).
         """
         check_tokens(tokens, self.spec.d_vocab)
         tokens = jnp.asarray(tokens)
-        # One-hot products would be exact too, but a gather moves far fewer bytes.
+        # A product with one-hot rows is also exact, but a gather moves far fewer bytes.
         embedded = hooks("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][: tokens.shape[1]]
         positions = jnp.broadcast_to(positions[None], embedded.shape)
         return embedded + hooks("hook_pos_embed", positions)
 
     def block(self, layer: int) -> Block:
-        """The block at unrolled depth `layer`."""
+        """Return the block at unrolled depth `layer`."""
         block: Block = self.blocks[layer % self.spec.n_layers]
         return block
 
     def readout(
         self, resid: Float[Array, "*rest d_model"], hooks: HookContext
     ) -> Float[Array, "*rest d_vocab"]:
-        """Final norm and unembedding, float32."""
+        """Apply the final norm and the unembedding; return float32 logits."""
         return self.unembedding(self.ln_final(resid, hooks.within("ln_final.")))
 
     def unembedding(self, resid: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_vocab"]:
-        """Logits of a residual that is normalised already (or, in a lens, is not), float32."""
+        """Return the float32 logits of a residual, without applying the final norm."""
         weight = self.embed.W_E[...].T if self.spec.tied else self.unembed.W_U[...]
         logits = jnp.matmul(
             resid,
@@ -213,7 +216,7 @@ def _sites(spec: Spec) -> dict[str, Dims]:
 
 
 def _public(state: Params) -> Params:
-    """NNX's lists have integer keys; files and HookedTransformer want strings."""
+    """Convert the integer keys of NNX's lists to strings, as files and HookedTransformer need."""
     blocks = {str(layer): block for layer, block in state["blocks"].items()}
     return {name: group for name, group in (state | {"blocks": blocks}).items() if group}
 

@@ -1,9 +1,9 @@
-"""Units: the parts of a model, or of what it knows, that a statement can be about.
+"""Units: the parts of a model, or of its knowledge, that a claim can be about.
 
-A unit is a small immutable value. Units of all types are ordered, hashable, have a text and a JSON
-form, so claims about a state, a head, a neuron, an edge, a feature or a fact look alike. Names of
-edges are those of EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1`, `logits`; a head receives
-through its query, key or value, as in `m0->a2.h1<q>`.
+A unit is a small immutable value. Units of all types are ordered and hashable, and have a text form
+and a JSON form. Claims about a state, head, neuron, edge, feature or fact therefore have the same
+form. Edges are named as in EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1`, `logits`. A head
+receives through its query, key or value, as in `m0->a2.h1<q>`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from implicit_reasoning.errors import InputError
 
 @functools.total_ordering
 class Unit:
-    """The base of all units; they are ordered by type, then by their fields."""
+    """The base class of all units, which are ordered by type, then by their fields."""
 
-    # mypy does not know that every subclass is a dataclass.
+    # The type checks are ignored because mypy does not know that every subclass is a dataclass.
     def _key(self) -> tuple[Any, ...]:
         return (_TYPES.index(type(self)), *dataclasses.astuple(self))  # type: ignore[call-overload]
 
@@ -30,7 +30,7 @@ class Unit:
         return self._key() < other._key() if isinstance(other, Unit) else NotImplemented
 
     def to_json(self) -> dict[str, Any]:
-        """`{"type": ..., field: value, ...}`; `unit_from_json` reads it."""
+        """Return `{"type": ..., field: value, ...}`, which `unit_from_json` reads."""
         return {"type": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
 
@@ -66,7 +66,7 @@ class Head(Unit):
 
 @dataclass(frozen=True)
 class Neuron(Unit):
-    """A neuron of the MLP of a block, by its place in `hook_post`."""
+    """A neuron of the MLP of a block; `index` is its index in `hook_post`."""
 
     layer: int
     index: int
@@ -77,14 +77,14 @@ class Neuron(Unit):
 
 @dataclass(frozen=True)
 class Edge(Unit):
-    """What a sender writes and a receiver reads.
+    """The connection from the output of a sender to the input of a receiver.
 
     Attributes:
       sender: `input` (the embeddings), `a<layer>.h<head>` or `m<layer>`.
       receiver: `a<layer>.h<head>` with `<q>`, `<k>` or `<v>`, `m<layer>` or `logits`.
 
     Raises:
-      InputError: a name that is none of these, or a receiver that runs before its sender.
+      InputError: a name is none of these, or the receiver runs before the sender.
     """
 
     sender: str
@@ -101,10 +101,10 @@ class Edge(Unit):
 
     @classmethod
     def parse(cls, name: str) -> Edge:
-        """The edge of a name such as `a0.h3->m1`.
+        """Return the edge with a name such as `a0.h3->m1`.
 
         Raises:
-          InputError: it is no such name.
+          InputError: the name is not that of an edge.
         """
         sender, arrow, receiver = name.partition("->")
         if not arrow:
@@ -114,7 +114,7 @@ class Edge(Unit):
 
 @dataclass(frozen=True)
 class Feature(Unit):
-    """A feature of a dictionary, by the site whose activations the dictionary encodes."""
+    """A feature of the dictionary that encodes the activations at `site`."""
 
     site: str
     index: int
@@ -125,7 +125,7 @@ class Feature(Unit):
 
 @dataclass(frozen=True)
 class Fact(Unit):
-    """An atomic fact `(e1, r1) -> e2`, by the numbers of its entity and relation in the world."""
+    """An atomic fact `(e1, r1) -> e2`, given by the numbers of its entity and relation in the world."""
 
     e1: int
     r1: int
@@ -141,7 +141,7 @@ _RECEIVER = re.compile(r"logits|a(?P<a>\d+)\.h\d+<[qkv]>|m(?P<m>\d+)")
 
 
 def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[float, int]:
-    """Where a node stands in the order of computation: (block, 0 for attention or 1 for MLP)."""
+    """Return the order of a node in the computation: (block, 0 for attention or 1 for MLP)."""
     found = form.fullmatch(name)
     if not found:
         raise InputError(f"an edge has no {what} {name!r}; a {what} is named as in {examples}")
@@ -153,10 +153,10 @@ def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[
 
 
 def unit_from_json(kept: Mapping[str, Any]) -> Unit:
-    """The unit that `Unit.to_json` wrote.
+    """Return the unit that `Unit.to_json` converted.
 
     Raises:
-      InputError: an unknown type, or other fields than the type has.
+      InputError: the type is unknown, or the fields are not those of the type.
     """
     types = {kind.__name__: kind for kind in _TYPES}
     fields = {name: value for name, value in kept.items() if name != "type"}

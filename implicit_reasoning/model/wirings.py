@@ -1,4 +1,4 @@
-"""Short wirings of the forward pass: the last block runs only where its output is read."""
+"""Forward passes that run the last block only at the positions whose output is read."""
 
 from __future__ import annotations
 
@@ -20,15 +20,27 @@ def forward_at(
     edits: Edits | None = None,
     sites: Collection[str] = (),
 ) -> tuple[Float[Array, "batch slot d_vocab"], dict[str, Array]]:
-    """`forward`'s logits at some positions, by default the last; the last block runs only there.
+    """Return `forward`'s logits at some positions; the last block runs at these positions only.
 
-    The last block's keys and values are needed everywhere, its queries, output, MLP and the
-    unembedding only where somebody reads them: with 3 positions and one answer this saves two
-    thirds of the last block and of the unembedding. Its sites hold these positions only.
+    The last block needs keys and values at all positions. Its queries, output and MLP, and the
+    unembedding, run only at `positions`. With 3 positions and one answer, this saves two thirds of
+    the cost of the last block and of the unembedding. The sites of the last block then hold these
+    positions only.
+
+    Args:
+      model: the model.
+      params: the parameters of one model.
+      tokens: the prompts, `[batch, pos]`.
+      positions: the positions at which to compute logits, in each row; by default the last.
+      edits: see `Transformer.forward`.
+      sites: see `Transformer.forward`.
+
+    Returns:
+      `(logits, {site: value})`, with float32 logits `[batch, slot, d_vocab]`.
 
     Raises:
-      InputError: a token (if tokens are not traced) or a site that the model does not have, or an
-        edited or wanted site that this wiring does not pass.
+      InputError: the model does not have a token (if tokens are not traced) or a site, or this
+        forward pass does not pass an edited or wanted site.
     """
     hooks = model.hook_context(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1

@@ -1,12 +1,13 @@
-"""Planted models: weights written by hand, so that the mechanism is known and not inferred.
+"""Planted models: weights written by hand, so that the mechanism is known exactly.
 
-    draft.py       circuits (moves of codes between positions, look-ups), made into weights
-    truth.py       what is true of such a model at every layer and position
-    circuit.py     which of its heads, neurons and edges its answers are computed through
-    routes.py      ways from a prompt to its answer, each with what it makes true
+    draft.py       circuits of moves between positions and look-ups, compiled into weights
+    truth.py       ground truth: which claims hold at each layer and position
+    circuit.py     the heads, neurons and edges through which a model computes its answers
+    routes.py      routes from a prompt to its answer, with the claims that each makes true
     mechanisms.py  the models: composers, memorisers, and decoys that resemble them
 
-Source: the idea of Tracr (Lindner et al. 2023), for the question whether a model composes.
+The method follows Tracr (Lindner et al. 2023). The models test whether an instrument can tell that
+a model composes.
 """
 
 from implicit_reasoning.model.planted.circuit import Circuit

@@ -1,9 +1,9 @@
-"""The heads, neurons and edges of a planted model, read off its moves and look-ups.
+"""The circuit of a planted model: heads, neurons and edges, derived from its moves and look-ups.
 
-A node reads what an earlier node, or the embeddings, wrote into the dimensions and at the position
-that it reads. So the part of a model that an answer depends on follows from the draft alone, by
-going back from the neurons that write the answer. Nothing is measured here; the tests ablate every
-head, neuron and edge to compare.
+A node reads the dimensions that an earlier node, or the embeddings, wrote at its position. The
+circuit of an answer is found by tracing these reads back from the neurons that write the answer.
+Nothing is measured here. The tests compare the result with ablations of every head, neuron and
+edge.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from implicit_reasoning.model.units import Edge, Fact, Head, Neuron, Unit
 
 @dataclass(frozen=True)
 class Circuit:
-    """One way from a prompt of a chain to its answer.
+    """One route from the prompt of a chain to its answer.
 
-    Without any of these units, set to zero, some chain is not answered; without any other unit all
-    are.
+    Suppose that no other route gives the answers. If any unit of the circuit is set to zero, some
+    chain is then answered wrongly. If any other unit is set to zero, all chains are still answered.
     """
 
     heads: frozenset[Head]
@@ -33,12 +33,17 @@ class Circuit:
 
     @property
     def units(self) -> frozenset[Unit]:
-        """All of them."""
+        """All heads, neurons and edges of the circuit."""
         return self.heads | self.neurons | self.edges
 
 
 def trace_circuit(draft: Draft, answer: int) -> Circuit:
-    """The circuit of the table of that number, which writes answers of chains; of a built draft."""
+    """Return the circuit that ends at one table of a draft.
+
+    Args:
+      draft: a draft whose model was built, so that its heads and neurons are known.
+      answer: the number of a table that writes the answers of chains.
+    """
     found = _Trace(draft)
     found.edges.add(Edge(f"m{draft.tables[answer].block}", "logits"))
     found.table(answer)
@@ -46,7 +51,7 @@ def trace_circuit(draft: Draft, answer: int) -> Circuit:
 
 
 class _Trace:
-    """Units found so far, from the answer back."""
+    """The units found so far, going back from the answer."""
 
     def __init__(self, draft: Draft):
         self._draft = draft
@@ -55,14 +60,14 @@ class _Trace:
         self.edges: set[Edge] = set()
 
     def table(self, number: int) -> None:
-        """Add the neurons of a table, and what they read."""
+        """Add the neurons of a table and everything that they read."""
         table = self._draft.tables[number]
         own = np.flatnonzero(table.asked)
         self.neurons.update(self._draft.neurons[number][neuron] for neuron in own)
         self._read(table.keys[:, own], table.pos, table.block, f"m{table.block}", mlp=True)
 
     def _move(self, number: int) -> None:
-        """Add a head, and what its value reads; its query and key read the position alone."""
+        """Add a head and everything that its value reads; query and key read positions only."""
         move, head = self._draft.moves[number], self._draft.heads[number]
         self.heads.add(head)
         self.edges.update(Edge("input", f"{head}<{part}>") for part in "qk")
@@ -77,7 +82,7 @@ class _Trace:
         *,
         mlp: bool,
     ) -> None:
-        """Add whatever writes into `dims` at a position before a receiver of a block reads it.
+        """Add every node that writes into `dims` at `pos` before the receiver reads it.
 
         An MLP also reads what the attention of its own block writes.
         """
@@ -97,12 +102,15 @@ class _Trace:
 
 
 def moved_variables(draft: Draft) -> dict[Head, str]:
-    """Which head copies which variable, of a built draft."""
+    """Return the variable that each head copies; the model of the draft must be built."""
     return {draft.heads[number]: move.variable for number, move in enumerate(draft.moves)}
 
 
 def stored_facts(draft: Draft) -> dict[Neuron, Fact | tuple[int, int, int]]:
-    """Which neuron stores which fact, or which chain (e1, r1, r2); of a built draft."""
+    """Return the fact, or the chain (e1, r1, r2), that each neuron stores.
+
+    The model of the draft must be built.
+    """
     found: dict[Neuron, Fact | tuple[int, int, int]] = {}
     for number, table in enumerate(draft.tables):
         if table.stores is None:
@@ -117,10 +125,15 @@ def component_claims(
     moves: Mapping[Head, str],
     stores: Mapping[Neuron, Fact | tuple[int, int, int]],
 ) -> tuple[Claims, Claims]:
-    """Claims about heads, neurons and edges: `(true, open)`.
+    """Return claims about heads, neurons and edges, `(true, open)`.
 
-    Where there are two routes, a unit of one of them is open: answers are computed through it, and
-    ablating it alone changes none.
+    If there are two routes, the claims that their units are parts of the circuit are open: answers
+    are computed through each unit, but ablating one alone changes no answer.
+
+    Args:
+      routes: the circuits through which answers are computed.
+      moves: the variable that each head copies.
+      stores: the fact or chain that each neuron stores.
     """
     true: set[tuple[str, str, Unit]] = {("moves", name, head) for head, name in moves.items()}
     for neuron, what in stores.items():

@@ -1,8 +1,8 @@
-"""A model under construction: codes in a residual, heads that move them, neurons that look up.
+"""A planted model under construction: codes, heads that move them, and neurons that look them up.
 
-Every code is one-hot, 0 or 1, in dimensions of its own, so that all of this is exact: a neuron adds
-up the dimensions that it wants, and is on where none is missing. There are no norms, for a norm
-would make each code's size depend on which others are there.
+Every code is one-hot with values 0 and 1, in dimensions that no other code uses, so all
+computations are exact. A neuron adds up its key dimensions and is active if all of them are 1.
+There are no norms, because a norm would make the size of each code depend on the other codes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from implicit_reasoning.model.transformer import Params, Transformer
 from implicit_reasoning.model.units import Head, Neuron
 
 POSITIONS = ("e1", "r1", "r2")
-HEADS = 3  # in each block: as many as the moves that any model makes in one block
+HEADS = 3  # per block; no planted model makes more moves than this in one block
 
-# What a head attends to is ahead of the rest by this much: what leaks from elsewhere is below
-# e^-30 = 1e-13, a millionth of the rounding of a float32 near 1.
+# The attention score of the attended position, when all others are 0. The attention to other
+# positions is below e^-30 = 1e-13, a millionth of the rounding error of a float32 near 1.
 _SCORE = 30.0
-# The right answer's logit, all others being 0: a probability above .99 with 100 tokens.
+# The logit of the right answer, when all others are 0. With 100 tokens its probability is above .99.
 _LOGIT = 10.0
 
 
@@ -33,10 +33,10 @@ class Move(NamedTuple):
     """A head that copies the code of a variable to a later position.
 
     Attributes:
-      block: whose attention it is in.
-      source, target: positions, by number.
-      read, write: dimensions of the code at the source, and of its copy.
-      variable: the name of what is copied.
+      block: the block of the head.
+      source, target: indices of the positions.
+      read, write: dimensions of the code at the source, and of its copy at the target.
+      variable: the name of the copied variable.
     """
 
     block: int
@@ -48,16 +48,16 @@ class Move(NamedTuple):
 
 
 class LookupTable(NamedTuple):
-    """Neurons that look up: each is active where all of its keys are, and then writes its values.
+    """Neurons that look up: a neuron is active if all its keys are 1, and then writes its values.
 
     Attributes:
-      block: whose MLP they are in.
-      pos: the position, by number, where they may be active.
-      keys, values: dimensions that are read and written, a column for each neuron.
-      strength: what is added there.
-      stores: a row for each neuron: entity and relations (e1, r1, ...) of its fact or chain; None
-        where the neurons translate one code of an entity into another.
-      asked: neurons without which some chain is not answered.
+      block: the block of the neurons.
+      pos: index of the only position where the neurons can be active.
+      keys, values: dimensions that are read and written; one column for each neuron.
+      strength: the number added to each value dimension.
+      stores: the fact or chain of each neuron, as a row of entity and relations (e1, r1, ...). None
+        if the neurons translate one code of an entity into another.
+      asked: whether some chain is not answered without the neuron.
     """
 
     block: int
@@ -70,13 +70,13 @@ class LookupTable(NamedTuple):
 
 
 class Draft:
-    """Moves and look-ups, in dimensions of the residual; `build` makes weights of them.
+    """Moves and look-ups in dimensions of the residual stream; `build` compiles them into weights.
 
     Attributes:
-      moves, tables: what was added so far.
-      heads: of each move, and
-      neurons: of each table, in order; known once the model is built.
-      entity, relation, position: dimensions of the embeddings' codes.
+      moves, tables: everything added so far.
+      heads: the head of each move, by its index; filled by `build`.
+      neurons: the neurons of each table, by its index; filled by `build`.
+      entity, relation, position: dimensions of the codes that the embeddings write.
       output: dimensions that the unembedding reads, one for each entity.
     """
 
@@ -93,7 +93,7 @@ class Draft:
         self.output = self.space(n_entities)
 
     def space(self, size: int) -> Int[np.ndarray, " size"]:
-        """Dimensions that nothing else uses."""
+        """Allocate dimensions of the residual stream that nothing else uses."""
         self._width += size
         return np.arange(self._width - size, self._width)
 
@@ -106,7 +106,7 @@ class Draft:
         write: Int[np.ndarray, " width"],
         variable: str,
     ) -> None:
-        """Add a head that copies what is in `read` at one position into `write` at a later one."""
+        """Add a head that copies the dimensions `read` of one position to `write` of a later one."""
         places = POSITIONS.index(source), POSITIONS.index(target)
         self.moves.append(Move(block, *places, read, write, variable))
 
@@ -121,16 +121,16 @@ class Draft:
         stores: Int[np.ndarray, "neuron part"] | None = None,
         asked: Bool[np.ndarray, " neuron"] | None = None,
     ) -> None:
-        """Add neurons that, where all of their keys are on, write their values, at one position.
+        """Add neurons at one position, each of which writes its values if all its keys are 1.
 
         Args:
-          block: whose MLP they are in.
-          pos: where they may be on; it is one more key.
-          keys: dimensions that have to be on, a row for each part of the key.
-          values: dimensions that are set.
-          strength: what is added there.
-          stores: what each neuron stores; see `Table`.
-          asked: neurons that some chain needs; all by default.
+          block: the block of the neurons.
+          pos: the name of the position; it becomes an additional key.
+          keys: dimensions that must be 1, a row for each part of the key.
+          values: dimensions to write to.
+          strength: the number added to each value dimension.
+          stores: what each neuron stores; see `LookupTable`.
+          asked: whether some chain needs the neuron; by default true for all.
         """
         here = np.full_like(keys[0], self.position[POSITIONS.index(pos)])
         asked = np.ones(len(here), bool) if asked is None else asked
@@ -138,7 +138,15 @@ class Draft:
         self.tables.append(LookupTable(block, POSITIONS.index(pos), *together, stores, asked))
 
     def build(self, rng: np.random.Generator | None) -> tuple[Transformer, Params]:
-        """The model and its weights; with `rng`, in random directions and random heads."""
+        """Return the model and its weights.
+
+        Args:
+          rng: source of a random rotation of the residual stream and a random order of the heads;
+            None for neither.
+
+        Raises:
+          InputError: a block has more moves than heads.
+        """
         widest = max(len(POSITIONS), *(len(move.read) for move in self.moves))
         d_head = max(-(-self._width // HEADS), widest)
         spec = Spec(
@@ -147,7 +155,7 @@ class Draft:
             n_layers=self.depth,
             d_model=HEADS * d_head,
             n_heads=HEADS,
-            # All neurons would fit into one block: so the shape does not depend on where they are.
+            # One block can hold all neurons, so the shape is the same wherever the neurons are.
             d_mlp=sum(table.keys.shape[1] for table in self.tables),
             act_fn="relu",
             normalization="none",
@@ -163,7 +171,7 @@ class Draft:
         if rng is not None:
             directions = np.linalg.qr(rng.standard_normal((spec.d_model, spec.d_model)))[0]
             _rotate(params, directions)
-        # `jnp.asarray` would compile a program for every shape.
+        # `jnp.asarray` would compile one program per shape.
         return model, jax.device_put(jax.tree.map(lambda leaf: leaf.astype(np.float32), params))
 
     def _embed(self, params: Params) -> None:
@@ -182,7 +190,7 @@ class Draft:
             width = np.arange(len(move.read))
             attn["W_V"][head, move.read, width] = 1
             attn["W_O"][head, width, move.write] = 1
-            # The code that each position's query looks for is that of the position it reads.
+            # The query at a position matches the position code of the position that it attends to.
             sharp = _SCORE * attn["W_Q"].shape[-1] ** 0.5
             for query in range(len(POSITIONS)):
                 looked_at = _attended(query, move)
@@ -199,16 +207,17 @@ class Draft:
             self.neurons[number] = [Neuron(block, int(neuron)) for neuron in neurons]
             mlp["W_in"][table.keys, neurons] = 1
             mlp["b_in"][neurons] = 0.5 - len(table.keys)
-            # A neuron that is on has the value 1/2.
+            # The activation of an active neuron is 1/2.
             mlp["W_out"][neurons, table.values] = 2 * table.strength
             first += len(neurons)
 
 
 def _attended(query: int, move: Move) -> int:
-    """Where a head looks from a position.
+    """Return the position that a head attends to from the position `query`.
 
-    Off its target it must look at a place where there is nothing to move: itself, or, from the
-    source, the first position. (Where the source *is* the first, it copies that within itself.)
+    At its target, the head attends to its source. Elsewhere it must attend to a position where it
+    has nothing to copy: to the first position from its source, and to the position itself
+    otherwise. (If the source is the first position, the head copies the code within that position.)
     """
     if query == move.target:
         return move.source
@@ -216,7 +225,7 @@ def _attended(query: int, move: Move) -> int:
 
 
 def _rotate(params: Params, directions: Float[np.ndarray, "d_model d_model"]) -> None:
-    """Turn the residual, and with it all that writes to it or reads from it."""
+    """Rotate the residual stream, and all weights that read from it or write to it."""
     params["embed"]["W_E"] = params["embed"]["W_E"] @ directions
     params["pos_embed"]["W_pos"] = params["pos_embed"]["W_pos"] @ directions
     params["unembed"]["W_U"] = directions.T @ params["unembed"]["W_U"]

@@ -1,7 +1,7 @@
-"""The planted models: two ways to answer, both at once, and two that carry a code in vain.
+"""The planted models: composers, memorisers, both in parallel, and decoys with an unused code.
 
-Each answers the facts and the chains that it is given, without exception. A seed moves the same
-mechanism to random blocks, heads and directions; without one it stands where the docstring says.
+Each model answers all facts and chains that it is given. A seed moves the same mechanism to random
+blocks, heads and directions. Without a seed it is in the blocks that the docstring states.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from implicit_reasoning.model.planted.routes import (
 
 
 def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Computes e2 at r1, moves it to r2, and looks (e2, r2) up among the same facts there.
+    """Compute e2 at r1, move it to r2, and look up (e2, r2) among the same facts there.
 
-    The code of e2 is the one that is unembedded, as the atomic prompt (e1, r1) demands. Blocks 0
-    (bridge) and 2 (answer).
+    The code of e2 is the one that the unembedding reads, because the model also answers the atomic
+    prompt (e1, r1). Blocks: 0 (bridge) and 2 (answer).
     """
     plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
@@ -31,9 +31,10 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """The same, but the bridge's code is not the one that is unembedded.
+    """Compose as `composer` does, with a code of the bridge that the unembedding does not read.
 
-    What answers the atomic prompt is derived from it in the last block: a lens sees e2 there only.
+    The last block translates this code into the answer of the atomic prompt, so the logit lens
+    finds e2 after that block only.
     """
     plan = MechanismBuilder("hidden_composer", knowledge, seed)
     bridge = plan.draft.space(knowledge.n_entities)
@@ -44,10 +45,10 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Moves e1 and r1 to r2 and looks the three up, a neuron a chain.
+    """Move e1 and r1 to r2 and look up all of (e1, r1, r2), with one neuron for each chain.
 
-    Its bridge at r1 is written by the last block, for the atomic prompt only, when no later block
-    can read it. Blocks 0 (moves) and 1 (answer).
+    The last block writes the bridge e2 at r1, for the atomic prompt only: no later block can read
+    it. Blocks: 0 (moves) and 1 (answer).
     """
     plan = MechanismBuilder("memoriser", knowledge, seed)
     plan.look_up(LookUp.draw(plan.rng), certain=True)
@@ -56,9 +57,10 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Composes and looks up; either would do alone, and where they differ the composition wins.
+    """Compose and look up at the same time; if the two answers differ, composition wins.
 
-    Removing the bridge changes no answer; *replacing* it does: it is used all the same.
+    Either route alone gives the answer. Removing the bridge therefore changes no answer, but
+    *replacing* it does, so the bridge is used.
     """
     plan = MechanismBuilder("parallel", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
@@ -67,13 +69,15 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """A composer that also copies the bridge to r2 a block too early, where nothing reads it.
+    """Compose, and also copy the bridge to r2 one block too early, where nothing reads it.
 
-    e2 is decodable at two places, and used at the one. Block 1 (copy), else as `composer`.
+    e2 is decodable at r2 from two codes, of which one is used. Block 1 makes the idle copy;
+    otherwise as `composer`.
     """
     plan = MechanismBuilder("idle_copy", knowledge, seed)
     hops = Hops.draw(plan.rng, between=1)
-    # Read within one block, so that the idle code is the only one of e2 at r2 before the answer.
+    # The answer is looked up in the block that moves e2 to r2. Before that block, the idle code is
+    # therefore the only code of e2 at r2.
     hops = hops._replace(answer=hops.read)
     idle = hops.table + 1
     plan.two_hops(hops, bridge=plan.draft.output)
@@ -84,12 +88,12 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Numbers the prefix (e1, r1) at r1, and looks (that number, r2) up at r2.
+    """Compute a number for the prefix (e1, r1) at r1, and look up (that number, r2) at r2.
 
-    The code of e2 stands beside that of the prefix, at the same layers and of the same norm, and
-    is not used. Moving the whole state to another chain moves the prefix too: the answer follows
-    as if the bridge were used, if that chain is known. Give it some of the chains only, and the
-    others tell. Blocks 0 (bridge and prefix) and 2 (answer).
+    A code of e2 exists next to that of the prefix, at the same layers and with the same norm, but
+    is not used. Patching the whole state from another chain also patches the prefix. If the model
+    knows that chain, the answer then changes as if the bridge were used. Give the model some of the
+    chains only; the other chains show the difference. Blocks: 0 (bridge and prefix) and 2 (answer).
     """
     plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))

@@ -1,6 +1,6 @@
-"""Routes to an answer, each with what it makes true: through the bridge, or by one look-up.
+"""Routes to an answer, through the bridge or by one look-up, with the claims that each makes true.
 
-A route is given the blocks that it stands in, which the random family draws.
+The blocks of a route are parameters, so that they can be drawn at random.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LAST = DEPTH - 1
 
 
 class Knowledge(NamedTuple):
-    """What a model is to know; entity e is token e, relation r is token `n_entities + r`.
+    """What a model knows; entity e is token e, relation r is token `n_entities + r`.
 
     Attributes:
-      facts: `head, relation, tail`, a column each.
-      chains: `e1, r1, e2, r2, e3`, a row each: those that may be looked up. Who composes knows
-        all that follow from the facts.
-      n_entities, n_relations: how many there are.
+      facts: `head, relation, tail`, one column per fact.
+      chains: `e1, r1, e2, r2, e3`, one row per chain that a model may look up. A composing model
+        knows all chains that follow from the facts.
+      n_entities, n_relations: number of entities and relations.
     """
 
     facts: Int[np.ndarray, "three fact"]
@@ -45,7 +45,7 @@ class Knowledge(NamedTuple):
 
     @property
     def n_possible(self) -> int:
-        """How many chains follow from the facts."""
+        """The number of chains that follow from the facts."""
         head, _, tail = self.facts
         return int(np.bincount(head, minlength=self.n_entities)[tail].sum())
 
@@ -55,14 +55,14 @@ class Planted:
     """A model whose mechanism is known.
 
     Attributes:
-      name: of the mechanism, with its seed.
-      model, params: as from training.
-      true: claims that hold: `(kind, variable, unit)`, see `Truth` and `component_claims`.
-      open: claims that one may differ on; all others are false.
-      routes: the heads, neurons and edges through which a chain's answer is computed; one circuit
-        for each way there is. Where there are two, either is enough for most chains.
-      moves: heads that copy a variable, also where no answer to a chain depends on it.
-      stores: neurons that store something: a fact, or, as (e1, r1, r2), a chain.
+      name: the name of the mechanism, with its seed.
+      model, params: the model and its parameters, as from training.
+      true: claims that hold, `(kind, variable, unit)`; see `MechanismMarks` and `component_claims`.
+      open: claims that count neither as true nor as false. All other claims are false.
+      routes: the circuits through which the answer of a chain is computed, one per route. If there
+        are two, either is enough for most chains.
+      moves: heads that copy a variable, including those that no answer depends on.
+      stores: neurons that store a fact, or a chain as (e1, r1, r2).
     """
 
     name: str
@@ -76,7 +76,14 @@ class Planted:
 
 
 class Hops(NamedTuple):
-    """Blocks of a route with two look-ups: e1 to r1, look up, on to r2, look up."""
+    """Blocks of a route with two look-ups.
+
+    Attributes:
+      copy: the block that copies e1 to r1.
+      table: the block that looks up e2 at r1.
+      read: the block that copies e2 to r2.
+      answer: the block that looks up the answer at r2.
+    """
 
     copy: int
     table: int
@@ -85,7 +92,12 @@ class Hops(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | None, between: int = 0) -> Hops:
-        """Random blocks, at least so many of them between the bridge and its reader."""
+        """Draw random blocks.
+
+        Args:
+          rng: source of randomness; None: the fixed blocks 0, 0, 2 and 2.
+          between: minimum number of blocks between `table` and `read`.
+        """
         if rng is None:
             return cls(0, 0, 2, 2)
         table = int(rng.integers(LAST - between))
@@ -94,7 +106,13 @@ class Hops(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Blocks of a route with one look-up: e1 to r2, r1 to r2, look up."""
+    """Blocks of a route with one look-up.
+
+    Attributes:
+      entity: the block that copies e1 to r2.
+      relation: the block that copies r1 to r2.
+      answer: the block that looks up the answer at r2.
+    """
 
     entity: int
     relation: int
@@ -102,7 +120,7 @@ class LookUp(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | None) -> LookUp:
-        """Random blocks."""
+        """Draw random blocks; with `rng` None, return the fixed blocks 0, 0 and 1."""
         if rng is None:
             return cls(0, 0, 1)
         answer = int(rng.integers(DEPTH))
@@ -111,19 +129,23 @@ class LookUp(NamedTuple):
 
 
 class MechanismBuilder:
-    """A draft and its truth, grown together: each part of a mechanism says what it makes true."""
+    """Builder of a draft and its ground truth; each part of a mechanism adds to both."""
 
     def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
         self.known = knowledge
         self.name = name if seed is None else f"{name}_{seed}"
-        # By name too: the mechanisms of one seed do not stand in the same blocks.
+        # The name is part of the seed, so that mechanisms with the same seed use different blocks.
         self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
         self.truth = MechanismMarks(DEPTH)
         self._answers: list[int] = []  # tables that write the answer of a chain
 
     def planted(self, composes: bool | None) -> Planted:
-        """The model; `composes` is None where it both composes and looks up."""
+        """Return the finished model.
+
+        Args:
+          composes: True if the model composes, False if it looks up, None if it does both.
+        """
         true, possible = self.truth.claims()
         through = ("composes", "e2", WholeModel())
         looked_up = ("memorised", "e2", WholeModel())
@@ -145,9 +167,13 @@ class MechanismBuilder:
         *codes: Int[np.ndarray, " fact"],
         asked: Bool[np.ndarray, " fact"] | None = None,
     ) -> None:
-        """Copy e1 to r1 and look the fact up there: each of `codes` has a dimension for a fact.
+        """Copy e1 to r1 and look up the fact there.
 
-        `asked` are the facts that are the first of a chain.
+        Args:
+          copy: the block that copies e1.
+          table: the block that looks up the fact.
+          *codes: dimensions to write, one for each fact.
+          asked: whether the fact is the first of a chain.
         """
         head, relation, _ = self.known.facts
         copied = self.draft.space(self.known.n_entities)
@@ -160,7 +186,13 @@ class MechanismBuilder:
     def two_hops(
         self, hops: Hops, bridge: Int[np.ndarray, " entity"], strength: float = 1.0
     ) -> None:
-        """The route of a composer."""
+        """Add the route of a composer.
+
+        Args:
+          hops: the blocks of the route.
+          bridge: dimensions of the code of e2, one for each entity.
+          strength: the number added to the output dimension of the answer.
+        """
         draft, (head, relation, tail) = self.draft, self.known.facts
         self.bridge(hops.copy, hops.table, bridge[tail], asked=np.isin(tail, head))
         arrived = draft.space(self.known.n_entities)
@@ -179,7 +211,7 @@ class MechanismBuilder:
         self._answered(hops.answer)
 
     def look_up(self, blocks: LookUp, *, certain: bool) -> None:
-        """The route of a memoriser; not `certain` where another route outweighs it."""
+        """Add the route of a memoriser; set `certain` to False if another route outweighs it."""
         draft, (e1, r1, _, r2, e3) = self.draft, self.known.chains.T
         entity, relation = draft.space(self.known.n_entities), draft.space(self.known.n_relations)
         draft.move(blocks.entity, "e1", "r2", draft.entity, entity, "e1")
@@ -199,7 +231,7 @@ class MechanismBuilder:
         self._answered(blocks.answer, used, carried)
 
     def prefixes(self, hops: Hops) -> None:
-        """The route through a number for each prefix, with a bridge beside it."""
+        """Add the route through a number for each prefix, and a code of the bridge next to it."""
         draft, facts, mark = self.draft, self.known.facts, self.truth.mark
         e1, r1, _, r2, e3 = self.known.chains.T
         prefix, arrived = (draft.space(facts.shape[1]) for _ in range(2))
@@ -212,7 +244,8 @@ class MechanismBuilder:
         self._answer(hops.answer, keys, [draft.output[e3]], stores=self._chains())
 
         self._first_hop_is_used(hops)
-        for variable in ("e1", "r1"):  # a prefix's number says both, if not linearly
+        # The number of a prefix determines e1 and r1, but they are not linearly decodable from it.
+        for variable in ("e1", "r1"):
             mark("maybe used", variable, "r1", hops.table + 1, hops.read)
             mark("maybe used", variable, "r2", hops.read + 1)
         if len(self.known.chains) < self.known.n_possible:
@@ -226,7 +259,7 @@ class MechanismBuilder:
         return self.known.chains[:, [0, 1, 3]]
 
     def _answer(self, block: int, *keys_and_values: Any, **about: Any) -> None:
-        """A table at r2 that writes the answer; see `Draft.table`."""
+        """Add a table at r2 that writes the answer; see `Draft.table`."""
         self._answers.append(len(self.draft.tables))
         self.draft.table(block, "r2", *keys_and_values, **about)
 

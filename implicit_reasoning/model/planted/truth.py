@@ -1,9 +1,9 @@
-"""What is true of a planted model: which claims hold at which layer and position.
+"""Ground truth of a planted model: which claims hold at which layer and position.
 
-A claim is `(kind, variable, unit)`, with the kinds and the words of `analysis.claims`; the unit is
-a state, whose layer is a number of blocks, so 0 is the embeddings. Mechanisms say where a code is,
-where it is read and what flows through; what follows from that for all of them is here. Claims
-about heads, neurons and edges are in `circuit.py`.
+A claim is `(kind, variable, unit)`, with the kinds of `analysis.claims`. Here the unit is a state.
+Its layer is the number of blocks before it, so layer 0 is the embeddings. A mechanism marks where a
+code is, where it is read and where information flows. This module derives the claims from these
+marks. Claims about heads, neurons and edges are in `circuit.py`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ class MechanismMarks:
     def __init__(self, depth: int):
         self.depth = depth
         self._marks: dict[str, set[Cell]] = {}
-        for variable in POSITIONS:  # each is also the name of the token that stands there
+        for variable in POSITIONS:  # a position has the name of its token
             self.mark("code", variable, variable, 0)
-        # All that r2 does for the answer it does at its own position, up to the last layer.
+        # The answer depends on r2 through the position r2 only, up to the last layer.
         self.mark("carried", "r2", "r2", 0)
 
     def mark(
         self, mark: CellMark, variable: str, pos: str, first: int, last: int | None = None
     ) -> None:
-        """Mark the layers `first` to `last` (both included; None: the last there is)."""
+        """Mark the layers `first` to `last`, both included; `last` None means the last layer."""
         last = self.depth if last is None else last
         cells = {(variable, layer, pos) for layer in range(first, last + 1)}
         self._marks.setdefault(mark, set()).update(cells)
 
     def claims(self) -> tuple[Claims, Claims]:
-        """`(true, open)`.
+        """Return the claims `(true, open)`.
 
-        `decodable` means linearly so, for prefixes that were not seen: a one-hot code of the prefix
-        says nothing of another prefix, and a variable is decodable where it has a code. Open are
+        `decodable` means linearly decodable for unseen prefixes. A one-hot code of a prefix does
+        not generalize to another prefix. A variable is decodable if it has a code. The open claims
+        are:
 
-        - e2 where the answer has a code at r2 and e2 has none, and the answer where e2 has one and
-          it has none itself: with r2 beside it, the one nearly follows from the other, and a
-          linear map of the two codes together finds many;
-        - whether e2 is carried where e1 and r1 both are: moving both is moving e2;
-        - where the answer is "carried", which is a matter of words before there is one.
+        - that e2 is decodable if the answer has a code at r2 and e2 has none, and the reverse.
+        Given r2, each of the two nearly determines the other, so a linear probe of the codes at r2
+        often finds it. - that e2 is carried if both e1 and r1 are: patching both is equivalent to
+        patching e2. - that the answer is carried, which is a matter of definition before the answer
+        is computed.
         """
         code, used = self._all("code"), self._all("used")
         carried, maybe = self._all("carried"), self._all("maybe carried")
@@ -84,7 +85,7 @@ _TIED = {"e2": "answer", "answer": "e2"}
 
 
 def _claims(**cells: set[Cell]) -> Claims:
-    """Of each kind, the claims about some cells."""
+    """Return the claims of each kind about the given cells."""
     return frozenset(
         (kind, variable, State(layer, pos))
         for kind, those in cells.items()
