@@ -125,7 +125,7 @@ class Feature(Unit):
 
 @dataclass(frozen=True)
 class Fact(Unit):
-    """An atomic fact `(e1, r1) -> e2`, given by the numbers of its entity and relation in the world."""
+    """An atomic fact `(e1, r1) -> e2`, with the numbers of its entity and relation in the world."""
 
     e1: int
     r1: int

@@ -1,14 +1,14 @@
-"""One run directory: where its files are, its checkpoints, and opening it all as a `Run`.
+"""A run directory: its files, its configuration, its checkpoints, and `Run`, which opens it.
 
 fields.py       every field of a configuration
-config.py       the configuration: new, completed, kept
-layout.py       where the files are
-checkpoints.py  pytrees under step numbers, written whole
-stores.py       where parameters are read from
+config.py       configurations: defaults, completing old ones, reading and writing
+layout.py       paths of the files
+checkpoints.py  pytrees saved under step numbers, atomically
+stores.py       stores, from which parameters are read
 stacked.py      a trial's rows of the checkpoints of its populations
-starts.py       the starts of a run, read
-arrays.py       labelled arrays, in and out; fingerprints
-results.py      results of instruments by name, also by the names that they had
+starts.py       reading the list of a run's starts
+arrays.py       reading and writing labelled arrays; fingerprints
+results.py      results of instruments by name, including old names
 run.py          `Run`
 """
 

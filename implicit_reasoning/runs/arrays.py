@@ -1,4 +1,4 @@
-"""Labelled arrays as netCDF files; fingerprints of trees of arrays."""
+"""Labelled arrays as netCDF files, and fingerprints of trees of arrays."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import xarray as xr
 from implicit_reasoning.files import FORMAT_VERSION, atomic_write, check_format
 
 RESULT_FORMAT = 1
-"""Of the netCDF files of results: an attribute beside `json`, which holds all others."""
+"""Version of the format of netCDF result files.
+
+It is an attribute of the file, next to `json`, which holds all other attributes.
+"""
 
 
 def fingerprint(tree: Any) -> str:
-    """A digest, hexadecimal, of the names, types, shapes and numbers of a tree of arrays."""
+    """Return a hexadecimal digest of the names, types, shapes and values of a tree of arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -29,9 +32,9 @@ def fingerprint(tree: Any) -> str:
 
 
 def save_arrays(path: Path, arrays: xr.Dataset) -> None:
-    """Write labelled arrays as netCDF 4, atomically; attributes may be whatever JSON holds."""
+    """Write labelled arrays as netCDF 4, atomically; attributes may be any JSON values."""
     plain = arrays.copy()
-    # netCDF has no nested or missing attributes, JSON has.
+    # netCDF attributes cannot be nested or None, so they are stored as JSON.
     parts: list[Any] = [plain, *plain.variables.values()]
     for part in parts:
         part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}
@@ -41,14 +44,18 @@ def save_arrays(path: Path, arrays: xr.Dataset) -> None:
 
 
 def load_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of what `save_arrays` wrote, without its arrays."""
+    """Return the attributes of a file of `save_arrays`, without reading its arrays."""
     with xr.open_dataset(path, engine="h5netcdf") as arrays:
         found: dict[str, Any] = json.loads(arrays.attrs.get("json", "{}"))
     return found
 
 
 def load_arrays(path: Path) -> xr.Dataset:
-    """What `save_arrays` wrote; an `InputError` if the file has a newer format."""
+    """Return the arrays that `save_arrays` wrote.
+
+    Raises:
+      InputError: the file has a newer format.
+    """
     arrays = xr.load_dataset(path, engine="h5netcdf")
     check_format(path, int(arrays.attrs.get(FORMAT_VERSION, 1)), RESULT_FORMAT)
     parts: list[Any] = [arrays, *arrays.variables.values()]

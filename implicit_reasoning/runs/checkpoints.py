@@ -1,4 +1,4 @@
-"""Pytrees of arrays under step numbers, whole or not there at all, through Orbax."""
+"""Pytrees of arrays saved under step numbers, atomically, through Orbax."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import orbax.checkpoint as ocp
 
 from implicit_reasoning.errors import InputError
 
-# What the system says of a file that cannot be written.
+# Error codes of the system for a file that cannot be written.
 _SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
 )
 
 
-# Orbax finds the parts of a checkpoint by a glob that has the whole path in it, so that its parents
-# are patterns too: `[` matches nothing, `*` and `?` match other folders. A backslash is read as a
+# Orbax finds the parts of a checkpoint by a glob over the whole path, so it treats parent folders as
+# patterns, too: `[` matches nothing, `*` and `?` match other folders. It reads a backslash as a
 # separator, and a folder called `gs:` as the beginning of an address.
 _PATTERNS = re.compile(r"[\[*?\\]")
 _SCHEME = "gs:"
 
 
 def check_path(folder: Path) -> None:
-    """Refuse a folder in which checkpoints would be lost; nothing is written.
+    """Check that checkpoints in a folder can be read again; nothing is written.
 
     Args:
-      folder: in which a run, a sweep or dictionaries are to be; it need not exist.
+      folder: the future folder of a run, a sweep or dictionaries; it need not exist.
 
     Raises:
-      InputError: its absolute path has characters that Orbax misreads.
+      InputError: the absolute path has characters that Orbax misreads.
     """
     path = folder.absolute()
     found = _PATTERNS.search(str(path))
@@ -48,7 +48,7 @@ def check_path(folder: Path) -> None:
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that has its name but cannot be read."""
+    """Error for a checkpoint whose folder has its final name but cannot be read."""
 
     def __init__(self, folder: Path, error: Exception):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -61,15 +61,16 @@ class DamagedCheckpoint(InputError):
 
 
 def _in_parts(folder: Path) -> bool:
-    """Whether a step was renamed to its name although its parts were not put together."""
+    """Return whether a step has its final name although its parts were not merged."""
     item = folder / "default"
     return item.is_dir() and not (item / "manifest.ocdbt").exists()
 
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Call it `DamagedCheckpoint` if what is in `folder` cannot be read in this block."""
-    # Orbax has no type of error for damage: whatever it says but for want of memory, or of a peer.
+    """Raise `DamagedCheckpoint` if reading `folder` fails in this block."""
+    # Orbax has no error type for damage, so any error counts as damage, except for a lack of memory
+    # and for errors of the JAX runtime, such as a lost peer process.
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):
@@ -80,8 +81,8 @@ def readable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Raise an OSError where this block meets what the system said of a file in `folder`."""
-    # TensorStore reports what the system said of a file as a ValueError; only its text tells.
+    """Raise an `OSError` if a write to `folder` fails in this block because of the system."""
+    # TensorStore reports a system error as a ValueError. Only its text tells which error it is.
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -95,16 +96,25 @@ def written(folder: Path) -> Iterator[None]:
 class Checkpoints:
     """Pytrees of arrays under step numbers in one folder, for the processes that write them.
 
-    A save is written under a temporary name and renamed when it is whole; what a killed process
-    left half-written is never counted, and removed by the next writer. In a run of many processes
-    all of them call every method, in the same order.
+    A checkpoint is written under a temporary name and renamed when it is complete. An incomplete
+    checkpoint of a killed process is ignored, and the next writer removes it. If a run has several
+    processes, all of them must call every method in the same order.
     """
 
     def __init__(self, folder: Path, *, keep: int | None = None):
-        """Open `folder`, making it if need be; only the last `keep` steps stay (None: all)."""
+        """Open a folder; create it if needed.
+
+        Args:
+          folder: the folder of the checkpoints.
+          keep: number of newest steps to keep; None keeps all.
+
+        Raises:
+          InputError: Orbax would misread the path, see `check_path`.
+          OSError: the folder cannot be written.
+        """
         check_path(folder)
         self._folder = folder.absolute()
-        self._saved: set[int] = set()  # steps whose files were not yet looked at
+        self._saved: set[int] = set()  # steps whose files `_check` has not yet inspected
         with written(folder):
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -115,28 +125,32 @@ class Checkpoints:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Finished steps, ascending."""
+        """Steps with a complete checkpoint, ascending."""
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:
-        """Save in the background; a step that is there already is left as it is.
+        """Save in the background; if the step exists, do nothing.
 
         Raises:
-          OSError: this save, or the one before it, could not be written.
+          OSError: this save, or the previous one, could not be written.
         """
         if step not in self._manager.all_steps():
-            # Without `force` Orbax passes over a step before its latest, and says nothing.
+            # Without `force`, Orbax silently skips a step that is earlier than its latest step.
             with written(self._folder):
                 self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
-            # Orbax has waited for the save before this one.
+            # Orbax waits for the previous save to end before it starts this one.
             earlier, self._saved = self._saved, {step}
             self._check(earlier)
 
     def restore(self, step: int, like: Any) -> Any:
-        """The tree of a step, on the devices and shardings of `like` (arrays or their shapes).
+        """Return the tree of a step, with the devices and shardings of `like`.
+
+        Args:
+          step: the step.
+          like: a tree of arrays, or of their shapes and shardings.
 
         Raises:
-          DamagedCheckpoint: it cannot be read.
+          DamagedCheckpoint: the checkpoint cannot be read.
         """
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
         with readable(self._folder / str(step)):
@@ -145,28 +159,36 @@ class Checkpoints:
             )
 
     def drop_after(self, step: int) -> None:
-        """Remove every later step: a run that goes on from `step` comes by them again."""
+        """Delete all later steps; a run that continues from `step` saves them again."""
         for later in self.steps:
             if later > step:
                 self._manager.delete(later)
 
     def wait(self) -> None:
-        """Return when everything that was saved is on disk; raise what went wrong on the way."""
+        """Wait until all saves are on disk.
+
+        Raises:
+          OSError: a save could not be written.
+        """
         with written(self._folder):
             self._manager.wait_until_finished()
         self._check(self._saved)
 
     def close(self) -> None:
-        """Wait, and let go of the folder."""
+        """Wait until all saves are on disk, then release the folder.
+
+        Raises:
+          OSError: a save could not be written.
+        """
         with written(self._folder):
             self._manager.close()
         self._check(self._saved)
 
     def _check(self, steps: set[int]) -> None:
-        """Raise an OSError if a save that has ended left a step that cannot be read.
+        """Raise an `OSError` if a finished save left a checkpoint that cannot be read.
 
-        Only the process that puts the parts of a checkpoint together looks for them: one `stat` a
-        save. Of steps that are not there any more nothing is said.
+        Only process 0, which merges the parts of a checkpoint, checks this, with one `stat` per
+        save. Steps that no longer exist are ignored.
         """
         if jax.distributed.is_initialized() and jax.process_index() != 0:
             return

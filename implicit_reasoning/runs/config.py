@@ -1,4 +1,4 @@
-"""The configuration of a run: new, completed, and as `config.json` holds it."""
+"""The configuration of a run: defaults, completing old configurations, reading, writing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from implicit_reasoning.runs.fields import schema, task_schema
 from implicit_reasoning.worlds.tasks import fields as task_fields
 
 CONFIG_FORMAT = 1
-"""Of `config.json`. A new field does not raise it, see `completed`."""
+"""Version of the format of `config.json`.
+
+A new field does not increase it, see `completed`.
+"""
 
 
 def default_config(task: str = "composition") -> ConfigDict:
-    """A new configuration of a task of the lab: every field, with its default. It is not locked.
+    """Return a new, unlocked configuration of one of the package's tasks, with all defaults.
 
     Raises:
-      InputError: the lab has no task of that name.
+      InputError: the package has no task with that name.
     """
     if task not in task_fields.FIELDS:
         near = difflib.get_close_matches(task, task_fields.FIELDS, n=1)
@@ -32,16 +35,16 @@ def default_config(task: str = "composition") -> ConfigDict:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """A locked copy with every field that was added after the configuration was written.
+    """Return a locked copy with every field that was added after the configuration was written.
 
-    Such a field gets the value that reproduces what was done before it existed (`Field.before`),
-    which need not be the default of a new configuration.
+    Such a field gets the value that reproduces the earlier behaviour (`Field.before`), which may
+    differ from the default of a new configuration.
     """
     return complete(config, schema(config))
 
 
 def read_config(path: Path) -> ConfigDict:
-    """The configuration that `write_config` wrote, completed.
+    """Return the configuration that `write_config` wrote, completed.
 
     Raises:
       InputError: the file is missing, damaged, or of a newer format.

@@ -1,8 +1,8 @@
-"""Every field of a run's configuration: its type, bounds, choices, default and meaning.
+"""All fields of a run's configuration: type, bounds, choices, default and meaning.
 
-The groups `model` and `task` are declared by the packages that read them. The others are here, and
-not in `training/`, because a run is opened without it: `Run.config` has every field, also those
-that were added after the run was trained.
+The fields of the groups `model` and `task` are declared by the packages that read them. The other
+fields are declared here and not in `training/`, because opening a run does not import `training`.
+`Run.config` has all fields, including those that were added after the run was trained.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9),
     "optimizer.b2": Field(float, "decay of Adam's second moment", 0.98, 0, 1 - 1e-9),
-    # 0 divides by zero where a token never occurs.
+    # With eps = 0, tokens that never occur would cause a division by zero.
     "optimizer.eps": Field(float, "added to the root of Adam's second moment", 1e-8, 1e-30, 1),
     "optimizer.clip_norm": Field(float, "largest norm of the gradient", 1.0, 1e-12, INFINITE),
     "evaluation.every": Field(int, "steps between evaluations", 50),
@@ -77,27 +77,33 @@ FIELDS: dict[str, Field] = {
         float, "seconds of silence after which a process counts as lost", 30, 5, 3600
     ),
 }
-"""By dotted name; a task has more, see `schema`."""
+"""Fields by dotted name; a task adds its own, see `schema`."""
 
 
 def task_schema(name: str) -> dict[str, Field]:
-    """All fields of a configuration of a task of the lab; of another task those outside `task`."""
+    """Return all fields of a configuration with one of the package's tasks.
+
+    For a user's task, return only the fields outside `task`.
+    """
     own = task_fields.FIELDS.get(name, {})
     return FIELDS | {f"task.{key}": field for key, field in own.items()}
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
-    """The fields of a configuration, with those of its task where the lab knows them."""
+    """Return the fields of a configuration, including those of its task if the package has it."""
     task = config.get("task")
     name = task.get("name") if isinstance(task, ConfigDict) else None
     return task_schema(name) if isinstance(name, str) else FIELDS
 
 
 def open_groups(config: ConfigDict) -> tuple[str, ...]:
-    """The groups whose fields are the user's: those of a task of the user, which `build` checks."""
+    """Return the groups whose fields are not declared: `task` if the task is the user's.
+
+    The `build` function of a user's task checks these fields.
+    """
     return () if len(schema(config)) > len(FIELDS) else ("task",)
 
 
 def is_field(config: ConfigDict, key: str) -> bool:
-    """Whether anything reads a field of this name."""
+    """Return whether a configuration may have a field of this name."""
     return key in schema(config) or key.partition(".")[0] in open_groups(config)

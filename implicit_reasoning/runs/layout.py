@@ -1,4 +1,4 @@
-"""Where the files of a run directory are."""
+"""Paths of the files in a run directory."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a run directory.
+    """The paths of the files in a run directory.
 
-    `config.json` is written last when a run begins: a directory that has it is a run.
+    `config.json` is written last when a run begins, so a directory that contains it is a run.
     """
 
     workdir: Path
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The complete configuration."""
         return self.workdir / "config.json"
 
     @property
     def world(self) -> Path:
-        """The dataset: rows, splits, truth."""
+        """The dataset: rows, splits, ground truth."""
         return self.workdir / "world.npz"
 
     @property
     def provenance(self) -> Path:
-        """Versions and hardware, and how long each start of the run took."""
+        """Versions, hardware and settings of each start of the run."""
         return self.workdir / "provenance.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """Metrics, one JSON object per line."""
         return self.workdir / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files."""
+        """TensorBoard's event files."""
         return self.workdir / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """Parameters, on the schedule, kept for ever."""
+        """Parameters at the scheduled steps; never deleted."""
         return self.workdir / "checkpoints"
 
     @property
     def stacked(self) -> Path:
-        """Of a trial that was trained in a population: where, and which row it is."""
+        """For a trial that was trained in a population: the population's folder and its row."""
         return self.workdir / "stacked.json"
 
     @property
     def trial(self) -> Path:
-        """Of a trial of a sweep: what was chosen for it."""
+        """For a trial of a sweep: the values that were chosen for it."""
         return self.workdir / "trial.json"
 
     @property
     def resume(self) -> Path:
-        """The full training state, the last two."""
+        """The full training state at the last two saves."""
         return self.workdir / "resume"
 
     @property
     def first_correct(self) -> Path:
-        """Per probe row, the first evaluated step at which it was answered correctly."""
+        """For each probe row, the first evaluated step with a correct answer."""
         return self.workdir / "first_correct.npz"
 
     @property
     def profile(self) -> Path:
-        """Traces of early steps, where the configuration asked for one."""
+        """Profiler traces of early steps, if the configuration asks for them."""
         return self.workdir / "profile"
 
     @property
@@ -77,5 +77,5 @@ class Layout:
 
     @property
     def report(self) -> Path:
-        """The page for people."""
+        """The HTML report."""
         return self.workdir / "report" / "index.html"

@@ -1,4 +1,4 @@
-"""Results of instruments in a folder, by name: also those that were kept under an old name."""
+"""Results of instruments in a folder, by current or old name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTRUMENTS = {
     "patching": "pair_patching",
     "swap": "mean_swap",
 }
-"""Instruments of this package by the names that they had before 2026-11-29."""
+"""Current names of this package's instruments, by the names that they had before 2026-11-29."""
 
 _FRACTIONS = {
     f"{prefix}share{end}": f"{prefix}fraction{end}"
@@ -29,33 +29,34 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "activation_patching": _FRACTIONS,
     "cross_query_patching": _FRACTIONS,
 }
-"""Outputs by the names that they had, by instrument."""
+"""Current names of outputs, by instrument and old name."""
 
 LABELS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "mean_swap": {"edit": {"dealt anew": "permuted means"}},
 }
-"""Labels of coordinates by the names that they had, by instrument and coordinate."""
+"""Current labels of coordinates, by instrument, coordinate and old label."""
 
 
 def current_instrument(name: str) -> str:
-    """The current name of an instrument; says so where it was changed."""
+    """Return the current name of an instrument; report an old name on standard error."""
     if name in INSTRUMENTS:
         renames.note("instrument", name, INSTRUMENTS[name])
     return INSTRUMENTS.get(name, name)
 
 
 def result_names(folder: Path) -> list[str]:
-    """Current names of the results in a folder."""
+    """Return the current names of the results in a folder, sorted."""
     return sorted({_name(path) for path in folder.glob("*.nc")})
 
 
 def find_result(path: Path) -> Path:
-    """The file of a result: `path`, or where there is none, the one with the old name.
+    """Return the file of a result: `path` or, if that is missing, the file with the old name.
 
-    An instrument of the user's own may have an old name of this package's. Its results are its own.
+    A user's own instrument may be called by an old name of this package's instruments. The results
+    of such an instrument keep their name.
 
     Args:
-      path: with the current or an old name.
+      path: the path with the current or an old name.
     """
     name, folder = _name(path), path.parent
     if name != path.stem:
@@ -68,19 +69,19 @@ def find_result(path: Path) -> Path:
 
 
 def _name(path: Path) -> str:
-    """The current name of the instrument of a file."""
+    """Return the current name of the instrument that wrote a file."""
     if path.stem not in INSTRUMENTS or (path.exists() and not _is_own(load_attributes(path))):
         return path.stem
     return INSTRUMENTS[path.stem]
 
 
 def load_result(path: Path) -> xr.Dataset:
-    """A result whose instrument, outputs and labels have their current names."""
+    """Load a result with the current names of its instrument, outputs and labels."""
     return with_current_names(load_arrays(path))
 
 
 def with_current_names(result: xr.Dataset) -> xr.Dataset:
-    """The same result under current names; says which were changed."""
+    """Return the same result under current names; report each changed name on standard error."""
     if not _is_own(result.attrs):
         return result
     old = str(result.attrs.get("instrument", ""))
@@ -116,6 +117,6 @@ def _current_nulls(instrument: str, nulls: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_own(attributes: Mapping[str, Any]) -> bool:
-    """Whether a result is of an instrument of this package."""
+    """Return whether an instrument of this package wrote a result."""
     found_at = attributes.get("found_at") or "implicit_reasoning."
     return bool(found_at.startswith("implicit_reasoning."))

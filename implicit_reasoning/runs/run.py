@@ -1,4 +1,4 @@
-"""One run directory, opened."""
+"""`Run`: access to the files, checkpoints and results of one run directory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ from implicit_reasoning.worlds import Dataset
 
 
 class Run:
-    """A run directory, opened for reading, and for keeping what was measured on it."""
+    """A run directory, opened to read the run and to save results about it."""
 
     def __init__(self, workdir: str | os.PathLike[str], store: Store | None = None):
-        """Open `workdir`; an `InputError` if it is not a run directory.
+        """Open a run directory.
 
         Args:
-          workdir: where `train` wrote.
-          store: where parameters are, if not where the directory says.
+          workdir: the directory that `train` wrote.
+          store: the store of the parameters; by default the one that the directory refers to.
+
+        Raises:
+          InputError: `workdir` is not a run directory.
         """
         self.files = Layout(local_folder(workdir, "workdir"))
         if not self.files.config.exists():
@@ -55,24 +58,24 @@ class Run:
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
     def with_cache(self, limit: int) -> Run:
-        """The same run, which keeps in memory what it reads, as far as a limit of bytes allows."""
+        """Return the same run with a cache of its parameters in memory, of at most `limit` bytes."""
         run = copy.copy(self)
         run.store = CachedStore(self.store, limit)
         return run
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration as it was run, with the fields that were added since."""
+        """The configuration of the run, with fields that were added since."""
         return read_config(self.files.config)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Rows, splits and truth."""
+        """The dataset: rows, splits and ground truth."""
         return Dataset.load(self.files.world)
 
     @cached_property
     def model(self) -> Transformer:
-        """The model for analysis: true float32 on every device, whatever training used."""
+        """The model for analysis, in true float32 on every device, whatever training used."""
         exact = {"dtype": "float32", "precision": "highest"}
         return Transformer(
             Spec.from_config(
@@ -90,16 +93,16 @@ class Run:
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Parameters of some checkpoints (default: all), stacked along a leading axis.
+        """Return the parameters of checkpoints, stacked along a leading axis.
 
-        They go from the host to the device once, each device getting its own share.
+        The arrays are transferred from the host once, and each device receives only its shard.
 
         Args:
-          steps: which; one that is named twice is read once.
-          sharding: of every leaf; None: whole, on the default device.
+          steps: the steps; by default all. A step that is listed twice is read once.
+          sharding: the sharding of every leaf; None: whole, on the default device.
 
         Raises:
-          InputError: a step without a checkpoint.
+          InputError: a step has no checkpoint.
         """
         steps = self.steps if steps is None else tuple(steps)
         missing = [step for step in steps if step not in self.steps]
@@ -109,11 +112,11 @@ class Run:
             )
         read = {step: self.store.params(step) for step in dict.fromkeys(steps)}
         trees = [read[step] for step in steps]
-        # `jnp.asarray` would compile a program for every shape.
+        # `jnp.asarray` would compile one program per shape.
         return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees), sharding)
 
     def fingerprint(self, step: int) -> str:
-        """A digest of the parameters of a checkpoint; they are read once."""
+        """Return a digest of the parameters of a checkpoint; they are read once."""
         if step not in self._fingerprints:
             self._fingerprints[step] = fingerprint(self.store.params(step))
         return self._fingerprints[step]
@@ -125,10 +128,10 @@ class Run:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Every start of the run: step, time, versions and hardware, and what came of it.
+        """All starts of the run, each with its step, time, versions, hardware and outcome.
 
-        `until` is the step of the last row it wrote that is still there (None if there is none),
-        `seconds` how long it worked for it.
+        `until` is the step of the last row that the start wrote and that still exists; None if
+        there is none. `seconds` is the time from the start to that row, and 0 if there is none.
         """
         starts = read_starts(self.files.provenance)
         own: list[list[dict[str, Any]]] = [[] for _ in starts]
@@ -137,13 +140,13 @@ class Run:
         for start, rows in zip(starts, own, strict=True):
             trained = [] if "imported" in start else rows
             start["until"] = trained[-1]["step"] if trained else None
-            # The clock may have been set back between the start and the row.
+            # The system clock may have been set back between the start and the row.
             start["seconds"] = max(0.0, trained[-1]["time"] - start["time"]) if trained else 0.0
         return starts
 
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
-        """Per probe row: `row` of the dataset, `step` of the first correct answer (-1: never)."""
+        """For each probe row, `row` of the dataset and `step` of the first correct answer (-1: never)."""
         what = "record of first correct answers, which training writes when it saves"
         kept = read_npz(self.files.first_correct, what)
         if kept.keys() != {"row", "step"}:
@@ -151,13 +154,17 @@ class Run:
         return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
-        """Keep an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4)."""
+        """Save an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4); return the path."""
         path = self.files.analysis / f"{name}.nc"
         save_arrays(path, result)
         return path
 
     def result(self, name: str) -> xr.Dataset:
-        """What `save_result` kept; old names of instruments are understood."""
+        """Return the result that `save_result` wrote, by the current or an old name.
+
+        Raises:
+          InputError: there is no such result.
+        """
         path = find_result(self.files.analysis / f"{name}.nc")
         if not path.exists():
             raise InputError(f"there is no result {name!r} in {self.files.analysis}")
@@ -165,10 +172,11 @@ class Run:
 
 
 def _start_of(row: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int:
-    """The number of the start that wrote a row; by steps, as a clock may be set back.
+    """Return the index of the start that wrote a row.
 
-    A start drops all rows after its step, so a row is of the last start from an earlier step. Only
-    of those that began at step 0 does the time say which of them wrote the row of step 0.
+    A start drops all rows after its step. The row therefore belongs to the last start whose step is
+    before it. The step decides and not the time, because the clock may have been set back. Only for
+    the row of step 0, the time decides which of the starts from step 0 wrote it.
     """
     earlier = [n for n, start in enumerate(starts) if start["step"] < row["step"]]
     if earlier:

@@ -1,7 +1,7 @@
-"""A trial of a population: which row of which stacked checkpoints is its own, and reading it.
+"""Trials of a population: which rows of which stacked checkpoints belong to a trial.
 
-`stacked.json` lists the populations that a trial was part of, in order: one as a rule, more where
-it was stopped and went on among others.
+`stacked.json` lists the populations of a trial in order. There is usually one. There are more if
+the trial was stopped and continued in another population.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.stores import FolderStore, Store, finished_steps, read_tree
 
-_HELD_BYTES = 2**30  # of a population's checkpoints: its trials are read one after the other
+# Memory for the newest checkpoints of a population, whose trials are read one after the other.
+_HELD_BYTES = 2**30
 
 
 class PopulationSegment(NamedTuple):
-    """A stay in a population.
+    """The part of a trial's training that ran in one population.
 
     Attributes:
-      folder: of the population; its `checkpoints/` and `resume/` are laid out as a run's.
-      row: along the leading axis of what it saves.
-      last: the last step that counts; None while it goes on.
+      folder: folder of the population; `checkpoints/` and `resume/` are laid out as in a run.
+      row: index of the trial along the leading axis of the population's checkpoints.
+      last: the last step that belongs to the trial; None if the segment has not ended.
     """
 
     folder: Path
@@ -39,12 +40,16 @@ class PopulationSegment(NamedTuple):
 
 
 def read_segments(files: Layout) -> list[PopulationSegment]:
-    """The populations of a trial, in order; none for a run that was trained alone."""
+    """Return the segments of a trial, in order; empty for a run that was trained alone.
+
+    Raises:
+      InputError: `stacked.json` is damaged.
+    """
     if not files.stacked.exists():
         return []
     try:
         return [
-            # Resolved: what is read of a population for one trial is known again for the next.
+            # The resolved path is the cache key, so that all trials of a population share the cache.
             PopulationSegment(
                 (files.workdir / part["folder"]).resolve(), int(part["row"]), part["last"]
             )
@@ -57,7 +62,14 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
 
 
 def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
-    """Note that a trial goes on at `step` as a row of a population; the parts before end there."""
+    """Record that a trial continues at `step` as a row of a population; this ends earlier segments.
+
+    Args:
+      files: the paths of the trial.
+      population: folder of the population.
+      row: index of the trial in the population.
+      step: the first step of the segment.
+    """
     ended = [
         part._replace(last=step if part.last is None else min(step, part.last))
         for part in read_segments(files)
@@ -66,14 +78,17 @@ def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
 
 
 def end_segment(files: Layout, step: int) -> None:
-    """Note that no later checkpoint counts; nothing for a run that was trained alone."""
+    """Record that later checkpoints do not belong to the trial.
+
+    For a run that was trained alone, do nothing.
+    """
     if parts := read_segments(files):
         _write(files, [*parts[:-1], parts[-1]._replace(last=step)])
 
 
 def _write(files: Layout, parts: Sequence[PopulationSegment]) -> None:
     kept = [
-        # Relative, so that a sweep's directory can be moved.
+        # The path is relative, so that a sweep's directory can be moved.
         {**part._asdict(), "folder": _relative(part.folder, files.workdir)}
         for part in parts
     ]
@@ -85,31 +100,31 @@ def _relative(folder: Path, workdir: Path) -> str:
 
 
 def open_store(files: Layout, model: Transformer) -> Store:
-    """Where the parameters of a run directory are."""
+    """Return the store of a run directory's parameters."""
     own = FolderStore(files.checkpoints, model)
     parts = read_segments(files)
     return SegmentsStore(parts, own, model) if parts else own
 
 
 class SegmentsStore:
-    """A trial's rows of the checkpoints of its populations, and what it has of its own."""
+    """Store of a trial's rows in its populations' checkpoints and of its own checkpoints."""
 
     def __init__(self, parts: Sequence[PopulationSegment], own: Store, model: Transformer):
-        """Nothing is read yet."""
+        """Create the store; nothing is read yet."""
         self._parts, self._own = parts, own
         self._like = jax.eval_shape(model.init, jax.random.key(0))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Of all populations as far as they count, ascending."""
+        """Steps of all segments and of the trial's own checkpoints, ascending."""
         found = {step for part in self._parts for step in self._steps_of(part)}
         return tuple(sorted({*found, *self._own.steps}))
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays.
+        """Return the parameters of one step, as numpy arrays.
 
         Raises:
-          DamagedCheckpoint: they cannot be read.
+          DamagedCheckpoint: the checkpoint cannot be read.
         """
         for part in self._parts:
             if step in self._steps_of(part):
@@ -128,7 +143,7 @@ def _row(stacked: Any, row: int) -> Any:
 
 
 class _Held:
-    """What was read last of a population's checkpoints, as far as `_HELD_BYTES` go."""
+    """Cache of the most recently read checkpoints of a population, of about `_HELD_BYTES`."""
 
     def __init__(self, folder: Path):
         self._folder = folder

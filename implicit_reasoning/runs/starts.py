@@ -1,4 +1,4 @@
-"""The starts of a run, from its `provenance.json`."""
+"""Reading the starts of a run from `provenance.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from implicit_reasoning.files import read_json
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """What `provenance.json` says of every start; nothing where there is no such file."""
+    """Return the entry of every start in `provenance.json`; empty if the file is missing.
+
+    Raises:
+      InputError: the file is not a list of starts.
+    """
     starts = read_json(path) if path.exists() else []
     if not isinstance(starts, list) or not all(
         isinstance(start, dict)

@@ -1,4 +1,4 @@
-"""Where a `Run` reads parameters from; see `stacked.py` for trials of a population."""
+"""Stores, from which a `Run` reads parameters; for trials of a population, see `stacked.py`."""
 
 from __future__ import annotations
 
@@ -15,53 +15,58 @@ from implicit_reasoning.runs.checkpoints import readable
 
 @runtime_checkable
 class Store(Protocol):
-    """Where a `Run` reads parameters from: a folder of checkpoints, or a row of stacked ones."""
+    """Source of a run's parameters: a folder of checkpoints, or a row of stacked checkpoints."""
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps that have a checkpoint, ascending."""
+        """Steps with a checkpoint, ascending."""
         ...
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays."""
+        """Return the parameters of one step, as numpy arrays."""
         ...
 
 
 class FolderStore:
-    """The checkpoints of a run that was trained alone; only read, also while training writes."""
+    """Store of a run that was trained alone; read-only, can be used while training writes."""
 
     def __init__(self, folder: Path, model: Transformer):
-        """Nothing is opened yet, and nothing need be there."""
+        """Create the store; nothing is opened yet, and the folder need not exist."""
         self._folder = folder
         self._like = jax.eval_shape(model.init, jax.random.key(0))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Numbered folders; a save under way has another name."""
+        """Steps with a checkpoint, ascending; an unfinished save has a temporary name and is ignored."""
         return finished_steps(self._folder)
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays, whatever devices wrote them.
+        """Return the parameters of one step, as numpy arrays, whatever devices wrote them.
 
         Raises:
-          DamagedCheckpoint: they cannot be read.
+          DamagedCheckpoint: the checkpoint cannot be read.
         """
         params: Params = read_tree(self._folder, step, self._like)
         return params
 
 
 def finished_steps(folder: Path) -> tuple[int, ...]:
-    """The steps of finished checkpoints in a folder, ascending; none where it is not there."""
+    """Return the steps of complete checkpoints, ascending; empty if the folder does not exist."""
     if not folder.is_dir():
         return ()
     return tuple(sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()))
 
 
 def read_tree(folder: Path, step: int, like: Any) -> Any:
-    """The tree of a step as numpy arrays, of whatever shapes they have, shaped like `like`.
+    """Return the tree of a step as numpy arrays, with the structure of `like`.
+
+    Args:
+      folder: the folder of the checkpoints.
+      step: the step.
+      like: a tree with the same structure. The shapes of its leaves may differ.
 
     Raises:
-      DamagedCheckpoint: it cannot be read.
+      DamagedCheckpoint: the checkpoint cannot be read.
     """
     path = (folder / str(step) / "default").absolute()
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
@@ -70,23 +75,29 @@ def read_tree(folder: Path, step: int, like: Any) -> Any:
 
 
 class CachedStore:
-    """A store that keeps in memory what was read, as far as a limit of bytes allows.
+    """Store that keeps the parameters that it reads in memory, up to a limit.
 
-    For many instruments on the same checkpoints, one after the other.
+    It is meant for many instruments that run one after the other on the same checkpoints.
     """
 
     def __init__(self, store: Store, limit: int):
-        """Nothing is read yet."""
+        """Create the cache; nothing is read yet.
+
+        Args:
+          store: the store to read from.
+          limit: maximum size of the cache in bytes. When it is full, further parameters are not
+            kept.
+        """
         self._store, self._left = store, limit
         self._held: dict[int, Params] = {}
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """As the store says now."""
+        """Current steps of the underlying store."""
         return self._store.steps
 
     def params(self, step: int) -> Params:
-        """Parameters of one step, as numpy arrays."""
+        """Return the parameters of one step, as numpy arrays."""
         if step in self._held:
             return self._held[step]
         params = self._store.params(step)

@@ -25,7 +25,7 @@ HEADS = 3  # per block; no planted model makes more moves than this in one block
 # The attention score of the attended position, when all others are 0. The attention to other
 # positions is below e^-30 = 1e-13, a millionth of the rounding error of a float32 near 1.
 _SCORE = 30.0
-# The logit of the right answer, when all others are 0. With 100 tokens its probability is above .99.
+# The logit of the right answer, when all others are 0: a probability above .99 with 100 tokens.
 _LOGIT = 10.0
 
 
@@ -106,7 +106,7 @@ class Draft:
         write: Int[np.ndarray, " width"],
         variable: str,
     ) -> None:
-        """Add a head that copies the dimensions `read` of one position to `write` of a later one."""
+        """Add a head that copies the dimensions `read` of one position to `write` of another."""
         places = POSITIONS.index(source), POSITIONS.index(target)
         self.moves.append(Move(block, *places, read, write, variable))
 
