@@ -21,9 +21,9 @@ _SYSTEM_ERRORS = (
 )
 
 
-# Orbax finds the parts of a checkpoint by a glob over the whole path, so it treats parent folders as
-# patterns, too: `[` matches nothing, `*` and `?` match other folders. It reads a backslash as a
-# separator, and a folder called `gs:` as the beginning of an address.
+# Orbax finds the parts of a checkpoint by a glob over the whole path. It therefore treats parent
+# folders as patterns: `[` matches nothing, `*` and `?` match other folders. It reads a backslash as
+# a separator, and a folder called `gs:` as the beginning of an address.
 _PATTERNS = re.compile(r"[\[*?\\]")
 _SCHEME = "gs:"
 

@@ -58,7 +58,7 @@ class Run:
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
     def with_cache(self, limit: int) -> Run:
-        """Return the same run with a cache of its parameters in memory, of at most `limit` bytes."""
+        """Return the same run with an in-memory cache of at most `limit` bytes for its parameters."""
         run = copy.copy(self)
         run.store = CachedStore(self.store, limit)
         return run
@@ -146,7 +146,10 @@ class Run:
 
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
-        """For each probe row, `row` of the dataset and `step` of the first correct answer (-1: never)."""
+        """Arrays `row` (of the dataset) and `step` (of the first correct answer), per probe row.
+
+        `step` is -1 for a row that was never answered correctly.
+        """
         what = "record of first correct answers, which training writes when it saves"
         kept = read_npz(self.files.first_correct, what)
         if kept.keys() != {"row", "step"}:
@@ -154,7 +157,11 @@ class Run:
         return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
-        """Save an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4); return the path."""
+        """Save an instrument's labelled arrays as `analysis/<name>.nc` (netCDF 4).
+
+        Returns:
+          The path of the file.
+        """
         path = self.files.analysis / f"{name}.nc"
         save_arrays(path, result)
         return path

@@ -49,7 +49,7 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
         return []
     try:
         return [
-            # The resolved path is the cache key, so that all trials of a population share the cache.
+            # The resolved path is a cache key, so that all trials of a population share the cache.
             PopulationSegment(
                 (files.workdir / part["folder"]).resolve(), int(part["row"]), part["last"]
             )
@@ -62,13 +62,13 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
 
 
 def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
-    """Record that a trial continues at `step` as a row of a population; this ends earlier segments.
+    """Record that a trial continues at `step` as a row of a population; earlier segments end there.
 
     Args:
       files: the paths of the trial.
       population: folder of the population.
       row: index of the trial in the population.
-      step: the first step of the segment.
+      step: the last step of the earlier segments.
     """
     ended = [
         part._replace(last=step if part.last is None else min(step, part.last))

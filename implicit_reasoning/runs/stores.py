@@ -37,7 +37,8 @@ class FolderStore:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a checkpoint, ascending; an unfinished save has a temporary name and is ignored."""
+        """Steps with a checkpoint, ascending."""
+        # An unfinished save has a temporary name, so it is not listed.
         return finished_steps(self._folder)
 
     def params(self, step: int) -> Params:

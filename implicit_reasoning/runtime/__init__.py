@@ -1,1 +1,1 @@
-"""What every long or parallel computation needs, whatever it computes."""
+"""Infrastructure for long or parallel computations: devices, processes, locks, logs, signals."""

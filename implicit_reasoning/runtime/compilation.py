@@ -1,12 +1,12 @@
-"""The cache of compiled programs: on by default for commands, in the user's cache directory.
+"""Persistent cache of compiled programs, in the user's cache directory; on by default for commands.
 
-A program of a small model takes seconds to compile and milliseconds to run, so that a cache decides
-how long a command takes. JAX keeps it (`jax_compilation_cache_dir`), evicts what was used longest
-ago, and locks it, so that several processes may use it. Here it gets a place, which is one folder
-for each version of jax and jaxlib and each kind of processor: a program compiled for one processor
-may not run on another.
+A program of a small model compiles in seconds and runs in milliseconds, so the cache determines how
+long a command takes. JAX manages the cache (`jax_compilation_cache_dir`): it evicts the least
+recently used entries, and locks the cache so that several processes can use it. This module chooses
+its folder. There is one folder for each version of jax and jaxlib and each processor model, because
+a program compiled for one processor may not run on another.
 
-Whatever is set by the user goes first: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`,
+The user's settings have priority: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`,
 `JAX_COMPILATION_CACHE_MAX_SIZE` and `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
 """
 
@@ -30,25 +30,25 @@ import jax.numpy as jnp
 import platformdirs
 
 MAX_BYTES = 2**30
-_STALE_SECONDS = 90 * 24 * 3600.0  # after which a folder of another version is removed
-_LOCK = ".lockfile"  # the name that JAX's cache uses
-_LOCK_SECONDS = 10.0  # as long as JAX waits
+_STALE_SECONDS = 90 * 24 * 3600.0  # a folder that was not used for so long is removed
+_LOCK = ".lockfile"  # the same name as in JAX
+_LOCK_SECONDS = 10.0  # the same timeout as in JAX
 _USED = "last_used"
 _SETTINGS = {
     "jax_compilation_cache_max_size": MAX_BYTES,
-    # Of hundreds of small programs none takes a second, which is JAX's threshold.
+    # JAX's threshold is one second, but each of the hundreds of small programs takes less.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }
 
 
 def use_cache(wanted: bool = True) -> str:
-    """Let this process keep its compiled programs, or not.
+    """Switch the cache of compiled programs on or off for this process.
 
-    Nothing is changed where the user has chosen a cache or none. A folder that cannot be written or
-    locked is not used; the command runs without a cache.
+    If the user has configured a cache, or disabled it, nothing changes. If the folder cannot be
+    written or locked, the process runs without a cache.
 
     Args:
-      wanted: without it no cache is used, by this process and those that it starts.
+      wanted: False disables the cache for this process and its child processes.
 
     Returns:
       Why there is no cache; empty if there is one.
@@ -66,7 +66,7 @@ def use_cache(wanted: bool = True) -> str:
 
 
 def cache_fault() -> str:
-    """Why this process cannot have a cache; empty if it has one or can have one."""
+    """Return why this process cannot have a cache; empty if it has one or can have one."""
     if not setting("jax_enable_compilation_cache"):
         return "it is switched off"
     if setting("jax_compilation_cache_dir"):
@@ -75,20 +75,23 @@ def cache_fault() -> str:
         return "JAX_COMPILATION_CACHE_DIR is empty"
     try:
         _prepare(cache_folder())
-    # No home directory: RuntimeError or KeyError. No flock: NotImplementedError, from filelock.
+    # RuntimeError or KeyError: no home directory. NotImplementedError: filelock has no flock here.
     except (OSError, RuntimeError, NotImplementedError, KeyError) as error:
         return f"its folder cannot be used: {error}"
     return ""
 
 
 def cache_folder() -> Path:
-    """The folder for this version of JAX on this processor."""
+    """Return the cache folder for this version of JAX on this processor."""
     name = f"jax-{version('jax')}-jaxlib-{version('jaxlib')}-{_processor()}"
     return platformdirs.user_cache_path("implicit_reasoning").absolute() / "compiled" / name
 
 
 def _processor() -> str:
-    """The model of the processor, and a digest of what it can do: virtual machines hide parts."""
+    """Return the processor's model and a digest of its flags.
+
+    The flags matter because virtual machines may hide features of a processor.
+    """
     found = {"model name": platform.processor() or platform.machine(), "flags": ""}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -100,13 +103,19 @@ def _processor() -> str:
 
 
 def _prepare(folder: Path) -> None:
-    """Make a folder, see that it can be written and locked, and remove what a crash left in it."""
+    """Create a cache folder, check that it can be written and locked, and clean up.
+
+    The clean-up removes incomplete entries, and folders that were not used for 90 days.
+
+    Raises:
+      OSError: the folder cannot be written, or its lock was not released in time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
     with filelock.FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
-        # JAX writes `-cache`, then `-atime`; an entry without the latter may be cut short, would
-        # never be replaced, and stops every eviction.
+        # JAX writes `-cache`, then `-atime`. An entry without `-atime` may be truncated. JAX would
+        # never replace it, and would fail to evict any entry.
         for entry in folder.glob("*-cache"):
             if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
                 entry.unlink(missing_ok=True)
@@ -117,7 +126,7 @@ def _prepare(folder: Path) -> None:
 
 
 def cache_works() -> bool:
-    """Whether a program that was just compiled is found in the cache when it is compiled again."""
+    """Return whether a program is read from the cache when it is compiled a second time."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -139,7 +148,7 @@ def cache_works() -> bool:
 
 
 def describe() -> str:
-    """Where compiled programs are kept, how many, how large, and whether that works."""
+    """Return a description of the cache: its folder, size and limit, and whether it works."""
     folder = setting("jax_compilation_cache_dir")
     if not folder or not setting("jax_enable_compilation_cache"):
         return f"none: {cache_fault() or 'no command or setting has switched it on'}"
@@ -153,5 +162,8 @@ def describe() -> str:
 
 
 def setting(name: str) -> Any:
-    """One of JAX's settings; it defines them as it starts, so no type checker knows their names."""
+    """Return the value of one of JAX's settings.
+
+    JAX defines its settings at run time, so type checkers do not know them.
+    """
     return getattr(jax.config, name)

@@ -1,10 +1,12 @@
-"""Many processes that train one run: joining them, agreeing, and ending when one of them is lost.
+"""Multi-process training of one run: joining the processes, agreement, and loss of a process.
 
-The same command runs on every host; each step is one program over all their devices. So all of them
-must take the same steps at the same time: what may differ between them (signals, speed) they agree
-on, and when one is gone the others cannot go on. They end, and are started again together.
+The same command runs on every host, and each step is one program over all devices. All processes
+must therefore take the same steps at the same time. They agree on everything that may differ
+between them, such as signals and speed. If one process is lost, the others cannot continue: they
+exit, and all processes must be started again together.
 
-Process 0 alone writes, except for checkpoints, which all write together into one shared folder.
+Only process 0 writes files, except for checkpoints: all processes write these together into one
+shared folder.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from implicit_reasoning.errors import Exit, InputError
 
 MODES = ("none", "auto", "explicit")
 
-# JAX has no type of error for this; these are words of Gloo, gRPC and the coordination service.
+# JAX has no error type for a lost peer. These are words from the error messages of Gloo, NCCL, gRPC
+# and the coordination service.
 _SIGNS = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|unavailable|deadline.?exceeded|heartbeat"
     r"|coordination service|socket closed|barrier",
@@ -39,14 +42,14 @@ _ADVICE = "start all processes again with the same commands: they go on from the
 
 
 class PeerLost(Exception):
-    """Another process of the run is gone."""
+    """Error for the loss of another process of the run."""
 
     def __init__(self, reason: str):
         super().__init__(f"a peer process was lost ({reason}); {_ADVICE}")
 
 
 def faults(config: Any) -> list[str]:
-    """What is wrong with a config's `distributed` group, in words."""
+    """Return the faults of a config's `distributed` group, as messages; empty if it is valid."""
     mode, count, own = config.mode, config.num_processes, config.process_id
     if mode not in MODES:
         return [f"distributed.mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}"]
@@ -75,19 +78,21 @@ def faults(config: Any) -> list[str]:
 
 
 def initialize(config: Any) -> None:
-    """Meet the other processes, before anything touches a device.
+    """Join the processes of the run; call this before anything uses a device.
 
     Args:
-      config: the `distributed` group. Its mode alone decides: nothing is guessed from the
-        environment, so that a misconfigured pod is an error, not many runs of one process each.
+      config: the `distributed` group. Only its `mode` decides whether processes are joined. Nothing
+        is inferred from the environment, so a misconfigured cluster causes an error and not many
+        separate runs of one process each.
 
     Raises:
-      InputError: there is no cluster to be found, or another number of processes than stated.
+      InputError: no cluster was found, the port is in use, or the number of processes is not the
+        configured one.
     """
     if config.mode == "none":
         return
     if not jax.distributed.is_initialized():
-        # In "auto" JAX asks the cluster for what is not stated.
+        # In mode "auto", JAX gets these values from the cluster.
         stated = {
             "coordinator_address": config.coordinator_address,
             "num_processes": config.num_processes,
@@ -116,10 +121,15 @@ def initialize(config: Any) -> None:
 
 
 def _check_port_is_free(address: str) -> None:
-    """Process 0 is to listen there; where something else does, JAX crashes without a word."""
+    """Check that process 0 can listen on the port; JAX crashes without a message otherwise.
+
+    Raises:
+      InputError: the port is in use or invalid.
+    """
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that just ended is none
+        # The port of a run that has just ended counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except (OSError, OverflowError) as error:
@@ -130,12 +140,16 @@ def _check_port_is_free(address: str) -> None:
 
 
 def is_distributed() -> bool:
-    """Whether this process has peers."""
+    """Return whether this process has peers."""
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
 
 
 def assert_same_across_processes(said: str) -> None:
-    """Raise an `InputError`, in every process, unless all of them say the same here."""
+    """Check that all processes pass the same text; call this in every process.
+
+    Raises:
+      InputError: the processes disagree. The error is raised in every process.
+    """
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
     if (allgather(digest) != digest).any():
         raise InputError(
@@ -145,13 +159,16 @@ def assert_same_across_processes(said: str) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process writes the files of the run."""
-    # Not asked of JAX where there are no peers: it would take hold of every device of this machine.
+    """Return whether this process writes the files of the run."""
+    # Without peers, do not call `jax.process_index`: it would claim all devices of this machine.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]:
-    """What every process has to say; all of them must ask at the same point."""
+    """Return the values of all processes, stacked along a leading axis.
+
+    All processes must call this at the same point.
+    """
     if not is_distributed():
         return values[None]
     with jax.transfer_guard("allow"):
@@ -160,7 +177,7 @@ def allgather(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "process n"]
 
 @contextlib.contextmanager
 def exit_if_peer_lost() -> Iterator[None]:
-    """Turn what JAX says when a peer is gone into `PeerLost`."""
+    """Raise `PeerLost` in place of the error that JAX raises when a peer is lost."""
     try:
         yield
     except InputError:
@@ -172,10 +189,10 @@ def exit_if_peer_lost() -> Iterator[None]:
 
 
 def exit_process(exit_code: int) -> None:
-    """End this process here and now, if it has peers.
+    """End this process immediately if it has peers.
 
-    They wait for it in a collective and it would wait for them at JAX's goodbye: the sooner it is
-    gone, the sooner they notice.
+    The peers wait for this process in a collective operation, and a normal exit would wait for the
+    peers in JAX's shutdown. The peers notice the loss sooner if this process ends immediately.
     """
     if is_distributed():
         sys.stdout.flush()
@@ -194,9 +211,10 @@ def _aborted(number: int) -> None:
 
 
 def _say_it_when_aborted() -> None:
-    """Answer the abort by which JAX ends a process whose peer is silent, or whose coordinator died.
+    """Install a SIGABRT handler that explains the abort and exits with `Exit.PEER_LOST`.
 
-    It comes from a thread of JAX's own that no exception of ours can stop, and a handler of
-    `signal` would never run: it must be one that C calls.
+    JAX aborts a process if a peer stops responding or the coordinator dies. The abort comes from a
+    thread of JAX. Python code cannot catch it, and a handler of Python's `signal` module would
+    never run, so the handler must be a C function.
     """
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)

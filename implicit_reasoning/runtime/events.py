@@ -1,7 +1,7 @@
-"""TensorBoard's event files, with TensorBoard's own protocols and no TensorFlow.
+"""TensorBoard's event files, written with TensorBoard's own protocol buffers, without TensorFlow.
 
-Written by the thread that calls, not by a worker: on a full disk the caller hears of it at once,
-where a queue's worker would die unheard, and its queue fill up until the caller waits for ever.
+The calling thread writes the file. If the disk is full, the caller gets the error at once. With a
+worker thread, the worker would die silently, and its queue would fill up and block the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-# Of a hyperparameter: TensorBoard's type and the field of its value.
+# TensorBoard's data type of a hyperparameter, and the field for its value, by Python type.
 _KINDS: dict[type, tuple[Any, str]] = {
     bool: (api_pb2.DATA_TYPE_BOOL, "bool_value"),
     int: (api_pb2.DATA_TYPE_FLOAT64, "number_value"),
@@ -33,17 +33,28 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 
 class EventFile:
-    """One event file; what is written is on disk, for TensorBoard to see, when `write` returns."""
+    """One event file; when `write` returns, the data is on disk and visible to TensorBoard."""
 
     def __init__(self, path: Path, begun: float) -> None:
-        """Make the file and its folder; TensorBoard sorts runs by `begun`, seconds since 1970."""
+        """Create the file and its folder.
+
+        Args:
+          path: the file.
+          begun: start of the run in seconds since 1970, by which TensorBoard sorts runs.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2", wall_time=begun))
 
     def write(self, summary: Summary, *, step: int = 0, when: float | None = None) -> None:
-        """Add everything of a summary at a step and a time (now)."""
+        """Write a summary.
+
+        Args:
+          summary: the summary.
+          step: the step of its values.
+          when: the time of its values in seconds since 1970; by default now.
+        """
         wall_time = time.time() if when is None else when
         self._write(Event(summary=summary, step=step, wall_time=wall_time))
 
@@ -57,21 +68,26 @@ class EventFile:
 
 
 def scalars(values: Mapping[str, float]) -> Summary:
-    """A point of each of several curves."""
+    """Return a summary with one point for each of several curves."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
 
 
 def text(tag: str, markdown: str) -> Summary:
-    """A page of text."""
+    """Return a summary with a page of text."""
     return text_pb(tag, markdown)
 
 
 def charts(title: str, curves: Mapping[str, Sequence[str]]) -> Summary:
-    """Charts with several curves each: name to tags, under one title of the custom scalars."""
+    """Return a summary with charts, each of which shows several curves.
+
+    Args:
+      title: title of the group of charts (custom scalars).
+      curves: tags of the curves, by name of the chart.
+    """
     category = layout_pb2.Category(
         title=title,
         chart=[
-            # The page takes tags for regular expressions, and finds them anywhere in a name.
+            # TensorBoard interprets a tag as a regular expression and searches for it within names.
             layout_pb2.Chart(title=name, multiline={"tag": [f"^{re.escape(tag)}$" for tag in tags]})
             for name, tags in curves.items()
         ],
@@ -84,10 +100,14 @@ def charts(title: str, curves: Mapping[str, Sequence[str]]) -> Summary:
 
 
 def hyperparameters(values: Mapping[str, Any], metrics: Sequence[str], begun: float) -> Summary:
-    """A row of the table of runs: what was chosen, and the tags of what came out.
+    """Return a summary with one row of the table of hyperparameters.
 
-    What is no number, truth value or text is shown as `str` has it. The session has no end, so that
-    a run which is resumed need not take one back.
+    The session has no end, so that a resumed run need not revoke it.
+
+    Args:
+      values: the hyperparameters. Values other than numbers, bools and strings are shown as `str`.
+      metrics: tags of the results.
+      begun: start of the run in seconds since 1970.
     """
     experiment = api_pb2.Experiment(
         metric_infos=[api_pb2.MetricInfo(name={"tag": tag}) for tag in metrics],
@@ -113,7 +133,8 @@ def _plugin_data(tag: str, **content: Any) -> Summary.Value:
 
 
 def image(tag: str, png: bytes) -> Summary:
-    """A picture; a PNG has its width and height at bytes 16 to 24."""
+    """Return a summary with a PNG image."""
+    # Bytes 16 to 24 of a PNG file are the width and the height.
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
     content = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     return Summary(value=[Summary.Value(tag=tag, image=content)])

@@ -1,10 +1,10 @@
-"""Locks on folders, so that two processes do not write into one at a time.
+"""Locks on folders, so that two processes do not write to one folder at the same time.
 
-The lock is `flock` on `<folder>/.lock`, which the system releases when a process ends, however it
-ends. Some network file systems have no `flock`. There a marker file that is created exclusively,
-`<folder>/.lock.owner`, stands for it (`filelock.SoftFileLock`): it names the process, and a marker
-that a dead process of this host left behind is taken over. A marker of another host has to be
-removed by hand, because this host cannot tell whether that process is alive.
+The lock is `flock` on `<folder>/.lock`. The system releases it when the process ends, for whatever
+reason. Some network file systems have no `flock`. The lock is then a marker file that is created
+exclusively, `<folder>/.lock.owner` (`filelock.SoftFileLock`). The marker names the process. A
+marker of a dead process of this host is taken over. A marker of another host must be removed by
+hand, because this host cannot tell whether that process is alive.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from filelock import SoftFileLock, Timeout, lock_descriptor
 
 from implicit_reasoning.errors import InputError
 
-# What the system says where a file system has no `flock`.
+# Error codes of the system if the file system has no `flock`.
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 _SECONDS = 0.05  # between two attempts
-_PATIENCE = 600.0  # seconds to wait for a lock that is held for the time of a write
+_PATIENCE = 600.0  # seconds to wait for a lock that is held during a short write
 
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
-    """Hold a folder, made if missing, for as long as the block runs.
+    """Hold the lock on a folder while the block runs; the folder is created if missing.
 
     Args:
-      folder: to hold.
-      refusal: what to say where another process holds it.
+      folder: the folder to lock.
+      refusal: message of the error.
 
     Raises:
-      InputError: another process holds it.
+      InputError: another process holds the lock.
     """
     with _locked(folder, refusal, patience=0.0):
         yield
@@ -43,10 +43,12 @@ def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if missing, after waiting for the process that does; for short writes.
+    """Wait for the lock on a folder and hold it while the block runs; for short writes.
+
+    The folder is created if missing.
 
     Raises:
-      InputError: it was held for ten minutes.
+      InputError: another process held the lock for ten minutes.
     """
     refusal = f"another process holds {folder} for more than {_PATIENCE:.0f} s; end it, or wait"
     with _locked(folder, refusal, patience=_PATIENCE):
@@ -54,7 +56,7 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
 
 
 def describe_lock(folder: Path) -> str:
-    """Which kind of lock works in a folder that exists; for the `doctor`.
+    """Return which kind of lock works in an existing folder; for the `doctor` command.
 
     Raises:
       OSError: the folder cannot be written.
@@ -96,7 +98,11 @@ def _locked(folder: Path, refusal: str, patience: float) -> Iterator[None]:
 
 
 def _wait(attempt: Callable[[], str | None], refusal: str, patience: float) -> str | None:
-    """What an attempt returns, made again while another process holds the lock."""
+    """Return the result of `attempt`, which is repeated while another process holds the lock.
+
+    Raises:
+      InputError: another process still holds the lock after `patience` seconds.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -108,10 +114,10 @@ def _wait(attempt: Callable[[], str | None], refusal: str, patience: float) -> s
 
 
 def _flock(descriptor: int) -> str | None:
-    """Lock an open file; None, or what the system says where there is no `flock`.
+    """Lock an open file; return None, or the system's message if there is no `flock`.
 
     Raises:
-      BlockingIOError: another process holds it.
+      BlockingIOError: another process holds the lock.
     """
     try:
         if lock_descriptor(descriptor, blocking=False):

@@ -1,4 +1,4 @@
-"""This machine: what runs on it, and what its matrix products reach at most, measured."""
+"""This machine: cores, memory, JAX's settings, provenance, and measured peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -28,46 +28,47 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Settings of JAX that change which random numbers are drawn, or how the same program computes.
-# What this version of JAX does not have is left out.
+# Settings of JAX that change the random numbers or the numerics of a program. Settings that this
+# version of JAX does not have are ignored.
 _NUMERICS = (
     *("jax_enable_x64", "jax_explicit_x64_dtypes", "jax_numpy_dtype_promotion"),
     *("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset"),
     *("jax_high_dynamic_range_gumbel", "jax_default_matmul_precision", "jax_softmax_custom_jvp"),
     *("jax_allow_f16_reductions", "jax_disable_most_optimizations"),
 )
-_HOST_MEMORY = 2**31  # bytes for one program where the device does not say what it has
-_NOTED = ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")  # variables that may change the last bits
-_OPEN_MAX = 10240  # files that macOS lets a process hold open
-_SECONDS = 0.02  # of one measurement, at least: far longer than the call that starts it
+_HOST_MEMORY = 2**31  # bytes for one program on a device that does not report its memory
+_NOTED = ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE")  # environment variables that may change rounding
+_OPEN_MAX = 10240  # maximum number of open files per process on macOS
+_SECONDS = 0.02  # minimum duration of one measurement; far longer than the launch overhead
 
 
 @contextlib.contextmanager
 def single_threaded_lapack() -> Iterator[None]:
-    """Run the decompositions of this block on one thread each.
+    """Run the LAPACK decompositions of this block on one thread each.
 
-    XLA's CPU programs take them from the LAPACK that scipy brings, whose threads wait for each
-    other by spinning: with two, an eigendecomposition of 256 x 256 took 100 to 260 ms, alone 4.
+    XLA's CPU programs use the LAPACK library of scipy, whose threads wait for each other by
+    spinning. An eigendecomposition of 256 x 256 took 100 to 260 ms on two threads, and 4 ms on one.
     """
-    importlib.import_module("scipy.linalg.cython_lapack")  # what is not loaded has no limit yet
+    # threadpoolctl limits only libraries that are already loaded.
+    importlib.import_module("scipy.linalg.cython_lapack")
     with threadpool_limits(1, user_api="blas"):
         yield
 
 
 def one_device_per_core() -> None:
-    """Let a CPU's cores be devices of their own, for work that is dealt out to devices.
+    """Make each CPU core a JAX device, for work that is split over devices.
 
-    Only before anything was computed; afterwards all stays as it is. Not for programs that call
-    LAPACK, which was seen to wait for ever on two of them (jax 0.10.2).
+    Call this before JAX initializes its devices; later calls have no effect. Do not use it for
+    programs that call LAPACK: such a program was seen to hang on two of these devices (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(available_cores()))
 
 
 def available_cores() -> list[int]:
-    """Numbers of the cores that this process may run on.
+    """Return the numbers of the cores that this process may run on.
 
-    Linux says which; on other systems a process may run on all there are.
+    Only Linux restricts them. On other systems all cores are returned.
     """
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -75,16 +76,16 @@ def available_cores() -> list[int]:
 
 
 def pin_to_cores(numbers: Sequence[int]) -> None:
-    """Let this process run on some cores only; no other system than Linux can be asked to."""
+    """Restrict this process to some cores; does nothing on systems other than Linux."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
 
 def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The same function with matrix products in true float32, for everything that is measured.
+    """Return the same function with matrix products in true float32; for all measurements.
 
-    A product that names no precision is TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
-    changes. A function that is compiled is wrapped before `jax.jit` is.
+    By default, matrix products use TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
+    changes. Apply this decorator before `jax.jit`.
     """
 
     @functools.wraps(function)
@@ -96,15 +97,18 @@ def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def memory_per_program() -> int:
-    """Bytes that one program may take on each device: half of what a GPU or TPU has; 2 GiB else."""
+    """Return the bytes that one program may use on each device.
+
+    This is half of the memory of a GPU or TPU, or 2 GiB if the device does not report its memory.
+    """
     has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return has // 2 if has else _HOST_MEMORY
 
 
 def max_open_files() -> int:
-    """How many files this process may hold open, once the limit is raised as far as it goes."""
+    """Raise the limit on open files as far as possible, and return the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    # A container may not allow it. macOS names no limit, but refuses more than OPEN_MAX.
+    # A container may forbid this. macOS reports no limit, but rejects more than OPEN_MAX.
     for wanted in (hard, _OPEN_MAX if hard == resource.RLIM_INFINITY else hard):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -114,7 +118,7 @@ def max_open_files() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, settings, commit and hardware of this process."""
+    """Return the versions, settings, commit and hardware of this process."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -132,14 +136,14 @@ def provenance() -> dict[str, Any]:
 
 
 def numerics() -> dict[str, Any]:
-    """JAX's settings, by name, under which a resumed run would train something else."""
+    """Return JAX's settings, by name, that change what a resumed run trains."""
     found = {name: getattr(jax.config, name) for name in _NUMERICS if hasattr(jax.config, name)}
     plain = (bool, int, float, str, type(None))
     return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
 
 
 def _cpu_model() -> str:
-    """What Linux calls the processor; elsewhere what Python knows of it."""
+    """Return the processor's name from Linux, or else from Python's `platform`."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -148,7 +152,10 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, marked when it has been changed."""
+    """Return the commit of the checkout that contains this code; None if there is none.
+
+    The suffix `-dirty` marks uncommitted changes.
+    """
     folder = Path(__file__).parents[1]
     if not (folder / ".git").exists():
         return None
@@ -159,12 +166,12 @@ def _commit() -> str | None:
 
 
 def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) -> float:
-    """FLOP/s of a square matrix product on the default device, the best of some repeats.
+    """Measure the FLOP/s of a square matrix product on the default device.
 
     Args:
-      dtype: of the factors; on GPUs float32 is TF32 unless precision says otherwise.
-      n: rows and columns; by default as many as fill the device.
-      repeats: measurements; the best counts, as others may use the machine.
+      dtype: dtype of the factors. On GPUs, float32 means TF32 unless the precision says otherwise.
+      n: number of rows and columns; by default large enough to fill the device.
+      repeats: number of measurements. The best counts, because other programs may use the machine.
     """
     if n is None:
         n = 1024 if jax.default_backend() == "cpu" else 8192
@@ -177,7 +184,7 @@ def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) 
 
 
 def _time_products(one: Array, two: Array, count: int) -> float:
-    _products(one, two, count).block_until_ready()  # compiled, and the caches are warm
+    _products(one, two, count).block_until_ready()  # compile, and warm up the caches
     began = time.perf_counter()
     _products(one, two, count).block_until_ready()
     return time.perf_counter() - began
@@ -185,7 +192,7 @@ def _time_products(one: Array, two: Array, count: int) -> float:
 
 @jax.jit
 def _products(one: Array, two: Array, count: ArrayLike) -> Array:
-    # Each product needs the one before it, so that none is left out; the scale keeps it finite.
+    # Each product depends on the previous one, so XLA cannot remove any. The scale avoids overflow.
     scale = jnp.asarray(one.shape[0] ** -0.5, one.dtype)
     multiply = functools.partial(jnp.matmul, precision="default")
     return jax.lax.fori_loop(0, count, lambda _, x: multiply(x, two) * scale, one)

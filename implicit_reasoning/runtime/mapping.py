@@ -1,4 +1,4 @@
-"""One program for many of a kind: trials, dictionaries, checkpoints along the axis `trial`."""
+"""Mapping of one program over many trials, dictionaries or checkpoints, along the axis `trial`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ def map_over_axis(
     together: int | None = None,
     shared: tuple[Any, ...] = (),
 ) -> Any:
-    """A function of every item of a stacked tree; devices of `trial` have their share each.
+    """Apply a function to every item of a stacked tree; devices along `trial` share the items.
 
     Args:
-      function: of one item, and then of what is shared.
+      function: called with one item and the shared arguments.
       items: arrays with the items along their first axis.
-      mesh: of `make_mesh`; None: one device.
-      together: items that a device takes at once (`vmap`); by default one on a CPU, whose batched
-        products of small matrices are slow, and all elsewhere.
-      shared: what all items have in common; on a mesh, arrays that lie on it have to come this way.
+      mesh: a mesh of `make_mesh`; None: one device.
+      together: number of items that a device processes at once (`vmap`). The default is one on a
+        CPU, where batched products of small matrices are slow, and all items elsewhere.
+      shared: arguments that all items share. Arrays that are on the mesh must be passed here and
+        not captured by `function`.
+
+    Returns:
+      The results, with the items along their first axis.
     """
 
     def by_turns(items: Any, *shared: Any) -> Any:
@@ -49,12 +53,16 @@ def map_over_axis(
 def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) -> Any:
     count = jax.tree.leaves(items)[0].shape[0]
     together = together or (1 if jax.default_backend() == "cpu" else count)
-    # `batch_size=1` would be a `vmap` over one, whose gathers are slow on a CPU.
+    # `batch_size=1` would be a `vmap` over one item, whose gathers are slow on a CPU.
     return jax.lax.map(function, items, batch_size=together if together > 1 else None)
 
 
 def fitting_mesh(n_members: int) -> Mesh | None:
-    """As many of the devices as members can be dealt out to evenly; None where that is one."""
+    """Return a mesh over as many devices as possible that divides the members evenly.
+
+    Returns:
+      The mesh, with all devices along `trial`; None if only one device fits.
+    """
     n_devices = len(jax.local_devices())
     most = max(n for n in range(1, n_devices + 1) if n_members % n == 0)
     return sharding.make_mesh({"trial": most, "data": 1, "model": 1}) if most > 1 else None

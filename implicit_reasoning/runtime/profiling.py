@@ -1,4 +1,4 @@
-"""What a run spends on compiling, and a trace of a few of its early steps."""
+"""Compilation time of a run, and a profiler trace of some of its early steps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LOCK = threading.Lock()
-_FIRST, _LAST = 2, 5  # chunks of steps that are traced; the first one compiles
+_FIRST, _LAST = 2, 5  # chunks of steps that are traced; chunk 1 is not, because it compiles
 
 
 @dataclass
 class Compiles:
-    """Programs that this process has compiled, or found in the cache, and the seconds it took."""
+    """Number and duration of compilations in this process, including programs found in the cache.
+
+    Attributes:
+      count: number of programs.
+      seconds: total duration.
+    """
 
     count: int = 0
     seconds: float = 0.0
 
     def since(self, before: Compiles) -> dict[str, int | float]:
-        """As columns of a row."""
+        """Return the difference from an earlier count, as columns of a metrics row."""
         return {
             "compiles": self.count - before.count,
             "compile_seconds": self.seconds - before.seconds,
@@ -39,25 +44,29 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
             _total.seconds += duration_secs
 
 
-# JAX has no way to take a listener back that is public: one for the process.
+# JAX has no public function to remove a listener, so there is one for the whole process.
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def compiles() -> Compiles:
-    """So far."""
+    """Return the compilations of this process so far."""
     with _LOCK:
         return Compiles(_total.count, _total.seconds)
 
 
 class Profile:
-    """Traces the second to the fifth chunk of steps, for TensorBoard (xprof) or Perfetto."""
+    """Profiler trace of chunks 2 to 5 of the steps, for TensorBoard (xprof) or Perfetto."""
 
     def __init__(self, folder: Path | None):
-        """Nothing is traced where `folder` is None."""
+        """Create the profile; `folder` is the folder of the trace, or None for no trace."""
         self._folder, self._chunk, self._tracing = folder, 0, False
 
     def next_chunk(self, state: Any) -> None:
-        """Call before each chunk; `state` is what the chunk before computes."""
+        """Start or stop the trace; call this before each chunk.
+
+        Args:
+          state: the result of the previous chunk, which may still be running on the device.
+        """
         self._chunk += 1
         if self._folder and self._chunk == _FIRST:
             jax.block_until_ready(state)
@@ -68,7 +77,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Write the trace, if one is being made."""
+        """Write the trace, if one is active."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

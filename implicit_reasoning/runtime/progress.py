@@ -1,4 +1,4 @@
-"""A progress bar on standard error: steps done, the estimated time left, the newest values."""
+"""Progress bar on standard error: steps done, estimated remaining time, latest values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from implicit_reasoning.runtime import distributed
 
 
 class ProgressBar:
-    """A bar that is moved to a step; of the processes of one run, only the primary shows it."""
+    """Progress bar over steps; of the processes of one run, only the primary shows it."""
 
     def __init__(
         self, total: int, *, done: int = 0, title: str = "", unit: str = "step", shown: bool = True
@@ -21,10 +21,10 @@ class ProgressBar:
 
         Args:
           total: the last step.
-          done: the step to begin at.
-          title: before the bar.
-          unit: the name of a step.
-          shown: whether to show it at all.
+          done: the first step.
+          title: text before the bar.
+          unit: name of a step.
+          shown: whether to show the bar.
         """
         self._bar: tqdm[Any] = tqdm(
             desc=title or None,
@@ -36,16 +36,16 @@ class ProgressBar:
         )
 
     def move_to(self, step: int, values: Mapping[str, str] | None = None) -> None:
-        """Move to a step; `values`, where they are given, are shown beside the bar."""
+        """Move the bar to a step; show `values` next to it, if given."""
         self._bar.update(step - self._bar.n)
         if values:
             self._bar.set_postfix(values)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, which stays visible."""
         self._bar.close()
 
 
 def say(message: str) -> None:
-    """Write one line on standard error, above the bars that are shown."""
+    """Write one line to standard error, above the visible bars."""
     tqdm.write(f"implicit_reasoning: {message}", file=sys.stderr)

@@ -1,10 +1,12 @@
-"""One mesh: where every array of a run lives.
+"""The device mesh of a run, and the sharding of its arrays.
 
-Axes: `trial` (populations), `data` (rows of a batch), `model` (heads and neurons). All axes are
-`Auto`: the model says how its parameters are split, the compiler propagates the rest. Any placement
-trains the same run up to the rounding of sums that are added in another order: losses agree to 1e-5
-over the first 100 steps. Training is chaotic and amplifies the rounding after that: single curves
-differ, and only averages over seeds can be compared.
+The axes are `trial` (populations), `data` (rows of a batch) and `model` (heads and neurons). All
+axes are `Auto`: parameters declare their sharding, and the compiler propagates the rest.
+
+Every sharding trains the same run, except that sums may be added in another order and are rounded
+differently. Losses agree to 1e-5 over the first 100 steps. After that, training is chaotic and
+amplifies the rounding differences. Single curves then differ, and only averages over seeds can be
+compared.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ AXES = ("trial", "data", "model")
 
 
 def make_mesh(config: Any) -> Mesh:
-    """The mesh of a config's `mesh` group; one axis may be -1, "all devices that are left"."""
+    """Return the mesh of a config's `mesh` group; one axis may be -1, "all remaining devices".
+
+    Raises:
+      InputError: the sizes are invalid, do not fit the devices, or leave a process without a
+        device.
+    """
     devices = jax.devices()
     asked = {axis: int(config[axis]) for axis in AXES}
     shape = list(asked.values())
@@ -49,17 +56,17 @@ def make_mesh(config: Any) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def row_sharded(mesh: Mesh) -> NamedSharding:
-    """Leading axis over `data`."""
+    """Return the sharding of an array whose leading axis is split over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def put_scalar(number: int, where: NamedSharding) -> Int[Array, ""]:
-    """An int32 on every device of `where`, which all processes know: none has to ask another."""
+    """Put an int32 that all processes know on every device of `where`, without communication."""
     copies = [jax.device_put(np.int32(number), device) for device in where.addressable_devices]
     return jax.make_array_from_single_device_arrays((), where, copies)
 
@@ -72,20 +79,21 @@ def tree_shardings(
     fsdp: bool = False,
     stacked: bool = False,
 ) -> Any:
-    """The sharding of every leaf of parameters, or of anything that holds them (moments).
+    """Return the sharding of every leaf of parameters, or of a tree that contains them (moments).
 
     Args:
-      mesh: the devices.
-      tree: of arrays or their shapes.
-      axes: for each dimension of a parameter the mesh axis to split it over, None for no split, or
-        `fsdp`; by the dotted name of the parameter. A leaf belongs to the parameter whose name its
-        path ends with (`moments.0.mu.embed.W_E` to `embed.W_E`). Other leaves are not split.
-      fsdp: split weights over `data` too, so that a device holds only its share of them and of
-        their moments (Rajbhandari et al. 2020, stage 3).
-      stacked: there is a leading axis of trials, to be split over `trial`.
+      mesh: the device mesh.
+      tree: a tree of arrays or of their shapes.
+      axes: for each dimension of a parameter, the mesh axis over which it is split, None for no
+        split, or `fsdp`; by dotted name of the parameter. A leaf belongs to the parameter whose
+        name ends its path (`moments.0.mu.embed.W_E` belongs to `embed.W_E`). Other leaves are not
+        split.
+      fsdp: also split weights over `data`, so that a device holds only its share of the weights and
+        of their moments (Rajbhandari et al. 2020, stage 3).
+      stacked: whether there is a leading axis of trials, which is split over `trial`.
 
     Raises:
-      InputError: a dimension that is to be split does not divide.
+      InputError: a mesh axis does not divide a dimension that is split over it.
     """
 
     def declared(path: str) -> Sequence[str | None]:
@@ -104,7 +112,7 @@ def tree_shardings(
                     f"which has shape {leaf.shape}; `model` has to divide model.n_heads and "
                     "model.d_mlp, and with mesh.fsdp `data` has to divide model.d_model"
                 )
-        while split and split[-1] is None:  # so that equal placements are equal specs
+        while split and split[-1] is None:  # so that equal shardings have equal specs
             split.pop()
         return NamedSharding(mesh, PartitionSpec(*split))
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, handled gracefully: the loop saves at its next step and exits."""
+"""Graceful handling of SIGTERM and SIGINT: the loop saves at its next step and exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """Training saved its state because a signal asked it to stop; the same call resumes it."""
+    """Error that ends training after a signal; the state was saved, and the same call resumes."""
 
     def __init__(self, step: int, signal_name: str):
         super().__init__(
@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 class ShutdownRequest:
-    """Whether a signal has asked the process to stop: its number, or 0."""
+    """Whether a signal has asked the process to stop; `number` is the signal's number, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -32,7 +32,7 @@ class ShutdownRequest:
 
 
 def signal_name(number: int) -> str | None:
-    """What a signal is called; None for 0."""
+    """Return the name of a signal; None for 0."""
     return signal.Signals(number).name if number else None
 
 
@@ -40,7 +40,7 @@ def signal_name(number: int) -> str | None:
 def shutdown_requests() -> Iterator[ShutdownRequest]:
     """Record the first signal as a shutdown request; a second one has its default effect.
 
-    Signals can be handled in the main thread only; elsewhere no request is ever recorded.
+    Signals can be handled in the main thread only. In other threads, no request is recorded.
     """
     shutdown = ShutdownRequest()
     if threading.current_thread() is not threading.main_thread():

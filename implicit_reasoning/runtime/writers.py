@@ -1,8 +1,8 @@
-"""Where numbers go: `metrics.jsonl`, which is the record, and TensorBoard, which is a view of it.
+"""Writers of metrics: `metrics.jsonl`, which is the record, and TensorBoard, which displays it.
 
-Rows are written in order and flushed one by one, so a crash can cut only the last line. When a run
-resumes at an earlier step, the rows after that step are dropped, and TensorBoard's events are
-written again from the rows that stay. Both are then what an uninterrupted run would have written.
+Rows are written in order and flushed one by one, so a crash can truncate only the last line. When a
+run resumes at an earlier step, the rows after that step are dropped, and TensorBoard's events are
+rewritten from the remaining rows. Both are then the same as for an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from implicit_reasoning.runtime import events
 
 Row = dict[str, Any]
 
-# These columns differ between two equal runs.
+# Columns that differ between two otherwise equal runs.
 TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Read the complete rows of a `metrics.jsonl`; a last line that a crash cut is left out.
+    """Read the complete rows of a `metrics.jsonl`; a truncated last line is ignored.
 
     Raises:
-      InputError: another line is not a row; the message names it.
+      InputError: another line is not a row; the message names the line.
     """
     if not path.exists():
         return []
-    # A bad byte spoils its own line only.
+    # With `replace`, an invalid byte affects its own line only.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
 
@@ -50,21 +50,21 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 
 class MetricsFile:
-    """Appends rows to a `metrics.jsonl`.
+    """Writer that appends rows to a `metrics.jsonl`.
 
     Attributes:
       rows: all rows of the file.
     """
 
     def __init__(self, path: Path, resumed_at: int):
-        """Keep the rows up to step `resumed_at`; drop later ones, and a line that was cut short."""
+        """Open the file; drop a truncated last line and all rows after step `resumed_at`."""
         self.rows = [row for row in read_metrics(path) if row["step"] <= resumed_at]
         with atomic_write(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row; it is on disk when this returns."""
+        """Append one row; it is on disk when this function returns."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -76,10 +76,11 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Scalars, one chart with all splits, hyperparameters, and the configuration as text.
+    """Writer of scalars, charts with all splits, hyperparameters, and the configuration as text.
 
-    Beside each accuracy there is the best so far, `best_accuracy/<split>`. The table of
-    hyperparameters shows the last point of a curve, so it has the final and the best accuracy.
+    Each accuracy has a second curve with the best value so far, `best_accuracy/<split>`.
+    TensorBoard's table of hyperparameters shows the last point of a curve, so it shows the final
+    and the best accuracy.
     """
 
     def __init__(
@@ -91,15 +92,15 @@ class TensorBoard:
         splits: Sequence[str],
         rows: Sequence[Row],
     ):
-        """Begin a new event file with all rows so far; older event files are removed.
+        """Create a new event file with all rows so far; older event files are removed.
 
         Args:
-          folder: for the event file.
-          config: shown as text; JSON.
-          hyperparameters: columns of the table of hyperparameters, which sorts them by name and
-            shows the first five.
-          splits: names of the splits in the chart.
-          rows: as `MetricsFile.rows`.
+          folder: the folder of the event file.
+          config: the configuration, JSON-serializable; shown as text.
+          hyperparameters: columns of the table of hyperparameters. TensorBoard sorts them by name
+            and shows the first five.
+          splits: names of the splits in the charts.
+          rows: the rows so far, as in `MetricsFile.rows`.
         """
         for old in folder.glob("events.*"):
             old.unlink()
@@ -122,7 +123,7 @@ class TensorBoard:
             self.write(row)
 
     def write(self, row: Row) -> None:
-        """Add the scalars of one row."""
+        """Write the scalars of one row."""
         values = {tag: value for tag, value in row.items() if tag not in ("step", "time")}
         for tag in [tag for tag in values if tag.startswith("accuracy/")]:
             self._best[tag] = values[f"best_{tag}"] = max(self._best.get(tag, 0.0), values[tag])
