@@ -1,7 +1,7 @@
 """Fields of a configuration's `model` group; `Spec` takes its bounds and choices from here.
 
-A field with a value of `before` is newer than the first configurations, which do not have it.
-`Spec` uses the same values as defaults.
+A field with `before` was once optional. A configuration without it gets the value of `before`,
+which is also the default in `Spec`.
 """
 
 from __future__ import annotations

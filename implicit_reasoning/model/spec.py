@@ -16,15 +16,14 @@ from implicit_reasoning.model.fields import FIELDS
 class Spec:
     """The architecture of a decoder, in TransformerLens's terms.
 
-    The bounds and choices of the attributes are in `fields.py`. The defaults are the values of
+    The bounds and choices of the attributes are in `fields.py`. The defaults reproduce
     configurations and results that were saved before the attribute existed.
 
     Attributes:
       d_vocab, n_ctx: number of tokens and of positions.
-      n_layers: number of blocks with parameters. The stack of blocks runs `n_loops` times, in the
-        order 0..n_layers-1, 0..n_layers-1, ...
+      n_layers: number of blocks with parameters.
       d_model, n_heads, d_mlp: width of the residual stream, number of heads, number of neurons.
-      n_loops: how often the stack of blocks runs.
+      n_loops: how often the stack of blocks runs, in the order 0..n_layers-1, 0..n_layers-1, ...
       head_width: width of a head; 0 means `d_model / n_heads`. Compiled models may have other
         widths.
       act_fn: activation function of the MLP, `gelu_new` (GPT-2's tanh approximation) or `relu`.

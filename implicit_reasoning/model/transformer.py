@@ -108,7 +108,7 @@ class Transformer:
         return dict(_sites(self.spec))
 
     def sites_with(self, edits: Edits | None) -> dict[str, Dims]:
-        """Return `sites`, with the sites that edits add before the site of the edit."""
+        """Return `sites` and the sites that edits add, each before the site of its edit."""
         added = added_sites(edits)
         table: dict[str, Dims] = {}
         for site, dims in self.sites.items():

@@ -58,7 +58,7 @@ class Run:
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
     def with_cache(self, limit: int) -> Run:
-        """Return the same run with an in-memory cache of at most `limit` bytes for its parameters."""
+        """Return the same run with a parameter cache of at most `limit` bytes in memory."""
         run = copy.copy(self)
         run.store = CachedStore(self.store, limit)
         return run
@@ -181,9 +181,9 @@ class Run:
 def _start_of(row: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int:
     """Return the index of the start that wrote a row.
 
-    A start drops all rows after its step. The row therefore belongs to the last start whose step is
-    before it. The step decides and not the time, because the clock may have been set back. Only for
-    the row of step 0, the time decides which of the starts from step 0 wrote it.
+    A start drops all rows after its step. A row therefore belongs to the last start whose step is
+    before the row's step. Steps are compared because the clock may have been set back. Only a row
+    of step 0 is assigned by time, to one of the starts from step 0.
     """
     earlier = [n for n, start in enumerate(starts) if start["step"] < row["step"]]
     if earlier:

@@ -121,7 +121,7 @@ class GPT2Block(Block):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute keys and values at all positions, everything else at some positions only."""
+        """Compute the output at some positions only; keys and values are computed at all."""
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
         here = position_selector(positions)

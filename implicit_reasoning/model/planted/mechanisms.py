@@ -20,10 +20,10 @@ from implicit_reasoning.model.planted.routes import (
 
 
 def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Compute e2 at r1, move it to r2, and look up (e2, r2) among the same facts there.
+    """Return a model that computes e2 at r1, moves it to r2, and looks up (e2, r2) there.
 
-    The code of e2 is the one that the unembedding reads, because the model also answers the atomic
-    prompt (e1, r1). Blocks: 0 (bridge) and 2 (answer).
+    Both look-ups use the same facts. The code of e2 is the one that the unembedding reads, because
+    the model also answers the atomic prompt (e1, r1). Blocks: 0 (bridge) and 2 (answer).
     """
     plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
@@ -31,7 +31,7 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Compose as `composer` does, with a code of the bridge that the unembedding does not read.
+    """Return a composer whose code of the bridge is not the one that the unembedding reads.
 
     The last block translates this code into the answer of the atomic prompt, so the logit lens
     finds e2 after that block only.
@@ -45,7 +45,7 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Move e1 and r1 to r2 and look up all of (e1, r1, r2), with one neuron for each chain.
+    """Return a model that moves e1 and r1 to r2 and looks up (e1, r1, r2), one neuron per chain.
 
     The last block writes the bridge e2 at r1, for the atomic prompt only: no later block can read
     it. Blocks: 0 (moves) and 1 (answer).
@@ -57,7 +57,7 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Compose and look up at the same time; if the two answers differ, composition wins.
+    """Return a model that composes and looks up at once; if they differ, composition wins.
 
     Either route alone gives the answer. Removing the bridge therefore changes no answer, but
     *replacing* it does, so the bridge is used.
@@ -69,10 +69,10 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Compose, and also copy the bridge to r2 one block too early, where nothing reads it.
+    """Return a composer that also copies the bridge to r2 one block too early.
 
-    e2 is decodable at r2 from two codes, of which one is used. Block 1 makes the idle copy;
-    otherwise as `composer`.
+    Nothing reads this idle copy. e2 is therefore decodable from two codes, of which only one is
+    used. Block 1 makes the copy; otherwise the model is as `composer`.
     """
     plan = MechanismBuilder("idle_copy", knowledge, seed)
     hops = Hops.draw(plan.rng, between=1)
@@ -88,12 +88,13 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Compute a number for the prefix (e1, r1) at r1, and look up (that number, r2) at r2.
+    """Return a model that numbers the prefix (e1, r1) at r1, and looks up (number, r2) at r2.
 
     A code of e2 exists next to that of the prefix, at the same layers and with the same norm, but
     is not used. Patching the whole state from another chain also patches the prefix. If the model
-    knows that chain, the answer then changes as if the bridge were used. Give the model some of the
-    chains only; the other chains show the difference. Blocks: 0 (bridge and prefix) and 2 (answer).
+    knows that chain, the answer then changes as if the bridge were used. To see the difference,
+    give the model only some of the chains, and patch from the others. Blocks: 0 (bridge and prefix)
+    and 2 (answer).
     """
     plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))
