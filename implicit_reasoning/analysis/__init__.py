@@ -1,28 +1,33 @@
-"""Instruments: each written for one model, run over all checkpoints, scored against truth.
+"""Instruments: measurements that run over all checkpoints and are scored on known mechanisms.
 
-reading/        what a state says: lenses, probes, geometry
-patching/       whole states exchanged, and what the answer becomes
-variables/      one variable exchanged or erased
-behaviour.py    what wrong answers are
-used.py         decodable or used? one table of a run
-truth/          models of known mechanism, and instruments judged on them
+Instruments by what they do:
 
-instrument.py   the form of an instrument
-claims.py       what one may say of a mechanism, and how that is judged
-states.py       states and truth variables, from which most begin
-facts.py        facts as the rows that are fitted and held out
-queries.py      which queries meet, by the truth of the world (on the host)
-chunks.py       examples some at a time, and only those that count
-suffix.py       the rest of a forward pass, up to the answer
-subject.py      what can be measured: a run, or weights in memory
-runner.py       all checkpoints in one program; labelled results
+reading/        read states without changing the model: lenses, probes, geometry
+patching/       replace whole states and measure the effect on the answer
+variables/      swap or erase a single variable in a state
+behaviour.py    classify answers by kind
+used.py         compare decoding, swap and erasure of each variable in one table
+truth/          models with known mechanisms, and scores of instruments on them
+
+Shared code:
+
+instrument.py   base classes of instruments
+claims.py       claims about a mechanism, and their comparison with the truth
+states.py       residual stream states and truth variables, used by most instruments
+facts.py        one row for each fact, with folds for cross-validation
+queries.py      selection of queries from the world (on the host)
+chunks.py       evaluation of examples in chunks, without the examples that do not count
+suffix.py       forward pass from a given layer to the answer
+subject.py      objects that can be measured: a run, or weights in memory
+runner.py       one compiled program for all checkpoints; labelled results
 seeds.py        several runs in one program
 sums.py         sums by group and cluster, on the device
-aggregate.py    means by group, with intervals and their n
+aggregate.py    means by group, with confidence intervals and cluster counts
 storage.py      results on disk: identity, merging
+labels.py       checks of the labels and options of an instrument
 api.py          `analyze(run, "lens")`, and the table of instruments
-drawing.py      drawings that instruments share
-figures.py      what the report asks for
+drawing.py      plots shared by instruments
+figures.py      all figures of a run, for the report
 """
 
 from implicit_reasoning.analysis.api import (

@@ -1,9 +1,9 @@
-"""Examples some at a time, and only those that count: patching is most of an instrument's work.
+"""Evaluation of examples in chunks, without the examples that do not count.
 
-Most patches are of questions that are answered correctly when nothing is changed. Which these are
-depends on the checkpoint; early ones have hardly any. So questions that count are brought to the
-front, and the loop over parts ends with them: its length is a traced number, nothing is compiled
-anew.
+Patching takes most of an instrument's time, and most patches only count for queries that are
+answered correctly without a patch. These queries depend on the checkpoint, and early checkpoints
+have few of them. So examples that count are moved to the front, and the loop over chunks stops
+after the last of them. The number of iterations is traced, so nothing is recompiled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-_AT_ONCE = 64  # examples: a grid of cells of them stays in a processor's cache, or nearly
+_AT_ONCE = 64  # examples per chunk; a grid of their cells fits, or almost fits, into a CPU cache
 
 
 def map_in_chunks(
@@ -23,12 +23,15 @@ def map_in_chunks(
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
 ) -> dict[str, Array]:
-    """`outcomes(examples)`, some examples at a time, so that the memory for a grid is bounded.
+    """Compute `outcomes(examples)` in chunks of examples, so that the memory for a grid is bounded.
 
     Args:
-      outcomes: from a pytree of arrays [example, ...] to outcomes [..., example].
-      examples: such a pytree, of any number of examples.
-      counted: which examples are asked for; by default all. Of others outcomes may be 0.
+      outcomes: function of a pytree of arrays [example, ...]; returns outcomes [..., example].
+      examples: such a pytree, with any number of examples.
+      counted: which examples count; default: all. The outcomes of other examples may be 0.
+
+    Returns:
+      The outcomes [..., example] of all examples, in the original order.
     """
     examples = jax.tree.map(jnp.asarray, examples)
     count = jax.tree.leaves(examples)[0].shape[0]
@@ -36,7 +39,7 @@ def map_in_chunks(
     size = min(count, _AT_ONCE)
     n_parts = -(-count // size)
     order = jnp.argsort(~counted, stable=True)
-    # The last part is filled up with the first examples, and cut off again.
+    # The last chunk is padded with the first examples. `joined` drops the padding.
     members = order[jnp.arange(n_parts * size) % count].reshape(n_parts, size)
 
     def part(number: Array | int) -> dict[str, Array]:
@@ -48,7 +51,7 @@ def map_in_chunks(
     shapes = jax.eval_shape(part, 0)
     empty = jax.tree.map(lambda leaf: jnp.zeros((n_parts, *leaf.shape), leaf.dtype), shapes)
     found = jax.lax.fori_loop(0, -(-counted.sum() // size), step, empty)
-    place = jnp.argsort(order)  # of each example among the ordered ones
+    place = jnp.argsort(order)  # place of each example in `order`
 
     def joined(outcome: Array) -> Array:
         outcome = jnp.moveaxis(outcome, 0, -2)

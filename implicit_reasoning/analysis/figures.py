@@ -1,4 +1,4 @@
-"""The figures of every result that a run has, for the report."""
+"""The figures of all results of a run, for the report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from implicit_reasoning.statistics import INTERVALS
 
 
 def figures(run: Run) -> list[Figure]:
-    """What is decodable and what is used; then each instrument's own, the lab's in their order.
+    """Return the figures of a run: the table of decodability and use, then each instrument's.
 
-    An instrument of the user's own whose file is not where it was has no figures. A result of
-    another version of its instrument is named on standard error and not drawn: its layout differs.
+    Built-in instruments come first, in the order of `INSTRUMENTS`. A user's instrument whose file
+    no longer exists has no figures. A result of another instrument version is reported on standard
+    error and not drawn, because its layout differs.
     """
     names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)

@@ -1,9 +1,10 @@
-"""What an instrument is: a measurement written for one model, declared so that it runs on many.
+"""Base classes of instruments; an instrument measures one model, and the runner maps it over many.
 
-An instrument has three parts. On the host, `examples` chooses what to look at, once for a dataset.
-On the device, `measure` is a pure function of one model's parameters and those examples; the runner
-maps it over checkpoints. And `claims` says what its numbers mean, by thresholds that are fixed in
-its file before anything is measured, so that it can be scored on models whose mechanism is known.
+An instrument has three parts. `examples` runs on the host and chooses the examples, once for a
+dataset. `measure` runs on the device. It is a pure function of one model's parameters and the
+examples, and the runner maps it over checkpoints. `claims` interprets the numbers. Its thresholds
+are fixed in the instrument's file before any measurement, so the instrument can be scored on models
+with known mechanisms.
 """
 
 from __future__ import annotations
@@ -24,29 +25,30 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
 EXAMPLE = "example"
-"""The last dimension of an outcome that there is one of for each example; it is averaged away."""
+"""Name of the last dimension of an output with one outcome per example; means are taken over it."""
 
 SEED = 0
-"""Of the key that `measure` gets."""
+"""Seed of the key that `measure` receives."""
 
 
 class NotApplicable(InputError):
-    """An instrument makes no sense for a task; the message says why."""
+    """Error of an instrument that cannot be used for a task; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What an instrument looks at.
+    """The examples that an instrument measures.
 
     Attributes:
       inputs: arrays (any pytree) for `measure`.
       groups: names of the groups that outcomes are averaged in, such as splits.
-      group: int [example], which group each belongs to.
-      clusters: int [example], what an example is a repetition of - a bridge (chains: see
-        `worlds.clusters`), a fact, a prefix: the unit of every interval. With `cluster_dim`,
-        [its size, example]: states at different positions are repetitions of different things. An
-        example of cluster -1 does not count there.
-      cluster_dim: a dimension of the outcomes along which `clusters` differ.
+      group: int [example], the group of each example.
+      clusters: int [example], the cluster of each example, which is the unit of every confidence
+        interval: a bridge (for chains; see `worlds.clusters`), a fact, or a prefix. With
+        `cluster_dim` it is int [size of cluster_dim, example], because states at different
+        positions have different clusters. An example with cluster -1 does not count there.
+      cluster_dim: the dimension of the outcomes along which `clusters` differ; None if there is
+        none.
       coords: labels of the dimensions that depend on the examples, such as variables.
     """
 
@@ -59,23 +61,25 @@ class Examples:
 
 
 class BaseInstrument(abc.ABC):
-    """What every instrument declares about its numbers, whatever it measures.
+    """Base class of all instruments: names, outputs and controls.
 
     Attributes:
-      name: of the file `<name>.nc`, and in figures.
-      definition: in a sentence or two, with the source: what the numbers are.
-      version: raised when a change makes old numbers another thing; they are then not mixed.
-      outputs: name to dimensions of what `measure` returns. Where the last one is "example", the
-        result has means over each group with `<name>_low` and `<name>_high`, the ends of the
-        interval; other outputs are kept as they are.
-      given: for outputs by example, the output (bool, of some of the same dimensions) that says
-        which examples count for these parameters, such as those answered correctly when nothing is
-        changed. `<name>_n` then has how many clusters did.
-      nulls: its controls, by name: the labels that select one from the outputs, as in
-        `{"shuffled truth": {"truth": "shuffled"}}`, or the name of the output that holds it. The
-        untrained model is one more wherever step 0 is measured.
-      default: whether it is run when no instrument is named.
-      found_at: its import path, where it was found by one; the report finds it there again.
+      name: name of the instrument, used in figures and in the file name `<name>.nc`.
+      definition: definition of the numbers in one or two sentences, with the source.
+      version: increased when a change makes old numbers incomparable; different versions are never
+        merged.
+      outputs: dimensions of each output of `measure`, by name. If the last dimension is "example",
+        the result has the mean over each group and the ends of its confidence interval,
+        `<name>_low` and `<name>_high`. Other outputs are kept unchanged.
+      given: for outputs by example, the name of the bool output that says which examples count,
+        such as those answered correctly without a patch. Its dimensions are some of those of the
+        output. The result then has `<name>_n`, the number of clusters that count.
+      nulls: null controls, by name. The value is either the labels that select the control from the
+        outputs, such as `{"shuffled truth": {"truth": "shuffled"}}`, or the name of an output. The
+        untrained model is one more control if step 0 is measured.
+      default: whether the instrument runs when no instrument is named.
+      found_at: import path of the class if it was found by a path; the report uses it to find the
+        class again.
     """
 
     name: ClassVar[str]
@@ -88,23 +92,30 @@ class BaseInstrument(abc.ABC):
     found_at: str = ""
 
     def options(self) -> dict[str, Any]:
-        """What its numbers depend on beyond its definition, such as a rank that one may choose.
+        """Return the options that the numbers depend on beyond the definition, such as a rank.
 
-        Of what JSON has, and numpy's numbers and arrays; none unless overridden. Results of other
-        options are not mixed.
+        Values must be JSON values, numpy numbers or numpy arrays. The default is no options.
+        Results with different options are never merged.
         """
         return {}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """The instrument's figures; none unless overridden."""
+        """Return the figures of a result; default: none."""
         return []
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """What the numbers of one checkpoint (no `step`) say; nothing unless overridden."""
+        """Return the claims that follow from one checkpoint's numbers (no `step`); default: none."""
         return set()
 
     def check_nulls(self, coords: Mapping[str, Sequence[Any]]) -> None:
-        """Raise an `InputError` where a null is declared that no output has."""
+        """Check that every declared null control exists.
+
+        Args:
+          coords: labels by dimension.
+
+        Raises:
+          InputError: a null control selects a label or names an output that does not exist.
+        """
         for name, null in self.nulls.items():
             if isinstance(null, str):
                 there, wanted = null in self.outputs, f"output {null!r}"
@@ -117,7 +128,15 @@ class BaseInstrument(abc.ABC):
                 raise InputError(f"instrument {self.name!r}: null {name!r} has no {wanted}")
 
     def check(self, outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        """Raise an `InputError` where outcomes do not have the dimensions that are declared."""
+        """Check that outputs have the declared names and shapes.
+
+        Args:
+          outputs: arrays of one checkpoint, by name.
+          sizes: size of each dimension.
+
+        Raises:
+          InputError: the names differ, a dimension has no labels, or a shape differs.
+        """
         if outputs.keys() != self.outputs.keys():
             raise InputError(
                 f"instrument {self.name!r} declares the outputs {sorted(self.outputs)}, but "
@@ -139,45 +158,48 @@ class BaseInstrument(abc.ABC):
 
 
 class Instrument(BaseInstrument):
-    """A measurement of a model; one of your own is a subclass in a file of its own.
+    """A measurement of a model; subclass it in your own file to add an instrument.
 
-    Its results are kept in `analysis/<name>.nc`, by `step`.
+    Results are kept in `analysis/<name>.nc`, by `step`.
 
     Attributes:
-      reference: whether `inputs`, a dict, gets the parameters of the subject's last checkpoint as
-        `inputs["reference"]`: what others are compared with.
+      reference: whether `inputs`, a dict, receives the parameters of the subject's last checkpoint
+        as `inputs["reference"]`, for comparison.
     """
 
     reference: ClassVar[bool] = False
 
     @abc.abstractmethod
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose what to look at; a fixed choice for a dataset, whatever the checkpoint.
+        """Choose the examples; the choice depends on the dataset only, not on the checkpoint.
 
         Raises:
-          NotApplicable: the instrument makes no sense for this task.
+          NotApplicable: the instrument cannot be used for this task.
         """
 
     @abc.abstractmethod
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """The outcomes for one model; traced, so it must be a pure function of its arguments.
+        """Compute the outcomes for one model; it is traced, so it must be a pure function.
 
         Args:
-          model: static.
-          params: of one checkpoint.
-          inputs: of the examples.
-          key: for what is drawn at random, the same for every checkpoint.
+          model: the model; static.
+          params: parameters of one checkpoint.
+          inputs: `Examples.inputs`.
+          key: random key; it is the same for every checkpoint.
+
+        Returns:
+          One array for each name in `outputs`, with the declared dimensions.
         """
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Labels of the dimensions; layers (of `residuals`) and positions, unless overridden.
+        """Return labels by dimension; the default is the layers of `residuals` and the positions.
 
-        The labels of a dimension must be all texts, all numbers or all truth values.
+        The labels of one dimension must be all strings, all numbers or all bools.
         """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The sites that are read or edited, for the record; the residuals, unless overridden."""
+        """Return the sites that are read or edited, for the record; default: the residual sites."""
         return model.resid_sites

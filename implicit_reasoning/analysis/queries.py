@@ -1,8 +1,8 @@
-"""Which questions meet in a patch: chosen by the truth of the world, on the host, at random once.
+"""Selection of queries for patching, from the truth of the world, on the host.
 
-Chains stand in tables, sorted by what has to be equal; the candidates of every question are then
-one range of a table. All of them are looked at, so that a question is dropped only where there is
-none.
+Candidates are looked up in tables of chains that are sorted by the columns that must match. All
+candidates of a query are then one range of a table. Every candidate is considered, so a query is
+dropped only if it has no candidate.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ Rows = Int[np.ndarray, "row"]
 
 
 class Queries(NamedTuple):
-    """Chains as questions, with the answer that is taught, or else follows from the world.
+    """Chains as queries, with their answers.
+
+    The answer is the dataset's answer if the chain is a row of the dataset, else the world's
+    answer.
 
     Attributes:
-      facts: int32 [question, hop].
-      parts: int32 [question, hop + 1]: e1, r1, r2, ...; what is asked.
-      answer: int32 [question], an entity.
-      trained: bool [question], whether it is trained on.
+      facts: int32 [question, hop], fact numbers.
+      parts: int32 [question, hop + 1], entity and relation numbers of the prompt: e1, r1, r2, ...
+      answer: int32 [question], an entity number.
+      trained: bool [question], whether the query is a training row.
     """
 
     facts: Int[np.ndarray, "question hop"]
@@ -36,19 +39,19 @@ class Queries(NamedTuple):
     trained: Bool[np.ndarray, " question"]
 
     def only(self, keep: np.ndarray) -> Queries:
-        """Some of them, by their numbers or a mask."""
+        """Return the queries that are selected by an index array or a mask."""
         return Queries(*(column[keep] for column in self))
 
 
 def all_queries(dataset: Dataset) -> Queries:
-    """Every chain of the world, ordered by its fact numbers."""
+    """Return every chain of the world, ordered by its fact numbers."""
     world = world_of(dataset)
     chains = enumerate_chains(world, dataset.hops)
     of_rows = np.column_stack(columns(dataset.truth, "fact"))
     asked = np.flatnonzero(of_rows[:, -1] >= 0)
     keys = prefix_keys(np.concatenate([chains.facts, of_rows[asked]]), world.n_facts)[:, -1]
     keys, of_asked = keys[: len(chains)], keys[len(chains) :]
-    place = np.searchsorted(keys, of_asked)  # enumerated in the order of their keys
+    place = np.searchsorted(keys, of_asked)  # `keys` is sorted: chains are ordered by key
     answer, trained = chains.entities[:, -1].astype(np.int32), np.zeros(len(chains), bool)
     answer[place] = dataset.truth["answer"][asked]
     trained[place[asked < dataset.n_train]] = True
@@ -56,14 +59,21 @@ def all_queries(dataset: Dataset) -> Queries:
 
 
 def queries_of_rows(dataset: Dataset, rows: Rows) -> Queries:
-    """The questions of some rows of chains."""
+    """Return the queries of some rows, which must be chains."""
     facts = np.column_stack([column[rows] for column in columns(dataset.truth, "fact")])
     chains = Chains(world_of(dataset), facts)
     return Queries(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
 
 
 def have_roles(dataset: Dataset, questions: Queries, first: str) -> Bool[np.ndarray, " question"]:
-    """Whose first fact has one of the roles `first`, and whose later ones training allows there."""
+    """Return which queries have a first fact with a role in `first` and later facts as in training.
+
+    Args:
+      dataset: a dataset of a chain task.
+      questions: the queries to test.
+      first: allowed roles of the first fact, as letters of `ROLES`. Later facts must have a role
+        that training allows at their hop.
+    """
     chains = Chains(world_of(dataset), questions.facts)
     return chains.allows(first, *(training_roles(hop) for hop in range(1, dataset.hops)))
 
@@ -74,13 +84,13 @@ def random_matches(
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " row"]:
-    """For every row, one of the items with the same key that fit it, at random; -1 for none.
+    """Draw for every row a random item that has the same key and fits the row; -1 if there is none.
 
     Args:
-      asked: of the rows.
-      table: of the items.
-      fits: of (row, item) numbers, [pair] each: bool [pair].
-      random: the choice.
+      asked: keys of the rows.
+      table: keys of the items.
+      fits: function of row numbers [pair] and item numbers [pair]; returns bool [pair].
+      random: random generator for the choice.
     """
     size = int(max(asked.max(initial=0), table.max(initial=0))) + 1
     keys = prefix_keys(np.concatenate([asked, table]), size)[:, -1]
@@ -100,12 +110,17 @@ def random_matches(
 def look_up_answers(
     questions: Queries, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, " question"]:
-    """The answers to `parts` where `questions` has them, which has each at most once; else -1."""
+    """Return the answers of the queries in `questions` that ask for `parts`; -1 without a query.
+
+    Args:
+      questions: queries; each combination of parts occurs at most once.
+      parts: parts to look up.
+    """
     found = random_matches(
         parts,
         questions.parts,
         lambda row, item: np.ones(len(row), bool),
-        np.random.default_rng(0),  # there is nothing to choose
+        np.random.default_rng(0),  # unused: there is at most one match
     )
     return np.where(found >= 0, questions.answer[found], np.int32(-1))
 
@@ -113,13 +128,13 @@ def look_up_answers(
 def prompt_tokens(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:
-    """The prompts that ask for `parts`, in the order in which this dataset spells them."""
+    """Return the prompts that ask for `parts`, in the token order of this dataset."""
     shift = np.array([0] + [world_of(dataset).n_entities] * dataset.hops, np.int32)
     return (parts + shift)[:, prompt_order(dataset)].astype(np.int32)
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """The number of the part (of e1, r1, r2, ...) at each position of a prompt."""
+    """Return for each position of a prompt the index of its part in (e1, r1, r2, ...)."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
 

@@ -1,7 +1,7 @@
-"""States and truth variables: what most instruments start from.
+"""States and truth variables, which most instruments start from.
 
-`S[layer, pos]` is the residual after `layer` blocks, before the final norm: layer 0 is the sum of
-token and position embeddings, layer `depth` is what the final norm reads.
+`S[layer, pos]` is the residual stream after `layer` blocks, before the final norm. Layer 0 is the
+sum of token and position embeddings. Layer `depth` is the input of the final norm.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from implicit_reasoning.worlds.clusters import clusters_of
 def residuals(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "layer batch pos d_model"]:
-    """`S[layer, pos]` of every row."""
+    """Return `S[layer, pos]` for every layer and position of a batch."""
     sites = model.resid_sites
     _, found = model.forward(params, tokens, sites=sites)
     return jnp.stack([found[site] for site in sites])
 
 
 class Variables(NamedTuple):
-    """Truth about some rows, as classes.
+    """Truth variables of some rows, as classes.
 
     Attributes:
-      names: such as e1, r1, e2, r2, e3.
-      values: int32 [variable, row], numbers of entities or relations; -1 where a row has none.
-      tokens: int32 [variable, row], the token of each value.
-      kinds: "entity" or "relation", by variable.
-      first_token: {"entity": 0, "relation": n_entities}: the token of number 0 of a kind.
-      sizes: {"entity": .., "relation": ..}: how many there are.
+      names: names of the variables, such as e1, r1, e2, r2, e3.
+      values: int32 [variable, row], entity or relation numbers; -1 if a row has no such variable.
+      tokens: int32 [variable, row], the token of each value; -1 if there is none.
+      kinds: "entity" or "relation", for each variable.
+      first_token: {"entity": 0, "relation": n_entities}, the token of value 0 of each kind.
+      sizes: {"entity": n_entities, "relation": n_relations}, the number of values of each kind.
     """
 
     names: tuple[str, ...]
@@ -49,17 +49,21 @@ class Variables(NamedTuple):
 
 
 def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variables:
-    """The variables of a task of chains: e1, r1, e2, ..., `answer`, and `decoy` if it has one.
+    """Return the variables of a chain task: e1, r1, e2, ..., `answer`, and `decoy` if it exists.
 
-    `answer` is what is taught; e3 is what follows from the world, which is the same but in tasks
-    that teach something else, and only where it is not the same are both there.
+    `answer` is the answer that training teaches. The last entity (e3 with two hops) is the answer
+    that follows from the world. It is included only if it differs from `answer` for some chain.
+
+    Args:
+      dataset: a dataset of a chain task.
+      rows: [row], the rows to describe.
 
     Raises:
-      NotApplicable: the task is not one of chains, or spells an entity in two tokens.
+      NotApplicable: the task is not a chain task, or it spells an entity with two tokens.
     """
     need_chains(dataset)
     world, truth = dataset.world, dataset.truth
-    assert world is not None  # chains are of a world
+    assert world is not None  # every chain task has a world
     hops = dataset.hops
     last = f"e{hops + 1}"
     names = [n for hop in range(1, hops + 1) for n in (f"e{hop}", f"r{hop}")] + ["answer"]
@@ -83,7 +87,7 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise `NotApplicable` unless this is a task of chains whose entities are one token each."""
+    """Raise `NotApplicable` unless this is a chain task whose entities are one token each."""
     if "r2" not in dataset.truth or dataset.world is None:
         raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(
@@ -96,7 +100,11 @@ def need_chains(dataset: Dataset) -> None:
 
 
 def chain_splits(dataset: Dataset) -> tuple[str, ...]:
-    """The splits of whole chains, in order; `NotApplicable` where the task is not one of chains."""
+    """Return the non-empty splits that consist of complete chains, in order.
+
+    Raises:
+      NotApplicable: the task is not a chain task.
+    """
     need_chains(dataset)
     last = dataset.truth[f"fact{dataset.hops}"]
     return tuple(
@@ -109,24 +117,34 @@ def chain_splits(dataset: Dataset) -> tuple[str, ...]:
 def choose_rows(
     dataset: Dataset, splits: Sequence[str], most: int
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """The first `most` probe rows of each split (they are in random order): `(rows, group)`."""
+    """Return the first `most` probe rows of each split; probe rows are in random order.
+
+    Returns:
+      `(rows, group)`, both [row]; `group` is the index of the split.
+    """
     parts = [dataset.probes(split)[:most] for split in splits]
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return np.concatenate(parts), group
 
 
 def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "row pos"]:
-    """The tokens of the prompts, the answers cut off; all of one length."""
+    """Return the tokens of the prompts, without the answers; all prompts have the same length."""
     return dataset.tokens[rows, : len(dataset.positions)]
 
 
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """A number for each state, by position: in a causal model it depends on the prefix only."""
+    """Return a number for each state, by position; equal numbers mean equal prefixes.
+
+    In a causal model a state depends on its prefix only.
+    """
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
 
 
 def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Clusters of chains by position: the state; where it knows the bridge, the bridge."""
+    """Return the cluster of each row, by position, for a chain task.
+
+    The cluster is the bridge at positions whose prefix determines the bridge, else the prefix.
+    """
     bridges = clusters_of(dataset, rows)
     return np.stack(
         [bridges if determines(key, bridges) else key for key in state_keys(dataset, rows)]
@@ -134,6 +152,6 @@ def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.nd
 
 
 def determines(key: Int[np.ndarray, " row"], value: Int[np.ndarray, " row"]) -> bool:
-    """Whether rows of one key all have one value."""
+    """Return whether all rows with the same key have the same value."""
     pairs = np.unique(np.stack([key, value.astype(np.int64)], axis=1), axis=0)
     return len(pairs) == len(np.unique(key))

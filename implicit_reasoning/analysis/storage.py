@@ -1,8 +1,8 @@
-"""Results on disk: what identifies one, when two can be merged, and writing under a lock.
+"""Results on disk: their identity, merging, and writing under a lock.
 
-A result is identified by its instrument, its version, its options, the world and the model. Results
-of one identity merge by step. `analysis/<instrument>.nc` of a run holds one result; so does
-`dictionaries/<set>/measured/<instrument>.nc`.
+The identity of a result is its instrument, version, options, world and model (see `identity_of`).
+Results with equal identities are merged by step. The files `analysis/<instrument>.nc` of a run and
+`dictionaries/<set>/measured/<instrument>.nc` hold one result each.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.statistics import INTERVALS
 
 CHECKPOINTS = "checkpoints"
-"""Attribute of a result that is kept in a run: a fingerprint of the parameters of every step."""
+"""Attribute of a result of a run: a fingerprint of the parameters at each step."""
 
 DICTIONARIES = "dictionaries"
-"""Attribute of a result of dictionaries: a fingerprint of those of every step."""
+"""Attribute of a result of dictionaries: a fingerprint of the dictionaries at each step."""
 
 BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
 
 def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
-    """What has to be equal for numbers to be comparable.
+    """Return the attributes that two results must share for their numbers to be comparable.
 
-    The wording of `definition` is not part of it.
+    The wording of `definition` is not part of the identity.
     """
     return {
         "instrument": instrument.name,
         "version": instrument.version,
-        # As they are read back from a file.
+        # Options are normalised to the form in which a file returns them.
         "options": plain(instrument.options(), f"the options of instrument {instrument.name!r}"),
         "seed": SEED,
         "intervals": INTERVALS,
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
-        # Numbers against the last checkpoint are others once training went on.
+        # A comparison with the last checkpoint changes when training continues.
         "reference": subject.steps[-1] if _has_reference(instrument) else None,
     }
 
@@ -57,11 +57,11 @@ def _has_reference(instrument: BaseInstrument) -> bool:
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """How the identity in a result's attributes differs from `now`: `{what: (old, now)}`.
+    """Return how the identity in a result's attributes differs from `now`, as `{name: (old, now)}`.
 
-    Results that were kept before instruments had options are of instruments without. Results that
-    do not name their intervals have percentiles of a bootstrap by first fact. Attributes of the
-    model that were added since have the value that reproduces what the model did.
+    Attributes that older versions did not write get these defaults: a result without options has
+    none, a result that does not name its intervals has percentile bootstrap intervals by first
+    fact, and a missing model attribute has the value that reproduces the old behaviour.
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
     if isinstance(was.get("model"), Mapping):
@@ -70,7 +70,7 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
 
 def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
-    """Raise an `InputError` if a result has another identity, such as another version."""
+    """Raise an `InputError` if a result has a different identity, such as another version."""
     for what, (was, now) in differences(old.attrs, identity).items():
         another = f"other {what}" if what == "options" else f"another {what}"
         raise InputError(
@@ -80,9 +80,9 @@ def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
 
 
 def check_fingerprints(old: xr.Dataset, run: Run) -> None:
-    """Raise an `InputError` if the last checkpoint of a result has other parameters now.
+    """Raise an `InputError` if the parameters of the last measured checkpoint have changed.
 
-    Results from before fingerprints were noted are not checked.
+    Results without fingerprints, from older versions, are not checked.
     """
     prints = {int(step): found for step, found in old.attrs.get(CHECKPOINTS, {}).items()}
     known = [step for step in prints if step in run.steps]
@@ -95,16 +95,17 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
 
 
 def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Put new steps into what was measured before; a step that is in both is taken from `new`.
+    """Merge the steps of two results; a step that is in both is taken from `new`.
 
-    Results are by `step`, or, of dictionaries, by `member`, each of which has a step.
+    Results of runs have the dimension `step`. Results of dictionaries have the dimension `member`,
+    and each member has a step.
     """
     [along] = new["step"].dims
     stay = ~np.isin(old["step"].values, new["step"].values)
     both = new
     if stay.any():
         parts = [old.isel({along: stay}), new]
-        # Dictionaries and their baselines may differ in how many features there are.
+        # Dictionaries and their baselines may have different numbers of features.
         both = xr.concat(
             parts, along, data_vars="minimal", coords="different", compat="equals", join="outer"
         )
@@ -115,7 +116,10 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 
 
 def version_of_file(path: Path) -> tuple[int, int] | None:
-    """What tells a file from the next one of that name; None where there is no file."""
+    """Return the inode and modification time of a result file; None if it does not exist.
+
+    They change when the file is replaced by another one with the same name.
+    """
     path = find_result(path)
     if not path.exists():
         return None
@@ -130,16 +134,16 @@ def save_merged(
     *,
     stale: tuple[int, int] | None = None,
 ) -> None:
-    """Write a result, merged with the one that is there, which may be another process's.
+    """Write a result, merged with an existing file, which another process may have written.
 
     Args:
-      path: of the file.
-      new: the result.
-      identity: of the result.
-      stale: `version_of_file` of the file that the result replaces; any other is merged with.
+      path: path of the file.
+      new: the result to write.
+      identity: identity of the result.
+      stale: `version_of_file` of the file to replace. The result is merged with any other file.
 
     Raises:
-      InputError: another process wrote a result of another identity; `new` is not kept.
+      InputError: another process wrote a result with a different identity; `new` is not written.
     """
     with wait_for_lock(path.parent):
         there = version_of_file(path)

@@ -1,4 +1,4 @@
-"""What can be measured: a run, or weights in memory, from wherever they are."""
+"""Objects that instruments can measure: a run, or weights in memory."""
 
 from __future__ import annotations
 
@@ -16,38 +16,47 @@ from implicit_reasoning.worlds import Dataset
 
 @runtime_checkable
 class Subject(Protocol):
-    """What can be measured: a `Run`, or anything with a model, its data and its checkpoints."""
+    """An object that instruments can measure: a `Run`, or a model with data and checkpoints."""
 
     @property
     def model(self) -> Transformer:
-        """The model."""
+        """The model of all checkpoints."""
         ...
 
     @property
     def dataset(self) -> Dataset:
-        """What it was trained on, with its truth."""
+        """The dataset that the model was trained on, with its truth columns."""
         ...
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Checkpoints, ascending."""
+        """Training steps of the checkpoints, ascending."""
         ...
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Parameters of some checkpoints, stacked along a leading axis, on the device.
+        """Load parameters of some checkpoints, stacked along a leading axis, on the device.
 
         Args:
-          steps: which; one may be asked for more than once.
-          sharding: where they are to be; None: on the default device.
+          steps: the checkpoints to load; a step may occur more than once. None loads all.
+          sharding: sharding of the result; None uses the default device.
+
+        Returns:
+          The parameter pytree; every leaf has a leading axis of checkpoints.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Weights as checkpoints 0, 1, ... of one model: planted, random, or imported."""
+    """Weights in memory (planted, random or imported) as checkpoints 0, 1, ... of one model.
+
+    Attributes:
+      model: the model of all checkpoints.
+      dataset: the dataset to measure on.
+      checkpoints: the parameters of each checkpoint.
+    """
 
     model: Transformer
     dataset: Dataset
@@ -55,13 +64,13 @@ class InMemory:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Their numbers."""
+        """The checkpoint numbers, 0 to `len(checkpoints) - 1`."""
         return tuple(range(len(self.checkpoints)))
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Those asked for, stacked; one may be asked for more than once."""
+        """Return the chosen checkpoints, stacked along a leading axis; see `Subject.params`."""
         chosen = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
         stacked = _stacked(*chosen)
         return stacked if sharding is None else jax.device_put(stacked, sharding)
@@ -69,5 +78,5 @@ class InMemory:
 
 @jax.jit
 def _stacked(*trees: Params) -> Params:
-    """One program for all leaves, not one for each shape."""
+    """Stack all leaves in one compiled program, instead of one program for each shape."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,4 +1,4 @@
-"""The rest of a forward pass, up to the answer: from the tokens, or from an edited state on."""
+"""Forward pass to the answer, from the tokens or from an edited state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from implicit_reasoning.model.wirings import forward_at
 def final_logits(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "batch d_vocab"]:
-    """Logits at the last position, where nothing else is wanted of a run."""
+    """Compute the logits at the last position only."""
     return forward_at(model, params, tokens)[0][:, 0]
 
 
@@ -21,7 +21,14 @@ def logits_from_layer(
     resid: Float[Array, "batch pos d_model"],
     layer: int,
 ) -> Float[Array, "batch d_vocab"]:
-    """Logits at the last position when `S[layer]` is `resid`; nothing before it is computed."""
+    """Compute the logits at the last position for a given `S[layer]`; earlier layers are skipped.
+
+    Args:
+      model: the model; static.
+      params: parameters of one checkpoint.
+      resid: the residual stream after `layer` blocks.
+      layer: 0 to `depth`.
+    """
     network, depth = model.bind(params), model.spec.depth
     for later in range(layer, depth - 1):
         resid = network.block(later)(resid, HookContext())
@@ -38,5 +45,14 @@ def answer_after_patch(
     pos: Int[Array, ""] | int,
     states: Float[Array, "batch d_model"],
 ) -> Int[Array, " batch"]:
-    """The answer (a token) when `S[layer, pos]` becomes `states`, the rest of `S[layer]` stays."""
+    """Return the most likely token at the last position after replacing one state.
+
+    Args:
+      model: the model; static.
+      params: parameters of one checkpoint.
+      resid: `S[layer]` before the patch.
+      layer: layer of the patch.
+      pos: position of the patch; may be traced.
+      states: new values of `S[layer, pos]`.
+    """
     return logits_from_layer(model, params, resid.at[:, pos].set(states), layer).argmax(-1)

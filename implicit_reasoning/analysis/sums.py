@@ -1,8 +1,8 @@
 """Sums of outcomes by group and cluster, on the device.
 
-An instrument with many cells (neurons, edges) has an outcome for each cell and example, which may
-not fit into the memory of the host. An interval needs the sum over each cluster only (see
-`statistics.ClusterSums`), so where that is smaller, sums leave the device.
+An instrument with many cells (neurons, edges) has one outcome for each cell and example. These
+outcomes may not fit into host memory. A confidence interval only needs the sum over each cluster
+(see `statistics.ClusterSums`), so the device returns sums where they are smaller than the outcomes.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ from jaxtyping import Array, Bool, Int, Num
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
 
 MIN_OUTCOMES = 2**18
-"""Outcomes of one checkpoint below which nothing is gained: 2 MB in float64, on the host."""
+"""Minimum number of outcomes of one checkpoint for sums to be worthwhile: 2 MB in float64."""
 
 _BLOCK = 2**20
-"""Outcomes that are summed at the same time: what is computed of them takes little memory."""
+"""Number of outcomes that are summed at the same time; it bounds the memory for intermediates."""
 
 _ROUNDED = 64
-"""Sums are padded to a multiple of this, so worlds of about as many clusters share a program."""
+"""The number of sums is padded to a multiple of this.
+
+Worlds with similar numbers of clusters then share one compiled program.
+"""
 
 
 class GroupClusterPairs(NamedTuple):
-    """Which pair of a group and a cluster an example belongs to, at every place.
+    """The (group, cluster) pair of each example, at every place.
 
-    Places are those along `Examples.cluster_dim`; without one there is one place.
+    Places are the indices along `Examples.cluster_dim`. Without a `cluster_dim` there is one place.
 
     Attributes:
-      pair: [place, example], by group, then by cluster; an example that does not count has the
-        number of pairs there are.
-      group: [place, example]; for one that does not count, the number of groups.
+      pair: int32 [place, example], the pair number; pairs are numbered by group, then by cluster.
+        It is `SumsLayout.n_sums` for an example that does not count.
+      group: int32 [place, example], the group number. It is the number of groups for an example
+        that does not count.
     """
 
     pair: Int[np.ndarray, "place example"] | Int[Array, "place example"]
@@ -44,13 +48,13 @@ class GroupClusterPairs(NamedTuple):
 
 
 class SumsLayout(NamedTuple):
-    """What is static about sums.
+    """The static (hashable) description of sums.
 
     Attributes:
-      n_sums: pairs of a group and a cluster, padded, at the place that has most.
-      n_groups: groups.
-      cluster_dim: the dimension of outcomes along which the places of `GroupClusterPairs` are, if
-        any.
+      n_sums: number of (group, cluster) pairs at the place with the most pairs, padded.
+      n_groups: number of groups.
+      cluster_dim: the dimension of outcomes that corresponds to the places of `GroupClusterPairs`;
+        None if there is one place.
       outputs: names of the outputs that are summed.
     """
 
@@ -61,15 +65,15 @@ class SumsLayout(NamedTuple):
 
 
 class DeviceSums(NamedTuple):
-    """Sums of one output of one checkpoint; with leading axes for several.
+    """Sums of one output of one checkpoint; arrays of several checkpoints have a leading axis.
 
     Attributes:
-      least: float32 [*cell, group], smallest value that counts; infinite where none does.
-      sums: float32 [*cell, pair], of distances from it.
-      sizes: float32 [*cell, pair], examples that count; None where all do.
-      other: bool [place, example], whether an outcome that counts is neither 0 nor 1.
-      outside: bool [place, example], whether one is outside of [0, 1].
-      infinite: int32 [place, example], in how many cells an outcome that counts is not finite.
+      least: float32 [*cell, group], the smallest value that counts; infinite if no value counts.
+      sums: float32 [*cell, pair], sums of the differences between the values and `least`.
+      sizes: float32 [*cell, pair], number of examples that count; None if all examples count.
+      other: bool [place, example], whether any outcome that counts is neither 0 nor 1.
+      outside: bool [place, example], whether any outcome that counts is outside of [0, 1].
+      infinite: int32 [place, example], number of cells whose outcome counts and is not finite.
     """
 
     least: Any
@@ -81,7 +85,14 @@ class DeviceSums(NamedTuple):
 
 
 def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
-    """Number the pairs of groups and clusters of some examples."""
+    """Number the (group, cluster) pairs of some examples.
+
+    Args:
+      examples: the examples, with their groups and clusters.
+
+    Returns:
+      The pair of each example, and the layout of the sums without the names of outputs.
+    """
     clusters = examples.clusters if examples.cluster_dim else examples.clusters[None]
     n_groups = len(examples.groups)
     counted = (clusters >= 0) & (examples.group >= 0)
@@ -103,15 +114,15 @@ def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
 def outputs_to_sum(
     instrument: Instrument, sizes: Mapping[str, int], layout: SumsLayout
 ) -> tuple[str, ...]:
-    """The outputs of which sums, and not outcomes by example, leave the device.
+    """Return the names of the outputs that leave the device as sums instead of outcomes by example.
 
-    They are those with at least `MIN_OUTCOMES` outcomes for a checkpoint, and at most half as many
-    sums; where not all examples count, the sizes of clusters are counted as sums too.
+    These outputs have at least `MIN_OUTCOMES` outcomes per checkpoint and at most half as many sums
+    as examples. If not all examples count, the cluster sizes are counted as additional sums.
 
     Args:
-      instrument: with its outputs.
-      sizes: of all dimensions.
-      layout: of the sums.
+      instrument: the instrument that declares the outputs.
+      sizes: size of each dimension.
+      layout: layout of the sums.
     """
     n_examples, chosen = sizes[EXAMPLE], []
     for name, dims in instrument.outputs.items():
@@ -126,10 +137,16 @@ def outputs_to_sum(
 def sum_outputs(
     instrument: Instrument, outputs: Mapping[str, Any], pairs: GroupClusterPairs, layout: SumsLayout
 ) -> dict[str, Any]:
-    """The outputs of one checkpoint, with sums in place of outcomes for those of the layout.
+    """Replace the outcomes of the outputs in `layout.outputs` by their sums; traced.
 
-    Traced. Whole numbers, which float32 may not hold, stay as they are; so do outputs that have
-    not the dimensions that are declared, for `Instrument.check` to refuse.
+    Two kinds of outputs are left unchanged. Integers may be too large for float32. Outputs whose
+    number of dimensions differs from the declared number are rejected later by `Instrument.check`.
+
+    Args:
+      instrument: the instrument that declares the outputs.
+      outputs: the outputs of one checkpoint.
+      pairs: the (group, cluster) pair of each example.
+      layout: layout of the sums.
     """
     found = dict(outputs)
     for name in layout.outputs:
@@ -157,14 +174,15 @@ def sum_by_cluster(
     layout: SumsLayout,
     axis: int | None,
 ) -> DeviceSums:
-    """Sum the outcomes of one checkpoint, a block of cells at a time.
+    """Sum the outcomes of one checkpoint by group and cluster, one block of cells at a time.
 
     Args:
-      values: outcomes.
-      counted: which count, with as many axes, some of them of size 1; None for all.
-      pairs: of the examples.
-      layout: of the sums.
-      axis: of `values`, along which the places of `pairs` are; None: all cells are at the first.
+      values: the outcomes.
+      counted: whether each outcome counts; it has as many axes as `values`, and axes of size 1 are
+        broadcast. None: all outcomes count.
+      pairs: the (group, cluster) pair of each example.
+      layout: layout of the sums.
+      axis: axis of `values` that corresponds to the places of `pairs`; None: all cells use place 0.
     """
     cells, n_examples = values.shape[:-1], values.shape[-1]
     places = 1 if axis is None else cells[axis]
@@ -199,7 +217,7 @@ def sum_by_cluster(
     found = jax.lax.map(one, jnp.asarray(grid.reshape(-1, 3)))
 
     def whole(part: Any) -> Any:
-        """[number of block, sum, cell of block] as [*cell, sum]."""
+        """Reshape [block, sum, cell of block] to [*cell, sum]."""
         part = part.reshape(*grid.shape[:3], -1, rows, block).transpose(0, 4, 1, 2, 5, 3)
         return part.reshape(*cells, part.shape[-1])
 
@@ -210,7 +228,7 @@ def sum_by_cluster(
     return DeviceSums(
         whole(least),
         whole(sums),
-        None if counted is None else whole(sizes),  # else the compiler drops them
+        None if counted is None else whole(sizes),  # if None, the compiler removes the computation
         by_example(other).any((1, 2)),
         by_example(outside).any((1, 2)),
         by_example(infinite).sum((1, 2)),
@@ -218,9 +236,10 @@ def sum_by_cluster(
 
 
 def _summed(values: Any, there: Any, pair: Any, group: Any, layout: SumsLayout) -> tuple[Any, ...]:
-    """Of values [example, cell]: sums [pair, cell], and what is said by example.
+    """Compute the fields of `DeviceSums` for one block of values [example, cell].
 
-    Examples that do not count have numbers beyond the last, which are dropped.
+    Sums and sizes are [pair, cell], `least` is [group, cell], and flags are [example]. An example
+    that does not count has a pair number beyond the last pair, so `segment_sum` drops it.
     """
     least = jax.ops.segment_min(jnp.where(there, values, jnp.inf), group, layout.n_groups)
     least = jnp.where(jnp.isfinite(least), least, jnp.inf)
@@ -237,6 +256,6 @@ def _summed(values: Any, there: Any, pair: Any, group: Any, layout: SumsLayout) 
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is not above `most`, or 1."""
+    """Return the largest divisor of `number` that is at most `most`, or 1."""
     fitting = range(min(number, max(most, 1)), 0, -1)
     return next(divisor for divisor in fitting if number % divisor == 0)
