@@ -1,4 +1,4 @@
-"""From outcomes by example, or their sums by cluster, to means with intervals and their n."""
+"""Aggregation of outcomes by example, or of their sums by cluster, to means with intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from implicit_reasoning.statistics import (
 )
 
 _BLOCK = 2**20
-"""Sums by cluster whose intervals are computed at the same time, in float64: 8 MB an array."""
+"""Number of cluster sums whose intervals are computed at the same time: 8 MB per float64 array."""
 
 
 def aggregate(
@@ -29,18 +29,18 @@ def aggregate(
     coords: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
 ) -> xr.Dataset:
-    """Average outcomes by example within each group; keep other outputs as they are.
+    """Average outcomes by example within each group; keep other outputs unchanged.
 
-    Intervals are of 95%, by clusters. `n_examples` and `n_states` (distinct clusters) are by group,
-    and by `cluster_dim` where clusters differ along one.
+    Intervals have 95% coverage and are computed from clusters. The result also has `n_examples` and
+    `n_states` (the number of distinct clusters) by group, and by `cluster_dim` if there is one.
 
     Args:
-      instrument: that was run.
-      outputs: each with a leading axis of steps; of an output by example its outcomes, or their
-        sums.
-      examples: that it was run on.
-      coords: labels of dimensions.
-      steps: that were measured.
+      instrument: the instrument that was run.
+      outputs: the outputs, each with a leading axis of steps. An output by example is given as
+        outcomes or as sums.
+      examples: the examples that were measured.
+      coords: labels by dimension.
+      steps: the steps that were measured.
 
     Raises:
       InputError: an outcome that counts is not finite.
@@ -73,7 +73,7 @@ def aggregate(
 def _counted(
     instrument: BaseInstrument, outputs: Mapping[str, Any], name: str
 ) -> np.ndarray | None:
-    """Which examples count for an output, with an axis for each of its own; None where all do."""
+    """Return which examples count for an output, broadcastable to its shape; None if all count."""
     if name not in instrument.given:
         return None
     condition = instrument.given[name]
@@ -111,13 +111,17 @@ class _Parts:
     def average(
         self, values: np.ndarray, dims: tuple[str, ...], counted: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """Mean, ends of the interval and, where not all count, n; the group's axis is the second.
+        """Compute the mean, the ends of its interval and, unless all examples count, n.
 
         Args:
-          values: of `dims`, then by example.
-          dims: the first is the step.
-          counted: which count, of the same shape or, where that is the same all along an axis, of
-            size 1 there; None for all.
+          values: outcomes with the dimensions `dims`, then example.
+          dims: names of the dimensions; the first is the step.
+          counted: which outcomes count; it has the axes of `values`, and axes of size 1 are
+            broadcast. None: all outcomes count.
+
+        Returns:
+          Arrays [step, group, ...]: mean, low, high and, if `counted` is given, the number of
+          clusters.
         """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
@@ -138,7 +142,7 @@ class _Parts:
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
 
     def average_sums(self, sums: DeviceSums, dims: tuple[str, ...]) -> list[np.ndarray]:
-        """The same from sums by group and cluster; `dims` as for `average`."""
+        """Compute the same as `average` from sums by group and cluster."""
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         pairs, _ = find_pairs(self._examples)
         places = range(len(pairs.pair)) if axis is not None else [0]
@@ -147,7 +151,7 @@ class _Parts:
             found = []
             for place in places:
                 own = np.flatnonzero(pairs.group[place] == group)
-                # Pairs are numbered by group, so those of a group lie together.
+                # Pairs are numbered by group, so the pairs of a group are contiguous.
                 numbers, sizes = np.unique(pairs.pair[place, own], return_counts=True)
                 here = slice(numbers[0], numbers[-1] + 1) if len(numbers) else slice(0, 0)
                 flags = [flag[:, place, own] for flag in (sums.other, sums.outside, sums.infinite)]
@@ -169,7 +173,7 @@ def _place(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
 
 
 def _check_finite(infinite: np.ndarray) -> None:
-    """Raise what `ClusterIntervals` raises; counts are by example."""
+    """Raise the same `InputError` as `ClusterIntervals`; `infinite` has counts by example."""
     if infinite.any():
         raise InputError(
             f"{infinite.sum()} values are not finite: drop those examples and their clusters"
@@ -177,7 +181,10 @@ def _check_finite(infinite: np.ndarray) -> None:
 
 
 def _in_blocks(found: ClusterSums, n_examples: int) -> np.ndarray:
-    """float32 [3 or 4, ...]: mean, low, high, and n if not all count; some cells at a time."""
+    """Return float32 [3 or 4, ...]: mean, low, high, and n unless all examples count.
+
+    Intervals are computed for one block of cells at a time, which bounds the memory.
+    """
     shape, n_sums = found.least.shape, found.sums.shape[-1]
     least, sums = found.least.reshape(-1), found.sums.reshape(-1, n_sums)
     alike = found.sizes.ndim == 1
@@ -203,7 +210,7 @@ def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
 def _interval(
     values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, intervals: ClusterIntervals
 ) -> np.ndarray:
-    """float32 [3 or 4, ...]: mean, low, high over the last axis, and n if not all count."""
+    """Return float32 [3 or 4, ...]: mean, low, high over the last axis, and n if `counted` is given."""
     if counted is None:
         return _kept(intervals.interval(values[..., rows]), all_count=True)
     given = intervals.interval_given(values[..., rows], counted[..., rows])
@@ -211,6 +218,6 @@ def _interval(
 
 
 def _kept(found: Interval, *, all_count: bool) -> np.ndarray:
-    """What results hold: float32 [3, ...], or [4, ...] with the number of clusters that count."""
+    """Return the saved fields: float32 [3, ...], or [4, ...] with the cluster count."""
     kept = [found.mean, found.low, found.high, *([] if all_count else [found.n_clusters])]
     return np.stack(kept).astype(np.float32)

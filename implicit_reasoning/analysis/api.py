@@ -1,4 +1,4 @@
-"""`analyze(run, "lens")`: find instruments by name, measure what is missing, keep it in the run."""
+"""The function `analyze(run, "lens")`, which measures missing steps and saves the result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INSTRUMENTS = {
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
 }
-"""Those that come with the lab, in the order of the report; others are found by import path."""
+"""Import paths of the built-in instruments by name, in the order of the report."""
 
 
 def analyze(
@@ -55,26 +55,27 @@ def analyze(
     again: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Measure a run's checkpoints with one instrument, and keep it in `analysis/<name>.nc`.
+    """Measure a run's checkpoints with one instrument, and save the result in `analysis/<name>.nc`.
 
-    What is kept already is not measured again; new steps are merged into it. Numbers against the
-    last checkpoint are measured anew, with all steps that were there, once training went on.
+    Steps that are already saved are not measured again; new steps are merged into the result. If an
+    instrument compares with the last checkpoint and training has continued, all saved steps are
+    measured again.
 
     Args:
-      run: to measure.
-      instrument: its name (of `INSTRUMENTS`, or `package.module:Class`, or
-        `/path/to/file.py:Class`), or the instrument itself.
-      steps: which checkpoints; all by default.
-      again: measure also what is there, and forget what was.
-      progress: show a bar on standard error.
+      run: the run to measure.
+      instrument: an instrument, or its name: a key of `INSTRUMENTS`, `package.module:Class`, or
+        `/path/to/file.py:Class`.
+      steps: steps of the checkpoints; default: all.
+      again: discard the saved result and measure again.
+      progress: show a progress bar on standard error.
 
     Returns:
-      The result, with all steps there are.
+      The result, with all saved and new steps.
 
     Raises:
-      NotApplicable: the instrument is not for this run's task.
-      InputError: no such instrument or step, or a result is there of another version of it, or
-        with other options.
+      NotApplicable: the instrument cannot be used for this run's task.
+      InputError: the instrument or a step does not exist, or the saved result has another version
+        or other options.
     """
     return analyze_runs([run], instrument, steps=steps, again=again, progress=progress)[0]
 
@@ -87,13 +88,16 @@ def analyze_runs(
     again: bool = False,
     progress: bool = True,
 ) -> list[xr.Dataset]:
-    """`analyze` for several runs, such as seeds: those of one model and dataset in one program.
+    """Run `analyze` for several runs; runs with equal model and dataset share one program.
 
-    Each run keeps its own result. To have them in one array: `xr.concat(results, "run")`, and
-    `statistics.mean_over_seeds` for their mean.
+    Each run has its own result. `xr.concat(results, "run")` combines them into one array, and
+    `statistics.mean_over_seeds` computes their mean.
+
+    Returns:
+      The result of each run.
     """
     instrument = find_instrument(instrument)
-    # Parameters are read once, to be measured and to be fingerprinted.
+    # Parameters are needed twice, for measuring and for fingerprints, so keep them in memory.
     runs = [_holding(run, len(runs)) for run in runs]
     paths = [run.files.analysis / f"{instrument.name}.nc" for run in runs]
     before = [storage.version_of_file(path) for path in paths]
@@ -119,7 +123,7 @@ def analyze_runs(
 
 
 def _holding(run: Run, count: int) -> Run:
-    """The run, keeping in memory the checkpoints it reads, unless it does so already."""
+    """Return the run with a cache in memory for the checkpoints that it reads."""
     if isinstance(run.store, CachedStore):
         return run
     return run.with_cache(memory_per_program() // max(1, count))
@@ -128,14 +132,19 @@ def _holding(run: Run, count: int) -> Run:
 def _there(
     run: Run, instrument: Instrument, again: bool, progress: bool
 ) -> tuple[xr.Dataset | None, list[int]]:
-    """The kept result if it can be continued, or else its steps, which are all measured again."""
+    """Return the saved result if it can be continued, else None and the steps to measure again.
+
+    Returns:
+      `(result, [])`, or `(None, steps)`. `steps` is empty if nothing is saved or `again` is set.
+    """
     path = find_result(run.files.analysis / f"{instrument.name}.nc")
     if again or not path.exists():
         return None, []
     old, identity = load_result(path), identity_of(instrument, run)
     different = storage.differences(old.attrs, identity)
-    # Nobody chose otherwise: training went on, and the last checkpoint is another; or this version
-    # of the lab has other intervals, of which a result must not hold two kinds.
+    # Measure again, without an error, if the user chose nothing different. Either training
+    # continued, so that the last checkpoint changed, or this version computes intervals in another
+    # way, and a result must not mix two kinds of intervals.
     changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
     if changed and changed <= {"reference", "intervals"} and (there or "intervals" not in changed):
         if progress:
@@ -154,7 +163,7 @@ def _there(
 def _missing(
     run: Run, old: xr.Dataset | None, steps: Sequence[int] | None, outdated: Sequence[int]
 ) -> tuple[int, ...]:
-    """Steps that are wanted and not yet measured, or no longer as they have to be."""
+    """Return the steps to measure: the wanted steps that are not saved, and all outdated steps."""
     if not run.steps:
         raise InputError(f"{run.files.workdir} has no checkpoints yet; there is nothing to measure")
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
@@ -175,9 +184,21 @@ def analyze_all(
     again: bool = False,
     progress: bool = True,
 ) -> list[str]:
-    """`analyze_runs` with several instruments; returns the names of those that were run.
+    """Run `analyze_runs` with several instruments, and write the table of `used.py`.
 
-    By default these are all that are marked so, but for those that are not for the runs' task.
+    Args:
+      runs: one or several runs.
+      instruments: instruments or names, as for `analyze`. The default is all instruments with
+        `default = True`, except those that cannot be used for the runs' task.
+      steps: steps of the checkpoints; default: all.
+      again: discard saved results and measure again.
+      progress: show progress bars on standard error.
+
+    Returns:
+      The names of the instruments that were run.
+
+    Raises:
+      NotApplicable: a named instrument cannot be used for the runs' task.
     """
     given = [runs] if isinstance(runs, Run) else runs
     memory = memory_per_program() // max(1, len(given))
@@ -199,7 +220,7 @@ def analyze_all(
 
 
 def default_instruments() -> list[Instrument]:
-    """What is measured where nothing is named."""
+    """Return the built-in instruments that run when no instrument is named."""
     found = [find_instrument(name) for name in INSTRUMENTS]
     return [instrument for instrument in found if instrument.default]
 
@@ -207,12 +228,12 @@ def default_instruments() -> list[Instrument]:
 def with_pairs(
     names: Sequence[str], pairs: str | None = None, metrics: Sequence[str] = ()
 ) -> list[Instrument]:
-    """The instruments behind some names, with pairs of prompts and metrics of one's own.
+    """Return instruments that use the given prompt pairs and metrics.
 
     Args:
-      names: as for `find_instrument`; by default `pair_patching`.
-      pairs: a name, or an import path; the instrument's own choice by default.
-      metrics: the same.
+      names: names as for `find_instrument`; default: `pair_patching`.
+      pairs: a name or an import path of pairs; default: the instrument's own default.
+      metrics: names or import paths of metrics; default: the instrument's own default.
 
     Raises:
       InputError: an instrument takes no pairs, or a function is not found.
@@ -234,7 +255,7 @@ def with_pairs(
 
 
 def find_instrument(name: str | Instrument) -> Instrument:
-    """The instrument behind a name; see `analyze`."""
+    """Return the instrument with a given name; see `analyze` for names."""
     if isinstance(name, Instrument):
         return name
     found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
@@ -242,13 +263,13 @@ def find_instrument(name: str | Instrument) -> Instrument:
 
 
 def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
-    """The instrument behind a name, or behind an import path.
+    """Load an instrument by name or import path.
 
     Args:
-      name: in `known`, or an old name of one, or `package.module:Class`, or
+      name: a key of `known`, an old name of such a key, `package.module:Class`, or
         `/path/to/file.py:Class`.
       known: import paths by name.
-      form: that the class has to have.
+      form: the base class that the loaded class must have.
 
     Raises:
       InputError: there is no such instrument.

@@ -1,8 +1,8 @@
-"""One chain for each fact: the distinct states that can be read, and how to hold some of them out.
+"""One chain for each fact: a set of distinct states, and folds that hold some of them out.
 
-Whatever the number of queries, a state depends on its prefix only: 100 states at e1 and 1,000 at r1
-in a world of 100 entities with 10 facts each. So instruments look at one chain for each first fact,
-count equal prefixes once, and hold out whole prefixes.
+A state depends on its prefix only. A world of 100 entities with 10 facts each has 100 states at e1
+and 1,000 at r1, regardless of the number of queries. So instruments use one chain for each first
+fact, count equal prefixes once, and hold out whole prefixes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from implicit_reasoning.analysis.states import need_chains, state_keys
 from implicit_reasoning.worlds import ROLES, Dataset
 
 GROUPS = {"I": "id", "R": "restricted", "H": "held_out", "O": "ood"}
-"""What a group of facts is called, by the role of its facts; the first that exists leads."""
+"""Name of the group of facts with each role. The first group that exists is the leading group."""
 
 
 class FactRows(NamedTuple):
-    """Rows of a dataset, each the only one with its first fact.
+    """Rows of a dataset with distinct first facts.
 
     Attributes:
-      rows: int [row], whole chains.
-      groups: names of the groups, of `GROUPS`; the first is the one that claims are about.
-      group: int [row].
+      rows: int [row], rows of complete chains.
+      groups: names of the groups, from `GROUPS`. Claims are about the first one.
+      group: int [row], the group of each row.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -35,13 +35,18 @@ class FactRows(NamedTuple):
 
 
 def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
-    """One chain, at random, for each fact that is a first hop somewhere.
+    """Choose a random chain for each fact that is the first hop of some chain.
 
-    Where there are more than `most` facts, those of some bridges (e2) are left out and those of
-    the others are all kept, so that a bridge still has enough facts for a probe to learn it.
+    If there are more than `most` facts, bridges (e2) are drawn at random and all their facts are
+    kept. Each of these bridges then still has enough facts to train a probe.
+
+    Args:
+      dataset: a dataset of a chain task.
+      most: maximum number of facts. It is exceeded only if a single bridge has more facts.
+      seed: seed of the random choice.
 
     Raises:
-      InputError: the task is not one of chains.
+      NotApplicable: the task is not a chain task.
     """
     need_chains(dataset)
     truth, random = dataset.truth, np.random.default_rng(seed)
@@ -52,7 +57,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
         order = random.permutation(len(bridges))
         kept = bridges[order[: max(1, np.count_nonzero(np.cumsum(size[order]) <= most))]]
         rows = rows[np.isin(truth["e2"][rows], kept)]
-    rows = random.permutation(rows)  # or the first of an e1 would always be its first relation's
+    rows = random.permutation(rows)  # otherwise an e1's first row always has its first relation
     letters = np.array(ROLES)[truth["role1"][rows]]
     there = [letter for letter in GROUPS if (letters == letter).any()]
     group = np.array([there.index(letter) for letter in letters], np.int64)
@@ -62,7 +67,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
 def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
-    """Whether training teaches `values` as the answer to the first fact's own prompt (e1, r1)."""
+    """Return whether training teaches `values` as the answer to the prompt (e1, r1) of the first fact."""
     truth = dataset.truth
     alone = np.flatnonzero(truth["fact2"][: dataset.n_train] < 0)
     answer = np.full(max(truth["fact1"].max() + 1, 1), -1, np.int64)
@@ -74,25 +79,28 @@ def is_taught_atomic(
 def is_training_prefix(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "pos row"]:
-    """Whether each row's prefix, by position, is also one of a row that is trained on."""
-    # One numbering for all rows: keys of different calls need not be comparable.
+    """Return whether each row's prefix, by position, is also the prefix of a training row."""
+    # Compute the keys of all rows at once: keys from different calls are not comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
     return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
 
 
 def first_known_position(variable: str, positions: Sequence[str]) -> str:
-    """The first position whose prefix determines a variable: r1 for e2, where e1 is before it."""
+    """Return the first position whose prefix determines a variable.
+
+    For e2 this is r1 if e1 precedes r1. For `answer` it is the last position.
+    """
     if variable in positions:
         return variable
-    variable = "e2" if variable == "decoy" else variable  # where the first fact leads, as taught
-    if not variable.startswith("e"):  # the answer and what else is known at the end only
+    variable = "e2" if variable == "decoy" else variable  # the decoy depends on the first fact
+    if not variable.startswith("e"):  # `answer`
         return positions[-1]
     needed = ["e1", *(f"r{hop}" for hop in range(1, int(variable[1:])))]
     return max(needed, key=list(positions).index)
 
 
 def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
-    """Where a number occurs for the first time in its line."""
+    """Mark the first occurrence of each number along the last axis."""
     first = np.zeros(keys.shape, bool)
     lines, there = keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])
     for line, found in zip(lines, there, strict=True):
@@ -103,7 +111,10 @@ def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*d
 def assign_folds(
     keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0
 ) -> Int[np.ndarray, " row"]:
-    """A fold for each row: equal keys share one, distinct keys are dealt out evenly at random."""
+    """Assign a fold to each row; rows with equal keys share one.
+
+    Distinct keys are distributed evenly over the folds at random.
+    """
     distinct, index = np.unique(keys, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(distinct))
     folds: np.ndarray = (order % n_folds)[index]
@@ -117,11 +128,18 @@ def state_folds(
     n_folds: int,
     together: Int[np.ndarray, " row"] | None = None,
 ) -> Int[np.ndarray, "layer pos row"]:
-    """Folds by (layer, position) such that no state is in two of them.
+    """Assign folds by (layer, position) such that no state is in two folds.
 
-    A state is a prefix, but at layer 0 it is the embedding of its own token: there folds are of
-    tokens. Rows of one number in `together` stay in one fold, too, from layer 1 on; prefixes that
-    rows of several numbers share (in prompts that begin with relations) stay together regardless.
+    A state is identified by its prefix. At layer 0 it is the embedding of its own token, so folds
+    are assigned by token there.
+
+    Args:
+      tokens: prompt tokens.
+      prefixes: a number for each prefix.
+      n_layers: number of layers, including layer 0.
+      n_folds: number of folds.
+      together: rows with equal numbers share a fold from layer 1 on. It is ignored at positions
+        where rows with different numbers share a prefix (in prompts that begin with relations).
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
@@ -136,7 +154,7 @@ def state_folds(
 def _first_value(
     keys: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Int[np.ndarray, " row"]:
-    """For each row the value of the first row with its key."""
+    """Return for each row the value of the first row with the same key."""
     _, first, index = np.unique(keys, return_index=True, return_inverse=True)
     found: np.ndarray = values[first][index]
     return found

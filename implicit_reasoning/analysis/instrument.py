@@ -104,7 +104,7 @@ class BaseInstrument(abc.ABC):
         return []
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Return the claims that follow from one checkpoint's numbers (no `step`); default: none."""
+        """Return the claims that one checkpoint's numbers (no `step`) support; default: none."""
         return set()
 
     def check_nulls(self, coords: Mapping[str, Sequence[Any]]) -> None:

@@ -1,7 +1,7 @@
-"""What an instrument says about itself, checked before anything is measured: can it be kept?
+"""Checks that labels and options of an instrument can be saved, made before anything is measured.
 
-Results are netCDF files with JSON attributes. A label or an option that these cannot hold would
-only be found out when the measurement is over, or come back as something else.
+Results are netCDF files with JSON attributes. Without these checks, a label or option that they
+cannot hold would raise an error after the measurement, or change when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from implicit_reasoning.errors import InputError
 def check_labels(
     instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
 ) -> None:
-    """Raise an `InputError` for labels that a result cannot have.
+    """Check that a result can hold the labels of its dimensions.
 
-    The labels of a dimension must be all texts, all numbers or all truth values: a file has one
-    type for all of them. A label may stand there twice.
+    The labels of one dimension must be all strings, all numbers or all bools, because a file has
+    one type for all of them. Duplicate labels are allowed.
 
     Args:
-      instrument: its name.
-      coords: labels by dimension: a sequence or an array of one dimension.
-      dims: the dimensions that outputs have; labels of others are not kept.
+      instrument: name of the instrument.
+      coords: labels by dimension: a sequence or a one-dimensional array.
+      dims: dimensions of the outputs; labels of other dimensions are not saved.
       groups: names of the groups.
+
+    Raises:
+      InputError: a dimension is called "step", or a result cannot hold some label.
     """
     used = sorted(set(dims))
     if "step" in used:
@@ -45,14 +48,16 @@ def check_labels(
 
 
 def plain(value: Any, what: str) -> Any:
-    """A value as JSON gives it back; numpy's numbers and arrays become numbers and lists.
+    """Convert a value to the form in which JSON returns it.
+
+    Numpy numbers and arrays become numbers and lists.
 
     Args:
-      value: such as an instrument's options.
-      what: it is, for the message.
+      value: the value, such as an instrument's options.
+      what: name of the value for the error message.
 
     Raises:
-      InputError: JSON cannot hold it.
+      InputError: JSON cannot hold the value.
     """
     try:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)
@@ -64,7 +69,7 @@ def plain(value: Any, what: str) -> Any:
 
 
 def _fault(labels: Any) -> str:
-    """What is wrong with the labels of one dimension, or nothing."""
+    """Describe what is wrong with the labels of one dimension; return "" if they are valid."""
     if isinstance(labels, str | bytes):
         return f"are the single text {labels!r}, not a sequence"
     listed = list(labels)

@@ -1,10 +1,10 @@
-"""The runner: an instrument, written for one model, over all checkpoints in one compiled program.
+"""The runner: runs an instrument, which measures one model, over all checkpoints in one program.
 
-Checkpoints are stacked along a leading axis; the program maps `measure` over it, each device of the
-mesh's `trial` axis its own share, and is compiled once however many checkpoints and runs there are.
-How many are stacked, and how many of those a device computes at the same time, is what its memory
-allows. Outcomes by example, or their sums by cluster where those are smaller (see `sums.py`), come
-back to the host, which averages them within groups, with intervals.
+Checkpoints are stacked along a leading axis. The program maps `measure` over this axis; each device
+of the mesh's `trial` axis computes an equal share. It is compiled once, regardless of the number of
+checkpoints and runs. Device memory limits the number of stacked checkpoints, and the number that a
+device computes at the same time. The device returns outcomes by example, or their sums by cluster
+where these are smaller (see `sums.py`). The host computes means by group with intervals.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from implicit_reasoning.runtime.machine import (
 )
 from implicit_reasoning.runtime.mapping import map_over_axis
 
-_MAX_AT_ONCE = 8  # checkpoints in one call, on each device, so that the bar moves
+_MAX_AT_ONCE = 8  # checkpoints per call on each device; small, so that the progress bar moves
 
 
 class DeviceInputs(NamedTuple):
-    """What an instrument looks at, on the devices.
+    """Inputs of the compiled program, on the devices.
 
     Attributes:
-      inputs: of `Instrument.measure`.
-      key: for what is drawn at random.
-      pairs: which sums an example belongs to; None where no output is summed.
-      layout: of the sums; static.
+      inputs: inputs of `Instrument.measure`.
+      key: random key of `Instrument.measure`.
+      pairs: the (group, cluster) pair of each example; None if no output is summed.
+      layout: layout of the sums; static. None if no output is summed.
     """
 
     inputs: Any
@@ -61,17 +61,17 @@ class DeviceInputs(NamedTuple):
 
 
 class Runner:
-    """One instrument, for models of one shape; compiled once, then called for chunks of them."""
+    """A compiled instrument for models of one shape; call it with stacked checkpoints."""
 
     def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
-        """Prepare; nothing is compiled yet.
+        """Prepare the runner without compiling.
 
         Args:
-          instrument: to run.
-          model: of all checkpoints.
-          together: models that a device computes at the same time (`vmap`), or fewer where their
-            intermediate values do not fit into its memory; by default one on a CPU, whose batched
-            products of small matrices are slow, and all of a chunk elsewhere.
+          instrument: the instrument to run.
+          model: the model of all checkpoints.
+          together: number of models that a device computes at the same time (`vmap`). It is reduced
+            if the intermediate values do not fit into memory. The default is 1 on a CPU, where
+            batched products of small matrices are slow, and a whole chunk elsewhere.
         """
         self.instrument, self.model = instrument, model
         self.mesh = sharding.make_mesh({"trial": -1, "data": 1, "model": 1})
@@ -81,9 +81,12 @@ class Runner:
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def at_once(self, count: int) -> int:
-        """How many of `count` checkpoints to stack in a call: as many for each device, if it can.
+        """Return the number of checkpoints to stack in a call; a multiple of the number of devices.
 
-        Few enough for their parameters to take half of a device's memory.
+        The stacked parameters take at most half of `memory_per_program` on each device.
+
+        Args:
+          count: number of checkpoints to measure.
         """
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -97,11 +100,11 @@ class Runner:
         sizes: Mapping[str, int] | None = None,
         reference: Params | None = None,
     ) -> DeviceInputs:
-        """Put what an instrument looks at on all devices, once for all chunks of checkpoints.
+        """Put the inputs of an instrument on all devices, once for all chunks of checkpoints.
 
         Args:
-          examples: chosen by the instrument.
-          sizes: of all dimensions, to find which outputs are better summed; None: none is.
+          examples: the examples that the instrument chose.
+          sizes: size of each dimension, to find the outputs to sum. None: no output is summed.
           reference: parameters of the last checkpoint, for an instrument that compares with them.
         """
         inputs, where = examples.inputs, sharding.replicated(self.mesh)
@@ -118,17 +121,21 @@ class Runner:
 
     @property
     def stacked(self) -> NamedSharding:
-        """Where stacked checkpoints have to be: an equal share on each device."""
+        """Sharding of stacked checkpoints: an equal share on each device."""
         return NamedSharding(self.mesh, PartitionSpec("trial"))
 
     def __call__(
         self, params: Params, material: DeviceInputs
     ) -> dict[str, np.ndarray | DeviceSums]:
-        """Measure stacked checkpoints; each output gets a leading axis of them.
+        """Measure stacked checkpoints.
 
         Args:
-          params: of as many checkpoints as the devices can share equally; see `at_once`.
-          material: what the instrument looks at, by `place`.
+          params: stacked parameters; their number is a multiple of the number of devices (see
+            `at_once`).
+          material: the inputs, from `place`.
+
+        Returns:
+          The outputs by name, each with a leading axis of checkpoints.
         """
         params = jax.device_put(params, self.stacked)
         with single_threaded_lapack():
@@ -147,7 +154,7 @@ class Runner:
     def _compile(
         self, params: Params, shared: tuple[Any, ...], layout: SumsLayout | None
     ) -> jax.stages.Compiled:
-        """With as many models at the same time as fit."""
+        """Compile the program, halving `together` until the intermediate values fit into memory."""
         program = jax.jit(self.program(layout))
         compiled = program.lower(params, *shared).compile()
         memory = compiled.memory_analysis()
@@ -161,7 +168,7 @@ class Runner:
         return self._compile(params, shared, layout)
 
     def program(self, layout: SumsLayout | None = None) -> Callable[..., dict[str, Any]]:
-        """The function of stacked parameters, inputs, key and pairs that is compiled.
+        """Return the function of stacked parameters, inputs, key and pairs that is compiled.
 
         Without a layout there are no pairs, and no output is summed.
         """
@@ -195,26 +202,27 @@ def measure(
     """Run one instrument over the checkpoints of one subject.
 
     Args:
-      instrument: to run.
-      subject: with `model`, `dataset`, `steps` and `params`.
-      steps: which checkpoints; all by default.
-      runner: of an earlier call for a model of this shape, which need not be compiled again.
-      progress: show a bar on standard error.
+      instrument: the instrument to run.
+      subject: the subject to measure.
+      steps: steps of the checkpoints; default: all.
+      runner: runner of an earlier call for a model of the same shape, to reuse its compiled
+        program.
+      progress: show a progress bar on standard error.
 
     Returns:
-      Labelled arrays with the dimensions `step`, then `group` (of averaged outcomes), then those
-      that the instrument declares.
+      Labelled arrays with the dimensions `step`, `group` (for averaged outcomes), and the
+      dimensions that the instrument declares.
 
     Raises:
-      InputError: the instrument cannot be used here, says something else than it declares, or a
-        step has no checkpoint.
+      InputError: the instrument cannot be used for this task, its outputs differ from the declared
+        ones, or a step has no checkpoint.
     """
     model, dataset = subject.model, subject.dataset
     check_tokens(dataset.tokens, model.spec.d_vocab)
     steps = tuple(subject.steps if steps is None else steps)
     runner = runner or Runner(instrument, model)
     examples = instrument.examples(model, dataset)
-    identity = identity_of(instrument, subject)  # now: training may go on while this measures
+    identity = identity_of(instrument, subject)  # training may continue during the measurement
     coords = {**instrument.coords(model, dataset), **examples.coords}
     instrument.check_nulls(coords)
     dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
@@ -231,7 +239,7 @@ def measure(
     with tqdm(total=len(steps), desc=instrument.name, unit="ckpt", disable=not progress) as bar:
         for start in range(0, len(steps), at_once):
             part = steps[start : start + at_once]
-            # The last chunk is filled up, so that every call has the shape that is compiled.
+            # Pad the last chunk, so that every call has the compiled shape.
             filled = (*part, *[part[-1]] * (at_once - len(part)))
             params = subject.params(filled, runner.stacked)
             outputs = runner(params, material)
@@ -244,13 +252,13 @@ def measure(
 
 
 def _first(count: int, outputs: dict[str, Any]) -> dict[str, Any]:
-    """Outputs of so many checkpoints: the rest filled up the last chunk."""
+    """Return the outputs of the first `count` checkpoints; the others are padding."""
     first: dict[str, Any] = jax.tree.map(lambda leaf: leaf[:count], outputs)
     return first
 
 
 def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """One checkpoint of every output, as its shape; of sums, that of the outcomes summed."""
+    """Return the outcome shape of one checkpoint for every output, including summed outputs."""
     n_examples = sizes[EXAMPLE]
     return {
         name: jax.ShapeDtypeStruct((*value.sums.shape[1:-1], n_examples), bool)
@@ -261,7 +269,10 @@ def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
 
 
 def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
-    """Checkpoints in a call: at most `most`, so that few are computed to fill the last."""
+    """Return the number of checkpoints per call, at most `most`, that needs the least padding.
+
+    If `count` is larger than `most`, the last chunk is padded and the size is more than `most / 2`.
+    """
     if count <= most:
         return max(1, count)
     return min(range(most, most // 2, -1), key=lambda size: -count % size)

@@ -1,9 +1,8 @@
-"""Several runs at once: the seeds of one model on one dataset, stacked beside their checkpoints.
+"""Measurement of several runs at once, such as seeds of one model on one dataset.
 
-Where runs share model and data, an instrument looks at the same examples in all of them, so their
-checkpoints are measured as if they were one run's: in one program, a device's share being any of
-them. Runs of other worlds have examples of their own and are measured by themselves, with the
-program that is compiled already where the shapes allow.
+Runs with equal model and dataset have equal examples. Their checkpoints are stacked and measured in
+one program as if they belonged to one run; each device computes some of them. Runs of other worlds
+have other examples and are measured separately. They reuse the compiled program if shapes agree.
 """
 
 from __future__ import annotations
@@ -25,30 +24,35 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True, eq=False)
 class StackedSubjects:
-    """Subjects of one model and dataset as one: some checkpoints of each, subject by subject."""
+    """Several subjects with equal model and dataset, presented as one subject.
+
+    Attributes:
+      subjects: the subjects.
+      chosen: steps of the checkpoints to measure; every subject has them.
+    """
 
     subjects: Sequence[Subject]
     chosen: Sequence[int]
 
     @property
     def model(self) -> Transformer:
-        """The model of all."""
+        """The model of all subjects."""
         return self.subjects[0].model
 
     @property
     def dataset(self) -> Dataset:
-        """The data of all."""
+        """The dataset of all subjects."""
         return self.subjects[0].dataset
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Numbers of (subject, step), subject by subject."""
+        """Numbers of the (subject, step) pairs, ordered by subject."""
         return tuple(range(len(self.subjects) * len(self.chosen)))
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Those asked for, stacked."""
+        """Load the checkpoints of some (subject, step) pairs, stacked along a leading axis."""
         places = [divmod(n, len(self.chosen)) for n in (self.steps if steps is None else steps)]
         found = [self.subjects[seed].params([self.chosen[place]]) for seed, place in places]
         stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
@@ -65,16 +69,17 @@ def measure_seeds(
     """Run one instrument over the same checkpoints of several subjects.
 
     Args:
-      instrument: to run.
-      subjects: runs, or weights in memory; those of one model and dataset are measured together.
-      steps: which checkpoints; all subjects have them.
-      progress: show a bar on standard error, for each set that is measured together.
+      instrument: the instrument to run.
+      subjects: runs, or weights in memory. Subjects with equal model and dataset are measured
+        together.
+      steps: steps of the checkpoints; all subjects have them.
+      progress: show a progress bar on standard error for each set that is measured together.
 
     Returns:
       The result of each subject, as `measure` returns it.
 
     Raises:
-      InputError: as `measure`.
+      InputError: see `measure`.
     """
     runners: dict[Transformer, Runner] = {}
     found: dict[int, xr.Dataset] = {}
@@ -96,9 +101,10 @@ def measure_seeds(
 
 
 def group_by_model(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
-    """Numbers of subjects that can be measured together, each set in order.
+    """Group the subjects that can be measured together, and return their indices.
 
-    An instrument that compares with a run's own last checkpoint has other inputs for each.
+    An instrument that compares with each run's last checkpoint has different inputs for each run,
+    so its subjects are measured one by one.
     """
     sets: dict[tuple[object, ...], list[int]] = {}
     for number, subject in enumerate(subjects):

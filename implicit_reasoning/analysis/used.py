@@ -1,9 +1,10 @@
-"""Decodable or used? What can be read of a variable at a place, beside what changing it does.
+"""Comparison of what is decodable at a place with what the model uses there.
 
-The same variable at the same place in three results: how well it is decoded, whether answers follow
-when its code is swapped, and whether they break when it is erased. Most claims about what a model
-represents rest on the first alone; where the three disagree, this says so in words. What answers
-follow is used; if they also survive its erasure, another route would do as well.
+For each variable at each (layer, position) the table combines three results: the accuracy of a
+decoder, the share of answers that follow a swap of the variable's code, and the share of answers
+that survive its erasure. Many claims about representations rest on decoding alone; the table shows
+where the three results disagree. A variable is used if answers follow its swap. If answers also
+survive its erasure, another route can replace it.
 """
 
 from __future__ import annotations
@@ -46,35 +47,43 @@ VERDICTS = {
     "neither": GREY,
     "unclear": ORANGE,
 }
-"""What is said of a (variable, layer, position), and the colours."""
+"""Possible verdicts about a (variable, layer, position), with their colours."""
 
-_ALPHA = 0.5  # of colours, so that the numbers on them can be read
+_ALPHA = 0.5  # opacity of the colours, so that the numbers on top are legible
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
 _SOURCES = ("mean_swap", "erasure", "probes", "lens", "decoding")
 
 
 def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dataset:
-    """Put results of one run side by side.
+    """Combine the results of one run into a table.
 
     Args:
-      results: "mean_swap" and "erasure", and "probes" or "lens"; others are passed over. From
-        probes the held-out accuracy by prefix is taken; else what the erasure's discriminant
-        decodes on held-out states. The lens, if there, has a column of its own: what it reads is
-        what the unembedding would, which is less than is there.
-      group: of cases; by default the first test split, where most are new, or, where the last
-        checkpoint answers too few of it (it memorises), the first trained one.
+      results: results by instrument name. "mean_swap" and "erasure" are required; "probes", "lens"
+        and "decoding" are optional; others are ignored. The decoding accuracy is the probes'
+        accuracy with prefixes held out, or else the erasure discriminant's accuracy on held-out
+        states. The lens has a separate column, because it only reads what the unembedding can read.
+      group: group of cases. The default is the first test split, whose queries are mostly new. If
+        the last checkpoint answers too few of them, the default is the first training split.
 
     Returns:
-      Dimensions step, variable, layer, pos (of those that all have): `decoded`, `lens`,
-      `follows` (answers that the swap sets as the world says), `follows_random` (its controls),
-      `stays_swapped`, `stays_erased`, `stays_control` (the worse of the controls of erasure), `n`
-      (clusters whose cases count) and `verdict`, one of `VERDICTS`, or "" where too few count;
-      all shares but `lens` and `stays_control` also with `_low` and `_high`. Verdicts go by the
-      ends of these 95% intervals, so that "unclear" is also where too little is known.
-      With "decoding" among the results, `by_construction`: training teaches the variable there.
+      A dataset with the dimensions step, variable, layer, pos (the labels that all results share):
+
+      - `decoded`: decoding accuracy.
+      - `lens`: top-1 share of the logit lens, if "lens" is among the results.
+      - `follows`: share of answers that the swap changes as the world predicts.
+      - `follows_random`: the same for the best of the swap's controls.
+      - `stays_swapped`: share of answers that a swap leaves unchanged.
+      - `stays_erased`: share of answers that the erasure leaves unchanged.
+      - `stays_control`: the same for the worse of the erasure's controls.
+      - `n`: number of clusters whose cases count.
+      - `verdict`: one of `VERDICTS`, or "" if too few clusters count.
+      - `by_construction`: whether training teaches the variable there, if "decoding" is given.
+
+      All shares except `lens` and `stays_control` also have `_low` and `_high`, the ends of their
+      95% intervals. Verdicts use these ends, so "unclear" includes places with too little evidence.
 
     Raises:
-      InputError: the swap or the erasure is missing.
+      InputError: the result of the swap or of the erasure is missing.
     """
     missing = [name for name in ("mean_swap", "erasure") if name not in results]
     if missing:
@@ -111,10 +120,10 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
 
 def save_table(run: Run) -> None:
-    """Write the table as `analysis/used.nc`, if the run has the results that it is made of.
+    """Write the table as `analysis/used.nc`, if the run has the required results.
 
-    Results of other versions of the swap or the erasure have other edits, so they are left out. So
-    are results that have another kind of intervals than the swap.
+    The table is not written if the swap or the erasure has another version than the current one,
+    because its edits differ. Results with another kind of intervals than the swap's are left out.
     """
     names = result_names(run.files.analysis)
     results = with_same_intervals({name: run.result(name) for name in names if name in _SOURCES})
@@ -127,10 +136,13 @@ def save_table(run: Run) -> None:
 
 
 def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """The results that have the same kind of intervals (`statistics.INTERVALS`) as the swap."""
+    """Return the results with the same kind of intervals (`statistics.INTERVALS`) as the swap.
+
+    All results are returned if there is no swap.
+    """
 
     def kind(name: str) -> int:
-        return int(results[name].attrs.get("intervals", 1))  # 1 did not name itself
+        return int(results[name].attrs.get("intervals", 1))  # kind 1 has no such attribute
 
     if "mean_swap" not in results:
         return dict(results)
@@ -138,7 +150,7 @@ def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Datas
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:
-    """A row for every checkpoint and place of which something is said; numbers are rounded."""
+    """Return a row for every checkpoint and place with a verdict, rounded to three decimals."""
     frame = made.to_dataframe().reset_index()
     frame = frame[frame["verdict"] != ""].round(3)
     found: list[dict[str, Any]] = frame.to_dict("records")
@@ -146,7 +158,7 @@ def rows(made: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def disagreements(made: xr.Dataset) -> list[str]:
-    """A sentence for each place of the last checkpoint where decoding and use disagree."""
+    """Return a sentence for each place of the last checkpoint where decoding and use disagree."""
     last = made.isel(step=[-1])
     sentences = []
     for row in rows(last):
@@ -167,7 +179,7 @@ def disagreements(made: xr.Dataset) -> list[str]:
 
 
 def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
-    """A map of verdicts by (layer, position), for each variable and some checkpoints."""
+    """Draw a map of verdicts by (layer, position), for each variable and some checkpoints."""
     whole = table(results, group)
     made = _where_something_is_said(whole)
     if not made["step"].size:
@@ -208,21 +220,24 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
 
 
 def _answered_group(swap: xr.Dataset) -> str:
-    """The first test split, if enough of it is answered in the end to say anything."""
+    """Return the first test split if enough of its clusters count at the last checkpoint.
+
+    Otherwise return the first training split.
+    """
     trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
     count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
     return tested if (count >= MIN_CLUSTERS).any() else trained
 
 
 def _where_something_is_said(made: xr.Dataset) -> xr.Dataset:
-    """Without checkpoints, layers and positions at which nothing is said of any variable."""
+    """Drop checkpoints, layers and positions without a verdict on any variable."""
     said = made["verdict"] != ""
     kept = {dim: said.any([d for d in said.dims if d != dim]) for dim in ("step", "layer", "pos")}
     return made.isel({dim: np.flatnonzero(there) for dim, there in kept.items()})
 
 
 def _draw(ax: Axes, made: xr.Dataset) -> None:
-    """One variable at one checkpoint."""
+    """Draw the map of one variable at one checkpoint."""
     made = made.transpose("layer", "pos")
     ax.grid(False)
     for (layer, pos), verdict in np.ndenumerate(made["verdict"].values):
@@ -243,16 +258,17 @@ def _draw(ax: Axes, made: xr.Dataset) -> None:
 
 def _decoded(results: Mapping[str, xr.Dataset], group: str, end: str) -> xr.DataArray:
     if "probes" in results:
-        probes = results["probes"].isel(group=0, drop=True)  # facts that training chains use
+        probes = results["probes"].isel(group=0, drop=True)  # the leading group
         accuracy = probes[f"accuracy{end}"].sel(held_out="prefix", truth="true")
-        # An embedding is one state a token, and so are states at e1: held out, nobody has seen it.
+        # At layer 0 and at e1 each class has a single state. No probe can know a class whose only
+        # state is held out.
         several = probes["n_states"] > probes["n_classes"].isel(step=0, drop=True)
         return accuracy.where((accuracy["layer"] > 0) & several)
     return results["erasure"][f"decoded{end}"].sel(group=group)
 
 
 def _taught(decoding: xr.Dataset, made: xr.Dataset) -> xr.DataArray:
-    """Where the prompt that ends at r1 has the variable as its target: bool, as the table."""
+    """Return whether the prompt that ends at r1 has the variable as its target; bool, as the table."""
     taught = decoding["by_construction"].isel(step=-1, group=0, drop=True)
     taught = taught.reindex(variable=made["variable"], layer=made["layer"], fill_value=False)
     return taught & (made["pos"] == "r1")
@@ -264,9 +280,10 @@ def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
 
 
 def _verdicts(made: xr.Dataset) -> np.ndarray:
-    """Words, [step, variable, layer, pos]: a swap says what is used, an erasure what is needed.
+    """Return verdicts [step, variable, layer, pos]; a swap shows use, an erasure shows need.
 
-    All by ends of intervals: what is so, is so by the lower end, and what is not, by the upper end.
+    A statement is asserted if the lower end of its interval is high, and denied if the upper end is
+    low.
     """
 
     def is_so(name: str) -> xr.DataArray:
