@@ -210,7 +210,7 @@ def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
 def _interval(
     values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, intervals: ClusterIntervals
 ) -> np.ndarray:
-    """Return float32 [3 or 4, ...]: mean, low, high over the last axis, and n if `counted` is given."""
+    """Return float32 [3 or 4, ...]: mean, low and high over the last axis, and n with `counted`."""
     if counted is None:
         return _kept(intervals.interval(values[..., rows]), all_count=True)
     given = intervals.interval_given(values[..., rows], counted[..., rows])

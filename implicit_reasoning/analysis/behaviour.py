@@ -1,8 +1,11 @@
-"""What the answers are, right and wrong, and which shortcut would have given them.
+"""Classification of right and wrong answers, and their agreement with shortcuts.
 
-A wrong answer tells of the mechanism: the bridge itself (the second hop is not taken), an entity
-that r2 leads to from somewhere else (the first hop went wrong), what is most frequent after r2 (no
-hop at all), what a completed row would say (no facts at all).
+The kind of a wrong answer gives evidence about the mechanism:
+
+- the bridge: the model skips the second hop;
+- an entity that r2 leads to from another entity: the first hop is wrong;
+- the most frequent answer after r2: the model takes no hop;
+- the answer of row completion: the model uses no facts.
 """
 
 from __future__ import annotations
@@ -46,15 +49,15 @@ ANSWER_KINDS = {
     "another entity": VERMILION,
     "no entity": GREY,
 }
-"""Kinds of answers and their colours, in order of priority: an answer is of the first that fits."""
+"""Kinds of answers with their colours. An answer has the first kind in this order that matches."""
 
-_MAX_ROWS = 1000  # rows of a split
-_ABOVE = 0.05  # what accuracy must exceed the modal shortcuts by, to be more than they are
+_MAX_ROWS = 1000  # maximum number of rows per split
+_ABOVE = 0.05  # minimum accuracy above the modal shortcuts for more than a shortcut
 _CHEAP = ("modal_r2", "modal_e1_r2")
 
 
 class Behaviour(Instrument):
-    """See the module."""
+    """Instrument that classifies answers; see the module docstring."""
 
     name = "behaviour"
     definition = (
@@ -73,7 +76,7 @@ class Behaviour(Instrument):
     nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; clusters are bridges."""
+        """Choose probe rows of every chain split; clusters are bridges."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -101,13 +104,13 @@ class Behaviour(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """None: only answers are looked at."""
+        """Return no sites, because only answers are used."""
         return ()
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example."""
+        """Compute the outcomes of every example."""
         answer = final_logits(model, params, inputs["tokens"]).argmax(-1)
         kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
         predicted = inputs["predicted"]
@@ -119,13 +122,16 @@ class Behaviour(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Over training, a panel for each split: kinds of answers; agreement with shortcuts."""
+        """Draw kinds of answers and agreement with shortcuts over training, by split."""
         return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Memorised: training chains are learnt, held-out ones no better than cheap shortcuts.
+        """Claim "memorised" if training chains are learnt and held-out chains are not composed.
 
-        Learnt is by the lower end of the interval; no better, by the upper ends of both.
+        Training chains are learnt if the lower end of their accuracy is at least `MIN_LOWER_BOUND`.
+        Held-out chains are not composed if the upper end of their accuracy exceeds the upper end of
+        the best cheap shortcut by at most 0.05. Both must be true of every pair of a training split
+        and its test split, and each test split needs `MIN_CLUSTERS` clusters.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
         pairs = [(g, g.replace("train", "test")) for g in trained]
@@ -146,7 +152,11 @@ class Behaviour(Instrument):
 def kinds_of_tokens(
     dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
-    """int8 [row, token]: the kind, a place in `KINDS`, of each token as an answer to each row."""
+    """Return the kind of each token as an answer to each row.
+
+    Returns:
+      int8 [row, token], an index into `ANSWER_KINDS`.
+    """
     world, truth = world_of(dataset), dataset.truth
     last = columns(truth, "r")[-1][rows]
     bridge = columns(truth, "e")[dataset.hops - 1][rows]
@@ -167,7 +177,7 @@ def kinds_of_tokens(
 
 
 def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "relation entity"]:
-    """Which entities each relation leads to from anywhere."""
+    """Return which entities each relation leads to from any entity."""
     reached = np.zeros((tail.shape[1], tail.shape[0]), bool)
     head, relation = np.nonzero(tail >= 0)
     reached[relation, tail[head, relation]] = True
@@ -175,12 +185,12 @@ def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "rela
 
 
 def _shares_of(kind: Int[np.ndarray, "row token"]) -> np.ndarray:
-    """[kind, row]: the share of tokens of each kind."""
+    """Return [kind, row], the share of tokens of each kind."""
     return np.stack([(kind == place).mean(1) for place in range(len(ANSWER_KINDS))])
 
 
 def _kinds(result: xr.Dataset) -> Figure:
-    """Stacked shares, and beside each panel those of an entity drawn at random."""
+    """Draw stacked shares of kinds; the narrow panels show the shares of a random entity."""
     groups, steps = [str(group) for group in result["group"].values], result["step"].values
     drawing, axes = new_drawing(
         8.4,
@@ -194,7 +204,7 @@ def _kinds(result: xr.Dataset) -> Figure:
     for group, ax, beside in zip(groups, axes[::2], axes[1::2], strict=True):
         of_group = result.sel(group=group)
         _stack(ax, steps, of_group["fraction"])
-        # The same at every checkpoint: it depends on the questions only.
+        # Chance depends on the queries only, so it is the same at every checkpoint.
         _stack(beside, np.array([0, 1]), of_group["chance"].isel(step=[0, 0]))
         for rule, style in zip(result["rule"].values, (":", "-.", "--"), strict=False):
             level = float(of_group["shortcut"].sel(rule=rule).isel(step=0))
@@ -221,7 +231,7 @@ def _kinds(result: xr.Dataset) -> Figure:
 
 
 def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
-    """Areas of all kinds, one above the other, in order of priority."""
+    """Draw the areas of all kinds on top of each other, in order of priority."""
     below = np.zeros(len(x))
     for kind, color in ANSWER_KINDS.items():
         above = below + share.sel(kind=kind).values
@@ -230,7 +240,7 @@ def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
 
 
 def _agreement(result: xr.Dataset) -> Figure:
-    """How often the answer is a shortcut's, and how often that is the right one."""
+    """Draw how often the answer agrees with a shortcut, and how often the shortcut is right."""
     groups, steps = [str(group) for group in result["group"].values], result["step"].values
     ncols = min(3, len(groups))
     nrows = -(-len(groups) // ncols)
@@ -242,7 +252,7 @@ def _agreement(result: xr.Dataset) -> Figure:
             of_rule = result.sel(group=group, rule=rule)
             low, high = of_rule["agreement_low"], of_rule["agreement_high"]
             ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-            # A line of one point cannot be seen: one checkpoint gets a dot.
+            # A line of one point is invisible, so a single checkpoint has a marker.
             marker = "o" if len(steps) == 1 else None
             ax.plot(steps, of_rule["agreement"], color=color, marker=marker, label=str(rule))
             level = float(of_rule["shortcut"].isel(step=0))

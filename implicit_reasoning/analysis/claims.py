@@ -1,8 +1,8 @@
-"""Claims: what an instrument may say of a mechanism, and how that is compared with the truth.
+"""Claims of instruments about a mechanism, and their comparison with the truth.
 
 A claim is about a variable and a unit of the model (see `model.units`): "e2 is decodable at layer
-1, position r1", "e2 is moved by head a2.h0". What is true of a model whose mechanism is known is a
-`Mechanism`; claims that it leaves open count neither way.
+1, position r1", "e2 is moved by head a2.h0". A `Mechanism` states what is true of a model with a
+known mechanism. Claims that it leaves open count neither as right nor as wrong.
 """
 
 from __future__ import annotations
@@ -35,31 +35,34 @@ _OF_COMPONENTS = {
     "part": "answers to chains are computed through the head, neuron or edge",
 }
 STATE_KINDS = frozenset(_OF_STATES)
-"""Claims about states, and about the whole model ("composes" and "memorised")."""
+"""Kinds of claims about states, and about the whole model ("composes" and "memorised")."""
 
 CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""
 
 MIN_CLUSTERS = 20
-"""Clusters (bridges, facts or prefixes) that must count before a mean is shown in a map, or claimed
-from: with fewer, not even a perfect result is sure to be `MIN_LOWER_BOUND`."""
+"""Minimum number of clusters (bridges, facts or prefixes) for a mean to be drawn or claimed from.
+
+With fewer clusters even a perfect result may not reach `MIN_LOWER_BOUND`.
+"""
 
 MIN_LOWER_BOUND = 0.8
-"""What the lower end of a 95% interval must reach before a claim says that something is so.
+"""Minimum lower end of a 95% interval for a claim that something is so.
 
-Where all n clusters agree, the lower end is .025 ** (1 / n): .83 with 20 clusters, and .9 and .95
-only with 36 and 73. Held-out chains of the models of known mechanism have 25 to 35 bridges, and a
-claim that nothing could earn would say nothing. With n as in a larger world, .8 is not lenient: of
-250 clusters that are right by themselves, 85% must be."""
+If all n clusters agree, the lower end is .025 ** (1 / n). It is .83 with 20 clusters, and reaches
+.9 and .95 only with 36 and 73 clusters. Models with known mechanisms have 25 to 35 bridges in
+held-out chains, so a higher threshold would rule out every claim about them. With more clusters .8
+is not lenient: of 250 clusters with outcomes of their own, 85% must be right.
+"""
 
 MAX_UPPER_BOUND = 0.2
-"""What the upper end must not exceed before a claim says that something is not so; as above."""
+"""Maximum upper end of a 95% interval for a claim that something is not so."""
 
 MAJORITY = 0.5
-"""What the lower end must reach where a claim is about most cases."""
+"""Minimum lower end of a 95% interval for a claim about most cases."""
 
 MIN_TIMES_CHANCE = 3.0
-"""Times the mean of its null that the lower end must be."""
+"""Minimum ratio of the lower end of an interval to the mean of the null control."""
 
 Verdict = Literal["right", "wrong", "silent"]
 
@@ -67,12 +70,12 @@ Verdict = Literal["right", "wrong", "silent"]
 @functools.total_ordering
 @dataclass(frozen=True, init=False)
 class Claim:
-    """One statement.
+    """A statement about a variable and a unit of the model.
 
     Attributes:
       kind: one of `CLAIM_KINDS`.
       variable: name of a variable, such as "e2"; for "stores", the text of a fact or chain.
-      unit: what the statement is about.
+      unit: the unit that the statement is about.
     """
 
     kind: str
@@ -82,14 +85,17 @@ class Claim:
     def __init__(
         self, kind: str, variable: str, unit: Unit | int | None = None, pos: str | None = None
     ):
-        """Make a claim about a unit, by default the whole model.
+        """Make a claim about a unit; the default unit is the whole model.
 
         Args:
           kind: one of `CLAIM_KINDS`.
-          variable: its name.
-          unit: what the claim is about, or, with `pos`, the layer of a state:
+          variable: name of the variable.
+          unit: the unit, or, together with `pos`, the layer of a state:
             `Claim("used", "e2", 1, "r1")` is `Claim("used", "e2", State(1, "r1"))`.
           pos: position of the state.
+
+        Raises:
+          InputError: only one of layer and position is given, or a unit is given with a position.
         """
         if not isinstance(unit, Unit):
             if (unit is None) != (pos is None):
@@ -115,27 +121,27 @@ class Claim:
         return f"{self.variable} {self.kind}{where}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file; `claim_from_json` reads them."""
+        """Return JSON values, which `claim_from_json` reads."""
         return {"kind": self.kind, "variable": self.variable, "unit": self.unit.to_json()}
 
 
 def claim_from_json(kept: Mapping[str, Any]) -> Claim:
-    """The claim that `Claim.to_json` wrote.
+    """Return the claim that `Claim.to_json` wrote.
 
     Raises:
-      InputError: its unit is none.
+      InputError: `kept["unit"]` is not a unit.
     """
     return Claim(kept["kind"], kept["variable"], unit_from_json(kept["unit"]))
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What is true of a model.
+    """The claims that are true of a model.
 
     Attributes:
-      true: claims that hold.
-      open: claims that nobody knows, or on which one may differ; those are not counted.
-      closed: kinds of which every claim that is neither true nor open is false.
+      true: claims that are true.
+      open: claims whose truth is unknown or disputed; they are not counted.
+      closed: kinds of claims for which every claim outside of `true` and `open` is false.
     """
 
     true: frozenset[Claim]
@@ -143,11 +149,11 @@ class Mechanism:
     closed: frozenset[str] = field(default_factory=lambda: frozenset(CLAIM_KINDS))
 
     def holds(self, claim: Claim) -> bool | None:
-        """Whether a claim is true; None if that is open.
+        """Return whether a claim is true; None if that is open.
 
         Raises:
-          InputError: its kind is none of `CLAIM_KINDS`; misspelt, it would count as open, as
-            silence.
+          InputError: the claim's kind is not in `CLAIM_KINDS`. Without this error a misspelt kind
+            would count as open.
         """
         _check_kind(claim)
         if claim in self.true:
@@ -165,15 +171,18 @@ def _check_kind(claim: Claim) -> None:
 
 
 def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.DataArray:
-    """Where an output is `MIN_TIMES_CHANCE` times its null, and their intervals do not overlap.
+    """Return where an output is above its null control.
+
+    The lower end of the output must be at least `MIN_TIMES_CHANCE` times the mean of the null, and
+    above the upper end of the null.
 
     Args:
-      result: with `name`, `name_low` and `name_high`; the outcome and its null differ in labels.
-      name: of the output.
-      null: those labels, `{dimension: (label of the outcome, label of the null)}`.
+      result: dataset with `name`, `name_low` and `name_high`. Labels tell the output from its null.
+      name: name of the output.
+      null: the labels, as `{dimension: (label of the output, label of the null)}`.
 
     Returns:
-      bool, without these dimensions.
+      bool, without the dimensions of `null`.
     """
     of_outcome, of_null = ({dim: both[i] for dim, both in null.items()} for i in (0, 1))
     low = result[f"{name}_low"].sel(of_outcome, drop=True)
@@ -190,21 +199,22 @@ def claimed_units(
     *,
     error_rate: float = 0.05,
 ) -> set[Claim]:
-    """The claims about units that are above the null, corrected for how many units there are.
+    """Return claims about the units that are above the null, corrected for the number of units.
 
-    The chance of any false claim is at most `error_rate` where no unit differs from the null; see
-    `statistics.max_statistic_p_values`.
+    If no unit differs from the null, the probability of any false claim is at most `error_rate`;
+    see `statistics.max_statistic_p_values`.
 
     Args:
-      kind: of the claims.
-      variable: that they are about.
-      observed: a statistic for each unit; its dimensions, in order, are the arguments of `unit`.
-      null: the same dimensions, and "draw": the statistic in every draw of the null.
-      unit: makes the unit of a cell from its labels, as in `lambda layer, neuron: Neuron(...)`.
-      error_rate: chance of a false claim.
+      kind: kind of the claims.
+      variable: variable of the claims.
+      observed: a statistic for each unit; the labels of its dimensions, in order, are the arguments
+        of `unit`.
+      null: the statistic in every draw of the null; it has the dimensions of `observed` and "draw".
+      unit: function that makes a unit from its labels, such as `lambda layer, neuron: Neuron(...)`.
+      error_rate: maximum probability of any false claim.
 
     Raises:
-      InputError: fewer draws than could ever reach `error_rate`.
+      InputError: there are too few draws to reach `error_rate`.
     """
     draws = null.sizes["draw"]
     if draws < round(1 / error_rate) - 1:
@@ -222,7 +232,12 @@ def claimed_units(
 
 
 def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
-    """The claims of one kind: the true cells of an array with the dimensions of a claim."""
+    """Return a claim of one kind for each true cell of `there`.
+
+    Args:
+      kind: kind of the claims.
+      there: bool array with the dimensions variable, layer, pos.
+    """
     cells = there.transpose("variable", "layer", "pos").to_series()
     return {Claim(kind, *map(_plain, cell)) for cell, value in cells.items() if value}
 
@@ -232,10 +247,13 @@ def _plain(label: Any) -> Any:
 
 
 def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
-    """Right: at least one claim, and none false. Wrong: a false claim. Silent: nothing said.
+    """Compare claims with a mechanism.
+
+    Returns:
+      "wrong" if any claim is false, else "right" if any claim is true, else "silent".
 
     Raises:
-      InputError: a claim of a kind that is none of `CLAIM_KINDS`; `describe` as well.
+      InputError: the kind of a claim is not in `CLAIM_KINDS`.
     """
     truths = [mechanism.holds(claim) for claim in claims]
     if False in truths:
@@ -244,7 +262,11 @@ def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
 
 
 def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list[str]]:
-    """The claims in words, by what is true of them: "true", "false", "open"."""
+    """Return the claims in words, grouped by truth: "true", "false", "open".
+
+    Raises:
+      InputError: the kind of a claim is not in `CLAIM_KINDS`.
+    """
     words = {True: "true", False: "false", None: "open"}
     found: dict[str, list[str]] = {word: [] for word in words.values()}
     for claim in sorted(claims):

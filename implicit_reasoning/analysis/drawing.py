@@ -1,4 +1,4 @@
-"""Drawings that most instruments share: curves over training by layer, maps of layer x position."""
+"""Plots shared by instruments: curves over training by layer, and heat maps of layer x position."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from implicit_reasoning.figures import (
     step_axis,
 )
 
-_CELLS = "cividis"  # even in lightness, and the same to colour-blind readers
-_DIFFERENCES = "PuOr_r"  # likewise, white in the middle
+_CELLS = "cividis"  # perceptually uniform, and readable with colour blindness
+_DIFFERENCES = "PuOr_r"  # diverging and readable with colour blindness; white in the middle
 
 
 def last_step(result: xr.Dataset) -> xr.Dataset:
-    """The last checkpoint of a result."""
+    """Return the last checkpoint of a result."""
     return result.isel(step=-1)
 
 
 def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
-    """At most so many checkpoints, evenly over the schedule, the first and the last among them."""
+    """Return at most `most` evenly spaced steps, including the first and the last."""
     chosen = np.linspace(0, result.sizes["step"] - 1, most).round().astype(int)
     return [int(result["step"][index]) for index in dict.fromkeys(chosen.tolist())]
 
 
 def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
-    """The first trained and the first tested group, as far as there are; else the first of all."""
+    """Return the first training group and the first test group that exist, else the first group."""
     groups = [str(group) for group in result["group"].values]
     firsts = [next((g for g in groups if g.startswith(kind)), None) for kind in ("train", "test")]
     return [group for group in firsts if group is not None] or groups[:1]
 
 
 def layer_colors(n_layers: int) -> list[str]:
-    """A colour for each layer, dark to light; told apart in grey, too."""
-    # The lightest fifth of the scale is lost on white.
+    """Return a colour for each layer, from dark to light; the colours also differ in greyscale."""
+    # The lightest fifth of the scale is invisible on white.
     return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0, 0.82, n_layers)]
 
 
@@ -65,19 +65,20 @@ def curves(
     highest: float = 1.0,
     lowest: float = 0.0,
 ) -> Drawing:
-    """An outcome over training steps, a line for each layer, a panel for each selection.
+    """Draw an output over training, with a line for each layer and a panel for each selection.
 
     Args:
-      result: with the dimensions `step` and `layer`, and whatever is selected away.
-      name: of the variable; `<name>_low` and `<name>_high`, if there, are drawn as a band.
-      panels: title to what it selects.
-      select: what all panels select, except for the nulls.
-      nulls: name to what it selects in place of `select`, and its colour; of the layers the
-        highest is drawn, so that what is above the line is above every layer's null.
-      label: of the y axis.
-      ncols: panels in a row, by default all.
-      highest: end of the y axis.
-      lowest: its other end.
+      result: dataset with the dimensions `step` and `layer`, and dimensions that are selected away.
+      name: name of the output; `<name>_low` and `<name>_high`, if present, are drawn as a band.
+      panels: labels that each panel selects, by title.
+      select: labels that the curves of all panels select; the null controls do not use them.
+      nulls: for each null control, the labels that it selects instead of `select`, and its colour.
+        The maximum over layers is drawn, so a curve above the line is above the null of every
+        layer.
+      label: label of the y axis.
+      ncols: number of panels per row; default: all.
+      highest: upper end of the y axis.
+      lowest: lower end of the y axis.
     """
     ncols = ncols or len(panels)
     nrows = -(-len(panels) // ncols)
@@ -104,7 +105,7 @@ def curves(
 
 
 def _by_layer(ax: Axes, result: xr.Dataset, name: str, where: Mapping[str, Any]) -> None:
-    """Lines of one panel, with their bands."""
+    """Draw the lines of one panel, with their bands."""
     layers = result["layer"].values
     for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
         at = {**where, "layer": layer}
@@ -115,14 +116,14 @@ def _by_layer(ax: Axes, result: xr.Dataset, name: str, where: Mapping[str, Any])
 
 
 def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
-    # A line of one point cannot be seen: one checkpoint gets a dot.
+    # A line of one point is invisible, so a single checkpoint has a marker.
     marker = "o" if values.sizes["step"] == 1 else None
     style = {"linewidth": 1.5, "marker": marker, "clip_on": False, **style}
     ax.plot(values["step"], values, **style)
 
 
 def _hide_the_rest(axes: Sequence[Axes], used: int, ncols: int) -> None:
-    """Empty axes go, and those above them get the labels that they would have shared."""
+    """Hide empty axes, and show the tick labels of the axes above them."""
     for index, ax in enumerate(axes):
         ax.set_visible(index < used)
         ax.tick_params(labelbottom=index + ncols >= used)
@@ -139,17 +140,17 @@ def heat_maps(
     width: float = 0.52,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Tables of shares as colours, one beside the other on one scale; layer 0 is at the bottom.
+    """Draw heat maps of shares side by side on one colour scale, with layer 0 at the bottom.
 
     Args:
-      maps: title to values up to 1 (nan: white) with the dimensions `rows` and `columns`.
-      label: of the scale.
-      nulls: the same for what the values are held against; written in brackets below them.
-      ncols: maps in a row.
-      rows: the dimension that goes up.
-      columns: the dimension that goes right.
-      width: of a column, in inches.
-      lowest: where the scale begins; if below 0, its colours part at 0.
+      maps: values up to 1 with the dimensions `rows` and `columns`, by title; nan is white.
+      label: label of the colour scale.
+      nulls: values of the null control, by title; they are written in brackets below the values.
+      ncols: number of maps per row.
+      rows: the dimension on the y axis.
+      columns: the dimension on the x axis.
+      width: width of a column, in inches.
+      lowest: lower end of the colour scale; if it is negative, the scale is diverging.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
@@ -182,7 +183,7 @@ def heat_maps(
 def maps_over_steps(
     series: Mapping[str, xr.DataArray], label: str, *, rows: str = "layer", columns: str = "pos"
 ) -> Drawing:
-    """`heat_maps` at a few checkpoints: a row for each series, a column for each checkpoint."""
+    """Draw `heat_maps` at a few checkpoints: a row for each series, a column for each step."""
     steps = some_steps(next(iter(series.values())))
     maps = {
         f"{name}\nstep {step:,}": values.sel(step=step)
@@ -193,10 +194,15 @@ def maps_over_steps(
 
 
 def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
-    """`heat_maps` of every variable (a column each), at a few checkpoints, for a group or two.
+    """Draw `heat_maps` of every variable at a few checkpoints, for one or two groups.
 
-    `values` has the dimension `edit`, of which the first is shown, and the last is its null. A row
-    of maps in which nothing is known is left out, unless that is all there is.
+    There is a column for each variable. Rows of maps without any known value are left out, unless
+    all rows are.
+
+    Args:
+      values: array with the dimensions step, group, variable, layer, pos and edit. The first label
+        of `edit` is drawn, and the last is the null control.
+      label: label of the colour scale.
     """
     rows = [
         {"step": step, "group": group}
@@ -217,7 +223,7 @@ def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
 
 
 def label_places(ax: Axes, values: xr.DataArray) -> None:
-    """The ticks of a map: names of its rows, the first dimension, and of its columns."""
+    """Set the ticks of a map to the names of its rows (the first dimension) and columns."""
     ax.grid(False)
     for axis, dim in zip((ax.yaxis, ax.xaxis), values.dims, strict=True):
         axis.set_ticks(range(values.sizes[dim]), [str(x) for x in values[dim].values])
@@ -251,13 +257,14 @@ def scatters(
     *,
     ncols: int,
 ) -> Drawing:
-    """Points in the plane, on scales of their own.
+    """Draw points in the plane; every panel has its own scales.
 
     Args:
-      panels: title to coordinates with the dimensions `point` and `axis` (two of them).
-      colors: by point, the name of what it is coloured by; at most six names.
-      markers: by point, the name of its kind: the first kind is a circle, all others crosses.
-      ncols: panels in a row.
+      panels: coordinates with the dimensions `point` and `axis` (of size 2), by title.
+      colors: for each point, the name of its colour group; at most six different names.
+      markers: for each point, the name of its kind. The first kind ("id" if present) is drawn as a
+        circle, all others as crosses.
+      ncols: number of panels per row.
     """
     nrows = -(-len(panels) // ncols)
     drawing, axes = new_drawing(1.3 + 2.5 * ncols, 2.6 * nrows, nrows=nrows, ncols=ncols)

@@ -67,7 +67,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
 def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
-    """Return whether training teaches `values` as the answer to the prompt (e1, r1) of the first fact."""
+    """Return whether training teaches `values` as the answer to (e1, r1) of the first fact."""
     truth = dataset.truth
     alone = np.flatnonzero(truth["fact2"][: dataset.n_train] < 0)
     answer = np.full(max(truth["fact1"].max() + 1, 1), -1, np.int64)

@@ -268,7 +268,7 @@ def _decoded(results: Mapping[str, xr.Dataset], group: str, end: str) -> xr.Data
 
 
 def _taught(decoding: xr.Dataset, made: xr.Dataset) -> xr.DataArray:
-    """Return whether the prompt that ends at r1 has the variable as its target; bool, as the table."""
+    """Return where training teaches the variable as the target at r1; bool, as the table."""
     taught = decoding["by_construction"].isel(step=-1, group=0, drop=True)
     taught = taught.reindex(variable=made["variable"], layer=made["layer"], fill_value=False)
     return taught & (made["pos"] == "r1")
