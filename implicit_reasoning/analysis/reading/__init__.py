@@ -1,13 +1,13 @@
-"""Reading: what a state says, with nothing changed in the model that it is read from.
+"""Instruments that read states without changing the model.
 
-    lens.py         through the unembedding
-    tuned_lens.py   the same, after an affine map fitted to each place
-    decoding.py     by the model itself: what the later blocks make of a state
-    probes.py       by a linear map fitted to each variable
-    geometry.py     where states lie: cohesion, alignment, enrichment, pictures
+    lens.py         logit lens: through the unembedding
+    tuned_lens.py   tuned lens: through a fitted affine map and the unembedding
+    decoding.py     decoding by the model's own later blocks
+    probes.py       linear probes, fitted to each variable
+    geometry.py     geometry of states: cohesion, alignment, enrichment, projections
 
-    ranking.py      where a wanted class stands among the others
-    ridge.py        linear maps of all checkpoints in one solve
+    ranking.py      rank of a token among the logits
+    ridge.py        cross-validated ridge regression
 
-What can be read need not be used; see `variables` and `used.py`.
+A variable that can be read need not be used; see `variables` and `used.py`.
 """

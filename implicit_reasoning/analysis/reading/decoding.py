@@ -1,24 +1,27 @@
-"""Decodable, and usable: Ye et al.'s two ways to read a fact off the state after (e1, r1).
+"""Decoding of a fact from the state after (e1, r1), by three methods.
 
-*Immediate probing* unembeds S[layer, r1] itself. *Full-run probing* puts it into the same layer of
-another prompt and lets the remaining layers decode it there, at r1. Both are Ye et al. 2025's (the
-decoding table); corrected: the state goes in at the layer that it came from (theirs one block
-later), with and without the final norm, and what counts for OOD facts is counted over OOD facts.
+- *Immediate probing* unembeds S[layer, r1], with and without the final norm.
+- *Full-run probing* patches the state into the same layer of another prompt at r1. The remaining
+  layers of that run decode it.
+- *Bottleneck probing* is a full run with the state first projected onto at most 32 dimensions, in
+  which the class means of the bridge differ. The dimensions are found on other facts than those
+  decoded, so only what the state shares with other facts of its bridge is kept.
 
-In most tasks the prompt (e1, r1) is itself trained on, so that its last layer decodes to what was
-taught by construction; `by_construction` says where. The full run is true by construction at every
-layer from 1 on, `full_run_by_construction`: there the state is a function of e1 and r1, and later
-blocks compute from it what they compute in its own prompt. It shows that the prefix arrived, and no
-more. So nothing is claimed from it.
+The first two are the decoding table of Ye et al. 2025, with corrections. The state is patched into
+the layer that it comes from (in the paper, one block later). Results for OOD facts are means over
+OOD facts.
 
-The *bottleneck* run is the test: before it is put in, the state is projected onto at most 32
-dimensions in which the class means of the bridge differ, found on other facts than those decoded.
-Only what the state has in common with other facts of its bridge gets through.
+Some results are true by construction. In most tasks training includes the prompt (e1, r1), so its
+last layer decodes to the taught answer; `by_construction` marks these cases. From layer 1 on the
+full run decodes correctly by construction (`full_run_by_construction`): the state is a function of
+e1 and r1, and later blocks compute the same from it as in its own prompt. This only shows that the
+prefix is present in the state. So claims are made from the bottleneck, and not from the full run.
 
-Where a state is hardly more than a code of the bridge, or where 32 dimensions are most of those
-that states have, other bottlenecks let e2 through as well. Then the run does not tell a code of the
-bridge from a code of e1 and r1 that later blocks compute it from, and something is claimed only
-where the unembedding reads e2 without any later block.
+The bottleneck is not conclusive if its controls (shuffled classes, random directions) also decode
+e2. This happens if the state holds little besides the code of the bridge, or if 32 dimensions are
+most of the dimensions of the states. A code of the bridge then cannot be distinguished from a code
+of e1 and r1 from which later blocks compute the bridge. In this case claims also require that the
+unembedding reads e2 without later blocks.
 """
 
 from __future__ import annotations
@@ -50,24 +53,24 @@ from implicit_reasoning.worlds import Dataset
 BOTTLENECKS = ("bottleneck", "bottleneck, shuffled", "bottleneck, random")
 READINGS = ("immediate", "immediate, no norm", "full run", *BOTTLENECKS)
 WIDTH = 32
-"""Dimensions of the bottleneck, at most."""
+"""Maximum number of dimensions of the bottleneck."""
 
 TRUTHS = ("true", "another's", "recipient's")
-_MAX_FACTS = 2000  # facts; in larger worlds all those of some bridges
-_FOLDS = 4  # of facts: a bottleneck is found on three, and decoded through on the fourth
-_DECODED = 0.9  # top-1 through the bottleneck, and by immediate probing, lower end
-_CHANCE = 3.0  # times the null of immediate probing (another fact's tail)
+_MAX_FACTS = 2000  # maximum number of facts; larger worlds use all facts of some bridges
+_FOLDS = 4  # a bottleneck is found on three folds of facts, and used on the fourth
+_DECODED = 0.9  # minimum lower end of top-1, with the bottleneck and for immediate probing
+_CHANCE = 3.0  # minimum ratio to the null of immediate probing (another fact's tail)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
     "From layer 1 on the full run is true by construction: the state there is a function of e1 and "
     "r1, and the layers that follow compute from it what they compute in its own prompt; it shows "
     "that the prefix arrived, and no more. Claims are made from the bottleneck."
 )
-_CONTROL = 0.5  # top-1 through other bottlenecks, upper end
+_CONTROL = 0.5  # maximum upper end of top-1 with the controls of the bottleneck
 
 
 class Decoding(Instrument):
-    """See the module."""
+    """Instrument for decoding after (e1, r1); see the module docstring."""
 
     name = "decoding"
     definition = (
@@ -99,7 +102,7 @@ class Decoding(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """The prompts (e1, r1) of facts that are first hops, each with a recipient."""
+        """Choose the prompts (e1, r1) of facts that are first hops, and a recipient for each."""
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
             raise NotApplicable(
@@ -140,7 +143,7 @@ class Decoding(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every fact."""
+        """Compute the outcomes of every fact."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = residuals(model, params, inputs["tokens"])[:, :, 1]
         at_r1 = jnp.array([False, True])[None, :, None]
@@ -157,7 +160,7 @@ class Decoding(Instrument):
             put_in = jnp.concatenate([state[None], narrow])
             decoded = jax.lax.map(partial(full_run, site), put_in)
             whole = [network.readout(state, HookContext()), network.unembedding(state), decoded[0]]
-            # A bottleneck is of one variable, and decoded for that.
+            # Each bottleneck belongs to one variable, and only this variable is decoded.
             through = decoded[1:].reshape(wanted.shape[1], len(BOTTLENECKS), *decoded.shape[1:])
             of_variable = [
                 jnp.stack([ranks(logits, wanted[:, index : index + 1]) for logits in one])
@@ -179,10 +182,11 @@ class Decoding(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable where most tails come out of the bottleneck, given one of two conditions.
+        """Claim "decodable" where most tails are decoded through the bottleneck.
 
-        Either other bottlenecks do not let them through, or immediate probing (with the final
-        norm) finds them too. Nothing is claimed from the full run, true by construction.
+        One of two conditions must also hold. Either the controls of the bottleneck decode few
+        tails, or immediate probing with the final norm decodes most tails, too. The full run
+        supports no claims, because it is true by construction.
         """
         first = result.isel(group=0, drop=True)
         true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])
@@ -199,17 +203,18 @@ class Decoding(Instrument):
         return claimed("decodable", there.expand_dims(pos=["r1"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Curves over training for every reading and group; the table at some checkpoints."""
+        """Draw curves over training by reading and group, and the table at some checkpoints."""
         return [_over_training(result), _bottleneck_over_training(result), _table(result)]
 
 
 def _folds(
     facts: FactRows, tails: Int[np.ndarray, "variable row"]
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, "variable two row"]]:
-    """The fold of each fact, and the classes to find bottlenecks by: tails, and tails shuffled.
+    """Return the fold of each fact, and the true and shuffled classes for finding bottlenecks.
 
-    Facts of a bridge are dealt out evenly over the folds. Only facts of the first group have a
-    class: a bottleneck is found on what training uses in chains, and no OOD fact has part in it.
+    Facts of one bridge are distributed evenly over the folds. Only facts of the first group have a
+    class (others have -1). Bottlenecks are thus found on facts that training uses in chains,
+    without OOD facts.
     """
     random = np.random.default_rng(2)
     order = random.permutation(len(facts.group))
@@ -229,7 +234,7 @@ def _in_other_folds(
     tails: Int[np.ndarray, "variable row"],
     classes: Int[np.ndarray, "variable row"],
 ) -> Bool[np.ndarray, "variable row"]:
-    """Whether the facts that a row's bottleneck is found on have one with the row's tail."""
+    """Return whether the facts with a class in other folds include one with the row's tail."""
     other = fold[:, None] != fold[None]  # [row, fact]
     same = tails[:, :, None] == classes[:, None]
     found: np.ndarray = (same & other).any(-1)
@@ -239,11 +244,12 @@ def _in_other_folds(
 def _through_bottlenecks(
     states: Float[Array, "row d_model"], inputs: Any, n_classes: int, key: Key[Array, ""]
 ) -> tuple[Float[Array, "run row d_model"], Float[Array, "variable fold"]]:
-    """States as they come out of each variable's bottlenecks, in the order of `BOTTLENECKS`.
+    """Project states through each variable's bottlenecks, in the order of `BOTTLENECKS`.
 
     Returns:
-      states: [variable * bottleneck, row, d_model], each through that of its own fold.
-      width: [variable, fold], dimensions that the bottlenecks have.
+      states: [variable * bottleneck, row, d_model], each state projected by the bottleneck of its
+        fold.
+      width: [variable, fold], number of dimensions of the bottlenecks.
     """
     fold = jnp.asarray(inputs["fold"])
 
@@ -270,7 +276,7 @@ def _through_bottlenecks(
 def _other(
     values: Int[np.ndarray, "variable row"], among: Int[np.ndarray, " chosen"], seed: int
 ) -> Int[np.ndarray, " row"]:
-    """For each row another one at random that differs from it in every variable."""
+    """Draw for each row a random row of `among` that differs from it in every variable."""
     random = np.random.default_rng(seed)
     chosen = random.choice(among, values.shape[1])
     for _ in range(1000):
@@ -284,10 +290,10 @@ def _other(
 
 
 def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: Any) -> np.ndarray:
-    """bool [variable, layer, group]: the last layer, where most of a group is taught so."""
+    """Return bool [variable, layer, group]: true in the last layer if most facts are taught so."""
     shape = (len(tails), model.spec.depth + 1, len(facts.groups))
     found = np.zeros(shape, bool)
-    for variable, values in enumerate(tails):  # an entity's number is its token
+    for variable, values in enumerate(tails):  # for entities, value and token are equal
         taught = is_taught_atomic(dataset, facts.rows, values)
         for group in range(len(facts.groups)):
             found[variable, -1, group] = taught[facts.group == group].mean() > 0.5

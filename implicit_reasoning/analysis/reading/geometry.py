@@ -1,11 +1,17 @@
-"""How states lie: do those of one bridge cluster, whatever the fact that leads to it?
+"""Geometry of states: whether the states of one bridge form a cluster, regardless of the fact.
 
-Ye et al. 2025's cosine lens - *ID cohesion*, how near states lie to the centroid of the states of
-their bridge e2, and *OOD alignment*, how near those of OOD facts lie to the centroid of the ID
-ones - with the controls that it lacks: a centroid without the state itself, centroids of other
-bridges, the mean removed (states of transformers all point one way), and whether the nearest
-centroid is the right one. Then pictures of some bridges' states, and attribute enrichment at e1
-(Geva et al. 2023): does the state of e1 already promote where its facts lead?
+The cosine lens of Ye et al. 2025 has two measures. ID cohesion is the cosine of states with the
+centroid of the states of their bridge e2. OOD alignment is the cosine of the states of OOD facts
+with the centroid of the ID states of their bridge. This module adds the missing controls:
+
+- a centroid without the state itself;
+- centroids of other bridges;
+- the mean of the ID states removed, because the states of transformers share one large direction;
+- whether the nearest centroid is the right one.
+
+The module also projects the states of some bridges to two dimensions, and measures attribute
+enrichment at e1 (Geva et al. 2023): whether the state at e1 already promotes the tails of its
+facts.
 """
 
 from __future__ import annotations
@@ -38,12 +44,12 @@ TRUTHS = ("true", "shuffled")
 CENTRINGS = ("as they are", "mean removed")
 CENTROIDS = ("with itself", "without itself", "of other bridges")
 PROJECTIONS = ("PCA", "MDS of cosine distances")
-_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
-_PICTURED, _EACH = 5, 12  # bridges in the pictures, and the most states of each
+_MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of some bridges
+_PICTURED, _EACH = 5, 12  # bridges in the projections, and the maximum number of states of each
 
 
 class Geometry(Instrument):
-    """See the module."""
+    """Instrument for the geometry of states; see the module docstring."""
 
     name = "geometry"
     definition = (
@@ -72,7 +78,7 @@ class Geometry(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """One chain for each fact whose bridge has two ID facts or more."""
+        """Choose one chain for each fact whose bridge has at least two ID facts."""
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
@@ -85,7 +91,8 @@ class Geometry(Instrument):
         for part in (leads, ~leads):
             shuffled[part] = np.random.default_rng(0).permutation(bridge[part])
         keys = state_keys(dataset, facts.rows)
-        # A state counts once for a bridge; two relations of e1 may lead to the same one.
+        # A state counts once for each bridge, because two relations of e1 may lead to the same
+        # bridge.
         prefixes = np.stack([np.unique(line, return_inverse=True)[1] for line in keys])
         counted = first_occurrences(prefixes * (bridge.max() + 1) + bridge)
         position = dataset.positions.index(first_known_position("e2", dataset.positions))
@@ -122,7 +129,7 @@ class Geometry(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every state, and the pictures."""
+        """Compute the outcomes of every state, and the projections."""
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         bridge, bridges = jnp.asarray(inputs["bridge"]), jnp.asarray(inputs["bridges"])
 
@@ -157,19 +164,22 @@ class Geometry(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """The bridge is decodable where the nearest centroid of other states is mostly its own."""
+        """Claim that e2 is decodable where most states are nearest to their bridge's centroid.
+
+        The centroids exclude the state itself. The share must also be above the null.
+        """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
         most = best["retrieval_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
         there = most & above_chance(best, "retrieval", {"truth": ("true", "shuffled")})
         return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Cohesion and alignment, retrieval everywhere, attributes, and the picture of states."""
+        """Draw cohesion and alignment, a map of retrieval, attributes and projections."""
         return [_cosines(result), _retrieval(result), _enrichment(result), _picture(result)]
 
 
 class _Near(NamedTuple):
-    """Of every row: cosines with centroids [centroid, row], and whether its own is the nearest."""
+    """Cosines with centroids [centroid, row], and whether the own centroid is the nearest."""
 
     cosine: Float[Array, "centroid row"]
     retrieved: Bool[Array, " row"]
@@ -178,7 +188,10 @@ class _Near(NamedTuple):
 def _of_common_bridges(
     facts: FactRows, e2: Int[np.ndarray, "any"]
 ) -> tuple[FactRows, Int[np.ndarray, " row"]]:
-    """The facts whose bridges have two leading facts or more, and those bridges as 0, 1, ..."""
+    """Return the facts whose bridges have at least two leading facts, and their bridge numbers.
+
+    Bridges are numbered 0, 1, ...
+    """
     values = e2[facts.rows]
     many, count = np.unique(values[facts.group == 0], return_counts=True)
     kept = np.isin(values, many[count >= 2])
@@ -193,7 +206,10 @@ def _pictured(
     leads: Bool[np.ndarray, " row"],
     counted: Bool[np.ndarray, " row"],
 ) -> Int[np.ndarray, " point"]:
-    """Some rows of the bridges with most facts outside the leading group, then with most facts."""
+    """Choose rows of the bridges with the most facts outside the leading group.
+
+    Ties are broken by the total number of facts.
+    """
     outside = np.bincount(bridge[~leads & counted], minlength=bridge.max() + 1)
     total = np.bincount(bridge[counted], minlength=bridge.max() + 1)
     chosen = np.lexsort((-total, -outside))[:_PICTURED]
@@ -205,11 +221,11 @@ def _pictured(
 
 
 def _tails(dataset: Dataset, e1: Int[np.ndarray, " row"]) -> dict[str, np.ndarray]:
-    """bool [whose, row, entity]: tails of each row's e1, and of another entity."""
+    """Return bool [whose, row, entity]: the tails of each row's e1, and of another entity."""
     world = world_of(dataset)
     tails = np.zeros((world.n_entities, world.n_entities), bool)
     tails[world.facts.head, world.facts.tail] = True
-    # Anyone but e1 itself: a random shift of the entities.
+    # A non-zero random shift of the entity number gives an entity other than e1.
     shift = np.random.default_rng(0).integers(1, world.n_entities, world.n_entities)
     another = (np.arange(world.n_entities) + shift) % world.n_entities
     return {"tails": np.stack([tails[e1], tails[another[e1]]])}
@@ -221,7 +237,7 @@ def _nearness(
     weight: Float[Array, " row"],
     bridges: Int[Array, " bridge"],
 ) -> _Near:
-    """Cosines of each state with the sums (whose directions are the means') of its bridge's."""
+    """Compute cosines of each state with centroids; sums have the same directions as means."""
     member = (bridge[:, None] == bridges[None]).astype(jnp.float32)
     sums = _dot((member * weight[:, None]).T, state)
     cosines = _dot(_unit(state), _unit(sums).T)
@@ -234,7 +250,7 @@ def _nearness(
 
 
 def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, "whose row"]:
-    """Share of some entity's tails among as many entities that the lens ranks highest."""
+    """Return the share of an entity's m tails among the m entities with the highest logits."""
     tails = jnp.asarray(inputs["tails"])
     entities = logits[:, : tails.shape[-1]]
     tokens = jnp.broadcast_to(jnp.arange(tails.shape[-1])[:, None], tails.shape[:0:-1])
@@ -244,13 +260,13 @@ def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, 
 
 
 def pca(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
-    """The first two principal components of some states."""
+    """Return the first two principal components of some states."""
     centred = states - states.mean(0, keepdims=True)
     return _principal(_dot(centred, centred.T))
 
 
 def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
-    """Classical scaling of cosine distances 1 - cos to two dimensions (Torgerson 1952)."""
+    """Return two dimensions of classical scaling of cosine distances, 1 - cos (Torgerson 1952)."""
     unit = _unit(states)
     squared = (1 - _dot(unit, unit.T)) ** 2
     centred = squared - squared.mean(0, keepdims=True)
@@ -258,7 +274,7 @@ def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
 
 
 def _principal(products: Float[Array, "point point"]) -> Float[Array, "point axis"]:
-    """Coordinates whose inner products are nearest to those given; signs are made definite."""
+    """Return coordinates with inner products nearest to `products`, and with definite signs."""
     values, vectors = jnp.linalg.eigh(products)
     values, vectors = values[-1:-3:-1], vectors[:, -1:-3:-1]
     furthest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(0)[None], axis=0)

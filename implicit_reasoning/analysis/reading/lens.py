@@ -1,8 +1,9 @@
-"""The logit lens: what an early state already says, read with the model's own unembedding.
+"""The logit lens: reads each state with the model's own unembedding.
 
-Rank, top-1 and reciprocal rank of every truth variable at every (layer, position), with the final
-norm (Wang et al. 2024, section 3.3; nostalgebraist 2020) and without it (Ye et al. 2025's
-"immediate probing"), among all tokens and among those of the variable's kind.
+Rank, top-1 and reciprocal rank of every truth variable at every (layer, position). They are
+computed with the final norm (Wang et al. 2024, section 3.3; nostalgebraist 2020) and without it
+("immediate probing" of Ye et al. 2025), among all tokens and among the tokens of the variable's
+kind.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from implicit_reasoning.worlds import Dataset
 
 NORMS = ("final norm", "no norm")
 VOCABULARIES = ("all tokens", "own kind")
-_MAX_ROWS = 300  # rows of a split, as published
+_MAX_ROWS = 300  # maximum number of rows per split, as published
 
 
 class LogitLens(Instrument):
-    """See the module."""
+    """Instrument for the logit lens; see the module docstring."""
 
     name = "lens"
     version = 2
@@ -61,7 +62,7 @@ class LogitLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; clusters are states, or bridges where known."""
+        """Choose probe rows of every chain split; clusters are those of `state_clusters`."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         variables = chain_variables(dataset, rows)
@@ -91,7 +92,7 @@ class LogitLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example."""
+        """Compute the outcomes of every example."""
         states = residuals(model, params, inputs["tokens"])
         network = model.bind(params)
 
@@ -100,7 +101,7 @@ class LogitLens(Instrument):
         wanted = jnp.asarray(inputs["wanted"])
 
         def place(state: Array) -> Array:
-            """[norm, vocabulary, truth, variable, example] of one (layer, position)."""
+            """Return ranks [norm, vocabulary, truth, variable, example] of a (layer, position)."""
             both = network.readout(state, HookContext()), network.unembedding(state)
             return jnp.stack(
                 [
@@ -116,9 +117,10 @@ class LogitLens(Instrument):
         return {"rank": rank, "top1": rank == 0, "reciprocal_rank": 1 / (1 + rank)}
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable where most examples of a split have it on top, and not by chance there.
+        """Claim "decodable" where the variable is the top-1 of most examples of a split.
 
-        A split of few distinct states and bridges says nothing: its null is too rough.
+        Top-1 must also be above the null. A split needs `MIN_CLUSTERS` distinct clusters, because
+        with fewer its null is too imprecise.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
         most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
@@ -127,12 +129,12 @@ class LogitLens(Instrument):
         return claimed("decodable", there.any("group"))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Bridge, second relation and answer over training; every place at the last checkpoint."""
+        """Draw e2, r2 and the answer over training, and a map of layers and positions."""
         return [_over_training(result), _places(result)]
 
 
 def _over_training(result: xr.Dataset) -> Figure:
-    """Wang et al.'s figure 4c, for every layer, and its top-1."""
+    """Draw figure 4c of Wang et al. for every layer, and the top-1 share."""
     positions, group = list(result.pos.values), some_groups(result)[0]
     wanted = {
         variable: first_known_position(variable, positions) for variable in ("e2", "r2", "answer")

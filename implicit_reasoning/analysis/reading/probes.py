@@ -1,16 +1,22 @@
-"""Linear probes: what a linear map can read from states that it has not been fitted to.
+"""Linear probes: read variables from held-out states by ridge regression.
 
-Ridge regression to one-hot classes at every (layer, position), each state read by a probe that was
-fitted without it: without its prefix, and, harder, without any state of its e1. Every cell has
-three controls. Shuffled truth shows what a probe gets from noise. The control task (Hewitt and
-Liang 2019) gives each *type* a random label, here each e1: a probe that does as well there reads
-e1 by heart, not the variable; the difference is its selectivity. With all states of an e1 held out
-nothing can be known by heart, so that this is itself the control that claims rest on. (Selectivity
-cannot be: a state that holds e1 beside the bridge has none, held out by prefix.) And a variable
-that has not been seen yet at a position (r2 at r1) must be at chance.
+Ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
+probe that was fitted without it. There are two ways to hold states out: by prefix, and, which is
+harder, all states of an e1 together. Every (layer, position) has three controls:
 
-Sparse probes for e2 (Gurnee et al. 2023) see k dimensions of the residual, or k neurons of the MLP
-that wrote it last, chosen for each class by difference of means among the states fitted to.
+- Shuffled truth shows the accuracy of a probe that is fitted to noise.
+- The control task (Hewitt and Liang 2019) gives each type, here each e1, a random label. A probe
+  with the same accuracy on it has memorised e1 instead of reading the variable. The difference is
+  the selectivity.
+- A variable that is unknown at a position (r2 at r1) must be at chance.
+
+Holding out all states of an e1 rules out memorisation, so claims use it instead of selectivity.
+Selectivity is not suitable for claims: with prefixes held out, a state that holds both e1 and the
+bridge has none.
+
+Sparse probes for e2 (Gurnee et al. 2023) read k dimensions of the residual stream, or k neurons of
+the last MLP before it. For each class the k dimensions have the largest difference of class means
+among the states fitted to.
 """
 
 from __future__ import annotations
@@ -65,11 +71,11 @@ TRUTHS = ("true", "shuffled", "control")
 BASES = ("residual", "neurons")
 SIZES = (1, 4, 16)
 _FOLDS = 5
-_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
+_MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of some bridges
 
 
 class Probes(Instrument):
-    """See the module."""
+    """Instrument for linear probes; see the module docstring."""
 
     name = "probes"
     version = 2
@@ -98,7 +104,7 @@ class Probes(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """One chain for each fact; folds and labels are fixed here."""
+        """Choose one chain for each fact, and fix the folds and labels."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
@@ -138,13 +144,13 @@ class Probes(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals, and the neurons."""
+        """Return the residual stream and the MLP neurons."""
         return (*model.resid_sites, *_neuron_sites(model))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example, read by the fold that it is held out of."""
+        """Compute the outcomes of every example, read by the probe that was fitted without it."""
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
         neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
@@ -166,7 +172,7 @@ class Probes(Instrument):
             )
             for values in by_place
         ]
-        few[1] = jnp.concatenate([jnp.zeros_like(few[1][:1]), few[1]])  # no neuron wrote layer 0
+        few[1] = jnp.concatenate([jnp.zeros_like(few[1][:1]), few[1]])  # no MLP precedes layer 0
         return {
             "accuracy": accuracy,
             "selectivity": accuracy[:, 0].astype(jnp.int8) - accuracy[:, 2].astype(jnp.int8),
@@ -176,14 +182,15 @@ class Probes(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable: read from states of new prefixes and of new e1, and not by chance.
+        """Claim "decodable" where probes read states of new prefixes and of new e1.
 
-        Holding out e1 is what the control task asks for: who knows labels of e1 by heart fails.
+        Holding out e1 replaces the control task: a probe that memorised the labels of e1 fails. The
+        accuracy must also be above shuffled truth and the best constant answer.
         """
         best = result.isel(group=0)
         low = best["accuracy_low"].sel(truth="true", drop=True)
         by_prefix, by_e1 = (low.sel(held_out=scheme, drop=True) for scheme in HELD_OUT)
-        itself = result["variable"] == "e1"  # it cannot be held out by itself
+        itself = result["variable"] == "e1"  # e1 cannot be held out by e1
         of_prefix = best.sel(held_out="prefix", drop=True)
         there = (by_prefix >= MIN_LOWER_BOUND) & (itself | (by_e1 >= MIN_LOWER_BOUND))
         there &= above_chance(of_prefix, "accuracy", {"truth": ("true", "shuffled")})
@@ -191,14 +198,17 @@ class Probes(Instrument):
         return claimed("decodable", there)
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """The bridge over training, all variables at the last checkpoint, few dimensions."""
+        """Draw e2 over training, all variables at the last checkpoint, and sparse probes."""
         return [_over_training(result), _everything(result), _few_dimensions(result)]
 
 
 def _labels(
     variables: Variables, e1: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, "truth variable row"], Int[np.ndarray, " variable"]]:
-    """Classes 0, 1, ... of the values there are: true, shuffled, and by lot for each e1."""
+    """Return the true, shuffled and control labels as classes 0, 1, ..., and the number of classes.
+
+    A control label is drawn at random for each e1.
+    """
     random = np.random.default_rng(0)
     true = np.stack([np.unique(values, return_inverse=True)[1] for values in variables.values])
     n_classes = true.max(axis=1) + 1
@@ -208,12 +218,12 @@ def _labels(
 
 
 class Outputs(NamedTuple):
-    """A regression's outputs: one for every class of every label, side by side.
+    """Outputs of a regression with one output for each class of each label.
 
     Attributes:
-      label, number: int32 [out], whose, and which class of its own.
-      place: int32 [label, most], the output of each class; the number of outputs where a label has
-        fewer classes.
+      label, number: int32 [out], the label of each output, and its class within this label.
+      place: int32 [label, most], the output of each class; the number of outputs for classes that a
+        label does not have.
     """
 
     label: Int[Array | np.ndarray, " out"]
@@ -244,7 +254,7 @@ def _neuron_sites(model: Transformer) -> tuple[str, ...]:
 
 
 def _cells(function: Any, stacked: Any, axes: int) -> Array:
-    """A function of one cell, one after another over the leading axes of what it needs."""
+    """Apply a function to one cell after another, over the leading axes of its inputs."""
     shape = jax.tree.leaves(stacked)[0].shape[:axes]
     flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[axes:]), stacked)
     found: Array = jax.lax.map(function, flat)
@@ -257,7 +267,7 @@ def _read(
     labels: Int[Array, "truth variable row"],
     inputs: Any,
 ) -> Bool[Array, "truth variable row"]:
-    """Whether each state's class is read by the probe it is held out of."""
+    """Return whether the probe that was fitted without a state reads the state's class."""
     flat = labels.reshape(-1, labels.shape[-1]).T[jnp.asarray(layout.members)]
     outputs = Outputs(**inputs["outputs"])
     x, sums = _fit(states, layout, flat, outputs)
@@ -270,7 +280,7 @@ def _read_few(
     labels: Int[Array, "truth row"],
     inputs: Any,
 ) -> Bool[Array, "k truth row"]:
-    """The same for one variable, e2, from few dimensions."""
+    """Return the same for e2, read from few dimensions."""
     by_fold = labels.T[jnp.asarray(layout.members)]
     outputs = Outputs(**inputs["outputs_e2"])
     x, sums = _fit(states, layout, by_fold, outputs)
@@ -299,15 +309,15 @@ def _right(
     labels: Int[Array, "fold member label"],
     outputs: Outputs,
 ) -> Bool[Array, "label row"]:
-    """Whether the largest output of each label's classes is the label's own."""
+    """Return whether the largest output among each label's classes is the true class."""
     said = jnp.pad(said, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)[..., outputs.place]
-    # A model that has diverged says nan, which no class is.
+    # A diverged model has nan outputs, which match no class.
     right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
     return right.reshape(-1, labels.shape[-1])[jnp.asarray(layout.place)].T
 
 
 def _over_training(result: xr.Dataset) -> Figure:
-    """The bridge where it is first known, by layer."""
+    """Draw the accuracy for e2 at the position where it is first known, by layer."""
     pos = first_known_position("e2", list(result.pos.values))
     panels = {
         f"held out by {scheme}": {"held_out": scheme, "variable": "e2", "pos": pos}

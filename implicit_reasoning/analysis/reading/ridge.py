@@ -1,7 +1,8 @@
-"""Ridge regression in closed form, cross-validated: one Gram matrix serves all variables at once.
+"""Cross-validated ridge regression in closed form, for all variables at once.
 
-Rows lie by fold. The sums that a fold's regression is fitted to are those of all rows less its own,
-so that every row is read by a regression that has not seen it, at about the cost of one fit.
+Rows are grouped by fold. All variables share one Gram matrix. The sums for a fold's regression are
+the sums over all rows minus those over the fold. So the prediction of every row comes from a
+regression without this row, at about the cost of one fit.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 STRENGTH = 1e-2
-"""Ridge added to the Gram matrix, in units of its mean eigenvalue: trace / width."""
+"""Ridge penalty added to the Gram matrix, relative to its mean eigenvalue, trace / width."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class FoldRows(NamedTuple):
-    """Rows by fold, padded to folds of one size; arrays of numpy or JAX, leading axes alike.
+    """Rows grouped by fold, padded to equal fold sizes; all arrays have the same leading axes.
 
     Attributes:
-      members: int32 [..., fold, member], numbers of rows; 0 where padded.
-      weight: float32 [..., fold, member], 1 for what is fitted to, 0 for duplicates and padding.
-      place: int32 [..., row], where a row is in `members`, flattened.
+      members: int32 [..., fold, member], row numbers; 0 for padding.
+      weight: float32 [..., fold, member], 1 for rows to fit to; 0 for duplicates and padding.
+      place: int32 [..., row], index of each row in the flattened `members`.
     """
 
     members: Int[Array | np.ndarray, "*cell fold member"]
@@ -36,7 +37,13 @@ class FoldRows(NamedTuple):
 def arrange_by_fold(
     folds: Int[np.ndarray, "*cell row"], counted: Bool[np.ndarray, "*cell row"], n_folds: int
 ) -> FoldRows:
-    """The layout of some cells, from each row's fold and whether it is fitted to."""
+    """Group rows by fold.
+
+    Args:
+      folds: the fold of each row, for each cell.
+      counted: whether each row is used for fitting.
+      n_folds: number of folds.
+    """
     cells, n_rows = folds.shape[:-1], folds.shape[-1]
     folds, counted = folds.reshape(-1, n_rows), counted.reshape(-1, n_rows)
     sizes = [np.bincount(line, minlength=n_folds) for line in folds]
@@ -54,7 +61,7 @@ def arrange_by_fold(
 
 
 class Sums(NamedTuple):
-    """Of the rows outside each fold: means, and centred products."""
+    """Means and centred products of the rows outside of each fold."""
 
     mean_x: Float[Array, "fold width"]
     mean_y: Float[Array, "fold out"]
@@ -67,10 +74,16 @@ def leave_fold_out_sums(
     y: Float[Array, "fold member out"],
     weight: Float[Array, "fold member"],
 ) -> Sums:
-    """What each fold is fitted to: everything of weight 1 but its own rows."""
+    """Compute the sums for each fold's regression, over all rows of weight 1 outside of the fold.
+
+    Args:
+      x: inputs by fold.
+      y: outputs by fold.
+      weight: 1 for rows to fit to, else 0.
+    """
     weighted = x * weight[..., None]
     total = weight.sum()
-    # In float32 differences of sums lose digits where means are large: centre once beforehand.
+    # In float32, differences of sums lose precision if means are large, so x is centred first.
     centre = weighted.sum((0, 1)) / total
     x = x - centre[None, None]
     weighted = x * weight[..., None]
@@ -93,10 +106,10 @@ def leave_fold_out_sums(
 
 
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
-    """Weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`.
+    """Compute the weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`.
 
-    The inverse is written out: thanks to c it is well-conditioned, and one product with the many
-    columns of y is several times as fast as solving for each.
+    The inverse is explicit. It is well-conditioned because of c, and one product with the many
+    columns of y is several times faster than solving for each column.
     """
     eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
@@ -107,13 +120,14 @@ def ridge(sums: Sums) -> Float[Array, "fold width out"]:
 def sparse_ridge(
     sums: Sums, most: int, sizes: tuple[int, ...]
 ) -> Float[Array, "size fold width out"]:
-    """Weights on few dimensions: for each output those whose class means differ most.
+    """Compute regression weights on few dimensions, chosen separately for each output.
 
-    `cross[d, o]` is the difference of dimension d's mean between the rows of class o and the rest,
-    times a factor that depends on o only; it is compared in units of d's spread.
+    The chosen dimensions have the largest difference between class means. `cross[d, o]` is the
+    difference between the mean of dimension d in class o and its mean in the other rows, times a
+    factor that only depends on o. It is divided by the spread of d.
 
     Args:
-      sums: of y one-hot.
+      sums: sums with one-hot y.
       most: the largest of `sizes`.
       sizes: numbers of dimensions.
     """
@@ -122,7 +136,10 @@ def sparse_ridge(
     _, chosen = jax.lax.top_k(jnp.swapaxes(difference, 1, 2), most)  # [fold, out, most]
 
     def rows(gram: Array, cross: Array, strength: Array, chosen: Array) -> Array:
-        """[most, most + 1], the equations of one output of one fold, their right side last."""
+        """Return the equations of one output of one fold, with the right side as last column.
+
+        The shape is [most, most + 1].
+        """
         small = gram[chosen[:, None], chosen[None]] + strength * jnp.eye(most)
         return jnp.concatenate([small, cross[chosen][:, None]], axis=1)
 
@@ -131,7 +148,7 @@ def sparse_ridge(
     solutions = _swept(equations)
 
     def spread_out(size: int) -> Array:
-        """The solution for so many, at their places among all dimensions."""
+        """Return the weights on `size` dimensions, with zeros for all other dimensions."""
         used = (jnp.arange(most) < size)[None, None]
         few = jnp.where(used, solutions[min(size, most) - 1], 0)
         empty = jnp.zeros(sums.gram.shape[-1])
@@ -144,10 +161,11 @@ def sparse_ridge(
 def _swept(
     equations: Float[Array, "fold out most most+1"],
 ) -> Float[Array, "most fold out most"]:
-    """Solutions of the leading 1, 2, ... equations, in one elimination (the sweep operator).
+    """Solve the leading 1, 2, ... equations in one elimination (the sweep operator).
 
-    Positive definite, so that no pivoting is needed. Not `jnp.linalg.solve`: on a CPU a program
-    with many tiny systems in a loop calls LAPACK for each, and was seen to wait for ever (0.10.2).
+    The equations are positive definite, so no pivoting is needed. `jnp.linalg.solve` is not used:
+    on a CPU, a program with many small systems in a loop calls LAPACK for each of them, and jaxlib
+    0.10.2 was observed to hang.
     """
 
     def sweep(equations: Array, pivot: Array) -> tuple[Array, Array]:
@@ -165,14 +183,14 @@ def _swept(
 def predict(
     sums: Sums, weights: Float[Array, "fold width out"], x: Float[Array, "fold member width"]
 ) -> Float[Array, "fold member out"]:
-    """What each fold's regression says of the fold's own rows."""
+    """Predict the rows of each fold by the regression of that fold."""
     centred = x - sums.mean_x[:, None]
     said = jnp.einsum("fmd,fdo->fmo", centred, weights, precision=_HIGHEST)
     return said + sums.mean_y[:, None]
 
 
 def _strength(sums: Sums) -> Float[Array, " fold"]:
-    # The last term only matters where all states are equal, and nothing can be read from them.
+    # The last term only matters if all states are equal; then nothing can be read from them.
     trace = jnp.trace(sums.gram, axis1=1, axis2=2)
     return STRENGTH * trace / sums.gram.shape[-1] + 1e-12
 
@@ -180,8 +198,13 @@ def _strength(sums: Sums) -> Float[Array, " fold"]:
 def affine(
     x: Float[Array, "row width"], y: Float[Array, "row out"], weight: Float[Array, " row"]
 ) -> tuple[Float[Array, "width out"], Float[Array, " out"]]:
-    """The map `x @ A + b` nearest to y over the rows of weight 1: `(A, b)`, by ridge regression."""
-    # Two folds: what counts, and nothing; the second is fitted to the first.
+    """Fit `x @ A + b` to y over the rows of weight 1 by ridge regression.
+
+    Returns:
+      `(A, b)`.
+    """
+    # Only the first fold has non-zero weights, so the second fold's regression is fitted to all of
+    # them.
     rows, none = weight[None], jnp.zeros_like(weight)[None]
     sums = leave_fold_out_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
     sums = Sums(*(part[1:] for part in sums))

@@ -1,10 +1,12 @@
-"""The tuned lens: the logit lens after an affine map from early states to late ones.
+"""The tuned lens: maps each state by a fitted affine map before the unembedding.
 
-`h -> h + A h + b` for every (layer, position), fitted to the model's own final logits there by KL
-divergence on some training prefixes and scored on others (Belrose et al. 2023). It starts from the
-ridge regression of what the remaining layers add on the state, and then takes some steps of Adam.
-Because it is fitted to what the model says at that position, it says what the model will say - also
-where the state only holds the prefix that this is looked up from.
+For every (layer, position) the map is `h -> h + A h + b`. It is fitted to the model's final logits
+at that position by KL divergence on some training prefixes, and scored on held-out prefixes
+(Belrose et al. 2023). Ridge regression of the sum of the remaining layers' outputs on the state
+gives the start. Adam then optimises the map for some steps.
+
+The map is fitted to the model's output, so the lens predicts this output. A correct prediction does
+not show that the state holds the answer: it may only hold the prefix that determines the answer.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ from implicit_reasoning.worlds import Dataset
 
 LENSES = ("logit lens", "tuned lens")
 TRUTHS = ("true", "shuffled")
-_FOLDS = 4  # one of them is held out
-_MAX_FACTS = 4000  # states; in larger worlds all those of some bridges
-_STEPS, _RATE = 100, 1e-3  # of Adam
+_FOLDS = 4  # one fold is held out
+_MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of some bridges
+_STEPS, _RATE = 100, 1e-3  # steps and learning rate of Adam
 
 
 class TunedLens(Instrument):
-    """See the module."""
+    """Instrument for the tuned lens; see the module docstring."""
 
     name = "tuned_lens"
     version = 2
-    default = False  # it trains a map for every (layer, position): by far the slowest of the lenses
+    default = False  # it trains a map for every (layer, position), so it is slow
     definition = (
         "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
         "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
@@ -72,12 +74,12 @@ class TunedLens(Instrument):
         "kl": ("lens", "layer", "pos", "example"),
         "scored": ("layer", "pos", "example"),
     }
-    # What is held out differs between layer 0 and the others.
+    # The held-out examples differ between layer 0 and the other layers.
     given = {name: "scored" for name in ("top1", "reciprocal_rank", "kl")}
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """One chain for each fact; of every place's states a quarter is held out."""
+        """Choose one chain for each fact; hold out a quarter of the states by (layer, position)."""
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
@@ -85,7 +87,7 @@ class TunedLens(Instrument):
         folds = state_folds(tokens.T, prefixes, model.spec.depth + 1, _FOLDS)
         shuffled = np.random.default_rng(0).permutation(len(facts.rows))
         fitted = (folds != 0) & counted & is_training_prefix(dataset, facts.rows)
-        # Where nothing could be fitted there is no lens to score.
+        # Without states to fit there is no lens to score.
         scored = (folds == 0) & counted & fitted.any(-1, keepdims=True)
         inputs = {
             "tokens": tokens,
@@ -105,16 +107,17 @@ class TunedLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example; `scored` says which count where."""
+        """Compute the outcomes of every example; `scored` marks the examples that count."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         final = states[-1]
 
         def outcomes(cell: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            """`([lens, truth, variable, row] ranks, [lens, row] KL)` of one (layer, position)."""
+            """Return ranks [lens, truth, variable, row] and KL [lens, row] of a cell."""
             state, last, fitted = cell
             said = network.readout(last, HookContext())
-            # At the last layer there is nothing to add, and nothing is what ridge adds.
+            # At the last layer the target of the ridge regression is 0, so the lens is the
+            # identity.
             lenses = [
                 network.readout(state, HookContext()),
                 network.readout(_tuned(network, state, last, said, fitted), HookContext()),
@@ -136,14 +139,17 @@ class TunedLens(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Decodable where the tuned lens has most held-out truths on top, and not by chance."""
+        """Claim "decodable" where the lens has the truth of most held-out states as top-1.
+
+        Top-1 must also be above the null.
+        """
         best = result.isel(group=0).sel(lens="tuned lens")
         most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
         by_chance = {"truth": ("true", "shuffled")}
         return claimed("decodable", most & above_chance(best, "top1", by_chance))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Bridge and answer where they are known, by both lenses; and KL to the final logits."""
+        """Draw e2 and the answer where they are known, and KL to the final logits."""
         return [_top1(result), _distance(result)]
 
 
@@ -154,7 +160,15 @@ def _tuned(
     said: Float[Array, "row token"],
     fitted: Bool[Array, " row"],
 ) -> Float[Array, "row width"]:
-    """The states mapped by the lens that is fitted to some of them."""
+    """Fit the lens to the states of `fitted`, and return all states mapped by it.
+
+    Args:
+      network: the model with its parameters.
+      state: the states to map.
+      last: the states before the final norm, at the same position.
+      said: the final logits at the same position.
+      fitted: the states to fit to.
+    """
     weight = fitted.astype(jnp.float32)
 
     def mapped(lens: tuple[Array, Array]) -> Array:
@@ -174,12 +188,12 @@ def _tuned(
 
     start = affine(state, last - state, weight)
     lens, _ = jax.lax.fori_loop(0, _STEPS, step, (start, optimizer.init(start)))
-    better = loss(lens) < loss(start)  # where the start is exact, Adam only walks away from it
+    better = loss(lens) < loss(start)  # if the start is exact, Adam makes it worse
     return jnp.where(better, mapped(lens), mapped(start))
 
 
 def _kl(said: Float[Array, "row token"], lens: Float[Array, "row token"]) -> Float[Array, " row"]:
-    """KL(said || lens) of each row, nats."""
+    """Compute KL(said || lens) of each row, in nats."""
     final, other = jax.nn.log_softmax(said), jax.nn.log_softmax(lens)
     return (jnp.exp(final) * (final - other)).sum(-1)
 
