@@ -1,20 +1,20 @@
-"""Patching: states of one run put into another, and what the answer becomes.
+"""Patching: replace states of one run by those of another, and measure the effect on the answer.
 
-    activation_patching.py   one input token exchanged: where what it says passes
-    cross_query_patching.py  a bridge from another question: is it followed?
-    pair_patching.py         any pairs of prompts, any metrics: every site, layer and position
-    neurons.py               the same, of single neurons
-    back_patching.py         a later state put back into an earlier layer
-    parameters.py            weights from another checkpoint
+    activation_patching.py   exchange one input token: where its information passes
+    cross_query_patching.py  patch in the bridge of another query: whether the answer follows
+    pair_patching.py         any prompt pairs and metrics: every site, layer and position
+    neurons.py               the same for single neurons
+    back_patching.py         patch a later state into an earlier layer
+    parameters.py            patch in weights of another checkpoint
 
-    grids.py                 all (layer, position) cells of a patch, each on its cone
-    outcomes.py              what became of an answer: three fractions, and graded measures
-    query_pairs.py           which queries meet, by the truth of the world
-    pairs.py                 pairs of prompts, clean and corrupt; functions that make them
+    grids.py                 grids of patches over all layers and positions
+    outcomes.py              shares of outcomes, and graded metrics of an answer
+    query_pairs.py           selection of query pairs from the world
+    pairs.py                 clean and corrupt prompt pairs, and functions that make them
     metrics.py               metrics of an answer
-    functions.py             pairs and metrics of the user's own, by import path
-    pair_instrument.py       the form of instruments that take pairs and metrics
+    functions.py             pairs and metrics of the user, by import path
+    pair_instrument.py       base class of instruments that take pairs and metrics
 
-A whole state is exchanged here. That shows that what the answer needs passes the place; it does not
-show in which code: a state that is used for its prefix may merely contain the bridge, too.
+These instruments patch whole states. This shows that information for the answer passes a place, but
+not in which code: a state that is used for its prefix may also contain the bridge.
 """

@@ -1,17 +1,18 @@
-"""Patching between a question and the same one with a token exchanged: where does it pass?
+"""Activation patching between a query and the same query with one token exchanged.
 
-Noising puts a state of the corrupted run into the clean one, denoising a clean state into the
-corrupted one, at every (layer, position) - and, for the counterfactual corruption, what attention,
-the MLP or one head wrote. Three corruptions of one token at a time:
+Noising patches states of the corrupted run into the clean run; denoising patches clean states into
+the corrupted run. Every (layer, position) is patched. For the counterfactual corruption the outputs
+of attention, the MLP and each head are also patched. There are three corruptions, each of one token
+at a time:
 
-- `counterfactual`: another entity or relation such that the question has another answer, which is
-  known; a question that is trained on where there is one, so that a model that remembers can be
-  moved as well as one that composes;
-- `symmetric`: any other token of the same kind, with the answer of its question, if it is one;
-- `noise`: three standard deviations of the embeddings, added to the token's; it asks nothing.
+- `counterfactual`: another entity or relation, such that the query has another, known answer.
+  Training queries are preferred, so that answers of a model that memorises can follow, too.
+- `symmetric`: any other token of the same kind, with the answer of its query, if it exists.
+- `noise`: Gaussian noise of three standard deviations of the embeddings, added to the token's
+  embedding. It has no counterfactual answer.
 
 Sources: Wang et al. 2024, section 3.3 (one token, chosen so that the answer changes); Zhang and
-Nanda 2024 (symmetric replacement, measures); Meng et al. 2022 (noise).
+Nanda 2024 (symmetric replacement, metrics); Meng et al. 2022 (noise).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 CORRUPTIONS = ("counterfactual", "symmetric", "noise")
 DIRECTIONS = ("noising", "denoising")
-_MAX_ROWS = 150  # rows of a split
+_MAX_ROWS = 150  # maximum number of rows per split
 _SIGMAS = 3.0
 _SEED = 0
 
@@ -71,7 +72,7 @@ _PARTS_GRADED = tuple(f"part_{name}" for name in GRADED_METRICS)
 
 
 class ActivationPatching(Instrument):
-    """See the module."""
+    """Instrument for activation patching; see the module docstring."""
 
     name = "activation_patching"
     version = 3
@@ -113,7 +114,7 @@ class ActivationPatching(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the bridge."""
+        """Choose probe rows of every chain split; clusters are bridges."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -122,13 +123,13 @@ class ActivationPatching(Instrument):
         token, answer = replacements(dataset, asked, random)
         another = random.permutation(len(rows))
         symmetric, its_answer = symmetric_replacements(dataset, asked, random)
-        answers = np.stack([answer, its_answer, np.full_like(answer, -1)])[:, order]  # of KINDS
+        answers = np.stack([answer, its_answer, np.full_like(answer, -1)])[:, order]
         shuffled = answers[:, :, another]
         shuffled = np.where(shuffled == asked.answer, -1, shuffled)
         inputs = {
             "clean": asked.answer,
             "tokens": queries.prompt_tokens(dataset, asked.parts),
-            # By example first: examples are taken some at a time.
+            # The example axis comes first, because examples are evaluated in chunks.
             "corrupt": _by_example(np.stack([token, symmetric])[:, order]),
             "answer": _by_example(answers),
             "shuffled": _by_example(shuffled),
@@ -148,20 +149,20 @@ class ActivationPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Also blocks and their parts."""
+        """Return labels of the default dimensions, of blocks and of their parts."""
         of_parts = {"block": range(model.spec.depth), "part": part_names(model)}
         return super().coords(model, dataset) | of_parts
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals, what parts of blocks wrote; keys and values before the position."""
+        """Return the residual stream, outputs of parts of blocks, and earlier keys and values."""
         return cache_sites(model, inside=True)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every example that counts for a token."""
+        """Compute the outcomes of every example that counts for some token."""
         correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
-        # A question counts where it is answered correctly, and the exchange has a known answer.
+        # A query counts if it is answered correctly and the exchange has a known answer.
         known = jnp.moveaxis(jnp.asarray(inputs["answer"]) >= 0, 0, -1)  # [kind, token, example]
         counts = correct[None] & known[0]
         found = map_in_chunks(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
@@ -170,7 +171,7 @@ class ActivationPatching(Instrument):
         return found | {"compared": counts[None] & known}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Where each token's exchange is followed: by state, and by part of a block."""
+        """Draw where answers follow each token's exchange, by state and by part of a block."""
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
         known = of_group.fraction.where(of_group.fraction_n >= MIN_CLUSTERS)
@@ -217,10 +218,11 @@ class ActivationPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """A token's variable is carried where the answer follows its exchange.
+        """Claim that a token's variable is carried where answers follow its exchange.
 
-        Only at the token's own position (elsewhere the state may hold what was computed from it),
-        only in noising, among questions that the model can answer both ways, in one split at least.
+        Claims are restricted to the token's own position, because states at other positions may
+        hold what was computed from it. They use noising, queries that the model answers correctly
+        with both tokens, and need one split in which answers follow.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)
@@ -242,7 +244,7 @@ def _by_example(values: Int[np.ndarray, "kind token row"]) -> Int[np.ndarray, "r
 
 
 def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> dict[str, Array]:
-    """Of some examples."""
+    """Compute the outcomes of a chunk of examples."""
     tokens, clean = example["tokens"], example["clean"]
     sites = cache_sites(model, inside=True)
     whole, base = forward_at(model, params, tokens, sites=sites)
@@ -250,7 +252,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     sigma = _SIGMAS * params["embed"]["W_E"].std()
 
     def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
-        """The run with the token at `place` corrupted; both arguments are traced numbers."""
+        """Run the model with the token at `place` corrupted; both arguments may be traced."""
         here = jnp.arange(tokens.shape[1]) == place
         new = example["corrupt"][:, jnp.minimum(kind, 1)]
         exchange = here[None] & (kind < 2) & (new >= 0)

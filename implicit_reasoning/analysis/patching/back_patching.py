@@ -1,10 +1,10 @@
-"""Back-patching: a later state, put back into an earlier layer at the same position.
+"""Back-patching: replaces the state of an earlier layer by a later state at the same position.
 
-If the first hop is resolved too late for the layers that would do the second, then a question that
-is answered wrongly is answered rightly when those layers meet the later state. For every pair
-(from layer, to layer): the diagonal changes nothing, below it a state is put forward instead. The
-wrong answer that is left as it was, and one that became another wrong one, are told apart: the
-second is damage, and many repairs among much damage are what chance does.
+If the first hop is resolved too late for the layers that compute the second hop, the answer is
+wrong. Patching the later state into these layers then corrects the answer. The grid has every pair
+(from layer, to layer). The diagonal changes nothing; below it an earlier state is patched into a
+later layer. A wrong answer that changes to another wrong answer counts as damage, separately from
+one that is unchanged. If there is much damage, some repairs are expected by chance.
 
 Source: Biran et al. 2024, "Hopping too late", section 6.
 """
@@ -36,15 +36,15 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 DONORS = ("own", "another's")
 OUTCOMES = ("unchanged", "repaired", "other")
-"""The three shares of `outcomes.py`, of a wrong clean answer with the right one to change to."""
+"""The shares of `outcomes_of` for a wrong clean answer, with the right one as counterfactual."""
 
-_MAX_ROWS = 150  # rows of a split
+_MAX_ROWS = 150  # maximum number of rows per split
 _SEED = 0
 _CELLS = ("donor", "pos", "from_layer", "layer", "example")
 
 
 class BackPatching(Instrument):
-    """See the module."""
+    """Instrument for back-patching; see the module docstring."""
 
     name = "back_patching"
     version = 4
@@ -64,7 +64,7 @@ class BackPatching(Instrument):
     nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the bridge."""
+        """Choose probe rows of every chain split; clusters are bridges."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -81,17 +81,17 @@ class BackPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Also the layer that a state is taken from."""
+        """Return labels of the default dimensions and of the layer that a state is taken from."""
         return super().coords(model, dataset) | {"from_layer": range(model.spec.depth + 1)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals; keys and values before the position."""
+        """Return the residual stream, and the keys and values of earlier positions."""
         return cache_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every question that is answered wrongly."""
+        """Compute the outcomes of every query that is answered wrongly."""
         sites = cache_sites(model)
 
         def outcomes(question: dict[str, Array]) -> dict[str, Array]:
@@ -99,7 +99,8 @@ class BackPatching(Instrument):
             _, other = model.forward(params, question["others"], sites=sites)
             grid = jnp.stack([_from_all_layers(model, params, base, d) for d in (base, other)])
             repaired = answers_with(grid, question["answer"])
-            # Not the first of `shares`: a tie is a wrong answer, which may be left as it was, too.
+            # `outcomes_of` is not used: it counts a tie as no answer, but here a tie is a wrong
+            # answer that can be unchanged.
             says = grid.argmax(-1)
             unchanged = ~repaired & (says == expand_to_rank(question["said"], says))
             became = (unchanged, repaired, ~(unchanged | repaired))
@@ -112,7 +113,7 @@ class BackPatching(Instrument):
         return map_in_chunks(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Repaired answers by (from, to), for every position of one split of tests, and damage."""
+        """Draw repaired answers of a test split by (from, to) and position, and damage."""
         group = some_groups(result)[-1]
         repaired = result.repaired.where(result.repaired_n >= MIN_CLUSTERS).sel(group=group)
         damaged = result.other.where(result.other_n >= MIN_CLUSTERS).sel(group=group)
@@ -133,7 +134,7 @@ class BackPatching(Instrument):
 
 
 def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cache) -> Array:
-    """Logits [pos, from_layer, layer, example, d_vocab]."""
+    """Return logits [pos, from_layer, layer, example, d_vocab]."""
     layers = range(model.spec.depth + 1)
     n_pos = state(model, base, 0).shape[1]
 

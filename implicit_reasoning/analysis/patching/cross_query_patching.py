@@ -1,13 +1,16 @@
-"""Cross-query semantic patching: the bridge of another question, put into this one.
+"""Cross-query semantic patching: patches the bridge state of one query into another query.
 
-The source asks (e1', r1', r2') by way of the bridge b', the target (e1, r1, r2). `S[layer, pos]` of
-the source's run is put into the target's, at the same place. If the state stands for b', the answer
-becomes the tail of (b', r2): that of the *composed* chain (e1', r1', r2).
+The source query is (e1', r1', r2') with bridge b'; the target query is (e1, r1, r2). `S[layer,
+pos]` of the source's run replaces that of the target's run. If the state represents b', the answer
+becomes the tail of (b', r2). This is the answer of the composed chain (e1', r1', r2).
 
-Source: Ye et al. 2025, section 4 (the patch). Other than there, a composed chain is one that was
-never trained on - else a model that remembers it answers as well, without any bridge -, its answer
-is not the clean one, the source's own answer is not the one expected (so that nothing but its
-bridge can be what is read), and the last layer is before the final norm.
+Source: Ye et al. 2025, section 4. The differences from the paper are:
+
+- The composed chain is absent from training. Otherwise a model that memorised it would also give
+  its answer, without any bridge.
+- The composed answer differs from the clean answer.
+- The source's own answer differs from the composed answer, so that only the bridge can explain it.
+- The last layer is before the final norm.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ _SEED = 0
 
 
 class CrossQueryPatching(Instrument):
-    """See the module."""
+    """Instrument for cross-query patching; see the module docstring."""
 
     name = "cross_query_patching"
     version = 2
@@ -88,7 +91,7 @@ class CrossQueryPatching(Instrument):
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Pairs of questions; an interval's unit is the source's bridge."""
+        """Choose pairs of queries; clusters are the bridges of the sources."""
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
@@ -100,7 +103,7 @@ class CrossQueryPatching(Instrument):
             "composed": queries.prompt_tokens(dataset, composed.parts),
             "clean": target.answer,
             "direct": composed.answer,
-            # With the same bridge there is no other answer to expect: whatever changed is damage.
+            # With the same bridge no other answer is expected, so any change is damage.
             "true": np.where(same, np.int32(-1), composed.answer),
             "shuffled": shuffled,
         }
@@ -113,13 +116,13 @@ class CrossQueryPatching(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals; keys and values before the position."""
+        """Return the residual stream, and the keys and values of earlier positions."""
         return cache_sites(model)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every pair whose target is answered correctly."""
+        """Compute the outcomes of every pair whose target is answered correctly."""
         sites = cache_sites(model)
 
         def outcomes(pair: dict[str, Array]) -> dict[str, Array]:
@@ -139,7 +142,7 @@ class CrossQueryPatching(Instrument):
         return found | {"compared": correct & (jnp.asarray(inputs["true"]) >= 0)}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Success by (layer, position): all groups, and the null."""
+        """Draw the share of composed answers by (layer, position), for all groups and the null."""
         known = result.fraction.where(result.fraction_n >= MIN_CLUSTERS)
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
@@ -163,19 +166,25 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Where e2 is carried; that the model composes, or remembers.
+        """Claim where e2 is carried, and whether the model composes or has memorised.
 
-        Carried: another bridge is followed to an answer that no training chain gives, by a majority
-        (lower end), three times the null; and another prefix with the same bridge changes nothing,
-        for a majority. Composes: the same with sources no training chain begins with, at a place
-        where e2 is carried. Memorised: composed chains that are trained on are answered, absent
-        ones are not, though both facts are trained on in chains, nor with the bridge of a chain
-        that is answered; and no state is followed.
+        Carried: both statements are true at a (layer, position).
+
+        - Most answers follow another bridge to the answer of a chain that is absent from training.
+          The lower end is at least `MAJORITY` and `MIN_TIMES_CHANCE` times the null.
+        - Most answers stay if another prefix has the same bridge.
+
+        Composes: e2 is carried at some place where answers also follow sources whose first fact
+        begins no training chain.
+
+        Memorised: no state is followed at any place. Composed chains that are training chains are
+        answered correctly. Absent chains are not, although both of their facts occur in training
+        chains, and not even if their bridge is that of a chain that is answered correctly.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY
         same &= self._enough(result, SAME)
-        # At the last layers of the first position all is unchanged; only together do they say it.
+        # Both conditions are needed: at position 0, patches in the last layers change no answer.
         there = followed & same
         claims = claimed("carried", there.expand_dims(variable=["e2"]))
         if (there & followed_ood).any():
@@ -185,7 +194,7 @@ class CrossQueryPatching(Instrument):
         return claims
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
-        """Where a group's composed answers are given, bool [layer, pos]."""
+        """Return where a group's composed answers are given; bool [layer, pos]."""
         composed = result.sel(outcome=OUTCOMES[1], group=group, drop=True)
         most = composed.fraction_low.sel(expected="true", drop=True) >= MAJORITY
         not_by_chance = above_chance(composed, "fraction", {"expected": ("true", "shuffled")})
@@ -206,7 +215,7 @@ class CrossQueryPatching(Instrument):
 
 
 def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The expected answer of another pair of the group; -1 where that is the clean answer."""
+    """Return the expected answer of another pair of the group; -1 if it is the clean answer."""
     random, found = np.random.default_rng(_SEED), expected.copy()
     for number in np.unique(group):
         rows = np.flatnonzero(group == number)

@@ -1,7 +1,7 @@
-"""Functions of the user's own, by import path, and a digest of the source of each.
+"""User-defined functions, found by import path and identified by a digest of their source.
 
-Results of different functions must not be mixed, and a file may change under its name. So options
-record a function by its name and a digest of the file that it is in.
+Results of different functions must not be merged, and a file may change without a new name. So the
+options of a result hold the name of each function and a digest of its file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Function = Callable[..., Any]
 
 
 class NamedFunction(NamedTuple):
-    """A function and what identifies it.
+    """A function with the name and digest that identify it.
 
     Attributes:
-      name: of a built-in one; else `file.py:function` or `package.module:function`.
+      name: name of a built-in function; else `file.py:function` or `package.module:function`.
       source: digest of the source; empty for built-in functions, which an instrument's version
         covers.
       call: the function.
@@ -35,23 +35,23 @@ class NamedFunction(NamedTuple):
     call: Function
 
     def identity(self) -> dict[str, str]:
-        """For an instrument's options."""
+        """Return the name and digest, for an instrument's options."""
         return {"name": self.name, "source": self.source}
 
 
 def find_function(
     which: str | Function, built_in: Mapping[str, Function], kind: str
 ) -> NamedFunction:
-    """The function behind a name.
+    """Find a function by name or import path.
 
     Args:
-      which: a name of `built_in`, `path/to/file.py:function`, `package.module:function`, or the
+      which: a key of `built_in`, `path/to/file.py:function`, `package.module:function`, or the
         function itself.
       built_in: functions by name.
-      kind: what it is meant to be, for messages: "pairs", "metric".
+      kind: kind of the function for error messages: "pairs" or "metric".
 
     Raises:
-      InputError: there is no such function, or its source cannot be read.
+      InputError: the function does not exist, or its source cannot be read.
     """
     if callable(which):
         return NamedFunction(

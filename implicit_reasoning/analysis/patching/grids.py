@@ -1,4 +1,4 @@
-"""All cells of a patch: states, or what the parts of a block wrote, of one run put into another."""
+"""Grids of patches: states or outputs of block parts of one run, patched into another run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from implicit_reasoning.model.cones import Cache, patched_logits, state, value_a
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
-    """Of the parts of a block, in the order of `patch_parts`."""
+    """Return the names of the parts of a block, in the order of `patch_parts`."""
     return model.block.parts(model.spec)
 
 
@@ -27,18 +27,22 @@ def patch_states(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "layer pos example d_vocab"]:
-    """Logits at the end of `base` with `S[layer, pos]` of `donor`, for every layer and position.
+    """Compute the logits of `base` with `S[layer, pos]` of `donor`, for every layer and position.
 
-    Layer `depth` is before the final norm, which then reads the state that was put there.
+    Layer `depth` is the input of the final norm.
 
     Args:
-      model: static.
-      params: of both runs.
-      base: the run that is patched; see `cache_sites`.
-      donor: the run whose states are taken.
-      only: the one position at which the two runs have another token, if there is one; it may be
-        traced. Its embedding is then all that differs, so that putting it into `base` makes it
-        `donor`; other embeddings, and states before it, change nothing. None of this is computed.
+      model: the model; static.
+      params: parameters of both runs.
+      base: sites of the run to patch; see `cache_sites`.
+      donor: sites of the run that the states are taken from.
+      only: the only position where the tokens of the two runs differ, if there is exactly one; it
+        may be traced. Some cells are then known without computation: patching layer 0 there gives
+        the logits of `donor`, and patching layer 0 elsewhere or an earlier position changes
+        nothing.
+
+    Returns:
+      Logits at the last position.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     layers = range(depth + 1)
@@ -47,7 +51,8 @@ def patch_states(
     def cells(layers: Sequence[int], positions: Sequence[int]) -> Array:
         places = list(product(layers, positions))
         found = _cones(model, params, base, donor, [at for at in places if at[0] < depth])
-        # After the last block nothing but the state at the end is read, and it is all that is.
+        # After the last block only the state at the last position is read, and it determines the
+        # logits.
         for pos in positions:
             found[depth, pos] = (donor_says if pos == n_pos - 1 else base_says)[None]
         logits = jnp.concatenate([found[at] for at in places])
@@ -73,9 +78,12 @@ def patch_parts(
     *,
     only: int | Array | None = None,
 ) -> Float[Array, "block part pos example d_vocab"]:
-    """Logits at the end of `base` when one part of one block writes what it did in `donor`.
+    """Compute the logits of `base` with the output of one part of one block taken from `donor`.
 
-    Arguments are those of `patch_states`.
+    The arguments are those of `patch_states`.
+
+    Returns:
+      Logits at the last position.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     says = _own_logits(model, params, base)
@@ -83,7 +91,7 @@ def patch_parts(
     network, sites = model.bind(params), model.block.part_sites
 
     def start(block: int, pos: int) -> Array:
-        """`S[block + 1, pos]` for each part."""
+        """Return `S[block + 1, pos]` for each patched part."""
         own, other = (
             {name: value_at(model, run, f"blocks.{block}.{name}", pos) for name in sites}
             for run in (base, donor)
@@ -92,7 +100,7 @@ def patch_parts(
 
     def cells(positions: Sequence[int]) -> Array:
         places = list(product(range(depth), positions))
-        # What the last block writes elsewhere than at the end is read by nobody.
+        # The output of the last block is only read at the last position.
         read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
         starts = {(block + 1, pos): start(block, pos) for block, pos in read}
         found = patched_logits(model, params, base, starts)
@@ -110,32 +118,35 @@ def patch_parts(
 
 
 def neuron_sites(model: Transformer) -> tuple[str, ...]:
-    """The sites that `patch_neurons` reads in addition to those of `cache_sites`."""
+    """Return the sites that `patch_neurons` reads in addition to `cache_sites`."""
     return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
 
 
 def patch_neurons(
     model: Transformer, params: Params, base: Cache, donor: Cache
 ) -> Float[Array, "block neuron pos example d_vocab"]:
-    """Logits at the end of `base` when one neuron (`mlp.hook_post`) is as in `donor`.
+    """Compute the logits of `base` with one neuron (`mlp.hook_post`) taken from `donor`.
 
-    A neuron writes its activation times its row of `W_out` into the residual, which therefore
-    changes by the difference of the activations times that row.
+    A neuron adds its activation times its row of `W_out` to the residual stream. So a patch adds
+    the difference of the activations times this row.
+
+    Returns:
+      Logits at the last position.
     """
     depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
     says = _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (model.spec.d_mlp, *says.shape))
 
     def start(block: int, pos: int) -> Float[Array, "neuron example d_model"]:
-        """`S[block + 1, pos]` for each neuron."""
+        """Return `S[block + 1, pos]` for each patched neuron."""
         name = f"blocks.{block}."
         own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
         weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
-        after = state(model, base, block + 1)[:, pos - n_pos]  # of the last block, the end only
+        after = state(model, base, block + 1)[:, pos - n_pos]  # the last block has one position
         return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
     places = list(product(range(depth), range(n_pos)))
-    # What the last block writes elsewhere than at the end is read by nobody.
+    # The output of the last block is only read at the last position.
     read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
     found = patched_logits(
         model, params, base, {(block + 1, pos): start(block, pos) for block, pos in read}
@@ -147,31 +158,31 @@ def patch_neurons(
 def _cones(
     model: Transformer, params: Params, base: Cache, donor: Cache, places: list[Start]
 ) -> dict[Start, Float[Array, "1 example d_vocab"]]:
-    """Logits at the end of `base` with `S[layer, pos]` of `donor`, below the last layer."""
+    """Return logits of `base` with `S[layer, pos]` of `donor`, for layers below `depth`."""
     if state(model, base, 0).shape[1] == 1:
         return dict.fromkeys(places, _own_logits(model, params, donor)[None])
     starts = {(n, pos): state(model, donor, n)[None, :, pos] for n, pos in places if pos}
     found = patched_logits(model, params, base, starts)
-    # The first position sees no other: exchanged in one layer, it goes on as in the donor's run.
-    # The second one, where nothing is exchanged, is then the first that has to be computed.
+    # Position 0 attends to itself only. If it is patched in one layer, its later states are those
+    # of the donor run. So computation starts at position 1, which is not patched.
     starts = {(n, 1): state(model, base, n)[None, :, 1] for n, pos in places if not pos}
     after_first = patched_logits(model, params, _with_first(base, donor), starts)
     return found | {(n, 0): logits for (n, _), logits in after_first.items()}
 
 
 def _with_first(base: Cache, donor: Cache) -> Cache:
-    """`base`, but with the keys, values and states that `donor` has at the first position."""
+    """Return `base` with the keys, values and states of `donor` at the first position."""
     n_pos = base["blocks.0.hook_resid_pre"].shape[1]
 
     def joined(own: Array, other: Array) -> Array:
-        trimmed = own.shape[1] < n_pos  # to the last position
+        trimmed = own.shape[1] < n_pos  # this site only has the last position
         return own if trimmed else own.at[:, 0].set(other[:, 0])
 
     return {site: joined(own, donor[site]) for site, own in base.items()}
 
 
 def _own_logits(model: Transformer, params: Params, run: Cache) -> Float[Array, "example d_vocab"]:
-    """What the run itself says at its end."""
+    """Return the logits of an unpatched run at its last position."""
     last = state(model, run, model.spec.depth)[:, -1]
     return model.bind(params).readout(last, HookContext())
 
@@ -183,7 +194,7 @@ def noising_and_denoising(
     one: Cache,
     other: Cache,
 ) -> Float[Array, " direction *grid"]:
-    """The grid of `other` put into `one`, and the reverse; compiled once for both."""
+    """Compute the grid of `other` patched into `one`, and the reverse, in one compiled program."""
     pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
     grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)
     return grids

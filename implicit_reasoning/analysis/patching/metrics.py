@@ -1,9 +1,9 @@
-"""Metrics of an answer: what a patch is measured by.
+"""Metrics of an answer, which measure the effect of a patch.
 
-A metric is a traced function of the logits at the end of a prompt and of the pair that the prompt
-belongs to. It is one of `METRICS`, or a function of the user's own, found by import path.
+A metric is a traced function of the logits at the end of a prompt and of the prompt's pair. It is
+one of `METRICS`, or a user-defined function, found by import path.
 
-Source of the measures: Zhang and Nanda 2024, "Towards best practices of activation patching".
+Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activation patching".
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from implicit_reasoning.errors import InputError
 
 
 class PairBatch(NamedTuple):
-    """Some pairs and what the model says of both prompts of each; traced.
+    """Prompt pairs with the model's logits for both prompts; traced.
 
     Attributes:
       clean: tokens of the clean prompts.
       corrupt: tokens of the corrupt prompts.
       answer: the token that answers the clean prompt.
       corrupt_answer: the token that answers the corrupt prompt.
-      clean_logits: logits at the end of the clean prompt, with nothing changed.
-      corrupt_logits: logits at the end of the corrupt prompt, with nothing changed.
+      clean_logits: logits at the end of the clean prompt, without a patch.
+      corrupt_logits: logits at the end of the corrupt prompt, without a patch.
     """
 
     clean: Int[Array, "example pos"]
@@ -45,28 +45,28 @@ Metric = Callable[[Logits, PairBatch], Float[Array, " example"]]
 
 
 def logit_difference(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Logit of the clean answer minus that of the corrupt answer."""
+    """Return the logit of the clean answer minus the logit of the corrupt answer."""
     return outcomes.logit_difference(logits, pair.answer, pair.corrupt_answer)
 
 
 def probability(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Probability of the clean answer."""
+    """Return the probability of the clean answer."""
     return outcomes.probability(logits, pair.answer)
 
 
 def log_probability(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Logarithm of the probability of the clean answer, nats."""
+    """Return the log probability of the clean answer, in nats."""
     index = pair.answer[:, None]
     return jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[:, 0]
 
 
 def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """1 where the clean answer has the highest logit, else 0; a tie counts against it."""
+    """Return 1 if the clean answer has the highest logit, else 0; a tie gives 0."""
     return outcomes.answers_with(logits, pair.answer).astype(logits.dtype)
 
 
 def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """KL(clean run || this run), nats."""
+    """Return KL(clean run || this run), in nats."""
     return outcomes.divergence(logits, pair.clean_logits)
 
 
@@ -81,10 +81,10 @@ METRICS: Mapping[str, Metric] = {
 
 
 def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]:
-    """The functions behind names of `METRICS`, import paths, or the functions themselves.
+    """Find metrics by name in `METRICS` or by import path; functions are also accepted.
 
     Raises:
-      InputError: none is given, one is not found, or two have the same name.
+      InputError: no metric is given, one is not found, or two have the same name.
     """
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
@@ -94,9 +94,17 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
 
 
 def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> None:
-    """Raise an `InputError` where a metric does not return a number for each example.
+    """Check that a metric returns a float for each example.
 
     The function is traced with shapes only; nothing is compiled.
+
+    Args:
+      found: the metric.
+      n_pos: length of the prompts.
+      d_vocab: size of the vocabulary.
+
+    Raises:
+      InputError: the shape or type of the returned value is wrong.
     """
     count = n_pos + d_vocab + 1  # no other axis has this size
     prompt = jax.ShapeDtypeStruct((count, n_pos), jnp.int32)
@@ -125,7 +133,7 @@ def over_cells(
     logits: Float[Array, "*cell example d_vocab"],
     pair: PairBatch,
 ) -> Float[Array, "metric *cell example"]:
-    """All metrics of a grid of patches."""
+    """Apply all metrics to the logits of a grid of patches."""
     cells = logits.reshape(-1, *logits.shape[-2:])
     found = [jax.vmap(partial(_of_cell, metric.call, pair))(cells) for metric in metrics]
     return jnp.stack(found).reshape(len(metrics), *logits.shape[:-1])

@@ -1,7 +1,8 @@
-"""Activation patching of single neurons, over pairs of prompts.
+"""Activation patching of single neurons, over prompt pairs.
 
-As `activation`, but a cell is one neuron (`mlp.hook_post`) of one block at one position. There are
-as many cells as neurons times positions, so this is an instrument of its own, run when named.
+It works as `pair_patching`, but each patch replaces one neuron (`mlp.hook_post`) of one block at
+one position. The grid has as many cells as neurons times positions, so this is a separate
+instrument that only runs when it is named.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from implicit_reasoning.model.cones import cache_sites
 from implicit_reasoning.worlds import Dataset
 
 _NEURONS = ("direction", "donor", "block", "neuron", "pos", "example")
-_SHOWN = 15  # neurons in the figure
+_SHOWN = 15  # number of neurons in the figure
 
 
 class NeuronPatching(PairPatching):
-    """See the module."""
+    """Instrument for neuron patching; see the module docstring."""
 
     name = "neuron_patching"
     definition = (
@@ -48,15 +49,15 @@ class NeuronPatching(PairPatching):
     patches = {"neuron_": patch_neurons}
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Also neurons."""
+        """Return labels of the dimensions of `pair_patching` and of neurons."""
         return super().coords(model, dataset) | {"neuron": range(model.spec.d_mlp)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals, neurons, what parts of blocks wrote; keys and values."""
+        """Return the residual stream, neurons, outputs of parts of blocks, keys and values."""
         return (*cache_sites(model, inside=True), *neuron_sites(model))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """The neurons that recover most at the last step, by position."""
+        """Draw the neurons with the highest recovery at the last step, by position."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         at = {"group": group, "metric": metric, "direction": DIRECTIONS[1]}
         last = result.isel(step=-1).sel(at)
@@ -84,5 +85,5 @@ class NeuronPatching(PairPatching):
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Nothing: a neuron is not a variable."""
+        """Return no claims, because a neuron is not a variable."""
         return set()

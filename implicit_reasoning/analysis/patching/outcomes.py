@@ -1,9 +1,10 @@
-"""What became of an answer: three shares, which add up to one, and graded measures.
+"""Outcomes of a patch: three shares that add up to 1, and graded metrics.
 
-Flips alone count damage, too. So a prediction is the clean answer, or the one that truth predicts
-of the exchange (the counterfactual), or anything else, which is damage.
+A change of the answer alone does not distinguish an effect from damage. So each prediction is the
+clean answer, the answer that the truth predicts for the patch (the counterfactual), or another
+answer, which is damage.
 
-Source of the graded measures: Zhang and Nanda 2024, "Towards best practices of activation patching"
+Source of the graded metrics: Zhang and Nanda 2024, "Towards best practices of activation patching"
 (logit difference, probability, KL divergence).
 """
 
@@ -16,17 +17,20 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.model.edits import expand_to_rank
 
 OUTCOMES = ("clean answer", "counterfactual", "other")
-"""In noising, "clean answer" is "unchanged"; in denoising, it is "restored"."""
+"""Kinds of outcomes. "clean answer" means "unchanged" in noising, and "restored" in denoising."""
 
 GRADED_METRICS = ("logit_difference", "probability", "divergence")
-"""What `graded` returns."""
+"""Names of the metrics that `graded_metrics` returns."""
 
 Logits = Float[Array, "*cell example d_vocab"]
 Tokens = Int[Array, "example"]
 
 
 def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
-    """Whether a token (-1: none) has the highest logit; a tie counts against it, and so do nans."""
+    """Return whether a token has the highest logit.
+
+    It is false for a tie, for nan logits, and for token -1, which means that there is no token.
+    """
     own = _at(logits, token)[..., None]
     return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
 
@@ -34,7 +38,14 @@ def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
 def outcomes_of(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Bool[Array, "share *cell example"]:
-    """Which of `SHARES` each prediction is; the two answers must differ."""
+    """Return which of `OUTCOMES` each prediction is, one-hot over the first axis.
+
+    Args:
+      logits: logits after the patch.
+      clean: the clean answers.
+      counterfactual: the counterfactual answers; -1 if there is none. They must differ from
+        `clean`.
+    """
     old, new = answers_with(logits, clean), answers_with(logits, counterfactual)
     return jnp.stack([old, new, ~(old | new)])
 
@@ -42,9 +53,15 @@ def outcomes_of(
 def graded_metrics(
     logits: Logits, clean: Tokens, counterfactual: Tokens, whole: Float[Array, "example d_vocab"]
 ) -> dict[str, Float[Array, "*cell example"]]:
-    """The graded measures, by name; `whole` are the logits of the clean run.
+    """Return the metrics of `GRADED_METRICS`, by name.
 
-    The logit difference of a question without a counterfactual (-1) means nothing.
+    The logit difference of a query without a counterfactual (-1) is meaningless.
+
+    Args:
+      logits: logits after the patch.
+      clean: the clean answers.
+      counterfactual: the counterfactual answers.
+      whole: the logits of the clean run.
     """
     return {
         "logit_difference": logit_difference(logits, clean, counterfactual),
@@ -56,19 +73,19 @@ def graded_metrics(
 def logit_difference(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Float[Array, "*cell example"]:
-    """Logit of the clean answer minus that of the counterfactual."""
+    """Return the logit of the clean answer minus the logit of the counterfactual."""
     return _at(logits, clean) - _at(logits, counterfactual)
 
 
 def probability(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
-    """Probability of a token."""
+    """Return the probability of a token."""
     return jnp.exp(_at(jax.nn.log_softmax(logits), token))
 
 
 def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
-    """KL(clean run || this run), nats: 0 where the clean run's distribution is restored."""
+    """Return KL(clean run || this run), in nats; 0 if the clean distribution is restored."""
     clean = jax.nn.log_softmax(expand_to_rank(clean, logits))
     return (jnp.exp(clean) * (clean - jax.nn.log_softmax(logits))).sum(-1)
 

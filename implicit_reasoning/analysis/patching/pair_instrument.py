@@ -1,4 +1,4 @@
-"""The form of instruments that take pairs of prompts and metrics as options."""
+"""Base class of instruments that take prompt pairs and metrics as options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SEED = 0
 
 
 class PairInstrument(Instrument):
-    """An instrument over pairs of prompts, with metrics; both are options of its results.
+    """An instrument over prompt pairs, with metrics; both are options of its results.
 
     Attributes:
       pairs: the function that makes the pairs.
@@ -37,11 +37,11 @@ class PairInstrument(Instrument):
         pairs: str | PairsFunction = "bridge",
         metrics: Sequence[str | Metric] = ("logit_difference", "probability"),
     ):
-        """Find the functions.
+        """Find the functions for pairs and metrics.
 
         Args:
-          pairs: a name of `pairs.PAIRS`, an import path, or a function.
-          metrics: names of `metrics.METRICS`, import paths, or functions.
+          pairs: a key of `pairs.PAIRS`, an import path, or a function.
+          metrics: keys of `metrics.METRICS`, import paths, or functions.
 
         Raises:
           InputError: a function is not found.
@@ -49,17 +49,18 @@ class PairInstrument(Instrument):
         self.pairs, self.metrics = find_pairs(pairs), find_metrics(metrics)
 
     def options(self) -> dict[str, Any]:
-        """Name and source of every function."""
+        """Return the name and source digest of every function."""
         return {
             "pairs": self.pairs.identity(),
             "metrics": [metric.identity() for metric in self.metrics],
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """The pairs, each with another pair of its group; all functions are checked here.
+        """Make the pairs, add another pair of the same group to each, and check all functions.
 
         Raises:
-          InputError: a function returns something else than pairs, or numbers for each example.
+          InputError: the pairs function does not return valid pairs, or a metric does not return a
+            number for each example.
         """
         pairs = make_pairs(self.pairs, dataset, model)
         for metric in self.metrics:
@@ -86,7 +87,7 @@ class PairInstrument(Instrument):
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
-    """The pairs of `PairInstrument.examples`, with the logits of both prompts; traced."""
+    """Return the pairs of `PairInstrument.examples` with the logits of both prompts; traced."""
     clean, corrupt, answer, corrupt_answer = (
         jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
     )
@@ -95,7 +96,7 @@ def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
 
 
 def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
-    """For every pair another one of its group, at random; itself where it is alone there."""
+    """Return for each pair another random pair of its group; itself if the group has one pair."""
     random, other = np.random.default_rng(_SEED), np.empty_like(group)
     for number in np.unique(group):
         members = random.permutation(np.flatnonzero(group == number))
@@ -108,9 +109,14 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """For every example the mean of `values` over the examples of its group that are counted.
+    """Return for each example the mean of `values` over the counted examples of its group.
 
-    0 where none is counted.
+    The mean is 0 if no example is counted.
+
+    Args:
+      values: a value for each example.
+      counted: which examples count.
+      member: whether each example is a member of each group.
     """
     of_group = jnp.asarray(member).astype(values.dtype)
     sums, counts = (

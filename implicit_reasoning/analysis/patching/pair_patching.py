@@ -1,13 +1,13 @@
-"""Activation patching of pairs of prompts: every site kind, at every layer and position.
+"""Activation patching of prompt pairs: every kind of site, at every layer and position.
 
-Noising puts values of the corrupt run into the clean run, denoising values of the clean run into
-the corrupt run. Sites are `S[layer, pos]` and, of each block, what attention, the MLP and each head
-wrote. Pairs and metrics are options.
+Noising patches values of the corrupt run into the clean run; denoising patches values of the clean
+run into the corrupt run. Sites are `S[layer, pos]` and the outputs of attention, the MLP and each
+head of each block. Pairs and metrics are options.
 
-Recovery is (patched - base) / (donor - base) of a metric: 0 where a patch changes nothing, 1 where
-the answer is measured as in the run that the value comes from. The denominator is the mean over the
-counted pairs of the group, so that the mean of recovery is the ratio of means, and a pair for which
-the two runs hardly differ does not decide. The intervals take the denominator as known.
+Recovery is (patched - base) / (donor - base) of a metric. It is 0 if a patch changes nothing, and 1
+if the metric equals that of the donor run. The denominator is the mean over the counted pairs of
+the group. So the mean of recovery is a ratio of means, and pairs with a small difference between
+the two runs do not dominate. The confidence intervals treat the denominator as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
 (normalised logit difference); Zhang and Nanda 2024.
@@ -49,17 +49,20 @@ from implicit_reasoning.worlds import Dataset
 
 DIRECTIONS = ("noising", "denoising")
 DONORS = ("pair", "another pair")
-_MIN_GAP = 1e-4  # of a metric between the two runs of a group, for a ratio to mean anything
+_MIN_GAP = 1e-4  # minimum difference of a metric between the two runs, for a meaningful ratio
 
 Patch = Callable[[Transformer, Params, Cache, Cache], Array]
-"""From a model, its parameters, a base run and a donor run to logits [*cell, example, d_vocab]."""
+"""Function of a model, parameters, a base run and a donor run; returns logits of a grid.
+
+The shape of the logits is [*cell, example, d_vocab].
+"""
 
 _STATES = ("direction", "donor", "layer", "pos", "example")
 _PARTS = ("direction", "donor", "block", "part", "pos", "example")
 
 
 class PairPatching(PairInstrument):
-    """See the module."""
+    """Instrument for patching of prompt pairs; see the module docstring."""
 
     name = "pair_patching"
     definition = (
@@ -91,10 +94,10 @@ class PairPatching(PairInstrument):
     nulls = {"another pair's run": {"donor": DONORS[1]}}
     default = False
     patches: ClassVar[Mapping[str, Patch]] = {"": patch_states, "part_": patch_parts}
-    """Grids of patches, by the prefix of the outputs that they give."""
+    """Functions that compute grids of patches, by the prefix of their outputs' names."""
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Layers, blocks and their parts; positions and metrics come with the pairs."""
+        """Return labels of layers, blocks and parts; `examples` labels positions and metrics."""
         return {
             "direction": DIRECTIONS,
             "donor": DONORS,
@@ -104,13 +107,13 @@ class PairPatching(PairInstrument):
         }
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """The residuals, what parts of blocks wrote; keys and values before the position."""
+        """Return the residual stream, outputs of parts of blocks, and earlier keys and values."""
         return cache_sites(model, inside=True)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every pair whose clean prompt is answered correctly."""
+        """Compute the outcomes of every pair whose clean prompt is answered correctly."""
         batch = batch_of(model, params, inputs)
         correct = answers_with(batch.clean_logits, batch.answer)
         both = correct & answers_with(batch.corrupt_logits, batch.corrupt_answer)
@@ -128,7 +131,7 @@ class PairPatching(PairInstrument):
         examples = {
             **{name: inputs[name] for name in ("other_clean", "other_corrupt")},
             "batch": batch,
-            # By example first: examples are taken some at a time.
+            # The example axis comes first, because examples are evaluated in chunks.
             "base": jnp.stack([clean, corrupt]).transpose(2, 0, 1),
             "gap": jnp.where(wide, gap, 1).T,
         }
@@ -144,14 +147,14 @@ class PairPatching(PairInstrument):
     def _outcomes(
         self, model: Transformer, params: Params, example: Mapping[str, Any]
     ) -> dict[str, Array]:
-        """Of some examples; all pairs of a base run and a donor run, one after the other."""
+        """Compute the outcomes of some examples, one pair of base and donor run at a time."""
         batch: PairBatch = example["batch"]
         prompts = (batch.clean, batch.corrupt, example["other_corrupt"], example["other_clean"])
         sites = self.sites(model)
         runs = jax.lax.map(
             lambda tokens: forward_at(model, params, tokens, sites=sites)[1], jnp.stack(prompts)
         )
-        answers = jnp.stack([batch.corrupt_answer, batch.answer])  # of the donor, by direction
+        answers = jnp.stack([batch.corrupt_answer, batch.answer])  # the donor's
         gap = jnp.stack([example["gap"].T, -example["gap"].T])
 
         def patched(case: tuple[Array, Array, Array]) -> dict[str, Array]:
@@ -167,7 +170,7 @@ class PairPatching(PairInstrument):
                 found[f"{name}followed"] = answers_with(logits, answers[direction])
             return found
 
-        # By direction, then by donor: numbers of the prompts above.
+        # (direction, base, donor); base and donor are indices into `prompts`.
         cases = [(0, 0, 1), (0, 0, 2), (1, 1, 0), (1, 1, 3)]
         found = jax.lax.map(patched, tuple(map(jnp.asarray, zip(*cases, strict=True))))
         shape = (len(DIRECTIONS), len(DONORS))
@@ -178,7 +181,7 @@ class PairPatching(PairInstrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Recovery by state over training; by part of a block and position at the last step."""
+        """Draw recovery by state over training, and by part and position at the last step."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         of_group = result.sel(group=group, metric=metric)
         states = of_group.recovery.where(of_group.recovery_n >= MIN_CLUSTERS)
@@ -227,12 +230,16 @@ class PairPatching(PairInstrument):
         return [*found, Figure("pair_patching_parts", title, caption, written)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Where the variable is carried that built-in pairs differ in; nothing of other pairs.
+        """Claim where the variable that differs between the built-in pairs is carried.
 
-        Pairs `bridge`: e2, at the positions before the last relation, where another bridge is
-        followed by a majority, and another prefix with the same bridge leaves the answer as it is,
-        for a majority. Pairs `exchange_X`: X, at its own position, where nearly all answers follow.
-        All in noising, where both prompts are answered correctly, and above the null.
+        Pairs `bridge`: e2, at the positions before the last relation. Most answers must follow
+        another bridge, and most answers must stay if another prefix has the same bridge.
+
+        Pairs `exchange_X`: X, at its own position. The lower end of the answers that follow must be
+        at least `MIN_LOWER_BOUND`.
+
+        Other pairs give no claims. All claims use noising and pairs with both prompts answered
+        correctly, and must be above the null.
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":
@@ -248,7 +255,7 @@ class PairPatching(PairInstrument):
 
 
 def _taken(runs: dict[str, Array], number: Array) -> dict[str, Array]:
-    """One of several runs that are stacked."""
+    """Return one of several stacked runs."""
     return {site: values[number] for site, values in runs.items()}
 
 
@@ -265,7 +272,7 @@ def _enough(result: xr.Dataset) -> xr.DataArray:
 
 
 def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
-    """Where enough answers follow, and more than with another pair's run; bool [group, ...]."""
+    """Return where enough answers follow, more than with another pair's run; bool [group, ...]."""
     low, null = _low(result), _noising(result, DONORS[1])
     not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
     return _enough(result) & (low >= least) & not_by_chance

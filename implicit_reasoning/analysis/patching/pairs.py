@@ -1,10 +1,10 @@
-"""Pairs of prompts, clean and corrupt: what patching and attribution compare.
+"""Clean and corrupt prompt pairs, which patching and attribution compare.
 
-The two prompts of a pair have equal length, so a position means the same place in both. The clean
-prompt has one answer and the corrupt prompt another. Where the value of a site in one run replaces
-that in the other run, the answer shows whether what differs between the prompts passes that site.
+The two prompts of a pair have equal length, so a position means the same in both. They have
+different answers. If the value of a site in one run replaces the value in the other run, the answer
+shows whether the difference between the prompts passes this site.
 
-A function makes the pairs of a dataset: one of `PAIRS`, or a function of the user's own, found by
+A function makes the pairs of a dataset. It is one of `PAIRS`, or a user-defined function, found by
 import path.
 """
 
@@ -28,24 +28,24 @@ from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.dataset import world_of
 
-_MAX_PAIRS = 150  # pairs of a group
+_MAX_PAIRS = 150  # maximum number of pairs per group
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Pairs of prompts; arrays of numpy, or nested lists.
+    """Prompt pairs; arrays may be numpy arrays or nested lists.
 
     Attributes:
-      clean: int [pair, pos], tokens. The answer follows the last position.
-      corrupt: int [pair, pos].
+      clean: int [pair, pos], tokens of the clean prompts. The answer follows the last position.
+      corrupt: int [pair, pos], tokens of the corrupt prompts.
       answer: int [pair], the token that answers the clean prompt.
       corrupt_answer: int [pair], the token that answers the corrupt prompt.
-      positions: names of the positions; numbers where it is empty.
+      positions: names of the positions; position numbers if it is empty.
       groups: names of the groups that outcomes are averaged in, such as splits.
-      group: int [pair], the group of each pair; all are in the first one where it is None.
-      clusters: int [pair], what a pair is a repetition of, such as a bridge or a fact: the unit of
-        every interval. Each pair is its own cluster where it is None.
+      group: int [pair], the group of each pair; None: all pairs are in the first group.
+      clusters: int [pair], the cluster of each pair, such as a bridge or a fact, which is the unit
+        of every confidence interval. None: each pair is its own cluster.
     """
 
     clean: Any
@@ -65,11 +65,11 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 
 
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
-    """A trained question, and a question with another first fact and the same last relation.
+    """Make pairs of a training query and one with another first fact and the same last relation.
 
-    The groups are those of `cross_query_patching`; its composed question is the corrupt prompt. In
-    all groups but "same bridge" the bridges and the answers differ. A pair's cluster is the bridge
-    of the corrupt prompt.
+    The groups are those of `cross_query_patching`, and the corrupt prompt is its composed query.
+    The bridges and the answers differ in all groups except "same bridge". Clusters are the bridges
+    of the corrupt prompts.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)
@@ -90,14 +90,18 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
 
 
 def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
-    """A question, and the same one with one token exchanged such that its answer is another.
+    """Make pairs of a query and the same query with one token exchanged.
 
-    The pairs are those of the counterfactual tokens of `activation_patching`; the groups are the
-    splits of chains, and a pair's cluster is the bridge of the clean prompt.
+    The exchange changes the answer. The pairs are those of the counterfactual corruption of
+    `activation_patching`. Groups are the chain splits, and clusters are the bridges of the clean
+    prompts.
 
     Args:
-      token: its position, such as "r1".
-      dataset: a task of chains.
+      token: name of the position of the exchanged token, such as "r1".
+      dataset: a dataset of a chain task.
+
+    Raises:
+      NotApplicable: the task is not a chain task, or its prompts have no such position.
     """
     need_chains(dataset)
     if token not in dataset.positions:
@@ -134,18 +138,19 @@ PAIRS: Mapping[str, PairsFunction] = {
 
 
 def find_pairs(which: str | PairsFunction) -> functions.NamedFunction:
-    """The function behind a name of `PAIRS`, an import path, or the function itself."""
+    """Find a pairs function by name in `PAIRS` or by import path; a function is also accepted."""
     return functions.find_function(which, PAIRS, "pairs")
 
 
 def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transformer) -> PromptPairs:
-    """Call a pairs function and check what it returns.
+    """Call a pairs function and check its result.
 
     Returns:
-      The pairs, with arrays in place of lists, and with the defaults filled in.
+      The pairs, with arrays instead of lists, and with the defaults filled in.
 
     Raises:
-      InputError: it does not return pairs that the model can read; the function is named.
+      InputError: the result is not a set of pairs that the model can read; the message names the
+        function.
     """
     made = found.call(dataset)
     if not isinstance(made, PromptPairs):
@@ -160,7 +165,7 @@ def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transfor
 
 
 class _Fault(Exception):
-    """What is wrong with pairs, in words."""
+    """A description of what is wrong with pairs."""
 
 
 def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:

@@ -1,12 +1,16 @@
-"""Parameter patching: the attention or the MLP of one block, taken from another checkpoint.
+"""Parameter patching: replaces the attention or MLP of one block by that of another checkpoint.
 
-`later` puts a part of the last checkpoint into this one: does the model answer as if it were
-trained to the end? `earlier` puts a part of this one into the last: is it still needed that the
-part changed? A part comes with the norm in front of it. A looped model's blocks are its n_layers
-sets of weights.
+- `later` patches a part of the last checkpoint into this one. It shows whether this part is enough
+  to answer as the fully trained model does.
+- `earlier` patches a part of this checkpoint into the last one. It shows whether the later change
+  of this part is necessary.
 
-Parts of two checkpoints need not speak one language: that a patch breaks answers says that the two
-no longer fit, not what the part does. So compare with the two checkpoints alone, which are given.
+Each part includes the norm in front of it. In a looped model, blocks are its n_layers sets of
+weights.
+
+Parts of two checkpoints may use different codes. If a patch breaks answers, this shows that the
+parts do not fit together, not what the part computes. So compare the results with the two
+unpatched checkpoints (`alone`).
 """
 
 from __future__ import annotations
@@ -33,11 +37,11 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 PARTS = {"attention": ("ln1", "attn"), "MLP": ("ln2", "mlp")}
 DIRECTIONS = ("later", "earlier")
-_MAX_ROWS = 150  # rows of a split
+_MAX_ROWS = 150  # maximum number of rows per split
 
 
 class ParameterPatching(Instrument):
-    """See the module."""
+    """Instrument for parameter patching; see the module docstring."""
 
     name = "parameter_patching"
     version = 3
@@ -55,7 +59,7 @@ class ParameterPatching(Instrument):
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Probe rows of every split of chains; an interval's unit is the bridge."""
+        """Choose probe rows of every chain split; clusters are bridges."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         need_chains(dataset)
         splits = chain_splits(dataset)
@@ -70,14 +74,14 @@ class ParameterPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Blocks are sets of weights."""
+        """Return labels of the blocks, which are sets of weights."""
         return {"block": range(model.spec.n_layers)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Outcomes of every question."""
-        # Parameters are chosen by a traced number, so that the model is compiled once.
+        """Compute the outcomes of every query."""
+        # The part and block numbers are traced, so that the model is compiled once.
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 
         def answered(params: Params) -> dict[str, Array]:
@@ -100,7 +104,7 @@ class ParameterPatching(Instrument):
         return grids | {"alone": alone}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Accuracy by part and block, both directions, beside the two checkpoints alone."""
+        """Draw accuracy by part and block in both directions, next to the unpatched checkpoints."""
         group = some_groups(result)[-1]
         of_group = result.sel(group=group)
         titles = {
@@ -124,7 +128,14 @@ class ParameterPatching(Instrument):
 
 
 def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:
-    """`own` with one part of one block of `other`; both are traced numbers."""
+    """Return `own` with one part of one block taken from `other`.
+
+    Args:
+      own: parameters to patch.
+      other: parameters that the part is taken from.
+      part: index into `PARTS`; may be traced.
+      block: index of the block; may be traced.
+    """
 
     def group(name: str, group: str) -> Params:
         number = next(n for n, groups in enumerate(PARTS.values()) if group in groups)

@@ -1,6 +1,6 @@
-"""Which queries meet in a patch: one token exchanged, or a chain composed of two questions.
+"""Selection of query pairs: queries with one token exchanged, and chains composed of two queries.
 
-Chosen by the truth of the world, on the host, at random once; `queries` has the tables.
+Pairs are drawn once at random on the host, according to the world. `queries` has the tables.
 """
 
 from __future__ import annotations
@@ -17,33 +17,44 @@ from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
-"""Groups of pairs; in all but `TRAINED` the composed chain is absent from training:
+"""Groups of pairs. The composed chain is absent from training in all groups except `TRAINED`.
 
-- `BRIDGE`: the source's first fact takes part in training chains, as the target's does;
-- `OOD`: it does not; no table of trained chains, completed however, has an entry for its prefix;
-- `TRAINED`: as `BRIDGE`, but the composed chain was trained on: what remembering does;
-- `SAME`: another prefix with the target's own bridge. A composer does not change its answer.
+- `BRIDGE`: the source's first fact occurs in training chains, as does the target's.
+- `OOD`: the source's first fact does not occur in training chains. So a table of training chains
+  has no entry for its prefix, even if the table is completed.
+- `TRAINED`: as `BRIDGE`, but the composed chain is a training chain. It shows the effect of
+  memorisation.
+- `SAME`: the source has another prefix with the same bridge as the target. A model that composes
+  does not change its answer.
 """
 
 GROUPS = (BRIDGE, OOD, TRAINED, SAME)
-_MAX_PAIRS = 400  # pairs of a group
+_MAX_PAIRS = 400  # maximum number of pairs per group
 _SEED = 0
 
 
 def replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """For each part of the questions another value, and the answer it leads to.
+    """Draw for each part of each query another value that leads to another answer.
+
+    Training queries are preferred.
+
+    Args:
+      dataset: a dataset of a chain task.
+      asked: the queries.
+      random: random generator for the choice.
 
     Returns:
-      `(token, answer)` by part (e1, r1, ...); -1 where no question with another answer exists.
+      `(token, answer)`, both [part, row], for the parts e1, r1, ...; -1 if no value leads to
+      another answer.
     """
     table = queries.all_queries(dataset)
     tokens, answers = [], []
     for part in range(dataset.hops + 1):
         rest = np.delete(np.arange(dataset.hops + 1), part)
         found = _exchanged(asked, table, table.trained, rest, random)
-        # A question that nobody was trained on only where there is no other.
+        # Use an untrained query only if there is no training query.
         wider = _exchanged(asked, table, ~table.trained, rest, random)
         found = np.where(found >= 0, found, wider)
         token = queries.prompt_tokens(dataset, table.parts[found])[:, _place(dataset, part)]
@@ -53,7 +64,7 @@ def replacements(
 
 
 def _place(dataset: Dataset, part: int) -> int:
-    """The position of a part (of e1, r1, r2, ...) in a prompt."""
+    """Return the position of a part (of e1, r1, r2, ...) in a prompt."""
     return queries.prompt_order(dataset).index(part)
 
 
@@ -64,7 +75,7 @@ def _exchanged(
     rest: np.ndarray,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """The number of a question of `which` with the same `rest` and another answer; -1: none."""
+    """Return a query of `which` with equal `rest` and another answer; -1 if there is none."""
     numbers = np.flatnonzero(which)
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -80,10 +91,11 @@ def _exchanged(
 def symmetric_replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """Another token of the same kind, any of them, for each part, and the answer it leads to.
+    """Draw for each part of each query another random token of the same kind.
 
     Returns:
-      `(token, answer)` by part; the answer is -1 where that is no question, or has the clean one.
+      `(token, answer)`, both [part, row]. The answer is -1 if the new query does not exist or has
+      the clean answer.
     """
     world, table = world_of(dataset), queries.all_queries(dataset)
     tokens, answers = [], []
@@ -99,7 +111,14 @@ def symmetric_replacements(
 
 
 class ComposedPairs(NamedTuple):
-    """Questions that meet: source, target, and the chain that is composed of both."""
+    """Pairs of a source and a target query, and the chain that is composed of both.
+
+    Attributes:
+      source: queries whose states are patched in.
+      target: queries that are patched.
+      composed: the first fact of the source, continued with the later relations of the target.
+      group: int [pair], index into `GROUPS`.
+    """
 
     source: queries.Queries
     target: queries.Queries
@@ -108,7 +127,7 @@ class ComposedPairs(NamedTuple):
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
-    """Up to `_MAX_PAIRS` pairs of each group; targets are probes that are trained on.
+    """Choose up to `_MAX_PAIRS` pairs of each group; targets are training rows among the probes.
 
     Raises:
       NotApplicable: no training chain is a probe.
@@ -155,10 +174,13 @@ def _compose(
     same_bridge: bool,
     random: np.random.Generator,
 ) -> tuple[queries.Queries, queries.Queries]:
-    """For each target a candidate with another first fact and the same r2, ..."""
+    """Draw for each target a composed chain with another e1 and r1, and the same later relations.
+
+    Targets without a matching chain are dropped.
+    """
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        # In both parts: else exchanging one token would make the composed question of the target.
+        # Both e1 and r1 must differ. Otherwise the chains would differ in a single token.
         other = (candidates.parts[item, :2] != targets.parts[row, :2]).all(1)
         follows = (candidates.facts[item, 1:] == targets.facts[row, 1:]).all(1)
         if same_bridge:
@@ -176,7 +198,11 @@ def _sources(
     target: queries.Queries,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """The source: the same first fact, another r2, and an answer that nobody expects here."""
+    """Draw a source with the first fact of the composed chain, another r2 and an unexpected answer.
+
+    The answer differs from those of the composed chain and of the target. The result is -1 if there
+    is no such query.
+    """
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
         answer = table.answer[item]
