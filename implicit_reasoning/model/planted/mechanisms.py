@@ -92,9 +92,9 @@ def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
     A code of e2 exists next to that of the prefix, at the same layers and with the same norm, but
     is not used. Patching the whole state from another chain also patches the prefix. If the model
-    knows that chain, the answer then changes as if the bridge were used. To see the difference,
-    give the model only some of the chains, and patch from the others. Blocks: 0 (bridge and prefix)
-    and 2 (answer).
+    knows the resulting chain (the other prefix with this r2), the answer changes as if the bridge
+    were used. Give the model only some of the chains: if it does not know the resulting chain, the
+    answer does not follow the bridge. Blocks: 0 (bridge and prefix) and 2 (answer).
     """
     plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))

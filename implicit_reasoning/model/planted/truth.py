@@ -44,11 +44,12 @@ class MechanismMarks:
         not generalize to another prefix. A variable is decodable if it has a code. The open claims
         are:
 
-        - that e2 is decodable if the answer has a code at r2 and e2 has none, and the reverse.
-        Given r2, each of the two nearly determines the other, so a linear probe of the codes at r2
-        often finds it. - that e2 is carried if both e1 and r1 are: patching both is equivalent to
-        patching e2. - that the answer is carried, which is a matter of definition before the answer
-        is computed.
+        - that e2 is decodable or unused, if the answer has a code at r2 and e2 has none, and
+          the reverse. Given r2, each of the two nearly determines the other, so a linear probe of
+          the codes at r2 often finds it.
+        - that e2 is carried, if both e1 and r1 are: patching both is equivalent to patching e2.
+        - that the answer is carried, a matter of definition before the answer is computed.
+        - claims about the cells that the mechanism marks as `maybe used` or `maybe carried`.
         """
         code, used = self._all("code"), self._all("used")
         carried, maybe = self._all("carried"), self._all("maybe carried")
