@@ -1,3 +1,3 @@
-"""A laboratory for how transformers learn to reason in their heads; see README.md."""
+"""JAX framework for training and analyzing transformers that reason implicitly; see README.md."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
-"""The commands: `python -m implicit_reasoning VERB --flag=value ...`; each calls one function.
+"""Command-line entry point: `python -m implicit_reasoning VERB --flag=value ...`.
 
-The table of commands is `implicit_reasoning.commands.VERBS`. Exit codes are those of `errors.Exit`.
+Each command calls one function. `implicit_reasoning.commands.VERBS` is the table of commands, and
+`errors.Exit` lists the exit codes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from implicit_reasoning.errors import Exit, InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] == "help" or words[0].startswith("-"):
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _general(words: Sequence[str]) -> str:
-    """What is printed where no command is given."""
+    """Return the output for a command line without a command: first steps, help or version."""
     from implicit_reasoning.commands import parser
 
     if not words:
@@ -80,7 +81,11 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
 
 
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
-    """Run a command that saves; what one of many processes meets ends it, and so tells the rest."""
+    """Run a command that saves results, and return its exit code.
+
+    In a distributed run, an exception ends this process at once, so that the other processes detect
+    the failure.
+    """
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.sweeps.run import TrialsLost
     from implicit_reasoning.training import Interrupted, NonFiniteLoss, PeerLost
@@ -102,7 +107,7 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
 
 
 def _answer(error: Exception) -> int:
-    """Say what went wrong; returns its exit code."""
+    """Print the error to standard error and return its exit code."""
     if isinstance(error, MemoryError):
         return _say(InputError(f"not enough memory: {error}; choose smaller sizes"), Exit.BAD_INPUT)
     if isinstance(error, InputError | OSError):

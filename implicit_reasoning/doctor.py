@@ -1,4 +1,4 @@
-"""Is this machine ready? Devices, versions, what it reaches; what is missing, and the remedy."""
+"""Checks of the current machine: devices, versions, cache, locks, disk, and how to fix problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
 
 def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
-    """Findings by name, in the order to print them; takes a few seconds, for the peak."""
+    """Return the findings by name, in the order in which to print them.
+
+    The call takes a few seconds, because it measures the peak throughput of matrix products.
+
+    Args:
+      workdir: folder whose file locks and free disk space are checked. If it does not exist, its
+        nearest existing parent is checked.
+    """
     found = provenance()
     devices = f"{found['device_count']} x {found['device']} ({jax.default_backend()})"
     here = Path(workdir)
@@ -37,7 +44,7 @@ def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
 
 
 def remedies() -> list[str]:
-    """What is missing here and how to get it, a sentence each; empty if nothing is."""
+    """Return one sentence of advice for each problem found; the list is empty if there is none."""
     advice = []
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         advice.append(
@@ -62,7 +69,7 @@ def remedies() -> list[str]:
 
 
 def _lock_at(folder: Path) -> str:
-    """Whether file locks work there."""
+    """Describe the file locks that work in `folder`."""
     try:
         return describe_lock(folder)
     except OSError as error:

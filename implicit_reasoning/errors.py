@@ -1,19 +1,19 @@
-"""The one exception that means "your input is wrong", and the exit codes of all commands."""
+"""The exception for invalid user input, and the exit codes of all commands."""
 
 from enum import IntEnum
 
 
 class InputError(ValueError):
-    """Bad input from a person: says what is wrong, what was given, and what would be right."""
+    """Invalid user input; the message says what is wrong, what was given, and what is valid."""
 
 
 class Exit(IntEnum):
-    """How a command ended; the numbers above 64 are those of `sysexits.h`."""
+    """Exit code of a command; the numbers above 64 are those of `sysexits.h`."""
 
     DONE = 0
-    FAULT = 1  # ours, with a traceback
+    FAULT = 1  # an unexpected error, printed with its traceback
     BAD_INPUT = 2
-    DIVERGED = 3  # or some trials of a sweep diverged or failed
-    PEER_LOST = 69  # EX_UNAVAILABLE: another process of a run on many hosts
+    DIVERGED = 3  # a loss was not finite, or trials of a sweep diverged or failed
+    PEER_LOST = 69  # EX_UNAVAILABLE: another process of a distributed run was lost
     NO_FILE = 74  # EX_IOERR
-    INTERRUPTED = 75  # EX_TEMPFAIL: a signal came, the state is saved
+    INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped on a signal after saving its state

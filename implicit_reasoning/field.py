@@ -1,6 +1,6 @@
-"""`Field`: what one field of a configuration may hold, what it means and what it is by default.
+"""`Field`: the type, meaning, default and allowed values of one configuration field.
 
-The packages that read a group of fields keep a table of them: `worlds/tasks/fields.py`,
+Each package that reads a group of fields has a table of them: `worlds/tasks/fields.py`,
 `model/fields.py`, `runs/fields.py`, `dictionaries/fields.py`. `config/fields.py` checks a
 configuration against such a table.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 INFINITE = float("inf")
 MAX_INT = 2**31 - 1
-"""Counts and seeds are int32 on the device."""
+"""Largest allowed count or seed; both are int32 on the device."""
 
 
 class _Always:
-    """Marks a field that is in every file, however old."""
+    """Marker for a field that every configuration file contains."""
 
     def __repr__(self) -> str:
         return "ALWAYS"
@@ -30,14 +30,15 @@ class Field:
     """A field of a configuration.
 
     Attributes:
-      kind: the type of its value: bool, int, float (an int is accepted too), str or tuple.
-      doc: what it means.
-      default: its value in a new configuration; None where what reads the field has its own
-        default, and None is then allowed.
-      low, high: bounds of a number, both included.
-      choices: the values that it may have; empty if there are others.
-      before: the value that reproduces what was done before the field existed. Files without the
-        field get it. `ALWAYS` where every file has the field, so that a missing one is an error.
+      kind: type of the value: bool, int, float (ints are accepted too), str or tuple.
+      doc: meaning of the field.
+      default: value in a new configuration. If it is None, None is an allowed value, and the code
+        that reads the field chooses its own default.
+      low, high: inclusive bounds of a number.
+      choices: allowed values; empty if the values are not enumerated.
+      before: value that reproduces the behavior from before the field existed. A file without the
+        field gets this value. `ALWAYS` means that every file has the field, so that a missing field
+        is an error.
     """
 
     kind: type
@@ -50,16 +51,19 @@ class Field:
 
     @property
     def bounded(self) -> bool:
-        """Whether it has bounds."""
+        """Return whether the field has bounds."""
         return (self.low, self.high) != (-INFINITE, INFINITE)
 
     @property
     def required(self) -> bool:
-        """Whether a file without it is incomplete."""
+        """Return whether a file without the field is incomplete."""
         return self.before is ALWAYS
 
     def fault(self, value: Any) -> str:
-        """What is wrong with a value, in words that follow `is VALUE; `; empty if nothing is."""
+        """Describe what is wrong with a value; the text is empty if the value is valid.
+
+        The text completes a sentence that begins with `NAME is VALUE; `.
+        """
         if value is None and self.default is None:
             return ""
         types = (int, float) if self.kind is float else (self.kind,)

@@ -1,7 +1,7 @@
-"""The look of every figure: one palette, one style, two small types that rooms hand to the report.
+"""The shared style of all figures: palette, split colors, axes, and the types `Figure` and `Page`.
 
-Colours are Okabe & Ito's (2008), which colour-blind readers can tell apart; a split keeps its
-colour and line style in every figure of the lab.
+The colors are those of Okabe and Ito (2008), which color-blind readers can distinguish. A split has
+the same color and line style in every figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # figures are files here; a notebook shows the returned object all the same
+matplotlib.use("Agg")  # figures are saved as files; notebooks still display a returned figure
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -30,9 +30,10 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#CC79A7",
 )
 GREY = "#8A8A8A"
-WINE, OLIVE = "#882255", "#999933"  # of Paul Tol's "muted" scheme, where eight are not enough
+# from Paul Tol's "muted" scheme, for figures with more than eight colors
+WINE, OLIVE = "#882255", "#999933"
 
-# Trained on: dashed. Never trained on: solid. Single facts: dotted.
+# Splits used for training are dashed, held-out splits are solid, and single facts are dotted.
 _SPLITS: dict[str, tuple[str, str]] = {
     "id_triples": (GREY, ":"),
     "ood_triples": (PURPLE, ":"),
@@ -60,17 +61,18 @@ _SPLITS: dict[str, tuple[str, str]] = {
     "train_repeated": (BLACK, "--"),
     "test_repeated": (BLUE, "-"),
 }
-_SPARE = (SKY, PURPLE, GREEN, ORANGE)  # no yellow: a thin line of it is lost on white
+# without yellow, because a thin yellow line is hard to see on white
+_SPARE = (SKY, PURPLE, GREEN, ORANGE)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a room hands to the report.
+    """A figure for the report.
 
     Attributes:
-      name: file name without ending, and tag in TensorBoard.
+      name: file name without extension, also used as TensorBoard tag.
       title: one line.
-      caption: how to read it, in a sentence or two; units and nulls included.
+      caption: one or two sentences on how to read the figure, including units and null controls.
       drawing: the matplotlib figure.
     """
 
@@ -82,14 +84,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Page:
-    """What a room hands to the report as a page of its own.
+    """A separate HTML page for the report.
 
     Attributes:
-      name: file name without ending.
-      title: one line, plain text, as is the lead.
-      lead: what it shows and how that was chosen, in a sentence or two.
-      body: HTML, put on the page as it is: whoever made it has escaped what it is made of.
-      style: CSS beside the report's own.
+      name: file name without extension.
+      title: one line of plain text.
+      lead: one or two sentences of plain text on what the page shows and how the content was
+        chosen.
+      body: HTML, inserted without escaping. The caller must escape all data in it.
+      style: CSS that is added to the report's own.
     """
 
     name: str
@@ -100,7 +103,7 @@ class Page:
 
 
 def split_style(split: str) -> dict[str, Any]:
-    """Colour and line style of a split, the same in every figure."""
+    """Return the color and line style of a split, which are the same in every figure."""
     kind = "--" if split.startswith("train") else "-" if split.startswith("test") else ":"
     spare = _SPARE[sum(map(ord, split)) % len(_SPARE)]
     color, linestyle = _SPLITS.get(split, (spare, kind))
@@ -108,10 +111,17 @@ def split_style(split: str) -> dict[str, Any]:
 
 
 def new_drawing(width: float = 8.0, height: float = 4.5, **grid: Any) -> tuple[Drawing, list[Axes]]:
-    """A figure in inches, with its axes in reading order, in the house style.
+    """Create a figure and its axes in the shared style.
 
-    `grid` goes to `Figure.subplots` (`nrows`, `ncols`, ...). The figure is not registered with
-    pyplot, so nothing has to be closed.
+    The figure is not registered with pyplot, so it does not have to be closed.
+
+    Args:
+      width: in inches.
+      height: in inches.
+      **grid: arguments for `Figure.subplots`, such as `nrows` and `ncols`.
+
+    Returns:
+      The figure, and its axes in row-major order.
     """
     drawing = Drawing(figsize=(width, height), layout="constrained")
     axes = drawing.subplots(squeeze=False, **grid)
@@ -123,9 +133,13 @@ def new_drawing(width: float = 8.0, height: float = 4.5, **grid: Any) -> tuple[D
 
 
 def step_axis(ax: Axes, last: int) -> None:
-    """Make x the training step: logarithmic from 1 on, with room for step 0 at the left.
+    """Scale the x axis for training steps: logarithmic from step 1, preceded by step 0.
 
-    Call it before `label_ends`, and with the last step there is.
+    Call this function before `label_ends`.
+
+    Args:
+      ax: the axes.
+      last: the last step shown.
     """
     ax.set_xscale("symlog", linthresh=1, linscale=0.35)
     ax.set_xlim(0, max(last, 1))
@@ -135,22 +149,22 @@ def step_axis(ax: Axes, last: int) -> None:
 
 
 def log_axis(ax: Axes) -> None:
-    """Make y logarithmic, with plain numbers; between the decades too where there are few."""
+    """Make the y axis logarithmic, with plain numbers also between decades if these are few."""
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(LogFormatter())
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8.5) -> None:
-    """Name curves where they end, at the right edge, pushed apart so that no two names overlap.
+    """Label curves at the right edge, next to their last points, without overlap.
 
     Args:
       ax: the axes, with scales and limits set.
-      ends: (y in data units, text, colour) of each curve.
-      size: of the type, in points.
+      ends: (y in data units, text, color) of each curve.
+      size: font size in points.
     """
     drawing = ax.get_figure(root=True)
-    assert drawing is not None  # axes that were never in a figure cannot be drawn on
+    assert drawing is not None  # axes without a figure cannot be drawn on
     gap = 1.35 * size / 72 / (drawing.get_size_inches()[1] * ax.get_position().height)
     in_axes = (ax.transData + ax.transAxes.inverted()).transform
     placed = sorted((float(in_axes((0, y))[1]), text, color) for y, text, color in ends)
@@ -164,13 +178,16 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8
 
 
 def darken(color: str) -> tuple[float, float, float]:
-    """A colour made darker, for small type in it to be readable on white."""
+    """Return a darker version of a color, so that small text in it is readable on white."""
     red, green, blue = to_rgb(color)
     return 0.75 * red, 0.75 * green, 0.75 * blue
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights pushed up to be `gap` apart, and down again where they pass the top, 1."""
+    """Return ascending heights moved up to be `gap` apart, then down if they exceed the top.
+
+    The top is 1 or the last height, whichever is larger.
+    """
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)

@@ -1,4 +1,4 @@
-"""Files: written so that nobody meets a half-written one, read with one sentence for any damage."""
+"""Atomic writing of files, and reading that raises one clear `InputError` for a damaged file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
 
 FORMAT_VERSION = "format_version"
-"""Key of kept files for the version of their format; files without it have version 1."""
+"""Key for the format version of a file; a file without the key has version 1."""
 
-# What numpy and zipfile raise on files that are cut short, damaged, or something else.
+# Exceptions that numpy and zipfile raise for truncated, damaged or unrelated files.
 _NO_NPZ = (
     OSError,
     ValueError,
@@ -28,22 +28,23 @@ _NO_NPZ = (
     KeyError,
     zipfile.BadZipFile,
     zlib.error,
-    RuntimeError,  # a flipped bit may say "encrypted", or name a compression that is unknown
-    AttributeError,  # a lone .npy array opens without complaint, but has no members
+    RuntimeError,  # a flipped bit can mean "encrypted" or an unknown compression method
+    AttributeError,  # numpy loads a plain .npy array without error, but it has no members
     TypeError,
 )
 
-# The umask can only be read by setting it, which no other thread may see: once, at import.
+# Reading the umask requires setting it for a moment. This is done once, at import, so that no other
+# thread sees the temporary value.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling of `path`, renamed onto it on success and removed on failure.
+    """Open a temporary file next to `path`, renamed to `path` on success and removed on failure.
 
     Args:
-      path: the file to appear; its folder is made when missing.
+      path: the file to write; its folder is created if it is missing.
       mode: `"w"` (UTF-8 text) or `"wb"`.
 
     Yields:
@@ -66,14 +67,24 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as JSON, atomically; `indent=None` is for what only programs read."""
+    """Write `value` as JSON, atomically.
+
+    Args:
+      path: the file to write.
+      value: anything that JSON can represent.
+      indent: spaces per level; None writes one compact line.
+    """
     with atomic_write(path) as file:
         json.dump(value, file, indent=indent)
         file.write("\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; a missing or malformed one is an `InputError` that names it."""
+    """Read a JSON file.
+
+    Raises:
+      InputError: the file is missing or is not valid JSON; the message names it.
+    """
     try:
         return json.loads(local_path(path, "file").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,12 +94,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
-    """Raise an `InputError` if a file has a newer format than is known.
+    """Check that the format version of a file is supported.
 
     Args:
-      path: of the file, to be named.
-      found: the format that it states.
-      newest: the newest format that is read.
+      path: the file, named in the error message.
+      found: the version that the file states.
+      newest: the newest version that can be read.
+
+    Raises:
+      InputError: the version is newer than `newest` or not a positive integer.
     """
     if type(found) is not int or found < 1:
         raise InputError(
@@ -104,24 +118,32 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
 def write_npz(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], *, comment: str = ""
 ) -> None:
-    """Write named arrays as one uncompressed `.npz`, atomically.
+    """Write named arrays as one uncompressed `.npz` file, atomically.
 
     Args:
-      path: of the file.
-      arrays: by name.
-      comment: of the ZIP archive, ASCII; numpy ignores it.
+      path: the file to write.
+      arrays: arrays by name.
+      comment: ASCII comment of the ZIP archive; numpy ignores it.
     """
     with atomic_write(path, "wb") as file:
         keywords: dict[str, Any] = {**arrays, "allow_pickle": False}
         np.savez(file, **keywords)
         if comment:
-            # An archive ends with the length of its comment, two bytes, and the comment.
+            # A ZIP archive ends with the comment's length (two bytes) and the comment.
             file.seek(-2, os.SEEK_END)
             file.write(struct.pack("<H", len(comment)) + comment.encode("ascii"))
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an `.npz`, no pickles; an `InputError` if it is not a whole `what`."""
+    """Read all arrays of an `.npz` file; pickled objects are not loaded.
+
+    Args:
+      path: the file to read.
+      what: what the file should be, for error messages.
+
+    Raises:
+      InputError: the file is missing, damaged, or contains something other than arrays.
+    """
     try:
         with np.load(local_path(path, "file"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -129,7 +151,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path} does not exist") from None
     except _NO_NPZ as error:
         raise InputError(f"{path} is not a whole {what}: {error}") from None
-    # numpy hands out as bytes what else is in the archive.
+    # numpy returns archive members that are not arrays as bytes.
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
         raise InputError(f"{path} is not a whole {what}: {strange[0]} in it is no array")
     return arrays

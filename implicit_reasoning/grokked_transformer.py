@@ -1,14 +1,15 @@
-"""A run of GrokkedTransformer, imported: its checkpoints and data become a run directory of ours.
+"""Import of GrokkedTransformer runs: their checkpoints and data become a run directory.
 
-Their model numbers the 50,257 tokens of GPT-2 first, then the symbols of the world, pads that to a
-multiple of 8, and has 1,024 positions. Only the rows of the world's own tokens and of the positions
-in use are kept. The logits of the kept tokens are unchanged; a softmax or a rank is over them only,
-so that an answer which lost to one of GPT-2's words there counts as right here.
+Their vocabulary has the 50,257 tokens of GPT-2 first, then the symbols of the world, and is padded
+to a multiple of 8. Their model has 1,024 positions. The import keeps only the rows for the world's
+own tokens and for the positions in use. The logits of the kept tokens do not change. Softmax and
+ranks are computed over the kept tokens only, so an answer that ranked below a GPT-2 token in the
+original run can count as correct here.
 
-Their initialisation was not saved: an imported run has no step 0.
+The original runs did not save their initialization, so an imported run has no step 0.
 
-Source: OSU-NLP-Group/GrokkedTransformer, main.py and simpletransformers/seq2seq (what a checkpoint
-holds, how tokens are numbered).
+Source: OSU-NLP-Group/GrokkedTransformer, main.py and simpletransformers/seq2seq (contents of
+checkpoints, numbering of tokens).
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from implicit_reasoning.training.record import open_tensorboard
 from implicit_reasoning.worlds import Dataset, read_grokked
 
 GPT2_TOKENS = 50_257
-"""Tokens that come before the world's own."""
+"""Number of GPT-2 tokens, which precede the world's own tokens."""
 
 _PADDED_TO = 8
 
-# Of their many arguments, those that say how a model was trained.
+# Those of the original training arguments that describe the optimization.
 _RECIPE = (
     *("learning_rate", "weight_decay", "warmup_steps", "scheduler", "adam_epsilon"),
     *("max_grad_norm", "train_batch_size", "gradient_accumulation_steps", "max_steps"),
@@ -55,7 +56,7 @@ _RECIPE = (
 
 
 class Checkpoint(NamedTuple):
-    """A folder that they saved, and the step at which they did."""
+    """A checkpoint folder of the original run, with its step."""
 
     step: int
     folder: Path
@@ -64,21 +65,23 @@ class Checkpoint(NamedTuple):
 def import_grokked(
     source: str | os.PathLike[str], data: str | os.PathLike[str], workdir: str | os.PathLike[str]
 ) -> Run:
-    """Make a run directory of a run of GrokkedTransformer, evaluated anew on every split.
+    """Create a run directory from a GrokkedTransformer run and evaluate it on every split.
 
     Args:
-      source: their `--output_dir`, with folders `checkpoint-<step>` as HuggingFace saves them.
-      data: their `--data_dir`, with `train.json`, `test.json`, `valid.json` and `vocab.json`.
-      workdir: of the new run; must be missing or empty. It appears when it is whole.
+      source: the original `--output_dir`, with folders `checkpoint-<step>` in HuggingFace format.
+      data: the original `--data_dir`, with `train.json`, `test.json`, `valid.json` and
+        `vocab.json`.
+      workdir: directory of the new run, which must be missing or empty. It is created in one atomic
+        step, when all files are complete.
 
     Returns:
-      The run, opened. Its config has the model, and under `recipe` their words for how it was
-      trained, as far as they are in the checkpoints.
+      The opened run. Its config contains the model and, under `recipe`, the original training
+      arguments that the checkpoints contain.
 
     Raises:
-      InputError: something is missing, cut short, or does not fit the rest.
+      InputError: a file is missing, truncated, or inconsistent with the others.
     """
-    # Resolved: `.` has a parent then, and a link its target.
+    # A resolved path always has a parent (even `.`), and links are replaced by their targets.
     files = Layout(local_path(workdir, "workdir").resolve())
     check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
@@ -98,12 +101,18 @@ def import_grokked(
 
 
 def published(task: Any) -> Dataset:
-    """The task of an imported run: what is in the folder of JSON data `task.folder`."""
+    """Build the task of an imported run from the folder of JSON data `task.folder`."""
     return read_grokked(task.folder)
 
 
 def find_checkpoints(source: Path) -> list[Checkpoint]:
-    """The checkpoints of a run by ascending step; of two at one step that without an epoch."""
+    """Return the checkpoints of a run by ascending step.
+
+    If two folders have the same step, the one without an epoch in its name is used.
+
+    Raises:
+      InputError: `source` is no folder, or contains no checkpoint.
+    """
     if not source.is_dir():
         raise InputError(f"{source} is not a folder of checkpoints")
     found: dict[int, Path] = {}
@@ -118,18 +127,23 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
 def token_ids(
     folder: Path, symbols: Sequence[str], vocab: Path, d_vocab: int
 ) -> Int[np.ndarray, " token"]:
-    """The number that each symbol has in a checkpoint.
+    """Return the token id of each symbol in a checkpoint.
 
     Args:
-      folder: of the checkpoint, with the files of its tokenizer: `added_tokens.json`,
-        `tokenizer.json` or `tokenizer_config.json`, whichever there is.
+      folder: the checkpoint, with at least one file of its tokenizer: `added_tokens.json`,
+        `tokenizer.json` or `tokenizer_config.json`.
       symbols: the tokens of the world.
-      vocab: the `vocab.json` of the data. Where the tokenizer was not kept, its order says the
-        numbers, provided that GPT-2's vocabulary and it make `d_vocab`.
-      d_vocab: size of the checkpoint's vocabulary.
+      vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of
+        this file determines the ids. In this case, GPT-2's vocabulary and this file must together
+        have `d_vocab` tokens, padding included.
+      d_vocab: vocabulary size of the checkpoint.
+
+    Returns:
+      int64 [token].
 
     Raises:
-      InputError: a file is malformed, or a symbol has no number below `d_vocab` of its own.
+      InputError: a file is malformed, a symbol has no id below `d_vocab`, or two symbols share an
+        id.
     """
     numbers = _added_tokens(folder)
     if numbers is None:
@@ -154,7 +168,7 @@ def token_ids(
 
 
 def _added_tokens(folder: Path) -> dict[str, Any] | None:
-    """Numbers by token, from the first of the tokenizer's files that is there."""
+    """Return ids by token from the first tokenizer file that exists, or None if none exists."""
     readers = {
         "added_tokens.json": lambda content: dict(content.items()),
         "tokenizer.json": lambda content: {t["content"]: t["id"] for t in content["added_tokens"]},
@@ -175,7 +189,7 @@ def _added_tokens(folder: Path) -> dict[str, Any] | None:
 
 
 def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], data: Path) -> None:
-    """All files of the run."""
+    """Write all files of the run."""
     first = _load(checkpoints[0], dataset, data)[0]
     evaluation = Evaluation(first, dataset)
     first_correct = np.full(len(evaluation.rows), NEVER, np.int32)
@@ -201,14 +215,14 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
     dataset.save(files.world)
     config = _config(first, checkpoints[-1], data)
     open_tensorboard(files, config, dataset, metrics.rows).close()
-    # After the rows in time, as no training was done here that could have written them.
+    # Provenance is written after the metrics, because no training took place here before them.
     start = {"step": 0, "time": time.time(), "imported": str(checkpoints[-1].folder.parent)}
     write_json(files.provenance, [{**start, **provenance()}])
     write_config(files.config, config)
 
 
 def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transformer, Params]:
-    """The model and parameters of a checkpoint, with the world's tokens and positions only."""
+    """Load a checkpoint's model and parameters, reduced to the world's tokens and positions."""
     model, params = load_gpt2(checkpoint.folder)
     spec = model.spec
     if spec.n_ctx < dataset.n_ctx:
@@ -228,14 +242,14 @@ def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transfo
 
 
 def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
-    """The configuration of the run, as far as the checkpoints say it."""
+    """Return the configuration of the run, as far as the checkpoints contain it."""
     theirs = read_json(last.folder / "config.json")
     arguments = last.folder / "model_args.json"
     recipe = read_json(arguments) if arguments.exists() else {}
     if not isinstance(recipe, dict):
         raise InputError(f"{arguments} is not an object of arguments")
     shape = dataclasses.asdict(model.spec)
-    del shape["d_vocab"], shape["n_ctx"]  # those of the data
+    del shape["d_vocab"], shape["n_ctx"]  # taken from the data
     return ConfigDict(
         {
             "steps": last.step,
@@ -243,7 +257,8 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
                 "name": "implicit_reasoning.grokked_transformer:published",
                 "folder": str(data.absolute()),
             },
-            "model": shape | {"dropout": theirs.get("resid_pdrop", 0.1)},  # GPT2Config's default
+            # the default of GPT2Config
+            "model": shape | {"dropout": theirs.get("resid_pdrop", 0.1)},
             "recipe": {name: recipe[name] for name in _RECIPE if name in recipe},
             "writers": {"tensorboard": True},
         }

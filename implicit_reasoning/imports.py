@@ -15,7 +15,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
 
 _MOVED = {"implicit_reasoning.grokked": "implicit_reasoning.grokked_transformer"}
-"""Modules that configurations of runs name, by the names that they had."""
+"""Current names of renamed modules, by the old names that stored configurations contain."""
 
 
 def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = None) -> Any:
@@ -62,13 +62,13 @@ def load(where: str, kind: str) -> ModuleType:
     """Import a module.
 
     Args:
-      where: `path/to/file.py` (`~` is expanded), imported under a private name that shadows no
-        package, or `package.module`.
-      kind: what it is meant to be, for messages: "configuration", "task".
+      where: `path/to/file.py` (`~` is expanded) or `package.module`. A file is imported under a
+        private name that cannot shadow a package.
+      kind: what the module should be, for error messages: "configuration", "task".
 
     Raises:
-      InputError: there is no such file or module. An exception raised *inside* it, a module missing
-        there included, is its author's to see and keeps its own traceback.
+      InputError: there is no such file or module. Exceptions raised inside the module, including a
+        failed import, propagate unchanged.
     """
     return _load_file(where, kind) if where.endswith(".py") else _load_module(where, kind)
 
@@ -82,9 +82,9 @@ def _load_file(where: str, kind: str) -> ModuleType:
         raise InputError(f"{kind} file {where} does not exist{hint}")
     name = f"_{kind}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # it is a file and it ends in .py
+    assert spec is not None and spec.loader is not None  # the file exists and ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in the file look their module up here
+    sys.modules[name] = module  # dataclasses in the file look up their module here
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""Paths that users give: checked and expanded in one place, for flags and for Python functions."""
+"""Validation and expansion of user-supplied paths, shared by flags and Python functions."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 
 from implicit_reasoning.errors import InputError
 
-# `gs://bucket/run`; also `gs:/bucket/run`, which pathlib makes of it, and `host:/run`, as for scp.
+# Matches `gs://bucket/run`, `gs:/bucket/run` (the form that pathlib makes of it), and `host:/run`
+# (the form for scp).
 _ADDRESS = re.compile(r"[^/]+:/|[A-Za-z]:\\")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
-    r"""A path of this machine, with `~` and `~user` expanded.
+    r"""Return a path on this machine, with `~` and `~user` expanded.
 
     Args:
-      given: the path as a user wrote it.
-      name: what to call it in errors, such as `--workdir`.
+      given: the path that the user gave.
+      name: name of the path in error messages, such as `--workdir`.
 
     Raises:
       InputError: the path is empty, begins or ends with a blank, has control characters, is an
-        address (`gs://bucket/run`, `file:///run`, `host:/run`, `C:\run`), names an environment
+        address (`gs://bucket/run`, `file:///run`, `host:/run`, `C:\run`), contains an environment
         variable that the shell did not replace (and no such file exists), or names an unknown user.
     """
     text = os.fspath(given)
@@ -53,7 +54,11 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def local_folder(given: str | os.PathLike[str], name: str = "path") -> Path:
-    """As `local_path`, of a folder that exists or can be made; a file is an `InputError`."""
+    """Return a path as `local_path` does, for a folder that exists or can be created.
+
+    Raises:
+      InputError: as for `local_path`, or the path is a file.
+    """
     path = local_path(given, name)
     if path.is_file():
         raise InputError(f"{name} is {str(path)!r}, which is a file; give a folder")

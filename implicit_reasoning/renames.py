@@ -1,4 +1,4 @@
-"""Names that were changed: files and command lines may have the old one, and are told the new."""
+"""Support for renamed objects: old names still work, and a note states the new name."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 @functools.cache
 def note(what: str, old: str, new: str) -> None:
-    """Say on standard error that a name was changed; once in a process for each name.
+    """Print a note on standard error that a name has changed, once per process for each name.
 
     Args:
       what: kind of name, such as "instrument".
       old: the name that was given.
-      new: the name that it has now.
+      new: the current name.
     """
     print(f"implicit_reasoning: {what} {old!r} is now called {new!r}", file=sys.stderr)
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__`, so that files of users may still import old names.
+    """Return a module-level `__getattr__`, so that users' files can still import old names.
 
     Args:
-      module: its `__name__`.
-      names: current names by old ones.
+      module: `__name__` of the module.
+      names: current names by old names.
     """
 
     def get(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""Clustered intervals, means over seeds, and permutation nulls.
+"""Clustered confidence intervals, means over seeds, and permutation nulls.
 
-The unit of a statement about answers is the bridge, the fact or the prefix, never the query (see
-`worlds.clusters`). Queries that share a bridge share a state, so an interval that takes queries for
-independent is too narrow, and a null that shuffles them one by one is too easy to beat. The unit of
-a statement about training is the run or, where runs share a world, the world.
+For statements about answers, the independent unit is the bridge, the fact or the prefix, not the
+query (see `worlds.clusters`). Queries with the same bridge share a hidden state. Intervals that
+treat queries as independent are therefore too narrow, and nulls that permute single queries are too
+weak. For statements about training, the independent unit is the run or, where runs share a world,
+the world.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from scipy.special import betaincinv, stdtrit
 from implicit_reasoning.errors import InputError
 
 INTERVALS = 2
-"""The kind of intervals, which kept results name; 1 was a percentile bootstrap by first fact."""
+"""Version of the interval method, saved with results; version 1 was a percentile bootstrap by first
+fact.
+"""
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean with its confidence interval: floats, or arrays [...] for values [..., example].
 
-    `low` and `high` are nan where fewer than two clusters leave the spread unknown; `mean` is nan
-    where there is no example at all. `n_clusters` is an array where it differs between values.
+    `low` and `high` are nan if there are fewer than two clusters, because the spread is then
+    unknown.
+    `mean` is nan if there is no example. `n_clusters` is an array if it differs between the means.
     """
 
     mean: Any
@@ -38,39 +42,47 @@ class Interval:
 
 
 class ClusterIntervals:
-    """Confidence intervals of means of clustered examples, for many sets of values at once.
+    """Confidence intervals for means of clustered examples, for many sets of values at once.
 
-    With cluster sums y_c, sizes n_c, mean m = sum(y) / sum(n) and k clusters, the variance of m is
-    estimated from the residuals of whole clusters, r_c = y_c - m n_c, as
-    v = k / (k - 1) * sum(r^2) / sum(n)^2. Unequal clusters say as much as K = sum(n)^2 / sum(n^2)
-    equal ones (Kish).
+    Notation: k clusters have sums y_c and sizes n_c, and the mean is m = sum(y) / sum(n). The
+    residual
+    of a cluster is r_c = y_c - m n_c. The estimated variance of m is
+    v = k / (k - 1) * sum(r^2) / sum(n)^2. Clusters of unequal size carry as much information as
+    K = sum(n)^2 / sum(n^2) clusters of equal size (Kish).
 
-    Numbers have the interval m +- t sqrt(v), with Student's t of K - 1 degrees of freedom. Where
-    all values lie in [0, 1], ends are clipped to it, and values that are all 0, or all 1, have
-    Clopper and Pearson's interval for as many examples as clusters. Otherwise the interval has no
-    width where all cluster means agree.
+    Numbers: the interval is m +- t sqrt(v), with Student's t for K - 1 degrees of freedom. If all
+    values lie in [0, 1], the ends are clipped to [0, 1]. If the mean is then 0 or 1, the interval
+    is
+    that of Clopper and Pearson with one independent example per cluster. In all other cases, the
+    interval has width zero if all cluster means are equal.
 
-    Outcomes, where all values are 0 or 1, have Clopper and Pearson's interval for as many
-    independent examples as have this variance, m (1 - m) / v, at most sum(n) (Korn and Graubard).
-    Few clusters often show too little of their spread, so v is first shrunk towards what it is
-    where a cluster's examples all agree, w = p (1 - p) / K with p = (m K + 1) / (K + 2), as if this
-    had been seen on three more clusters: (K v + 3 w) / (K + 3). Where all outcomes agree, there are
-    as many independent examples as clusters: the lower end of 20 of 20 is .83.
+    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for
+    m (1 - m) / v independent examples, but at most sum(n) (Korn and Graubard). This number gives
+    the
+    variance v. A few clusters often underestimate the spread, so v is first shrunk towards
+    w = p (1 - p) / K with p = (m K + 1) / (K + 2), the variance if all examples of a cluster agree.
+    The
+    shrunk variance is (K v + 3 w) / (K + 3), as if three more clusters had the variance w. If all
+    outcomes are equal, the number of independent examples is the number of clusters: the lower end
+    for
+    20 of 20 is .83.
 
-    In simulations of outcomes "95%" covers at least 93% with 10, 20 and 50 clusters, for
-    proportions from .05 to .95, correlations within clusters from 0 to 1, equal and unequal sizes
-    and bimodal clusters (tests/test_coverage.py has the simulation and its limits).
+    In simulations of outcomes, "95%" intervals cover at least 93% with 10, 20 and 50 clusters. The
+    simulations use proportions from .05 to .95, correlations within clusters from 0 to 1, equal and
+    unequal sizes, and bimodal clusters. tests/test_coverage.py has the simulation and its limits.
 
     Sources: Korn and Graubard 1998, "Confidence intervals for proportions with small expected
-    number of positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*,
-    section 3.12 (the variance of a ratio); Kish 1965, *Survey Sampling* (K); Clopper and Pearson
-    1934. The shrinkage is this project's own, in the manner of Agresti and Coull 1998.
+    number of
+    positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*, section 3.12
+    (variance of a ratio); Kish 1965, *Survey Sampling* (K); Clopper and Pearson 1934. The shrinkage
+    was
+    designed for this project, similar to that of Agresti and Coull 1998.
     """
 
     def __init__(self, clusters: Int[np.ndarray, " example"]) -> None:
         """Sort the examples by cluster, once for all values."""
         _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-        # Sorted by cluster, a cluster's sum is one slice: `reduceat` adds them all in one pass.
+        # After sorting, each cluster is one slice, so one call of `reduceat` sums all clusters.
         self._order = np.argsort(index, kind="stable")
         self._starts = np.cumsum(sizes) - sizes
         self._sizes = sizes.astype(np.float64)
@@ -81,12 +93,13 @@ class ClusterIntervals:
         """Return the mean over examples and its interval, for every leading index.
 
         Args:
-          values: [..., example] numbers or bools (outcomes), in the order of `clusters`. An array
-            that has no other numbers than 0 and 1 is taken for outcomes.
-          level: coverage wanted, between 0 and 1.
+          values: [..., example] numbers or bools, in the order of `clusters`. An array that
+            contains only 0 and 1 is treated as outcomes.
+          level: coverage, between 0 and 1.
 
         Raises:
-          InputError: another number of examples, a value that is not finite, or a level outside.
+          InputError: the number of examples differs, a value is not finite, or `level` is out of
+            range.
         """
         n_examples, n_clusters = len(self._order), len(self._sizes)
         if values.shape[-1] != n_examples:
@@ -103,13 +116,19 @@ class ClusterIntervals:
         counted: Bool[np.ndarray, "*#batch example"],
         level: float = 0.95,
     ) -> Interval:
-        """The same over the examples that are counted, which may be others for every leading index.
+        """Return means and intervals over a subset of the examples.
 
-        `n_clusters` [...] has the clusters in which at least one example is counted. Axes of
-        `counted` of size 1 are the same all along, and cost no more than that.
+        Args:
+          values: [..., example], as for `interval`.
+          counted: bool [..., example]; selects the examples, which may differ for every leading
+            index. Axes of size 1 are broadcast, and save computation.
+          level: coverage, between 0 and 1.
+
+        Returns:
+          The intervals. `n_clusters` [...] counts the clusters with at least one selected example.
 
         Raises:
-          InputError: as `interval`.
+          InputError: as for `interval`; values that are not selected may be non-finite.
         """
         if not np.isfinite(values).all(where=counted):
             raise InputError("values that count are not finite: do not count those examples")
@@ -119,7 +138,7 @@ class ClusterIntervals:
     def _found(
         self, values: np.ndarray, counted: np.ndarray | None, level: float
     ) -> tuple[Any, Any, Any, Any]:
-        """Mean, low, high and number of clusters, [...] each, or numbers where there is no axis."""
+        """Return mean, low, high and number of clusters, each [...] or scalar."""
         if counted is None:
             sizes, counted = self._sizes, np.ones(len(self._order), bool)
         else:
@@ -144,15 +163,15 @@ class ClusterIntervals:
 
 
 class ClusterSums(NamedTuple):
-    """What the interval of a mean of clustered examples is computed from, for many means at once.
+    """Sums by cluster from which `interval_of_sums` computes intervals, for many means at once.
 
     Attributes:
-      least: [...], the smallest value that counts (0 where none does). Sums are of distances from
-        it, so that equal values give exactly no spread.
-      sums: [..., cluster], of `value - least` over the examples of a cluster that count.
-      sizes: [..., cluster], how many these are; [cluster] where it is the same for all means.
-      outcomes: all values that count, of all means, are 0 or 1.
-      shares: they lie between 0 and 1.
+      least: [...], the smallest selected value (0 if no value is selected). Sums are taken relative
+        to it, so that equal values give a spread of exactly zero.
+      sums: [..., cluster], sum of `value - least` over the selected examples of each cluster.
+      sizes: [..., cluster], number of selected examples; [cluster] if it is the same for all means.
+      outcomes: True if all selected values, of all means, are 0 or 1.
+      shares: True if all selected values lie between 0 and 1.
     """
 
     least: Any
@@ -163,20 +182,20 @@ class ClusterSums(NamedTuple):
 
 
 def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -> Interval:
-    """Return the means and intervals that `ClusterIntervals` has for the same examples.
+    """Return the means and intervals that `ClusterIntervals` computes for the same examples.
 
     Args:
       found: sums by cluster.
-      n_examples: how many examples there are, for the result.
-      level: coverage wanted, between 0 and 1.
+      n_examples: number of examples, copied to the result.
+      level: coverage, between 0 and 1.
 
     Raises:
-      InputError: a level outside.
+      InputError: `level` is out of range.
     """
     if not 0 < level < 1:
         raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
     sums, sizes = found.sums, found.sizes
-    with np.errstate(invalid="ignore", divide="ignore"):  # nan where nothing counts
+    with np.errstate(invalid="ignore", divide="ignore"):  # nan if no example is selected
         above = sums.sum(-1) / sizes.sum(-1)
         mean = found.least + above
         residuals = sums - above[..., None] * sizes
@@ -188,7 +207,7 @@ def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -
         ends = clopper_pearson(np.where(agree, mean * n_clusters, 0), n_clusters, level)
         low, high = (np.where(agree, *both) for both in zip(ends, (low, high), strict=True))
     low, high = (np.where(n_clusters < 2, np.nan, end) for end in (low, high))
-    # `[()]` makes numbers of arrays without axes.
+    # `[()]` converts zero-dimensional arrays to scalars.
     return Interval(mean[()], low[()], high[()], n_examples, n_clusters[()])
 
 
@@ -198,10 +217,11 @@ def clustered_interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Return the mean of `values` and its interval, by the spread of whole clusters.
+    """Return the mean of `values` and its interval, based on the spread between clusters.
 
-    For several sets of values on the same examples make one `ClusterIntervals`, which also has the
-    method, the errors and the sources.
+    For several sets of values on the same examples, create one `ClusterIntervals`. That class
+    documents
+    the method, the errors and the sources.
     """
     return ClusterIntervals(clusters).interval(values, level)
 
@@ -212,22 +232,24 @@ def mean_over_seeds(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Return the mean over worlds of the mean over each world's runs, with Student's t interval.
+    """Return the mean over worlds of each world's mean over runs, with Student's t interval.
 
-    Runs that share a world differ in their initialisation only, and are not independent of each
-    other: worlds are what an interval is over. With one world there is none (`low`, `high` nan).
-    It is symmetric, so that of shares near 0 or 1 an end may lie outside.
+    Runs that share a world differ only in their initialization and are not independent, so the
+    interval is computed over worlds. With one world, `low` and `high` are nan. The interval is
+    symmetric, so for shares near 0 or 1 an end may lie outside [0, 1].
 
     Args:
-      values: of every run; a nan (what a run has not reached) leaves that run out.
-      worlds: the world seed of every run.
-      level: coverage wanted, between 0 and 1.
+      values: [run, ...], one value per run. A nan (the run has not reached an event) excludes the
+        run.
+      worlds: [run], the world seed of each run.
+      level: coverage, between 0 and 1.
 
     Returns:
-      `n_examples` is the number of runs given, `n_clusters` [...] of the worlds that count.
+      The interval. `n_examples` is the number of runs given; `n_clusters` [...] is the number of
+      worlds with at least one value.
 
     Raises:
-      InputError: another number of worlds than of runs, or a level outside.
+      InputError: the number of worlds differs from the number of runs, or `level` is out of range.
     """
     if len(values) != len(worlds):
         raise InputError(f"{len(worlds)} world seeds were given for {len(values)} runs")
@@ -235,7 +257,7 @@ def mean_over_seeds(
         raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
     member = (np.unique(worlds)[:, None] == worlds[None]).astype(np.float64)
     there = np.isfinite(values).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # nan where no run of a world counts
+    with np.errstate(invalid="ignore"):  # nan if no run of a world has a value
         sums, counts = (
             np.tensordot(member, x, 1) for x in (np.where(there > 0, values, 0.0), there)
         )
@@ -253,11 +275,11 @@ def clopper_pearson(successes: Any, trials: Any, level: float = 0.95) -> tuple[A
     """Return the ends of the exact two-sided interval of a proportion.
 
     Args:
-      successes: a number or an array [...], which may have fractions; a nan gives nan.
-      trials: the same.
-      level: coverage wanted, between 0 and 1.
+      successes: a number or an array [...]; fractions are allowed, and nan gives nan.
+      trials: a number or an array [...], as for `successes`.
+      level: coverage, between 0 and 1.
 
-    Source: Clopper and Pearson 1934, by quantiles of the beta distribution.
+    Source: Clopper and Pearson 1934, computed from quantiles of the beta distribution.
     """
     tail, failures = (1 - level) / 2, trials - successes
     with np.errstate(invalid="ignore"):
@@ -274,21 +296,21 @@ def permutation_null(
     seed: int,
     clusters: Int[np.ndarray, " example"] | None = None,
 ) -> Float[np.ndarray, " permutation"]:
-    """Return the statistic under random reassignments of the labels.
+    """Return the statistic under random permutations of the labels.
 
     Args:
-      statistic: of labels [example]; called once for every permutation.
+      statistic: function of labels [example]; called once per permutation.
       labels: [example] of any type.
-      n_permutations: how many.
-      seed: of the permutations.
-      clusters: [example]; where given, a cluster (a fact) keeps one label for all its examples and
-        labels are exchanged between clusters. Labels must be constant within each.
+      n_permutations: number of permutations.
+      seed: seed of the permutations.
+      clusters: [example]; if given, labels are permuted between clusters (facts), and all examples
+        of a cluster keep a common label. Labels must be constant within a cluster.
 
     Returns:
       float64 [permutation], for `p_value`.
 
     Raises:
-      InputError: lengths differ, or a cluster has two labels.
+      InputError: the lengths differ, or a cluster has two labels.
     """
     if clusters is None:
         clusters = np.arange(len(labels))
@@ -305,10 +327,12 @@ def permutation_null(
 
 
 def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
-    """Return `(1 + #(null >= observed)) / (1 + n)`: one-sided, valid for any n, never zero.
+    """Return the one-sided p-value `(1 + #(null >= observed)) / (1 + n)`.
+
+    It is valid for any number of permutations n, and is never zero.
 
     Raises:
-      InputError: a nan on either side, which no comparison can place.
+      InputError: `observed` or `null` contains a nan.
 
     Source: Phipson and Smyth 2010, "Permutation p-values should never be zero".
     """
@@ -320,24 +344,29 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
 def max_statistic_p_values(
     observed: Float[np.ndarray, " cell"], null: Float[np.ndarray, "draw cell"]
 ) -> Float[np.ndarray, " cell"]:
-    """Return p-values that are corrected for the number of cells (neurons, edges, features).
+    """Return p-values corrected for the number of cells (neurons, edges, features).
 
-    Each cell is compared with the largest statistic of all cells in every draw of the null:
-    `(1 + #(max null >= observed)) / (1 + draws)`, one-sided. Where all cells are as in the null,
-    the chance that any p-value is at most alpha is at most alpha (the family-wise error rate),
-    however cells depend on each other; `draws` must be at least 1 / alpha - 1.
+    Each cell is compared with the largest statistic over all cells in each draw of the null:
+    `(1 + #(max null >= observed)) / (1 + draws)`, one-sided. This controls the family-wise error
+    rate:
+    if all cells follow the null, the probability that any p-value is at most alpha is at most
+    alpha,
+    for any dependence between cells. The smallest possible p-value is 1 / (1 + draws), so `draws`
+    must
+    be at least 1 / alpha - 1.
 
     Args:
-      observed: a statistic for each cell. Statistics of all cells should have one scale, because
-        the cell that varies most sets the threshold.
-      null: the same under the null, such as with shuffled truth; all cells of a draw are of one
-        shuffle.
+      observed: one statistic per cell. All statistics should have the same scale, because the cell
+        with the largest variance sets the threshold.
+      null: [draw, cell], the same statistics under the null, for example with shuffled truth. All
+        cells of a draw must come from the same shuffle.
 
     Returns:
-      float64 [cell]. A cell with a nan, observed or in a draw, is left out and has p-value nan.
+      float64 [cell]. A cell with a nan in `observed` or in any draw is excluded and has p-value
+      nan.
 
     Raises:
-      InputError: another number of cells in the null, or no draw.
+      InputError: `null` has a different number of cells, or no draws.
 
     Source: Westfall and Young 1993, *Resampling-Based Multiple Testing* (single step).
     """
@@ -354,18 +383,18 @@ def max_statistic_p_values(
 
 
 def _numbers(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any, Any]:
-    """Ends of the interval of a mean of numbers; see `ClusterIntervals`."""
+    """Return the ends of the interval for a mean of numbers; see `ClusterIntervals`."""
     degrees = np.maximum(_equal_clusters(sizes) - 1, 1)
     half = stdtrit(degrees, (1 + level) / 2) * np.sqrt(_variance(residuals, sizes))
     return mean - half, mean + half
 
 
 _MORE = 3
-"""Clusters added in the estimate of a variance: the smallest number that passes the simulation."""
+"""Number of clusters added in the variance estimate: the smallest that passes the simulation."""
 
 
 def _outcomes(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any, Any]:
-    """Ends of the interval of a proportion; see `ClusterIntervals`."""
+    """Return the ends of the interval for a proportion; see `ClusterIntervals`."""
     count, equal = sizes.sum(-1), _equal_clusters(sizes)
     middle = (mean * equal + 1) / (equal + 2)
     agreeing = middle * (1 - middle) / equal
@@ -377,13 +406,13 @@ def _outcomes(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any,
 
 
 def _variance(residuals: Any, sizes: Any) -> Any:
-    """Of a ratio of sums, from the residuals of k clusters."""
+    """Return the variance of a ratio of sums, from the residuals of k clusters."""
     k = (sizes > 0).sum(-1)
     found: Any = k / (k - 1) * (residuals**2).sum(-1) / sizes.sum(-1) ** 2
     return found
 
 
 def _equal_clusters(sizes: Any) -> Any:
-    """How many clusters of equal size would say as much as these (Kish)."""
+    """Return the number of equal clusters that carry the same information (Kish)."""
     found: Any = sizes.sum(-1) ** 2 / (sizes**2).sum(-1)
     return found

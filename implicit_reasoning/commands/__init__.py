@@ -1,12 +1,12 @@
-"""The commands: what each is called, which flags it has, which function it calls.
+"""The commands: names, flags, and the functions that they call.
 
     table.py     `VERBS`: names, flags with types, defaults and help
-    parser.py    help, shell completion and the version, by argparse and shtab
+    parser.py    help, shell completion and version, with argparse and shtab
     training.py  train, sweep, plan
     measuring.py analyze, score, dictionaries, report
     making.py    world, import, doctor
 
-Modules here import nothing heavy at the top, so that `--help` answers at once.
+Modules here import heavy packages only inside functions, so that `--help` is fast.
 """
 
 from implicit_reasoning.commands.table import VERBS, Verb

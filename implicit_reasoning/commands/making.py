@@ -1,4 +1,4 @@
-"""`world`, `import` and `doctor`."""
+"""The commands `world`, `import` and `doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Arguments = dict[str, Any]
 
 
 def world(flags: Arguments, overrides: Arguments) -> None:
-    """Build a dataset, say what is in it and what answers it without composing, write its files."""
+    """Build a dataset, print its contents and shortcut baselines, and write its files."""
     from implicit_reasoning.worlds import build
     from implicit_reasoning.worlds.exchange import write_grokked
     from implicit_reasoning.worlds.summary import describe
@@ -21,13 +21,14 @@ def world(flags: Arguments, overrides: Arguments) -> None:
     dataset = build(config.task)
     print(describe(dataset))
     out = flags["out"]
-    write_grokked(dataset, out, wang_types=flags["wang_types"])  # checks before it writes
+    # raises errors before it writes files
+    write_grokked(dataset, out, wang_types=flags["wang_types"])
     dataset.save(out / "world.npz")
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
 def doctor(flags: Arguments, overrides: Arguments) -> None:
-    """Say what this machine has, reaches and lacks."""
+    """Print the devices and software of this machine, and advice on what is missing."""
     from implicit_reasoning import doctor
     from implicit_reasoning.runtime import distributed
 
@@ -41,7 +42,7 @@ def doctor(flags: Arguments, overrides: Arguments) -> None:
 
 
 def import_(flags: Arguments, overrides: Arguments) -> None:
-    """Make a run directory of what others trained."""
+    """Create a run directory from a GrokkedTransformer run."""
     from implicit_reasoning.grokked_transformer import import_grokked
 
     run = import_grokked(flags["source"], flags["data"], flags["workdir"])

@@ -1,4 +1,4 @@
-"""`analyze`, `score`, `dictionaries` and `report`."""
+"""The commands `analyze`, `score`, `dictionaries` and `report`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arguments = dict[str, Any]
 
 
 def report(flags: Arguments, overrides: Arguments) -> None:
-    """Write the page of a run."""
+    """Write the report of a run or a sweep."""
     from implicit_reasoning.report import write_report, write_sweep_report
     from implicit_reasoning.runs import Run
     from implicit_reasoning.sweeps import Runs, SweepLayout
@@ -54,7 +54,15 @@ def analyze(flags: Arguments, overrides: Arguments) -> None:
 
 
 def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
-    """The steps of `--steps=`: `all` (None), `last`, or numbers."""
+    """Return the steps of `--steps=`: None for `all`, the last step for `last`, or the given ones.
+
+    Args:
+      items: items of the flag.
+      there: steps of the run's checkpoints.
+
+    Raises:
+      InputError: an item is not an int.
+    """
     if tuple(items) in (("all",), ("last",)):
         return None if items[0] == "all" else list(there[-1:])
     try:
@@ -67,7 +75,7 @@ def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
 
 
 def score(flags: Arguments, overrides: Arguments) -> None:
-    """Judge instruments on models whose mechanism is known."""
+    """Score instruments on models with known mechanisms."""
     from implicit_reasoning.analysis import INSTRUMENTS
     from implicit_reasoning.analysis.truth.score import score
 
@@ -77,7 +85,7 @@ def score(flags: Arguments, overrides: Arguments) -> None:
 
 
 def dictionaries(flags: Arguments, overrides: Arguments) -> None:
-    """Train sparse dictionaries of a run, measure them, and write the page anew."""
+    """Train sparse dictionaries on a run, measure them, and rewrite the run's report."""
     from implicit_reasoning.dictionaries import measure_dictionaries, train_dictionaries
     from implicit_reasoning.dictionaries.dashboards import write_page
     from implicit_reasoning.report import write_report

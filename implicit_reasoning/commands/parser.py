@@ -1,4 +1,4 @@
-"""Help, version and shell completion, made of the table of commands by argparse and shtab."""
+"""Help, version and shell completion, made from the table of commands by argparse and shtab."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Begin with these commands:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows flags as they are usually written, `--name=VALUE`."""
+    """Help formatter that shows flags in the form `--name=VALUE`."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=100)
@@ -53,7 +53,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the whole program, and the subparser of each command."""
+    """Return the parser of the program, and the subparser of each command by name."""
     parser = Parser(
         prog=PROGRAM,
         description="A laboratory for how transformers learn to reason in their heads.",
@@ -101,12 +101,12 @@ def _add_verb(commands: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
 
 
 def flag_value(flag: Flag) -> str:
-    """What the help shows in place of a flag's value."""
+    """Return the placeholder for a flag's value in the help."""
     return flag.value or ("true|false" if flag.kind is bool else flag.kind.__name__.upper())
 
 
 def flag_help(flag: Flag) -> str:
-    """The help of a flag, with its type and default."""
+    """Return the help of a flag, with its type and default."""
     kind = "folder" if flag.kind is Path else flag.kind.__name__
     notes = [f"list of {kind}" if flag.many else kind]
     if flag.default not in (None, ()):
@@ -123,7 +123,7 @@ def _shown(default: Any) -> str:
 
 
 def verb_help(name: str, words: Sequence[str]) -> str:
-    """The help of a command; with `--config=` among the words also the configuration's fields."""
+    """Return the help of a command, with the configuration's fields if `--config=` is given."""
     text = make_parser()[1][name].format_help()
     spec = _config_of(words)
     if spec is None or not VERBS[name].takes_config:
@@ -141,7 +141,7 @@ def _config_of(words: Sequence[str]) -> str | None:
 
 
 def _fields(spec: str, verb: str) -> str:
-    """The fields of a configuration with their values, and what they mean where that is known."""
+    """List the fields of a configuration with their values and, where known, their meanings."""
     from implicit_reasoning.config import documentation, flatten, load_config
 
     config = load_config(spec)
@@ -160,10 +160,10 @@ def _fields(spec: str, verb: str) -> str:
 
 
 def answer_options(words: Sequence[str]) -> str:
-    """What the program prints for words that begin with an option, not with a command.
+    """Return the program's output for a command line that begins with an option.
 
     Raises:
-      InputError: there is no such option, or it has no such value.
+      InputError: the option or its value is unknown.
     """
     option, equals, value = words[0].partition("=")
     if option in ("-h", "--help"):
@@ -180,7 +180,7 @@ def answer_options(words: Sequence[str]) -> str:
 
 
 def completion(shell: str) -> str:
-    """The completion script of a shell, for the console script."""
+    """Return the completion script of a shell for the console script."""
     import shtab
 
     if shell not in SHELLS:
@@ -192,7 +192,7 @@ def completion(shell: str) -> str:
     for name, sub in verbs.items():
         flags = VERBS[name].flags
         for action in sub._actions:
-            # shtab reads `complete`, an attribute that argparse does not declare.
+            # shtab reads the attribute `complete`, which argparse does not declare.
             if (flag := flags.get(action.dest)) and flag.kind is Path:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest == "config":

@@ -1,4 +1,4 @@
-"""The table of commands: names, flags with their types, defaults and help, functions."""
+"""The table of commands: names, flags with their types, defaults and help, and functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Verb(NamedTuple):
     """A command.
 
     Attributes:
-      summary: what it does, in a sentence.
-      flags: by name, in the order of the help.
-      function: called with flags and overrides.
-      saves: whether a signal stops it with its state saved.
-      computes: whether it runs compiled programs, so that it uses the compilation cache.
+      summary: one sentence.
+      flags: flags by name, in the order of the help.
+      function: called with the flags and the overrides.
+      saves: whether the command saves its state when it receives a signal.
+      computes: whether it runs compiled programs and therefore uses the compilation cache.
     """
 
     summary: str
@@ -29,7 +29,7 @@ class Verb(NamedTuple):
 
     @property
     def takes_config(self) -> bool:
-        """Whether `--config.x.y=value` is allowed."""
+        """Return whether overrides `--config.x.y=value` are allowed."""
         return "config" in self.flags
 
 
@@ -41,7 +41,7 @@ COMMON = {
         default=True,
     )
 }
-"""Flags of every command that computes."""
+"""Flags of every command that runs compiled programs."""
 
 _CONFIG = Flag(
     "name of a configuration that comes with the package, or file.py or package.module whose "
@@ -260,9 +260,9 @@ VERBS: dict[str, Verb] = {
         making.import_,
     ),
 }
-"""The commands, by name, in the order of the help."""
+"""Commands by name, in the order of the help."""
 
 
 def all_flags(verb: Verb) -> dict[str, Flag]:
-    """The flags of a command, with those that all commands that compute have."""
+    """Return the flags of a command, including those common to all commands that compute."""
     return {**verb.flags, **(COMMON if verb.computes else {})}

@@ -1,4 +1,4 @@
-"""`train`, `sweep` and `plan`."""
+"""The commands `train`, `sweep` and `plan`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Arguments = dict[str, Any]
 
 
 def train(flags: Arguments, overrides: Arguments) -> None:
-    """Train, or go on training."""
+    """Start or continue training a run."""
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.training import run_phases, train
 
@@ -26,7 +26,7 @@ def train(flags: Arguments, overrides: Arguments) -> None:
 
 
 def sweep(flags: Arguments, overrides: Arguments) -> None:
-    """Train the trials of a sweep, or go on with those that are not done."""
+    """Train the trials of a sweep that are not done."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.runtime.machine import one_device_per_core
@@ -64,7 +64,7 @@ def _launcher_options(flags: Arguments) -> dict[str, Any]:
 
 
 def _search(flags: Arguments, overrides: Arguments) -> None:
-    """Search a space adaptively; its trials are a sweep."""
+    """Search a space adaptively; the trials form a sweep."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime.machine import one_device_per_core
     from implicit_reasoning.sweeps import Runs
@@ -96,11 +96,11 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
     statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
     print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
     if not any(status.state == DONE for status in statuses.values()):
-        check_all_done(statuses)  # that some diverge is part of searching
+        check_all_done(statuses)  # single diverged trials are expected in a search
 
 
 def plan(flags: Arguments, overrides: Arguments) -> None:
-    """Say what a run would cost here."""
+    """Print the estimated cost of a run on this machine."""
     from implicit_reasoning.training.estimate import plan
 
     config = apply_overrides(load_config(flags["config"]), overrides)

@@ -1,22 +1,22 @@
-"""Configurations: loading them, overriding their fields by type, comparing and storing them.
+"""Configurations: loading, typed overrides, validation, comparison and JSON storage.
 
 A configuration is a locked tree (`ml_collections.ConfigDict`) whose leaves are None, bool, int,
 float, str, or a tuple of those. *Sequences are always tuples*: `load_config`, `apply_overrides` and
-`from_json` turn lists into tuples, so that what was written as JSON reads back equal.
+`from_json` convert lists to tuples, so a configuration is equal to itself after a JSON round trip.
 
-The parser is our own because `ml_collections.config_flags` reads `sys.argv`, refuses `1e5` for an
-int and cannot set a field whose default is None; and because commands and sweeps should share one
-set of checks. Every function reports *all* faults at once, as one `InputError`.
+The package has its own parser for two reasons. `ml_collections.config_flags` reads `sys.argv`,
+rejects `1e5` for an int and cannot set a field whose default is None. Commands and sweeps also need
+the same checks. Every function reports *all* faults in one `InputError`.
 
-    loading.py    `load_config`, `choose` for its argument, the files that come with the package
-    overrides.py  leaves replaced
-    fields.py     a configuration against a table of fields: checked, filled with defaults
-    values.py     what a type makes of text
-    lists.py      lists in text
+    loading.py    `load_config`, `choose` for its argument, the configurations in the package
+    overrides.py  replacement of leaves
+    fields.py     checks against a table of fields, and defaults
+    values.py     conversion of text to typed values
+    lists.py      the syntax of lists in text
     flags.py      command lines
-    trees.py      flattened, compared, stored
-    renamed.py    fields that had another name
-    messages.py   all faults at once
+    trees.py      flattening, comparison and storage
+    renamed.py    renamed fields
+    messages.py   error messages
 """
 
 from implicit_reasoning.config.fields import (

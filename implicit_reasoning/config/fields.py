@@ -1,6 +1,6 @@
-"""A configuration against a table of fields: checked, filled with defaults, documented.
+"""Checks of a configuration against a table of fields; defaults and documentation of fields.
 
-The tables are kept by the packages that read the fields, see `implicit_reasoning.field`.
+Each package that reads fields has the table of those fields, see `implicit_reasoning.field`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from implicit_reasoning.field import Field
 def schema_faults(
     values: Mapping[str, Any], schema: Mapping[str, Field], others: Sequence[str] = ()
 ) -> list[str]:
-    """All that is wrong with the fields of a configuration, in words.
+    """Return descriptions of everything that is wrong with the fields of a configuration.
 
     Args:
-      values: dotted name to value, as `flatten` makes them.
-      schema: the fields that there are.
-      others: groups (`task`) that may have further fields, whatever they are.
+      values: values by dotted name, as returned by `flatten`.
+      schema: the known fields.
+      others: groups (such as `task`) that may have arbitrary further fields.
     """
     needed = [key for key, field in schema.items() if field.required]
     faults = [f"{key} is missing" for key in needed if key not in values]
@@ -35,14 +35,18 @@ def schema_faults(
 
 
 def value_faults(values: Mapping[str, Any], schema: Mapping[str, Field]) -> list[str]:
-    """The values that have the wrong type or are out of bounds, in words."""
+    """Return descriptions of the values that have the wrong type or are out of bounds."""
     found = {key: schema[key].fault(value) for key, value in values.items() if key in schema}
     return [f"{key} is {values[key]!r}; {fault}" for key, fault in found.items() if fault]
 
 
 def nearest_fields(key: str, names: Mapping[str, Any]) -> list[str]:
-    """Fields that may have been meant by a name that is none: namesakes, or the most similar."""
-    # A leaf's own name without its group is the commonest slip: it goes before overall likeness.
+    """Return the known fields that an unknown name may mean.
+
+    These are all fields with the same last part or, if there are none, the most similar fields.
+    """
+    # The most common mistake is a missing or wrong group, so an equal last part has priority over
+    # overall similarity.
     tail = key.rpartition(".")[2]
     tails = {name.rpartition(".")[2] for name in names}
     namesakes = [name for name in names if name.rpartition(".")[2] == tail]
@@ -52,7 +56,7 @@ def nearest_fields(key: str, names: Mapping[str, Any]) -> list[str]:
 
 
 def make_config(schema: Mapping[str, Field]) -> ConfigDict:
-    """A new configuration: every field of a table with its default. It is not locked."""
+    """Create an unlocked configuration that has every field of a table, with its default."""
     config = ConfigDict()
     for key, field in schema.items():
         _set(config, key, field.default)
@@ -60,9 +64,9 @@ def make_config(schema: Mapping[str, Field]) -> ConfigDict:
 
 
 def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
-    """A locked copy in which fields added after the file was written have their value of before.
+    """Return a locked copy in which missing fields have their value for old files, `Field.before`.
 
-    Fields that no file lacks are not filled in: `schema_faults` names them.
+    Required fields are not filled in; `schema_faults` reports them as missing.
     """
     config = config.copy_and_resolve_references()
     there = flatten(config)
@@ -74,7 +78,7 @@ def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
-    """Set a field by its dotted name; groups are made when missing."""
+    """Set a field by its dotted name; missing groups are created."""
     *groups, name = key.split(".")
     group = config
     for each in groups:
@@ -82,10 +86,10 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
             group[each] = ConfigDict()
         group = group[each]
         if not isinstance(group, ConfigDict):
-            return  # a value in place of a group: `schema_faults` names it
+            return  # A value has the name of a group: `schema_faults` reports it.
     group[name] = value
 
 
 def documentation(config: ConfigDict, schema: Mapping[str, Field]) -> dict[str, str]:
-    """What the fields of a configuration mean, by dotted name, as far as the table has them."""
+    """Return the meanings of a configuration's fields by dotted name, where the table has them."""
     return {key: schema[key].doc for key in flatten(config) if key in schema}

@@ -1,7 +1,7 @@
-"""A command line, split into flags and overrides of a configuration.
+"""Parsing of a command line into flags and configuration overrides.
 
-`argparse` recognises the flags. What it would stop at is collected instead, so that one error names
-all faults. It also prints the help: see `implicit_reasoning.commands.parser`.
+`argparse` recognizes the flags. Errors at which it would stop are collected instead, so that one
+message lists all faults. `implicit_reasoning.commands.parser` uses `argparse` for the help.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from implicit_reasoning.config.values import example, parse
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
 
-_BARE = "\0"  # stands for the value of a flag without one; no command line can contain it
+_BARE = "\0"  # placeholder value of a flag without a value; no command line can contain it
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Flag:
     """A flag of a command.
 
     Attributes:
-      help: a sentence about it.
-      kind: the type of its value, or of an item of its list: str, int, float, bool, or Path for a
+      help: one sentence.
+      kind: type of the value, or of each item of a list: str, int, float, bool, or Path for a
         folder.
-      default: the value when it is not given; for a list a tuple.
-      many: whether it takes a list. Such a flag may be repeated.
-      required: whether it must be given.
-      value: what the help shows for its value.
+      default: value if the flag is not given; a tuple for a list.
+      many: whether the value is a list. Such a flag may be repeated.
+      required: whether the flag must be given.
+      value: placeholder for the value in the help.
     """
 
     help: str = ""
@@ -44,14 +44,22 @@ class Flag:
 
     @classmethod
     def of(cls, like: Any) -> Flag:
-        """The flag of a default value, or of a bare type where there is no default."""
+        """Return the flag for a default value, or for a bare type if there is no default."""
         if isinstance(like, Flag):
             return like
         default = None if isinstance(like, type) else like
         return cls(kind=type(example(like)), default=default)
 
     def parse(self, texts: Sequence[str | bool], name: str) -> Any:
-        """The value that was given; `texts` has one element for each time that the flag occurs."""
+        """Return the parsed value.
+
+        Args:
+          texts: one element for each occurrence of the flag; True stands for a missing value.
+          name: the flag as written, for error messages.
+
+        Raises:
+          InputError: the value is missing, has the wrong type, or is given twice.
+        """
         if any(text is True for text in texts) and self.kind is not bool:
             raise InputError(f"{name} has no value: write {name}=VALUE")
         if not self.many:
@@ -67,7 +75,7 @@ class Flag:
         if self.kind is Path:
             return local_folder(text, name)
         try:
-            # `()`: a flag of experiments whose default is a tuple takes what an override takes.
+            # For flags of experiments whose default is a tuple, the syntax is that of overrides.
             like = self.default if self.kind is tuple else self.kind()
             return parse(text, like)
         except InputError as error:
@@ -83,7 +91,7 @@ class Flag:
 
 
 def _folders(text: str, items: list[str], name: str) -> list[str]:
-    """The folders of a list; a name with a comma in it counts as one if it is there as a whole."""
+    """Return the folders of a list, or only the whole text if it names an existing folder."""
     if local_folder(text, name).is_dir():
         return [text]
     missing = [item for item in items if not local_folder(item, name).is_dir()]
@@ -96,7 +104,7 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
 
 
 def _joined(items: list[str], name: str) -> list[str] | None:
-    """The items with commas put back where that gives folders that exist; None if nothing does."""
+    """Return the items with commas restored so that every folder exists, or None if that fails."""
     if not items:
         return []
     for count in range(len(items), 0, -1):
@@ -109,10 +117,10 @@ def _joined(items: list[str], name: str) -> list[str] | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors are `InputError`s."""
+    """An `ArgumentParser` that raises `InputError`."""
 
     def error(self, message: str) -> Any:
-        """Raise what is wrong."""
+        """Raise an `InputError` with the message."""
         raise InputError(f"command line: {message}")
 
 
@@ -122,19 +130,19 @@ def parse_flags(
     """Split a command line into flags and configuration overrides.
 
     Args:
-      argv: words such as `--workdir=runs/a`, `--workdir runs/a`, `--dry_run` and
-        `--config.task.phi=3`. A bool flag never takes the next word; a value that begins with `--`
-        needs the `=` form. `--dry-run` is `--dry_run`.
-      known: name to `Flag`; or to a default, whose type the value must have; or to a bare type
-        (`str`) where there is no default.
+      argv: arguments such as `--workdir=runs/a`, `--workdir runs/a`, `--dry_run` and
+        `--config.task.phi=3`. A bool flag does not consume the next argument. A value that begins
+        with `--` requires the `=` form. `--dry-run` is equivalent to `--dry_run`.
+      known: for each name a `Flag`, a default (the value must have its type), or a bare type such
+        as `str` if there is no default.
 
     Returns:
-      `flags`, with a value for every known name (its default if it is not given), and `overrides`
-      for `apply_overrides`: keys without `config.`, values as text (True if bare).
+      `flags`, with a value for every known name (the default if it is not given), and `overrides`
+      for `apply_overrides`: keys without `config.`, values as text (True if there is no value).
 
     Raises:
-      InputError: one message with all faults: unknown flags (with the nearest), duplicates, stray
-        words, values missing or of the wrong type.
+      InputError: one message lists all faults: unknown flags (with the most similar known flag),
+        duplicates, stray words, and values that are missing or have the wrong type.
     """
     table = {name: Flag.of(like) for name, like in known.items()}
     parser = Parser(add_help=False, allow_abbrev=False)
@@ -162,13 +170,13 @@ def parse_flags(
 def _normal(
     argv: Sequence[str], table: Mapping[str, Flag]
 ) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Words for argparse (`--name=value`, or stray), overrides, and what is wrong in them."""
+    """Return arguments for argparse (`--name=value` or stray), overrides, and faults."""
     words: list[str] = []
     overrides: dict[str, Any] = {}
     faults: list[str] = []
     for word, name, text in _pairs(argv, table):
         if name is None:
-            if word.startswith("-"):  # argparse has a meaning of its own for `--` and `-x`
+            if word.startswith("-"):  # argparse treats `--` and `-x` specially
                 faults.append(f"stray word {word!r}: flags look like --name=value")
             else:
                 words.append(word)
@@ -190,7 +198,7 @@ def _pairs(
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         if not name.startswith("config."):
-            name = name.replace("-", "_")  # as many commands spell it
+            name = name.replace("-", "_")  # accept hyphens instead of underscores
         is_bool = name in table and table[name].kind is bool
         if not word.startswith("--") or not name:
             yield word, None, True

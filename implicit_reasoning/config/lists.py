@@ -1,7 +1,7 @@
-r"""Lists in text: the one syntax that all flags and overrides share.
+r"""The text syntax of lists, shared by all flags and overrides.
 
-Commas separate items. Blanks around an item are removed. A comma that belongs to an item is written
-`\,`; any other backslash is an ordinary character.
+Commas separate items. Blanks around an item are removed. A comma inside an item is written `\,`.
+Any other backslash is an ordinary character.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 
 def split_list(text: str) -> list[str]:
-    r"""The items of a list: `a, b\,c` has the items `a` and `b,c`.
+    r"""Split text into items: `a, b\,c` has the items `a` and `b,c`.
 
-    Empty text has no items, and one comma at the end adds none.
+    Empty text has no items, and one trailing comma adds none.
     """
     if not text.strip():
         return []
@@ -24,5 +24,9 @@ def split_list(text: str) -> list[str]:
 
 
 def join_list(items: Iterable[str]) -> str:
-    """The text of which `split_list` makes these items; none may end with a backslash."""
+    """Join items into text that `split_list` splits into the same items.
+
+    Args:
+      items: the items; none may end with a backslash.
+    """
     return ",".join(item.replace(",", "\\,") for item in items)

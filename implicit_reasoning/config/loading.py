@@ -1,4 +1,4 @@
-"""A configuration, by the file or module whose `get_config` makes it."""
+"""Loading of a configuration from the file or module that defines `get_config`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from implicit_reasoning.paths import local_path
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parents[1]
-"""The folder of the package."""
+"""Folder of the package."""
 
 
 def load_config(spec: str) -> ConfigDict:
     """Load the configuration that `spec` names, and lock it.
 
     Args:
-      spec: `name[:arg]` of a configuration that comes with the package (`composition:pocket`, see
-        `shipped_configs`), `path/to/file.py[:arg]` or `package.module[:arg]`. `get_config(arg)` of
-        that file or module is called. Without `:arg` it is called with its own default, or with
-        `""` when it has none (`choose` then lists what there is).
+      spec: `name[:arg]` of a configuration in the package (`composition:pocket`, see
+        `shipped_configs`), `path/to/file.py[:arg]` or `package.module[:arg]`. The function
+        `get_config(arg)` of the file or module is called. Without `:arg`, the default argument of
+        `get_config` is used, or `""` if it has none (`choose` then lists the options).
 
     Returns:
-      The locked configuration, with tuples for lists.
+      The locked configuration, with lists converted to tuples.
 
     Raises:
-      InputError: no such file or module, no `get_config`, an argument it does not take, or a leaf
-        that JSON cannot hold. An exception raised inside the file keeps its own traceback.
+      InputError: the file, module or `get_config` does not exist, the argument is invalid, or JSON
+        cannot represent a leaf. Exceptions raised inside the file propagate unchanged.
     """
     if "://" in spec:
-        local_path(spec, "configuration file")  # an address, which this refuses
+        local_path(spec, "configuration file")  # raises an error, because the path is a URL
     where, _, arg = spec.partition(":")
     get_config = getattr(config_module(where), "get_config", None)
     if not callable(get_config):
@@ -53,9 +53,11 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configuration files that come with the package, by name.
+    """Return the paths of the configuration files in the package, by name.
 
-    A wheel has them in the folder `configs` of the package, a checkout beside the package.
+    In a wheel, they are in the folder `configs` of the package. In a checkout, the folder is next
+    to the
+    package.
     """
     inside = PACKAGE / "configs"
     folder = inside if inside.is_dir() else PACKAGE.parent / "configs"
@@ -63,12 +65,12 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def config_module(where: str) -> ModuleType:
-    """Import the file or module of a configuration, as `load_config` names it.
+    """Import the file or module of a configuration, named as in `load_config`.
 
-    A name of `shipped_configs` means that file, also where a module has the same name.
+    A name in `shipped_configs` has priority over a module with the same name.
 
     Raises:
-      InputError: there is none.
+      InputError: there is no such file or module.
     """
     shipped = shipped_configs()
     if where in shipped:
@@ -91,14 +93,17 @@ def config_module(where: str) -> ModuleType:
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ValueError:  # of __main__, which may have no spec
+    except ValueError:  # `__main__` may have no spec
         return True
 
 
 def choose(arg: str, options: Mapping[str, T]) -> T:
-    """Pick `options[arg]`; an unknown `arg` is an `InputError` that suggests and lists the options.
+    """Return `options[arg]`; intended for the argument of `get_config`.
 
-    For the argument of `get_config`: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})`.
+    Example: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})`.
+
+    Raises:
+      InputError: `arg` is unknown; the message lists the options and the most similar one.
     """
     if arg in options:
         return options[arg]

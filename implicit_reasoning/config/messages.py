@@ -1,4 +1,4 @@
-"""All faults in one error, with the nearest right word."""
+"""Error messages that list all faults and suggest the most similar valid names."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from implicit_reasoning.errors import InputError
 
 
 def did_you_mean(word: str, options: Iterable[str], mark: str = "") -> str:
-    """A question about the nearest option, if one is near; `mark` goes before it."""
+    """Return text that suggests the most similar option, or empty text if no option is similar.
+
+    Args:
+      word: the unknown name.
+      options: the valid names.
+      mark: prefix for the suggestion, such as `--`.
+    """
     return meant([f"{mark}{near}" for near in difflib.get_close_matches(word, list(options), n=1)])
 
 
 def meant(near: Sequence[str]) -> str:
-    """A question about some words that may have been meant; nothing if there are none."""
+    """Return text that suggests up to three names; the text is empty if there are none."""
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:
-    """One `InputError` about all faults, if there are any."""
+    """Raise one `InputError` that lists all faults, if there are any."""
     if len(faults) == 1:
         raise InputError(f"{what}: {faults[0]}")
     if faults:

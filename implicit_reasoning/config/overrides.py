@@ -1,4 +1,4 @@
-"""Some leaves of a configuration replaced, each checked by the type of its default."""
+"""Replacement of leaves of a configuration, with type checks."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from implicit_reasoning.errors import InputError
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Return a locked copy of `config` with some leaves replaced, checked by their default's type.
+    """Return a locked copy of `config` with replaced leaves, checked by the types of the defaults.
 
     Args:
-      config: the configuration; it is not changed.
-      overrides: dotted leaf key (or the name that it had) to value: text from a command line, or a
-        Python value from a sweep.
-        int: also `1e5`, `100_000` and `1000.0`, but not `0.5`. float: also ints; must be finite.
-        bool: true/false/yes/no/1/0 (and no number is a bool). tuple: `1,2,3` or `(1, 2)`, with
-        elements of its default's type. A field whose default is None: `none`, a Python literal,
-        or else plain text.
+      config: the configuration, which is not modified.
+      overrides: new values by dotted leaf key (current or former name). A value is text from a
+        command line or a Python value from a sweep. Accepted values by type of the field:
+        int: also `1e5`, `100_000` and `1000.0`, but not `0.5`.
+        float: also ints; must be finite.
+        bool: true/false/yes/no/1/0 as text; Python numbers are rejected.
+        tuple: `1,2,3` or `(1, 2)`, with elements of the default's type.
+        None (default): `none`, a Python literal, or plain text.
 
     Returns:
-      The copy. Fields derived by `get_ref` follow the fields they derive from.
+      The copy. Fields that derive from other fields by `get_ref` are updated.
 
     Raises:
-      InputError: one message with all faults: unknown keys (with the nearest), groups, wrong types.
+      InputError: one message lists all faults: unknown keys (with the most similar field), keys of
+        groups, values of the wrong type.
     """
     changed = with_tuples(config).lock()
     values, faults = parse_overrides(changed, overrides)
     raise_all(faults, "configuration override")
-    with changed.ignore_type():  # the types were checked above, by our rules
+    with changed.ignore_type():  # the types were checked above, by the rules of this package
         for key, value in values.items():
             group, name = _owner(changed, key)
             group[name] = value
@@ -46,7 +48,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 def parse_overrides(
     config: ConfigDict, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What `apply_overrides` would set: key to value of the field's type, and all faults."""
+    """Return the converted values that `apply_overrides` would set, by key, and all faults."""
     leaves = flatten(config)
     faults: list[str] = []
     values: dict[str, Any] = {}
@@ -70,7 +72,7 @@ def _owner(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 
 def _unknown(key: str, leaves: Mapping[str, Any]) -> str:
-    """Say why `key` is no leaf: it names a group, or nothing."""
+    """Explain why `key` is not a leaf: it is a group or does not exist."""
     inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
     if inside:
         return f"{key} is a group, not a field: set one of {', '.join(inside)}"

@@ -1,4 +1,4 @@
-"""Fields that were renamed: old names, wherever they are, become the new ones."""
+"""Renamed fields: old names in files, overrides and command lines map to current names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ FIELDS: Mapping[str, str] = {
     "training.beta2": "training.b2",
     "training.clip": "training.clip_norm",
 }
-"""Current dotted names by the names that fields had before 2026-11-29; all of dictionaries."""
+"""Current dotted names by the names before 2026-11-29; all are fields of dictionaries."""
 
 
 def current_field(key: str, fields: Collection[str]) -> str:
-    """The current name of a field, for a name that is not among `fields`; says so if it changed."""
+    """Return the current name of a field, and print a note if `key` is an old name.
+
+    A name that is in `fields` or that is unknown is returned unchanged.
+    """
     new = FIELDS.get(key, key)
     if key in fields or new not in fields:
         return key
@@ -33,14 +36,14 @@ def current_field(key: str, fields: Collection[str]) -> str:
 
 
 def with_current_fields(config: ConfigDict, fields: Collection[str]) -> ConfigDict:
-    """A configuration whose fields have their current names.
+    """Return the configuration with current field names.
 
-    Where a configuration has a field under both names, somebody set the old one, as new
-    configurations have the other: the value of the old name counts.
+    If a configuration has a field under both names, the value under the old name is used: new
+    configurations contain only the current name, so a user must have set the old one.
 
     Args:
-      config: it is not changed.
-      fields: dotted names that there are, such as those of a schema.
+      config: the configuration, which is not modified.
+      fields: the known dotted names, such as those of a schema.
     """
     old = {key: new for key in flatten(config) if (new := current_field(key, fields)) != key}
     if not old:
@@ -56,7 +59,10 @@ def with_current_fields(config: ConfigDict, fields: Collection[str]) -> ConfigDi
 
 
 def _owner(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-    """The group of a field, and its name there; a renamed field stays in its group."""
+    """Return the group that contains a field, and the field's name in it.
+
+    A renamed field stays in its group.
+    """
     *groups, name = key.split(".")
     for group in groups:
         config = config[group]

@@ -1,4 +1,4 @@
-"""Configurations as trees: flattened, compared, stored as JSON and read back equal."""
+"""Configurations as trees: flattening, comparison, and storage as JSON."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from implicit_reasoning.errors import InputError
 
 
 class Absent:
-    """The value of a key that one of two configurations does not have."""
+    """Placeholder for the value of a key that one of two configurations does not have."""
 
     def __repr__(self) -> str:
         return "(absent)"
 
 
 ABSENT = Absent()
-"""The value of a field that one of two configurations does not have."""
+"""The instance of `Absent` that comparisons use."""
 
 _FILE_IMPORT = re.compile(r"[^/\\]+\.py:[^/\\:]+$")
 
 
 class Change(NamedTuple):
-    """A field that differs between two configurations; a side without the key holds `ABSENT`."""
+    """A field that differs between two configurations; `ABSENT` marks a side without the field."""
 
     key: str
     old: Any
@@ -36,9 +36,10 @@ class Change(NamedTuple):
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted key to leaf, references resolved; a group with no fields leaves no trace.
+    """Return leaves by dotted key, with references resolved; empty groups are omitted.
 
-    Also of what `to_json` returns, nested plain dicts.
+    Args:
+      config: a configuration, or nested dicts as returned by `to_json`.
     """
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -50,7 +51,7 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Return nested plain dicts for `files.write_json`: references resolved, tuples as lists."""
+    """Return nested dicts for `files.write_json`, with references resolved and tuples as lists."""
     return {
         name: to_json(value) if isinstance(value, ConfigDict) else _to_lists(value)
         for name, value in with_tuples(config).items()
@@ -58,14 +59,18 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> ConfigDict:
-    """Return the locked configuration that `to_json` wrote, equal but for references."""
+    """Return the locked configuration that `to_json` wrote; references are replaced by values.
+
+    Raises:
+      InputError: `value` is not the JSON form of a configuration.
+    """
     if not isinstance(value, dict):
         raise InputError(
             f"a stored configuration is a JSON object, this is a {type(value).__name__}"
         )
     try:
         config = ConfigDict(value)
-    except ValueError as error:  # a dot in a name
+    except ValueError as error:  # a name contains a dot
         raise InputError(f"not a stored configuration: {error}") from None
     return with_tuples(config).lock()
 
@@ -77,8 +82,9 @@ def changed_keys(
 ) -> list[Change]:
     """Return the leaves that differ, sorted by key, without the fields or groups in `ignore`.
 
-    The default ignores what may change between two starts of a run without making it another run.
-    Nor does it matter in which folder the file of an import path lies, see `same_import`.
+    The default of `ignore` has the fields that may change when a run is restarted. Values that name
+    the
+    same object in a file of the same name count as equal, see `same_import`.
     """
     before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
     differ = (
@@ -95,10 +101,10 @@ def changed_keys(
 
 
 def same_import(old: Any, new: Any) -> bool:
-    """Whether two values name the same object of the same file, `path/to/file.py:name`.
+    """Return whether two values name the same object of the same file, `path/to/file.py:name`.
 
-    The folder is not compared, so that a project may be moved: the file may have another absolute
-    path, a relative one, or one through a link.
+    Folders are not compared, so that a project can be moved. The path may be absolute, relative, or
+    contain a link.
     """
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
@@ -107,7 +113,7 @@ def same_import(old: Any, new: Any) -> bool:
 
 
 def listed(changes: Iterable[Change]) -> str:
-    """Changes in words, for a message: `steps was 60, is 50; ...`."""
+    """Describe changes for a message: `steps was 60, is 50; ...`."""
     return "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
 
 
@@ -116,7 +122,11 @@ def _to_lists(value: Any) -> Any:
 
 
 def with_tuples(config: ConfigDict) -> ConfigDict:
-    """Return a deep copy with tuples for lists, references kept; all bad leaves in one error."""
+    """Return a deep copy with lists converted to tuples and references kept.
+
+    Raises:
+      InputError: some leaves are invalid; the message lists all of them.
+    """
     config = copy.deepcopy(config)
     faults: list[str] = []
     _freeze_lists(config, "", faults)
@@ -135,7 +145,7 @@ def _freeze_lists(config: ConfigDict, prefix: str, faults: list[str]) -> None:
             faults.append(f"{prefix}{name}: {error}")
             continue
         if isinstance(value, list):
-            # Assigning would cast the tuple back to the list's type, even under ignore_type().
+            # Assignment would convert the tuple back to a list, even under ignore_type().
             with config.unlocked():
                 del config[name]
                 config[name] = leaf

@@ -1,4 +1,4 @@
-"""Values by type: what a default's type makes of text from a command line, or of a Python value."""
+"""Conversion of command-line text or Python values to the type of a default."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from implicit_reasoning.errors import InputError
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NONES = ("none", "null")
-# What a bare type stands for where a default is expected: a flag without one, an empty placeholder.
+# Example values for bare types, for flags without a default and for empty placeholders.
 _EXAMPLES: dict[type, Any] = {bool: False, int: 0, float: 0.0, str: "", tuple: (), list: ()}
 
 
 def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
-    """Parse for one field; `config_dict.placeholder(int)` takes an int or none."""
+    """Convert a value for one field; a placeholder such as `placeholder(int)` also accepts none."""
     default, declared = group[name], group.get_type(name)
     if default is None and declared in _EXAMPLES:
         return None if _is_none(given) else parse(given, _EXAMPLES[declared])
@@ -29,12 +29,16 @@ def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
 
 
 def example(like: Any) -> Any:
-    """A value of the type that a flag shall have: its default, or what a bare type stands for."""
+    """Return a value of the type that a flag has: its default, or the example for a bare type."""
     return _EXAMPLES[like] if isinstance(like, type) else as_leaf(like)
 
 
 def parse(given: Any, like: Any) -> Any:
-    """Convert `given` (text or a Python value) to the type of `like`, or raise `InputError`."""
+    """Convert `given` (text or a Python value) to the type of `like`.
+
+    Raises:
+      InputError: the conversion is not possible.
+    """
     if isinstance(given, np.generic):
         given = given.item()
     if like is None:
@@ -67,7 +71,7 @@ def _int(given: Any) -> int:
         number = _float(given)
     except InputError:
         raise _wants("an int", given) from None
-    # Above 2**53 a float no longer names one int: write such a number in digits.
+    # Above 2**53, floats do not represent every int, so such numbers must be written as digits.
     if number.is_integer() and abs(number) <= 2**53:
         return int(number)
     raise _wants("an int", given)
@@ -91,7 +95,10 @@ def _str(given: Any) -> str:
 
 
 def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Parse elements like the default's: a mix of ints and floats as floats, others as literals."""
+    """Convert each element to the type of the default's elements.
+
+    Mixed ints and floats become floats. Other mixtures, and an empty default, accept any literal.
+    """
     kinds = {type(element) for element in like}
     element = like[0] if len(kinds) == 1 else 0.0 if kinds == {int, float} else None
     if isinstance(given, str):
@@ -105,7 +112,7 @@ def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _split(text: str) -> Sequence[Any]:
-    """Split `(1, 2)`, `[1, 2]`, `("a", "b")` or what `split_list` reads into elements."""
+    """Split `(1, 2)`, `[1, 2]`, `("a", "b")` or the syntax of `split_list` into elements."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         literal = _literal_or_text(text)
@@ -116,7 +123,7 @@ def _split(text: str) -> Sequence[Any]:
 
 
 def _literal(given: Any) -> Any:
-    """Read text as a Python or JSON literal, and failing that as itself; return it as a leaf."""
+    """Read text as a Python or JSON literal, or else keep it as text; return a valid leaf."""
     if isinstance(given, str):
         if given.strip().lower() in ("true", "false"):
             return _bool(given)
@@ -132,14 +139,18 @@ def _literal(given: Any) -> Any:
 def _literal_or_text(text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" is somebody's text, not code
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" is ordinary text here, not code
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
 def as_leaf(value: Any) -> Any:
-    """Return `value` with tuples for lists; what a configuration cannot hold is an `InputError`."""
+    """Return `value` with lists converted to tuples.
+
+    Raises:
+      InputError: a configuration cannot contain the value.
+    """
     if isinstance(value, (tuple, list)):
         return tuple(as_leaf(item) for item in value)
     finite = not isinstance(value, float) or math.isfinite(value)
