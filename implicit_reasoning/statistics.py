@@ -45,38 +45,31 @@ class ClusterIntervals:
     """Confidence intervals for means of clustered examples, for many sets of values at once.
 
     Notation: k clusters have sums y_c and sizes n_c, and the mean is m = sum(y) / sum(n). The
-    residual
-    of a cluster is r_c = y_c - m n_c. The estimated variance of m is
-    v = k / (k - 1) * sum(r^2) / sum(n)^2. Clusters of unequal size carry as much information as
-    K = sum(n)^2 / sum(n^2) clusters of equal size (Kish).
+    residual of a cluster is r_c = y_c - m n_c. The estimated variance of m is v = k / (k - 1) *
+    sum(r^2) / sum(n)^2. Clusters of unequal size carry as much information as K = sum(n)^2 /
+    sum(n^2) clusters of equal size (Kish).
 
     Numbers: the interval is m +- t sqrt(v), with Student's t for K - 1 degrees of freedom. If all
     values lie in [0, 1], the ends are clipped to [0, 1]. If the mean is then 0 or 1, the interval
-    is
-    that of Clopper and Pearson with one independent example per cluster. In all other cases, the
+    is that of Clopper and Pearson with one independent example per cluster. In all other cases, the
     interval has width zero if all cluster means are equal.
 
-    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for
-    m (1 - m) / v independent examples, but at most sum(n) (Korn and Graubard). This number gives
-    the
-    variance v. A few clusters often underestimate the spread, so v is first shrunk towards
-    w = p (1 - p) / K with p = (m K + 1) / (K + 2), the variance if all examples of a cluster agree.
-    The
-    shrunk variance is (K v + 3 w) / (K + 3), as if three more clusters had the variance w. If all
-    outcomes are equal, the number of independent examples is the number of clusters: the lower end
-    for
-    20 of 20 is .83.
+    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for m (1 - m) / v
+    independent examples, but at most sum(n) (Korn and Graubard). This number gives the variance v.
+    A few clusters often underestimate the spread, so v is first shrunk towards w = p (1 - p) / K
+    with p = (m K + 1) / (K + 2), the variance if all examples of a cluster agree. The shrunk
+    variance is (K v + 3 w) / (K + 3), as if three more clusters had the variance w. If all outcomes
+    are equal, the number of independent examples is the number of clusters: the lower end for 20 of
+    20 is .83.
 
     In simulations of outcomes, "95%" intervals cover at least 93% with 10, 20 and 50 clusters. The
     simulations use proportions from .05 to .95, correlations within clusters from 0 to 1, equal and
     unequal sizes, and bimodal clusters. tests/test_coverage.py has the simulation and its limits.
 
     Sources: Korn and Graubard 1998, "Confidence intervals for proportions with small expected
-    number of
-    positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*, section 3.12
-    (variance of a ratio); Kish 1965, *Survey Sampling* (K); Clopper and Pearson 1934. The shrinkage
-    was
-    designed for this project, similar to that of Agresti and Coull 1998.
+    number of positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*,
+    section 3.12 (variance of a ratio); Kish 1965, *Survey Sampling* (K); Clopper and Pearson 1934.
+    The shrinkage was designed for this project, similar to that of Agresti and Coull 1998.
     """
 
     def __init__(self, clusters: Int[np.ndarray, " example"]) -> None:
@@ -220,8 +213,7 @@ def clustered_interval(
     """Return the mean of `values` and its interval, based on the spread between clusters.
 
     For several sets of values on the same examples, create one `ClusterIntervals`. That class
-    documents
-    the method, the errors and the sources.
+    documents the method, the errors and the sources.
     """
     return ClusterIntervals(clusters).interval(values, level)
 
@@ -346,14 +338,11 @@ def max_statistic_p_values(
 ) -> Float[np.ndarray, " cell"]:
     """Return p-values corrected for the number of cells (neurons, edges, features).
 
-    Each cell is compared with the largest statistic over all cells in each draw of the null:
-    `(1 + #(max null >= observed)) / (1 + draws)`, one-sided. This controls the family-wise error
-    rate:
-    if all cells follow the null, the probability that any p-value is at most alpha is at most
-    alpha,
+    Each cell is compared with the largest statistic over all cells in each draw of the null: `(1 +
+    #(max null >= observed)) / (1 + draws)`, one-sided. This controls the family-wise error rate: if
+    all cells follow the null, the probability that any p-value is at most alpha is at most alpha,
     for any dependence between cells. The smallest possible p-value is 1 / (1 + draws), so `draws`
-    must
-    be at least 1 / alpha - 1.
+    must be at least 1 / alpha - 1.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell

@@ -56,8 +56,7 @@ def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configuration files in the package, by name.
 
     In a wheel, they are in the folder `configs` of the package. In a checkout, the folder is next
-    to the
-    package.
+    to the package.
     """
     inside = PACKAGE / "configs"
     folder = inside if inside.is_dir() else PACKAGE.parent / "configs"

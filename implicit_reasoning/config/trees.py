@@ -83,8 +83,7 @@ def changed_keys(
     """Return the leaves that differ, sorted by key, without the fields or groups in `ignore`.
 
     The default of `ignore` has the fields that may change when a run is restarted. Values that name
-    the
-    same object in a file of the same name count as equal, see `same_import`.
+    the same object in a file of the same name count as equal, see `same_import`.
     """
     before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
     differ = (

@@ -1,18 +1,19 @@
-"""Sweeps: from one configuration to many trials, on one device, many cores, a pod or a cluster.
+"""Sweeps: many trials of one configuration, on one device, many cores, a pod or a cluster.
 
-    grids.py      trials in bulk: grids, zips, random points
-    space.py      ranges and choices for random search, and for Optuna
-    definition.py `sweep_<name>()` of a configuration, checked: trials and their names
-    run.py        `run_sweep`: do what is not done
-    launchers/    how trials get onto machines, a file each
-    worker.py     one trial in a process of its own
-    cost.py       what a sweep would cost
-    directory.py  what a sweep's directory holds
-    progress.py   the journal and the bar
+    grids.py      sets of trials: grids, zips, random points
+    space.py      ranges and choices for random search and Optuna
+    definition.py a validated sweep: the trials from `sweep_<name>()`, and their names
+    run.py        `run_sweep`: trains the trials that are not done
+    launchers/    one module for each way to run trials
+    worker.py     one trial in a separate process
+    cost.py       cost estimate of a sweep
+    directory.py  files in a sweep's directory
+    progress.py   the journal and the progress bar
     opened.py     `Runs`: a sweep opened for analysis
-    figures.py    what its page shows
+    figures.py    figures of a sweep's report
 
-Configurations import `grids` and `space` from here: what needs JAX is loaded when it is asked for.
+Configurations import `grids` and `space` from this package, so modules that need JAX are imported
+lazily.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "at_random":  # as files of users may still call it
+    if name == "at_random":  # the former name, which users' files may still contain
         renames.note("function", name, "random_search")
         return random_search
     if name not in _WHERE:

@@ -1,4 +1,4 @@
-"""What a sweep would cost: `plan` of one trial of each shape, times how many there are."""
+"""Cost estimate of a sweep: the cost of one trial of each shape, times the number of trials."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.run import default_launcher
 from implicit_reasoning.training.estimate import CostEstimate, duration, plan
 
-_SHOWN = 20  # trials that are listed
+_SHOWN = 20  # maximum number of trials listed
 
 
 def describe_cost(
     sweep: Sweep, launcher: str | None = None, *, stop_at: int | None = None, measure: bool = True
 ) -> str:
-    """The trials, the plan of the first of each shape, and the sum over all.
+    """Describe the trials, the cost of the first trial of each shape, and the total cost.
 
     Args:
-      sweep: as `define` makes it.
+      sweep: the sweep, as returned by `define`.
       launcher: as for `run_sweep`.
       stop_at: as for `run_sweep`.
-      measure: time some steps of each shape here; seconds for each.
+      measure: whether to time some steps of each shape on this machine, which takes seconds per
+        shape.
     """
     names = list(sweep.trials)
     lines = [f"{len(names)} trials, launcher {launcher or default_launcher(sweep)}:"]

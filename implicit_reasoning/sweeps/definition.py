@@ -1,7 +1,8 @@
-"""What a sweep is: one base configuration, and what each trial changes in it.
+"""Definition of a sweep: one base configuration, and the overrides of each trial.
 
-Beside `get_config`, a configuration file has functions `sweep_<name>()` that yield, for each trial,
-the fields that differ: `{"optimizer.weight_decay": 0.3, "seed": 1}`. `grids.py` helps to make them.
+A configuration file may define functions `sweep_<name>()` in addition to `get_config`. Such a
+function yields the overrides of each trial: `{"optimizer.weight_decay": 0.3, "seed": 1}`.
+`grids.py` has helpers for them.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from implicit_reasoning.sweeps.grids import Overrides
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.population import VARIED
 
-_LONGEST = 80  # characters of a trial's name, which is a folder's
-_FAULTS = 20  # that are listed
+_LONGEST = 80  # maximum number of characters in a trial's name, which is also its folder's name
+_FAULTS = 20  # maximum number of faults in one message
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trials of one base configuration; what each changes has the types of the fields.
+    """A base configuration and the overrides of all trials, converted to the types of the fields.
 
     Attributes:
-      base: what is common to all; locked.
-      trials: name to overrides.
+      base: the configuration that all trials share; locked.
+      trials: overrides by name of the trial.
     """
 
     base: ConfigDict
@@ -48,32 +49,35 @@ class Sweep:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """The fields that some trial sets, in order of appearance."""
+        """Return the fields that at least one trial sets, in order of appearance."""
         return tuple(dict.fromkeys(key for overrides in self.trials.values() for key in overrides))
 
     @cached_property
     def shapes(self) -> list[list[str]]:
-        """Names of trials that set the same but for what trials of a population may differ in."""
+        """Return groups of trial names; trials of one group differ only in fields of `VARIED`.
+
+        `population.VARIED` has the fields in which the trials of a population may differ.
+        """
         found: dict[str, list[str]] = {}
         for trial, overrides in self.trials.items():
             found.setdefault(_shape(overrides), []).append(trial)
         return list(found.values())
 
     def config(self, trial: str) -> ConfigDict:
-        """The configuration of a trial."""
+        """Return the configuration of a trial."""
         return apply_overrides(self.base, self.trials[trial])
 
 
 def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
-    """The sweep `sweep_<name>` of the configuration that `spec` names, checked.
+    """Load and validate the sweep `sweep_<name>` of a configuration.
 
     Args:
-      spec: as for `load_config`.
-      name: of the sweep.
-      overrides: of the base configuration, before any trial's.
+      spec: the configuration, as for `load_config`.
+      name: name of the sweep.
+      overrides: overrides of the base configuration, applied before those of the trials.
 
     Raises:
-      InputError: there is no such sweep; or, all at once, what is wrong with its trials.
+      InputError: there is no such sweep, or its trials have faults; the message lists all faults.
     """
     base = apply_overrides(load_config(spec), overrides or {})
     function = choose(name, functions_with_prefix(spec, "sweep_"))
@@ -84,7 +88,13 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
 
 
 def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
-    """The functions of a configuration's file whose names begin with a prefix, without it."""
+    """Return the functions of a configuration file by name, for names with a prefix.
+
+    The prefix is removed from the names.
+
+    Raises:
+      InputError: there is no such function.
+    """
     where = spec.partition(":")[0]
     found = inspect.getmembers(config_module(where), inspect.isfunction)
     names = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
@@ -94,16 +104,16 @@ def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
 
 
 def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
-    """A sweep of some trials, all of which can be trained as far as can be said beforehand.
+    """Create a sweep and validate its trials without building datasets or models.
 
     Args:
-      base: what is common to all.
-      trials: overrides each. Whatever a configuration file has yielded may be among them: what is
-        not a dict is one of the faults.
+      base: the configuration that all trials share.
+      trials: overrides of each trial, as yielded by the configuration file. An element that is not
+        a dict is reported as a fault.
 
     Raises:
-      InputError: all faults at once: unknown fields, wrong types, values out of bounds, twice the
-        same trial, no trials.
+      InputError: there are no trials, or the message lists all faults: unknown fields, wrong types,
+        values out of bounds, duplicate trials.
     """
     if not trials:
         raise InputError("the sweep has no trials")
@@ -137,7 +147,7 @@ def _parse(base: ConfigDict, overrides: Any) -> tuple[dict[str, Any], list[str]]
 
 
 def _out_of_bounds(base: ConfigDict, trials: Mapping[int, Overrides]) -> dict[int, list[str]]:
-    """Faults by trial; of whole configurations they are looked for once for all of one shape."""
+    """Return faults by trial number; a full configuration is checked once per shape."""
     faults: dict[int, list[str]] = {}
     by_shape: dict[str, list[int]] = {}
     for number, overrides in trials.items():
@@ -164,13 +174,13 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def names(trials: Sequence[Overrides]) -> list[str]:
-    """Names for trials, made of what they set: `weight_decay=0.5,seed=1`."""
+    """Return names for trials, composed of their overrides: `weight_decay=0.5,seed=1`."""
     short = short_keys(tuple(dict.fromkeys(key for overrides in trials for key in overrides)))
     return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Fields by their last part, or in full where two would be called the same."""
+    """Return the last part of each field's name, or the full name if the last part is ambiguous."""
     last = [key.rpartition(".")[2] for key in keys]
     return {
         key: tail if last.count(tail) == 1 else key for key, tail in zip(keys, last, strict=True)
@@ -178,7 +188,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _name(overrides: Overrides) -> str:
-    """For a folder on any file system."""
+    """Return a name that is a valid folder name on any file system."""
     if not overrides:
         return "base"
     text = ",".join(f"{key}={_plain(value)}" for key, value in overrides.items())

@@ -1,13 +1,13 @@
-"""A sweep's directory: what it is, what became of each trial, and nobody else in it.
+"""Files of a sweep's directory: definition, journal, and the lock against other launchers.
 
-    sweep.json       the base configuration, and what each trial changes
-    journal.jsonl    a line for everything that happened to a trial, in order
-    trials/<name>/   a run directory each, made when the trial begins
+    sweep.json       the base configuration, and the overrides of each trial
+    journal.jsonl    one line for each event of a trial, in order
+    trials/<name>/   one run directory per trial, created when the trial starts
     populations/<n>/ stacked checkpoints and states of trials that were trained together
-    report/          the page
+    report/          the report
 
-However many trials there are, planning them writes two files. The launcher's process alone writes
-here, but for what trials write in directories of their own.
+The definition of a sweep takes two files, for any number of trials. Only the launcher's process
+writes here, except that trials write in their own directories.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from implicit_reasoning.runtime.locks import exclusive_lock
 from implicit_reasoning.sweeps.definition import Sweep
 
 SWEEP_FORMAT = 1
-"""Of `sweep.json`. A new field of the configuration does not raise it."""
+"""Version of `sweep.json`; it does not change when the configuration gets a new field."""
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
 ENDED = (DONE, DIVERGED, PRUNED)
-"""States from which a trial does not go on, but to a later step than it was asked for."""
+"""States in which a trial has ended; DONE trials continue only if a later step is requested."""
 
 
 class Status(NamedTuple):
-    """What is known of a trial.
+    """Status of a trial.
 
     Attributes:
-      state: one of the words above.
-      step: that it has reached.
-      attempts: times that it was started.
-      why: it failed, or was stopped.
-      seconds: that its attempts took.
+      state: one of the states above.
+      step: last saved step.
+      attempts: number of times that the trial was started.
+      why: reason for a failure or a stop.
+      seconds: total duration of the attempts.
     """
 
     state: str = WAITING
@@ -60,42 +60,46 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepLayout:
-    """The files of a sweep's directory."""
+    """Paths of the files in a sweep's directory."""
 
     workdir: Path
 
     @property
     def sweep(self) -> Path:
-        """What the sweep is; a directory that has it is a sweep's."""
+        """Path of the definition; a directory with this file is a sweep's directory."""
         return self.workdir / "sweep.json"
 
     @property
     def journal(self) -> Path:
-        """What happened."""
+        """Path of the journal of events."""
         return self.workdir / "journal.jsonl"
 
     @property
     def trials(self) -> Path:
-        """The run directories; TensorBoard's `--logdir`."""
+        """Path of the run directories, usable as TensorBoard's `--logdir`."""
         return self.workdir / "trials"
 
     @property
     def populations(self) -> Path:
-        """Stacked checkpoints and states."""
+        """Path of the stacked checkpoints and states."""
         return self.workdir / "populations"
 
     @property
     def report(self) -> Path:
-        """The page for people."""
+        """Path of the report."""
         return self.workdir / "report" / "index.html"
 
     def trial(self, name: str) -> Layout:
-        """The run directory of a trial."""
+        """Return the layout of a trial's run directory."""
         return Layout(self.trials / name)
 
 
 def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
-    """Hold the directory; an `InputError` if another launcher does."""
+    """Lock the directory.
+
+    Raises:
+      InputError: another launcher holds the lock.
+    """
     return exclusive_lock(
         files.workdir,
         f"another launcher is running the sweep in {files.workdir}; wait for it, or choose another "
@@ -104,15 +108,15 @@ def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
 
 
 def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
-    """Write down what the sweep is, or go on with the one that is there.
+    """Write the definition of a sweep, or merge it with the existing definition.
 
-    A sweep may grow: trials that are new are added, and those that were there before stay.
+    New trials are added to an existing sweep; its other trials remain.
 
     Returns:
-      The sweep, with the trials that were there before and are not in the new definition.
+      The merged sweep.
 
     Raises:
-      InputError: a trial that has begun would now have another configuration; it is named.
+      InputError: the configuration of a started trial would change; the message names the trial.
     """
     trials = dict(sweep.trials)
     if files.sweep.exists():
@@ -129,7 +133,11 @@ def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
 
 
 def load(files: SweepLayout) -> Sweep:
-    """The sweep of a directory; an `InputError` if it is none."""
+    """Load the sweep of a directory.
+
+    Raises:
+      InputError: the directory does not contain a valid sweep.
+    """
     if not files.sweep.exists():
         raise InputError(
             f"{files.workdir} is no sweep's directory: it has no sweep.json; `sweep` makes one"
@@ -173,10 +181,16 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
 
 
 class Journal:
-    """Writes what happens to trials, and knows what happened."""
+    """The events of all trials, and the statuses that they imply."""
 
     def __init__(self, files: SweepLayout, *, writes: bool = True):
-        """Open it; where it `writes`, a line that a crash cut short is dropped."""
+        """Open the journal.
+
+        Args:
+          files: files of the sweep.
+          writes: whether to append events to the file. If so, a last line that is incomplete
+            because of a crash is removed first.
+        """
         self.statuses = read_journal(files)
         self._began: dict[str, float] = {}
         self._file: IO[str] | None = None
@@ -185,12 +199,23 @@ class Journal:
             self._file = files.journal.open("a", encoding="utf-8")
 
     def status(self, trial: str) -> Status:
-        """Of a trial, as of now."""
+        """Return the current status of a trial."""
         return self.statuses.get(trial, Status())
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Status:
-        """Write one line; it is on disk when this returns."""
-        # The time of day may be set back while a trial runs; how long it took may not be negative.
+        """Append one event; it is on disk when this method returns.
+
+        Args:
+          trial: name of the trial.
+          state: the new state.
+          step: the step; by default unchanged.
+          why: reason for a failure or a stop.
+
+        Returns:
+          The new status of the trial.
+        """
+        # A monotonic clock, because durations must not be negative when the system clock is set
+        # back.
         now, before = time.monotonic(), self.status(trial)
         if state == RUNNING:
             self._began[trial] = now
@@ -216,10 +241,10 @@ class Journal:
 
 
 def read_journal(files: SweepLayout) -> dict[str, Status]:
-    """What is known of every trial to which anything has happened.
+    """Return the status of every trial that has events.
 
     Raises:
-      InputError: a line is no event; it is named.
+      InputError: a line is not a valid event; the message names the line.
     """
     statuses: dict[str, Status] = {}
     if not files.journal.exists():
@@ -247,7 +272,7 @@ def _after(status: Status, event: Mapping[str, Any]) -> Status:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove the end of a file of lines that a crash cut short, before anything is added to it."""
+    """Remove an incomplete last line, which a crash can leave, before new lines are appended."""
     if not path.exists():
         return
     whole = path.read_bytes()
@@ -258,13 +283,17 @@ def drop_torn_line(path: Path) -> None:
 
 
 def describe(files: SweepLayout, sweep: Sweep, name: str) -> None:
-    """Write what was chosen for a trial, and the fields that any of the trials sets."""
+    """Write a trial's overrides, and the fields that any trial of the sweep sets."""
     about = {"name": name, "overrides": dict(sweep.trials[name]), "keys": list(sweep.keys)}
     write_json(files.trial(name).trial, about)
 
 
 def trial_config(sweep: Sweep, name: str) -> ConfigDict:
-    """The configuration of a trial; an `InputError` if there is none of that name."""
+    """Return the configuration of a trial.
+
+    Raises:
+      InputError: there is no trial of this name.
+    """
     if name not in sweep.trials:
         raise InputError(f"there is no trial {name!r} in this sweep")
     return sweep.config(name)

@@ -1,4 +1,4 @@
-"""The figures of a sweep: curves over seeds, times to generalise, maps of two-field grids."""
+"""Figures of a sweep: curves over seeds, times to generalize, heat maps of two-field grids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from implicit_reasoning.sweeps.opened import SEEDS, Runs
 from implicit_reasoning.training.phases import Splits
 
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-_MAX_POINTS = len(_COLORS)  # that curves can be told apart by colour
+_MAX_POINTS = len(_COLORS)  # maximum number of curves that colors can distinguish
 _PHASES = {
     "memorised": ("memorised: training chains .99", "o", BLACK),
     "in_distribution_half": ("held-out chains .5", "D", SKY),
@@ -37,7 +37,7 @@ _NOT_REACHED = "not reached"
 
 
 def figures(runs: Runs) -> list[Figure]:
-    """Every figure that the sweep has data for, in the order of the page."""
+    """Return all figures that the sweep has data for, in the order of the report."""
     started = [name for name in runs.names if runs.rows(name)]
     if not started:
         return []
@@ -57,7 +57,7 @@ def figures(runs: Runs) -> list[Figure]:
 
 
 def by_point(runs: Runs) -> dict[str, list[int]]:
-    """Numbers of the trials of each point, points in order of appearance."""
+    """Return the numbers of the trials of each point, in order of appearance."""
     found: dict[str, list[int]] = {}
     for number, name in enumerate(runs.names):
         found.setdefault(runs.points[name], []).append(number)
@@ -65,7 +65,7 @@ def by_point(runs: Runs) -> dict[str, list[int]]:
 
 
 def _curves(runs: Runs, split: str, title: str) -> Figure:
-    """Each trial thin; of every point with several, the median and the middle half."""
+    """Plot each trial as a thin line, and the median and interquartile range of each point."""
     accuracy = runs.metric(f"accuracy/{split}")
     points = by_point(runs)
     drawing, (ax,) = new_drawing(9.5, 5.0)
@@ -103,7 +103,7 @@ def _there(values: xr.DataArray, row: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _quantile(values: np.ndarray, q: float) -> np.ndarray:
-    """Over trials, at steps where all of them still have a value; nan elsewhere."""
+    """Return a quantile over trials, at steps where all trials have a value; nan elsewhere."""
     whole = np.isfinite(values).all(0)
     found = np.full(values.shape[1], np.nan)
     found[whole] = np.quantile(values[:, whole], q, axis=0)
@@ -111,7 +111,7 @@ def _quantile(values: np.ndarray, q: float) -> np.ndarray:
 
 
 def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
-    """A row for each point, a mark for each trial and phase."""
+    """Plot one row per point, with one mark per trial and phase."""
     points = by_point(runs)
     last = max(int(runs.rows(name)[-1]["step"]) for name in runs.names if runs.rows(name))
     drawing, (ax,) = new_drawing(9.5, 1.6 + 0.42 * min(len(points), 60))
@@ -145,7 +145,7 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
 
 
 def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
-    """Of a grid of two fields: median time, and median final accuracy, over seeds."""
+    """Plot a grid of two fields: median time and median final accuracy, over seeds."""
     keys = [key for key in runs.sweep.keys if key not in SEEDS]
     values = [sorted({runs.value(name, key) for name in runs.names}, key=_order) for key in keys]
     if len(keys) != 2 or min(map(len, values)) < 2:
@@ -205,7 +205,10 @@ def _map(
 
 
 def median_time(times: np.ndarray) -> float:
-    """The median, with nan for later than all; nan where that is the median or nothing is there."""
+    """Return the median, where nan counts as later than all other times.
+
+    The result is nan if the median is such a time, or if there are no times.
+    """
     if not len(times):
         return float("nan")
     middle = float(np.median(np.where(np.isnan(times), np.inf, times)))

@@ -1,6 +1,6 @@
-"""Trials in bulk, for the `sweep_<name>()` of a configuration: grids, zips, random points.
+"""Helpers for `sweep_<name>()` of a configuration: grids, zips and random points.
 
-Light to import, as configurations are.
+The module imports quickly, as configurations should.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.sweeps.space import Space
 
 Overrides = Mapping[str, Any]
-"""Dotted key of a field to its value."""
+"""Values by dotted key of the field."""
 
 
 def grid(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of some values of each field; the last field varies fastest."""
+    """Yield every combination of the fields' values; the last field varies fastest."""
     for chosen in itertools.product(*values.values()):
         yield dict(zip(values, chosen, strict=True))
 
 
 def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """The first value of each field together, then the second of each, ...; equally many of all."""
+    """Yield the first values of all fields together, then the second values, and so on.
+
+    Raises:
+      InputError: the fields have different numbers of values.
+    """
     if len({len(each) for each in values.values()}) > 1:
         counts = ", ".join(f"{key}: {len(each)}" for key, each in values.items())
         raise InputError(f"zipped() needs equally many values of every field, not {counts}")
@@ -35,7 +39,11 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
-    """Every combination of trials of several sweeps, such as of a `zipped` one and of seeds."""
+    """Yield every combination of trials of several sweeps, such as a `zipped` one and seeds.
+
+    Raises:
+      InputError: two sweeps set the same field.
+    """
     for chosen in itertools.product(*map(list, parts)):
         merged: dict[str, Any] = {}
         for overrides in chosen:
@@ -46,7 +54,10 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
 
 
 def random_search(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` points of a space, the same for the same seed; a longer search begins with them."""
+    """Yield `count` random points of a space.
+
+    The points depend only on the seed: a larger `count` adds points after the same first ones.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield {key: distribution.sample(rng) for key, distribution in space.items()}

@@ -1,4 +1,4 @@
-"""`Runs`: a sweep opened for analysis, with its trials as one more axis."""
+"""`Runs`: a sweep opened for analysis; results have an additional dimension for trials."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_
 from implicit_reasoning.training.phases import Splits, phase_criteria, phases
 
 SEEDS = ("seed", "task.world_seed")
-"""Fields whose values are chance: trials that differ in nothing else are runs of one point."""
+"""Fields for randomness. Trials that differ only in these fields are runs of one point."""
 
 
 class Runs(Sequence[Run]):
-    """The trials of a sweep that have begun, each a `Run`; made while it runs, it shows that state.
+    """The started trials of a sweep as a sequence of `Run`s.
 
-    `runs[0]`, `runs["seed=3"]` and `for run in runs` give runs; what is measured of all of them
-    comes as labelled arrays with the dimension `trial`, whose coordinates are the trials' names and
-    the fields that the sweep sets.
+    The object has the state of the sweep at its creation, also if the sweep continues. `runs[0]`,
+    `runs["seed=3"]` and `for run in runs` return runs. Measurements of all runs are labeled arrays
+    with the dimension `trial`. Its coordinates are the names of the trials and the fields that the
+    sweep sets.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class Runs(Sequence[Run]):
         """Open a sweep's directory.
 
         Args:
-          workdir: of the sweep.
-          chosen: of a trial's overrides, whether it is wanted; by default all are.
+          workdir: directory of the sweep.
+          chosen: predicate on a trial's overrides that selects trials; by default all are selected.
 
         Raises:
-          InputError: it is no sweep's directory.
+          InputError: the directory does not contain a sweep.
         """
         self.files = SweepLayout(local_folder(workdir, "workdir"))
         self.sweep: Sweep = load(self.files)
@@ -85,13 +86,13 @@ class Runs(Sequence[Run]):
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """What is known of every trial of the sweep, begun or not."""
+        """Return the status of every trial of the sweep, including those that have not started."""
         known = read_journal(self.files)
         return {name: known.get(name, Status()) for name in self.sweep.trials}
 
     @cached_property
     def coords(self) -> dict[str, Any]:
-        """The names of the trials, and what each sets: a coordinate for each field."""
+        """Return the coordinates: trial names, and the values of each field that the sweep sets."""
         found: dict[str, Any] = {"trial": list(self.names)}
         for key in self.sweep.keys:
             values = [self.value(name, key) for name in self.names]
@@ -100,7 +101,7 @@ class Runs(Sequence[Run]):
         return found
 
     def value(self, trial: str, key: str) -> Any:
-        """What a trial's configuration has for a field."""
+        """Return the value of a field in a trial's configuration."""
         overrides = self.sweep.trials[trial]
         if key in overrides:
             return overrides[key]
@@ -111,7 +112,10 @@ class Runs(Sequence[Run]):
 
     @cached_property
     def points(self) -> dict[str, str]:
-        """Trial to what it sets beside seeds, in words: runs of one point share it."""
+        """Return a description of each trial's point by trial name: its fields without seeds.
+
+        Runs of the same point have the same description.
+        """
         short = short_keys([key for key in self.sweep.keys if key not in SEEDS])
         return {
             name: ", ".join(f"{said} {self.value(name, key)}" for key, said in short.items())
@@ -120,19 +124,22 @@ class Runs(Sequence[Run]):
         }
 
     def rows(self, trial: str) -> list[dict[str, Any]]:
-        """The rows of a trial's `metrics.jsonl`, as they were when they were first asked for."""
+        """Return the rows of a trial's `metrics.jsonl`; they are cached at the first call."""
         if trial not in self._rows:
             self._rows[trial] = self[trial].metrics
         return self._rows[trial]
 
     def metric(self, name: str) -> xr.DataArray:
-        """A column of `metrics.jsonl`: `[trial, step]`, nan where a trial has no such row.
+        """Return a column of `metrics.jsonl` for all trials.
 
         Args:
           name: `loss`, `accuracy/test_ii`, ...
 
+        Returns:
+          float [trial, step], nan if a trial has no value at a step.
+
         Raises:
-          InputError: no trial has it.
+          InputError: no trial has the metric.
         """
         series = [
             {row["step"]: row[name] for row in self.rows(trial) if name in row}
@@ -147,12 +154,12 @@ class Runs(Sequence[Run]):
         )
 
     def phases(self) -> xr.Dataset:
-        """The step at which each phase began, by trial; nan where it was not reached."""
+        """Return the first step of each phase by trial; nan if the phase was not reached."""
         against: dict[str, tuple[Splits, float | None]] = {}
         found = []
         for trial in self.names:
             task = str(self[trial].config.task)
-            if task not in against:  # once for each world
+            if task not in against:  # once per world
                 against[task] = phase_criteria(self[trial].dataset)
             found.append(dataclasses.asdict(phases(self.rows(trial), *against[task])))
         return xr.Dataset(
@@ -176,14 +183,21 @@ class Runs(Sequence[Run]):
         again: bool = False,
         progress: bool = True,
     ) -> xr.Dataset:
-        """Measure all trials with one instrument: its result with the dimension `trial` in front.
+        """Measure all trials with one instrument; the result has `trial` as its first dimension.
 
-        Trials of one world and shape are measured in one program, see `analysis.analyze_runs`; each
-        keeps its own result, too. Trials that have no checkpoint of one of the `steps`, as they
-        diverged or are not that far, are left out, and named.
+        Trials of one world and shape are measured in one program, see `analysis.analyze_runs`. The
+        result of each trial is also saved in its directory. Trials without a checkpoint at one of
+        `steps` are omitted, and their names are printed.
+
+        Args:
+          instrument: name of the instrument, or the instrument.
+          steps: steps of the checkpoints; by default all.
+          again: whether to repeat measurements that are already saved.
+          progress: whether to show a progress bar.
 
         Raises:
-          InputError: as `analyze`; or no trial has begun.
+          InputError: no trial has started, no trial has all `steps`, or `analyze` raises this
+            error.
         """
         if not self.names:
             raise InputError(f"no trial of {self.files.workdir} has begun")

@@ -1,4 +1,4 @@
-"""What a launcher says happens: into the journal, and as a bar with an ETA for people."""
+"""Progress of a sweep: events go to the journal, and a progress bar shows an ETA."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from implicit_reasoning.sweeps.directory import (
     SweepLayout,
 )
 
-_SECONDS = 1.0  # between looks at the rows of trials
-_TAIL = 65_536  # bytes of a file of rows, at its end: more than a row has
+_SECONDS = 1.0  # between checks of the trials' metrics
+_TAIL = 65_536  # bytes to read at the end of a metrics file; more than one row has
 
 
 class Progress:
-    """Notes events; counts the steps of trials that run in other processes."""
+    """Recorder of events that also counts the steps of trials in other processes."""
 
     def __init__(
         self, files: SweepLayout, journal: Journal, stops: Mapping[str, int], *, bar: bool
     ):
-        """Begin.
+        """Create the progress bar from the state of the journal.
 
         Args:
-          files: of the sweep.
-          journal: to write into.
-          stops: the trials that a launcher was given, and the step at which each is to stop.
-          bar: show one; its unit is a step of any trial.
+          files: files of the sweep.
+          journal: journal to write to.
+          stops: final step by name, for the trials that the launcher was given.
+          bar: whether to show a progress bar; its unit is one step of any trial.
         """
         self._files, self._journal = files, journal
         self._steps = {trial: journal.status(trial).step for trial in stops}
@@ -53,9 +53,10 @@ class Progress:
         self._show()
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
-        """Something happened to a trial; what went wrong is said at once."""
+        """Record an event of a trial; errors are also printed immediately."""
         if state != RUNNING and self._submitted.pop(trial, None) is not None:
-            self._journal.note(trial, RUNNING)  # it began and ended between two looks
+            # the trial began and ended between two calls of `look`
+            self._journal.note(trial, RUNNING)
         self._state[trial] = state
         status = self._journal.note(trial, state, step=step, why=why)
         if state in (FAILED, DIVERGED):
@@ -65,11 +66,11 @@ class Progress:
         self._show()
 
     def submitted(self, trial: str) -> None:
-        """A trial was handed to somebody who will start it; `look` sees when it has begun."""
+        """Record that a trial was queued; `look` detects when it begins."""
         self._submitted[trial] = _changed(self._files.trial(trial).provenance)
 
     def look(self) -> None:
-        """See how far the running trials are, not more often than once a second."""
+        """Update the progress of the running trials, at most once per second."""
         if time.monotonic() - self._looked < _SECONDS:
             return
         self._looked = time.monotonic()
@@ -82,7 +83,7 @@ class Progress:
                 self._reach(trial, last_step(self._files.trial(trial).metrics))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the progress bar."""
         self._bar.close()
 
     def _reach(self, trial: str, step: int) -> None:
@@ -98,7 +99,7 @@ class Progress:
 
 
 def _changed(path: Path) -> float:
-    """When a file was last written; 0 where there is none."""
+    """Return the modification time of a file, or 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -106,7 +107,7 @@ def _changed(path: Path) -> float:
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last whole row of a `metrics.jsonl`; 0 where there is none."""
+    """Return the step of the last complete row of `metrics.jsonl`, or 0 if there is none."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
@@ -117,7 +118,7 @@ def last_step(metrics: Path) -> int:
 
 
 def table(statuses: dict[str, Status]) -> str:
-    """What became of all trials, and of each that did not end well, for a person."""
+    """Return a text table: the number of trials by state, and the error of each lost trial."""
     seen: collections.Counter[Any] = collections.Counter(
         status.state for status in statuses.values()
     )

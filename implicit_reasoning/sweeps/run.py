@@ -1,4 +1,4 @@
-"""`run_sweep`: do what is not done of a sweep, with a launcher."""
+"""`run_sweep`: train the trials of a sweep that are not done, with a launcher."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ LAUNCHERS = {
     "ray": "implicit_reasoning.sweeps.launchers.on_ray:on_ray",
     "slurm": "implicit_reasoning.sweeps.launchers.on_slurm:on_slurm",
 }
-"""Those that come with the lab; others are found by import path."""
+"""Launchers of this package; others are specified by import path."""
 
-_OWN_BAR = ("vmap",)  # launchers that train here, and show how far they are
+_OWN_BAR = ("vmap",)  # launchers that train in this process and show their own progress bar
 
 
 class SweepInterrupted(Interrupted):
-    """A signal came; what the trials had reached is saved."""
+    """The sweep was interrupted by a signal, and the states of its trials are saved."""
 
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
@@ -62,7 +62,7 @@ class TrialsLost(Exception):
 
 
 def check_all_done(statuses: Mapping[str, Status]) -> None:
-    """Raise `TrialsLost` if a trial is."""
+    """Raise `TrialsLost` if any trial diverged or failed."""
     lost = sum(status.state in (DIVERGED, FAILED) for status in statuses.values())
     if lost:
         raise TrialsLost(
@@ -80,27 +80,28 @@ def run_sweep(
     only: Collection[str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Status]:
-    """Train all trials of a sweep, or go on with those that are not done.
+    """Train all trials of a sweep that are not done.
 
-    Trials that diverged or were pruned have ended; those that failed are tried again.
+    Trials that diverged or were pruned count as ended; failed trials are tried again.
 
     Args:
-      sweep: as `define` makes it.
-      workdir: of the sweep; made if missing.
-      launcher: a name of `LAUNCHERS`, or `package.module:function`; by default `vmap` where any two
-        trials can be one population, else `local`.
-      stop_at: stop every trial, resumable, after so many steps in all.
-      only: names of the trials to go on with, as where others have done enough; by default all.
-      options: of the launcher: see its module.
+      sweep: the sweep, as returned by `define`.
+      workdir: directory of the sweep; created if it is missing.
+      launcher: a name in `LAUNCHERS`, or `package.module:function`. By default `vmap` if at least
+        two trials can form a population, else `local`.
+      stop_at: total number of steps at which to stop every trial; the trials can be resumed.
+      only: names of the trials to train; by default all.
+      options: options of the launcher, see its module.
 
     Returns:
-      What is known of every trial.
+      The status of every trial.
 
     Raises:
-      InputError: nothing was started: a trial that began would have another configuration, there is
-        no trial of a name, another launcher holds the directory, or this one cannot be used here.
-      SweepInterrupted: a signal came; the same call goes on.
-      OSError: files cannot be written; what is done is whole.
+      InputError: no trial was started, for one of these reasons: the configuration of a started
+        trial has changed, a name in `only` is unknown, another launcher uses the directory, or this
+        launcher cannot be used here.
+      SweepInterrupted: the sweep was interrupted by a signal; the same call continues it.
+      OSError: files cannot be written; the files of finished trials are complete.
     """
     files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
@@ -122,7 +123,8 @@ def run_sweep(
         if distributed.is_primary():
             stack.enter_context(exclusive(files))
             sweep = begin(files, sweep)
-        if distributed.is_distributed():  # nobody reads on before it is written
+        # all processes wait until the primary process has written the files
+        if distributed.is_distributed():
             distributed.assert_same_across_processes(given)
             sweep = load(files)
         journal = Journal(files, writes=distributed.is_primary())
@@ -148,10 +150,10 @@ def pending_trials(
     stop_at: int | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, int]:
-    """The trials to go on with, and the step at which each stops; what ended unheard of is noted.
+    """Return the trials to train, with their final steps; record unrecorded ends of trials.
 
     Raises:
-      InputError: the directory of one holds a run with another configuration.
+      InputError: a trial's directory contains a run with another configuration.
     """
     found = {}
     chosen = sweep.trials if only is None else set(only)
@@ -166,7 +168,7 @@ def pending_trials(
         if files.trial(trial).config.exists():
             if not same(trial):
                 check_same(files.trial(trial), sweep.config(trial))
-            # Its launcher was gone when it ended, or another one has trained it.
+            # The launcher stopped before the trial ended, or another launcher trained the trial.
             if (step := last_saved_step(files.trial(trial))) >= stop:
                 journal.note(trial, DONE, step=step)
                 continue
@@ -175,26 +177,30 @@ def pending_trials(
 
 
 def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
-    """Whether a trial's directory has just the configuration that it would have now.
+    """Return a function that tells whether a saved configuration is identical to the new one.
 
-    Without making that configuration, as there may be thousands; where the answer is no, a closer
-    look may still find them alike.
+    The function does not build the configuration of the trial, because there may be thousands of
+    trials. If it returns False, `check_same` may still find that the configurations are equivalent.
     """
     base = {FORMAT_VERSION: CONFIG_FORMAT, **flatten(to_json(sweep.base))}
 
     def same(trial: str) -> bool:
-        own = json.loads(json.dumps(sweep.trials[trial]))  # tuples are lists there
+        own = json.loads(json.dumps(sweep.trials[trial]))  # tuples are lists in JSON
         return flatten(read_json(files.trial(trial).config)) == {**base, **own}
 
     return same
 
 
 def default_launcher(sweep: Sweep) -> str:
-    """`vmap` where two trials have one shape, or there is one only."""
+    """Return `vmap` if some trials have the same shape or there is only one trial, else `local`."""
     return "vmap" if len(sweep.shapes) < len(sweep.trials) or len(sweep.trials) == 1 else "local"
 
 
 def find_launcher(name: str) -> Launcher:
-    """The launcher behind a name; an `InputError` if there is none."""
+    """Return the launcher with a name or import path.
+
+    Raises:
+      InputError: there is no such launcher.
+    """
     launcher: Launcher = imports.find(name, LAUNCHERS, "launcher")
     return launcher

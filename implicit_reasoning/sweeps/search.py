@@ -1,13 +1,13 @@
-"""Adaptive search by Optuna, whichever launcher trains: ask for trials, train them, tell.
+"""Adaptive search with Optuna and any launcher: ask for trials, train them, report their metric.
 
-A configuration's file has `space_<name>()`, which gives a `Space`. Trials come in batches: those of
-one batch are asked for together, so that they can be a population. With successive halving a batch
-is trained to the first rung, the best half of it goes on to the next, and so on; as trials resume
-bit for bit, a rung is a `stop_at`.
+The configuration file defines `space_<name>()`, which returns a `Space`. Trials are sampled in
+batches, so that a batch can be trained as one population. With successive halving, a batch is
+trained to the first rung, its best part continues to the next rung, and so on. Resumed trials are
+bit-for-bit identical to uninterrupted ones, so a rung is implemented as a `stop_at`.
 
-What is known is in `optuna.log` of the sweep's directory, with the metric, its direction and the
-space: the same call goes on after any stop, and asks for what it would have asked for without.
-Another metric, direction or space is refused.
+`optuna.log` in the sweep's directory has the state of the search, with the metric, its direction
+and the space. After an interruption, the same call continues the search and samples the same trials
+as an uninterrupted search. A call with another metric, direction or space is rejected.
 
 Sources: Optuna 5, "Ask-and-tell interface"; Jamieson and Talwalkar 2016, "Non-stochastic best arm
 identification and hyperparameter optimization" (successive halving, here batch by batch).
@@ -61,16 +61,17 @@ _DEFINITION, _VERSION = "definition", 1
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for.
+    """Objective and size of a search.
 
     Attributes:
-      metric: of `metrics.jsonl`, its last value; the more the better, or with `minimize` the less.
-      count: trials in all.
-      at_once: trials of a batch.
-      rungs: steps at which the worst of a batch are dropped, ascending; none: all go to the end.
-      keep: the share of a batch that goes on from a rung.
-      seed: of Optuna's sampler.
-      minimize: look for a small metric.
+      metric: column of `metrics.jsonl`; its last value is maximized, or minimized with `minimize`.
+      count: total number of trials.
+      at_once: number of trials per batch.
+      rungs: ascending steps at which the worst trials of a batch are dropped; if empty, all trials
+        are trained to the end.
+      keep: fraction of a batch that continues after a rung.
+      seed: seed of Optuna's sampler.
+      minimize: whether a smaller metric is better.
     """
 
     metric: str = "accuracy/test_ii"
@@ -93,7 +94,11 @@ class Search:
 def find_space(
     spec: str, name: str, overrides: Overrides | None = None
 ) -> tuple[ConfigDict, Space]:
-    """The base configuration, and `space_<name>()` of its file."""
+    """Return the base configuration, and the space that `space_<name>()` of its file returns.
+
+    Raises:
+      InputError: the function does not exist, or does not return a space.
+    """
     base = apply_overrides(load_config(spec), overrides or {})
     space = choose(name, functions_with_prefix(spec, "space_"))()
     if not isinstance(space, Mapping) or not all(hasattr(d, "suggest") for d in space.values()):
@@ -110,23 +115,23 @@ def search(
     launcher: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Status]:
-    """Search a space, or go on with a search.
+    """Start or continue a search.
 
     Args:
-      base: what is common to all trials.
-      space: fields, and where their values come from.
-      workdir: of the sweep that the trials make.
-      what: is searched for.
+      base: the configuration that all trials share.
+      space: distributions by field.
+      workdir: directory of the sweep that consists of the trials.
+      what: objective and size of the search.
       launcher: as for `run_sweep`.
-      options: of the launcher.
+      options: options of the launcher.
 
     Returns:
-      What is known of every trial.
+      The status of every trial.
 
     Raises:
-      InputError: Optuna is not installed, the directory holds a search for something else, trials
-        have no such metric, or as `run_sweep`.
-      SweepInterrupted: a signal came; the same call goes on.
+      InputError: Optuna is not installed, the directory contains a different search, the trials do
+        not have the metric, or `run_sweep` raises this error.
+      SweepInterrupted: the search was interrupted by a signal; the same call continues it.
     """
     try:
         optuna: Any = importlib.import_module("optuna")
@@ -156,10 +161,14 @@ def search(
 
 
 def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
-    """The study of a directory, which searches for the same as before."""
+    """Return the study of a directory, after checking that the search has not changed.
+
+    Raises:
+      InputError: the directory contains a search with another metric, direction or space.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(files.workdir / "optuna.log"))
-    # A batch is ranked whole, see `_tell`, so that nothing is pruned by Optuna.
+    # `_tell` ranks complete batches, so Optuna must not prune trials.
     common = {"storage": optuna.storages.JournalStorage(backend), "study_name": _STUDY}
     common["pruner"] = optuna.pruners.NopPruner()
     try:
@@ -174,7 +183,7 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
     }
     stored = study.user_attrs.get(_DEFINITION) or _as_told(study, wanted)
     if not any(trial.intermediate_values or trial.values for trial in study.trials):
-        stored = {**stored, "metric": what.metric}  # nobody has been told a value yet
+        stored = {**stored, "metric": what.metric}  # no value has been reported yet
     if changes := _changes(stored, wanted):
         raise InputError(
             f"{files.workdir} holds a search for something else ({listed(changes)}); go on with "
@@ -186,7 +195,7 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
 
 
 def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study from before definitions were stored searched for, as far as its trials tell."""
+    """Infer the definition of an old study, which did not store it, from its trials."""
     space = dict(wanted["space"])
     for trial in study.get_trials(deepcopy=False):
         for key, given in trial.distributions.items():
@@ -194,7 +203,7 @@ def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
                 type(given).__name__, "Choice"
             )
             if space.get(key, {}).get("kind", kind) not in ("Real", "Integer", "Choice"):
-                continue  # of a kind of the user's own
+                continue  # a user-defined distribution
             own = {"options": list(given.choices)} if kind == "Choice" else _bounds(given)
             space[key] = json.loads(json.dumps({"kind": kind, **own}))
         if trial.distributions:
@@ -203,12 +212,12 @@ def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bounds(given: Any) -> dict[str, Any]:
-    """The bounds of an Optuna distribution."""
+    """Return the bounds of an Optuna distribution."""
     return {"low": given.low, "high": given.high, "log": given.log}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """What differs between two definitions, by name."""
+    """Return the differences between two definitions, by name."""
     changes = [Change(key, old[key], new[key]) for key in ("metric", "minimize")]
     keys = sorted({*old["space"], *new["space"]})
     changes += [
@@ -218,14 +227,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 
 
 def _batch(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
-    """The trials to go on with: those of a start that did not get to tell, or the next batch.
+    """Return the unfinished trials of an interrupted start, or else the next batch.
 
-    A trial and what was chosen for it are written in one step. A start that was killed between two
-    trials of a batch leaves fewer than belong to it; the same ones are chosen again, and the rest
-    is added. Empty when there were as many trials as wanted.
+    Each trial is written together with its chosen values. If a start was killed while it wrote a
+    batch, the batch is incomplete: the same values are then sampled again and the missing trials
+    are added. The list is empty when the search has the requested number of trials.
     """
     for frozen in _running(optuna, study):
-        if _CHOSEN not in frozen.user_attrs:  # of a start of an older version
+        if _CHOSEN not in frozen.user_attrs:  # written by an older version
             study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
     trials = study.get_trials(deepcopy=False)
     known = [each for each in trials if _CHOSEN in each.user_attrs]
@@ -245,10 +254,15 @@ def _batch(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
 def _choose(
     optuna: Any, study: Any, before: Sequence[Any], space: Space, what: Search, size: int
 ) -> list[Any]:
-    """The next trials after some others, as running ones; the study is not changed."""
-    # A sampler for each batch, of a seed of its own: after a stop it chooses what it would have.
+    """Sample the next batch, given the trials before it; the study is not modified.
+
+    Returns:
+      Optuna trials in state RUNNING.
+    """
+    # Each batch has a sampler with its own seed, so that a resumed search samples the same values.
     seed = int(np.random.SeedSequence([what.seed, len(before)]).generate_state(1)[0])
-    # With liars, as those of a batch are asked for before anything is known of the others.
+    # `constant_liar` penalizes points near unfinished trials, since no result of the batch is known
+    # yet.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     draft = optuna.create_study(sampler=sampler, direction=study.direction)
     draft.add_trials(before)
@@ -280,7 +294,7 @@ def _key(overrides: Overrides) -> tuple[Any, ...]:
 
 
 def _distinct(trials: Sequence[Overrides]) -> list[Overrides]:
-    """A sampler may choose a point twice: it is trained once."""
+    """Remove duplicate trials, because a sampler can choose the same point twice."""
     return list({_key(overrides): overrides for overrides in trials}.values())
 
 
@@ -293,10 +307,11 @@ def _tell(
     what: Search,
     rung: int | None,
 ) -> dict[Any, str]:
-    """Say what came out; the trials that are to go on."""
+    """Report the results at a rung (None is the end), and return the trials that continue."""
     values: dict[Any, float] = {}
     for trial, name in named.items():
-        if statuses[name].state in (DONE, PRUNED):  # the latter by a start that did not get to tell
+        # an interrupted start may already have marked trials as pruned
+        if statuses[name].state in (DONE, PRUNED):
             values[trial] = last_value(files, name, what.metric)
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -306,7 +321,7 @@ def _tell(
         return {}
     reported = {each.number for each in study.get_trials() if rung in each.intermediate_values}
     for trial, value in values.items():
-        if trial.number not in reported:  # by a start that was stopped then
+        if trial.number not in reported:  # an interrupted start may already have reported the value
             trial.report(value, rung)
     best = _best(study, {trial.user_attrs[_BATCH] for trial in values}, rung, what)
     going = {trial: named[trial] for trial in values if trial.number in best}
@@ -322,10 +337,10 @@ def _tell(
 
 
 def _best(study: Any, batches: set[int], rung: int, what: Search) -> set[int]:
-    """Numbers of the best of a batch at a rung.
+    """Return the numbers of the best trials of a batch at a rung.
 
-    Also of those that a start which was stopped has dropped already: what remains is not halved
-    again.
+    Trials that an interrupted start already dropped are part of the ranking, so that a resumed
+    search does not halve the batch twice.
     """
     batch = [
         each
@@ -342,7 +357,11 @@ def _statuses(files: SweepLayout) -> dict[str, Status]:
 
 
 def last_value(files: SweepLayout, trial: str, metric: str) -> float:
-    """The last value of a metric that a trial has written; an `InputError` if there is none."""
+    """Return the last value of a metric that a trial has written.
+
+    Raises:
+      InputError: the trial has no such metric.
+    """
     rows = read_metrics(files.trial(trial).metrics)
     choose(metric, {name: name for row in rows for name in row})
     return next(float(row[metric]) for row in reversed(rows) if metric in row)

@@ -1,4 +1,4 @@
-"""What a hyperparameter may be: ranges and choices, for random search and for Optuna alike."""
+"""Search spaces of hyperparameters: ranges and choices, for random search and for Optuna."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from implicit_reasoning.errors import InputError
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Where the values of one field come from."""
+    """Distribution of the values of one field."""
 
     def sample(self, rng: np.random.Generator) -> Any:
-        """One of them at random."""
+        """Return a random value."""
         ...
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """The one that an Optuna trial asks for."""
+        """Return the value that an Optuna trial suggests."""
         ...
 
 
 @dataclass(frozen=True)
 class _Range:
-    """From `low` to `high`; with `log`, the logarithm is uniform."""
+    """A range from `low` to `high`; with `log`, the logarithm is distributed uniformly."""
 
     low: int | float
     high: int | float
@@ -43,24 +43,24 @@ class _Range:
 
 
 class Real(_Range):
-    """A float from `low` to `high`; with `log`, its logarithm is uniform."""
+    """A float from `low` to `high`; with `log`, the logarithm is distributed uniformly."""
 
     def sample(self, rng: np.random.Generator) -> float:
-        """Uniform, or log-uniform."""
+        """Return a uniform or log-uniform value."""
         if self.log:
             return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         return float(rng.uniform(self.low, self.high))
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """As Optuna's sampler has it."""
+        """Return the value that Optuna's sampler suggests."""
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
 
 class Integer(_Range):
-    """An int from `low` to `high`, both included; with `log`, small ones are as likely as large."""
+    """An int from `low` to `high`, inclusive; with `log`, approximately log-uniform."""
 
     def sample(self, rng: np.random.Generator) -> int:
-        """Uniform, or a rounded log-uniform number."""
+        """Return a uniform value, or a rounded log-uniform value."""
         low, high = int(self.low), int(self.high)
         if self.log:
             edges = math.log(low - 0.5), math.log(high + 0.5)
@@ -68,13 +68,13 @@ class Integer(_Range):
         return int(rng.integers(low, high + 1))
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """As Optuna's sampler has it."""
+        """Return the value that Optuna's sampler suggests."""
         return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values, which need no order."""
+    """One of several values, which have no order."""
 
     options: tuple[Any, ...]
 
@@ -83,16 +83,16 @@ class Choice:
             raise InputError("a Choice has no options; name at least one")
 
     def sample(self, rng: np.random.Generator) -> Any:
-        """Each is as likely."""
+        """Return one of the options with equal probability."""
         return self.options[int(rng.integers(len(self.options)))]
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """As Optuna's sampler has it."""
+        """Return the value that Optuna's sampler suggests."""
         return trial.suggest_categorical(key, self.options)
 
 
 def described(distribution: Distribution) -> dict[str, Any]:
-    """A distribution as JSON, for comparison: what kind it is, and its bounds or options."""
+    """Return a distribution as JSON for comparison: its kind, and its bounds or options."""
     about: dict[str, Any] = {"kind": type(distribution).__qualname__}
     if dataclasses.is_dataclass(distribution):
         about |= {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
@@ -101,4 +101,4 @@ def described(distribution: Distribution) -> dict[str, Any]:
 
 
 Space = Mapping[str, Distribution]
-"""Dotted key of a field to where its values come from."""
+"""Distributions by dotted key of the field."""

@@ -1,7 +1,8 @@
-"""One trial in a process of its own: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
+"""Training of one trial in a process: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
 
-What every launcher but `vmap` starts, on whatever machine: it finds all it needs in the sweep's
-directory. A fourth argument names the cores that it may run on. Exit codes are the commands'.
+The launchers `local` and `slurm` start this module; `ray` calls `run_trial`. The sweep's directory
+contains everything that it needs. An optional fourth argument lists the CPU cores to use. The exit
+codes are those of the commands.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from implicit_reasoning.runtime.machine import pin_to_cores
 from implicit_reasoning.sweeps.directory import SweepLayout, load, trial_config
 from implicit_reasoning.training import Interrupted, NonFiniteLoss, train
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # defined in <sys/prctl.h>
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (Interrupted, Exit.INTERRUPTED),
     (NonFiniteLoss, Exit.DIVERGED),
@@ -31,10 +32,10 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
 
 
 def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
-    """Train a trial until step `stop`, or go on with it.
+    """Train a trial until step `stop`, or continue its training.
 
     Returns:
-      The exit code that the command `train` would have, and what it would say.
+      The exit code and the message of the command `train`.
     """
     use_cache()
     files = SweepLayout(Path(directory))
@@ -52,9 +53,9 @@ def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do it, and answer like the command."""
+    """Train the trial and return the exit code, with any error printed to standard error."""
     directory, trial, stop, *cores = argv
-    if cores:  # before anything asks how many there are
+    if cores:  # before other code reads the number of cores
         pin_to_cores([int(core) for core in cores[0].split(",")])
         _end_with_parent()
     code, said = run_trial(directory, trial, int(stop))
@@ -63,12 +64,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """When the launcher is gone, killed even, leave as at SIGTERM: the trial saves."""
+    """Raise SIGTERM in this process when the launcher ends, so that the trial's state is saved.
+
+    This works on Linux only; on other systems, the function does nothing.
+    """
     if sys.platform != "linux":
         return
 
     def leave(*_: Any) -> None:
-        # Linux tells it once for each thread of the launcher, and a second SIGTERM would kill.
+        # Linux sends the signal once per thread of the launcher. A second SIGTERM would kill the
+        # process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.raise_signal(signal.SIGTERM)
 

@@ -1,1 +1,1 @@
-"""How trials get onto machines: `vmap`, `local`, `ray`, `slurm`, a file each."""
+"""Launchers, which run trials on machines: `vmap`, `local`, `ray` and `slurm`, one module each."""

@@ -1,8 +1,8 @@
-"""What a launcher is: it takes work, and says what becomes of it.
+"""The launcher interface: a launcher receives trials to train and reports their progress.
 
-A launcher may be stopped at any time and another one may go on: all that is kept is in the trials'
-directories and in the sweep's journal. How trials are dealt out to devices, processes and machines
-is its own affair.
+A launcher can be stopped at any time, and another one can continue its work: the complete state is
+in the trials' directories and in the sweep's journal. Each launcher decides how to assign trials to
+devices, processes and machines.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.directory import DIVERGED, DONE, FAILED, STOPPED, SweepLayout
 from implicit_reasoning.training import saved_states
 
-_SAYS = "implicit_reasoning: "  # before what the commands say of an error
+_SAYS = "implicit_reasoning: "  # prefix of the commands' error messages
 
 
 @runtime_checkable
 class ProgressReporter(Protocol):
-    """Where a launcher says what happens; see `progress.py`."""
+    """The interface through which a launcher reports progress; see `progress.py`."""
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Any:
-        """Something happened to a trial: one of the states of `directory.py`."""
+        """Record that a trial has a new state, one of those in `directory.py`."""
         ...
 
     def submitted(self, trial: str) -> None:
-        """A trial was handed to somebody who will start it; `look` sees when it has begun."""
+        """Record that a trial was queued; `look` detects when it begins."""
         ...
 
     def look(self) -> None:
-        """Nothing may have happened, but time has passed."""
+        """Update the progress; launchers call this method regularly."""
         ...
 
 
 class LaunchRequest(NamedTuple):
-    """What is to be done.
+    """The trials to train and how to train them.
 
     Attributes:
-      files: of the sweep.
-      sweep: what it is.
-      stops: names of the trials to go on with, in order, and the step at which each is to stop.
-      options: of the launcher, from the command line.
+      files: files of the sweep.
+      sweep: the sweep.
+      stops: final step by trial name, in the order in which to train the trials.
+      options: options of the launcher from the command line.
     """
 
     files: SweepLayout
@@ -56,31 +56,32 @@ class LaunchRequest(NamedTuple):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Does work; returns when all of it is done, failed, or stopped by a signal."""
+    """A function that trains trials and returns when all have ended or a signal stopped them."""
 
     def __call__(
         self, work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest
     ) -> None:
-        """Do it.
+        """Train the trials.
 
         Raises:
-          InputError: it cannot be done here at all.
+          InputError: this launcher cannot be used here.
         """
         ...
 
 
 def last_saved_step(files: Layout) -> int:
-    """The step that a trial would go on from."""
+    """Return the step from which a trial would resume, 0 if nothing is saved."""
     saved = saved_states.newest(files)
     return saved.step if saved else 0
 
 
 def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
-    """What the end of a trial's process means: a state, and why.
+    """Return the state that the end of a trial's process implies, and the reason.
 
     Args:
-      code: its exit code; negative: the signal that killed it; None: nobody knows.
-      said: what it wrote to standard error.
+      code: exit code; a negative code is the number of the signal that killed the process; None
+        means unknown.
+      said: the standard error of the process.
     """
     if code == 0:
         return DONE, ""
@@ -99,7 +100,7 @@ def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
 
 
 def missing_package(extra: str, module: str, error: ImportError) -> InputError:
-    """The answer to a package that is not there."""
+    """Return the error for an optional package that is not installed."""
     return InputError(
         f"this needs the package {module} ({error}): pip install 'implicit_reasoning[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""Shares of this machine for trials that run side by side: some cores each, or a device each."""
+"""Partition of this machine into shares for parallel trials: CPU cores and devices."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import NamedTuple
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runtime.machine import available_cores
 
-_MEMORY = 0.9  # of a GPU, for all trials on it together
+_MEMORY = 0.9  # fraction of a GPU's memory for all trials on it together
 
 
 class DeviceShare(NamedTuple):
-    """What one trial's process gets.
+    """Resources of one trial's process.
 
     Attributes:
-      cores: numbers of those that it may run on.
-      environment: variables that show it its device, beside those of this process.
+      cores: numbers of the CPU cores that it may use.
+      environment: additional environment variables that select its device.
     """
 
     cores: tuple[int, ...]
@@ -28,13 +28,13 @@ class DeviceShare(NamedTuple):
 
 
 def device_shares(workers: int | None) -> list[DeviceShare]:
-    """Deal this machine out.
+    """Divide this machine into shares.
 
     Args:
-      workers: how many shares; by default one for each GPU or TPU chip, or for each core.
+      workers: number of shares; by default one per GPU or TPU chip, or one per core.
 
     Raises:
-      InputError: there are to be none, or two of one TPU chip.
+      InputError: `workers` is negative, or greater than the number of TPU chips.
     """
     own = available_cores()
     gpus, chips = _gpus(), _tpu_chips()
@@ -42,7 +42,7 @@ def device_shares(workers: int | None) -> list[DeviceShare]:
     count = workers or len(devices) or len(own)
     if count < 1:
         raise InputError(f"--workers={count}: there must be at least one")
-    # More workers than cores share them.
+    # If there are more workers than cores, some workers share a core.
     dealt = [tuple(own[n::count]) or (own[n % len(own)],) for n in range(count)]
     if not devices:
         return [DeviceShare(each, {}) for each in dealt]
@@ -55,22 +55,22 @@ def device_shares(workers: int | None) -> list[DeviceShare]:
 
 
 def _gpus() -> list[str]:
-    """Identifiers of the GPUs that this process may use."""
+    """Return the identifiers of the GPUs that this process may use."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         names = [name.strip() for name in listed.split(",")]
-        # As CUDA has it: what comes after the first that is none does not count, -1 hides all.
+        # CUDA ignores all entries after the first invalid one; -1 hides all GPUs.
         return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
     if shutil.which("nvidia-smi") is None:
         return []
     said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    if said.returncode:  # a driver that does not work
+    if said.returncode:  # the driver does not work
         return []
     return [str(number) for number in range(len(said.stdout.splitlines()))]
 
 
 def _show_gpu(name: str, on_one: int) -> dict[str, str]:
-    # JAX takes three quarters of a GPU's memory at once: those that share one need less each.
+    # JAX reserves 75% of a GPU's memory by default, so processes on the same GPU must reserve less.
     return {
         "CUDA_VISIBLE_DEVICES": name,
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY / on_one:.3f}",
@@ -78,7 +78,7 @@ def _show_gpu(name: str, on_one: int) -> dict[str, str]:
 
 
 def _tpu_chips() -> Sequence[str]:
-    """Numbers of the TPU chips of this host."""
+    """Return the numbers of this host's TPU chips."""
     found = [name.removeprefix("accel") for name in os.listdir("/dev") if name.startswith("accel")]
     return sorted((name for name in found if name.isdecimal()), key=int)
 

@@ -1,4 +1,4 @@
-"""A pool of processes on this machine, each with its share of cores, or with a device."""
+"""Launcher `local`: a pool of processes on this machine, each with a device or some CPU cores."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from implicit_reasoning.sweeps.launchers.base import (
 )
 from implicit_reasoning.sweeps.launchers.devices import DeviceShare, device_shares
 
-_SECONDS = 0.1  # between looks
-_PATIENCE = 120.0  # seconds for a process to save and leave
+_SECONDS = 0.1  # between checks
+_PATIENCE = 120.0  # seconds that a process has for saving its state and exiting
 
 
 @dataclass
 class _Running:
-    """A trial's process."""
+    """Process of a trial."""
 
     trial: str
     share: DeviceShare
@@ -37,10 +37,10 @@ class _Running:
 
 
 def local(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Start a trial whenever a share of the machine is free, until all have ended.
+    """Train trials in parallel, one per share of the machine.
 
     Raises:
-      OSError: a trial could not write its files; no other was started after that.
+      OSError: a trial could not write its files; no further trial was started.
     """
     free = device_shares(work.options.get("workers"))
     waiting = collections.deque(work.stops)
@@ -58,7 +58,7 @@ def local(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReques
                 running.remove(each)
                 free.append(each.share)
                 unwritable = _end(work, board, each, shutdown) or unwritable
-    finally:  # whatever happens here, nobody trains on unheard of
+    finally:  # after any error, never leave orphaned workers
         _ask_to_leave(running)
     if unwritable:
         raise OSError(unwritable)
@@ -78,7 +78,7 @@ def _start(
     ]
     board.note(trial, RUNNING)
     with said.open("wb") as file:
-        # Its own session: Ctrl-C reaches this process alone, which asks the others to leave.
+        # A new session keeps Ctrl-C from reaching the worker; this process terminates it instead.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -93,17 +93,20 @@ def _start(
 def _end(
     work: LaunchRequest, board: ProgressReporter, ended: _Running, shutdown: ShutdownRequest
 ) -> str:
-    """Note what became of a trial; returns why, if files cannot be written."""
+    """Record the final state of a trial; return the reason if files cannot be written."""
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = state_of_exit(code, said)
-    if shutdown and code == -signal.SIGTERM:  # it had not yet begun, and so had nothing to save
+    if shutdown and code == -signal.SIGTERM:  # the trial had not begun, so it had nothing to save
         state, why = STOPPED, "asked to leave as it started"
     board.note(ended.trial, state, step=last_saved_step(work.files.trial(ended.trial)), why=why)
     return f"trial {ended.trial}: {why}" if code == Exit.NO_FILE else ""
 
 
 def _ask_to_leave(running: list[_Running]) -> None:
-    """Let each save and leave; who does not is killed, and loses what came after its last save."""
+    """Send SIGTERM, upon which workers save and exit; kill those that exceed the time limit.
+
+    A killed worker loses the steps after its last save.
+    """
     for each in running:
         each.process.terminate()
     deadline = time.monotonic() + _PATIENCE

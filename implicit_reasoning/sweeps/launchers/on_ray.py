@@ -1,8 +1,8 @@
-"""Tasks on a Ray cluster, an existing one (`--address=`) or one on this machine.
+"""Launcher `ray`: tasks on an existing Ray cluster (`--address=`) or on this machine.
 
-Every trial has a process of its own (`max_calls=1`), so that its device is free when it has ended.
-What is lost to a killed process or a lost node Ray starts again elsewhere, and it goes on from its
-last saved state: the sweep's directory has to be one that all nodes share.
+Every trial has its own process (`max_calls=1`), which releases the device when it ends. If a
+process is killed or a node is lost, Ray restarts the trial, and the trial resumes from its last
+saved state. All nodes must therefore share the sweep's directory.
 
 Source: Ray 2.60, "Tasks", "Fault tolerance".
 """
@@ -26,16 +26,16 @@ from implicit_reasoning.sweeps.launchers.base import (
     state_of_exit,
 )
 
-_RETRIES = 8  # of a trial whose process or node was lost
-_SECONDS = 0.5  # between looks
+_RETRIES = 8  # of a trial whose process or node is lost
+_SECONDS = 0.5  # between checks
 
 
 def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Hand all trials to Ray, and wait for them.
+    """Submit all trials to Ray and wait for them.
 
     Raises:
       InputError: Ray is not installed.
-      OSError: a trial could not write its files; those that had not begun were taken back.
+      OSError: a trial could not write its files; the remaining trials were cancelled.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -43,7 +43,8 @@ def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReque
         raise missing_package("ray", "ray", error) from None
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
-            address = work.options.get("address") or "local"  # else it would join one that it finds
+            # without an address, Ray would join any cluster that it finds
+            address = work.options.get("address") or "local"
             ours = signal.getsignal(signal.SIGTERM)
             ray.init(
                 address=address,
@@ -54,7 +55,8 @@ def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReque
             )
             stack.callback(ray.shutdown)
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, ours)  # Ray's own would end this process unsaved
+                # Ray's handler would end this process without saving
+                signal.signal(signal.SIGTERM, ours)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(max_calls=1, max_retries=_RETRIES, num_cpus=1, num_gpus=gpus)(_trial)
         tasks: dict[Any, str] = {}
@@ -77,7 +79,8 @@ def _wait(
         if (shutdown or unwritable) and not cancelled:
             cancelled = True
             for task in tasks:
-                ray.cancel(task, force=False)  # SIGINT, at which a trial saves and leaves
+                # sends SIGINT, upon which a trial saves its state and exits
+                ray.cancel(task, force=False)
         for task in ray.wait(list(tasks), timeout=_SECONDS)[0]:
             trial = tasks.pop(task)
             step = last_saved_step(work.files.trial(trial))
@@ -99,7 +102,7 @@ def _wait(
 
 
 def _trial(directory: str, trial: str, stop: int) -> tuple[int, str]:
-    """On a node of the cluster, in a process that was made for it."""
+    """Train a trial in a process on a node of the cluster."""
     from implicit_reasoning.sweeps.worker import run_trial
 
     return run_trial(directory, trial, stop)

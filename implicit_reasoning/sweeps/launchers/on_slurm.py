@@ -1,11 +1,11 @@
-r"""A job array on a Slurm cluster, through submitit.
+r"""Launcher `slurm`: a job array on a Slurm cluster, submitted with submitit.
 
-Each trial is a job of the array. Before its time is up, or when it is preempted, Slurm sends
-SIGUSR2, and the trial saves, is put into the queue again and goes on; the same after `scontrol
-requeue`, which sends SIGTERM. `--slurm=timeout_min=240,slurm_partition=gpu,gpus_per_node=1` gives
-submitit's parameters (`\,` is a comma in a value); `--workers=` is how many run at once. The
-sweep's directory has to be one that all nodes share. A launcher that was killed finds its jobs
-again when it is started again.
+Each trial is one job of the array. Slurm sends SIGUSR2 before the time limit and at preemption: the
+trial then saves its state, is requeued, and resumes. `scontrol requeue`, which sends SIGTERM, has
+the same effect. `--slurm=timeout_min=240,slurm_partition=gpu,gpus_per_node=1` sets parameters of
+submitit (`\,` is a comma inside a value). `--workers=` limits the number of jobs that run at once.
+All nodes must share the sweep's directory. If the launcher is killed and started again, it finds
+its jobs.
 
 Source: submitit 1.5, `docs/checkpointing.md`.
 """
@@ -36,20 +36,21 @@ from implicit_reasoning.sweeps.launchers.base import (
     state_of_exit,
 )
 
-_SECONDS = 1.0  # between looks at the files that jobs leave
-_ASK = 30.0  # seconds between questions to Slurm: a job that died leaves no file
-_ARRAY = 1_000  # jobs of an array: Slurm's MaxArraySize is 1001 where nobody changed it
-_TIMEOUTS = 1_000  # times that a trial may run out of time, and go on; submitit's is 3
+_SECONDS = 1.0  # between checks of the jobs' result files
+_ASK = 30.0  # seconds between queries to Slurm, which detect jobs that ended without a result file
+_ARRAY = 1_000  # jobs per array; Slurm's default MaxArraySize is 1001
+# times that a trial may resume after the time limit; the default of submitit is 3
+_TIMEOUTS = 1_000
 _CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
 
 
 def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Submit all trials, and wait for them; a signal cancels them, saved.
+    """Submit all trials and wait for them; on a signal, cancel the jobs, which save their states.
 
     Raises:
-      InputError: submitit is not installed, there is no Slurm here, a parameter is unknown, or
-        Slurm refuses the jobs.
+      InputError: submitit is not installed, Slurm is not available, a parameter is unknown, or
+        Slurm rejects the jobs.
     """
     try:
         submitit: Any = importlib.import_module("submitit")
@@ -73,7 +74,8 @@ def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReq
                 job.cancel()
         gone = set[str]()
         if cluster == "slurm" and time.monotonic() - asked > _ASK * (not cancelled):
-            # Twice in a row: on a shared folder a result may be seen some seconds late.
+            # A job counts as gone only after two queries, because results can appear late on a
+            # shared file system.
             before, missing = missing, _not_queued(jobs)
             asked, gone = time.monotonic(), before & missing
         for trial, job in list(jobs.items()):
@@ -113,7 +115,7 @@ def _jobs(
     kept: Path,
     cluster: str,
 ) -> dict[str, Any]:
-    """A job for each trial: one that is still there from an earlier start, or a new one."""
+    """Return a job for each trial: an existing one from an earlier start, or a new one."""
     known = read_json(kept) if kept.exists() else {}
     jobs: dict[str, Any] = {}
     if cluster == "slurm":
@@ -132,7 +134,7 @@ def _jobs(
         for trial in trials:
             describe(work.files, work.sweep, trial)
         jobs |= _submit(executor, work, trials)
-        # After every array: a launcher that is killed now finds its jobs again.
+        # Saved after every array, so that a launcher killed at this point finds its jobs again.
         write_json(kept, known | {trial: job.job_id for trial, job in jobs.items()}, indent=None)
         for trial in trials:
             board.submitted(trial)
@@ -151,9 +153,10 @@ def _submit(executor: Any, work: LaunchRequest, trials: Sequence[str]) -> dict[s
 
 
 def _not_queued(jobs: Mapping[str, Any]) -> set[str]:
-    """The trials whose jobs Slurm does not know any more: they have ended, however.
+    """Return the trials whose jobs are no longer queued or running.
 
-    `squeue`, as clusters without accounting have no `sacct`; nothing is said where it fails.
+    Uses `squeue`, because clusters without accounting have no `sacct`. If `squeue` fails, the set
+    is empty.
     """
     asked = subprocess.run(
         [
@@ -170,7 +173,7 @@ def _not_queued(jobs: Mapping[str, Any]) -> set[str]:
 
 
 def _gone(work: LaunchRequest, board: ProgressReporter, trial: str, why: str) -> None:
-    """A job that left no result."""
+    """Record the final state of a trial whose job left no result."""
     step = last_saved_step(work.files.trial(trial))
     ended = DONE if step >= work.stops[trial] else STOPPED if why == _CANCELLED else FAILED
     board.note(trial, ended, step=step, why="" if ended == DONE else why)
@@ -185,7 +188,7 @@ def _end(work: LaunchRequest, board: ProgressReporter, trial: str, job: Any) -> 
         if "CANCELLED" in str(job.state) or str(job.state) == "INTERRUPTED":
             _gone(work, board, trial, _CANCELLED)
             return
-        # The last line of the trace, which stands between two lines of dashes.
+        # The error is the last line of the traceback, which is between two lines of dashes.
         trace = str(error).split("-" * 22)[1:2] or [str(error)]
         why = (trace[0].strip().splitlines() or [str(job.state)])[-1]
         board.note(trial, FAILED, step=step, why=why)
@@ -195,10 +198,10 @@ def _end(work: LaunchRequest, board: ProgressReporter, trial: str, job: Any) -> 
 
 
 class Task:
-    """What a job does: the worker, in a process that it can ask to save and leave."""
+    """The function of a job: it runs the worker in a subprocess and forwards signals to it."""
 
     def __init__(self, directory: str):
-        """Of a sweep's directory; pickled by submitit."""
+        """Store the sweep's directory; submitit pickles this object."""
         self._directory = directory
         self._process: subprocess.Popen[str] | None = None
         self._asked = False
@@ -207,22 +210,26 @@ class Task:
         return {"_directory": self._directory, "_process": None, "_asked": False}
 
     def __call__(self, trial: str, stop: int) -> tuple[int, str]:
-        """Exit code and words of the worker; no result where Slurm will start the job again."""
-        signal.signal(signal.SIGTERM, self._leave)  # submitit ignores it
+        """Run the worker and return its exit code and standard error.
+
+        If Slurm will requeue the job, the process exits without a result.
+        """
+        signal.signal(signal.SIGTERM, self._leave)  # submitit ignores SIGTERM by default
         command = [sys.executable, "-m", "implicit_reasoning.sweeps.worker"]
         self._process = subprocess.Popen(
             [*command, self._directory, trial, str(stop)], stderr=subprocess.PIPE, text=True
         )
-        if self._asked:  # while it was being started
+        if self._asked:  # a signal came while the process was being started
             self._process.terminate()
         said = self._process.communicate()[1]
         print(said, file=sys.stderr, end="")
-        if self._asked and self._process.returncode:  # negative, where it had not yet begun
+        # the code is negative if the worker had not begun
+        if self._asked and self._process.returncode:
             sys.exit(Exit.INTERRUPTED)
         return self._process.returncode, said
 
     def checkpoint(self, trial: str, stop: int) -> Any:
-        """The time is up, or others come first: save, and be started again (submitit's name)."""
+        """Save the state and return a task that resumes; submitit calls this before a requeue."""
         self._leave()
         if self._process is not None:
             self._process.wait()
@@ -231,8 +238,8 @@ class Task:
         )
 
     def _leave(self, *_: Any) -> None:
-        # Once: at preemption Slurm sends SIGTERM and SIGUSR2, and a second signal kills a worker
-        # that is saving.
+        # Send SIGTERM only once: at preemption, Slurm sends both SIGTERM and SIGUSR2, and a second
+        # signal would kill a worker that is saving.
         if not self._asked and self._process is not None:
             self._process.terminate()
         self._asked = True

@@ -1,7 +1,7 @@
-"""Populations: trials of one shape are trained by one program, on all devices of this process.
+"""Launcher `vmap`: one program trains all trials of the same shape, on all devices of this process.
 
-Trials that differ in shape make several populations, one after the other. On a pod every host runs
-the same command; the axis of trials is dealt out to the devices of all.
+Trials of different shapes form several populations, which are trained one after another. On a pod,
+every host runs the same command, and the trial axis is sharded over the devices of all hosts.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from implicit_reasoning.training.population import make_mesh, shape_of, train_po
 from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
-_COPIES = 4  # of a trial's state that a step may take: itself, gradients, what is on the way
-_FILES = 3  # that the process that writes holds open for each trial
+_COPIES = 4  # copies of a trial's state that a step may need: state, gradients and temporaries
+_FILES = 3  # open files per trial in the process that writes
 _OTHER_FILES = 128
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Trials that are to be one population, and where."""
+    """Trials that form one population, and the population's directory."""
 
     names: tuple[str, ...]
     trials: tuple[Trial, ...]
@@ -59,7 +59,7 @@ class _Group:
 
 
 def vmap(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Train population after population; a trial that cannot be opened fails alone."""
+    """Train one population after another; a trial that cannot be opened does not affect others."""
     left = list(work.stops)
     while left:
         groups, left = _groups(work, board, left), []
@@ -75,7 +75,7 @@ def vmap(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest
 
 
 def _agree(shutdown: ShutdownRequest) -> bool:
-    """Whether a signal has come to any process: then all of them stop."""
+    """Return whether any process received a signal; if so, all processes stop."""
     asked = distributed.allgather(np.array([shutdown.number], np.float32))
     shutdown.number = int(asked.max())
     return bool(shutdown)
@@ -88,7 +88,7 @@ def _train(
     shutdown: ShutdownRequest,
     title: str,
 ) -> Sequence[str]:
-    """One population; returns the trials that have to be put together anew."""
+    """Train one population; return the names of the trials that must be grouped again."""
     if distributed.is_primary():
         write_json(_members(group.files), list(group.names))
     for name in group.names:
@@ -107,19 +107,20 @@ def _train(
                 at = last_saved_step(work.files.trial(name)) if step is None else step
                 board.note(name, state, step=at, why=why)
 
-    stop = work.stops[group.names[0]]  # they are of one shape, and so of equally many steps
+    stop = work.stops[group.names[0]]  # trials of one shape have the same number of steps
     try:
         train_population(group.trials, group.files, stop, shutdown, lost=lose, title=title)
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
-        shutdown.number = shutdown.number or signal.SIGTERM  # it may have come to another process
+        # the signal may have reached another process
+        shutdown.number = shutdown.number or signal.SIGTERM
     except DamagedCheckpoint as damage:
         print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
         note_all(STOPPED, str(damage))
         return group.names
     except InputError as error:
         note_all(FAILED, str(error))
-        if distributed.is_distributed():  # the others may not know, and wait
+        if distributed.is_distributed():  # the other processes may be waiting for this one
             raise
     except distributed.PeerLost as error:
         note_all(STOPPED, str(error))
@@ -133,7 +134,7 @@ def _train(
 
 
 def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) -> list[_Group]:
-    """Trials in populations of one shape and at one step, as large as memory allows."""
+    """Group trials by shape and saved step into populations that fit into memory."""
     found: dict[tuple[str, int, int], list[tuple[str, Trial]]] = {}
     built: dict[str, Dataset] = {}
     sizes: dict[str, int] = {}
@@ -143,7 +144,8 @@ def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) 
         try:
             setup.check_config(config)
             task = json.dumps(to_json(config)["task"], sort_keys=True)
-            if task not in built:  # one for all who share it: its rows lie on the device once
+            # trials of one task share a dataset, so its rows are on the device only once
+            if task not in built:
                 built[task] = directory.open_dataset(files, config)
             elif files.config.exists():
                 directory.check_same(files, config)
@@ -166,7 +168,7 @@ def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) 
 
 
 def _most_at_once(trial: Trial) -> int:
-    """As many trials as the memory of all devices holds, and files may be open."""
+    """Return the largest number of trials that device memory and open files allow."""
     settings = trial.settings
     spec = setup.make_model(settings.model, trial.dataset).spec
     cost = step_cost(spec, batch_size=settings.batch_size, **row_shape(trial.dataset))
@@ -176,13 +178,13 @@ def _most_at_once(trial: Trial) -> int:
 
 
 def _next(files: SweepLayout) -> int:
-    """The number of the next population: each start makes new ones."""
+    """Return the number of the next population; each start creates new populations."""
     here = [int(path.name) for path in files.populations.glob("*") if path.name.isdecimal()]
     return max(here, default=-1) + 1
 
 
 def _drop_old_states(files: SweepLayout) -> None:
-    """Remove the states of populations whose members have all gone on in others."""
+    """Remove the states of populations whose members all have newer states elsewhere."""
     if not distributed.is_primary():
         return
     for resume in files.populations.glob("*/resume"):
@@ -193,5 +195,5 @@ def _drop_old_states(files: SweepLayout) -> None:
 
 
 def _members(files: Layout) -> Path:
-    """Who is in a population, in the order of their rows."""
+    """Return the path of the list of members, in the order of their rows."""
     return files.workdir / "members.json"
