@@ -1,15 +1,15 @@
-"""Worlds, the chains in them, and the datasets made of both. Numpy only.
+"""Worlds of facts, multi-hop chains, and the datasets made from them; requires only NumPy.
 
     world.py      facts and their roles
-    chains.py     facts in a row: all multi-hop chains of a world
-    dataset.py    rows to train and test on, and the truth about each
-    clusters.py   which rows repeat each other: the unit of intervals
-    spelling.py   from chains to the tokens of rows
+    chains.py     chains of facts: all multi-hop chains of a world
+    dataset.py    rows for training and testing, with the truth about each row
+    clusters.py   clusters of dependent rows, for confidence intervals
+    spelling.py   conversion of chains to tokens
     tasks/        from a configuration to a dataset; the table of tasks
-    shortcuts.py  what answers test chains without composing
-    exchange.py   GrokkedTransformer's JSON folders (exchange_text.py: their syntax)
+    shortcuts.py  baselines that answer test chains without composition
+    exchange.py   JSON folders of GrokkedTransformer (exchange_text.py: their syntax)
 
-A task of your own is a function from its settings to a `Dataset`: the README writes one.
+A user-defined task is a function from its settings to a `Dataset`; the README has an example.
 """
 
 from implicit_reasoning.worlds.chains import Chains, enumerate_chains, exposure, patterns

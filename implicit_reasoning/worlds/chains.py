@@ -1,7 +1,7 @@
-"""Chains: facts in a row, each starting where the one before it ends.
+"""Chains: sequences of facts in which each fact starts at the tail of the fact before it.
 
-A chain is a row of fact numbers; its entities, relations and roles are look-ups in the world. An
-atomic fact is the chain of one hop, so that one set of tools serves both.
+A chain is an array of fact numbers; its entities, relations and roles are look-ups in the world. An
+atomic fact is a chain of one hop, so the same functions handle facts and chains.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from implicit_reasoning.worlds.world import ROLES, World
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Some chains of one world, all of the same number of hops.
+    """Chains of one world that have the same number of hops.
 
     Attributes:
-      world: the world whose facts they use.
-      facts: int32 [chain, hop], the fact used at each hop.
+      world: the world of the facts.
+      facts: int32 [chain, hop], the fact number at each hop.
     """
 
     world: World
@@ -36,7 +36,7 @@ class Chains:
     ) -> Chains:
         if isinstance(rows, slice):
             return Chains(self.world, self.facts[rows])
-        # Whole rows by their numbers: `take` is several times as fast as an index here.
+        # `take` with row numbers is several times as fast as indexing here.
         numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Chains(self.world, np.take(self.facts, numbers, axis=0))
 
@@ -47,22 +47,22 @@ class Chains:
 
     @cached_property
     def entities(self) -> Int[np.ndarray, "chain entity"]:
-        """int32 [chain, hops + 1]: e1, then where each hop leads; the last is the answer."""
+        """Entities, int32 [chain, hops + 1]: e1, then the tail of each hop up to the answer."""
         facts = self.world.facts
         return np.concatenate([facts.head[self.facts[:, :1]], facts.tail[self.facts]], axis=1)
 
     @cached_property
     def relations(self) -> Int[np.ndarray, "chain hop"]:
-        """int32 [chain, hop]: the relation of each hop."""
+        """Relation of each hop, int32 [chain, hop]."""
         return self.world.facts.relation[self.facts]
 
     @cached_property
     def roles(self) -> Int[np.ndarray, "chain hop"]:
-        """int8 [chain, hop]: the role of each hop's fact, an index into `ROLES`."""
+        """Role of each hop's fact, int8 [chain, hop], as index into `ROLES`."""
         return self.world.facts.role[self.facts]
 
     def allows(self, *roles: str) -> Bool[np.ndarray, " chain"]:
-        """Which chains have facts of the given roles, hop by hop: `allows("IR", "I")`."""
+        """Return which chains have facts with the given roles, hop by hop: `allows("IR", "I")`."""
         keep = np.ones(len(self), bool)
         for hop, letters in enumerate(roles):
             fits = np.isin(self.world.facts.role, [ROLES.index(letter) for letter in letters])
@@ -70,45 +70,45 @@ class Chains:
         return keep
 
     def matches(self, pattern: str) -> Bool[np.ndarray, " chain"]:
-        """Which chains are of a pattern, such as `"io"`.
+        """Return which chains match a role pattern, such as `"io"`.
 
-        `o` is an `O` fact, `i` any other that training allows at that hop; see `inside`.
+        `o` matches an `O` fact; `i` matches any role in `training_roles` at that hop.
         """
         return self.allows(
             *("O" if letter == "o" else training_roles(hop) for hop, letter in enumerate(pattern))
         )
 
     def where(self, pattern: str) -> Chains:
-        """The chains of one pattern, in the order they stand here."""
+        """Return the chains that match a pattern, in their present order."""
         return self[self.matches(pattern)]
 
     def shuffled(self, random: np.random.Generator) -> Chains:
-        """The same chains in random order."""
+        """Return the same chains in random order."""
         return self[random_order(len(self), random)]
 
 
 def random_order(count: int, random: np.random.Generator) -> Int[np.ndarray, " row"]:
-    """int32: the numbers below `count` in random order, the same as `random.permutation`'s."""
-    order = np.arange(count, dtype=np.int32)  # half the memory of theirs
+    """Return the numbers below `count` in the order of `random.permutation`, as int32."""
+    order = np.arange(count, dtype=np.int32)  # half the memory of `random.permutation`
     random.shuffle(order)
     return order
 
 
 def training_roles(hop: int) -> str:
-    """The roles that training chains may have at a hop, counted from 0: `i` in a pattern's name."""
+    """Return the roles that training chains may have at a hop (from 0), `i` in patterns."""
     return "IHR" if hop == 0 else "IH"
 
 
 def patterns(hops: int) -> list[str]:
-    """Names of all role patterns, first letter = first hop: ii, io, oi, oo for two hops."""
+    """Return the names of all role patterns, first hop first: ii, io, oi, oo for two hops."""
     return ["".join(pattern) for pattern in itertools.product("io", repeat=hops)]
 
 
 def enumerate_chains(world: World, hops: int) -> Chains:
-    """All chains of `hops` hops, ordered by their fact numbers.
+    """Return all chains of `hops` hops, ordered by their fact numbers.
 
-    The number of chains is `n_facts * out_degree ** (hops - 1)`: 800,000 for two hops at the
-    published size 2000/200/20, in a few hundredths of a second.
+    There are `n_facts * out_degree ** (hops - 1)` chains: 800,000 for two hops at the published
+    size (2,000 entities, 200 relations, out-degree 20). This takes a few hundredths of a second.
     """
     head, tail = world.facts.head, world.facts.tail
     entities = np.arange(world.n_entities, dtype=np.int32)
@@ -125,12 +125,20 @@ def enumerate_chains(world: World, hops: int) -> Chains:
 def expand(
     start: Int[np.ndarray, "range"], length: Int[np.ndarray, "range"]
 ) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " item"]]:
-    """Write out ranges: `start = [7, 3], length = [2, 1]` gives owners [0, 0, 1], items [7, 8, 3].
+    """Expand ranges: `start = [7, 3], length = [2, 1]` gives owners [0, 0, 1] and items [7, 8, 3].
 
-    The one primitive behind every join in this room. Both results have the dtype of `start`.
+    All joins in this package use this function.
+
+    Args:
+      start: first item of each range.
+      length: number of items of each range.
+
+    Returns:
+      The number of each item's range, and the items; both have the dtype of `start`.
     """
     owner = np.repeat(np.arange(len(length), dtype=start.dtype), length)
-    # An item's place in its own range = its place among all items - the items before its range.
+    # Position of an item in its range = its position among all items - number of items before its
+    # range.
     before = (np.cumsum(length) - length).astype(start.dtype)
     item = np.arange(len(owner), dtype=start.dtype)
     item += np.repeat(start - before, length)
@@ -138,6 +146,6 @@ def expand(
 
 
 def exposure(facts: Int[np.ndarray, "chain hop"], n_facts: int) -> Int[np.ndarray, "fact hop"]:
-    """How often each fact is used at each hop of the given chains: int32 [fact, hop]."""
+    """Count how often each fact is used at each hop of the given chains, int32 [fact, hop]."""
     counts = [np.bincount(column, minlength=n_facts) for column in facts.T]
     return np.column_stack(counts).astype(np.int32)

@@ -1,15 +1,16 @@
-"""Which rows of a dataset repeat each other: the unit of every interval.
+"""Clusters of dependent rows, which are the independent units of every confidence interval.
 
-Chains through one bridge share more than the question: the second facts are those of the bridge,
-the first facts are those that lead to it, and a model that composes has one code for all of them.
-Both facts of a chain nest in its bridge, so the bridge (e2) is the cluster. The rule, row by row:
+Chains through the same bridge entity are dependent: their second facts start at the bridge, their
+first facts lead to it, and a model that composes has one representation for all of them. Both facts
+of a chain are nested in its bridge, so the bridge (e2) defines the cluster. The rule, row by row:
 
-1. chains, which have a bridge: e2, also where there are more than two hops (later facts then cross
-   the clusters; `clusterings` has the other bridges as well);
-2. other rows with a fact (`fact1`), such as atomic triples and comparisons: that fact;
-3. all others, such as sums and sequences: each row is a cluster.
+1. Chains: the cluster is e2, also for more than two hops. Later facts then cross the clusters;
+`clusterings` returns the clusters of the other bridges as well.
+2. Other rows with a fact (`fact1`), such as atomic triples and comparisons: the cluster is that
+fact.
+3. All other rows, such as sums and sequences: each row is its own cluster.
 
-Every dataset has the columns for this, those of old runs as well.
+All datasets have the required columns, including those of old runs.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from jaxtyping import Int
 from implicit_reasoning.worlds.dataset import Dataset, columns
 
 Rows = Int[np.ndarray, " row"]
-_CHAINS = {"fact2", "e2", "r2"}  # columns of tasks of chains
+_CHAINS = {"fact2", "e2", "r2"}  # columns that all tasks of chains have
 
 
 def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
-    """The cluster of each row, a number that is not negative; see the module for the rule."""
+    """Return the cluster of each row as a non-negative number; see the module for the rule."""
     found, fact = rows.astype(np.int64), dataset.truth.get("fact1")
     if fact is None:
         return found
-    # Numbers of facts come after those of rows, and those of bridges after both.
+    # Numbers of rows come first, then numbers of facts, then numbers of bridges, so that they
+    # differ.
     found = np.where(fact[rows] >= 0, len(dataset) + fact[rows], found)
     if not dataset.truth.keys() >= _CHAINS:
         return found
@@ -37,9 +39,9 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
 
 
 def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, " row"]]:
-    """All ways to cluster the rows of a split; the widest interval of them is the one to show.
+    """Return all ways to cluster the rows of a split; reports show the widest of their intervals.
 
-    Chains: by each of their bridges (e2, e3, ...). Other rows with facts: by each of their facts.
+    Chains are clustered by each of their bridges (e2, e3, ...), other rows by each of their facts.
     """
     truth, hops = dataset.truth, dataset.hops
     if truth.keys() >= _CHAINS and (truth[f"fact{hops}"][rows] >= 0).all():

@@ -1,8 +1,8 @@
-"""A dataset: rows of tokens, what is supervised in them, and the truth about each row.
+"""A dataset: rows of tokens, their supervised targets, and the truth about each row.
 
-A task makes `Rows` for each split (from chains with `rows_from_chains` in `spelling`, or by itself)
-and puts them together with `assemble`; `Dataset` is what training, evaluation and every instrument
-read.
+A task creates `Rows` for each split, either from chains with `spelling.rows_from_chains` or
+directly, and combines them with `assemble`. Training, evaluation and all instruments read the
+resulting `Dataset`.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ from implicit_reasoning.worlds.chains import exposure
 from implicit_reasoning.worlds.world import NONE, World
 
 FORMAT_VERSION = 2
-"""Of `world.npz`; raised whenever a reader of the old files would misread the new ones."""
+"""Version of `world.npz`; increased whenever a reader of the old format would misread new files."""
 
 END_TOKEN = "</a>"
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows to train on (first) and to test on, with their truth.
+    """Training rows followed by test rows, with the truth about each row.
 
-    In tasks of chains whose entities are one token each, entity `e` is token `e`, relation `r` is
-    token `n_entities + r`, and `</a>`, if used, comes last; `spelling` has the others.
+    In tasks of chains with one token per entity, the token id of entity `e` is `e`, that of
+    relation `r` is `n_entities + r`, and `</a>`, if used, is the last token. `spelling` has the
+    other cases.
 
     Attributes:
-      tokens: int32 [row, pos], the inputs, padded on the right with 0. That 0 is also entity 0 does
-        no harm: attention is causal, so no supervised position ever sees the padding after it.
-      targets: int32 [row, pos], the token to predict at each position; -1 where none is supervised.
+      tokens: int32 [row, pos], the inputs, padded on the right with 0. The id 0 is also that of
+        entity 0, but attention is causal, so no supervised position attends to the padding after
+        it.
+      targets: int32 [row, pos], token to predict at each position; -1 if the position is not
+        supervised.
       split: int8 [row], index into `splits`; int16 from 129 splits on, int32 from 32,769 on.
       splits: names of the splits.
-      n_train: rows [0, n_train) are trained on; the others never.
-      probe: bool [row], the rows that evaluation looks at.
-      truth: int32 [row] columns, -1 where a row has none. All tasks have `answer` (a token) and
-        `position` (the one that predicts it); where answers take two tokens, `answer2` and
-        `position2` too, and so on. Tasks of chains also have e1, r1, e2, r2, ..., numbers of
-        entities and relations of `world`, which `answer` may contradict where a task teaches
-        something else; the facts used, fact1, ...; their roles, role1, ... (indices into `ROLES`);
-        and exposure1, ...: how many training chains use the row's fact at that hop.
-      vocab: the name of every token.
-      positions: names of the prompt's positions in the longest rows, such as ("e1", "r1", "r2").
-      world: the world behind the rows, None for tasks that have none.
+      n_train: number of training rows; these are the rows [0, n_train).
+      probe: bool [row], the rows that evaluation uses.
+      truth: int32 [row] columns, -1 if a row has no value. All tasks have `answer` (a token) and
+        `position` (the position that predicts it); answers of several tokens also have `answer2`,
+        `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ..., numbers of entities
+        and relations of `world`, which `answer` contradicts if a task teaches wrong answers; fact1,
+        ..., the facts used; role1, ..., their roles (indices into `ROLES`); and exposure1, ..., the
+        number of training chains that use the row's fact at that hop.
+      vocab: names of the tokens.
+      positions: names of the positions of the longest prompts, such as ("e1", "r1", "r2").
+      world: the world of the facts, None for tasks without one.
     """
 
     tokens: Int[np.ndarray, "row pos"]
@@ -66,10 +69,10 @@ class Dataset:
     world: World | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that a gather would clamp.
+        """Check that all indices are in range, because JAX would clamp them without an error.
 
         Raises:
-          InputError: a token is not in `vocab`, or a position not in a row.
+          InputError: a token is not in `vocab`, or a position is outside the row.
         """
         columns = {
             "tokens": (self.tokens, 0, self.n_vocab),
@@ -93,7 +96,7 @@ class Dataset:
 
     @property
     def n_vocab(self) -> int:
-        """Number of tokens."""
+        """Number of tokens in the vocabulary."""
         return len(self.vocab)
 
     @property
@@ -103,15 +106,15 @@ class Dataset:
 
     @property
     def hops(self) -> int:
-        """Facts of the longest rows, for chains their hops: the number of `fact1, ...` columns."""
+        """Number of facts of the longest rows, which is the number of hops for chains."""
         return len(columns(self.truth, "fact"))
 
     @property
     def bridge(self) -> Int[np.ndarray, " row"]:
-        """int32 [row]: e2, the entity between hop 1 and hop 2; -1 for atomic rows.
+        """Bridge entity e2 between hop 1 and hop 2, int32 [row]; -1 for atomic rows.
 
         Raises:
-          InputError: the task is not one of chains.
+          InputError: the task does not consist of chains.
         """
         if "r2" not in self.truth:
             raise InputError("this dataset has no bridge entities: its task is not one of chains")
@@ -119,34 +122,34 @@ class Dataset:
 
     @property
     def answers(self) -> Int[np.ndarray, "row token"]:
-        """int32 [row, token]: all tokens of the answer; -1 after the last of a shorter one."""
+        """All tokens of the answer, int32 [row, token]; -1 after the end of a shorter answer."""
         return np.column_stack([self.truth["answer"], *columns(self.truth, "answer", start=2)])
 
     @property
     def answer_positions(self) -> Int[np.ndarray, "row token"]:
-        """int32 [row, token]: the positions that predict `answers`; -1 where there is none."""
+        """Positions that predict `answers`, int32 [row, token]; -1 if there is none."""
         return np.column_stack([self.truth["position"], *columns(self.truth, "position", start=2)])
 
     @property
     def exposure(self) -> Int[np.ndarray, "fact hop"]:
-        """int32 [fact, hop]: how many training chains use each fact at each hop."""
+        """Number of training chains that use each fact at each hop, int32 [fact, hop]."""
         return _exposure(self.truth, self.n_train, world_of(self).n_facts)
 
     def rows(self, split: str) -> Int[np.ndarray, " row"]:
-        """The rows of a split, in order."""
+        """Return the row numbers of a split, in order."""
         return np.flatnonzero(self.split == self._index(split))
 
     def probes(self, split: str) -> Int[np.ndarray, " row"]:
-        """The rows of a split that evaluation looks at."""
+        """Return the row numbers of a split's probes, which evaluation uses."""
         return np.flatnonzero((self.split == self._index(split)) & self.probe)
 
     def sizes(self) -> dict[str, int]:
-        """Number of rows of every split."""
+        """Return the number of rows of every split."""
         counts = np.bincount(self.split, minlength=len(self.splits))
         return dict(zip(self.splits, counts.tolist(), strict=True))
 
     def fingerprint(self) -> str:
-        """sha256 over the contents, in hexadecimal: equal for equal datasets, on any machine."""
+        """Return the hexadecimal SHA-256 of the contents, which is the same on any machine."""
         digest = hashlib.sha256()
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -154,7 +157,7 @@ class Dataset:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one uncompressed `.npz`, atomically."""
+        """Write the dataset to one uncompressed `.npz` file, atomically."""
         arrays = self._arrays()
         arrays["format_version"] = np.asarray(FORMAT_VERSION)
         arrays["fingerprint"] = np.asarray(self.fingerprint())
@@ -162,10 +165,11 @@ class Dataset:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Dataset:
-        """Read what `save` wrote, and check that it is what was written.
+        """Load a dataset that `save` wrote, and verify its fingerprint.
 
         Raises:
-          InputError: the file is missing, cut short, changed, of another format, or something else.
+          InputError: the file is missing, truncated, modified, has another format, or is not a
+            dataset.
         """
         arrays: dict[str, Any] = read_npz(path, "dataset file")
         version, fingerprint = arrays.pop("format_version", None), arrays.pop("fingerprint", None)
@@ -189,7 +193,8 @@ class Dataset:
         return self.splits.index(split)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        # The one description of the contents: what is fingerprinted is exactly what is saved.
+        # Saving and fingerprinting use the same arrays, so that the fingerprint covers the whole
+        # file.
         arrays: dict[str, np.ndarray] = {
             "tokens": self.tokens,
             "targets": self.targets,
@@ -209,14 +214,18 @@ class Dataset:
 
 
 def world_of(dataset: Dataset) -> World:
-    """The world of a dataset; an `InputError` where there is none."""
+    """Return the world of a dataset.
+
+    Raises:
+      InputError: the dataset has no world.
+    """
     if dataset.world is None:
         raise InputError("this dataset has no world: its task does not consist of facts")
     return dataset.world
 
 
 def columns(truth: Mapping[str, np.ndarray], name: str, start: int = 1) -> list[np.ndarray]:
-    """The numbered columns of a truth: `columns(truth, "fact")` is fact1, fact2, ..."""
+    """Return the numbered columns of a truth: `columns(truth, "fact")` is fact1, fact2, ..."""
     found: list[np.ndarray] = []
     while f"{name}{start + len(found)}" in truth:
         found.append(truth[f"{name}{start + len(found)}"])
@@ -224,7 +233,7 @@ def columns(truth: Mapping[str, np.ndarray], name: str, start: int = 1) -> list[
 
 
 class Rows(NamedTuple):
-    """The rows of one split on their way into a dataset; see `Dataset` for the fields."""
+    """Rows of one split before they are combined into a dataset; see `Dataset` for the fields."""
 
     tokens: Int[np.ndarray, "row pos"]
     targets: Int[np.ndarray, "row pos"]
@@ -237,16 +246,16 @@ def make_rows(
     truth: Mapping[str, Int[np.ndarray, " row"]],
     end: int | None = None,
 ) -> Rows:
-    """Rows that ask `prompt` and supervise `answer`: `[a, b, c] -> d`.
+    """Create rows with input `prompt` and supervised `answer`: `[a, b, c] -> d`.
 
-    What is answered in more than one token is input too: `[a, b, c, d]` with targets
-    `[-1, -1, d, end]`.
+    If there are several tokens to predict, all but the last are also inputs: with an end token, the
+    input is `[a, b, c, d]` and the targets are `[-1, -1, d, end]`.
 
     Args:
-      prompt: the prompt's tokens, a column each.
-      answer: the answer's tokens, a column each; at least one.
-      truth: further columns; `answer`, `position` (and `answer2`, ...) are filled in here.
-      end: the token to put after the answer and to supervise, None for none.
+      prompt: tokens of the prompt, one column [row] per token.
+      answer: tokens of the answer, one column [row] per token; at least one.
+      truth: further truth columns; this function adds `answer`, `position` (and `answer2`, ...).
+      end: token to append to the answer and to supervise; None for none.
     """
     n_rows, last = len(answer[0]), len(prompt) - 1
     ending = [*answer, *([] if end is None else [np.full(n_rows, end, np.int32)])]
@@ -273,13 +282,22 @@ def assemble(
     probes: int,
     world: World | None = None,
 ) -> Dataset:
-    """Put splits together into a dataset; the first `probes` rows of each are its probes.
+    """Combine splits into a dataset; the first `probes` rows of each split are its probes.
 
-    Shuffle a split before you pass it, and its probes are a fair sample. Shorter rows are padded; a
-    truth column that a split lacks is -1 there; exposures are counted over the trained chains.
+    The caller must shuffle the rows of each split, so that the probes are a random sample. Shorter
+    rows are padded, and truth columns that a split lacks are filled with -1. Exposures are counted
+    over the training chains.
+
+    Args:
+      trained: rows by name of the training split.
+      tested: rows by name of the test split.
+      vocab: names of the tokens.
+      positions: names of the positions of the longest prompts.
+      probes: maximum number of probes per split.
+      world: the world of the facts, None if there is none.
 
     Raises:
-      RuntimeError: a tested prompt is also trained on - an error of the task, never of its config.
+      RuntimeError: a test prompt is also a training prompt, which is an error in the task.
     """
     splits = {**trained, **tested}
     parts = list(splits.values())
@@ -305,21 +323,25 @@ def assemble(
 
 
 def _split_type(count: int) -> type[np.signedinteger[Any]]:
-    """The smallest type for so many splits: fingerprints of up to 128 are those of int8."""
+    """Return the smallest integer type for a number of splits, int8 for up to 128.
+
+    The dtype is part of the fingerprint, so int8 keeps the fingerprints of existing datasets.
+    """
     types = (np.int8, np.int16, np.int32)
     return next(kind for kind in types if count - 1 <= np.iinfo(kind).max)
 
 
 def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:
-    """int64 [row, pos]: a number for the tokens up to and with each position.
+    """Return a number for the tokens up to and including each position, int64 [row, pos].
 
-    Two rows have the same number at a position exactly when they have the same tokens up to there,
-    hence, in a causal model, the same state: this is how distinct states are told apart.
+    Two rows have the same number at a position if and only if they have the same tokens up to it.
+    In a causal model, they then have the same hidden state, so the numbers identify distinct
+    states.
     """
     keys = np.empty(tokens.shape, np.int64)
     key, bound = np.zeros(len(tokens), np.int64), 1
     for position in range(tokens.shape[1]):
-        if bound * n_vocab >= 2**63:  # would overflow: number the prefixes seen so far anew
+        if bound * n_vocab >= 2**63:  # would overflow: renumber the prefixes
             key, bound = np.unique(key, return_inverse=True)[1], len(tokens)
         key = key * n_vocab + tokens[:, position]
         bound *= n_vocab
@@ -328,10 +350,10 @@ def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndar
 
 
 def prompt_keys(dataset: Dataset) -> Int[np.ndarray, " row"]:
-    """int64 [row]: a number for each row's prompt, its length included."""
+    """Return a number for each row's prompt, including its length, int64 [row]."""
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
-    if dataset.n_vocab**dataset.n_ctx * dataset.n_ctx >= 2**63:  # would overflow: number them anew
+    if dataset.n_vocab**dataset.n_ctx * dataset.n_ctx >= 2**63:  # would overflow: renumber them
         keys = np.unique(keys, return_inverse=True)[1]
     return keys * dataset.n_ctx + position
 
@@ -349,7 +371,7 @@ def _stack(parts: list[np.ndarray], padding: int) -> np.ndarray:
 def _stack_truth(
     parts: list[dict[str, np.ndarray]], sizes: list[int]
 ) -> dict[str, Int[np.ndarray, " row"]]:
-    # The split with most columns sets their order: the chains, before the facts that lack some.
+    # The split with the most columns sets their order: chains have columns that facts lack.
     names = dict.fromkeys(name for truth in sorted(parts, key=len, reverse=True) for name in truth)
     none = [np.full(size, NONE, np.int32) for size in sizes]
     return {
@@ -360,7 +382,7 @@ def _stack_truth(
 
 def _exposure(truth: Mapping[str, np.ndarray], n_train: int, n_facts: int) -> np.ndarray:
     facts = np.column_stack([column[:n_train] for column in columns(truth, "fact")])
-    chains = facts[facts[:, -1] >= 0]  # an atomic row lacks the last hop
+    chains = facts[facts[:, -1] >= 0]  # atomic rows have no last hop
     return exposure(chains, n_facts)
 
 
@@ -383,7 +405,7 @@ _PRIME = 4_194_301
 def _check_no_test_row_is_trained(dataset: Dataset) -> None:
     keys = prompt_keys(dataset)
     trained, tested = keys[: dataset.n_train], keys[dataset.n_train :]
-    # Most trained prompts share not even a remainder with a tested one, and need not be sorted.
+    # Only training prompts whose hash collides with that of a test prompt have to be sorted.
     remainders = np.zeros(_PRIME, bool)
     remainders[tested % _PRIME] = True
     leaked = np.isin(tested, trained[remainders[trained % _PRIME]])

@@ -1,14 +1,14 @@
-"""Write and read the JSON folders of GrokkedTransformer, which Ye et al. use as well.
+"""Reading and writing of GrokkedTransformer's JSON folders, which Ye et al. also use.
 
-`train.json`, `valid.json` and `test.json` hold rows of text, `{"input_text": "<e_1><r_2>",
-"target_text": "<e_1><r_2><e_3></a>"}`, in `test.json` with a "type", the split; `vocab.json` lists
-the tokens. Rows of every task can be written; read are those of chains, entity first, an entity
-being one token.
+`train.json`, `valid.json` and `test.json` contain rows of text, `{"input_text": "<e_1><r_2>",
+"target_text": "<e_1><r_2><e_3></a>"}`. Rows of `test.json` also have a "type", which is the split.
+`vocab.json` lists the tokens. Rows of every task can be written. Only rows of chains with the
+entity first and one token per entity can be read.
 
-The layout says nothing of roles, seed, splits that happen to be empty, or facts that no row states,
-so a `meta.json` beside it does. Readers elsewhere pass it over, and so does ours when a file was
-changed after it was written; then, as for published folders, the facts are those that atomic rows
-state, `I` if a training chain uses it or if its probe says so.
+The published layout has no roles, seed, empty splits, or facts that no row states. The additional
+file `meta.json` contains them. Other readers ignore it. This reader ignores it if another file was
+changed after it was written. In this case, and for published folders, the facts are those that
+atomic rows state. A fact has role `I` if a training chain uses it or if its probe has this type.
 
 Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
 Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.
@@ -51,12 +51,15 @@ from implicit_reasoning.worlds.spelling import (
 from implicit_reasoning.worlds.world import NONE, ROLES, World, world_from_table
 
 META_FORMAT = "implicit_reasoning exchange 2"
-"""Tells our `meta.json` from another's."""
+"""Identifies a `meta.json` that this package wrote."""
 
 META_KEYS = ("sha256", "seed", "end_token", "splits", "roles", "heads", "relations", "tails")
 
 SPECIAL_TOKENS = ("<mask>", "<sep>", "<a>", END_TOKEN, "<q>", "</q>")
-"""In all published vocabularies; rows of chains use only `</a>`, comparisons <q> and <mask> too."""
+"""Special tokens of all published vocabularies.
+
+Rows of chains use only `</a>`; comparisons also use <q> and <mask>.
+"""
 
 WANG_TYPES = {
     "id_triples": "id_atomic",
@@ -65,24 +68,26 @@ WANG_TYPES = {
     "test_ii": "test_inferred_iid",
     "test_oo": "test_inferred_ood",
 }
-"""Wang et al.'s names of our splits; Ye et al.'s follow a rule, see `type_name`."""
+"""Names of splits by Wang et al.; those by Ye et al. follow a rule, see `type_name`."""
 
 
 def write_grokked(
     dataset: Dataset, folder: str | os.PathLike[str], wang_types: bool = False
 ) -> None:
-    """Write a dataset as a folder that GrokkedTransformer trains on.
+    """Write a dataset as a folder that GrokkedTransformer can train on.
 
-    `train.json` has the trained rows, `test.json` the probes of all splits, `valid.json` those of
-    the all-`O` split (of the last split, where there is none). Nothing half-written ever stays.
+    `train.json` has the training rows, `test.json` the probes of all splits, and `valid.json` the
+    probes of the all-`O` split (or of the last split, if there is no all-`O` split). Each file is
+    replaced atomically.
 
     Args:
-      dataset: of any task; every test row must be a probe, as in all of ours.
-      folder: made when missing; files of the layout already there are replaced.
-      wang_types: name the types as Wang et al. do instead of Ye et al.
+      dataset: a dataset of any task; every test row must be a probe, as in all tasks of this
+        package.
+      folder: created if it is missing; existing files of the layout are replaced.
+      wang_types: whether to name the types as Wang et al. do, instead of Ye et al.
 
     Raises:
-      InputError: a row has no place, or a split no name in this layout.
+      InputError: the layout cannot represent a row or the name of a split.
     """
     texts = _spell(dataset, wang_types)
     folder = local_folder(folder, "folder")
@@ -96,18 +101,22 @@ def write_grokked(
 
 
 def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Dataset:
-    """Read such a folder, ours (then it is the dataset that was written) or a published one.
+    """Read a folder that `write_grokked` wrote or that was published.
 
-    Of ours, only the column `decoy` of a `shadow` dataset is lost. Where a published folder trains
-    on chains of facts that no atomic row states ("without ID triples"), the facts and entities
-    along them stay unknown, -1 in the truth, and a warning says how many; their rows are whole.
+    For a folder that `write_grokked` wrote, the result equals the original dataset, except that the
+    column `decoy` of a `shadow` dataset is missing. Published folders may train on chains of facts
+    that no atomic row states ("without ID triples"). These facts and the entities along them are
+    then unknown, -1 in the truth, and a warning states their number; the tokens of the rows are
+    complete.
 
     Args:
-      folder: with `train.json`, `valid.json`, `test.json` and `vocab.json`.
-      end_token: supervise `</a>` too, as those who publish such folders do; ours say it themselves.
+      folder: a folder with `train.json`, `valid.json`, `test.json` and `vocab.json`.
+      end_token: whether to supervise `</a>`, as the publications do; ignored if `meta.json` states
+        it.
 
     Raises:
-      InputError: a file is missing or cut short, has an unknown token, or does not fit the others.
+      InputError: a file is missing, truncated, inconsistent with the others, or has an unknown
+        token.
     """
     folder = local_folder(folder, "folder")
     table = read_table(folder)
@@ -118,7 +127,11 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
 
 
 def type_name(split: str, wang_types: bool = False) -> str:
-    """A split's name in the layout: `train_ii` is "Train-II" (Ye) or "train_inferred" (Wang)."""
+    """Return a split's name in the layout; `train_ii` is "Train-II" (Ye), "train_inferred" (Wang).
+
+    Raises:
+      InputError: Wang et al. have no name for the split.
+    """
     if wang_types:
         if split not in WANG_TYPES:
             known = ", ".join(WANG_TYPES)
@@ -133,9 +146,9 @@ def type_name(split: str, wang_types: bool = False) -> str:
 
 
 def split_name(type_name: str) -> str:
-    """The inverse of `type_name`, for both ways of naming."""
+    """Return the split for a name in the layout, of either naming; the inverse of `type_name`."""
     ours = {theirs: split for split, theirs in WANG_TYPES.items()}
-    ours["Retained ID Triples"] = "id_triples"  # Ye et al., beside "Held-out ID Triples"
+    ours["Retained ID Triples"] = "id_triples"  # Ye et al., in contrast to "Held-out ID Triples"
     return ours.get(type_name) or type_name.lower().replace("-", "_").replace(" ", "_")
 
 
@@ -143,7 +156,7 @@ def split_name(type_name: str) -> str:
 
 
 def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
-    """The text of every file."""
+    """Return the text of every file, by file name."""
     if not dataset.probe[dataset.n_train :].all():
         raise InputError("this layout has no place for test rows that are not probes")
     rows = _rows(dataset)
@@ -152,7 +165,7 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     all_outside = f"test_{'o' * dataset.hops}"
     valid = all_outside if all_outside in dataset.splits else dataset.splits[-1]
     names = [*dataset.vocab, *SPECIAL_TOKENS]
-    if END_TOKEN in dataset.vocab:  # it has its place among the special ones
+    if END_TOKEN in dataset.vocab:  # it is one of the special tokens
         names.remove(END_TOKEN)
     files = {
         "train.json": json.dumps(rows[: dataset.n_train]),
@@ -166,15 +179,15 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
 
 
 def _is_readable(dataset: Dataset) -> bool:
-    """Whether rows are chains in the spelling that the readers of this layout know."""
+    """Return whether `read_grokked` can read the rows: chains in the default spelling."""
     return dataset.positions == position_names(dataset.hops) and dataset.world is not None
 
 
 def _rows(dataset: Dataset) -> list[dict[str, str]]:
     position = dataset.truth["position"]
-    names = np.array([*dataset.vocab, ""], object)  # token -1 spells as nothing
+    names = np.array([*dataset.vocab, ""], object)  # token -1 becomes empty text
     prompt, answer = np.full((2, len(dataset)), "", object)
-    for place in range(position.max(initial=0) + 1):  # one column at a time, all rows at once
+    for place in range(position.max(initial=0) + 1):  # vectorized over rows, one column at a time
         prompt = prompt + names[np.where(place <= position, dataset.tokens[:, place], NONE)]
     for token in dataset.answers.T:
         answer = answer + names[token]
@@ -192,7 +205,7 @@ def _meta(dataset: Dataset, files: dict[str, str]) -> dict[str, Any]:
         "seed": world.seed,
         "end_token": END_TOKEN in dataset.vocab,
         "splits": dataset.splits,
-        # One letter and one number a fact, in row-major order of (head, relation).
+        # One letter and three numbers per fact, in row-major order of (head, relation).
         "roles": "".join(ROLES[role] for role in world.facts.role),
         "heads": world.facts.head.tolist(),
         "relations": world.facts.relation.tolist(),
@@ -211,7 +224,7 @@ def _digest(files: Iterable[bytes]) -> str:
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """What `meta.json` says, None where it is missing, another's, or older than its neighbours."""
+    """Return the contents of `meta.json`, None if it is missing, foreign or outdated."""
     if not (folder / "meta.json").exists():
         return None
     meta = read_json(folder / "meta.json")
@@ -242,13 +255,14 @@ def _rebuild(
     twin = _twins(table)
     _check_agreement(table, split, twin)
     kept, probe = twin < 0, np.arange(len(twin)) >= table.n_train
-    probe[twin[~kept]] = True  # a trained row's twin in test.json only says that it is a probe
+    # the duplicate of a training row in test.json only marks the row as a probe
+    probe[twin[~kept]] = True
 
     trained = set(split[: table.n_train])
     order = ["id_triples", "ood_triples", f"train_{'i' * hops}"]
     names = list(splits or dict.fromkeys([*filter(trained.__contains__, order), *split[kept]]))
     index = {name: np.flatnonzero(kept & (split == name)) for name in names}
-    # What trained splits there are: those of train.json, and empty ones before the last of them.
+    # Training splits are those in train.json, and empty splits listed before the last of them.
     n_trained = 1 + max(place for place, name in enumerate(names) if name in trained)
     spelling = Spelling(end_token=end_token)
     end = table.n_entities + table.n_relations if end_token else None
@@ -290,7 +304,7 @@ def _world_of_meta(folder: Path, meta: dict[str, Any], table: TextRows) -> World
 
 
 def _derive_world(table: TextRows) -> World:
-    """The facts that atomic rows state, and the roles that chains and probes give them."""
+    """Return the facts that atomic rows state, with roles from training chains and probes."""
     world = world_from_table(_tails(table), ROLES.index("O"))
     if not world.n_facts:
         raise InputError(f"{table.folder} has no atomic row: not a single fact is stated")
@@ -313,7 +327,7 @@ def _derive_world(table: TextRows) -> World:
 
 
 def _tails(table: TextRows) -> Int[np.ndarray, "entity relation"]:
-    """The facts that the atomic rows state; -1 where there is none."""
+    """Return the tails of the facts that atomic rows state, -1 if there is none."""
     atomic = np.flatnonzero(table.hops == 1)
     cell = table.prompt[atomic, 0], table.prompt[atomic, 1] - table.n_entities
     tail = np.full((table.n_entities, table.n_relations), NONE, np.int32)
@@ -326,9 +340,10 @@ def _tails(table: TextRows) -> Int[np.ndarray, "entity relation"]:
 
 
 def _walk(table: TextRows, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """The facts behind each row, and the entities passed, by walking its relations.
+    """Return the facts and entities along each row.
 
-    int32 [row, hop] and [row, hop + 1]; -1 after its end, and after a fact that is not known.
+    Returns:
+      int32 [row, hop] and [row, hop + 1]; -1 after the end of a row and after an unknown fact.
     """
     n_rows, n_places = table.prompt.shape
     facts = np.full((n_rows, n_places - 1), NONE, np.int32)
@@ -343,7 +358,7 @@ def _walk(table: TextRows, world: World) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _splits(table: TextRows, world: World, first_fact: np.ndarray) -> np.ndarray:
-    """A trained row's split follows from its form and its fact's role, a test row's is its type."""
+    """Derive each row's split: from form and role for training rows, else from its type."""
     n_train, hops = table.n_train, int(table.hops.max())
     names = np.array(["id_triples", "ood_triples", f"train_{'i' * hops}"], object)
     outside = world.facts.role[first_fact[:n_train]] == ROLES.index("O")
@@ -353,7 +368,10 @@ def _splits(table: TextRows, world: World, first_fact: np.ndarray) -> np.ndarray
 
 
 def _twins(table: TextRows) -> np.ndarray:
-    """int [row]: the row of `train.json` with the same prompt as a row of `test.json`; else -1."""
+    """Return the row of `train.json` with the same prompt, for each row of `test.json`; int [row].
+
+    The value is -1 if there is no such row, and for the rows of `train.json`.
+    """
     keys = prefix_keys(table.prompt, table.n_entities + table.n_relations)[:, -1]
     trained, tested = keys[: table.n_train], keys[table.n_train :]
     distinct, first = np.unique(trained, return_index=True)

@@ -1,6 +1,6 @@
-"""The text of a GrokkedTransformer folder as one table of integers: parsing, and its errors.
+"""Parser for the text of a GrokkedTransformer folder, which returns one table of integers.
 
-Only the syntax is known here; what the rows mean is in `exchange`.
+This module handles only the syntax; `exchange` handles the meaning of the rows.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from implicit_reasoning.worlds.dataset import END_TOKEN
 from implicit_reasoning.worlds.world import NONE
 
 ROW_FILES = ("train.json", "test.json", "valid.json")
-"""The files of rows, in the order in which they are read."""
+"""Files of rows, in the order in which they are read."""
 
 UNKNOWN = -2
-"""Stands for a token that is not in the vocabulary."""
+"""Marks a token that is not in the vocabulary."""
 
 
 class TextRows(NamedTuple):
-    """All rows of the folder: those of `train.json` first, then those of `test.json`."""
+    """All rows of a folder: those of `train.json` first, then those of `test.json`."""
 
     folder: Path
     n_train: int
     n_entities: int
     n_relations: int
-    prompt: Int[np.ndarray, "row pos"]  # tokens, padded with 0
+    prompt: Int[np.ndarray, "row pos"]  # token ids, padded with 0
     hops: Int[np.ndarray, " row"]
     answer: Int[np.ndarray, " row"]
-    types: list[str]  # of the rows of test.json, as written there
+    types: list[str]  # types of the rows of test.json, as written there
 
     def error(self, row: int, what: str) -> InputError:
-        """An error that says in which file and where in it the row is."""
+        """Return an error that names the file and row number of a row."""
         return _error(self.folder, [self.n_train], row, what)
 
     def name(self, row: int) -> str:
-        """The row's prompt as it is written in the file."""
+        """Return a row's prompt as written in the file."""
         first, *others = self.prompt[row, : self.hops[row] + 1].tolist()
         return f"<e_{first}>" + "".join(f"<r_{token - self.n_entities}>" for token in others)
 
@@ -55,11 +55,11 @@ def _error(folder: Path, ends: list[int], row: int, what: str) -> InputError:
 
 
 def read_table(folder: Path) -> TextRows:
-    """Read all files of the layout.
+    """Read all files of a folder.
 
     Raises:
-      InputError: a file is missing, is not complete JSON, or has a row that is not of this form: an
-        entity, one relation or more, an entity, `</a>`, all of them in the vocabulary.
+      InputError: a file is missing or is not complete JSON, or a row does not consist of an entity,
+        at least one relation, an entity and `</a>`, all in the vocabulary.
     """
     n_entities, n_relations = _read_vocab(folder / "vocab.json")
     texts = [_read_texts(folder / name) for name in ROW_FILES]
@@ -84,7 +84,7 @@ def read_table(folder: Path) -> TextRows:
     wrong = ~_is_well_formed(grid, hops, n_entities, n_relations)
     check(wrong, lambda i: f"{targets[i]!r} is not an entity, relations, an entity and {END_TOKEN}")
 
-    rows = slice(ends[1])  # the rows of valid.json stand in test.json too
+    rows = slice(ends[1])  # the rows of valid.json are also in test.json
     grid, hops = grid[rows], hops[rows]
     answer = grid[np.arange(len(grid)), hops + 1]
     prompt = np.where(np.arange(grid.shape[1]) <= hops[:, None], grid, 0)[:, : hops.max() + 1]
@@ -94,8 +94,8 @@ def read_table(folder: Path) -> TextRows:
 
 
 def _tokenise(texts: list[str], n_entities: int, n_relations: int) -> Int[np.ndarray, "row place"]:
-    """The tokens of every text, -1 after its end; `</a>` comes after the relations."""
-    # Every token ends in ">": one split over all texts, one look-up a token.
+    """Return the token ids of every text, -1 after its end; `</a>` has the last id."""
+    # Every token ends in ">", so one split covers all texts.
     vocab = [f"<e_{i}" for i in range(n_entities)] + [f"<r_{i}" for i in range(n_relations)]
     number = {name: i for i, name in enumerate([*vocab, END_TOKEN[:-1]])}
     names = "".join(texts).split(">")[:-1]
@@ -116,7 +116,7 @@ def _is_well_formed(
     n_entities: int,
     n_relations: int,
 ) -> Bool[np.ndarray, " row"]:
-    """Whether each row is an entity, `hops` relations (at least one), an entity and `</a>`."""
+    """Return whether rows are an entity, `hops` relations (at least one), an entity, `</a>`."""
     kinds = [0, n_entities, n_entities + n_relations, n_entities + n_relations + 1]
     kind = np.searchsorted(kinds, grid, side="right")  # 0 padding, 1 entity, 2 relation, 3 </a>
     place, hops = np.arange(grid.shape[1]), hops[:, None]
@@ -127,7 +127,7 @@ def _is_well_formed(
 
 
 def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
-    """The input texts, target texts and, of `test.json`, types."""
+    """Return the input texts, the target texts and, for `test.json`, the types."""
     rows = read_json(path)
     try:
         inputs = [row["input_text"] for row in rows]
@@ -139,7 +139,7 @@ def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def _read_vocab(path: Path) -> tuple[int, int]:
-    """The number of entities and of relations."""
+    """Return the numbers of entities and relations."""
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is not a list of tokens")

@@ -1,12 +1,13 @@
-"""Shortcuts: what can be answered from training rows alone, without the reasoning in question.
+"""Shortcuts: baseline rules that answer test rows from training rows without the tested reasoning.
 
-A model that answers held-out chains need not compose: completing rows of a table does as well. Hold
-every accuracy on test chains against these. No rule here ever looks at an atomic fact.
+A model that answers held-out chains does not necessarily compose: it may complete the rows of a
+table. Compare every accuracy on test chains with the accuracies of these rules. No rule uses an
+atomic fact.
 
-Rules read a row's truth, never its tokens, so that they hold for every spelling. Of a chain they
-see (prefix, last relation): (e1, r1) and r2 for two hops. An answer is one number, also where it is
-spelt in several tokens. All ties go to the smallest number, so that a prediction never depends on
-the order of the rows.
+The rules read a row's truth, not its tokens, so they apply to every spelling. For a chain, they use
+the prefix and the last relation: (e1, r1) and r2 for two hops. An answer is one number, also if it
+has several tokens. Ties go to the smallest number, so that predictions do not depend on the order
+of the rows.
 """
 
 from __future__ import annotations
@@ -25,56 +26,59 @@ Rows = Int[np.ndarray, " row"]
 
 
 def answer_numbers(dataset: Dataset) -> Rows:
-    """int64 [row]: a number for each row's whole answer, its token where it is a single one."""
+    """Return a number for each row's answer, int64 [row]; a single token is its own number."""
     answers = dataset.answers.astype(np.int64)
     number, bound = answers[:, 0], dataset.n_vocab
     for token in answers.T[1:]:
-        if bound * (dataset.n_vocab + 1) >= 2**63:  # would overflow: number them anew, in order
+        if bound * (dataset.n_vocab + 1) >= 2**63:  # would overflow: renumber them in order
             number, bound = np.unique(number, return_inverse=True)[1], len(number)
-        number = number * (dataset.n_vocab + 1) + token + 1  # -1: a shorter answer
+        number = number * (dataset.n_vocab + 1) + token + 1  # -1 marks a shorter answer
         bound *= dataset.n_vocab + 1
     return number
 
 
 def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
-    """The most frequent answer among the training chains with the same last relation.
+    """Predict the most frequent answer among the training chains with the same last relation.
 
     Args:
-      dataset: a task of chains.
-      rows: [row], rows of chains (not of atomic facts) to answer.
+      dataset: a dataset of chains.
+      rows: [row], numbers of the rows to answer; they must be chains, not atomic facts.
 
     Returns:
-      [row], the predicted answers as numbers (see `answer_numbers`). A relation that no training
-      chain ends in gets the answer most frequent over all.
+      [row], the predicted answers as numbers (see `answer_numbers`). If no training chain has the
+      last relation, the prediction is the most frequent answer of all training chains.
     """
     return _modal(dataset, _last(dataset), rows, _modal_overall(dataset, rows))
 
 
 def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
-    """The most frequent answer among the training chains with the same e1 and last relation.
+    """Predict the most frequent answer of the training chains with the same e1 and last relation.
 
-    Arguments and result as `modal_given_last`, which answers where no training chain has the pair.
+    Arguments and result are those of `modal_given_last`, which is also the fallback if no training
+    chain has the pair.
     """
     pair = _pair(dataset.truth["e1"], _last(dataset))
     return _modal(dataset, pair, rows, modal_given_last(dataset, rows))
 
 
 def row_completion(dataset: Dataset, rows: Rows) -> Rows:
-    """Complete the table [prefix, last relation] from rows that agree with the one in question.
+    """Predict by completing the table [prefix, last relation] from rows that agree with the prefix.
 
-    To answer (prefix, r): every training prefix that gives the same answer at one last relation at
-    least, and another answer at none, votes for its own answer at r, with as many votes as there
-    are agreements. Prefixes that lead to the same entity agree everywhere, hence the rule's success
-    - but it uses no fact, and has no notion of the entity between.
+    To answer (prefix, r), the rule compares the prefix with every training prefix. A training
+    prefix votes if it has the same answer for at least one last relation and a different answer for
+    none. It votes for its own answer at r, weighted by the number of agreements. Prefixes that lead
+    to the same bridge entity agree everywhere, which explains the success of the rule. It uses no
+    fact and does not represent the bridge entity.
 
-    Arguments and result as `modal_given_last`, which answers where nobody votes.
+    Arguments and result are those of `modal_given_last`, which is also the fallback if there is no
+    vote.
     """
     table = _answer_table(dataset)
     asked, inverse = np.unique(table.prefix[rows], return_inverse=True)
     pairs = _agreeing_prefixes(table, asked)
     pairs = pairs.only(~_disagree(table, pairs))
 
-    # Each question meets the peers of its prefix; `pairs` is sorted by prefix.
+    # Join each question with the peers of its prefix; `pairs` is sorted by prefix.
     first, end = (np.searchsorted(pairs.prefix, asked, side) for side in ("left", "right"))
     question, pair = expand(first[inverse], (end - first)[inverse])
     answer = table.answer[pairs.peer[pair], table.last[rows[question]]]
@@ -86,20 +90,21 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
 
 
 def modal_given_attribute(dataset: Dataset, rows: Rows) -> Rows:
-    """The most frequent label among the training comparisons of the same attribute.
+    """Predict the most frequent label among the training comparisons of the same attribute.
 
-    Arguments and result as `modal_given_last`, for a task of comparisons.
+    Arguments and result are those of `modal_given_last`, for a task of comparisons.
     """
     return _modal(dataset, dataset.truth["attribute"], rows, _modal_overall(dataset, rows))
 
 
 def win_rate(dataset: Dataset, rows: Rows) -> Rows:
-    """Compare how often either entity came out above others in training comparisons.
+    """Predict comparisons from the mean result of each entity in training comparisons.
 
-    An entity's score for an attribute is the mean of +1 (above), 0 (equal) and -1 (below) over its
-    training comparisons. With values spread evenly, neighbouring ones differ in score by twice the
-    share of equal pairs: scores nearer to each other than half of that count as equal. Where an
-    entity was never compared, the answer is that of `modal_given_attribute`.
+    An entity's score for an attribute is the mean of +1 (larger), 0 (equal) and -1 (smaller) over
+    its training comparisons. If values are spread evenly, the scores of adjacent values differ by
+    twice the fraction of equal pairs. Scores that differ by less than half of that count as equal.
+    If an entity was never compared, `modal_given_attribute` is the fallback. Arguments and result
+    are those of `modal_given_last`.
     """
     truth, train = dataset.truth, _training_rows(dataset)
     first = _pair(truth["attribute"], truth["entity1"])
@@ -114,7 +119,7 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     lead = score[first[rows]] - score[second[rows]]
     equal = float((label == 0).mean()) if len(label) else 0.0
     nearest = np.where(np.abs(lead) < equal, 0, np.sign(lead)).astype(np.int64)
-    # A label is another token for every attribute: read which from the training rows.
+    # Each attribute has its own label tokens, which are taken from the training rows.
     token = np.full((int(truth["attribute"].max()) + 1, 3), NONE, np.int64)
     token[truth["attribute"][train], truth["label"][train]] = truth["answer"][train]
     answer = token[truth["attribute"][rows], nearest + 1]
@@ -123,10 +128,10 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
 
 
 def commuted(dataset: Dataset, rows: Rows) -> Rows:
-    """The answer of the training row with a and b exchanged.
+    """Predict the answer of the training row with a and b exchanged.
 
-    Arguments and result as `modal_given_last`, for a task of sums; where no such row was trained
-    on, the answer most frequent in training.
+    Arguments and result are those of `modal_given_last`, for a task of sums. If there is no such
+    training row, the prediction is the most frequent training answer.
     """
     a, b = dataset.truth["a"], dataset.truth["b"]
     size = int(max(a.max(initial=0), b.max(initial=0))) + 1
@@ -138,7 +143,7 @@ def commuted(dataset: Dataset, rows: Rows) -> Rows:
 
 
 class Rule(NamedTuple):
-    """A shortcut, and the truth columns without which it makes no sense."""
+    """A shortcut rule, and the truth columns that it requires."""
 
     predict: Callable[[Dataset, Rows], Rows]
     needs: tuple[str, ...]
@@ -152,14 +157,14 @@ RULES = {
     "win_rate": Rule(win_rate, ("attribute", "label", "entity1", "entity2")),
     "commuted": Rule(commuted, ("a", "b")),
 }
-"""Rules by name (r2 stands for the last relation, whatever the number of hops)."""
+"""Rules by name; r2 in a name stands for the last relation, for any number of hops."""
 
 
 def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Accuracy of every rule on the probes of every test split: `{rule: {split: 0 to 1}}`.
+    """Return every rule's accuracy on the probes of every test split: `{rule: {split: 0 to 1}}`.
 
-    Only rules that make sense in the task are there; in some tasks that is none. A split without
-    chains (or comparisons, ...) to ask is left out. For single predictions call the rules.
+    The result contains only the rules that apply to the task, which may be none. Splits without
+    rows to answer (chains, comparisons, ...) are omitted. For single predictions, call the rules.
     """
     return {
         name: {split: float(right.mean()) for split, right in by_split.items()}
@@ -170,9 +175,9 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
 def shortcut_correctness(
     dataset: Dataset, splits: Sequence[str]
 ) -> dict[str, dict[str, Bool[np.ndarray, " probe"]]]:
-    """Which probes of each of some test splits every rule answers correctly.
+    """Return which probes of the given test splits every rule answers correctly, bool [probe] each.
 
-    Rules and splits are left out as by `shortcuts`.
+    Rules and splits are omitted as in `shortcuts`.
     """
     rules = {name: rule for name, rule in RULES.items() if set(rule.needs) <= dataset.truth.keys()}
     asked = {split: scored_probes(dataset, split) for split in splits}
@@ -189,16 +194,17 @@ def shortcut_correctness(
 
 
 def coverage(dataset: Dataset) -> float | None:
-    """Share of all all-`I` chains that are trained on; about phi / ((1 - ood) * degree).
+    """Return the fraction of all all-`I` chains that are in training, None if there are no chains.
 
-    None where the task is not one of chains.
+    The fraction is about phi / ((1 - ood_fraction) * out_degree).
     """
     if "r2" not in dataset.truth:
         return None
     world = world_of(dataset)
     facts = world.facts
     continuations: np.ndarray = np.ones(world.n_entities)
-    for hop in reversed(range(dataset.hops)):  # chains that start at each entity, by their length
+    # number of chains that start at each entity, by length
+    for hop in reversed(range(dataset.hops)):
         allowed = np.isin(facts.role, [ROLES.index(letter) for letter in training_roles(hop)])
         through = continuations[facts.tail[allowed]]
         continuations = np.bincount(facts.head[allowed], through, world.n_entities)
@@ -206,10 +212,11 @@ def coverage(dataset: Dataset) -> float | None:
 
 
 def distinct_states(dataset: Dataset) -> dict[str, int]:
-    """Number of distinct prefixes over all rows, by the prompt's position: `{"e1": .., "r1": ..}`.
+    """Return the number of distinct prefixes over all rows by position: `{"e1": .., "r1": ..}`.
 
-    In a causal model a state depends on nothing else, so this is the n of any claim about states. A
-    row with a shorter prompt counts at the places it has, whatever its own tokens there are called.
+    In a causal model, a hidden state depends only on the prefix, so this is the sample size of any
+    statement about states. Rows with shorter prompts count at the positions that they have,
+    regardless of the names of these positions.
     """
     keys, position = prefix_keys(dataset.tokens, dataset.n_vocab), dataset.truth["position"]
     return {
@@ -219,16 +226,16 @@ def distinct_states(dataset: Dataset) -> dict[str, int]:
 
 
 class _AnswerTable(NamedTuple):
-    """The training chains as a table of answers, and every row's place in it."""
+    """Training chains as a table of answers, and the place of every row in it."""
 
-    answer: Int[np.ndarray, "prefix last"]  # -1 where no training chain is
+    answer: Int[np.ndarray, "prefix last"]  # -1 if there is no training chain
     train: Int[np.ndarray, " chain"]  # rows of the training chains
-    prefix: Int[np.ndarray, " row"]  # of all rows; -1 for rows that are no chains
+    prefix: Int[np.ndarray, " row"]  # of all rows; -1 for rows that are not chains
     last: Int[np.ndarray, " row"]
 
 
 class _Pairs(NamedTuple):
-    """Prefixes and their peers, sorted by prefix, with the number of agreements."""
+    """Prefixes and their peers, sorted by prefix; the weight is the number of agreements."""
 
     prefix: Int[np.ndarray, " pair"]
     peer: Int[np.ndarray, " pair"]
@@ -252,10 +259,11 @@ def _answer_table(dataset: Dataset) -> _AnswerTable:
 
 
 def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
-    """Pairs (asked prefix, training prefix) with an equal answer at one last relation or more."""
+    """Return pairs (asked prefix, training prefix) that agree for at least one last relation."""
     n_prefix, n_last = table.answer.shape
     prefix, last = table.prefix[table.train], table.last[table.train]
-    # Chains that agree are neighbours once sorted by (answer, last): a join, never prefix x prefix.
+    # After sorting by (answer, last), chains that agree are adjacent. This join avoids a table of
+    # all pairs of prefixes.
     cell = table.answer[prefix, last] * n_last + last
     order = np.argsort(cell, kind="stable")
     cell, prefix = cell[order], prefix[order]
@@ -268,12 +276,12 @@ def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
 
 
 def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
-    """bool [pair]: the two prefixes answer differently at some last relation."""
+    """Return whether two prefixes have different answers for some last relation, bool [pair]."""
     prefix = table.prefix[table.train]
     chains = table.train[np.argsort(prefix, kind="stable")]
     count = np.bincount(prefix, minlength=len(table.answer))
     start = np.cumsum(count) - count
-    # Go through the few chains of the peer, not through all relations.
+    # Loop over the few chains of the peer instead of all relations.
     pair, item = expand(start[pairs.peer], count[pairs.peer])
     last = table.last[chains[item]]
     mine, theirs = table.answer[pairs.prefix[pair], last], table.answer[pairs.peer[pair], last]
@@ -282,10 +290,10 @@ def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
 
 
 def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
-    """The answer with most votes in every group (ties: the smallest): (groups, winners)."""
+    """Return the groups and the answer with the most votes in each; the smallest wins ties."""
     if not len(group):
         return group, answer
-    # Numbers anew, in order: the product of the numbers themselves may overflow.
+    # Renumber in order, because the product of the original numbers may overflow.
     groups, group = np.unique(group, return_inverse=True)
     answers, answer = np.unique(answer, return_inverse=True)
     width = len(answers)
@@ -298,7 +306,7 @@ def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
 
 
 def _modal(dataset: Dataset, key: np.ndarray, rows: np.ndarray, fallback: np.ndarray) -> np.ndarray:
-    """The modal answer of the training rows with the same key; `fallback` where there are none."""
+    """Return the most frequent answer of the training rows with the same key, else `fallback`."""
     train = _training_rows(dataset)
     groups, winners = _elect(key[train], answer_numbers(dataset)[train], np.ones(len(train)))
     if not len(groups):
@@ -314,9 +322,10 @@ def _modal_overall(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """A number for two columns, which for rows that lack them (-1) may be any from 0 on.
+    """Return one number for each pair of values of two columns; missing values (-1) count as 0.
 
-    `like` is a column of the same kind as `other`, for numbers that can be compared between them.
+    `like` is another column of the same kind as `other`. With it, the numbers are comparable
+    between calls for both columns.
     """
     largest = (
         other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))
@@ -325,7 +334,7 @@ def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) ->
 
 
 def _is_longest(dataset: Dataset) -> np.ndarray:
-    """Which rows are chains, comparisons, ..., rather than the atomic facts they are made of."""
+    """Return which rows are chains, comparisons, ... rather than atomic facts."""
     return dataset.truth["position"] == dataset.truth["position"].max(initial=0)
 
 
@@ -338,6 +347,6 @@ def _training_rows(dataset: Dataset) -> Rows:
 
 
 def scored_probes(dataset: Dataset, split: str) -> Rows:
-    """The probes of a test split that rules are asked: no atomic facts, nothing trained on."""
+    """Return the probes of a split to which rules apply: no atomic facts, no training rows."""
     rows = dataset.probes(split)
     return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]

@@ -1,7 +1,7 @@
-"""From chains to tokens: how entities, relations and answers are written down as rows.
+"""Conversion of chains to tokens: how entities, relations and answers are written in rows.
 
-What a row says does not depend on how it is spelt: the truth about a chain is the same in every
-spelling, only tokens, targets and answer positions differ.
+The truth about a chain does not depend on its spelling. Only tokens, targets and answer positions
+differ.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from implicit_reasoning.worlds.dataset import END_TOKEN, Rows, make_rows
 from implicit_reasoning.worlds.world import World
 
 ORDERS = ("e r r", "r r e")
-"""Entity first, as published; or relations first, so that all hops share the last position."""
+"""Order of a prompt: entity first, as published, or relations first, so that the entity is last."""
 
 
 class Spelling(NamedTuple):
-    """How chains are written.
+    """How to write chains as tokens.
 
     Attributes:
-      order: of `ORDERS`: the prompt is [e1, r1, r2, ...] or [r1, r2, ..., e1].
-      names: 0 to write an entity as one token; n to write it as a first and a last name, out of n
-        each (Wang et al. 2024, appendix C). All names are used equally often, or nearly: each by
-        n_entities / n entities, the paper's "token multiplicity".
-      end_token: put `</a>` after the answer, and supervise it, as published.
+      order: one of `ORDERS`: the prompt is [e1, r1, r2, ...] or [r1, r2, ..., e1].
+      names: 0 to write an entity as one token; n to write it as a first name and a last name, from
+        n names each (Wang et al. 2024, appendix C). Each name is used for about n_entities / n
+        entities, the paper's "token multiplicity".
+      end_token: whether to append the supervised token `</a>` to the answer, as published.
     """
 
     order: str = "e r r"
@@ -36,7 +36,11 @@ class Spelling(NamedTuple):
     end_token: bool = False
 
     def check(self, world: World) -> None:
-        """Raise an `InputError` if entities of this world cannot be written so."""
+        """Check that the entities of a world can be written in this way.
+
+        Raises:
+          InputError: the order is unknown, or `names` does not suit the number of entities.
+        """
         if self.order not in ORDERS:
             known = " or ".join(map(repr, ORDERS))
             raise InputError(f"order is {self.order!r}; it must be {known}")
@@ -49,11 +53,14 @@ class Spelling(NamedTuple):
 
 
 PLAIN = Spelling()
-"""Entity first, a token each, and nothing after the answer."""
+"""The default spelling: entity first, one token per entity, and no end token."""
 
 
 def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
-    """Names of the tokens: entities (or first, then last names), relations, then `</a>` if used."""
+    """Return the names of the tokens.
+
+    The order is: entities (or first names, then last names), relations, `</a>` if used.
+    """
     if spelling.names:
         entities = [f"<{kind}_{i}>" for kind in ("first", "last") for i in range(spelling.names)]
     else:
@@ -63,7 +70,12 @@ def vocabulary(world: World, spelling: Spelling = PLAIN) -> tuple[str, ...]:
 
 
 def position_names(hops: int, spelling: Spelling = PLAIN) -> tuple[str, ...]:
-    """Names of the positions of a prompt of so many hops: e1, r1, r2; or e1.first, e1.last, ..."""
+    """Return the names of a prompt's positions: e1, r1, r2 or e1.first, e1.last, r1, r2.
+
+    Args:
+      hops: number of hops.
+      spelling: the spelling, which determines the order.
+    """
     entity = ("e1.first", "e1.last") if spelling.names else ("e1",)
     relations = tuple(f"r{hop + 1}" for hop in range(hops))
     return (*entity, *relations) if spelling.order == "e r r" else (*relations, *entity)
@@ -74,17 +86,18 @@ def rows_from_chains(
     spelling: Spelling = PLAIN,
     answers: Int[np.ndarray, " chain"] | None = None,
 ) -> Rows:
-    """Write chains (or, with one hop, atomic facts) as rows: `[e1, r1, r2] -> e3`; see `make_rows`.
+    """Write chains (or facts, as one-hop chains) as rows `[e1, r1, r2] -> e3`; see `make_rows`.
 
     Args:
-      chains: of one world.
+      chains: chains of one world.
       spelling: how to write them.
-      answers: entities to teach in place of the true ones, [chain]; the rest of the truth stays.
+      answers: int [chain], entities to teach instead of the true answers; the other truth columns
+        do not change.
     """
     world = chains.world
     taught = chains.entities[:, -1] if answers is None else answers
     entity, answer = (_spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
-    # Relations have their token numbers after those of the entities, or of their names.
+    # Token ids of relations follow those of entities or names.
     first = 2 * spelling.names or world.n_entities
     relations = [first + relation for relation in chains.relations.T]
     prompt = [*entity, *relations] if spelling.order == "e r r" else [*relations, *entity]
@@ -94,10 +107,11 @@ def rows_from_chains(
 
 
 def _spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:
-    """The tokens of entities, one column a token."""
+    """Return the tokens of entities, one column per token."""
     if not names:
         return [entity]
-    # Pairs (i, i), then (i, i + 1), ...: for every number of entities all names are used alike.
+    # The order of the pairs is (i, i), then (i, i + 1), and so on, so that all names are used
+    # almost equally often for any number of entities.
     first = entity % names
     return [first, names + (first + entity // names) % names]
 
@@ -108,7 +122,7 @@ def chain_truth(
     facts: Int[np.ndarray, "chain hop"],
     roles: Int[np.ndarray, "chain hop"],
 ) -> dict[str, Int[np.ndarray, " chain"]]:
-    """The truth columns of chains, before what depends on their spelling."""
+    """Return the truth columns of chains that do not depend on the spelling."""
     truth = {"e1": entities[:, 0]}
     for hop in range(facts.shape[1]):
         truth[f"r{hop + 1}"] = relations[:, hop]

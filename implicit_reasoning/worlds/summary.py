@@ -1,4 +1,4 @@
-"""A dataset in words and numbers, for a person at a terminal."""
+"""Text summary of a dataset for the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from implicit_reasoning.worlds.shortcuts import coverage, distinct_states, short
 
 
 def describe(dataset: Dataset) -> str:
-    """Sizes, coverage, distinct states, and what answers the test splits without composing."""
+    """Describe a dataset: sizes, coverage, distinct states, and accuracy of shortcuts."""
     lines = [
         f"{len(dataset):,} rows of up to {dataset.n_ctx} tokens, {dataset.n_vocab:,} tokens",
         "",

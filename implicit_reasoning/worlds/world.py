@@ -1,7 +1,7 @@
-"""A world: every fact `(head, relation) -> tail` there is, and the role each plays in training.
+"""A world: all facts `(head, relation) -> tail`, and the role of each fact in training.
 
-A world is a dense table, so that "what is true" is one array look-up everywhere else. Source: Wang
-et al. 2024, section 3.1 (the generator); Ye et al. 2025 (the roles of single facts).
+A world is a dense table, so looking up a fact is one array access. Source: Wang et al. 2024,
+section 3.1 (the generator); Ye et al. 2025 (the roles of single facts).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from jaxtyping import Int
 from implicit_reasoning.errors import InputError
 
 ROLES = ("I", "O", "H", "R")
-"""What a fact may be:
+"""Roles of a fact:
 
-- `I`: seen as an atomic triple, and in training chains at any hop;
-- `O`: seen only as an atomic triple;
-- `H`: held out, seen only in training chains, never as an atomic triple;
-- `R`: restricted, seen as an atomic triple and as a first hop, never as a later one.
+- `I`: in distribution; appears as an atomic triple and in training chains at any hop.
+- `O`: out of distribution; appears only as an atomic triple.
+- `H`: held out; appears only in training chains, never as an atomic triple.
+- `R`: restricted; appears as an atomic triple and as a first hop, never as a later hop.
 
-`World.role` holds indices into this tuple; a study that needs another role appends one letter here.
+`World.role` holds indices into this tuple. New roles are appended at the end.
 """
 
 NONE = -1
-"""Marks "there is none" in every integer table and column of this room."""
+"""Marks a missing value in every integer table and column of this package."""
 
 
 class Stream(enum.IntEnum):
-    """One independent stream of random numbers a purpose, so that no choice disturbs another."""
+    """Independent random streams, one per purpose, so that random choices do not interact."""
 
     RELATIONS = 0
     TAILS = 1
@@ -47,12 +47,12 @@ class Stream(enum.IntEnum):
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:
-    """The generator of `seed` for one purpose; a task of your own takes a number from 100 on."""
+    """Return the random generator for a seed and a purpose; user tasks use numbers from 100."""
     return np.random.default_rng([seed, *map(int, purpose)])
 
 
 class Facts(NamedTuple):
-    """The facts of a world as columns, in row-major order of (head, relation): fact 0, 1, 2, ..."""
+    """Columns of a world's facts by fact number, in row-major order of (head, relation)."""
 
     head: Int[np.ndarray, " fact"]
     relation: Int[np.ndarray, " fact"]
@@ -65,9 +65,9 @@ class World:
     """All facts of one world.
 
     Attributes:
-      tail: int32 [entity, relation], the entity that a fact leads to; -1 where there is no fact.
-      role: int8 [entity, relation], index into `ROLES`; -1 where there is no fact.
-      seed: the seed it was drawn from (0 for a world that was not drawn).
+      tail: int32 [entity, relation], tail entity of each fact; -1 if there is no fact.
+      role: int8 [entity, relation], index into `ROLES`; -1 if there is no fact.
+      seed: random seed of the world; 0 if the world was not generated randomly.
     """
 
     tail: Int[np.ndarray, "entity relation"]
@@ -91,7 +91,7 @@ class World:
 
     @cached_property
     def facts(self) -> Facts:
-        """The facts as int32 columns (role: int8), each [fact]."""
+        """Facts as int32 columns (role: int8), [fact] each."""
         head, relation = np.nonzero(self.tail >= 0)
         return Facts(
             head.astype(np.int32),
@@ -102,7 +102,7 @@ class World:
 
     @cached_property
     def fact_id(self) -> Int[np.ndarray, "entity relation"]:
-        """int32 [entity, relation]: the number of the fact there, -1 where there is none."""
+        """Fact numbers, int32 [entity, relation]; -1 if there is no fact."""
         table = np.full(self.tail.shape, NONE, np.int32)
         table[self.facts.head, self.facts.relation] = np.arange(self.n_facts)
         return table
@@ -111,19 +111,20 @@ class World:
 def make_world(
     n_entities: int, n_relations: int, out_degree: int, ood_fraction: int | float, seed: int
 ) -> World:
-    """Draw a world: `out_degree` distinct relations a head, tails uniform, a random share of `O`.
+    """Generate a random world with uniform tails and a random fraction of facts with role `O`.
 
-    A fact may lead back to its head, and two facts of a head may share a tail, as published.
+    Each head has `out_degree` facts with distinct relations. As in the published generator, a fact
+    may lead back to its head, and two facts of a head may share a tail.
 
     Args:
       n_entities: number of entities, at least 1.
       n_relations: number of relations, at least 1.
-      out_degree: facts a head, at most `n_relations`.
-      ood_fraction: share of *facts* with role `O`, 0 to 1; rounded to a count.
-      seed: 0 or more.
+      out_degree: number of facts per head, at most `n_relations`.
+      ood_fraction: fraction of *facts* with role `O`, 0 to 1; rounded to a count.
+      seed: random seed, at least 0.
 
     Raises:
-      InputError: a size, degree, share or seed out of bounds.
+      InputError: an argument is out of bounds.
     """
     check_range("n_entities", n_entities, 1)
     check_range("n_relations", n_relations, 1)
@@ -132,7 +133,7 @@ def make_world(
     check_range("world_seed", seed, 0)
     check_count("n_entities x n_relations", n_entities * n_relations)
     shape = (n_entities, n_relations)
-    # Only the *set* of the smallest draws is used: their order may differ between processors.
+    # Only the *set* of the smallest draws is used, because their order may differ between CPUs.
     draws = stream(seed, Stream.RELATIONS).random(shape)
     chosen = np.argpartition(draws, out_degree - 1, axis=1)[:, :out_degree]
     exists = np.zeros(shape, bool)
@@ -149,14 +150,20 @@ def make_world(
 def world_from_table(
     tail: Int[np.ndarray, "entity relation"], role: Int[np.ndarray, " fact"] | int, seed: int = 0
 ) -> World:
-    """A world of a given table (-1: no fact), with a role for every fact in row-major order."""
+    """Create a world from a table of tails.
+
+    Args:
+      tail: int [entity, relation], -1 if there is no fact.
+      role: index into `ROLES` for every fact in row-major order, or for all facts.
+      seed: recorded as the seed of the world.
+    """
     table = np.full(tail.shape, NONE, np.int8)
     table[tail >= 0] = role
     return World(tail.astype(np.int32), table, seed)
 
 
 def redraw_tails(world: World, purpose: int) -> World:
-    """Another world over the same (entity, relation) pairs and roles, its tails drawn anew."""
+    """Return a world with the same (entity, relation) pairs and roles, and new random tails."""
     exists = world.tail >= 0
     tails = stream(world.seed, purpose).integers(
         world.n_entities, size=world.tail.shape, dtype=np.int32
@@ -165,9 +172,10 @@ def redraw_tails(world: World, purpose: int) -> World:
 
 
 def with_role(world: World, letter: str, share: int | float) -> World:
-    """The same facts, with a random share of the `I` ones (rounded to a count) given another role.
+    """Return a world in which a random fraction of the `I` facts has another role.
 
-    A larger share only adds to a smaller one.
+    The fraction is rounded to a count. For the same seed, the facts chosen for a smaller fraction
+    are a subset of those for a larger one.
     """
     role = world.facts.role.copy()
     inside = np.flatnonzero(role == ROLES.index("I"))
@@ -183,7 +191,11 @@ def check_range(
     high: int | float = np.inf,
     what_high_is: str = "",
 ) -> None:
-    """Raise an `InputError` that names the value and the bound unless `low <= value <= high`."""
+    """Check that `low <= value <= high`.
+
+    Raises:
+      InputError: the value is out of bounds; the message names the value and the bound.
+    """
     if not low <= value <= high:
         bound = f"at least {low}" if high == np.inf else f"from {low} to {high}{what_high_is}"
         raise InputError(f"{name} = {value} is out of bounds: it must be {bound}")
@@ -193,6 +205,10 @@ MAX_COUNT = 2**31 - 1  # numbers of facts, tokens and rows are int32
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise an `InputError` unless so many things can be numbered, and so be made at all."""
+    """Check that a count does not exceed the range of int32.
+
+    Raises:
+      InputError: the count is too large.
+    """
     if count > MAX_COUNT:
         raise InputError(f"{name} = {count:,} is too many: there can be at most {MAX_COUNT:,}")
