@@ -1,15 +1,17 @@
-"""Comparison: learn facts `(entity, attribute) -> value`, then say which of two values is larger.
+"""Comparison: learn facts `(entity, attribute) -> value`, then state which of two values is larger.
 
     python -m implicit_reasoning train --config=configs/comparison.py:desk --workdir=DIR
 
-Controls for: reasoning that is not a chain. In this other task of Wang et al. 2024 (section 4) the
-two facts are looked up side by side, and not one after the other.
+Controls for: reasoning that is not a chain. In this task of Wang et al. 2024 (section 4), the two
+facts are looked up in parallel, not one after the other.
 
-Published (phi 7.2, figure 1, right): train .99 at 10,000 steps; test_ii .86 at 2,000, .90 at
-10,000, 1.0 at 340,000; test_oo .80 at 4,000 and .99 at 340,000 - unlike composition it generalises
-out of distribution. To expect here: test_ii early at the height of `win_rate`, a shortcut; then
-slowly to 1. At `pocket` (three seeds, 9 minutes on one core, 6,000 steps): test_ii .82 - .86, where
-the shortcut is, test_oo .56 - .66, above its .45.
+Published (phi 7.2, figure 1, right): train .99 at 10,000 steps; test_ii .86 at 2,000, .90 at 10,000
+and 1.0 at 340,000; test_oo .80 at 4,000 and .99 at 340,000. Unlike composition, comparison
+generalizes out of distribution.
+
+What to expect here: test_ii soon reaches the accuracy of the shortcut `win_rate`, then slowly
+reaches 1. At `pocket` (three seeds, 9 minutes on one core, 6,000 steps), test_ii is .82 - .86,
+equal to the shortcut, and test_oo is .56 - .66, above its shortcut (.45).
 """
 
 from pathlib import Path
@@ -21,7 +23,7 @@ from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale: `pocket`, `desk` or `paper`."""
+    """Return the configuration at a scale: `pocket`, `desk` or `paper`."""
     composition = Path(__file__).with_name("composition.py")
     config = load_config(f"{composition}:{scale}").unlock()
     sizes = {"pocket": (100, 5, 10), "desk": (300, 10, 20), "paper": (1_000, 20, 20)}
@@ -29,6 +31,6 @@ def get_config(scale: str = "pocket") -> ConfigDict:
     task.n_entities, task.n_attributes, task.n_values = choose(scale, sizes)
     if scale == "paper":
         config.steps = 400_000
-        task.mixed_chains = False  # Wang et al. test none
+        task.mixed_chains = False  # Wang et al. test no mixed pairs
         task.end_token = True
     return config

@@ -1,17 +1,20 @@
-"""Complex reasoning: compare entities whose facts were never taught, by what was said of them.
+"""Complex comparison: compare entities whose facts are not taught, based on other comparisons.
 
     python -m implicit_reasoning train --config=configs/complex.py:desk --workdir=DIR
 
-Wang et al. 2024, section 5: facts of `I` entities, 3% of the comparisons of two `I` entities and of
-an `I` and an `O` entity. `test_hard` asks for what follows from facts and comparisons together but
-not from comparisons alone; its rule is in the docstring of the task.
+Training has the facts of `I` entities, and 3% of the comparisons of two `I` entities and of an `I`
+and an `O` entity (Wang et al. 2024, section 5). `test_hard` has pairs whose answer follows from
+facts and comparisons together, but not from comparisons alone; the docstring of the task has the
+exact rule.
 
-Controls for: search over what is stored, at a depth that no training row shows.
+Controls for: search over stored facts, at a depth that no training row has.
 
-Published: the grokked transformer is near perfect on test_hard (figure 16 has the curve); language
-models given the facts by retrieval are right in about a third, which is chance. To expect here: not
-known below `paper`; hold test_hard against `win_rate`, .4 to .6. At `pocket` (three seeds, 8
-minutes on one core): test_ii .88 - .90, test_hard .47 - .58 (36 rows).
+Published: the grokked transformer is nearly perfect on test_hard (curve in figure 16). Language
+models that retrieve the facts answer about a third correctly, which is chance.
+
+What to expect here: unknown below `paper`. Compare test_hard with `win_rate`, which is .4 to .6. At
+`pocket` (three seeds, 8 minutes on one core), test_ii is .88 - .90 and test_hard is .47 - .58 (36
+rows).
 """
 
 from pathlib import Path
@@ -23,7 +26,7 @@ from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale: `pocket`, `desk` or `paper`."""
+    """Return the configuration at a scale: `pocket`, `desk` or `paper`."""
     comparison = Path(__file__).with_name("comparison.py")
     config = load_config(f"{comparison}:{scale}").unlock()
     before, task = config.task, default_config("complex").task

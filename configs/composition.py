@@ -1,8 +1,8 @@
-"""Two-hop composition: learn facts `(e1, r1) -> e2`, then answer `(e1, r1, r2) -> e3` unseen.
+"""Two-hop composition: learn facts `(e1, r1) -> e2`, then answer unseen `(e1, r1, r2) -> e3`.
 
-python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=runs/pocket
+    python -m implicit_reasoning train --config=configs/composition.py:pocket --workdir=runs/pocket
 
-Every field, with its value and what it means: the same command with `--help`.
+The same command with `--help` lists all fields, with their values and meanings.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from implicit_reasoning.sweeps import grid
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale: `pocket`, `desk`, `paper` or `paper_wang`."""
+    """Return the configuration at a scale: `pocket`, `desk`, `paper` or `paper_wang`."""
     config = default_config("composition")
     choose(scale, {"pocket": pocket, "desk": desk, "paper": paper, "paper_wang": paper_wang})(
         config
@@ -25,27 +25,33 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """To try the lab, and for tests: its values are the defaults of all fields.
+    """Small scale for first experiments and for tests; its values are the defaults of all fields.
 
-    3.5 minutes on two cores of an AMD EPYC (jax 0.10.2, 33 steps/s). Over three seeds of world and
-    initialisation: train_ii .99 (three evaluations in a row) at 2,050 - 2,400 steps with test_ii at
-    .72 - .79; test_ii .95 at 4,200 - 4,650, .988 - .994 at the end; test_oi .17 - .31. The rest is
-    in results/pocket.
-    Too small for claims: row completion, which composes nothing, answers test_ii too.
+    Duration: 3.5 minutes on two cores of an AMD EPYC (jax 0.10.2, 33 steps/s). Results over three
+    seeds of world and initialization: train_ii reaches .99 (three evaluations in a row) at 2,050 -
+    2,400 steps, when test_ii is .72 - .79. test_ii reaches .95 at 4,200 - 4,650 steps and .988 -
+    .994 at the end. test_oi is .17 - .31. results/pocket has further results.
+
+    This scale is too small for claims about composition: row completion, which does not compose,
+    also answers test_ii.
     """
 
 
 def desk(config: ConfigDict) -> None:
-    """The studies: the smallest world found whose gap between memorising and generalising is wide.
+    """Scale of the studies, with a wide gap between memorization and generalization.
+
+    It is the smallest such world that was found.
 
         python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=DIR
 
-    31 minutes on two cores of an AMD EPYC that were shared with other work; 20 to expect alone, at
-    the 19.8 steps/s measured over 2,500 steps (jax 0.10.2). Seed 0: train_ii .99 (three evaluations
-    in a row) at 7,750 steps with test_ii at .66; test_ii .95 at 18,000, .995 at the end; test_oi
-    .22 (.19 - .25), best shortcut there .03. results/desk has the rest, and what other shapes did.
-    Coverage .59. Big enough for the gap and for test_oi, not for claims about composition on
-    test_ii alone: row completion answers .998 of it.
+    Duration: 31 minutes on two cores of an AMD EPYC that were shared with other work. Without other
+    work, 20 minutes are expected from 19.8 steps/s, measured over 2,500 steps (jax 0.10.2). Results
+    with seed 0: train_ii reaches .99 (three evaluations in a row) at 7,750 steps, when test_ii is
+    .66. test_ii reaches .95 at 18,000 steps and .995 at the end. test_oi is .22 (.19 - .25), and
+    its best shortcut .03. results/desk has further results, also for other shapes.
+
+    Coverage is .59. This scale supports claims about the gap and about test_oi, but not about
+    composition on test_ii alone, because row completion answers .998 of it.
     """
     config.steps = 24_000
     config.batch_size = 512
@@ -70,17 +76,18 @@ def desk(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict) -> None:
-    """The base configuration of Ye et al. 2025, in the sizes of Wang et al. 2024; for accelerators.
+    """Base configuration of Ye et al. 2025 with the sizes of Wang et al. 2024; for accelerators.
 
-    40,000 facts, 273,600 training chains. Published (Ye, training dynamics): train_ii .99 at
-    10,000 steps; test_ii .44 at 100,000 and .99 at 900,000; test_oi .50 at 4 million; test_io and
-    test_oo stay at 0. Not measured here.
-    For test_oi set --config.steps=12_000_000, as published. Half precision is bfloat16, with a
-    float32 residual, where the published code used float16 with loss scaling.
+    There are 40,000 facts and 273,600 training chains. Published (Ye et al., training dynamics):
+    train_ii .99 at 10,000 steps; test_ii .44 at 100,000 and .99 at 900,000; test_oi .50 at 4
+    million; test_io and test_oo stay at 0. Not measured here.
+
+    For test_oi, set --config.steps=12_000_000, as published. Half precision is bfloat16 with a
+    float32 residual stream, whereas the published code used float16 with loss scaling.
 
         python -m implicit_reasoning train --config=configs/composition.py:paper --workdir=DIR
 
-    Big enough for every claim of the paper; row completion answers .998 of test_ii here too.
+    This scale supports every claim of the paper. Row completion answers .998 of test_ii here too.
     """
     config.steps = 2_000_000
     config.batch_size = 512
@@ -115,14 +122,14 @@ def paper(config: ConfigDict) -> None:
 
 
 def paper_wang(config: ConfigDict) -> None:
-    """Wang et al. 2024, composition at phi 7.2: .5% held out, mixed chains dropped.
+    """Configuration of Wang et al. 2024 with phi 7.2: 0.5% of the chains held out, no mixed chains.
 
     Published (figure 1, left): train .99 at 14,000 steps; test_ii .48 at 50,000, .77 at 100,000 and
     .95 at 200,000; test_oo about 0 throughout. Not measured here.
 
         python -m implicit_reasoning train --config=configs/composition.py:paper_wang --workdir=DIR
 
-    Big enough for the paper's claims about in-distribution chains; it has no mixed ones.
+    This scale supports the paper's claims about in-distribution chains. It has no mixed chains.
     """
     paper(config)
     config.steps = 1_500_000
@@ -131,14 +138,16 @@ def paper_wang(config: ConfigDict) -> None:
 
 
 def sweep_seeds() -> Iterator[dict[str, Any]]:
-    r"""Eight initialisations in one world: how much is chance?
+    r"""Yield eight initializations in one world, to measure the variance between seeds.
 
-    python -m implicit_reasoning sweep --config=configs/composition.py:pocket --sweep=seeds \
-        --workdir=runs/seeds
+    Command:
+
+        python -m implicit_reasoning sweep --config=configs/composition.py:pocket --sweep=seeds \
+            --workdir=runs/seeds
     """
     yield from grid({"seed": range(8)})
 
 
 def sweep_worlds() -> Iterator[dict[str, Any]]:
-    """Worlds and initialisations crossed, as a claim about training wants it (at least 8 runs)."""
+    """Yield all combinations of four worlds and two initializations, for claims about training."""
     yield from grid({"task.world_seed": range(4), "seed": range(2)})

@@ -1,13 +1,16 @@
-"""Repeated random sequences: `x1 x2 ... xn x1 x2 ...`, continued; the home of induction heads.
+"""Repeated random sequences `x1 x2 ... xn x1 x2 ...`, the standard task for induction heads.
 
     python -m implicit_reasoning train --config=configs/in_context.py:pocket --workdir=DIR
 
-Controls for: reasoning from the context alone. Nothing stored in weights helps with a fresh
-sequence, so the same instruments must find attention that matches and copies, and no facts.
+Controls for: reasoning from the context alone. Knowledge in the weights does not help with new
+sequences. The same instruments must therefore find attention heads that match and copy, and no
+facts.
 
-Published: two layers are enough, one is not (Elhage et al. 2021; Olsson et al. 2022, who see the
-heads form in an abrupt phase). To expect: test_repeated follows train_repeated closely, in one
-jump; with `--config.model.n_layers=1` neither comes. Times: not measured, but for `pocket`.
+Published: two layers are sufficient, one is not (Elhage et al. 2021; Olsson et al. 2022, who
+observe that the heads form in an abrupt phase).
+
+What to expect: test_repeated closely follows train_repeated, with one jump. With
+`--config.model.n_layers=1`, there is no jump. Times: measured only for `pocket`.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +20,7 @@ from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale: `pocket`, `desk` or `paper` (of our own; none is published)."""
+    """Return the configuration at a scale: `pocket`, `desk` or `paper` (not published)."""
     config = default_config("in_context")
     config.model.d_model = 64
     config.model.d_mlp = 256
@@ -27,17 +30,17 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def pocket(config: ConfigDict) -> None:
-    """To try it: about 40 steps/s on two cores that were shared with other work.
+    """Scale for first experiments: about 40 steps/s on two cores that were shared with other work.
 
-    One run, seed 0: test_repeated .75 at 200 steps, .98 at 350 and 1.0 from 800 on, train_repeated
-    the same.
+    Results of one run with seed 0: test_repeated is .75 at 200 steps, .98 at 350 and 1.0 from 800
+    on; train_repeated is the same.
     """
     config.steps = 4_000
     config.batch_size = 128
 
 
 def desk(config: ConfigDict) -> None:
-    """More tokens, longer sequences."""
+    """Scale with more tokens and longer sequences."""
     config.steps = 20_000
     config.task.n_tokens = 200
     config.task.min_length = 8
@@ -50,7 +53,7 @@ def desk(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict) -> None:
-    """For accelerators."""
+    """Scale for accelerators."""
     desk(config)
     config.task.n_tokens = 1_000
     config.task.max_length = 50

@@ -1,17 +1,21 @@
-"""Modular addition, `[a, b, =] -> (a + b) mod p`: grokking where the circuit is known.
+"""Modular addition `[a, b, =] -> (a + b) mod p`: grokking with a known circuit.
 
     python -m implicit_reasoning train --config=configs/modular_addition.py:pocket --workdir=DIR
 
-Scales: `pocket` and `desk` (p 53 and 97, in Nanda's recipe), `paper` (Nanda et al. 2023: p 113, one
-layer, no layer norm, 30% of the pairs, the full batch, weight decay 1) and `power` (Power et al.
-2022: p 97, two layers, half of the pairs, batch 512).
+Scales: `pocket` and `desk` (the recipe of Nanda et al. with p 53 and 97), `paper` (Nanda et al.
+2023: p 113, one layer, no layer norm, 30% of the pairs, full batch, weight decay 1) and `power`
+(Power et al. 2022: p 97, two layers, half of the pairs, batch size 512).
 
-Controls for: instruments, on a mechanism that others have taken apart (rotations by few
-frequencies). Published (`paper`): memorised by 1,400 epochs; the accuracy jump on test_pairs comes
-in the clean-up, between 9,400 and 14,000; an epoch is a step. `power`: more weight decay is faster,
-less data is later.
-To expect: memorising within some hundred steps, then a long plateau that ends by itself; `commuted`
-answers train_fraction of test_pairs from the start. Times: not measured, but for `pocket`.
+Controls for: instruments, on a mechanism that is known from other work (rotations by a few
+frequencies).
+
+Published (`paper`, one step per epoch): memorized by 1,400 epochs; the accuracy on test_pairs jumps
+during cleanup, between 9,400 and 14,000 epochs. `power`: more weight decay leads to earlier
+generalization, less data to later generalization.
+
+What to expect: memorization within a few hundred steps, then a long plateau, then generalization.
+The shortcut `commuted` answers a fraction `train_fraction` of test_pairs from the start. Times:
+measured only for `pocket`.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +25,7 @@ from implicit_reasoning.runs import default_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale: `pocket`, `desk`, `paper` or `power`."""
+    """Return the configuration at a scale: `pocket`, `desk`, `paper` or `power`."""
     config = default_config("modular_addition")
     nanda(config)
     choose(scale, {"pocket": pocket, "desk": desk, "paper": nanda, "power": power})(config)
@@ -29,7 +33,11 @@ def get_config(scale: str = "pocket") -> ConfigDict:
 
 
 def nanda(config: ConfigDict) -> None:
-    """Nanda et al. 2023. Their weights start at 1 / sqrt(width); biases are not said to differ."""
+    """Configuration of Nanda et al. 2023.
+
+    Their weights are initialized with standard deviation 1 / sqrt(width); the paper does not
+    mention another initialization for biases.
+    """
     config.steps = 40_000
     config.order = "epochs"
     full_batch(config)
@@ -46,17 +54,17 @@ def nanda(config: ConfigDict) -> None:
     config.optimizer.weight_decay = 1.0
     config.optimizer.warmup_steps = 10
     config.optimizer.schedule = "constant"
-    config.optimizer.clip_norm = 1e9  # not clipped
+    config.optimizer.clip_norm = 1e9  # no clipping
 
     config.evaluation.every = 100
     config.checkpoints.every = 500
 
 
 def pocket(config: ConfigDict) -> None:
-    """Small enough for two cores: about 50 steps/s on two that were shared with other work.
+    """Scale for two CPU cores: about 50 steps/s on two cores that were shared with other work.
 
-    One run, seed 0: train_pairs .95 at 100 steps and 1.0 from 300 on, when test_pairs was at .08;
-    test_pairs .52 at 4,900 and .87 at 5,900, where the run ended.
+    Results of one run with seed 0: train_pairs is .95 at 100 steps and 1.0 from 300 on, when
+    test_pairs is .08. test_pairs is .52 at 4,900 steps and .87 at 5,900, where the run ended.
     """
     config.steps = 8_000
     config.task.modulus = 53
@@ -65,14 +73,14 @@ def pocket(config: ConfigDict) -> None:
 
 
 def desk(config: ConfigDict) -> None:
-    """Nearly the published size."""
+    """Scale close to the published size."""
     config.steps = 20_000
     config.task.modulus = 97
     full_batch(config)
 
 
 def power(config: ConfigDict) -> None:
-    """Power et al. 2022: a decoder of two layers with layer norms, and minibatches."""
+    """Configuration of Power et al. 2022: a two-layer decoder with layer norms, and minibatches."""
     config.steps = 100_000
     config.task.modulus = 97
     config.task.train_fraction = 0.5
@@ -83,5 +91,5 @@ def power(config: ConfigDict) -> None:
 
 
 def full_batch(config: ConfigDict) -> None:
-    """Every training row at every step."""
+    """Set the batch size to the number of training rows."""
     config.batch_size = round(config.task.train_fraction * config.task.modulus**2)

@@ -1,15 +1,18 @@
-"""Composition with the relations before the entity: `(r1, r2, e1) -> e3`, all on one position.
+"""Composition with the relations before the entity: `(r1, r2, e1) -> e3`.
 
     python -m implicit_reasoning train --config=configs/relations_first.py:desk --workdir=DIR
 
-Controls for: hops that sit at different positions. Nothing is known of the entity before the last
-position, so both hops must happen there, one above the other: what instruments see of hop 2 cannot
-have been computed at r1, and a transcoder that skips layers sees both hops. Two look-ups in a row,
-after the relations were gathered, want depth: at least 4 layers beyond `pocket`.
+Controls for: hops at different positions. Nothing is known about the entity before the last
+position, so both hops must be computed there, in different layers. Information about hop 2 at this
+position cannot have been computed at r1, and a transcoder that spans layers covers both hops. Two
+sequential look-ups after gathering the relations need depth, so scales above `pocket` have at least
+4 layers.
 
-Published: nothing in this order. To expect: slower than "e r r" in steps; at `pocket` scale, with 2
-layers, possibly memorisation only. Found at `pocket` (three seeds, 5 minutes on one core, 6,000
-steps): test_ii .81, .46, .35, still rising.
+Published: nothing for this order.
+
+What to expect: more steps than with "e r r"; at `pocket`, with 2 layers, possibly only
+memorization. Result at `pocket` (three seeds, 5 minutes on one core, 6,000 steps): test_ii is .81,
+.46 and .35, and is still rising.
 """
 
 from pathlib import Path
@@ -20,7 +23,7 @@ from implicit_reasoning.config import load_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
+    """Return the configuration at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
     composition = Path(__file__).with_name("composition.py")
     config = load_config(f"{composition}:{scale}").unlock()
     config.task.order = "r r e"

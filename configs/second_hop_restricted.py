@@ -1,15 +1,18 @@
-"""Is a fact that the model knows and uses as a first hop of use as a second? 5% are never shown so.
+"""Composition with restricted second hops: 5% of the facts never occur as second hops in training.
 
     python -m implicit_reasoning train --config=configs/second_hop_restricted.py:desk --workdir=DIR
 
-Controls for: the place in the query as the only novelty. `test_ii_sr` has chains whose second fact
-is never a second hop in training; entities, relations, the fact alone and its use as a first hop
-are all seen. As published there are no `O` facts; the splits that would hold them are empty.
+Controls for: the position in the query as the only novelty. `test_ii_sr` has chains whose second
+fact is never a second hop in training. The entities, the relations, the fact as a triple, and the
+fact as a first hop all occur in training. As published, there are no `O` facts, so the splits for
+`O` facts are empty.
 
-Published (Ye et al. 2025, section 2.4 and appendix D.1; a reproduction at 1M steps: 2 of 3,000
-right, while test_ii is at 99.6% and triples at 99.8%): test_ii_sr stays at the floor. To expect:
-the same, at the shortcuts' height (modal answers are right now and then by luck). Found at `pocket`
-(three seeds, 5 minutes on one core): test_ii .988 - .998, test_ii_sr .006 - .041.
+Published (Ye et al. 2025, section 2.4 and appendix D.1): test_ii_sr stays near 0. A reproduction
+with 1M steps answers 2 of 3,000 correctly, when test_ii is 99.6% and triples are 99.8%.
+
+What to expect: the same, at the accuracy of the shortcuts (the most frequent answers are sometimes
+correct by chance). Result at `pocket` (three seeds, 5 minutes on one core): test_ii is .988 - .998
+and test_ii_sr is .006 - .041.
 """
 
 from pathlib import Path
@@ -20,13 +23,13 @@ from implicit_reasoning.config import load_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
+    """Return the configuration at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
     composition = Path(__file__).with_name("composition.py")
     config = load_config(f"{composition}:{scale}").unlock()
     config.task.name = "second_hop_restricted"
-    config.task.restricted_fraction = 0.05  # share of I facts that are never a later hop
+    config.task.restricted_fraction = 0.05  # fraction of I facts that are never a later hop
     config.task.ood_fraction = 0.0
     config.task.mixed_chains = False
     if scale == "paper":
-        config.task.holdout = 0.005  # as published for this one
+        config.task.holdout = 0.005  # as published for this task
     return config

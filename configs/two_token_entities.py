@@ -1,15 +1,18 @@
-"""Entities of two tokens: an ordered pair of a first and a last name, no two entities alike.
+"""Composition with two-token entities: each entity is a unique pair of a first and a last name.
 
     python -m implicit_reasoning train --config=configs/two_token_entities.py:desk --workdir=DIR
 
-Controls for: bridges that are one token of the vocabulary. The answer is written first name, last
-name, and counts only if both are right; the bridge's second token is nowhere an input of the chain,
-so whether it is present in a state is a question for a probe.
+Controls for: bridges that are a single token. The answer is a first name and a last name, and
+counts as correct only if both are right. The second token of the bridge is never an input of the
+chain, so a probe is needed to find whether a hidden state contains it.
 
-Published (Wang et al. 2024, appendix C, phi 12.6): a larger token multiplicity (entities a name;
-2,000 entities with 50 names: 40) delays generalisation and never prevents it; the second token of
-the bridge becomes perfectly decodable at r1. To expect: the curves of `composition.py`, later. At
-`pocket` (three seeds, 7 minutes on one core, 6,000 steps): test_ii .03 - .05; not reached.
+Published (Wang et al. 2024, appendix C, phi 12.6): a larger token multiplicity delays
+generalization but does not prevent it. Token multiplicity is the number of entities per name, such
+as 40 for 2,000 entities with 50 names. The second token of the bridge becomes perfectly decodable
+at r1.
+
+What to expect: the curves of `composition.py`, later. Result at `pocket` (three seeds, 7 minutes on
+one core, 6,000 steps): test_ii is .03 - .05, so the run is too short for generalization.
 """
 
 from pathlib import Path
@@ -20,7 +23,7 @@ from implicit_reasoning.config import choose, load_config
 
 
 def get_config(scale: str = "pocket") -> ConfigDict:
-    """The experiment at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
+    """Return the configuration at a scale of `composition.py`: `pocket`, `desk` or `paper`."""
     composition = Path(__file__).with_name("composition.py")
     config = load_config(f"{composition}:{scale}").unlock()
     names = {"pocket": 20, "desk": 25, "paper": 50}  # multiplicity 5, 10, 40

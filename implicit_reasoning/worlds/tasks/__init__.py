@@ -1,9 +1,8 @@
-"""Tasks: functions from a configuration to a dataset, found by name or by import path.
+"""Tasks: functions that build a dataset from settings, found by name or by import path.
 
-composition.py        multi-hop chains of facts, and the variations that control for something
-comparison.py         which of two values is larger; through others, too (pairs, transitivity)
-modular_addition.py   sums modulo p
-in_context.py         repeated random sequences
+composition.py        multi-hop chains of facts, and variants that serve as controls comparison.py
+comparison of values, direct or inferred (see pairs, transitivity) modular_addition.py   sums modulo
+p in_context.py         repeated random sequences
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ TASKS: dict[str, Callable[[Any], Dataset]] = {
     "modular_addition": modular_addition,
     "in_context": in_context,
 }
-"""The tasks that come with the lab; others are found by import path."""
+"""Tasks of this package; others are specified by import path."""
 
 
 def build(task: Any) -> Dataset:
-    """Build the dataset that `task.name` names, with the settings in `task`.
+    """Build the dataset of the task `task.name` with the settings in `task`.
 
     Args:
-      task: anything with attributes, such as an ml_collections.ConfigDict. `name` is a key of
-        `TASKS`, or `package.module:function`, or `/path/to/file.py:function`; the function gets
-        `task` whole, and returns a `Dataset`.
+      task: any object with attributes, such as an ml_collections.ConfigDict. `name` is a key of
+        `TASKS`, `package.module:function` or `/path/to/file.py:function`. The function receives
+        `task` and returns a `Dataset`.
 
     Raises:
-      InputError: the name is unknown, its module or function is missing, or a setting is missing,
-        wrong, or not read by the task.
+      InputError: the name is unknown, its module or function does not exist, or a setting is
+        missing, invalid, or not read by the task.
     """
     function, settings = find_task(task.name), track_reads(task)
     try:
@@ -66,6 +65,6 @@ def build(task: Any) -> Dataset:
 
 
 def find_task(name: str) -> Callable[[Any], Dataset]:
-    """The function behind a task's name; see `build`."""
+    """Return the function of a task; see `build`."""
     found: Callable[[Any], Dataset] = imports.find(name, TASKS, "task")
     return found

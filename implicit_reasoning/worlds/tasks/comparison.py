@@ -1,8 +1,8 @@
-"""Comparing two entities by an attribute whose values are single facts.
+"""Tasks of comparison: compare two entities by an attribute whose values are single facts.
 
-The world's entities are the things compared and, after them, the values: a fact is
-`(entity, attribute) -> value`. Values have no facts; for every attribute it is drawn anew which
-entities are `I` and which `O`.
+The world's entities are the compared entities, followed by the values. A fact is `(entity,
+attribute) -> value`. Values have no facts. For every attribute, a separate random choice determines
+which entities are `I` and which are `O`.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ POSITIONS = ("attribute", "q", "entity1", "mask", "entity2")
 
 
 def comparison(task: Any) -> Dataset:
-    """Learn facts `(entity, attribute) -> value`, then answer which of two values is the larger.
+    """Build the comparison task: learn `(entity, attribute) -> value`, then compare two values.
 
-    A comparison is `[attribute, <q>, entity1, <mask>, entity2] -> label`; the label token says the
-    attribute, and whether value 1 is smaller (truth `label` 0), equal (1) or larger (2). For every
-    attribute a random share of the *entities* is `O`. Trained on: all facts, and
-    `round(phi * n_id_facts)` comparisons of two `I` entities, a smaller phi being a prefix of a
-    larger one. Unordered `I` pairs are held out with probability `holdout`, never trained on in
-    either order, and tested in both.
+    A comparison is `[attribute, <q>, entity1, <mask>, entity2] -> label`. The label token
+    identifies the attribute, and whether value 1 is smaller (truth `label` 0), equal (1) or larger
+    (2). For every attribute, a random fraction of the *entities* is `O`. Training rows: all facts,
+    and `round(phi * n_id_facts)` comparisons of two `I` entities; a smaller phi gives a prefix of a
+    larger one. Each unordered pair of `I` entities is held out with probability `holdout`. Held-out
+    pairs are not trained on in either order, and are tested in both.
 
     Args:
-      task: with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction; phi,
-        training comparisons per `I` fact; holdout; probes, the most rows of a split to evaluate on;
-        mixed_chains, True to test pairs of an `I` and an `O` entity too (Wang et al. drop them);
-        end_token, True to supervise `</a>`.
+      task: settings with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction;
+        phi (training comparisons per `I` fact); holdout; probes (maximum number of probes per
+        split); mixed_chains (whether to test pairs of an `I` and an `O` entity, which Wang et al.
+        omit); end_token (whether to supervise `</a>`).
 
     Raises:
-      InputError: a setting is out of bounds, or there are fewer comparisons than phi asks for.
+      InputError: a setting is out of bounds, or there are fewer comparisons than phi requires.
 
     Source: Wang et al. 2024, section 4.
     """
@@ -61,30 +61,32 @@ def comparison(task: Any) -> Dataset:
 
 
 def complex(task: Any) -> Dataset:
-    """Compare entities whose facts were never taught, through what was said of them.
+    """Build the task of comparing entities whose facts are not taught, based on other comparisons.
 
-    Trained on: the facts of `I` entities, a `share` of the comparisons of two `I` entities, and the
-    same share of those of an `I` and an `O` entity. The facts of `O` entities are not taught;
-    `ood_triples` tests whether they can be inferred. `test_hard` asks pairs of `O` entities, as
-    many for each label, whose answer follows from facts and comparisons together, and not from
-    comparisons alone. Exactly, for one attribute:
+    Training rows: the facts of `I` entities, a fraction `share` of the comparisons of two `I`
+    entities, and the same fraction of the comparisons of an `I` and an `O` entity. The facts of `O`
+    entities are not taught; `ood_triples` tests whether they can be inferred. `test_hard` has pairs
+    of `O` entities whose answer follows from facts and comparisons together, but not from
+    comparisons alone. Its labels are balanced. The exact rule, for one attribute:
 
-    - *comparisons alone*: draw an arrow from the smaller to the larger of every trained comparison,
-      and both ways between equals. The answer follows if there is a path one way (smaller, larger)
-      or both ways (equal).
-    - *with facts*: add such arrows between all `I` entities, by their values, and look again.
+    - *comparisons alone*: an edge leads from the smaller to the larger entity of each training
+      comparison, and edges in both directions connect equal entities. The answer follows if there
+      is a path in one direction (smaller, larger) or in both (equal).
+    - *with facts*: the graph also has such edges between all `I` entities, according to their
+      values.
 
-    `test_hard` has pairs for which the second gives the answer and the first does not. `test_oo`
-    has any pairs of `O` entities, those included.
+    `test_hard` has the pairs whose answer follows in the second case but not in the first.
+    `test_oo` has arbitrary pairs of `O` entities, which may include those of `test_hard`.
 
     Args:
-      task: as for `comparison`, without phi and mixed_chains; with share, of the comparisons, and
-        hard_queries, the number of them for each label (fewer, where there are not as many).
+      task: settings as for `comparison`, without phi and mixed_chains; share (fraction of the
+        comparisons); hard_queries (number of `test_hard` rows per label, fewer if not enough
+        exist).
 
     Raises:
       InputError: a setting is out of bounds.
 
-    Source: Wang et al. 2024, section 5 and appendix F (3%, 50 a label).
+    Source: Wang et al. 2024, section 5 and appendix F (3%, 50 per label).
     """
     check_range("share", task.share, 0, 1)
     check_range("hard_queries", task.hard_queries, 1)
@@ -116,7 +118,7 @@ def _pairs(task: Any) -> ComparisonPairs:
     value = stream(task.world_seed, Stream.TAILS).integers(task.n_values, size=shape)
     tail = np.full((task.n_entities + task.n_values, task.n_attributes), NONE)
     tail[: task.n_entities] = task.n_entities + value
-    # A random rank of every entity for every attribute: the last ones are O.
+    # Random rank of every entity for every attribute; the last entities are O.
     rank = stream(task.world_seed, Stream.ROLES).random(shape).argsort(0).argsort(0)
     outside = rank >= task.n_entities - round(task.ood_fraction * task.n_entities)
     role = np.where(outside, ROLES.index("O"), ROLES.index("I")).astype(np.int8)
@@ -125,7 +127,7 @@ def _pairs(task: Any) -> ComparisonPairs:
 
 
 def _facts(world: World, role: str) -> Int[np.ndarray, "fact 2"]:
-    """(attribute, entity) of the facts of a role, in random order."""
+    """Return (attribute, entity) of the facts with a role, in random order."""
     order = stream(world.seed, Stream.FACT_ORDER).permutation(world.n_facts)
     order = order[world.facts.role[order] == ROLES.index(role)]
     return np.column_stack([world.facts.relation[order], world.facts.head[order]])
@@ -134,7 +136,7 @@ def _facts(world: World, role: str) -> Int[np.ndarray, "fact 2"]:
 def _hard(
     pairs: ComparisonPairs, compared: np.ndarray, n_queries: int
 ) -> Int[np.ndarray, "pair 3"]:
-    """The queries of `test_hard`, as `Pairs.draw` gives them."""
+    """Return the rows of `test_hard`, in the format of `ComparisonPairs.draw`."""
     found: list[list[np.ndarray]] = [[], [], []]
     for attribute, asked in enumerate(pairs.sides[1]):
         value, known = pairs.world.tail[:, attribute], np.zeros(pairs.world.n_entities, bool)
@@ -143,7 +145,7 @@ def _hard(
         easy = from_comparisons(value, here, asked)
         label = from_facts_too(value, known, here, asked)
         for kind, queries in enumerate(found):
-            # An entity and itself are in one group, so that pair is never hard.
+            # An entity is in the same group as itself, so self-pairs are never hard.
             first, second = np.nonzero((label == kind) & (easy != kind))
             same = np.full(len(first), attribute)
             queries.append(np.column_stack([same, asked[first], asked[second]]))
@@ -157,7 +159,7 @@ def _hard(
 def _dataset(
     task: Any, world: World, trained: dict[str, np.ndarray], tested: dict[str, np.ndarray]
 ) -> Dataset:
-    """Splits of facts (attribute, entity) and of comparisons (attribute, entity1, entity2)."""
+    """Build the dataset from (attribute, entity) and (attribute, entity1, entity2) by split."""
 
     def rows(splits: dict[str, np.ndarray]) -> dict[str, Rows]:
         return {
@@ -176,8 +178,8 @@ def _dataset(
 
 
 def _rows(world: World, end_token: bool, attribute: np.ndarray, *entities: np.ndarray) -> Rows:
-    """Facts where there is one entity, comparisons where there are two."""
-    # Tokens: entities and values, attributes, three labels each, <q>, <mask>, </a>.
+    """Convert facts (one entity) or comparisons (two entities) to rows."""
+    # Token ids: entities and values, attributes, three labels per attribute, <q>, <mask>, </a>.
     first_label = world.n_entities + world.n_relations
     q = first_label + 3 * world.n_relations
     end = q + 2 if end_token else None
@@ -200,7 +202,7 @@ def _rows(world: World, end_token: bool, attribute: np.ndarray, *entities: np.nd
 
 
 def _vocabulary(task: Any) -> tuple[str, ...]:
-    """The tokens' names, as published."""
+    """Return the names of the tokens, as published."""
     attributes = range(task.n_attributes)
     return (
         *(f"<e_{i}>" for i in range(task.n_entities)),

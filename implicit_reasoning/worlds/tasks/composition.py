@@ -1,7 +1,8 @@
-"""Multi-hop composition, and the variations that say what it takes.
+"""Tasks of multi-hop composition: the base task, and variants that serve as controls.
 
-A variation changes which facts are taught as atomic triples, which chains are trained on, or which
-answers are taught; all share the world, the order of the chains and the spelling of `composition`.
+A variant changes which facts are taught as atomic triples, which chains are trained on, or which
+answers are taught. All variants share the world, the order of the chains and the spelling of
+`composition`.
 """
 
 from __future__ import annotations
@@ -34,42 +35,44 @@ from implicit_reasoning.worlds.world import (
 
 
 def composition(task: Any) -> Dataset:
-    """Multi-hop composition: learn `(e1, r1, r2) -> e3` from single facts and examples of chains.
+    """Build the composition task `(e1, r1, r2) -> e3`, trained on single facts and on some chains.
 
-    Trained on: all facts, and `round(phi * n_id_facts)` chains of `I` facts. Tested on: `I` chains
-    held out, and chains with `O` facts, by pattern. All chains are shuffled once by the world's
-    seed, and every split is cut from that one order: `train_ii` from its front, so that a smaller
-    phi is a prefix of a larger one; `test_ii` from its back, so that it is the same for all phi.
+    Training rows: all facts, and `round(phi * n_id_facts)` chains of `I` facts. Test rows: held-out
+    chains of `I` facts, and chains with `O` facts, by role pattern. The world's seed determines one
+    random order of all chains, and every split is a part of this order. `train_ii` comes from the
+    front, so a smaller phi gives a prefix of a larger one. `test_ii` comes from the back, so it is
+    the same for all phi.
 
     Args:
-      task: with attributes world_seed, n_entities, n_relations, out_degree, ood_fraction (see
-        `make_world`); hops, 2 to 6; phi, training chains per `I` fact; holdout, the share of
-        all-`I` chains kept from training; probes, the most rows of a split to evaluate on;
-        mixed_chains, False to leave out the patterns that mix `I` and `O`, as Wang et al. do;
-        order, names, end_token (see `Spelling`).
+      task: settings with attributes world_seed, n_entities, n_relations, out_degree, ood_fraction
+        (see `make_world`); hops (2 to 6); phi (training chains per `I` fact); holdout (fraction of
+        all-`I` chains excluded from training); probes (maximum number of probes per split);
+        mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.); order,
+        names, end_token (see `Spelling`).
 
     Raises:
-      InputError: a setting is out of bounds, or there are fewer chains than phi asks for.
+      InputError: a setting is out of bounds, or there are fewer chains than phi requires.
 
-    Source: Wang et al. 2024, section 3.1; Ye et al. 2025 (mixed patterns). Ye's notebook takes phi
-    for a share of all chains and so trains on every one; here it is the ratio that they report.
+    Source: Wang et al. 2024, section 3.1; Ye et al. 2025 (mixed patterns). The notebook of Ye et
+    al. treats phi as a fraction of all chains and therefore trains on every chain. Here, phi is the
+    ratio that the paper reports.
     """
     world = _world(task)
     return _dataset(task, _cut(task, world))
 
 
 def without_id_triples(task: Any) -> Dataset:
-    """Composition whose `I` facts are never taught by themselves, only through chains.
+    """Build the composition task without atomic triples of `I` facts, which occur only in chains.
 
-    Trained on `ood_triples` and `train_ii`; `id_triples` is a tested split. The chains are those of
-    `composition` with the same settings, so that the two differ in nothing else. By the rules of
-    row completion `test_ii` can be answered all the same; `test_oi` lacks what ties the name of a
-    bridge entity to its use as a second hop.
+    The training splits are `ood_triples` and `train_ii`; `id_triples` is a test split. The chains
+    are those of `composition` with the same settings, so the two tasks differ in nothing else.
+    `test_ii` can still be answered by row completion. For `test_oi`, no training row connects the
+    name of a bridge entity with its use in a second hop.
 
     Args:
-      task: as for `composition`.
+      task: settings as for `composition`.
 
-    Source: Ye et al. 2025, "without ID triples" (the paper's figure 3).
+    Source: Ye et al. 2025, "without ID triples" (figure 3 of the paper).
     """
     cut = _cut(task, _world(task))
     untaught = cut.trained.pop("id_triples")[: task.probes]
@@ -77,13 +80,14 @@ def without_id_triples(task: Any) -> Dataset:
 
 
 def held_out_id_triples(task: Any) -> Dataset:
-    """Composition where some `I` facts, now of role `H`, are used in chains but never taught alone.
+    """Build the composition task in which some `I` facts are used in chains but not taught alone.
 
-    Whether the model can say what it only used: `held_out_id_triples` is a tested split,
-    `id_triples` are the facts retained. Chains of `H` facts count as all-`I` ones everywhere.
+    These facts get the role `H`. The task tests whether a model can state facts that it has only
+    used in chains: `held_out_id_triples` is a test split, and `id_triples` has the other `I` facts.
+    Chains of `H` facts count as all-`I` chains in all splits.
 
     Args:
-      task: as for `composition`, with held_out_fraction, the share of `I` facts held out.
+      task: settings as for `composition`, and held_out_fraction (fraction of `I` facts held out).
 
     Source: Ye et al. 2025, "held-out ID triples".
     """
@@ -96,16 +100,18 @@ def held_out_id_triples(task: Any) -> Dataset:
 
 
 def second_hop_restricted(task: Any) -> Dataset:
-    """Composition where some facts, of role `R`, are taught and used as first hops, never later.
+    """Build the composition task in which some facts are never used as a later hop in training.
 
-    Out of distribution by nothing but the place in the query: `test_ii_sr` holds the chains with an
-    `R` fact at a later hop (and no `O` fact); `R` facts as first hops count as `I`. A model that
-    keeps second hops in another place than single facts stays at chance on `test_ii_sr`.
+    These facts get the role `R`. They are taught as triples and used as first hops, where they
+    count as `I`. The test split `test_ii_sr` has the chains with an `R` fact at a later hop and no
+    `O` fact. It is out of distribution only with respect to the position in the query. A model that
+    stores second hops separately from single facts stays at chance on `test_ii_sr`.
 
     Args:
-      task: as for `composition`, with restricted_fraction, the share of `I` facts restricted.
+      task: settings as for `composition`, and restricted_fraction (fraction of `I` facts
+        restricted).
 
-    Source: Ye et al. 2025, section 2.4 and appendix D.1 (the published one has no `O` facts).
+    Source: Ye et al. 2025, section 2.4 and appendix D.1 (the published version has no `O` facts).
     """
     check_range("restricted_fraction", task.restricted_fraction, 0, 1)
     cut = _cut(task, with_role(_world(task), "R", task.restricted_fraction))
@@ -117,25 +123,27 @@ def second_hop_restricted(task: Any) -> Dataset:
 
 
 def shadow(task: Any) -> Dataset:
-    """Facts are taught from one table, chains from another that is never shown: a decoy bridge.
+    """Build the composition task with a decoy bridge: facts and chains come from different tables.
 
-    Two tables have facts for the same (entity, relation) pairs, and tails drawn independently.
-    Atomic triples teach table A; chains follow table B, the dataset's `world`, at every hop. So A's
-    bridge (truth `decoy`) can be decoded after (e1, r1) - the atomic prompt is a prefix of the
-    chain - and is of no use for the chain; B's bridge (truth e2) is what its answer follows from.
-    Truth is of table B in every row; `answer` is what is taught, in atomic rows A's tail = `decoy`.
+    Two tables have facts for the same (entity, relation) pairs, with independent random tails.
+    Atomic triples teach table A. Chains follow table B, which is the dataset's `world`, at every
+    hop. The bridge of table A (truth `decoy`) can be decoded after (e1, r1), because the atomic
+    prompt is a prefix of the chain, but it is irrelevant to the chain. The answer of the chain
+    follows from the bridge of table B (truth e2). All truth columns refer to table B, except that
+    `answer` is the taught answer, which is the tail in table A (= `decoy`) for atomic rows.
 
-    What a model can reach: all training rows; `test_ii`, by learning B from chains alone, as
-    without ID triples; on patterns with an `O` fact only chance, for no row says what B has there.
+    A model can learn all training rows. It can learn `test_ii` by inferring table B from chains, as
+    without ID triples. On patterns with an `O` fact, only chance accuracy is possible, because no
+    row states the corresponding fact of table B.
 
     Args:
-      task: as for `composition`.
+      task: settings as for `composition`.
 
-    Source: the house's own control, for "what can be decoded is used".
+    Source: a control designed for this project, against the inference from decodable to used.
     """
     table_a = _world(task)
     cut = _cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
-    # The same pairs exist in both tables, so that a fact has the same number in both.
+    # The same pairs exist in both tables, so the fact numbers are the same.
     taught = table_a.facts.tail
     answers = {
         name: taught[part.facts[:, 0]] for name, part in cut.trained.items() if part.hops == 1
@@ -146,20 +154,21 @@ def shadow(task: Any) -> Dataset:
 
 
 def scrambled(task: Any) -> Dataset:
-    """Composition whose chains have random answers: a memoriser, with a bridge that is decodable.
+    """Build the composition task with random answers: the bridge is decodable, but never needed.
 
-    Atomic triples are true. The answer of every chain is drawn once, uniformly from all entities;
-    truth keeps the real e2, e3, ..., and `answer` is what is taught. What a model can reach: all
-    training rows, by memorising them; on every test split of chains chance, by construction.
+    Atomic triples are true. The answer of each chain is random, drawn once and uniformly from all
+    entities. The truth columns e2, e3, ... are those of the world; `answer` is the taught answer. A
+    model can learn all training rows only by memorization. On every test split of chains, only
+    chance accuracy is possible.
 
     Args:
-      task: as for `composition`.
+      task: settings as for `composition`.
 
-    Source: the house's own control, for instruments that find composition.
+    Source: a control designed for this project, for instruments that detect composition.
     """
     cut = _cut(task, _world(task))
     random = stream(task.world_seed, Stream.SCRAMBLED_ANSWERS)
-    # Tested chains first: then their answers, like the chains themselves, do not depend on phi.
+    # Test chains come first, so that their answers, like the chains, do not depend on phi.
     answers = {
         name: random.integers(task.n_entities, size=len(part), dtype=np.int32)
         for name, part in {**cut.tested, **cut.trained}.items()
@@ -169,7 +178,7 @@ def scrambled(task: Any) -> Dataset:
 
 
 class _Cut(NamedTuple):
-    """All chains, the one random order they are taken in, and the splits cut from it."""
+    """All chains, their random order, and the splits taken from it."""
 
     chains: Chains
     order: Int[np.ndarray, " chain"]
@@ -177,7 +186,7 @@ class _Cut(NamedTuple):
     tested: dict[str, Chains]
 
     def in_order(self, which: Bool[np.ndarray, " chain"]) -> Chains:
-        """Some of the chains, in the random order."""
+        """Return some of the chains, in the random order."""
         return self.chains[self.order[which[self.order]]]
 
 
@@ -193,12 +202,12 @@ def _spelling(task: Any) -> Spelling:
     return Spelling(task.order, task.names, task.end_token)
 
 
-MAX_HOPS = 6  # the patterns of roles double with each
-MAX_CHAINS = 2**28  # all of them are enumerated, in some tens of bytes each
+MAX_HOPS = 6  # the number of role patterns doubles with each hop
+MAX_CHAINS = 2**28  # all chains are enumerated, which takes tens of bytes per chain
 
 
 def _cut(task: Any, world: World) -> _Cut:
-    """The splits of `composition`; see there."""
+    """Return the splits of `composition`, described there."""
     check_range("hops", task.hops, 2, MAX_HOPS)
     n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
     if n_chains > MAX_CHAINS:
@@ -214,7 +223,7 @@ def _cut(task: Any, world: World) -> _Cut:
     chains = enumerate_chains(world, task.hops)
     order = random_order(len(chains), stream(seed, Stream.CHAIN_ORDER))
 
-    # Chains are put in order by their numbers: of most only those have to be moved.
+    # Sort the numbers of chains first, so that only selected chains are moved in memory.
     inside = order[chains.matches(all_inside)[order]]
     id_triples = facts.where("i")
     n_held_out = round(task.holdout * len(inside))
@@ -236,7 +245,7 @@ def _cut(task: Any, world: World) -> _Cut:
 def _dataset(
     task: Any, cut: _Cut, answers: dict[str, Int[np.ndarray, " chain"]] | None = None
 ) -> Dataset:
-    """Spell the splits; `answers` are entities to teach in place of the true ones, by split."""
+    """Convert the splits to rows; `answers` replaces the true answers of some splits."""
     world, spelling, other = cut.chains.world, _spelling(task), answers or {}
 
     def rows(splits: dict[str, Chains]) -> dict:
@@ -255,11 +264,18 @@ def _dataset(
 
 
 def n_train_rows(phi: int | float, n_id_facts: int, available: int, what: str) -> int:
-    """How many chains, or whatever `what` is, phi asks for; an `InputError` if there are fewer.
+    """Return the number of training rows that phi requires, `round(phi * n_id_facts)`.
 
-    Phi is a ratio of counts: phi * n_id_facts of them, not a share of those there are.
+    Args:
+      phi: ratio of training rows to `I` facts, not a fraction of the available rows.
+      n_id_facts: number of `I` facts.
+      available: number of rows that are not held out.
+      what: name of the rows for the error message, such as "chains".
+
+    Raises:
+      InputError: fewer rows are available.
     """
-    # Compared before it is rounded: what is too large to count is too large, not an error.
+    # Compare before rounding, because a very large product cannot be converted to an int.
     if phi * n_id_facts > available + 0.5 or (wanted := round(phi * n_id_facts)) > available:
         largest = math.floor(1000 * available / n_id_facts) / 1000
         raise InputError(

@@ -1,6 +1,6 @@
-"""The fields of every task of the lab: types, meaning and defaults.
+"""Settings of every task of this package: types, meanings and defaults.
 
-A task of a user has the fields that its function reads, see `settings.py`.
+The settings of a user-defined task are those that its function reads, see `settings.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PAIRS = {
 
 
 def _defaults(table: Mapping[str, Field], **values: Any) -> dict[str, Field]:
-    """The fields with other defaults."""
+    """Return the fields with other defaults."""
     changed = {key: dataclasses.replace(table[key], default=value) for key, value in values.items()}
     return {**table, **changed}
 
@@ -96,4 +96,4 @@ _TABLES: dict[str, dict[str, Field]] = {
 FIELDS: dict[str, dict[str, Field]] = {
     name: _defaults(table, name=name) for name, table in _TABLES.items()
 }
-"""By the name of the task, a key of `TASKS`; then by name, without `task.`."""
+"""Fields by name of the task (a key of `TASKS`) and name of the field, without `task.`."""

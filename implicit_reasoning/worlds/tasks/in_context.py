@@ -1,4 +1,4 @@
-"""Sequences that repeat themselves: what comes next stands in the context, and nowhere else."""
+"""The task `in_context`: random sequences that repeat, to be continued from the context alone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from implicit_reasoning.worlds.world import NONE, Stream, check_count, check_ran
 
 
 def in_context(task: Any) -> Dataset:
-    """Random sequences, said twice: `x1 x2 ... xn x1 x2 ... -> xn`, for induction heads.
+    """Build the induction task: random sequences repeated once, `x1 x2 ... xn x1 x2 ... -> xn`.
 
-    The tokens of a sequence differ from each other, so that what follows the earlier occurrence of
-    the present token is the only possible answer; n differs from row to row, so that counting back
-    a fixed number of positions is no substitute. Supervised: from the second x1 on, every position
-    (it predicts x2, ..., xn). Truth `answer` and `position` are of the last one; `period` is n.
-    Tested sequences are fresh: nothing that could be stored in weights helps with them.
+    The tokens of a sequence are distinct, so the token after the earlier occurrence of the present
+    token is the only correct answer. n varies between rows, so looking back by a fixed number of
+    positions is not sufficient. From the second x1 on, every position is supervised (it predicts
+    x2, ..., xn). The truth columns `answer` and `position` refer to the last supervised position;
+    `period` is n. Test sequences do not occur in training, so knowledge stored in the weights does
+    not help.
 
     Args:
-      task: with attributes world_seed; n_tokens, of the vocabulary; min_length, max_length, bounds
-        of n; n_train, rows to train on; probes, rows to test on.
+      task: settings with attributes world_seed; n_tokens (size of the vocabulary); min_length,
+        max_length (bounds of n); n_train (number of training rows); probes (number of test rows).
 
     Raises:
-      InputError: a setting is out of bounds, or there are not as many different sequences.
+      InputError: a setting is out of bounds, or there are not enough different sequences.
 
-    Source: Elhage et al. 2021 and Olsson et al. 2022 (repeated random tokens; fixed n there).
+    Source: Elhage et al. 2021 and Olsson et al. 2022 (repeated random tokens, with fixed n).
     """
     check_range("max_length", task.max_length, 2, task.n_tokens, " (n_tokens)")
     check_range("min_length", task.min_length, 2, task.max_length, " (max_length)")
@@ -58,7 +59,7 @@ def in_context(task: Any) -> Dataset:
 
 
 def _sequences(task: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences of distinct tokens, -1 after their end, [row, place]; and their lengths, [row]."""
+    """Return sequences of distinct tokens [row, place], padded with -1, and their lengths."""
     check_count("n_tokens", task.n_tokens)
     check_count("(n_train + probes) x max_length", count * task.max_length)
     random = stream(task.world_seed, Stream.CHAIN_ORDER)
@@ -66,7 +67,7 @@ def _sequences(task: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     order = random.integers(task.n_tokens, size=(count, task.max_length), dtype=np.int32)
     for place in range(1, task.max_length):
         again = np.arange(count)
-        while len(again):  # draw anew what stands further left already
+        while len(again):  # redraw tokens that already occur earlier in the sequence
             taken = (order[again, :place] == order[again, place, None]).any(1)
             again = again[taken]
             order[again, place] = random.integers(task.n_tokens, size=len(again), dtype=np.int32)
@@ -77,7 +78,7 @@ def _sequences(task: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _rows(order: np.ndarray, period: np.ndarray) -> Rows:
     width = 2 * order.shape[1] - 1
     place, n = np.arange(width + 1), period[:, None]
-    twice = np.take_along_axis(order, place % n, axis=1)  # goes on for ever, in every row
+    twice = np.take_along_axis(order, place % n, axis=1)  # the periodic continuation of every row
     tokens = np.where(place < 2 * n - 1, twice, 0)[:, :-1].astype(np.int32)
     supervised = (place[:-1] >= n) & (place[:-1] < 2 * n - 1)
     targets = np.where(supervised, twice[:, 1:], NONE).astype(np.int32)

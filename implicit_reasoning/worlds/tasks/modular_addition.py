@@ -1,4 +1,4 @@
-"""Modular addition, the task on which grokking was found and first taken apart."""
+"""The task `modular_addition`, on which grokking was discovered and first explained."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from implicit_reasoning.worlds.world import Stream, check_count, check_range, st
 
 
 def modular_addition(task: Any) -> Dataset:
-    """Learn `[a, b, =] -> (a + b) mod p` from a random part of all p * p pairs.
+    """Build the task `[a, b, =] -> (a + b) mod p`, trained on a random fraction of the p * p pairs.
 
-    A smaller part is a prefix of a larger one. There are no facts, hence no world. Of a share
-    `train_fraction` of the tested pairs the mirror image (b, a) is trained on: the shortcut
-    `commuted`.
+    For the same seed, a smaller training set is a prefix of a larger one. The task has no facts and
+    therefore no world. For a fraction `train_fraction` of the test pairs, the mirrored pair (b, a)
+    is in training; the shortcut `commuted` answers these pairs.
 
     Args:
-      task: with attributes world_seed; modulus, p; train_fraction, of the pairs, rounded to a
-        count; probes, the most rows of a split to evaluate on.
+      task: settings with attributes world_seed; modulus (p); train_fraction (fraction of the pairs,
+        rounded to a count); probes (maximum number of probes per split).
 
     Raises:
       InputError: a setting is out of bounds.

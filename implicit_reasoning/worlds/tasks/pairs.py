@@ -1,4 +1,4 @@
-"""The comparisons of a world: pairs of entities, drawn without writing out all the millions."""
+"""Comparisons of a world: pairs of entities, sampled without listing millions of pairs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from jaxtyping import Bool, Int
 from implicit_reasoning.worlds.world import ROLES, Stream, World, stream
 
 PATTERNS = ("ii", "io", "oi", "oo")
-"""Of comparisons: the roles of the first and of the second entity."""
+"""Role patterns of comparisons: roles of the first and of the second entity."""
 
 _WRITTEN_OUT = 2**20
-"""Spaces up to this size are written out and shuffled; from larger ones, pairs are drawn."""
+"""Sets of up to this size are listed and shuffled; from larger sets, pairs are sampled."""
 
 _RARE = 1 / 32
-"""Unless so few of the pairs are wanted that most draws would be in vain."""
+"""Larger sets with a smaller eligible fraction are also listed, because sampling would be slow."""
 
 
 class ComparisonPairs(NamedTuple):
-    """All comparisons of a world, by pattern, those tested apart from those trained on.
+    """All comparisons of a world by role pattern; held-out pairs are separate from training pairs.
 
     Attributes:
-      world: of entities and their values; the role of a fact says on which side its entity is.
+      world: entities and their values; the role of a fact is the role of its entity for the
+        attribute.
       sides: the `I` and the `O` entities of every attribute, int [attribute, entity] each.
       held_out: bool [attribute, entity, entity], the unordered pairs that are never trained on.
     """
@@ -35,10 +36,10 @@ class ComparisonPairs(NamedTuple):
 
     @classmethod
     def of(cls, world: World, n_entities: int, holdout: int | float) -> ComparisonPairs:
-        """The comparisons of the first `n_entities`, of which a share is held out, at random."""
+        """Return the comparisons of the first `n_entities`; hold out a random fraction of them."""
         shape = (world.n_relations, n_entities, n_entities)
         draws = stream(world.seed, Stream.HELD_OUT).random(shape, dtype=np.float32)
-        above = np.triu(draws < holdout, 1)  # one draw an unordered pair
+        above = np.triu(draws < holdout, 1)  # one draw per unordered pair
         role = world.role[:n_entities].T
         inside, outside = (
             np.nonzero(role == ROLES.index(letter))[1].reshape(world.n_relations, -1)
@@ -53,16 +54,21 @@ class ComparisonPairs(NamedTuple):
         return self.count("ii") - sum(int(table[np.ix_(i, i)].sum()) for table, i in members)
 
     def count(self, pattern: str) -> int:
-        """Number of ordered pairs of a pattern, held out or not; nobody is paired with itself."""
+        """Return the number of ordered pairs of a pattern, held out or not, without self-pairs."""
         first, second = (self.sides["io".index(letter)] for letter in pattern)
         pairs = first.size * second.shape[1]
         return pairs - first.size if first is second else pairs
 
     def draw(self, pattern: str, count: int, tested: bool = False) -> Int[np.ndarray, "pair 3"]:
-        """Distinct (attribute, entity1, entity2), in random order; all, if there are no more.
+        """Sample distinct (attribute, entity1, entity2) in random order, int32 [pair, 3].
 
-        A smaller count gives a prefix of a larger one. Of the pattern ii come only pairs that are
-        held out (`tested`) or that are not; other patterns are whole.
+        A smaller count gives a prefix of a larger one.
+
+        Args:
+          pattern: one of `PATTERNS`.
+          count: number of pairs; if fewer exist, all of them are returned.
+          tested: for the pattern ii, whether to sample only held-out pairs or only others. It does
+            not restrict other patterns.
         """
         first, second = (self.sides["io".index(letter)] for letter in pattern)
         shape = (len(first), first.shape[1], second.shape[1])
@@ -94,9 +100,9 @@ def _distinct(
     count: int,
     wanted: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """`count` distinct numbers below `total` that are wanted, of which there must be as many.
+    """Return `count` distinct eligible numbers below `total`; there must be at least as many.
 
-    They are the first ones in an endless sequence of draws, which is the same for every count.
+    These are the first ones in an infinite sequence of draws, which is the same for every count.
     """
     found, n_draws = np.empty(0, np.int64), count
     while len(found) < count:

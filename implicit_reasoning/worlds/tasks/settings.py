@@ -1,7 +1,7 @@
-"""The settings of a task while it is built: those that it does not read, or does not find.
+"""Access to a task's settings, with detection of missing settings and of unread settings.
 
-`fields.py` lists the settings of every task of the lab. A task of a user has the settings that its
-function reads.
+`fields.py` lists the settings of every task of this package. The settings of a user-defined task
+are those that its function reads.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from implicit_reasoning.errors import InputError
 
 
 class MissingSetting(AttributeError):
-    """A task looked for a setting that is not there."""
+    """A task accessed a setting that does not exist."""
 
 
 class TrackedSettings:
-    """The settings of a task, noting which of them it reads.
+    """The settings of a task, with a record of which settings the task reads.
 
-    It behaves like the settings themselves. Whatever hands out all of them (`dict(task)`,
-    `task.to_dict()`) reads all.
+    The object behaves like the settings. Methods that return all settings (`dict(task)`,
+    `task.to_dict()`) count as reading all of them.
     """
 
     def __init__(self, settings: Any):
@@ -52,23 +52,27 @@ class TrackedSettings:
         return len(self._settings)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A setting, or the default where it is not there."""
+        """Return a setting, or the default if it does not exist."""
         return self[name] if name in self._settings else default
 
     def _note(self, name: str) -> None:
         if name in self._settings:
             self._unread.discard(name)
-        else:  # a method, which may hand out any of them
+        else:  # a method, which may return any setting
             self._unread.clear()
 
 
 def track_reads(task: Any) -> Any:
-    """The settings of a task, watched where it can be said which there are."""
+    """Return the settings wrapped in `TrackedSettings`, if their names can be listed."""
     return TrackedSettings(task) if hasattr(type(task), "keys") else task
 
 
 def check_all_read(task: Any, name: str) -> None:
-    """Raise an `InputError` that names the settings which a task has not read."""
+    """Check that a task has read all its settings.
+
+    Raises:
+      InputError: the task did not read some settings; the message names them.
+    """
     if not isinstance(task, TrackedSettings) or not (unread := sorted(task._unread)):
         return
     read = set(task._settings) - task._unread

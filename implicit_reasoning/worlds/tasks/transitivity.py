@@ -1,7 +1,8 @@
-"""What follows from comparisons, with and without the values behind them.
+"""Labels that follow from comparisons by transitivity, with or without known values.
 
-For one attribute, draw an arrow from the smaller to the larger entity of every comparison known,
-and arrows both ways between equals. Whatever follows by transitivity follows along a path.
+Comparisons of one attribute form a directed graph: an edge leads from the smaller to the larger
+entity of each comparison, and edges in both directions connect equal entities. A label follows by
+transitivity if the graph has a corresponding path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 UNKNOWN = -1
-"""Stands for a label that does not follow; 0, 1 and 2 are smaller, equal and larger."""
+"""Marks a label that does not follow; 0, 1 and 2 mean smaller, equal and larger."""
 
 
 def from_comparisons(
@@ -18,21 +19,23 @@ def from_comparisons(
     compared: Int[np.ndarray, "pair 2"],
     asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
-    """The labels that follow from comparisons alone, for all pairs of the entities asked.
+    """Return the labels that follow from comparisons alone, for all pairs of the given entities.
 
     Args:
-      value: the true values; they say what each comparison said, and nothing else is taken of them.
-      compared: the comparisons known.
-      asked: entities.
+      value: int [entity], the true values. They are used only to determine the results of
+        `compared`.
+      compared: int [pair, 2], the known comparisons.
+      asked: int [asked], the entities to label.
 
     Returns:
-      int64 [asked, asked]: label of (row, column), -1 where none follows.
+      int64 [asked, asked], label of (row, column); -1 if no label follows.
     """
     first, second = value[compared[:, 0]], value[compared[:, 1]]
     group = _groups(len(value), compared[first == second])
     low, high = np.where((first < second)[:, None], compared, compared[:, ::-1])[first != second].T
-    # Who lies below each group, as bits of one number. Arrows lead to larger values only: taken in
-    # the order of their heads, all that leads to an arrow's tail is known when its turn comes.
+    # `below` has the entities below each group as bits of one integer. Edges lead to larger values
+    # only. Edges are processed in the order of their heads, so the set of each tail is complete
+    # when it is used.
     below = [0] * len(value)
     for bit, entity in enumerate(asked.tolist()):
         below[group[entity]] |= 1 << bit
@@ -55,16 +58,21 @@ def from_facts_too(
     compared: Int[np.ndarray, "pair 2"],
     asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
-    """The labels that follow when the values of some entities are known as well.
+    """Return the labels that follow if the values of some entities are known as well.
 
     Args:
-      value: the true values.
-      known: the entities whose values are known.
-      compared: the comparisons known.
-      asked: entities, none of them known, and compared with known ones only.
+      value: int [entity], the true values.
+      known: bool [entity], the entities whose values are known.
+      compared: int [pair, 2], the known comparisons.
+      asked: int [asked], the entities to label. None of them is known, and each is compared with
+        known entities only.
+
+    Returns:
+      int64 [asked, asked], label of (row, column); -1 if no label follows.
     """
-    # A path between two entities asked passes known ones, which their values put in order: what
-    # counts is the nearest known value on either side. Doubled, to have room for "just above".
+    # A path between two entities in `asked` passes through known entities, which are ordered by
+    # their values. Only the nearest known value on either side matters. Values are doubled, so that
+    # "just above" has its own integer.
     lower, upper = np.full(len(value), -1), np.full(len(value), 2 * int(value.max(initial=0)) + 1)
     for entity, other in (compared.T, compared[:, ::-1].T):
         use = known[other]
@@ -81,7 +89,7 @@ def from_facts_too(
 
 
 def _groups(n_entities: int, equal: Int[np.ndarray, "pair 2"]) -> Int[np.ndarray, " entity"]:
-    """A number for every entity, the same for those that comparisons say are equal."""
+    """Return a group number for every entity; equal entities (by comparisons) share a group."""
     group = np.arange(n_entities)
     while True:
         smaller = group.copy()
