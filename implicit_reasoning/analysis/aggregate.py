@@ -210,7 +210,10 @@ def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
 def _interval(
     values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, intervals: ClusterIntervals
 ) -> np.ndarray:
-    """Return float32 [3 or 4, ...]: mean, low and high over the last axis, and n with `counted`."""
+    """Return float32 [3 or 4, ...]: mean, low and high over the last axis.
+
+    If `counted` is given, the fourth entry is the number of clusters that count.
+    """
     if counted is None:
         return _kept(intervals.interval(values[..., rows]), all_count=True)
     given = intervals.interval_given(values[..., rows], counted[..., rows])

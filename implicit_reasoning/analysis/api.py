@@ -123,7 +123,7 @@ def analyze_runs(
 
 
 def _holding(run: Run, count: int) -> Run:
-    """Return the run with a cache in memory for the checkpoints that it reads."""
+    """Return the run with a cache in memory for its checkpoints; an existing cache is kept."""
     if isinstance(run.store, CachedStore):
         return run
     return run.with_cache(memory_per_program() // max(1, count))
@@ -142,9 +142,9 @@ def _there(
         return None, []
     old, identity = load_result(path), identity_of(instrument, run)
     different = storage.differences(old.attrs, identity)
-    # Measure again, without an error, if the user chose nothing different. Either training
-    # continued, so that the last checkpoint changed, or this version computes intervals in another
-    # way, and a result must not mix two kinds of intervals.
+    # These changes are not the user's choice, so measure again without an error. Either training
+    # continued and the last checkpoint changed, or this version computes intervals in another way.
+    # A result must not mix two kinds of intervals.
     changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
     if changed and changed <= {"reference", "intervals"} and (there or "intervals" not in changed):
         if progress:

@@ -2,10 +2,10 @@
 
 The kind of a wrong answer gives evidence about the mechanism:
 
-- the bridge: the model skips the second hop;
-- an entity that r2 leads to from another entity: the first hop is wrong;
-- the most frequent answer after r2: the model takes no hop;
-- the answer of row completion: the model uses no facts.
+- The bridge suggests that the model skips the second hop.
+- An entity that r2 leads to from another entity suggests that the first hop is wrong.
+- The most frequent answer after r2 suggests that the model takes no hop.
+- The answer of row completion suggests that the model uses no facts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ANSWER_KINDS = {
 """Kinds of answers with their colours. An answer has the first kind in this order that matches."""
 
 _MAX_ROWS = 1000  # maximum number of rows per split
-_ABOVE = 0.05  # minimum accuracy above the modal shortcuts for more than a shortcut
+_ABOVE = 0.05  # minimum difference of an accuracy from the modal shortcuts
 _CHEAP = ("modal_r2", "modal_e1_r2")
 
 

@@ -51,8 +51,8 @@ MIN_LOWER_BOUND = 0.8
 
 If all n clusters agree, the lower end is .025 ** (1 / n). It is .83 with 20 clusters, and reaches
 .9 and .95 only with 36 and 73 clusters. Models with known mechanisms have 25 to 35 bridges in
-held-out chains, so a higher threshold would rule out every claim about them. With more clusters .8
-is not lenient: of 250 clusters with outcomes of their own, 85% must be right.
+held-out chains, so a threshold of .9 would rule out every claim about them. With more clusters, .8
+is not lenient: with 250 clusters of one example each, 85% of the examples must be right.
 """
 
 MAX_UPPER_BOUND = 0.2

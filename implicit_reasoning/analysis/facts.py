@@ -93,7 +93,7 @@ def first_known_position(variable: str, positions: Sequence[str]) -> str:
     if variable in positions:
         return variable
     variable = "e2" if variable == "decoy" else variable  # the decoy depends on the first fact
-    if not variable.startswith("e"):  # `answer`
+    if not variable.startswith("e"):  # such as `answer`
         return positions[-1]
     needed = ["e1", *(f"r{hop}" for hop in range(1, int(variable[1:])))]
     return max(needed, key=list(positions).index)

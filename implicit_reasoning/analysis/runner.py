@@ -1,10 +1,11 @@
 """The runner: runs an instrument, which measures one model, over all checkpoints in one program.
 
 Checkpoints are stacked along a leading axis. The program maps `measure` over this axis; each device
-of the mesh's `trial` axis computes an equal share. It is compiled once, regardless of the number of
-checkpoints and runs. Device memory limits the number of stacked checkpoints, and the number that a
-device computes at the same time. The device returns outcomes by example, or their sums by cluster
-where these are smaller (see `sums.py`). The host computes means by group with intervals.
+of the mesh's `trial` axis computes an equal share. The program is compiled once, regardless of the
+number of checkpoints and runs. Device memory limits the number of stacked checkpoints, and the
+number that a device computes at the same time. The device returns outcomes by example, or their
+sums by cluster where these are smaller (see `sums.py`). The host computes means by group with
+intervals.
 """
 
 from __future__ import annotations
@@ -271,7 +272,8 @@ def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
 def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
     """Return the number of checkpoints per call, at most `most`, that needs the least padding.
 
-    If `count` is larger than `most`, the last chunk is padded and the size is more than `most / 2`.
+    If `count` is larger than `most`, the size is more than `most / 2`, and the last chunk is padded
+    if it is not full.
     """
     if count <= most:
         return max(1, count)

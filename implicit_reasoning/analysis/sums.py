@@ -228,7 +228,7 @@ def sum_by_cluster(
     return DeviceSums(
         whole(least),
         whole(sums),
-        None if counted is None else whole(sizes),  # if None, the compiler removes the computation
+        None if counted is None else whole(sizes),  # if None, the compiler drops `sizes`
         by_example(other).any((1, 2)),
         by_example(outside).any((1, 2)),
         by_example(infinite).sum((1, 2)),

@@ -1,4 +1,4 @@
-"""Comparison of what is decodable at a place with what the model uses there.
+"""Comparison of what is decodable at a (layer, position) with what the model uses there.
 
 For each variable at each (layer, position) the table combines three results: the accuracy of a
 decoder, the share of answers that follow a swap of the variable's code, and the share of answers

@@ -171,15 +171,17 @@ class CrossQueryPatching(Instrument):
         Carried: both statements are true at a (layer, position).
 
         - Most answers follow another bridge to the answer of a chain that is absent from training.
-          The lower end is at least `MAJORITY` and `MIN_TIMES_CHANCE` times the null.
-        - Most answers stay if another prefix has the same bridge.
+          The lower end of their share is at least `MAJORITY`, and at least `MIN_TIMES_CHANCE` times
+          the null.
+        - Most answers stay if another prefix with the same bridge is patched in.
 
-        Composes: e2 is carried at some place where answers also follow sources whose first fact
-        begins no training chain.
+        Composes: at some (layer, position) where e2 is carried, answers also follow sources whose
+        first fact begins no training chain.
 
-        Memorised: no state is followed at any place. Composed chains that are training chains are
-        answered correctly. Absent chains are not, although both of their facts occur in training
-        chains, and not even if their bridge is that of a chain that is answered correctly.
+        Memorised: answers follow another bridge at no (layer, position), and composed chains are
+        answered correctly if and only if they are training chains. The absent chains consist of
+        facts that occur in training chains, and some have the bridge of a chain that is answered
+        correctly.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY

@@ -142,7 +142,9 @@ def patch_neurons(
         name = f"blocks.{block}."
         own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
         weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
-        after = state(model, base, block + 1)[:, pos - n_pos]  # the last block has one position
+        after = state(model, base, block + 1)[
+            :, pos - n_pos
+        ]  # the last block only has the last one
         return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
     places = list(product(range(depth), range(n_pos)))

@@ -154,7 +154,7 @@ class PairPatching(PairInstrument):
         runs = jax.lax.map(
             lambda tokens: forward_at(model, params, tokens, sites=sites)[1], jnp.stack(prompts)
         )
-        answers = jnp.stack([batch.corrupt_answer, batch.answer])  # the donor's
+        answers = jnp.stack([batch.corrupt_answer, batch.answer])  # the donor's answers
         gap = jnp.stack([example["gap"].T, -example["gap"].T])
 
         def patched(case: tuple[Array, Array, Array]) -> dict[str, Array]:

@@ -3,9 +3,9 @@
 - *Immediate probing* unembeds S[layer, r1], with and without the final norm.
 - *Full-run probing* patches the state into the same layer of another prompt at r1. The remaining
   layers of that run decode it.
-- *Bottleneck probing* is a full run with the state first projected onto at most 32 dimensions, in
-  which the class means of the bridge differ. The dimensions are found on other facts than those
-  decoded, so only what the state shares with other facts of its bridge is kept.
+- *Bottleneck probing* is a full run with the state first projected onto at most 32 dimensions in
+  which the class means of the bridge differ most. The dimensions are found on other facts than
+  those decoded, so only what the state shares with other facts of its bridge is kept.
 
 The first two are the decoding table of Ye et al. 2025, with corrections. The state is patched into
 the layer that it comes from (in the paper, one block later). Results for OOD facts are means over
@@ -290,7 +290,12 @@ def _other(
 
 
 def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: Any) -> np.ndarray:
-    """Return bool [variable, layer, group]: true in the last layer if most facts are taught so."""
+    """Return where training teaches the tails as answers to (e1, r1).
+
+    Returns:
+      bool [variable, layer, group], true in the last layer if most facts of the group are taught
+      so.
+    """
     shape = (len(tails), model.spec.depth + 1, len(facts.groups))
     found = np.zeros(shape, bool)
     for variable, values in enumerate(tails):  # for entities, value and token are equal

@@ -1,9 +1,9 @@
 """The logit lens: reads each state with the model's own unembedding.
 
-Rank, top-1 and reciprocal rank of every truth variable at every (layer, position). They are
-computed with the final norm (Wang et al. 2024, section 3.3; nostalgebraist 2020) and without it
-("immediate probing" of Ye et al. 2025), among all tokens and among the tokens of the variable's
-kind.
+The instrument computes the rank, top-1 and reciprocal rank of every truth variable at every (layer,
+position). It reads states with the final norm (Wang et al. 2024, section 3.3; nostalgebraist 2020)
+and without it ("immediate probing" of Ye et al. 2025). Ranks are among all tokens, and among the
+tokens of the variable's kind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear probes: read variables from held-out states by ridge regression.
 
 Ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
-probe that was fitted without it. There are two ways to hold states out: by prefix, and, which is
-harder, all states of an e1 together. Every (layer, position) has three controls:
+probe that was fitted without it. States are held out in two ways: by prefix, and by e1. Holding out
+all states of an e1 together is the harder test. Every (layer, position) has three controls:
 
 - Shuffled truth shows the accuracy of a probe that is fitted to noise.
 - The control task (Hewitt and Liang 2019) gives each type, here each e1, a random label. A probe
@@ -10,9 +10,9 @@ harder, all states of an e1 together. Every (layer, position) has three controls
   the selectivity.
 - A variable that is unknown at a position (r2 at r1) must be at chance.
 
-Holding out all states of an e1 rules out memorisation, so claims use it instead of selectivity.
-Selectivity is not suitable for claims: with prefixes held out, a state that holds both e1 and the
-bridge has none.
+Claims require that all states of an e1 are held out, which rules out memorisation. They do not use
+selectivity: with prefixes held out, a state that holds both e1 and the bridge solves the control
+task as well, so its selectivity is 0.
 
 Sparse probes for e2 (Gurnee et al. 2023) read k dimensions of the residual stream, or k neurons of
 the last MLP before it. For each class the k dimensions have the largest difference of class means

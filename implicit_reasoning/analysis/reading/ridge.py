@@ -164,8 +164,8 @@ def _swept(
     """Solve the leading 1, 2, ... equations in one elimination (the sweep operator).
 
     The equations are positive definite, so no pivoting is needed. `jnp.linalg.solve` is not used:
-    on a CPU, a program with many small systems in a loop calls LAPACK for each of them, and jaxlib
-    0.10.2 was observed to hang.
+    on a CPU, a program with many small systems in a loop calls LAPACK for each of them, and was
+    observed to hang (JAX 0.10.2).
     """
 
     def sweep(equations: Array, pivot: Array) -> tuple[Array, Array]:
