@@ -56,9 +56,9 @@ def measure_dictionaries(
     """Measure the missing results of a set of dictionaries and return the table of results.
 
     A saved result is valid for a step if the step's dictionaries and checkpoints still have the
-    parameters that were measured. Other steps are measured and merged into the saved result; a line
-    on standard error reports steps whose parameters changed. A `measured.nc` of an earlier version
-    is not modified, and the table no longer shows it.
+    parameters that were measured. Other steps are measured and merged into the saved result. If
+    parameters or the identity of the run changed, a line on standard error reports it. A
+    `measured.nc` of an earlier version is not modified, and the table no longer shows it.
 
     Args:
       run: the run that the dictionaries belong to.

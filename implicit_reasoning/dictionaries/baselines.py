@@ -6,9 +6,9 @@ code as dictionaries:
 
 - `k-means`: each state is replaced by its nearest centroid, with as many centroids as features;
 - `linear`: the least-squares map from input to target in its principal directions, with both signs,
-  keeping the k that write most per state; for an autoencoder this is PCA;
-- `neurons`: the k units that write most per state: the MLP's neurons for a transcoder, the site's
-  coordinates for an autoencoder;
+  with the k largest active per state; for an autoencoder this is PCA;
+- `neurons`: the MLP's neurons for a transcoder, the site's coordinates for an autoencoder, with the
+  k that write most (activation times decoder norm) active per state;
 - `class means`: like `k-means`, but the clusters are the true bridges. This is an upper bound for
   how well features stand for bridges;
 - `frozen decoder`: trained like the dictionaries, but decoder rows keep their initialisation;
@@ -76,7 +76,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class NearestCentroid(InferenceDictionary):
-    """A dictionary whose only active feature, at 1, is the centroid nearest to the input.
+    """A dictionary in which only the feature of the nearest centroid is active, at 1.
 
     `W_enc` holds the centroids `c` and `b_enc` holds `-|c|^2 / 2`.
     """

@@ -87,7 +87,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         name: ("member", values) for name, values in zip(names, scores, strict=True)
     }
     if drift is not None:
-        # Values that the variable lacks, or with too few states, have no meaningful best feature.
+        # A value that the variable lacks or that has too few states has no meaningful best feature.
         there = found["f1"].notnull().values
         variables["drift"] = ("member", "concept", "value"), np.where(there, drift, np.nan)
     members: dict[str, Any] = {

@@ -63,7 +63,7 @@ class Population:
         """Return the state before the first step.
 
         Args:
-          params: stacked parameters for a warm start; by default members are initialised anew.
+          params: stacked parameters for a warm start; by default they are drawn from members' keys.
         """
         return self._begin(*self._data, params)
 

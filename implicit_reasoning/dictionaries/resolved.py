@@ -37,7 +37,7 @@ class ResolvedSet:
     Attributes:
       recipe: the dictionaries' shape and training settings.
       stages: the members of each stage. The members of a stage are trained at once. Each stage
-        starts from the parameters at the end of the previous stage.
+        but the first starts from the final parameters of the previous stage.
       positions: names of the positions whose states are trained on; all if empty.
       normalize: whether states are divided by their scale.
       log_every: steps between rows of metrics.

@@ -72,7 +72,7 @@ def scatter_sum(
     x: Float[Array, "batch width"],
     n_rows: int,
 ) -> Float[Array, "{n_rows} width"]:
-    """Compute, for each row r, `sum value[b, k] x[b]` over all (b, k) with `index[b, k] = r`."""
+    """Compute rows r as `sum value[b, k] x[b]` over all (b, k) with `index[b, k] = r`."""
     start = jnp.zeros((n_rows, x.shape[1]), x.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:

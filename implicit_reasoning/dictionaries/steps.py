@@ -147,7 +147,7 @@ class DictionaryRecipe:
 
         Args:
           data: the data to train on.
-          params: parameters for a warm start; by default they are initialised anew.
+          params: parameters for a warm start; by default they are drawn from `data.key`.
         """
         if params is None:
             at = jax.random.fold_in(data.key, 0)

@@ -53,7 +53,7 @@ class Synthetic:
 
     @property
     def frequencies(self) -> Float[Array, " direction"]:
-        """Frequency of activity of each direction; the two directions of a pair have the same."""
+        """Frequency of activity of each direction; it is equal within a pair."""
         rank = jnp.repeat(jnp.arange(1, self.n_directions // 2 + 1), 2)
         falling = rank.astype(jnp.float32) ** -self.exponent
         return self.mean_active * falling / falling.sum()

@@ -163,9 +163,9 @@ def train_members(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) 
 
 
 class Stage(NamedTuple):
-    """The state of training a set, which trains stage by stage.
+    """The state of training a set of dictionaries.
 
-    A stage trains its members at once.
+    Stages are trained one after another. A stage trains its members at once.
 
     Attributes:
       number: number of the current stage, or the number of stages when all are finished.

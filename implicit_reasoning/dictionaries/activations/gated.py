@@ -62,5 +62,5 @@ class Gated(ActivationFn):
         }
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Scale both biases by `norms`; finished parameters keep `r_mag` as it is."""
+        """Scale both biases by `norms`; `r_mag` does not change."""
         return {name: params[name] * norms for name in ("b_gate", "b_mag")}

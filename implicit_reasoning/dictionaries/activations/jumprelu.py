@@ -1,8 +1,8 @@
 """JumpReLU: each feature has a threshold, learned with a straight-through estimator.
 
-The penalty is the number of active features (L0), or `tanh` of what they write. A step function has
-no useful gradient, so the threshold's gradient is estimated with a rectangular kernel around the
-threshold.
+The penalty is the number of active features (L0), or the sum of `tanh` of scaled activations times
+decoder norms. A step function has no useful gradient, so the threshold's gradient is estimated with
+a rectangular kernel around the threshold.
 
 Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (mode "step": the estimated gradient
 reaches thresholds only). Conerly et al. 2025, Anthropic's January update (mode "tanh": it reaches

@@ -176,7 +176,7 @@ def feature_stats(
     found = _look(acts, jnp.asarray(places.pos), len(positions))
     if truth is not None:
         where = np.array([positions.index(one.pos) for one in truth.concepts])
-        # The share of activity weights all positions equally.
+        # Dividing by the sum over positions gives all positions the same weight.
         share = found.by_position / jnp.maximum(found.by_position.sum(0), 1e-12)[None]
         matches = _matches(acts, share[where], truth.halves, truth.n_values)
         found = found._replace(matches=matches)
@@ -305,7 +305,7 @@ def _tokens(
 def direct_logits(
     model: Transformer, params: Params, rows: Float[Array, "row d_model"]
 ) -> Float[Array, "row d_vocab"]:
-    """Compute what residuals add to logits through the final norm's weights and the unembedding.
+    """Compute the direct effect of residuals on logits through the final norm and the unembedding.
 
     The scale of the norm is 1. The result is the logit lens's readout minus its readout of zeros,
     which removes biases.

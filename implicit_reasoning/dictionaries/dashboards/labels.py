@@ -165,17 +165,18 @@ def both_by_chance(
     n_value: Float[np.ndarray, " feature"],
     n_active: Float[np.ndarray, " feature"],
 ) -> Float[np.ndarray, " feature"]:
-    """Return the number of active states with the value that chance exceeds rarely.
+    """Return the number of active states with the value that chance rarely exceeds.
 
-    At most a share `MAX_CHANCE` of permutations of the values exceeds it. The number of active
-    states with the value is then hypergeometric (drawn without replacement), so this is exact.
+    When values are permuted among the states, the number of active states with the value is
+    hypergeometric (drawn without replacement). It exceeds the returned number with a probability of
+    at most `MAX_CHANCE`; this is exact.
 
     Args:
       n_states: number of states at the position.
       n_value: number of states with the value.
       n_active: number of active states.
     """
-    from scipy.stats import hypergeom  # half a second: not before it is needed
+    from scipy.stats import hypergeom  # the import takes half a second
 
     both: np.ndarray = hypergeom.isf(
         MAX_CHANCE, n_states, n_value.astype(int), n_active.astype(int)

@@ -1,4 +1,4 @@
-"""Figures of what features stand for, and of split, absorption and roles of bridges' features."""
+"""Figures of features' meanings, and of splitting, absorption and roles of bridges' features."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
     colors = layer_colors(len(steps))
     for row, (quantity, label) in zip(rows, quantities.items(), strict=True):
         row[0].set_ylabel(label)
-        # Values far below 0 are cut off: they are worse than no dictionary, by whatever amount.
+        # Values far below 0 are cut off, as every value below 0 is worse than no dictionary.
         row[0].set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
         for ax, site in zip(row, sites, strict=True):
             for number, step in enumerate(steps):

@@ -1,11 +1,12 @@
 """Instrument: absorption, where features of single facts replace a bridge's feature.
 
 The feature of bridge e is chosen on half of the facts and measured on the other half. A state of e
-is silent if this feature is inactive. A silent state is absorbed if another feature writes at least
-`MIN_PROJECTION` of what is written along e's direction, and this other feature is active in less
-than half of e's states. e's direction points from the mean of all states to the mean of e's states.
-Both means use the facts that the feature was chosen on, so the direction does not contain the code
-of a measured fact. The null control uses another bridge's direction.
+is silent if this feature is inactive. A silent state is absorbed if another feature accounts for at
+least the share `MIN_PROJECTION` of the features' projection on e's direction. This other feature
+must be active in less than half of e's states. e's direction points from the mean of all states to
+the mean of e's states. Both means use the facts that the feature was chosen on, so the direction
+does not contain a component of the measured facts. The null control uses another bridge's
+direction.
 
 Absorption is meaningful only for features that mostly stand for their bridge. Tables therefore
 consider bridges whose F1 is at least `MIN_F1`.

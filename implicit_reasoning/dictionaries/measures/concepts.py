@@ -70,10 +70,11 @@ class Concept(NamedTuple):
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
     """Choose the concepts of a task of chains.
 
-    These are all variables, at the position where each is first known and later ones, and first
-    facts, at the positions after their last token. The halves split first facts, so a feature is
-    scored on other facts than it is chosen on. Only for the variable of first facts itself, the
-    states of each fact are split.
+    Each variable gives one concept per position, from the position where it is first known. First
+    facts give one concept per position after the bridge is first known.
+
+    The two halves contain different first facts, so a feature is scored on facts that it was not
+    chosen on. For the concepts of first facts, the halves contain different states of each fact.
 
     Args:
       dataset: the run's dataset.

@@ -129,7 +129,7 @@ def match_null(
     order = ranked(second.acts) if order is None else order
 
     def dealt(key: Array, half: Half) -> Half:
-        """Permute the values among the states; padding rows keep none."""
+        """Permute the values among the states; padding rows do not change."""
         there = jnp.isfinite(half.acts[:, 0])
         places = jnp.argsort(~there)  # states in order, then padding
         random = jnp.where(there, jax.random.uniform(key, there.shape), 2.0)

@@ -3,7 +3,7 @@
 Explained variance is relative to the mean of the targets:
 `1 - sum ||y - y^||^2 / sum ||y - mean(y)||^2`. SAELens computed it relative to zero from March 2025
 to March 2026, which counts a constant offset as explained variance. `explained_variance_legacy` is
-the same ratio for each state; SAEBench's paper reports its mean.
+computed for each state separately; SAEBench's paper reports its mean over states.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Quality(NamedTuple):
       l1: sum of activations.
       mse: squared error, summed over dimensions.
       explained_variance: relative to the mean of the targets, over all states.
-      explained_variance_legacy: the same ratio for each state.
+      explained_variance_legacy: computed for each state separately.
       cossim: cosine of target and output.
       l2_ratio: norm of the output divided by the norm of the target.
     """

@@ -384,7 +384,7 @@ def _mean_by_value(
 def _sizes(
     acts: Float[Array, "case feature"], feature: Int[Array, " value"], values: Int[Array, " case"]
 ) -> Float[Array, " value"]:
-    """Return the mean activation of each value's feature on states with the value, if active."""
+    """Return the mean activation of each value's feature over active states with the value."""
     own = acts[jnp.arange(len(values)), feature[values]]
     member = jax.nn.one_hot(values, len(feature)) * (own > 0)[:, None]
     return (member * own[:, None]).sum(0) / jnp.maximum(member.sum(0), 1)
