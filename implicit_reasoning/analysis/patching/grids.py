@@ -142,9 +142,8 @@ def patch_neurons(
         name = f"blocks.{block}."
         own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
         weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
-        after = state(model, base, block + 1)[
-            :, pos - n_pos
-        ]  # the last block only has the last one
+        # The sites of the last block may hold the last position only.
+        after = state(model, base, block + 1)[:, pos - n_pos]
         return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
     places = list(product(range(depth), range(n_pos)))
