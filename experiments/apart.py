@@ -1,4 +1,4 @@
-"""Commands of a study, each in a process of its own on its share of the cores, some at a time."""
+"""Parallel execution of a study's commands, each in its own process with a share of the cores."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from implicit_reasoning.__main__ import main as command_line
 from implicit_reasoning.runtime.machine import available_cores, pin_to_cores
 
 Command = Callable[[Sequence[str]], None]
-"""Runs one command of the package, `["train", "--config=...", ...]`, and waits for it."""
+"""Runs a command of the package, `["train", "--config=...", ...]`, and waits for it."""
 
 
 def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compiled: Path) -> None:
-    """Run jobs, so many at a time, each on its share of the cores that this process may use.
+    """Run jobs in parallel, each with a share of the cores that this process may use.
 
-    The cores are shared out because two processes that both use all of them are slower than one
-    after the other. If one fails, or on Ctrl-C and SIGTERM, the others are told to end, too: a run
-    saves its state, and goes on from there the next time.
+    Two processes that both use all cores are slower in parallel than one after another, so the
+    cores are divided. If a job fails, or on Ctrl-C and SIGTERM, the other jobs are terminated:
+    their runs save their states, and resume the next time.
 
     Args:
-      jobs: name to job; a job is given the function that runs its commands.
-      at_once: how many jobs run at a time; 0 runs all commands in this process, in order.
-      compiled: folder of compiled programs; seeds of one arm are the same programs.
+      jobs: jobs by name; a job is called with a function that runs commands.
+      at_once: number of parallel jobs; 0 runs all commands in this process, in order.
+      compiled: folder of the compilation cache, which the seeds of an arm share.
 
     Raises:
-      RuntimeError: a command failed; its own words are in it.
+      RuntimeError: a command failed; the message contains its standard error.
     """
     if not jobs:
         return
@@ -55,7 +55,7 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
     def on_its_cores(job: Callable[[Command], None]) -> None:
         mine = free.get()
         try:
-            pin_to_cores(mine)  # of this thread, and of the processes it starts
+            pin_to_cores(mine)  # applies to this thread and to the processes that it starts
             job(command)
         finally:
             free.put(mine)

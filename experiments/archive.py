@@ -1,4 +1,4 @@
-"""What a study keeps of its runs: one netCDF file for each arm, along the dimension `run`."""
+"""Saved results of a study: one netCDF file per arm, along the dimension `run`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ FLAGS: Mapping[str, Any] = {
     "jobs": 2,
     "runs": Flag(kind=Path, default=runs.ROOT),
 }
-"""Of a study of arms, which adds `out`. Arms, worlds and initialisations are those of `runs.py`
-where they are not given."""
+"""Flags of a study of arms, which adds `out`; arms and seeds default to those in `runs.py`."""
 
 
 def run_arms(
@@ -42,20 +41,21 @@ def run_arms(
     measuring: Callable[[Run], list[str]],
     kept: Callable[[Run, int, int], xr.DataTree],
 ) -> Path:
-    """Train and measure what is missing of a study, run by run, and keep it.
+    """Train, measure and save the missing runs of a study, run by run.
 
     Args:
-      study: its name in the table of runs.
-      argv: of the script.
-      flags: as `parse_flags` takes them: `FLAGS`, and the folder out.
-      measuring: the command that measures a run.
-      kept: what is kept of a run, given its world and initialisation seeds.
+      study: name of the study in the table of runs.
+      argv: arguments of the script.
+      flags: flags for `parse_flags`: `FLAGS` and the output folder.
+      measuring: function that returns the command that measures a run.
+      kept: function that returns the data to save of a run, given its world seed and initialization
+        seed.
 
     Returns:
-      `out`, with a file for each arm.
+      The folder `out`, with one file per arm.
 
     Raises:
-      InputError: an override, an arm that there is not, or a folder with another run in it.
+      InputError: an override was given, an arm is unknown, or a folder contains another run.
     """
     given, overrides = parse_flags(list(argv), dict(flags))
     if overrides:
@@ -77,7 +77,7 @@ def run_arms(
 
 
 def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
-    """World and initialisation seeds that flags name; None for those of the table."""
+    """Return the seeds that the flags request, None if they request those of the table."""
     if given["worlds"] is None and given["inits"] is None:
         return None
     own = [(run.world, run.init) for run in runs.chosen(study, given["scale"])]
@@ -89,7 +89,7 @@ def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
 
 
 def there(path: Path) -> set[tuple[int, int]]:
-    """World and initialisation seeds of the runs in an arm's file."""
+    """Return the world and initialization seeds of the runs in an arm's file."""
     if not path.exists():
         return set()
     runs = read(path).to_dataset()
@@ -97,7 +97,7 @@ def there(path: Path) -> set[tuple[int, int]]:
 
 
 def read(path: Path) -> xr.DataTree:
-    """The file of an arm; instruments and their outputs have the names of today."""
+    """Load the file of an arm, with the current names of instruments and outputs."""
     parts = {node.path: node.to_dataset(inherit=False) for node in xr.load_datatree(path).subtree}
     return xr.DataTree.from_dict(
         {
@@ -110,7 +110,7 @@ def read(path: Path) -> xr.DataTree:
 
 
 def keep(path: Path, run: xr.DataTree) -> None:
-    """Put a run into the file of its arm: numbers to four places, compressed."""
+    """Add a run to the file of its arm, compressed."""
     trees = [read(path), run] if path.exists() else [run]
     parts = [{node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in trees]
     nodes = {path: xr.concat([part[path] for part in parts], "run") for path in parts[-1]}
@@ -125,32 +125,35 @@ def keep(path: Path, run: xr.DataTree) -> None:
 
 
 def spaced(run: Run, count: int) -> list[int]:
-    """Step 0 and checkpoints evenly over the regular ones, the last among them, denser early on."""
+    """Return step 0 and regularly saved checkpoints, with denser spacing early in training.
+
+    The last checkpoint is included.
+    """
     regular = [step for step in run.steps if step and step % run.config.checkpoints.every == 0]
     places = np.linspace(0, 1, count - 1) ** 1.5 * (len(regular) - 1)
     return [0, *dict.fromkeys(regular[round(place)] for place in places)]
 
 
 def about(run: Run, world: int, init: int) -> xr.Dataset:
-    """What tells a run from the others, and what it was made with."""
+    """Return the seeds of a run, its configuration and its provenance."""
     made = {"config": to_json(run.config), "training": run.starts, "measured": provenance()}
     return xr.Dataset({"world": world, "init": init, "made_with": json.dumps(made)})
 
 
 def along_run(nodes: dict[str, xr.Dataset]) -> xr.DataTree:
-    """The parts of one run, numbers to four places, ready for `keep`."""
+    """Return the parts of one run for `keep`, rounded to four decimals."""
     return xr.DataTree.from_dict(
         {name: rounded(node).expand_dims("run") for name, node in nodes.items()}
     )
 
 
 def rounded(arrays: xr.Dataset) -> xr.Dataset:
-    """Four places, which is more than any of the intervals allows."""
+    """Round to four decimals, which is more precise than any of the intervals."""
     return arrays.map(lambda x: x.round(4).astype("f4") if x.dtype.kind == "f" else x)
 
 
 def curves(run: Run) -> xr.Dataset:
-    """Accuracies at every evaluation, the phases, and what shortcuts would answer."""
+    """Return the accuracy at every evaluation, the phases, and the best shortcut for each split."""
     rows = [row for row in run.metrics if f"accuracy/{run.dataset.splits[0]}" in row]
     splits = [name for name in run.dataset.splits if f"accuracy/{name}" in rows[0]]
     table = [[row[f"accuracy/{name}"] for name in splits] for row in rows]

@@ -1,8 +1,8 @@
-"""Figures of `composition_phases.py`, from the files that it keeps.
+"""Figures of `composition_phases.py`, made from its saved arrays.
 
-Runs of a world share it, so the unit of every interval is the world: the mean of its runs, and
-Student's t over worlds. With one run there is none, and its own intervals, clustered by fact, are
-in its file.
+Runs of the same world are not independent, so intervals are computed over worlds: the mean of each
+world's runs, with Student's t over worlds. With one run there is no such interval; its own
+intervals, clustered by fact, are in its file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from implicit_reasoning.statistics import mean_over_seeds
 
 SPLITS = ("train_ii", "test_ii", "test_oi", "test_io", "test_oo")
 STAGES = ("fitted", "half", "memorised", "end")
-"""train_ii >= .9, test_ii >= .5, train_ii >= .99, the last one; of each run the next measured."""
+"""Stages: train_ii >= .9, test_ii >= .5, train_ii >= .99, and the end.
+
+The value of a stage is that at the first measured checkpoint after the stage was reached.
+"""
 _FITTED = 0.9
 
 
@@ -45,15 +48,15 @@ class Study(NamedTuple):
     """The runs of one arm.
 
     Attributes:
-      parts: instrument to arrays, with the leading dimension `run`.
-      worlds: of each run, its world seed.
+      parts: arrays by instrument, with the leading dimension `run`.
+      worlds: world seed of each run.
     """
 
     parts: dict[str, xr.Dataset]
     worlds: tuple[int, ...]
 
     def stages(self) -> dict[str, list[int | None]]:
-        """The checkpoint of each stage, by run; None where it was not reached."""
+        """Return the checkpoint of each stage, by run; None if the stage was not reached."""
         measured = self.parts["lens"]["step"].values
         curves = self.parts["training"]
 
@@ -71,7 +74,7 @@ class Study(NamedTuple):
         }
 
     def at_stage(self, values: xr.DataArray, stage: str) -> xr.DataArray | None:
-        """Values of runs at the checkpoint where each reached the stage; None if none did."""
+        """Return the values of runs at the checkpoints of a stage, None if no run reached it."""
         steps = self.stages()[stage]
         found = [
             values.isel(run=run).sel(step=step, drop=True)
@@ -81,14 +84,15 @@ class Study(NamedTuple):
         return xr.concat(found, "run") if found else None
 
     def cosine(self, layer: int) -> xr.DataArray:
-        """Of states at r1 with centroids, the mean of all states removed."""
+        """Return the cosine of states at r1 with centroids, after subtraction of the mean state."""
         cosine = self.parts["geometry"]["cosine"]
         return cosine.sel(layer=layer, pos="r1", truth="true", centring="mean removed")
 
     def used(self, variable: str, layer: int, pos: str) -> xr.Dataset:
-        """How a variable is read at a place, and what becomes of answers when it is changed.
+        """Return how well a variable is decoded, and how changing it affects the answers.
 
-        Of held-out chains where enough are right in the end, else (attribute `group`) of trained.
+        The rows are held-out chains if enough of them are answered correctly at the end, otherwise
+        training chains; the attribute `group` names the split.
         """
         where = {"variable": variable, "layer": layer, "pos": pos}
         swap, erasure = (self.parts[name].sel(where) for name in ("mean_swap", "erasure"))
@@ -113,7 +117,7 @@ class Study(NamedTuple):
         return xr.Dataset(plain, attrs={"group": group})
 
     def summary(self, values: Sequence[float], runs: Sequence[int]) -> str:
-        """`mean [low, high] (lowest - highest)`: t over worlds, and the range of the runs."""
+        """Format values as `mean [low, high] (lowest - highest)`, with t interval over worlds."""
         array, worlds = np.asarray(values, float), np.asarray(self.worlds)[list(runs)]
         found = mean_over_seeds(array, worlds)
         if not found.n_clusters:
@@ -126,7 +130,7 @@ class Study(NamedTuple):
 
 
 def draw_all(out: Path, studies: Mapping[str, Study]) -> None:
-    """Every figure."""
+    """Draw and save every figure."""
     drawings = {
         "accuracy": draw_accuracy(studies),
         "reciprocal_rank": draw_reciprocal_ranks(studies),
@@ -140,7 +144,7 @@ def draw_all(out: Path, studies: Mapping[str, Study]) -> None:
 
 
 def read_study(path: Path) -> Study | None:
-    """The runs of an arm."""
+    """Load the runs of an arm, None if there is no file."""
     if not path.exists():
         return None
     tree = read(path)
@@ -149,7 +153,7 @@ def read_study(path: Path) -> Study | None:
 
 
 def draw_accuracy(studies: Mapping[str, Study]) -> Any:
-    """Curves of every run, thin, and their mean; the best shortcut on the held-out chains."""
+    """Draw the curves of every run, their mean, and the best shortcut on the held-out chains."""
     drawing, axes = _panels(studies, 1)
     for ax, (arm, study) in zip(axes, studies.items(), strict=True):
         curves = study.parts["training"]
@@ -163,7 +167,8 @@ def draw_accuracy(studies: Mapping[str, Study]) -> Any:
             ends.append((float(mean[-1]), split, style["color"]))
         best = float(curves["shortcut"].sel(split="test_ii").mean())
         ax.axhline(best, color=BLUE, linewidth=0.9, linestyle="-.", alpha=0.8)
-        beside = best - 0.06 if best > 0.5 else 0.12  # clear of the curves
+        # the position does not overlap with the curves
+        beside = best - 0.06 if best > 0.5 else 0.12
         ax.text(1, beside, f"best shortcut, test_ii: {best:.2f}", color=darken(BLUE), size=7)
         _title(ax, arm, study)
         label_ends(ax, ends)
@@ -172,7 +177,7 @@ def draw_accuracy(studies: Mapping[str, Study]) -> Any:
 
 
 def draw_reciprocal_ranks(studies: Mapping[str, Study]) -> Any:
-    """Wang's Fig. 4c: e2 at r1 and r2 at r2, through the final norm and the unembedding."""
+    """Draw the reciprocal ranks of e2 at r1 and r2 at r2 by logit lens (Wang et al., Fig. 4c)."""
 
     def panel(ax: Axes, study: Study, variable: str, pos: str) -> None:
         ranks = study.parts["lens"]["reciprocal_rank"]
@@ -192,7 +197,10 @@ def draw_reciprocal_ranks(studies: Mapping[str, Study]) -> Any:
 
 
 def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
-    """Wang's Fig. 9: answers changed by the state of a run whose token there is another one."""
+    """Draw the share of answers that change if a state comes from a prompt with another token.
+
+    This is Fig. 9 of Wang et al.
+    """
     maps = {}
     for arm, study in studies.items():
         strength = causal_strength(study)
@@ -206,7 +214,7 @@ def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
 
 
 def causal_strength(study: Study) -> xr.DataArray:
-    """1 less the share of unchanged answers; at each position its own token is another one."""
+    """Return 1 minus the share of unchanged answers; the token at the patched position differs."""
     share = study.parts["activation_patching"]["fraction"].sel(
         group="train_ii", outcome="clean answer"
     )
@@ -215,7 +223,7 @@ def causal_strength(study: Study) -> xr.DataArray:
 
 
 def draw_cross_query(studies: Mapping[str, Study]) -> Any:
-    """Ye's heat map at the last checkpoint; below each number that of a shuffled answer."""
+    """Draw the heat map of Ye et al. at the last checkpoint, with the shuffled null."""
     maps, nulls = {}, {}
     for arm, study in studies.items():
         share = (
@@ -233,7 +241,7 @@ def draw_cross_query(studies: Mapping[str, Study]) -> Any:
 
 
 def draw_cosines(studies: Mapping[str, Study]) -> Any:
-    """Ye's curves at r1, a row a layer, with centroids of other bridges, and the accuracies."""
+    """Draw the cosine curves of Ye et al. at r1, one row per layer, with nulls and accuracies."""
     lines = {
         "ID cohesion (left out)": (BLUE, "-", {"group": "id", "centroid": "without itself"}),
         "of other bridges": (SKY, ":", {"group": "id", "centroid": "of other bridges"}),
@@ -259,7 +267,7 @@ def draw_cosines(studies: Mapping[str, Study]) -> Any:
 
 
 def draw_used(studies: Mapping[str, Study]) -> Any:
-    """What can be read of a variable, beside what becomes of answers when it is changed."""
+    """Draw how well a variable is decoded, and the effect of changing it on answers."""
     lines = {
         "decoded": ("decoded, held out", GREY, "-"),
         "follows": ("answers follow its swap", BLUE, "-"),
@@ -291,7 +299,7 @@ def _over_training(
     rows: Mapping[str, Callable[[Axes, Study], None]],
     lowest: float = -0.015,
 ) -> Any:
-    """A panel for each study and row; of a row its label and what draws into a panel."""
+    """Draw one panel per study and row; a row has a label and a function that draws a panel."""
     drawing, axes = _panels(studies, len(rows))
     panels = iter(axes)
     for label, draw in rows.items():
@@ -315,7 +323,7 @@ def _title(ax: Axes, arm: str, study: Study) -> None:
 
 
 def _line(ax: Axes, values: xr.DataArray, **style: Any) -> None:
-    """The mean over runs, in a band from the lowest run to the highest."""
+    """Plot the mean over runs, with a band from the lowest to the highest run."""
     steps, values = values["step"], values.transpose("run", "step")
     ax.set_xlim(0, int(steps[-1]))
     ax.xaxis.set_major_locator(MaxNLocator(3))

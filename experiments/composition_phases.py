@@ -1,23 +1,27 @@
-r"""The phases from inside: what appears in the states while a model learns to compose.
+r"""What changes in the hidden states while a model learns to compose?
 
     python experiments/composition_phases.py --scale=pocket --out=results/composition_phases/pocket
     python experiments/composition_phases.py --scale=desk --jobs=1 \
         --out=results/composition_phases/desk
 
-Four arms, of which two are controls of known mechanism: `composition`; `shadow`, whose chains
-follow a second table that is never taught by single facts, so that the taught bridge is there to
-be decoded and of no use; `scrambled`, whose chains have random answers, so that memorising is all
-there is; and `tied`, composition with the embedding as unembedding, as both papers have it: without
-that, a lens cannot read what is never a target, such as r2. World seed and initialisation seed are
-crossed: at `pocket` four worlds and two initialisations, at `desk` one of each, unless `--worlds`
-and `--inits` say otherwise. The runs are those of `runs.py`, and are trained where they are
-missing. A run is trained and measured in processes of its own, `--jobs` at a time; the script
-resumes run by run: what is in `--out` is not measured again. `--arms` says which to run; figures
-are drawn from all there is in `--out`.
+There are four arms, two of which are controls with known mechanism:
 
-Rebuilt, beside the published numbers: the reciprocal ranks and causal strengths of Wang et al. 2024
-(Figs. 4 and 9); the heat map of cross-query patching, the table of decoding and the cosine curves
-of Ye et al. 2025. And what neither has: what is used of what is decodable.
+- `composition`.
+- `shadow`: chains follow a second table that single facts never teach, so the taught bridge is
+  decodable but irrelevant.
+- `scrambled`: chains have random answers, so the model can only memorize.
+- `tied`: composition with a tied unembedding, as in both papers. Without it, a lens cannot read
+  tokens that are never targets, such as r2.
+
+World seeds and initialization seeds are crossed: by default four worlds and two initializations at
+`pocket`, one of each at `desk`; `--worlds` and `--inits` set other numbers. The runs are those of
+`runs.py`, and are trained if they are missing. Runs are trained and measured in separate processes,
+`--jobs` in parallel. The script resumes run by run: runs with results in `--out` are not measured
+again. `--arms` restricts the arms. The figures show all results in `--out`.
+
+The study reproduces the reciprocal ranks and causal strengths of Wang et al. 2024 (Figs. 4 and 9),
+and the heat map of cross-query patching, the decoding table and the cosine curves of Ye et al.
+2025. In addition, it measures which decodable variables the model uses.
 
 Smoke test:
     python experiments/composition_phases.py --scale=smoke --worlds=1 --inits=1 \
@@ -44,11 +48,11 @@ FLAGS = {
     **archive.FLAGS,
     "out": Flag(kind=Path, default=Path("results/composition_phases/pocket")),
 }
-CHECKPOINTS = 10  # measured in a run, step 0 among them
+CHECKPOINTS = 10  # number of checkpoints measured per run, including step 0
 
 
 class Part(NamedTuple):
-    """What is kept of an instrument's result: some variables, with their ends, of a selection."""
+    """Part of an instrument's result to keep: variables with their intervals, and a selection."""
 
     variables: tuple[str, ...]
     selected: dict[str, Any]
@@ -71,7 +75,7 @@ KEPT = {
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw."""
+    """Train and measure what is missing, then draw the figures."""
     out = run_arms("composition_phases", argv, FLAGS, measuring, kept)
     studies = {arm: study for arm in runs.ARMS if (study := read_study(out / f"{arm}.nc"))}
     draw_all(out, studies)
@@ -79,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 def measuring(run: Run) -> list[str]:
-    """The command that measures it."""
+    """Return the command that measures a run."""
     steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
     return [
         "analyze",
@@ -90,15 +94,15 @@ def measuring(run: Run) -> list[str]:
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
-    """The parts of a run's results that the figures need, and its curves, along `run`."""
-    steps = spaced(run, CHECKPOINTS)  # others may have measured further checkpoints
+    """Return the curves and the parts of a run's results that the figures need, along `run`."""
+    steps = spaced(run, CHECKPOINTS)  # other studies may have measured further checkpoints
     results = {name: run.result(name).sel(step=steps) for name in KEPT}
     parts = {name: part_of(results[name], part) for name, part in KEPT.items()}
     return along_run({"/": about(run, world, init), "training": curves(run), **parts})
 
 
 def part_of(result: xr.Dataset, part: Part) -> xr.Dataset:
-    """A part of one result."""
+    """Return a part of one result."""
     ends = ("", "_low", "_high", "_n")
     names = [f"{name}{end}" for name in part.variables for end in ends]
     counts = ["n_examples", "n_states"]

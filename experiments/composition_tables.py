@@ -1,4 +1,4 @@
-"""Tables of `composition_phases.py`, from the files that it keeps."""
+"""Tables of `composition_phases.py`, made from its saved arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from composition_figures import STAGES, Study, causal_strength
 from implicit_reasoning.statistics import p_value, permutation_null
 
 _PERMUTATIONS = 9999
-_FEWEST_WORLDS = 4  # of two arms: 70 ways to deal them out, so that p can be as low as .03
+# per arm: there are 70 assignments of eight worlds to two arms, so p can be as low as .03
+_FEWEST_WORLDS = 4
 
 
 def write_tables(out: Path, studies: Mapping[str, Study]) -> None:
-    """`table.md`, `decoding.md`, and `contrasts.md` where there are worlds enough."""
+    """Write `table.md`, `decoding.md` and, if there are enough worlds, `contrasts.md`."""
     made = {"table": table, "decoding": decoding_table, "contrasts": contrasts}
     for name, make in made.items():
         if text := make(studies):
@@ -24,7 +25,7 @@ def write_tables(out: Path, studies: Mapping[str, Study]) -> None:
 
 
 def table(studies: Mapping[str, Study]) -> str:
-    """Markdown: quantities by arm and stage, with intervals over worlds."""
+    """Return Markdown: quantities by arm and stage, with intervals over worlds."""
     lines = [
         "Mean [95% interval, t over worlds] (lowest - highest run). Stages: fitted, train_ii >= .9;"
         " half, test_ii >= .5; memorised, train_ii >= .99; the last checkpoint. Of fewer than 20 "
@@ -45,7 +46,7 @@ def table(studies: Mapping[str, Study]) -> str:
 
 
 def quantities(study: Study) -> dict[str, xr.DataArray]:
-    """Numbers that the text speaks of, each [run, step]."""
+    """Return the quantities that the study reports, [run, step] each."""
     parts, strength = study.parts, causal_strength(study).sel(layer=1)
     followed = parts["activation_patching"]["fraction"].sel(
         group="train_ii", outcome="counterfactual", layer=1
@@ -82,7 +83,7 @@ def quantities(study: Study) -> dict[str, xr.DataArray]:
 
 
 def decoding_table(studies: Mapping[str, Study]) -> str:
-    """Markdown: Ye's table: what the unembedding, and what later blocks, read at r1."""
+    """Return Markdown: the decoding table of Ye et al., by unembedding and by later blocks."""
     lines = [
         "Share of bridges read at r1 (top-1 of all tokens); mean [t over worlds] (range of runs).",
         "",
@@ -102,9 +103,10 @@ def decoding_table(studies: Mapping[str, Study]) -> str:
 
 
 def contrasts(studies: Mapping[str, Study]) -> str:
-    """Markdown: every arm held against composition at the last checkpoint; "" for too few worlds.
+    """Return Markdown: every arm compared with composition at the last checkpoint.
 
-    Worlds, with all their runs, are dealt out anew between the two arms.
+    The permutation test exchanges worlds, with all their runs, between the two arms. The text is
+    empty if there are too few worlds.
     """
     enough = {arm: s for arm, s in studies.items() if len(set(s.worlds)) >= _FEWEST_WORLDS}
     base = enough.pop("composition", None)
@@ -125,7 +127,7 @@ def contrasts(studies: Mapping[str, Study]) -> str:
 
 
 def _contrast(base: Study, values: xr.DataArray, arm: Study, others: xr.DataArray) -> str:
-    """`difference | p` of one quantity."""
+    """Return `difference | p` for one quantity."""
     both = [part.transpose("run", "step").isel(step=-1).values for part in (values, others)]
     value = np.concatenate(both).astype(float)
     is_arm = np.repeat([False, True], [len(part) for part in both])
@@ -143,7 +145,7 @@ def _contrast(base: Study, values: xr.DataArray, arm: Study, others: xr.DataArra
         seed=0,
         clusters=world,
     )
-    # A hair below, so that the labels as they are count as reached by rounding, too.
+    # Subtract a small number, so that the observed labels count as reached despite rounding errors.
     p = p_value(abs(difference(is_arm)) - 1e-12, null)
     return f"{difference(is_arm):+.2f} | {p:.2f}"
 

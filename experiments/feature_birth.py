@@ -1,14 +1,14 @@
-r"""When do features of bridges appear, and are they what the model uses?
+r"""When do features of bridge entities appear, and does the model use them?
 
     python experiments/feature_birth.py --out=results/feature_birth
 
-Sparse autoencoders (TopK, k 8, width 512, cold at every checkpoint, two seeds) of the residual
-after the first block, at ten checkpoints of runs of three arms: `composition`; `shadow`, whose
-chains follow a second table, so that of the two bridges at r1 the taught one is of no use; and
-`scrambled`, whose chains have random answers, so that there is nothing to compose. Runs are those
-of `runs.py`, and are trained where they are missing. A value is born when a feature
-stands for it: F1 of at least .5 on facts that the feature was not chosen on, mean over seeds.
-The script resumes run by run.
+The dictionaries are sparse autoencoders of the residual stream after the first block (TopK, k 8,
+width 512, two seeds), trained from scratch at ten checkpoints of each run. There are three arms:
+`composition`; `shadow`, whose chains follow a second table, so that the taught bridge at r1 is
+irrelevant to chains; and `scrambled`, whose chains have random answers, so that there is nothing to
+compose. The runs are those of `runs.py`, and are trained if they are missing. A value is born when
+a feature represents it: F1 of at least .5 on facts that were not used to choose the feature, mean
+over seeds. The script resumes run by run.
 
 Smoke test:
     python experiments/feature_birth.py --scale=smoke --worlds=1 --inits=1 --arms=composition \
@@ -37,7 +37,7 @@ NAME, SITE, SPARSITY, SEEDS, CHECKPOINTS = "birth", "blocks.0.hook_resid_post", 
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw."""
+    """Train and measure what is missing, then draw the figures."""
     out = run_arms("feature_birth", argv, FLAGS, dictionaries, kept)
     paths = {arm: out / f"{arm}.nc" for arm in runs.ARMS}
     studies = {arm: xr.load_datatree(path) for arm, path in paths.items() if path.exists()}
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def dictionaries(run: Run) -> list[str]:
-    """The command that trains and measures the dictionaries of a run."""
+    """Return the command that trains and measures the dictionaries of a run."""
     steps = ",".join(map(str, spaced(run, CHECKPOINTS)))
     wanted = {
         "name": NAME,
@@ -62,7 +62,7 @@ def dictionaries(run: Run) -> list[str]:
 
 
 def kept(run: Run, world: int, init: int) -> xr.DataTree:
-    """What the figures need of a run, by step; raw F1 of every value and seed among it."""
+    """Return the data of a run for the figures, by step, with raw F1 of every value and seed."""
     result = measure_dictionaries(run, load(run, NAME))
     found = births(result).isel(site=0, sparsity=0, drop=True)
     by_step = result.set_index(member=["step", "seed"]).unstack("member")

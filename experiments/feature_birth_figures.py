@@ -1,4 +1,4 @@
-"""Figures and the table of `feature_birth.py`, from the files that it keeps."""
+"""Figures and table of `feature_birth.py`, made from its saved arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_all(out: Path, studies: Mapping[str, xr.DataTree]) -> None:
 
 
 def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
-    """Values that a feature stands for, beside the accuracies of the run."""
+    """Plot the share of values that a feature represents, and the accuracies of the run."""
     drawing, axes = _panels(studies)
     for ax, study in zip(axes, studies.values(), strict=True):
         features, training = _parts(study)
@@ -46,7 +46,7 @@ def draw_births(studies: Mapping[str, xr.DataTree]) -> Any:
 
 
 def draw_use(studies: Mapping[str, xr.DataTree]) -> Any:
-    """Answers that follow a swap of bridges' features, and of class means."""
+    """Plot the share of answers that follow a swap of bridge features, and of class means."""
     drawing, axes = _panels(studies)
     styles = {
         "class means": {"color": BLACK, "marker": "x"},
@@ -64,7 +64,7 @@ def draw_use(studies: Mapping[str, xr.DataTree]) -> Any:
 
 
 def draw_lasting(studies: Mapping[str, xr.DataTree]) -> Any:
-    """How much of a dictionary is in that of the checkpoint before, and in another seed's."""
+    """Plot the similarity of dictionaries between adjacent checkpoints and between seeds."""
     drawing, axes = _panels(studies)
     styles = {
         "kept": ("checkpoint before", {"color": BLUE, "marker": "o"}),
@@ -80,7 +80,7 @@ def draw_lasting(studies: Mapping[str, xr.DataTree]) -> Any:
 
 
 def write_table(path: Path, studies: Mapping[str, xr.DataTree]) -> None:
-    """Markdown: a line for each run."""
+    """Write a Markdown table with one row per run."""
     lines = [
         "A value is born at the first checkpoint at which a feature stands for it (F1 of at least "
         ".5 on other facts, mean of two seeds). Steps: the first evaluation of three in a row "
@@ -106,7 +106,7 @@ def write_table(path: Path, studies: Mapping[str, xr.DataTree]) -> None:
 
 
 def _parts(study: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
-    """The features, and the curves of the training."""
+    """Return the features and the training curves."""
     return study.children["features"].to_dataset(), study.children["training"].to_dataset()
 
 
@@ -142,7 +142,7 @@ def _panels(studies: Mapping[str, xr.DataTree]) -> tuple[Any, list[Axes]]:
 
 
 def _lines(ax: Axes, values: xr.DataArray, label: str, **style: Any) -> None:
-    """A thin line for each run: three are too few for an interval."""
+    """Plot one thin line per run, because three runs are too few for an interval."""
     for number in range(values.sizes["run"]):
         one = values.isel(run=number)
         shown = label if number == 0 else None

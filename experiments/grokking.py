@@ -1,16 +1,16 @@
-r"""Does it grok? Curves, phases and final accuracies of one configuration over several seeds.
+r"""Curves, phases and final accuracies of one configuration over several seeds: does it grok?
 
     python experiments/grokking.py --scale=pocket --out=results/pocket
     python experiments/grokking.py --scale=desk --out=results/desk
 
-Seed s is world seed s *and* initialisation seed s: three at `pocket` and one at `desk`, unless
-`--seeds` says otherwise. The runs are those of `runs.py`; those that are missing are trained one
-after the other. With `--config.x=y`, give them a folder of their own by `--runs`. Three runs
-support no claim about training (that takes 8, worlds and initialisations crossed); they show that
-the first was no accident.
+Seed s means world seed s *and* initialization seed s. By default, there are three seeds at `pocket`
+and one at `desk`; `--seeds` sets another number. The runs are those of `runs.py`; missing runs are
+trained one after another. With overrides `--config.x=y`, choose a separate folder with `--runs`.
+Three runs do not support claims about training, which require at least 8 runs with worlds and
+initializations crossed. They show only that the first result was not an accident.
 
-Held against: Ye et al. 2025, training dynamics of the base configuration (test_ii passes .5 some
-ten times later than train_ii passes .99, test_oi rises last, test_io and test_oo never do).
+Compare with Ye et al. 2025, training dynamics of the base configuration: test_ii exceeds .5 about
+ten times later than train_ii exceeds .99, test_oi rises last, test_io and test_oo never rise.
 
 Smoke test:
     python experiments/grokking.py --scale=smoke --seeds=1 --runs=runs/smoke \
@@ -49,7 +49,7 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing, then write everything into `--out`."""
+    """Train missing runs, then write all results to `--out`."""
     flags, overrides = parse_flags(argv, FLAGS)
     if (out := flags["out"]) is None:
         raise InputError("--out is missing: give a folder")
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> None:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What one run came to, with its nulls, its n and where it ran."""
+    """Summarize a run: results with intervals and n, shortcuts, and where it was trained."""
     phases, dataset = run_phases(run), run.dataset
-    add_intervals(run)  # of a run that was trained before they were stored
+    add_intervals(run)  # for runs that were trained before intervals were stored
     final = row_with_intervals(run.metrics)
     assert final is not None
     speeds = [row["steps_per_second"] for row in run.metrics[len(run.metrics) // 2 :]]
@@ -93,7 +93,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def write_curves(path: Path, trained: list[Run]) -> None:
-    """Every evaluation of every run, a row each."""
+    """Write every evaluation of every run, one row each."""
     names = [f"accuracy/{split}" for split in trained[0].dataset.splits]
     columns = ["seed", "step", *names, "accuracy_low95/test_oi", "loss"]
     with atomic_write(path) as file:
@@ -106,7 +106,7 @@ def write_curves(path: Path, trained: list[Run]) -> None:
 
 
 def draw(trained: list[Run]) -> Any:
-    """Accuracy of the chains' splits, one panel a run, with the best shortcut on test_ii."""
+    """Draw the accuracies of chain splits, one panel per run, and the best shortcut on test_ii."""
     drawing, axes = new_drawing(4.6 * len(trained) + 1.0, 4.2, ncols=len(trained), sharey=True)
     for ax, run in zip(axes, trained, strict=True):
         rows = [row for row in run.metrics if "accuracy/test_ii" in row]

@@ -1,14 +1,15 @@
-r"""Does it matter which launcher trains a sweep? The same trials, loss by loss.
+r"""Comparison of sweep launchers: do the same trials have the same losses?
 
     python experiments/launchers.py
     python experiments/launchers.py --parts=complete
 
-1. `first`: the sweep `seeds`, eight trials of `pocket`, for 100 steps on each launcher. What
-   differs of a loss, relative to the run alone, which is what `local` trains.
-2. `complete`: the same to the end, on `vmap` and `local`. Rounding has its way with single runs by
-   then; what is compared is the mean accuracy on test_ii.
+1. `first`: the eight `pocket` trials of the sweep `seeds`, for 100 steps with each launcher. The
+   result is the relative difference of every loss from that of a single run, which is what `local`
+   trains.
+2. `complete`: the same trials to the end, with `vmap` and `local`. Rounding errors make single runs
+   differ by then, so the comparison is of the mean accuracy on test_ii.
 
-Without a Slurm here, `--cluster=local` has submitit start the jobs of `slurm` itself.
+On a machine without Slurm, `--cluster=local` makes submitit start the jobs of `slurm` itself.
 
 Smoke test:
     python experiments/launchers.py --config=experiments/smoke.py --parts=complete \
@@ -43,12 +44,12 @@ FLAGS = {
     "runs": Flag(kind=Path, default=Path("runs/launchers")),
     "out": Flag(kind=Path, default=Path("results/launchers")),
 }
-ALONE = "local"  # trains each trial in a process of its own, as `train` does
+ALONE = "local"  # trains each trial in its own process, as the command `train` does
 FINAL = "accuracy/test_ii"
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing, compare, and write what was found."""
+    """Train missing trials, compare them, and write the results."""
     flags, overrides = parse_flags(argv, FLAGS)
     one_device_per_core()
     out = flags["out"]
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def first(flags: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The first losses of every trial."""
+    """Compare the first losses of every trial."""
     stop = flags["first"]
     every_loss = {"log_every": 1, **overrides}
     runs = {
@@ -83,7 +84,7 @@ def first(flags: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete(flags: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """What the trials can do in the end."""
+    """Compare the final accuracies."""
     found: dict[str, Any] = {}
     for launcher in flags["complete_on"]:
         runs = train(flags, overrides, launcher, "complete", None)
@@ -105,7 +106,7 @@ def train(
     name: str,
     stop: int | None,
 ) -> Runs:
-    """One sweep by one launcher; what is done already is not done again."""
+    """Train one sweep with one launcher; finished trials are not trained again."""
     workdir = flags["runs"] / name / launcher
     sweep = define(flags["config"], flags["sweep"], overrides)
     options = {"workers": flags["workers"]} if launcher != "vmap" else {}
@@ -118,7 +119,7 @@ def train(
 
 
 def about(runs: Runs) -> dict[str, Any]:
-    """What the journal says: every trial is to be done, and in how many attempts."""
+    """Summarize the journal: states, number of attempts, and seconds per trial."""
     statuses = read_journal(SweepLayout(runs.files.workdir))
     times = [status.seconds for status in statuses.values()]
     return {

@@ -1,19 +1,22 @@
-r"""When does composition generalise, against phi and weight decay? A sweep, and one figure.
+r"""When does composition generalize, as a function of phi and weight decay? A sweep and one figure.
 
     python experiments/phi_and_weight_decay.py
 
-Three values of phi (training chains for each fact) by three of weight decay, each with eight worlds
-and two initialisations, `pocket`, with a constant learning rate, as a cosine's end would help those
-that are late. What is measured is the step at which half of the held-out chains are answered (the
-first of three evaluations in a row). Trials go on in rounds, and who has got there trains no more;
-who has not at the end of the last round counts as later than all who have.
+The sweep has three values of phi (training chains per fact) and three of weight decay, each with
+eight worlds and two initializations at scale `pocket`. The learning rate is constant, because the
+end of a cosine schedule would help late runs. The measured quantity is the step at which half of
+the held-out chains are answered (the first of three evaluations in a row). Trials are trained in
+rounds, and trials that have reached this step are not trained further. Trials that do not reach it
+by the end of the last round count as later than all others.
 
-An H100 took 8 minutes, saving less often (--config.resume_every=4000
---config.writers.tensorboard=False); at 33 ms a step and trial, two cores will take 8 hours.
+Duration: 8 minutes on an H100 with less frequent saves (--config.resume_every=4000
+--config.writers.tensorboard=False). Two CPU cores need an estimated 8 hours, at 33 ms per step and
+trial.
 
-Published (Wang et al. 2024, figures 2a and 13): larger phi sooner; larger weight decay sooner.
+Published (Wang et al. 2024, figures 2a and 13): larger phi and larger weight decay lead to earlier
+generalization.
 
-A run is a trial of the sweep in `--runs`: the same command goes on with what is not done.
+Each run is a trial of the sweep in `--runs`. The same command continues an interrupted sweep.
 
 Smoke test:
     python experiments/phi_and_weight_decay.py --config=experiments/smoke.py --rounds=20 \
@@ -52,7 +55,7 @@ PHI, DECAY, WORLD, SEED = "task.phi", "optimizer.weight_decay", "task.world_seed
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing, then write the table, the figure and the raw times."""
+    """Train missing runs, then write the table, the figure and the raw times."""
     flags, overrides = parse_flags(argv, FLAGS)
     base = {
         "steps": flags["rounds"][-1],
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> None:
     config = apply_overrides(load_config(flags["config"]), {**base, **overrides})
     points = {PHI: flags["phi"], DECAY: flags["weight_decay"]}
     seeds = {WORLD: range(flags["worlds"]), SEED: range(flags["inits"])}
-    # Seeds vary slowest: if the sweep is stopped, whole replicates are done.
+    # Seeds vary slowest, so that an interrupted sweep has complete replicates.
     sweep = make_sweep(config, list(grid({**seeds, **points})))
     one_device_per_core()
     late = list(sweep.trials)
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def times(runs: Runs, flags: dict[str, object]) -> xr.Dataset:
-    """Steps to one half, `[phi, weight_decay, world, init]`, nan: not reached; curves, worlds."""
+    """Return times to one half [phi, weight_decay, world, init], nan if not reached, and curves."""
     phases = runs.phases()[[HALF]]
     for split in CURVES:
         phases[split] = runs.metric(f"accuracy/{split}").astype("float32")
@@ -98,7 +101,7 @@ def times(runs: Runs, flags: dict[str, object]) -> xr.Dataset:
 
 
 def about_worlds(runs: Runs) -> dict[str, list[float]]:
-    """By trial: the share of all chains that are trained on, the best shortcut on test_ii."""
+    """Return, by trial, the coverage and the accuracy of the best shortcut on test_ii."""
     seen: dict[str, tuple[float, float]] = {}
     found = []
     for run in runs:

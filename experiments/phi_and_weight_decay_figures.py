@@ -1,8 +1,8 @@
-"""The table and the figure of `phi_and_weight_decay.py`, from the file that it keeps.
+"""Table and figure of `phi_and_weight_decay.py`, made from its saved arrays.
 
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
-Intervals are over worlds, drawn anew with all their runs: with few worlds they are narrow.
+Intervals are bootstrapped over worlds, each with all its runs. With few worlds they are too narrow.
 
 Smoke test:
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
@@ -35,7 +35,7 @@ STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"))
 
 
 def write(found: xr.Dataset, out: Path) -> None:
-    """`table.md` and `times.png`."""
+    """Write `table.md` and `times.png`."""
     (out / "table.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     drawing, axes = new_drawing(10.5, 4.5, ncols=2)
     draw_times(axes[0], found)
@@ -44,14 +44,17 @@ def write(found: xr.Dataset, out: Path) -> None:
 
 
 def early(found: xr.Dataset) -> xr.DataArray:
-    """test_ii at the last evaluation that all runs had: no run is missing from it."""
+    """Return test_ii at the last evaluation that every run has, so that no run is missing."""
     curve = found[CURVE]
     everyone = curve.notnull().all([dim for dim in curve.dims if dim != "step"])
     return curve.sel(step=curve.step[everyone][-1])
 
 
 def interval_of_median(of_point: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95% of the median over runs `[world, init]`; inf: later than all steps."""
+    """Return the bootstrapped 95% interval of the median over runs [world, init].
+
+    An end is inf if it is later than all steps.
+    """
     worlds = rng.integers(len(of_point), size=(RESAMPLES, len(of_point)))
     medians = [median_time(of_point[chosen].ravel()) for chosen in worlds]
     low, high = np.quantile(np.nan_to_num(medians, nan=np.inf), [0.025, 0.975], method="nearest")
@@ -59,14 +62,15 @@ def interval_of_median(of_point: np.ndarray, rng: np.random.Generator) -> tuple[
 
 
 def compared(score: xr.DataArray, along: str) -> tuple[np.ndarray, int]:
-    """Pairs of runs that differ in `along` only: does the one with the larger value score higher?
+    """Compare pairs of runs that differ only in `along`: does the larger value score higher?
 
     Returns:
-      How many pairs say yes, neither and no; and in how many worlds more say yes than no.
+      The numbers of pairs with the answers yes, equal and no; and the number of worlds in which
+      more pairs say yes than no.
     """
     values = score.transpose("world", along, ...).values
     pairs = itertools.combinations(range(values.shape[1]), 2)
-    # [pair, world, ...]; infinities compare, but have no difference.
+    # [pair, world, ...]; infinities are compared, because their difference is undefined.
     signs = np.stack(
         [
             1 * (values[:, large] > values[:, small]) - (values[:, large] < values[:, small])
@@ -78,7 +82,7 @@ def compared(score: xr.DataArray, along: str) -> tuple[np.ndarray, int]:
 
 
 def table(found: xr.Dataset) -> list[str]:
-    """Markdown: by phi and weight decay, then how often each of the two published orders holds."""
+    """Return Markdown tables by phi and weight decay, and tests of the two published orders."""
     rng = np.random.default_rng(0)
     soon, at_once = found[HALF], early(found)
     step, last = int(at_once.step), int(found.step[-1])
@@ -159,7 +163,7 @@ def _cell_of_means(of_point: np.ndarray) -> str:
 
 
 def draw_times(ax: Axes, found: xr.Dataset) -> None:
-    """A mark for each run, a bar at the median; above the line, how many did not get there."""
+    """Plot one mark per run and the median, with the number of late runs above the line."""
     last = int(found.step[-1])
     never = 1.4 * last
     for x, style, of_decay in _points(found[HALF]):
@@ -183,7 +187,7 @@ def draw_times(ax: Axes, found: xr.Dataset) -> None:
 
 
 def draw_early(ax: Axes, found: xr.Dataset) -> None:
-    """The same runs where none is missing; a bar at the mean."""
+    """Plot the accuracy of all runs at an early step, with a bar at the mean."""
     scores = early(found)
     for x, style, of_decay in _points(scores):
         for at, of_point in zip(x, of_decay, strict=True):
@@ -206,7 +210,7 @@ def _marks(
 
 
 def _points(values: xr.DataArray) -> list[tuple[np.ndarray, tuple[str, str], np.ndarray]]:
-    """By weight decay: where each phi's runs are drawn, their style, the runs `[phi, run]`."""
+    """Return, by weight decay: x positions of the phis, plot style, and values [phi, run]."""
     cube = values.transpose("weight_decay", "phi", *RUN).values
     cube = cube.reshape(*cube.shape[:2], -1)
     shifts = 0.27 * (np.arange(len(cube)) - (len(cube) - 1) / 2)
@@ -225,7 +229,7 @@ def _phi_axis(ax: Axes, found: xr.Dataset) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """From what is there."""
+    """Write the table and the figure from the saved arrays."""
     flags, _ = parse_flags(argv, FLAGS)
     out = flags["out"]
     write(load_arrays(out / RAW), out)

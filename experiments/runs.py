@@ -1,19 +1,19 @@
-r"""The runs of all studies: one table of arms and seeds. A run is trained once and reused by all.
+r"""The table of runs of all studies. Each run is trained once and used by all studies.
 
     python experiments/runs.py --list
     python experiments/runs.py --study=composition_phases --dry
     python experiments/runs.py --jobs=2
 
-The first command lists every run with its state, the time that its training took, and the studies
-that read it. The second says what would be trained. The third trains what is missing, and resumes
-what was stopped; `make studies-runs` does the same.
+The first command lists every run with its state, the duration of its training, and the studies that
+read it. The second command lists the runs that would be trained. The third command trains missing
+runs and resumes interrupted ones; `make studies-runs` does the same.
 
 A run is an arm (a file of `configs/`, with changes) at a scale, with a world seed and an
-initialisation seed. Its folder is `runs/studies/<scale>/<arm>_w<world>_i<init>`. A run that lies
-where a study or a command kept it before there was this table is found there and used.
+initialization seed. Its folder is `runs/studies/<scale>/<arm>_w<world>_i<init>`. Runs in folders
+that earlier versions of the studies used are found and used there.
 
 The sweeps of `phi_and_weight_decay.py` and `launchers.py` are not in the table: each is trained by
-its own script, and no other study reads their trials.
+its own script, and no other study reads its trials.
 
 Smoke test:
     python experiments/runs.py --smoke --study=grokking --jobs=0 --runs=runs/smoke
@@ -51,7 +51,7 @@ SMOKE_SECONDS = 10.0
 EPYC, XEON = "a core of an AMD EPYC", "a core of an Intel Xeon"
 
 Seeds = Sequence[tuple[int, int]]
-"""World seed and initialisation seed of each run."""
+"""World seed and initialization seed of each run."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Arm:
 
     Attributes:
       file: name of the file in `configs/`, without `.py`.
-      took: scale to minutes of training and the hardware; at a scale that many runs have, those of
-        the fastest, because others shared their core.
-      suffix: what follows the scale in the argument of `get_config`.
-      changes: dotted name of a field to its value.
+      took: minutes of training and the hardware, by scale. If there are several runs, these are the
+        minutes of the fastest, because other runs shared their core with other work.
+      suffix: suffix of the scale in the argument of `get_config`.
+      changes: values by dotted name of the field.
     """
 
     file: str
@@ -94,18 +94,18 @@ ARMS = {
 
 
 def crossed(worlds: int, inits: int) -> Seeds:
-    """Every world with every initialisation; initialisations vary slowest."""
+    """Return all combinations of worlds and initializations; initializations vary slowest."""
     return [(world, init) for init in range(inits) for world in range(worlds)]
 
 
 def paired(count: int) -> Seeds:
-    """World seed s with initialisation seed s."""
+    """Return pairs of world seed s and initialization seed s."""
     return [(seed, seed) for seed in range(count)]
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a study reads at a scale: each of the arms with each of the seeds."""
+    """Runs that a study reads at a scale: each arm with each of the seeds."""
 
     scale: str
     arms: Sequence[str]
@@ -140,8 +140,9 @@ class StudyRun:
     Attributes:
       arm: key of `ARMS`.
       scale: `pocket`, `desk` or another scale of the arm's file, or `smoke`.
-      world, init: world seed and initialisation seed.
-      changes: fields that the user of a study sets besides; runs of the table have none.
+      world: world seed.
+      init: initialization seed.
+      changes: additional overrides by the user of a study; runs of the table have none.
     """
 
     arm: str
@@ -152,29 +153,29 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """Its folder below the root of all runs."""
+        """Folder of the run, relative to the root of all runs."""
         return f"{self.scale}/{self.arm}_w{self.world}_i{self.init}"
 
     @property
     def file(self) -> str:
-        """The configuration, as `--config` takes it."""
+        """Configuration, as argument for `--config`."""
         arm = ARMS[self.arm]
         return f"configs/{arm.file}.py:{of_scale(self.scale)[0]}{arm.suffix}"
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What is set beyond the file, seeds among it."""
+        """All overrides of the configuration file, including the seeds."""
         seeds = {"seed": self.init, "task.world_seed": self.world}
         smaller = of_scale(self.scale)[1]
         return {**smaller, **ARMS[self.arm].changes, **dict(self.changes), **seeds}
 
     def config(self) -> ConfigDict:
-        """The configuration that the run has to have."""
+        """Return the configuration of the run."""
         return apply_overrides(load_config(self.file), self.overrides)
 
     @property
     def took(self) -> tuple[float, str]:
-        """Seconds of training, and on which hardware; nan where no run was timed."""
+        """Seconds of training, and the hardware; nan if no run was timed."""
         if self.scale == SMOKE:
             return SMOKE_SECONDS, EPYC
         minutes, hardware = ARMS[self.arm].took.get(self.scale, (float("nan"), "no hardware yet"))
@@ -182,12 +183,12 @@ class StudyRun:
 
     @property
     def studies(self) -> list[str]:
-        """Those that read it."""
+        """Studies that read the run."""
         return [study for study in STUDIES if self in needed(study)]
 
 
 def needed(study: str, scale: str | None = None) -> list[StudyRun]:
-    """The runs of a study: all, or those at a scale.
+    """Return the runs of a study at all scales, or at one scale.
 
     Raises:
       InputError: there is no such study.
@@ -205,14 +206,14 @@ def needed(study: str, scale: str | None = None) -> list[StudyRun]:
 def chosen(
     study: str, scale: str, arms: Sequence[str] = (), seeds: Seeds | None = None
 ) -> list[StudyRun]:
-    """The runs of a study at a scale, or those that its user names instead.
+    """Return the runs of a study at a scale, with arms and seeds from the table or from the user.
 
     Args:
       study: key of `STUDIES`.
-      scale: at one that the table does not have for the study, arms and seeds are those of the
-        first that it has.
-      arms: instead of those in the table.
-      seeds: instead of those in the table.
+      scale: the scale. If the table does not have it for the study, arms and seeds are those of the
+        study's first scale.
+      arms: replace the arms of the table.
+      seeds: replace the seeds of the table.
 
     Raises:
       InputError: there is no such arm.
@@ -223,19 +224,19 @@ def chosen(
 
 
 def of_arms(arms: Sequence[str], scale: str, seeds: Seeds) -> list[StudyRun]:
-    """Each arm with each of the seeds; arms vary fastest, so that a study grows evenly."""
+    """Return each arm with each of the seeds; arms vary fastest, so that they progress evenly."""
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     return [StudyRun(arm, scale, *pair) for pair in seeds for arm in arms]
 
 
 def all_runs(studies: Sequence[str] = ()) -> list[StudyRun]:
-    """The table: every run of some studies (all by default), once."""
+    """Return every run of some studies (by default all), without duplicates."""
     return list(dict.fromkeys(run for study in studies or STUDIES for run in needed(study)))
 
 
 def smallest_runs(studies: Sequence[str] = ()) -> list[StudyRun]:
-    """One run of every arm at scale `smoke`, where the arm's task can be made so small."""
+    """Return one run at scale `smoke` for every arm whose task has the fields of that scale."""
     arms = dict.fromkeys(run.arm for run in all_runs(studies))
     runs = [StudyRun(arm, SMOKE, 0, 0) for arm in arms]
     return [run for run in runs if CHANGES.keys() <= flatten(load_config(run.file)).keys()]
@@ -243,14 +244,14 @@ def smallest_runs(studies: Sequence[str] = ()) -> list[StudyRun]:
 
 @dataclass(frozen=True)
 class State:
-    """A run as it is on disk.
+    """State of a run on disk.
 
     Attributes:
-      run: which.
-      folder: where it is, or where it will be.
-      step: of the newest saved state; None where nothing was begun.
-      steps: of the finished run.
-      finished: whether there is nothing left to train.
+      run: the run.
+      folder: existing or future folder of the run.
+      step: step of the newest saved state; None if the run has not started.
+      steps: number of steps of the complete run.
+      finished: whether no training is left.
     """
 
     run: StudyRun
@@ -266,16 +267,16 @@ class State:
 
     @property
     def seconds_left(self) -> float:
-        """Expected time of what is left to train, on one core."""
+        """Expected duration of the remaining training on one core."""
         left = 0 if self.finished else self.steps - (self.step or 0)
         return self.run.took[0] * left / self.steps
 
 
 def state_of(run: StudyRun, root: Path = ROOT) -> State:
-    """Whether a run is missing, stopped or finished, and where it is.
+    """Return the state and the folder of a run.
 
     Raises:
-      InputError: its folder holds a run with another configuration.
+      InputError: the folder contains a run with another configuration.
     """
     config, folder = run.config(), root / run.name
     if not Layout(folder).config.exists():
@@ -293,16 +294,16 @@ def state_of(run: StudyRun, root: Path = ROOT) -> State:
 
 
 def _refusal(folder: Path, config: ConfigDict) -> str:
-    """Why training would not go on with the run in a folder; empty if it would."""
+    """Return the reason why training cannot continue in a folder; empty if it can."""
     try:
         check_same(Layout(folder), config)
     except InputError as error:
-        return str(error).replace("--workdir", "--runs")  # which is the flag of studies
+        return str(error).replace("--workdir", "--runs")  # the flag of studies
     return ""
 
 
 def _earlier(run: StudyRun, root: Path) -> list[Path]:
-    """Folders in which commands before this table kept such a run."""
+    """Return the folders in which earlier versions of studies and commands kept such a run."""
     seeds = f"{run.scale}/{run.arm}_{run.init}"
     same_seed, composition = run.world == run.init, run.arm == "composition"
     names = [root / seeds] if same_seed else []
@@ -316,18 +317,18 @@ def _earlier(run: StudyRun, root: Path) -> list[Path]:
     if same_seed and composition:
         folder = {"pocket": "3"}.get(run.scale, run.scale)
         names.append(above / folder / f"seed_{run.init}")
-    if (run.world, run.init) == (0, 0):  # of `make demo`, and of `score`
+    if (run.world, run.init) == (0, 0):  # runs of `make demo` and of the command `score`
         names.append(above / run.scale if composition else above / "known" / run.arm)
     return names
 
 
 def train_missing(state: State, command: Command, progress: bool = False) -> Run:
-    """A run, trained first if it is missing and resumed if it was stopped.
+    """Return a run after training it if it is missing, or resuming it if it was interrupted.
 
     Args:
-      state: of the run.
-      command: runs a command of the package, as `run_apart` gives it to a job.
-      progress: show the bar of the training.
+      state: state of the run.
+      command: function that runs a command of the package, as `run_apart` passes it to jobs.
+      progress: whether to show a progress bar.
     """
     if not state.finished:
         command(training(state.run, state.folder, progress))
@@ -335,25 +336,26 @@ def train_missing(state: State, command: Command, progress: bool = False) -> Run
 
 
 def training(run: StudyRun, folder: Path, progress: bool = False) -> list[str]:
-    """The command that trains a run, or goes on with it."""
+    """Return the command that trains or resumes a run."""
     writers = {"writers.progress": str(progress).lower(), "writers.tensorboard": "false"}
     changes = words(run.overrides | writers)
     return ["train", f"--config={run.file}", f"--workdir={folder}", *changes]
 
 
 def restore(wanted: Sequence[StudyRun], root: Path = ROOT, jobs: int = 2) -> list[Run]:
-    """Train what is missing of some runs, resume what was stopped, and open all.
+    """Train missing runs, resume interrupted runs, and open all of them.
 
     Args:
       wanted: the runs.
-      root: of all runs.
-      jobs: runs that are trained at a time, each on its share of the cores; 0: in this process.
+      root: root folder of all runs.
+      jobs: number of runs trained in parallel, each with a share of the cores; 0 trains in this
+        process.
 
     Returns:
       The runs, in the order of `wanted`.
 
     Raises:
-      InputError: a folder holds a run with another configuration; then nothing was trained.
+      InputError: a folder contains a run with another configuration; no run was trained.
     """
     states = [state_of(run, root) for run in wanted]
 
@@ -376,7 +378,7 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> None:
-    """List runs, or train those that are missing."""
+    """List runs, or train missing runs."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("the runs of studies take no overrides: the table says how they are made")
@@ -391,7 +393,7 @@ def main(argv: list[str]) -> None:
 
 
 def table(states: Sequence[State]) -> list[str]:
-    """A line for each run: name, state, expected time and hardware, studies."""
+    """Return one line per run: name, state, expected duration and hardware, studies."""
     rows = []
     for state in states:
         seconds, hardware = state.run.took
@@ -402,7 +404,7 @@ def table(states: Sequence[State]) -> list[str]:
 
 
 def summary(states: Sequence[State], jobs: int) -> str:
-    """How many runs are in which state, and the time that is left."""
+    """Summarize the number of runs by state, and the remaining time."""
     finished = sum(state.finished for state in states)
     missing = sum(state.step is None for state in states)
     stopped = len(states) - finished - missing
@@ -410,7 +412,7 @@ def summary(states: Sequence[State], jobs: int) -> str:
     lefts = [left for state in states if (left := state.seconds_left) == left]
     if finished == len(states):
         return counts
-    # So many at a time take at least as long as the longest of them.
+    # Parallel training takes at least as long as the longest run.
     expected = max(sum(lefts) / jobs, max(lefts, default=0.0))
     untimed = " without those that are not timed yet" * (len(lefts) < len(states))
     return f"{counts}; {duration(expected)} to expect with {jobs} at a time{untimed}"

@@ -1,9 +1,10 @@
-"""The smallest configuration that still does everything, for smoke tests of the scripts here.
+"""The smallest configuration that uses all features, for smoke tests of the experiments.
 
-A script that takes `--config` takes `--config=experiments/smoke.py`. A study that takes `--scale`
-takes `--scale=smoke`: its arms at `pocket` with the same changes, which fit the arms whose task is
-`composition`. Each script says in its docstring, after "Smoke test:", the command of its smallest
-case; tests/experiments runs it. A smoke test shows that a script runs. Its numbers mean nothing.
+Scripts with a flag `--config` accept `--config=experiments/smoke.py`. Studies with a flag `--scale`
+accept `--scale=smoke`: their arms at scale `pocket` with the changes below, which suit arms with
+the task `composition`. The docstring of each script has, after "Smoke test:", the command of its
+smallest case, which tests/experiments runs. A smoke test shows that a script runs; its numbers have
+no meaning.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ CHANGES = {
 
 
 def get_config() -> ConfigDict:
-    """Composition, as small as it gets."""
+    """Return the smallest configuration of composition."""
     return at_scale("configs/composition.py", SMOKE)
 
 
 def at_scale(file: str, scale: str) -> ConfigDict:
-    """A file of `configs/` at a scale, `smoke` among them."""
+    """Load a file of `configs/` at a scale, including `smoke`."""
     name, changes = of_scale(scale)
     return apply_overrides(load_config(f"{file}:{name}"), changes)
 
 
 def of_scale(scale: str) -> tuple[str, dict[str, Any]]:
-    """The scale that the files of `configs/` know, and what is changed besides."""
+    """Return a scale that the files of `configs/` have, and changes to apply to it."""
     return ("pocket", CHANGES) if scale == SMOKE else (scale, {})
 
 
 def words(changes: dict[str, Any]) -> list[str]:
-    """Changes of a configuration as words of a command line."""
+    """Return changes of a configuration as command-line arguments."""
     return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
 def sweep_seeds() -> Iterator[dict[str, Any]]:
-    """Two initialisations in one world."""
+    """Yield two initializations in one world."""
     yield from grid({"seed": range(2)})

@@ -1,18 +1,23 @@
-r"""Transcoders against sparse autoencoders of the same MLPs: quality for equally few features.
+r"""Comparison of transcoders and sparse autoencoders of the same MLPs, at equal sparsity.
 
     python experiments/transcoders_vs_saes.py --out=results/transcoders_vs_saes
 
-The Pareto comparison of Dunefsky, Chlenski and Nanda 2024 (Fig. 2; Pythia-410M, one layer), on a
-model whose world is known: for every block of the last checkpoint a TopK autoencoder of the MLP's
-output, a transcoder and a skip transcoder, four sparsities, three seeds, one width. Compared at
-equal L0: explained variance of the MLP's output on held-out prefixes, cross-entropy of trained
-and of never-trained chains with the dictionary's output in its place (clean, and with the mean in
-its place, beside it), F1 of the features of bridges, and answers that follow a swap of them; all
-beside baselines: neurons, k-means, linear codes, class means, frozen decoders, the untrained model.
+This is the Pareto comparison of Dunefsky, Chlenski and Nanda 2024 (Fig. 2; Pythia-410M, one layer),
+on a model whose world is known. For every block of the last checkpoint there are a TopK autoencoder
+of the MLP's output, a transcoder and a skip transcoder, with four sparsities, three seeds and one
+width. At equal L0, the script compares:
 
-The model is a run of `runs.py`, which is trained if it is missing; `--run` names another one.
-Width: at most a quarter of the distinct states that are trained on, which the script checks. It
-resumes kind by kind.
+- the explained variance of the MLP's output on held-out prefixes;
+- the cross-entropy on training and test chains with the dictionary's output in place of the MLP's
+  (also for the clean model, and with the mean output);
+- the F1 of bridge features;
+- the share of answers that follow a swap of these features.
+
+Baselines are neurons, k-means, linear codes, class means, frozen decoders and the untrained model.
+
+The model is a run of `runs.py`, which is trained if it is missing; `--run` names another one. The
+width must be at most a quarter of the number of distinct training states; the script checks this.
+It resumes kind by kind.
 
 Smoke test, of a run of `experiments/smoke.py`:
     python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities=2 \
@@ -73,7 +78,7 @@ KEPT = (
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what is missing, then draw."""
+    """Train and measure what is missing, then draw the figures."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: what is compared has to be alike")
@@ -99,7 +104,7 @@ def main(argv: list[str]) -> None:
 
 
 def dictionaries(kind: str, run: Run, flags: dict[str, Any]) -> list[str]:
-    """The command that trains and measures the dictionaries of a kind."""
+    """Return the command that trains and measures the dictionaries of a kind."""
     blocks = range(run.model.spec.depth)
     read = ",".join(f"blocks.{block}.ln2.hook_normalized" for block in blocks)
     write = ",".join(f"blocks.{block}.hook_mlp_out" for block in blocks)
@@ -120,9 +125,13 @@ def dictionaries(kind: str, run: Run, flags: dict[str, Any]) -> list[str]:
 
 
 def kept(run: Run, kind: str, width: int, states: int) -> xr.Dataset:
-    """Numbers of every dictionary and baseline; of values their mean.
+    """Return the measurements of every dictionary and baseline, averaged over values.
 
-    `states` is the number of distinct states that were trained on.
+    Args:
+      run: the run.
+      kind: kind of the dictionaries.
+      width: width of the dictionaries.
+      states: number of distinct training states.
     """
     made = load(run, f"mlp_{kind}")
     result = measure_dictionaries(run, made)

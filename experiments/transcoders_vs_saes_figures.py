@@ -1,4 +1,4 @@
-"""Figures and the table of `transcoders_vs_saes.py`, from the files that it keeps."""
+"""Figures and table of `transcoders_vs_saes.py`, made from its saved arrays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _of_bridges(part: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
-    """Quality against active features: rows are quantities, columns are blocks."""
+    """Draw quality against active features; rows are quantities, columns are blocks."""
     names = list(quantities(results["autoencoder"]))
     drawing, rows, sites = panels(
         results["autoencoder"], len(names), 2.3, below="active features, mean over held-out states"
@@ -65,13 +65,13 @@ def draw(results: Mapping[str, xr.Dataset], quantities: Any) -> Any:
             features_axis(ax)
             if name.startswith("cross-entropy"):
                 ax.set_yscale("log")
-                ax.set_ylim(1e-4, 20)  # what is below is as good as nothing
+                ax.set_ylim(1e-4, 20)  # smaller values are practically zero
     legends(drawing, rows[:1])
     return drawing
 
 
 def _curve(ax: Axes, part: xr.Dataset, kind: str, quantities: Any, row: int) -> None:
-    """Mean over seeds, bars from the lowest to the highest; baselines as single marks."""
+    """Plot the mean and range over seeds, and the baselines as single marks."""
     values = list(quantities(part).values())[row]
     own = (part["what"] == "trained").values
     l0, sparsity = part["l0"].values, part["sparsity"].values
@@ -107,7 +107,7 @@ def _curve(ax: Axes, part: xr.Dataset, kind: str, quantities: Any, row: int) -> 
 
 
 def write_table(path: Path, results: Mapping[str, xr.Dataset]) -> None:
-    """Markdown: every kind and baseline, by block; L0 of the middle sparsities."""
+    """Write a Markdown table: every kind and baseline, by block and sparsity."""
     one = results["autoencoder"]
     lines = [
         f"Of {one.attrs['n_states']:,} distinct held-out states; {one.attrs['n_trained']:,} were "

@@ -1,18 +1,19 @@
-r"""Every world and every control: what is learnt, when, and what a shortcut would answer.
+r"""Learning curves and shortcut baselines of every task configuration.
 
     python experiments/worlds.py --scale=pocket --out=results/worlds/pocket
     python experiments/worlds.py --scale=desk --out=results/worlds/desk
 
-One arm for each file of `configs/`, and two more of the ratio of `O` facts; at `desk` three of
-them. Seed s is world seed s *and* initialisation seed s: three at `pocket` and one at `desk`,
-unless `--seeds` says otherwise. The runs are those of `runs.py`. The script resumes run by run:
-what is in `--out` is not trained again, and a run that was stopped goes on. `--jobs` runs train at
-a time, each on its share of the cores, each in a process of its own; `--only` leaves the other arms
-as they are. Figures are drawn from all there is in `--out`.
+There is one arm per file of `configs/`, and two more for the ratio of `O` facts; at `desk`, there
+are three arms. Seed s means world seed s *and* initialization seed s. By default, there are three
+seeds at `pocket` and one at `desk`; `--seeds` sets another number. The runs are those of `runs.py`.
+The script resumes run by run: runs with results in `--out` are not trained again, and interrupted
+runs are continued. `--jobs` runs are trained in parallel, each in its own process with a share of
+the cores. `--only` restricts the arms. The figures show all results in `--out`.
 
-Held against: Ye et al. 2025 (ID triples not necessary but faster; second-hop restricted chains stay
-at the floor; of the patterns with `O` facts only those with it in the first hop rise) and Wang et
-al. 2024 (comparison generalises out of distribution, composition does not).
+Compare with Ye et al. 2025 (ID triples are not necessary but accelerate generalization; chains with
+restricted second hops stay near 0; of the patterns with `O` facts, only those with the `O` fact in
+the first hop rise) and Wang et al. 2024 (comparison generalizes out of distribution, composition
+does not).
 
 Smoke test:
     python experiments/worlds.py --scale=smoke --seeds=1 --only=composition --jobs=0 \
@@ -58,7 +59,7 @@ COLUMNS = 4
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing, then draw."""
+    """Train missing runs, then draw the figures."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError("this study takes no overrides: its arms are the files of configs/")
@@ -78,7 +79,11 @@ def main(argv: list[str]) -> None:
 
 
 def check_current(out: Path, scale: str) -> None:
-    """Refuse to mix runs of configurations that were changed with what is measured now."""
+    """Check that saved results have the current configurations.
+
+    Raises:
+      InputError: a saved result has another configuration.
+    """
     for arm, seed, path in kept(out):
         config = runs.StudyRun(arm, scale, seed, seed).config()
         if changes := differences(read_json(path)["config"], config):
@@ -89,12 +94,16 @@ def check_current(out: Path, scale: str) -> None:
 
 
 def differences(measured_with: dict[str, Any], config: ConfigDict) -> list[Change]:
-    """Fields that differ; one that was added since had the value that reproduces what was done."""
+    """Return the fields that differ from a saved configuration.
+
+    Fields that were added later have, in the saved configuration, the value that reproduces the
+    earlier behavior.
+    """
     return changed_keys(completed(from_json(measured_with)), completed(config))
 
 
 def kept(out: Path) -> list[tuple[str, int, Path]]:
-    """Arm, seed and file of everything measured so far, by arm and seed."""
+    """Return arm, seed and file of every saved result, ordered by arm and seed."""
     found = []
     for path in (out / "raw").glob("*.json"):
         arm, _, seed = path.stem.rpartition("_")
@@ -104,12 +113,12 @@ def kept(out: Path) -> list[tuple[str, int, Path]]:
 
 
 def raw(out: Path, run: runs.StudyRun) -> Path:
-    """Where the numbers of one run are."""
+    """Return the path of the saved result of a run."""
     return out / "raw" / f"{run.arm}_{run.init}.json"
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """The numbers of a run: as in `grokking.py`, the curves, and first correct answers."""
+    """Return a run's result: summary of `grokking.py`, curves, and first correct answers."""
     rows = [row for row in run.metrics if f"accuracy/{run.dataset.splits[0]}" in row]
     splits = [name for name in run.dataset.splits if f"accuracy/{name}" in rows[0]]
     steps = [row["step"] for row in rows]
@@ -124,7 +133,7 @@ def measured(run: Run) -> dict[str, Any]:
 
 
 def first_correct(run: Run, split: str, steps: list[int]) -> list[float]:
-    """Share of a split's probes that were answered correctly at an evaluation up to each step."""
+    """Return the share of a split's probes answered correctly at any evaluation up to each step."""
     kept = run.first_correct
     member = run.dataset.split[kept["row"]] == run.dataset.splits.index(split)
     first = kept["step"][member]
@@ -132,7 +141,7 @@ def first_correct(run: Run, split: str, steps: list[int]) -> list[float]:
 
 
 def draw_all(out: Path) -> None:
-    """Curves of every arm that has runs, in two figures, and a table of ends."""
+    """Draw the curves of every arm in two figures, and write a table of final accuracies."""
     seeds: dict[str, list[dict[str, Any]]] = {}
     for arm, _, path in kept(out):
         seeds.setdefault(arm, []).append(read_json(path))
@@ -145,7 +154,7 @@ def draw_all(out: Path) -> None:
 
 
 def draw(seeds: dict[str, list[dict[str, Any]]], quantity: str, label: str) -> Any:
-    """A panel an arm: a line a split and seed; the best shortcut on the held-out split."""
+    """Draw one panel per arm with one line per split and seed, and the best shortcut."""
     ncols = min(COLUMNS, len(seeds))
     nrows = -(-len(seeds) // ncols)
     size = (4.3 * ncols, 3.3 * nrows + 0.4)
@@ -171,7 +180,7 @@ def draw(seeds: dict[str, list[dict[str, Any]]], quantity: str, label: str) -> A
 
 
 def draw_shortcut(ax: Any, found: list[dict[str, Any]]) -> None:
-    """A line where the best shortcut on the held-out split ends, on average."""
+    """Draw a line at the mean accuracy of the best shortcut on the held-out split."""
     levels = [best_shortcut(run, held_out(run)) for run in found]
     if None in levels:
         return
@@ -182,20 +191,20 @@ def draw_shortcut(ax: Any, found: list[dict[str, Any]]) -> None:
 
 
 def held_out(run: dict[str, Any]) -> str | None:
-    """The split that has what was trained on, held out."""
+    """Return the test split with the same pattern as the training chains, None if there is none."""
     trained = next(name for name in run["accuracy"] if name.startswith("train_"))
     name = f"test_{trained.removeprefix('train_')}"
     return name if name in run["accuracy"] else None
 
 
 def best_shortcut(run: dict[str, Any], split: str | None) -> float | None:
-    """The best of the rules that compose nothing."""
+    """Return the accuracy of the best shortcut on a split, None if there is none."""
     values = [rule[split] for rule in run["shortcuts"].values() if split in rule]
     return max(values, default=None)
 
 
 def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: final accuracy of every split (range over seeds), its n, the best shortcut."""
+    """Return Markdown: final accuracy with interval, n, best shortcut, and steps to .5 and .95."""
     lines = ["| arm | split | final accuracy, seeds | n | best shortcut | .5 / .95 at step |"]
     lines += ["|---|---|---|---|---|---|"]
     for arm, found in seeds.items():
@@ -216,12 +225,12 @@ def table(seeds: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def share(value: float) -> str:
-    """Three decimals; never -0.000."""
+    """Format a value with three decimals, without a negative zero."""
     return f"{abs(round(value, 3)):.3f}"
 
 
 def reached(found: list[dict[str, Any]], split: str, level: float) -> str:
-    """First evaluation at or above a level, a seed each."""
+    """Return, for each seed, the step of the first evaluation at or above a level."""
     steps = []
     for run in found:
         above = np.flatnonzero(np.asarray(run["accuracy"][split]) >= level)

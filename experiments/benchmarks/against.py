@@ -1,13 +1,13 @@
-r"""Is this commit as fast as another one? The same benchmarks of both, in turns.
+r"""Benchmark of this commit against another commit: the same scripts, in turns.
 
     git worktree add ../other COMMIT
     python experiments/benchmarks/against.py --other=../other --out=runs/against.json
 
-Each round starts one process of each commit, and every second round the other commit goes first.
-Each commit runs its own script, without peers, so its scripts must know the flags of `CASES`.
-`default_set` needs a run that both commits can open (`--workdir`). The result has the median and
-the range over rounds of every time, for both commits, and the ratio here / other by round.
-`within_spread` is false where the median here is above the slowest round of the other commit.
+Each round starts one process per commit, and the order alternates between rounds. Each commit runs
+its own scripts, without peers, so its scripts must have the flags in `CASES`. `default_set` needs a
+run that both commits can open (`--workdir`). The result has the median and the range over rounds of
+every time, for both commits, and the ratio here / other by round. `within_spread` is false if the
+median here is above the slowest round of the other commit.
 
 Smoke test:
     python experiments/benchmarks/against.py --other=. --cases=smoke --rounds=1 \
@@ -38,7 +38,7 @@ Times = dict[str, float]
 
 
 class Case(NamedTuple):
-    """A script with flags, and the times in its result."""
+    """A script with flags, and a function that extracts the times from its result."""
 
     script: str
     flags: tuple[str, ...]
@@ -46,20 +46,20 @@ class Case(NamedTuple):
 
 
 def _default_set(result: dict[str, Any]) -> Times:
-    """All together, and each instrument; seconds."""
+    """Return seconds for all instruments together and for each one."""
     parts = {name: one["seconds"]["median"] for name, one in result["by_instrument"].items()}
     return {"all": result["seconds"]["median"], **parts}
 
 
 def _populations(result: dict[str, Any]) -> Times:
-    """Milliseconds a step and trial, and seconds of planning."""
+    """Return milliseconds per step and trial, and seconds of planning."""
     steps = result["steps"]["milliseconds_a_step_and_trial"]
     plans = {name: result["planning"][name]["seconds"] for name in ("plan", "stopped", "done")}
     return {name: value["median"] for name, value in steps.items()} | plans
 
 
 def _dictionaries(result: dict[str, Any]) -> Times:
-    """Milliseconds a step, by case."""
+    """Return milliseconds per step, by case."""
     return {
         name: value["milliseconds_a_step"]["ours"]["median"]
         for name, value in result.items()
@@ -102,7 +102,7 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> None:
-    """Take turns, then write times and ratios."""
+    """Run the benchmarks in turns, then write times and ratios."""
     flags, _ = parse_flags(argv, FLAGS)
     if unknown := [name for name in flags["cases"] if name not in CASES]:
         raise InputError(f"--cases has {unknown[0]!r}; it must be of {', '.join(CASES)}")
@@ -118,13 +118,13 @@ def main(argv: list[str]) -> None:
                     rounds[side].append(_measure(CASES[name], sides[side], flags["workdir"]))
                     bar.update()
             found[name] = _compared(rounds)
-            # Written after every case, because a later case may fail.
+            # Write after every case, because a later case may fail.
             result = {"commits": commits, "load_average": os.getloadavg()[0], "times": found}
             keep(result, flags["out"], "against")
 
 
 def _measure(case: Case, folder: Path, workdir: Path) -> Times:
-    """The times of one process of a commit."""
+    """Run one process of a commit and return its times."""
     script = f"experiments/benchmarks/{case.script}.py"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "result.json"
@@ -139,7 +139,7 @@ def _measure(case: Case, folder: Path, workdir: Path) -> Times:
 
 
 def _compared(rounds: Mapping[str, list[Times]]) -> dict[str, Any]:
-    """Both sides' times, and their ratio, of all that both have."""
+    """Return the times of both commits and their ratios, for all times that both have."""
     found = {}
     for name in rounds["here"][0]:
         if name not in rounds["other"][0]:

@@ -1,20 +1,21 @@
-r"""How fast are worlds built? Against a plain-Python loop, and at sizes beyond the published ones.
+r"""Benchmark of building worlds: against plain Python loops, and at sizes above the published ones.
 
     python experiments/benchmarks/build_worlds.py --rounds=5
 
-(a) The job of the published notebook (Wang et al. 2024, composition): draw the world 2000/200/20,
-    enumerate its 800,000 chains, classify and split them, choose the probes. Three sides,
-    alternately, in one process, on one core:
-    - `as_published`: written here anew, with what the published loop does in the order it does it:
-      facts are looked up as tuples of text, every chain is written as text at once, a random number
-      is drawn from numpy for each, and the `O` facts are found by searching a list;
-    - `lean`: the same job in the plainest Python one would write with speed in mind: tuples of
-      ints, sets, no text;
-    - `build`: the whole dataset - token arrays, truth of every row, and a check for leaks besides.
-    The notebook's own stored time, on another machine, is 7.4 s. Aim: 30 times `as_published`.
-(b) `build` alone, each size in a process of its own for its peak memory: 2000/200/20 with all
-    chains (phi 18) in at most 1 s; 50,000/200/20 (20 million chains, phi 7.2) in at most 25 s and 3
-    GB.
+1. The task of the published notebook (Wang et al. 2024, composition): generate the world
+   2000/200/20 (entities, relations, out-degree), enumerate its 800,000 chains, classify and split
+   them, and choose the probes. Three implementations run in turns, in one process on one core:
+   - `as_published`: a reimplementation that does what the published loop does, in the same order.
+     Facts are tuples of text, every chain is written as text immediately, numpy draws one random
+     number per chain, and `O` facts are found by a search in a list.
+   - `lean`: plain Python that is written for speed: tuples of ints, sets, no text.
+   - `build`: the whole dataset, which also includes token arrays, the truth of every row, and a
+     check for leaks.
+   The notebook's stored time, on another machine, is 7.4 s. Aim: 30 times as fast as
+   `as_published`.
+2. `build` alone, each size in its own process to measure peak memory. Aims: 2000/200/20 with all
+   chains (phi 18) in at most 1 s; 50,000/200/20 (20 million chains, phi 7.2) in at most 25 s and 3
+   GB.
 
 Smoke test:
     python experiments/benchmarks/build_worlds.py --rounds=1 --sizes=none \
@@ -54,15 +55,15 @@ AIMS = {
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write; with `--size` only build that one and print what it took."""
+    """Measure and write the results; with `--size`, build only that size and print its cost."""
     flags, overrides = parse_flags(argv, FLAGS)
     if flags["size"]:
         print(json.dumps(built({**SIZES[flags["size"]], **overrides})))
         return
-    from machines import keep  # imports jax: not in the timed processes
+    from machines import keep  # imports jax, which must not be in the timed processes
 
     result = {
-        "load_average_before": os.getloadavg()[0],  # a machine shared with other work is slower
+        "load_average_before": os.getloadavg()[0],  # other work on the machine makes it slower
         "against_plain_loops": {"aim": 30.0, **against_plain_loops(flags["rounds"], overrides)},
         "sizes": {
             name: {"aim": AIMS[name], "rounds": [in_own_process(name) for _ in range(3)]}
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of all sides, round by round, and how many times as fast as each `build` is."""
+    """Return seconds of all implementations by round, and the speedup of `build`."""
     task = apply_overrides(load_config("configs/composition.py:paper_wang"), changes).task
     sides: dict[str, Callable[[Any], dict[str, int]]] = {
         "as_published": as_published,
@@ -82,7 +83,8 @@ def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
         "build": lambda task: build(task).sizes(),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}  # fair on a shared machine
+    # robust to other work on the machine
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
     for seed in range(rounds + 1):
         one = apply_overrides(task, {"world_seed": seed})
         for name, job in sides.items():
@@ -91,7 +93,7 @@ def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
             sizes = job(one)
             took, cpu = time.perf_counter() - began, time.process_time() - cpu
             check_job(task, sizes)
-            if seed:  # the first round warms all up
+            if seed:  # the first round is a warm-up
                 seconds[name].append(took)
                 cpu_seconds[name].append(cpu)
     ratios = {
@@ -105,10 +107,10 @@ def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_job(task: Any, sizes: dict[str, int]) -> None:
-    """That a side did the job: the number of rows of every kind, within chance where it decides.
+    """Check the number of rows of every split, with a tolerance where it is random.
 
-    The world 2000/200/20 has 38,000 and 2,000 facts, 273,600 training chains, 3,000 held-out chains
-    that are probes of the 3,600 that there are, and about 2,000 chains of two `O` facts.
+    The world 2000/200/20 has 38,000 `I` and 2,000 `O` facts, 273,600 training chains, about 3,600
+    held-out chains of which 3,000 are probes, and about 2,000 chains of two `O` facts.
     """
     facts = task.n_entities * task.out_degree
     outside = round(task.ood_fraction * facts)
@@ -122,7 +124,7 @@ def check_job(task: Any, sizes: dict[str, int]) -> None:
 
 
 def as_published(task: Any) -> dict[str, int]:
-    """The published loop's job, with its means."""
+    """Build the splits in the way of the published loop."""
     rng = np.random.default_rng(task.world_seed)
 
     def written(prompt: tuple[str, ...], answer: str) -> dict[str, str]:
@@ -141,7 +143,8 @@ def as_published(task: Any) -> dict[str, int]:
         ]
     atomic = [(head, r, tail) for head, facts in outgoing.items() for r, tail in facts]
     places = rng.choice(len(atomic), round(task.ood_fraction * len(atomic)), replace=False).tolist()
-    outside = {fact for place, fact in enumerate(atomic) if place in places}  # a list is searched
+    # deliberately searches a list
+    outside = {fact for place, fact in enumerate(atomic) if place in places}
     id_triples = [written((h, r), t) for h, r, t in atomic if (h, r, t) not in outside]
     ood_triples = [written((h, r), t) for h, r, t in outside]
     pool: list[Any] = []
@@ -162,7 +165,7 @@ def as_published(task: Any) -> dict[str, int]:
 
 
 def lean(task: Any) -> dict[str, int]:
-    """The same job in plain Python that spares what it can."""
+    """Build the splits in efficient plain Python."""
     rng = random.Random(task.world_seed)
     outgoing = [
         [
@@ -195,13 +198,13 @@ def lean(task: Any) -> dict[str, int]:
 
 
 def sizes_of(splits: list[list[Any]]) -> dict[str, int]:
-    """Number of rows by the names of the splits."""
+    """Return the number of rows by name of the split."""
     names = ("id_triples", "ood_triples", "train_ii", "test_ii", "test_oo")
     return {name: len(rows) for name, rows in zip(names, splits, strict=True)}
 
 
 def built(changes: dict[str, Any]) -> dict[str, float]:
-    """Build one size in this process, from nothing."""
+    """Build one size in this process and return its cost."""
     config = apply_overrides(load_config("configs/composition.py:paper"), changes)
     began, cpu = time.perf_counter(), time.process_time()
     dataset = build(config.task)
@@ -214,7 +217,7 @@ def built(changes: dict[str, Any]) -> dict[str, float]:
 
 
 def in_own_process(name: str) -> dict[str, float]:
-    """What `built` says of a size."""
+    """Return the result of `built` for a size, from its own process."""
     command = [sys.executable, __file__, f"--size={name}"]
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(said.stdout)

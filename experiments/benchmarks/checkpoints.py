@@ -1,18 +1,20 @@
-r"""What is won by measuring all checkpoints in one program? Against one after another.
+r"""Benchmark of measuring all checkpoints in one program, against one after another.
 
     python experiments/benchmarks/checkpoints.py
 
-An instrument on 20 models of the `pocket` shape with random weights, outcomes back on the host. The
-sides take turns in one run, every one with every core:
-- `at once`: the runner, one call for all. On a CPU its program takes one model after the other;
-- `vmap`: the runner with all models computed together, as it does by default on accelerators;
-- `one after another`: `measure` compiled once, and called for each model;
-- `a fresh jit each`: `jax.jit` of a new function for each model, as happens in a loop over
-  checkpoints that builds its function inside: compiled every time. Of so many models (`--afresh`),
-  extrapolated to all.
-All sides do the same work - the ratio of FLOPs is 1 -, and their outcomes are held equal before
-anything is timed. Nothing comes from a compilation cache. The first call of each side, with
-compilation, is kept apart.
+An instrument measures 20 models of the `pocket` shape with random weights, including the transfer
+of the outcomes to the host. Four variants run in turns, each on every core:
+
+- `at once`: the runner, one call for all models. On a CPU, its program loops over the models.
+- `vmap`: the runner with all models computed together, its default on accelerators.
+- `one after another`: `measure` is compiled once and called for each model.
+- `a fresh jit each`: `jax.jit` of a new function for each model, as in a loop over checkpoints that
+  defines the function inside. The function is compiled every time. The time of `--afresh` models is
+  extrapolated to all models.
+
+All variants do the same work (the ratio of FLOPs is 1), and their outcomes are compared before any
+timing. The compilation cache is disabled. The first call of each variant, which includes
+compilation, is reported separately.
 
 Smoke test:
     python experiments/benchmarks/checkpoints.py --config=experiments/smoke.py --checkpoints=2 \
@@ -48,17 +50,18 @@ FLAGS = {
     "out": OUT,
 }
 AT_ONCE, AFRESH = "at once", "a fresh jit each"
-UNLIKE = 1e-3  # share of outcomes that may differ: ranks and ties turn on the last bit
+UNLIKE = 1e-3  # share of outcomes that may differ, because ranks and ties depend on rounding
 Outcomes = dict[str, np.ndarray]
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     flags, _ = parse_flags(argv, FLAGS)
     jax.config.update("jax_enable_compilation_cache", False)
     config = load_config(flags["config"])
     dataset = build(config.task)
-    sizes = {**config.model.to_dict(), "dtype": "float32", "precision": "highest"}  # as runs have
+    # the settings of runs
+    sizes = {**config.model.to_dict(), "dtype": "float32", "precision": "highest"}
     model = Transformer(Spec.from_config(sizes, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
     keys = jax.random.split(jax.random.key(0), flags["checkpoints"])
     params = jax.jit(jax.vmap(model.init))(keys)
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 class Sides:
-    """One instrument on all models, in four ways."""
+    """One instrument on all models, in four variants."""
 
     def __init__(
         self, instrument: Instrument, model: Transformer, params: Params, examples: Examples
@@ -94,11 +97,11 @@ class Sides:
         self._compiled = self._fresh()
 
     def at_once(self) -> Outcomes:
-        """One call."""
+        """Measure all models in one call."""
         return self._measured(self._runner)
 
     def vmap(self) -> Outcomes:
-        """One call, all models together."""
+        """Measure all models in one call, computed together."""
         return self._measured(self._together)
 
     def _measured(self, runner: Runner) -> Outcomes:
@@ -106,11 +109,11 @@ class Sides:
         return {name: np.asarray(value) for name, value in found.items()}
 
     def one_after_another(self) -> Outcomes:
-        """The same program for each."""
+        """Measure each model with the same compiled program."""
         return stacked([self._call(self._compiled, params) for params in self._each])
 
     def afresh(self, count: int) -> Outcomes:
-        """A program for each, of so many."""
+        """Measure `count` models, each with a newly compiled program."""
         return stacked([self._call(self._fresh(), params) for params in self._each[:count]])
 
     def _fresh(self) -> Callable[..., Any]:
@@ -125,12 +128,16 @@ class Sides:
 
 
 def stacked(outcomes: list[Outcomes]) -> Outcomes:
-    """A leading axis of models."""
+    """Stack outcomes along a new leading axis for models."""
     return {name: np.stack([one[name] for one in outcomes]) for name in outcomes[0]}
 
 
 def compare(sides: Sides, rounds: int, afresh: int) -> dict[str, Any]:
-    """Hold outcomes equal, take turns; seconds for all models, and how many times as fast."""
+    """Check that the outcomes are equal, then time the variants in turns.
+
+    Returns:
+      Seconds for all models, and the speedup of `at once` over the other variants.
+    """
     ways: dict[str, Callable[[], Outcomes]] = {
         AT_ONCE: sides.at_once,
         "vmap": sides.vmap,
@@ -158,7 +165,7 @@ def compare(sides: Sides, rounds: int, afresh: int) -> dict[str, Any]:
 
 
 def check_equal(ours: Outcomes, found: Outcomes, side: str) -> None:
-    """Of the models that both have, all but the few outcomes that hang on rounding."""
+    """Check that the outcomes agree, except for a few that depend on rounding."""
     for name, value in found.items():
         same = np.isclose(ours[name][: len(value)], value, atol=1e-4, equal_nan=True)
         if 1 - same.mean() > UNLIKE:

@@ -1,23 +1,25 @@
-r"""How fast is cross-query patching? The instrument, and the published way: one pass after another.
+r"""Benchmark of cross-query patching: the instrument against the published implementation.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/cross_query.py
-    taskset -c 0 python experiments/benchmarks/cross_query.py      # one core, as the aim was set
+    taskset -c 0 python experiments/benchmarks/cross_query.py      # one core, the basis of the aim
 
-The published grid (Ye et al. 2025, the notebook of the figure): 2,000 pairs of questions x 8 layers
-x 3 positions, and two forward passes for each cell - the source's is made anew -, one question at a
-time, with hooks: 96,000 passes of a GPT-2 of 8 layers x 768. The sides take turns in one run, each
-with every core:
-- `ours`: `CrossQuery.measure` on all pairs, compiled: every cell of the grid and layer 0 besides,
-  both runs, the composed question, all shares; our vocabulary of 2,200 tokens;
-- `published`: HuggingFace's GPT-2 in PyTorch, written here anew; GPT-2's 50,257 tokens beside ours,
-  as there. At least 300 passes are measured, the grid is extrapolated from them;
-- `published, small vocabulary`: the same with our 2,200 tokens only. What the ratio of the two
-  published sides says is owed to the vocabulary alone.
-`--peer=none` leaves the published sides out.
-Before anything is timed, logits of all cells of some pairs are held equal on all sides, and our
-outcomes to what they say. Aim: 80 times as fast as `published`. FLOPs are of matrix products, by
-shapes.
+The published grid (Ye et al. 2025, the notebook of the figure) has 2,000 pairs of questions, 8
+layers and 3 positions. Each cell takes two forward passes, because the source is recomputed for
+every cell. One question is computed at a time, with hooks: 96,000 passes of a GPT-2 with 8 layers
+of width 768. The variants run in turns, each on every core:
+
+- `ours`: `CrossQueryPatching.measure` on all pairs, compiled: every cell of the grid and layer 0,
+  both runs, the composed question, and all shares, with our vocabulary of 2,200 tokens.
+- `published`: a reimplementation with HuggingFace's GPT-2 in PyTorch, with GPT-2's 50,257 tokens in
+  addition to ours, as published. At least 300 passes are measured, and the time of the grid is
+  extrapolated.
+- `published, small vocabulary`: the same with our 2,200 tokens only. The ratio of the two published
+  variants is the effect of the vocabulary.
+
+`--peer=none` omits the published variants. Before any timing, the script checks that the logits of
+all cells of some pairs are equal in all variants, and that our outcomes agree with these logits.
+Aim: 80 times as fast as `published`. FLOPs count matrix products, computed from shapes.
 
 Smoke test:
     python experiments/benchmarks/cross_query.py --layers=1 --width=8 --heads=1 --vocab=11 \
@@ -68,12 +70,12 @@ FLAGS = {
 }
 GPT2_VOCABULARY = 50_257
 AIM, FEWEST_FORWARDS = 80.0, 300
-AS_CLOSE, CHECKED = 1e-3, 2  # logits of a cell; pairs of which all cells are held equal
+AS_CLOSE, CHECKED = 1e-3, 2  # tolerance of logits; number of pairs whose cells are compared
 PUBLISHED, SMALL = "published", "published, small vocabulary"
 
 
 def main(argv: list[str]) -> None:
-    """Check, take turns, write seconds of the whole grid, FLOPs and ratios."""
+    """Check equality, time the variants in turns, and write seconds, FLOPs and ratios."""
     flags, _ = parse_flags(argv, FLAGS)
     published = flags["peer"] != "none"
     if published and (forwards := flags["rounds"] * flags["forwards"]) < FEWEST_FORWARDS:
@@ -119,10 +121,10 @@ def main(argv: list[str]) -> None:
 
 
 def make_pairs(model: Transformer, params: Params, pairs: int) -> dict[str, np.ndarray]:
-    """Inputs of the instrument: random questions, and answers such that some cells have each.
+    """Return random inputs of the instrument, with answers such that each occurs in some cells.
 
-    The clean answer is the model's own, the composed one what it answers to the source: that
-    follows where the whole state at the end is exchanged.
+    The clean answer is the model's own. The expected composed answer is the model's answer to the
+    source, because patching the whole state at the last position gives that answer.
     """
     random = np.random.default_rng(0)
     shape = (pairs, model.spec.n_ctx)
@@ -148,7 +150,7 @@ def make_pairs(model: Transformer, params: Params, pairs: int) -> dict[str, np.n
 
 
 class Ours:
-    """The instrument on all pairs, one program."""
+    """The instrument on all pairs, in one program."""
 
     def __init__(self, model: Transformer, params: Params, inputs: dict[str, np.ndarray]):
         self.model, self.params, self.inputs = model, params, inputs
@@ -158,16 +160,16 @@ class Ours:
             )
         )
         pairs, n_pos = inputs["source"].shape
-        # Beside the grid: what is answered to the target's and to the composed question.
+        # In addition to the grid: the answers to the target and to the composed question.
         self.flops = cone_flops(model.spec, pairs, n_pos)
         self.flops += 2 * trimmed_flops(model.spec, pairs, n_pos)
 
     def run(self) -> dict[str, jax.Array]:
-        """All outcomes."""
+        """Return all outcomes."""
         return self._measure(self.params, self.inputs)
 
     def logits(self, pairs: int) -> np.ndarray:
-        """Of the cells of some pairs, [pair, layer, pos, d_vocab]; layers from 1 on."""
+        """Return the logits of some pairs' cells, [pair, layer, pos, d_vocab], from layer 1."""
         sites = cache_sites(self.model)
 
         @jax.jit
@@ -180,10 +182,10 @@ class Ours:
 
 
 class Published:
-    """The same pairs in another process, a forward pass at a time."""
+    """The same pairs in another process, one forward pass at a time."""
 
     def __init__(self, python: str, folder: Path, ours: Ours, other_tokens: int):
-        """Write the model, with so many other tokens before ours, and start."""
+        """Write the model with `other_tokens` tokens before ours, and start the process."""
         spec = dataclasses.replace(ours.model.spec, d_vocab=other_tokens + ours.model.spec.d_vocab)
         draw = np.random.default_rng(0).standard_normal((other_tokens, spec.d_model), np.float32)
         embed = jnp.concatenate([spec.init_std * draw, ours.params["embed"]["W_E"]])
@@ -198,23 +200,23 @@ class Published:
         self.flops = 2 * self.cells * run_flops(spec, 1, n_pos, logits_at=n_pos)
 
     def grid_seconds(self, cells: int) -> float:
-        """Of all cells, from those of so many."""
+        """Return the seconds of all cells, extrapolated from `cells` cells."""
         seconds: float = self.peer.ask(str(cells))["seconds"]
         return seconds / cells * self.cells
 
     def logits(self, pairs: int) -> np.ndarray:
-        """Of our tokens, [pair, layer, pos, d_vocab]; layers from 1 on."""
+        """Return the logits of our tokens, [pair, layer, pos, d_vocab], from layer 1 on."""
         self.peer.ask(f"logits {pairs}")
         found: np.ndarray = np.load(self._folder / "logits.npy")[..., self._first :]
         return found
 
 
 def check_equal(ours: Ours, theirs: dict[str, Published]) -> None:
-    """All sides have the same logits, and the instrument's outcomes are what these say."""
+    """Check that all variants have the same logits, and that the outcomes agree with them."""
     cells = ours.logits(CHECKED)
     for name, side in theirs.items():
         np.testing.assert_allclose(side.logits(CHECKED), cells, rtol=0, atol=AS_CLOSE, err_msg=name)
-    share = np.asarray(ours.run()["fraction"])[0, ..., :CHECKED]  # of the answers that are expected
+    share = np.asarray(ours.run()["fraction"])[0, ..., :CHECKED]  # of the expected answers
     for outcome, name in zip(share[:2], ("clean", "true"), strict=True):
         said = cells.argmax(-1) == ours.inputs[name][:CHECKED, None, None]
         assert said.any(), f"no cell has the answer {name!r}: nothing is checked"

@@ -1,11 +1,11 @@
-"""Cross-query patching as published, for cross_query.py; runs in the environment of HuggingFace.
+"""Published cross-query patching for cross_query.py; runs in the HuggingFace environment.
 
     python cross_query_torch.py FOLDER THREADS
 
-FOLDER has the model (`config.json`, `model.safetensors`) and `pairs.npz` (source, target, expected:
-tokens of the model). Then lines come in, and a line of JSON goes out for each: a number asks for so
-many cells of (pair, layer, position), from where the last line left off; `logits N` for those of
-the first N pairs, in `logits.npy` [pair, layer, pos, d_vocab].
+FOLDER contains the model (`config.json`, `model.safetensors`) and `pairs.npz` (source, target,
+expected: token ids of the model). The process reads commands line by line and answers each with one
+line of JSON. A number N computes the next N cells (pair, layer, position). `logits N` writes the
+logits of all cells of the first N pairs to `logits.npy`, [pair, layer, pos, d_vocab].
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ def main(folder: Path, threads: int) -> None:
 def patched(
     model: GPT2LMHeadModel, pairs: dict[str, torch.Tensor], pair: int, layer: int, pos: int
 ) -> torch.Tensor:
-    """Logits at the end of the target, if block `layer` wrote at `pos` what it did for the source.
+    """Return the target's last logits with the state after block `layer` from the source.
 
-    The source is run anew for every cell, as published; its state is taken where the target's is
-    replaced, so that the last one is before the final norm, too (published: after it, by mistake).
+    The state is patched at `pos`. As published, the source is recomputed for every cell. The state
+    is read where it is replaced, so for the last block it is read before the final norm. The
+    published code reads it after the final norm, by mistake.
     """
     block = model.transformer.h[layer]
     kept: list[torch.Tensor] = []
@@ -73,11 +74,12 @@ def patched(
         kept.append(states_of(output)[:, pos].clone())
 
     def replace(_: Any, inputs: Any, output: Any) -> None:
-        states_of(output)[:, pos] = kept[0]  # in place: there are no gradients
+        # in place, which is possible because gradients are disabled
+        states_of(output)[:, pos] = kept[0]
 
     for tokens, hook in ((pairs["source"], keep), (pairs["target"], replace)):
         handle = block.register_forward_hook(hook)
-        # Without the cache of keys and values that it would fill for a next token.
+        # Without the key-value cache, which would only help to generate further tokens.
         logits = model(input_ids=tokens[pair][None], use_cache=False).logits
         handle.remove()
     return logits[0, -1]

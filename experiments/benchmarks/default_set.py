@@ -1,20 +1,22 @@
-r"""How long does it take to look at a run with every default instrument? In a fresh process.
+r"""Benchmark of all default instruments on a run, in a new process.
 
     python experiments/benchmarks/default_set.py --workdir=runs/pocket
 
-The default set of instruments over 20 checkpoints of a run, evenly over its schedule, and `das` (at
-r1) on 3 of them; compiled anew, nothing cached, nothing measured before. A round is a process of
-its own, on every core. Aim for a `pocket` run on two cores: 180 s, all included.
+The instruments are the default set on 20 checkpoints of a run, evenly spaced in its schedule, and
+`das` (at r1) on 3 checkpoints. Everything is compiled, without caches and without earlier results.
+Each round is a separate process on every core. Aim for a `pocket` run on two cores: 180 s in total.
 
-Of every instrument, seconds of wall clock in parts that add up:
-- trace: Python that writes the program down, and its lowering;
-- compile: XLA;
+For every instrument, the result has wall-clock seconds in parts that add up to the total:
+
+- trace: tracing in Python, and lowering;
+- compile: XLA compilation;
 - run: the compiled program, for all checkpoints;
-- examples, aggregate: choosing them, and means with intervals, on the host;
-- files: checkpoints read, results written;
+- examples, aggregate: choice of examples, and means with intervals, on the host;
+- files: reading of checkpoints, writing of results;
 - other: the rest.
-`--instruments` measures others than the default set; `--das=0` leaves `das` out.
-The run is only read: what is needed of it is copied first.
+
+`--instruments` replaces the default set; `--das=0` omits `das`. The run is not modified, because
+the script works on a copy.
 
 Smoke test:
     python experiments/benchmarks/default_set.py --workdir=runs/smoke/run --checkpoints=2 --das=0 \
@@ -44,14 +46,14 @@ FLAGS = {
 }
 AIM = 180.0
 PARTS = ("trace", "compile", "run", "examples", "aggregate", "files", "other")
-COMPILER = "/jax/core/compile/"  # what jax calls the events of its compilation
+COMPILER = "/jax/core/compile/"  # prefix of JAX's compilation events
 XLA = f"{COMPILER}backend_compile_duration"
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write; with `--once` be one of the measured processes."""
+    """Measure and write the results; with `--once`, act as one of the measured processes."""
     began = time.perf_counter()
-    # Imported here so that `import` counts it.
+    # Imported here, so that `import` includes these imports.
     from outfile import OUT
 
     from implicit_reasoning.config import Flag, parse_flags
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 
 def copy_run(workdir: Path, folder: Path, count: int) -> list[int]:
-    """Copy what instruments read of a run, with so many of its checkpoints; their steps."""
+    """Copy the files of a run that instruments read; return the steps of `count` checkpoints."""
     from implicit_reasoning.runs import Layout, Run
 
     here, there = Layout(workdir), Layout(folder)
@@ -102,14 +104,14 @@ def copy_run(workdir: Path, folder: Path, count: int) -> list[int]:
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:
-    """So many of a schedule, the first and the last among them."""
+    """Return `count` evenly spaced steps of a schedule, including the first and the last."""
     last = len(steps) - 1
     places = {round(number * last / max(count - 1, 1)) for number in range(count)}
     return [steps[place] for place in sorted(places)]
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Of every instrument: seconds, and their parts."""
+    """Return seconds and their parts, by instrument."""
     return {
         name: {
             "seconds": spread([sum(one[name].values()) for one in rounds]),
@@ -120,7 +122,7 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
 
 
 def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[str, Any]:
-    """One process, from outside; what it said, and how long it lived."""
+    """Run one process; return its output and its duration."""
     from implicit_reasoning.config import join_list
 
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
@@ -133,9 +135,13 @@ def fresh_process(folder: Path, instruments: Sequence[str], das: int) -> dict[st
 
 
 def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[str, Any]:
-    """Measure; seconds of the import, and by instrument and part.
+    """Measure the instruments and return seconds of the import, and by instrument and part.
 
-    With the instruments of these names, or the default set; and with `das` on so many checkpoints.
+    Args:
+      workdir: folder of the run.
+      names: names of the instruments; empty for the default set.
+      das: number of checkpoints for `das`.
+      began: time at which the process began.
     """
     from implicit_reasoning.analysis import NotApplicable, analyze, find_instrument, runner
     from implicit_reasoning.analysis.api import default_instruments
@@ -143,7 +149,8 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
     from implicit_reasoning.runtime.machine import memory_per_program
 
     found: dict[str, Any] = {"import": time.perf_counter() - began, "instruments": {}}
-    run, clock = Run(workdir).with_cache(memory_per_program()), Clock()  # as the command has it
+    # as in the command `analyze`
+    run, clock = Run(workdir).with_cache(memory_per_program()), Clock()
     clock.wrap(runner.Runner, "__call__", "run")
     clock.wrap(runner, "aggregate", "aggregate")
     clock.wrap(Run, "params", "files")
@@ -162,7 +169,7 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
 
 
 class Clock:
-    """Seconds by part. What is compiled counts as that, in whatever part it happens."""
+    """Seconds by part; compilation counts as compilation in every part."""
 
     def __init__(self) -> None:
         from jax import monitoring
@@ -171,13 +178,13 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        """Forget, and count from now."""
+        """Reset the clock."""
         self._began = time.perf_counter()
         self._spent = dict.fromkeys(PARTS, 0.0)
         self._spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
 
     def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Let a function count as a part, from now on."""
+        """Attribute the duration of a function to a part, from now on."""
         function: Callable[..., Any] = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -190,7 +197,7 @@ class Clock:
         setattr(owner, name, counted)
 
     def parts(self) -> dict[str, float]:
-        """Of all since the start."""
+        """Return the seconds of each part since the last `start`."""
         whole = time.perf_counter() - self._began
         xla = length(self._spans[True])
         parts = self._spent | {"trace": self._compiling() - xla, "compile": xla}
@@ -206,7 +213,7 @@ class Clock:
 
 
 def length(spans: list[tuple[float, float]]) -> float:
-    """Of the union: a function traced inside another is an event of its own."""
+    """Return the length of the union of intervals; events of nested functions overlap."""
     total, reached = 0.0, float("-inf")
     for began, ended in sorted(spans):
         total += max(0.0, ended - max(began, reached))

@@ -1,21 +1,27 @@
-r"""How fast do dictionaries train? TopK here, against SAELens's own trainer, on the same states.
+r"""Benchmark of dictionary training: TopK against SAELens's trainer, on the same states.
 
     make .peers/sae_lens/.installed
     python experiments/benchmarks/dictionaries.py
-    taskset -c 0 python experiments/benchmarks/dictionaries.py     # one core, as the aims were set
+    taskset -c 0 python experiments/benchmarks/dictionaries.py     # one core, the basis of the aims
 
-Three cases: 256 -> 2,048 with k 16 and batches of 1,024 (aim 1.3 times as fast); 64 -> 512 (aim 2);
-and eight of the small ones, which here are one program, against SAELens eight times (aim 2). States
-are sparse sums of directions (`dictionaries/synthetic.py`), of which each side draws batches at
-random; learning rate, Adam and clipping are SAELens's. The sides take turns, each with every core:
-- `ours`: `Population.advance`, each core a device of its own (`jax_num_cpu_devices`);
-- `SAELens`: its `SAETrainer`'s steps, with dense activations: its option `use_sparse_activations`
-  fails on a CPU (6.54.12 on torch 2.13: no `view` of sparse tensors). `--peer=none` leaves it out.
-A step counts once its squared error and number of active features are what the other side reaches:
-both are measured on the same states after as many steps, and said beside the times.
-FLOPs are of products, by shapes: dense, five products of batch x width x features a step (encoder,
-decoder, and the gradients of both weights and of the activations); sparse, the encoder's and what k
-features take.
+There are three cases: 256 -> 2,048 with k 16 and batch size 1,024 (aim: 1.3 times as fast); 64 ->
+512 (aim: 2 times); and eight dictionaries of the second size, which are one program here and eight
+sequential trainings in SAELens (aim: 2 times). States are sparse sums of directions
+(`dictionaries/synthetic.py`), and each side draws random batches from them. Learning rate, Adam and
+clipping are SAELens's. The sides run in turns, each on every core:
+
+- `ours`: `Population.advance`, with each core as a device (`jax_num_cpu_devices`).
+- `SAELens`: steps of its `SAETrainer` with dense activations, because its option
+  `use_sparse_activations` fails on a CPU (6.54.12 with torch 2.13: no `view` of sparse tensors).
+  `--peer=none` omits this side.
+
+Times are comparable only if both sides reach the same quality. The squared error and the number of
+active features are therefore measured on the same states after the same number of steps, and
+reported with the times.
+
+FLOPs count matrix products, computed from shapes. A dense step has five products of batch x width x
+features (encoder, decoder, and the gradients of both weights and of the activations). A sparse step
+has the product of the encoder, and the cost of k features otherwise.
 
 Smoke test:
     python experiments/benchmarks/dictionaries.py --cases=smoke --states=64 --steps=2 --rounds=1 \
@@ -64,7 +70,7 @@ RATE = 3e-4
 
 
 class Case(NamedTuple):
-    """One comparison; `aim` is how many times as fast ours is to be."""
+    """One comparison; `aim` is the speedup that ours should reach."""
 
     width: int
     d_sae: int
@@ -83,7 +89,7 @@ CASES = {
 
 
 def main(argv: list[str]) -> None:
-    """Measure all cases and write what was found."""
+    """Measure all cases and write the results."""
     one_device_per_core()
     flags, _ = parse_flags(argv, FLAGS)
     found = {name: measure(CASES[name], flags) for name in flags["cases"]}
@@ -91,7 +97,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
-    """One case."""
+    """Measure one case."""
     source = Synthetic(n_directions=case.d_sae, width=case.width, mean_active=float(case.k))
     keys = jax.random.split(jax.random.key(0))
     draw = jax.jit(lambda one, two: source.states(one, source.directions(two), flags["states"]))
@@ -129,7 +135,7 @@ def measure(case: Case, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ours:
-    """A population, and where it stands."""
+    """A population and its training state."""
 
     def __init__(self, case: Case, pool: jax.Array):
         settings = DictionaryTrainingSettings(
@@ -146,7 +152,7 @@ class Ours:
         self.state, self.at, self.pool = self.population.begin(), 0, pool
 
     def steps(self, count: int) -> float:
-        """Seconds for so many steps of all members."""
+        """Train all members for `count` steps; return the seconds."""
         began = time.perf_counter()
         self.state, window = self.population.advance(self.state, self.at, count)
         jax.block_until_ready(window)
@@ -154,7 +160,7 @@ class Ours:
         return time.perf_counter() - began
 
     def quality(self) -> dict[str, float]:
-        """Of the first member."""
+        """Return squared error and L0 of the first member."""
         dictionary = self.population.recipe.dictionary
         finished = dictionary.for_inference()
 
@@ -172,7 +178,7 @@ class Ours:
 
 
 def start(case: Case, pool: jax.Array, python: str, folder: Path) -> Peer:
-    """SAELens in a process of its own."""
+    """Start SAELens in its own process."""
     np.save(folder / "pool.npy", np.asarray(pool))
     settings = {**case._asdict(), "learning_rate": RATE}
     (folder / "case.json").write_text(json.dumps(settings))
@@ -180,7 +186,7 @@ def start(case: Case, pool: jax.Array, python: str, folder: Path) -> Peer:
 
 
 def flops(case: Case) -> tuple[float, float]:
-    """Of a step: with all features in every product, and with k in all but the encoder's."""
+    """Return the FLOPs of a dense step and of a sparse step, per dictionary."""
     product = 2.0 * case.batch * case.width * case.d_sae
     few = 2.0 * case.batch * case.width * case.k
     return 5 * product, product + 6 * few

@@ -1,9 +1,10 @@
-"""A training step of HuggingFace's GPT-2 in PyTorch, for train_step.py; runs in their environment.
+"""Training steps of HuggingFace's GPT-2 for train_step.py; runs in the HuggingFace environment.
 
     python gpt2_torch.py FOLDER THREADS
 
-FOLDER has the model (`config.json`, `model.safetensors`), `rows.npz` (tokens, position, answer) and
-`settings.json`. Then one number of steps a line comes in, and one line of JSON goes out for each.
+FOLDER contains the model (`config.json`, `model.safetensors`), `rows.npz` (tokens, position,
+answer) and `settings.json`. The process reads one number of steps per line and answers each with
+one line of JSON.
 """
 
 import json
@@ -17,7 +18,7 @@ from transformers import GPT2LMHeadModel
 
 
 def main(folder: Path, threads: int) -> None:
-    """Answer every line of standard input with that many steps."""
+    """Train for the number of steps in every line of standard input."""
     torch.set_num_threads(threads)
     settings = json.loads((folder / "settings.json").read_text())
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), settings["dropout"])
@@ -29,7 +30,7 @@ def main(folder: Path, threads: int) -> None:
         lr=settings["learning_rate"],
         betas=(settings["b1"], settings["b2"]),
         weight_decay=settings["weight_decay"],
-        fused=True,  # the fastest it has on a CPU
+        fused=True,  # the fastest option on a CPU
     )
     batch, place = settings["batch_size"], 0
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)

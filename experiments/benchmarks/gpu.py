@@ -1,16 +1,18 @@
-"""What wants an accelerator, in one command.
+"""All benchmarks and studies that need an accelerator, in one command.
 
     python experiments/benchmarks/gpu.py --hours=2 --out=results/gpu
 
-1. Speed at the published size (8 layers x 768, batch 512, bfloat16): steps/s and share of the peak.
-   Aim: 500 steps/s on one H200, which makes of a published run of 96 hours one of less than one.
-2. Eight trials of `pocket` as one population, against one after the other. Aim: 4 x.
+1. Speed at the published size (8 layers of width 768, batch size 512, bfloat16): steps/s and share
+   of the peak. Aim: 500 steps/s on one H200, which shortens a published run of 96 hours to less
+   than one hour.
+2. Eight trials of `pocket` as one population, against one after another. Aim: 4 times as fast.
 3. `composition`, `without_id_triples` and `shadow` at `desk` with 8 seeds, by `worlds.py`.
-4. The published curve, as far as the hours (from its start) go: `paper_wang`, held against test_ii
-   .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1). Stopped, it
-   goes on when the script is run again.
+4. The published curve of `paper_wang` from its start, as far as `--hours` allow. It is compared
+   with test_ii .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1).
+   The run resumes when the script is started again.
 
-So far only 2 was measured, on one H100: results/benchmarks/nvidia_h100_80gb_hbm3/populations.json.
+Only part 2 has been measured so far, on one H100:
+results/benchmarks/nvidia_h100_80gb_hbm3/populations.json.
 """
 
 from __future__ import annotations
@@ -33,22 +35,22 @@ FLAGS = {
 }
 HERE = Path(__file__).parent
 INTERRUPTED = 75
-PUBLISHED = {"50000": 0.48, "100000": 0.77, "200000": 0.95}  # test_ii, digitised
+PUBLISHED = {"50000": 0.48, "100000": 0.77, "200000": 0.95}  # test_ii, digitized
 
 
 def main(argv: list[str]) -> None:
-    """Run the four, one after the other."""
+    """Run the four parts, one after another."""
     flags, _ = parse_flags(argv, FLAGS)
     runs, out = flags["runs"], flags["out"]
     for script, arguments in scripts(flags["seeds"], runs, out).items():
         run(script, *arguments)
-    hours = max(flags["hours"], 0.1)  # less would stop it before it can save
+    hours = max(flags["hours"], 0.1)  # a shorter run would stop before it can save
     train_for(3600 * hours, "configs/composition.py:paper_wang", runs / "paper_wang")
     write_json(out / "paper_wang.json", beside_published(Run(runs / "paper_wang")))
 
 
 def scripts(seeds: int, runs: Path, out: Path) -> dict[Path, list[str]]:
-    """The first three: a script, and its arguments."""
+    """Return the arguments of the first three parts, by script."""
     return {
         HERE / "train_step.py": [
             "--config=configs/composition.py:paper",
@@ -73,7 +75,7 @@ def scripts(seeds: int, runs: Path, out: Path) -> dict[Path, list[str]]:
 
 
 def beside_published(run: Run) -> dict[str, Any]:
-    """test_ii at the published steps (None: not reached), and the whole curve."""
+    """Return test_ii at the published steps (None if not reached), and the whole curve."""
     curve = {
         row["step"]: row["accuracy/test_ii"] for row in run.metrics if "accuracy/test_ii" in row
     }
@@ -86,12 +88,12 @@ def beside_published(run: Run) -> dict[str, Any]:
 
 
 def run(script: Path, *arguments: str) -> None:
-    """One script; a failure ends this one too."""
+    """Run one script; raise an error if it fails."""
     subprocess.run([sys.executable, str(script), *arguments], check=True)
 
 
 def train_for(seconds: float, config: str, workdir: Path) -> None:
-    """Train, and ask it to save and stop when the time is up."""
+    """Train for a time, then send SIGTERM, upon which the run saves its state and stops."""
     command = [sys.executable, "-m", "implicit_reasoning", "train"]
     process = subprocess.Popen([*command, f"--config={config}", f"--workdir={workdir}"])
     try:

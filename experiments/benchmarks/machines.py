@@ -1,7 +1,7 @@
-"""The kind of machine that a benchmark ran on, and where its result is kept.
+"""Description of the machine of a benchmark, and the file of the benchmark's result.
 
-A result is kept in `results/benchmarks/KIND/NAME.json`, so that one machine's numbers do not
-replace another's. KIND names the processor and the number of its cores, or the GPU.
+The file is `results/benchmarks/KIND/NAME.json`, so that results of one machine do not replace those
+of another. KIND names the processor and its number of cores, or the GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from implicit_reasoning.files import write_json
 
 RESULTS = Path("results/benchmarks")
 _CPUINFO = Path("/proc/cpuinfo")
-# Words that do not tell two processors apart.
+# Words that do not distinguish processors.
 _IDLE_WORDS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu|\d+-core)\b|@.*")
 
 
@@ -26,12 +26,12 @@ def keep(result: dict[str, Any], out: Path | None, name: str) -> Path:
     """Add machine and provenance to a result, write it as JSON, and print it.
 
     Args:
-      result: of the benchmark.
+      result: the result of the benchmark.
       out: the file; None for `results/benchmarks/KIND/NAME.json`.
-      name: of the benchmark.
+      name: name of the benchmark.
 
     Returns:
-      The file.
+      The path of the file.
     """
     path = result_file(out, name)
     result = {**result, **made_on()}
@@ -41,22 +41,23 @@ def keep(result: dict[str, Any], out: Path | None, name: str) -> Path:
 
 
 def result_file(out: Path | None, name: str) -> Path:
-    """The file of a benchmark on this kind of machine, if no other is given."""
+    """Return `out`, or the default file of a benchmark on this kind of machine."""
     return out or RESULTS / kind() / f"{name}.json"
 
 
 def made_on() -> dict[str, Any]:
-    """`machine` and `provenance` of a result that was measured just now."""
-    from implicit_reasoning.runtime.machine import provenance  # imports jax, as some scripts time
+    """Return `machine` and `provenance` for a result that was measured just now."""
+    # imports jax, whose import some scripts time
+    from implicit_reasoning.runtime.machine import provenance
 
     return {"machine": describe(), "provenance": {"time": time.time(), **provenance()}}
 
 
 def describe() -> dict[str, Any]:
-    """The kind of this machine, its processor, and what its matrix products reach.
+    """Describe this machine: kind, processor, and peak throughput of matrix products.
 
-    `cores` are all of the machine, `cores_used` those that this process may use. The peak is of
-    square float32 products on one device with the cores used, measured now.
+    `cores` are all cores of the machine, `cores_used` those that this process may use. The peak is
+    measured with square float32 products, on one device with the cores used.
     """
     from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
@@ -73,7 +74,7 @@ def describe() -> dict[str, Any]:
 
 
 def kind() -> str:
-    """For example `amd_epyc_2_cores`, or `nvidia_h100_80gb_hbm3`."""
+    """Return the kind of this machine, such as `amd_epyc_2_cores` or `nvidia_h100_80gb_hbm3`."""
     import jax
 
     from implicit_reasoning.runtime.machine import provenance
@@ -86,13 +87,13 @@ def kind() -> str:
 
 
 def words(name: str) -> str:
-    """A name of hardware as the name of a folder: small letters, digits and underscores."""
+    """Convert a name of hardware to a folder name of lowercase letters, digits, underscores."""
     kept = _IDLE_WORDS.sub(" ", name.lower())
     return "_".join(re.findall(r"[a-z0-9]+", kept))
 
 
 def avx512() -> bool | None:
-    """Whether the processor has AVX-512; None where Linux does not say."""
+    """Return whether the processor has AVX-512; None if Linux does not report it."""
     if not _CPUINFO.exists():
         return None
     flags = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(), re.M)

@@ -1,4 +1,4 @@
-"""What every benchmark says of its rounds."""
+"""Summary statistics of a benchmark's rounds."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Sequence
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+    """Return the median and the range."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}

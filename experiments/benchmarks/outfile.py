@@ -1,4 +1,4 @@
-"""`--out` of the benchmarks: a file, where `Flag(kind=Path)` is a folder."""
+"""The flag `--out` of the benchmarks: a file, whereas `Flag(kind=Path)` is a folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from implicit_reasoning.paths import local_path
 
 @dataclass(frozen=True)
 class FileFlag(Flag):
-    """A flag whose value is a file of this machine. `~` is expanded and addresses are refused."""
+    """A flag whose value is a local file; `~` is expanded, and URLs are rejected."""
 
     def parse(self, texts: Sequence[str | bool], name: str) -> Path:
-        """The file, which need not exist."""
+        """Return the path, which need not exist."""
         return local_path(super().parse(texts, name), name)
 
 

@@ -1,4 +1,4 @@
-"""What grids of patches cost: FLOPs of their matrix products, from shapes."""
+"""FLOPs of patching grids: matrix products only, computed from shapes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from implicit_reasoning.model.blocks import GPT2Block
 
 
 def run_flops(spec: Spec, prompts: int, n_pos: int, *, logits_at: int) -> float:
-    """A forward pass; logits at some positions only (a compiler drops the others)."""
+    """Return the FLOPs of a forward pass with logits at `logits_at` positions."""
     blocks = spec.depth * GPT2Block.flops(spec, n_pos, n_pos)
     return float(prompts * (blocks + logits_at * readout_flops(spec)))
 
 
 def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """A forward pass whose last block is at the last position only, and logits there."""
+    """Return the FLOPs of a forward pass with last block and logits at the last position."""
     blocks = (spec.depth - 1) * GPT2Block.flops(spec, n_pos, n_pos) + GPT2Block.flops(
         spec, n_pos, 1
     )
@@ -21,7 +21,10 @@ def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
 
 
 def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """Both runs, and the cone of every cell below the last layer, which needs none."""
+    """Return the FLOPs of both runs, and of the cones of all cells below the last layer.
+
+    Cells at the last layer need no further computation.
+    """
     flops = 2 * trimmed_flops(spec, prompts, n_pos)
     for pos in range(n_pos):
         for layer in range(spec.depth):
@@ -32,21 +35,23 @@ def cone_flops(spec: Spec, prompts: int, n_pos: int) -> float:
 
 
 def cone_block_flops(spec: Spec, block: int, layer: int, pos: int, n_pos: int) -> int:
-    """One block of a cone, one row: where it starts, one position alone is projected anew.
+    """Return the FLOPs of one block of a cone, for one row.
 
-    The first position, which sees no other, is known from the donor's run; a cone is of the rest.
+    In its first block, a cone recomputes the projections of a single position. The first position
+    attends to no other position, so its states are known from the donor's run. Cones contain only
+    the other positions.
     """
     last, pos = block == spec.depth - 1, max(pos, min(1, n_pos - 1))
     written = 1 if last else n_pos - pos
     keys = 1 if block == layer else n_pos - pos
     queries = min(keys, written)
     if last and block == layer and pos < n_pos - 1:
-        queries = 0  # at the end still the clean run's
+        queries = 0  # the last position has the query of the clean run
     mixed = 2 * written * n_pos * spec.d_model
     projected = spec.d_model**2 * (2 * keys + queries + written)
     return 2 * (projected + mixed + 2 * written * spec.d_model * spec.d_mlp)
 
 
 def readout_flops(spec: Spec) -> int:
-    """Logits at one position."""
+    """Return the FLOPs of the logits at one position."""
     return 2 * spec.d_model * spec.d_vocab

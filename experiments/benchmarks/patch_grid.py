@@ -1,23 +1,26 @@
-r"""How fast is a grid of patches? The cone program, whole forward passes, and TransformerLens.
+r"""Benchmark of patching grids: the cone program, full forward passes, and TransformerLens.
 
     make .peers/transformer_lens_2/.installed
     python experiments/benchmarks/patch_grid.py --rounds=15
     python experiments/benchmarks/patch_grid.py --rounds=5 --calls=1 --layers=8 --width=768 \
         --heads=12 --prompts=256 --name=patch_grid_wide
 
-The grid: the residual of every (layer, position) of a corrupted run put into the clean run, logits
-at the last position. The sides take turns in one run, on every core:
-- `cones`: `analysis.patching.grids.patch_states`, one program, the clean and the corrupted run
-  included; layers 0 to depth, one more than TransformerLens's grid has;
-- `forward`: one compiled `Transformer.forward` with masked edits, called for every such cell, as
-  tools do that patch with hooks; the corrupted run included;
+In each cell of the grid, the residual stream of a corrupted run at one (layer, position) replaces
+that of the clean run, and the logits at the last position are computed. The variants run in turns
+on every core:
+
+- `cones`: `analysis.patching.grids.patch_states`, one program that includes the clean and the
+  corrupted run, for layers 0 to depth. TransformerLens's grid has one layer less.
+- `forward`: one compiled `Transformer.forward` with masked edits, called for every cell, as in
+  tools that patch with hooks; it includes the corrupted run.
 - `transformer_lens`: `transformer_lens.patching.get_act_patch_resid_pre` of TransformerLens 2 with
-  our weights, layers 0 to depth - 1, in a process of its own without gradients and progress bars;
-  its run with a cache keeps nothing but those states, its metric reads one logit. `--peer=none`
-  leaves it out. Aim: 4 times as fast at 2 layers x 256, 2.5 times at 8 x 768.
-In a turn a side makes the grid `--calls` times, of which the median counts. Logits of all cells are
-held equal before anything is timed, compilation is timed apart. FLOPs are of matrix products, by
-shapes. A side is `(seconds, logits, flops)`.
+  our weights, for layers 0 to depth - 1, in its own process without gradients and progress bars.
+  Its run with a cache stores only those states, and its metric reads one logit. `--peer=none` omits
+  this variant. Aim: 4 times as fast with 2 layers of width 256, 2.5 times with 8 of width 768.
+
+In each turn, a variant computes the grid `--calls` times, and the median counts. Before any timing,
+the script checks that the logits of all cells are equal. Compilation is timed separately. FLOPs
+count matrix products, computed from shapes. A variant is a `Side(seconds, logits, flops)`.
 
 Smoke test:
     python experiments/benchmarks/patch_grid.py --layers=1 --width=8 --heads=1 --prompts=2 \
@@ -66,16 +69,17 @@ FLAGS = {
     "out": OUT,
 }
 SIZES = ("layers", "width", "heads", "prompts", "vocab", "positions", "calls")
-AS_CLOSE = 1e-3  # logits of the same cell
+AS_CLOSE = 1e-3  # tolerance for the logits of a cell
 
 
 class Side(NamedTuple):
     """One way to compute the grid.
 
     Attributes:
-      seconds: computes it, and says how long that took.
-      logits: of it, [layer, pos, prompt, d_vocab]; from layer 0 on, as many as it has.
-      flops: of it, in matrix products.
+      seconds: computes the grid and returns the duration.
+      logits: returns the logits [layer, pos, prompt, d_vocab], from layer 0 to the last layer of
+        the variant.
+      flops: FLOPs of the grid's matrix products.
     """
 
     seconds: Callable[[], float]
@@ -84,7 +88,7 @@ class Side(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Take turns, then write seconds, FLOPs and ratios."""
+    """Time the variants in turns, then write seconds, FLOPs and ratios."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
         raise InputError(f"no flag {next(iter(overrides))!r}; there are {', '.join(FLAGS)}")
@@ -114,7 +118,7 @@ def main(argv: list[str]) -> None:
 def make_sides(
     model: Transformer, params: Params, prompts: np.ndarray, python: str, folder: Path
 ) -> tuple[dict[str, Side], dict[str, Any]]:
-    """All sides, and the versions of the other package."""
+    """Return all variants, and the versions of the other package."""
     clean, corrupted = jnp.asarray(prompts)
     spec, shape = model.spec, clean.shape
     sides = {
@@ -128,14 +132,14 @@ def make_sides(
 
 
 def check_equal(logits: dict[str, np.ndarray]) -> None:
-    """Every side's cells are those of ours."""
+    """Check that the cells of every variant equal those of `cones`."""
     for name, found in logits.items():
         same = logits["cones"][: len(found)]
         np.testing.assert_allclose(found, same, rtol=0, atol=AS_CLOSE, err_msg=name)
 
 
 def ours(run: Callable[[Any, Any], Any], clean: Any, corrupted: Any, flops: float) -> Side:
-    """A side in this process."""
+    """Return a variant that runs in this process."""
     return Side(
         timed(lambda: run(clean, corrupted)), lambda: np.asarray(run(clean, corrupted)), flops
     )
@@ -144,14 +148,14 @@ def ours(run: Callable[[Any, Any], Any], clean: Any, corrupted: Any, flops: floa
 def start_peer(
     python: str, folder: Path, model: Transformer, params: Params, prompts: np.ndarray
 ) -> Peer:
-    """The process of the other package, with the same weights and prompts."""
+    """Start the process of the other package, with the same weights and prompts."""
     save_weights(folder / "ours.safetensors", model, params)
     write_npz(folder / "prompts.npz", dict(zip(("clean", "corrupted"), prompts, strict=True)))
     return start_fastest(python, "transformer_lens_grid.py", folder, "time")
 
 
 def theirs(peer: Peer, folder: Path, spec: Spec, shape: tuple[int, int]) -> Side:
-    """The other package: a run for the states, one for every cell; all logits of each."""
+    """Return the variant of the other package: a run for the states, and one per cell."""
 
     def logits() -> np.ndarray:
         peer.ask("logits")
@@ -163,7 +167,7 @@ def theirs(peer: Peer, folder: Path, spec: Spec, shape: tuple[int, int]) -> Side
 
 
 def cones(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
-    """The cone program."""
+    """Return a function that runs the cone program."""
 
     @jax.jit
     def grid(params: Params, clean: Any, corrupted: Any) -> Any:
@@ -176,7 +180,7 @@ def cones(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
 
 
 def forwards(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
-    """A whole forward pass for every cell, compiled once: the cell is a mask."""
+    """Return a function that runs one forward pass per cell, compiled once with cell masks."""
     depth = model.spec.depth
     sites = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)]
     sites.append(f"blocks.{depth - 1}.hook_resid_post")
@@ -206,7 +210,7 @@ def forwards(model: Transformer, params: Params) -> Callable[[Any, Any], Any]:
 
 
 def forward_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """The corrupted run, and a run for every cell."""
+    """Return the FLOPs of the corrupted run and of one run per cell."""
     cells = (spec.depth + 1) * n_pos
     donor = run_flops(spec, prompts, n_pos, logits_at=0)
     return donor + cells * run_flops(spec, prompts, n_pos, logits_at=1)

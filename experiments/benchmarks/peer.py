@@ -1,4 +1,4 @@
-"""Another package, in a process and an environment of its own, that works when it is told to."""
+"""Another package in its own process and environment, controlled by lines of text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 
 
 class Peer:
-    """A script of this folder under another Python, started as `SCRIPT FOLDER THREADS`.
+    """A script of this folder that runs under another Python, as `SCRIPT FOLDER THREADS`.
 
-    It gets as many threads as this process has cores. It says a line of JSON when it is ready, then
-    takes lines on its standard input and answers each with a line of JSON.
+    THREADS is the number of cores of this process. The script writes one line of JSON when it is
+    ready. Then it reads lines from standard input and answers each with one line of JSON.
     """
 
     def __init__(self, python: str, script: str, folder: Path, **environment: str):
@@ -33,7 +33,7 @@ class Peer:
         self.versions = self.listen() | environment
 
     def ask(self, line: str) -> dict[str, Any]:
-        """Send a line, wait for the answer."""
+        """Send a line and wait for the answer."""
         self.tell(line)
         return self.listen()
 
@@ -44,11 +44,11 @@ class Peer:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Let it end."""
+        """Close the input and wait for the end of the process."""
         self._process.communicate()
 
     def listen(self) -> dict[str, Any]:
-        """The next answer."""
+        """Return the next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -58,17 +58,18 @@ class Peer:
 
 
 def _cores() -> int:
-    """How many this process may use. This file needs no package but Python's own."""
+    """Return the number of cores that this process may use; requires only the standard library."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def start_fastest(python: str, script: str, folder: Path, line: str) -> Peer:
-    """Start it in two ways, ask both for `line` some times in turn, keep the one of the best time.
+    """Start the script in two ways, time `line` several times in turns, and keep the faster one.
 
-    PyTorch's threads spin while they wait for each other. Alone on a machine that is best; beside
-    other work a product that takes a millisecond takes a hundred, and threads must sleep instead.
+    PyTorch's threads use active waiting by default. This is fastest on an idle machine. With other
+    work on the machine, it can make a product of one millisecond take a hundred, so passive waiting
+    (sleeping threads) is faster.
     """
     peers = [Peer(python, script, folder, **how) for how in ({}, _ASLEEP)]
     rounds = [[peer.ask(line)["seconds"] for peer in peers] for _ in range(_TRIALS)]

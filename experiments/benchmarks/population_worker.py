@@ -1,9 +1,10 @@
-"""A process that trains trials when it is told to; started by populations.py.
+"""A process that trains trials on command, started by populations.py.
 
-Commands on standard input: `set CONFIG HOW TRIALS [CORES]` builds a program for trials of seeds
-0 to TRIALS - 1, `HOW` being `population` (one program) or `alone` (one program, trial after trial);
-CORES are those it may run on. `steps K` then takes K steps of every trial and answers with seconds;
-`limit` says what a step of a trial costs, and what a device reaches at most.
+Commands on standard input: `set CONFIG HOW TRIALS [CORES]` builds a program for trials with seeds 0
+to TRIALS - 1. HOW is `population` (one program for all trials) or `alone` (one program, called for
+one trial after another). CORES are the numbers of the cores to use. `steps K` trains every trial
+for K steps and returns the seconds. `limit` returns the cost of a step of a trial, and the peak
+throughput of a device.
 """
 
 import json
@@ -26,10 +27,10 @@ from implicit_reasoning.worlds import build
 
 
 class Trials:
-    """Some trials, and K steps of all of them."""
+    """Several trials, and their programs and states."""
 
     def __init__(self, config: str, how: str, count: int):
-        """Build it, and compile by taking a step."""
+        """Build the programs, and compile them by one step."""
         base = load_config(config)
         configs = [apply_overrides(base, {"seed": seed}) for seed in range(count)]
         dataset = build(base.task)
@@ -46,7 +47,7 @@ class Trials:
         self.steps(1)
 
     def steps(self, count: int) -> float:
-        """Seconds of so many steps of every trial."""
+        """Train every trial for `count` steps; return the seconds."""
         began = time.perf_counter()
         for number, program in enumerate(self._programs):
             steps = sharding.put_scalar(count, program.whole)
@@ -57,7 +58,7 @@ class Trials:
 
 
 def main() -> None:
-    """Answer commands until there are no more."""
+    """Answer commands until the input ends."""
     print(json.dumps({"cores": len(available_cores())}), flush=True)
     trials: Trials | None = None
     for line in sys.stdin:

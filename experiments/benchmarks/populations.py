@@ -1,20 +1,21 @@
-r"""What is won by training trials as one population? And what do launchers cost?
+r"""Benchmark of training trials as one population, and of the overhead of launchers.
 
     python experiments/benchmarks/populations.py
 
-1. `steps`: eight trials of `pocket` that differ in their seed, some steps of each:
-   - `population`: one program, each core of the machine a device with its share of the trials;
-   - `in sequence`: the program of one run, for trial after trial, with all cores;
-   - `pool`: as the launcher `local` trains: `--workers` processes, by default one for each GPU or
-     core, each with a part of the trials.
-   Sides take turns; compiling, evaluations and saves are not in it. All three do the same work. The
-   peak is what square matrix products reach.
-2. `devices`: the population on 1, 2, 4, 8 devices of this machine's CPU. More devices than cores
-   show what dealing out costs, not how it scales.
-3. `overhead`: seconds a trial that is trained for no step costs by each launcher, one at a time.
-4. `planning`: 10,000 trials checked and written down; then looked through by the same command with
-   all of them stopped half-way, whose directories are there, and with all of them done. Seconds,
-   the memory of the process at most, and files.
+1. `steps`: eight trials of `pocket` with different seeds, for some steps each, in three ways that
+   do the same work:
+   - `population`: one program; each core is a device with a share of the trials.
+   - `in sequence`: the program of one run, for one trial after another, with all cores.
+   - `pool`: as in the launcher `local`: `--workers` processes with a part of the trials each; by
+     default one process per GPU or core.
+   The three ways run in turns. Compilation, evaluations and saves are not included. The peak is the
+   throughput of square matrix products.
+2. `devices`: the population on 1, 2, 4 and 8 CPU devices of this machine. With more devices than
+   cores, this measures the overhead of sharding, not scaling.
+3. `overhead`: seconds per trial that each launcher needs for trials of zero steps, one at a time.
+4. `planning`: 10,000 trials are validated and written. Then the same command checks them again,
+   first with all trials stopped half-way and their directories present, then with all trials done.
+   Results are seconds, peak memory and number of files.
 
 On a GPU: --parts=steps --workers=1 --steps=100 --rounds=3
 
@@ -71,14 +72,14 @@ LAUNCHERS = {
 
 
 def main(argv: list[str]) -> None:
-    """Measure the parts that are asked for, beside those that are there."""
+    """Measure the requested parts and add them to the existing results."""
     flags, _ = parse_flags(argv, FLAGS)
     parts = {"steps": steps, "devices": devices, "overhead": overhead, "planning": planning}
     for name in flags["parts"]:
         load = os.getloadavg()[0]
         made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
         measured = parts[name](flags)
-        # Only now, as it starts jax, which on a GPU takes memory that the workers need.
+        # Not earlier, because this starts jax, which takes GPU memory that the workers need.
         out = result_file(flags["out"], "populations")
         found = json.loads(out.read_text()) if out.exists() else {}
         found[name] = {**made, "load_average": load, **measured, **made_on()}
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 
 def _worker(flags: dict[str, Any], how: str, count: int, *only: int, **environment: str) -> Peer:
-    # They wait beside each other on one GPU, where JAX would take most of the memory for each.
+    # Several workers wait on one GPU, and with preallocation each would reserve most of its memory.
     environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     peer = Peer(sys.executable, WORKER, Path("."), PYTHONPATH=path, **environment)
@@ -97,7 +98,7 @@ def _worker(flags: dict[str, Any], how: str, count: int, *only: int, **environme
 
 
 def steps(flags: dict[str, Any]) -> dict[str, Any]:
-    """Three ways to train the same trials."""
+    """Compare three ways to train the same trials."""
     trials, count = flags["trials"], flags["steps"]
     dealt = device_shares(flags["workers"] or None)
     part, over = divmod(trials, len(dealt))
@@ -144,7 +145,7 @@ def steps(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def devices(flags: dict[str, Any]) -> dict[str, Any]:
-    """The axis of trials over more and more devices."""
+    """Measure the population with increasing numbers of devices."""
     peers = {
         str(count): _worker(flags, "population", flags["trials"], JAX_NUM_CPU_DEVICES=str(count))
         for count in DEVICES
@@ -159,9 +160,9 @@ def devices(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(flags: dict[str, Any]) -> dict[str, Any]:
-    """Commands that train `few` and `many` trials for no step: what each more costs."""
+    """Measure launchers on `few` and `many` trials of zero steps; return the seconds per trial."""
     few, many = 1, 4
-    # Workers would use the user's compilation cache, and `vmap` here has none: compare them alike.
+    # Disable the compilation cache, because workers would use it and `vmap` would not.
     uncached = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     found = {}
     for launcher in flags["launchers"]:
@@ -183,7 +184,7 @@ def overhead(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def launch(launcher: str, count: int, folder: str, config: str, words: list[str]) -> None:
-    """Train so many trials of one shape for no step."""
+    """Train `count` trials of one shape for zero steps."""
     from implicit_reasoning.config import load_config
     from implicit_reasoning.sweeps import grid, make_sweep, run_sweep
 
@@ -194,7 +195,7 @@ def launch(launcher: str, count: int, folder: str, config: str, words: list[str]
 
 
 def planning(flags: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own each, as its memory at most is asked for."""
+    """Measure planning, each case in its own process because of its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for what in PLANNING:
@@ -206,9 +207,9 @@ def planning(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(folder: str, count: int, what: str, config: str) -> None:
-    """What a launcher does before it trains: the definition, the directory, what there is to do.
+    """Measure the preparation of a sweep: definition, directory, list of pending trials.
 
-    And then what the next of `PLANNING` is to find.
+    Afterwards, prepare the directory for the next case of `PLANNING`.
     """
     began = time.perf_counter()
     from implicit_reasoning.config import load_config

@@ -1,13 +1,13 @@
-"""How SAELens's trainer is set where it is held against ours; runs in SAELens's environment.
+"""Settings of SAELens's trainer for comparisons; runs in the SAELens environment.
 
-Everything else is as `sae_lens.synthetic.train_toy_sae` has it: no warm-up, no decay, no records.
+The settings are those of `sae_lens.synthetic.train_toy_sae`: no warm-up, no decay, no logging.
 """
 
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 
 
 def trainer_config(samples: int, batch: int, learning_rate: float) -> SAETrainerConfig:
-    """A constant rate, for so many samples in all."""
+    """Return a configuration with a constant learning rate, for `samples` samples in total."""
     return SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,

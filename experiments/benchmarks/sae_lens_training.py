@@ -1,7 +1,7 @@
-"""SAELens's side of `dictionaries.py`: run under its own Python, started by `peer.Peer`.
+"""SAELens's side of `dictionaries.py`; `peer.Peer` starts it in the SAELens environment.
 
-Its `SAETrainer` steps on random batches of a pool of states, each dictionary after the other, as
-one has to there. Commands: `steps N`, `quality`.
+`SAETrainer` trains on random batches from a pool of states, one dictionary after another, because
+SAELens has no joint training. Commands: `steps N`, `quality`.
 """
 
 import json
@@ -19,7 +19,7 @@ from sae_lens_trainer import trainer_config
 
 
 def main() -> None:
-    """Answer commands until there are no more."""
+    """Answer commands until the input ends."""
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(threads)
     case = json.loads((folder / "case.json").read_text())
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def make_trainer(case: dict, pool: torch.Tensor, seed: int) -> SAETrainer:
-    """One dictionary, with its stream of batches."""
+    """Create the trainer of one dictionary, with its stream of batches."""
     torch.manual_seed(seed)
     config = TopKTrainingSAEConfig(
         d_in=pool.shape[1],
@@ -51,7 +51,7 @@ def make_trainer(case: dict, pool: torch.Tensor, seed: int) -> SAETrainer:
 
 
 def steps(trainers: list[SAETrainer], count: int) -> dict:
-    """So many steps of every dictionary, as `fit` takes them but for its bar."""
+    """Train every dictionary for `count` steps, as `fit` does, without a progress bar."""
     began = time.perf_counter()
     for trainer in trainers:
         for _ in range(count):
@@ -63,7 +63,7 @@ def steps(trainers: list[SAETrainer], count: int) -> dict:
 
 @torch.no_grad()
 def quality(trainers: list[SAETrainer], pool: torch.Tensor) -> dict:
-    """Of the first on some states: squared error, active features."""
+    """Return squared error and L0 of the first dictionary on some states."""
     sae, x = trainers[0].sae, pool[:8192]
     acts, _ = sae.encode_with_hidden_pre(x)
     out = sae.decode(acts)

@@ -1,4 +1,4 @@
-"""Models of the shapes that benchmarks take as flags, with random weights."""
+"""Models with random weights, in the shapes that benchmarks take as flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from implicit_reasoning.model import Params, Spec, Transformer
 
 
 def random_model(flags: Mapping[str, Any], **more: Any) -> tuple[Transformer, Params]:
-    """Of the flags vocab, positions, layers, width and heads; `more` are fields of `Spec`."""
+    """Return a model with the flags vocab, positions, layers, width and heads, and its parameters.
+
+    Args:
+      flags: flags of the benchmark.
+      **more: further fields of `Spec`.
+    """
     spec = Spec(
         d_vocab=flags["vocab"],
         n_ctx=flags["positions"],

@@ -1,10 +1,10 @@
-r"""How long from starting Python to the first step? With and without the persistent cache.
+r"""Benchmark of the time from process start to the first training step, with and without a cache.
 
     python experiments/benchmarks/startup.py --rounds=5
 
-Each start is a process of its own that imports the lab, builds the `pocket` world, and makes one
-training step; the parts are timed inside. Alternately: without a cache, with an empty one that is
-filled, and with the one just filled.
+Each start is a separate process that imports the package, builds the `pocket` world, and takes one
+training step. The parts are timed inside the process. Three cases alternate: without a compilation
+cache, with an empty cache that is filled, and with the filled cache.
 
 Smoke test:
     python experiments/benchmarks/startup.py --config=experiments/smoke.py --rounds=1 \
@@ -29,7 +29,7 @@ FLAGS = {"config": "configs/composition.py:pocket", "rounds": 5, "once": False}
 
 
 def main(argv: list[str]) -> None:
-    """Measure and write; with `--once` be one of the measured processes."""
+    """Measure and write the results; with `--once`, act as one of the measured processes."""
     began = time.perf_counter()
     from outfile import OUT
 
@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
 
 
 def start(config: str, cache: str | None) -> dict[str, float]:
-    """One process, from outside."""
+    """Run one process; return its duration and its parts."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     if cache is not None:
         clean["JAX_COMPILATION_CACHE_DIR"] = cache
-        # By default only programs that took a second to compile are kept.
+        # By default, JAX caches only programs whose compilation takes at least a second.
         clean["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     began = time.perf_counter()
     command = [sys.executable, __file__, "--once", f"--config={config}"]
@@ -70,7 +70,7 @@ def start(config: str, cache: str | None) -> dict[str, float]:
 
 
 def first_step(name: str, began: float) -> dict[str, float]:
-    """Seconds of each part, in the order they come; the import counts from `began`."""
+    """Return the seconds of each part, in order; the import begins at `began`."""
     times = [began]
     import jax
 

@@ -1,11 +1,12 @@
-r"""Where does a training step's time go? Operations of the compiled loop by kind, from a trace.
+r"""Profile of a training step: operations of the compiled loop by kind, from a trace.
 
     taskset -c 0 python experiments/benchmarks/step_profile.py    # one core: times add up
 
-With several cores operations overlap, and their times add up to more than the step. Kinds:
+With several cores, operations overlap, and their times add up to more than the step. Kinds:
+
 - products: matrix products of the forward and backward pass;
-- layout: copies and transpositions that bring a factor, or a gradient, into the order wanted;
-- sums: reductions (norms, gradients of biases, softmax, attention written out);
+- layout: copies and transpositions that bring a factor or a gradient into the required order;
+- sums: reductions (norms, gradients of biases, softmax, attention without matrix products);
 - update: clipping, Adam, the new parameters;
 - elementwise: the rest (activations, norms, embeddings, dropout).
 
@@ -42,7 +43,7 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> None:
-    """Trace some steps, write the milliseconds a step of every kind, and the largest operations."""
+    """Trace some steps, and write milliseconds per step by kind, and the largest operations."""
     flags, overrides = parse_flags(argv, FLAGS)
     ours = Ours(apply_overrides(load_config(flags["config"]), overrides))
     steps = flags["steps"]
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> None:
 
 
 def durations(folder: Path) -> dict[str, float]:
-    """Microseconds of every operation, by name."""
+    """Return microseconds by name of the operation."""
     spent: dict[str, float] = collections.defaultdict(float)
     path = next(folder.rglob("*.trace.json.gz"))
     with gzip.open(path, "rt") as file:
@@ -89,7 +90,10 @@ def durations(folder: Path) -> dict[str, float]:
 
 
 def instructions(program: str) -> dict[str, str]:
-    """Name to definition of every instruction of a compiled program; of a fusion, what it fuses."""
+    """Return the definition of every instruction of a compiled program by name.
+
+    The definition of a fusion includes the instructions that it fuses.
+    """
     bodies = dict(re.findall(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", program, re.M | re.S))
     found = {}
     for name, text in re.findall(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$", program, re.M):
@@ -99,7 +103,7 @@ def instructions(program: str) -> dict[str, str]:
 
 
 def kind_of(definition: str) -> str:
-    """One of the kinds above."""
+    """Return the kind of an instruction, one of the kinds in the module docstring."""
     if re.search(r"\bdot\(", definition):
         return "products"
     name = re.search(r'op_name="([^"]*)"', definition)
@@ -111,7 +115,7 @@ def kind_of(definition: str) -> str:
 
 
 def describe(name: str, definition: str) -> str:
-    """An instruction for a person: its name, its shape, where in the program it comes from."""
+    """Describe an instruction by its name, its shape and its place in the program."""
     source = re.search(r'op_name="([^"]*)"', definition)
     return f"{name} {definition.split('{')[0]} {source[1].split('body/')[-1] if source else ''}"
 

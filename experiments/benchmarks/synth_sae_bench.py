@@ -1,23 +1,25 @@
-"""Do dictionaries find what data is made of? On SynthSAEBench, against SAELens, by its evaluator.
+"""Comparison with SAELens on SynthSAEBench: do dictionaries recover the features of the data?
 
     make .peers/sae_lens/.installed
     taskset -c 0 python experiments/benchmarks/synth_sae_bench.py
 
-The data is SAELens's: 1,024 features that are correlated and form trees, in 128 dimensions, all
-else as in SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv:2602.14687). Both sides are
-trained on the same 10 million samples, with the same width, k, batch, learning rate and steps, all
-but their number as that benchmark has them: a quarter as many features to learn with as the data
-has, and a k near what is active of the data's most frequent quarter (5.6 of 7.3).
+The data comes from SAELens: 1,024 features that are correlated and form trees, in 128 dimensions,
+otherwise as in SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv:2602.14687). Both sides are
+trained on the same 10 million samples, with the same width, k, batch size, learning rate and steps.
+The ratios are those of the benchmark, except for the number of steps: the dictionary has a quarter
+as many features as the data, and k is close to the mean number of active features in the most
+frequent quarter (5.6 of 7.3).
 
-Both sides are saved as SAELens saves dictionaries for use, which makes BatchTopK a JumpReLU, then
-read and measured by SAELens on the same fresh samples. Ours draws from its part of the samples at
-random, with replacement; SAELens takes each sample once. Seconds are of training alone.
+Both sides are saved in SAELens's inference format, which converts BatchTopK to JumpReLU. SAELens
+then loads and evaluates them on the same new samples. Our side draws samples at random with
+replacement from the current part of the data; SAELens uses each sample once. Seconds include
+training only.
 
-Aim: F1, MCC and uniqueness within 2% of SAELens's or better, with TopK and BatchTopK, 3 seeds. Our
-Matryoshka and JumpReLU are trained with one seed, to name the best.
+Aim: F1, MCC and uniqueness at least 98% of SAELens's, with TopK and BatchTopK and 3 seeds. Our
+Matryoshka and JumpReLU dictionaries are trained with one seed, to determine the best variant.
 
-What is done is kept: samples (5 GB) and dictionaries in `--folder`, numbers in `--out`; after an
-interruption it goes on from there.
+Samples (5 GB) and dictionaries are saved in `--folder`, and results in `--out`. An interrupted
+benchmark resumes from these files.
 """
 
 from __future__ import annotations
@@ -56,12 +58,13 @@ FLAGS = {
     "out": OUT,
 }
 D_SAE, K, BATCH, RATE = 256, 6, 1024, 3e-4
-POOL = 512  # steps that take their batches from one part of the samples
+POOL = 512  # number of steps that draw their batches from one part of the samples
 VARIANTS = {
     "topk": (TopK(max_k=K), float(K)),
     "batch_topk": (BatchTopK(), float(K)),
     "matryoshka": (Matryoshka(widths=(D_SAE // 8, D_SAE // 4, D_SAE // 2)), float(K)),
-    # Sizes are near 4.5: what is near 2 pays for being active, by a kernel a tenth as wide.
+    # Magnitudes are about 4.5. With the coefficient 3, the penalty of an activation of about 2 equals
+    # its reduction of the error. The kernel is a tenth as wide.
     "jumprelu": (JumpReLU(bandwidth=0.2), 3.0),
 }
 COMPARED = ("topk", "batch_topk")
@@ -71,7 +74,7 @@ WITHIN = 0.98
 
 
 def main(argv: list[str]) -> None:
-    """Train and measure what has not been yet, and write what was found."""
+    """Train and evaluate the missing dictionaries, and write the results."""
     flags, _ = parse_flags(argv, FLAGS)
     folder, out = flags["folder"], result_file(flags["out"], "synth_sae_bench")
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,20 +117,23 @@ def main(argv: list[str]) -> None:
 
 
 def show(name: str, numbers: dict[str, float]) -> None:
-    """One line."""
+    """Print the measures of one dictionary in one line."""
     said = (f"{key} {numbers[key]:.3f}" for key in SAID)
     print(f"{name}:", ", ".join(said), flush=True)
 
 
 def names(n_seeds: int) -> list[str]:
-    """All dictionaries, as side, variant and seed: seed by seed, then what is trained once."""
+    """Return the names of all dictionaries, `side-variant-seed`.
+
+    The order is by seed, followed by the variants that are trained with one seed only.
+    """
     sides = ("SAELens", "ours")
     compared = [f"{s}-{v}-{seed}" for seed in range(n_seeds) for v in COMPARED for s in sides]
     return compared + [f"ours-{v}-0" for v in VARIANTS if v not in COMPARED]
 
 
 def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path) -> float:
-    """Train one of ours and write it for SAELens; seconds of training."""
+    """Train one of our dictionaries, save it for SAELens, and return the seconds of training."""
     made, sparsity = VARIANTS[variant]
     width = samples.shape[1]
     dictionary = Dictionary(Autoencoder(width, width, D_SAE), made)
@@ -135,7 +141,7 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
         steps=steps,
         batch_size=BATCH,
         learning_rate=RATE,
-        sparsity_warmup_steps=steps // 2,  # of k nothing warms up
+        sparsity_warmup_steps=steps // 2,  # has no effect on variants with a fixed k
         bias_at_mean=False,
     )
     recipe = DictionaryRecipe(dictionary, settings)
@@ -158,7 +164,7 @@ def train(variant: str, seed: int, samples: np.ndarray, steps: int, folder: Path
 
 
 def summary(found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Means over seeds, how ours compares, and which of ours has the best F1."""
+    """Return means over seeds, the ratios to SAELens, and our variant with the best F1."""
     seen: dict[str, list[dict[str, float]]] = {}
     for name, numbers in found.items():
         seen.setdefault(name.rpartition("-")[0], []).append(numbers)

@@ -1,7 +1,8 @@
-"""SAELens's side of `synth_sae_bench.py`: run under its own Python, started by `peer.Peer`.
+"""SAELens's side of `synth_sae_bench.py`; `peer.Peer` starts it in the SAELens environment.
 
-Its generator, its trainer and its evaluator. Commands: `samples`, which are written once; `train
-VARIANT SEED`; `evaluate NAME`, of a dictionary in the folder, whichever side put it there.
+It uses the generator, the trainer and the evaluator of SAELens. Commands: `samples` writes the
+samples if they are missing; `train VARIANT SEED` trains a dictionary; `evaluate NAME` evaluates a
+dictionary in the folder, of either side.
 """
 
 import json
@@ -54,12 +55,12 @@ VARIANTS = {
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
     "batch_topk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
 }
-DRAWN, EVALUATED = 4096, 200_000  # samples at a time; samples that dictionaries are evaluated on
+DRAWN, EVALUATED = 4096, 200_000  # samples per batch; samples used for evaluation
 TRAINING_SEED, EVALUATION_SEED = 0, 1
 
 
 def main() -> None:
-    """Answer commands until there are no more."""
+    """Answer commands until the input ends."""
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(threads)
     case = json.loads((folder / "case.json").read_text())
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def write_samples(model: SyntheticModel, path: Path, count: int) -> dict:
-    """Write what both sides are trained on, unless it is there."""
+    """Write the training samples of both sides, unless they exist."""
     began, temporary = time.perf_counter(), path.with_suffix(".part")
     if not path.exists():
         torch.manual_seed(TRAINING_SEED)
@@ -93,7 +94,7 @@ def write_samples(model: SyntheticModel, path: Path, count: int) -> dict:
 
 
 def train(case: dict, folder: Path, variant: str, seed: int) -> dict:
-    """One dictionary, from its start to what it is saved as for use."""
+    """Train one dictionary and save it in the inference format."""
     torch.manual_seed(seed)
     samples, batch = np.load(folder / case["samples"], mmap_mode="r"), case["batch"]
     make, make_config = VARIANTS[variant]
@@ -112,7 +113,7 @@ def train(case: dict, folder: Path, variant: str, seed: int) -> dict:
 
 
 def evaluate(model: SyntheticModel, folder: Path) -> dict:
-    """By SAELens's measures, on the same fresh samples each time."""
+    """Evaluate a dictionary with SAELens's measures, always on the same new samples."""
     torch.manual_seed(EVALUATION_SEED)
     found = eval_sae_on_synthetic_data(
         SAE.load_from_disk(str(folder)),

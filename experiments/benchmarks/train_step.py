@@ -1,15 +1,18 @@
-r"""How fast is a training step? Against this machine's peak, and against GPT-2 in PyTorch.
+r"""Benchmark of a training step: against this machine's peak, and against GPT-2 in PyTorch.
 
     make .peers/huggingface/.installed
     python experiments/benchmarks/train_step.py --rounds=15
 
-All sides take turns in one run, each with every core: our compiled loop of steps; square matrix
-products (the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused AdamW, twice:
-- `same work`: our initial weights, rows, loss and clipping, 3 input tokens, our vocabulary. The
-  first loss and gradient norm are held equal to ours before anything is timed.
-- `as published`: rows padded to 10 tokens, GPT-2's 50,257 tokens beside the world's, tied, dropout
-  .1, as the published code trains. Other work, hence labelled so.
-Without `--peer` (the Python of an environment with torch and transformers) only the first two.
+The variants run in turns, each on every core: our compiled training loop; square matrix products
+(the peak); and HuggingFace's GPT2LMHeadModel with PyTorch's fused AdamW, in two variants:
+
+- `same work`: our initial weights, rows, loss and clipping, 3 input tokens, our vocabulary. Before
+  any timing, the script checks that the first loss and gradient norm equal ours.
+- `as published`: rows padded to 10 tokens, GPT-2's 50,257 tokens in addition to the world's, tied
+  embeddings, dropout .1, as in the published code. This is not the same amount of work.
+
+`--peer` is the Python of an environment with torch and transformers; `--peer=none` omits both
+variants of GPT-2.
 
 On an accelerator: --config=configs/composition.py:paper --peer=none
 
@@ -64,7 +67,7 @@ GPT2_VOCABULARY, PUBLISHED_LENGTH, PUBLISHED_DROPOUT = 50_257, 10, 0.1
 
 
 def main(argv: list[str]) -> None:
-    """Take turns, then write seconds, FLOPs and ratios."""
+    """Time the variants in turns, then write seconds, FLOPs and ratios."""
     flags, overrides = parse_flags(argv, FLAGS)
     config = apply_overrides(load_config(flags["config"]), overrides)
     ours = Ours(config)
@@ -79,7 +82,7 @@ def main(argv: list[str]) -> None:
                 if turn:
                     peak.append(matmul_peak(config.model.dtype, repeats=2))
                 took = run(steps) / steps
-                if turn:  # the first warms all up
+                if turn:  # the first round is a warm-up
                     seconds[name].append(took)
             print(f"{turn}/{flags['rounds']}", file=sys.stderr, flush=True)
     flops = {"ours": ours.flops} | {name: peer.flops for name, peer in peers.items()}
@@ -91,7 +94,8 @@ def main(argv: list[str]) -> None:
         "gflop_per_second": {
             name: spread([flops[name] / s / 1e9 for s in s_]) for name, s_ in seconds.items()
         },
-        # Once with the best that was seen, as the peak of a machine is; once with the median.
+        # Relative to the best peak seen, which is the peak of the machine; the spread is reported
+        # too.
         "peak_gflop_per_second": {"best": max(peak) / 1e9, **spread([p / 1e9 for p in peak])},
         "share_of_peak": {
             name: spread([flops[name] / s / max(peak) for s in s_]) for name, s_ in seconds.items()
@@ -109,56 +113,57 @@ def main(argv: list[str]) -> None:
 
 
 class Ours:
-    """The compiled loop of a configuration, as `train` runs it."""
+    """The compiled training loop of a configuration, as in `train`."""
 
     def __init__(self, config: ConfigDict):
         self.config, dataset = config, build(config.task)
         self.program = setup.make_program(TrainingSettings.from_config(config), dataset)
         self._state = self.program.init(self.program.init_key)
-        self.params = jax.tree.map(jnp.copy, self._state.params)  # the state is donated
+        # copied, because the state is donated
+        self.params = jax.tree.map(jnp.copy, self._state.params)
         shape = row_shape(dataset)
         self.flops = step_cost(self.spec, batch_size=config.batch_size, **shape).step
 
     @property
     def spec(self) -> Spec:
-        """Of the model."""
+        """Spec of the model."""
         return self.program.recipe.model.spec
 
     def arguments(self, steps: int) -> tuple[Any, ...]:
-        """Of the compiled loop."""
+        """Return the arguments of the compiled loop."""
         program, count = self.program, sharding.put_scalar(steps, self.program.whole)
         return self._state, program.rows, program.hyper, program.stream_key, count
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Train for `steps` steps; return the seconds."""
         began = time.perf_counter()
         self._state = jax.block_until_ready(self.program.advance(*self.arguments(steps)))
         return time.perf_counter() - began
 
     def compiled_text(self) -> str:
-        """The compiled program."""
+        """Return the text of the compiled program."""
         return str(self.program.advance.lower(*self.arguments(1)).compile().as_text())
 
 
 class GPT2(Peer):
-    """A process that trains GPT-2 in PyTorch when it is told to."""
+    """A process that trains GPT-2 in PyTorch on command."""
 
     def __init__(self, python: str, folder: Path, flops: float):
         super().__init__(python, "gpt2_torch.py", folder)
         self.flops = flops
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps, by its own clock."""
+        """Train for `steps` steps; return the seconds measured by the process."""
         seconds: float = self.ask(str(steps))["seconds"]
         return seconds
 
     def steps(self, ours: int) -> int:
-        """Fewer where a step is expensive."""
+        """Return the number of steps to measure, which is smaller for expensive steps."""
         return max(2, min(ours, round(ours * 2e10 / self.flops)))
 
 
 def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
-    """Both variants; the first is checked to do what ours does."""
+    """Start both variants; check that the first one does the same work as ours."""
     rows = jax.device_get(ours.program.rows)
     assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
     batch = ours.config.batch_size
@@ -190,7 +195,7 @@ def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
 def write_peer(
     folder: Path, ours: Ours, model: Transformer, params: Any, rows: TrainingRows, dropout: float
 ) -> Path:
-    """The folder that gpt2_torch.py reads."""
+    """Write the folder that gpt2_torch.py reads."""
     save_gpt2(folder, model, params)
     columns = {
         "tokens": np.asarray(rows.tokens),
@@ -205,7 +210,7 @@ def write_peer(
 
 
 def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> None:
-    """The first batch has the same loss and gradient norm on both sides."""
+    """Check that the first batch has the same loss and gradient norm on both sides."""
     first = jax.tree.map(lambda rows: jnp.asarray(rows[: ours.config.batch_size]), rows)
 
     def loss(params: Any) -> Any:
@@ -218,7 +223,7 @@ def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> N
 
 
 def whole_flops(spec: Spec, batch_size: int, n_pos: int) -> float:
-    """FLOPs of a step that runs every block, and the unembedding, at every position."""
+    """Return the FLOPs of a step with all blocks and the unembedding at every position."""
     blocks = spec.depth * GPT2Block.flops(spec, n_pos, n_pos)
     return 3.0 * batch_size * (blocks + 2 * n_pos * spec.d_model * spec.d_vocab)
 

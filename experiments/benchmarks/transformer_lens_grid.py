@@ -1,10 +1,11 @@
-"""TransformerLens's residual grid, for patch_grid.py; runs in the environment of that package.
+"""TransformerLens's residual stream grid for patch_grid.py; runs in that package's environment.
 
     python transformer_lens_grid.py FOLDER THREADS
 
-FOLDER has the model (`ours.safetensors`, `ours.json`) and `prompts.npz` (clean, corrupted). Then
-every line that comes in asks for one grid, and a line of JSON goes out for each: "time" for its
-seconds, "logits" for `logits.npy` [layer, pos, prompt, d_vocab] in FOLDER.
+FOLDER contains the model (`ours.safetensors`, `ours.json`) and `prompts.npz` (clean, corrupted).
+The process computes one grid for every input line and answers with one line of JSON with the
+seconds. The line "logits" also writes `logits.npy` [layer, pos, prompt, d_vocab] to FOLDER; "time"
+does not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ["TQDM_DISABLE"] = "1"  # a bar for every grid would be counted as the grid's time
+os.environ["TQDM_DISABLE"] = "1"  # a progress bar for every grid would add to the measured time
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from transformer_lens.patching import get_act_patch_resid_pre
 
 def main(folder: Path, threads: int) -> None:
     """Answer every line of standard input."""
-    replies, sys.stdout = sys.stdout, sys.stderr  # what the package prints is no reply
+    # the package's own output must not mix with the answers
+    replies, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     model = load(folder)
@@ -50,7 +52,7 @@ def main(folder: Path, threads: int) -> None:
 
 
 def load(folder: Path) -> HookedTransformer:
-    """Our weights in their model."""
+    """Load our weights into a TransformerLens model."""
     config = json.loads((folder / "ours.json").read_text())
     model = HookedTransformer(HookedTransformerConfig(**config, device="cpu")).eval()
     told = model.load_state_dict(load_file(folder / "ours.safetensors"), strict=False)
@@ -62,14 +64,15 @@ def load(folder: Path) -> HookedTransformer:
 def grid(
     model: HookedTransformer, clean: Any, corrupted: Any, kept: list[torch.Tensor] | None
 ) -> float:
-    """Seconds of the run whose states are put in, with only these kept, and of all cells.
+    """Compute the grid and return the seconds, including the run that caches the states.
 
-    What they call corrupted is what is patched, and clean where the states are from; the other way
-    round than ours, whose clean prompts are patched.
+    In TransformerLens, the corrupted prompts are patched with states of the clean prompts. Here,
+    the clean prompts are patched, so the roles are exchanged. If `kept` is a list, the logits at
+    the last position are appended to it.
     """
 
     def metric(logits: torch.Tensor) -> torch.Tensor:
-        """The mean of one logit at the last position: as cheap as any."""
+        """Return the mean of one logit at the last position, a metric of minimal cost."""
         if kept is not None:
             kept.append(logits[:, -1].clone())
         return logits[:, -1, 0].mean()

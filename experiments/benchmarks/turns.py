@@ -1,4 +1,4 @@
-"""Sides of a benchmark take turns in one run, so that a noisy minute meets all of them."""
+"""Timing of benchmark variants in turns, so that noise affects all of them equally."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ import jax
 from measure import spread
 
 Seconds = dict[str, list[float]]
-"""Of every round, by side."""
+"""Seconds of every round, by variant."""
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, *, calls: int = 1) -> Seconds:
-    """Let every side say how many seconds it took, round by round; a first round warms all up.
+    """Time the variants round by round; a first round is a warm-up.
 
-    Of several calls in a turn the median counts. A call of milliseconds needs them: the first one
-    finds the caches full of what the side before it used.
+    If a variant is called several times per turn, the median counts. This is necessary for calls of
+    milliseconds, because the first call finds the caches filled by the preceding variant.
+
+    Args:
+      sides: functions that return a number of seconds, by variant.
+      rounds: number of rounds.
+      calls: number of calls per turn.
     """
     seconds: Seconds = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -32,7 +37,7 @@ def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, *, calls: 
 
 
 def timed(run: Callable[[], Any]) -> Callable[[], float]:
-    """Of a call that returns arrays, one that returns the seconds until they are there."""
+    """Wrap a function that returns arrays; return the seconds until they are ready."""
 
     def took() -> float:
         began = time.perf_counter()
@@ -43,10 +48,11 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def compared(seconds: Seconds, flops: Mapping[str, float], ours: str) -> dict[str, Any]:
-    """Seconds, GFLOP and their quotient by side; and how many times as fast ours is.
+    """Return seconds, GFLOP and GFLOP/s by variant, and the speedup of `ours` over the others.
 
-    A ratio is of the same round, and its spread is over rounds. Beside the ratio of times stands
-    that of FLOPs: what is left between the two is how well the machine is used.
+    Ratios are computed within each round, and their spread is over rounds. The ratio of FLOPs is
+    reported next to the ratio of times. The difference between the two is due to hardware
+    utilization.
     """
     return {
         "seconds": {name: spread(s_) for name, s_ in seconds.items()},
@@ -63,5 +69,5 @@ def compared(seconds: Seconds, flops: Mapping[str, float], ours: str) -> dict[st
 
 
 def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
-    """Of two sides, round by round."""
+    """Return the spread over rounds of the ratio of two variants."""
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
