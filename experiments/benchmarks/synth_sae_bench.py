@@ -63,8 +63,8 @@ VARIANTS = {
     "topk": (TopK(max_k=K), float(K)),
     "batch_topk": (BatchTopK(), float(K)),
     "matryoshka": (Matryoshka(widths=(D_SAE // 8, D_SAE // 4, D_SAE // 2)), float(K)),
-    # Magnitudes are about 4.5. With the coefficient 3, the penalty of an activation of about 2 equals
-    # its reduction of the error. The kernel is a tenth as wide.
+    # Magnitudes are about 4.5. With the coefficient 3, the penalty of an activation of about 2
+    # equals its reduction of the error. The kernel is a tenth as wide.
     "jumprelu": (JumpReLU(bandwidth=0.2), 3.0),
 }
 COMPARED = ("topk", "batch_topk")
