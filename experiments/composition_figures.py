@@ -167,7 +167,7 @@ def draw_accuracy(studies: Mapping[str, Study]) -> Any:
             ends.append((float(mean[-1]), split, style["color"]))
         best = float(curves["shortcut"].sel(split="test_ii").mean())
         ax.axhline(best, color=BLUE, linewidth=0.9, linestyle="-.", alpha=0.8)
-        # the position does not overlap with the curves
+        # The position does not overlap with the curves.
         beside = best - 0.06 if best > 0.5 else 0.12
         ax.text(1, beside, f"best shortcut, test_ii: {best:.2f}", color=darken(BLUE), size=7)
         _title(ax, arm, study)

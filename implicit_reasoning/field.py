@@ -51,12 +51,12 @@ class Field:
 
     @property
     def bounded(self) -> bool:
-        """Return whether the field has bounds."""
+        """Whether the field has bounds."""
         return (self.low, self.high) != (-INFINITE, INFINITE)
 
     @property
     def required(self) -> bool:
-        """Return whether a file without the field is incomplete."""
+        """Whether a file without the field is incomplete."""
         return self.before is ALWAYS
 
     def fault(self, value: Any) -> str:

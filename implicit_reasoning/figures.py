@@ -30,7 +30,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#CC79A7",
 )
 GREY = "#8A8A8A"
-# from Paul Tol's "muted" scheme, for figures with more than eight colors
+# These are from Paul Tol's "muted" scheme, for figures with more than eight colors.
 WINE, OLIVE = "#882255", "#999933"
 
 # Splits used for training are dashed, held-out splits are solid, and single facts are dotted.
@@ -61,7 +61,7 @@ _SPLITS: dict[str, tuple[str, str]] = {
     "train_repeated": (BLACK, "--"),
     "test_repeated": (BLUE, "-"),
 }
-# without yellow, because a thin yellow line is hard to see on white
+# Yellow is missing, because a thin yellow line is hard to see on white.
 _SPARE = (SKY, PURPLE, GREEN, ORANGE)
 
 

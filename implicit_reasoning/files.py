@@ -151,7 +151,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path} does not exist") from None
     except _NO_NPZ as error:
         raise InputError(f"{path} is not a whole {what}: {error}") from None
-    # numpy returns archive members that are not arrays as bytes.
+    # NumPy returns archive members that are not arrays as bytes.
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
         raise InputError(f"{path} is not a whole {what}: {strange[0]} in it is no array")
     return arrays

@@ -47,7 +47,7 @@ GPT2_TOKENS = 50_257
 
 _PADDED_TO = 8
 
-# Those of the original training arguments that describe the optimization.
+# The original training arguments that describe the optimization.
 _RECIPE = (
     *("learning_rate", "weight_decay", "warmup_steps", "scheduler", "adam_epsilon"),
     *("max_grad_norm", "train_batch_size", "gradient_accumulation_steps", "max_steps"),
@@ -257,7 +257,7 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
                 "name": "implicit_reasoning.grokked_transformer:published",
                 "folder": str(data.absolute()),
             },
-            # the default of GPT2Config
+            # 0.1 is the default of GPT2Config.
             "model": shape | {"dropout": theirs.get("resid_pdrop", 0.1)},
             "recipe": {name: recipe[name] for name in _RECIPE if name in recipe},
             "writers": {"tensorboard": True},

@@ -83,7 +83,7 @@ def against_plain_loops(rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
         "build": lambda task: build(task).sizes(),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    # robust to other work on the machine
+    # CPU time is robust to other work on the machine.
     cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
     for seed in range(rounds + 1):
         one = apply_overrides(task, {"world_seed": seed})
@@ -143,7 +143,7 @@ def as_published(task: Any) -> dict[str, int]:
         ]
     atomic = [(head, r, tail) for head, facts in outgoing.items() for r, tail in facts]
     places = rng.choice(len(atomic), round(task.ood_fraction * len(atomic)), replace=False).tolist()
-    # deliberately searches a list
+    # The search in a list is deliberate, as in the published loop.
     outside = {fact for place, fact in enumerate(atomic) if place in places}
     id_triples = [written((h, r), t) for h, r, t in atomic if (h, r, t) not in outside]
     ood_triples = [written((h, r), t) for h, r, t in outside]

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = load_config(flags["config"])
     dataset = build(config.task)
-    # the settings of runs
+    # These are the settings of runs.
     sizes = {**config.model.to_dict(), "dtype": "float32", "precision": "highest"}
     model = Transformer(Spec.from_config(sizes, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
     keys = jax.random.split(jax.random.key(0), flags["checkpoints"])

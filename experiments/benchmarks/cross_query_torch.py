@@ -74,7 +74,7 @@ def patched(
         kept.append(states_of(output)[:, pos].clone())
 
     def replace(_: Any, inputs: Any, output: Any) -> None:
-        # in place, which is possible because gradients are disabled
+        # The change is in place, which is possible because gradients are disabled.
         states_of(output)[:, pos] = kept[0]
 
     for tokens, hook in ((pairs["source"], keep), (pairs["target"], replace)):

@@ -149,7 +149,7 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
     from implicit_reasoning.runtime.machine import memory_per_program
 
     found: dict[str, Any] = {"import": time.perf_counter() - began, "instruments": {}}
-    # as in the command `analyze`
+    # The cache is the same as in the command `analyze`.
     run, clock = Run(workdir).with_cache(memory_per_program()), Clock()
     clock.wrap(runner.Runner, "__call__", "run")
     clock.wrap(runner, "aggregate", "aggregate")

@@ -47,7 +47,7 @@ def result_file(out: Path | None, name: str) -> Path:
 
 def made_on() -> dict[str, Any]:
     """Return `machine` and `provenance` for a result that was measured just now."""
-    # imports jax, whose import some scripts time
+    # This imports jax, whose import some scripts time.
     from implicit_reasoning.runtime.machine import provenance
 
     return {"machine": describe(), "provenance": {"time": time.time(), **provenance()}}

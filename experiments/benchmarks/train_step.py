@@ -119,7 +119,7 @@ class Ours:
         self.config, dataset = config, build(config.task)
         self.program = setup.make_program(TrainingSettings.from_config(config), dataset)
         self._state = self.program.init(self.program.init_key)
-        # copied, because the state is donated
+        # The parameters are copied, because the state is donated.
         self.params = jax.tree.map(jnp.copy, self._state.params)
         shape = row_shape(dataset)
         self.flops = step_cost(self.spec, batch_size=config.batch_size, **shape).step

@@ -29,7 +29,7 @@ from transformer_lens.patching import get_act_patch_resid_pre
 
 def main(folder: Path, threads: int) -> None:
     """Answer every line of standard input."""
-    # the package's own output must not mix with the answers
+    # The package's own output must not mix with the answers.
     replies, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)

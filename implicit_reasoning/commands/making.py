@@ -21,7 +21,7 @@ def world(flags: Arguments, overrides: Arguments) -> None:
     dataset = build(config.task)
     print(describe(dataset))
     out = flags["out"]
-    # raises errors before it writes files
+    # `write_grokked` raises errors before it writes files.
     write_grokked(dataset, out, wang_types=flags["wang_types"])
     dataset.save(out / "world.npz")
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")

@@ -192,7 +192,7 @@ def completion(shell: str) -> str:
     for name, sub in verbs.items():
         flags = VERBS[name].flags
         for action in sub._actions:
-            # shtab reads the attribute `complete`, which argparse does not declare.
+            # The attribute `complete` is for shtab; argparse does not declare it.
             if (flag := flags.get(action.dest)) and flag.kind is Path:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest == "config":

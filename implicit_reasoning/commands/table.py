@@ -29,7 +29,7 @@ class Verb(NamedTuple):
 
     @property
     def takes_config(self) -> bool:
-        """Return whether overrides `--config.x.y=value` are allowed."""
+        """Whether overrides `--config.x.y=value` are allowed."""
         return "config" in self.flags
 
 

@@ -86,7 +86,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
             group[each] = ConfigDict()
         group = group[each]
         if not isinstance(group, ConfigDict):
-            return  # A value has the name of a group: `schema_faults` reports it.
+            return  # a value has the name of a group, which `schema_faults` reports
     group[name] = value
 
 

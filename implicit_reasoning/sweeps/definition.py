@@ -49,12 +49,12 @@ class Sweep:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Return the fields that at least one trial sets, in order of appearance."""
+        """Fields that at least one trial sets, in order of appearance."""
         return tuple(dict.fromkeys(key for overrides in self.trials.values() for key in overrides))
 
     @cached_property
     def shapes(self) -> list[list[str]]:
-        """Return groups of trial names; trials of one group differ only in fields of `VARIED`.
+        """Groups of trial names; the trials of a group differ only in fields of `VARIED`.
 
         `population.VARIED` has the fields in which the trials of a population may differ.
         """

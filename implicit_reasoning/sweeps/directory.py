@@ -45,7 +45,7 @@ class Status(NamedTuple):
 
     Attributes:
       state: one of the states above.
-      step: last saved step.
+      step: step that the trial has reached, as of its last event.
       attempts: number of times that the trial was started.
       why: reason for a failure or a stop.
       seconds: total duration of the attempts.

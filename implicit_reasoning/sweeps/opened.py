@@ -86,13 +86,13 @@ class Runs(Sequence[Run]):
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """Return the status of every trial of the sweep, including those that have not started."""
+        """Status of every trial of the sweep, including those that have not started."""
         known = read_journal(self.files)
         return {name: known.get(name, Status()) for name in self.sweep.trials}
 
     @cached_property
     def coords(self) -> dict[str, Any]:
-        """Return the coordinates: trial names, and the values of each field that the sweep sets."""
+        """Coordinates of measurements: trial names, and the fields that the sweep sets."""
         found: dict[str, Any] = {"trial": list(self.names)}
         for key in self.sweep.keys:
             values = [self.value(name, key) for name in self.names]
@@ -112,7 +112,7 @@ class Runs(Sequence[Run]):
 
     @cached_property
     def points(self) -> dict[str, str]:
-        """Return a description of each trial's point by trial name: its fields without seeds.
+        """Description of each trial's point by trial name: its fields without seeds.
 
         Runs of the same point have the same description.
         """

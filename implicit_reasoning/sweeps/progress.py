@@ -55,7 +55,7 @@ class Progress:
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
         """Record an event of a trial; errors are also printed immediately."""
         if state != RUNNING and self._submitted.pop(trial, None) is not None:
-            # the trial began and ended between two calls of `look`
+            # The trial began and ended between two calls of `look`.
             self._journal.note(trial, RUNNING)
         self._state[trial] = state
         status = self._journal.note(trial, state, step=step, why=why)

@@ -47,7 +47,7 @@ _OWN_BAR = ("vmap",)  # launchers that train in this process and show their own 
 
 
 class SweepInterrupted(Interrupted):
-    """The sweep was interrupted by a signal, and the states of its trials are saved."""
+    """Interruption of a sweep by a signal; the states of its trials are saved."""
 
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
@@ -58,7 +58,7 @@ class SweepInterrupted(Interrupted):
 
 
 class TrialsLost(Exception):
-    """Some trials diverged or failed; all others are done."""
+    """Divergence or failure of some trials; all others are done."""
 
 
 def check_all_done(statuses: Mapping[str, Status]) -> None:
@@ -87,8 +87,8 @@ def run_sweep(
     Args:
       sweep: the sweep, as returned by `define`.
       workdir: directory of the sweep; created if it is missing.
-      launcher: a name in `LAUNCHERS`, or `package.module:function`. By default `vmap` if at least
-        two trials can form a population, else `local`.
+      launcher: a name in `LAUNCHERS`, or `package.module:function`. By default `vmap` on several
+        hosts, if some trials can form a population, or if there is only one trial; else `local`.
       stop_at: total number of steps at which to stop every trial; the trials can be resumed.
       only: names of the trials to train; by default all.
       options: options of the launcher, see its module.
@@ -123,7 +123,7 @@ def run_sweep(
         if distributed.is_primary():
             stack.enter_context(exclusive(files))
             sweep = begin(files, sweep)
-        # all processes wait until the primary process has written the files
+        # All processes wait until the primary process has written the files.
         if distributed.is_distributed():
             distributed.assert_same_across_processes(given)
             sweep = load(files)

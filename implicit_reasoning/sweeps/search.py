@@ -310,7 +310,7 @@ def _tell(
     """Report the results at a rung (None is the end), and return the trials that continue."""
     values: dict[Any, float] = {}
     for trial, name in named.items():
-        # an interrupted start may already have marked trials as pruned
+        # An interrupted start may already have marked trials as pruned.
         if statuses[name].state in (DONE, PRUNED):
             values[trial] = last_value(files, name, what.metric)
         else:

@@ -255,7 +255,7 @@ def _rebuild(
     twin = _twins(table)
     _check_agreement(table, split, twin)
     kept, probe = twin < 0, np.arange(len(twin)) >= table.n_train
-    # the duplicate of a training row in test.json only marks the row as a probe
+    # The duplicate of a training row in test.json only marks the row as a probe.
     probe[twin[~kept]] = True
 
     trained = set(split[: table.n_train])

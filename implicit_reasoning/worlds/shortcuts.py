@@ -203,7 +203,7 @@ def coverage(dataset: Dataset) -> float | None:
     world = world_of(dataset)
     facts = world.facts
     continuations: np.ndarray = np.ones(world.n_entities)
-    # number of chains that start at each entity, by length
+    # Number of chains that start at each entity, by length.
     for hop in reversed(range(dataset.hops)):
         allowed = np.isin(facts.role, [ROLES.index(letter) for letter in training_roles(hop)])
         through = continuations[facts.tail[allowed]]

@@ -43,7 +43,7 @@ def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReque
         raise missing_package("ray", "ray", error) from None
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
-            # without an address, Ray would join any cluster that it finds
+            # Without an address, Ray would join any cluster that it finds.
             address = work.options.get("address") or "local"
             ours = signal.getsignal(signal.SIGTERM)
             ray.init(
@@ -55,7 +55,7 @@ def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownReque
             )
             stack.callback(ray.shutdown)
             if threading.current_thread() is threading.main_thread():
-                # Ray's handler would end this process without saving
+                # Ray's handler would end this process without saving.
                 signal.signal(signal.SIGTERM, ours)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(max_calls=1, max_retries=_RETRIES, num_cpus=1, num_gpus=gpus)(_trial)
@@ -79,7 +79,7 @@ def _wait(
         if (shutdown or unwritable) and not cancelled:
             cancelled = True
             for task in tasks:
-                # sends SIGINT, upon which a trial saves its state and exits
+                # This sends SIGINT, upon which a trial saves its state and exits.
                 ray.cancel(task, force=False)
         for task in ray.wait(list(tasks), timeout=_SECONDS)[0]:
             trial = tasks.pop(task)

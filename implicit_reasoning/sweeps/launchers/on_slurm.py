@@ -39,7 +39,7 @@ from implicit_reasoning.sweeps.launchers.base import (
 _SECONDS = 1.0  # between checks of the jobs' result files
 _ASK = 30.0  # seconds between queries to Slurm, which detect jobs that ended without a result file
 _ARRAY = 1_000  # jobs per array; Slurm's default MaxArraySize is 1001
-# times that a trial may resume after the time limit; the default of submitit is 3
+# Times that a trial may resume after the time limit; the default of submitit is 3.
 _TIMEOUTS = 1_000
 _CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
@@ -223,7 +223,7 @@ class Task:
             self._process.terminate()
         said = self._process.communicate()[1]
         print(said, file=sys.stderr, end="")
-        # the code is negative if the worker had not begun
+        # The code is negative if the worker had not begun.
         if self._asked and self._process.returncode:
             sys.exit(Exit.INTERRUPTED)
         return self._process.returncode, said

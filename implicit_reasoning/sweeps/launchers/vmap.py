@@ -112,7 +112,7 @@ def _train(
         train_population(group.trials, group.files, stop, shutdown, lost=lose, title=title)
     except Interrupted as stopped:
         note_all(STOPPED, str(stopped))
-        # the signal may have reached another process
+        # The signal may have reached another process.
         shutdown.number = shutdown.number or signal.SIGTERM
     except DamagedCheckpoint as damage:
         print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
@@ -144,7 +144,7 @@ def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) 
         try:
             setup.check_config(config)
             task = json.dumps(to_json(config)["task"], sort_keys=True)
-            # trials of one task share a dataset, so its rows are on the device only once
+            # Trials of one task share a dataset, so its rows are on the device only once.
             if task not in built:
                 built[task] = directory.open_dataset(files, config)
             elif files.config.exists():

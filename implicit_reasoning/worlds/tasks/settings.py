@@ -14,7 +14,7 @@ from implicit_reasoning.errors import InputError
 
 
 class MissingSetting(AttributeError):
-    """A task accessed a setting that does not exist."""
+    """Access of a task to a setting that does not exist."""
 
 
 class TrackedSettings:
