@@ -14,8 +14,8 @@ r"""Benchmark of training trials as one population, and of the overhead of launc
    cores, this measures the overhead of sharding, not scaling.
 3. `overhead`: seconds per trial that each launcher needs for trials of zero steps, one at a time.
 4. `planning`: 10,000 trials are validated and written. Then the same command checks them again,
-   first with all trials stopped half-way and their directories present, then with all trials done.
-   Results are seconds, peak memory and number of files.
+   first with all trials stopped after one step and their directories present, then with all trials
+   done. Results are seconds, peak memory and number of files.
 
 On a GPU: --parts=steps --workers=1 --steps=100 --rounds=3
 

@@ -49,9 +49,9 @@ class Dataset:
       truth: int32 [row] columns, -1 if a row has no value. All tasks have `answer` (a token) and
         `position` (the position that predicts it); answers of several tokens also have `answer2`,
         `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ..., numbers of entities
-        and relations of `world`, which `answer` contradicts if a task teaches wrong answers; fact1,
-        ..., the facts used; role1, ..., their roles (indices into `ROLES`); and exposure1, ..., the
-        number of training chains that use the row's fact at that hop.
+        and relations of `world`, which `answer` contradicts in tasks that teach other answers;
+        fact1, ..., the facts used; role1, ..., their roles (indices into `ROLES`); and exposure1,
+        ..., the number of training chains that use the row's fact at that hop.
       vocab: names of the tokens.
       positions: names of the positions of the longest prompts, such as ("e1", "r1", "r2").
       world: the world of the facts, None for tasks without one.

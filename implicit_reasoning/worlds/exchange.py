@@ -8,7 +8,7 @@ entity first and one token per entity can be read.
 The published layout has no roles, seed, empty splits, or facts that no row states. The additional
 file `meta.json` contains them. Other readers ignore it. This reader ignores it if another file was
 changed after it was written. In this case, and for published folders, the facts are those that
-atomic rows state. A fact has role `I` if a training chain uses it or if its probe has this type.
+atomic rows state. Their roles follow from the training chains and from the types of the probes.
 
 Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
 Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.

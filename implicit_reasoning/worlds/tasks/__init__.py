@@ -1,8 +1,11 @@
 """Tasks: functions that build a dataset from settings, found by name or by import path.
 
-composition.py        multi-hop chains of facts, and variants that serve as controls comparison.py
-comparison of values, direct or inferred (see pairs, transitivity) modular_addition.py   sums modulo
-p in_context.py         repeated random sequences
+    composition.py        multi-hop chains of facts, and variants that serve as controls
+    comparison.py         comparison of values, direct or inferred (see pairs, transitivity)
+    modular_addition.py   sums modulo p
+    in_context.py         repeated random sequences
+
+Import paths are resolved by `implicit_reasoning.imports`.
 """
 
 from __future__ import annotations
