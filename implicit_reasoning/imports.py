@@ -25,8 +25,8 @@ def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = Non
       name: a key of `known`, `package.module:attribute` or `path/to/file.py:attribute`.
       known: the built-in objects. A value may be an import path, so that its module is imported
         only when it is needed.
-      kind: what the object is meant to be, for messages: "task", "instrument".
-      form: the class that the object must be a subclass of. By default it must be callable.
+      kind: kind of the object, for error messages: "task", "instrument".
+      form: required base class of the object. Without it, the object must be callable.
 
     Raises:
       InputError: there is no such name, file, module or attribute, or the attribute has another

@@ -56,7 +56,7 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
 def random_search(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield `count` random points of a space.
 
-    The points depend only on the seed: a larger `count` adds points after the same first ones.
+    The sequence depends only on the seed, so a larger `count` only adds points at the end.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):

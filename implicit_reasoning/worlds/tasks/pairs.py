@@ -102,7 +102,7 @@ def _distinct(
 ) -> np.ndarray:
     """Return `count` distinct eligible numbers below `total`; there must be at least as many.
 
-    These are the first ones in an infinite sequence of draws, which is the same for every count.
+    They are the first eligible numbers of a sequence of draws that does not depend on `count`.
     """
     found, n_draws = np.empty(0, np.int64), count
     while len(found) < count:
