@@ -103,6 +103,6 @@ def patched_logits(
 def _check(starts: Iterable[Start], depth: int, n_pos: int) -> None:
     for layer, pos in starts:
         if not 0 <= pos < n_pos:
-            raise InputError(f"cannot patch position {pos}; there are 0 to {n_pos - 1}")
+            raise InputError(f"cannot patch position {pos}; positions are 0 to {n_pos - 1}")
         if not 0 <= layer <= depth:
-            raise InputError(f"cannot patch layer {layer}; S has the layers 0 to {depth}")
+            raise InputError(f"cannot patch layer {layer}; layers of S are 0 to {depth}")

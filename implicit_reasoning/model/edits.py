@@ -132,7 +132,7 @@ def added_sites(edits: Edits | None) -> dict[str, Dims]:
         for name, dims in (pair for edit in sequence for pair in edit.adds):
             if f"{site}.{name}" in added:
                 raise InputError(
-                    f"two edits at {site} add {name!r}; each added site needs a name of its own"
+                    f"two edits at {site} add {name!r}; names of added sites must be unique"
                 )
             added[f"{site}.{name}"] = dims
     return added
@@ -196,7 +196,9 @@ class HookContext:
         try:
             return apply(value)
         except Exception as error:
-            error.add_note(f"in the edit {edit.name} at {site}, whose value has {value.shape}")
+            error.add_note(
+                f"in the edit {edit.name} at {site}, where the value has shape {value.shape}"
+            )
             raise
 
     def asked(self, site: str) -> bool:

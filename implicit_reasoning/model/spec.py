@@ -68,8 +68,8 @@ class Spec:
             raise InputError("; ".join(f"model.{fault}" for fault in faults))
         if not self.head_width and self.d_model % self.n_heads:
             raise InputError(
-                f"model.d_model is {self.d_model}, which model.n_heads = {self.n_heads} does not "
-                "divide; heads need equal widths"
+                f"model.d_model is {self.d_model}, which is not a multiple of model.n_heads = "
+                f"{self.n_heads}; heads must have equal widths"
             )
 
     @property

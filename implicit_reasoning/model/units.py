@@ -144,7 +144,9 @@ def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[
     """Return the order of a node in the computation: (block, 0 for attention or 1 for MLP)."""
     found = form.fullmatch(name)
     if not found:
-        raise InputError(f"an edge has no {what} {name!r}; a {what} is named as in {examples}")
+        raise InputError(
+            f"{name!r} is not a {what} of an edge; a {what} has a name such as {examples}"
+        )
     if found["a"]:
         return float(found["a"]), 0
     if found["m"]:
@@ -164,6 +166,6 @@ def unit_from_json(kept: Mapping[str, Any]) -> Unit:
         return types[kept["type"]](**fields)
     except (KeyError, TypeError):
         raise InputError(
-            f"this is no unit: {dict(kept)!r}; a unit has a type ({', '.join(types)}) and its "
-            "fields"
+            f"{dict(kept)!r} is not a unit; it must have a type ({', '.join(types)}) and the "
+            "fields of that type"
         ) from None

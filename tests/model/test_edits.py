@@ -117,7 +117,7 @@ def test_an_edit_of_another_shape_names_itself_its_site_and_the_shape(params, wr
     with pytest.raises((InputError, TypeError)) as caught:
         shapes(params, {site: wrong})
     notes = " ".join(caught.value.__notes__)
-    assert f"in the edit {wrong.name} at {site}, whose value has (2, 4, 2, 4)" in notes
+    assert f"in the edit {wrong.name} at {site}, where the value has shape (2, 4, 2, 4)" in notes
 
 
 # Sites that edits add ----------------------------------------------------------------------------

@@ -341,7 +341,7 @@ def test_bfloat16_activations_stay_close_to_float32(params, model):
             lambda m, p: m.forward(p, TOKENS, edits={"blocks.9.hook_z": Edit(scale, 0.0)}),
             "no such site",
         ),
-        (lambda m, p: m.forward(p, jnp.zeros((1, 5), int)), "5 tokens a row"),
+        (lambda m, p: m.forward(p, jnp.zeros((1, 5), int)), "rows have 5 tokens"),
         (
             lambda m, p: m.forward(p, TOKENS, edits={"hook_embed": Edit(_shrinks)}),
             "must keep the shape",
@@ -370,7 +370,7 @@ def _shrinks(value, hooks, args):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_heads": 3}, "does not divide"),
+        ({"n_heads": 3}, "not a multiple of"),
         ({"n_layers": 0}, "n_layers is 0"),
         ({"act_fn": "swish"}, "act_fn is 'swish'"),
         ({"normalization": "RMS"}, "normalization is 'RMS'"),

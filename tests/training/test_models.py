@@ -121,7 +121,7 @@ def test_stopping_outside_the_run_is_refused(stop_at, tmp_path):
     ("change", "message"),
     [
         ({"task__phi": 99.0}, "phi"),
-        ({"model__n_heads": 3}, "does not divide"),
+        ({"model__n_heads": 3}, "not a multiple of"),
         ({"order": "random"}, "order is 'random'"),
         ({"optimizer__schedule": "linear"}, "schedule is 'linear'"),
         ({"mesh__data": 7}, "mesh"),

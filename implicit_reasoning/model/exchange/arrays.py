@@ -146,13 +146,13 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     if array.dtype.kind != "f" and not small:
         hint = "; .npz does not keep bfloat16 and 8-bit types" if array.dtype.kind == "V" else ""
         raise InputError(
-            f"{where} is not a whole weights file: {name} is of type {array.dtype}, not of a "
+            f"{where} is not a whole weights file: {name} has type {array.dtype}, which is not a "
             f"floating-point type{hint}"
         )
     with np.errstate(over="ignore"):
         plain = array.astype(np.float32)
     if array.dtype.itemsize > 4 and np.any(np.isinf(plain) & np.isfinite(array)):
-        raise InputError(f"{where}: {name} has values of {array.dtype} that float32 cannot hold")
+        raise InputError(f"{where}: {name} has {array.dtype} values beyond the range of float32")
     return plain
 
 
@@ -204,6 +204,6 @@ def _skipped(name: str, skip: re.Pattern[str] | None) -> bool:
 
 def _no_float(where: str | os.PathLike[str], name: str, dtype: str) -> InputError:
     return InputError(
-        f"{where}: {name} is of type {dtype}; weights must be of a floating-point type of at least "
-        "8 bits, so convert quantised ones first"
+        f"{where}: {name} has type {dtype}; weights must have a floating-point type of at least "
+        "8 bits, so convert quantised weights first"
     )

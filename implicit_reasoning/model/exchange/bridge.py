@@ -50,8 +50,8 @@ def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> Non
     ]
     if asked:
         raise InputError(
-            f"{where} has {', '.join(asked)}, which TransformerLens 4 ignores in a native model: "
-            "set attn_scale to what the model divides by"
+            f"{where} has {', '.join(asked)}, which TransformerLens 4 ignores in a native model; "
+            "set attn_scale to the number that divides the attention scores instead"
         )
 
 

@@ -44,7 +44,7 @@ def check_config(
     faults = [name for name in numbers if not _is(config.get(name), int)]
     if faults:
         raise InputError(
-            f"{where} is not a {what} config: it needs the numbers {', '.join(faults)}"
+            f"{where} is not a {what} config: it must have integer values for {', '.join(faults)}"
         )
     faults = [
         f"{name} = {config[name]!r}"
@@ -54,13 +54,13 @@ def check_config(
     if faults:
         raise InputError(f"{where} has fields of a wrong type: {', '.join(faults)}")
     other = [
-        f"{name} = {config[name]!r} (only {' or '.join(map(repr, allowed))} is)"
+        f"{name} = {config[name]!r} (supported: {' or '.join(map(repr, allowed))})"
         for name, allowed in only.items()
         if name in config and config[name] not in tuple(allowed)
     ]
     known = {*numbers, *optional, *harmless, *only}
     other += [
-        f"{name} = {value!r} (this field is not known)"
+        f"{name} = {value!r} (unknown field)"
         for name, value in config.items()
         if name not in known and not _off(value)
     ]

@@ -131,8 +131,8 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     require_gpt2(model.spec, "HuggingFace's GPT-2")
     if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
         raise InputError(
-            f"{model.spec.n_heads} heads of width {model.spec.d_head} are not the model's width, "
-            f"{model.spec.d_model}; HuggingFace's GPT-2 divides its width among its heads"
+            f"{model.spec.n_heads} heads of width {model.spec.d_head} do not add up to d_model = "
+            f"{model.spec.d_model}, which HuggingFace's GPT-2 requires"
         )
     if model.spec.normalization == "none":
         raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 always has norms")
@@ -166,7 +166,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     spec = gpt2_spec(config, where=str(folder / "config.json"))
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
-        raise InputError(f"{folder} has no weights: neither {' nor '.join(WEIGHT_FILES)}")
+        raise InputError(f"{folder} has no weights; it must contain {' or '.join(WEIGHT_FILES)}")
     flat = read_arrays(path, skip=_BUFFERS)
     if "wte.weight" in flat:  # saved from GPT2Model, which has no language-model head
         flat = {f"transformer.{name}": array for name, array in flat.items()}
@@ -174,7 +174,10 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     if spec.tied and "lm_head.weight" in flat:
         head = flat.pop("lm_head.weight")
         if not np.array_equal(head, flat.get("transformer.wte.weight", ())):
-            raise InputError(f"{path}: lm_head.weight is tied, but not equal, to the embeddings")
+            raise InputError(
+                f"{path}: lm_head.weight differs from the embeddings, but the config says that "
+                "they are tied"
+            )
     check_fit(flat, jax.eval_shape(gpt2_state, shapes(model)), path)
     state = hooked_state(flat, spec)
     own = math.sqrt(spec.d_head)

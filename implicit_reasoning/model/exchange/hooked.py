@@ -221,14 +221,14 @@ def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
     check_config(stated, where, numbers=_NUMBERS, optional=_OPTIONAL, harmless=_HARMLESS, only=only)
     scale, eps = stated.get("attn_scale"), stated.get("eps", 0.0)
     if scale is not None and not 0 < scale < math.inf:
-        raise InputError(f"{where}: attn_scale is {scale}; scores must be divided by more than 0")
+        raise InputError(f"{where}: attn_scale is {scale}; it must be finite and greater than 0")
     if not 0 <= eps < math.inf:
-        raise InputError(f"{where}: eps is {eps}; it must be a number that is not negative")
+        raise InputError(f"{where}: eps is {eps}; it must be finite and at least 0")
     normalization = config.get("normalization_type", "LN")
     if normalization not in ("LN", None):
         raise InputError(
             f"{where} describes a model that is not supported: normalization_type = "
-            f"{normalization!r} (only 'LN' and null are)"
+            f"{normalization!r} (supported: 'LN' and null)"
         )
 
 
