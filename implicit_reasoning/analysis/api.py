@@ -151,8 +151,8 @@ def _there(
             about = "have the intervals of an earlier version"
             if "reference" in different:
                 was, now = different["reference"]
-                about = f"were held against step {was}, the last one now is {now}"
-            say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them anew"
+                about = f"were compared with step {was}, but the last step is now {now}"
+            say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them again"
             tqdm.write(say, file=sys.stderr)
         return None, old.step.values.tolist()
     storage.check_identity(old, identity)
@@ -169,7 +169,7 @@ def _missing(
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
     if unknown := [step for step in wanted if step not in run.steps]:
         raise InputError(
-            f"{run.files.workdir} has no checkpoint of step {unknown[0]}; there are {run.steps}"
+            f"{run.files.workdir} has no checkpoint of step {unknown[0]}; it has {run.steps}"
         )
     if outdated:
         return tuple(step for step in run.steps if step in wanted or step in outdated)

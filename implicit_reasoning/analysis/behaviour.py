@@ -61,11 +61,12 @@ class Behaviour(Instrument):
 
     name = "behaviour"
     definition = (
-        "The most likely token after the prompt, by the first that fits: right; the bridge (the "
-        "entity before the last hop); the answer of row completion; the most frequent answer after "
-        "the last relation; where the last relation leads from another entity; another entity; "
-        "no entity. fraction: of the answers; chance: of all entities. agreement: the answer is "
-        "the shortcut's; shortcut: the shortcut is right."
+        "The most likely token after the prompt, classified by the first kind that fits: right; "
+        "the bridge (the entity before the last hop); the answer of row completion; the most "
+        "frequent answer after the last relation; a tail of the last relation from another "
+        "entity; another entity; no entity. fraction: share of answers of each kind; chance: "
+        "share of all entities. agreement: the answer equals the shortcut's; shortcut: the "
+        "shortcut is right."
     )
     outputs = {
         "fraction": ("kind", "example"),
@@ -221,11 +222,12 @@ def _kinds(result: xr.Dataset) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7.5)
     caption = (
-        "What the answers are, by split; an answer is of the first kind that fits, from below. "
-        "Black lines: how often a shortcut, which composes nothing, is right - a model that "
-        "is no better has shown no more. Right, the null of the kinds (`chance`): what an entity "
-        "drawn at random would be, for many entities are where r2 leads from somewhere; a kind "
-        "that is no more frequent than there says nothing of the mechanism."
+        "What the answers are, by split; an answer is of the first kind that fits, counted from "
+        "the bottom. Black lines: how often a shortcut, which composes nothing, is right; a "
+        "model not above such a line shows no evidence of composition. Right, the null of the "
+        "kinds (`chance`): the kinds of entities drawn at random, because many entities are "
+        "tails of r2. A kind that is no more frequent than its null says nothing about the "
+        "mechanism."
     )
     return Figure("behaviour", "What the answers are", caption, drawing)
 
@@ -268,9 +270,10 @@ def _agreement(result: xr.Dataset) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     caption = (
-        "How often the model answers what a shortcut would, right or wrong, by split. Shading: 95% "
-        "interval over bridges. Dashed: how often that shortcut is right, which is the "
-        "agreement of a model without mistakes; a line above its dashes means that the model makes "
-        "the shortcut's own mistakes, and one that comes down to them that it has left it."
+        "How often the model answers what a shortcut would, right or wrong, by split. Shading: "
+        "95% interval over bridges. Dashed: how often that shortcut is right, which is the "
+        "agreement of a model without mistakes. A line above its dashed line means that the "
+        "model also makes the shortcut's mistakes. A line that falls to its dashed line means "
+        "that the model no longer uses the shortcut."
     )
     return Figure("behaviour_shortcuts", "Agreement with shortcuts", caption, drawing)

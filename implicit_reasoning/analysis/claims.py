@@ -23,15 +23,17 @@ from implicit_reasoning.statistics import max_statistic_p_values
 
 _OF_STATES = {
     "decodable": "the variable can be read from the state at (layer, position)",
-    "carried": "what the answer needs of the variable passes through (layer, position)",
-    "used": "the variable's own code at (layer, position) is what the answer is computed from",
-    "unused": "the variable's code at (layer, position) is there, and the answer ignores it",
+    "carried": (
+        "the information about the variable that the answer needs passes through (layer, position)"
+    ),
+    "used": "the answer is computed from the representation of the variable at (layer, position)",
+    "unused": "the variable can be read at (layer, position), but the answer does not use it there",
     "composes": "answers are computed through the variable, somewhere",
     "memorised": "answers are looked up, not computed through the variable",
 }
 _OF_COMPONENTS = {
     "moves": "the head copies the variable from an earlier position to a later one",
-    "stores": "the neuron is active for the fact or chain that the variable names, and no other",
+    "stores": "the neuron is active only for the fact or chain that the variable names",
     "part": "answers to chains are computed through the head, neuron or edge",
 }
 STATE_KINDS = frozenset(_OF_STATES)
@@ -100,12 +102,14 @@ class Claim:
         if not isinstance(unit, Unit):
             if (unit is None) != (pos is None):
                 raise InputError(
-                    f"a claim about a state needs a layer and a position, was given {unit!r} and "
-                    f"{pos!r}"
+                    f"a claim about a state needs a layer and a position, got {unit!r} and {pos!r}"
                 )
             unit = WholeModel() if unit is None or pos is None else State(unit, pos)
         elif pos is not None:
-            raise InputError(f"a claim is about one unit, was given {unit} and position {pos!r}")
+            raise InputError(
+                "a claim is about one unit, so it takes a unit or a layer and position; got the "
+                f"unit {unit} and position {pos!r}"
+            )
         for name, value in (("kind", kind), ("variable", variable), ("unit", unit)):
             object.__setattr__(self, name, value)
 
@@ -219,8 +223,8 @@ def claimed_units(
     draws = null.sizes["draw"]
     if draws < round(1 / error_rate) - 1:
         raise InputError(
-            f"an error rate of {error_rate} needs {round(1 / error_rate) - 1} draws of the null, "
-            f"there are {draws}"
+            f"an error rate of {error_rate} needs at least {round(1 / error_rate) - 1} draws of "
+            f"the null, got {draws}"
         )
     cells = observed.stack(cell=observed.dims)
     nulls = null.stack(cell=observed.dims).transpose("draw", "cell").sel(cell=cells.cell)

@@ -146,14 +146,15 @@ class BaseInstrument(abc.ABC):
             unknown = [dim for dim in dims if dim not in sizes]
             if unknown:
                 raise InputError(
-                    f"instrument {self.name!r}: output {name!r} has the dimension {unknown[0]!r}, "
-                    f"which coords does not label; it labels {', '.join(sizes)}"
+                    f"instrument {self.name!r}: output {name!r} has the dimension "
+                    f"{unknown[0]!r}, which has no labels in coords; the labelled dimensions are "
+                    f"{', '.join(sizes)}"
                 )
             wanted = tuple(sizes[dim] for dim in dims)
             if outputs[name].shape != wanted:
                 raise InputError(
                     f"instrument {self.name!r}: output {name!r} has shape {outputs[name].shape}; "
-                    f"its dimensions {dims} are of sizes {wanted}"
+                    f"it must be {wanted}, the sizes of its dimensions {dims}"
                 )
 
 

@@ -63,8 +63,8 @@ def plain(value: Any, what: str) -> Any:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{what} are {value!r}, which JSON cannot hold ({error}); use texts, numbers, truth "
-            "values, None, lists, and dicts with texts as keys"
+            f"{what} are {value!r}, which JSON cannot represent ({error}); use texts, numbers, "
+            "truth values, None, lists, and dicts with texts as keys"
         ) from None
 
 
@@ -81,12 +81,12 @@ def _fault(labels: Any) -> str:
         shown = " and ".join(repr(label) for label in reversed(list(kinds.values())))
         return f"have different types, such as {shown}"
     if "text" in kinds and (bad := [label for label in listed if not _keepable(label)]):
-        return f"have {bad[0]!r}, a text that files cannot hold"
+        return f"have {bad[0]!r}, a text that files cannot store"
     if any(label != label for label in listed):
         return "have nan, which is not equal to itself"
     array = np.asarray(listed)
     if array.dtype.kind not in "biufU" or array.tolist() != listed:
-        return f"have numbers that no single type holds: {listed[:5]!r}"
+        return f"have numbers that no single type can represent: {listed[:5]!r}"
     return ""
 
 

@@ -94,8 +94,8 @@ def need_chains(dataset: Dataset) -> None:
         f"<e_{number}>" for number in range(dataset.world.n_entities)
     ):
         raise NotApplicable(
-            "this instrument needs entities of one token each; this task spells them in two "
-            "(task.names), and then no single token is the bridge"
+            "this instrument needs entities of one token each; this task spells entities with "
+            "two tokens (task.names)"
         )
 
 

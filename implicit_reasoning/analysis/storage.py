@@ -72,10 +72,9 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
     """Raise an `InputError` if a result has a different identity, such as another version."""
     for what, (was, now) in differences(old.attrs, identity).items():
-        another = f"other {what}" if what == "options" else f"another {what}"
         raise InputError(
-            f"the result of instrument {identity['instrument']!r} that is there has {another} "
-            f"({was!r}, now {now!r}); measure all of it again (--again)"
+            f"saved result for {identity['instrument']!r} has {what} {was!r}, expected {now!r}; "
+            "rerun with --again"
         )
 
 
@@ -88,9 +87,8 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
     known = [step for step in prints if step in run.steps]
     if known and run.fingerprint(max(known)) != prints[max(known)]:
         raise InputError(
-            f"the result of instrument {old.attrs['instrument']!r} that is there is of other "
-            f"parameters of step {max(known)} than {run.files.workdir} has now; measure all of it "
-            "again (--again)"
+            f"saved result for {old.attrs['instrument']!r} was measured with other parameters of "
+            f"step {max(known)} than {run.files.workdir} has now; rerun with --again"
         )
 
 
@@ -152,9 +150,9 @@ def save_merged(
             if different := differences(other.attrs, identity):
                 what, (was, now) = next(iter(different.items()))
                 raise InputError(
-                    f"while instrument {identity['instrument']!r} measured {path.parent}, another "
-                    f"process kept a result of another {what} ({was!r}, not {now!r}); the new one "
-                    "is not kept; measure again when the other process has ended"
+                    f"while instrument {identity['instrument']!r} measured {path.parent}, "
+                    f"another process saved a result with {what} {was!r} instead of {now!r}, so "
+                    "the new result is not saved; measure again when the other process has ended"
                 )
             new = merge(other, new)
         save_arrays(path, new)

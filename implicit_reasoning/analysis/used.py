@@ -88,8 +88,8 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     missing = [name for name in ("mean_swap", "erasure") if name not in results]
     if missing:
         raise InputError(
-            f"the table of what is used needs the results of mean_swap and erasure; {missing[0]} "
-            "is missing: run `analyze` for it"
+            "the table of used variables needs the results of mean_swap and erasure; "
+            f"{missing[0]} is missing, so measure it with `analyze`"
         )
     group = group or _answered_group(results["mean_swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("mean_swap", "erasure"))
@@ -165,14 +165,14 @@ def disagreements(made: xr.Dataset) -> list[str]:
         where = f"{row['variable']} at S[{row['layer']}, {row['pos']}]"
         if row["verdict"] == "decodable, not used":
             sentences.append(
-                f"{where} is decodable ({row['decoded']:.2f}"
-                f"{', taught there' if row.get('by_construction') else ''}) and not used: "
-                f"{row['stays_swapped']:.2f} of answers stay when it is swapped, "
-                f"{row['stays_erased']:.2f} when it is erased."
+                f"{where} is decodable "
+                f"({row['decoded']:.2f}{', taught there' if row.get('by_construction') else ''}) "
+                f"but not used: {row['stays_swapped']:.2f} of answers stay when it is swapped, "
+                f"and {row['stays_erased']:.2f} when it is erased."
             )
         if row["verdict"] == "used, not decodable":
             sentences.append(
-                f"{where} is used and not linearly decodable from held-out states "
+                f"{where} is used but not linearly decodable from held-out states "
                 f"({row['decoded']:.2f}): {row['follows']:.2f} of answers follow its swap."
             )
     return sentences
@@ -204,17 +204,20 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
             ax.set_xlabel("position")
     handles = [Patch(color=color, alpha=_ALPHA, label=name) for name, color in VERDICTS.items()]
     drawing.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    said = " ".join(disagreements(whole)) or "At the last checkpoint the two nowhere disagree."
+    said = " ".join(disagreements(whole)) or (
+        "At the last checkpoint, decoding and use agree everywhere."
+    )
     caption = (
         f"In each cell, on cases of {made.attrs['group']} that are right when clean: how well a "
-        "linear reader decodes the variable from held-out states; the share of answers that become "
-        "what the world says when its class mean is swapped (in brackets the null, the "
-        "highest of three other codes); the share of answers that stay when it is erased (null: "
-        "the worse of two others as large). Cells are empty (and layers, positions, checkpoints "
-        "left out where all are) where a class has one state only, which no held-out reader can "
-        "know, or too few cases count. Red is what a probe finds and the model ignores; "
-        "'replaceable' what answers follow when it is swapped, and do without when it is erased; "
-        "'unclear' where a swap does damage, some answers follow, or decoding is partial. " + said
+        "linear reader decodes the variable from held-out states; the share of answers that "
+        "become what the world says when its class mean is swapped (in brackets the null, the "
+        "highest of three controls); the share of answers that stay when it is erased (in "
+        "brackets the null, the lower of two controls of equal rank). A cell is empty where "
+        "each class has only one state, so that no reader can be tested on held-out states, or "
+        "where too few cases count; layers, positions and checkpoints with empty cells only are "
+        "left out. Red: a probe finds the variable, but the model does not use it. "
+        "'Replaceable': answers follow when it is swapped, but stay when it is erased. "
+        "'Unclear': a swap does damage, only some answers follow, or decoding is partial. " + said
     )
     return [Figure("used", "Decodable or used?", caption, drawing)]
 

@@ -111,7 +111,7 @@ def test_the_command_and_the_report(run, capsys, monkeypatch):
     assert main(["analyze", workdir, "--steps=soon"]) == 2
     assert "--steps=soon is not understood; it is all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2
-    assert "no checkpoint of step 7; there are" in capsys.readouterr().err
+    assert "no checkpoint of step 7; it has" in capsys.readouterr().err
 
 
 def test_several_runs_each_keep_their_own_result(trained, run, tmp_path, capsys):
@@ -198,7 +198,7 @@ def test_options_of_ones_own_are_not_mixed(run):
     assert one.attrs["options"] == {"positions": ["r1"]}
     xr.testing.assert_identical(analyze(run, OfPosition("r1"), steps=[20], progress=False), one)
     other = OfPosition("r1", "r2")
-    with pytest.raises(InputError, match=r"'of_position' that is there has other .*--again"):
+    with pytest.raises(InputError, match=r"saved result for 'of_position' has options .*--again"):
         analyze(run, other, steps=[20], progress=False)
     again = analyze(run, other, steps=[20], again=True, progress=False)
     assert again.attrs["options"] == {"positions": ["r1", "r2"]}
@@ -213,7 +213,7 @@ def test_das_of_another_variable_is_another_result(run):
         analyze(run, Alignment("e2", ("r1",), **short), steps=[20], progress=False), e2
     )
     other = Alignment("r1", ["r1"], **short)
-    with pytest.raises(InputError, match=r"'das' that is there has other options .*--again"):
+    with pytest.raises(InputError, match=r"saved result for 'das' has options .*--again"):
         analyze(run, other, steps=[20], progress=False)
     r1 = analyze(run, other, steps=[20], again=True, progress=False)
     assert r1["variable"].values.tolist() == ["r1"]
@@ -230,7 +230,7 @@ def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_ano
         "parameter_patching",
         "lens",
     ]
-    said = "parameter_patching were held against step 10, the last one now is 20; measuring them"
+    said = "parameter_patching were compared with step 10, but the last step is now 20"
     assert said in capsys.readouterr().err
     new = run.result("parameter_patching")
     assert new.attrs["reference"] == 20

@@ -62,7 +62,7 @@ def test_claims_about_many_units_are_corrected_for_their_number():
     effect.loc[0, 3] = null.sel(layer=0, neuron=3).max() + 0.01  # above its own null only
     told = claimed_units("part", "answer", effect, null.transpose(..., "draw"), Neuron)
     assert told == {Claim("part", "answer", Neuron(1, 7))}
-    with pytest.raises(InputError, match="needs 19 draws of the null, there are 18"):
+    with pytest.raises(InputError, match="needs at least 19 draws of the null, got 18"):
         claimed_units("part", "answer", effect, null.isel(draw=slice(18)), Neuron)
 
 
@@ -115,7 +115,7 @@ def test_who_makes_no_claims_is_not_run_and_not_called_silent(tmp_path):
     found = score([Numbers()], cache=tmp_path, models=models, save=tmp_path, progress=False)
     assert found.verdicts() == {"numbers": dict.fromkeys(["composer", "memoriser"], NO_CLAIMS)}
     text = (tmp_path / "scores.md").read_text()
-    assert "Not run, because nothing is claimed: numbers." in found.summary()
+    assert "Not run, because they make no claims: numbers." in found.summary()
     assert "| composer | makes no claims |" in text
     assert "| numbers |" not in found.summary() and "## numbers" not in text
     kept = json.loads((tmp_path / "scores.json").read_text())["scores"]

@@ -29,11 +29,11 @@ from tests.analysis.tiny_states import make_dataset, make_model
         ([np.datetime64("2026-11-28")], "a datetime64"),
         ([1j], "a complex"),
         ([0.5, float("nan")], "have nan"),
-        (["a\0b"], "that files cannot hold"),
-        (["a\0"], "that files cannot hold"),
-        (["\ud800"], "that files cannot hold"),
-        ([2**70], "numbers that no single type holds"),
-        ([2**60 + 1, 0.5], "numbers that no single type holds"),
+        (["a\0b"], "that files cannot store"),
+        (["a\0"], "that files cannot store"),
+        (["\ud800"], "that files cannot store"),
+        ([2**70], "numbers that no single type can represent"),
+        ([2**60 + 1, 0.5], "numbers that no single type can represent"),
         ("abc", "are the single text 'abc'"),
         (np.ones((2, 2)), "a ndarray"),
     ],
@@ -107,7 +107,7 @@ def test_options_with_numbers_of_numpy(options, wanted):
     ids=repr,
 )
 def test_options_that_json_cannot_hold(options):
-    with pytest.raises(InputError, match="which JSON cannot hold"):
+    with pytest.raises(InputError, match="which JSON cannot represent"):
         plain(options, "options")
 
 

@@ -101,7 +101,7 @@ def test_what_cannot_be_merged_is_said_and_the_other_result_stays(run, monkeypat
     other = probabilities(version=7)
     raised = at_once(measuring(run, [0]), measuring(run, [10], other))
     [error] = [error for error in raised if error is not None]
-    assert isinstance(error, InputError) and "another process kept a result of another" in str(
+    assert isinstance(error, InputError) and "another process saved a result with version" in str(
         error
     )
     kept = run.result("probabilities")
@@ -158,7 +158,7 @@ def test_a_result_of_other_parameters_is_refused(run):
         path.unlink() if path.is_file() else path.rmdir()
     (run.files.checkpoints / "30").rmdir()
     save(run.files, [30], seed=5)
-    with pytest.raises(InputError, match="of other parameters of step 30 than"):
+    with pytest.raises(InputError, match="with other parameters of step 30 than"):
         measuring(run, [10])()
     assert measuring(run, [10], again=True)().step.values.tolist() == [10]
 

@@ -56,15 +56,13 @@ def run(subject, tmp_path):
 def test_old_intervals_are_read_as_they_are_and_measured_anew_by_analyze(run, capsys):
     assert (run.result("signs")["positive_low"] == 0.5).all()
     new = analyze(run, Signs(), steps=[1])
-    assert "intervals of an earlier version; measuring them anew" in capsys.readouterr().err
+    assert "intervals of an earlier version; measuring them again" in capsys.readouterr().err
     assert new.step.values.tolist() == [0, 1] and new.attrs["intervals"] == INTERVALS
     assert (new["positive_low"] != 0.5).all()
 
 
 def test_a_result_whose_checkpoint_is_gone_is_not_lost(run):
     run.store.steps = (1,)
-    with pytest.raises(
-        InputError, match=r"another intervals \(1, now 2\); measure all of it again"
-    ):
+    with pytest.raises(InputError, match=r"has intervals 1, expected 2; rerun with --again"):
         analyze(run, Signs(), progress=False)
     assert run.result("signs").step.values.tolist() == [0]

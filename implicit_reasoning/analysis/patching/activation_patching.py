@@ -77,16 +77,17 @@ class ActivationPatching(Instrument):
     name = "activation_patching"
     version = 3
     definition = (
-        "Of questions answered correctly when clean: the share of predictions that are the clean "
-        "answer, that of the question with the exchanged token (counterfactual), or another, when "
-        "S[layer, pos] of the run with one token corrupted is put into the clean run (noising) or "
-        "the reverse (denoising). A symmetric token's question may have no answer, or the clean "
-        "one, and noise has none: nothing then counts as counterfactual (compared: where there is "
-        "one). null_fraction: with the exchanged answer of another question. "
-        "logit_difference: clean minus exchanged answer, where there is one; probability: of the "
-        "clean answer; divergence: KL(clean run || patched run), nats. part_...: the same for what "
-        "one part of a block wrote, counterfactual tokens only. followed: the counterfactual share "
-        "in noising, where the counterfactual question is answered correctly, too, when asked."
+        "Of questions answered correctly when clean: the share of predictions that are the "
+        "clean answer, that of the question with the exchanged token (counterfactual), or "
+        "another, when S[layer, pos] of the run with one token corrupted is put into the clean "
+        "run (noising) or the reverse (denoising). With a symmetric token, the counterfactual "
+        "question may have no answer or the clean one; with noise, it has none. No prediction "
+        "then counts as counterfactual (compared: where there is a counterfactual answer). "
+        "null_fraction: with the exchanged answer of another question. logit_difference: clean "
+        "minus exchanged answer, where there is one; probability: of the clean answer; "
+        "divergence: KL(clean run || patched run), nats. part_...: the same for what one part "
+        "of a block wrote, counterfactual tokens only. followed: the counterfactual share in "
+        "noising, where the model also answers the counterfactual question correctly."
     )
     outputs = {
         "fraction": ("outcome", *_STATES),
@@ -182,12 +183,12 @@ class ActivationPatching(Instrument):
         )
         rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
-            f"Split {group}, questions answered correctly when clean. A row is the input token "
-            "that was exchanged; shown is the share of answers that become those of the question "
-            "with that token when S[layer, pos] of its run replaces the clean one. High cells lie "
-            "on the way from that token to the answer; a state before that token's position cannot "
-            "change anything. The null expects the answer of another question's exchange. "
-            f"White: fewer than {MIN_CLUSTERS} bridges counted."
+            f"Split {group}, questions answered correctly when clean. Each row is the input "
+            "token that was exchanged. A cell is the share of answers that become those of the "
+            "question with that token when S[layer, pos] of its run replaces the clean one. "
+            "High cells lie on the path from that token to the answer; a state before that "
+            "token's position cannot change anything. The null counts the answer of another "
+            f"question's exchange. White: fewer than {MIN_CLUSTERS} bridges counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
         by_part = of_group.part_fraction.where(of_group.part_fraction_n >= MIN_CLUSTERS)
@@ -199,16 +200,16 @@ class ActivationPatching(Instrument):
             parts, "share of answers that follow, best position", rows="part", columns="block"
         )
         about_parts = (
-            f"Split {group}: as the figure of states, but only what one part of one block wrote is "
-            "taken from the run with the token exchanged, at the position where most answers "
-            "follow. A part of which the token makes no difference to the answer has 0. The null "
-            "expects the answer of another question's exchange, and is the best of all tokens, too."
-            " The file has all positions, both directions and the other shares."
+            f"Split {group}: as the figure of states, but only what one part of one block wrote "
+            "is taken from the run with the token exchanged, at the position where most answers "
+            "follow. A part that does not carry the token to the answer has 0. The null counts "
+            "the answer of another question's exchange, and is the highest over all tokens. "
+            "The file has all positions, both directions and the other shares."
         )
         return [
             Figure(
                 "activation_patching",
-                "On which way does a token reach the answer?",
+                "By which path does a token reach the answer?",
                 caption,
                 states,
             ),

@@ -49,11 +49,11 @@ class BackPatching(Instrument):
     name = "back_patching"
     version = 4
     definition = (
-        "Of questions answered wrongly: the share that is answered correctly (repaired), with the "
-        "same wrong answer (unchanged) or with another wrong one (other, which is damage) when "
-        "S[from_layer, pos] replaces S[layer, pos] of the same run (Biran et al. 2024). Null: the "
-        "state of another question's run. probability: of the right answer. correct: the share "
-        "answered correctly when nothing is changed."
+        "Of questions answered wrongly: the share that is then answered correctly (repaired), "
+        "with the same wrong answer (unchanged) or with another wrong answer (other, which is "
+        "damage) when S[from_layer, pos] replaces S[layer, pos] of the same run (Biran et al. "
+        "2024). Null: the state of another question's run. probability: of the right answer. "
+        "correct: the share answered correctly when nothing is changed."
     )
     outputs = {
         **dict.fromkeys((*OUTCOMES, "probability"), _CELLS),
@@ -122,15 +122,15 @@ class BackPatching(Instrument):
         rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")
         caption = (
             f"Split {group}, questions answered wrongly: the share answered correctly when the "
-            "state after from_layer blocks replaces that after `layer` blocks, at the position of "
-            "the row. Above the diagonal a later state is put back; the diagonal changes nothing, "
-            "hence is 0. The null, the best of all positions, takes another question's state. The "
-            "best of many cells is high by chance, too: hold it against the best of the null. The "
-            "last row is damage, a wrong answer that becomes another wrong one. "
-            f"White: fewer than {MIN_CLUSTERS} bridges counted."
+            "state after from_layer blocks replaces that after `layer` blocks, at the position "
+            "of the row. Above the diagonal, a later state replaces an earlier one; the "
+            "diagonal changes nothing, so it is 0. The null, the highest over positions, uses "
+            "another question's state. The highest of many cells is high by chance as well, so "
+            "compare it with the highest of the null. The last row is damage: a wrong answer "
+            f"becomes another wrong answer. White: fewer than {MIN_CLUSTERS} bridges counted."
         )
         drawing = maps_over_steps(rows, "share repaired", rows="from_layer", columns="layer")
-        return [Figure("back_patching", "Was the bridge there, but too late?", caption, drawing)]
+        return [Figure("back_patching", "Was the bridge present, but too late?", caption, drawing)]
 
 
 def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cache) -> Array:

@@ -70,12 +70,13 @@ class CrossQueryPatching(Instrument):
     version = 2
     definition = (
         "Share of predictions that are the clean answer, the composed one (tail of the source's "
-        "bridge and the target's r2; Ye et al. 2025), or another, when S[layer, pos] of a source "
-        "question replaces the target's; over targets answered correctly when clean. Composed "
-        "chains are absent from training but in the group 'trained chain'. Null 'shuffled': the "
-        "composed answer of another pair. logit_difference: clean minus composed answer (compared: "
-        "where there is one); probability: of the clean answer; divergence: KL(clean run || "
-        "patched run), nats. direct: the composed question itself, asked."
+        "bridge and the target's r2; Ye et al. 2025), or another, when S[layer, pos] of a "
+        "source question replaces the target's; over targets answered correctly when clean. "
+        "Composed chains are not in training, except in the group 'trained chain'. Null "
+        "'shuffled': the composed answer of another pair. logit_difference: clean minus "
+        "composed answer (compared: where there is one); probability: of the clean answer; "
+        "divergence: KL(clean run || patched run), nats. direct: the share of composed "
+        "questions that the model answers correctly."
     )
     outputs = {
         "fraction": ("expected", "outcome", "layer", "pos", "example"),
@@ -150,13 +151,13 @@ class CrossQueryPatching(Instrument):
         rows["null: shuffled\nanswer"] = shuffled.sel(outcome=OUTCOMES[1], group=BRIDGE)
         rows[f"{SAME}:\nunchanged"] = old.sel(group=SAME)
         caption = (
-            "Share of targets, of those answered correctly when clean, whose answer becomes the "
-            "tail of the source's bridge and the target's r2 when S[layer, pos] of the source "
-            "replaces theirs. Only in 'trained chain' was that chain trained on: what is high "
-            "there alone is remembered. A state that stands for the bridge is high in the first "
-            "row and, with the same bridge from another prefix (last row), leaves the answer as "
-            "it is. The null expects the answer of another pair. White: fewer than "
-            f"{MIN_CLUSTERS} source bridges counted."
+            "Of targets answered correctly when clean, the share whose answer becomes the tail "
+            "of the source's bridge and the target's r2 when S[layer, pos] of the source "
+            "replaces theirs. Only in 'trained chain' is that chain in training, so a share "
+            "that is high only there shows memorisation. A state that represents the bridge is "
+            "high in the first row and, with the same bridge from another prefix (last row), "
+            "does not change the answer. The null counts the answer of another pair. White: "
+            f"fewer than {MIN_CLUSTERS} source bridges counted."
         )
         drawing = maps_over_steps(rows, "share of predictions")
         return [

@@ -75,8 +75,9 @@ def _digest_of(function: Function, kind: str) -> str:
         return _digest(inspect.getsource(function).encode())
     except (OSError, TypeError):
         raise InputError(
-            f"the source of {kind} {_own_name(function)} cannot be read, so its results could not "
-            "be told from those of another function; define it with def, in a file or a notebook"
+            f"the source of {kind} {_own_name(function)} cannot be read, so its results cannot "
+            "be distinguished from those of another function; define it with def in a file or a "
+            "notebook"
         ) from None
 
 

@@ -89,7 +89,7 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
     if not names or len(set(names)) != len(names):
-        raise InputError(f"metrics are {names}; give at least one, and each once")
+        raise InputError(f"metrics are {names}; there must be at least one, without duplicates")
     return found
 
 
@@ -124,7 +124,7 @@ def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> No
         )
     if not jnp.issubdtype(made.dtype, jnp.floating):
         raise InputError(
-            f"metric {found.name} returned numbers of type {made.dtype}; it must return floats"
+            f"metric {found.name} returned numbers of type {made.dtype}; they must be floats"
         )
 
 

@@ -31,7 +31,7 @@ class NeuronPatching(PairPatching):
 
     name = "neuron_patching"
     definition = (
-        "As patching, of single neurons: neuron_recovery and neuron_followed are recovery and "
+        "Patching of single neurons: neuron_recovery and neuron_followed are recovery and "
         "followed when the activation of one neuron (mlp.hook_post) at one position is that of "
         "the donor run."
     )
@@ -75,11 +75,12 @@ class NeuronPatching(PairPatching):
         options = result.attrs.get("options", self.options())
         caption = (
             f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, denoising, clean "
-            f"prompts answered correctly. The {_SHOWN} neurons (block.neuron) that recover most at "
-            "any position, when their activation in the clean run is put into the corrupt run. 0: "
-            "nothing changes; 1: the answer is measured as in the clean run. In brackets: the "
-            "activation in another pair's clean run, the null. These are the best of many cells, "
-            f"which are high by chance, too. White: fewer than {MIN_CLUSTERS} clusters counted."
+            f"prompts answered correctly. The {_SHOWN} neurons (block.neuron) with the highest "
+            "recovery at any position when their activation in the clean run is put into the "
+            "corrupt run. 0: nothing changes; 1: the metric is that of the clean run. In "
+            "brackets: the null, the activation in another pair's clean run. These are the "
+            "highest of many cells, which are high by chance as well. White: fewer than "
+            f"{MIN_CLUSTERS} clusters counted."
         )
         drawing = heat_maps(maps[0], "normalised recovery", nulls=maps[1], rows="neuron", width=0.9)
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]

@@ -192,16 +192,17 @@ class PairPatching(PairInstrument):
         options = result.attrs.get("options", self.options())
         about = (
             f"Pairs {options['pairs']['name']}, group {group}, metric {metric}, clean prompts "
-            "answered correctly. Read a cell so: 0, the patch changes nothing; 1, the answer is "
-            "measured as in the run that the value comes from. "
+            "answered correctly. A cell is 0 if the patch changes nothing, and 1 if the metric "
+            "is that of the run that the value comes from. "
         )
-        caption = (
-            about + "A cell is S[layer, pos] of the other run, put into this run; denoising puts "
-            "clean states into the corrupt run, noising corrupt states into the clean run. Cells "
-            "near 1 hold all that differs between the prompts and matters for the answer; they "
-            "need not be the only place. The null takes the state of another pair's run; a patch "
-            "that only removes the answer moves a logit difference by about half. "
-            f"White: fewer than {MIN_CLUSTERS} clusters counted, or no difference to recover."
+        caption = about + (
+            "A cell is S[layer, pos] of the other run, put into this run; denoising puts "
+            "clean states into the corrupt run, noising corrupt states into the clean run. "
+            "Cells near 1 contain all information that differs between the prompts and "
+            "matters for the answer; other cells may contain it as well. The null takes the "
+            "state of another pair's run; a patch that only removes the answer moves a "
+            f"logit difference by about half. White: fewer than {MIN_CLUSTERS} clusters "
+            "counted, or no difference to recover."
         )
         drawing = maps_over_steps(rows, "normalised recovery")
         found = [
@@ -216,12 +217,11 @@ class PairPatching(PairInstrument):
             for pos in last["pos"].values
         }
         step = int(result["step"][-1])
-        caption = (
-            about
-            + f"Step {step:,}, denoising: what one part of one block wrote at one position of "
-            "the clean run, put into the corrupt run. A part near 1 restores the clean answer "
-            "alone. Parts of which several are needed together stay near 0. The second row is the "
-            "null, with the value of another pair's run."
+        caption = about + (
+            f"Step {step:,}, denoising: what one part of one block wrote at one position of "
+            "the clean run, put into the corrupt run. A part near 1 restores the clean "
+            "answer by itself. Parts that are needed only together stay near 0. The second "
+            "row is the null, with the value of another pair's run."
         )
         written = heat_maps(
             maps, "normalised recovery", ncols=last.sizes["pos"], rows="part", columns="block"

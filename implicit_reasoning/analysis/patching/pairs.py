@@ -106,8 +106,8 @@ def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     need_chains(dataset)
     if token not in dataset.positions:
         raise NotApplicable(
-            f"pairs 'exchange_{token}': prompts of this task have the positions "
-            f"{', '.join(dataset.positions)}"
+            f"pairs 'exchange_{token}' cannot be made: prompts of this task have only the "
+            f"positions {', '.join(dataset.positions)}"
         )
     place, splits = dataset.positions.index(token), chain_splits(dataset)
     rows, group = choose_rows(dataset, splits, _MAX_PAIRS)
@@ -176,7 +176,9 @@ def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:
     )
     positions = tuple(made.positions) or tuple(map(str, range(n_pos)))
     if len(positions) != n_pos or len(set(positions)) != n_pos:
-        raise _Fault(f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} names")
+        raise _Fault(
+            f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} different names"
+        )
     groups = tuple(made.groups)
     group = np.zeros(count, np.int64) if made.group is None else _whole(made.group, "group")
     clusters = np.arange(count) if made.clusters is None else _whole(made.clusters, "clusters")
@@ -184,9 +186,12 @@ def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:
         if values.shape != (count,):
             raise _Fault(f"{name} has shape {values.shape}; {count} pairs need ({count},)")
         if (values < 0).any():
-            raise _Fault(f"{name} has {values.min()}; numbers of groups and clusters begin at 0")
+            raise _Fault(f"{name} has {values.min()}; groups and clusters are numbered from 0")
     if not groups or group.max() >= len(groups):
-        raise _Fault(f"a pair is in group {group.max()}, and there are {len(groups)} groups")
+        raise _Fault(
+            f"a pair is in group {group.max()}, but there are only {len(groups)} groups, "
+            "numbered from 0"
+        )
     return PromptPairs(
         clean, corrupt, answer, corrupt_answer, positions, groups, group, clusters.astype(np.int64)
     )
@@ -201,7 +206,7 @@ def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndar
     if corrupt.ndim == 2 and corrupt.shape[1] != clean.shape[1]:
         raise _Fault(
             f"clean prompts have {clean.shape[1]} tokens and corrupt prompts {corrupt.shape[1]}; "
-            "both need the same length, so that a position is the same place in both"
+            "both must have the same length"
         )
     if clean.shape[1] > model.spec.n_ctx:
         raise _Fault(
@@ -229,7 +234,9 @@ def _whole(values: Any, name: str) -> np.ndarray:
     try:
         found = np.asarray(values)
     except ValueError:  # lists of different lengths
-        raise _Fault(f"{name} has rows of different lengths; it must be a rectangle") from None
+        raise _Fault(
+            f"{name} has rows of different lengths; all rows must have the same length"
+        ) from None
     if found.dtype.kind not in "iu":
         raise _Fault(f"{name} has the type {found.dtype}; it must have whole numbers")
     return found

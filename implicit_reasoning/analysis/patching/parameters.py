@@ -47,9 +47,9 @@ class ParameterPatching(Instrument):
     version = 3
     definition = (
         "Share of questions answered correctly when the attention or the MLP of one block (with "
-        "its norm) is that of the last checkpoint (later), or when the last checkpoint has that of "
-        "this one (earlier); probability: of the answer. alone: nothing exchanged: this "
-        "checkpoint, and the last one."
+        "its norm) is that of the last checkpoint (later), or when the last checkpoint has that "
+        "of this one (earlier); probability: of the answer. alone: this checkpoint and the last "
+        "one, with nothing exchanged."
     )
     outputs = {
         **dict.fromkeys(("correct", "probability"), ("direction", "part", "block", "example")),
@@ -120,11 +120,12 @@ class ParameterPatching(Instrument):
         caption = (
             f"Split {group}: share of questions answered correctly when the attention or the MLP "
             "of one block comes from the other checkpoint. Row 'nothing' is the null, the model "
-            "without the exchange. Above it: the part that the model lacked; below it: the two "
-            "checkpoints' parts no longer fit, which says nothing about what a part does."
+            "without the exchange. Higher than the null: the model lacked that part. Lower: the "
+            "parts of the two checkpoints do not fit together, which says nothing about the "
+            "function of a part."
         )
         drawing = maps_over_steps(rows, "share correct", rows="part", columns="block")
-        return [Figure("parameter_patching", "Which weights made the change?", caption, drawing)]
+        return [Figure("parameter_patching", "Which weights caused the change?", caption, drawing)]
 
 
 def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:

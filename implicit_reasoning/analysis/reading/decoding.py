@@ -62,9 +62,9 @@ _DECODED = 0.9  # minimum lower end of top-1, with the bottleneck and for immedi
 _CHANCE = 3.0  # minimum ratio to the null of immediate probing (another fact's tail)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
-    "From layer 1 on the full run is true by construction: the state there is a function of e1 and "
-    "r1, and the layers that follow compute from it what they compute in its own prompt; it shows "
-    "that the prefix arrived, and no more. Claims are made from the bottleneck."
+    "From layer 1 on, the full run is true by construction: the state is a function of e1 and "
+    "r1, and the following layers compute the same from it as in its own prompt. The full run "
+    "shows only that the prefix has reached this state. Claims use the bottleneck."
 )
 _CONTROL = 0.5  # maximum upper end of top-1 with the controls of the bottleneck
 
@@ -76,15 +76,16 @@ class Decoding(Instrument):
     definition = (
         "top1: share of facts (e1, r1) whose tail is the strict top-1 among all tokens when "
         "S[layer, r1] is read. immediate: unembed(norm(S)), or without the norm; full run: S is "
-        "put in at the same layer and position of another fact's prompt (of another e1 and tail), "
-        "and the remaining layers decode at r1 (Ye et al. 2025, with their off-by-one corrected); "
-        "from layer 1 on this is so by construction. bottleneck: the same for S projected onto the "
-        "span of the largest differences of its class means by tail (at most 32 dimensions), "
-        "around their mean, found on three quarters of the first group's facts, of which it is "
-        "none; nulls: tails shuffled among those facts, as many random directions. counted: facts "
-        "whose tail is that of a fact in those quarters; only these count for bottlenecks. "
-        "truth: the fact's tail; another fact's, drawn at random (null); the recipient prompt's. "
-        "by_construction: training supervises this very prompt with this very tail, at that layer."
+        "put in at the same layer and position of another fact's prompt (of another e1 and "
+        "tail), and the remaining layers decode at r1 (Ye et al. 2025, with their off-by-one "
+        "corrected); from layer 1 on this is so by construction. bottleneck: the same for S "
+        "projected onto the span of the largest differences of its class means by tail (at most "
+        "32 dimensions), around their mean, fitted on three quarters of the first group's "
+        "facts, without the fact itself; nulls: tails shuffled among those facts, and as many "
+        "random directions. counted: facts whose tail is that of a fact in those quarters; only "
+        "these count for bottlenecks. truth: the fact's tail; another fact's, drawn at random "
+        "(null); the recipient prompt's. by_construction: training supervises this very prompt "
+        "with this very tail, at that layer."
     )
     version = 2
     outputs = {
@@ -106,8 +107,8 @@ class Decoding(Instrument):
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
             raise NotApplicable(
-                "decoding reads the prompt (e1, r1) that chains begin with; in this task prompts "
-                f"are {', '.join(dataset.positions)} (task.order)"
+                "decoding reads the prompt (e1, r1) that chains begin with; prompts of this "
+                f"task have the positions {', '.join(dataset.positions)} (task.order)"
             )
         variables = chain_variables(dataset, facts.rows)
         wanted = [i for i, name in enumerate(variables.names) if name in ("e2", "decoy")]
@@ -285,7 +286,7 @@ def _other(
             return chosen
         chosen[alike] = random.choice(among, len(alike))
     raise NotApplicable(
-        "this world is too small: for some fact there is none with another e1 and e2"
+        "this world is too small: some fact has no other fact with a different e1 and e2"
     )
 
 
@@ -322,9 +323,9 @@ def _over_training(result: xr.Dataset) -> Figure:
     )
     caption = (
         "How often the state after (e1, r1) gives the fact's tail e2: unembedded as it is "
-        "(immediate), or put into another prompt and decoded by the layers that follow (full run), "
-        f"or so after a projection onto {WIDTH} dimensions (bottleneck). {_FULL_RUN} "
-        f"A layer counts the blocks before the state. Shading: 95% interval over facts "
+        "(immediate), or put into another prompt and decoded by the following layers (full "
+        f"run), or the same after a projection onto {WIDTH} dimensions (bottleneck). {_FULL_RUN} "
+        "Layer: number of blocks before the state. Shading: 95% interval over facts "
         f"({_counts(result)}). Grey: another fact's tail, highest layer. {_construction(result)}"
     )
     return Figure("decoding", "Immediate and full-run decoding of e2", caption, drawing)
@@ -349,12 +350,12 @@ def _bottleneck_over_training(result: xr.Dataset) -> Figure:
     )
     widest = int(result["width"].sel(variable="e2").max())
     caption = (
-        "How often the fact's tail e2 comes out when the state after (e1, r1) is put into another "
-        "prompt after a projection onto the dimensions in which its class means by e2 differ most "
-        f"(here up to {widest}), found on other {result.group.values[0]} facts. Dashed, highest "
-        "layer: the same with e2 shuffled among those facts, with as many random directions, and "
-        "how often another fact's tail comes out. Shading: 95% interval over facts. Facts whose "
-        "tail no other fact has are left out."
+        "How often the model answers the fact's tail e2 when the state after (e1, r1) is put "
+        "into another prompt after a projection onto the dimensions in which its class means by "
+        f"e2 differ most (here up to {widest}), fitted on other {result.group.values[0]} facts. "
+        "Dashed, highest layer: the same with e2 shuffled among those facts, with as many "
+        "random directions, and how often the model answers another fact's tail. Shading: 95% "
+        "interval over facts. Facts whose tail occurs in no other fact are left out."
     )
     return Figure("decoding_bottleneck", "Decoding of e2 through a bottleneck", caption, drawing)
 
@@ -378,9 +379,9 @@ def _table(result: xr.Dataset) -> Figure:
         maps, "share of facts", columns="reading", ncols=len(some_steps(result)), width=0.75
     )
     caption = (
-        "Ye et al.'s decoding table at every layer: share of facts whose tail e2 (and, where the "
-        "prompt (e1, r1) is taught another answer, that decoy) is top-1, by "
-        f"reading, at some checkpoints ({_counts(result)}). {_FULL_RUN} {_construction(result)}"
+        "Ye et al.'s decoding table at every layer: share of facts whose tail e2 (and the "
+        "decoy, where training teaches another answer to (e1, r1)) is top-1, by reading, at "
+        f"some checkpoints ({_counts(result)}). {_FULL_RUN} {_construction(result)}"
     )
     return Figure("decoding_table", "Decodable and usable, by layer", caption, drawing)
 
@@ -395,6 +396,6 @@ def _construction(result: xr.Dataset) -> str:
     if not taught:
         return "Nothing here is true by construction: training never asks for (e1, r1) by itself."
     return (
-        "True by construction, because it is what training teaches after (e1, r1): "
+        "True by construction, because training teaches it as the answer to (e1, r1): "
         f"{', '.join(taught)} at the last layer, with the final norm and in the full run."
     )

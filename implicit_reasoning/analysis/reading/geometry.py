@@ -53,16 +53,17 @@ class Geometry(Instrument):
 
     name = "geometry"
     definition = (
-        "cosine of S[layer, pos] with the mean of the ID states of its bridge e2 (groups: id = ID "
-        "cohesion, ood = OOD alignment, Ye et al. 2025; averaged over states, not over bridges), "
-        "that mean with or without the state itself, and the average over means of all other "
-        "bridges; mean removed: of all ID states there. retrieval: the nearest mean, without "
-        "itself, is its own, among n_bridges; a tie is wrong. attributes: at e1, of the m entities "
-        "that unembed(norm(S)) ranks highest, the share that are tails of e1 (own) or of another "
-        "entity, m the number of those tails (Geva et al. 2023). picture: two principal "
-        "coordinates, of centred states (PCA) or of cosine distances (classical MDS), at the "
-        "position where e2 is first known. Null: bridges shuffled between states. Layer 0 is a "
-        "null as well: a state there is its token's embedding."
+        "cosine of S[layer, pos] with the mean of the ID states of its bridge e2 (groups: id = "
+        "ID cohesion, ood = OOD alignment, Ye et al. 2025; averaged over states, not over "
+        "bridges), that mean computed with or without the state itself, and the average over "
+        "means of all other bridges; mean removed: the mean of all ID states there is "
+        "subtracted. retrieval: the nearest mean, without itself, is its own, among n_bridges; "
+        "a tie is wrong. attributes: at e1, of the m entities that unembed(norm(S)) ranks "
+        "highest, the share that are tails of e1 (own) or of another entity, m the number of "
+        "those tails (Geva et al. 2023). picture: two principal coordinates, of centred states "
+        "(PCA) or of cosine distances (classical MDS), at the position where e2 is first known. "
+        "Null: bridges shuffled between states. Layer 0 is also a null, because a state there "
+        "is the embedding of its token."
     )
     outputs = {
         "cosine": ("truth", "centring", "centroid", "layer", "pos", "example"),
@@ -82,8 +83,8 @@ class Geometry(Instrument):
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
-                "geometry needs entities of one token at position e1; in this task prompts are "
-                f"{', '.join(dataset.positions)}"
+                "geometry needs entities of one token at position e1; prompts of this task have "
+                f"the positions {', '.join(dataset.positions)}"
             )
         facts, bridge = _of_common_bridges(facts, dataset.truth["e2"])
         leads = facts.group == 0
@@ -196,7 +197,10 @@ def _of_common_bridges(
     many, count = np.unique(values[facts.group == 0], return_counts=True)
     kept = np.isin(values, many[count >= 2])
     if not kept.any():
-        raise NotApplicable("geometry compares facts with the same tail, and here no two have one")
+        raise NotApplicable(
+            "geometry compares facts with the same tail, but no two facts of this world have "
+            "the same tail"
+        )
     bridge = np.unique(values[kept], return_inverse=True)[1]
     return FactRows(facts.rows[kept], facts.groups, facts.group[kept]), bridge
 
@@ -311,11 +315,12 @@ def _cosines(result: xr.Dataset) -> Figure:
         lowest=-0.25,
     )
     caption = (
-        f"How near states at {pos} lie to the centroid of the ID states of their bridge, the state "
-        f"itself left out ({_counts(result, pos)}); first column: ID cohesion. Shading: 95% "
-        "interval over states. Orange: the centroid with the state itself, as published, and grey: "
-        "centroids of other bridges, of either the highest layer. Top: as published; below: "
-        "with the mean of all ID states removed, without which all states look alike."
+        f"Cosine of states at {pos} with the centroid of the ID states of their bridge, computed "
+        f"without the state itself ({_counts(result, pos)}); first column: ID cohesion. Shading: "
+        "95% interval over states. Orange: the centroid computed with the state itself, as "
+        "published; grey: centroids of other bridges; both for the highest layer. Top: as "
+        "published. Bottom: with the mean of all ID states subtracted, because that mean makes "
+        "all states look alike."
     )
     return Figure("geometry", "ID cohesion and OOD alignment", caption, drawing)
 
@@ -330,9 +335,10 @@ def _retrieval(result: xr.Dataset) -> Figure:
     drawing = heat_maps(maps, "nearest centroid is the right one")
     bridges = int(result["n_bridges"].isel(step=-1))
     caption = (
-        "Share of states whose nearest centroid (of the ID states of each bridge, itself left "
-        f"out, mean removed) is that of its own bridge, among {bridges} (chance {1 / bridges:.3f}"
-        f"); step {int(result.step[-1]):,}. Beside each: the same with bridges shuffled."
+        "Share of states whose nearest centroid (of the ID states of each bridge, without the "
+        f"state itself, mean removed) is that of its own bridge, among {bridges} (chance "
+        f"{1 / bridges:.3f}); step {int(result.step[-1]):,}. Null, beside each: the same with "
+        "bridges shuffled."
     )
     return Figure("geometry_retrieval", "Is the nearest cluster the right one?", caption, drawing)
 
@@ -348,9 +354,10 @@ def _enrichment(result: xr.Dataset) -> Figure:
         label="share among the top",
     )
     caption = (
-        "Of the entities that the logit lens ranks highest at e1 - as many as e1 has tails - the "
-        "share that are tails of e1. Above grey (tails of another entity): where its facts lead is "
-        "gathered before a relation asks. Shading: 95% interval over entities."
+        "Of the m entities that the logit lens ranks highest at e1, where m is the number of "
+        "tails of e1, the share that are tails of e1. Above grey (tails of another entity): the "
+        "state has gathered the tails of e1 before the relation is known. Shading: 95% interval "
+        "over entities."
     )
     return Figure("geometry_attributes", "Attributes gathered at e1", caption, drawing)
 
@@ -369,10 +376,10 @@ def _picture(result: xr.Dataset) -> Figure:
     drawing = scatters(panels, colors, markers, ncols=len(steps))
     pos = first_known_position("e2", list(result.pos.values))
     caption = (
-        f"States at {pos} of the bridges with most OOD facts, layer {layer}, in two principal "
-        "coordinates, fitted to what is shown at each checkpoint. Colour: bridge; circle: ID fact, "
-        "cross: another role. Clusters of one colour: one code for a bridge, whatever fact leads "
-        "there. Axes have no unit of their own, and need not agree between panels."
+        f"States at {pos} of the bridges with the most OOD facts, layer {layer}, in two "
+        "principal coordinates, fitted to the shown states of each checkpoint. Colour: bridge; "
+        "circle: ID fact, cross: another role. Clusters of one colour: the bridge has the same "
+        "representation whatever fact leads to it. Axes have no unit and differ between panels."
     )
     return Figure("geometry_states", "States of some bridges", caption, drawing)
 

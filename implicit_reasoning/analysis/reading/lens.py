@@ -160,13 +160,13 @@ def _over_training(result: xr.Dataset) -> Figure:
     )
     n = ", ".join(f"{int(result['n_states'].sel(pos=p))} at {p}" for p in wanted.values())
     caption = (
-        "What the model's own unembedding reads from each layer: mean reciprocal rank (top, as in "
-        f"Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; clusters (the "
-        f"bridge, from r1 on; before it the state): {n}. Shading: 95% interval over clusters. "
-        "Grey: the truth of another prompt, highest layer. Where (e1, r1) -> e2 is itself trained "
-        "on, the last layer of e2 at r1 is "
-        "high by construction, and so is the answer's. Relations are never answers: only where the "
-        "embedding is the unembedding (a tied model) can this lens find them."
+        "What the model's own unembedding reads from each layer: mean reciprocal rank (top, as "
+        f"in Wang et al.'s figure 4c) and share of rank 0 (bottom). Prompts of {group}; clusters "
+        f"(the bridge, from r1 on; before it the state): {n}. Shading: 95% interval over "
+        "clusters. Grey: the truth of another prompt, highest layer. Where (e1, r1) -> e2 is "
+        "itself trained on, e2 at r1 is high in the last layer by construction, as is the "
+        "answer at the end. Relations are never answers, so this lens can find them only in a "
+        "tied model, where the embedding is the unembedding."
     )
     return Figure("lens", "Logit lens over training", caption, drawing)
 
@@ -181,7 +181,7 @@ def _places(result: xr.Dataset) -> Figure:
     caption = (
         "Mean reciprocal rank of every variable's token at every layer and position, among all "
         f"tokens, with the final norm; prompts of {group}, step {int(result.step[-1]):,}. Last "
-        "panel: the truth of another prompt, which for relations, of which there are few, is high "
-        "wherever relations are on top at all."
+        "panel: the truth of another prompt. For relations, of which there are few, it is high "
+        "wherever relations rank high at all."
     )
     return Figure("lens_map", "Logit lens, every layer and position", caption, drawing)

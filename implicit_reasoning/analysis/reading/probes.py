@@ -81,14 +81,15 @@ class Probes(Instrument):
     version = 2
     definition = (
         "accuracy: share of distinct states whose class (argmax over the variable's values) a "
-        "ridge regression to one-hot classes reads at S[layer, pos]; one chain for each first "
-        f"fact, {_FOLDS} folds, ridge {STRENGTH:g} x trace / width. held_out: folds of prefixes, "
-        "or of all states with an e1 (e1 itself is then 0 by construction); at layer 0, where a "
-        "state is its token's embedding, folds of tokens. truth: true, shuffled between states, "
-        "or control: a random label for each e1 (Hewitt and Liang 2019). selectivity: true less "
-        "control. sparse: e2 from k dimensions for each class, by difference of means (Gurnee et "
-        "al. 2023), held out by prefix; of neurons 0 at layer 0, which none wrote. chance: the "
-        "best constant answer, n_classes: values seen."
+        "ridge regression to one-hot classes reads at S[layer, pos]; one chain per first fact, "
+        f"{_FOLDS} folds, ridge {STRENGTH:g} x trace / width. held_out: folds hold out prefixes, "
+        "or all states with an e1 (the accuracy for e1 itself is then 0 by construction); at "
+        "layer 0, where a state is the embedding of its token, folds hold out tokens. truth: "
+        "true, shuffled between states, or control: a random label for each e1 (Hewitt and "
+        "Liang 2019). selectivity: true less control. sparse: accuracy for e2 from k dimensions "
+        "per class, chosen by difference of means (Gurnee et al. 2023), held out by prefix; 0 "
+        "for neurons at layer 0, which no neuron writes to. chance: the best constant answer; "
+        "n_classes: number of values seen."
     )
     outputs = {
         "accuracy": ("held_out", "truth", "variable", "layer", "pos", "example"),
@@ -337,10 +338,11 @@ def _over_training(result: xr.Dataset) -> Figure:
     )
     caption = (
         f"Share of held-out states at {pos} from which a linear probe reads the bridge e2, by "
-        f"layer; {_n(result, lead, pos)}. Left: the state's prefix was held out; right: all states "
-        "of its e1. Shading: 95% interval over states. Grey: the same probes on shuffled truth; "
-        "orange: on a random label for each e1, highest layer of each. On the left a probe that "
-        "knows e1 by heart solves orange; on the right nothing but the variable helps."
+        f"layer; {_n(result, lead, pos)}. Left: the state's prefix was held out; right: all "
+        "states with its e1 were. Shading: 95% interval over states. Grey: the same probes on "
+        "shuffled truth; orange: on a random label for each e1; both for the highest layer. On "
+        "the left, a probe that memorises e1 solves the orange control; on the right, only the "
+        "variable itself helps."
     )
     return Figure("probes", "The bridge, read by linear probes", caption, drawing)
 
@@ -356,10 +358,11 @@ def _everything(result: xr.Dataset) -> Figure:
     drawing = heat_maps(maps, "accuracy, held out by prefix")
     step = int(final["step"])
     caption = (
-        f"Accuracy of linear probes for every variable at every layer and position, step {step:,}. "
-        "Layer 0 is the embedding, held out by token, so that nothing can be read there that is "
-        "not shared between tokens; a class with a single state (e1 at e1) cannot be read either. "
-        "Last panel: shuffled truth. A variable that comes later than a position must look like it."
+        "Accuracy of linear probes for every variable at every layer and position, step "
+        f"{step:,}. Layer 0 is the embedding, held out by token, so a probe can read there only "
+        "what tokens share; a class with a single state (e1 at e1) cannot be read either. Last "
+        "panel: shuffled truth. A variable must look like the last panel at positions before it "
+        "is known."
     )
     return Figure("probes_map", "What linear probes read, and where", caption, drawing)
 
@@ -382,11 +385,12 @@ def _few_dimensions(result: xr.Dataset) -> Figure:
     )
     caption = (
         f"Share of held-out states at {pos} whose bridge e2 is read from k dimensions of the "
-        "residual (top) or k neurons of the last MLP (bottom; layer 0 has none), chosen for each "
-        "class by difference of means among the states fitted to. High with k = 1: single "
-        "dimensions stand for single entities. Grey: shuffled truth, highest layer."
+        "residual (top) or k neurons of the last MLP (bottom; layer 0 has none), chosen for "
+        "each class by difference of means among the states that the probe is fitted to. High "
+        "with k = 1: single dimensions represent single entities. Grey: shuffled truth, highest "
+        "layer."
     )
-    return Figure("probes_sparse", "How few dimensions hold the bridge", caption, drawing)
+    return Figure("probes_sparse", "How few dimensions contain the bridge", caption, drawing)
 
 
 def _n(result: xr.Dataset, group: str, pos: str) -> str:

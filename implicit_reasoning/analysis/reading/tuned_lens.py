@@ -58,13 +58,13 @@ class TunedLens(Instrument):
     definition = (
         "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
         "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
-        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats. Of the "
-        "prefixes, those of one chain for each first fact, a quarter is held out and scored, in "
-        "training or not; fitted are those of the others that occur in training. At layer 0, where "
-        "a state is its token's embedding, a quarter of the tokens is held out. top1: rank 0, a "
-        "tie counts against it; reciprocal_rank: 1 / (1 + rank). At the last layer it is the "
-        "identity. Beside it the logit lens on the same states. Null: another state's truth, at "
-        "random."
+        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats. "
+        "Prefixes are those of one chain per first fact. A quarter of them is held out and "
+        "scored, whether in training or not; the lens is fitted to the others that occur in "
+        "training. At layer 0, where a state is the embedding of its token, a quarter of the "
+        "tokens is held out. top1: rank 0, a tie counts against it; reciprocal_rank: 1 / (1 + "
+        "rank). At the last layer the lens is the identity. The logit lens on the same states "
+        "is measured beside it. Null: another state's truth, at random."
     )
     outputs = {
         **{
@@ -215,7 +215,7 @@ def _top1(result: xr.Dataset) -> Figure:
         panels,
         select={"group": lead, "truth": "true"},
         nulls={"shuffled truth": ({"group": lead, "truth": "shuffled"}, GREY)},
-        label="share of held-out states with it as top-1",
+        label="share of held-out states where it is top-1",
         ncols=2,
     )
     n = result["kl_n"].isel(step=-1, layer=-1, lens=0).sel(group=lead)
@@ -223,8 +223,8 @@ def _top1(result: xr.Dataset) -> Figure:
     caption = (
         "How often bridge and answer are the top-1 of the logit lens (top) and of a tuned lens "
         f"(bottom) on states it was not fitted to ({lead} facts, above layer 0: {counts}). What "
-        "only the tuned lens finds is there in another basis than the unembedding's. Grey: "
-        "shuffled truth. At the last layer both are the model's own output."
+        "only the tuned lens finds is represented in another basis than that of the "
+        "unembedding. Grey: shuffled truth. At the last layer both are the model's own output."
     )
     return Figure("tuned_lens", "Logit lens and tuned lens", caption, drawing)
 
@@ -246,8 +246,8 @@ def _distance(result: xr.Dataset) -> Figure:
         highest=max(highest, 1e-3),
     )
     caption = (
-        "How far each lens is from what the model says at that position in the end, on held-out "
-        "states; 0 is the same distribution. Before training both are near 0, because all logits "
-        "are."
+        "KL divergence of each lens from the final logits of the model at that position, on "
+        "held-out states; 0 means the same distribution. Before training both are near 0, "
+        "because all logits are near 0."
     )
     return Figure("tuned_lens_kl", "Lenses and the final logits", caption, drawing)

@@ -84,7 +84,7 @@ class Scores:
             claims = [sum(len(row.claims.get(word, ())) for row in rows) for word in truths]
             lines.append(_cells([name, *models, *claims]))
         if mute:
-            lines += ["", f"Not run, because nothing is claimed: {', '.join(mute)}."]
+            lines += ["", f"Not run, because they make no claims: {', '.join(mute)}."]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:

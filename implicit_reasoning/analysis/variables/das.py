@@ -82,15 +82,16 @@ class Alignment(Instrument):
     name = "das"
     definition = (
         "S[layer, pos] of a base has its component in a subspace replaced by that of a source. "
-        "cause: the source has another value of the variable; the answer is what the world says of "
-        "the base with it. isolation: the source has the same value and another first fact, and "
-        "another last relation; the answer stays. Of cases right when clean, on pairs whose first "
-        "facts and (value, last relation) were not learnt from and whose composed prompt was not "
-        "trained on. Edits: a subspace learnt (DAS), that of class means and a random one of "
-        "equal rank, the whole state. Controls, scored by the same answers: a subspace learnt "
-        "from pairs whose answers are dealt out anew within a kind, and one learnt in a model at "
-        "its initialisation (of which all pairs count, as it is hardly ever right). counted: "
-        "share of cases that have a pair (for cause) and are right when clean."
+        "cause: the source has another value of the variable; the answer is what the world says "
+        "of the base with it. isolation: the source has the same value and another first fact, "
+        "and another last relation; the answer stays. Of cases right when clean, on pairs whose "
+        "first facts and (value, last relation) were not used to learn the subspace, and whose "
+        "composed prompt is not in training. Edits: a subspace learnt (DAS), that of class "
+        "means and a random one of equal rank, the whole state. Controls, scored by the same "
+        "answers: a subspace learnt from pairs whose answers are shuffled within a kind, and "
+        "one learnt in a model at its initialisation (where all pairs count, because that model "
+        "is hardly ever right). counted: share of cases that have a pair (for cause) and are "
+        "right when clean."
     )
     version = 2
     outputs = {
@@ -146,13 +147,13 @@ class Alignment(Instrument):
             missing = [pos for pos in self.positions if pos not in dataset.positions]
             if missing:
                 raise InputError(
-                    f"no position {missing[0]!r}; there are {', '.join(dataset.positions)}"
+                    f"no position {missing[0]!r}; the positions are {', '.join(dataset.positions)}"
                 )
             return [dataset.positions.index(pos) for pos in self.positions]
         rows = rows_to_fit(dataset)
         names = chain_variables(dataset, rows[:1]).names
         if self.variable not in names:
-            raise InputError(f"no variable {self.variable!r}; there are {', '.join(names)}")
+            raise InputError(f"no variable {self.variable!r}; the variables are {', '.join(names)}")
         variable, pos = determined_cells(dataset, rows)
         return [int(pos[variable == names.index(self.variable)].min())]
 
@@ -273,10 +274,10 @@ class Alignment(Instrument):
         }
         caption = (
             "Interchange accuracy on held-out pairs, of cases right when clean. In brackets the "
-            "higher of two nulls: a subspace learnt from pairs whose answers are dealt out anew, "
-            "and one learnt in a model at its initialisation. Held-out pairs share neither first "
-            "facts nor (value, last relation) with those learnt from. Empty: fewer than 20 facts "
-            "count; checkpoints where that is so everywhere are left out."
+            "higher of two nulls: a subspace learnt from pairs with shuffled answers, and one "
+            "learnt in a model at its initialisation. Held-out pairs share neither first facts "
+            "nor (value, last relation) with the pairs used for learning. Empty: fewer than 20 "
+            "facts count; checkpoints with empty cells only are left out."
         )
         return [
             Figure(

@@ -82,14 +82,14 @@ class Erasure(Instrument):
 
     name = "erasure"
     definition = (
-        "LEACE of at most 16 values of a variable in S[layer, pos], fitted on all distinct states "
-        "there (so that on these very states no linear classifier tells the 16 apart), in ten "
-        "draws of values, then the answer: unchanged, share of cases right when clean in which "
-        "another value leads to another answer; each is edited by one draw that holds its value. "
-        "Controls: values shuffled among states; random directions of equal rank. swapped: not "
-        "erased, but that other value's class mean put in its place. decoded: a linear "
-        "discriminant fitted on states of other first facts finds the value. counted: share of all "
-        "cases."
+        "LEACE of at most 16 values of a variable in S[layer, pos], fitted on all distinct "
+        "states there (so no linear classifier can distinguish the 16 values on these states), "
+        "in ten draws of values. unchanged: share of answers that stay, of cases right when "
+        "clean where another value leads to another answer; each case is edited by one draw "
+        "that includes its value. Controls: values shuffled among states; random directions of "
+        "equal rank. swapped: instead of erasure, the class mean of that other value replaces "
+        "the class mean. decoded: a linear discriminant fitted on states of other first facts "
+        "finds the value. counted: share of all cases."
     )
     version = 2
     outputs = {
@@ -183,12 +183,12 @@ class Erasure(Instrument):
         """Draw the share of unchanged answers in every cell."""
         values = with_worst_control(result, "unchanged", CONDITIONS[0], CONTROLS, worst="min")
         caption = (
-            "Share of cases, right when clean, whose answer stays when no linear reader can "
-            "tell the variable's value from up to 15 others at (layer, position); ten draws of "
-            "16 values, each case in one of them. Dark: it is needed there. In brackets the lower "
-            "of two nulls: the same for values dealt out anew among the states, and random "
-            "directions of equal rank. Empty: the state cannot know the variable, or fewer "
-            "than 20 facts count; checkpoints where that is so everywhere are left out."
+            "Of cases right when clean, the share whose answer stays when no linear reader can "
+            "distinguish the variable's value from up to 15 others at (layer, position); ten "
+            "draws of 16 values, each case in one of them. Dark: the variable is needed there. "
+            "In brackets the lower of two nulls: the same for values shuffled among the states, "
+            "and random directions of equal rank. Empty: the state cannot contain the variable, "
+            "or fewer than 20 facts count; checkpoints with empty cells only are left out."
         )
         drawing = maps_by_variable(values, "share of cases")
         return [

@@ -56,13 +56,14 @@ class MeanSwap(Instrument):
 
     name = "mean_swap"
     definition = (
-        "S[layer, pos] + mean_b - mean_a, where a is the variable's value in this row, b another. "
-        "Means over distinct states of training chains; cases have other first facts. Of cases "
-        "right when clean: the answer stays, is what the world says of b, or is neither. Controls, "
-        "scored by the same answer of b: means permuted among the values; the mean of a third "
-        "value in place of b's; the difference of two means of r1 (of e1, where the variable is "
-        "r1), scaled to equal norm. counted: share of all cases. possible: share of cases that "
-        "count for an edit; a control is not possible where it has no value to put in."
+        "S[layer, pos] + mean_b - mean_a, where a is the variable's value in this row, b "
+        "another. Means over distinct states of training chains; cases have other first facts. "
+        "Of cases right when clean: the answer stays, is what the world says of b, or is "
+        "neither. Controls, scored by the same answer of b: means permuted among the values; "
+        "the mean of a third value in place of b's; the difference of two means of r1 (of e1, "
+        "where the variable is r1), scaled to equal norm. counted: share of all cases. "
+        "possible: share of cases that count for an edit; a control is not possible where there "
+        "is no value for it."
     )
     version = 2
     outputs = {
@@ -135,14 +136,14 @@ class MeanSwap(Instrument):
         """Draw the share of counterfactual answers in every cell."""
         values = with_worst_control(result, "counterfactual", CONDITIONS[0], CONTROLS)
         caption = (
-            "Share of cases, right when clean, whose answer becomes what the world says "
-            "when the variable has another value, after its class mean at (layer, "
-            "position) was swapped. In brackets the highest of the nulls: the share of the "
-            "same answers after means permuted among the values, after the mean of a third "
-            "value, and after means of r1 (e1 for r1) of equal norm, as far as 20 facts "
-            "count. Empty: the state cannot know the variable there, or fewer than 20 "
-            "facts count; checkpoints where that is so everywhere are left out. At layer 0 a "
-            "token is exchanged for another, no more."
+            "Of cases right when clean, the share whose answer becomes the one that the world "
+            "gives for another value of the variable, after the class mean of that value "
+            "replaced its class mean at (layer, position). In brackets the highest of the "
+            "nulls: the share of the same answers after means permuted among the values, after "
+            "the mean of a third value, and after means of r1 (e1 for r1) of equal norm, where "
+            "at least 20 facts count. Empty: the state cannot contain the variable there, or "
+            "fewer than 20 facts count; checkpoints with empty cells only are left out. At "
+            "layer 0, the swap only exchanges one token for another."
         )
         drawing = maps_by_variable(values, "share of cases")
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]

@@ -131,5 +131,5 @@ def test_results_held_against_another_checkpoint_do_not_mix(data, made):
     first = measure(ParameterPatching(), two, [0], progress=False)
     assert first.attrs["reference"] == 1
     check_identity(first, identity_of(ParameterPatching(), two))
-    with pytest.raises(InputError, match=r"another reference \(1, now 2\); measure all of it"):
+    with pytest.raises(InputError, match=r"has reference 1, expected 2; rerun with --again"):
         check_identity(first, identity_of(ParameterPatching(), three))

@@ -151,7 +151,7 @@ def test_a_patch_of_a_run_into_itself_changes_nothing(data, runner):
 def test_figures_say_how_to_read_them(both):
     states, parts = PairPatching().figures(both)
     for figure in (states, parts):
-        assert "0, the patch changes nothing" in figure.caption and "null" in figure.caption
+        assert "0 if the patch changes nothing" in figure.caption and "null" in figure.caption
         figure.drawing.draw_without_rendering()
 
 

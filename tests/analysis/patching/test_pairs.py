@@ -69,7 +69,7 @@ def test_exchange_pairs_differ_in_one_token_and_in_the_answer(place):
     np.testing.assert_array_equal(follows(pairs.clean), pairs.answer)
     np.testing.assert_array_equal(follows(pairs.corrupt), pairs.corrupt_answer)
     assert (pairs.answer != pairs.corrupt_answer).all()
-    with pytest.raises(NotApplicable, match="have the positions e1, r1, r2"):
+    with pytest.raises(NotApplicable, match="have only the positions e1, r1, r2"):
         made("exchange_r3")
 
 
@@ -84,10 +84,13 @@ def test_exchange_pairs_differ_in_one_token_and_in_the_answer(place):
         ({"corrupt_answer": [-1, 3]}, "corrupt_answer of pair 0 has token -1"),
         ({"answer": [1, 2, 3]}, r"answer has shape \(3,\); its shape must be \(2,\)"),
         ({"clean": [[0.5, 1], [0, 1]]}, "clean has the type float64; it must have whole numbers"),
-        ({"positions": ["a"]}, r"positions are \('a',\); prompts of 2 tokens need 2 names"),
-        ({"group": [0, 1]}, "a pair is in group 1, and there are 1 groups"),
+        (
+            {"positions": ["a"]},
+            r"positions are \('a',\); prompts of 2 tokens need 2 different",
+        ),
+        ({"group": [0, 1]}, "a pair is in group 1, but there are only 1 groups"),
         ({"group": [0]}, r"group has shape \(1,\); 2 pairs need \(2,\)"),
-        ({"clusters": [-1, 0]}, "clusters has -1; numbers of groups and clusters begin at 0"),
+        ({"clusters": [-1, 0]}, "clusters has -1; groups and clusters are numbered from 0"),
         (
             {"clean": np.zeros((2, 50), int), "corrupt": np.zeros((2, 50), int)},
             "prompts have 50 tokens; the model reads at most 3",
@@ -117,7 +120,7 @@ def test_defaults_of_pairs_are_filled_in():
         (lambda logits, pair: logits, r"returned an array of shape \[\d+, \d+\] for logits"),
         (lambda logits, pair: logits.sum(), r"returned an array of shape \[\] for logits"),
         (lambda logits, pair: [logits[:, 0]], "returned list for logits of shape"),
-        (lambda logits, pair: logits.argmax(-1), "returned numbers of type int32; it must return"),
+        (lambda logits, pair: logits.argmax(-1), "returned numbers of type int32; they must be"),
     ],
 )
 def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
@@ -133,8 +136,8 @@ def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
         ("bridge", ["probabilty"], "unknown metric 'probabilty'; did you mean 'probability'?"),
         ("nowhere.py:f", ["probability"], "pairs file nowhere.py does not exist"),
         ("bridge", ["nowhere:f"], "there is no metric 'nowhere'"),
-        ("bridge", [], "give at least one"),
-        ("bridge", ["accuracy", "accuracy"], "each once"),
+        ("bridge", [], "must be at least one"),
+        ("bridge", ["accuracy", "accuracy"], "without duplicates"),
     ],
 )
 def test_functions_that_are_not_there_are_refused(pairs, chosen, said):
@@ -243,4 +246,4 @@ def test_the_command_takes_functions_of_ones_own(tmp_path, capsys):
     # Another function under the same name is another result.
     mine.write_text(MINE.replace("[:8]", "[:7]"))
     assert main(command) == 2
-    assert "other options" in capsys.readouterr().err
+    assert "has options" in capsys.readouterr().err
