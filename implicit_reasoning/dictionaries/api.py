@@ -98,7 +98,7 @@ def measure_dictionaries(
         _compare_over_training(run, made, files)
     table = open_measured(run, made.config.name)
     if table is None:
-        raise InputError(f"nothing was measured of the dictionaries {made.config.name!r} of {run}")
+        raise InputError(f"no instrument measured the dictionaries {made.config.name!r} of {run}")
     return table
 
 
@@ -132,8 +132,8 @@ def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
 def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
     if instrument.needs_model and any(member.step == ALL_STEPS for member in source.members):
         raise NotApplicable(
-            f"instrument {instrument.name!r} runs the model with a dictionary in it; a dictionary "
-            "of all checkpoints has no such model"
+            f"instrument {instrument.name!r} runs the model of one checkpoint, but these "
+            "dictionaries are of all checkpoints"
         )
     return instrument.examples(source)
 
@@ -166,7 +166,10 @@ def _missing(
 
 def _say(path: Path, what: str, made: Dictionaries) -> None:
     if made.config.progress:
-        tqdm.write(f"implicit_reasoning: {path} is of other {what}; measuring again", sys.stderr)
+        tqdm.write(
+            f"implicit_reasoning: {path} was measured with other {what}; measuring again",
+            sys.stderr,
+        )
 
 
 def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:

@@ -166,7 +166,8 @@ class Autoencoder(Architecture):
     def __post_init__(self) -> None:
         if self.d_in != self.d_out:
             raise InputError(
-                f"an autoencoder writes what it reads; d_in is {self.d_in}, d_out is {self.d_out}"
+                f"d_in is {self.d_in} and d_out is {self.d_out}; an autoencoder must have equal "
+                "d_in and d_out"
             )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
@@ -197,7 +198,9 @@ class Crosscoder(Autoencoder):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.d_in % self.n_parts:
-            raise InputError(f"{self.d_in} numbers do not make {self.n_parts} equal parts")
+            raise InputError(
+                f"d_in is {self.d_in}; it must be a multiple of n_parts = {self.n_parts}"
+            )
 
     def by_part(self, params: Params) -> Float[Array, "d_sae part"]:
         """Return the decoder norm of each feature at each checkpoint."""
@@ -225,7 +228,10 @@ class CrossLayer(Architecture):
     def __post_init__(self) -> None:
         for name in ("d_in", "d_out", "d_sae"):
             if getattr(self, name) % self.n_layers:
-                raise InputError(f"{name} is {getattr(self, name)}, no multiple of {self.n_layers}")
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; it must be a multiple of n_layers = "
+                    f"{self.n_layers}"
+                )
 
     def init(self, key: Key[Array, ""], x: Inputs, y: Outputs) -> Params:
         """Return initial parameters; decoder weights to earlier layers are 0."""

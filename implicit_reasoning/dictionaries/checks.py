@@ -55,7 +55,7 @@ def check_sparsities(
     if widths and widths[-1] >= architecture.d_sae:
         raise InputError(
             f"options.widths is {tuple(widths)}; nested dictionaries must be smaller than the "
-            f"whole one, whose width is {architecture.d_sae}"
+            f"whole dictionary, which has width {architecture.d_sae}"
         )
 
 
@@ -63,11 +63,15 @@ def _fault(sparsity: float, width: int, activation_fn: ActivationFn, batch: int)
     """Return what a sparsity must be, or "" if it is valid."""
     if activation_fn.sparsity_kind != "k":
         good = math.isfinite(sparsity) and sparsity >= 0
-        return "" if good else "it is the coefficient of a penalty, 0 or more"
+        why = "it is the coefficient of a penalty and must be finite and at least 0"
+        return "" if good else why
     if activation_fn.saelens_architecture == "topk":
         good = 1 <= sparsity <= width and float(sparsity).is_integer()
-        return "" if good else f"it is k, a whole number between 1 and the width, {width}"
+        return "" if good else f"it is k and must be a whole number from 1 to the width, {width}"
     # BatchTopK: the mean of k over a batch, which may be a fraction.
     good = 0 < sparsity <= width and math.floor(sparsity * batch) >= 1
-    why = f"it is the mean of k, at most the width, {width}, with one active feature in a batch"
+    why = (
+        f"it is the mean of k and must be at most the width, {width}, and give at least one "
+        "active feature per batch"
+    )
     return "" if good else why

@@ -140,14 +140,17 @@ class InferenceDictionary:
     def __post_init__(self) -> None:
         if self.saelens_architecture not in SAELENS_ARCHITECTURES:
             raise InputError(
-                f"there is no architecture {self.saelens_architecture!r}; there are "
+                f"saelens_architecture is {self.saelens_architecture!r}; it must be one of "
                 f"{', '.join(SAELENS_ARCHITECTURES)}"
             )
         if (self.max_k > 0) != (self.saelens_architecture == "topk"):
-            raise InputError(f"`max_k` goes with topk, and with nothing else; it is {self.max_k}")
+            raise InputError(
+                f"max_k is {self.max_k}; it must be positive for topk, and 0 for other "
+                "architectures"
+            )
         if self.max_k > self.architecture.d_sae:
             raise InputError(
-                f"k is {self.max_k}, more than the {self.architecture.d_sae} features there are"
+                f"max_k is {self.max_k}; it must be at most d_sae = {self.architecture.d_sae}"
             )
 
     @highest_precision

@@ -31,10 +31,10 @@ class Evolution(BaseInstrument):
 
     name: ClassVar[str] = "evolution"
     definition: ClassVar[str] = (
-        "Of every active feature the highest cosine with a feature of the dictionary of the "
+        "For every active feature, the highest cosine with a feature of the dictionary of the "
         "checkpoint before (kept) and of other seeds (agreement), mean over features; nulls: "
-        "features of the other dictionary, rotated at random. drift: the cosine of a value's best "
-        "feature with its best feature at the checkpoint before."
+        "features of the other dictionary, rotated at random. drift: the cosine of a value's "
+        "best feature with its best feature at the checkpoint before."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "kept": (),

@@ -22,63 +22,90 @@ FORMAT = 1
 """Format version of `config.json` and `members.json`. Adding a field does not raise it."""
 
 FIELDS: dict[str, Field] = {
-    "name": Field(str, "results are kept in dictionaries/<name>", "autoencoder"),
+    "name": Field(str, "name of the set; results are saved in dictionaries/<name>", "autoencoder"),
     "architecture": Field(
         str,
-        "what is read and written: autoencoder, transcoder, ...; see architectures.py",
+        "architecture, such as autoencoder or transcoder; see architectures.py",
         "autoencoder",
     ),
     "activation_fn": Field(
-        str, "topk, relu, ..., see activations/; or an import path of your own", "topk"
+        str,
+        "activation function, such as topk or relu (see activations/), or an import path",
+        "topk",
     ),
     "options.aux": Field(
         float, "topk, batch_topk, matryoshka: coefficient of AuxK", None, 0, INFINITE, before=None
     ),
-    "options.widths": Field(tuple, "matryoshka: of the nested dictionaries", None, before=None),
-    "options.mode": Field(str, "jumprelu: step or tanh", None, before=None),
-    "options.threshold": Field(float, "jumprelu: at the start", None, 0, INFINITE, before=None),
+    "options.widths": Field(
+        tuple, "matryoshka: widths of the nested dictionaries", None, before=None
+    ),
+    "options.mode": Field(str, "jumprelu: sparsity penalty, step or tanh", None, before=None),
+    "options.threshold": Field(
+        float, "jumprelu: initial threshold", None, 0, INFINITE, before=None
+    ),
     "options.bandwidth": Field(
-        float, "jumprelu: of the estimator", None, 1e-12, INFINITE, before=None
+        float, "jumprelu: bandwidth of the gradient estimator", None, 1e-12, INFINITE, before=None
     ),
     "options.revive": Field(
-        float, "jumprelu: coefficient of dead features' distance", None, 0, INFINITE, before=None
+        float,
+        "jumprelu: coefficient of the penalty on dead features' distance to the threshold",
+        None,
+        0,
+        INFINITE,
+        before=None,
     ),
     "read": Field(
         tuple,
-        "sites that are read; none: hook_resid_post of every block, of transcoders "
-        "ln2.hook_normalized",
+        "sites that are read; empty: hook_resid_post of every block, or ln2.hook_normalized for "
+        "transcoders",
         (),
     ),
-    "write": Field(tuple, "sites that are written, one for each that is read; see read", ()),
-    "positions": Field(tuple, "names of positions, all of the same weight; none: all", ()),
-    "sparsities": Field(tuple, "of every site, checkpoint and seed", (4.0, 8.0, 16.0)),
-    "width": Field(int, "features; of cross_layer in all layers together", 512, 1, MAX_INT),
-    "seeds": Field(int, "dictionaries of each sparsity, with other initialisations", 1, 1, MAX_INT),
+    "write": Field(tuple, "sites that are written; must have as many sites as read", ()),
+    "positions": Field(tuple, "names of positions, with equal weights; empty: all", ()),
+    "sparsities": Field(
+        tuple, "sparsities; each is trained for every site, checkpoint and seed", (4.0, 8.0, 16.0)
+    ),
+    "width": Field(
+        int, "number of features; for cross_layer, in all layers together", 512, 1, MAX_INT
+    ),
+    "seeds": Field(
+        int, "number of dictionaries per sparsity, with different initialisations", 1, 1, MAX_INT
+    ),
     "checkpoints": Field(
         int,
-        "so many, evenly over the run's schedule, step 0 and the last among them",
+        "number of checkpoints, spaced evenly over the run's schedule, with step 0 and the last "
+        "step",
         4,
         1,
         MAX_INT,
     ),
-    "steps": Field(tuple, "or these very steps", ()),
+    "steps": Field(
+        tuple, "steps of the checkpoints, which replace `checkpoints`; empty: not used", ()
+    ),
     "start": Field(
         str,
-        "of each checkpoint's dictionaries: 'cold', or from those of the checkpoint before "
-        "('forwards') or after ('backwards'), which makes features look older than they are",
+        "initialisation of each checkpoint's dictionaries: 'cold' (new), or those of the "
+        "checkpoint before ('forwards') or after ('backwards'), which makes features look older "
+        "than they are",
         "cold",
         choices=("cold", "forwards", "backwards"),
     ),
-    "normalize": Field(bool, "states to a mean norm of sqrt(width); folded back in the end", True),
-    "baselines": Field(bool, "measure what dictionaries have to beat, too", True),
-    "log_every": Field(int, "steps; also how often progress moves", 100, 1, MAX_INT),
-    "resume_every": Field(int, "steps between saves of the full state", 1_000, 1, MAX_INT),
-    "progress": Field(bool, "show a bar on standard error", True),
+    "normalize": Field(
+        bool,
+        "scale states to a mean norm of sqrt(width); folded into the weights after training",
+        True,
+    ),
+    "baselines": Field(bool, "also measure baselines", True),
+    "log_every": Field(
+        int, "steps between log rows and updates of the progress bar", 100, 1, MAX_INT
+    ),
+    "resume_every": Field(int, "steps between saves of the full training state", 1_000, 1, MAX_INT),
+    "progress": Field(bool, "show a progress bar on standard error", True),
     # A saved configuration that lacks one of these fields was trained with the value of `before`.
-    "training.steps": Field(int, "steps in all", 600, 1, MAX_INT, before=2_000),
-    "training.batch_size": Field(int, "states of a step", 512, 1, MAX_INT, before=1_024),
+    "training.steps": Field(int, "number of training steps", 600, 1, MAX_INT, before=2_000),
+    "training.batch_size": Field(int, "states per step", 512, 1, MAX_INT, before=1_024),
     "training.learning_rate": Field(
-        float, "after warm-up, before decay", 4e-3, 0, INFINITE, before=3e-4
+        float, "learning rate after warm-up and before decay", 4e-3, 0, INFINITE, before=3e-4
     ),
     "training.warmup_steps": Field(
         int, "steps over which the learning rate rises", 50, 0, MAX_INT, before=0
@@ -94,16 +121,23 @@ FIELDS: dict[str, Field] = {
     "training.clip_norm": Field(
         float, "largest norm of the gradient", 1.0, 1e-12, INFINITE, before=1.0
     ),
-    "training.dead_after": Field(int, "steps without firing", 100, 0, MAX_INT, before=1_000),
+    "training.dead_after": Field(
+        int,
+        "steps without activity after which a feature counts as dead",
+        100,
+        0,
+        MAX_INT,
+        before=1_000,
+    ),
     "training.bias_at_mean": Field(
-        bool, "the decoder's bias begins at the mean of targets", True, before=True
+        bool, "initialise the decoder bias to the mean of the targets", True, before=True
     ),
     "training.unit_decoder": Field(bool, "keep decoder rows at norm 1", False, before=False),
     "training.frozen_decoder": Field(
-        bool, "leave the decoder as it was drawn: a baseline", False, before=False
+        bool, "keep the decoder at its random initialisation; a baseline", False, before=False
     ),
     "training.resample_every": Field(
-        int, "steps between replacing dead features; 0: never", 0, 0, MAX_INT, before=0
+        int, "steps between replacements of dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
 """Fields by dotted name. A custom activation function may have other `options`."""

@@ -71,14 +71,17 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
     check_values(config.name, config.sparsities)
     if config.architecture not in ARCHITECTURES:
         raise InputError(
-            f"there is no architecture {config.architecture!r}; there are "
+            f"there is no architecture {config.architecture!r}; it must be one of "
             f"{', '.join(ARCHITECTURES)}"
         )
     steps = _steps(run, config.steps, config.checkpoints)
     groups = _sites(run.model, config.architecture, tuple(config.read), tuple(config.write))
     together = config.architecture == "crosscoder"
     if together and config.start != "cold":
-        raise InputError("a crosscoder is of all checkpoints at once: its start is cold")
+        raise InputError(
+            f"config.start is {config.start!r}; it must be 'cold' for a crosscoder, which reads "
+            "all checkpoints at once"
+        )
     each = [steps] if together else [(step,) for step in steps]
     if config.start == "backwards":
         each.reverse()
@@ -117,7 +120,7 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
     if chosen:
         missing = [step for step in chosen if step not in run.steps]
         if missing:
-            raise InputError(f"{run} has no checkpoint of step {missing[0]}; there are {run.steps}")
+            raise InputError(f"{run} has no checkpoint of step {missing[0]}; it has {run.steps}")
         return tuple(sorted(chosen))
     if not run.steps:
         raise InputError(f"{run} has no checkpoints")
@@ -141,8 +144,8 @@ def _sites(
         write = read
     if len(read) != len(write):
         raise InputError(
-            f"read has {len(read)} sites and write {len(write)}; each that is read has one that is "
-            "written"
+            f"read has {len(read)} sites and write has {len(write)}; read and write must have "
+            "equal length"
         )
     unknown = [site for site in (*read, *write) if site not in model.sites]
     if unknown:
@@ -191,8 +194,9 @@ def _activation_fn(
         )
         if not (isinstance(make, type) and issubclass(make, ActivationFn)):
             raise InputError(
-                f"there is no activation function {name!r}; there are {', '.join(ACTIVATIONS)}, or "
-                "package.module:Class of your own"
+                f"there is no activation function {name!r}; it must be one of "
+                f"{', '.join(ACTIVATIONS)}, or an import path package.module:Class of a subclass "
+                "of ActivationFn"
             )
     known = {field.name for field in dataclasses.fields(make)}
     if "max_k" in known:

@@ -65,7 +65,7 @@ def distinct_places(
     missing = [name for name in positions if name not in dataset.positions]
     if missing:
         raise InputError(
-            f"there is no position {missing[0]!r}; there are {', '.join(dataset.positions)}"
+            f"there is no position {missing[0]!r}; the positions are {', '.join(dataset.positions)}"
         )
     tokens = dataset.tokens[rows, : len(dataset.positions)]
     keys = prefix_keys(tokens, dataset.n_vocab).T

@@ -235,7 +235,9 @@ def load(run: Run, name: str) -> Dictionaries:
     files = Files.of(run, name)
     if not files.finished.exists():
         there = ", ".join(names(run)) or "none"
-        raise InputError(f"there are no finished dictionaries {name!r} in {run}; there are {there}")
+        raise InputError(
+            f"{run} has no finished set of dictionaries {name!r}; its finished sets are: {there}"
+        )
     about = read_json(files.members)
     check_format(files.members, about.get(FORMAT_VERSION, 1), FORMAT)
     architecture = ARCHITECTURES[about["kind"]](**about["sizes"])

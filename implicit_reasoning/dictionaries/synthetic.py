@@ -42,13 +42,14 @@ class Synthetic:
     def __post_init__(self) -> None:
         if self.n_directions % 2 or not 0 <= self.together <= 1:
             raise InputError(
-                "directions go in pairs, and `together` is a share: they are "
-                f"{self.n_directions} and {self.together}"
+                f"n_directions is {self.n_directions} and together is {self.together}; "
+                "n_directions must be even, and together must be from 0 to 1"
             )
         if float(self.frequencies.max()) > 1:
             raise InputError(
-                f"{self.mean_active} active of {self.n_directions}, with exponent {self.exponent}, "
-                "asks for a frequency above 1"
+                f"mean_active = {self.mean_active} of n_directions = {self.n_directions} with "
+                f"exponent = {self.exponent} gives a frequency above 1; reduce mean_active or "
+                "exponent"
             )
 
     @property

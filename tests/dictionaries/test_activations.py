@@ -430,23 +430,26 @@ def test_a_finished_dictionary_writes_what_it_wrote_in_training(architecture, na
 
 
 def test_finished_dictionaries_say_what_they_are():
-    with pytest.raises(InputError, match="no architecture 'tok'; there are standard"):
+    with pytest.raises(InputError, match="architecture is 'tok'; it must be one of standard"):
         InferenceDictionary(ARCHITECTURES["autoencoder"], "tok")
-    with pytest.raises(InputError, match="`max_k` goes with topk"):
+    with pytest.raises(InputError, match="max_k is 0; it must be positive for topk"):
         InferenceDictionary(ARCHITECTURES["autoencoder"], "topk")
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Autoencoder(3, 4, 8), "d_in is 3, d_out is 4"),
-        (lambda: Crosscoder(3, 3, 8, n_parts=2), "3 numbers do not make 2 equal parts"),
-        (lambda: CrossLayer(4, 4, 7, n_layers=2), "d_sae is 7, no multiple of 2"),
-        (lambda: JumpReLU(mode="steps"), "mode is 'steps'; it is one of step, tanh"),
-        (lambda: Matryoshka(widths=(4, 2)), r"widths ascend, one at least; they are \(4, 2\)"),
+        (lambda: Autoencoder(3, 4, 8), "d_in is 3 and d_out is 4"),
+        (lambda: Crosscoder(3, 3, 8, n_parts=2), "d_in is 3; it must be a multiple of n_parts = 2"),
+        (
+            lambda: CrossLayer(4, 4, 7, n_layers=2),
+            "d_sae is 7; .* multiple of n_layers = 2",
+        ),
+        (lambda: JumpReLU(mode="steps"), "mode is 'steps'; it must be one of step, tanh"),
+        (lambda: Matryoshka(widths=(4, 2)), r"widths is \(4, 2\); it must have at least one"),
         (
             lambda: Matryoshka(widths=(8,)).init(Autoencoder(4, 4, 8)),
-            r"widths \(8,\) are to be below d_sae, which is 8",
+            r"widths is \(8,\); all widths must be smaller than d_sae = 8",
         ),
     ],
 )

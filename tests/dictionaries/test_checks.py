@@ -29,22 +29,22 @@ def run():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sparsities": (25.0,)}, "has 25; .*k, a whole number between 1 and the width, 24"),
+        ({"sparsities": (25.0,)}, "has 25; .*k and must be a whole number from 1 to the width, 24"),
         ({"sparsities": (2.0, 0.0)}, "has 0; .*whole number"),
         ({"sparsities": (2.5,)}, "has 2.5; .*whole number"),
         ({"sparsities": (-3.0,)}, "has -3; .*whole number"),
         ({"sparsities": ()}, "sparsities is empty"),
         (
             {"activation_fn": "batch_topk", "sparsities": (24.5,)},
-            "mean of k, at most the width, 24",
+            "mean of k and must be at most the width, 24",
         ),
-        ({"activation_fn": "batch_topk", "sparsities": (0.01,)}, "one active feature in a batch"),
+        ({"activation_fn": "batch_topk", "sparsities": (0.01,)}, "one active feature per batch"),
         (
             {"activation_fn": "matryoshka", "options__widths": (4,), "sparsities": (30.0,)},
-            "mean of k, at most the width, 24",
+            "mean of k and must be at most the width, 24",
         ),
-        ({"activation_fn": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole one"),
-        ({"activation_fn": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty, 0 or more"),
+        ({"activation_fn": "matryoshka", "options__widths": (4, 24)}, "smaller than the whole"),
+        ({"activation_fn": "relu", "sparsities": (-0.1,)}, "coefficient of a penalty and must be"),
         ({"activation_fn": "jumprelu", "sparsities": (-1.0,)}, "coefficient of a penalty"),
         ({"activation_fn": "jumprelu", "options__bandwidth": 0.0}, "options.bandwidth is 0.0"),
         ({"options__aux": -1.0}, "options.aux is -1.0; it must be between 0 and"),
@@ -80,6 +80,6 @@ def test_what_can_be_is_planned(run, changes):
 
 
 def test_a_finished_one_with_more_active_features_than_there_are_says_so():
-    with pytest.raises(InputError, match="k is 7, more than the 6 features"):
+    with pytest.raises(InputError, match="max_k is 7; it must be at most d_sae = 6"):
         InferenceDictionary(Autoencoder(4, 4, 6), "topk", 7)
     InferenceDictionary(Autoencoder(4, 4, 6), "topk", 6)

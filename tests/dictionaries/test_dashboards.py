@@ -271,7 +271,7 @@ def test_without_checkpoints_there_is_the_table(data, planted, made):
 
     run = Copied(data, planted.model, planted.own)
     body = make_page(run, made, measured_as(made)).body
-    assert "are not there any more" in body and "<article" not in body
+    assert "no longer exist" in body and "<article" not in body
     parsed(body)
 
 

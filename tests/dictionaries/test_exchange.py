@@ -120,7 +120,7 @@ def test_what_saelens_does_not_have(tmp_path, architecture, activation_fn, said)
     ("change", "said"),
     [
         ({"normalize_activations": "layer_norm"}, "normalize_activations = 'layer_norm'"),
-        ({"architecture": "temporal"}, "of architecture 'temporal'; those that can be read"),
+        ({"architecture": "temporal"}, "the architecture 'temporal'; supported architectures"),
     ],
 )
 def test_what_cannot_be_read_of_saelens(tmp_path, change, said):
@@ -133,7 +133,9 @@ def test_what_cannot_be_read_of_saelens(tmp_path, change, said):
 
 def test_a_config_without_sizes_is_no_config(tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 3}))
-    with pytest.raises(InputError, match="not a dictionary config: it needs the numbers d_sae"):
+    with pytest.raises(
+        InputError, match="dictionary config: it must have integer values for d_sae"
+    ):
         load_saelens(tmp_path)
 
 
@@ -169,11 +171,11 @@ def test_what_circuit_tracer_does_not_have(tmp_path):
         finished(Transcoder(D, D, F), TopK(max_k=3)),
         finished(Autoencoder(D, D, F), ReLU()),
     )
-    with pytest.raises(InputError, match="no transcoders of topk"):
+    with pytest.raises(InputError, match="no topk transcoders"):
         save_transcoder_set(tmp_path / "there", [top[:2]])
-    with pytest.raises(InputError, match="a Autoencoder is no transcoder of one layer"):
+    with pytest.raises(InputError, match="a Autoencoder is not a transcoder of one layer"):
         save_transcoder_set(tmp_path / "there", [other[:2]])
-    with pytest.raises(InputError, match="a Autoencoder is no cross-layer transcoder"):
+    with pytest.raises(InputError, match="a Autoencoder is not a cross-layer transcoder"):
         save_cross_layer(tmp_path / "there", *other[:2])
     assert not (tmp_path / "there").exists()
     with pytest.raises(InputError, match=r"config\.yaml does not exist"):
@@ -199,5 +201,5 @@ def test_gemma_scope(tmp_path):
         np.testing.assert_allclose(encoded(whole, params, x), acts, atol=1e-5)
         np.testing.assert_allclose(written(whole, params, x), out, atol=1e-5)
     np.savez(tmp_path / "other.npz", W=arrays["W_enc"])
-    with pytest.raises(InputError, match="no Gemma Scope file: it has W, not W_dec"):
+    with pytest.raises(InputError, match="not a Gemma Scope file: it has W, expected W_dec"):
         load_gemma_scope(tmp_path / "other.npz")

@@ -114,7 +114,7 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
     result = measure_dictionaries(run, moved, [Counted()])
     assert measuring[1:] == [(last,)]
     assert by_step(result) == {first: {1}, last: {2}}  # the new one counts
-    assert "is of other dictionaries; measuring again" in capfd.readouterr().err
+    assert "was measured with other dictionaries; measuring again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("other", ["checkpoints", "world", "set", "intervals"])
@@ -133,9 +133,9 @@ def test_another_version_or_other_options_are_refused(run, made, measuring):
     newer, sharper = Counted(), Counted()
     newer.version = 2
     sharper.options = lambda: {"power": 2}
-    with pytest.raises(InputError, match=r"another version \(1, now 2\); measure all of it again"):
+    with pytest.raises(InputError, match=r"has version 1, expected 2; rerun with --again"):
         measure_dictionaries(run, made, [newer])
-    with pytest.raises(InputError, match="other options"):
+    with pytest.raises(InputError, match="has options"):
         measure_dictionaries(run, made, [sharper])
     assert len(measuring) == 1
     result = measure_dictionaries(run, made, [newer], again=True)
@@ -208,7 +208,7 @@ def test_an_instrument_of_ones_own_is_found_by_its_file(run, made, tmp_path):
     """It is measured by the same program, with intervals by its clusters."""
     path = tmp_path / "own.py"
     path.write_text(OWN)
-    with pytest.raises(InputError, match="nothing was measured"):
+    with pytest.raises(InputError, match="no instrument measured"):
         measure_dictionaries(
             run, made, [f"{path}:First"]
         )  # the table has the lab's instruments only
@@ -309,7 +309,7 @@ def test_a_named_instrument_that_does_not_apply_is_refused(run, made):
     of_all = [member._replace(steps=run.steps) for member in made.members]
     source = example_source(run, made)._replace(members=tuple(of_all))
     assert "answers" not in [one.name for one in api.choose_instruments(source)]
-    with pytest.raises(NotApplicable, match="a dictionary of all checkpoints has no such model"):
+    with pytest.raises(NotApplicable, match="but these dictionaries are of all checkpoints"):
         api.choose_instruments(source, ["answers"])
     with pytest.raises(InputError, match="unknown instrument 'answer'; did you mean 'answers'"):
         api.choose_instruments(source, ["answer"])

@@ -99,9 +99,9 @@ def test_frequencies_and_pairs_are_as_said():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n_directions": 7}, "directions go in pairs"),
-        ({"together": 1.5}, "`together` is a share"),
-        ({"n_directions": 8, "mean_active": 7.0}, "asks for a frequency above 1"),
+        ({"n_directions": 7}, "n_directions must be even"),
+        ({"together": 1.5}, "together must be from 0 to 1"),
+        ({"n_directions": 8, "mean_active": 7.0}, "gives a frequency above 1"),
     ],
 )
 def test_data_that_cannot_be_is_said(changes, said):

@@ -86,7 +86,7 @@ def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops
     for after in stops:
         with stopped_after(monkeypatch, train_module, after):
             train_dictionaries(run, asked)
-        with pytest.raises(InputError, match="no finished dictionaries"):
+        with pytest.raises(InputError, match="no finished set of dictionaries"):
             load(run, f"stopped_{start}")
     same(train_dictionaries(run, asked), whole)
 
@@ -232,13 +232,13 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
             {"options__mode": "tanh"},
             "activation function 'topk' has no option 'mode'; it has aux, max_k",
         ),
-        ({"activation_fn": "top"}, "no activation function 'top'; there are relu"),
-        ({"architecture": "coder"}, "no architecture 'coder'; there are autoencoder"),
+        ({"activation_fn": "top"}, "no activation function 'top'; it must be one of relu"),
+        ({"architecture": "coder"}, "no architecture 'coder'; it must be one of autoencoder"),
         ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),
         ({"read": ("blocks.0.attn.hook_pattern",)}, "has the dimensions batch, head"),
-        ({"positions": ("r9",)}, "no position 'r9'; there are e1"),
+        ({"positions": ("r9",)}, "no position 'r9'; the positions are e1"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(run, changes, said):
@@ -345,13 +345,13 @@ def test_the_command_trains_measures_and_writes_the_page(
     assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0
     assert "4 dictionaries" in capsys.readouterr().out
     page = run.files.report.read_text(encoding="utf-8")
-    assert "How much is kept, by how few features" in page
+    assert "Reconstruction and sparsity" in page
     for title in (
-        "What has to be beaten",
-        "Do features stand for entities and relations?",
+        "Dictionaries and baselines",
+        "Do features represent entities and relations?",
         "Bridges' features: split, absorbed, the same out of distribution?",
         "Do answers follow the features of bridges?",
-        "When features appear, and whether they last",
+        "When features appear, and whether they persist",
         "More directions than dimensions?",
     ):
         assert str(escape(title)) in page

@@ -55,7 +55,7 @@ class JumpReLU(ActivationFn):
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise InputError(f"mode is {self.mode!r}; it is one of {', '.join(MODES)}")
+            raise InputError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
 
     def init(self, architecture: Architecture) -> Params:
         """Return initial biases and thresholds."""

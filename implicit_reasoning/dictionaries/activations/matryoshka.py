@@ -33,7 +33,10 @@ class Matryoshka(BatchTopK):
 
     def __post_init__(self) -> None:
         if not self.widths or self.widths[0] < 1 or any(a >= b for a, b in pairwise(self.widths)):
-            raise InputError(f"widths ascend, one at least; they are {self.widths}")
+            raise InputError(
+                f"widths is {self.widths}; it must have at least one number, and the numbers "
+                "must be positive and ascending"
+            )
 
     def init(self, architecture: Architecture) -> Params:
         """Return the initial parameters of BatchTopK.
@@ -43,7 +46,8 @@ class Matryoshka(BatchTopK):
         """
         if self.widths[-1] >= architecture.d_sae:
             raise InputError(
-                f"widths {self.widths} are to be below d_sae, which is {architecture.d_sae}"
+                f"widths is {self.widths}; all widths must be smaller than d_sae = "
+                f"{architecture.d_sae}"
             )
         return super().init(architecture)
 

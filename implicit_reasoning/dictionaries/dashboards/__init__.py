@@ -76,7 +76,7 @@ def _kept_page(run: Run, name: str, result: xr.Dataset) -> Page:
         if about["of"] == _digest(made, result):
             return Page(**about["page"])
     command = "<code>implicit_reasoning dictionaries --workdir=DIR</code>"
-    return _page(made, result, [], f"are not kept for these results; {command} computes them.")
+    return _page(made, result, [], f"are not saved for these results; {command} computes them.")
 
 
 def _digest(made: Dictionaries, result: xr.Dataset) -> str:
@@ -96,7 +96,7 @@ def make_page(run: Run, made: Dictionaries, result: xr.Dataset) -> Page:
     members = [made.members[number] for number in made.shown]
     # If the run was copied without its checkpoints, the page has the table only.
     if any(step not in run.steps for member in members for step in member.steps):
-        return _page(made, result, [], "cannot be shown: the checkpoints are not there any more.")
+        return _page(made, result, [], "cannot be shown, because the checkpoints no longer exist.")
     return _page(made, result, cards.make_cards(run, made, result))
 
 
@@ -136,13 +136,13 @@ def _lead(made: Dictionaries, member: Member, shown: Sequence[cards.DictionaryCa
         f"sparsity {member.sparsity:g} and seed 0, {made.dictionary.architecture.d_sae:,} "
         f"features."
     )
-    others = f"the densest {cards.DENSEST} of the others and {cards.RANDOM} drawn at random"
+    others = f"the {cards.DENSEST} densest of the others and {cards.RANDOM} drawn at random"
     if not any(one.counts for one in shown):
         return f"{which}Shown are {others}."
     return (
-        f"{which}Shown are up to {cards.BEST} whose labels looked best where they were chosen, in "
-        f"turn of every variable; and, so that not only successes are seen, {others} from those "
-        "whose label says nothing."
+        f"{which}Shown are up to {cards.BEST} features with the highest label scores on the facts "
+        "where labels were chosen, alternating between variables. So that not only successes are "
+        f"shown, the page also has {others} from those whose label says nothing."
     )
 
 
@@ -151,7 +151,11 @@ def _when(member: Member) -> str:
 
 
 _STARTS = {
-    "cold": "were trained from one start, independently of each other",
-    "forwards": "began with those of the checkpoint before, which makes features look older",
-    "backwards": "began with those of the checkpoint after, which makes features look older",
+    "cold": "were trained independently from the same initialisation",
+    "forwards": (
+        "were initialised with those of the checkpoint before, which makes features look older"
+    ),
+    "backwards": (
+        "were initialised with those of the checkpoint after, which makes features look older"
+    ),
 }

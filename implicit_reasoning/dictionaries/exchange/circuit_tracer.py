@@ -82,7 +82,7 @@ def save_transcoder_set(
     for finished, params in transcoders:
         if type(finished.architecture) not in (Transcoder, SkipTranscoder):
             raise InputError(
-                f"a {type(finished.architecture).__name__} is no transcoder of one layer"
+                f"a {type(finished.architecture).__name__} is not a transcoder of one layer"
             )
         _check_architecture(finished)
         plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -146,7 +146,7 @@ def save_cross_layer(
     """
     folder, architecture = local_path(folder), finished.architecture
     if not isinstance(architecture, CrossLayer):
-        raise InputError(f"a {type(architecture).__name__} is no cross-layer transcoder")
+        raise InputError(f"a {type(architecture).__name__} is not a cross-layer transcoder")
     _check_architecture(finished)
     n = architecture.n_layers
     plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -245,8 +245,8 @@ def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
         said = [f"it has no {', '.join(missing)}"] if missing else []
         said += [f"{', '.join(strange)} is out of order"] if strange else []
         raise InputError(
-            f"{folder} must have a file {stem}_<number>.safetensors for each layer, from 0 on: "
-            f"{'; '.join(said)}"
+            f"{folder} must have a file {stem}_<number>.safetensors for each layer, numbered "
+            f"from 0: {'; '.join(said)}"
         )
     return wanted
 
@@ -255,7 +255,7 @@ def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, 
     """Return the shape of a matrix, or raise an `InputError` if there is none."""
     if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
         shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
-        raise InputError(f"{path} is no transcoder: {name} {shape}; it must be a matrix")
+        raise InputError(f"{path} is not a transcoder: {name} {shape}; it must be a matrix")
     rows, columns = arrays[name].shape
     return rows, columns
 
@@ -264,14 +264,14 @@ def _check(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> None:
     wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    check_fit(arrays, wanted, path, "the cross-layer transcoder that it is a layer of")
+    check_fit(arrays, wanted, path, "the other layers of the cross-layer transcoder")
 
 
 def _check_threshold(threshold: np.ndarray, path: Path) -> None:
     if np.any(threshold < 0):
         raise InputError(
-            f"{path} has negative thresholds, with which circuit-tracer's JumpReLU gives negative "
-            "activations; only thresholds of at least 0 mean the same here and there"
+            f"{path} has negative thresholds, with which circuit-tracer's JumpReLU gives "
+            "negative activations; thresholds must be at least 0"
         )
 
 
@@ -287,8 +287,9 @@ def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> No
 def _check_architecture(finished: InferenceDictionary) -> None:
     if finished.saelens_architecture not in ("standard", "jumprelu"):
         raise InputError(
-            f"circuit-tracer 0.5 has no transcoders of {finished.saelens_architecture}: it reads "
-            "ReLU (standard) and jumprelu, to which batch_topk and matryoshka come out as well"
+            f"circuit-tracer 0.5 has no {finished.saelens_architecture} transcoders; it reads "
+            "standard (ReLU) and jumprelu, which includes trained batch_topk and matryoshka "
+            "dictionaries"
         )
 
 
@@ -300,7 +301,7 @@ def _read_config(folder: Path, kind: str) -> str | None:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {error}") from None
+        raise InputError(f"{path} is not valid YAML: {error}") from None
     found = config.get("model_kind") if isinstance(config, dict) else None
     if found != kind:
         raise InputError(f"{folder} holds a {found}, not a {kind}")

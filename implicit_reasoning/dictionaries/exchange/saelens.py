@@ -145,7 +145,7 @@ def _architecture(finished: InferenceDictionary) -> str:
     found = TRANSCODERS.get((own, isinstance(architecture, SkipTranscoder)))
     if type(architecture) not in (Transcoder, SkipTranscoder) or found is None:
         raise InputError(
-            f"SAELens has no {own} {type(architecture).__name__.lower()}: it has autoencoders "
+            f"SAELens has no {own} {type(architecture).__name__.lower()}; it has autoencoders "
             f"({', '.join(AUTOENCODERS)}) and transcoders (standard, jumprelu)"
         )
     return found
@@ -172,8 +172,8 @@ def _pop_factors(
     names = [n for n in ("finetuning_scaling_factor", "scaling_factor") if n in arrays]
     if len(names) > 1 or (used and not names):
         raise InputError(
-            f"{where} must have one array of factors, finetuning_scaling_factor; it has "
-            f"{' and '.join(names) or 'none'}"
+            f"{where} must have exactly one array of scaling factors, finetuning_scaling_factor; "
+            f"it has {' and '.join(names) or 'none'}"
         )
     if not names:
         return None
@@ -184,7 +184,7 @@ def _pop_factors(
         return None
     if not used:
         raise InputError(
-            f"{where} has {names[0]}, but finetuning_scaling_factor of its config is false"
+            f"{where} has {names[0]}, but its config says finetuning_scaling_factor = false"
         )
     return factors
 

@@ -109,7 +109,7 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
     if "reshape_activations" not in renamed and renamed.get("hook_name", "").endswith("_z"):
         raise InputError(
             f"{where} describes a dictionary that is not supported: hook_name = "
-            f"{renamed['hook_name']!r}, whose heads older versions put side by side"
+            f"{renamed['hook_name']!r}, a site with heads, which older versions concatenate"
         )
     read = {
         "apply_b_dec_to_input": True,
@@ -143,7 +143,7 @@ def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> s
     name, function = config.get("architecture", "standard"), config.get("activation_fn")
     if "architecture" not in config and function is None:
         raise InputError(
-            f"{where} is no config of SAELens: it has neither architecture nor activation_fn_str"
+            f"{where} is not a SAELens config: it has neither architecture nor activation_fn_str"
         )
     if function is None:
         function = "topk" if name == "topk" else "relu"
@@ -152,19 +152,23 @@ def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> s
     if function != ("topk" if name == "topk" else "relu"):
         raise InputError(
             f"{where} describes a dictionary that is not supported: activation_fn_str = "
-            f"{function!r} of architecture {name!r}; 'relu' can be read of all, 'topk' of "
-            "autoencoders"
+            f"{function!r} with architecture {name!r} (supported: 'topk' with 'standard' or "
+            "'topk', 'relu' with all but 'topk')"
         )
     if name not in (*AUTOENCODERS, *TRANSCODERS.values()):
         raise InputError(
-            f"{where} is of architecture {name!r}; those that can be read are "
+            f"{where} has the architecture {name!r}; supported architectures are "
             f"{', '.join((*AUTOENCODERS, *TRANSCODERS.values()))}"
         )
     allowed = {"k"} if name == "topk" else set()
     if strange := sorted(set(config.get("activation_fn_kwargs") or {}) - allowed):
-        raise InputError(f"{where}: activation_fn_kwargs has {', '.join(strange)}; not supported")
+        raise InputError(
+            f"{where}: activation_fn_kwargs has {', '.join(strange)}, which is not supported"
+        )
     if name != "topk" and config.get("k"):
-        raise InputError(f"{where}: k = {config['k']!r} of architecture {name!r}, which has none")
+        raise InputError(
+            f"{where}: k = {config['k']!r} is given, but architecture {name!r} has no k"
+        )
     return str(name)
 
 
@@ -185,10 +189,12 @@ def _d_out(config: Mapping[str, Any], where: str | os.PathLike[str]) -> int:
     if config["architecture"] in AUTOENCODERS:
         if config.get("d_out", config["d_in"]) != config["d_in"]:
             raise InputError(
-                f"{where}: d_out is {config['d_out']}, but an autoencoder writes d_in = "
-                f"{config['d_in']} numbers"
+                f"{where}: d_out is {config['d_out']}; for an autoencoder it must equal d_in = "
+                f"{config['d_in']}"
             )
         return int(config["d_in"])
     if config.get("d_out", 0) < 1:
-        raise InputError(f"{where}: a transcoder needs d_out, a number of at least 1")
+        raise InputError(
+            f"{where}: d_out is missing or less than 1; a transcoder needs d_out of at least 1"
+        )
     return int(config["d_out"])

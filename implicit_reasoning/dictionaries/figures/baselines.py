@@ -38,16 +38,16 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
     caption = (
         f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g} at the last checkpoint, "
         "beside baselines of the same states, measured by the same code. k-means: as many "
-        "centroids as features, one active. Linear: principal directions of either sign, as many "
-        "active as in the dictionary. Neurons: the site's coordinates, or the MLP's neurons. Class "
-        "means: centroids are the bridges' true means, an upper bound for what stands for a "
-        "bridge. Frozen decoder: its rows stay random. Untrained model: dictionaries of step 0. "
-        "Loss recovered is of trained chains, and of the loss that the site's mean costs; F1 and "
-        "average precision are of bridges where they are first known; null: highest F1 of bridges "
-        "dealt out anew; swap: answers that follow a swap of bridges' "
-        "features chosen by truth. White: does not apply."
+        "centroids as features, one active. Linear: principal directions of either sign, as "
+        "many active as in the dictionary. Neurons: the site's coordinates, or the MLP's "
+        "neurons. Class means: centroids are the true means of the bridges, an upper bound for "
+        "representing bridges. Frozen decoder: its rows stay random. Untrained model: "
+        "dictionaries of step 0. Loss recovered: on trained chains, the share of the loss added "
+        "by mean ablation that is recovered. F1 and average precision: of bridges, where they "
+        "are first known; null: highest F1 with bridges shuffled; swap: answers that follow a "
+        "swap of bridges' features chosen by truth. White: does not apply."
     )
-    return Figure(f"dictionaries_{name}_baselines", "What has to be beaten", caption, drawing)
+    return Figure(f"dictionaries_{name}_baselines", "Dictionaries and baselines", caption, drawing)
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:

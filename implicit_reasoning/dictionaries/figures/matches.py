@@ -38,13 +38,13 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
     )
     caption = (
         f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}: for every value of a "
-        "variable (at a position) the feature that is active most nearly where the value is, "
-        "chosen on half of the first facts, and its F1 on the other half; mean over values "
-        f"({listed}). In brackets the null: the highest mean of {result.sizes['draw']} "
-        "permutations of values among states. A token's own variable at its own position is "
-        "written there by the embedding."
+        "variable (at a position), the feature whose activity matches the value best, chosen on "
+        f"half of the first facts, and its F1 on the other half; mean over values ({listed}). In "
+        f"brackets the null: the highest mean of {result.sizes['draw']} permutations of values "
+        "among states. The embedding writes a token's own variable at its own position, so that "
+        "match is expected."
     )
-    title = "Do features stand for entities and relations?"
+    title = "Do features represent entities and relations?"
     return Figure(f"dictionaries_{name}_matches", title, caption, drawing)
 
 
@@ -71,17 +71,18 @@ def bridges(name: str, result: xr.Dataset) -> Figure | None:
     caption = (
         f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge (e2) is "
         "first known. Top: F1 of the best feature of each bridge and of the best two or three "
-        "together, which is higher where a bridge is split among features. Second: states of the "
-        "other half of facts where the bridge's feature is silent, and where besides a feature "
-        "that is active for less than half of the bridge's facts writes most of its direction "
-        "(absorbed; null: another bridge's direction)."
+        "together, which is higher where a bridge is split among features. Second: on the other "
+        "half of facts, the share of states where the bridge's feature is silent, and the share "
+        "where in addition a feature that is active for less than half of the bridge's facts "
+        "writes most of its direction (absorbed; null: another bridge's direction)."
     )
     if with_roles:
         id_, ood = (int(n) for n in result["role_n"].values)
         caption += (
-            " Bottom: how often the bridge's own feature, and as the null another's, is active on "
-            f"facts that chains use but it was not chosen on ({id_}), and on facts that no chain "
-            f"of training uses ({ood}); shading: 95% interval, clustered by bridge."
+            " Bottom: how often the bridge's own feature, or another bridge's as the null, is "
+            f"active on facts that training chains use but that it was not chosen on ({id_}), "
+            f"and on facts that no training chain uses ({ood}); shading: 95% interval, clustered "
+            "by bridge."
         )
     title = "Bridges' features: split, absorbed, the same out of distribution?"
     return Figure(f"dictionaries_{name}_bridges", title, caption, drawing)

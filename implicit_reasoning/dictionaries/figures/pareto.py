@@ -50,14 +50,14 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
             ax.axhline(0, color="black", linewidth=0.5)
     legends(drawing, rows[:1])
     caption = (
-        f"Dictionaries {name!r}, each point one (mean over seeds, bars from the lowest to the "
-        f"highest), on {result.attrs['n_states']:,} distinct states of prefixes that were not "
-        f"trained on ({result.attrs['n_trained']:,} were). Explained variance is about the mean of "
-        "the states. Loss recovered: of the cross-entropy that answers lose when the site is set "
-        "to its mean, the share that comes back with the dictionary's output there, trained "
-        "chains; 1 is the model itself; nothing is said where ablation loses nothing."
+        f"Dictionaries {name!r}, each point one sparsity (mean over seeds, bars from the lowest "
+        f"to the highest seed), on {result.attrs['n_states']:,} distinct states of prefixes that "
+        f"dictionaries were not trained on ({result.attrs['n_trained']:,} were trained on). "
+        "Explained variance is relative to the mean of the states. Loss recovered: on trained "
+        "chains, the share of the cross-entropy added by mean ablation that the dictionary's "
+        "output removes; 1 is the model itself; undefined where ablation adds no loss."
     )
-    return Figure(f"dictionaries_{name}", "How much is kept, by how few features", caption, drawing)
+    return Figure(f"dictionaries_{name}", "Reconstruction and sparsity", caption, drawing)
 
 
 def _lowest(values: xr.DataArray) -> float:
@@ -115,9 +115,9 @@ def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
     )
     caption = (
         "Every set of dictionaries of this run at its last checkpoint, each point one sparsity "
-        "(mean over seeds, bars from the lowest to the highest), on held-out states of the site "
-        "that is written. Sets may differ in architecture, activation function and width: see "
-        "their configurations."
+        "(mean over seeds, bars from the lowest to the highest seed), on held-out states of the "
+        "site that is written. Sets may differ in architecture, activation function and width; "
+        "see their configurations."
     )
     return Figure(
         "dictionaries", "Architectures and activation functions, side by side", caption, drawing

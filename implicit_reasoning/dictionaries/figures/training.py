@@ -62,17 +62,15 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
     legends(drawing, rows)
     caption = (
         f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: of the values of "
-        f"each variable (at a position) the share that a feature stands for: F1 of at least "
-        f"{MIN_F1:g} on facts that it was not chosen on, median over seeds; the null never comes "
-        "near. Bottom: for every active feature the highest cosine with a feature of the "
-        "dictionary of the checkpoint before, and of another seed (if there are several); mean "
-        "over features. Grey: the same with those turned at random."
+        "each variable (at a position), the share that has a feature with F1 of at least "
+        f"{MIN_F1:g} on facts that it was not chosen on, median over seeds; the null is far "
+        "below this F1. Bottom: for every active feature, the highest cosine with a feature of "
+        "the dictionary of the checkpoint before, and of another seed (if there are several); "
+        "mean over features. Grey: the same with those features rotated at random."
     )
     if str(result.attrs.get("start", "cold")) != "cold":
-        caption += (
-            " Warm starts make features look as if they lasted, and were older than they are."
-        )
-    title = "When features appear, and whether they last"
+        caption += " Warm starts make features look more persistent and older than they are."
+    title = "When features appear, and whether they persist"
     return Figure(f"dictionaries_{name}_training", title, caption, drawing)
 
 
@@ -111,12 +109,13 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     rows[1][0].set_ylabel("how many")
     legends(drawing, rows)
     caption = (
-        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: the highest |cosine| "
-        "of a direction with another, mean over directions: active features, and the means of "
-        "bridges' states less the mean of all; dotted: as many random directions in the same "
-        "space. Bottom: how many there are, beside the dimensions that states take (participation "
-        "ratio of their covariance): only above that line are directions in superposition, and "
-        "more overlap than at random is structure, not crowding."
+        f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}. Top: the highest "
+        "|cosine| of a direction with another, mean over directions, for active features and "
+        "for the means of bridges' states minus the mean of all; dotted: as many random "
+        "directions in the same space. Bottom: the number of directions, beside the effective "
+        "dimension of the states (participation ratio of their covariance). Directions are in "
+        "superposition only above that line; more overlap than for random directions is "
+        "structure and does not follow from their number."
     )
     title = "More directions than dimensions?"
     return Figure(f"dictionaries_{name}_superposition", title, caption, drawing)

@@ -49,15 +49,15 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
     pairs, cases = (int(result[key]) for key in ("use_pairs", "use_cases"))
     caption = (
         f"Dictionaries {name!r} of sparsity {middle_sparsity(result):g}, where a bridge is first "
-        f"known; {cases} prompts, {pairs} pairs of a prefix and another bridge, all relations of "
-        "that; shading: 95% interval, clustered by bridge. Top: the bridge's feature is set to 0 "
-        "and the other bridge's to its usual size; the share of answers that become the other "
-        "bridge's. Middle: the bridge's feature is set to 0; low where the model needs it. Bottom: "
-        "the other bridge's feature, which should not be there, is set to 0; below 1 is a side "
-        "effect. Features are chosen on other facts: most nearly active where the bridge is "
-        "(truth), most active, or with most effect on the right logit (attribution). Grey: of "
-        "bridges dealt out anew. Black: the same with class means, for which no dictionary is "
-        "needed."
+        f"known; {cases} prompts, {pairs} pairs of a prefix and another bridge, with all "
+        "relations of that bridge; shading: 95% interval, clustered by bridge. Top: the "
+        "bridge's feature is set to 0 and the other bridge's to its usual size; the share of "
+        "answers that become the other bridge's. Middle: the bridge's feature is set to 0; a "
+        "low share means that the model needs it. Bottom: the other bridge's feature, which "
+        "should be inactive, is set to 0; a share below 1 is a side effect. Features are chosen "
+        "on other facts: the best match with the bridge (truth), the most active, or the "
+        "largest effect on the right logit (attribution). Grey: features of shuffled bridges. "
+        "Black: the same with class means, which need no dictionary."
     )
     title = "Do answers follow the features of bridges?"
     return Figure(f"dictionaries_{name}_use", title, caption, drawing)

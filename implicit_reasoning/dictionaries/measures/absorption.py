@@ -45,11 +45,11 @@ class Absorption(DictionaryInstrument):
 
     name: ClassVar[str] = "absorption"
     definition: ClassVar[str] = (
-        "By bridge, shares of the states where it is first known, of facts that its feature was "
-        "not chosen on: silent, where the bridge's feature is not active; absorbed, where besides "
-        "a feature that is active on less than half of the bridge's states writes at least .4 of "
-        "what is written along the bridge's direction. Null: another bridge's direction. Source: "
-        "Chanin et al. 2024, section 5."
+        "For each bridge, shares of the states where it is first known, of facts that its "
+        "feature was not chosen on. silent: the bridge's feature is not active; absorbed: in "
+        "addition, a feature that is active on less than half of the bridge's states writes at "
+        "least .4 of what is written along the bridge's direction. Null: another bridge's "
+        "direction. Source: Chanin et al. 2024, section 5."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         name: ("bridge",) for name in ("silent", "absorbed", "absorbed_null")

@@ -53,12 +53,12 @@ class Spliced(DictionaryInstrument):
 
     name: ClassVar[str] = "answers"
     definition: ClassVar[str] = (
-        "Of probes of every split of chains: cross-entropy of the right answer in nats (ce), "
-        "KL(clean model || this one) in nats (kl) and accuracy (correct) of the clean model, and "
-        "of models whose site is replaced by the dictionary's output (spliced), by its mean over "
-        "training states (mean) or by 0 (zero). ce_loss_score, ce_loss_score_mean and "
-        "kl_div_score: the share of the loss by zero (mean, zero) that comes back with the "
-        "dictionary; nan where ablation loses less than .01 nats."
+        "For probes of every split of chains: cross-entropy of the right answer in nats (ce), "
+        "KL(clean model || this one) in nats (kl) and accuracy (correct) of the clean model, "
+        "and of the model with the site replaced by the dictionary's output (spliced), by its "
+        "mean over training states (mean) or by 0 (zero). ce_loss_score, ce_loss_score_mean and "
+        "kl_div_score: the share of the loss added by zero ablation (mean ablation, zero "
+        "ablation) that the dictionary recovers; nan where ablation adds less than .01 nats."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         name: ("model", EXAMPLE) for name in ("ce", "kl", "correct")

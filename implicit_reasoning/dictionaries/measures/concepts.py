@@ -149,7 +149,7 @@ class ConceptStates:
         """
         concepts = choose_concepts(source.run.dataset, source.split.places)
         if not concepts:
-            raise NotApplicable("no variable has values of several distinct states each")
+            raise NotApplicable("no variable has values that each occur in several distinct states")
         return cls(concepts)
 
     @cached_property
@@ -181,11 +181,11 @@ class Concepts(DictionaryInstrument):
 
     name: ClassVar[str] = "concepts"
     definition: ClassVar[str] = (
-        "By variable and position (concept) and value: the feature that is active most nearly "
-        "where the value is (best_feature), chosen by F1 on one half of first facts; on the other "
-        "half its F1, the average precision of its activation, and the F1 of the best one, two or "
-        "three features together (f1_joined). nan: fewer than two states of the value in a half. "
-        "Nulls: means over values when values are permuted among the states."
+        "For each variable and position (concept) and value: the feature whose activity matches "
+        "the value best (best_feature), chosen by F1 on one half of first facts; on the other "
+        "half, its F1, the average precision of its activation, and the F1 of the best one, two "
+        "or three features together (f1_joined). nan: a half has fewer than two states with the "
+        "value. Nulls: means over values when values are permuted among the states."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "f1": ("concept", "value"),

@@ -24,11 +24,12 @@ class Reconstruction(DictionaryInstrument):
 
     name: ClassVar[str] = "reconstruction"
     definition: ClassVar[str] = (
-        "On distinct states of prefixes that no dictionary was trained on: active features (l0), "
-        "sum of activations (l1), squared error (mse), explained variance about the mean of the "
-        "targets (legacy: mean over states of the same ratio), cosine and ratio of norms of output "
-        "and target. On all states: how often each feature is active (density), shares of features "
-        "that are never active (dead) and active on more than a tenth of states (dense)."
+        "On distinct states of prefixes that no dictionary was trained on: active features "
+        "(l0), sum of activations (l1), squared error (mse), explained variance relative to the "
+        "mean of the targets (legacy: mean over states of the same ratio), cosine and ratio of "
+        "norms of output and target. On all states: how often each feature is active (density), "
+        "shares of features that are never active (dead) and active on more than a tenth of "
+        "states (dense)."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "l0": (EXAMPLE,),

@@ -53,7 +53,7 @@ class Roles(DictionaryInstrument):
     name: ClassVar[str] = "roles"
     definition: ClassVar[str] = (
         "role_active: the share of states where the feature of their bridge is active. Features "
-        "are chosen on half of the facts that training's chains use; states are of the other half "
+        "are chosen on half of the facts that training chains use; states are of the other half "
         "(id), and of facts that no chain uses (ood). Null: another bridge's feature. Intervals "
         "are clustered by bridge."
     )
@@ -73,7 +73,9 @@ class Roles(DictionaryInstrument):
           NotApplicable: all first facts have the same role.
         """
         if len(set(bridges.in_distribution.tolist())) < 2:
-            raise NotApplicable("all first facts have one role; there is nothing to compare")
+            raise NotApplicable(
+                "all first facts have the same role, so there is nothing to compare"
+            )
         fit = np.flatnonzero(bridges.in_distribution & ~bridges.second)
         fitted = np.unique(bridges.values[fit])
         known = np.isin(bridges.values, fitted)

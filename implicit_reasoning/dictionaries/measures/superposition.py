@@ -47,10 +47,11 @@ class Superposition(DictionaryInstrument):
 
     name: ClassVar[str] = "superposition"
     definition: ClassVar[str] = (
-        "Of features that are ever active: how many (directions), the highest |cosine| with "
-        "another, mean over directions (overlap), beside as many random ones (overlap_null), and "
-        "the mean of |w|^2 / sum_j (w . w_j / |w|)^2 (dims). effective_dims: participation ratio "
-        "of the states' covariance. Source: Elhage et al. 2022, section 3."
+        "For features that are ever active: their number (directions), the highest |cosine| "
+        "with another, mean over directions (overlap), the same for as many random directions "
+        "(overlap_null), and the mean of |w|^2 / sum_j (w . w_j / |w|)^2 (dims). "
+        "effective_dims: participation ratio of the states' covariance. Source: Elhage et al. "
+        "2022, section 3."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "effective_dims": (),
@@ -89,7 +90,7 @@ class BridgeSuperposition(DictionaryInstrument):
     name: ClassVar[str] = "bridge_superposition"
     definition: ClassVar[str] = (
         "The numbers of `superposition` for the means of the states of each bridge, where it is "
-        "first known, less the mean of all."
+        "first known, minus the mean of all."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {f"bridge_{number}": () for number in _NUMBERS}
     nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {

@@ -163,12 +163,13 @@ class Use(DictionaryInstrument):
 
     name: ClassVar[str] = "use"
     definition: ClassVar[str] = (
-        "use: the share of answers that become the other bridge's (moved), stay, or become another "
-        "(other) when features of bridges are changed where the bridge is first known: swap, "
-        "clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, the "
-        "share whose answers move for all relations by a swap. Features are chosen on other first "
-        "facts, by truth, activation or attribution. Nulls: features of bridges that are permuted "
-        "among the prompts; and class means, which need no dictionary. nan after the last block."
+        "use: the share of answers that become the other bridge's (moved), stay, or become "
+        "another (other) when features of bridges are changed where the bridge is first known: "
+        "swap, clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, "
+        "the share whose answers move for all relations by a swap. Features are chosen on other "
+        "first facts, by truth, activation or attribution. Nulls: features of bridges that are "
+        "permuted among the prompts, and class means, which need no dictionary. nan after the "
+        "last block."
     )
     outputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "use": ("rule", "change", "outcome", EXAMPLE),
@@ -189,8 +190,8 @@ class Use(DictionaryInstrument):
         choose_bridges(source)
         if dataset.hops != 2 or not written <= set(model.resid_sites[1:]):
             raise NotApplicable(
-                "features are swapped in chains of two hops, by dictionaries that write one "
-                "residual, or into one"
+                "this instrument needs a task with chains of two hops, and dictionaries whose "
+                "output is one site of the residual stream or is added to it"
             )
         return self.of(SwapPrompts.choose(dataset))
 
