@@ -76,7 +76,10 @@ def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> N
     for page in pages:
         path = folder / f"{page.name}.html"
         if path == run.files.report:
-            raise InputError(f"a page is called {page.name!r}, as the report itself")
+            raise InputError(
+                f"a page is named {page.name!r}, which is the name of the report; choose another "
+                "name"
+            )
         others = [other for other in pages if other is not page]
         with atomic_write(path) as file:
             file.write(template.render(page=page, others=others, name=tables.name_of(run)))
@@ -116,7 +119,7 @@ def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
     """Return the existing files of a run: path relative to the run directory -> description."""
     described = {
         **{files.report.parent / f"{page.name}.html": page.title for page in pages},
-        files.metrics: "one JSON object a line: every number in the curves",
+        files.metrics: "one JSON object per line, with every number in the curves",
         files.first_correct: "per probe row, the step of its first correct answer (-1: never)",
         files.config: "the configuration as it was run",
         files.world: "rows, splits, and the truth about every row",

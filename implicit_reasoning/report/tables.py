@@ -122,7 +122,8 @@ def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
         return None
     return (
         f"In this world {rule.replace('_', ' ')}, a shortcut, answers {accuracy:.1%} of "
-        f"{parts.held_out}: being right there does not show that facts are composed."
+        f"{parts.held_out} correctly, so high accuracy there does not show that the model "
+        "composes facts."
     )
 
 

@@ -255,7 +255,7 @@ def test_what_comes_from_the_configuration_is_escaped(workdir):
 
 
 def test_a_shortcut_that_would_pass_for_generalising_is_told(workdir, monkeypatch):
-    sentence = "does not show that facts are composed"
+    sentence = "does not show that the model composes facts"
     assert sentence not in text_only(workdir)
     rules = {"modal_r2": {"test_ii": 0.1}, "row_completion": {"test_ii": 0.96}}
     monkeypatch.setattr(tables, "shortcuts", lambda dataset: rules)
@@ -366,7 +366,7 @@ def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
     ("change", "said"),
     [
         (("other", "one"), "two pages have the same name: one"),
-        (("other", "index"), "a page is called 'index', as the report itself"),
+        (("other", "index"), "a page is named 'index', which is the name of the report"),
     ],
 )
 def test_pages_that_would_overwrite_each_other_are_refused(
