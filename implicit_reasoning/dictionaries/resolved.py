@@ -184,20 +184,7 @@ def _activation_fn(
 ) -> ActivationFn:
     """Return the activation function with its options; `max_k` is set to the largest sparsity."""
     options = {key: value for key, value in given.items() if value is not None}
-    make: Any = ACTIVATIONS.get(name)
-    if make is None:
-        source, _, attribute = name.rpartition(":")
-        make = (
-            getattr(imports.load(source, "activation function"), attribute, None)
-            if source
-            else None
-        )
-        if not (isinstance(make, type) and issubclass(make, ActivationFn)):
-            raise InputError(
-                f"there is no activation function {name!r}; it must be one of "
-                f"{', '.join(ACTIVATIONS)}, or an import path package.module:Class of a subclass "
-                "of ActivationFn"
-            )
+    make: Any = imports.find(name, ACTIVATIONS, "activation function", ActivationFn)
     known = {field.name for field in dataclasses.fields(make)}
     if "max_k" in known:
         options["max_k"] = int(max(sparsities))
