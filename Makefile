@@ -26,6 +26,8 @@ RUN := runs/pocket
 # A peer is a package that we exchange files with: one pinned environment for each list.
 PEERS := $(patsubst tests/peers/requirements/%.txt,.peers/%/.installed,$(wildcard tests/peers/requirements/*.txt))
 
+PROSE := implicit_reasoning configs docs experiments results tests .ci .github $(wildcard *.md) Makefile
+
 .PHONY: demo docs docs-serve tutorials test test-all test-peers test-slurm test-counts studies-runs lint clean venv
 
 demo: $(INSTALLED)
@@ -79,6 +81,8 @@ tutorials: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell $(PROSE)
+	$(BIN)/python .ci/phrases.py
 	$(BIN)/mypy
 
 venv: $(INSTALLED)

@@ -180,7 +180,7 @@ def test_stale_temporary_files_and_folders_are_cleaned_at_start(finished, files)
 
 
 def test_after_a_change_of_mesh_nothing_of_the_old_trajectory_stays(files):
-    """Marked by hand here: what lies after the state that is gone on from is removed first."""
+    """Marked by hand here: what is later than the state to resume from is removed first."""
     shutil.rmtree(files.resume / "60")
     before = json.loads((files.checkpoints / "50" / "_CHECKPOINT_METADATA").read_text())
     train(tiny(mesh__data=1), files.workdir, stop_at=45)

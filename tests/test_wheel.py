@@ -1,10 +1,12 @@
-"""The wheel, installed somewhere else, trains from a configuration given by its path."""
+"""The wheel, installed somewhere else, trains from its own configurations and from a file."""
 
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+import implicit_reasoning
 
 
 @pytest.mark.slow
@@ -19,10 +21,13 @@ def test_the_installed_wheel_trains_and_reports(tmp_path):
     )
     [wheel] = tmp_path.glob("*.whl")
     shutil.copy("configs/composition.py", tmp_path / "mine.py")
+    assert wheel.name.split("-")[1] == implicit_reasoning.__version__
     shutil.copy("constraints.txt", tmp_path)
     run(sys.executable, "-m", "venv", "venv")
     run("venv/bin/pip", "install", "--quiet", "-c", "constraints.txt", wheel)
-    workdir = "--workdir=run"
-    run("venv/bin/implicit_reasoning", "train", "--config=mine.py:pocket", workdir, "--stop_at=10")
+    for name, config in (("shipped", "composition:pocket"), ("own", "mine.py:pocket")):
+        workdir = f"--workdir={name}"
+        run("venv/bin/implicit_reasoning", "train", f"--config={config}", workdir, "--stop_at=10")
     run("venv/bin/implicit_reasoning", "report", workdir)
-    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert (tmp_path / "own" / "report" / "index.html").exists()
+    run("venv/bin/implicit_reasoning", "world", "--config=shadow:desk", "--out=world")

@@ -56,7 +56,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the program, and the subparser of each command by name."""
     parser = Parser(
         prog=PROGRAM,
-        description="A laboratory for how transformers learn to reason in their heads.",
+        description="Controlled experiments on how transformers learn to reason.",
         epilog=f"`{PROGRAM} VERB --help` explains one command. Exit codes: 0 done, 2 bad input, "
         "3 the\nloss was not finite, 69 a process of the run was lost, 74 a file could not be read "
         "or\nwritten, 75 a signal came and the state was saved.",

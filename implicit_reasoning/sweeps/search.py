@@ -84,7 +84,9 @@ class Search:
 
     def __post_init__(self) -> None:
         if min(self.count, self.at_once) < 1:
-            raise InputError(f"a search needs at least one trial, and one at once, not {self}")
+            raise InputError(
+                f"count and at_once must be at least 1, not {self.count} and {self.at_once}"
+            )
         if list(self.rungs) != sorted(set(self.rungs)) or (self.rungs and self.rungs[0] < 1):
             raise InputError(f"rungs are ascending steps from 1 on, not {self.rungs}")
         if not 0 < self.keep < 1:

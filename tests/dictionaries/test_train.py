@@ -233,7 +233,7 @@ def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
             "activation function 'topk' has no option 'mode'; it has aux, max_k",
         ),
         ({"activation_fn": "top"}, "unknown activation function 'top'; did you mean 'topk'"),
-        ({"architecture": "coder"}, "no architecture 'coder'; there are autoencoder"),
+        ({"architecture": "coder"}, "no architecture 'coder'; it must be one of autoencoder"),
         ({"start": "warm"}, "start is 'warm'; it must be one of 'cold'"),
         ({"steps": (7,)}, "no checkpoint of step 7"),
         ({"read": ("blocks.9.hook_resid_post",)}, "no site 'blocks.9.hook_resid_post'"),

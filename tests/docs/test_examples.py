@@ -1,0 +1,117 @@
+"""The Python examples of the guides are executed, at small sizes; tables of names are complete."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from implicit_reasoning.__main__ import main
+from implicit_reasoning.analysis import Claim, find_instrument, judge, measure
+from implicit_reasoning.analysis.truth.known import planted_models
+from implicit_reasoning.report import write_report
+from implicit_reasoning.report.collect import collect
+from implicit_reasoning.runs import Run
+from tests import shared
+from tests.training.tiny import TINY
+
+
+def python_of(page):
+    """The one block of Python on a page."""
+    text = Path("docs", page).read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return example
+
+
+def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
+    """With the tiny model in place of the example's, as it is compiled already."""
+    example = python_of("getting-started.md").replace(
+        '"model.d_model": 64, "task.phi": 5', "**TINY"
+    )
+    example = example.replace("[0, 40]", "[0, 60]")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "getting-started.md", "exec"), {"TINY": TINY})
+    said = capsys.readouterr().out
+    assert re.search(r"\(2, \d+, 3, 8\)", said)
+    assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
+
+
+def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
+    example = python_of("how-to/dictionaries.md")
+    assert len([line for line in example.splitlines() if line]) <= 20
+    shared.finished_copy(tmp_path / "runs" / "pocket")
+    monkeypatch.chdir(tmp_path)
+    small = '"width": 24, "training.steps": 30, "training.batch_size": 64, '
+    small += '"progress": False, "baselines": False,'
+    exec(compile(example.replace('{"name"', "{" + small + '"name"'), "dictionaries.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.search(r"Member\(steps=\(60,\), .* explains \S+", said)
+    assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
+    assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
+
+
+def test_the_example_of_sweeps_runs(tmp_path, monkeypatch):
+    example = python_of("how-to/sweeps.md").replace("6000", "60")
+    shared.swept_copy(tmp_path / "runs" / "seeds")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(example, "sweeps.md", "exec"), found)
+    assert found["accuracy"].dims == ("trial", "step") and found["lens"].sizes["trial"] == 3
+
+
+def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
+    example = python_of("how-to/task.md")
+    assert len([line for line in example.splitlines() if line]) <= 48  # about 40 without imports
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inverse.py").write_text(example, encoding="utf-8")
+    small = {"steps": 6, "batch_size": 16, "evaluation.every": 2, "checkpoints.every": 6}
+    small |= {"task.n_entities": 12, "task.n_relations": 3, "task.probes": 10}
+    small |= {"model.n_layers": 1, "model.d_model": 8, "model.n_heads": 2, "model.d_mlp": 8}
+    words = [f"--config.{key}={value}" for key, value in small.items()]
+    command = ["train", "--config=inverse.py", "--workdir=runs/inverse", *words]
+    assert main([*command, "--config.writers.progress=false"]) == 0
+    run = Run("runs/inverse")
+    page = write_report(run, providers=()).read_text(encoding="utf-8")  # figures take seconds
+    assert "test_backward" in page and "In-distribution" in page
+
+    assert run.dataset.sizes() == {"forward": 36, "train_backward": 18, "test_backward": 18}
+    forward = {tuple(row) for row in run.dataset.tokens[:36]}
+    assert len(forward) == 36
+    answer = {
+        tuple(t): int(a) for t, a in zip(run.dataset.tokens, run.dataset.answers[:, 0], strict=True)
+    }
+    for (entity, relation), said in answer.items():
+        if relation >= 12 + 3:  # the inverse of an inverse is the fact
+            assert answer[said, relation - 3] == entity
+    assert "accuracy/test_backward" in run.metrics[-1]
+
+
+def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch, capsys):
+    example = python_of("how-to/instrument.md")
+    assert len([line for line in example.splitlines() if line]) <= 48  # about 40 without imports
+    run = Run(shared.finished_copy(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "knock_out.py").write_text(example, encoding="utf-8")
+    where = "knock_out.py:KnockOut"
+    assert main(["analyze", f"--workdir={run.files.workdir}", f"--instruments={where}"]) == 0
+    assert capsys.readouterr().out.strip().endswith("analysis/knock_out.nc")
+    result = run.result("knock_out")
+    sizes = {"step": len(run.steps), "group": 5, "change": 2, "layer": 3, "pos": 3}
+    assert dict(result.right.sizes) == sizes
+    assert "knock_out" in [figure.name for figure in collect(run)]
+    # What it says of the last layer is what is so: no answer at r2 without the state there.
+    last = result.isel(step=-1).sel(layer=2, change="mean").right
+    np.testing.assert_array_equal(last.sel(pos="e1"), last.sel(pos="r1"))
+    # It is right on a model that composes, and on one that only looks as if it did.
+    for known in planted_models():
+        if known.name in ("composer", "prefix_memoriser"):
+            told = measure(find_instrument(where), known.subject, progress=False)
+            claims = find_instrument(where).claims(told.isel(step=0))
+            assert Claim("carried", "r2", 4, "r2") in claims
+            assert judge(claims, known.mechanism) == "right"
+
+
+def test_every_configuration_is_in_the_table_of_worlds():
+    page = Path("docs/concepts/worlds.md").read_text(encoding="utf-8")
+    table = page.split("\n## Worlds\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE))))
+    assert named - {"configuration"} == {path.stem for path in Path("configs").glob("*.py")}
