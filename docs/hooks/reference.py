@@ -26,8 +26,8 @@ def cell(text: Any) -> str:
 
 
 def code(text: Any) -> str:
-    """The same in the font of code."""
-    return "`" + " ".join(str(text).split()).replace("|", "\\|") + "`"
+    """The same in the font of code; a bar within it does not end the cell."""
+    return "`" + " ".join(str(text).split()) + "`"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -63,14 +63,22 @@ def field_table(fields: Mapping[str, Any], prefix: str = "") -> str:
         if field.choices:
             bounds = ", ".join(code(repr(choice)) for choice in field.choices)
         elif field.bounded:
-            low = "" if field.low == -float("inf") else f"at least {field.low:g}"
-            high = "" if field.high == float("inf") else f"at most {field.high:g}"
+            low = "" if field.low == -float("inf") else f"at least {number(field.low)}"
+            high = "" if field.high == float("inf") else f"at most {number(field.high)}"
             bounds = ", ".join(filter(None, (low, high)))
         else:
             bounds = ""
         shown = code(repr(field.default))
         rows.append((code(prefix + name), field.kind.__name__, shown, bounds, cell(field.doc)))
     return table(("field", "type", "default", "allowed", "meaning"), rows)
+
+
+def number(value: int | float) -> str:
+    """A bound as people write it: large powers of two as powers."""
+    for exponent in (20, 31):
+        if value in (2**exponent, 2**exponent - 1):
+            return f"2^{exponent}" + (" - 1" if value % 2 else "")
+    return f"{value:,}" if isinstance(value, int) else f"{value:.10g}"
 
 
 def by_group(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from implicit_reasoning.__main__ import main
-from implicit_reasoning.analysis import Claim, find_instrument, judge, measure
+from implicit_reasoning.analysis import INSTRUMENTS, Claim, find_instrument, judge, measure
 from implicit_reasoning.analysis.truth.known import planted_models
+from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.report import write_report
 from implicit_reasoning.report.collect import collect
 from implicit_reasoning.runs import Run
 from tests import shared
+from tests.dictionaries.small import config as small_config
 from tests.training.tiny import TINY
 
 
@@ -47,6 +49,18 @@ def test_the_example_of_dictionaries_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"Member\(steps=\(60,\), .* explains \S+", said)
     assert re.search(r"with bridges shuffled at most: 0\.\d+", said)
     assert (tmp_path / "my_sae" / "sae_weights.safetensors").exists()
+
+
+def test_the_activation_function_of_your_own_is_trained(tmp_path, monkeypatch):
+    example = python_of("how-to/activation-function.md")
+    shared.finished_copy(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    Path("root_penalty.py").write_text(example, encoding="utf-8")
+    changes = {"activation_fn": "root_penalty.py:RootPenalty", "checkpoints": 1}
+    made = train_dictionaries(Run("run"), small_config(**changes, sparsities=(0.0, 0.3)))
+    rows = np.tile(np.eye(8, dtype=np.float32), (4, 1))
+    active = [(made.dictionary.encode(made.params_of(i), rows) > 0).sum() for i in (0, 1)]
+    assert active[1] < active[0]
 
 
 def test_the_example_of_sweeps_runs(tmp_path, monkeypatch):
@@ -108,6 +122,15 @@ def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch,
             claims = find_instrument(where).claims(told.isel(step=0))
             assert Claim("carried", "r2", 4, "r2") in claims
             assert judge(claims, known.mechanism) == "right"
+
+
+def test_every_instrument_is_on_the_page_of_instruments():
+    page = Path("docs/concepts/instruments.md").read_text(encoding="utf-8")
+    firsts = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    starred = {name: star for first in firsts for name, star in re.findall(r"`(\w+)`(\*?)", first)}
+    assert starred.keys() == INSTRUMENTS.keys()
+    for name, star in starred.items():
+        assert bool(star) != find_instrument(name).default, name
 
 
 def test_every_configuration_is_in_the_table_of_worlds():

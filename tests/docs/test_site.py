@@ -117,6 +117,7 @@ def test_links_lead_to_where_files_are_on_the_site():
         ('<script src="https://cdn.net/a.js"></script>', ["https://cdn.net/a.js"]),
         ("<link rel=stylesheet href=//cdn.net/a.css>", ["//cdn.net/a.css"]),
         ("a { background: url(https://cdn.net/a.png) }", ["https://cdn.net/a.png"]),
+        ('<pre class="mermaid"><code>', ['<pre class="mermaid"']),
         ('<a href="https://arxiv.org">paper</a><script src="../a.js"></script>', []),
         ('<link rel="canonical" href="https://a.org/x">', []),
     ],
