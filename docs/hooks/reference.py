@@ -16,6 +16,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 
 MARK = re.compile(r"<!-- generated: (\w+) -->")
+LONG = re.compile(r"<code>([^<]{41,})</code>")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -243,3 +244,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
         return GENERATORS[match[1]]()
 
     return MARK.sub(generated, markdown)
+
+
+def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
+    """Mark long code, which may break anywhere in a table; other code breaks at blanks only."""
+    return LONG.sub(r'<code class="long">\1</code>', html)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from implicit_reasoning.__main__ import main
@@ -58,7 +59,7 @@ def test_the_activation_function_of_your_own_is_trained(tmp_path, monkeypatch):
     Path("root_penalty.py").write_text(example, encoding="utf-8")
     changes = {"activation_fn": "root_penalty.py:RootPenalty", "checkpoints": 1}
     made = train_dictionaries(Run("run"), small_config(**changes, sparsities=(0.0, 0.3)))
-    rows = np.tile(np.eye(8, dtype=np.float32), (4, 1))
+    rows = jnp.tile(jnp.eye(8), (4, 1))
     active = [(made.dictionary.encode(made.params_of(i), rows) > 0).sum() for i in (0, 1)]
     assert active[1] < active[0]
 
@@ -126,8 +127,8 @@ def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch,
 
 def test_every_instrument_is_on_the_page_of_instruments():
     page = Path("docs/concepts/instruments.md").read_text(encoding="utf-8")
-    firsts = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
-    starred = {name: star for first in firsts for name, star in re.findall(r"`(\w+)`(\*?)", first)}
+    firsts = " ".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))
+    starred = dict(re.findall(r"`(\w+)`(\\?\*?)", firsts))
     assert starred.keys() == INSTRUMENTS.keys()
     for name, star in starred.items():
         assert bool(star) != find_instrument(name).default, name
