@@ -66,9 +66,10 @@ test-slurm: $(INSTALLED)
 studies-runs: $(INSTALLED)
 	$(BIN)/python experiments/runs.py $(RUNS_ARGS)
 
-# The variable turns off an advertisement that mkdocs-material prints.
+# The variable turns off an advertisement that mkdocs-material prints. No --quiet: with it mkdocs does
+# not count warnings, and --strict does nothing.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch implicit_reasoning --watch results

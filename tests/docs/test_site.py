@@ -1,5 +1,6 @@
 """The site: generated tables are complete, faults are noticed, links are followed."""
 
+import re
 from pathlib import Path
 
 import offline
@@ -7,7 +8,10 @@ import pytest
 import python_api
 import reference
 import repository
-from mkdocs.exceptions import PluginError
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort, PluginError
 
 from implicit_reasoning.analysis import INSTRUMENTS
 from implicit_reasoning.commands import VERBS
@@ -128,3 +132,18 @@ def test_what_is_loaded_from_other_hosts_is_noticed(text, loads, tmp_path):
     if loads:
         with pytest.raises(PluginError, match="must work offline"):
             offline.on_post_build(type("Config", (), {"site_dir": tmp_path}))
+
+
+@pytest.mark.parametrize("link", ["[a](missing.md)", "[a](index.md#missing)", "[a](/absolute)"])
+def test_a_broken_link_fails_the_build(link, tmp_path):
+    """With the settings of mkdocs.yml and of `make docs`, on a site of one page."""
+    [command] = [line for line in Path("Makefile").read_text().splitlines() if "build --st" in line]
+    assert "--quiet" not in command and " -q" not in command  # else warnings are not counted
+    validation = yaml.safe_load(re.sub("!!python.*", "", Path("mkdocs.yml").read_text()))
+    settings = {"site_name": "x", "validation": validation["validation"], "plugins": []}
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n{link}\n")
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings))
+    config = load_config(str(tmp_path / "mkdocs.yml"), strict=True)
+    with pytest.raises(Abort):
+        build(config)

@@ -18,7 +18,7 @@ def test_every_phrase_that_is_replaced_is_found():
 
 
 def test_a_phrase_is_found_across_lines():
-    text = '# read it as a wish, not\n# a death\nx = (\n    "the trial has ended un"\n)\n'
+    text = "# a signal is read as a wish, not\n# a death\n"
     assert PHRASES["find"](text) == [(1, "as a wish, not a death")]
     assert PHRASES["find"]('said = (\n    "unless all of them say the "\n    "same here"\n)')
 
