@@ -188,7 +188,10 @@ def named_classes(classes: Mapping[str, Any]) -> str:
     rows = []
     for name, kind in classes.items():
         target = f"{kind.__module__}.{kind.__name__}"
-        doc = (inspect.getdoc(kind) or "").splitlines()[0]
+        doc = (inspect.getdoc(kind) or "").split("\n\n")[0]
+        if doc.startswith("See the module"):
+            module = inspect.getdoc(importlib.import_module(kind.__module__)) or ""
+            doc = module.splitlines()[0] + " " + doc.removeprefix("See the module").lstrip(".; ")
         rows.append((code(name), f"[`{kind.__name__}`][{target}]", cell(doc)))
     return table(("name", "class", "what it is"), rows)
 

@@ -67,6 +67,26 @@ def with_links(text: str, source: str, there: dict[str, str]) -> str:
     return LINK.sub(moved, text)
 
 
+def titled(text: str, source: str) -> str:
+    """The text of a table of a study, with a title that says which study it belongs to."""
+    path = Path(source)
+    if path.parts[0] != "results" or text.startswith("# "):
+        return text
+    titles = {folder: title for title, folder in STUDIES.items()}
+    where = [titles.get(path.parts[1], path.parts[1]), *path.parts[2:-1]]
+    return f"# {', '.join(where)}: {path.stem}\n\n{text}"
+
+
+def tables_of(source: str, there: dict[str, str]) -> str:
+    """Links from the page of a study to its other pages, as a section; empty without any."""
+    folder = posixpath.dirname(source)
+    inside = [path for path in there if path.startswith(f"{folder}/") and path.endswith(".md")]
+    names = [posixpath.relpath(path, folder) for path in inside if path != source]
+    if not source.startswith("results/") or not source.endswith("README.md") or not names:
+        return ""
+    return "\n## Tables\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+
+
 def on_config(config: Any) -> Any:
     """Put the studies into the navigation."""
     missing = {path.parent.name for path in (ROOT / "results").glob("*/README.md")}
@@ -84,7 +104,8 @@ def on_files(files: Any, config: Any) -> Any:
     for source, place in there.items():
         path = ROOT / source
         if path.suffix == ".md":
-            content = with_links(path.read_text(encoding="utf-8"), source, there)
+            text = titled(path.read_text(encoding="utf-8"), source) + tables_of(source, there)
+            content = with_links(text, source, there)
             files.append(File.generated(config, place, content=content))
         else:
             files.append(File.generated(config, place, abs_src_path=str(path)))

@@ -115,6 +115,16 @@ def test_links_lead_to_where_files_are_on_the_site():
     assert moved("[a](tpu.md)", "docs/how-to/x.md") == "[a](tpu.md)"
 
 
+def test_tables_of_a_study_have_its_title_and_are_linked_from_its_page():
+    there = repository.places()
+    text = repository.titled("| a |\n", "results/worlds/desk/table.md")
+    assert text.startswith("# Worlds and controls, desk: table\n\n| a |")
+    assert repository.titled("# T\n", "results/worlds/README.md") == "# T\n"
+    links = repository.tables_of("results/worlds/README.md", there)
+    assert "- [desk/table.md](desk/table.md)\n" in links
+    assert not repository.tables_of("results/launchers/README.md", there)
+
+
 @pytest.mark.parametrize(
     ("text", "loads"),
     [
