@@ -8,12 +8,12 @@ import numpy as np
 
 from implicit_reasoning.__main__ import main
 from implicit_reasoning.analysis import INSTRUMENTS, Claim, find_instrument, judge, measure
-from implicit_reasoning.analysis.truth.known import planted_models
 from implicit_reasoning.dictionaries import train_dictionaries
 from implicit_reasoning.report import write_report
 from implicit_reasoning.report.collect import collect
 from implicit_reasoning.runs import Run
 from tests import shared
+from tests.analysis import planted_subject
 from tests.dictionaries.small import config as small_config
 from tests.training.tiny import TINY
 
@@ -117,12 +117,11 @@ def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch,
     last = result.isel(step=-1).sel(layer=2, change="mean").right
     np.testing.assert_array_equal(last.sel(pos="e1"), last.sel(pos="r1"))
     # It is right on a model that composes, and on one that only looks as if it did.
-    for known in planted_models():
-        if known.name in ("composer", "prefix_memoriser"):
-            told = measure(find_instrument(where), known.subject, progress=False)
-            claims = find_instrument(where).claims(told.isel(step=0))
-            assert Claim("carried", "r2", 4, "r2") in claims
-            assert judge(claims, known.mechanism) == "right"
+    for known in map(planted_subject.known, ("composer", "prefix_memoriser")):
+        told = measure(find_instrument(where), known.subject, progress=False)
+        claims = find_instrument(where).claims(told.isel(step=0))
+        assert Claim("carried", "r2", 4, "r2") in claims
+        assert judge(claims, known.mechanism) == "right"
 
 
 def test_every_instrument_is_on_the_page_of_instruments():
