@@ -87,8 +87,8 @@ class Dataset:
             if len(values) and (values.min() < low or values.max() >= end):
                 wrong = values[(values < low) | (values >= end)][0]
                 raise InputError(
-                    f"{name} of a dataset has the number {wrong}; with {self.n_vocab:,} tokens and "
-                    f"{self.n_ctx} positions it must be between {low} and {end - 1:,}"
+                    f"{name} of a dataset has the value {wrong}; with {self.n_vocab:,} tokens and "
+                    f"{self.n_ctx} positions, values must be between {low} and {end - 1:,}"
                 )
 
     def __len__(self) -> int:
@@ -117,7 +117,9 @@ class Dataset:
           InputError: the task does not consist of chains.
         """
         if "r2" not in self.truth:
-            raise InputError("this dataset has no bridge entities: its task is not one of chains")
+            raise InputError(
+                "this dataset has no bridge entities: its task does not consist of chains"
+            )
         return np.where(self.truth["fact2"] >= 0, self.truth["e2"], np.int32(NONE))
 
     @property
@@ -174,13 +176,13 @@ class Dataset:
         arrays: dict[str, Any] = read_npz(path, "dataset file")
         version, fingerprint = arrays.pop("format_version", None), arrays.pop("fingerprint", None)
         if version is None or fingerprint is None:
-            raise InputError(f"{path} is no dataset: it has no format_version or fingerprint")
+            raise InputError(f"{path} is not a dataset: it has no format_version or fingerprint")
         if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format {version}; this code reads {FORMAT_VERSION}")
+            raise InputError(f"{path} has format {version}, expected {FORMAT_VERSION}")
         try:
             dataset = _from_arrays(arrays)
         except KeyError as error:
-            raise InputError(f"{path} is no dataset: it has no {error}") from None
+            raise InputError(f"{path} is not a dataset: it has no {error}") from None
         except InputError as error:
             raise InputError(f"{path} was changed after it was written: {error}") from None
         if dataset.fingerprint() != fingerprint:
@@ -189,7 +191,9 @@ class Dataset:
 
     def _index(self, split: str) -> int:
         if split not in self.splits:
-            raise InputError(f"no split {split!r}; this dataset has {', '.join(self.splits)}")
+            raise InputError(
+                f"there is no split {split!r}; this dataset has {', '.join(self.splits)}"
+            )
         return self.splits.index(split)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -414,7 +418,9 @@ def _check_no_test_row_is_trained(dataset: Dataset) -> None:
         prompt = dataset.tokens[row, : dataset.truth["position"][row] + 1]
         text = "".join(dataset.vocab[token] for token in prompt)
         split = dataset.splits[dataset.split[row]]
-        raise RuntimeError(f"{int(leaked.sum())} test rows are trained on, first {text} of {split}")
+        raise RuntimeError(
+            f"{int(leaked.sum())} test rows are also training rows; the first is {text} of {split}"
+        )
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Dataset:

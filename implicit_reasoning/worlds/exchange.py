@@ -158,7 +158,7 @@ def split_name(type_name: str) -> str:
 def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     """Return the text of every file, by file name."""
     if not dataset.probe[dataset.n_train :].all():
-        raise InputError("this layout has no place for test rows that are not probes")
+        raise InputError("this layout stores only test rows that are probes; raise task.probes")
     rows = _rows(dataset)
     types = [type_name(split, wang_types) for split in dataset.splits]
     test = [rows[i] | {"type": types[dataset.split[i]]} for i in np.flatnonzero(dataset.probe)]
@@ -232,12 +232,13 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         return None
     lacking = [key for key in META_KEYS if key not in meta]
     if lacking or not set(map(str, meta["roles"])) <= set(ROLES):
-        fault = f"it lacks {', '.join(lacking)}" if lacking else "it names roles there are not"
+        fault = f"it lacks {', '.join(lacking)}" if lacking else "it has unknown roles"
         raise InputError(f"{folder / 'meta.json'} was damaged: {fault}")
     if meta["sha256"] != _digest(
         (folder / name).read_bytes() for name in (*ROW_FILES, "vocab.json")
     ):
-        warnings.warn(f"{folder} was changed after it was written: deriving roles", stacklevel=3)
+        what = f"{folder} was changed after it was written; its roles are derived from its rows"
+        warnings.warn(what, stacklevel=3)
         return None
     return meta
 
@@ -299,7 +300,7 @@ def _world_of_meta(folder: Path, meta: dict[str, Any], table: TextRows) -> World
         raise InputError(f"{folder / 'meta.json'} was damaged: {error}") from None
     whole = facts.shape[1] == len(role) == world.n_facts
     if not whole or facts.min(initial=0) < 0 or tail.max(initial=0) >= table.n_entities:
-        raise InputError(f"{folder / 'meta.json'} was damaged: its facts do not fit together")
+        raise InputError(f"{folder / 'meta.json'} was damaged: its facts are inconsistent")
     return world
 
 
@@ -307,11 +308,11 @@ def _derive_world(table: TextRows) -> World:
     """Return the facts that atomic rows state, with roles from training chains and probes."""
     world = world_from_table(_tails(table), ROLES.index("O"))
     if not world.n_facts:
-        raise InputError(f"{table.folder} has no atomic row: not a single fact is stated")
+        raise InputError(f"{table.folder} has no atomic rows, so it states no facts")
     facts, _ = _walk(table, world)
     unknown = int(((facts < 0).any(1) & (table.hops > 1)).sum())
     if unknown:
-        what = f"{unknown} chains use facts that no atomic row states: their truth stays unknown"
+        what = f"{unknown} chains use facts that no atomic row states; their truth is unknown"
         warnings.warn(f"{table.folder}: {what}", stacklevel=4)
     role = np.full(world.n_facts, ROLES.index("O"), np.int8)
     chains = facts[: table.n_train][table.hops[: table.n_train] > 1]
@@ -335,7 +336,7 @@ def _tails(table: TextRows) -> Int[np.ndarray, "entity relation"]:
     contradicted = atomic[tail[cell] != table.answer[atomic]]
     if len(contradicted):
         row = int(contradicted[0])
-        raise table.error(row, f"another row gives {table.name(row)} another answer")
+        raise table.error(row, f"{table.name(row)} has a different answer in another row")
     return tail
 
 
@@ -384,7 +385,7 @@ def _check_agreement(table: TextRows, split: np.ndarray, twin: np.ndarray) -> No
     trained = set(split[: table.n_train])
     for row in range(table.n_train, len(split)):
         if twin[row] < 0 and split[row] in trained:
-            raise table.error(row, f"{table.name(row)} of {split[row]} is not in train.json")
+            raise table.error(row, f"{table.name(row)} of {split[row]} is missing in train.json")
         if twin[row] >= 0 and split[row] != split[twin[row]]:
-            what = f"{table.name(row)} of {split[row]} is in train.json, as {split[twin[row]]}"
+            what = f"{table.name(row)} is of {split[row]}, but of {split[twin[row]]} in train.json"
             raise table.error(row, what)

@@ -69,7 +69,7 @@ def read_table(folder: Path) -> TextRows:
     inputs, targets = ([text for file in texts for text in file[kind]] for kind in (0, 1))
     for i, (start, whole) in enumerate(zip(inputs, targets, strict=True)):
         if not (whole.startswith(start) and whole.endswith(END_TOKEN)):
-            what = f"target_text {whole!r} is not input_text {start!r}, an answer and {END_TOKEN}"
+            what = f"target_text {whole!r} must be input_text {start!r}, an answer and {END_TOKEN}"
             raise _error(folder, ends, i, what)
 
     def check(wrong: np.ndarray, what: Callable[[int], str]) -> None:
@@ -82,7 +82,8 @@ def read_table(folder: Path) -> TextRows:
     check(unknown, lambda i: f"unknown token {_token(targets[i], grid[i] == UNKNOWN)!r}")
     hops = np.array([text.count(">") for text in inputs], np.int64) - 1
     wrong = ~_is_well_formed(grid, hops, n_entities, n_relations)
-    check(wrong, lambda i: f"{targets[i]!r} is not an entity, relations, an entity and {END_TOKEN}")
+    form = f"an entity, relations, an entity and {END_TOKEN}"
+    check(wrong, lambda i: f"{targets[i]!r} must consist of {form}")
 
     rows = slice(ends[1])  # the rows of valid.json are also in test.json
     grid, hops = grid[rows], hops[rows]
@@ -150,5 +151,7 @@ def _read_vocab(path: Path) -> tuple[int, int]:
     wanted += [f"<r_{i}>" for i in range(max(1, n_relations))]
     missing = [name for name in wanted if name not in set(names)]
     if missing:
-        raise InputError(f"{path} has no {missing[0]}: entities and relations count from 0")
+        raise InputError(
+            f"{path} has no {missing[0]}; entities and relations must be numbered from 0"
+        )
     return n_entities, n_relations

@@ -46,9 +46,9 @@ class Spelling(NamedTuple):
             raise InputError(f"order is {self.order!r}; it must be {known}")
         if self.names and not (1 <= self.names <= world.n_entities <= self.names**2):
             raise InputError(
-                f"names = {self.names} is out of bounds: {world.n_entities} entities need at least"
-                f" {int(np.ceil(world.n_entities**0.5))} first and last names (so that every pair"
-                f" is another entity), and at most {world.n_entities}; 0 writes one token each"
+                f"names = {self.names} is out of bounds: {world.n_entities} entities need from"
+                f" {int(np.ceil(world.n_entities**0.5))} to {world.n_entities} first and last names"
+                " (each entity has its own pair), or 0 for one token per entity"
             )
 
 

@@ -38,7 +38,11 @@ def _shortcut_table(dataset: Dataset) -> list[str]:
     splits = list(next(iter(rules.values())))
     widths = [max(10, len(split) + 2) for split in splits]
     columns = [f"{split:>{width}}" for split, width in zip(splits, widths, strict=True)]
-    lines = ["", "accuracy of shortcuts, which compose nothing:", f"{'':<16}" + "".join(columns)]
+    lines = [
+        "",
+        "accuracy of shortcuts, which do not compose facts:",
+        f"{'':<16}" + "".join(columns),
+    ]
     for rule, accuracy in rules.items():
         values = [f"{accuracy[s]:>{width}.3f}" for s, width in zip(splits, widths, strict=True)]
         lines.append(f"{rule:<16}" + "".join(values))

@@ -211,4 +211,4 @@ def check_count(name: str, count: int) -> None:
       InputError: the count is too large.
     """
     if count > MAX_COUNT:
-        raise InputError(f"{name} = {count:,} is too many: there can be at most {MAX_COUNT:,}")
+        raise InputError(f"{name} = {count:,} is too large: it must be at most {MAX_COUNT:,}")

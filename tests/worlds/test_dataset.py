@@ -103,7 +103,9 @@ def test_a_dataset_without_a_world(dataset, tmp_path):
     bare.save(tmp_path / "world.npz")
     assert Dataset.load(tmp_path / "world.npz").world is None
     assert coverage(bare) is None
-    with pytest.raises(InputError, match="has no bridge entities: its task is not one of chains"):
+    with pytest.raises(
+        InputError, match="has no bridge entities: its task does not consist of chains"
+    ):
         _ = bare.bridge
 
 
@@ -148,7 +150,7 @@ def test_a_file_cut_anywhere_is_refused(dataset, tmp_path):
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"world.npz is not a whole dataset file"):
+        with pytest.raises(InputError, match=r"world.npz is not a complete dataset file"):
             Dataset.load(path)
 
 
@@ -170,11 +172,11 @@ def test_a_changed_file_is_refused(dataset, tmp_path):
         Dataset.load(path)
 
     np.savez(path, **(arrays | {"format_version": 99}))
-    with pytest.raises(InputError, match="has format 99; this code reads 2"):
+    with pytest.raises(InputError, match="has format 99, expected 2"):
         Dataset.load(path)
     del arrays["split"]
     np.savez(path, **arrays)
-    with pytest.raises(InputError, match="is no dataset: it has no 'split'"):
+    with pytest.raises(InputError, match="is not a dataset: it has no 'split'"):
         Dataset.load(path)
 
 
@@ -201,14 +203,14 @@ def test_foreign_files_are_refused(tmp_path):
     np.savez(pickled, tokens=np.array([{}], object))
     for content in (b"", b"not a zip at all", lone_array.getvalue(), pickled.getvalue()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is not a whole dataset file"):
+        with pytest.raises(InputError, match="is not a complete dataset file"):
             Dataset.load(path)
     np.savez(path, weights=np.arange(3))
-    with pytest.raises(InputError, match="is no dataset: it has no format_version"):
+    with pytest.raises(InputError, match="is not a dataset: it has no format_version"):
         Dataset.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match=r"is not a whole dataset file: readme\.txt in it is no"):
+    with pytest.raises(InputError, match=r"is not a valid dataset file: readme\.txt is not an"):
         Dataset.load(path)
 
 

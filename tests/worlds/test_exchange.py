@@ -259,7 +259,7 @@ def test_a_folder_of_chains_alone_is_refused(folder):
         chains = [row for row in rows if row["input_text"].count(">") > 2]
         (folder / f"{name}.json").write_text(json.dumps(chains))
     (folder / "meta.json").unlink()
-    with pytest.raises(InputError, match="has no atomic row: not a single fact is stated"):
+    with pytest.raises(InputError, match="has no atomic rows, so it states no facts"):
         read_grokked(folder)
 
 
@@ -284,11 +284,17 @@ def broken(text, **changes):
         (broken("<e_99><r_0>"), "train.json, row 2: unknown token '<e_99>'"),
         (broken("<e_1><r_77>"), "train.json, row 2: unknown token '<r_77>'"),
         (broken("<e_1>, <r_0>"), "train.json, row 2: unknown token ', <r_0>'"),
-        (broken("<e_1><r_0>", target_text="<e_1></a>"), "row 2: target_text '<e_1></a>' is not"),
+        (broken("<e_1><r_0>", target_text="<e_1></a>"), "row 2: target_text '<e_1></a>' must be"),
         (broken("<e_1><r_0>", target_text="<e_1><r_0><e_1>"), "row 2: target_text .* and </a>"),
-        (broken("<r_0><e_1>"), "row 2: .* is not an entity, relations, an entity and </a>"),
-        (broken("<e_1><r_0>", target_text="<e_1><r_0></a>"), "row 2: .* is not an entity, rel"),
-        (broken("<e_1>"), "row 2: .* is not an entity, relations"),
+        (
+            broken("<r_0><e_1>"),
+            "row 2: .* must consist of an entity, relations, an entity and </a>",
+        ),
+        (
+            broken("<e_1><r_0>", target_text="<e_1><r_0></a>"),
+            "row 2: .* must consist of an entity, rel",
+        ),
+        (broken("<e_1>"), "row 2: .* must consist of an entity, relations"),
         ({"question": "why?"}, r"train.json is not a list of rows .* KeyError\('input_text'\)"),
         (["<e_1>"], "train.json is not a list of rows in this layout: TypeError"),
     ],
@@ -323,16 +329,16 @@ def test_rows_that_do_not_fit_together_are_named(make, folder):
     check(r"train.json, row \d+: no atomic row says|row \d+: \d hops, but other rows have 4")
     leak = next(row["input_text"] for row in read(test) if row["type"] == "Test-II")
     edit(train, lambda rows: rows.append(broken(leak)))
-    check(r"test.json, row \d+: .* of test_ii is in train.json, as train_ii")
+    check(r"test.json, row \d+: .* is of test_ii, but of train_ii in train.json")
     edit(test, lambda rows: rows[-1].update(type="Train-II"))
-    check(r"test.json, row \d+: .* of train_ii is not in train.json")
+    check(r"test.json, row \d+: .* of train_ii is missing in train.json")
     answer = int(read(train)[0]["target_text"].split("<e_")[2].split(">")[0])
     prompt = read(train)[0]["input_text"]
     other = {"input_text": prompt, "target_text": f"{prompt}<e_{(answer + 1) % 20}></a>"}
     edit(train, lambda rows: rows.append(other))
-    check("another row gives <e_.* another answer")
+    check("<e_.* has a different answer in another row")
     edit(train, lambda rows: rows.pop(0))
-    check("no atomic row says where hop|is not in train.json")
+    check("no atomic row says where hop|is missing in train.json")
     train.write_text("[]")
     check("train.json has no rows")
     for bad in ({}, ["<e_0>"], ["<e_1>", "<r_0>"], [1, 2]):
@@ -345,7 +351,7 @@ def test_what_has_no_place_is_refused(make, tmp_path):
         write_grokked(make(), tmp_path / "data", wang_types=True)
     dataset = make()
     dataset.probe[-1] = False
-    with pytest.raises(InputError, match="test rows that are not probes"):
+    with pytest.raises(InputError, match="only test rows that are probes"):
         write_grokked(dataset, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 

@@ -176,14 +176,14 @@ def test_sizes_of_the_published_world(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"phi": 20}, r"phi = 20 asks for 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
+        ({"phi": 20}, r"phi = 20 needs 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
         ({"phi": -1.0}, "phi = -1.0 is out of bounds"),
         ({"phi": 1e308}, "phi can be at most"),  # overflows, were it counted
-        ({"n_entities": 2**40}, "n_entities x n_relations = .* is too many"),
+        ({"n_entities": 2**40}, "n_entities x n_relations = .* is too large"),
         ({"hops": 1}, "hops = 1 .* from 2 to 6"),
         ({"hops": 7}, "hops = 7 .* from 2 to 6"),
         # Refused before that many are made.
-        ({"n_entities": 10**5, "out_degree": 6, "hops": 6}, "makes 4,665,600,000 chains"),
+        ({"n_entities": 10**5, "out_degree": 6, "hops": 6}, "gives 4,665,600,000 chains"),
         ({"holdout": 1.1}, "holdout = 1.1 .* from 0 to 1"),
         ({"probes": 0}, "probes = 0 .* at least 1"),
         ({"out_degree": 7}, "out_degree = 7 .* from 1 to 6"),
@@ -251,7 +251,7 @@ def test_a_trained_test_row_is_refused():
     world = make_world(6, 4, 3, 0.0, 0)
     chains = enumerate_chains(world, 2)
     with pytest.raises(
-        RuntimeError, match="1 test rows are trained on, first <e_1><r_0><r_0> of test_ii"
+        RuntimeError, match="1 test rows are also training rows; the first is <e_1><r_0><r_0>"
     ):
         assemble(
             {"train_ii": rows_from_chains(chains[:10])},

@@ -212,8 +212,8 @@ def _cut(task: Any, world: World) -> _Cut:
     n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
     if n_chains > MAX_CHAINS:
         raise InputError(
-            f"hops = {task.hops} over {world.n_facts:,} facts makes {n_chains:,} chains; there can "
-            f"be at most {MAX_CHAINS:,}: choose a smaller world or out_degree"
+            f"hops = {task.hops} with {world.n_facts:,} facts gives {n_chains:,} chains, but at "
+            f"most {MAX_CHAINS:,} are allowed; choose a smaller world or out_degree"
         )
     check_range("holdout", task.holdout, 0, 1)
     check_range("phi", task.phi, 0)
@@ -279,7 +279,7 @@ def n_train_rows(phi: int | float, n_id_facts: int, available: int, what: str) -
     if phi * n_id_facts > available + 0.5 or (wanted := round(phi * n_id_facts)) > available:
         largest = math.floor(1000 * available / n_id_facts) / 1000
         raise InputError(
-            f"phi = {phi} asks for {phi * n_id_facts:.0f} training {what} ({n_id_facts} I facts x"
+            f"phi = {phi} needs {phi * n_id_facts:.0f} training {what} ({n_id_facts} I facts x"
             f" phi), but after the holdout there are {available}: phi can be at most {largest}"
         )
     return wanted

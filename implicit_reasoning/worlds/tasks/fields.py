@@ -13,10 +13,10 @@ from implicit_reasoning.field import Field
 
 _COMMON = {
     "name": Field(
-        str, "a task of the lab, or package.module:function or file.py:function", "composition"
+        str, "name of a task, or package.module:function or file.py:function", "composition"
     ),
-    "probes": Field(int, "rows of each split, at most, that evaluation looks at", 3_000),
-    "world_seed": Field(int, "of facts, roles, held-out rows", 0),
+    "probes": Field(int, "maximum number of evaluated rows per split", 3_000),
+    "world_seed": Field(int, "random seed of facts, roles and held-out rows", 0),
 }
 _END = {"end_token": Field(bool, "also predict </a> after the answer, as published", False)}
 _CHAINS = {
@@ -24,25 +24,25 @@ _CHAINS = {
     **_END,
     "n_entities": Field(int, "entities", 100),
     "n_relations": Field(int, "relations", 10),
-    "out_degree": Field(int, "facts of a head, each with another relation", 10),
+    "out_degree": Field(int, "facts per head entity, each with a different relation", 10),
     "ood_fraction": Field(float, "fraction of facts that no training chain uses", 0.05),
     "phi": Field(float, "training chains per in-distribution fact", 7.0),
-    "hops": Field(int, "facts of a chain", 2),
+    "hops": Field(int, "facts in a chain", 2),
     "holdout": Field(float, "fraction of in-distribution chains that are never trained on", 0.2),
     "mixed_chains": Field(
         bool, "also test chains of I and O facts (Ye et al.; not Wang et al.)", True
     ),
-    "order": Field(str, "'e r r', or 'r r e': both hops share the last position", "e r r"),
-    "names": Field(int, "0: an entity is one token; n: a first and a last name of n each", 0),
+    "order": Field(str, "'e r r', or 'r r e', where both hops share the last position", "e r r"),
+    "names": Field(int, "0: one token per entity; n: one of n first and of n last names", 0),
 }
 _PAIRS = {
     **_COMMON,
     **_END,
     "n_entities": Field(int, "entities", 100),
-    "n_attributes": Field(int, "attributes of an entity", 5),
-    "n_values": Field(int, "values of an attribute", 10),
-    "ood_fraction": Field(float, "fraction of the entities, for each attribute, that are O", 0.1),
-    "holdout": Field(float, "fraction of unordered pairs of I entities, never trained on", 0.1),
+    "n_attributes": Field(int, "attributes per entity", 5),
+    "n_values": Field(int, "values per attribute", 10),
+    "ood_fraction": Field(float, "fraction of the entities that are O, for each attribute", 0.1),
+    "holdout": Field(float, "fraction of unordered pairs of I entities that are held out", 0.1),
 }
 
 
@@ -77,19 +77,19 @@ _TABLES: dict[str, dict[str, Field]] = {
     "complex": {
         **_defaults(_PAIRS, n_entities=200, n_values=20),
         "share": Field(float, "fraction of the available comparisons that are trained on", 0.06),
-        "hard_queries": Field(int, "rows of test_hard, at most, for each of the three labels", 50),
+        "hard_queries": Field(int, "maximum rows of test_hard for each of the three labels", 50),
     },
     "modular_addition": {
         **_defaults(_COMMON, probes=20_000),
-        "modulus": Field(int, "numbers", 113),
+        "modulus": Field(int, "modulus; the numbers are 0 to modulus - 1", 113),
         "train_fraction": Field(float, "fraction of all pairs that is trained on", 0.3),
     },
     "in_context": {
         **_defaults(_COMMON, probes=1_000),
         "n_tokens": Field(int, "tokens", 64),
-        "min_length": Field(int, "shortest sequence before it repeats", 4),
-        "max_length": Field(int, "longest sequence before it repeats", 10),
-        "n_train": Field(int, "rows to train on", 50_000),
+        "min_length": Field(int, "minimum length of the sequence that is repeated", 4),
+        "max_length": Field(int, "maximum length of the sequence that is repeated", 10),
+        "n_train": Field(int, "training rows", 50_000),
     },
 }
 

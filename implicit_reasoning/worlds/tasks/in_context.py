@@ -41,7 +41,7 @@ def in_context(task: Any) -> Dataset:
     different = np.sort(np.unique(keys, return_index=True)[1])[:wanted]
     if len(different) < wanted:
         raise InputError(
-            f"{task.n_tokens} tokens make too few sequences of {task.min_length} to"
+            f"{task.n_tokens} tokens give too few sequences of length {task.min_length} to"
             f" {task.max_length} for n_train + probes = {wanted}; raise n_tokens or max_length"
         )
     order, period = order[different], period[different]

@@ -259,7 +259,7 @@ def test_complex_teaches_no_fact_of_o_entities():
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        (comparison, {"phi": 20}, r"phi = 20 asks for 900 training comparisons .* phi can be at"),
+        (comparison, {"phi": 20}, r"phi = 20 needs 900 training comparisons .* phi can be at"),
         (comparison, {"phi": -1}, "phi = -1 is out of bounds"),
         (comparison, {"n_entities": 1}, "n_entities = 1 .* at least 2"),
         (comparison, {"n_values": 0}, "n_values = 0 .* at least 1"),

@@ -117,7 +117,7 @@ def test_sequences_are_uniform():
         (
             repeated,
             {"max_length": 3, "n_train": 1300},
-            "12 tokens make too few sequences of 3 to 3",
+            "12 tokens give too few sequences of length 3 to 3",
         ),
     ],
 )

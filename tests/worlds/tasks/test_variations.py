@@ -192,8 +192,8 @@ def test_scrambled_answers_are_drawn_once_and_for_all(make):
         ({"name": "held_out_id_triples", "held_out_fraction": 2}, "held_out_fraction = 2 is out"),
         ({"name": "second_hop_restricted", "restricted_fraction": -1}, "restricted_fraction = -1"),
         ({"order": "r e r"}, "order is 'r e r'; it must be 'e r r' or 'r r e'"),
-        ({"names": 4}, "names = 4 .* 20 entities need at least 5 first and last names"),
-        ({"names": 21}, "names = 21 .* at most 20"),
+        ({"names": 4}, "names = 4 .* 20 entities need from 5 to 20 first and last names"),
+        ({"names": 21}, "names = 21 .* from 5 to 20"),
     ],
 )
 def test_settings_out_of_bounds_are_named(make, changes, message):
