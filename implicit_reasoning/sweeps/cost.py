@@ -29,14 +29,13 @@ def describe_cost(
     total, disk = 0.0, 0
     for trials in sweep.shapes:
         planned = plan(sweep.config(trials[0]), measure=measure)
-        lines += ["", f"{len(trials)} like {trials[0]}, each:", planned.describe()]
+        lines += ["", f"{len(trials)} with the shape of {trials[0]}, each:", planned.describe()]
         total += len(trials) * (_seconds(planned, stop_at) or 0.0)
         disk += len(trials) * planned.checkpoint_bytes
     lines += ["", f"all: {disk / 2**30:.3g} GiB on disk when done"]
     if measure:
         lines.append(
-            f"     {duration(total)} if they were trained here one after the other, each with all "
-            "of this machine"
+            f"     {duration(total)} if trained one after the other, each with this whole machine"
         )
     return "\n".join(lines)
 

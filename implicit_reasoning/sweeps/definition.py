@@ -83,7 +83,9 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
     function = choose(name, functions_with_prefix(spec, "sweep_"))
     found = function()
     if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
-        raise InputError(f"sweep_{name}() of {spec} gave a {type(found).__name__}, not trials")
+        raise InputError(
+            f"sweep_{name}() of {spec} returned a {type(found).__name__}; it must yield trials"
+        )
     return make_sweep(base, list(found))
 
 
@@ -99,7 +101,7 @@ def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
     found = inspect.getmembers(config_module(where), inspect.isfunction)
     names = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
     if not names:
-        raise InputError(f"{where} has no function {prefix}<name>(), so there is no sweep in it")
+        raise InputError(f"{where} has no function {prefix}<name>(); define one")
     return names
 
 
@@ -132,7 +134,7 @@ def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
     named: dict[str, int] = {}
     for number, name in zip(parsed, names(list(parsed.values())), strict=True):
         if named.setdefault(name, number) != number:
-            faults.setdefault(f"it is trial {named[name]} once more", []).append(number)
+            faults.setdefault(f"it is a duplicate of trial {named[name]}", []).append(number)
     if faults:
         listed = [f"trial {_numbers(where)}: {fault}" for fault, where in faults.items()]
         more = f"; and {len(listed) - _FAULTS} more" if len(listed) > _FAULTS else ""

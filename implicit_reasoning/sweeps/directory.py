@@ -140,7 +140,7 @@ def load(files: SweepLayout) -> Sweep:
     """
     if not files.sweep.exists():
         raise InputError(
-            f"{files.workdir} is no sweep's directory: it has no sweep.json; `sweep` makes one"
+            f"{files.workdir} is not a sweep directory: it has no sweep.json; `sweep` creates one"
         )
     kept = read_json(files.sweep)
     if isinstance(kept, dict):
@@ -152,7 +152,7 @@ def load(files: SweepLayout) -> Sweep:
         }
         return Sweep(completed(from_json(kept["base"])), trials)
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{files.sweep} does not say what trials there are") from None
+        raise InputError(f"{files.sweep} has no valid list of trials") from None
 
 
 def _tuples(value: Any) -> Any:
@@ -169,14 +169,14 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
             continue
         if (before := old.trials.get(name, overrides)) != overrides:
             raise InputError(
-                f"trial {name} in {files.workdir} has begun with {dict(before)}; it would now have "
+                f"trial {name} in {files.workdir} started with {dict(before)}, but would now have "
                 f"{dict(overrides)}; choose another --workdir"
             )
         own = [change for change in changes if change.key not in overrides]
         if own:
             raise InputError(
-                f"trial {name} in {files.workdir} has begun with another configuration "
-                f"({listed(own)}); go on with the old one, or choose another --workdir"
+                f"trial {name} in {files.workdir} started with another configuration "
+                f"({listed(own)}); use that configuration, or choose another --workdir"
             )
 
 
@@ -256,7 +256,8 @@ def read_journal(files: SweepLayout) -> dict[str, Status]:
             statuses[event["trial"]] = _after(statuses.get(event["trial"], Status()), event)
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{files.journal}, line {number}, is no event: {line[:60]!r}; remove it to go on"
+                f"{files.journal}, line {number}, is not a valid event: {line[:60]!r}; remove the "
+                "line to continue"
             ) from None
     return statuses
 

@@ -89,11 +89,12 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
     if len(points) <= 3 * _MAX_POINTS:
         label_ends(ax, ends)
     caption = (
-        f"Accuracy of the probe rows of {split}. Thin: single trials. Thick: the median of the "
-        "trials that differ in seeds only; shaded: the middle half of more than two."
+        f"Accuracy on the probe rows of {split}. Thin lines: single trials. Thick lines: the "
+        "median of the trials that differ only in seeds. Shading: their interquartile range, if "
+        "there are more than two."
     )
     if len(points) > _MAX_POINTS:
-        caption += f" There are {len(points)} points: colours repeat."
+        caption += f" Colours repeat, because there are {len(points)} points."
     return Figure(f"accuracy_{split}", f"Accuracy on {title}", caption, drawing)
 
 
@@ -136,10 +137,9 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
         ax.plot([], [], marker=marker, color=color, linestyle="none", label=label)
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=8.5)
     caption = (
-        "When each phase began: the first of three evaluations in a row that satisfy its rule (for "
-        "cross-distribution, from which on all satisfy it). A "
-        "mark is a trial; right of the line: how many trials of a point had not reached it. Left "
-        "is sooner."
+        "Step at which each phase began: the first of three consecutive evaluations that satisfy "
+        "its rule. Each mark is a trial. The numbers right of the vertical line count the trials "
+        "of a point that did not reach the phase."
     )
     return Figure("times", "Time to memorise and to generalise", caption, drawing)
 
@@ -158,9 +158,9 @@ def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
         final = np.array([[np.nan, *curve[np.isfinite(curve)]][-1] for curve in curves])
         _map(axes[1], runs, keys, values, final, "{:.2f}", f"final accuracy, {held_out}")
     caption = (
-        "Medians over the trials of a point, and how many there are. A time is the median over all "
-        "of them, those that never got there counting as later than all that did; a dash: fewer "
-        "than half got there."
+        "Median over the trials of each point, and the number n of these trials. In the median of "
+        "a time, trials that did not reach the accuracy count as later than all others. A dash: "
+        "fewer than half reached it."
     )
     return [Figure("grid", f"{keys[0]} by {keys[1]}", caption, drawing)]
 

@@ -33,7 +33,7 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """
     if len({len(each) for each in values.values()}) > 1:
         counts = ", ".join(f"{key}: {len(each)}" for key, each in values.items())
-        raise InputError(f"zipped() needs equally many values of every field, not {counts}")
+        raise InputError(f"zipped() needs the same number of values for every field, got {counts}")
     for chosen in zip(*values.values(), strict=True):
         yield dict(zip(values, chosen, strict=True))
 
@@ -48,7 +48,9 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
         merged: dict[str, Any] = {}
         for overrides in chosen:
             if twice := merged.keys() & overrides.keys():
-                raise InputError(f"times() sets {', '.join(sorted(twice))} twice in one trial")
+                raise InputError(
+                    f"two parts of times() set {', '.join(sorted(twice))}; only one may"
+                )
             merged |= overrides
         yield merged
 

@@ -60,7 +60,7 @@ class Runs(Sequence[Run]):
 
     def __repr__(self) -> str:
         count = len(self.sweep.trials)
-        return f"Runs({str(self.files.workdir)!r}, {len(self.names)} of {count} trials begun)"
+        return f"Runs({str(self.files.workdir)!r}, {len(self.names)} of {count} trials started)"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,7 +76,7 @@ class Runs(Sequence[Run]):
             return [self[name] for name in self.names[which]]
         name = self.names[which] if isinstance(which, int) else which
         if name not in self.names:
-            raise InputError(f"{self.files.workdir} has no trial {name!r} that has begun")
+            raise InputError(f"{self.files.workdir} has no trial {name!r} that has started")
         if name not in self._opened:
             self._opened[name] = Run(self.files.trial(name).workdir)
         return self._opened[name]
@@ -200,13 +200,15 @@ class Runs(Sequence[Run]):
             error.
         """
         if not self.names:
-            raise InputError(f"no trial of {self.files.workdir} has begun")
+            raise InputError(f"no trial of {self.files.workdir} has started")
         there = [n for n, run in enumerate(self) if set(steps or ()) <= set(run.steps)]
         if lacking := [name for n, name in enumerate(self.names) if n not in there]:
-            said = f"trials without a checkpoint of one of the steps {list(steps or ())}"
+            wanted = f"checkpoints of all steps {list(steps or ())}"
             if not there:
-                raise InputError(f"all trials of {self.files.workdir} are {said}")
-            tqdm.write(f"left out, as {said}: {', '.join(lacking)}", file=sys.stderr)
+                raise InputError(f"no trial of {self.files.workdir} has {wanted}")
+            tqdm.write(
+                f"trials without {wanted} are omitted: {', '.join(lacking)}", file=sys.stderr
+            )
         runs = [self[n] for n in there]
         results = analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
         one = xr.concat(results, "trial", combine_attrs="override", data_vars="all", join="outer")

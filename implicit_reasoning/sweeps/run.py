@@ -52,8 +52,8 @@ class SweepInterrupted(Interrupted):
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
             self,
-            f"{signal}: {done} of {count} trials are done, what the others reached is saved; the "
-            "same command goes on from there",
+            f"{signal}: {done} of {count} trials are done, and the states of the others are saved; "
+            "rerun the same command to continue",
         )
 
 
@@ -66,8 +66,8 @@ def check_all_done(statuses: Mapping[str, Status]) -> None:
     lost = sum(status.state in (DIVERGED, FAILED) for status in statuses.values())
     if lost:
         raise TrialsLost(
-            f"{lost} of {len(statuses)} trials diverged or failed, see the page; the same command "
-            "tries again those that failed"
+            f"{lost} of {len(statuses)} trials diverged or failed, see the report; rerun the same "
+            "command to retry those that failed"
         )
 
 
@@ -106,7 +106,7 @@ def run_sweep(
     files = SweepLayout(local_folder(workdir, "workdir"))
     check_path(files.workdir)
     if stop_at is not None and stop_at < 0:
-        raise InputError(f"stop_at is {stop_at}; it is a number of steps, 0 or more")
+        raise InputError(f"stop_at is {stop_at}; it must be at least 0")
     if unknown := sorted(set(only or ()) - set(sweep.trials)):
         raise InputError(f"there is no trial {', '.join(unknown)} in this sweep")
     distributed.initialize(sweep.base.distributed)
@@ -114,8 +114,8 @@ def run_sweep(
     launch = find_launcher(name)
     if distributed.is_distributed() and name != "vmap":
         raise InputError(
-            f"--launcher={name} starts processes of its own; on many hosts, with "
-            "distributed.mode, only vmap trains"
+            f"--launcher={name} cannot be used with distributed.mode; on many hosts, use "
+            "--launcher=vmap"
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.exit_if_peer_lost())

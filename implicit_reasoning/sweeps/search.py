@@ -88,9 +88,9 @@ class Search:
                 f"count and at_once must be at least 1, not {self.count} and {self.at_once}"
             )
         if list(self.rungs) != sorted(set(self.rungs)) or (self.rungs and self.rungs[0] < 1):
-            raise InputError(f"rungs are ascending steps from 1 on, not {self.rungs}")
+            raise InputError(f"rungs is {self.rungs}; it must be ascending steps, all at least 1")
         if not 0 < self.keep < 1:
-            raise InputError(f"keep is a share between 0 and 1, not {self.keep}")
+            raise InputError(f"keep is {self.keep}; it must be between 0 and 1")
 
 
 def find_space(
@@ -104,7 +104,9 @@ def find_space(
     base = apply_overrides(load_config(spec), overrides or {})
     space = choose(name, functions_with_prefix(spec, "space_"))()
     if not isinstance(space, Mapping) or not all(hasattr(d, "suggest") for d in space.values()):
-        raise InputError(f"space_{name}() of {spec} gave {space!r}, which is no space")
+        raise InputError(
+            f"space_{name}() of {spec} returned {space!r}; it must return a dict of distributions"
+        )
     return base, space
 
 
@@ -188,8 +190,8 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
         stored = {**stored, "metric": what.metric}  # no value has been reported yet
     if changes := _changes(stored, wanted):
         raise InputError(
-            f"{files.workdir} holds a search for something else ({listed(changes)}); go on with "
-            "the old one, or choose another --workdir"
+            f"{files.workdir} holds a different search ({listed(changes)}); use its metric and "
+            "space, or choose another --workdir"
         )
     if study.user_attrs.get(_DEFINITION) != wanted:
         study.set_user_attr(_DEFINITION, wanted)

@@ -38,8 +38,8 @@ class _Range:
     def __post_init__(self) -> None:
         least = 0 if self.log else -math.inf
         if not least < self.low <= self.high or not math.isfinite(self.high):
-            wanted = "0 < low <= high" if self.log else "low <= high, both finite"
-            raise InputError(f"{self} is no range; it needs {wanted}")
+            wanted = "0 < low <= high" if self.log else "low <= high, with finite bounds"
+            raise InputError(f"{self} is not a valid range; it must satisfy {wanted}")
 
 
 class Real(_Range):

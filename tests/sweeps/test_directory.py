@@ -87,7 +87,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped(files):
 
 def test_another_line_that_is_no_event_is_named(files):
     files.journal.write_text('{"state": "done"}\n')
-    with pytest.raises(InputError, match="line 1, is no event"):
+    with pytest.raises(InputError, match="line 1, is not a valid event"):
         read_journal(files)
 
 
@@ -105,5 +105,5 @@ def test_what_is_no_sweep_is_told_so(files, tmp_path):
     with pytest.raises(InputError, match="is a run, not a sweep"):
         begin(files, seeds(1))
     files.sweep.write_text('{"base": {}}')
-    with pytest.raises(InputError, match="does not say what trials"):
+    with pytest.raises(InputError, match="has no valid list of trials"):
         load(files)

@@ -106,7 +106,7 @@ def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
 def test_other_launchers_are_refused_there(tmp_path):
     said = pair(tmp_path / "sweep", "--launcher=local")
     # The process that is slower may find the other one gone before it looks at the launcher.
-    reasons = {2: "only vmap trains", 69: "a peer process was lost"}
+    reasons = {2: "use --launcher=vmap", 69: "a peer process was lost"}
     assert 2 in {code for code, _, _ in said}
     assert all(reasons[code] in error for code, _, error in said)
 
@@ -114,6 +114,6 @@ def test_other_launchers_are_refused_there(tmp_path):
 @pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
 def test_other_launchers_are_refused_on_many_hosts(launcher, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
-    with pytest.raises(InputError, match=f"launcher={launcher} .* only vmap trains"):
+    with pytest.raises(InputError, match=f"launcher={launcher} .* use --launcher=vmap"):
         run_sweep(define(FILE, "seeds"), tmp_path / "sweep", launcher=launcher)
     assert not (tmp_path / "sweep").exists()

@@ -113,10 +113,10 @@ def test_before_anything_has_begun_there_is_a_page(tmp_path):
 
     begin(SweepLayout(tmp_path), define(FILE, "seeds"))
     runs = Runs(tmp_path)
-    assert len(runs) == 0 and "0 of 3 trials begun" in repr(runs)
+    assert len(runs) == 0 and "0 of 3 trials started" in repr(runs)
     page = write_sweep_report(runs).read_text()
     assert "No trial has been evaluated yet" in page and page.count("waiting") >= 3
-    with pytest.raises(InputError, match=r"no trial of .* has begun"):
+    with pytest.raises(InputError, match=r"no trial of .* has started"):
         runs.analyze("lens")
 
 
@@ -161,8 +161,8 @@ def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
     assert [row["optimizer.weight_decay"] for row in rows] == [0.5, 7.0]
     found = runs.analyze("lens", steps=[0, 60], progress=False)
     assert found.trial.values.tolist() == [runs.names[0]] and found["seed"].values.tolist() == [3]
-    assert "left out, as trials without a checkpoint" in capsys.readouterr().err
-    with pytest.raises(InputError, match="without a checkpoint of one of the steps"):
+    assert "trials without checkpoints of all steps" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"no trial of .* has checkpoints of all steps"):
         runs.analyze("lens", steps=[7], progress=False)
 
 

@@ -93,7 +93,7 @@ def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
     if code == Exit.DIVERGED:
         return DIVERGED, why
     if code is None:
-        return FAILED, why or "its process is gone"
+        return FAILED, why or "its process ended without a message"
     if code < 0:
         return FAILED, f"its process was killed by signal {-code}" + (f"; {why}" if why else "")
     return FAILED, why or f"its process ended with exit code {code}"

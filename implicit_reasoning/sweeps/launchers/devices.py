@@ -41,7 +41,7 @@ def device_shares(workers: int | None) -> list[DeviceShare]:
     devices = gpus or chips
     count = workers or len(devices) or len(own)
     if count < 1:
-        raise InputError(f"--workers={count}: there must be at least one")
+        raise InputError(f"--workers is {count}; it must be at least 1")
     # If there are more workers than cores, some workers share a core.
     dealt = [tuple(own[n::count]) or (own[n % len(own)],) for n in range(count)]
     if not devices:

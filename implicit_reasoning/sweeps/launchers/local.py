@@ -97,7 +97,7 @@ def _end(
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = state_of_exit(code, said)
     if shutdown and code == -signal.SIGTERM:  # the trial had not begun, so it had nothing to save
-        state, why = STOPPED, "asked to leave as it started"
+        state, why = STOPPED, "stopped by a signal before it began"
     board.note(ended.trial, state, step=last_saved_step(work.files.trial(ended.trial)), why=why)
     return f"trial {ended.trial}: {why}" if code == Exit.NO_FILE else ""
 

@@ -87,7 +87,7 @@ def _wait(
             try:
                 code, said = ray.get(task)
             except ray.exceptions.TaskCancelledError:
-                board.note(trial, STOPPED, step=step, why="taken back before it began")
+                board.note(trial, STOPPED, step=step, why="cancelled before it began")
                 continue
             except ray.exceptions.RayError as error:
                 board.note(trial, FAILED, step=step, why=str(error).strip().splitlines()[-1])

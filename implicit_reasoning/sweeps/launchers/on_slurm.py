@@ -41,7 +41,7 @@ _ASK = 30.0  # seconds between queries to Slurm, which detect jobs that ended wi
 _ARRAY = 1_000  # jobs per array; Slurm's default MaxArraySize is 1001
 # Times that a trial may resume after the time limit; the default of submitit is 3.
 _TIMEOUTS = 1_000
-_CANCELLED, _LOST = "cancelled", "its job is gone, and left no result"
+_CANCELLED, _LOST = "cancelled", "its job ended without a result"
 _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array_parallelism": 256}
 
 
@@ -95,8 +95,8 @@ def _parameters(work: LaunchRequest) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InputError(
-                f"--slurm has {pair!r}; it is name=value,name=value, and a comma that belongs to a "
-                "value is written \\,"
+                f"--slurm has {pair!r}; it must be name=value,name=value, with \\, for a comma "
+                "inside a value"
             )
         try:
             given[key] = ast.literal_eval(value)
@@ -148,7 +148,7 @@ def _submit(executor: Any, work: LaunchRequest, trials: Sequence[str]) -> dict[s
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         why = next((line for line in said if "sbatch: error" in line), said[-1] if said else "")
-        raise InputError(f"the jobs cannot be submitted: {why}; see --slurm=") from None
+        raise InputError(f"the jobs cannot be submitted: {why}; check --slurm") from None
     return dict(zip(trials, submitted, strict=True))
 
 

@@ -115,7 +115,7 @@ def _train(
         # The signal may have reached another process.
         shutdown.number = shutdown.number or signal.SIGTERM
     except DamagedCheckpoint as damage:
-        print(f"implicit_reasoning: {damage}; trying the one before it", file=sys.stderr)
+        print(f"implicit_reasoning: {damage}; trying the previous one", file=sys.stderr)
         note_all(STOPPED, str(damage))
         return group.names
     except InputError as error:
