@@ -46,7 +46,7 @@ def _general(words: Sequence[str]) -> str:
 def _known(name: str) -> str:
     if name not in VERBS:
         raise InputError(
-            f"there is no command {name!r}{did_you_mean(name, VERBS)} (there are: "
+            f"there is no command {name!r}{did_you_mean(name, VERBS)} (available: "
             f"{', '.join(VERBS)})"
         )
     return name

@@ -43,7 +43,7 @@ def analyze(flags: Arguments, overrides: Arguments) -> None:
     for workdir in flags["workdir"]:
         runs += Runs(workdir) if SweepLayout(workdir).sweep.exists() else [Run(workdir)]
     if not runs:
-        raise InputError("no trial of the sweep has begun, so there is nothing to measure")
+        raise InputError("no trial of the sweep has started, so there is nothing to measure")
     instruments: Sequence[Any] | None = list(flags["instruments"]) or None
     if flags["pairs"] is not None or flags["metrics"]:
         instruments = with_pairs(flags["instruments"], flags["pairs"], flags["metrics"])
@@ -69,8 +69,7 @@ def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
         return [int(step) for step in items]
     except ValueError:
         raise InputError(
-            f"--steps={join_list(items)} is not understood; it is all, last, or steps such as "
-            "0,1000,6000"
+            f"--steps is {join_list(items)!r}; it must be all, last, or steps such as 0,1000,6000"
         ) from None
 
 

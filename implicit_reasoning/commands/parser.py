@@ -25,11 +25,11 @@ configuration:
 """
 _LISTS = """\
 lists:
-  Commas separate items, and blanks around them are ignored. A comma that belongs to an item is
-  written \\, (in quotes: '--workdir=a\\,b'). The flag may also be repeated, once for each item.
+  Commas separate items, and blanks around them are ignored. Write a comma inside an item as \\,
+  (in quotes: '--workdir=a\\,b'). The flag may also be repeated, once for each item.
 """
 FIRST_STEPS = f"""\
-{PROGRAM} trains transformers on small worlds whose facts are known, and finds out how they reason.
+{PROGRAM} trains transformers on small worlds of known facts, and analyses how they reason.
 
 Begin with these commands:
   {PROGRAM} doctor
@@ -150,7 +150,7 @@ def _fields(spec: str, verb: str) -> str:
     else:
         from implicit_reasoning.runs.fields import schema
     known = documentation(config, schema(config))
-    lines = [f"fields of {spec}, with their values there:"]
+    lines = [f"fields of {spec} and their values:"]
     for key, value in flatten(config).items():
         shown = join_list(map(str, value)) if isinstance(value, tuple) else str(value)
         lines.append(f"  --config.{key}={shown}")
@@ -174,8 +174,8 @@ def answer_options(words: Sequence[str]) -> str:
         return completion(value if equals else "".join(words[1:2]))
     options = ("--help", "--version", "--print-completion")
     raise InputError(
-        f"there is no option {option}{did_you_mean(option, options)}; a command comes first, such "
-        f"as in `{PROGRAM} doctor`"
+        f"there is no option {option}{did_you_mean(option, options)}; write the command first, as "
+        f"in `{PROGRAM} doctor`"
     )
 
 
@@ -184,10 +184,7 @@ def completion(shell: str) -> str:
     import shtab
 
     if shell not in SHELLS:
-        raise InputError(
-            f"there is no completion for {shell!r}; --print-completion= is one of "
-            f"{', '.join(SHELLS)}"
-        )
+        raise InputError(f"--print-completion is {shell!r}; it must be one of {', '.join(SHELLS)}")
     parser, verbs = make_parser()
     for name, sub in verbs.items():
         flags = VERBS[name].flags

@@ -44,8 +44,8 @@ COMMON = {
 """Flags of every command that runs compiled programs."""
 
 _CONFIG = Flag(
-    "name of a configuration that comes with the package, or file.py or package.module whose "
-    "get_config() makes one; and the argument of get_config()",
+    "name of a configuration that comes with the package, or file.py or package.module with a "
+    "function get_config(); SCALE is the argument of get_config()",
     required=True,
     value="FILE[:SCALE]",
 )
@@ -56,34 +56,34 @@ _INSTRUMENTS = Flag(
     default=(),
     value="NAME,...",
 )
-_AGAIN = Flag("also measure what was measured before", kind=bool, default=False)
+_AGAIN = Flag("repeat measurements that are already saved", kind=bool, default=False)
 
 _SWEEP: dict[str, Flag] = {
     "config": _CONFIG,
     "sweep": Flag(
-        "which sweep: the function sweep_NAME() of the configuration's file yields its trials; "
-        "with --search, which space: space_NAME()",
+        "name of the sweep, whose trials sweep_NAME() in the configuration file yields; with "
+        "--search, name of the space that space_NAME() returns",
         required=True,
         value="NAME",
     ),
     "workdir": Flag(
-        "folder of the sweep; made if missing; needed unless --dry_run", kind=Path, value="DIR"
+        "folder of the sweep; created if missing; required unless --dry_run", kind=Path, value="DIR"
     ),
     "launcher": Flag(
-        "what trains the trials: vmap, local, ray, slurm, or package.module:function; by default "
-        "vmap where trials have one shape, else local",
+        "launcher of the trials: vmap, local, ray, slurm, or package.module:function; by default "
+        "vmap if at least two trials have the same shape, else local",
         value="NAME",
     ),
     "stop_at": Flag(
-        "stop every trial after so many steps in all; it can go on later", kind=int, value="N"
+        "stop every trial at this step; it can be continued later", kind=int, value="N"
     ),
     "dry_run": Flag("print the trials and their cost, and train nothing", kind=bool, default=False),
-    "workers": Flag("with local, ray or slurm: trials at a time", kind=int, value="N"),
-    "population": Flag("with vmap: trials in one program, at most", kind=int, value="N"),
+    "workers": Flag("with local, ray or slurm: number of trials at a time", kind=int, value="N"),
+    "population": Flag("with vmap: maximum number of trials in one program", kind=int, value="N"),
     "address": Flag("with ray: address of the cluster", value="HOST:PORT"),
     "cluster": Flag("with slurm: executor of submitit, such as slurm or local", value="NAME"),
     "slurm": Flag(
-        r"with slurm: parameters of submitit; slurm_exclude=node1\,node2 has a comma in its value",
+        r"with slurm: parameters of submitit; \, is a comma inside a value: slurm_exclude=n1\,n2",
         many=True,
         value="NAME=VALUE,...",
     ),
@@ -93,8 +93,8 @@ _SWEEP: dict[str, Flag] = {
         default="accuracy/test_ii",
         value="NAME",
     ),
-    "trials": Flag("with --search: trials in all", kind=int, default=32, value="N"),
-    "at_once": Flag("with --search: trials of a batch", kind=int, default=8, value="N"),
+    "trials": Flag("with --search: total number of trials", kind=int, default=32, value="N"),
+    "at_once": Flag("with --search: number of trials in a batch", kind=int, default=8, value="N"),
     "rungs": Flag(
         "with --search: steps at which the worst trials of a batch are dropped",
         kind=int,
@@ -103,7 +103,7 @@ _SWEEP: dict[str, Flag] = {
         value="STEP,...",
     ),
     "keep": Flag(
-        "with --search: share of a batch that goes on from a rung",
+        "with --search: fraction of a batch that continues after a rung",
         kind=float,
         default=0.5,
         value="SHARE",
@@ -117,9 +117,11 @@ VERBS: dict[str, Verb] = {
         "Train a configuration into a run folder, or continue a run that stopped.",
         {
             "config": _CONFIG,
-            "workdir": Flag("folder of the run; made if missing", Path, required=True, value="DIR"),
+            "workdir": Flag(
+                "folder of the run; created if missing", Path, required=True, value="DIR"
+            ),
             "stop_at": Flag(
-                "stop after so many steps in all; the run can go on later", kind=int, value="N"
+                "stop at this step; the run can be continued later", kind=int, value="N"
             ),
             "profile": Flag(
                 "write a trace of a few early steps into DIR/profile", kind=bool, default=False
@@ -138,7 +140,7 @@ VERBS: dict[str, Verb] = {
         "Measure checkpoints with instruments; several runs are measured in one program.",
         {
             "workdir": Flag(
-                "folders of runs of one world and model; that of a sweep stands for its trials",
+                "folders of runs of one world and model; a sweep's folder means all its trials",
                 kind=Path,
                 many=True,
                 required=True,
@@ -158,7 +160,7 @@ VERBS: dict[str, Verb] = {
                 value="NAME",
             ),
             "metrics": Flag(
-                "metrics for the same: logit_difference, probability, "
+                "metrics for pair_patching and neuron_patching: logit_difference, probability, "
                 "log_probability, accuracy, divergence, or file.py:function for your own",
                 many=True,
                 default=(),
@@ -168,7 +170,7 @@ VERBS: dict[str, Verb] = {
         measuring.analyze,
     ),
     "score": Verb(
-        "Judge instruments on models whose mechanism is known; the first time it trains some.",
+        "Score instruments on models with known mechanisms; the first call trains these models.",
         {
             "out": Flag("folder for the scores", kind=Path, required=True, value="DIR"),
             "instruments": _INSTRUMENTS,
@@ -180,7 +182,7 @@ VERBS: dict[str, Verb] = {
                 value="N,...",
             ),
             "cache": Flag(
-                "folder of the trained models, made if missing",
+                "folder of the trained models; created if missing",
                 kind=Path,
                 default=Path("runs/known"),
                 value="DIR",
@@ -204,7 +206,7 @@ VERBS: dict[str, Verb] = {
         saves=True,
     ),
     "report": Verb(
-        "Write the page of a run or a sweep.",
+        "Write the report of a run or a sweep.",
         {
             "workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR"),
             "intervals": Flag(
@@ -231,15 +233,18 @@ VERBS: dict[str, Verb] = {
         "Print what a run would cost: FLOPs, memory, disk, and time from a short measurement.",
         {
             "config": _CONFIG,
-            "measure": Flag("measure the time of a step here", kind=bool, default=True),
+            "measure": Flag("measure the time of a step on this machine", kind=bool, default=True),
         },
         training.plan,
     ),
     "doctor": Verb(
-        "Print what this machine has, reaches and lacks.",
+        "Print the devices, software and speed of this machine, and what is missing.",
         {
             "workdir": Flag(
-                "folder whose disk is examined", kind=Path, default=Path("."), value="DIR"
+                "folder whose disk and file locks are checked",
+                kind=Path,
+                default=Path("."),
+                value="DIR",
             ),
             "config": Flag(
                 "join the processes that the configuration's `distributed` group describes",
@@ -249,10 +254,14 @@ VERBS: dict[str, Verb] = {
         making.doctor,
     ),
     "import": Verb(
-        "Make a run folder of a GrokkedTransformer run: its checkpoints and its data.",
+        "Create a run folder from the checkpoints and the data of a GrokkedTransformer run.",
         {
-            "source": Flag("their --output_dir", kind=Path, required=True, value="DIR"),
-            "data": Flag("their --data_dir", kind=Path, required=True, value="DIR"),
+            "source": Flag(
+                "--output_dir of the GrokkedTransformer run", kind=Path, required=True, value="DIR"
+            ),
+            "data": Flag(
+                "--data_dir of the GrokkedTransformer run", kind=Path, required=True, value="DIR"
+            ),
             "workdir": Flag(
                 "folder of the new run, missing or empty", Path, required=True, value="DIR"
             ),

@@ -43,7 +43,7 @@ def sweep(flags: Arguments, overrides: Arguments) -> None:
         print(describe_cost(found, flags["launcher"], stop_at=flags["stop_at"]))
         return
     if flags["workdir"] is None:
-        raise InputError("sweep needs --workdir=, but for --dry_run")
+        raise InputError("sweep needs --workdir=DIR, unless --dry_run is given")
     if flags["launcher"] in (None, "vmap"):
         one_device_per_core()
     statuses = run_sweep(
@@ -74,11 +74,11 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
     from implicit_reasoning.sweeps.search import Search, find_space, search
 
     if flags["search"] != "optuna" or flags["workdir"] is None:
-        raise InputError("a search is --search=optuna, and needs --workdir=")
+        raise InputError("a search needs --search=optuna and --workdir=DIR")
     if flags["dry_run"] or flags["stop_at"] is not None:
         raise InputError(
-            "a search takes no --dry_run and no --stop_at: what it trains it finds on the way; see "
-            "--trials, --rungs"
+            "a search takes no --dry_run and no --stop_at, because it chooses its trials as it "
+            "runs; use --trials and --rungs"
         )
     base, space = find_space(flags["config"], flags["sweep"], overrides)
     what = Search(

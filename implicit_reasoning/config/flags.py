@@ -68,7 +68,9 @@ class Flag:
             return self._item(texts[0], name)
         items = [item for text in texts for item in self._split(str(text), name)]
         if not items and self.default:
-            raise InputError(f"{name} is an empty list; without it, it is {self.default}")
+            raise InputError(
+                f"{name} is an empty list; give an item, or omit the flag for {self.default}"
+            )
         return tuple(self._item(item, name) for item in items)
 
     def _item(self, text: Any, name: str) -> Any:
@@ -97,8 +99,8 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
     missing = [item for item in items if not local_folder(item, name).is_dir()]
     if missing and (meant := _joined(items, name)):
         raise InputError(
-            f"{name} has {missing[0]!r}, which is no folder; a comma that belongs to a name is "
-            f"written \\, as in {name}='{join_list(meant)}'"
+            f"{name} has {missing[0]!r}, which is not a folder; write a comma inside a name as \\, "
+            f"such as in {name}='{join_list(meant)}'"
         )
     return items
 
@@ -155,7 +157,7 @@ def parse_flags(
         if word.startswith("--") and name and equals:
             faults.append(f"there is no flag --{name}{did_you_mean(name, table, '--')}")
         else:
-            faults.append(f"stray word {word!r}: flags look like --name=value")
+            faults.append(f"unexpected argument {word!r}; write flags as --name=value")
     flags = {name: flag.default for name, flag in table.items()}
     for name, flag in table.items():
         texts = [True if text == _BARE else text for text in getattr(given, name)]
@@ -177,7 +179,7 @@ def _normal(
     for word, name, text in _pairs(argv, table):
         if name is None:
             if word.startswith("-"):  # argparse treats `--` and `-x` specially
-                faults.append(f"stray word {word!r}: flags look like --name=value")
+                faults.append(f"unexpected argument {word!r}; write flags as --name=value")
             else:
                 words.append(word)
         elif not name.startswith("config."):

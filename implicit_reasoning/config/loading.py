@@ -43,7 +43,7 @@ def load_config(spec: str) -> ConfigDict:
     where, _, arg = spec.partition(":")
     get_config = getattr(config_module(where), "get_config", None)
     if not callable(get_config):
-        raise InputError(f"{where} has no function get_config(), so it is no configuration file")
+        raise InputError(f"{where} has no function get_config(), so it is not a configuration file")
     config = _call(get_config, where, arg)
     if not isinstance(config, ConfigDict):
         raise InputError(
@@ -78,8 +78,8 @@ def config_module(where: str) -> ModuleType:
         name = Path(where).stem
         if name in shipped and not local_path(where, "configuration file").exists():
             raise InputError(
-                f"configuration file {where} does not exist; --config={name} is the one that comes "
-                "with the package"
+                f"configuration file {where} does not exist; use --config={name} for the one that "
+                "comes with the package"
             )
     elif where.isidentifier() and not _is_module(where):
         raise InputError(
@@ -108,13 +108,13 @@ def choose(arg: str, options: Mapping[str, T]) -> T:
         return options[arg]
     given = f"unknown choice {arg!r}" if arg else "a choice is missing"
     near = did_you_mean(arg, options)
-    raise InputError(f"{given}{near} (there are: {', '.join(options)})")
+    raise InputError(f"{given}{near} (available: {', '.join(options)})")
 
 
 def _call(get_config: Callable[..., Any], where: str, arg: str) -> Any:
     parameters = list(inspect.signature(get_config).parameters.values())
     if arg and not parameters:
-        raise InputError(f"get_config() in {where} takes no argument, was given {arg!r}")
+        raise InputError(f"get_config() in {where} takes no argument, got {arg!r}")
     if arg:
         return get_config(arg)
     needs_one = any(parameter.default is parameter.empty for parameter in parameters[:1])

@@ -66,7 +66,7 @@ def from_json(value: Any) -> ConfigDict:
     """
     if not isinstance(value, dict):
         raise InputError(
-            f"a stored configuration is a JSON object, this is a {type(value).__name__}"
+            f"a stored configuration must be a JSON object, got a {type(value).__name__}"
         )
     try:
         config = ConfigDict(value)

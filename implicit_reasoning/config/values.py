@@ -108,7 +108,7 @@ def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
     try:
         return tuple(parse(item, element) for item in given)
     except InputError as error:
-        raise InputError(f"wants a tuple in which each element {error}") from None
+        raise InputError(f"must be a tuple in which each element {error}") from None
 
 
 def _split(text: str) -> Sequence[Any]:
@@ -156,12 +156,12 @@ def as_leaf(value: Any) -> Any:
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is None or (type(value) in (bool, int, float, str) and finite):
         return value
-    raise InputError(f"{value!r} is none of: None, bool, int, finite float, str, tuple of these")
+    raise InputError(f"{value!r} must be None, a bool, int, finite float, str or a tuple of these")
 
 
 def _wants(wanted: str, given: Any) -> InputError:
     text = repr(given)
-    return InputError(f"wants {wanted}, was given {text if len(text) <= 80 else text[:77] + '...'}")
+    return InputError(f"must be {wanted}, got {text if len(text) <= 80 else text[:77] + '...'}")
 
 
 _PARSERS: dict[type, Callable[..., Any]] = {

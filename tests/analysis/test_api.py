@@ -109,7 +109,7 @@ def test_the_command_and_the_report(run, capsys, monkeypatch):
     assert run.result("lens").step.values.tolist() == [0, 10, 20]
     assert run.result("parameter_patching").step.values.tolist() == [0, 10]
     assert main(["analyze", workdir, "--steps=soon"]) == 2
-    assert "--steps=soon is not understood; it is all, last, or" in capsys.readouterr().err
+    assert "--steps is 'soon'; it must be all, last, or" in capsys.readouterr().err
     assert main(["analyze", workdir, "--steps=7"]) == 2
     assert "no checkpoint of step 7; it has" in capsys.readouterr().err
 
