@@ -56,7 +56,7 @@ def checkpoint_data(folder):
 DAMAGE = {
     "config cut": (lambda f: cut(f.config), "config.json is not complete, valid JSON"),
     "config empty": (lambda f: f.config.write_text(""), "config.json is not complete"),
-    "world cut": (lambda f: cut(f.world), "world.npz is not a whole dataset file"),
+    "world cut": (lambda f: cut(f.world), "world.npz is not a complete dataset file"),
     "world flipped": (lambda f: flip(f.world), "world.npz"),
     "metrics spoilt": (
         lambda f: f.metrics.write_text('{"step": 0}\n{"st\n{"step": 2}\n'),
@@ -64,12 +64,12 @@ DAMAGE = {
     ),
     "metrics of another kind": (
         lambda f: f.metrics.write_text('{"step": 0}\n["step", 1]\n'),
-        "metrics.jsonl, line 2, is no row",
+        "metrics.jsonl, line 2, is not a row",
     ),
     "provenance cut": (lambda f: cut(f.provenance), "provenance.json is not complete"),
     "provenance of another kind": (
         lambda f: f.provenance.write_text('{"step": 3}'),
-        "provenance.json is no list of starts; remove it to go on",
+        "provenance.json is not a list of starts; remove it to continue",
     ),
 }
 
@@ -98,7 +98,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(finished, files, ca
     shutil.copytree(files.checkpoints / "50", files.checkpoints / "55")
     assert command(files.workdir) == 0
     heard = capfd.readouterr().err
-    assert "resume/60 cannot be read" in heard and "trying the one before it" in heard
+    assert "resume/60 cannot be read" in heard and "trying the previous one" in heard
     assert_same_run(finished.workdir, files.workdir)
     assert 55 not in Run(files.workdir).steps
 
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_open(files):
 
 def test_a_damaged_first_correct_is_named_and_written_anew(finished, files):
     cut(files.first_correct)
-    with pytest.raises(ValueError, match=r"first_correct.npz is not a whole record"):
+    with pytest.raises(ValueError, match=r"first_correct.npz is not a complete record"):
         _ = Run(files.workdir).first_correct
     shutil.rmtree(files.resume / "60")
     assert command(files.workdir) == 0

@@ -42,8 +42,8 @@ def check_path(folder: Path) -> None:
     if found or _SCHEME in path.parts:
         what = f"{found[0]!r}" if found else f"a folder called {_SCHEME!r}"
         raise InputError(
-            f"{path} has {what} in it, and checkpoints in such a path cannot be read again (Orbax "
-            "takes the path for a pattern or an address); choose a path without [ * ? \\ and gs:"
+            f"{path} contains {what}, and checkpoints in such a path cannot be read (Orbax reads "
+            "the path as a pattern or an address); choose a path without [ * ? \\ and gs:"
         )
 
 
@@ -54,7 +54,7 @@ class DamagedCheckpoint(InputError):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if _in_parts(folder):
             said = (
-                "its parts were not put together; docs/how-to/checkpoints.md says how to recover it"
+                "its parts were not merged; docs/how-to/checkpoints.md explains how to recover it"
             )
         super().__init__(f"the checkpoint {folder} cannot be read: {said}")
         self.folder = folder
@@ -197,7 +197,7 @@ class Checkpoints:
             if _in_parts(folder):
                 raise OSError(
                     errno.EIO,
-                    "the checkpoint was written, but its parts were not put together; "
-                    "docs/how-to/checkpoints.md says how to recover it",
+                    "the checkpoint was written, but its parts were not merged; "
+                    "docs/how-to/checkpoints.md explains how to recover it",
                     str(folder),
                 )

@@ -16,13 +16,17 @@ from implicit_reasoning.worlds.tasks import fields as task_fields
 
 FIELDS: dict[str, Field] = {
     "seed": Field(
-        int, "of initialisation, data order, dropout; the world has its own", 0, 0, MAX_INT
+        int,
+        "random seed of initialisation, data order, dropout; the world has its own",
+        0,
+        0,
+        MAX_INT,
     ),
-    "steps": Field(int, "updates; also the horizon of the learning rate", 6_000, 1, MAX_INT),
-    "batch_size": Field(int, "rows of an update", 256, 1, MAX_INT),
+    "steps": Field(int, "updates; the learning rate schedule ends at this step", 6_000, 1, MAX_INT),
+    "batch_size": Field(int, "rows per update", 256, 1, MAX_INT),
     "order": Field(
         str,
-        "'replacement', or 'epochs': every row once before any row twice",
+        "'replacement', or 'epochs', in which every row is used once before any is used again",
         "replacement",
         choices=("replacement", "epochs"),
     ),
@@ -31,35 +35,47 @@ FIELDS: dict[str, Field] = {
     "profile": Field(bool, "write a trace of a few early steps into profile/", False),
     "task.name": task_fields.FIELDS["composition"]["name"],
     **{f"model.{name}": field for name, field in model_fields.FIELDS.items()},
-    "optimizer.learning_rate": Field(float, "after warm-up", 1e-3, 0, INFINITE),
+    "optimizer.learning_rate": Field(float, "learning rate after warm-up", 1e-3, 0, INFINITE),
     "optimizer.weight_decay": Field(
-        float, "decoupled; on weights and embeddings, not on biases and norms", 0.5, 0, INFINITE
+        float, "decoupled; of weights and embeddings, not of biases and norms", 0.5, 0, INFINITE
     ),
     "optimizer.warmup_steps": Field(
-        int, "over which the learning rate rises from 0", 200, 0, MAX_INT
+        int, "steps over which the learning rate rises from 0", 200, 0, MAX_INT
     ),
     "optimizer.schedule": Field(
         str,
-        "of the learning rate after warm-up: 'cosine' or 'constant'",
+        "schedule of the learning rate after warm-up: 'cosine' or 'constant'",
         "cosine",
         choices=("constant", "cosine"),
     ),
     "optimizer.final_fraction": Field(
-        float, "of the learning rate, where the cosine ends", 0.05, 0, 1
+        float, "fraction of the learning rate that is left at the end of the cosine", 0.05, 0, 1
     ),
     "optimizer.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9),
     "optimizer.b2": Field(float, "decay of Adam's second moment", 0.98, 0, 1 - 1e-9),
     # With eps = 0, tokens that never occur would cause a division by zero.
-    "optimizer.eps": Field(float, "added to the root of Adam's second moment", 1e-8, 1e-30, 1),
-    "optimizer.clip_norm": Field(float, "largest norm of the gradient", 1.0, 1e-12, INFINITE),
+    "optimizer.eps": Field(
+        float, "added to the square root of Adam's second moment", 1e-8, 1e-30, 1
+    ),
+    "optimizer.clip_norm": Field(
+        float,
+        "maximum norm of the gradient, to which larger ones are clipped",
+        1.0,
+        1e-12,
+        INFINITE,
+    ),
     "evaluation.every": Field(int, "steps between evaluations", 50),
-    "evaluation.per_doubling": Field(int, "log-spaced evaluations before that", 2, 0, 64),
-    "checkpoints.every": Field(int, "steps between kept parameters", 250),
-    "checkpoints.per_doubling": Field(int, "log-spaced checkpoints before that", 1, 0, 64),
-    "writers.tensorboard": Field(bool, "write event files", True),
-    "writers.progress": Field(bool, "show a bar on standard error", True),
+    "evaluation.per_doubling": Field(
+        int, "evaluations per doubling of the step, before step evaluation.every", 2, 0, 64
+    ),
+    "checkpoints.every": Field(int, "steps between checkpoints of the parameters", 250),
+    "checkpoints.per_doubling": Field(
+        int, "checkpoints per doubling of the step, before step checkpoints.every", 1, 0, 64
+    ),
+    "writers.tensorboard": Field(bool, "write event files of TensorBoard", True),
+    "writers.progress": Field(bool, "show a progress bar on standard error", True),
     "mesh.trial": Field(int, "devices along the axis of trials", 1),
-    "mesh.data": Field(int, "devices along the axis of rows; -1: all that are left", -1),
+    "mesh.data": Field(int, "devices along the axis of rows; -1: all remaining devices", -1),
     "mesh.model": Field(int, "devices along the axis of heads and neurons", 1),
     "mesh.fsdp": Field(bool, "also split weights and their moments over `data`", False),
     "distributed.mode": Field(
@@ -69,12 +85,14 @@ FIELDS: dict[str, Field] = {
         choices=MODES,
     ),
     "distributed.coordinator_address": Field(
-        str, "of process 0, host:port, seen from all hosts", ""
+        str, "host:port of process 0, reachable from all hosts", ""
     ),
-    "distributed.num_processes": Field(int, "with 'auto' 0, or the number that there has to be", 0),
-    "distributed.process_id": Field(int, "0 to num_processes - 1, another one on each host", -1),
+    "distributed.num_processes": Field(
+        int, "number of processes; with 'auto', 0 allows any number", 0
+    ),
+    "distributed.process_id": Field(int, "0 to num_processes - 1, different in each process", -1),
     "distributed.timeout": Field(
-        float, "seconds of silence after which a process counts as lost", 30, 5, 3600
+        float, "seconds without a heartbeat after which a process counts as lost", 30, 5, 3600
     ),
 }
 """Fields by dotted name; a task adds its own, see `schema`."""

@@ -47,7 +47,7 @@ class Run:
         if not self.files.config.exists():
             raise InputError(
                 f"{self.files.workdir} is not a run directory: it has no config.json; `train` "
-                "makes one"
+                "creates one"
             )
         self.store: Store = store or open_store(self.files, self.model)
         self._fingerprints: dict[int, str] = {}
@@ -153,7 +153,9 @@ class Run:
         what = "record of first correct answers, which training writes when it saves"
         kept = read_npz(self.files.first_correct, what)
         if kept.keys() != {"row", "step"}:
-            raise InputError(f"{self.files.first_correct} is no {what}: it has {', '.join(kept)}")
+            raise InputError(
+                f"{self.files.first_correct} is not a {what}: it has {', '.join(kept)}"
+            )
         return kept
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:

@@ -57,7 +57,7 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
         ]
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"{files.stacked} does not say which rows of which populations are this trial's"
+            f"{files.stacked} has no valid list of the populations and rows of this trial"
         ) from None
 
 

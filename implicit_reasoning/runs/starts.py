@@ -23,6 +23,6 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
         for start in starts
     ):
         raise InputError(
-            f"{path} is no list of starts; remove it to go on, only their history is lost"
+            f"{path} is not a list of starts; remove it to continue (only their history is lost)"
         )
     return starts

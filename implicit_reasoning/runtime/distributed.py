@@ -38,7 +38,7 @@ _SIGNS = re.compile(
     r"|coordination service|socket closed|barrier",
     re.IGNORECASE,
 )
-_ADVICE = "start all processes again with the same commands: they go on from the last saved state"
+_ADVICE = "rerun the same command in every process to continue from the last saved state"
 
 
 class PeerLost(Exception):
@@ -56,11 +56,13 @@ def faults(config: Any) -> list[str]:
     found = []
     if mode == "none" and count > 1:
         found.append(
-            f"distributed.num_processes is {count}, but distributed.mode is 'none'; it must be "
-            "'explicit' or 'auto'"
+            f"distributed.num_processes is {count}, but distributed.mode is 'none'; the mode must "
+            "be 'explicit' or 'auto'"
         )
     if mode == "auto" and count < 0:
-        found.append(f"distributed.num_processes is {count}; it must be the number, or 0")
+        found.append(
+            f"distributed.num_processes is {count}; it must be the number of processes, or 0"
+        )
     if mode == "explicit":
         if not re.fullmatch(r"\S+:[0-9]{1,5}", config.coordinator_address):
             found.append(
@@ -71,8 +73,8 @@ def faults(config: Any) -> list[str]:
             found.append(f"distributed.num_processes is {count}; it must be at least 1")
         elif not 0 <= own < count:
             found.append(
-                f"distributed.process_id is {own}; it must be between 0 and {count - 1}, another "
-                "one for each process"
+                f"distributed.process_id is {own}; it must be between 0 and {count - 1}, and "
+                "different in each process"
             )
     return found
 
@@ -111,12 +113,12 @@ def initialize(config: Any) -> None:
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"distributed.mode is {config.mode!r}, but JAX could not join the processes: "
-                f"{error}; state them with distributed.mode='explicit', or use 'none'"
+                f"{error}; configure them with distributed.mode='explicit', or use 'none'"
             ) from error
     if config.num_processes and jax.process_count() != config.num_processes:
         raise InputError(
             f"distributed.num_processes is {config.num_processes}, but {jax.process_count()} "
-            "processes were joined; the command must run exactly once for each"
+            "processes were joined; run the command exactly once for each process"
         )
 
 
@@ -153,8 +155,8 @@ def assert_same_across_processes(said: str) -> None:
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
     if (allgather(digest) != digest).any():
         raise InputError(
-            "the processes were started with different configurations, stop_at or worlds; the same "
-            "command must run on every host, but for distributed.process_id"
+            "the processes were started with different configurations, stop_at or worlds; run the "
+            "same command on every host, with only distributed.process_id different"
         )
 
 
@@ -204,7 +206,7 @@ def exit_process(exit_code: int) -> None:
 def _aborted(number: int) -> None:
     message = (
         "implicit_reasoning: JAX ended this process, most likely because a peer process was lost "
-        f"(its own words are above); {_ADVICE}\n"
+        f"(JAX's message is above); {_ADVICE}\n"
     )
     os.write(2, message.encode())
     os._exit(Exit.PEER_LOST)

@@ -50,7 +50,7 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
     Raises:
       InputError: another process held the lock for ten minutes.
     """
-    refusal = f"another process holds {folder} for more than {_PATIENCE:.0f} s; end it, or wait"
+    refusal = f"another process has locked {folder} for {_PATIENCE:.0f} s; stop it, or wait"
     with _locked(folder, refusal, patience=_PATIENCE):
         yield
 

@@ -15,9 +15,7 @@ class Interrupted(Exception):
     """Error that ends training after a signal; the state was saved, and the same call resumes."""
 
     def __init__(self, step: int, signal_name: str):
-        super().__init__(
-            f"{signal_name}: saved at step {step}; the same command goes on from there"
-        )
+        super().__init__(f"{signal_name}: saved at step {step}; rerun the same command to continue")
         self.step = step
 
 

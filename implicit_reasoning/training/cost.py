@@ -65,7 +65,7 @@ def row_shape(dataset: Dataset) -> dict[str, int]:
     """
     if not dataset.n_train:
         raise InputError(
-            "the task makes no rows to train on; raise phi, or whatever decides how many there are"
+            "the task has no training rows; raise phi, or the setting that determines their number"
         )
     trained = dataset.targets[: dataset.n_train]
     return {"n_pos": dataset.n_ctx, "n_slots": max(int((trained >= 0).sum(1).max()), 1)}

@@ -82,8 +82,8 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
         return  # An existing run does not need the file any more.
     if (now := build(task).fingerprint()) != dataset.fingerprint():
         raise InputError(
-            f"{files.workdir} holds a run on another dataset: task {name} now gives one with "
-            f"fingerprint {now[:12]}, the run began with {dataset.fingerprint()[:12]}; restore the "
+            f"{files.workdir} holds a run on another dataset: its fingerprint is "
+            f"{dataset.fingerprint()[:12]}, but task {name} now gives {now[:12]}; restore the "
             "task, or choose another --workdir"
         )
 
@@ -101,8 +101,8 @@ def check_same(files: Layout, config: ConfigDict) -> None:
     changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
-            f"{files.workdir} holds a run with another configuration ({listed(changes)}); go on "
-            "with the old one, or choose another --workdir"
+            f"{files.workdir} holds a run with another configuration ({listed(changes)}); use "
+            "that configuration, or choose another --workdir"
         )
 
 
@@ -127,8 +127,8 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
         unset = " ".join(name.upper() for name in other if was[name] is None)
         do = [f"set {advice}"] * bool(advice) + [f"unset {unset}"] * bool(unset)
         raise InputError(
-            f"{workdir} was trained with other settings of JAX ({listed_}), and would go on as "
-            f"another run; {' and '.join(do)} to go on, or choose another --workdir"
+            f"{workdir} was trained with other settings of JAX ({listed_}); "
+            f"{' and '.join(do)} to continue, or choose another --workdir"
         )
 
 

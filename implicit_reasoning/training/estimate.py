@@ -87,10 +87,10 @@ class CostEstimate:
         lines = {
             "parameters": f"{cost.parameters:,}",
             "training rows": f"{self.rows:,}, {_bytes(self.rows_bytes)} on every device",
-            "matrix products": f"{cost.step / 1e9:.3g} GFLOP a step",
-            "update": f"at least {_bytes(cost.traffic_bytes)} moved a step",
+            "matrix products": f"{cost.step / 1e9:.3g} GFLOP per step",
+            "update": f"at least {_bytes(cost.traffic_bytes)} moved per step",
             "state": f"{_bytes(cost.state_bytes)}: parameters and two moments, float32",
-            "checkpoints": f"{self.checkpoints:,}; {_bytes(self.checkpoint_bytes)} on disk in all",
+            "checkpoints": f"{self.checkpoints:,}; {_bytes(self.checkpoint_bytes)} on disk",
             "devices": f"{self.devices}",
         }
         if speed:
@@ -102,8 +102,8 @@ class CostEstimate:
                 "device memory": f"{memory} in the compiled loop",
                 "compiling": f"{speed.compile_seconds:.1f} s",
                 "speed": f"{rate:,.3g} steps/s, measured; {cost.step * rate / limit:.0%} of "
-                f"the {limit / 1e9:,.0f} GFLOP/s that products reach, measured",
-                "evaluations": f"{self.evaluations:,} of {speed.evaluation_seconds:.2g} s",
+                f"the measured peak of matrix products, {limit / 1e9:,.0f} GFLOP/s",
+                "evaluations": f"{self.evaluations:,}, {speed.evaluation_seconds:.2g} s each",
                 "time": f"about {duration(self.seconds or 0)} for {self.steps:,} steps",
             }
         width = max(map(len, lines))

@@ -101,11 +101,12 @@ def _accuracy(
     if floors:
         caption += (
             "Thin dash-dotted lines, in their split's colour and named at the left: the best "
-            "shortcut on that split. It composes nothing, so it is the height to beat. "
+            "shortcut on that split. A shortcut does not compose facts, so only accuracy above its "
+            "line can show composition. "
         )
     if any(key.startswith("accuracy_low95/") for row in rows for key in row):
         caption += (
-            "Shading reaches down to the lower end of the 95% interval (clustered by bridge; in "
+            "Shading extends down to the lower bound of the 95% interval (clustered by bridge; in "
             "runs of older versions by fact). "
         )
     caption += f"Probe rows: {_counts(curves, dataset)}."
@@ -134,10 +135,10 @@ def _loss(rows: Sequence[Row], dataset: Dataset) -> Figure | None:
     _label(ax, curves, extra=[(batch[1][-1], "training batches", GREY)] if len(batch[0]) else [])
     guessing = dataset.answers.shape[1] * np.log(dataset.n_vocab)
     caption = (
-        f"Mean loss of the probe rows of every split; guessing evenly among all "
-        f"{dataset.n_vocab:,} tokens costs {guessing:.2f} nats an answer. Wide grey line: the "
-        "loss that training saw, averaged over the steps since the row before. What is below "
-        f"{_NO_LOSS:g} is drawn there."
+        f"Mean loss of the probe rows of every split; a uniform guess among all "
+        f"{dataset.n_vocab:,} tokens has a loss of {guessing:.2f} nats per answer. Wide grey line: "
+        "the loss of the training batches, averaged over the steps since the previous row. Values "
+        f"below {_NO_LOSS:g} are drawn at {_NO_LOSS:g}."
     )
     if saturated:
         ax.set_xlabel("")
@@ -180,9 +181,10 @@ def _first_correct(
         _curve(ax, steps, values, drawstyle="steps-post", **split_style(split))
     _label(ax, curves, percent=True)
     caption = (
-        "Share of probe rows that have been answered correctly at one evaluation or more, up to "
-        "each step. One lucky guess counts, so this lies above the accuracy: where the two part, "
-        f"answers were found and lost again. Probe rows: {_counts(curves, dataset)}."
+        "Share of probe rows that were answered correctly in at least one evaluation up to each "
+        "step. It is at least as high as the accuracy: a gap between the two means that answers "
+        "were correct once (perhaps by a guess) and wrong later. Probe rows: "
+        f"{_counts(curves, dataset)}."
     )
     return Figure("first_correct", "When each row was first answered", caption, drawing)
 
@@ -210,8 +212,8 @@ def _optimisation(rows: Sequence[Row]) -> Figure | None:
         ax.set_xlabel("training step")
         ax.tick_params("both", labelsize=8)
     caption = (
-        "L2 norm of the gradient before clipping (mean over the steps since the row before), L2 "
-        "norm of all parameters, and the learning rate in force."
+        "L2 norm of the gradient before clipping (mean over the steps since the previous row), L2 "
+        "norm of all parameters, and the learning rate at that step."
     )
     return Figure("optimisation", "Optimisation", caption, drawing)
 

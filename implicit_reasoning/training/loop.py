@@ -58,8 +58,8 @@ class NonFiniteLoss(Exception):
 
     def __init__(self, step: int):
         super().__init__(
-            f"the loss, its gradient or the update was not finite at step {step}; what was saved "
-            "up to that step is finite and nothing after it was kept. "
+            f"the loss, its gradient or the update was not finite at step {step}; everything saved "
+            "up to that step is finite, and later steps were discarded. "
             "A lower optimizer.learning_rate or optimizer.clip_norm, or a longer warm-up, may help"
         )
         self.step = step
@@ -267,7 +267,7 @@ class ResumableLoop(Generic[State]):
             if distributed.allgather(readable).all() and state is not None:
                 return state, step
             said = said or f"the checkpoint of step {step} cannot be read by another process"
-            say(f"{said}; trying the one before it")
+            say(f"{said}; trying the previous one")
         raise InputError(
             f"no state in {self._folder} can be read; remove that folder to train again from step 0"
         )

@@ -101,7 +101,9 @@ def train_population(
       PeerLost: another process stopped; everything that was saved before is complete.
     """
     if finished_steps(files.resume) or finished_steps(files.checkpoints):
-        raise InputError(f"there is a population in {files.workdir}; each start makes a new one")
+        raise InputError(
+            f"{files.workdir} already contains a population; use a new folder for each start"
+        )
     for each in (files, *(trial.files for trial in trials)):
         check_path(each.workdir)
     program, scorings = make_population(trials), _scorings(trials)
@@ -145,7 +147,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     if not found:
         return None
     if len({None if each is None else each.step for each in saved}) > 1:
-        raise InputError("the trials of a population must have been saved at one step")
+        raise InputError("the trials of a population must have been saved at the same step")
     start, damage = None, None
     try:
         start = saved_states.read(found, program.like, stacked=True)
@@ -157,7 +159,7 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
         damage is None or distributed.is_distributed()
     ):  # One process alone must not move files that other processes read.
         said = damage or "a state of the trials cannot be read by another process"
-        raise InputError(f"{said}; move it away to go on from the one before it")
+        raise InputError(f"{said}; move it away to continue from the previous one")
     for trial, each in zip(trials, found, strict=True):
         if (
             each.folder / str(each.step) == damage.folder
@@ -288,7 +290,7 @@ def _check_alike(trials: Sequence[Trial]) -> None:
         if (trial.dataset.vocab, trial.dataset.n_ctx) != (first.dataset.vocab, first.dataset.n_ctx):
             raise InputError(
                 f"{trial.files.workdir} and {first.files.workdir} cannot be one population: their "
-                "worlds have other tokens"
+                "worlds differ in tokens or length of rows"
             )
 
 

@@ -45,8 +45,8 @@ def faults(values: Mapping[str, Any]) -> list[str]:
     steps = values["steps"]
     least = max(1, -(-steps // _MAX_EVENTS))
     return [
-        f"{key} is {values[key]}; it must be at least {least}, for events of {steps:,} "
-        f"steps that one can wait for (at most {_MAX_EVENTS:,})"
+        f"{key} is {values[key]}; it must be at least {least}, because a run of {steps:,} steps "
+        f"can have at most {_MAX_EVENTS:,} such events"
         for key in _INTERVALS
         if values[key] < least
     ]

@@ -76,8 +76,8 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
         raise InputError(
-            f"batch_size is {settings.batch_size}, which mesh.data = {mesh.shape['data']} does not "
-            "divide; each device takes an equal share of a batch"
+            f"batch_size is {settings.batch_size}; it must be a multiple of mesh.data = "
+            f"{mesh.shape['data']}, because each device takes an equal share of a batch"
         )
     return StepRecipe(
         model=make_model(settings.model, dataset),

@@ -86,7 +86,7 @@ def test_a_signal_saves_all_trials_and_nothing_changes(alone, tmp_path):
     wish.number = 15
     with pytest.raises(Interrupted, match="saved at step 0"):
         train_population(made, Layout(tmp_path / "population"), 60, wish)
-    with pytest.raises(InputError, match="each start makes a new one"):
+    with pytest.raises(InputError, match="use a new folder for each start"):
         train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     train_population(made, Layout(tmp_path / "again"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):

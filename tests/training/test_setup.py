@@ -146,7 +146,9 @@ def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset
 def test_a_batch_is_shared_equally():
     settings, dataset = settings_of(batch_size=15), build(tiny().task)
     two = Mock(spec=Mesh, shape={"trial": 1, "data": 2, "model": 1})  # this machine has one device
-    with pytest.raises(InputError, match=r"batch_size is 15, which mesh.data = 2 does not divide"):
+    with pytest.raises(
+        InputError, match=r"batch_size is 15; it must be a multiple of mesh.data = 2"
+    ):
         make_recipe(settings, dataset, two)
 
 
@@ -179,5 +181,5 @@ def test_seeds_and_purposes_have_keys_of_their_own():
 def test_a_task_without_rows_to_train_on_is_refused():
     config = load_config("configs/modular_addition.py:pocket")
     dataset = build(apply_overrides(config, {"task.train_fraction": 0.0}).task)
-    with pytest.raises(InputError, match="no rows to train on"):
+    with pytest.raises(InputError, match="no training rows"):
         training_rows(dataset)
