@@ -48,21 +48,23 @@ def remedies() -> list[str]:
     advice = []
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         advice.append(
-            "There is an NVIDIA driver, but JAX runs on the CPU: pip install"
-            ' "implicit_reasoning[cuda]" (and see whether JAX_PLATFORMS is set).'
+            "There is an NVIDIA driver, but JAX runs on the CPU. Run pip install"
+            ' "implicit_reasoning[cuda]", and check whether JAX_PLATFORMS is set.'
         )
     if why_not := compilation.cache_fault():
         advice.append(
             f"There is no compilation cache ({why_not}), so every start compiles again, which takes"
-            " about five seconds for a small model. Set JAX_COMPILATION_CACHE_DIR to a folder that"
-            " can be written."
+            " about five seconds for a small model. Set JAX_COMPILATION_CACHE_DIR to a writable"
+            " folder."
         )
     if importlib.util.find_spec("xprof") is None:
-        advice.append("TensorBoard's Profile tab, for `train --profile`: pip install xprof.")
+        advice.append(
+            "To view `train --profile` in TensorBoard's Profile tab, run pip install xprof."
+        )
     deterministic = "xla_gpu_deterministic_ops" in os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() == "gpu" and not deterministic:
         advice.append(
-            "Runs on this GPU repeat bit for bit only with"
+            "Runs on this GPU are reproducible bit for bit only with"
             " XLA_FLAGS=--xla_gpu_deterministic_ops=true."
         )
     return advice

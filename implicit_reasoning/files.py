@@ -105,9 +105,7 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
       InputError: the version is newer than `newest` or not a positive integer.
     """
     if type(found) is not int or found < 1:
-        raise InputError(
-            f"{path} states the format {found!r}; a format is a whole number from 1 on"
-        )
+        raise InputError(f"{path} has the format version {found!r}; it must be a positive integer")
     if found > newest:
         raise InputError(
             f"{path} has format {found}, and this version of implicit_reasoning reads formats up "
@@ -150,8 +148,8 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except _NO_NPZ as error:
-        raise InputError(f"{path} is not a whole {what}: {error}") from None
+        raise InputError(f"{path} is not a complete {what}: {error}") from None
     # NumPy returns archive members that are not arrays as bytes.
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise InputError(f"{path} is not a whole {what}: {strange[0]} in it is no array")
+        raise InputError(f"{path} is not a valid {what}: {strange[0]} is not an array")
     return arrays

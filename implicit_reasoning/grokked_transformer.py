@@ -120,7 +120,7 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
         if name := re.fullmatch(r"checkpoint-(\d+)(-epoch-\d+)?", folder.name):
             found.setdefault(int(name[1]), folder)
     if not found:
-        raise InputError(f"{source} has no folders checkpoint-<step>; give the --output_dir")
+        raise InputError(f"{source} has no checkpoint-<step> folders; give the --output_dir")
     return [Checkpoint(*item) for item in sorted(found.items())]
 
 
@@ -151,19 +151,19 @@ def token_ids(
         size = -(-(GPT2_TOKENS + len(listed)) // _PADDED_TO) * _PADDED_TO
         if size != d_vocab:
             raise InputError(
-                f"{folder} has no tokenizer, and its {d_vocab:,} tokens are not GPT-2's and the "
-                f"{len(listed):,} of {vocab} ({size:,}): nothing says which token is which"
+                f"{folder} has no tokenizer and {d_vocab:,} tokens; without a tokenizer, expected "
+                f"{size:,} tokens (GPT-2's and the {len(listed):,} of {vocab})"
             )
         numbers = {name: GPT2_TOKENS + place for place, name in enumerate(listed)}
     ids = [numbers.get(symbol) for symbol in symbols]
     for symbol, number in zip(symbols, ids, strict=True):
         if not isinstance(number, int) or not 0 <= number < d_vocab:
             raise InputError(
-                f"{folder} gives {symbol} of {vocab.parent} the number {number}, not one below "
-                f"{d_vocab:,}: was it trained on other data?"
+                f"{folder} gives the token {symbol} of {vocab.parent} the id {number}, expected 0 "
+                f"to {d_vocab - 1:,}; check that it was trained on this data"
             )
     if len(set(ids)) < len(ids):
-        raise InputError(f"{folder} gives two symbols of {vocab.parent} the same number")
+        raise InputError(f"{folder} gives two tokens of {vocab.parent} the same id")
     return np.array(ids, np.int64)
 
 
@@ -183,7 +183,7 @@ def _added_tokens(folder: Path) -> dict[str, Any] | None:
                 return numbers_of(read_json(folder / name))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{folder / name} does not list added tokens as a tokenizer does: {error!r}"
+                    f"{folder / name} is not a valid list of a tokenizer's added tokens: {error!r}"
                 ) from None
     return None
 
@@ -201,8 +201,8 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
             model, params = _load(checkpoint, dataset, data)
             if model != first:
                 raise InputError(
-                    f"{checkpoint.folder} holds another model than {checkpoints[0].folder}: "
-                    f"{model.spec} is not {first.spec}"
+                    f"{checkpoint.folder} and {checkpoints[0].folder} have different models: "
+                    f"{model.spec} and {first.spec}"
                 )
             store.save(checkpoint.step, params)
             outcome = evaluation.launch(params)
@@ -247,7 +247,7 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
     arguments = last.folder / "model_args.json"
     recipe = read_json(arguments) if arguments.exists() else {}
     if not isinstance(recipe, dict):
-        raise InputError(f"{arguments} is not an object of arguments")
+        raise InputError(f"{arguments} is not a JSON object")
     shape = dataclasses.asdict(model.spec)
     del shape["d_vocab"], shape["n_ctx"]  # taken from the data
     return ConfigDict(

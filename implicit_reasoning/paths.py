@@ -43,12 +43,12 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
         path = Path(text).expanduser()
     except RuntimeError:
         user = text.partition("/")[0]
-        raise InputError(f"{name} is {text!r}, and there is no user {user[1:]!r}") from None
+        raise InputError(f"{name} is {text!r}, but there is no user {user[1:]!r}") from None
     variable = _VARIABLE.search(text)
     if variable and not os.path.lexists(path):
         raise InputError(
-            f"{name} is {text!r}, in which the shell did not replace {variable[0]}; write the path "
-            "in full, or without single quotes"
+            f"{name} is {text!r}, which contains the unexpanded variable {variable[0]}; write the "
+            "path in full, or without single quotes"
         )
     return path
 

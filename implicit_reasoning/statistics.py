@@ -124,7 +124,9 @@ class ClusterIntervals:
           InputError: as for `interval`; values that are not selected may be non-finite.
         """
         if not np.isfinite(values).all(where=counted):
-            raise InputError("values that count are not finite: do not count those examples")
+            raise InputError(
+                "some counted values are not finite; exclude those examples in `counted`"
+            )
         mean, low, high, n_clusters = self._found(values, counted, level)
         return Interval(mean, low, high, len(self._order), n_clusters)
 
@@ -186,7 +188,7 @@ def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -
       InputError: `level` is out of range.
     """
     if not 0 < level < 1:
-        raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
+        raise InputError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     sums, sizes = found.sums, found.sizes
     with np.errstate(invalid="ignore", divide="ignore"):  # nan if no example is selected
         above = sums.sum(-1) / sizes.sum(-1)
@@ -246,7 +248,7 @@ def mean_over_seeds(
     if len(values) != len(worlds):
         raise InputError(f"{len(worlds)} world seeds were given for {len(values)} runs")
     if not 0 < level < 1:
-        raise InputError(f"level is between 0 and 1 (say .95), was given {level}")
+        raise InputError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     member = (np.unique(worlds)[:, None] == worlds[None]).astype(np.float64)
     there = np.isfinite(values).astype(np.float64)
     with np.errstate(invalid="ignore"):  # nan if no run of a world has a value
@@ -312,7 +314,9 @@ def permutation_null(
     by_cluster = labels[first]
     mixed = clusters[by_cluster[index] != labels]
     if len(mixed):
-        raise InputError(f"labels are constant within a cluster; cluster {mixed[0]} has several")
+        raise InputError(
+            f"labels must be constant within a cluster; cluster {mixed[0]} has several"
+        )
     rng = np.random.default_rng(seed)
     shuffled = (rng.permutation(by_cluster)[index] for _ in range(n_permutations))
     return np.array([statistic(one) for one in shuffled], np.float64)
@@ -329,7 +333,9 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     Source: Phipson and Smyth 2010, "Permutation p-values should never be zero".
     """
     if np.isnan(observed) or np.isnan(null).any():
-        raise InputError("a p-value needs numbers: the observed statistic or its null has a nan")
+        raise InputError(
+            "cannot compute a p-value: the observed statistic or its null contains a nan"
+        )
     return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
 
 
@@ -361,7 +367,7 @@ def max_statistic_p_values(
     """
     if null.shape[1:] != observed.shape or not len(null):
         raise InputError(
-            f"the null needs draws of {len(observed)} cells, was given the shape {null.shape}"
+            f"the null has shape {null.shape}, expected at least one draw of {len(observed)} cells"
         )
     there = np.isfinite(observed) & np.isfinite(null).all(0)
     largest = np.sort(null[:, there].max(1, initial=-np.inf))

@@ -167,7 +167,7 @@ def test_without_a_tokenizer_the_order_of_the_data_counts_if_the_size_agrees(cop
     for step in (10, 100):
         shutil.rmtree(copy / "output" / f"checkpoint-{step}")
     (copy / "output" / "checkpoint-2" / "added_tokens.json").unlink()
-    with pytest.raises(InputError, match=r"no tokenizer, and its 40 tokens .* \(50,280\)"):
+    with pytest.raises(InputError, match=r"no tokenizer and 40 tokens; .* expected 50,280 tokens"):
         imported(copy, tmp_path / "run")
     save_checkpoint(copy, 2, offset=GPT2_TOKENS)
     (copy / "output" / "checkpoint-2" / "added_tokens.json").unlink()
@@ -188,7 +188,7 @@ def cut(path):
         (lambda d: shutil.rmtree(d / "output"), "output is not a folder of checkpoints"),
         (
             lambda d: [shutil.rmtree(d / "output" / f"checkpoint-{step}") for step in STEPS],
-            "no folders checkpoint-<step>",
+            "no checkpoint-<step> folders",
         ),
         (lambda d: (d / "data" / "test.json").unlink(), "test.json does not exist"),
         (lambda d: cut(d / "data" / "train.json"), "train.json is not complete, valid JSON"),
@@ -202,22 +202,22 @@ def cut(path):
         (lambda d: cut(d / "output/checkpoint-100/added_tokens.json"), "not complete, valid JSON"),
         (
             lambda d: write(d / "output/checkpoint-100/added_tokens.json", ["<e_0>"]),
-            "does not list added tokens as a tokenizer does",
+            "is not a valid list of a tokenizer's added tokens",
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 40}),
-            "gives <e_3> of .*data the number 40, not one below 40: was it trained on other data?",
+            "gives the token <e_3> of .*data the id 40, expected 0 to 39; check that",
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 12}),
-            "gives two symbols of .*data the same number",
+            "gives two tokens of .*data the same id",
         ),
         (
             lambda d: write(d / "output/checkpoint-100/added_tokens.json", {"<e_0>": 11}),
-            "gives <e_1> of .*data the number None",
+            "gives the token <e_1> of .*data the id None",
         ),
-        (lambda d: write(d / "output/checkpoint-100/model_args.json", []), "not an object of arg"),
-        (lambda d: save_checkpoint(d, 100, n_layers=1), "holds another model than .*checkpoint-2"),
+        (lambda d: write(d / "output/checkpoint-100/model_args.json", []), "not a JSON object"),
+        (lambda d: save_checkpoint(d, 100, n_layers=1), "and .*checkpoint-2 have different models"),
         (lambda d: save_checkpoint(d, 2, n_ctx=2), "has 2 positions, but rows of .* 4 tokens"),
         (
             lambda d: edit(d / "output/checkpoint-2/config.json", add_memory=True),

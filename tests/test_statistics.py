@@ -281,7 +281,7 @@ def test_corrected_p_values_by_hand():
     np.testing.assert_allclose(found, [0.75, 0.25, math.nan])
     one = max_statistic_p_values(np.array([2.0]), null[:, :1])
     assert one == [p_value(2.0, null[:, 0])]
-    with pytest.raises(InputError, match="draws of 1 cells"):
+    with pytest.raises(InputError, match="at least one draw of 1 cells"):
         inspect.unwrap(max_statistic_p_values)(np.zeros(1), null)
 
 
@@ -338,7 +338,7 @@ def test_bad_input_to_a_mean_over_seeds():
     unchecked = inspect.unwrap(mean_over_seeds)
     with pytest.raises(InputError, match="1 world seeds were given for 2 runs"):
         unchecked(np.zeros(2), np.zeros(1, int))
-    with pytest.raises(InputError, match="level is between 0 and 1"):
+    with pytest.raises(InputError, match="level is 95; it must be between 0 and 1"):
         unchecked(np.zeros(2), np.zeros(2, int), level=95)
 
 
