@@ -50,5 +50,5 @@ def test_a_pytorch_file_holds_the_same_as_a_safetensors(exchanged, case, tmp_pat
 
 def test_a_pytorch_file_that_would_run_code_is_refused(tmp_path):
     said = run_in("huggingface", "refuse_pickle", tmp_path)
-    assert said.startswith("InputError") and "is not a whole weights file" in said
+    assert said.startswith("InputError") and "is not a complete weights file" in said
     assert not (tmp_path / "ran").exists()

@@ -129,7 +129,7 @@ def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np
     except InputError:
         raise
     except _UNREADABLE as error:
-        raise InputError(f"{path} is not a whole weights file: {error}") from None
+        raise InputError(f"{path} is not a complete weights file: {error}") from None
 
 
 def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> np.ndarray:
@@ -146,7 +146,7 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     if array.dtype.kind != "f" and not small:
         hint = "; .npz does not keep bfloat16 and 8-bit types" if array.dtype.kind == "V" else ""
         raise InputError(
-            f"{where} is not a whole weights file: {name} has type {array.dtype}, which is not a "
+            f"{where} is not a complete weights file: {name} has type {array.dtype}, which is not a "
             f"floating-point type{hint}"
         )
     with np.errstate(over="ignore"):

@@ -94,5 +94,5 @@ def test_arrays_that_are_no_numbers(tmp_path, array):
     with np.load(tmp_path / "w.npz") as file:
         arrays = dict(file)
     np.savez(tmp_path / "w.npz", **arrays | {"ln_final.w": array})
-    with pytest.raises(InputError, match="not a whole weights file"):
+    with pytest.raises(InputError, match="not a complete weights file"):
         load_weights(tmp_path / "w.npz")

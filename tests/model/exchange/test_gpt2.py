@@ -191,7 +191,7 @@ def test_a_logit_bias_of_zero_is_none(tmp_path):
             lambda d: (d / "model.safetensors").write_bytes(
                 (d / "model.safetensors").read_bytes()[:-100]
             ),
-            "not a whole weights file",
+            "not a complete weights file",
         ),
         (
             lambda d: edit_weights(

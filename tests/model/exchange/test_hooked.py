@@ -132,7 +132,7 @@ def test_flat_names_are_an_inverse_pair():
     [
         (
             lambda d: (d / "w.npz").write_bytes((d / "w.npz").read_bytes()[:2000]),
-            "not a whole weights",
+            "not a complete weights",
         ),
         (lambda d: (d / "w.json").write_text("{"), "not complete, valid JSON"),
         (lambda d: (d / "w.json").unlink(), "w.json does not exist"),
