@@ -193,7 +193,7 @@ def cut(path):
         (lambda d: (d / "data" / "test.json").unlink(), "test.json does not exist"),
         (lambda d: cut(d / "data" / "train.json"), "train.json is not complete, valid JSON"),
         # In the last checkpoint, when the others are written already.
-        (lambda d: cut(d / "output/checkpoint-100/model.safetensors"), "not a complete weights file"),
+        (lambda d: cut(d / "output/checkpoint-100/model.safetensors"), "not a complete weights"),
         (lambda d: (d / "output/checkpoint-100/model.safetensors").unlink(), "has no weights"),
         (
             lambda d: (d / "output/checkpoint-100/config.json").unlink(),

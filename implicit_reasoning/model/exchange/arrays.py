@@ -146,8 +146,8 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     if array.dtype.kind != "f" and not small:
         hint = "; .npz does not keep bfloat16 and 8-bit types" if array.dtype.kind == "V" else ""
         raise InputError(
-            f"{where} is not a complete weights file: {name} has type {array.dtype}, which is not a "
-            f"floating-point type{hint}"
+            f"{where} is not a complete weights file: {name} has type {array.dtype}, which is not "
+            f"a floating-point type{hint}"
         )
     with np.errstate(over="ignore"):
         plain = array.astype(np.float32)
