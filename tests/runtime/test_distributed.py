@@ -84,9 +84,9 @@ def wait_for_row(processes, workdir, step):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """One of two is killed when a state is saved for sure; then both are started again."""
+    """One of two is killed after step 22, when the state of step 10 is saved; both start again."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    kill_one(workdir, victim=1, step=12)
+    kill_one(workdir, victim=1, step=22)
     with pair(workdir) as processes:
         for number, (code, out, err) in enumerate(ends(processes)):
             assert code == 0, err
