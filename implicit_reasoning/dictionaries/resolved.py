@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from implicit_reasoning import imports
+from implicit_reasoning import imports, renames
 from implicit_reasoning.dictionaries import fields
 from implicit_reasoning.dictionaries.activations import ACTIVATIONS, ActivationFn
 from implicit_reasoning.dictionaries.architectures import (
@@ -182,12 +182,15 @@ def _width(model: Transformer, site: str) -> int:
 def _activation_fn(
     name: str, given: Mapping[str, Any], sparsities: Sequence[float]
 ) -> ActivationFn:
-    """Return the activation function with its options; `max_k` is set to the largest sparsity."""
+    """Return the activation function with its options; set `max_k` to the largest sparsity."""
     options = {key: value for key, value in given.items() if value is not None}
     make: Any = imports.find(name, ACTIVATIONS, "activation function", ActivationFn)
     known = {field.name for field in dataclasses.fields(make)}
     if "max_k" in known:
         options["max_k"] = int(max(sparsities))
+    elif "most" in known:  # a user-defined function that was written before the field was renamed
+        renames.note("field of an activation function", "most", "max_k")
+        options["most"] = int(max(sparsities))
     unknown = [key for key in options if key not in known]
     if unknown:
         raise InputError(

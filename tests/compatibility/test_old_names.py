@@ -21,7 +21,13 @@ from implicit_reasoning.analysis.patching.activation_patching import ActivationP
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.config import apply_overrides, flatten, from_json, load_config
 from implicit_reasoning.config.renamed import FIELDS, with_current_fields
-from implicit_reasoning.dictionaries import activations, fields, load, train_dictionaries
+from implicit_reasoning.dictionaries import (
+    activations,
+    fields,
+    load,
+    resolved,
+    train_dictionaries,
+)
 from implicit_reasoning.dictionaries.store import Files
 from implicit_reasoning.files import read_json
 from implicit_reasoning.grokked_transformer import published
@@ -211,3 +217,15 @@ def test_files_of_users_may_import_old_names(module, old, new, capsys):
     assert f"{old!r} is now called {new!r}" in capsys.readouterr().err
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = found.nothing
+
+
+def test_a_field_under_its_old_name_is_filled_from_the_sparsities(tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from implicit_reasoning.dictionaries.activations import ReLU\n\n\n"
+        "@dataclass(frozen=True)\nclass Mine(ReLU):\n    most: int = 0\n"
+    )
+    renames.note.cache_clear()
+    made: Any = resolved._activation_fn(f"{path}:Mine", {}, (2.0, 5.0))
+    assert made.most == 5 and "'most' is now called 'max_k'" in capfd.readouterr().err
