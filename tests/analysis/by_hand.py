@@ -1,4 +1,4 @@
-"""Small models made by hand, whose mechanism is known, and what they are measured on."""
+"""Small models with hand-written weights and a known mechanism, and their dataset."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import numpy as np
 from implicit_reasoning.analysis.truth.known import small_world
 from implicit_reasoning.model import Spec, Transformer
 
-_SHARP = 30.0  # of attention
+_SHARP = 30.0  # scale of the attention logits
 
 
 def dataset(**changes):
-    """A small world of chains; half of those that could be are trained on."""
+    """Return a small world of chains, half of which are training rows."""
     sizes = {"world_seed": 1, "n_entities": 40, "n_relations": 5, "ood_fraction": 0.25}
     return small_world(**{**sizes, "phi": 1.5, "probes": 100, **changes})
 
@@ -53,7 +53,7 @@ class _Drawing:
             self.params["pos_embed"]["W_pos"][pos, self.start["pos"] + pos] = 1
 
     def look_back(self, layer, moves):
-        """Attention to the position before, which copies slots: (from, to, width)."""
+        """Add attention to the previous position, which copies slots: (from, to, width)."""
         attn, n_pos = self.block(layer)["attn"], len(self.params["pos_embed"]["W_pos"])
         d_head = attn["W_Q"].shape[2]
         for pos in range(n_pos):
@@ -66,7 +66,7 @@ class _Drawing:
                 attn["W_V"][0, self.start[source] + i, self.start[target] + i] = 1
 
     def neuron(self, layer, number, reads, writes):
-        """One that is on where all of `reads` (two codes) are, and then writes codes."""
+        """Add a neuron that writes codes if all of `reads` (two codes) are active."""
         mlp = self.block(layer)["mlp"]
         for slot, code in reads:
             mlp["W_in"][self.start[slot] + code, number] = 1
@@ -76,7 +76,7 @@ class _Drawing:
 
 
 def composer(data):
-    """Hop 1 in block 0 at r1 writes the bridge; hop 2 in block 1 at r2 reads it."""
+    """Hop 1 in block 0 at r1 writes the bridge. Hop 2 in block 1 at r2 reads it."""
     world = data.world
     entities = world.n_entities
     slots = {"entity": entities, "relation": world.n_relations, "head": entities}
@@ -92,8 +92,11 @@ def composer(data):
 
 
 def memoriser(data):
-    """Block 0 writes, at r1, a code of the prefix (and the bridge, which nobody reads); block 1
-    looks up (prefix, r2), for trained chains only."""
+    """A model that looks up the chain from a code of its prefix.
+
+    Block 0 writes a code of the prefix at r1, and a code of the bridge that nothing reads. Block 1
+    looks up (prefix, r2), for training chains only.
+    """
     world, truth = data.world, data.truth
     chains = np.flatnonzero(truth["fact2"][: data.n_train] >= 0)
     slots = {"entity": world.n_entities, "relation": world.n_relations, "head": world.n_entities}

@@ -1,4 +1,4 @@
-"""Planted models on a small world that tests share, and what is claimed of them in words."""
+"""Planted models on a small world that tests share, and their claims in words."""
 
 import functools
 
@@ -14,11 +14,14 @@ def dataset(**changes):
 
 @functools.cache
 def known(name):
-    """Only the prefix memoriser knows every chain: it has no way to answer others."""
+    """Return a planted model; only the prefix memoriser stores all chains.
+
+    It has no other way to answer them.
+    """
     splits = dataset().splits if name == "prefix_memoriser" else ("train_ii",)
     return planted_model(name, dataset(), splits)
 
 
 def in_words(claims, name):
-    """Claims in words, by whether they are true of the model."""
+    """Return the claims in words, grouped by whether they are true of the model."""
     return describe(claims, known(name).mechanism)

@@ -1,4 +1,4 @@
-"""Something to measure without training it: a tiny world, and random weights as checkpoints."""
+"""Subjects that need no training: a tiny world, and random weights as checkpoints."""
 
 from implicit_reasoning.analysis import InMemory
 from implicit_reasoning.model import Spec, Transformer

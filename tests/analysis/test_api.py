@@ -1,4 +1,4 @@
-"""Instruments by name, over the checkpoints of a run: what is kept, merged, refused and drawn."""
+"""Instruments are found by name and run over checkpoints; results are kept, merged and drawn."""
 
 import dataclasses
 import shutil
@@ -134,7 +134,7 @@ def test_an_instrument_of_ones_own_from_a_file(run, tmp_path):
     assert result.attrs["found_at"] == where
     assert result.norm.dims == ("step", "group", "pos") and result.n_states.item() == 8
     assert "norms" in [figure.name for figure in collect(run)]
-    (tmp_path / "norms.py").unlink()  # the report does without
+    (tmp_path / "norms.py").unlink()  # the report does not need the file
     assert "norms" not in [figure.name for figure in collect(run)]
 
 
@@ -181,7 +181,7 @@ def test_what_comes_after_an_instrument_that_is_passed_over_is_measured(run, mon
 
 
 class OfPosition(LogitLens):
-    """An instrument with an option, whose program is there already."""
+    """An instrument with an option, whose program is already compiled."""
 
     name = "of_position"
 
@@ -193,7 +193,7 @@ class OfPosition(LogitLens):
 
 
 def test_options_of_ones_own_are_not_mixed(run):
-    """Two of an instrument are one file: what is there is refused, and replaced when asked."""
+    """Two sets of options share one file, and a mismatch is refused unless `again` is set."""
     one = analyze(run, OfPosition("r1"), steps=[20], progress=False)
     assert one.attrs["options"] == {"positions": ["r1"]}
     xr.testing.assert_identical(analyze(run, OfPosition("r1"), steps=[20], progress=False), one)
@@ -221,7 +221,7 @@ def test_das_of_another_variable_is_another_result(run):
 
 def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_another(run, capsys):
     class Before(Run):
-        steps = (0, 10)  # training had come so far
+        steps = (0, 10)  # the steps of the run before training continued
 
     before = Before(run.files.workdir)
     old = analyze(before, "parameter_patching", steps=[10], progress=False)
@@ -234,6 +234,6 @@ def test_numbers_against_the_last_checkpoint_are_measured_anew_once_there_is_ano
     assert said in capsys.readouterr().err
     new = run.result("parameter_patching")
     assert new.attrs["reference"] == 20
-    assert new.step.values.tolist() == [10, 20]  # what was there is there again
+    assert new.step.values.tolist() == [10, 20]  # the saved step is measured again
     direct = runner_module.measure(ParameterPatching(), run, [10, 20], progress=False)
     xr.testing.assert_allclose(new, direct)

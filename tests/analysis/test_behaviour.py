@@ -1,4 +1,4 @@
-"""What behaviour draws is what it measured: kinds beside their null, agreement with shortcuts."""
+"""Figures of behaviour draw the measured kinds beside their null, and agreement with shortcuts."""
 
 import numpy as np
 

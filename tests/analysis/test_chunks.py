@@ -1,4 +1,4 @@
-"""Examples in parts are the same as at once, and what does not count is not computed."""
+"""Chunked examples give the same values, and examples that do not count are not computed."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_examples_in_parts_are_the_same_as_at_once(count, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 def test_those_that_count_are_there_and_no_more_parts_than_they_fill(share, monkeypatch):
-    """Any set of them, by one program."""
+    """Any subset of the examples is measured by one program."""
     monkeypatch.setattr(chunks, "_AT_ONCE", 4)
     values, calls = jnp.arange(1.0, 23).reshape(11, 2), []
 

@@ -1,4 +1,4 @@
-"""Claims are of the kinds that there are; who claims nothing is shown as that, and not run."""
+"""Claims have known kinds; an instrument that makes no claims is reported so and not run."""
 
 import json
 from dataclasses import replace
@@ -46,14 +46,14 @@ def test_a_claim_is_true_false_or_open():
 )
 def test_a_misspelt_kind_is_not_silence(say, kind, said):
     misspelt = replace(USED, kind=kind)
-    # Not even where it was misspelt in both places.
+    # This also holds if both claims have the same misspelling.
     for true in (frozenset([USED]), frozenset([misspelt])):
         with pytest.raises(InputError, match=said):
             say([misspelt], Mechanism(true))
 
 
 def test_claims_about_many_units_are_corrected_for_their_number():
-    """Labels become units; a neuron that chance would bring among 64 is not claimed."""
+    """Labels become units, and an effect that is likely among 64 null neurons is not claimed."""
     rng = np.random.default_rng(0)
     dims = {"layer": [0, 1], "neuron": range(32)}
     null = xr.DataArray(rng.normal(size=(19, 2, 32)), {"draw": range(19), **dims}, ("draw", *dims))

@@ -1,4 +1,4 @@
-"""What instruments look at is clustered by bridge wherever an outcome is of a chain."""
+"""Instruments cluster outcomes of chains by bridge."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Outcomes over the examples that count, which may be others at every checkpoint and place."""
+"""Intervals over the examples that count, which may differ between checkpoints and places."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_what_does_not_count_does_not_matter():
     given = intervals.interval_given(values, counted)
     np.testing.assert_allclose(given.mean, np.nanmean(values, -1))
     assert (given.low < given.mean).all() and (given.mean < given.high).all()
-    # The same, of the examples that count alone.
+    # The interval equals that of the counted examples alone.
     alone = ClusterIntervals(clusters[counted[0]]).interval(values[0, counted[0]])
     np.testing.assert_allclose([given.low[0], given.high[0]], [alone.low, alone.high])
 

@@ -1,4 +1,4 @@
-"""What is promised of every instrument that comes with the lab."""
+"""Guarantees that every built-in instrument gives."""
 
 import jax
 import pytest
@@ -21,7 +21,7 @@ def subject():
 
 @instruments
 def test_one_program_has_all_its_cells_and_checkpoints(subject, name):
-    """Counted when the program is traced: once (`lax.map` may look twice), not once for each."""
+    """The program is traced once (`lax.map` may trace twice), not once per cell or checkpoint."""
     instrument, model = find_instrument(name), subject.model
     inputs = instrument.examples(model, subject.dataset).inputs
     if instrument.reference:

@@ -1,4 +1,4 @@
-"""Two processes measure one run at a time, and results that no longer fit what is there."""
+"""Processes that measure one run wait for each other; results that no longer fit are refused."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ STEPS = (0, 10, 20, 30)
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose checkpoints nobody trained."""
+    """Return a run with untrained checkpoints."""
     files, config = Layout(tmp_path / "run"), tiny()
     directory.begin(files, config, DATASET)
     save(files, STEPS)
@@ -40,12 +40,12 @@ def save(files, steps, seed=0):
 
 
 def probabilities(**changes):
-    """The instrument, with other attributes."""
+    """Return the instrument with other attributes."""
     return type("Probabilities", (Probabilities,), changes)()
 
 
 def meeting(monkeypatch, count):
-    """Let so many processes measure before any of them keeps what it found."""
+    """Make `count` processes finish measuring before any of them saves its result."""
     met, measure = threading.Barrier(count, timeout=60), api.measure_seeds
 
     def measure_and_meet(*args, **named):
@@ -57,7 +57,7 @@ def meeting(monkeypatch, count):
 
 
 def at_once(*calls):
-    """What each call raised, None if nothing."""
+    """Run the calls in threads and return the exception of each, or None."""
     raised = [None] * len(calls)
 
     def call(number):
@@ -126,7 +126,7 @@ analyze(Run(sys.argv[1]), "tests.analysis.test_runner:Probabilities", steps=[20]
 
 
 def test_another_process_waits_until_a_result_is_written(run):
-    """It may not read what is there while we are about to write."""
+    """Another process must not read the saved result while we are about to write it."""
     measuring(run, [0])()
     new = api.measure_seeds(Probabilities(), [run], [10], progress=False)[0]
     with wait_for_lock(run.files.analysis):

@@ -1,4 +1,4 @@
-"""What the runner returns is what a loop over checkpoints by hand would, and it compiles once."""
+"""The runner returns the values of an explicit loop over checkpoints, and it compiles once."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.analysis.subjects import random_checkpoints
 
 
 class Probabilities(Instrument):
-    """The probability of the answer by position, and the sum of one weight matrix."""
+    """Measures the probability of the answer by position, and the sum of one weight matrix."""
 
     name = "probabilities"
     definition = "softmax(logits)[answer]"
@@ -28,7 +28,7 @@ class Probabilities(Instrument):
     def examples(self, model, dataset):
         rows = np.concatenate([dataset.probes("test_ii")[:7], dataset.probes("test_oi")[:5]])
         inputs = {"tokens": dataset.tokens[rows], "answer": dataset.truth["answer"][rows]}
-        # At the first position an example is its entity; at the last it does not count if odd.
+        # At the first position clusters are entities. At the last one, odd examples do not count.
         by_row = np.where(np.arange(12) % 2, -1, np.arange(12))
         clusters = np.stack([dataset.truth["e1"][rows], dataset.truth["fact1"][rows], by_row])
         return Examples(inputs, ("ii", "oi"), np.repeat([0, 1], [7, 5]), clusters, "pos")
@@ -91,7 +91,7 @@ def test_how_many_go_together_does_not_matter(subject, result, together):
 
 
 def test_as_many_go_together_as_fit_into_memory(subject, result, monkeypatch):
-    """Less memory than any program needs: one at a time, and few are stacked; the numbers stay."""
+    """With little memory, checkpoints are measured one at a time and the values stay the same."""
     roomy = Runner(Probabilities(), subject.model, together=4)
     measure(roomy.instrument, subject, runner=roomy, progress=False)
     assert (roomy.together, roomy.at_once(11)) == (4, 6)
@@ -108,7 +108,10 @@ def test_chunks_leave_little_to_fill_up(count, size):
 
 
 def test_parameters_come_to_the_device_once(subject):
-    """Asked for with the sharding of the program, used as they are; the reference once in all."""
+    """Parameters are loaded with the sharding of the program and used directly.
+
+    The reference is loaded only once.
+    """
 
     class Compared(Probabilities):
         reference = True
@@ -175,7 +178,7 @@ def test_options_are_kept_and_not_mixed(subject, result):
     old = result.drop_attrs().assign_attrs(without("options", result))
     check_identity(old, identity_of(Probabilities(), subject))
     kept = measure(Sharper(1, 2), subject, subject.steps[:1], progress=False)
-    assert kept.attrs["options"] == {"powers": [1, 2]}  # as a file has it
+    assert kept.attrs["options"] == {"powers": [1, 2]}  # as in a file
     check_identity(kept, identity_of(Sharper(1, 2), subject))
     said = r"has options .'powers': .1, 2..*, expected .'powers': .3..; rerun with --again"
     with pytest.raises(InputError, match=said):
@@ -185,7 +188,7 @@ def test_options_are_kept_and_not_mixed(subject, result):
 
 
 def without(name, result):
-    """Attributes as before there was this one."""
+    """Return the attributes of a result that was saved before `name` was introduced."""
     return {key: value for key, value in result.attrs.items() if key != name}
 
 
@@ -207,7 +210,7 @@ def test_what_is_not_as_declared_is_said(subject, outputs, said):
 
 
 def test_eight_devices_measure_the_same(result):
-    """Each takes its share of the checkpoints; eleven are filled up to sixteen."""
+    """Each device takes its share of the checkpoints; eleven are padded to sixteen."""
     program = (
         "import json, jax; from tests.analysis.test_runner import *\n"
         "assert jax.device_count() == 8\n"

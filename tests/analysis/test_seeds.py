@@ -1,4 +1,4 @@
-"""Runs measured together say what each says by itself, and are compiled once."""
+"""Runs measured together give the same values as each run alone, and are compiled once."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from tests.training.tiny import tiny
 
 
 def seeds(count, steps=2):
-    """Subjects of one model, each with checkpoints of its own."""
+    """Return subjects of one model, each with its own checkpoints."""
     whole = random_checkpoints(count * steps)
     parts = [whole.checkpoints[n * steps : (n + 1) * steps] for n in range(count)]
     return [InMemory(whole.model, whole.dataset, part) for part in parts]
@@ -29,7 +29,7 @@ def other_world(subject):
 
 @pytest.fixture
 def runners(monkeypatch):
-    """The runners that were made."""
+    """Return a list that collects every runner that is created."""
     made = []
 
     class Counted(runner_module.Runner):

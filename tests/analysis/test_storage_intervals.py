@@ -1,4 +1,4 @@
-"""Results whose intervals are of an earlier version open, and are never mixed with new ones."""
+"""Results with intervals of an earlier version open, and are never merged with new results."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def subject():
 
 @pytest.fixture
 def run(subject, tmp_path):
-    """With a result of step 0 as it was kept before results named their intervals."""
+    """Return a run with a result of step 0 from before results named their intervals."""
 
     class Stored:
         steps = (0, 1)

@@ -1,4 +1,4 @@
-"""Results of other versions of an instrument are named and neither drawn nor tabulated."""
+"""Results of other versions of an instrument are named, but are neither drawn nor tabulated."""
 
 import pytest
 import xarray as xr
@@ -12,7 +12,7 @@ from implicit_reasoning.runs import Layout, Run
 
 
 class Kept(Run):
-    """A run that has results and nothing else."""
+    """A run that has only results."""
 
     def __init__(self, folder):
         self.files = Layout(folder)
@@ -20,7 +20,7 @@ class Kept(Run):
 
 @pytest.fixture
 def run(tmp_path):
-    """With a swap of version 1, whose edits had other names."""
+    """Return a run with a swap of version 1, whose edits had other names."""
     made = Kept(tmp_path)
     edits = xr.Dataset(
         {"counterfactual": ("edit", [0.5, 0.1])}, {"edit": ["class means", "random"]}

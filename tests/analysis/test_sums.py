@@ -1,4 +1,4 @@
-"""Sums by cluster that leave the device give the intervals that outcomes by example give."""
+"""Sums by cluster, computed on the device, give the same intervals as outcomes by example."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ UNITS, POSITIONS, EXAMPLES = 6, 3, 700
 
 
 class Many(Instrument):
-    """Outcomes of every kind, drawn at random; a checkpoint adds a number of its own."""
+    """Random outcomes of every kind, shifted by a constant of the checkpoint."""
 
     name, definition = "many", "For tests."
     outputs = {
@@ -37,9 +37,9 @@ class Many(Instrument):
     def examples(self, model, dataset):
         rng = np.random.default_rng(0)
         clusters = rng.integers(0, [[9], [14], [30]], (POSITIONS, EXAMPLES))
-        clusters[rng.random(clusters.shape) < 0.1] = -1  # those do not count there
+        clusters[rng.random(clusters.shape) < 0.1] = -1  # these do not count at that position
         group = np.sort(rng.integers(0, 2, EXAMPLES))
-        group[:5] = 2  # a group so small that it may have no interval
+        group[:5] = 2  # a group that may be too small for an interval
         inputs = {
             "noise": rng.normal(size=(UNITS, POSITIONS, EXAMPLES)).astype(np.float32),
             "uniform": rng.random((UNITS, POSITIONS, EXAMPLES)).astype(np.float32),
@@ -63,7 +63,7 @@ class Many(Instrument):
             "count": (uniform[:, 0] * 9).astype(jnp.int32),
             "known": uniform[:, 1] < 0.7,
             "where": inputs["noise"] < 0,
-            # What does not count may be anything.
+            # Outcomes that do not count may have any value.
             "some": jnp.where(inputs["noise"] < 0, uniform * 5, jnp.nan),
             "plain": uniform[:, 0, 0],
         }
@@ -71,7 +71,7 @@ class Many(Instrument):
 
 @pytest.fixture
 def summed(monkeypatch):
-    """As if every output were large."""
+    """Treat every output as large."""
     monkeypatch.setattr(sums, "MIN_OUTCOMES", 1)
     monkeypatch.setattr(sums, "_BLOCK", 3 * EXAMPLES)  # several blocks
 
@@ -83,21 +83,21 @@ def test_sums_have_the_intervals_of_outcomes(monkeypatch, summed):
         sums, "sum_by_cluster", lambda *given: seen.append(given[0].shape) or original(*given)
     )
     found = measure(Many(), subject, progress=False)
-    assert len(seen) >= 8  # all by example but whole numbers; traced once or twice
+    assert len(seen) >= 8  # all outputs by example except integers; traced once or twice
     monkeypatch.setattr(sums, "MIN_OUTCOMES", 10**9)
     seen.clear()
     expected = measure(Many(), subject, progress=False)
     assert not seen and set(found) == set(expected)
     for name in expected:
         assert found[name].dims == expected[name].dims and found[name].dtype == expected[name].dtype
-    # Relative to the size of the numbers, 1000; without it, to 1e-6.
+    # The tolerance is relative to the numbers, about 1000. Without that offset it is 1e-6.
     xr.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
     level = dict(unit=[0, 2, 4, 5])
     for end in ("", "_low", "_high"):
         np.testing.assert_allclose(
             found[f"number{end}"].isel(level), expected[f"number{end}"].isel(level), atol=1e-6
         )
-    # What is equal has no width, and outcomes that agree have one.
+    # Equal outcomes have an interval of no width, but outcomes that are all certain have a width.
     flat = found.isel(step=0, group=0)
     assert (flat.flat_low == flat.flat_high).all()
     assert (flat.number_low == flat.number_high).isel(unit=3).all()
@@ -130,14 +130,14 @@ def test_what_is_not_as_declared_is_refused(summed):
 
 
 def test_outputs_are_summed_where_that_is_less():
-    """At most half as many sums as outcomes, of outputs that are large."""
+    """A large output is summed if there are at most half as many sums as outcomes."""
     layout = sums.SumsLayout(n_sums=128, n_groups=2, cluster_dim=None)
 
     def chosen(**sizes):
         return sums.outputs_to_sum(Many(), {"pos": 3, **sizes}, layout)
 
     assert chosen(unit=4096, example=255) == ()
-    # `hit` and `some` need sizes as well as sums.
+    # `hit` and `some` need cluster sizes in addition to sums.
     assert chosen(unit=4096, example=256) == tuple(
         name for name in Many.outputs if name not in ("hit", "some", "plain")
     )
@@ -153,7 +153,7 @@ def test_examples_are_numbered_by_group_then_cluster():
 
 
 class Neurons(Instrument):
-    """As large as an instrument of neurons: an outcome for each, at each position."""
+    """An output as large as that of an instrument of neurons: one per neuron and position."""
 
     name, definition = "neurons", "For tests."
     outputs = {"effect": ("neuron", "pos", "example")}
@@ -205,7 +205,7 @@ print("MB", (peak[0] - before) / 1e6)
     ("neurons", "most"), [(1024, 150), pytest.param(4096, 300, marks=pytest.mark.slow)]
 )
 def test_many_cells_do_not_fill_the_memory(neurons, most):
-    """Outcomes of 4,096 neurons, three positions, 2,000 examples and 20 checkpoints are 2 GB."""
+    """Outcomes of 4,096 neurons, three positions, 2,000 examples and 20 checkpoints take 2 GB."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("NEURONS", str(neurons))],
         env={**os.environ, "PYTHONPATH": os.getcwd()},

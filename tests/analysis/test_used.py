@@ -1,4 +1,4 @@
-"""Decodable or used: which cases the table is of, and what its picture leaves out."""
+"""Decodable or used: which cases the table includes, and which its figure leaves out."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def everywhere(value, **more):
 
 @pytest.fixture
 def results():
-    """At step 10, S[1, r1], e2 is decoded and followed; elsewhere nobody counts."""
+    """At step 10, e2 is decoded and followed at S[1, r1]; elsewhere no cases count."""
     follows = everywhere(0.0, edit=list(CONDITIONS))
     n = follows.copy()
     here = {"step": 10, "layer": 1, "pos": "r1"}
@@ -33,7 +33,7 @@ def results():
 
 
 def bounded(**arrays):
-    """With ends of intervals, a little below and above."""
+    """Add interval ends, a little below and above each array."""
     return {name + end: array + by for name, array in arrays.items() for end, by in ENDS.items()}
 
 
@@ -47,7 +47,7 @@ def verdict(results):
 
 
 def test_each_intervention_can_change_the_verdict(results):
-    """The swap decides on use; the erasure on whether something else would do."""
+    """The swap decides whether a code is used, and the erasure whether it is replaceable."""
 
     def set_to(result, name, value, **more):
         for end, by in ENDS.items():
@@ -77,7 +77,7 @@ def test_each_intervention_can_change_the_verdict(results):
     ],
 )
 def test_verdicts_go_by_the_ends_of_intervals(results, result, name, end, edit):
-    """The means stay as they were: what changes is how much is known."""
+    """The means stay the same and only the width of the interval changes."""
     assert verdict(results) == "used"
     at = HERE | ({} if edit is None else {"edit": edit})
     results[result][name + end].loc[at] = {"_low": 0.75, "_high": 0.25}[end]
@@ -140,7 +140,7 @@ def test_the_picture_has_only_places_of_which_something_is_said(results):
 
 
 class Kept(Run):
-    """A run of which nothing is there but results."""
+    """A run that has only results."""
 
     def __init__(self, folder, results):
         self.files, self.results = Layout(folder), results
@@ -153,7 +153,7 @@ class Kept(Run):
 
 
 def test_the_table_is_kept_with_the_run(results, tmp_path):
-    """As a result like others; without the two that it is made of there is none."""
+    """The table is saved like other results, unless one of its two inputs is missing."""
     run = Kept(tmp_path, {"mean_swap": results["mean_swap"]})
     used.save_table(run)
     assert not (run.files.analysis / "used.nc").exists()

@@ -1,4 +1,4 @@
-"""A small world, a model of its shape, and states that are built by hand."""
+"""A small world, a model for it, and states that tests build directly."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +28,15 @@ def make_model(dataset, **other):
 
 
 def random_subject(model, dataset, n_checkpoints=1):
-    """Some checkpoints, at random, of one model."""
+    """Return a model with random checkpoints."""
     return InMemory(model, dataset, [initial(model, seed) for seed in range(n_checkpoints)])
 
 
 def run(instrument, dataset, model=None, n_checkpoints=1, states=None):
-    """The result, and how often `measure` was traced.
+    """Return the result, and how often `measure` was traced.
 
-    With `states`, checkpoints have them beside their parameters; see `plant_in_parameters`.
+    If `states` is given, checkpoints contain them beside their parameters; see
+    `plant_in_parameters`.
     """
     subject = random_subject(model or make_model(dataset), dataset, n_checkpoints)
     if states is not None:
@@ -46,7 +47,7 @@ def run(instrument, dataset, model=None, n_checkpoints=1, states=None):
 
 
 def random_states(tokens, n_layers, width=48, seed=0):
-    """[layer, row, pos, width] at random, equal where prefixes (at layer 0: tokens) are equal."""
+    """Return states [layer, row, pos, width]; equal prefixes (tokens at layer 0) get equal ones."""
     random = np.random.default_rng(seed)
     states = np.empty((n_layers, *tokens.shape, width), np.float32)
     for layer in range(n_layers):
@@ -58,12 +59,15 @@ def random_states(tokens, n_layers, width=48, seed=0):
 
 
 def plant(monkeypatch, module, states):
-    """Make an instrument's module see these states in place of the model's."""
+    """Replace the model's states in the module of an instrument by these states."""
     monkeypatch.setattr(module, "residuals", lambda *_: jnp.asarray(states))
 
 
 def plant_in_parameters(monkeypatch, module, instrument):
-    """The same, of states that `run` is given beside parameters: one program for all of them."""
+    """Replace the model's states by the states that `run` puts beside the parameters.
+
+    All tests then share one program.
+    """
     real = instrument.measure
 
     def measure(self, model, params, inputs, key):
@@ -75,7 +79,7 @@ def plant_in_parameters(monkeypatch, module, instrument):
 
 
 def truth_of(dataset, tokens, name):
-    """A truth column for some prompts."""
+    """Return a truth column for some prompts."""
     chains = np.flatnonzero(dataset.truth["fact2"] >= 0)
     table = {tuple(dataset.tokens[row, : tokens.shape[1]]): row for row in chains}
     return dataset.truth[name][[table[tuple(prompt)] for prompt in tokens]]

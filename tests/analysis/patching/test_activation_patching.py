@@ -1,4 +1,4 @@
-"""Patching a corrupted token follows it where the models by hand say it goes, and only there."""
+"""Patching a corrupted token moves the answer exactly where hand-written models carry the token."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def data():
 
 
 def result_of(make, data):
-    """What is measured of a model, and of random weights of its shape."""
+    """Return the measurement of a hand-written model and of random weights of the same shape."""
     model, params = make(data)
     noise = filled(model, seed=1)
     subject, runner = InMemory(model, data, [params, noise]), Runner(ActivationPatching(), model)
@@ -61,14 +61,15 @@ def test_shares_in_a_composer(composed):
     np.testing.assert_allclose(shares.sum("outcome"), 1, atol=1e-6)
     noising, denoising = (shares.sel(direction=name) for name in ("noising", "denoising"))
     moved = noising.sel(outcome="counterfactual")
-    # The first hop is over when the state at r1 has the bridge: from there both e1 and r1 go.
+    # The first hop is complete when the state at r1 contains the bridge. From there both e1 and r1
+    # move on.
     for token in ("e1", "r1"):
         assert (moved.sel(token=token, layer=1, pos="r1") == 1).all()
         assert (moved.sel(token=token, layer=2, pos="r2") == 1).all()
         assert (moved.sel(token=token, layer=2, pos="r1") == 0).all()
     assert (moved.sel(token="e1", layer=1, pos="e1") == 0).all()
     assert (moved.sel(token="r2", pos=["e1", "r1"]) == 0).all()
-    # Denoising restores at the same places.
+    # Denoising restores the answer at the same places.
     restored = denoising.sel(outcome="clean answer")
     np.testing.assert_array_equal(restored.transpose(*moved.dims), moved)
     assert composed.null_fraction.sel(direction="noising", kind="counterfactual").max() < 0.4
@@ -76,8 +77,8 @@ def test_shares_in_a_composer(composed):
 
 def test_parts_in_a_composer(composed):
     moved = composed.part_fraction.sel(outcome="counterfactual", direction="noising")
-    # The MLP of block 0 writes the bridge at r1, attention of block 1 brings it to r2.
-    # (What block 0 brought to r1 is read by its MLP from the residual, so attention carries, too.)
+    # The MLP of block 0 writes the bridge at r1, and attention of block 1 moves it to r2. The MLP
+    # of block 0 reads from the residual what attention moved to r1, so attention also carries it.
     for block, part, pos in ((0, "MLP", "r1"), (1, "attention", "r2"), (1, "head 0", "r2")):
         assert (moved.sel(token="r1", block=block, part=part, pos=pos) == 1).all()
     assert (moved.sel(token="e1", block=0, part="attention", pos="r1") == 1).all()
@@ -110,7 +111,7 @@ PARTS = (("hook_attn_out",), ("hook_mlp_out",), ("attn.hook_z", 0), ("attn.hook_
 
 @jax.jit
 def two_runs(params, donor_tokens):
-    """The clean run and another one."""
+    """Return the sites of the clean run and of a donor run."""
     return [RANDOM.forward(params, tokens, sites=SITES)[1] for tokens in (TOKENS, donor_tokens)]
 
 
@@ -127,7 +128,7 @@ def patched_where_one_differs(params, base, donor, only):
 
 @jax.jit
 def logits_with(params, edits):
-    """`forward`, with edits at all sites that cells are of; their masks say which one it is."""
+    """Return logits of `forward` with an edit at every site; the masks select the patched cell."""
     return RANDOM.forward(params, TOKENS, edits=edits)[0][:, -1]
 
 
@@ -137,7 +138,7 @@ def random_params():
 
 
 def test_the_grids_equal_forward_with_edits(random_params):
-    """At every cell."""
+    """Patched logits agree at every cell."""
     base, donor = jax.device_get(two_runs(random_params, TOKENS[:, ::-1]))
     names = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
     parts = [[f"blocks.{block}.{name}" for name, *_ in PARTS] for block in range(2)]
@@ -167,7 +168,7 @@ def test_the_grids_equal_forward_with_edits(random_params):
 
 @pytest.mark.parametrize("only", [0, 1, 2])
 def test_where_one_token_differs_nothing_else_need_be_computed(random_params, only):
-    """The cells that are left out are those in which nothing changes."""
+    """Nothing changes in the cells that are left out."""
     other = TOKENS.copy()
     other[:, only] += 1
     base, donor = two_runs(random_params, other)
@@ -175,7 +176,7 @@ def test_where_one_token_differs_nothing_else_need_be_computed(random_params, on
     few = patched_where_one_differs(random_params, base, donor, np.int32(only))  # traced
     for whole, part in zip(everything, few, strict=True):
         np.testing.assert_allclose(part, whole, atol=1e-5)
-        assert np.ptp(whole, axis=-3).max() > 0.1  # over positions
+        assert np.ptp(whole, axis=-3).max() > 0.1  # across positions
 
 
 @pytest.mark.parametrize("order", ["e r r", "r r e"])
@@ -249,7 +250,7 @@ def test_a_symmetric_token_has_the_answer_that_the_world_gives(order):
 
 
 def test_other_corruptions_have_answers_of_their_own(composed):
-    """A composer answers what is asked with the other token, where that is a question."""
+    """A composer answers the query with the exchanged token, if that query has an answer."""
     shares = composed.fraction.sel(
         direction="noising", outcome="counterfactual", token="r2", pos="r2"
     )
@@ -260,7 +261,7 @@ def test_other_corruptions_have_answers_of_their_own(composed):
     assert (noise == 0).all() and (corrupted.sel(kind="noise") == 0).all()
     assert (corrupted.sel(kind="counterfactual") == 1).all()
     difference = composed.logit_difference.sel(direction="noising", layer=0, token="r2", pos="r2")
-    assert (difference.sel(kind="symmetric") < -5).all()  # all of them, where there is an answer
+    assert (difference.sel(kind="symmetric") < -5).all()  # for all queries that have an answer
     assert np.isnan(difference.sel(kind="noise")).all()
     assert (composed.logit_difference_n.sel(kind="noise") == 0).all()
 

@@ -1,4 +1,4 @@
-"""Cross-query patching tells a composer from one that remembers; its pairs are what they say."""
+"""Cross-query patching distinguishes a composer from a memoriser, and its pairs are correct."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def measured(data):
-    """Results of the composer, the memoriser, and random weights in their places."""
+    """Return results of the composer, of the memoriser, and of random weights of their shapes."""
     found = {}
     for name, make in (("composer", composer), ("memoriser", memoriser)):
         model, params = make(data)
@@ -62,7 +62,7 @@ def test_a_composer_carries_the_bridge_and_composes(measured):
     for group in (BRIDGE, OOD, TRAINED):
         grid = success(result, group)
         assert grid.sel(layer=1, pos="r1") == 1
-        # Put there by itself, a state of any other place gives another answer, or none.
+        # A state of any other place, patched alone, gives another answer or none.
         assert grid.sel(layer=0).max() < 0.3 and grid.sel(layer=2).max() < 0.3
     assert success(result, BRIDGE, "shuffled").max() < 0.3
     same = result.fraction.sel(outcome="clean answer", expected="true", group=SAME)
@@ -73,21 +73,21 @@ def test_graded_measures_are_those_of_the_same_answers(measured):
     result = measured["composer"]
     moved = result.sel(group=BRIDGE, layer=1, pos="r1")
     assert moved.logit_difference < 0 and moved.probability < 0.01 and moved.divergence > 5
-    # A composer has no use for what the embedding at e1 is replaced by once r1 has the bridge.
+    # Once r1 contains the bridge, a composer does not read the embedding at e1.
     kept = result.sel(group=BRIDGE, layer=1, pos="e1")
     np.testing.assert_allclose(kept.divergence, 0, atol=1e-5)
     assert kept.logit_difference > 0 and kept.probability > 0.99
     compared = result.logit_difference_n
-    assert (compared.sel(group=SAME) == 0).all()  # no other answer to compare with
+    assert (compared.sel(group=SAME) == 0).all()  # there is no other answer to compare with
     assert (compared.sel(group=BRIDGE) == result.fraction_n.sel(group=BRIDGE).max()).all()
 
 
 def test_one_that_remembers_is_found_out(measured):
     result = measured["memoriser"]
     assert CrossQueryPatching().claims(result) == {Claim("memorised", "e2")}
-    assert success(result, TRAINED).sel(layer=1, pos="r1") == 1  # what trap 5 is about
+    assert success(result, TRAINED).sel(layer=1, pos="r1") == 1  # it looks like composition here
     assert (success(result, BRIDGE).sel(layer=[1, 2]) == 0).all()
-    assert success(result, BRIDGE).max() < 0.3  # a token exchanged makes a trained chain at times
+    assert success(result, BRIDGE).max() < 0.3  # exchanging a token sometimes makes a trained chain
     same = result.fraction.sel(outcome="clean answer", expected="true", group=SAME)
     assert same.sel(layer=1, pos="r1") == 0
 
@@ -139,7 +139,7 @@ def test_one_program_for_all_cells_and_checkpoints(data):
     measure(CrossQueryPatching(), subject, progress=False, runner=runner)
     once = runner.traces
     measure(CrossQueryPatching(), subject, progress=False, runner=runner)
-    assert runner.traces == once <= 2  # `lax.map` may look at its function twice
+    assert runner.traces == once <= 2  # `lax.map` may trace its function twice
 
 
 MUTATIONS = {
@@ -151,7 +151,7 @@ MUTATIONS = {
         "implicit_reasoning.analysis.queries.all_queries",
         lambda real: (
             lambda data: real(data)._replace(
-                trained=~real(data).trained  # absent and trained exchanged
+                trained=~real(data).trained  # exchange absent and trained chains
             )
         ),
     ),

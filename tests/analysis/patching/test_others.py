@@ -1,4 +1,4 @@
-"""Back-patching repairs a model whose first hop comes too late; parameters move what they hold."""
+"""Back-patching repairs a late first hop, and parameter patching moves stored facts."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ def made(data):
 
 
 def too_late(data):
-    """A composer whose bridge is written a block after it would be needed."""
+    """Return a composer that writes the bridge one block after the block that needs it."""
     model, params = composer(data)
     blocks = params["blocks"]
     idle = jax.tree.map(jnp.zeros_like, blocks["0"])
     spec = model.spec
     late = Transformer(Spec(**{**vars(spec), "n_layers": 3}))
-    # Block 1 does hop 2, with what block 0 did not write; block 2 does hop 1.
+    # Block 1 does hop 2, without the result of block 0. Block 2 does hop 1.
     order = {"0": idle, "1": blocks["1"], "2": blocks["0"]}
     return late, params | {"blocks": order}
 
@@ -54,11 +54,11 @@ def test_a_late_bridge_is_repaired_at_its_place_only(data):
     assert (probable.sel(layer=1) > 0.99).all() and (probable.sel(layer=3) < 0.5).all()
     assert own.sel(pos="r2").max() < 0.3 and own.sel(pos="e1").max() < 0.3
     assert other.sel(pos="r1").mean() < 0.3
-    for layer in range(4):  # nothing is changed, nothing is repaired
+    for layer in range(4):  # if nothing is changed, nothing is repaired
         assert (own.sel(from_layer=layer, layer=layer) == 0).all()
         same = result.unchanged.sel(donor="own", from_layer=layer, layer=layer)
         assert (same == 1).all()
-    # Another question's bridge leads to another question's answer: damage, not a repair.
+    # Another query's bridge leads to the answer of that query, which is damage and not a repair.
     cell = result.sel(donor=back_patching.DONORS[1], pos="r1", from_layer=3, layer=1)
     assert (cell.other > 0.2).all() and (cell.other > cell.repaired).all()
     for figure in BackPatching().figures(result.expand_dims("step")):
@@ -77,7 +77,7 @@ def test_back_patching_with_layers_exchanged_fails(data, monkeypatch):
 
 
 def test_parameters_move_what_they_hold(data, made):
-    """Without the MLP of block 1 there is no second hop; putting the last one's there repairs."""
+    """Without the MLP of block 1 there is no second hop; that of the last checkpoint repairs it."""
     model, params = made
     idle = jax.tree.map(jnp.zeros_like, params["blocks"]["1"]["mlp"])
     blocks = params["blocks"] | {"1": params["blocks"]["1"] | {"mlp": idle}}
@@ -96,7 +96,7 @@ def test_parameters_move_what_they_hold(data, made):
     assert (earlier.sel(part="attention") == 1).all()
     probable = early.probability.sel(direction="later", block=1)
     assert (probable.sel(part="MLP") > 0.99).all() and (probable.sel(part="attention") < 0.5).all()
-    assert (result.sel(step=1).correct == 1).all()  # the last checkpoint is its own other
+    assert (result.sel(step=1).correct == 1).all()  # the last checkpoint is compared with itself
     for figure in ParameterPatching().figures(result):
         figure.drawing.draw_without_rendering()
 

@@ -1,4 +1,4 @@
-"""Patching of pairs: a composer is followed at its bridge's state, and nowhere else."""
+"""Patching of pairs flips a composer's answer at the state of the bridge, and nowhere else."""
 
 import dataclasses
 
@@ -29,15 +29,15 @@ def data():
 
 @pytest.fixture(scope="module")
 def runner(data):
-    """One program for all tests."""
+    """Return one runner, so that all tests share one program."""
     return Runner(PairPatching(metrics=METRICS), composer(data)[0])
 
 
 def outcomes(runner, params, **inputs):
-    """Outcomes by example of one model, with other inputs in place of the pairs'."""
+    """Return the outcomes by example for one model, with some inputs of the pairs replaced."""
     examples = runner.instrument.examples(runner.model, dataset())
     examples = dataclasses.replace(examples, inputs=examples.inputs | inputs)
-    count = runner.at_once(2)  # as it was compiled
+    count = runner.at_once(2)  # as many checkpoints as were compiled
     stacked = jax.tree.map(lambda leaf: np.stack([leaf] * count), params)
     found = runner(stacked, runner.place(examples))
     return {name: values[0] for name, values in found.items()}
@@ -69,13 +69,13 @@ def test_only_the_bridges_state_flips_the_answer(composed):
     assert (followed.sel(layer=2, pos="r2") == 1).all()  # the answer itself, at the end
     others = followed.stack(cell=("layer", "pos"))
     others = others.drop_sel(cell=[(1, "r1"), (2, "r2")])
-    assert others.max() < 0.3  # one token exchanged leads to the other answer now and then
+    assert others.max() < 0.3  # exchanging one token sometimes leads to the other answer
 
 
 def test_recovery_is_one_where_the_answer_flips_and_zero_where_nothing_is_read(composed):
     own = composed.recovery.sel(donor="pair")
     np.testing.assert_allclose(own.sel(layer=1, pos="r1"), 1, atol=1e-3)
-    # Block 0 has read the embedding at e1; the last layer is read at the end only.
+    # Block 0 has read the embedding at e1. The last layer is read only at the end.
     for layer, pos in ((1, "e1"), (2, "e1"), (2, "r1"), (0, "r2"), (1, "r2")):
         np.testing.assert_allclose(own.sel(layer=layer, pos=pos), 0, atol=1e-5)
     parts = composed.part_recovery.sel(donor="pair")
@@ -87,7 +87,7 @@ def test_recovery_is_one_where_the_answer_flips_and_zero_where_nothing_is_read(c
 def test_the_null_is_another_pairs_run(composed):
     null = composed.followed.sel(donor="another pair", direction="noising")
     assert null.max() < 0.3
-    # In denoising, too, another pair's clean state at the bridge's place restores nothing.
+    # In denoising, another pair's clean state at the position of the bridge also restores nothing.
     restored = composed.recovery.sel(donor="another pair", direction="denoising", layer=1, pos="r1")
     assert restored.sel(metric="accuracy") < 0.3
 
@@ -99,7 +99,7 @@ def test_the_same_bridge_leaves_no_difference_to_recover(both):
 
 
 def one_cell(model, params, base, donor, layer, pos):
-    """Logits with one state exchanged, by `forward` with an edit."""
+    """Return logits with one state exchanged, by `forward` with an edit."""
     site = model.resid_sites[layer]
     _, found = model.forward(params, donor, sites=(site,))
     here = (np.arange(base.shape[1]) == pos)[None, :, None]
@@ -113,7 +113,7 @@ def one_cell(model, params, base, donor, layer, pos):
 
 def test_recovery_is_the_ratio_of_means_of_forward_with_edits(data, runner):
     model, params, pairs = runner.model, filled(runner.model, seed=1), bridge_pairs(data)
-    # Random weights are right about nothing: ask what they say.
+    # Random weights answer nothing correctly, so the test uses the answers that they give.
     say = jax.jit(lambda tokens: model.forward(params, tokens)[0][:, -1])
     clean, corrupt = say(pairs.clean), say(pairs.corrupt)
     answer, other = (np.asarray(said.argmax(-1), np.int32) for said in (clean, corrupt))
@@ -186,7 +186,7 @@ def test_the_grid_of_neurons_equals_forward_with_edits():
 
     found, wanted = jax.device_get(both(params))
     np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
-    clean = wanted.reshape(2, 5, 3, 2, 7)[1, 0, 0]  # block 1 at the first position: read by nobody
+    clean = wanted.reshape(2, 5, 3, 2, 7)[1, 0, 0]  # block 1, first position; nothing reads it
     assert np.abs(wanted - clean).max() > 1e-2
 
 

@@ -1,4 +1,4 @@
-"""Built-in pairs and metrics are what they say; functions of the user's own are checked."""
+"""Built-in pairs and metrics match their definitions, and a user's own functions are checked."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def made(name):
 
 
 def follows(tokens):
-    """The answers that follow from the world."""
+    """Return the answers that the world implies."""
     tail, n = DATA.world.tail, DATA.world.n_entities
     return tail[tail[tokens[:, 0], tokens[:, 1] - n], tokens[:, 2] - n]
 
@@ -243,7 +243,7 @@ def test_the_command_takes_functions_of_ones_own(tmp_path, capsys):
     assert result["group"].values.tolist() == ["pairs"]
     assert result["correct"].notnull().all() and int(result["n_examples"][0]) == 8
     assert result.attrs["options"]["pairs"]["name"] == "mine.py:first_rows"
-    # Another function under the same name is another result.
+    # Another function with the same name gives another result.
     mine.write_text(MINE.replace("[:8]", "[:7]"))
     assert main(command) == 2
     assert "has options" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Decoding through a bottleneck: an explicit projector, facts held out, and what gets through."""
+"""Decoding through a bottleneck agrees with an explicit projector fitted on other facts."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def examples(dataset):
 
 
 def by_hand(states, classes, fitted, width):
-    """The projection onto the largest differences of class means, of the rows fitted."""
+    """Project onto the largest differences of class means, computed from the fitted rows."""
     x = states.astype(np.float64)
     means = np.stack([x[fitted & (classes == c)].mean(0) for c in np.unique(classes[fitted])])
     centre = means.mean(0)
@@ -52,20 +52,20 @@ def test_states_come_out_as_an_explicit_projector_says(dataset, examples):
     first = examples.group == 0
     for fold in range(decoding._FOLDS):
         own = inputs["fold"] == fold
-        for number in (0, 1):  # true tails, shuffled ones
+        for number in (0, 1):  # true tails, then shuffled tails
             classes = inputs["classes"][0, number]
             wanted, rank = by_hand(states, classes, first & ~own, WIDTH)
             np.testing.assert_allclose(found[number][own], wanted[own], atol=1e-4)
             assert number or width[0, fold] == rank <= WIDTH
     changed = np.asarray(found[2]) - np.asarray(found[0])
-    assert np.abs(changed).max() > 0.1  # random directions are others, and as many
+    assert np.abs(changed).max() > 0.1  # there are equally many random directions, and they differ
     own = inputs["fold"] == 0
     spread = np.asarray(found[2])[own] - np.asarray(found[2])[own].mean(0)
     assert np.linalg.matrix_rank(spread, tol=1e-3) == min(width[0, 0], own.sum() - 1)
 
 
 def test_a_bottleneck_is_found_on_other_facts(dataset, examples):
-    """The facts of a bridge are in different folds, and one that is alone does not count."""
+    """The facts of a bridge are in different folds, and a bridge with one fact does not count."""
     inputs, first = examples.inputs, examples.group == 0
     tails = inputs["wanted"][0, 0]
     for bridge in np.unique(tails):
@@ -82,8 +82,8 @@ def test_a_bottleneck_is_found_on_other_facts(dataset, examples):
 
 @pytest.fixture(scope="module")
 def planted(dataset, examples):
-    """`result(states)`: of states that are put in place of the model's, compiled once."""
-    # Blocks that add next to nothing: what is put in is what is unembedded.
+    """Return `result(states)`, which measures given states instead of the model's."""
+    # These blocks add almost nothing, so the unembedding reads the states that are put in.
     model = make_model(dataset, normalization="none", init_std=0.02)
 
     def result(states):
@@ -95,14 +95,14 @@ def planted(dataset, examples):
 
 
 def unembedding(dataset):
-    """The columns of the model's unembedding, a row for each token, of norm 1."""
+    """Return the columns of the model's unembedding as rows of norm 1, one per token."""
     model = make_model(dataset, normalization="none", init_std=0.02)
     columns = np.array(random_subject(model, dataset).params()["unembed"]["W_U"][0]).T
     return columns / np.linalg.norm(columns, axis=1, keepdims=True)
 
 
 def coded(dataset, examples):
-    """Small random states, and at S[1, r1] the tail's column of the unembedding."""
+    """Return small random states with the tail's column of the unembedding at S[1, r1]."""
     states = 0.1 * random_states(examples.inputs["tokens"], 3)
     states[1, :, 1] += 10 * unembedding(dataset)[examples.inputs["wanted"][0, 0]]
     return states
@@ -112,7 +112,7 @@ HERE = Claim("decodable", "e2", 1, "r1")
 
 
 def test_a_code_of_the_bridge_gets_through(dataset, examples, planted):
-    """States that are nothing else pass other bottlenecks, too; the unembedding decides then."""
+    """These states also pass other bottlenecks, so only the unembedding decides here."""
     result = planted(coded(dataset, examples))
     e2 = result["top1"].sel(variable="e2", truth="true", group="id")
     assert e2.sel(layer=1).min() > 0.9 and e2.sel(layer=[0, 2]).max() < 0.2
@@ -121,10 +121,12 @@ def test_a_code_of_the_bridge_gets_through(dataset, examples, planted):
 
 
 def test_what_facts_of_a_bridge_do_not_share_does_not_get_through(dataset, examples, planted):
-    """Every fourth fact of a bridge has the column of its tail, all others that of another token.
+    """A direction that differs among the facts of a bridge does not pass the bottleneck.
 
-    Beside it is a code that they share, which is nowhere in the unembedding. The full run finds e2
-    in every fourth; through the bottleneck comes what most others of the bridge have.
+    Every fourth fact of a bridge has the column of its tail. All other facts have the column of
+    another token. In addition, all facts of a bridge share a code that the unembedding does not
+    read. The full run finds e2 for every fourth fact. The column of most
+    other facts of the bridge passes the bottleneck.
     """
     columns, tails = unembedding(dataset), examples.inputs["wanted"][0, 0]
     shown = (tails + 1) % 16
@@ -140,12 +142,12 @@ def test_what_facts_of_a_bridge_do_not_share_does_not_get_through(dataset, examp
 
 
 def test_claims_are_of_the_bottleneck_only(dataset, examples, planted):
-    """The mutations: each condition of a claim, broken by itself."""
+    """The mutations break each condition of a claim separately."""
     found = planted(coded(dataset, examples))
     where = {"variable": "e2", "layer": 1, "group": "id"}
 
     def claims(**values):
-        """With other values of e2 at S[1, r1], by reading."""
+        """Return the claims after replacing the accuracies of e2 at S[1, r1], by reading."""
         result = found.copy(deep=True)
         for reading, value in {"full run": 1.0, **values}.items():
             for end in ("", "_low", "_high"):
@@ -162,9 +164,9 @@ def test_claims_are_of_the_bottleneck_only(dataset, examples, planted):
 
 
 def test_nothing_is_claimed_where_e2_is_yet_to_be_computed():
-    """A composer that has e1 at r1 after block 0, and looks the bridge up in block 2.
+    """A composer has e1 at r1 after block 0, and looks the bridge up in block 2.
 
-    After block 0 the full run finds every bridge: blocks that follow compute it, as they always do.
+    After block 0 the full run finds every bridge, because the following blocks always compute it.
     """
     plan = MechanismBuilder("late", knowledge(planted_dataset(), ("train_ii",)), None)
     plan.two_hops(Hops(0, 2, 3, 3), bridge=plan.draft.output)

@@ -1,4 +1,4 @@
-"""Immediate and full-run decoding: against blocks run by hand, and where it is by construction."""
+"""Immediate and full-run decoding agree with blocks run one by one; constructed cases are known."""
 
 import functools
 
@@ -32,7 +32,7 @@ def first_params(model, dataset):
 
 @functools.partial(jax.jit, static_argnums=0)
 def by_hand(model, params, tokens, recipients):
-    """[layer, row]: top-1 of the full run, block by block."""
+    """Return the top-1 token of the full run, computed block by block: [layer, row]."""
     network = model.bind(params)
 
     def streams(tokens):
@@ -52,7 +52,7 @@ def by_hand(model, params, tokens, recipients):
 
 
 def measured(model, dataset, *wanted):
-    """[bool [layer, row]] of the full run, for tails of one's own choice."""
+    """Return hits of the full run for given tails, one bool [layer, row] for each."""
     inputs = dict(Decoding().examples(model, dataset).inputs)
     params, program = first_params(model, dataset), jax.jit(Decoding().measure, static_argnums=0)
     found = []
@@ -67,13 +67,13 @@ def test_the_full_run_is_that_of_blocks_run_by_hand(model, dataset):
     inputs = Decoding().examples(model, dataset).inputs
     params = first_params(model, dataset)
     tops = np.asarray(by_hand(model, params, inputs["tokens"], inputs["recipients"]))
-    assert (tops[0] != tops[-1]).any()  # or one layer could stand for another
+    assert (tops[0] != tops[-1]).any()  # otherwise one layer could be mistaken for another
     for layer, found in enumerate(measured(model, dataset, *tops)):
         assert found[layer].all()
 
 
 def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
-    """Published code puts a state in one block later than it came from."""
+    """Published code puts a state one block later than the block that it came from."""
     inputs = Decoding().examples(model, dataset).inputs
     params = first_params(model, dataset)
     tops = np.asarray(by_hand(model, params, inputs["tokens"], inputs["recipients"]))
@@ -85,7 +85,7 @@ def test_off_by_one_block_is_seen(monkeypatch, model, dataset):
 
 
 def test_a_planted_tail_is_decoded_and_the_null_is_not(monkeypatch, model, dataset):
-    """States at (1, r1) are the unembedding's column of the tail."""
+    """States at (1, r1) are the tail's column of the unembedding."""
     inputs = Decoding().examples(model, dataset).inputs
     unembed = first_params(model, dataset)["unembed"]["W_U"]
     states = np.random.default_rng(0).normal(size=(3, len(inputs["tokens"]), 2, 48))
@@ -128,7 +128,7 @@ def test_what_is_true_by_construction(task, other, taught):
     assert not found[:, :-1].any()
     for group, value in taught.items():
         assert found[0, -1, examples.groups.index(group)] == value
-    if task == "shadow":  # what is taught there is the decoy, and e2 is what chains follow
+    if task == "shadow":  # single facts teach the decoy, but chains follow e2
         assert examples.coords["variable"] == ["e2", "decoy"] and found[1, -1].all()
 
 

@@ -1,4 +1,4 @@
-"""Cohesion, alignment, retrieval and pictures, against loops and distances."""
+"""Cohesion, alignment, retrieval and pictures agree with loops and explicit distances."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def inputs(dataset):
 
 
 def planted_states(dataset, tokens):
-    """At (1, r1) the bridge's own code, noise, and a mean that all states share."""
+    """Return states that have the bridge's code, noise and a common mean at (1, r1)."""
     states = random_states(tokens, 3)
     code = np.random.default_rng(9).normal(size=(dataset.world.n_entities, states.shape[-1]))
     states[1, :, 1] = code[truth_of(dataset, tokens, "e2")] + 0.3 * states[1, :, 1] + 5
@@ -49,7 +49,7 @@ def test_clusters_are_found_and_controls_are_not(monkeypatch, dataset, inputs):
     assert (retrieval.sel(truth="shuffled") < 0.3).all()
     cosine = there["cosine"].sel(truth="true")
     others = cosine.sel(centroid="of other bridges")
-    assert (others.sel(centring="as they are") > 0.9).all()  # all states point one way
+    assert (others.sel(centring="as they are") > 0.9).all()  # all states point in one direction
     assert (abs(others.sel(centring="mean removed")) < 0.2).all()
     assert (cosine.sel(centroid="without itself", centring="mean removed") > 0.8).all()
     assert Geometry().claims(result.isel(step=0)) == {Claim("decodable", "e2", 1, "r1")}
@@ -58,7 +58,7 @@ def test_clusters_are_found_and_controls_are_not(monkeypatch, dataset, inputs):
 
 
 def test_a_broken_instrument_fails_the_planted_test(monkeypatch, dataset, inputs):
-    """With bridges that are not the states' own nothing is retrieved."""
+    """Nothing is retrieved if the bridges are those of other states."""
     plant(monkeypatch, geometry, planted_states(dataset, inputs["tokens"]))
     right = geometry._nearness
     monkeypatch.setattr(geometry, "_nearness", lambda x, b, w, bs: right(x, jnp.roll(b, 1), w, bs))
@@ -71,7 +71,7 @@ def test_cosines_are_those_of_a_loop():
     states = random.normal(size=(9, 4)).astype(np.float32)
     bridge = np.array([0, 0, 0, 1, 1, 1, 2, 2, 0])
     weight = np.ones(9, np.float32)
-    weight[8] = 0  # an OOD state, in no centroid
+    weight[8] = 0  # an OOD state, which is in no centroid
     near = geometry._nearness(*map(jnp.asarray, (states, bridge, weight, np.arange(3))))
 
     def cos(x, y):
@@ -94,7 +94,7 @@ def test_mds_keeps_distances_and_pca_is_that_of_the_svd():
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     ours = np.asarray(pca(jnp.asarray(states)))
     np.testing.assert_allclose(np.abs(ours), np.abs(left[:, :2] * values[:2]), atol=1e-4)
-    # Cosine distances of three directions are distances in the plane, so that they are kept.
+    # The cosine distances of three directions are distances in a plane, so the picture keeps them.
     three = np.repeat(states[:3], 2, axis=0)
     unit = three / np.linalg.norm(three, axis=1, keepdims=True)
     wanted = 1 - unit @ unit.T
@@ -104,7 +104,7 @@ def test_mds_keeps_distances_and_pca_is_that_of_the_svd():
 
 
 def test_attributes_are_tails_among_as_many(dataset, inputs):
-    """A lens that ranks exactly the tails of e1 first finds all of them, and chance otherwise."""
+    """A lens that ranks the tails of e1 first finds all of them; otherwise it is at chance."""
     tails = inputs["tails"]
     scores = jnp.asarray(tails[0].astype(np.float32) - 0.01 * np.arange(tails.shape[-1]))
     share = np.asarray(geometry._attributes(scores, inputs))

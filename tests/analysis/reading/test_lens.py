@@ -1,4 +1,4 @@
-"""What the instruments that read states share: ranks, rows, folds, figures of the logit lens."""
+"""Shared parts of instruments that read states: ranks, rows, folds, figures of the logit lens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +62,7 @@ def test_where_a_variable_is_first_known(variable, positions, pos):
 
 
 def test_which_prefixes_are_trained_on():
-    """Chains of an O fact never are; its own prompt (e1, r1) is."""
+    """Chains of an O fact are never training rows, but its own prompt (e1, r1) is one."""
     dataset = make_dataset()
     facts = fact_rows(dataset, 10_000)
     e1, r1, r2 = is_training_prefix(dataset, facts.rows)
@@ -75,7 +75,7 @@ def test_the_logit_lens_draws_what_it_measured():
     result, _ = run(LogitLens(), make_dataset(), n_checkpoints=3)
     rank, top1 = result["rank"], result["top1"]
     assert (rank >= 1 - top1 - 1e-6).all() and rank.max() <= make_dataset().n_vocab - 1
-    assert (result["reciprocal_rank"] >= 1 / (1 + rank) - 1e-5).all()  # Jensen
+    assert (result["reciprocal_rank"] >= 1 / (1 + rank) - 1e-5).all()  # Jensen's inequality
     assert some_steps(result, 2) == [0, 2]
     assert [figure.name for figure in LogitLens().figures(result)] == ["lens", "lens_map"]
     one = result.isel(step=[0])
@@ -91,10 +91,10 @@ def test_the_logit_lens_claims_by_the_null_of_a_split_that_is_large_enough():
     at = {"variable": "e2", "layer": 1, "pos": "r1", "norm": "final norm"}
     here = {**at, "vocabulary": "all tokens", "group": "test_ii"}
     result["top1_low"].loc[{**here, "truth": "true"}] = 0.95
-    assert LogitLens().claims(result) == set()  # too few states, whatever they say
+    assert LogitLens().claims(result) == set()  # there are too few states for a claim
     result["n_states"].loc[{"group": "test_ii"}] = 20
     result["top1"].loc[{**here, "group": "test_oo", "truth": "shuffled"}] = 0.5
-    # What chance is in another split does not matter.
+    # Chance in another split does not matter.
     assert LogitLens().claims(result) == {Claim("decodable", "e2", 1, "r1")}
     result["top1"].loc[{**here, "truth": "shuffled"}] = 0.5
     assert LogitLens().claims(result) == set()

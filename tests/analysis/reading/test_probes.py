@@ -1,4 +1,4 @@
-"""Linear probes: against plain regressions; on noise, a bridge code, a prefix code."""
+"""Linear probes agree with plain regressions, on noise, on a bridge code and on a prefix code."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def inputs(dataset):
 
 
 def bridge_states(dataset, tokens, noise=0.3):
-    """States at random but for layer 1 at r1, where they hold the bridge's own code and noise."""
+    """Return random states that, in layer 1 at r1, have the bridge's code and noise."""
     states = random_states(tokens, 3)
     code = np.random.default_rng(9).normal(size=(dataset.world.n_entities, states.shape[-1]))
     states[1, :, 1] = code[truth_of(dataset, tokens, "e2")] + noise * states[1, :, 1]
@@ -53,9 +53,9 @@ def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, da
         elsewhere = {**E2, "layer": 2}
         assert reads(result, held_out=held_out, truth="true", **elsewhere) < 0.2
         unseen = {**E2, "variable": "r2"}
-        assert reads(result, held_out=held_out, truth="true", **unseen) < 0.3  # of 8 relations
+        assert reads(result, held_out=held_out, truth="true", **unseen) < 0.3  # among 8 relations
     assert Probes().claims(result.isel(step=0)) == {Claim("decodable", "e2", 1, "r1")}
-    only_by_heart = result.isel(step=0).copy(deep=True)  # not read with its e1 held out
+    only_by_heart = result.isel(step=0).copy(deep=True)  # not readable with its e1 held out
     only_by_heart["accuracy_low"].loc[{"held_out": "e1"}] = 0.5
     assert Probes().claims(only_by_heart) == set()
     assert result["n_states"].sel(group="id", pos="r1") + result["n_states"].sel(
@@ -63,7 +63,7 @@ def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, da
     ) == len(inputs["tokens"])
     assert result["n_states"].sel(pos="e1").sum() == dataset.world.n_entities
     assert float(result["chance"].isel(step=0).sel(variable="e2", pos="r1")) < 0.2
-    # One dimension does not hold a code of 48; all of them nearly do.
+    # One dimension does not contain a code of 48 dimensions; almost all dimensions do.
     few = result["sparse"].isel(step=0, group=0).sel(basis="residual", truth="true")
     few = few.sel(layer=1, pos="r1").values
     assert few[0] < few[1] < few[2] and few[2] > 0.6
@@ -72,14 +72,14 @@ def test_random_states_say_nothing_and_a_planted_bridge_is_found(monkeypatch, da
 
 
 def test_a_prefix_code_is_no_bridge(monkeypatch, dataset, inputs):
-    """One-hot codes of e1 and r1: everything about the prefix is there, but no bridge."""
+    """One-hot codes of e1 and r1 determine the prefix, but they are no code of the bridge."""
     tokens, states = inputs["tokens"], random_states(inputs["tokens"], 3)
     code = np.eye(dataset.n_vocab, 48)
     states[1, :, 1] = code[tokens[:, 0]] + code[tokens[:, 1]]
     plant_in_parameters(monkeypatch, probes, Probes)
     result, _ = run(Probes(), dataset, states=states)
     assert reads(result, held_out="prefix", truth="true", **E2) < 0.3
-    assert reads(result, held_out="prefix", truth="control", **E2) > 0.9  # e1, by heart
+    assert reads(result, held_out="prefix", truth="control", **E2) > 0.9  # e1, by memorising
     assert reads(result, held_out="e1", truth="control", **E2) < 0.3
     there = {Claim("decodable", variable, 1, "r1") for variable in ("e1", "r1")}
     assert Probes().claims(result.isel(step=0)) == there
@@ -90,7 +90,7 @@ def test_a_broken_instrument_fails_the_planted_test(monkeypatch, dataset, inputs
     plant_in_parameters(monkeypatch, probes, Probes)
     if broken == "ridge":
         monkeypatch.setattr(probes, "ridge", lambda sums: jnp.zeros_like(sums.cross))
-    else:  # what is read is also fitted to: then random labels are read as well
+    else:  # if the evaluated rows are also fitted, random labels are read as well
         monkeypatch.setattr(probes, "leave_fold_out_sums", _all_rows)
     result, _ = run(Probes(), dataset, states=bridge_states(dataset, inputs["tokens"]))
     found = reads(result, held_out="prefix", truth="true", **E2) > 0.95
@@ -120,7 +120,7 @@ def test_no_state_is_on_both_sides(dataset, inputs):
                 assert len(np.unique(state)) == pairs.shape[1]
     e1_folds = np.unique(np.stack([tokens[:, 0], fold[1, 1, 1]]), axis=1)
     assert e1_folds.shape[1] == dataset.world.n_entities
-    # Everything has a place, and equal prefixes weigh as one.
+    # Every row has a place, and equal prefixes share one weight.
     weight = layout["weight"][0, 1]
     assert (weight.sum((1, 2)) == [dataset.world.n_entities, len(tokens), len(tokens)]).all()
 
@@ -144,7 +144,7 @@ def test_ridge_against_numpy():
         mean_x, mean_y = x_fit.mean(0), y_fit.mean(0)
         centred, wanted = x_fit - mean_x, y_fit - mean_y
         strength = ridge.STRENGTH * (centred**2).sum() / 6
-        # Ridge is least squares with rows of sqrt(strength) that ask for nothing.
+        # Ridge regression is least squares with extra rows sqrt(strength), whose targets are 0.
         padded = np.concatenate([centred, np.sqrt(strength) * np.eye(6)])
         target = np.concatenate([wanted, np.zeros((6, 2))])
         weights = np.linalg.lstsq(padded, target, rcond=None)[0]
@@ -165,10 +165,10 @@ def test_one_affine_map_against_lstsq():
     x = random.normal(size=(60, 3)).astype(np.float32)
     y = x @ random.normal(size=(3, 2)).astype(np.float32) + np.array([1, -2], np.float32)
     weight = np.ones(60, np.float32)
-    weight[:10], y[:10] = 0, 100  # rows that do not count
+    weight[:10], y[:10] = 0, 100  # rows with weight 0
     a, b = jax.jit(ridge.affine)(x, y, weight)
     exact = np.linalg.lstsq(np.c_[x, np.ones(60)][10:], y[10:], rcond=None)[0]
-    np.testing.assert_allclose(a, exact[:3], atol=0.05)  # the ridge shrinks by a hundredth
+    np.testing.assert_allclose(a, exact[:3], atol=0.05)  # the ridge shrinks weights by about 1%
     np.testing.assert_allclose(b, exact[3], atol=0.05)
 
 

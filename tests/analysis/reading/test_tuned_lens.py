@@ -1,4 +1,4 @@
-"""The tuned lens: a rotated code is found, on states that it was not fitted to; noise is not."""
+"""The tuned lens finds a rotated code on states that it was not fitted to, but not in noise."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,9 @@ def model(dataset):
 
 @pytest.fixture(scope="module")
 def states(model, dataset):
-    """At the last layer, at r1, the unembedding's columns of e2; at layer 1 a rotation of them."""
+    """Return states that have the unembedding's columns of e2 at r1 in the last layer, and a
+    rotation of them in layer 1.
+    """
     tokens = TunedLens().examples(model, dataset).inputs["tokens"]
     states = random_states(tokens, 3)
     columns = np.array(random_subject(model, dataset).params()["unembed"]["W_U"][0]).T
@@ -52,8 +54,8 @@ def test_a_rotated_code_is_found_by_the_tuned_lens_only(monkeypatch, model, data
     assert top1.sel(lens="logit lens", truth="true") < 0.3
     kl = result["kl"].isel(step=0).sel(group="id", pos="r1")
     assert kl.sel(layer=1, lens="tuned lens") < 0.5 * kl.sel(layer=1, lens="logit lens")
-    assert abs(kl.sel(layer=2)).max() < 1e-4  # the last layer is what it is held against
-    # At layer 0 a state is its relation, which says nothing of the bridge.
+    assert abs(kl.sel(layer=2)).max() < 1e-4  # the last layer is the reference
+    # At layer 0 a state depends only on its relation, which does not determine the bridge.
     assert there["top1"].sel(layer=0, truth="true").max() < 0.4
     claims = TunedLens().claims(result.isel(step=0))
     assert claims == {Claim("decodable", "e2", layer, "r1") for layer in (1, 2)}
@@ -73,7 +75,7 @@ def test_fitted_and_scored_states_are_distinct_at_every_place(model, dataset):
     fitted, scored = examples.inputs["fitted"], examples.inputs["scored"]
     tokens = examples.inputs["tokens"]
     for layer, pos in np.ndindex(3, 3):
-        # At layer 0 a state is the embedding of its token, later it is one of its prefix.
+        # At layer 0 a state depends on its token; later it depends on its prefix.
         state = tokens[:, pos : pos + 1] if layer == 0 else tokens[:, : pos + 1]
         state = np.unique(state, axis=0, return_inverse=True)[1].ravel()
         for_lens, for_score = state[fitted[layer, pos]], state[scored[layer, pos]]
@@ -98,7 +100,7 @@ def test_only_training_prefixes_are_fitted_and_others_are_scored_too(model, data
         known = {tuple(prefix) for prefix in trained[:, : pos + 1]}
         there = np.array([tuple(prefix) in known for prefix in tokens[:, : pos + 1]])
         assert there[inputs["fitted"][:, pos].any(0)].all()
-        if pos == 2:  # chains, some of them held out of training; all facts are trained on
+        if pos == 2:  # some chains are held out of training, but no facts
             assert (~there & inputs["scored"][1, pos]).any()
             assert (there & inputs["scored"][1, pos]).any()
 

@@ -1,4 +1,4 @@
-"""Models of known mechanism: they answer what they should, and what is said of them is possible."""
+"""Models of known mechanism give the expected answers, and their claims are possible."""
 
 import shutil
 from typing import Any
@@ -27,7 +27,7 @@ def small_world():
 
 
 def answered(subject):
-    """bool [row]: whether each row of the dataset is answered."""
+    """Return whether each row of the dataset is answered correctly: bool [row]."""
     logits, _ = jax.jit(subject.model.forward)(subject.checkpoints[0], subject.dataset.tokens)
     position, answer = subject.dataset.truth["position"], subject.dataset.truth["answer"]
     return np.asarray(logits)[np.arange(len(answer)), position].argmax(-1) == answer
@@ -67,7 +67,7 @@ def test_of_an_untrained_model_nothing_but_tokens_is_true():
     assert holds(Claim("decodable", "e1", 1, "r1")) is None
     assert holds(Claim("decodable", "e1", 0, "r1")) is False
     assert holds(Claim("carried", "e1", 1, "e1")) is None
-    assert holds(Claim("carried", "e1", 2, "e1")) is False  # which nothing reads
+    assert holds(Claim("carried", "e1", 2, "e1")) is False  # nothing reads this state
     for kind in ("decodable", "carried", "used", "unused"):
         assert holds(Claim(kind, "e2", 1, "r1")) is False
     assert holds(Claim("composes", "e2")) is False and holds(Claim("memorised", "e2")) is False
@@ -99,7 +99,7 @@ def test_no_state_knows_what_was_not_read_yet(mechanism):
         assert holds(Claim("decodable", name, 3, "e1")) is False
     assert holds(Claim("decodable", "answer", 2, "r1")) is False
     assert holds(Claim("decodable", "e1", 0, "r2")) is False
-    # The last state at r1 is read by nobody.
+    # Nothing reads the last state at r1.
     assert holds(Claim("carried", "e1", 3, "r1")) is False
     assert holds(Claim("carried", "e1", 3, "r2")) is True
 
@@ -109,7 +109,7 @@ def config(name, **changes):
 
 
 def test_a_model_is_trained_once_and_goes_on_if_it_was_cut_short(tmp_path, monkeypatch):
-    # Of the task that other tests train on, so that its programs are there.
+    # This is the task that other tests train on, so its programs are already compiled.
     asked = tiny(steps=20, checkpoints__every=10)
     made = known.trained_model("scrambled", asked, tmp_path)
     assert made.mechanism == known.scrambled_mechanism(2)

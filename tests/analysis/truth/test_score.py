@@ -1,4 +1,4 @@
-"""Scoring: the right, the wrong, the silent and the inapplicable are told apart, and written."""
+"""Scores distinguish right, wrong, silent and inapplicable instruments, and are saved."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec, Transformer
 from tests.model.exchange.models import filled
 
-# A tenth of the facts is OOD: fewer states than a claim may rest on.
+# A tenth of the facts is OOD, so there are fewer OOD states than a claim needs.
 SMALL = {"n_entities": 28, "n_relations": 4, "out_degree": 3, "phi": 1.0, "ood_fraction": 0.1}
 TRUE = Claim("used", "e2", 1, "r1")  # of the composer; false of both memorisers
 
 
 class Says(Instrument):
-    """Claims what it is told to, wherever the model has as many layers as it wants."""
+    """Makes the given claims, for every model that has enough layers."""
 
     definition = "For tests."
     outputs = {"layers": ("one",)}
@@ -87,7 +87,7 @@ def test_an_instrument_is_right_wrong_silent_or_not_applicable(scores):
         "untrained": "not applicable",
     }
     assert verdicts["bold"]["composer"] == "wrong"
-    assert verdicts["vague"]["composer"] == "silent"  # what is open is no claim to be scored
+    assert verdicts["vague"]["composer"] == "silent"  # an open claim is not scored
     assert set(verdicts["mute"].values()) == {"silent", "not applicable"}
 
 
@@ -104,7 +104,7 @@ def test_scores_are_written_for_people_and_for_programs(scores, tmp_path):
     scores.save(tmp_path / "here")
     text = (tmp_path / "here" / "scores.md").read_text()
     assert text.startswith(scores.summary())
-    # Seven models, of which it can be used on six, and is wrong on all of them.
+    # The instrument applies to six of seven models, and is wrong on all six.
     assert "| bold | 0 | 6 | 0 | 1 | 4 | 8 | 0 |" in text
     assert "| model | good | bold | vague | mute |" in text
     assert "| composer | right | wrong | silent | silent |" in text
@@ -123,7 +123,7 @@ def test_the_lens_is_right_on_all_that_it_can_see(models, tmp_path):
     of = {row.model: row.claims["true"] for row in found.rows}
     at_r1 = [f"e2 decodable at layer {layer}, r1" for layer in range(1, 5)]
     assert set(at_r1) < set(of["composer"])
-    # It cannot tell a bridge that is used from one that is not, and does not pretend to.
+    # The instrument cannot distinguish a used bridge from an unused one, and makes no such claim.
     assert of["prefix_memoriser"] == of["composer"]
     assert set(of["hidden_composer"]) & set(at_r1) == set(at_r1[-1:])
 
@@ -136,7 +136,7 @@ def test_the_lens_is_right_on_the_family(family, tmp_path):
 
 def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
     class Shifted(LogitLens):
-        """Reads every layer one too high up, and the lowest at the top."""
+        """Reads every layer one too high, and the lowest at the top."""
 
         name = "shifted"
 
@@ -150,7 +150,7 @@ def test_a_lens_that_mixes_up_layers_is_found_out(models, tmp_path):
 
 
 def test_a_task_that_an_instrument_is_not_for_stops_no_others(tmp_path):
-    """Decoding reads (e1, r1), and prompts may begin with relations (`relations_first`)."""
+    """Decoding reads (e1, r1), but prompts may begin with relations (`relations_first`)."""
     dataset = known.small_world(**SMALL, order="r r e")
     shape: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_heads": 1, "d_mlp": 8}
     model = Transformer(Spec(d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx, **shape))
@@ -191,4 +191,4 @@ def test_an_instrument_that_breaks_its_own_declaration_is_no_verdict(models, tmp
             progress=False,
         )
     kept = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
-    assert [row["instrument"] for row in kept] == ["good"]  # what was done before is not lost
+    assert [row["instrument"] for row in kept] == ["good"]  # earlier scores are kept

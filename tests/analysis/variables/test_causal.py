@@ -27,13 +27,13 @@ def subject(name):
 
 
 def results(name, instrument):
-    """The result of a whole instrument on a planted model, measured once a session."""
+    """Return the result of an instrument on a planted model, measured once per session."""
     key = (name, instrument.name)
     if key not in _made:
         one = subject(name)
         runner = Runner(instrument, one.model)
         _made[key] = measure(instrument, one, runner=runner, progress=False)
-        assert runner.traces <= 2  # for all cells; `lax.map` may look twice
+        assert runner.traces <= 2  # for all cells; `lax.map` may trace twice
     return _made[key]
 
 
@@ -57,7 +57,7 @@ def test_the_rest_of_a_model_from_a_clean_state_is_the_model():
         np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
 
 
-# What is used ------------------------------------------------------------------------------------
+# Use ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_swap_in_a_composer_is_exact_and_its_control_does_nothing():
 
 @pytest.mark.slow
 def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
-    """The mutation: the mean that is added is not that of the class it is said to be."""
+    """Mutation: the added mean is that of another class."""
     right = mean_swap.class_means
 
     def wrong(*args):
@@ -94,7 +94,7 @@ def test_a_swap_that_moves_to_another_class_is_found_out(monkeypatch):
 
 @pytest.mark.slow
 def test_random_states_are_at_chance():
-    """An untrained model: nothing is used, and hardly anything answered."""
+    """In an untrained model nothing is used, and almost nothing is answered."""
     model = subject("composer").model
     random = jax.jit(model.init)(jax.random.key(0))
     one = InMemory(model, subject("composer").dataset, [random])
@@ -102,11 +102,11 @@ def test_random_states_are_at_chance():
         assert instrument.claims(measure(instrument, one, progress=False).isel(step=0)) == set()
 
 
-# What is needed ----------------------------------------------------------------------------------
+# Necessity ---------------------------------------------------------------------------------------
 
 
 def test_erasing_breaks_what_is_used_and_nothing_else():
-    """The composer of `idle_copy` has e2 at two places, and reads it at the one."""
+    """The composer of `idle_copy` has e2 at two places, but reads it at only one of them."""
     e2 = results("idle_copy", Erasure()).sel(step=0, group="test_ii", variable="e2")
     stays = e2["unchanged"].sel(edit="variable")
     assert stays.sel(layer=1, pos="r1") < 0.3 < 0.95 < stays.sel(layer=2, pos="r2")
@@ -118,7 +118,7 @@ def test_erasing_breaks_what_is_used_and_nothing_else():
     [
         ("idle_copy", Claim("unused", "e2", 2, "r2")),
         pytest.param("parallel", Claim("unused", "e2", 3, "r1"), marks=pytest.mark.slow),
-        # The bridge beside the prefix: erasing it takes of the prefix, too, and nothing is said.
+        # Beside the bridge, erasure also removes parts of the prefix, so nothing is claimed.
         pytest.param("prefix_memoriser", Claim("unused", "r2", 3, "r2"), marks=pytest.mark.slow),
     ],
 )
@@ -130,7 +130,7 @@ def test_all_that_an_erasure_claims_is_true(name, one):
 
 @pytest.mark.slow
 def test_what_survives_its_erasure_may_be_used_all_the_same():
-    """In `parallel` answers do without e2, but follow where another is put: it is replaceable."""
+    """In `parallel`, answers survive the erasure of e2 but follow its replacement."""
     both = {one.name: results("parallel", one) for one in (mean_swap.MeanSwap(), Erasure())}
     e2 = both["erasure"]["unchanged"].sel(
         step=0, group="train_ii", variable="e2", layer=1, pos="r1"
@@ -142,9 +142,9 @@ def test_what_survives_its_erasure_may_be_used_all_the_same():
 
 @pytest.mark.slow
 def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
-    """The mutation: nothing is needed then, and what is used seems replaceable.
+    """Mutation: nothing is necessary any more, and what is used seems replaceable.
 
-    The swap still speaks against a false claim; without it as well, all seems unused.
+    The swap still contradicts a false claim. Without the swap as well, everything seems unused.
     """
     right = erasure.leace
     monkeypatch.setattr(
@@ -163,7 +163,7 @@ def test_an_eraser_that_takes_nothing_is_found_out(monkeypatch):
     assert "e2 unused at layer 1, r1" in in_words(claims, "idle_copy")["false"]
 
 
-# What can be set ---------------------------------------------------------------------------------
+# Subspaces ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,10 @@ def search():
 
 @pytest.fixture(scope="module")
 def composer():
-    """In a world of 40 entities; of 24 fewer than 20 bridges have pairs to tell isolation by."""
+    """Return a composer in a world of 40 entities.
+
+    With 24 entities, fewer than 20 bridges have pairs for measuring isolation.
+    """
     return planted_model("composer", dataset(n_entities=40, out_degree=5), ("train_ii",))
 
 
@@ -188,7 +191,7 @@ def test_a_subspace_of_the_bridge_is_found_in_a_composer(search, composer, searc
     assert one["cause"].sel(edit="learnt", layer=1) > 0.8
     assert one["isolation"].sel(edit="learnt", layer=1) > 0.8
     assert one["cause"].sel(edit="random", layer=1) < 0.3
-    # r1 is not read any more. An untrained model may hit the answer that is due by chance.
+    # Later layers no longer read r1. An untrained model may hit the expected answer by chance.
     assert one["cause"].drop_sel(edit="untrained").sel(layer=[3, 4]).max() == 0
     assert one["cause"].sel(edit="untrained").max() < 0.1
     claims = search.claims(searched.isel(step=0))
@@ -198,7 +201,7 @@ def test_a_subspace_of_the_bridge_is_found_in_a_composer(search, composer, searc
 
 @pytest.mark.slow
 def test_an_unlearnt_subspace_makes_no_claim(search, composer, monkeypatch):
-    """The mutation: the search returns what it began with."""
+    """Mutation: the search returns its initial subspace."""
     monkeypatch.setattr(das, "align", lambda model, params, material, weights, *rest: weights)
     broken = measure(search, composer.subject, progress=False)
     assert search.claims(broken.isel(step=0)) == set()
@@ -226,7 +229,7 @@ def test_what_is_not_there_cannot_be_searched_for(options, says):
         Alignment(**options).examples(one.model, one.dataset)
 
 
-# What is answered --------------------------------------------------------------------------------
+# Behaviour ---------------------------------------------------------------------------------------
 
 
 def test_answers_are_sorted_into_kinds():
@@ -245,7 +248,7 @@ def test_only_a_memoriser_is_said_to_memorise():
 
 
 def test_behaviour_that_asks_about_other_answers_is_found_out():
-    """The mutation: the truth of another row; nothing is right then."""
+    """Mutation: the truth of another row is used, so that nothing is correct."""
     one, instrument = subject("memoriser"), Behaviour()
     examples = instrument.examples(one.model, one.dataset)
     wrong = {**examples.inputs, "kind": np.roll(examples.inputs["kind"], 1, axis=0)}
@@ -261,7 +264,7 @@ def test_behaviour_that_asks_about_other_answers_is_found_out():
 def test_the_table_tells_what_is_used_from_what_is_only_there():
     instruments = (mean_swap.MeanSwap(), Erasure())
     both = {one.name: results("idle_copy", one) for one in instruments}
-    made = used.table(both, "train_ii")  # of test_ii fewer bridges count than a verdict needs
+    made = used.table(both, "train_ii")  # in test_ii fewer bridges count than a verdict needs
     e2 = made["verdict"].sel(step=0, variable="e2")
     assert e2.sel(layer=1, pos="r1") == "used"
     assert e2.sel(layer=2, pos="r2") == "decodable, not used"

@@ -1,4 +1,4 @@
-"""Controls of swaps and searches: they can fail, and where they do nothing is claimed."""
+"""Controls of swaps and searches can fail, and without working controls nothing is claimed."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from implicit_reasoning.analysis.variables.mean_swap import MeanSwap
 from tests.analysis.planted_subject import dataset, known
 
 HERE = Claim("used", "e2", 1, "r1")
-BY_DEFAULT = 0  # the token that a planted model answers where none of its neurons is on
+BY_DEFAULT = 0  # the answer of a planted model if none of its neurons is active
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def made(cases):
     return controls.swap_controls(dataset(), *cases)
 
 
-# Which values are put in ------------------------------------------------------------------------
+# Choice of values -------------------------------------------------------------------------------
 
 
 def test_no_value_keeps_its_mean_when_means_are_dealt_anew(cases, made):
@@ -55,7 +55,7 @@ def test_a_third_value_is_another_one_and_leads_elsewhere(cases, made):
         assert (third != chosen.new[index])[there].all()
         leads = counterfactual_answers(dataset(), chosen.rows, name, third[:, None])[:, 0]
         assert ((leads != chosen.expected[index]) | (leads < 0))[there].all()
-        assert (leads >= 0).mean() > 0.4  # chosen first
+        assert (leads >= 0).mean() > 0.4  # values with an answer come first
 
 
 def test_the_other_variable_is_another_one_and_leads_elsewhere(cases, made):
@@ -73,7 +73,7 @@ def test_the_other_variable_is_another_one_and_leads_elsewhere(cases, made):
 
 @pytest.mark.parametrize("n_values", [5, 16, 17, 40, 250])
 def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_values):
-    old = np.random.default_rng(0).integers(-1, n_values + 1, (1, 400))  # some known to nobody
+    old = np.random.default_rng(0).integers(-1, n_values + 1, (1, 400))  # some are never drawn
     found = controls.draw_values(np.arange(-1, n_values)[None], old)
     drawn, draw = found["drawn"][0], found["draw"][0]
     counts = np.bincount(drawn[drawn >= 0], minlength=n_values)
@@ -84,16 +84,16 @@ def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_
         assert number < 0 or value in drawn[number]
 
 
-# Whether they bind ------------------------------------------------------------------------------
+# Effect of controls -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def forgetful():
-    """A composer that knows no second fact of a quarter of the bridges: it answers by default.
+    """Return a composer that does not know the second facts of a quarter of the bridges.
 
-    Not what a bridge leads to but that the old one is gone decides on the answer then.
+    It answers those by default. The answer then depends on whether the old bridge is gone, not on what the new bridge leads to.
     """
-    data = dataset(n_entities=40, out_degree=5)  # so that enough bridges are left for a claim
+    data = dataset(n_entities=40, out_degree=5)  # enough bridges remain for a claim
     one = planted_model("composer", data, ("train_ii",)).subject
     assert isinstance(one, InMemory)
     heads = knowledge(data, ()).facts[0]
@@ -105,13 +105,13 @@ def forgetful():
 
 
 def answered_by_default(answer, expected, there):
-    """The answer that is due: that by default, where it is not right anyway."""
+    """Return the default answer as the expected one, unless it is the correct answer."""
     due = there & (answer != BY_DEFAULT) & (expected >= 0)
     return np.where(due, BY_DEFAULT, -1).astype(np.int32)
 
 
 class WrongReason(MeanSwap):
-    """All swaps of e2 are for bridges that are lost, and what is due is the answer by default."""
+    """All swaps of e2 insert lost bridges, and the expected answer is the default answer."""
 
     lost = ()
 
@@ -137,13 +137,13 @@ def test_a_swap_that_follows_because_the_old_code_is_gone_is_found_out(forgetful
     assert e2.sel(edit="class means") == 1
     assert e2.sel(edit="third value") > 0.9 > 0.2 > e2.sel(edit="another variable")
     assert HERE not in instrument.claims(result)
-    # The mutation: controls that cannot fail.
+    # Mutation: the controls cannot fail.
     monkeypatch.setattr(mean_swap, "_CONTROL", 1.0)
     assert HERE in instrument.claims(result)
 
 
 def test_a_control_that_was_not_made_does_not_count():
-    """r1 is not known at e1; with no control at all nothing is claimed."""
+    """At e1, r1 is not known; without any control nothing is claimed."""
     result = measure(MeanSwap(), known("composer").subject, progress=False).isel(step=0)
     n = result["counterfactual_n"].sel(group="train_ii", pos="e1", variable="e1")
     assert (n.sel(edit="another variable") == 0).all() and n.sel(edit="third value").max() > 10
@@ -153,7 +153,7 @@ def test_a_control_that_was_not_made_does_not_count():
 
 
 class WrongSearch(Alignment):
-    """The same for pairs: where the bridge changes, the source's is one that is lost."""
+    """The same for pairs: where the bridge changes, the source has a lost bridge."""
 
     lost = ()
 
@@ -163,7 +163,8 @@ class WrongSearch(Alignment):
             super(WrongSearch, self)._pairs(dataset, bases, rows, *rules, **options)
             for rows in (lost, pool)
         )
-        # For cause, the first kind, from lost bridges; for isolation from all.
+        # Pairs for cause, the first kind, have lost bridges as sources. Pairs for isolation use
+        # all bridges.
         return [
             (
                 bases,
@@ -200,7 +201,7 @@ class WrongSearch(Alignment):
 @pytest.mark.slow
 def test_a_search_that_succeeds_for_the_wrong_reason_is_found_out(forgetful, monkeypatch):
     one, lost = forgetful
-    # All of the old bridge has to go: half of all dimensions, the most that a search may have.
+    # The old bridge has to be removed completely, so the search gets its largest rank, d_model / 2.
     instrument = WrongSearch(rank=one.model.spec.d_model // 2, steps=60)
     instrument.lost = lost
     result = measure(instrument, one, progress=False).isel(step=0)

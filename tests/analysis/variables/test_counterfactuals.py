@@ -1,4 +1,4 @@
-"""Cases for interventions: what would be true is true, and no state is on both sides."""
+"""Counterfactual answers are true, and no state is on both sides of a split."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_prefixes_that_are_fitted_to_are_not_scored_on(chosen):
     first = data.truth["fact1"]
     assert not set(first[fitted]) & set(first[cases.rows])
     assert (fitted < data.n_train).all()
-    # Of every bridge, half the facts are on either side.
+    # Half the facts of every bridge are on each side.
     chains = np.flatnonzero(data.truth["fact2"][: data.n_train] >= 0)
     half = counterfactuals.fitting_half(data, chains)
     for bridge in np.unique(data.truth["e2"][chains]):
@@ -104,7 +104,7 @@ def test_a_decoy_is_taken_for_the_bridge():
 
 
 def test_of_a_memoriser_what_was_taught_is_expected():
-    """With another token, the answer of a question that was trained on; the world's is no use."""
+    """With another token, the expected answer is the trained one, not that of the world."""
     data = dataset(name="scrambled")
     trained = np.flatnonzero(data.truth["fact2"][: data.n_train] >= 0)
     parts = np.stack([data.truth[name][trained] for name in ("e1", "r1", "r2")], axis=1)

@@ -1,4 +1,4 @@
-"""Erasure of some values at a time: what each draw removes, and that a case gets its own."""
+"""Erasure of some values at a time: what each draw removes, and which draw a case gets."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from implicit_reasoning.analysis.variables.controls import MAX_ERASED, N_DRAWS
 
 @pytest.fixture(scope="module")
 def states():
-    """900 states of 24 dimensions with codes of 30 classes: all of them span the whole width."""
+    """Return 900 states of 24 dimensions with codes of 30 classes, which span all dimensions."""
     random = np.random.default_rng(0)
     classes = np.repeat(np.arange(30), 30)
     codes = 2 * random.standard_normal((30, 24))
@@ -25,7 +25,7 @@ def white(states):
 
 
 def projector(states, classes, drawn):
-    """What is taken from a state: `W+ P W`, P onto whitened differences of the classes drawn."""
+    """Return `W+ P W`, which erasure removes; P spans whitened differences of classes."""
     x = states.astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
     root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
@@ -53,7 +53,7 @@ def test_a_draw_erases_its_values_and_no_more(states, white):
     np.testing.assert_allclose(after, values - (values - centre) @ take, atol=0.02)
     means = np.stack([after[classes == value].mean(0) for value in drawn])
     np.testing.assert_allclose(means - means[:1], 0, atol=5e-3)
-    # All 30 at a time: nothing is left of a state, whatever it codes.
+    # If all 30 classes are erased at once, nothing is left of a state, whatever it codes.
     whole = of_draw(states, white, np.arange(30))
     assert whole.rank == 24
     assert np.asarray(whole(jnp.asarray(values))).std(0).max() < 0.02 < after.std(0).max()

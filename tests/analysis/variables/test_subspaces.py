@@ -1,4 +1,4 @@
-"""Class means, swaps and erasure against closed forms and least squares."""
+"""Class means, swaps and erasure agree with closed forms and least squares."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from implicit_reasoning.analysis.variables import subspaces
 
 @pytest.fixture(scope="module")
 def coded():
-    """600 states of 12 dimensions: a code of 5 classes in some directions, correlated noise."""
+    """Return 600 states of 12 dimensions: a code of 5 classes, and correlated noise."""
     rng = np.random.default_rng(0)
     classes = rng.integers(5, size=600)
     codes = rng.standard_normal((5, 12)) * ([2.0] * 4 + [0.0] * 8)
@@ -20,7 +20,10 @@ def coded():
 
 
 def decoded(states, classes):
-    """In-sample accuracy of the best least-squares linear reader, which does not read rounding."""
+    """Return the in-sample accuracy of the best least-squares classifier.
+
+    The cutoff ignores directions that contain only rounding errors.
+    """
     x = np.column_stack([np.asarray(states, np.float64), np.ones(len(states))])
     target = np.eye(5)[np.asarray(classes)]
     return float(
@@ -81,10 +84,10 @@ def test_after_erasure_no_linear_reader_beats_chance(coded):
 
 
 def test_no_affine_map_that_erases_changes_less(coded):
-    """The closed form against the optimum of its own problem (Belrose et al., theorem 4.2).
+    """The closed form is the optimum of its own problem (Belrose et al., theorem 4.2).
 
-    Maps that erase are those with A @ covariance(x, z) = 0; the nearest to x in mean square is
-    given by least squares with that constraint, solved here in other coordinates.
+    A map A erases if A @ covariance(x, z) = 0. The map nearest to x in mean square is the solution
+    of least squares with that constraint. It is solved here in other coordinates.
     """
     states, classes, weight = coded
     eraser = subspaces.leace(subspaces.whiten(states, weight), states, classes, weight, 5)
@@ -93,7 +96,7 @@ def test_no_affine_map_that_erases_changes_less(coded):
     z = np.eye(5)[np.asarray(classes)]
     cross = x.T @ (z - z.mean(0)) / len(x)
     covariance = x.T @ x / len(x)
-    # min tr((A - I) C (A - I)') with A K = 0 has A = I - K (K' C^-1 K)^+ K' C^-1.
+    # Minimising tr((A - I) C (A - I)') with A K = 0 gives A = I - K (K' C^-1 K)^+ K' C^-1.
     inverse = np.linalg.inv(covariance)
     wanted = np.eye(12) - cross @ np.linalg.pinv(cross.T @ inverse @ cross) @ cross.T @ inverse
     np.testing.assert_allclose(
@@ -125,7 +128,7 @@ def test_a_random_bottleneck_is_as_wide_as_the_one_it_is_like(d_model):
         like = subspaces.Bottleneck(centre, columns)
         return subspaces.random_bottleneck(like, jax.random.key(0)).directions
 
-    like = np.eye(d_model, 32, dtype=np.float32)  # columns of 0 beyond the dimensions
+    like = np.eye(d_model, 32, dtype=np.float32)  # columns of 0 beyond d_model
     found = np.asarray(directions(np.zeros(d_model, np.float32), like))
     assert found.shape == like.shape
     np.testing.assert_allclose(found.T @ found, like.T @ like, atol=1e-5)
