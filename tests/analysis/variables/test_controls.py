@@ -91,7 +91,8 @@ def test_values_are_drawn_evenly_and_each_case_by_a_draw_that_holds_its_value(n_
 def forgetful():
     """Return a composer that does not know the second facts of a quarter of the bridges.
 
-    It answers those by default. The answer then depends on whether the old bridge is gone, not on what the new bridge leads to.
+    It answers those by default. The answer then depends on whether the old bridge is gone, not on
+    what the new bridge leads to.
     """
     data = dataset(n_entities=40, out_degree=5)  # enough bridges remain for a claim
     one = planted_model("composer", data, ("train_ii",)).subject
