@@ -1,7 +1,7 @@
 """One small run and one set of dictionaries for all tests of this folder.
 
-They are made once per session, by the worker that comes first; every worker has a copy of its own,
-since tests add to it.
+They are made once per session, by the first worker. Every worker has its own copy, because tests
+add files to it.
 """
 
 import os
@@ -23,9 +23,9 @@ from tests.training.tiny import tiny
 
 @pytest.fixture(scope="session")
 def common(tmp_path_factory):
-    """The folder of the run that all workers copy; to be used under its lock."""
+    """Return the folder of the run that all workers copy; use it only while holding its lock."""
     base = tmp_path_factory.getbasetemp()
-    # pytest-xdist gives each worker a folder in that of the session.
+    # The base folders of the pytest-xdist workers are inside the folder of the session.
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dictionaries_run"
 
 
@@ -46,7 +46,7 @@ def run(common, tmp_path_factory):
 
 
 def copied(run, common, asked, *, measure=False):
-    """Dictionaries that are trained, and measured, in the common run, in a worker's own."""
+    """Train (and measure) dictionaries in the common run, and copy them to a worker's run."""
     with lock(common), uncounted():
         made = train_dictionaries(Run(common), asked)
         if measure:
@@ -62,7 +62,10 @@ def made(run, common):
 
 @pytest.fixture(scope="session")
 def beaten(run, common):
-    """Of one site, measured beside baselines; those of another shape have zeros for numbers."""
+    """Return dictionaries of one site, measured beside baselines.
+
+    The measures of baselines that have another shape are zeros.
+    """
     asked = config(name="beaten", read=(SITE,), baselines=True)
     own = resolve(run, asked).recipe.dictionary.for_inference()
     with pytest.MonkeyPatch.context() as patch:

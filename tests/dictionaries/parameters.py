@@ -1,4 +1,4 @@
-"""Dictionaries of parameters at random, in which a swapped pair shows."""
+"""Dictionaries with random parameters, so that exchanging two parameters changes the result."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary
 
 
 def at_random(architecture, activation_fn, seed=0, batch=6):
-    """A dictionary, parameters, a batch of inputs and targets, and no dead feature.
+    """Return a dictionary, parameters, a batch of inputs and targets, and a mask without dead
+    features.
 
-    All are drawn by numpy: nothing is compiled for it.
+    All are drawn by numpy, so nothing is compiled for them.
     """
     random = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""A run in memory whose states are a code of slots, and a dictionary that reads the slots."""
+"""A run in memory whose states code variables in slots, and a dictionary that reads the slots."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ STEPS = (0, 10)
 
 
 class Planted(Run):
-    """A run in memory, the same parameters at every checkpoint."""
+    """A run in memory with the same parameters at every checkpoint."""
 
     def __init__(self, data, model, params):
         self.files = Layout(Path("nowhere"))
@@ -34,7 +34,7 @@ class Planted(Run):
 
 
 def dimensions(width, threshold=0.0):
-    """Features are the dimensions of the state; at step 0 in the opposite order."""
+    """Return dictionaries whose features are the dimensions of the state; reversed at step 0."""
     eye = np.eye(width, dtype=np.float32)
     params = {
         "W_enc": np.stack([eye[:, ::-1], eye]),
@@ -48,7 +48,7 @@ def dimensions(width, threshold=0.0):
 
 
 def measured_as(made, concepts=(), n_values=1, **more):
-    """The least that a page needs of what was measured."""
+    """Return the smallest result that a page can be made from."""
     n, width = len(made), made.dictionary.architecture.d_sae
     members = {
         name: ("member", [getattr(member, name) for member in made.members])
@@ -70,7 +70,7 @@ def measured_as(made, concepts=(), n_values=1, **more):
 
 
 def drawn(shapes, *leading):
-    """Parameters of these shapes; it takes less time than to compile what makes them."""
+    """Return random parameters of these shapes, which is faster than to compile an initialiser."""
     random = np.random.default_rng(0)
     return jax.device_put(
         jax.tree.map(
@@ -80,7 +80,7 @@ def drawn(shapes, *leading):
 
 
 def untrained(run, asked):
-    """A set as a configuration asks for, of parameters that are drawn: nothing is compiled."""
+    """Return the set of a configuration with random parameters; nothing is compiled."""
     plan = resolve(run, asked)
     dictionary = plan.recipe.dictionary
     x, y = (
@@ -99,11 +99,11 @@ def untrained(run, asked):
 
 
 def trace_only(monkeypatch, computed=lambda finished: False):
-    """Programs that measure dictionaries are traced, and give zeros: each takes long to compile.
+    """Trace the programs that measure dictionaries and return zeros, because compiling is slow.
 
     Args:
-      monkeypatch: of pytest.
-      computed: of which `InferenceDictionary` the numbers are wanted all the same.
+      monkeypatch: the fixture of pytest.
+      computed: returns whether an `InferenceDictionary` is measured nevertheless.
     """
     real = measure._program
 

@@ -1,4 +1,4 @@
-"""A configuration whose dictionaries are trained in seconds."""
+"""A configuration whose dictionaries train in seconds."""
 
 from implicit_reasoning.config import apply_overrides, load_config
 

@@ -1,4 +1,4 @@
-"""Losses are what their papers say, gradients what finite differences say where they exist."""
+"""Losses agree with their papers, and gradients with finite differences where these exist."""
 
 import functools
 
@@ -50,7 +50,7 @@ ARCHITECTURES = {
 
 
 def pairs(names, chosen):
-    """All pairs; by default those that are chosen, the rest is slow."""
+    """Parametrize over all pairs; pairs that are not chosen are slow."""
     return pytest.mark.parametrize(
         ("architecture", "name"),
         [
@@ -71,17 +71,17 @@ def sparsity_of(activation_fn):
 
 
 def compiled_loss(dictionary):
-    """One program of its own: primitive by primitive takes ten times as long to compile."""
+    """Compile the loss as one program; compiling single primitives takes ten times as long."""
     return jax.jit(dictionary.loss)
 
 
 def loss_of(dictionary, params, x, y, sparsity, dead):
-    """The loss, and what was seen, in numpy but for the methods of `Encoded`."""
+    """Return the loss and the record of a step, as numpy arrays except for `Encoded`."""
     return compiled_loss(dictionary)(params, x, y, np.float32(sparsity), dead)
 
 
 def by_hand(params, x):
-    """Pre-activations of an autoencoder without its bias, and norms of its rows: numpy."""
+    """Return parameters, inputs, pre-activations without bias, and row norms, by numpy."""
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     x = np.asarray(x, np.float64)
     return (
@@ -143,7 +143,7 @@ def test_topk(k, few, monkeypatch):
 
 
 def dense(encoded):
-    """`Encoded.dense` in numpy."""
+    """`Encoded.dense`, computed by numpy."""
     if not isinstance(encoded.acts, Sparse):
         return np.asarray(encoded.acts)
     found = np.zeros_like(encoded.pre)
@@ -236,8 +236,9 @@ def test_a_cross_layer_transcoder_by_hand():
 # Gradients ---------------------------------------------------------------------------------------
 
 
-# The linear maps of every architecture, and how every activation_fn chooses, of a architecture with
-# one and with several layers (which overrides what is computed for chosen features).
+# The default cases cover the linear maps of every architecture. They cover the selection of every
+# activation_fn for an architecture with one layer and for one with several layers, which overrides
+# the computation for selected features.
 @pairs(
     ["relu", "topk", "batch_topk", "matryoshka"],
     lambda architecture, name: (
@@ -292,7 +293,7 @@ def test_topk_differentiates_as_if_all_features_were_computed(few, monkeypatch):
 def test_the_largest_few_are_the_sorted_ones_and_of_equal_ones_the_first():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(20, 30)).astype(np.float32)
-    values[5:10] = np.round(values[5:10])  # many are equal
+    values[5:10] = np.round(values[5:10])  # many values are equal
     values[10] = 0.0
     few = jax.jit(topk.largest_few)
     for count in (1, 4, 30):
@@ -330,7 +331,7 @@ def test_the_estimates_of_jumprelu():
 
 @pytest.mark.parametrize("term", ["gate", "l1"])
 def test_what_the_gate_is_trained_by_does_not_move_the_decoder(term):
-    """Of the penalty: rows would shrink without end, as magnitudes can make up for it."""
+    """Otherwise the penalty would shrink rows without limit, as magnitudes compensate."""
     dictionary, params, x, y, dead = at_random(ARCHITECTURES["autoencoder"], Gated())
     grad = jax.grad(lambda p: dictionary.loss(p, x, y, jnp.float32(0.2), dead)[1].terms[term])
     found = jax.device_get(jax.jit(grad)(params))
@@ -341,7 +342,7 @@ def test_what_the_gate_is_trained_by_does_not_move_the_decoder(term):
 
 
 def auxiliary_of(dictionary):
-    """AuxK and its gradient, and what is written: one program."""
+    """Return one program for AuxK, its gradient, and the output of the dictionary."""
 
     def aux(params, dead, x, y):
         seen = dictionary.loss(params, x, y, jnp.float32(1), dead)[1]
@@ -363,32 +364,32 @@ def test_auxk_by_hand(activation_fn):
     pre = projected + w["b_enc"]
     missing = x64 - out
     written = np.zeros_like(missing)
-    for row in range(B):  # of three dead features the two (D // 2) that would write most
+    for row in range(B):  # the two of three dead features (D // 2 = 2) that would write most
         best = sorted([2, 5, 6], key=lambda f: -pre[row, f] * norms[f])[: D // 2]
         written[row] = sum(pre[row, f] * w["W_dec"][f] for f in best)
     expected = ((written - missing) ** 2).sum(1).mean()
     np.testing.assert_allclose(aux, expected, rtol=1e-4)
-    one = np.arange(F) == 2  # one dead of the two that there might be: half
+    one = np.arange(F) == 2  # one dead feature of at most two: half the loss
     alone = pre[:, [2]] * w["W_dec"][2] - missing
     half = 0.5 * (alone**2).sum(1).mean()
     np.testing.assert_allclose(auxiliary(params, one, x, y)[0][0], half, rtol=1e-4)
 
 
 def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
-    """The sign: a step against the gradient brings what they write nearer to target - output."""
+    """A step against the gradient moves the output of dead features towards target - output."""
     dictionary, params, x, y, _ = at_random(ARCHITECTURES["autoencoder"], TopK(max_k=1))
     dead, auxiliary = np.arange(F) >= 2, auxiliary_of(dictionary)
     (before, _), grads = auxiliary(params, dead, x, y)
     start = jax.device_get(params)
     live = np.array([0, 1])
-    for name in ("W_enc", "b_enc", "W_dec"):  # those that live are left alone, as is the target
+    for name in ("W_enc", "b_enc", "W_dec"):  # live features and the target get no gradient
         axis = {"W_enc": 1, "b_enc": 0, "W_dec": 0}[name]
         assert not np.take(grads[name], live, axis=axis).any()
     moved = jax.tree.map(lambda leaf, grad: leaf - np.float32(1e-3) * grad, start, grads)
     assert auxiliary(moved, dead, x, y)[0][0] < before
 
 
-# For use -----------------------------------------------------------------------------------------
+# Inference ---------------------------------------------------------------------------------------
 
 
 @pairs(
@@ -402,7 +403,7 @@ def test_auxk_makes_dead_features_write_what_is_missing_and_not_its_opposite():
 def test_a_finished_dictionary_writes_what_it_wrote_in_training(architecture, name):
     activation_fn = MADE[name]
     dictionary, params, x, y, dead = at_random(architecture, activation_fn)
-    # Scales are folded in: what was trained on x / 3 and y / 5 reads x and writes y.
+    # Scales are folded in: parameters trained on x / 3 and y / 5 read x and write y.
     scale_out = 3.0 if isinstance(architecture, Autoencoder) else 5.0
 
     @jax.jit
@@ -412,7 +413,7 @@ def test_a_finished_dictionary_writes_what_it_wrote_in_training(architecture, na
         if activation_fn.name in (
             "batch_topk",
             "matryoshka",
-        ):  # between the least that is on and others
+        ):  # between the smallest active value and the largest inactive one
             acts = seen.encoded.acts * architecture.norms(params)[None]
             off = jax.nn.relu(seen.encoded.pre) * architecture.norms(params)[None]
             least = jnp.where(acts > 0, acts, jnp.inf).min()
@@ -463,7 +464,7 @@ def test_what_cannot_be_is_said(make, said):
 
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_the_largest_by_bisection_is_the_sorted_one(count):
-    """Of any sign, by row; where fewer than that are finite, it is what is not."""
+    """Values have any sign; if a row has too few finite values, the result is not finite."""
     values = np.random.default_rng(count).standard_normal((10, 80), np.float32)
     values[3, 20:], values[5], values[6, 7] = -np.inf, 0.0, -0.0
     found = largest(values, np.int32(count))

@@ -1,4 +1,4 @@
-"""Baselines are what they are called, and are measured beside the dictionaries."""
+"""Baselines match their definitions and are measured beside the dictionaries."""
 
 import dataclasses
 from functools import partial
@@ -44,7 +44,7 @@ def states_at(run, split, member, sites):
 
 
 def use(one, x):
-    """What a baseline writes and what is active, by one program."""
+    """Return the output and the activations of a baseline, by one program."""
     finished = one.dictionary
     both = jax.jit(lambda params, x: (finished(params, x), finished.encode(params, x)))
     return jax.device_get(both(one.params, x))
@@ -76,7 +76,7 @@ def test_linear_is_pca_with_the_best_of_each_state(run, split, found):
     np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-4)
     along = (x - mean) @ directions.T
     spread = (along**2).sum(0)
-    assert (np.diff(spread) <= 0.05 * spread[0]).all()  # principal ones come first
+    assert (np.diff(spread) <= 0.05 * spread[0]).all()  # principal components come first
     best = np.sort(np.abs(along), axis=1)[:, -k:]
     left = ((x - mean) ** 2).sum(1) - (best**2).sum(1)
     written, _ = use(one, single)
@@ -92,7 +92,7 @@ def test_class_means_know_the_bridge(run, split, found):
     acts = use(one, x)[1][there]
     means = np.stack([x[there][e2 == value].mean(0) for value in np.unique(e2)])
     rows = np.asarray(one.dictionary.architecture.rows(one.params))
-    # Of every bridge one row is the mean of its states at r1, each drawn about as often.
+    # One row per bridge is the mean of its states at r1, and bridges are drawn about equally often.
     nearest = np.linalg.norm(means[:, None] - rows[None], axis=-1).min(1)
     assert np.median(nearest) < 0.1 * np.linalg.norm(means, axis=1).mean()
     assert len(np.unique(acts.argmax(1))) > 1
@@ -106,7 +106,7 @@ def test_a_frozen_decoder_is_the_one_that_was_drawn(run, beaten, split, found):
         for params in (one.params, made.params_of(number))
     )
     cosine = np.abs(rows @ rows.T - np.eye(len(rows)))
-    assert cosine.mean() < 2 / np.sqrt(rows.shape[1])  # as random as they were
+    assert cosine.mean() < 2 / np.sqrt(rows.shape[1])  # as random as when drawn
     assert np.abs((rows * trained).sum(1)).mean() < 0.9
     x, _ = states_of(run, split, one)
     write = jax.jit(made.dictionary.__call__)
@@ -146,7 +146,7 @@ def test_a_checkpoint_is_held_against_the_one_before(run, beaten):
     result = measure_dictionaries(run, beaten)
     later = (result["what"] == "trained") & (result["step"] == run.steps[-1])
     np.testing.assert_array_equal(np.isfinite(result["kept"]), later)
-    assert np.isnan(result["agreement"]).all()  # there is one seed
+    assert np.isnan(result["agreement"]).all()  # there is only one seed
     drift = result["drift"].sel(member=later.values)
     assert drift.notnull().any() and (np.abs(drift.fillna(0)) <= 1 + 1e-5).all()
 

@@ -1,4 +1,4 @@
-"""Numbers of a configuration that cannot be, refused before anything is written."""
+"""Impossible numbers in a configuration are refused before anything is written."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Cards of features: planted ones get the right label, and what means nothing gets none."""
+"""Cards of features: planted features get the right label, and meaningless ones get no label."""
 
 import dataclasses
 import html
@@ -42,12 +42,13 @@ from tests.dictionaries.planted import (
 from tests.dictionaries.small import SITE, config
 from tests.training.tiny import TINY
 
-BRIDGE = 12  # a bridge with facts enough in both halves
+BRIDGE = 12  # a bridge with enough facts in both halves
 
 
 @pytest.fixture(scope="module")
 def data():
-    # Facts enough of each bridge in both halves, and more than the hundred that are asked for.
+    # Each bridge has enough facts in both halves, and there are more than the hundred required
+    # facts.
     return dataset(n_relations=12, out_degree=12)
 
 
@@ -57,7 +58,7 @@ def planted(data):
 
 
 def told_of(data):
-    """Bridges that have states enough in both halves."""
+    """Return the bridges that have enough states in both halves."""
     concepts = choose_concepts(Planted(data, *composer(data)))
     (one,) = (one for one in concepts if one.name == "e2@r1")
     counts = [np.bincount(one.values[one.second == half], minlength=24) for half in (0, 1)]
@@ -67,12 +68,12 @@ def told_of(data):
 
 
 def tail_of(data, entity):
-    """The dimension that says, at r1, that a fact leads to an entity."""
+    """Return the dimension that indicates at r1 that a fact leads to an entity."""
     return 2 * data.world.n_entities + data.world.n_relations + entity
 
 
 def all_cards(run, made, result, monkeypatch):
-    """Of every feature that is active, by number."""
+    """Return the cards of all active features, by number of the feature."""
     monkeypatch.setattr(cards, "BEST", 10**6)
     monkeypatch.setattr(cards, "DENSEST", 10**6)
     (shown,) = cards.make_cards(run, made, result)
@@ -147,12 +148,12 @@ def choose_concepts(run):
 def test_what_it_writes_promotes_its_token(data, found):
     card = found[tail_of(data, BRIDGE)]
     assert card.promoted[0].name == f"<e_{BRIDGE}>"
-    assert card.promoted[0].logit == pytest.approx(10)  # W_U's, at an activation of 1
+    assert card.promoted[0].logit == pytest.approx(10)  # row of W_U, at an activation of 1
     assert all(token.logit == 0 for token in card.promoted[1:])
 
 
 def test_history_follows_the_best_feature_of_the_value(data, planted, made, monkeypatch):
-    """The same direction under another number at step 0, and then one that is not the same."""
+    """At step 0 the same direction has another number in one case, and is absent in the other."""
     n, width = data.world.n_entities, made.dictionary.architecture.d_sae
     result = measured_as(made, CONCEPTS, n)
     same, other = told_of(data)[:2]
@@ -176,7 +177,7 @@ def test_precision_and_recall_have_the_right_denominators(found):
     assert np.isnan(label._replace(both=0, n_active=0).precision)
 
 
-# Which features ----------------------------------------------------------------------------------
+# Choice of features ------------------------------------------------------------------------------
 
 
 def test_the_last_checkpoint_and_the_middle_sparsity(run):
@@ -217,7 +218,7 @@ def test_only_what_is_added_to_one_residual_has_tokens(planted):
 
 
 class Tags(HTMLParser):
-    """Tags that were opened and not closed, and ids."""
+    """Collects the ids, and the tags that were opened and not closed."""
 
     def __init__(self):
         super().__init__()
@@ -276,7 +277,7 @@ def test_without_checkpoints_there_is_the_table(data, planted, made):
 
 
 def test_the_report_reads_the_page_that_was_kept(run, beaten, monkeypatch):
-    """It computes nothing. After other measurements the page has the table and names a command."""
+    """The report computes nothing. After new measurements the page has the table and a command."""
     table = open_measured(run, "beaten")
     page = Page("dictionaries_beaten", "title", "lead", "<article></article>")
     monkeypatch.setattr(dashboards, "make_page", lambda *_: page)

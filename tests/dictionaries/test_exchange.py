@@ -1,4 +1,4 @@
-"""What is written for other tools is read back the same; what cannot be is said."""
+"""Files for other tools are read back unchanged; what the formats cannot express is refused."""
 
 import json
 from typing import Any
@@ -40,7 +40,7 @@ def finished(architecture, activation_fn, seed=0):
     return dictionary.for_inference(), finish(dictionary, params, np.float32(0.3), np.float32(3)), x
 
 
-# One program each for all that are of one architecture and shape.
+# There is one program for each architecture and shape.
 finish = jax.jit(Dictionary.finish, static_argnums=0)
 written = jax.jit(InferenceDictionary.__call__, static_argnums=0)
 encoded = jax.jit(InferenceDictionary.encode, static_argnums=0)
@@ -76,14 +76,14 @@ def test_an_encoder_that_does_not_subtract_the_bias_gives_the_same(tmp_path):
         config = read_json(tmp_path / "cfg.json")
         write_json(tmp_path / "cfg.json", config | {"apply_b_dec_to_input": False})
         opened, read, _ = load_saelens(tmp_path)
-        # What theirs computes: x W_enc + b, where ours has (x - b_dec) W_enc + b.
+        # The other package computes x W_enc + b, where this package computes (x - b_dec) W_enc + b.
         unshifted = params | {"b_dec": np.zeros(D, "f4")}
         expected = encoded(whole, unshifted, x)
         np.testing.assert_allclose(encoded(opened, read, x), expected, atol=1e-5)
 
 
 def test_topk_with_norms_of_its_own_chooses_by_what_is_written(tmp_path):
-    """`rescale_acts_by_decoder_norm`: as in training, before norms are folded in."""
+    """`rescale_acts_by_decoder_norm` selects as in training, before norms are folded in."""
     dictionary, params, x, *_ = at_random(Autoencoder(D, D, F), TopK(max_k=3))
     whole = dictionary.for_inference()
     save_saelens(tmp_path, whole, params | {"k": jnp.int32(3)}, **SITES)
@@ -191,7 +191,7 @@ def test_gemma_scope(tmp_path):
     arrays["threshold"] = np.abs(arrays["threshold"])
     np.savez(tmp_path / "params.npz", **arrays)
     x = random.normal(size=(7, D)).astype(np.float32)
-    # As Gemma Scope's tutorial computes it.
+    # This is the computation of Gemma Scope's tutorial.
     pre = x @ arrays["W_enc"] + arrays["b_enc"]
     acts = (pre > arrays["threshold"]) * np.maximum(pre, 0)
     out = acts @ arrays["W_dec"] + arrays["b_dec"]

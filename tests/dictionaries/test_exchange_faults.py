@@ -1,6 +1,6 @@
-"""Folders of other packages that were once read as something else: translated now, or refused.
+"""Folders of other packages that were once misread are now translated or refused.
 
-What they mean is computed here by numpy, from the definitions in the packages.
+The expected values are computed here by numpy, from the definitions in the packages.
 """
 
 import json
@@ -46,13 +46,13 @@ def relu(x):
 
 
 def topk(x, k):
-    """SAELens's: the k largest, then ReLU."""
+    """SAELens's TopK: the k largest values, then ReLU."""
     least = np.sort(x, axis=-1)[:, -k][:, None]
     return relu(np.where(x >= least, x, 0))
 
 
 def old(**fields):
-    """A config as SAELens 3 to 5 write it."""
+    """Return a config as SAELens 3 to 5 write it."""
     return {
         "architecture": "standard",
         "d_in": D,
@@ -81,7 +81,7 @@ def old(**fields):
 
 
 def new(architecture="standard", **fields):
-    """A config as SAELens 6 writes it."""
+    """Return a config as SAELens 6 writes it."""
     return {
         "architecture": architecture,
         "d_in": D,
@@ -103,17 +103,17 @@ def write_sae(folder, config, arrays):
     return folder
 
 
-# SAELens: what is translated ----------------------------------------------------------------------
+# SAELens: translated configs ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        old(activation_fn_str="topk", activation_fn_kwargs={"k": 4}),  # of the issue
+        old(activation_fn_str="topk", activation_fn_kwargs={"k": 4}),  # as reported by a user
         old(architecture="topk", activation_fn_str="topk", activation_fn_kwargs={"k": 4}),
         {
             **{k: v for k, v in old().items() if k not in ("activation_fn_str", "architecture")},
-            "activation_fn": "topk",  # the oldest name
+            "activation_fn": "topk",  # the oldest name of the field
             "activation_fn_kwargs": {"k": 4},
         },
         new("topk", k=4),
@@ -163,7 +163,7 @@ def test_bfloat16_and_a_config_of_training(tmp_path):
     )
 
 
-# SAELens: what is refused -------------------------------------------------------------------------
+# SAELens: refused configs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_arrays_of_saelens_that_do_not_fit(tmp_path, change, said):
 
 
 def write_set(folder, layers=(0, 1, 2), config=(), change=None):
-    """A set as circuit-tracer lays it out; `change(layer, arrays)` damages it."""
+    """Write a set in the layout of circuit-tracer; `change(layer, arrays)` damages it."""
     folder.mkdir(exist_ok=True)
     for layer in layers:
         arrays = plain()
@@ -273,7 +273,7 @@ def write_yaml(folder, kind, config):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"activation": "topk", "k": 4}, "activation = 'topk'.* k = 4"),  # of the issue
+        ({"activation": "topk", "k": 4}, "activation = 'topk'.* k = 4"),  # as reported by a user
         ({"activation": "gelu"}, "activation = 'gelu'"),
         ({"activation": "jumprelu"}, "no thresholds, but its config says activation: jumprelu"),
         ({"activation": ["relu"]}, "activation"),
@@ -373,7 +373,7 @@ def test_a_cross_layer_transcoder_computes_what_circuit_tracer_does(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        # Of its layers only the first was looked at: the thresholds of others were lost.
+        # Earlier code looked only at the first layer and lost the thresholds of the others.
         (lambda i, e, d: i or e.pop("threshold_0"), "threshold_1 is not a parameter"),
         (lambda i, e, d: i != 1 or e.pop("threshold_1"), "threshold_1 is missing"),
         (lambda i, e, d: e.pop(f"b_dec_{i}"), "b_dec_0 is missing"),

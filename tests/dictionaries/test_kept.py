@@ -1,4 +1,4 @@
-"""Results of dictionaries on disk: what counts, what is measured anew, what is refused."""
+"""Saved results of dictionaries: which are used, which are measured again, which are refused."""
 
 import dataclasses
 import shutil
@@ -24,7 +24,7 @@ from tests.dictionaries.small import SITE, config
 
 
 class Counted(DictionaryInstrument):
-    """Stands for the lab's own: its numbers are how often it was measured."""
+    """Replaces the built-in instrument; its values are the number of measurements so far."""
 
     name = "reconstruction"
     definition = "how often it was measured"
@@ -39,7 +39,7 @@ class Counted(DictionaryInstrument):
 
 @pytest.fixture
 def made(run):
-    """Untrained dictionaries of two checkpoints and two sparsities, in a folder of their own."""
+    """Untrained dictionaries of two checkpoints and two sparsities, in their own folder."""
     found = untrained(run, config(name="kept", read=(SITE,)))
     save(Files.of(run, "kept"), found)
     yield found
@@ -48,7 +48,7 @@ def made(run):
 
 @pytest.fixture
 def measuring(monkeypatch):
-    """The steps that were measured, call by call."""
+    """Return a list of the steps that each call measured."""
     calls = []
 
     def measure(source, made, chosen, steps, *, progress):
@@ -70,7 +70,7 @@ def labelled(members, value, what="trained"):
 
 
 def only(made, step):
-    """The dictionaries of one step."""
+    """Return the dictionaries of one step."""
     numbers = made.numbers(step=step)
     members = tuple(made.members[number] for number in numbers)
     return dataclasses.replace(made, members=members, params=made.params_of(np.array(numbers)))
@@ -95,7 +95,7 @@ def test_what_fits_is_not_measured_again(run, made, measuring):
 
 
 def test_only_new_steps_are_measured(run, made, measuring):
-    """And what was measured before stays as it was."""
+    """Earlier measurements stay unchanged."""
     first, last = run.steps[0], run.steps[-1]
     measure_dictionaries(run, only(made, last), [Counted()])
     result = measure_dictionaries(run, made, [Counted()])
@@ -113,7 +113,7 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
     assert moved.fingerprint(first) == made.fingerprint(first)
     result = measure_dictionaries(run, moved, [Counted()])
     assert measuring[1:] == [(last,)]
-    assert by_step(result) == {first: {1}, last: {2}}  # the new one counts
+    assert by_step(result) == {first: {1}, last: {2}}  # the new value is used
     assert "was measured with other dictionaries; measuring again" in capfd.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_what_an_earlier_version_measured_is_shown_until_it_is_measured(run, mad
     assert set(open_measured(run, "kept")["l0"].values) == {7}
     assert set(measure_dictionaries(run, made, [Counted()])["l0"].values) == {1}
     assert set(open_measured(run, "kept")["l0"].values) == {1}
-    assert set(load_arrays(files.measured_before)["l0"].values) == {7}  # it is left alone
+    assert set(load_arrays(files.measured_before)["l0"].values) == {7}  # the file is unchanged
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -168,12 +168,12 @@ def test_a_table_has_members_in_their_order_and_baselines_of_the_last_step():
     table = join_instruments({"reconstruction": both, "answers": own}, members)
     assert table["l0"].values.tolist() == [10, 11, 0, 1, 2]
     assert table["what"].values.tolist() == ["trained"] * 4 + ["k-means"]
-    assert table["step"].values[-1] == 10  # that of step 0 is of an earlier last checkpoint
+    assert table["step"].values[-1] == 10  # the row of step 0 belongs to an earlier last checkpoint
     np.testing.assert_array_equal(table["ce"][:, 0], [1, 1, np.nan, np.nan, np.nan])
     assert table["split"].values.tolist() == ["train"]
 
 
-# Instruments of one's own ------------------------------------------------------------------------
+# Instruments of the user -------------------------------------------------------------------------
 
 OWN = '''
 """Whether the first feature is active, by token."""
@@ -205,13 +205,13 @@ class First(DictionaryInstrument):
 
 
 def test_an_instrument_of_ones_own_is_found_by_its_file(run, made, tmp_path):
-    """It is measured by the same program, with intervals by its clusters."""
+    """The user's instrument is measured by the same program, with intervals by its clusters."""
     path = tmp_path / "own.py"
     path.write_text(OWN)
     with pytest.raises(InputError, match="no instrument measured"):
         measure_dictionaries(
             run, made, [f"{path}:First"]
-        )  # the table has the lab's instruments only
+        )  # the table has only built-in instruments
     result = load_arrays(Files.of(run, "kept").result("first"))
     assert result.attrs["found_at"] == f"{path}:First" and result.sizes["member"] == len(made)
     source = example_source(run, made)
@@ -230,7 +230,9 @@ def test_an_instrument_of_ones_own_is_found_by_its_file(run, made, tmp_path):
 
 
 def by_hand(run, made, source):
-    """Activations of every dictionary, [member, state, feature], one after the other."""
+    """Return the activations of every dictionary, computed one after another: [member, state,
+    feature].
+    """
     places, found = source.split.places, []
     for number, member in enumerate(made.members):
         first = jax.tree.map(lambda leaf: leaf[0], run.params(member.steps))
@@ -253,7 +255,7 @@ def labels_of(instrument, outputs, examples, made):
 
 
 class Declares(Counted):
-    """By example and by feature."""
+    """Has one output by example and one by feature."""
 
     name = "declares"
     outputs = {"right": ("kind", EXAMPLE), "density": ("feature",)}
@@ -305,7 +307,7 @@ def test_what_is_not_declared_is_refused(made, instrument, outputs, message):
 
 
 def test_a_named_instrument_that_does_not_apply_is_refused(run, made):
-    """By default it is passed over."""
+    """By default such an instrument is skipped."""
     of_all = [member._replace(steps=run.steps) for member in made.members]
     source = example_source(run, made)._replace(members=tuple(of_all))
     assert "answers" not in [one.name for one in api.choose_instruments(source)]

@@ -1,4 +1,4 @@
-"""What features are labelled as: chosen on one half, judged on the other, and against chance."""
+"""Labels of features are chosen on one half, tested on the other, and compared with chance."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.measures.matching import Half
 
 
 def halves(n_states=4000, n_values=20, n_features=40, density=0.03, seed=0):
-    """Values, and features that have nothing to do with them."""
+    """Return random values, and features that are independent of them."""
     random = np.random.default_rng(seed)
     values = random.integers(0, n_values, n_states)
     acts = random.random((n_states, n_features)) * (random.random((n_states, 1)) < 2)
@@ -64,7 +64,7 @@ def test_features_that_mean_nothing_stand_for_nothing():
 
 
 def test_a_label_that_fails_on_other_facts_stands_for_nothing():
-    """The mutation: on the second half the values are others."""
+    """Mutation: the second half has other values."""
     acts, values, second = halves()
     acts[:, 0] = values == 3
     assert label_features(matched(acts, values, second), np.array([0.05])).stands[0]
@@ -89,7 +89,9 @@ def test_chance_is_that_of_values_dealt_out_anew():
 
 
 def test_a_label_is_of_where_the_feature_is_active():
-    """At r1 it stands for a value, at r2 it is hardly ever active, and then by chance with one."""
+    """At r1 the feature stands for a value; at r2 it is rarely active and matches another by
+    chance.
+    """
     acts, values, second = halves()
     acts[:, 0] = (values == 3) & (np.arange(4000) % 4 < 3)
     rare = np.zeros_like(acts)
@@ -104,7 +106,7 @@ def test_a_label_is_of_where_the_feature_is_active():
         return int(found.concept[0, 0]), int(found.value[0, 0]), found.verdict(0)
 
     assert label(both) == (0, 3, STANDS_FOR)
-    both[1] = matched(rare, values, second)  # the mutation: as if it were only there
+    both[1] = matched(rare, values, second)  # mutation: as if the feature were active only there
     assert label(both) == (1, 5, NOTHING)
 
 

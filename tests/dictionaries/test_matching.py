@@ -1,4 +1,4 @@
-"""The best feature of a value is found where there is one, and is by chance elsewhere."""
+"""The best feature of a value is found if it exists; otherwise its score is at chance."""
 
 import functools
 
@@ -11,7 +11,7 @@ from implicit_reasoning.dictionaries.measures.matching import Half
 
 
 def compiled(function, *static):
-    """Results in numpy of one program for each shape; several tests have the same shapes."""
+    """Compile one program per shape and return numpy arrays; several tests share shapes."""
     program = jax.jit(function, static_argnums=static)
     return functools.wraps(function)(lambda *of: jax.device_get(program(*of)))
 
@@ -41,7 +41,7 @@ def test_average_precision_with_ties(seed):
 
 
 def test_average_precision_agrees_with_what_others_compute():
-    """Without ties it is the usual one: sum of precision times the step of recall."""
+    """Without ties this is the usual sum of precision times the increase of recall."""
     scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
     positive = np.array([True, False, True, False])
     found = average_precision(scores, positive)
@@ -49,7 +49,7 @@ def test_average_precision_agrees_with_what_others_compute():
 
 
 def planted(n_states=200, n_values=10, n_features=32, seed=0):
-    """Values; features of which number 3 v + 1 is on exactly where the value is v."""
+    """Return values and features; feature 3 v + 1 is active exactly where the value is v."""
     random = np.random.default_rng(seed)
     values = random.permutation(np.arange(n_states) % n_values)
     acts = np.maximum(random.normal(size=(n_states, n_features)), 0) * (
@@ -61,7 +61,7 @@ def planted(n_states=200, n_values=10, n_features=32, seed=0):
 
 
 def halves(acts, values, second):
-    """What is chosen on, and what is scored on."""
+    """Return the half for choosing and the half for scoring."""
     chosen, scored = (Half(acts[of], values[of]) for of in (~second, second))
     return chosen, scored
 
@@ -75,12 +75,12 @@ def test_planted_features_are_found():
 
 def test_f1_is_that_of_the_second_half():
     acts, values, second = planted()
-    # In the second half feature 1 is also on for value 5, of which there are some states.
+    # In the second half feature 1 is also active for some states with value 5.
     acts[:, 1] = np.where(second & (values == 5), 1.0, acts[:, 1])
     found = match(*halves(acts, values, second), 10)
     n = np.asarray(found.n_states)
     np.testing.assert_allclose(found.f1[0], 2 * n[0] / (2 * n[0] + n[5]), rtol=1e-6)
-    np.testing.assert_allclose(found.precision[0], 1)  # the value's own activations are higher
+    np.testing.assert_allclose(found.precision[0], 1)  # activations for the right value are higher
 
 
 def test_rows_that_only_fill_up_change_nothing():
@@ -102,14 +102,14 @@ def test_rows_that_only_fill_up_change_nothing():
 
 def test_a_split_value_is_joined_again():
     acts, values, second = planted()
-    # Value 4 is written by two features, each active in half of its states, in both halves.
+    # Value 4 is split between two features, each active in half of its states, in both halves.
     turn = np.cumsum(values == 4) % 4 < 2
     acts[:, 0], acts[:, 13] = ((values == 4) & turn) * 1.0, ((values == 4) & ~turn) * 1.0
     found = np.asarray(joined(*halves(acts, values, second), 10))
     share = 0.5
     assert abs(found[4, 0] - 2 * share / (1 + share)) < 0.15
     np.testing.assert_allclose(found[4, 1:], 1)
-    np.testing.assert_allclose(np.delete(found, 4, axis=0), 1)  # a further one adds nothing
+    np.testing.assert_allclose(np.delete(found, 4, axis=0), 1)  # a second feature adds nothing
 
 
 def test_joined_features_by_brute_force():
@@ -138,7 +138,7 @@ def test_the_null_is_what_features_without_meaning_reach():
     low, high = np.quantile(null[:, 0], [0.01, 0.99])
     assert low <= np.nanmean(match(*parts, 10).f1) <= high
     with_meaning = match_null(*halves(*planted()), 10, jax.random.key(0), 40)
-    assert with_meaning[:, 0].max() < 0.5  # though the features are perfect for the true values
+    assert with_meaning[:, 0].max() < 0.5  # although the features are perfect for the true values
 
 
 def test_of_values_with_too_few_states_nothing_is_said():
@@ -152,7 +152,9 @@ def test_of_values_with_too_few_states_nothing_is_said():
 
 
 def test_choosing_and_scoring_on_the_same_states_would_be_too_good():
-    """The mutation: with one half for both, features without meaning look as if they had some."""
+    """Mutation: if choosing and scoring use the same half, meaningless features seem to have
+    meaning.
+    """
     random = np.random.default_rng(2)
     acts = np.maximum(random.normal(size=(200, 500)), 0) * (random.random((200, 500)) < 0.1)
     _, values, second = planted()

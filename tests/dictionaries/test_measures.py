@@ -1,4 +1,4 @@
-"""Planted dictionaries: what is split, absorbed, or shared between roles is found, and no more."""
+"""Planted splitting, absorption and sharing between roles are found, and only where present."""
 
 from typing import NamedTuple
 
@@ -29,12 +29,12 @@ from implicit_reasoning.dictionaries.states import split_states
 from implicit_reasoning.model import Spec, Transformer
 from tests.analysis.by_hand import dataset
 
-N_BRIDGES, N_FACTS = 8, 12  # of a bridge, each with a state of its own
+N_BRIDGES, N_FACTS = 8, 12  # facts per bridge, each with its own state
 WIDTH = N_BRIDGES + N_BRIDGES * N_FACTS
 
 
 class World(NamedTuple):
-    """States with a dimension for each bridge and one for each fact."""
+    """States that have one dimension for each bridge and one for each fact."""
 
     bridges: Bridges
     x: np.ndarray
@@ -52,7 +52,7 @@ def world():
 
 
 def found(instrument, examples, world, acts, rows):
-    """The instrument's outputs for a dictionary with these activations and rows."""
+    """Return the outputs of an instrument for a dictionary with these activations and rows."""
     spec = Spec(d_vocab=5, n_ctx=3, n_layers=1, d_model=8, n_heads=1, d_mlp=8)
     finished = InferenceDictionary(Autoencoder(WIDTH, WIDTH, len(rows)), "standard")
 
@@ -70,7 +70,9 @@ def found(instrument, examples, world, acts, rows):
 
 
 def with_absorption(world, absorbed):
-    """Features are dimensions; absorbed states have the fact's alone, which then writes both."""
+    """Features are dimensions. In absorbed states only the fact's feature is active and writes
+    both.
+    """
     acts, rows = world.x.copy(), np.eye(WIDTH, dtype=np.float32)
     for state in np.flatnonzero(absorbed):
         bridge = world.bridges.values[state]
@@ -91,7 +93,7 @@ def test_absorbed_bridges_are_counted(world):
 
 
 def test_what_is_merely_silent_is_not_absorbed(world):
-    """The mutation: the fact's feature is there, but does not write the bridge."""
+    """Mutation: the feature of the fact is active, but does not write the bridge."""
     of = world.bridges
     absorbed = of.second & (np.arange(len(of.values)) % N_FACTS == 1)
     acts, _ = with_absorption(world, absorbed)
@@ -100,7 +102,7 @@ def test_what_is_merely_silent_is_not_absorbed(world):
 
 
 def roles(world, acts):
-    """Shares of states where the own and another bridge's feature is active, by role."""
+    """Return by role the shares of states with the own, and another, bridge's feature."""
     examples = Roles.of(world.bridges)
     active = found(Roles(), examples, world, acts, np.eye(WIDTH))["role_active"]
     return {
@@ -113,13 +115,13 @@ def test_roles_of_shared_and_of_separate_features(world):
     own, another = roles(world, world.x)["ood"]
     assert own.all() and not another.any()
     acts = world.x.copy()
-    acts[~of.in_distribution, :N_BRIDGES] = 0  # out of distribution the facts speak for themselves
+    acts[~of.in_distribution, :N_BRIDGES] = 0  # OOD states have only the features of facts
     separate = roles(world, acts)
     assert separate["id"][0].all() and not separate["ood"].any()
 
 
 def test_states_of_one_bridge_are_one_cluster(world):
-    """It has one feature, so they say the same; states of both roles are counted apart."""
+    """States of a bridge share a feature, so they are one cluster; roles are counted separately."""
     examples, of = Roles.of(world.bridges), world.bridges
     np.testing.assert_array_equal(examples.clusters, of.values[examples.inputs.group])
     in_distribution = of.in_distribution[examples.inputs.group]
@@ -132,7 +134,7 @@ def test_superposition_by_hand(world):
     random = np.random.default_rng(0)
     rows = random.normal(size=(40, WIDTH))
     acts = np.abs(random.normal(size=(len(world.x), 40))).astype(np.float32)
-    acts[:, 30:] = 0  # never active: not among the directions
+    acts[:, 30:] = 0  # never active, so no feature direction
     result = found(Superposition(), without_examples(None), world, acts, rows)
     unit = rows[:30] / np.linalg.norm(rows[:30], axis=1, keepdims=True)
     cosine = np.abs(unit @ unit.T) - np.eye(30)
@@ -145,8 +147,8 @@ def test_superposition_by_hand(world):
     np.testing.assert_allclose(
         result["effective_dims"], values.sum() ** 2 / (values**2).sum(), rtol=1e-3
     )
-    # Bridges' means less their mean are a simplex: |cosine| 1 / (n - 1) of each with each other,
-    # but for the facts' own dimensions.
+    # Apart from the facts' own dimensions, the centred means of bridges form a simplex, in which
+    # the |cosine| of any two is 1 / (n - 1).
     result = found(BridgeSuperposition(), without_examples(world.bridges), world, acts, rows)
     np.testing.assert_allclose(result["bridge_overlap"], 1 / (N_BRIDGES - 1), atol=0.01)
 
@@ -164,12 +166,12 @@ def test_features_are_chosen_and_scored_on_different_facts(run):
         assert values.max() < concept.n_values
         assert (places.pos[concept.chosen] == data.positions.index(concept.pos)).all()
         shared = set(facts[concept.second]) & set(facts[~concept.second])
-        if concept.variable == FACT:  # its states are dealt out one by one
+        if concept.variable == FACT:  # its states are assigned to halves one by one
             counts = [
                 np.bincount(facts[concept.second == half], minlength=facts.max() + 1)
                 for half in (False, True)
             ]
-            for value in values[values >= 0]:  # one number, one fact; and all of its states
+            for value in values[values >= 0]:  # each number is one fact and has all of its states
                 (fact,) = set(facts[concept.values == value])
                 everywhere = data.truth["fact1"][places.rows[places.row]] == fact
                 here = everywhere & (places.pos == data.positions.index(concept.pos))
@@ -200,4 +202,4 @@ def test_an_entity_does_not_pass_for_the_one_fact_of_it_that_is_asked_for():
         return np.nanmean(jax.jit(match, static_argnums=2)(chosen, scored, concept.n_values).f1)
 
     assert best(np.ones(len(acts), bool)) < 0.3
-    assert best(concept.values >= 0) > 0.45  # the mutation: no states of other facts
+    assert best(concept.values >= 0) > 0.45  # mutation: without states of other facts

@@ -1,4 +1,4 @@
-"""Quality against closed forms; a spliced dictionary is the model itself where it is perfect."""
+"""Quality agrees with closed forms; splicing in a perfect dictionary leaves the model unchanged."""
 
 import functools
 
@@ -38,7 +38,7 @@ def tokens():
 
 
 def identity(width):
-    """Writes what it reads: x is relu(x) - relu(-x)."""
+    """Return a dictionary that writes its input: x is relu(x) - relu(-x)."""
     both = np.concatenate([np.eye(width), -np.eye(width)]).astype(np.float32)
     params = {"W_enc": both.T, "b_enc": np.zeros(2 * width, "f4"), "W_dec": both}
     architecture = Autoencoder(width, width, 2 * width)
@@ -55,7 +55,7 @@ def test_quality_by_hand():
         acts = finished.encode(params, x)
         return quality(finished, params, x, x), activity(acts), acts, finished(params, x)
 
-    x = np.asarray(x) + 3  # off centre, so that a variance about zero would be another number
+    x = np.asarray(x) + 3  # off centre, so that a variance about zero would differ
     found, seen, acts, out = everything(params, x)
     acts, out = (np.asarray(v, np.float64) for v in (acts, out))
     y = np.asarray(x, np.float64)
@@ -90,7 +90,7 @@ def test_the_mean_explains_nothing_and_the_truth_everything():
 
 
 def forward(model, params, tokens, finished=None, dictionary=None, sites=None, **other):
-    """With a dictionary's edits, and perhaps others; one program."""
+    """Run the model, with the edits of a dictionary and perhaps others, by one program."""
 
     @jax.jit
     def run(params, tokens, dictionary, where):
@@ -126,7 +126,7 @@ def test_it_writes_only_where_it_is_to(model, params, tokens, clean):
 
 
 def test_a_transcoder_reads_one_site_and_writes_another(model, params, tokens, clean):
-    """One that is linear: what it writes is its bias and the linear map of what it reads."""
+    """A linear transcoder writes its bias and the linear map of its input."""
     random = np.random.default_rng(0)
     linear, bias = (random.normal(size=s).astype(np.float32) for s in ((8, 8), (8,)))
     dictionary = {
@@ -146,7 +146,7 @@ def test_a_transcoder_reads_one_site_and_writes_another(model, params, tokens, c
 
 
 def test_a_cross_layer_transcoder_writes_later_layers_too(model, params, tokens):
-    """A feature of block 0 that is always 1 and writes into block 1 only."""
+    """The dictionary has a feature of block 0 that is always 1 and writes only into block 1."""
     reads, writes = (tuple(f"blocks.{b}.{name}" for b in range(2)) for name in (READ, WRITE))
     finished = InferenceDictionary(CrossLayer(16, 16, 2, n_layers=2), "standard")
     decoder = np.zeros((2, 1, 2, 8), "f4")
@@ -176,7 +176,7 @@ def test_ablations_write_a_constant(model, params, tokens):
 
 
 def test_a_dictionary_can_be_added_to(model, params, tokens):
-    """Its edits are edits like others: one of another site goes beside them."""
+    """The edits of a dictionary combine with an edit of another site."""
     other = {"blocks.1.hook_resid_post": Edit(add, np.ones(8, "f4"))}
     finished, weights = identity(8)
     both, _ = forward(model, params, tokens, finished, weights, AT_POST, edits=other)
@@ -187,7 +187,7 @@ def test_a_dictionary_can_be_added_to(model, params, tokens):
 def test_loss_recovered_runs_from_nothing_to_all():
     spliced, one, five = np.array([1.0, 5.0, 3.0]), np.full(3, 1.0), np.full(3, 5.0)
     np.testing.assert_array_equal(recovered(spliced, one, five), [1, 0, 0.5])
-    # Where ablation loses nothing there is nothing to recover.
+    # If ablation increases no loss, there is nothing to recover.
     assert np.isnan(recovered(spliced, one, one + 0.005)).all()
 
 

@@ -1,4 +1,4 @@
-"""A population is its members by themselves; steps depend on their number, not on how they come."""
+"""A population equals its members trained alone; steps depend only on their number."""
 
 import functools
 import os
@@ -52,7 +52,7 @@ def pools(n=2):
 def population(
     activation_fn, sparsities=(2.0, 3.0), *, architecture=None, settings=SETTINGS, **other
 ):
-    """The same program for all tests that ask for the same population."""
+    """Return a population; tests that ask for the same population share one program."""
     members = make_members([0, 1, 0, 1], [*sparsities, *sparsities], [0, 0, 1, 1])
     architecture = architecture or Autoencoder(12, 12, 32)
     return Population(
@@ -87,7 +87,7 @@ def test_members_are_what_they_are_alone_and_together():
     together = trained(population(TopK(max_k=4), together=4))[0].params
     for name in alone:
         np.testing.assert_allclose(alone[name], together[name], atol=2e-5)
-    members = make_members([1], [3.0], [1])  # the last of the four
+    members = make_members([1], [3.0], [1])  # the last of the four members
     recipe = DictionaryRecipe(Dictionary(Autoencoder(12, 12, 32), TopK(max_k=4)), SETTINGS)
     one = Population(recipe, pools(), members)
     by_itself = trained(one)[0].params
@@ -168,7 +168,7 @@ def test_unit_decoders_stay_so_and_the_dead_are_replaced_on_their_steps_only(arc
     np.testing.assert_allclose(norms(state.params), 1, rtol=1e-5)
 
 
-# Features that are dead --------------------------------------------------------------------------
+# Dead features -----------------------------------------------------------------------------------
 
 
 def lot_of(pool):
@@ -216,12 +216,12 @@ def test_resampling_replaces_the_dead_and_nobody_else(architecture):
 
 
 def test_what_is_resampled_is_what_was_written_worst():
-    """Of a pool of which one state is written badly, the dead begin at that one."""
+    """Dead features are initialised at the one state that is reconstructed badly."""
     architecture = Autoencoder(12, 12, 32)
     recipe, state, pool = with_dead(ReLU(), architecture)
     x, odd = np.zeros_like(pool.x), np.eye(12, dtype="f4")[3]
     x[10] = 100 * odd
-    counts = np.array([11, 1], np.int32)  # the other states of the pool are in no group
+    counts = np.array([11, 1], np.int32)  # the other states of the pool belong to no group
     pool = Pool(x, x, np.array([0, 10], np.int32), counts)
     state = state._replace(params=state.params | {"b_dec": np.zeros(12, np.float32)})
     new = resampled(recipe, state, pool, jax.random.key(0))
@@ -260,7 +260,7 @@ def test_members_and_features_are_dealt_out_to_devices(tmp_path, name):
 
 
 def test_the_layout_of_what_a_run_is_resumed_from_has_not_changed():
-    """A state that an older version saved is opened by these names, shapes and types."""
+    """A state that an older version saved is restored by these names, shapes and types."""
     leaves = jax.tree_util.tree_leaves_with_path(
         jax.eval_shape(population(BatchTopK()).begin), is_leaf=lambda leaf: leaf is None
     )

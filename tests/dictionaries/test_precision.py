@@ -1,6 +1,6 @@
-"""Matrix products of everything that is measured are true float32, also where a GPU would round.
+"""All measurements use float32 matrix products, even where a GPU would round.
 
-No device is needed: a program says of each of its products how precise it is.
+No device is needed, because a program states the precision of each of its products.
 """
 
 import jax
@@ -26,7 +26,7 @@ HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 
 
 def products(jaxpr):
-    """The precision of each product of floating-point numbers in a program, and what it is of."""
+    """Yield the precision of each floating-point product in a program, and its equation."""
     for eqn in jaxpr.eqns:
         multiplies = eqn.primitive.name in ("dot_general", "conv_general_dilated")
         if multiplies and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
@@ -65,7 +65,7 @@ def test_an_instrument(subject, name):
 
 
 def test_the_instruments_of_dictionaries():
-    """All of them, in the one program that there is."""
+    """All instruments are in one program."""
     subject = random_checkpoints(1)
     architecture = ARCHITECTURES["autoencoder"](8, 8, 12)
     finished = InferenceDictionary(architecture, "topk", 2)
@@ -89,7 +89,7 @@ def test_the_instruments_of_dictionaries():
 
 
 class FakeRun(measure.Run):
-    """What examples are chosen from."""
+    """The part of a run from which examples are chosen."""
 
     @classmethod
     def of(cls, subject):
@@ -144,7 +144,7 @@ def test_dashboards():
 
 @pytest.mark.parametrize("name", ["relu", "topk"])
 def test_training_keeps_the_precision_that_the_configuration_asks_for(name):
-    """TF32 where a GPU has it: the loss of a batch is no measurement."""
+    """Training may use TF32 on a GPU, because the loss of a batch is not a measurement."""
     dictionary = Dictionary(ARCHITECTURES["autoencoder"](4, 4, 6), ACTIVATIONS[name]())
     x = jnp.ones((3, 4))
     params = dictionary.init(jax.random.key(0), x, x)

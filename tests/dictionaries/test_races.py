@@ -1,4 +1,4 @@
-"""Training dictionaries that another process finishes; `training/test_loop.py` has other faults."""
+"""Dictionaries that another process finishes; `training/test_loop.py` tests other faults."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from implicit_reasoning.dictionaries.store import Files
 
 
 def test_a_set_that_was_finished_meanwhile_is_opened(run, made, monkeypatch):
-    """By a process that held the folder when this one came to it."""
+    """Another process held the folder when this one started, and finished the set."""
     files = Files.of(run, made.config.name)
     finished, aside = files.finished, files.finished.with_suffix(".aside")
     finished.rename(aside)

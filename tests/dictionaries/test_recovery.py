@@ -1,5 +1,4 @@
-"""Every activation_fn finds the directions that sparse data is made of, more of them than
-dimensions."""
+"""Every activation_fn finds the directions of sparse data with fewer dimensions."""
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +23,28 @@ from implicit_reasoning.errors import InputError
 DATA = Synthetic()  # 512 directions in 128 dimensions, 8 of them active, in pairs
 WIDTH, STATES, FRESH = 1024, 262_144, 8192
 TRAINED = {
-    # activation_fn, sparsity, learning rate, steps, bounds of active features: near the true 8
+    # activation_fn, sparsity, learning rate, steps, bounds on active features (8 in the data)
     "topk": (TopK(max_k=8), 8.0, 3e-3, 2000, (7.5, 8.0)),
     "batch_topk": (BatchTopK(), 8.0, 3e-3, 2000, (7.0, 9.0)),
     "matryoshka": (Matryoshka(widths=(256, 512)), 8.0, 3e-3, 2500, (7.0, 9.0)),
     "gated": (Gated(), 1.2, 1e-3, 2500, (7.0, 10.5)),
     "jumprelu": (JumpReLU(), 0.1, 1e-3, 2500, (6.5, 8.5)),
-    # With 1.5 it still has 12.9 active, and has lost 16% of the directions: L1 shrinks them away.
+    # With 1.5, ReLU still has 12.9 active features and has lost 16% of the directions, because L1
+    # shrinks them away.
     "relu": (ReLU(), 1.2, 1e-3, 2500, (8.0, 13.0)),
 }
 
 
 def train(activation_fn, sparsity, rate, steps, data=DATA, width=WIDTH, states=STATES, batch=1024):
-    """Share of directions to which a feature has a cosine above .9; active features of others."""
+    """Return the share of directions that a feature has with cosine > 0.9, and active features.
+
+    The number of active features is that of fresh states.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     directions = data.directions(keys[0])
     x = data.states(keys[1], directions, states)
-    # A penalty rises slowly, so that directions are found before any is given up; features count as
-    # dead early, as there is little time to use them.
+    # The penalty rises slowly, so that directions are found before any is lost. Features count as
+    # dead early, because training is short.
     settings = DictionaryTrainingSettings(
         steps=steps,
         batch_size=batch,
@@ -77,7 +80,7 @@ def test_a_small_one_in_the_default_suite():
     assert found >= 0.95 and l0 <= 2
 
 
-# The data ----------------------------------------------------------------------------------------
+# Data --------------------------------------------------------------------------------------------
 
 
 def test_frequencies_and_pairs_are_as_said():

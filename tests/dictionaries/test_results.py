@@ -1,4 +1,4 @@
-"""The table of a set: which dictionaries are in it, and which numbers."""
+"""The table of a set: which dictionaries and which numbers are in it."""
 
 import numpy as np
 import xarray as xr
@@ -42,4 +42,4 @@ def test_the_table_has_the_last_checkpoint_and_all_baselines():
     first = rows[0]
     assert (first.l0, first.recovered, first.swap, first.low) == (member, 4, 4, 3)
     assert first.f1 == f1[member, 1, :2].mean() and first.null == f1[member, 1, 1]
-    assert np.isnan(first.kl) and np.isnan(first.explained)  # they do not exist
+    assert np.isnan(first.kl) and np.isnan(first.explained)  # these values do not exist

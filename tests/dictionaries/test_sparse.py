@@ -1,4 +1,4 @@
-"""Products with active features alone are those with all of them, and so are their gradients."""
+"""Products with active features alone equal products with all features, and so do gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def test_what_is_taken_has_the_gradients_of_what_is_computed(parts):
 
 
 def test_second_derivatives_are_there(parts):
-    """Each is the other's transpose, so that gradients can be differentiated, too."""
+    """Each product is the transpose of the other, so gradients can be differentiated again."""
     value, index, x, rows = parts
 
     def energy(rows):

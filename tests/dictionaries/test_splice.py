@@ -50,7 +50,7 @@ def encoded(weights, x):
 
 
 def test_a_dropout_a_splice_and_a_patch_at_one_site_equal_the_same_by_hand(params, weights):
-    """Under jit, vmap over the arguments, and grad of parameters and arguments."""
+    """They agree under jit, vmap over the arguments, and grad of parameters and arguments."""
 
     def edited(params, weights, new, key, patched):
         chosen = merge_edits(
@@ -107,7 +107,7 @@ def test_its_sites_are_listed_and_checked(params, weights):
 
 
 def test_activations_and_errors_are_returned_and_edited(params, weights):
-    """With the error the model is unchanged; a feature then moves the site by its decoder row."""
+    """With the error the model is unchanged; an edited feature moves the site by its row."""
     everywhere = jnp.ones(3, bool)
     step = np.zeros(20, "f4")
     step[7] = 2

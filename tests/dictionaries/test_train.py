@@ -1,4 +1,4 @@
-"""A set of dictionaries of a run: trained, resumed to the same bits, kept, opened, measured."""
+"""A set of dictionaries of a run is trained, resumed bit for bit, saved, opened and measured."""
 
 import json
 from functools import partial
@@ -62,11 +62,11 @@ def test_they_reconstruct_states_in_raw_units(run, made):
 
 
 def test_they_are_opened_as_they_were_kept(run, made):
-    assert "autoencoder" in names(run)  # beside what other tests trained on this run
+    assert "autoencoder" in names(run)  # beside sets that other tests trained on this run
     opened = load(run, "autoencoder")
     assert opened.members == made.members and opened.dictionary == made.dictionary
     same(opened, made)
-    again = train_dictionaries(run, config())  # nothing is trained
+    again = train_dictionaries(run, config())  # no further training
     same(again, made)
 
 
@@ -79,7 +79,7 @@ def test_they_are_opened_as_they_were_kept(run, made):
     ],
 )
 def test_a_stop_does_not_change_the_outcome(run, made, monkeypatch, start, stops):
-    """In the first stage, in the second, and between the two."""
+    """Training stops in the first stage, in the second, and between the two."""
     warm = config(name=f"whole_{start}", start=start)
     whole = made if start == "cold" else train_dictionaries(run, warm)
     asked = config(name=f"stopped_{start}", start=start)
@@ -113,7 +113,7 @@ ARCHITECTURES = ("transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
 
 def of_architecture(architecture, **changes):
-    """Of one site where that is possible: sites and architectures are programs of their own."""
+    """Return a configuration of one site if possible; other sites would need their own programs."""
     if architecture not in ("cross_layer", "crosscoder"):
         changes |= {"read": (READ,), "write": (WRITTEN,)}
     return config(architecture, activation_fn="relu", sparsities=(0.1,), **changes)
@@ -121,9 +121,9 @@ def of_architecture(architecture, **changes):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_planned_and_measured(run, architecture, monkeypatch):
-    """All but the numbers: programs are traced, not compiled, and give zeros."""
+    """Everything except the numbers is tested, because programs are only traced."""
     found = untrained(run, of_architecture(architecture))
-    assert len(found) == 2  # one a checkpoint; of crosscoders one a site
+    assert len(found) == 2  # one per checkpoint; for crosscoders, one per site
     trace_only(monkeypatch)
     source = measure_module.example_source(run, found)
     chosen = choose_instruments(source)
@@ -131,11 +131,11 @@ def test_every_architecture_is_planned_and_measured(run, architecture, monkeypat
     assert all(result.sizes["member"] == len(found) for result in results)
     named = {one.name for one in chosen}
     assert "concepts" in named
-    assert ("answers" in named) == (architecture != "crosscoder")  # no one model has a place for it
+    assert ("answers" in named) == (architecture != "crosscoder")  # it reads several models
 
 
-# Two steps, where that is a program of its own: of a architecture that reads one site and writes
-# another, of several layers, and of several checkpoints.
+# Train two steps for every architecture with its own program: one reads one site and writes
+# another, one has several layers, and one has several checkpoints.
 @pytest.mark.parametrize(
     "architecture",
     [
@@ -155,7 +155,7 @@ def test_every_architecture_takes_two_steps(run, architecture):
     )
     found = train_dictionaries(run, asked)
     assert all(np.isfinite(value).all() for value in found.params.values())
-    assert np.asarray(found.params["b_enc"]).any()  # which begins at 0
+    assert np.asarray(found.params["b_enc"]).any()  # it is 0 at initialisation
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_every_architecture_is_trained_and_measured(run, architecture):
     assert (last < first).all()
     result = measure_dictionaries(run, found)
     assert (result["explained_variance"] <= 1).all() and "f1" in result
-    last = result["step"] == result["step"].max()  # all crosscoders: one has all the steps
+    last = result["step"] == result["step"].max()  # crosscoders have all steps
     assert result["explained_variance"].sel(member=last).max() > 0
     assert ("ce" in result) == (architecture != "crosscoder")
 
@@ -193,14 +193,14 @@ def test_every_activation_function_is_trained(run, activation_fn):
 
 
 def losses(run, found):
-    """Squared errors of the first steps, and of the last, as they were written down."""
+    """Return the recorded squared errors of the first steps and of the last steps."""
     rows = Files.of(run, found.config.name).metrics.read_text(encoding="utf-8").splitlines()
     return [np.array(json.loads(row)["mse"]) for row in (rows[0], rows[-1])]
 
 
 @pytest.mark.parametrize("activation_fn", ACTIVATIONS)
 def test_every_activation_function_is_made_from_its_name_and_steps(run, activation_fn):
-    """One step, traced: what is carried keeps its shapes and types."""
+    """One step is traced: the state of training keeps its shapes and types."""
     options = {"options__widths": (8, 16)} if activation_fn == "matryoshka" else {}
     recipe = resolve(run, config(activation_fn=activation_fn, **options)).recipe
     assert recipe.dictionary.activation_fn.name == activation_fn
@@ -220,8 +220,8 @@ def test_every_activation_function_is_made_from_its_name_and_steps(run, activati
 def test_others_under_the_same_name_are_refused(run, made, monkeypatch):
     with pytest.raises(InputError, match=r"holds other dictionaries \(width was 24, is 25\)"):
         train_dictionaries(run, config(width=25))
-    monkeypatch.delattr(train_module, "DictionaryTraining")  # nothing is to be trained
-    shown = config(progress=True, log_every=3, resume_every=7)  # what may differ
+    monkeypatch.delattr(train_module, "DictionaryTraining")  # training is impossible
+    shown = config(progress=True, log_every=3, resume_every=7)  # these fields may differ
     same(train_dictionaries(run, shown), made)
 
 
@@ -266,7 +266,7 @@ def test_every_distinct_prefix_counts_once_and_is_on_one_side(run):
     assert 0.1 < held_out.mean() < 0.3
     side = dict(zip(prefixes, held_out, strict=True))
     for prefix, out in side.items():
-        if len(prefix) > 2:  # with its first fact
+        if len(prefix) > 2:  # it is on the same side as its first fact
             assert out == side[prefix[:2]]
     in_training = {
         tuple(tokens[: pos + 1])
@@ -280,7 +280,7 @@ def test_every_distinct_prefix_counts_once_and_is_on_one_side(run):
 
 
 def test_what_is_measured_on_was_not_trained_on(run, made, monkeypatch):
-    """The two see one split: the states of the one are none of the other's."""
+    """Training and measurement use one split and have no state in common."""
     seen = {}
     for module, name in ((train_module, "trained"), (measure_module, "measured")):
 
@@ -305,13 +305,13 @@ def test_states_are_those_of_the_model(run):
     found = jax.jit(partial(states, model, places), static_argnums=1)(params, sites)
     whole = jax.jit(lambda one: model.forward(one, places.tokens, sites=sites)[1])
     parts = []
-    for number in range(2):  # checkpoint by checkpoint, in each site by site
+    for number in range(2):  # by checkpoint, then by site
         one = jax.device_get(whole(jax.tree.map(lambda leaf, n=number: leaf[n], params)))
         parts += [one[site][places.row, 1] for site in sites]
     np.testing.assert_allclose(found, np.concatenate(parts, axis=1), atol=1e-5)
 
 
-# Measured ----------------------------------------------------------------------------------------
+# Measurement -------------------------------------------------------------------------------------
 
 
 def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
@@ -323,8 +323,8 @@ def test_what_is_measured_is_labelled_and_kept(run, beaten, monkeypatch):
     assert (clean == 0).all() and (spliced > 0).all()
     assert own["l0"].max() <= 3 and (own["explained_variance"] <= 1).all()
     assert {"e1@r1", "e2@r1", "e2@r2", "fact1@r2"} <= set(result["concept"].values)
-    assert "e1@e1" not in result["concept"].values  # one state for each value: nothing to learn
-    monkeypatch.delattr(api, "measure")  # it is not measured again
+    assert "e1@e1" not in result["concept"].values  # one state for each value
+    monkeypatch.delattr(api, "measure")  # measuring again would fail
     np.testing.assert_array_equal(result["f1"], measure_dictionaries(run, beaten)["f1"])
 
 
@@ -339,7 +339,7 @@ def test_baselines_are_measured_like_what_is_to_beat_them(run):
 def test_the_command_trains_measures_and_writes_the_page(
     run, beaten, capsys, monkeypatch, blank_figures
 ):
-    trace_only(monkeypatch)  # numbers are those of the test above
+    trace_only(monkeypatch)  # the test above checks the numbers
     flags = [f"--config.{name}={_text(value)}" for name, value in SMALL.items()]
     flags += ["--config.name=said", f"--config.read={SITE}"]
     assert main(["dictionaries", f"--workdir={run.files.workdir}", *flags]) == 0

@@ -1,4 +1,4 @@
-"""Changed features move answers exactly where the model reads them, for every relation."""
+"""Editing features changes answers exactly where the model reads them, for every selection rule."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from tests.analysis.by_hand import composer, dataset
 
 @pytest.fixture(scope="module")
 def data():
-    # Six facts and more of each bridge to choose its feature on: with fewer, e1 may tell as much.
+    # Each bridge has at least six facts for choosing its feature. With fewer, a feature of e1 may
+    # predict it equally well.
     return dataset(n_entities=24, n_relations=12, out_degree=12)
 
 
@@ -26,7 +27,7 @@ def inputs(data):
 
 
 def dimensions(width):
-    """A dictionary whose features are the dimensions of the state: a code of slots is its truth."""
+    """Return a dictionary whose features are the dimensions of the state, which codes slots."""
     eye, nothing = np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
     params = {"W_enc": eye, "b_enc": nothing, "W_dec": eye, "b_dec": nothing}
     return InferenceDictionary(Autoencoder(width, width, width), "standard"), params
@@ -34,12 +35,12 @@ def dimensions(width):
 
 @pytest.fixture(scope="module")
 def measured(data, inputs):
-    """Of each layer, measured once."""
+    """Return the outcomes of each layer, measured once."""
     return {layer: outcomes(data, inputs, layer) for layer in (1, 2)}
 
 
 def outcomes(data, inputs, layer):
-    """Shares, by rule, change and outcome."""
+    """Return shares by rule, change and outcome."""
     model, params = composer(data)
     finished, dictionary = dimensions(model.spec.d_model)
     site = (model.resid_sites[layer],)
@@ -62,7 +63,8 @@ def outcomes(data, inputs, layer):
 def test_answers_follow_the_features_that_a_composer_reads(measured):
     found = measured[1]
     for rule in ("truth", "activation", "attribution", "class means"):
-        # Where the old bridge has no such fact, the model may say what is expected all along.
+        # If the old bridge has no such fact, the model may give the expected answer without an
+        # edit.
         swapped = found[rule, "swap"]
         assert swapped["moved"] > 0.97 and swapped["other"] == 0, rule
     assert found["null", "swap"]["moved"] < 0.2
@@ -73,18 +75,18 @@ def test_only_the_feature_that_is_there_is_missed(measured):
     found = measured[1]
     assert found["truth", "ablate"]["unchanged"] < 0.2
     assert found["truth", "ablate another"]["unchanged"] == 1
-    # Of two bridges at once the model says what follows from one of them, or from both.
+    # With two bridges at once, the model answers from one of them or from both.
     assert found["truth", "clamp"]["moved"] < found["truth", "swap"]["moved"]
 
 
 def test_after_the_last_block_nothing_is_said(measured):
-    """The state at r1 is of no use to anyone there."""
+    """No later component reads the state at r1."""
     for line in measured[2].values():
         assert np.isnan(list(line.values())).all()
 
 
 def test_a_feature_that_is_set_to_nothing_moves_nothing(data, inputs, monkeypatch):
-    """The mutation: the new bridge's feature gets no size, so that it is only taken away."""
+    """Mutation: the new bridge's feature gets size 0, so the old one is only removed."""
     monkeypatch.setattr(use, "_sizes", lambda acts, feature, values: jnp.zeros(len(feature)))
     assert outcomes(data, inputs, layer=1)["truth", "swap"]["moved"] < 0.5
 

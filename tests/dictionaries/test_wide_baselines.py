@@ -9,7 +9,7 @@ from tests.dictionaries.planted import dimensions
 
 
 def densities(n_features, width=4):
-    """Of two dictionaries; nan where only a baseline has a feature."""
+    """Return densities of two dictionaries, nan for features that only a baseline has."""
     values = np.full((2, n_features), np.nan)
     values[:, :width] = [[0.5, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.0]]
     return xr.Dataset({"density": (("member", "feature"), values)})
