@@ -109,7 +109,7 @@ def write_sae(folder, config, arrays):
 @pytest.mark.parametrize(
     "config",
     [
-        old(activation_fn_str="topk", activation_fn_kwargs={"k": 4}),  # as reported by a user
+        old(activation_fn_str="topk", activation_fn_kwargs={"k": 4}),  # the case that was reported
         old(architecture="topk", activation_fn_str="topk", activation_fn_kwargs={"k": 4}),
         {
             **{k: v for k, v in old().items() if k not in ("activation_fn_str", "architecture")},
@@ -273,7 +273,10 @@ def write_yaml(folder, kind, config):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"activation": "topk", "k": 4}, "activation = 'topk'.* k = 4"),  # as reported by a user
+        (
+            {"activation": "topk", "k": 4},
+            "activation = 'topk'.* k = 4",
+        ),  # the case that was reported
         ({"activation": "gelu"}, "activation = 'gelu'"),
         ({"activation": "jumprelu"}, "no thresholds, but its config says activation: jumprelu"),
         ({"activation": ["relu"]}, "activation"),

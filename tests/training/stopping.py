@@ -1,4 +1,4 @@
-"""Shutdown requests that come at a chosen moment, in place of signals."""
+"""Shutdown requests at a chosen moment, without signals."""
 
 import contextlib
 import signal
@@ -9,7 +9,9 @@ from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest
 
 
 class RequestAfter(ShutdownRequest):
-    """SIGTERM comes after the loop has asked so many times; it asks before every chunk of steps."""
+    """Reports SIGTERM after the loop has asked a number of times; it asks before every chunk of
+    steps.
+    """
 
     def __init__(self, chunks):
         self._left = chunks
@@ -22,7 +24,7 @@ class RequestAfter(ShutdownRequest):
 
 @contextlib.contextmanager
 def stopped_after(monkeypatch, module, chunks):
-    """Training that starts in this block is stopped; `module` listens for signals."""
+    """Stop the training that starts in this block; `module` listens for signals."""
     with monkeypatch.context() as patched:
         request = RequestAfter(chunks)
         patched.setattr(module, "shutdown_requests", lambda: contextlib.nullcontext(request))

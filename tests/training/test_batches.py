@@ -1,4 +1,4 @@
-"""Batches: every order is a pure function of (key, step, rows), and epochs are true epochs."""
+"""Batches: every order is a pure function of (key, step, rows); an epoch has each row once."""
 
 import functools
 
@@ -15,7 +15,7 @@ from implicit_reasoning.training.batches import check_order, permuted, rows_of_s
 KEY = jax.random.key(0)
 
 
-SIZE = 8  # of a batch: one for most tests, because each one compiles anew
+SIZE = 8  # of a batch; most tests use one size, because each size is compiled
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "order"))
@@ -30,13 +30,13 @@ def _stream(key, n_rows, order):
 
 
 def stream(n_steps, n_rows, order="epochs", key=KEY):
-    """All rows of the first steps, in the order in which training sees them."""
+    """Return all rows of the first steps, in the order in which training reads them."""
     return np.asarray(_stream(key, jnp.int32(n_rows), order))[:n_steps].ravel()
 
 
 @jax.jit
 def images(round_keys, index, n):
-    """[key, index]: where permutations of 0..n-1 send each index."""
+    """Return the images of the indices under permutations of 0..n-1: [key, index]."""
     of_key = jax.vmap(permuted, (None, 0, None))
     return jax.vmap(of_key, (0, None, None))(round_keys, index, n)
 
@@ -45,7 +45,8 @@ def some_keys(seed, count):
     return np.random.default_rng(seed).integers(2**32, size=(count, 6), dtype=np.uint32)
 
 
-# One length of index for all n, so that this compiles once; what is beyond n is not looked at.
+# All n share one length of the index, so that the function compiles once. Images of indices beyond
+# n are not used.
 LENGTH = 600
 
 
@@ -73,14 +74,14 @@ def test_every_position_goes_everywhere_equally_often(n):
 
 
 def test_neighbours_part():
-    """Rows next to each other in the file are no likelier to be next to each other in an epoch."""
+    """Rows that are adjacent in the file are not more likely to be adjacent in an epoch."""
     n = 100
     image = np.asarray(images(some_keys(2, 4000), np.arange(n, dtype=np.uint32), np.uint32(n)))
     adjacent = np.abs(np.diff(image.astype(int), axis=1)) == 1
     assert adjacent.mean() == pytest.approx(2 / n, rel=0.05)
 
 
-@pytest.mark.parametrize("n_rows", [1, 5, 8, 97])  # 5: more than one epoch in a batch of 8
+@pytest.mark.parametrize("n_rows", [1, 5, 8, 97])  # 5: a batch of 8 has more than one epoch
 def test_an_epoch_visits_every_row_once_before_any_twice(n_rows):
     epochs = 6
     seen = stream(100, n_rows)[: epochs * n_rows]
@@ -99,7 +100,7 @@ def test_other_keys_give_other_orders():
 
 @pytest.mark.parametrize("order", ["epochs", "replacement"])
 def test_a_batch_depends_on_nothing_but_key_step_and_rows(order):
-    """What a resumed run relies on: any step on its own is that step in a long row of them."""
+    """Resumed runs rely on this: a step computed alone equals that step in a sequence."""
     all_steps = stream(12, 30, order).reshape(12, SIZE)
     for step in (0, 5, 11):
         assert (rows(KEY, jnp.int32(step), jnp.int32(30), order=order) == all_steps[step]).all()
@@ -117,12 +118,13 @@ def test_trials_with_other_numbers_of_rows_are_one_mapped_call(order):
 
 @pytest.mark.parametrize("n_rows", [3, 1000, 3_000_017, 2**23 - 2])
 def test_late_steps_do_not_overflow(n_rows):
-    """Against Python's integers: epoch and index of every row of a step near the last possible."""
+    """Epoch and index of every row of a step near the maximum agree with Python's integers."""
     batch_size, step = 512, 2**31 - 3
     check_order("epochs", batch_size, n_rows)
     batch = rows(KEY, jnp.int32(step), jnp.int32(n_rows), batch_size)
     where = [divmod(step * batch_size + i, n_rows) for i in range(batch_size)]
-    # An epoch's number only keys its order: it may wrap, if it wraps the same way for all rows.
+    # The number of an epoch only keys its order. It may wrap, if it wraps in the same way for all
+    # rows.
     epoch = np.array([epoch % 2**32 for epoch, _ in where], np.uint32)
     index = np.array([index for _, index in where], np.uint32)
     assert (batch == _of_epochs(epoch, index, np.uint32(n_rows))).all()
@@ -140,7 +142,7 @@ def test_replacement_is_uniform_over_the_rows():
     counts = np.bincount(seen, minlength=50)
     chi_square = ((counts - len(seen) / 50) ** 2 / (len(seen) / 50)).sum()
     assert abs(chi_square - 49) < 5 * np.sqrt(2 * 49)
-    # ... and it does repeat rows, unlike an epoch.
+    # Sampling with replacement repeats rows, unlike an epoch.
     assert len(set(stream(6, 48, "replacement").tolist())) < 40
 
 

@@ -1,4 +1,4 @@
-"""The cost of a step is held against the products that JAX traces."""
+"""The cost of a step is compared with the matrix products that JAX traces."""
 
 import math
 
@@ -28,7 +28,7 @@ def make_spec(**changes):
 
 
 def traced_flops(jaxpr):
-    """FLOPs of every `dot_general` in a jaxpr, those in its inner ones included."""
+    """Return the FLOPs of every `dot_general` in a jaxpr, including inner jaxprs."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -41,7 +41,8 @@ def traced_flops(jaxpr):
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
-    # Attention over so few positions is written out as sums; as products it can be counted.
+    # Attention over few positions is written as sums. It is written as products here, which can be
+    # counted.
     monkeypatch.setattr(attention, "_FEW_PAIRS", 0)
     spec = make_spec(**changes)
     model, tokens = Transformer(spec), jnp.zeros((BATCH, POSITIONS), int)
@@ -58,7 +59,9 @@ def test_flops_are_those_of_the_traced_step(changes, monkeypatch):
 
 
 def test_a_trimmed_block_costs_less():
-    """Published size, three positions, one answer: keys and values remain, the rest is a third."""
+    """At the published size with three positions and one answer, keys and values are computed for
+    all positions, and everything else for a third of them.
+    """
     spec = make_spec(d_model=768, n_heads=12, d_mlp=3072, n_layers=8)
     whole, trimmed = GPT2Block.flops(spec, 3, 3), GPT2Block.flops(spec, 3, 1)
-    assert 0.4 < trimmed / whole < 0.45  # (2 * 3 + 10) / (12 * 3), and a little attention
+    assert 0.4 < trimmed / whole < 0.45  # (2 * 3 + 10) / (12 * 3), plus some attention

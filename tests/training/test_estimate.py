@@ -1,4 +1,4 @@
-"""A plan says what a run will need; held against what a run needs."""
+"""The estimate of what a run needs agrees with what a run needs."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def test_sizes_are_those_of_the_run():
     recipe, rows = setup.make_recipe(settings, dataset, mesh), setup.training_rows(dataset)
     state = jax.eval_shape(recipe.init, jax.random.key(0))
     assert planned.cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # less Adam's counter
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # without Adam's count
     assert planned.cost.state_bytes == 4 * (planned.cost.parameters + moments)
     assert planned.rows_bytes == sum(np.asarray(column).nbytes for column in rows[:3])
     assert planned.rows == dataset.n_train
@@ -34,7 +34,7 @@ def test_a_measured_plan_estimates_time():
     planned = plan(config)
     speed = planned.speed
     assert planned.seconds > config.steps * speed.step_seconds
-    # The state and the rows are in the compiled loop at least; donated buffers are counted once.
+    # The compiled loop contains at least the state and the rows. Donated buffers count once.
     assert speed.device_bytes >= planned.cost.state_bytes + planned.rows_bytes
     assert "steps/s" in planned.describe() and "about" in planned.describe()
 

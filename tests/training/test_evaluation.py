@@ -1,4 +1,4 @@
-"""Evaluation against plain numpy on the logits of the whole forward pass."""
+"""Evaluation agrees with plain numpy on the logits of the whole forward pass."""
 
 import dataclasses
 
@@ -30,7 +30,10 @@ SIZES = {
 
 @pytest.fixture(scope="module", params=["one token", "two tokens"])
 def dataset(request):
-    """Entities of one token; or of two, an atomic row's answer then being before a chain's."""
+    """Return a dataset with entities of one token, or of two tokens.
+
+    With two tokens, the answer of an atomic row is at an earlier position than that of a chain.
+    """
     names = 7 if request.param == "two tokens" else 0
     return build(tiny(**SIZES, task__names=names, task__end_token=bool(names)).task)
 
@@ -48,13 +51,13 @@ def evaluation(model, dataset):
 
 @pytest.fixture(scope="module")
 def params(model):
-    rng = np.random.default_rng(1)  # right now and then, in either spelling
+    rng = np.random.default_rng(1)  # some answers are right, in either spelling
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
 
 
 def brute_force(model, params, dataset):
-    """`(loss, rank)` of every row of the dataset, one row at a time in float64."""
+    """Return `(loss, rank)` of every row of the dataset, computed one row at a time in float64."""
     logits = jax.jit(model.forward)(params, dataset.tokens)[0]
     losses, ranks = [], []
     for row, of_row in enumerate(np.asarray(logits, np.float64)):
@@ -71,10 +74,10 @@ def brute_force(model, params, dataset):
 
 
 def test_every_split_equals_brute_force(evaluation, model, params, dataset):
-    assert len(evaluation.rows) > 512 and len(evaluation.rows) % 512  # a whole chunk and a part
+    assert len(evaluation.rows) > 512 and len(evaluation.rows) % 512  # the last chunk is incomplete
     outcome = evaluation.launch(params)
     loss, rank = brute_force(model, params, dataset)
-    asked = len(evaluation.rows)  # what follows fills the last chunk up
+    asked = len(evaluation.rows)  # further rows fill the last chunk
     np.testing.assert_allclose(outcome.loss[:asked], loss[evaluation.rows], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(outcome.rank[:asked], rank[evaluation.rows])
     np.testing.assert_array_equal(evaluation.correct(outcome), rank[evaluation.rows] == 0)
@@ -91,7 +94,7 @@ def test_every_split_equals_brute_force(evaluation, model, params, dataset):
 
 
 def test_shorter_answers_stand_beside_longer_ones(model, params, dataset):
-    """A column of -1 after an answer adds nothing to its loss or rank."""
+    """A column of -1 after an answer changes neither its loss nor its rank."""
     missing = np.full(len(dataset), -1, np.int32)
     extra = f"{dataset.answers.shape[1] + 1}"
     longer = dataset.truth | {f"answer{extra}": missing, f"position{extra}": missing}
@@ -105,7 +108,7 @@ def test_the_lower_bound_is_clustered_by_the_bridge(evaluation, dataset):
     rng = np.random.default_rng(1)
     cross = dataset.probes("test_oi")
     bridge = dataset.truth["e2"]
-    # Right or wrong by bridge, mostly: then the clusters make the interval wider.
+    # Whether a row is right mostly depends on its bridge, so clusters widen the interval.
     right = rng.random(bridge.max() + 1) < 0.6
     correct = right[bridge] ^ (rng.random(len(dataset)) < 0.1)
     rank = np.where(correct, 0, 3)[evaluation.rows]
@@ -116,7 +119,7 @@ def test_the_lower_bound_is_clustered_by_the_bridge(evaluation, dataset):
 
 
 def test_ties_count_against_the_answer(evaluation, params, dataset):
-    """A model that says the same of every token knows nothing, and gets nothing."""
+    """A model with equal logits for all tokens scores zero."""
     same = jax.tree.map(jnp.zeros_like, params)
     summary = evaluation.summary(evaluation.launch(same))
     for split in dataset.splits:
@@ -129,7 +132,7 @@ def test_ties_count_against_the_answer(evaluation, params, dataset):
 
 
 def test_a_broken_model_is_no_good_model(evaluation, params, dataset):
-    """Comparisons with nan are false: a rank that counted what is better would be the best."""
+    """Comparisons with nan are false, so counting larger logits would give rank 0."""
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     outcome = evaluation.launch(broken)
     assert (np.asarray(outcome.rank) == dataset.n_vocab - 1).all()
@@ -180,7 +183,9 @@ def test_stored_intervals_are_by_bridge_or_by_fact(evaluation, params, dataset):
 
 
 def test_of_two_clusterings_the_one_with_the_wider_interval_is_stored():
-    """Answers that depend on the second fact only: clustered by the first one they look certain."""
+    """Answers depend only on the second fact, so clustering by the first fact makes them look
+    certain.
+    """
     dataset = build(load_config("configs/comparison.py:pocket").task)
     rows = np.flatnonzero(dataset.probe)
     second = dataset.truth["fact2"]

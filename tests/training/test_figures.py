@@ -1,4 +1,4 @@
-"""What the figures of training draw, from rows and a world made for the purpose."""
+"""The figures of training draw the right data, for hand-made rows and a small world."""
 
 import itertools
 import warnings
@@ -25,7 +25,7 @@ def dataset():
 
 
 class MadeRun(Run):
-    """A run that was never trained: what the figures read of one, and no directory."""
+    """An untrained run without a directory, which has only the attributes that figures read."""
 
     dataset = metrics = first_correct = files = None
 
@@ -36,7 +36,11 @@ class MadeRun(Run):
 
 
 def grokking(dataset, steps=STEPS):
-    """Memorised at step 4, half the held-out at 16, all at 64, cross-distribution never."""
+    """Return metrics of a run that memorises at step 4 and generalises to all held-out rows at step
+    64.
+
+    It answers half of the held-out rows at step 16, and never the cross-distribution rows.
+    """
     rows = []
     for step in steps:
         held_out = 0.0 if step < 16 else 0.6 if step < 64 else 1.0
@@ -91,7 +95,7 @@ def test_a_run_of_one_row_is_drawn_as_dots(dataset):
     assert set(found) == {"accuracy", "loss", "optimisation"}
     (ax,) = axes_of(found["accuracy"])
     assert "o" in {line.get_marker() for line in ax.lines}
-    # Nothing was updated yet, so there is no gradient to draw.
+    # Nothing has been updated, so there is no gradient to draw.
     assert [a.get_title() for a in axes_of(found["optimisation"])] == [
         "parameter norm",
         "learning rate",
@@ -153,7 +157,7 @@ def test_first_correct_counts_rows_ever_answered(dataset):
     rows = np.flatnonzero(dataset.probe)
     step = np.full(len(rows), -1)
     mine = dataset.split[rows] == dataset.splits.index("test_ii")
-    step[np.flatnonzero(mine)[: mine.sum() // 2]] = 8  # half of them, at step 8
+    step[np.flatnonzero(mine)[: mine.sum() // 2]] = 8  # half of the rows, at step 8
     run = MadeRun(dataset, grokking(dataset), {"row": rows, "step": step})
     (ax,) = axes_of(named(figures(run))["first_correct"])
     curves = {line.get_color(): line for line in ax.lines if line.get_drawstyle() == "steps-post"}
@@ -170,7 +174,7 @@ def test_the_caption_tells_how_many_rows(dataset):
 
 
 def test_a_loss_of_exactly_zero_can_be_drawn(dataset):
-    """float32 reaches it on memorised rows; a logarithmic axis has no place for it."""
+    """float32 reaches a loss of 0 on memorised rows, which a logarithmic axis cannot show."""
     rows = grokking(dataset)
     for split in dataset.splits:
         rows[-1][f"loss/{split}"] = 0.0

@@ -1,4 +1,4 @@
-"""The loop that trains models and dictionaries: order of events, and faults handled alike."""
+"""The loop that trains models and dictionaries: order of events, and equal handling of faults."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from tests.training.tiny import tiny
 
 
 class Counting:
-    """A `Training` whose state is a number that goes up; it notes what the loop asks of it."""
+    """A `Training` whose state is a counter; it records the calls of the loop."""
 
     steps = 30
 
@@ -97,7 +97,7 @@ def test_results_are_read_one_chunk_late_but_before_anything_is_kept(tmp_path):
 
 
 def test_at_the_end_everything_is_written_and_a_state_only_where_it_is_asked_for(tmp_path):
-    """Finished dictionaries take the place of the state."""
+    """Finished dictionaries replace the saved state."""
     training = Counting()
     assert run_loop(training, tmp_path) == 30
     assert training.calls[-3:] == ["arrive at 30", "write 30", "close"]
@@ -127,12 +127,12 @@ def test_nothing_moves_between_host_and_device_unasked(tmp_path):
 
 
 class Case(NamedTuple):
-    """Something to train.
+    """One kind of training.
 
     Attributes:
-      folder: that is locked, and has `resume/`.
-      train: from the newest state to the end; returns parameters.
-      module: that listens for signals.
+      folder: the folder that is locked and that has `resume/`.
+      train: trains from the newest state to the end and returns parameters.
+      module: the module that listens for signals.
     """
 
     folder: object
@@ -162,7 +162,7 @@ def case(kind, tmp_path):
 
 @pytest.fixture
 def whole(kind):
-    """Parameters without any fault."""
+    """Return the parameters of a run without faults."""
     if kind == "model":
         return Run(shared.finished()).params()
     return case_of(kind, shared.made_once("small_dictionaries", shared.finished_copy)).train()
@@ -214,7 +214,7 @@ def test_a_second_process_is_refused_and_writes_nothing(case):
 
 
 def test_a_full_disk_is_an_oserror_and_with_room_training_goes_on(kind, case, whole):
-    size = {"model": 15_000, "dictionaries": 6_000}[kind]  # less than a saved state has
+    size = {"model": 15_000, "dictionaries": 6_000}[kind]  # less than a saved state needs
     with small_files(size), pytest.raises(OSError, match="File too large"):
         case.train()
     assert_same(case.train(), whole)

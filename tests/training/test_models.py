@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it says when it cannot go on."""
+"""The files that a run writes, and its messages when it cannot continue."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_rows_are_where_the_schedule_says_and_hold_what_they_should(run):
 
 
 def test_losses_are_means_over_the_steps_since_the_last_row(run):
-    """Against a run that writes a row for every step."""
+    """Losses agree with a run that writes a row for every step."""
     every = Run(shared.finished(log_every=1))
     losses = {row["step"]: row["loss"] for row in every.metrics if "loss" in row}
     steps = [row["step"] for row in run.metrics]
@@ -54,7 +54,7 @@ def test_losses_are_means_over_the_steps_since_the_last_row(run):
 
 
 def test_first_correct_is_the_first_evaluation_that_was_right(run):
-    """Against the kept parameters, at the evaluations where there are some."""
+    """The record agrees with the saved parameters, at evaluations that have a checkpoint."""
     found, evaluation = run.first_correct, Evaluation(run.model, run.dataset)
     np.testing.assert_array_equal(found["row"], np.flatnonzero(run.dataset.probe))
     evaluated = [row["step"] for row in run.metrics if "accuracy/test_ii" in row]
@@ -64,10 +64,10 @@ def test_first_correct_is_the_first_evaluation_that_was_right(run):
     for step in both:
         params = jax.tree.map(lambda leaf: leaf[0], run.params([step]))
         right = evaluation.correct(evaluation.launch(params))
-        # Recorded then or before; and who is recorded then was right, for the first time.
+        # A right row was recorded at this step or earlier. A row recorded at this step is right.
         assert ((found["step"][right] >= 0) & (found["step"][right] <= step)).all()
         assert right[found["step"] == step].all()
-    assert {0, 50, 60} <= set(found["step"])  # else nothing was learnt that could be recorded
+    assert {0, 50, 60} <= set(found["step"])  # otherwise nothing was learnt that could be recorded
 
 
 def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):
@@ -81,11 +81,13 @@ def test_seeds_of_world_and_initialisation_are_separate(run, tmp_path):
 
 
 def test_what_was_kept_is_on_disk_before_the_run_can_resume_after_it(tmp_path, monkeypatch):
-    """Killed between the two saves, a run would never come by the kept step again."""
+    """Otherwise a run that is killed between the two saves would not revisit the step of the
+    checkpoint.
+    """
     original, folder, seen = Checkpoints.save, tmp_path / "run" / "checkpoints", []
 
     def save(self, step, tree):
-        if "state" in tree:  # a resume point; parameters alone are what is kept
+        if "state" in tree:  # a resume point; a checkpoint has parameters only
             due = {kept for kept in (0, 1, 2, 4, 8, 16, 25, 50, 60) if kept <= step}
             seen.append({int(p.name) for p in folder.iterdir() if p.name.isdecimal()} >= due)
         original(self, step, tree)
@@ -105,7 +107,7 @@ def test_divergence_names_its_step_and_keeps_what_was_whole(tmp_path):
     assert run.steps and max(run.steps) <= step
     assert all(np.isfinite(leaf).all() for leaf in run.params()["embed"].values())
     assert all(np.isfinite(row.get("loss", 0)) for row in run.metrics)
-    # Starting again gives the same answer, not a silent success.
+    # Training again raises the same error and does not succeed silently.
     with pytest.raises(NonFiniteLoss, match=f"at step {step};"):
         train(config, tmp_path / "run")
 
@@ -136,7 +138,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(change, me
 
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_the_published_settings_train_too(dropout, tmp_path):
-    """Epoch order, end token, tied weights, dropout, loops, bfloat16: each is what is trained."""
+    """Epoch order, end token, tied weights, dropout, loops and bfloat16 train together."""
     config = tiny(
         order="epochs",
         task__end_token=True,
@@ -154,5 +156,5 @@ def test_the_published_settings_train_too(dropout, tmp_path):
     assert END_TOKEN in run.dataset.vocab and "unembed" not in run.params([60])
     rows = [row for row in run.metrics if row["step"] > 5]
     assert len({row["learning_rate"] for row in rows}) == 1
-    assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]  # it learns
+    assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]  # the model learns
     assert run.model.spec.dtype == "float32" and run.model.spec.precision == "highest"

@@ -1,4 +1,4 @@
-"""A project whose task is in a file of its own, moved while a run is not finished."""
+"""A project with its own task file is moved before its run is finished."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def config_of(project, **changes):
 
 @pytest.fixture
 def project(tmp_path):
-    """A project folder with a configuration and a task."""
+    """Return a project folder with a configuration and a task."""
     folder = tmp_path / "project"
     (folder / "tasks").mkdir(parents=True)
     (folder / "config.py").write_text(CONFIG)
@@ -52,7 +52,7 @@ def project(tmp_path):
 
 
 def begin(project):
-    """A run that has begun in the project, without training: what makes a directory one."""
+    """Return the files of a run that has begun in the project, without training."""
     files, config = Layout(project / "run"), config_of(project)
     files.workdir.mkdir()
     directory.begin(files, config, build(config.task))
@@ -69,7 +69,7 @@ def test_a_moved_run_trains_on_to_the_same_bits(project, tmp_path):
     whole = Run(moved / "whole")
     assert resumed.steps == whole.steps
     jax.tree.map(np.testing.assert_array_equal, resumed.params([0, 20]), whole.params([0, 20]))
-    # From now on it knows the new place.
+    # The configuration has the new path from now on.
     assert resumed.config.task.name == f"{moved}/tasks/mine.py:mine"
 
 
@@ -93,7 +93,7 @@ def test_another_world_is_refused(project, tmp_path):
         directory.open_dataset(at, config_of(moved))
     assert read_json(at.config) == before
 
-    # So is a task that was changed where it is.
+    # A task that was changed in place is also refused.
     shutil.copy(moved / "tasks" / "mine.py", project / "tasks" / "mine.py")
     with pytest.raises(InputError, match="another dataset"):
         directory.open_dataset(files, config_of(project))

@@ -1,4 +1,4 @@
-"""Settings of JAX that change numbers are noted, and a run does not go on under others."""
+"""JAX settings that change numbers are recorded, and a run does not resume under other settings."""
 
 import json
 
@@ -18,7 +18,7 @@ from implicit_reasoning.worlds import build
 from tests.dictionaries.small import config as dictionary_config
 from tests.training.tiny import tiny
 
-# The first two are the issue's.
+# The first two are the settings that were reported.
 OTHERS = {
     "jax_enable_x64": True,
     "jax_default_prng_impl": "rbg",
@@ -33,7 +33,7 @@ OTHERS = {
 
 @pytest.fixture
 def files(tmp_path):
-    """A run that has begun."""
+    """Return the files of a run that has begun."""
     files, config = Layout(tmp_path / "run"), tiny()
     directory.begin(files, config, build(config.task))
     directory.record_start(files.provenance, 0)
@@ -42,7 +42,7 @@ def files(tmp_path):
 
 @pytest.fixture(params=OTHERS.items(), ids=OTHERS)
 def other(request):
-    """Such a setting."""
+    """Set one of these settings and yield its name."""
     name, value = request.param
     before = getattr(jax.config, name)
     jax.config.update(name, value)
@@ -91,7 +91,7 @@ def test_a_trial_of_a_population_neither(files, tmp_path):
 
 def test_dictionaries_neither(tmp_path):
     files, config = Files(tmp_path / "dictionaries"), dictionary_config()
-    train._begin(files, config)  # nothing to go on from yet: whatever is set counts
+    train._begin(files, config)  # there is no state to resume from, so any setting is accepted
     with jax.threefry_partitionable(False):
         train._begin(files, config)
     (files.resume / "20").mkdir(parents=True)

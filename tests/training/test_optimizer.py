@@ -1,4 +1,4 @@
-"""AdamW against optax's, its schedule in closed form, and hyperparameters that are arguments."""
+"""AdamW agrees with optax's, its schedule with a closed form, and hyperparameters are arguments."""
 
 import functools
 from dataclasses import replace
@@ -35,7 +35,7 @@ HORIZON, N_STEPS = 20, 12
 
 
 def random(seed, scale, *leading):
-    """A few parameters, of every kind that the decay tells apart."""
+    """Return a few parameters, of every kind that weight decay distinguishes."""
     rng = np.random.default_rng(seed)
 
     def leaf(*shape):
@@ -51,7 +51,9 @@ PARAMS, GRADIENTS = random(0, 0.5), random(1, 1.0, N_STEPS)
 
 
 def gradients(step):
-    """The same in both arms; with norms on both sides of the clipping threshold."""
+    """Return the gradients that both optimizers get; their norms are on both sides of the clipping
+    threshold.
+    """
     scale = jnp.where(step % 3 == 0, 1e-3, 2.0)
     return jax.tree.map(lambda g: scale * jnp.asarray(g)[step], GRADIENTS)
 
@@ -70,7 +72,7 @@ def ours(params, hyper):
 
 @jax.jit
 def optaxs(params):
-    """The same as a user of optax would write it."""
+    """The same optimizer, written with optax."""
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=SETTINGS.learning_rate,
@@ -113,11 +115,11 @@ def test_it_is_optaxs_adamw():
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=str(path))
-        assert np.abs(a - start).max() > 0.02  # far more than what is tolerated
+        assert np.abs(a - start).max() > 0.02  # far more than the tolerance
 
 
 def test_learning_rate_and_decay_are_traced():
-    """A population of three is one mapped program, and equals three runs alone."""
+    """A population of three is one mapped program, and equals three separate runs."""
     trials = Hyperparameters(jnp.array([1e-3, 3e-2, 0.1]), jnp.array([0.0, 0.7, 2.0]))
     together = jax.jit(jax.vmap(ours, (None, 0)))(PARAMS, trials)
     for trial in range(3):
@@ -129,7 +131,7 @@ def test_learning_rate_and_decay_are_traced():
 
 
 def rates(steps, **changes):
-    # Compiled: else every operation is a program of its own.
+    # This is compiled, because otherwise every operation is a separate program.
     rate = relative_rate(replace(SETTINGS, **changes), HORIZON)
     return np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(steps)))
 
@@ -173,7 +175,7 @@ def test_weights_decay_and_nothing_else():
 
 
 def test_decay_is_decoupled():
-    """With no direction, only weights shrink, by rate * learning rate * decay."""
+    """Without a direction, only weights shrink, by rate * learning rate * decay."""
     params = {"W_E": jnp.array([2.0, -4.0]), "b_U": jnp.array([3.0])}
     still = jax.tree.map(jnp.zeros_like, params)
     hyper = Hyperparameters(jnp.float32(0.1), jnp.float32(5))

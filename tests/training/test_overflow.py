@@ -1,8 +1,7 @@
-"""Parameters that overflow float32: the offending step is named and nothing of it is kept.
+"""Parameters that overflow float32: the error names the step, and the parameters are not saved.
 
 The rates of the first two steps are 0 and a fifth (warm-up). The second update multiplies every
-weight by 6e37, which is more than float32 holds for those above 5.7, while loss, gradient and rates
-are finite.
+weight by 6e37. Weights above 5.7 then overflow float32, while loss, gradient and rates are finite.
 """
 
 import jax
@@ -44,7 +43,7 @@ def test_the_step_is_named_where_a_chunk_goes_on_after_it(tmp_path, monkeypatch)
 
 
 def test_a_trial_keeps_the_parameters_from_before_the_step(tmp_path):
-    """Each step ends a chunk: the state after the second one was kept as if it were whole."""
+    """Each step ends a chunk, so the state after the second step could be saved by mistake."""
     changes = ({}, OVERFLOWS)
     configs = [tiny(**SPARSE, **change, checkpoints__every=1, steps=4) for change in changes]
     made = [

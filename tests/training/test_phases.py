@@ -1,4 +1,4 @@
-"""The rules that date the phases, on rows made by hand."""
+"""The rules that date the phases, on hand-made rows."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ NOT_REACHED = Phases(None, None, None, None)
 
 
 def rows(every=100, **series):
-    """Rows of evaluations, `every` steps apart; `train_ii=[...]` is an accuracy."""
+    """Return rows of evaluations, `every` steps apart; `train_ii=[...]` is an accuracy."""
     (length,) = {len(values) for values in series.values()}
     keys = {name: name if "/" in name else f"accuracy/{name}" for name in series}
     return [
@@ -34,15 +34,15 @@ def memorised(accuracies):
 @pytest.mark.parametrize(
     ("accuracies", "step"),
     [
-        ([0, 0.99, 0.99, 0.99, 0.99], 100),  # the first of the three; the bound itself counts
+        ([0, 0.99, 0.99, 0.99, 0.99], 100),  # the first of the three; a value at the bound counts
         ([1, 1, 1], 0),
-        ([0, 1, 1, 0.98, 1, 1, 1], 400),  # a dip starts the count anew
+        ([0, 1, 1, 0.98, 1, 1, 1], 400),  # a dip restarts the count
         ([1, 1, 0, 1, 1, 0, 1, 1], None),
-        ([0, 0, 0, 1, 1], None),  # two are not three yet
+        ([0, 0, 0, 1, 1], None),  # two are fewer than three
         ([0.989] * 9, None),
         ([1, 1], None),
         ([], None),
-        ([1, 1, 1, 0, 0, 1, 1, 1], 0),  # what was lost again was reached
+        ([1, 1, 1, 0, 0, 1, 1, 1], 0),  # a phase that is lost again was still reached
     ],
 )
 def test_three_in_a_row(accuracies, step):
@@ -86,7 +86,7 @@ def test_rows_without_an_evaluation_do_not_break_a_run_of_three():
 
 
 def crossed(low, above=0.4):
-    """The step from which the lower ends `low` are above a shortcut."""
+    """Return the step from which the lower ends `low` are above a shortcut."""
     table = rows(test_oi=[0.9] * len(low), **{"accuracy_low95/test_oi": low})
     return phases(table, SPLITS, above).cross_distribution
 
@@ -95,13 +95,15 @@ def test_crossing_wants_the_lower_bound_above_the_shortcut():
     low = [0.2, 0.4, 0.41, 0.5, 0.6]
     assert crossed(low) == 200  # equal is not above
     assert crossed(low, 0.39) == 100
-    assert crossed(low, 0.5) is None  # though every mean is above
+    assert crossed(low, 0.5) is None  # although every mean is above
     assert crossed(low, None) is None
     assert crossed([float("nan")] * 5, 0.0) is None  # too few clusters for an interval
 
 
 def test_crossing_holds_from_then_on():
-    """Of many tests the first that passes proves nothing: all that follow have to pass, too."""
+    """Among many tests, one that passes proves nothing, so all following tests have to pass as
+    well.
+    """
     assert crossed([0.5] * 5 + [0.3]) is None
     assert crossed([0.5] * 5 + [0.3] + [0.5] * 2) is None  # fewer than three
     assert crossed([0.5] * 5 + [0.3] + [0.5] * 3) == 600
@@ -109,7 +111,9 @@ def test_crossing_holds_from_then_on():
 
 
 def test_crossing_is_as_rarely_wrong_as_one_test_whatever_the_number_of_evaluations():
-    """Accuracy equals the shortcut's: the lower ends wander, and 2.5% of them are above it."""
+    """The true accuracy equals the shortcut's, so at any evaluation 2.5% of the lower ends are
+    above it.
+    """
     rng = np.random.default_rng(0)
     early, found = 0, 0
     for _ in range(400):
@@ -182,7 +186,7 @@ def test_a_run_is_held_against_the_intervals_of_all_shortcuts(dataset):
     low = {"accuracy_low95/test_oi": [highest - 0.01, highest, *[highest + 0.01] * 3]}
 
     class Made(Run):
-        """A run of which only this is known."""
+        """A run that has only the given attributes."""
 
         def __init__(self):
             self.dataset = dataset

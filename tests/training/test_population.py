@@ -1,4 +1,4 @@
-"""Trials of a population are the runs that they would be alone, whatever happens to the others."""
+"""Trials of a population equal runs that are trained alone, whatever happens to other trials."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from implicit_reasoning.worlds import build
 from tests import shared
 from tests.training.tiny import tiny
 
-# All that may differ; the third has fewer rows to train on and to ask.
+# Everything that may differ does; the third has fewer training rows and fewer probe rows.
 VARIED = (
     {},
     {"seed": 3},
@@ -43,11 +43,11 @@ def alone():
 
 
 def test_each_trial_is_the_run_alone(alone, tmp_path):
-    """On one device to the bit: the same program runs, trial after trial, on a CPU."""
+    """On one CPU they are bit-identical, because the same program runs trial after trial."""
     made = trials(tmp_path)
     train_population(made, Layout(tmp_path / "population"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):
-        # What a trial has of its own is a run's, but for parameters and states, which are stacked.
+        # The files of a trial are those of a run, except parameters and states, which are stacked.
         opened = Run(trial.files.workdir)
         assert opened.steps == run.steps
         jax.tree.map(np.testing.assert_array_equal, opened.params(), run.params())
@@ -59,7 +59,9 @@ def test_each_trial_is_the_run_alone(alone, tmp_path):
 
 
 def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypatch):
-    """All together to 20; then one alone and three, to 40; then all in another order."""
+    """Train all trials to step 20, then one alone and three together to 40, then all in another
+    order.
+    """
     original, read = saved_states.read_tree, []
     monkeypatch.setattr(
         saved_states, "read_tree", lambda *file: read.append(file) or original(*file)
@@ -69,7 +71,7 @@ def test_stopped_and_gone_on_with_in_whatever_company(alone, tmp_path, monkeypat
     train(made[0].config, made[0].files.workdir, stop_at=40)
     assert len(read) == 1
     train_population(made[1:], Layout(tmp_path / "b"), 40, ShutdownRequest())
-    assert len(read) == 2  # what a population saved is read once for all its trials
+    assert len(read) == 2  # one saved state is read once for all its trials
     train_population([made[n] for n in (3, 1, 0, 2)], Layout(tmp_path / "c"), 60, ShutdownRequest())
     for trial, run in zip(made, alone, strict=True):
         opened = Run(trial.files.workdir)
@@ -184,7 +186,7 @@ print(json.dumps([[row["loss"] for row in Run(t.files.workdir).metrics[1:]] for 
     ],
 )
 def test_losses_on_eight_devices_are_those_of_one(mesh, alone, tmp_path):
-    """Four trials on a device axis of 8 or 2: filled up with copies that nobody reads."""
+    """Four trials on a device axis of 8 or 2 are padded with copies whose results are not read."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
     said = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(mesh)],

@@ -1,4 +1,4 @@
-"""The headline promise: stopped or killed anywhere and started again, a run is the same run."""
+"""A run that is stopped or killed at any moment and started again is the same run."""
 
 import os
 import signal
@@ -29,18 +29,18 @@ def uninterrupted():
 
 @pytest.fixture
 def copied(tmp_path):
-    """Another, to be trained on."""
+    """Return a copy of the finished run, for further training."""
     return shared.finished_copy(tmp_path / "copied")
 
 
 def start(workdir, **changes):
-    """The command in a process of its own."""
+    """Start the command in another process."""
     overrides = [f"--config.{key}={value}" for key, value in {**TINY, **changes}.items()]
     command = [*COMMAND, f"--workdir={workdir}", *overrides]
     return subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
 
 
-# Between rows, on a checkpoint, on an evaluation; 0 is before the first update.
+# Stops are between rows, at a checkpoint and at an evaluation; 0 is before the first update.
 @pytest.mark.parametrize(
     "stops", [(0, 25, 47, 60), pytest.param((0, 3, 25, 30, 47, 60), marks=pytest.mark.slow)]
 )
@@ -62,8 +62,8 @@ def _a_row(workdir, step):
     return any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl"))
 
 
-# When to kill: on the first row, in the middle of a save (Orbax writes under a temporary name that
-# says so), right after a resume point, late.
+# When to kill: at the first row, in the middle of a save (Orbax then uses a temporary name), right
+# after a resume point, and late.
 MOMENTS = {
     "first row": lambda w: (w / "metrics.jsonl").exists() and _a_row(w, 0),
     "mid-save": lambda w: any(w.glob("*/*orbax-checkpoint-tmp*")) and _a_row(w, 1),
@@ -72,7 +72,7 @@ MOMENTS = {
 }
 
 
-# (moments, how many of them must not be missed, or the test did not test much)
+# (moments, how many of them must be hit; otherwise the test would test little)
 @pytest.mark.parametrize(
     ("moments", "at_least"),
     [
@@ -97,7 +97,7 @@ def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
         process.stderr.close()
         finished = {p.name for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdecimal()}
         for step in finished:
-            Run(workdir).params([int(step)])  # every checkpoint that has its name is whole
+            Run(workdir).params([int(step)])  # every checkpoint with a final name is complete
     assert len(killed) >= at_least
     last = start(workdir)
     assert last.wait() == 0, last.stderr.read()
@@ -109,7 +109,7 @@ def test_killed_at_several_moments_it_is_the_same_run_and_loses_nothing(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_signal_saves_and_leaves_with_its_own_exit_code(number, tmp_path):
-    """And while the process trains, no other one does in the same directory."""
+    """While the process trains, no other process can train in the same directory."""
     workdir = tmp_path / "run"
     changes = {**LONG, "evaluation.every": 1000, "checkpoints.every": 5000}
     process = start(workdir, **changes)
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_leaves_with_its_own_exit_code(number, tmp_path):
     assert process.returncode == 75
     step = int(saved_state(workdir)["at"])
     assert f"{number.name}: saved at step {step}" in said
-    # What it saved is the state of a run that was told to stop there.
+    # It saved the same state as a run with `stop_at` at that step.
     train(tiny(**changes), tmp_path / "told", stop_at=step)
     assert_same_run(workdir, tmp_path / "told")
 

@@ -1,4 +1,4 @@
-"""Rows whose answer has a probability that float32 rounds to 1: counted, drawn, and optional."""
+"""Rows whose answer has a probability that float32 rounds to 1 are counted and drawn."""
 
 import warnings
 
@@ -20,7 +20,7 @@ def dataset():
 
 
 def loss_of(margin):
-    """Of an answer whose logit is so much above 15 others, as training computes it, float32."""
+    """Return the float32 loss of an answer whose logit exceeds 15 others by `margin`."""
     logits = jnp.zeros(16).at[3].set(margin)
     return float(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.int32(3)))
 
@@ -29,11 +29,13 @@ def loss_of(margin):
     ("margin", "saturated"),
     [
         *((5.0, False), (12.0, False), (15.0, False)),
-        *((17.0, True), (25.0, True), (60.0, True)),  # 1 + exp(-17) is 1 already in float32
+        *((17.0, True), (25.0, True), (60.0, True)),  # in float32, 1 + exp(-17) is 1
     ],
 )
 def test_a_row_counts_when_its_probability_rounds_to_one(dataset, margin, saturated):
-    """The gradient of its logits is probability minus 1, float32: 0 when it counts."""
+    """The gradient of its logits is the probability minus 1, which is 0 in float32 if the row
+    counts.
+    """
     scoring = ProbeMetrics(dataset)
     loss = np.full(len(scoring.rows), loss_of(margin), np.float32)
     rank = np.zeros(len(loss), np.int32)

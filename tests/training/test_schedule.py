@@ -1,4 +1,4 @@
-"""When things happen: the spacing's promises, and looking forward and back against brute force."""
+"""When things happen: the spacing of steps, and the next and previous step against brute force."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_spaced(horizon, per_doubling, every):
     regular = set(range(0, horizon + 1, every)) | {horizon}
     assert regular <= set(steps)
     if per_doubling:
-        # Below `every`, each power of two and what divides it evenly, to the nearest step.
+        # Below `every`, the steps are each power of two and its even subdivisions, rounded.
         count = math.ceil(per_doubling * math.log2(max(every, 2))) + 1
         powers = {round(2 ** (i / per_doubling)) for i in range(count)}
         assert set(steps) - regular == {p for p in powers if p < min(every, horizon)} - regular
@@ -63,7 +63,7 @@ def test_forward_and_back_agree_with_brute_force(config, data):
 
 @given(config=configs)
 def test_what_the_loop_relies_on(config):
-    """Rows where something is evaluated, state saved at the end, and never at a start."""
+    """Every evaluation has a row, the state is saved at the end, and never at the start."""
     schedule = Schedule.from_config(ConfigDict(config))
     assert set(schedule.evaluations) <= set(schedule.rows)
     for steps in (schedule.rows, schedule.evaluations, schedule.checkpoints):
@@ -72,7 +72,7 @@ def test_what_the_loop_relies_on(config):
 
 
 def test_the_window_of_losses_is_long_enough():
-    """It holds `log_every` steps, so no two rows may be further apart."""
+    """The window holds `log_every` losses, so rows may be no further apart."""
     schedule = Schedule.from_config(tiny(steps=500, log_every=7, evaluation__every=40))
     assert max(b - a for a, b in zip(schedule.rows, schedule.rows[1:], strict=False)) == 7
 

@@ -1,4 +1,4 @@
-"""From a configuration to what training needs: refused in one go, or laid out exactly."""
+"""A configuration is checked, with all faults reported at once, and turned into training data."""
 
 import dataclasses
 import gc
@@ -92,7 +92,7 @@ def test_values_that_cannot_work_are_refused(key, value):
 
 @pytest.mark.parametrize("value", [float("nan"), "100", None])
 def test_what_is_no_number_is_out_of_bounds(value):
-    """A configuration file may hold anything."""
+    """A configuration file may contain any value."""
     config = tiny()
     with config.unlocked(), config.optimizer.ignore_type():
         config.optimizer.weight_decay = value
@@ -115,7 +115,7 @@ def dataset(request):
 
 
 def assert_spells_the_targets(rows, dataset):
-    """Position by position, row by row."""
+    """Targets agree position by position and row by row."""
     assert rows.n_rows == dataset.n_train == len(rows.tokens)
     np.testing.assert_array_equal(rows.tokens, dataset.tokens[: dataset.n_train])
     for number, (positions, answers) in enumerate(zip(rows.positions, rows.answers, strict=True)):
@@ -135,7 +135,7 @@ def test_training_rows_are_the_supervised_positions(dataset):
 
 def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset):
     targets = dataset.targets.copy()
-    targets[::3, 0] = 5  # now a row has one to three of them, in any order of rows
+    targets[::3, 0] = 5  # rows now have one to three targets, in any order
     targets[1::3] = np.where(np.arange(dataset.n_ctx) == 1, 7, -1)
     uneven = dataclasses.replace(dataset, targets=targets)
     rows = training_rows(uneven)
@@ -153,7 +153,9 @@ def test_a_batch_is_shared_equally():
 
 
 def test_equal_programs_share_compiled_functions_and_no_data():
-    """Else each call of `train` traces for seconds; data that is kept would fill the memory."""
+    """Otherwise each call of `train` would trace for seconds, and retained data would fill the
+    memory.
+    """
     dataset, another = build(tiny().task), build(tiny(task__world_seed=2).task)
     program = make_program(settings_of(), dataset)
     other = make_program(settings_of(seed=3, optimizer__learning_rate=0.1), another)

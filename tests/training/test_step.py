@@ -1,4 +1,6 @@
-"""One update against plain JAX, and the compiled loop of them: exact, quiet, and stopped by nan."""
+"""One update agrees with plain JAX; the compiled loop is exact, needs no transfers and stops at
+nan.
+"""
 
 import functools
 import itertools
@@ -20,7 +22,7 @@ from implicit_reasoning.training.step import (
     dropout_edits,
 )
 
-# One block, because compiling is what these tests cost; deeper wirings are tests/model/'s.
+# One block keeps compilation short; tests/model/ tests deeper wirings.
 MODEL = Transformer(Spec(d_vocab=11, n_ctx=4, n_layers=1, d_model=8, n_heads=2, d_mlp=16))
 OPTIMIZER = optimizer.OptimizerSettings(
     learning_rate=1e-2,
@@ -34,7 +36,7 @@ OPTIMIZER = optimizer.OptimizerSettings(
     clip_norm=0.5,
 )
 HYPER, KEY, N_ROWS = optimizer.hyperparameters(OPTIMIZER), jax.random.key(7), 13
-TRACES = []  # the relative rate is asked for once in every trace of a step
+TRACES = []  # every trace of a step asks once for the relative rate
 
 
 def relative_rate(step):
@@ -56,7 +58,7 @@ def recipe(**changes):
 
 
 def make_rows():
-    """Some rows with two supervised positions, some with one."""
+    """Return rows, some with two supervised positions and some with one."""
     rng = np.random.default_rng(0)
     answers = rng.integers(11, size=(N_ROWS, 2), dtype=np.int32)
     answers[::3, 1] = -1
@@ -72,7 +74,7 @@ run = jax.jit(recipe().run)
 
 @pytest.fixture(scope="module")
 def start():
-    """A fresh state, but for biases and norms, which are away from their initial 0 and 1."""
+    """Return a fresh state, with biases and norms moved away from their initial 0 and 1."""
     rng = np.random.default_rng(2)
     fresh = jax.eval_shape(recipe().init, jax.random.key(0))
     noise = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), fresh.params)
@@ -87,7 +89,7 @@ def advance(state, *chunks, rows=ROWS, hyper=HYPER, key=KEY, compiled=run):
 
 
 def assert_same(a, b):
-    """Bit for bit, except that a nan equals a nan."""
+    """Check equality bit for bit; nan equals nan."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -111,7 +113,7 @@ def test_the_loss_is_the_mean_over_supervised_slots():
 
 
 def plain(state, n_steps):
-    """Some steps as a tutorial would write them: the whole forward pass, optax's own AdamW."""
+    """Train some steps in plain JAX: the whole forward pass, and optax's AdamW."""
     adamw = optax.chain(
         optax.clip_by_global_norm(0.5),
         optax.adamw(
@@ -147,7 +149,7 @@ def plain(state, n_steps):
 
 
 def test_steps_equal_plain_jax(start):
-    """The trimmed last block, traced hyperparameters and the loop change nothing."""
+    """The trimmed last block, traced hyperparameters and the loop do not change the result."""
     params, (losses, grad_norms) = plain(start, 4)
     state = advance(start, 4)
     for (path, ours), theirs, before in zip(
@@ -157,14 +159,14 @@ def test_steps_equal_plain_jax(start):
         strict=True,
     ):
         name = jax.tree_util.keystr(path)
-        # Adam divides by a gradient's own size, so rounding in one near 0 shows in full - and
-        # the gradient of a key's bias is 0, for softmax does not see it.
+        # Adam divides by the size of a gradient, which amplifies rounding of gradients near 0. The
+        # gradient of a key's bias is 0, because it does not change the softmax.
         if "b_K" not in name:
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5, err_msg=name)
             assert np.abs(ours - before).max() > 5e-3, name
     np.testing.assert_allclose(state.window["loss"], losses, rtol=1e-5)
     np.testing.assert_allclose(state.window["grad_norm"], grad_norms, rtol=1e-5)
-    assert (grad_norms > 0.5).any()  # clipping has had something to do
+    assert (grad_norms > 0.5).any()  # clipping was active
     assert state.step == 4 and state.finite
 
 
@@ -183,7 +185,7 @@ def test_no_chunk_length_compiles_again(start):
 
 
 def test_nothing_waits_for_the_host(start):
-    """A transfer that nobody asked for would stall every chunk on an accelerator."""
+    """An implicit transfer would stall every chunk on an accelerator."""
     state, n_steps = advance(start, 1), jnp.int32(3)
     with jax.transfer_guard("disallow"):
         state = run(state, ROWS, HYPER, KEY, n_steps)
@@ -198,16 +200,18 @@ def test_an_update_that_is_not_finite_is_not_made(start, learning_rate):
     bad = advance(good, 3, hyper=HYPER._replace(learning_rate=jnp.float32(learning_rate)))
     assert not bad.finite and bad.step == 5
     assert_same(bad, good._replace(finite=jnp.bool_(False)))
-    # What comes later changes nothing, though by itself it would be fine.
+    # Later finite steps change nothing.
     assert_same(advance(bad, 1, 4), bad)
 
 
 def test_parameters_that_overflow_are_noticed_where_a_chunk_ends(start):
-    """Loss, gradient and rates are finite, their product is not: what is kept must be looked at."""
+    """Loss, gradient and rates are finite, but the updated parameters are not, so they must be
+    checked.
+    """
     params = jax.tree.map(jnp.copy, start.params)
     params["embed"]["W_E"] = params["embed"]["W_E"].at[0, 0].set(100.0)
     huge = HYPER._replace(learning_rate=jnp.float32(1e30), weight_decay=jnp.float32(1e8))
-    large = advance(start._replace(params=params), 1)  # warm-up: the first rate is 0
+    large = advance(start._replace(params=params), 1)  # the first rate of the warm-up is 0
     assert large.finite
     assert not advance(large, 1, hyper=huge).finite
 
@@ -231,7 +235,7 @@ DROPOUT = dropout_edits(MODEL, jax.random.key(3), 0.3)
 
 
 def test_dropout_is_where_gpt2_has_it():
-    """Embeddings, and of each block the pattern and both outputs; a loop counts as a block."""
+    """Dropout acts on embeddings, and in each block and loop on the pattern and both outputs."""
     looped = Transformer(
         Spec(d_vocab=5, n_ctx=3, n_layers=2, d_model=4, n_heads=1, d_mlp=4, n_loops=2)
     )
@@ -244,7 +248,7 @@ def test_dropout_is_where_gpt2_has_it():
 
 
 def test_dropout_acts_at_each_of_its_sites_and_not_at_rate_zero(start):
-    """A name that the trimmed wiring does not pass would be no dropout, silently."""
+    """A site that the trimmed wiring does not pass would silently have no dropout."""
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0))
@@ -274,7 +278,7 @@ def test_dropout_keeps_and_rescales():
 
 
 def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
-    # All rows are one and nothing is learned: losses differ only in what was dropped.
+    # All rows are equal and nothing is learned, so losses differ only by dropout.
     same = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.broadcast_to(x[1], x.shape), ROWS)
     frozen = HYPER._replace(learning_rate=jnp.float32(0))
     go = functools.partial(advance, start, rows=same, hyper=frozen)
@@ -289,7 +293,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_its_key(start):
 
 
 def test_a_population_is_its_trials(start):
-    """Mapped over hyperparameters: equal to each alone while rounding has not yet grown."""
+    """Mapped over hyperparameters, trials equal separate runs while rounding errors are small."""
     trials = optimizer.Hyperparameters(jnp.array([1e-3, 1e-2, 3e-2]), jnp.array([0.0, 0.5, 1.0]))
     together = jax.jit(jax.vmap(recipe().run, (None, None, 0, None, None)))(
         start, ROWS, trials, KEY, jnp.int32(6)
@@ -303,7 +307,7 @@ def test_a_population_is_its_trials(start):
 
 
 def test_rows_of_other_worlds_are_never_seen(start):
-    """In a population they stand before and after the rows of a trial."""
+    """In a population, rows of other worlds stand before and after the rows of a trial."""
     some = ROWS._replace(first=jnp.int32(3), n_rows=jnp.int32(6))
     own = (jnp.arange(N_ROWS) >= 3) & (jnp.arange(N_ROWS) < 9)
     spoiled = some._replace(

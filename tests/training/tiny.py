@@ -1,4 +1,4 @@
-"""The smallest run that still does everything; shared by the tests of the loop."""
+"""The smallest run that has everything; the tests of the loop share it."""
 
 import jax
 import numpy as np
@@ -30,9 +30,9 @@ TINY = {
     "writers.progress": False,
 }
 
-# Changes to TINY: a world small enough to be trained until it generalises. The rate ends at 0 and
-# eps is larger than usual: else, long after all is learnt, Adam divides rounding by its own size,
-# the loss jumps from 1e-8 to 0.2 and back, and whether it did so just now decides what is compared.
+# Changes to TINY: a world small enough for the model to generalise. The rate ends at 0 and eps is
+# larger than usual. Otherwise, after everything is learnt, Adam divides rounding errors by their
+# own size. The loss then jumps from 1e-8 to 0.2 and back, and comparisons depend on when it jumps.
 GROKS = {
     "steps": 5000,
     "batch_size": 64,
@@ -59,8 +59,8 @@ GROKS = {
     "writers.tensorboard": False,
 }
 
-# Changes to TINY: a run that does not end by itself, to be signalled or killed. All such tests use
-# this one, as another number of steps, or of steps between rows, is another program to compile.
+# Changes to TINY: a run that does not end by itself and is signalled or killed. All such tests use
+# this one, because another number of steps, or of steps between rows, needs another compilation.
 LONG = {
     "steps": 400_000,
     "log_every": 100,
@@ -73,23 +73,23 @@ LONG = {
 
 
 def tiny(**overrides):
-    """The tiny configuration; keyword arguments use `__` for the dot."""
+    """Return the tiny configuration; keyword arguments use `__` for the dot."""
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     return apply_overrides(load_config("configs/composition.py:pocket"), {**TINY, **changes})
 
 
 def untimed(rows):
-    """Rows of metrics without what differs between two equal runs."""
+    """Return rows of metrics without the fields that differ between two equal runs."""
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
 
 
 def saved_state(workdir):
-    """Every leaf of the newest full state of a run, and the step it was saved at."""
+    """Return every leaf of the newest full state of a run, and the step at which it was saved."""
     resume = Layout(workdir).resume
     step = max(int(p.name) for p in resume.iterdir() if p.name.isdecimal())
     path = (resume / str(step) / "default").absolute()
     with ocp.PyTreeCheckpointer() as reader:
-        # As numpy arrays: the devices that saved them need not be here.
+        # Leaves are read as numpy arrays, because the devices that saved them may be absent.
         arguments = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
             dict(reader.metadata(path).item_metadata.tree),
@@ -102,7 +102,7 @@ def saved_state(workdir):
 
 
 def assert_same_run(a, b):
-    """Bit for bit: full state, every kept parameter, every row (timings aside), every event."""
+    """Check bit equality of full state, parameters, rows (without timings) and events."""
     one, other = saved_state(a), saved_state(b)
     assert one.keys() == other.keys() and len(one) > 60
     for name, leaf in one.items():
@@ -118,7 +118,7 @@ def assert_same_run(a, b):
 
 
 def events(run):
-    """`{tag: [(step, value), ...]}` of TensorBoard's scalars, timings aside."""
+    """Return `{tag: [(step, value), ...]}` of TensorBoard's scalars, without timings."""
     reader = EventAccumulator(str(run.files.tensorboard), size_guidance={"scalars": 0}).Reload()
     return {
         tag: [(event.step, event.value) for event in reader.Scalars(tag)]
