@@ -1,6 +1,6 @@
-"""Holds what a planted model says of itself against what its states and interventions show.
+"""Compares the claims of a planted model with its states and the effects of interventions.
 
-Codes are found by regression of a state on the variables, so that nothing here knows in which
+Codes are found by regression of a state on the variables. The audit does not know in which
 dimensions they were written.
 """
 
@@ -19,7 +19,7 @@ POSITIONS = ("e1", "r1", "r2")
 
 
 def knowledge(n_entities=20, n_relations=5, out_degree=4, seed=0, share=1.0):
-    """A small world, of which a share of the chains may be looked up."""
+    """Return a small world, with a share of its chains for look-ups."""
     world = make_world(n_entities, n_relations, out_degree, 0.1, seed)
     chains = enumerate_chains(world, 2)
     (e1, e2, e3), (r1, r2) = chains.entities.T, chains.relations.T
@@ -36,9 +36,10 @@ def prompts(known, chains):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, tokens, where, new):
-    """Logits, and the residual of every layer; another one, `new`, where `where[layer, pos]`.
+    """Return logits and the residual of every layer, with `new` patched in where `where[layer,
+    pos]`.
 
-    All patches of a model are one program.
+    All patches of a model share one program.
     """
     masks = {
         site: Edit(mask, (where[layer][None, :, None], new[:, None]))
@@ -49,7 +50,7 @@ def forward(model, params, tokens, where, new):
 
 
 def run(planted, tokens, where=None, new=None):
-    """The same in numpy; nothing is patched by default."""
+    """Return the same in numpy; by default nothing is patched."""
     spec = planted.model.spec
     where = np.zeros((spec.depth + 1, 3), bool) if where is None else where
     new = np.zeros((len(tokens), spec.d_model)) if new is None else new
@@ -58,7 +59,7 @@ def run(planted, tokens, where=None, new=None):
 
 
 class Audit:
-    """One model on the chains it knows."""
+    """One model on the chains that it knows."""
 
     def __init__(self, planted, known):
         self.planted, self.known = planted, known
@@ -72,7 +73,7 @@ class Audit:
         self.tail[head, relation] = tail
 
     def patched(self, layer, pos, new):
-        """The answers when the state at one place is another, [row, d_model]."""
+        """Return the answers after replacing the state at one place: `new` [row, d_model]."""
         where = np.zeros((len(self.states), 3), bool)
         where[layer, POSITIONS.index(pos)] = True
         logits, _ = run(self.planted, self.tokens, where, new)
@@ -82,9 +83,10 @@ class Audit:
         return self.states[layer][:, POSITIONS.index(pos)]
 
     def decoded(self, layer, pos):
-        """{variable: accuracy} of linear read-outs on prefixes that they were not made from.
+        """Return the accuracy of linear probes on prefixes that they were not fitted to, by
+        variable.
 
-        Of values that occur among the others, for no read-out can say what it never saw.
+        Only values that occur in the fitted prefixes count, because a probe cannot predict others.
         """
         held_out = np.random.default_rng(0).random(self.tail.shape)
         held_out = held_out[self.values["e1"], self.values["r1"]] < 0.25
@@ -101,24 +103,24 @@ class Audit:
         return accuracy
 
     def codes(self, layer, pos):
-        """{variable: [value, d_model]}: what each value adds to the state there, by regression."""
+        """Return what each value adds to the state, by regression: {variable: [value, d_model]}."""
         design = np.column_stack(list(self.one_hot.values()))
         return self.parts(np.linalg.lstsq(design, self.state(layer, pos), rcond=None)[0])
 
     def swapped(self, variable, codes, layer, pos, new):
-        """The state, with the variable's own code that of other values."""
+        """Return the state with the code of the variable replaced by the code of other values."""
         return self.state(layer, pos) + codes[new] - codes[self.values[variable]]
 
     def parts(self, stacked):
-        """Rows for all values of all variables, by variable."""
+        """Split rows for all values of all variables into one array per variable."""
         ends = np.cumsum([one_hot.shape[1] for one_hot in self.one_hot.values()])
         return dict(zip(VARIABLES, np.split(stacked, ends[:-1]), strict=True))
 
     def partner(self, variable):
-        """A row for each row: another value of one variable, and as much as can be else alike.
+        """Choose a partner for each row, with another value of one variable and otherwise similar.
 
-        Returns `(partner, rows)`; only `rows` have one. For e2 it has another prefix and the same
-        r2; for inputs only that input differs; answers differ, always.
+        Returns `(partner, rows)`; only `rows` have a partner. For e2 the partner has another prefix
+        and the same r2. For inputs it differs only in that input. Its answer always differs.
         """
         alike = {
             "e1": ("r1", "r2"),
@@ -136,17 +138,17 @@ class Audit:
         return (fits * chance).argmax(1), fits.any(1)
 
     def bridge_codes(self):
-        """[entity, d_model]: the code of e2 that is unembedded, whatever else stands beside it."""
+        """Return the unembedded code of e2, without other codes: [entity, d_model]."""
         columns = np.asarray(self.planted.params["unembed"]["W_U"])[:, : self.known.n_entities]
         return (columns / np.linalg.norm(columns, axis=0)).T
 
     def says(self, kind, variable, layer, pos):
-        """True, False, or None where it is left open."""
+        """Return True, False, or None if the claim is open."""
         claim = (kind, variable, State(layer, pos))
         return True if claim in self.planted.true else None if claim in self.planted.open else False
 
     def mismatches(self):
-        """Every claim of a place, true or false, that states or interventions contradict."""
+        """Return all claims, true or false, that states or interventions contradict."""
         found = []
         for layer in range(len(self.states)):
             for pos in POSITIONS:
@@ -155,7 +157,7 @@ class Audit:
 
     def _misread(self, layer, pos):
         accuracy = self.decoded(layer, pos)
-        if pos == "e1":  # every state there is of another e1: none is like one seen
+        if pos == "e1":  # every held-out state has an e1 without a fitted state
             del accuracy["e1"]
         cells = [("decodable", name, layer, pos) for name in accuracy]
         return [
@@ -180,7 +182,8 @@ class Audit:
             used, unused = (self.says(kind, name, layer, pos) for kind in ("used", "unused"))
             if not (used or unused):
                 continue
-            # Where a bridge has one prefix only, regression takes the prefix's code for its own.
+            # If a bridge has only one prefix, regression attributes the code of the prefix to the
+            # bridge.
             beside = name == "e2" and self.planted.name.startswith("prefix")
             code = self.bridge_codes() if beside else codes[name]
             new = self.swapped(name, code, layer, pos, self.values[name][partner])

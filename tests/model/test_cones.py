@@ -1,4 +1,4 @@
-"""The suffix-and-cone wiring equals `forward` with the same edit, wherever it starts."""
+"""The suffix-and-cone wiring equals `forward` with the same edit, at every start."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ patched = jax.jit(patched_logits, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def edited_forward(model, params, tokens, edits):
-    """All sites that cones are made of, with edits at all places where a cone may start.
+    """Return all sites that cones read, with edits at all places where a cone may start.
 
-    One program of a model and a length: which edit changes something is in its mask.
+    There is one program per model and length; the mask of an edit selects the change.
     """
     sites = (*cache_sites(model, inside=True), *result_sites(model))
     return model.forward(params, tokens, edits=edits, sites=sites)
@@ -39,13 +39,13 @@ def result_sites(model):
 
 
 class Subject:
-    """A model, its parameters, a clean run and another one, whose states are put into the first."""
+    """A model, its parameters, a clean run, and a donor run whose states are patched in."""
 
     def __init__(self, spec, length):
         self.model, self.length = Transformer(spec), length
         self.params = filled(self.model)
         self.clean, other = CLEAN[:, :length], OTHER[:, :length]
-        # Not traced, so that no program is compiled for the shapes of sites.
+        # Shapes are evaluated abstractly, so that no program is compiled for them.
         nothing = functools.partial(self.model.forward, sites=self.places)
         shapes = jax.eval_shape(nothing, self.params, self.clean)[1]
         zeros = {site: np.zeros(shape.shape, "f4") for site, shape in shapes.items()}
@@ -55,7 +55,7 @@ class Subject:
 
     @property
     def places(self):
-        """Sites that are edited."""
+        """The sites that are edited."""
         depth = self.model.spec.depth
         names = ("hook_resid_pre", *INSIDE, "attn.hook_result")
         blocks = tuple(f"blocks.{n}.{name}" for n in range(depth) for name in names)
@@ -66,7 +66,9 @@ class Subject:
         return jax.device_get(run)
 
     def wanted(self, site, pos, head=None):
-        """Logits at the last position, with the other run's value of a site in the clean run."""
+        """Return logits at the last position after patching a site of the clean run from the donor
+        run.
+        """
         where = np.zeros(self.donor[site].shape, bool)
         where[:, pos] = True
         if head is not None:
@@ -75,17 +77,17 @@ class Subject:
         return self.forward(self.clean, edits)[0][:, -1]
 
     def wanted_at(self, layer, pos):
-        """The same of a residual."""
+        """Return the same for a residual."""
         return self.wanted(self.resid(layer), pos)
 
     def resid(self, layer):
-        """The name of a residual; numpy arrays are indexed by it without compiling anything."""
+        """Return the name of a residual; indexing numpy arrays by it compiles nothing."""
         last = self.model.spec.depth - 1
         at_end = layer > last
         return f"blocks.{last}.hook_resid_post" if at_end else f"blocks.{layer}.hook_resid_pre"
 
     def starts(self, cache):
-        """Every layer and position, with the state that it has in a run."""
+        """Return every layer and position, with its state in a run."""
         places = itertools.product(range(self.model.spec.depth + 1), range(self.length))
         return {(n, pos): cache[self.resid(n)][None, :, pos] for n, pos in places}
 
@@ -102,7 +104,7 @@ every_spec = pytest.mark.parametrize(
 
 @every_spec
 def test_a_grid_of_cones_equals_forward_with_the_same_edits(spec):
-    """Every layer and position in one call."""
+    """Every layer and position is computed in one call."""
     made = subject(spec)
     starts = made.starts(made.donor)
     found = patched(made.model, made.params, made.cache, starts)
@@ -167,7 +169,7 @@ def test_starts_may_be_few_of_several_cells_and_in_any_order(spec):
 
 @every_spec
 def test_cones_that_start_inside_a_block_equal_forward(spec):
-    """Attention, MLP and every head of the first and the last block, at two positions."""
+    """Cones start at attention, MLP and all heads of the first and last block, at two positions."""
     made = subject(spec)
     model, depth = made.model, made.model.spec.depth
     places = list(itertools.product((0, depth - 1), (0, 3)))
@@ -188,11 +190,11 @@ def test_cones_that_start_inside_a_block_equal_forward(spec):
     for layer, pos in places:
         attn, mlp, z = (f"blocks.{layer}.{n}" for n in INSIDE)
         wanted = [made.wanted(attn, pos), made.wanted(mlp, pos)]
-        for head in range(4):  # a head's mix and its result are two names of one patch
+        for head in range(4):  # the mix of a head and its result give the same patch
             site = z if head % 2 else f"blocks.{layer}.attn.hook_result"
             wanted.append(made.wanted(site, pos, head))
         np.testing.assert_allclose(found[layer + 1, pos], np.stack(wanted), atol=3e-5)
-        # What the last block writes at another position is read by nobody.
+        # Nothing reads what the last block writes at another position.
         assert (np.ptp(wanted, axis=0).max() > 1e-3) == (layer < depth - 1 or pos == 3)
 
 

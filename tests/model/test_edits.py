@@ -1,4 +1,4 @@
-"""Edits compose: in order, with sites of their own, at per-head inputs too, compiled once."""
+"""Edits compose in order, add sites, work at per-head inputs, and compile once."""
 
 import functools
 
@@ -40,7 +40,7 @@ def forward(params, edits=None, sites=()):
 
 
 def shapes(params, edits=None, sites=()):
-    """What `forward` returns, without compiling or running it."""
+    """Return the shapes that `forward` returns, without compiling or running it."""
     return jax.eval_shape(functools.partial(forward, edits=edits, sites=sites), params)
 
 
@@ -69,7 +69,7 @@ def _add_times(value, hooks, args, context):
 
 
 def test_only_other_metadata_is_traced_again(params):
-    """A grid of edits is one program; so are equal contexts that are other objects."""
+    """A grid of edits is one program, also if the contexts are equal but different objects."""
     site, traces = "blocks.1.hook_resid_pre", []
 
     @jax.jit
@@ -127,7 +127,7 @@ HALF, REST = f"{SITE}.hook_half", f"{SITE}.hook_rest"
 
 
 def _in_parts(value, hooks, args):
-    """The value, passed in two parts through sites of the edit."""
+    """Pass the value in two parts through sites of the edit."""
     return hooks("hook_half", value / 2) + hooks("hook_rest", value / 2)
 
 
@@ -161,7 +161,7 @@ def test_added_sites_are_listed_before_theirs_and_returned_and_edited(params):
 
 
 def test_other_wirings_have_added_sites_too(params):
-    """Of the trimmed wiring the last position of the last block."""
+    """In the trimmed wiring, sites of the last block have only the last position."""
     site = "blocks.1.hook_mlp_out"
     edits = {site: IN_PARTS, f"{site}.hook_half": Edit(set_to, 1.0)}
     sites = (site, f"{site}.hook_half")
@@ -239,7 +239,7 @@ def test_a_frozen_scale_serves_every_per_head_input(params):
 
 @pytest.mark.parametrize("name", ["scale", "normalized"])
 def test_a_per_head_input_that_does_not_change_leaves_edits_of_its_norm_as_they_are(params, name):
-    """Edits of `ln1` apply to each copy as they do to the one value that all heads read."""
+    """Edits of `ln1` act on each copy as on the single value that all heads read otherwise."""
     edits = {f"{LN1}{name}": (Edit(scale, 2.0), Edit(add, np.arange(4, dtype="f4")[:, None]))}
     nothing = {"blocks.1.hook_attn_in": Edit(add, 0.0)}
 

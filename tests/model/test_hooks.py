@@ -1,4 +1,4 @@
-"""A model by hand, in TransformerLens's words."""
+"""A model computed by hand, with the site names of TransformerLens."""
 
 import jax.numpy as jnp
 import numpy as np

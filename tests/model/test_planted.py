@@ -1,4 +1,4 @@
-"""Planted models answer what they know, and are what they say: read out, patched, swapped."""
+"""Planted models give the answers that they know, and their claims hold when probed and patched."""
 
 import dataclasses
 
@@ -27,16 +27,16 @@ MODELS = [(name, seed) for name in MECHANISMS for seed in (None, 3)]
 
 @pytest.fixture(scope="module")
 def known():
-    """An audit takes some hundred forward passes over all chains: few chains in default tests."""
+    """Default tests have few chains, because an audit takes some hundred passes over all chains."""
     return knowledge() if shared.THOROUGH else knowledge(12, 4, 3)
 
 
 def answers(planted, tokens):
-    """By the program of the audit, which is compiled once for each shape of model and prompts."""
+    """Return answers by the program of the audit, compiled once per shape of model and prompts."""
     return run(planted, tokens)[0][:, -1].argmax(-1)
 
 
-# A seed turns the residual and moves heads: the same program. Another world is another one.
+# A seed rotates the residual and moves heads, which needs no new program. Another world needs one.
 @pytest.mark.parametrize(
     "name, seed, world",
     [
@@ -52,7 +52,7 @@ def test_every_fact_and_chain_is_answered(name, seed, world):
     known = knowledge(**world)
     planted = MECHANISMS[name](known, seed)
     head, relation, tail = known.facts
-    # A fact is a prompt of two tokens: what comes third has no influence on the second.
+    # A fact is a prompt of two tokens, so the third token does not influence the second.
     facts = np.stack([head, known.n_entities + relation, relation * 0], axis=1)
     asked = prompts(known, known.chains)
     padded = np.resize(facts, asked.shape) if len(facts) < len(asked) else facts
@@ -71,7 +71,7 @@ def test_what_is_claimed_of_a_place_is_what_states_and_interventions_show(known,
 
 
 def test_the_audit_sees_claims_that_are_of_another_model(known):
-    """Or else the test above could pass for want of power."""
+    """The audit finds wrong claims; otherwise the test above could pass without power."""
     one, other = composer(known), memoriser(known)
     lie = dataclasses.replace(one, true=other.true, open=other.open)
     kinds = {kind for kind, *_ in Audit(lie, known).mismatches()}
@@ -83,19 +83,19 @@ def test_who_composes_knows_chains_that_it_was_not_given_and_who_looks_up_does_n
     given = {tuple(chain) for chain in some.chains}
     new = np.array([chain for chain in every.chains if tuple(chain) not in given])
     for make, right in [(composer, 1), (parallel, 1), (memoriser, 0), (prefix_memoriser, 0)]:
-        # An entity's logits are all equal where nothing was looked up, and the first is taken.
+        # If nothing was looked up, the logits of entities are equal and argmax returns the first.
         asked = new[new[:, -1] != 0]
         assert (answers(make(some), prompts(some, asked)) == asked[:, -1]).mean() == right
 
 
 def layers(planted, kind, pos):
-    """Where a kind of claim is true of e2 at a position."""
+    """Return the layers where a kind of claim is true of e2 at a position."""
     claimed = [unit for which, name, unit in planted.true if (which, name) == (kind, "e2")]
     return {unit.layer for unit in claimed if isinstance(unit, State) and unit.pos == pos}
 
 
 def removed(planted, known, layer, pos):
-    """Answers without the code of e2 that is unembedded, at one place."""
+    """Return whether answers survive removing the unembedded code of e2 at one place."""
     audit = Audit(planted, known)
     code = audit.bridge_codes()[audit.values["e2"]]
     return audit.patched(layer, pos, audit.state(layer, pos) - code) == audit.values["answer"]
@@ -105,7 +105,7 @@ def test_without_its_bridge_only_the_composer_fails(known):
     assert removed(composer(known), known, 1, "r1").mean() < 0.2
     assert removed(memoriser(known), known, 4, "r1").all()
     assert removed(prefix_memoriser(known), known, 1, "r1").all()
-    # Either route would do: removal does not tell, replacement does (the audit above).
+    # Either route is sufficient, so removal shows nothing, but replacement does (the audit above).
     assert removed(parallel(known), known, 1, "r1").all()
 
 
@@ -116,8 +116,8 @@ def test_the_decoy_beside_the_prefix_has_its_site_and_its_norm(known):
     added = audit.state(layer, "r1") - audit.state(layer - 1, "r1")
     directions = audit.bridge_codes()
     bridge = directions[audit.values["e2"]]
-    # What was written of bridges: of norm 1, like every other code, and of e2 only. Directions of
-    # codes are orthonormal; the block may also have copied e1.
+    # The code of bridges has norm 1, like every other code, and depends on e2 only. The directions
+    # of codes are orthonormal. The block may also have copied e1.
     written = added @ directions.T @ directions
     np.testing.assert_allclose(np.linalg.norm(written, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose((written * bridge).sum(-1), 1, atol=1e-5)
@@ -135,7 +135,7 @@ def test_the_idle_copy_and_the_used_bridge_are_in_the_same_layer(seed):
 
 
 def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
-    """A whole state, moved: the composed chain follows if it is known, else it does not."""
+    """The answer follows a moved state if the composed chain is known, and only then."""
     known = knowledge(share=0.5)
     planted = prefix_memoriser(known)
     audit = Audit(planted, known)
@@ -147,7 +147,7 @@ def test_chains_that_are_not_known_tell_the_prefix_from_the_bridge():
     there = np.array(
         [(*p, r2) in looked_up for p, r2 in zip(prefix, audit.values["r2"], strict=True)]
     )
-    exists = composed > 0  # entity 0 is what is said for want of an answer
+    exists = composed > 0  # entity 0 is the default answer
     assert (patched == composed)[there & exists].all() and (there & exists).sum() > 10
     assert not (patched == composed)[~there & exists].any() and (~there & exists).sum() > 10
     claim = ("carried", "e2", State(1, "r1"))

@@ -1,7 +1,7 @@
-"""Planted models name their heads, neurons and edges: every one is ablated, and all others.
+"""Planted models name their heads, neurons and edges; each is ablated, and so are all others.
 
-The forward pass here is written by hand in numpy, a sum of what the nodes wrote, so that any edge
-can be cut. It shares no code with the model or with what traces the circuits.
+The forward pass here is written by hand in numpy as a sum over the outputs of nodes, so that any
+edge can be cut. It shares no code with the model or with the code that finds the circuits.
 """
 
 import jax
@@ -22,13 +22,13 @@ MODELS = [
 
 
 def made(name, seed):
-    """A model, and the chains that it has to answer: of who looks up, half of those there are."""
+    """Return a model and its chains; memorisers know half of the chains."""
     known = knowledge(**SMALL, share=0.5 if name.endswith("memoriser") else 1.0)
     return MECHANISMS[name](known, seed), known
 
 
 def forward(params, tokens, cut=frozenset()):
-    """Logits at r2, and what heads and neurons did, without the units that are `cut`."""
+    """Return logits at r2, and outputs of heads and neurons, without the units in `cut`."""
     edges = {(edge.sender, edge.receiver) for edge in cut if isinstance(edge, Edge)}
     heads = {(head.layer, head.head) for head in cut if isinstance(head, Head)}
     neurons = {(neuron.layer, neuron.index) for neuron in cut if isinstance(neuron, Neuron)}
@@ -77,9 +77,10 @@ def all_units(params):
 
 
 def needed(params, known, cut=frozenset()):
-    """Units without which some chain is not answered any more; `cut` are missing throughout.
+    """Return the units without which some chain is answered wrongly; `cut` units are always
+    missing.
 
-    An answer is one that is ahead of all others: entity 0 would be taken for want of any.
+    An answer counts if its logit exceeds all others, because entity 0 is the default.
     """
     tokens, answer = prompts(known, known.chains), known.chains[:, -1]
 
@@ -93,7 +94,7 @@ def needed(params, known, cut=frozenset()):
 
 
 def by_hand(planted):
-    """Parameters in numpy; float64, so that nothing depends on rounding."""
+    """Return parameters in float64 numpy, so that nothing depends on rounding."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), planted.params)
 
 
@@ -105,7 +106,7 @@ def test_the_circuit_is_what_cannot_be_ablated_and_all_else_can(name, seed):
         [route] = planted.routes
         assert needed(params, known) == route.units
         return
-    # Either route is enough by itself, so each is tested where the other cannot answer.
+    # Either route is sufficient alone, so each is tested where the other cannot answer.
     assert needed(params, known) == set()
     for route, other in (planted.routes, planted.routes[::-1]):
         last = {n for n in other.neurons if Edge(f"m{n.layer}", "logits") in other.edges}
@@ -119,12 +120,12 @@ def test_every_head_that_moves_and_every_neuron_that_stores_is_named_and_no_othe
     e1, r1, e2, r2, _ = known.chains.T
     _, outputs, active = forward(by_hand(planted), prompts(known, known.chains))
     for head, out in outputs.items():
-        # At the target what a head writes depends on the prompt; what it leaks is below 1e-12.
+        # At the target, the output of a head depends on the prompt. Elsewhere it is below 1e-12.
         moves = any(np.ptp(out[:, pos], 0).max() > 0.1 for pos in (1, 2))
         assert moves == (head in planted.moves), head
     values = dict(e1=e1, r1=r1, e2=e2, prefix=e1 * known.n_relations + r1)
     for head, variable in planted.moves.items():
-        # The code says one variable: prompts that share its value share the code, and no others.
+        # The code determines one variable: exactly the prompts that share its value share the code.
         out = next(out for out in outputs[head].swapaxes(0, 1)[:0:-1] if np.ptp(out, 0).max() > 0.1)
         same = np.abs(out[:, None] - out).max(-1) < 1e-6
         np.testing.assert_array_equal(same, np.equal.outer(*[values[variable]] * 2))
@@ -152,7 +153,7 @@ def test_the_pass_by_hand_is_that_of_the_model():
 
 
 def test_claims_say_the_same():
-    """Who only carries a code in vain moves it, and is no part of how chains are answered."""
+    """A head that copies an unused code moves it, but is not part of the circuit of chains."""
     planted, _ = made("idle_copy", 3)
     [route] = planted.routes
     parts = {unit for kind, _, unit in planted.true if kind == "part"}
@@ -168,7 +169,7 @@ def test_claims_say_the_same():
 
 @pytest.mark.parametrize("seed", [None, 3, 4])
 def test_the_circuit_of_a_memoriser_has_no_head_of_its_bridge(seed):
-    """That head copies e1 to r1 in the last block, for atomic prompts: chains do not need it."""
+    """The head copies e1 to r1 in the last block for atomic prompts; chains do not need it."""
     planted, _ = made("memoriser", seed)
     [route] = planted.routes
     [bridge] = set(planted.moves) - route.heads

@@ -1,4 +1,4 @@
-"""Numbers that are no tokens are refused wherever they come in from outside."""
+"""Numbers that are not tokens are refused at every entry point."""
 
 import dataclasses
 
@@ -57,7 +57,7 @@ def test_a_token_that_does_not_exist_is_refused(entry, number, kind, params):
 
 
 def test_a_compiled_program_does_not_look(params):
-    """It would have to wait for the device; and what is traced has no numbers yet."""
+    """The check would have to wait for the device, and traced values have no numbers."""
     jax.make_jaxpr(MODEL.forward)(params, wrong(DATASET.n_vocab, jnp.asarray))
 
 

@@ -1,4 +1,4 @@
-"""The forward pass: equal to a plain transcription, causal, mappable, editable at every site."""
+"""The forward pass equals a plain transcription, is causal, and can be mapped and edited."""
 
 import dataclasses
 import functools
@@ -33,9 +33,10 @@ only_gpt2 = pytest.mark.parametrize(
 
 @functools.cache
 def filled(model):
-    """Parameters drawn by numpy, as `init` takes long to compile.
+    """Return parameters drawn by numpy, because `init` is slow to compile.
 
-    Biases and norms are away from their initial 0 and 1, or a test could not see them missing.
+    Biases and norms differ from their initial 0 and 1. Otherwise a test could not notice if they
+    were missing.
     """
     random = np.random.default_rng(1)
 
@@ -59,18 +60,18 @@ def _forward(model, params, tokens, edits, *, sites=()):
 
 
 def forward(model, params, *, tokens=TOKENS, edits=None, sites=()):
-    """Compiled; the checks of shapes then run once a trace. Returns numpy arrays."""
+    """Run the compiled model, whose shapes are checked once per trace. Returns numpy arrays."""
     return jax.device_get(_forward(model, params, tokens, edits, sites=tuple(sites)))
 
 
 @pytest.fixture(scope="module")
 def everywhere(model, params):
-    """Logits, and the values of all sites: one program for the tests that read them."""
+    """Return logits and the values of all sites, by one program for the tests that read them."""
     return forward(model, params, sites=model.sites)
 
 
 def reference(spec, params, tokens):
-    """The forward pass in plain numpy float64, one row, one head, one position at a time."""
+    """The forward pass in float64 numpy, computed by row, head and position."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, w):
@@ -143,7 +144,7 @@ def test_initial_scales_are_gpt2s():
 
 
 def test_no_position_is_influenced_by_a_later_one(model, params):
-    """Another token at a position changes logits there and later, and no bit of earlier ones."""
+    """Another token at a position changes logits there and later, and no bit of earlier logits."""
     clean = forward(model, params)[0]
     for pos in range(4):
         other = TOKENS.copy()
@@ -189,7 +190,7 @@ def test_sites_add_up_to_the_residual(model, params, everywhere):
 def test_looped_blocks_are_numbered_by_unrolled_depth():
     looped = Transformer(LOOPED)
     params = filled(looped)
-    # The same model with its one block written out twice.
+    # The same model with its block written out twice.
     flat = Transformer(dataclasses.replace(LOOPED, n_layers=2, n_loops=1))
     unrolled = params | {"blocks": {str(i): params["blocks"]["0"] for i in range(2)}}
     wanted = [f"blocks.{i}.hook_resid_post" for i in range(2)]
@@ -209,7 +210,7 @@ EDITS = {
 
 
 def _one_of(value, hooks, args):
-    """The edit with a number; 0 changes nothing. One program has all edits at all sites so."""
+    """Apply the edit with a number, 0 for none, so that one program has all edits at all sites."""
     edits = [lambda fn=fn, of=of: fn(value, hooks, of) for fn, (of, _) in EDITS.items()]
     return jax.lax.switch(args, [lambda: value, *edits])
 
@@ -246,7 +247,7 @@ def _back_to_the_embedding(value, hooks, args):
 
 @pytest.mark.parametrize("site", ["hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"])
 def test_per_head_inputs_reach_only_what_they_feed(site):
-    """Zeroing one head's query input changes that head's queries, and no other head's anything."""
+    """Zeroing the query input of one head changes its queries, and nothing of other heads."""
     model = Transformer(SPEC)
     inputs = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
     outputs = [f"blocks.0.attn.hook_{c}" for c in "qkv"]
@@ -263,7 +264,7 @@ def test_per_head_inputs_reach_only_what_they_feed(site):
     feeds = "qkv" if site == "hook_attn_in" else site[5]
     for c in "qkv":
         change = np.abs(clean[f"blocks.0.attn.hook_{c}"] - edited[f"blocks.0.attn.hook_{c}"])
-        change = change.sum((0, 1, 3))  # by head
+        change = change.sum((0, 1, 3))  # per head
         assert (change[[0, 1, 3]] < 1e-5).all()
         assert (change[2] > 1e-2) == (c in feeds)
 
@@ -298,7 +299,7 @@ def test_stacked_parameters_map_over_checkpoints():
 
 @only_gpt2
 def test_gradients_have_the_structure_of_the_parameters_and_agree_with_differences(model, params):
-    # Smooth everywhere: a finite step across a kink of relu is no derivative.
+    # The activation is smooth, because a finite difference across a kink of relu is no derivative.
     model = Transformer(dataclasses.replace(model.spec, act_fn="gelu_new"))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Units are named, ordered and kept in files alike, whatever they are."""
+"""Units of every type are named, ordered and saved in the same way."""
 
 import json
 
@@ -32,7 +32,7 @@ UNITS = [
 
 
 def test_units_have_one_order_whatever_their_types():
-    """Within a type by fields; a file of claims is then the same whenever it is written."""
+    """Units of a type are ordered by their fields, so a file of claims is always the same."""
     assert sorted(reversed(UNITS)) == UNITS
     assert not Head(0, 1) < Head(0, 1) and Head(0, 1) <= Head(0, 1)
 

@@ -1,7 +1,7 @@
-"""Other wirings, built outside `model/` from its parts: each equals `forward` when nothing changes.
+"""Wirings that are built outside `model/` from its parts equal `forward` if nothing is changed.
 
-These are the seams that instruments stand on. If one of them needs a change inside `model/`, the
-parts were cut in the wrong place.
+Instruments are built from these parts. If one of these wirings needs a change inside `model/`, the
+parts are divided wrongly.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, in
 LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)
 CLEAN = np.array([[3, 7, 1, 9], [22, 0, 5, 5]])
 CORRUPT = np.array([[4, 7, 1, 9], [22, 1, 5, 5]])
-# All that these tests read of a clean run: one program of `forward` for all of them.
+# All sites that these tests read of a clean run, so that one program of `forward` is enough.
 SITES = (
     "blocks.0.hook_resid_pre",
     "blocks.0.hook_mlp_out",
@@ -40,7 +40,7 @@ SITES = (
 )
 
 
-# By default cones (test_cones.py) are what is run with looped blocks.
+# Looped blocks are tested only with `slow`, because test_cones.py covers them by default.
 @pytest.fixture(
     params=[
         pytest.param(SPEC, id="gpt2"),
@@ -64,7 +64,7 @@ def run(model, params, tokens):
 
 @pytest.fixture(scope="module")
 def clean(model, params):
-    """Logits and sites, in numpy."""
+    """Return logits and sites, in numpy."""
     return jax.device_get(run(model, params, CLEAN))
 
 
@@ -79,12 +79,12 @@ def trimmed(model, params, positions, edits):
 
 
 def at(logits, positions):
-    """The logits of the positions of each row."""
+    """Return the logits at the positions of each row."""
     return np.take_along_axis(np.asarray(logits), positions[..., None], axis=1)
 
 
 def last_block_at(model, params, tokens, positions):
-    """A forward whose last block runs only at `positions`: keys and values everywhere."""
+    """A forward pass whose last block runs only at `positions`, with keys and values everywhere."""
     network, hooks = model.bind(params), HookContext()
     resid = network.embedding(tokens, hooks)
     for layer in range(model.spec.depth - 1):
@@ -103,9 +103,12 @@ def last_block_at(model, params, tokens, positions):
 
 
 def path_patch(model, params, tokens, sender, receiver, replacement):
-    """Logits when only the *direct* path from one block's output to another's query input carries
-    `replacement` instead of what the sender wrote (Goldowsky-Dill et al. 2023): the receiver's
-    queries read a residual in which that one term is exchanged, its keys and values do not."""
+    """Return logits when one path carries `replacement` (Goldowsky-Dill et al. 2023).
+
+    The path is the *direct* one from one block's output to another block's query input. The
+    receiver's queries read a residual in which this one term is exchanged. Its keys and values do
+    not.
+    """
     network, hooks = model.bind(params), HookContext()
     resid = network.embedding(tokens, hooks)
     for layer in range(model.spec.depth):
@@ -144,7 +147,7 @@ def test_last_block_where_it_is_read_has_forwards_gradient(model, params):
 def test_a_path_that_is_patched_by_nothing_equals_forward_and_by_another_run_moves_little(
     model, params, clean
 ):
-    """Less than patching the node: only the receiver's queries read what was exchanged."""
+    """It moves less than patching the node, as only the receiver's queries read the change."""
     site = "blocks.0.hook_mlp_out"
     logits, seen = clean
     patched = jax.jit(path_patch, static_argnums=(0, 3, 4))
@@ -174,7 +177,7 @@ def test_a_frozen_scale_makes_a_norm_affine(model, params):
 
 
 def test_knocking_out_attention_before_the_softmax_renormalises(model, params):
-    """Minus infinity at a score is the peers' attention knockout; a pattern still sums to 1."""
+    """Adding minus infinity to a score is the usual knockout; a pattern still sums to 1."""
     site = "blocks.1.attn.hook_pattern"
     blocked = np.zeros((4, 4), "f4")
     blocked[3, 0] = -np.inf
@@ -196,7 +199,7 @@ def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
 
 
 def test_edits_work_in_other_wirings_too(model, params, clean):
-    """In the middle, and after the last block; one program: an edit by 1 changes nothing."""
+    """Edits act in the middle and after the last block; scaling by 1 is for sharing a program."""
     positions = np.array([[2], [3]])
 
     def scales(attn_out, final):
@@ -211,7 +214,7 @@ def test_edits_work_in_other_wirings_too(model, params, clean):
 
 
 def test_the_trimmed_wiring_has_the_sites_of_forward(model, params, clean):
-    """By default at the last position; of the last block, what follows the keys only there."""
+    """By default the last block computes only the last position, except for keys and values."""
     full, wanted = clean
     logits, seen = jax.jit(lambda p: forward_at(model, p, CLEAN, sites=SITES))(params)
     np.testing.assert_allclose(logits, full[:, -1:], atol=2e-5)
@@ -221,9 +224,9 @@ def test_the_trimmed_wiring_has_the_sites_of_forward(model, params, clean):
 
 
 def test_attention_written_out_equals_its_products(model, params, monkeypatch):
-    """Few positions take another path than many; both are the same sums."""
+    """Few positions are computed by another path than many, with the same sums."""
     short = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     monkeypatch.setattr(attention, "_FEW_PAIRS", 0)
     products = jax.jit(lambda p: model.forward(p, CLEAN)[0])(params)
     np.testing.assert_allclose(short, products, atol=2e-6)
-    assert (np.asarray(short) != np.asarray(products)).any()  # the other path was taken indeed
+    assert (np.asarray(short) != np.asarray(products)).any()  # the other path was taken

@@ -1,4 +1,4 @@
-"""Small task configurations, and the datasets made of them."""
+"""Small task configurations, and their datasets."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ DEFAULTS = {
 
 @pytest.fixture(scope="session")
 def settings():
-    """`settings(phi=5)`: a complete task configuration with some values changed."""
+    """`settings(phi=5)` returns a complete task configuration with some values changed."""
 
     def change(**changes):
         assert not changes.keys() - DEFAULTS.keys()
@@ -39,5 +39,5 @@ def settings():
 
 @pytest.fixture(scope="session")
 def make(settings):
-    """`make(phi=5)`: the dataset of such a configuration."""
+    """`make(phi=5)` returns the dataset of such a configuration."""
     return lambda **changes: build(settings(**changes))

@@ -11,7 +11,9 @@ from implicit_reasoning.worlds.world import ROLES
 
 @st.composite
 def small_worlds(draw, roles=2):
-    """Worlds with any number of facts a head, none included - more than `make_world` makes."""
+    """Draw a world with any number of facts per head, including none, which `make_world` cannot
+    make.
+    """
     n_entities, n_relations = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     cells = st.lists(
         st.integers(-1, n_entities - 1),
@@ -25,7 +27,7 @@ def small_worlds(draw, roles=2):
 
 
 def walk(world, entity, hops):
-    """All chains from an entity, the slow and obvious way: [(facts, entities, relations, name)]."""
+    """Return all chains from an entity by plain recursion: [(facts, entities, relations, name)]."""
     if hops == 0:
         return [((), (entity,), (), "")]
     found = []

@@ -1,4 +1,4 @@
-"""Rows of one bridge are one cluster, whatever the task; both facts of a chain nest in it."""
+"""Rows of one bridge are one cluster in every task, and both facts of a chain nest in it."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def chains(**changes):
 
 
 def same(one, other):
-    """Whether two clusterings are the same but for their numbers."""
+    """Return whether two clusterings are equal up to numbering."""
     pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
     return pairs == len(np.unique(one)) == len(np.unique(other))
 
@@ -44,7 +44,7 @@ def test_chains_are_clustered_by_bridge(name, order):
     rows = np.flatnonzero(data.truth["fact2"] >= 0)
     found = clusters_of(data, rows)
     assert same(found, data.truth["e2"][rows]) and found.min() >= 0
-    for fact in ("fact1", "fact2"):  # each is of one cluster
+    for fact in ("fact1", "fact2"):  # each fact is in one cluster
         both = np.stack([data.truth[fact][rows], found])
         assert np.unique(both, axis=1).shape[1] == len(np.unique(both[0]))
 

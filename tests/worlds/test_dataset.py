@@ -12,7 +12,7 @@ from implicit_reasoning.worlds import Dataset, coverage, make_rows, prefix_keys
 
 
 def assert_same(a, b):
-    """Every field equal, dtypes included."""
+    """Check that every field is equal, including dtypes."""
     for field in ("tokens", "targets", "split", "probe"):
         left, right = getattr(a, field), getattr(b, field)
         assert left.dtype == right.dtype and np.array_equal(left, right)
@@ -87,7 +87,7 @@ def test_save_and_load_without_loss(make, tmp_path):
 def test_the_fingerprint_is_of_the_contents(make):
     fingerprint = make().fingerprint()
     assert fingerprint == make().fingerprint()
-    # Pinned: a change here makes every dataset that anybody has saved another one.
+    # This value is pinned, because a change of it changes the fingerprint of every saved dataset.
     assert fingerprint.startswith("8dadf5feafe15723")
     others = [make(world_seed=1), make(phi=1.6), make(probes=9), make(end_token=True)]
     others.append(dataclasses.replace(make(), vocab=("<e_x>", *make().vocab[1:])))
@@ -158,7 +158,7 @@ def test_a_changed_file_is_refused(dataset, tmp_path):
     path = tmp_path / "world.npz"
     dataset.save(path)
     whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 1  # a flipped bit: zip's own checksum sees it
+    whole[len(whole) // 2] ^= 1  # a flipped bit, which the checksum of the zip format detects
     path.write_bytes(whole)
     with pytest.raises(InputError, match=r"world\.npz"):
         Dataset.load(path)
@@ -166,7 +166,7 @@ def test_a_changed_file_is_refused(dataset, tmp_path):
     dataset.save(path)
     with np.load(path) as file:
         arrays = dict(file)
-    arrays["tokens"][0, 0] += 1  # an honest zip of other contents: only the fingerprint sees it
+    arrays["tokens"][0, 0] += 1  # a valid zip file; only the fingerprint detects the change
     np.savez(path, **arrays)
     with pytest.raises(InputError, match="changed after it was written"):
         Dataset.load(path)
@@ -188,7 +188,7 @@ def test_no_flipped_bit_goes_unseen(make, tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << random.integers(8)
         path.write_bytes(damaged)
-        try:  # a bit that nobody reads, such as a date in the zip's directory, may flip
+        try:  # a bit that nothing reads, such as a date in the zip directory, may flip
             assert_same(Dataset.load(path), dataset)
         except InputError as error:
             assert str(path) in str(error)

@@ -48,7 +48,7 @@ def test_the_layout_is_the_published_one(make, folder):
     vocab = read(folder / "vocab.json")
     assert vocab[:2] == ["<e_0>", "<e_1>"] and vocab[20] == "<r_0>"
     assert vocab[26:] == ["<mask>", "<sep>", "<a>", "</a>", "<q>", "</q>"]
-    # Byte for byte what json.dump writes, as the published notebooks do.
+    # The files are byte for byte what json.dump writes, as in the published notebooks.
     assert (folder / "train.json").read_text() == json.dumps(train)
     assert (folder / "test.json").read_text() == json.dumps(test)
 
@@ -60,7 +60,7 @@ def test_the_layout_is_the_published_one(make, folder):
         {"end_token": True},
         {"probes": 5, "world_seed": 3},
         {"phi": 0.1},  # most I facts are in no training chain
-        {"ood_fraction": 0.0},  # and so empty splits
+        {"ood_fraction": 0.0},  # and therefore there are empty splits
         {"hops": 3, "end_token": True},
         {"mixed_chains": False},
         {"name": "without_id_triples"},
@@ -84,7 +84,7 @@ def test_a_shadow_loses_its_decoy_and_nothing_else(make, tmp_path):
 
 
 def published(dataset, folder):
-    """A folder as others write it: without our `meta.json`."""
+    """Read a folder as others write it, without our `meta.json`."""
     write_grokked(dataset, folder)
     (folder / "meta.json").unlink()
     return read_grokked(folder)
@@ -98,7 +98,7 @@ def test_a_published_folder_without_id_triples(make, tmp_path):
     for field in ("tokens", "targets", "split", "probe"):
         assert np.array_equal(getattr(again, field), getattr(dataset, field))
     assert np.array_equal(again.truth["answer"], dataset.truth["answer"])
-    # What is stated is known, and what is not is not made up.
+    # Stated fields are known, and fields that are not stated are not invented.
     for name in ("e1", "r1", "r2"):
         assert np.array_equal(again.truth[name], dataset.truth[name])
     for name in ("e2", "e3"):
@@ -114,7 +114,7 @@ def test_a_published_folder_with_held_out_id_triples(make, tmp_path):
     assert published(dataset, tmp_path).fingerprint() == dataset.fingerprint()
     test = read(tmp_path / "test.json")
     assert "Held-out ID Triples" in {row["type"] for row in test}
-    for row in test:  # as Ye et al. name those that are trained on
+    for row in test:  # Ye et al. use these names for trained rows
         row["type"] = row["type"].replace("ID Triples", "Retained ID Triples", 1)
         row["type"] = row["type"].replace("Held-out Retained", "Held-out")
     (tmp_path / "test.json").write_text(json.dumps(test))
@@ -151,7 +151,7 @@ def test_rows_of_other_spellings_and_tasks_are_written(tmp_path, name, first, ta
     for row in (*rows[:50], *read(tmp_path / "test.json")[-50:]):
         assert set(re.findall("<.*?>", row["target_text"])) <= set(vocab)
     assert not (tmp_path / "meta.json").exists()
-    with pytest.raises(InputError, match=r"\.json"):  # and not mistaken for chains
+    with pytest.raises(InputError, match=r"\.json"):  # and they are not mistaken for chains
         read_grokked(tmp_path)
 
 
@@ -190,11 +190,11 @@ def test_round_trip_in_wangs_names(make, tmp_path):
 
 
 def test_a_published_folder_is_read_from_its_rows_alone(make, tmp_path):
-    dataset = make(end_token=True)  # so small that every ID triple is a probe: no role is lost
+    dataset = make(end_token=True)  # so small that every ID triple is a probe and no role is lost
     write_grokked(dataset, tmp_path)
     (tmp_path / "meta.json").unlink()
     read = read_grokked(tmp_path)
-    assert read.fingerprint() == dataset.fingerprint()  # the seed happens to be 0 as well
+    assert read.fingerprint() == dataset.fingerprint()  # the seed also happens to be 0
     plain = read_grokked(tmp_path, end_token=False)
     assert plain.vocab == dataset.vocab[:-1] and plain.n_ctx == 3
 
@@ -204,7 +204,8 @@ def test_roles_of_a_published_folder(make, tmp_path):
     write_grokked(dataset, tmp_path)
     (tmp_path / "meta.json").unlink()
     read = read_grokked(tmp_path, end_token=False)
-    # I: used by a training chain, or probed as an ID triple; the others cannot be told from O.
+    # I facts are used by a training chain or probed as ID triples. Other I facts are
+    # indistinguishable from O facts.
     inside = dataset.exposure.sum(1) > 0
     inside[dataset.truth["fact1"][dataset.probes("id_triples")]] = True
     assert ((read.world.facts.role == ROLES.index("I")) == inside).all()

@@ -20,13 +20,13 @@ OF_CHAINS = ("modal_r2", "modal_e1_r2", "row_completion")
 
 
 def query(dataset, row):
-    """(e1, r1, ...) of a row of chains, however it is spelt."""
+    """Return (e1, r1, ...) of a chain, independent of its spelling."""
     names = ("e1", *(f"r{hop + 1}" for hop in range(dataset.hops)))
     return tuple(int(dataset.truth[name][row]) for name in names)
 
 
 def training_rows(dataset):
-    """{prefix: {last relation: answer}} of the training chains."""
+    """Return the training chains as {prefix: {last relation: answer}}."""
     known = defaultdict(dict)
     for row in range(dataset.n_train):
         if query(dataset, row)[-1] >= 0:
@@ -36,7 +36,7 @@ def training_rows(dataset):
 
 
 def number(dataset, answer):
-    """The number that stands for an answer of one or two tokens."""
+    """Return the number that encodes an answer of one or two tokens."""
     first, *second = answer
     return first * (dataset.n_vocab + 1) + second[0] + 1 if second else first
 
@@ -56,7 +56,7 @@ def plain_modal(known, keep):
 
 
 def plain_answers(dataset, row, known):
-    """What each rule answers, from its definition alone."""
+    """Return the answers of each rule, computed from its definition."""
     *prefix, last = query(dataset, row)
     mine = known.get(tuple(prefix), {})
     nothing = (0,) if "answer2" not in dataset.truth else (0, -1)
@@ -98,10 +98,10 @@ def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, sp
             probes=10,
             **spelling,
         )
-    except InputError:  # too few chains of I facts for this phi
+    except InputError:  # there are too few chains of I facts for this phi
         return
     known = training_rows(dataset)
-    # Trained chains are asked as well: a rule may not fall over on what it has seen.
+    # Training chains are also asked, because a rule has to handle them as well.
     rows = np.flatnonzero((dataset.truth[f"r{hops}"] >= 0) & dataset.probe)
     expected = [plain_answers(dataset, row, known) for row in rows]
     for name in OF_CHAINS:
@@ -128,11 +128,11 @@ def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, sp
     ],
 )
 def test_row_completion_at_the_sizes_of_the_studies(make, size, phi, ood_fraction, expected, noted):
-    """`expected` is this rule on world 0; `noted` is the prototype's figure in the house's notes.
+    """`expected` is the accuracy of this rule on world 0; `noted` was measured with a prototype.
 
-    World to world it is 0.956 to 0.987 at phi 5 (8 worlds), 0.752 to 0.766 at 3.6 (4), 0.998 at the
-    papers' size (3). The notes do not say how theirs were drawn; the rule itself is held exactly
-    against its definition above.
+    Between worlds it varies from 0.956 to 0.987 at phi 5 (8 worlds), from 0.752 to 0.766 at 3.6 (4
+    worlds), and it is 0.998 at the papers' size (3 worlds). The worlds of the prototype are not
+    recorded, so the tolerance is 0.05. Another test compares the rule exactly with its definition.
     """
     dataset = make(
         n_entities=size[0],
@@ -153,7 +153,8 @@ def test_what_the_rules_cannot_do(make):
     dataset = make(n_entities=100, n_relations=10, out_degree=10, ood_fraction=0.05, phi=7)
     table = shortcuts(dataset)
     assert table["row_completion"]["test_ii"] > 0.98
-    # The answer of an O fact at hop 2, and the row of one at hop 1, are in no training chain.
+    # The answer of an O fact at hop 2, and the prefix of an O fact at hop 1, are in no training
+    # chain.
     assert max(table["row_completion"][s] for s in ("test_io", "test_oi")) < 0.1
     assert 0.01 < table["modal_r2"]["test_ii"] < 0.07
     assert 0.0 < table["modal_e1_r2"]["test_ii"] < 0.07
@@ -198,7 +199,7 @@ def test_distinct_states_in_any_spelling(make, spelling):
             if end >= place
         ]
         assert states[name] == len(set(prompts))
-    if spelling == {"order": "r r e"}:  # nothing of the entity before the last position
+    if spelling == {"order": "r r e"}:  # the entity is unknown before the last position
         assert states["r1"] == 6 and states["r2"] <= 6 * (6 + 20)
 
 

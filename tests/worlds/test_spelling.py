@@ -1,4 +1,4 @@
-"""Spelling, read back by the names of the tokens alone."""
+"""Rows are read back by the names of their tokens alone."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def relations_of(hops):
 
 
 def entity_names(world, spelling):
-    """The words of every entity, from one-hop rows whose e1 it is."""
+    """Return the words of every entity, from atomic rows in which it is e1."""
     facts = enumerate_chains(world, 1)
     rows, vocab = rows_from_chains(facts, spelling), vocabulary(world, spelling)
     positions = position_names(1, spelling)

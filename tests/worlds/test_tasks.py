@@ -20,14 +20,14 @@ from implicit_reasoning.worlds import (
 
 
 def prompts(dataset, split):
-    """The prompts of a split as tuples of tokens."""
+    """Return the prompts of a split as tuples of tokens."""
     rows = dataset.rows(split)
     ends = dataset.truth["position"][rows] + 1
     return [tuple(t[:end].tolist()) for t, end in zip(dataset.tokens[rows], ends, strict=True)]
 
 
 def all_prompts(world, hops):
-    """Every prompt of a world by pattern, the slow and obvious way: {"io": {prompt: answer}}."""
+    """Return every prompt of a world by pattern, by brute force: {"io": {prompt: answer}}."""
     found = {"".join(letters): {} for letters in itertools.product("io", repeat=hops)}
     for e1 in range(world.n_entities):
         for relations in itertools.product(range(world.n_relations), repeat=hops):
@@ -76,7 +76,7 @@ def test_composition_against_plain_enumeration(
     inside = "i" * hops
     split = {name: prompts(dataset, name) for name in dataset.splits}
 
-    # Every split has what it should, and as much of it as it should.
+    # Every split has the right rows, and the right number of them.
     assert set(split["id_triples"]) == set(facts["i"])
     assert set(split["ood_triples"]) == set(facts["o"])
     n_held_out = round(holdout * len(chains[inside]))
@@ -86,7 +86,7 @@ def test_composition_against_plain_enumeration(
     for pattern in set(chains) - {inside}:
         assert set(split[f"test_{pattern}"]) == set(chains[pattern])
 
-    # No prompt is anywhere twice; trained rows come first.
+    # Every prompt occurs once, and trained rows come first.
     everything = [prompt for part in split.values() for prompt in part]
     assert len(everything) == len(set(everything)) == len(dataset)
     n_trained = sum(len(split[name]) for name in ("id_triples", "ood_triples", f"train_{inside}"))
@@ -94,7 +94,7 @@ def test_composition_against_plain_enumeration(
     assert dataset.splits[:3] == ("id_triples", "ood_triples", f"train_{inside}")
     assert (np.diff(dataset.split) >= 0).all()
 
-    # Answers, targets and the truth of every row.
+    # Check the answer, the targets and the truth of every row.
     answer_of = {p: a for table in (*chains.values(), *facts.values()) for p, a in table.items()}
     used = [[0] * hops for _ in range(world.n_facts)]
     for row in dataset.rows(f"train_{inside}"):
@@ -163,7 +163,8 @@ def test_wang_leaves_mixed_chains_out(make):
 
 
 def test_sizes_of_the_published_world(make):
-    # Ye et al., table 2: 38,000 + 2,000 triples and 273,600 chains; their notebook makes 686,000.
+    # Ye et al., table 2, have 38,000 + 2,000 triples and 273,600 chains; their notebook makes
+    # 686,000.
     dataset = make(n_entities=2000, n_relations=200, out_degree=20, ood_fraction=0.05, phi=7.2)
     sizes = dataset.sizes()
     assert (sizes["id_triples"], sizes["ood_triples"]) == (38_000, 2_000)
@@ -178,11 +179,11 @@ def test_sizes_of_the_published_world(make):
     [
         ({"phi": 20}, r"phi = 20 needs 1280 .* there are \d+: phi can be at most \d+\.\d+$"),
         ({"phi": -1.0}, "phi = -1.0 is out of bounds"),
-        ({"phi": 1e308}, "phi can be at most"),  # overflows, were it counted
+        ({"phi": 1e308}, "phi can be at most"),  # counting these would overflow
         ({"n_entities": 2**40}, "n_entities x n_relations = .* is too large"),
         ({"hops": 1}, "hops = 1 .* from 2 to 6"),
         ({"hops": 7}, "hops = 7 .* from 2 to 6"),
-        # Refused before that many are made.
+        # These are refused before that many chains are made.
         ({"n_entities": 10**5, "out_degree": 6, "hops": 6}, "gives 4,665,600,000 chains"),
         ({"holdout": 1.1}, "holdout = 1.1 .* from 0 to 1"),
         ({"probes": 0}, "probes = 0 .* at least 1"),

@@ -1,4 +1,4 @@
-"""Counts that do not fit the narrow integer types they were once kept in."""
+"""Counts that overflow the narrow integer types of earlier versions."""
 
 import json
 
@@ -16,7 +16,9 @@ from implicit_reasoning.worlds.shortcuts import (
 
 
 def one_row_each(n_splits):
-    """A dataset with a split for each relation, as of a knowledge graph: one row in each."""
+    """Return a dataset with a split for each relation, as of a knowledge graph, with one row in
+    each.
+    """
     column = np.arange(n_splits, dtype=np.int32)
     train = make_rows([column, column], [column], {})
     tested = {
@@ -46,7 +48,7 @@ def test_every_split_has_its_rows_and_its_metrics(tmp_path, n_splits, dtype):
     dataset.save(tmp_path / "world.npz")
     assert Dataset.load(tmp_path / "world.npz").sizes() == sizes
 
-    if n_splits > 1000:  # a mean for each is slow, and says nothing more
+    if n_splits > 1000:  # a mean for each split is slow and tests nothing more
         return
     scoring = ProbeMetrics(dataset)
     right = dataset.split[scoring.rows] % 3 == 0
@@ -58,7 +60,7 @@ def test_every_split_has_its_rows_and_its_metrics(tmp_path, n_splits, dtype):
 
 
 def test_fingerprints_of_few_splits_are_what_they_were():
-    """sha256 of the same contents, before splits could be more than 128."""
+    """The sha256 of the same contents is unchanged since splits were limited to 128."""
     assert one_row_each(5).fingerprint() == FINGERPRINT
 
 
@@ -66,22 +68,22 @@ FINGERPRINT = "52de635cff19362e2cdbcb56639467902948bded3712d1eea4d378fcc219ac8b"
 
 
 def test_answers_in_many_tokens_of_a_large_vocabulary():
-    """Seven tokens out of 1,000: 10^21 answers, more than int64 has numbers."""
+    """Seven tokens out of 1,000 make 10^21 answers, which exceeds int64."""
     random = np.random.default_rng(0)
     n_vocab, answers = 1000, random.integers(1000, size=(40, 7))
-    answers[20:, :6] = answers[:20, :6]  # differ in the last token only
+    answers[20:, :6] = answers[:20, :6]  # these answers differ only in the last token
     dataset = many_tokens(answers, n_vocab)
     numbers = answer_numbers(dataset)
     distinct = np.unique(dataset.answers, axis=0)
     assert len(np.unique(numbers)) == len(distinct) and numbers.min() >= 0
-    # In the order of the answers themselves, by which ties are decided.
+    # Numbers have the order of the answers, which decides ties.
     order = np.lexsort(dataset.answers.T[::-1])
     assert (np.diff(numbers[order]) >= 0).all()
 
 
 def test_the_modal_answer_among_answers_in_many_tokens():
     answers = np.full((6, 6), 1999)
-    answers[:2, 0] = 3  # twice, the others once each
+    answers[:2, 0] = 3  # this answer occurs twice, the others once each
     answers[2:, 5] = np.arange(4)
     dataset = many_tokens(answers, 2000)
     found = modal_given_last(dataset, np.arange(6))
@@ -89,15 +91,15 @@ def test_the_modal_answer_among_answers_in_many_tokens():
 
 
 def test_votes_for_answers_in_many_tokens():
-    """Of many groups: the number of a group times that of an answer is beyond int64."""
+    """With many groups, the number of groups times the number of answers exceeds int64."""
     answers = np.random.default_rng(0).integers(1000, size=(40, 6))
     dataset = many_tokens(answers, 1000)
     found = modal_given_first_and_last(dataset, np.arange(40))
-    np.testing.assert_array_equal(found, answer_numbers(dataset))  # each has its own
+    np.testing.assert_array_equal(found, answer_numbers(dataset))  # each answer has its own number
 
 
 def many_tokens(answers, n_vocab):
-    """Chains [e1, r1, r2] whose answers take several tokens."""
+    """Return chains [e1, r1, r2] whose answers have several tokens."""
     n = len(answers)
     prompt = [np.arange(n, dtype=np.int32), np.zeros(n, np.int32), np.zeros(n, np.int32)]
     truth = {"e1": prompt[0], "r1": prompt[1], "r2": prompt[2]}

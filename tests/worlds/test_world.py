@@ -54,7 +54,7 @@ def test_one_choice_does_not_disturb_another():
     other_roles = make_world(30, 8, 4, 0.5, seed=5)
     other_seed = make_world(30, 8, 4, 0.1, seed=6)
     assert (base.tail == other_roles.tail).all()
-    # Growing the share of O facts only adds to them.
+    # A larger share of O facts keeps the earlier O facts and adds others.
     outside = ROLES.index("O")
     assert (other_roles.role[base.role == outside] == outside).all()
     assert (base.tail != other_seed.tail).any()

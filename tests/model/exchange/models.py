@@ -1,4 +1,4 @@
-"""Models whose every parameter matters, and the specs that a property test draws."""
+"""Models in which every parameter changes the output, and specs for property tests."""
 
 import jax
 import numpy as np
@@ -10,9 +10,10 @@ SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=24)
 
 
 def filled(model, seed=0):
-    """Parameters of which none is what an initialisation would leave: no zero bias, no unit norm.
+    """Return parameters without initial values: no bias is zero, and no norm is one.
 
-    Drawn by numpy, as large as those of a trained model, so that a swapped pair shows in logits.
+    They are drawn by numpy and as large as trained parameters, so that exchanging two of them
+    changes the logits.
     """
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -21,7 +22,7 @@ def filled(model, seed=0):
 
 
 def initial(model, seed=0):
-    """Parameters as at an initialisation: biases 0, norms 1; without compiling `init`."""
+    """Return initial parameters, with biases 0 and norms 1, without compiling `init`."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -44,7 +45,7 @@ def assert_equal(params, others):
 
 
 def assert_same_logits(ours, theirs, tolerance=1e-4):
-    """The issue's tolerance, on logits that are far from zero."""
+    """Check that the logits agree, and that they are not close to zero."""
     assert np.abs(theirs).max() > 0.1
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance)
 
@@ -71,5 +72,5 @@ def specs(draw, **fixed):
 
 
 def logits_of(model: Transformer, params, tokens):
-    # One program for each model compiles much faster than its operations one by one.
+    # One program per model compiles much faster than single operations.
     return np.asarray(jax.jit(lambda p: model.forward(p, tokens)[0])(params))

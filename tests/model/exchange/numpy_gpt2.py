@@ -1,4 +1,4 @@
-"""GPT-2 in numpy, float64, on HuggingFace's names and config; shares no code with the package."""
+"""GPT-2 in float64 numpy, with HuggingFace's names and config; shares no code with the package."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ ACTIVATIONS = {
 
 
 def gpt2(state, config, tokens):
-    """Logits [row, pos, vocab]; each row by itself, position by position."""
+    """Return logits [row, pos, vocab], computed row by row and position by position."""
     state = {name: np.asarray(array, np.float64) for name, array in state.items()}
     head = state["transformer.wte.weight"]
     if not config["tie_word_embeddings"]:

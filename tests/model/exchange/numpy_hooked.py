@@ -1,6 +1,6 @@
-"""HookedTransformer in numpy, float64, on its names and config; shares no code with the package.
+"""HookedTransformer in float64 numpy, with its names and config; shares no code with the package.
 
-Of its options it has those that change how attention scores are divided.
+It supports the options that change how attention scores are scaled.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ ACTIVATIONS = {
 
 
 def hooked(state, config, tokens):
-    """Logits [row, pos, vocab] of an untied model with layer norms."""
+    """Return logits [row, pos, vocab] of an untied model with layer norms."""
     state = {name: np.asarray(array, np.float64) for name, array in state.items()}
 
     def norm(x, name):

@@ -1,4 +1,4 @@
-"""What TransformerLens 4 saves, spelt by hand here; tests/peers has it saved by the real one."""
+"""Files of TransformerLens 4, with names written out here; tests/peers uses the real package."""
 
 import json
 
@@ -12,12 +12,12 @@ from tests.model.exchange.models import SPEC, assert_equal, filled
 
 
 def linear(weight):
-    """PyTorch's layout of a linear layer."""
+    """Convert to PyTorch's layout of a linear layer."""
     return np.asarray(weight).T
 
 
 def native(params):
-    """HookedTransformer's layouts undone one by one, heads concatenated by a loop."""
+    """Undo HookedTransformer's layouts one by one, and concatenate heads in a loop."""
     state = {
         "embed.weight": params["embed"]["W_E"],
         "pos_embed.weight": params["pos_embed"]["W_pos"],
@@ -47,7 +47,7 @@ def native(params):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A file with the native names, beside the config, and the parameters that are in it."""
+    """Return a file with the native names, beside its config, and the parameters in it."""
     model = Transformer(SPEC)
     params = filled(model)
     save_weights(tmp_path / "w.npz", model, params)

@@ -1,4 +1,4 @@
-"""Whatever is in the files, a reader gives a model or one sentence: never a traceback of ours."""
+"""Whatever the files contain, a reader returns a model or raises an error of one sentence."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.exchange import load_gpt2, load_weights, save_gpt2, save_weights
 from tests.model.exchange.models import SPEC, filled
 
-# Without large numbers: a model that is too large for the machine is another matter.
+# Large numbers are excluded, because a model that is too large for the machine is another case.
 VALUES = (
     st.none()
     | st.booleans()
@@ -29,7 +29,7 @@ EXTRA = ("normalization_type", "attn_only", "add_recurrence", "no_ln", "n_params
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model in every format: `{path of the weights: (its reader, its config)}`."""
+    """Save a model in every format; return `{path of the weights: (its reader, its config)}`."""
     folder = tmp_path_factory.mktemp("saved")
     model = Transformer(dataclasses.replace(SPEC, tied=True))
     params = filled(model)
@@ -48,7 +48,7 @@ def saved(tmp_path_factory):
 
 @contextlib.contextmanager
 def restored(path):
-    """Its bytes, which it has again afterwards."""
+    """Yield the bytes of a file, and restore them afterwards."""
     before = path.read_bytes()
     try:
         yield before
@@ -75,7 +75,7 @@ def test_of_weights(saved, data):
     with restored(path) as before:
         damaged = bytearray(before)
         for _ in range(data.draw(st.integers(0, 3))):
-            # Headers are at the front in one format, at the end in the other.
+            # Headers are at the front in one format and at the end in the other.
             place = data.draw(st.integers(0, 400) | st.integers(-400, -1))
             damaged[place] = data.draw(st.integers(0, 255))
         path.write_bytes(damaged[: data.draw(st.none() | st.integers(0, len(damaged)))])

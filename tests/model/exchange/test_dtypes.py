@@ -1,4 +1,4 @@
-"""Types of arrays in files: exact where float32 holds them, one sentence where it does not."""
+"""Array types in files are exact if float32 holds all their values, and are refused otherwise."""
 
 import json
 import struct
@@ -15,11 +15,11 @@ from implicit_reasoning.model.exchange.arrays import read_arrays
 from tests.model.exchange.models import SPEC, filled
 
 VALUES = np.array([[0.0, 1.0, -2.5], [0.4375, 24.0, -0.015625]])
-"""Numbers that every floating-point type of 8 bits with a sign holds."""
+"""Numbers that every signed 8-bit floating-point type represents exactly."""
 
 
 def write_raw(path, dtype, shape, data):
-    """A safetensors file with one array `x`, written by hand as the format says."""
+    """Write a safetensors file with one array `x` by hand, following the format."""
     about = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
     header = json.dumps({"x": about}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
@@ -46,7 +46,7 @@ def test_floating_point_types_are_exact(tmp_path, dtype, numpy_type):
 
 
 def test_every_byte_of_fp8(tmp_path):
-    """By the definition of E4M3: 1 sign, 4 exponent bits of bias 7, 3 of mantissa, no infinity."""
+    """E4M3 has 1 sign bit, 4 exponent bits with bias 7, 3 mantissa bits and no infinity."""
     write_raw(tmp_path / "w.safetensors", "F8_E4M3", [256], bytes(range(256)))
     read = read_arrays(tmp_path / "w.safetensors")["x"]
     for byte, value in enumerate(read):
@@ -67,7 +67,7 @@ def test_every_byte_of_fp8(tmp_path):
     ],
 )
 def test_types_that_are_no_weights_are_named(tmp_path, dtype, size):
-    shape = [8] if dtype.startswith("F6") else [2, 3]  # whole bytes
+    shape = [8] if dtype.startswith("F6") else [2, 3]  # a number of elements that fills whole bytes
     write_raw(tmp_path / "w.safetensors", dtype, shape, bytes([1] * size))
     with pytest.raises(InputError, match=r"x has type .*floating-point"):
         read_arrays(tmp_path / "w.safetensors")

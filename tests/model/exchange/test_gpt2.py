@@ -1,4 +1,4 @@
-"""HuggingFace's GPT-2 without torch: exact round trips, and logits against a GPT-2 in numpy."""
+"""HuggingFace's GPT-2 without torch: exact round trips, and logits equal to a GPT-2 in numpy."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def read(folder):
 
 
 def edit(folder, **changes):
-    """Change fields of the config; None takes one away."""
+    """Change fields of the config; None removes a field."""
     config = {
         k: v for k, v in (read(folder) | changes).items() if k not in changes or v is not None
     }
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def check_logits(folder, spec, seed):
-    """Numpy's GPT-2 computes our logits from the file."""
+    """GPT-2 in numpy computes the same logits from the file."""
     model = Transformer(spec)
     params, tokens = filled(model, seed), tokens_for(spec)
     save_gpt2(folder, model, params)
@@ -61,7 +61,8 @@ def check_logits(folder, spec, seed):
     )
 
 
-# Each is a program: all that specs can differ in, and the property test of them is slow.
+# Each is a separate program. Together they cover all fields of specs, because the property test is
+# slow.
 COVERING = {
     "plain": {},
     "tied, other sizes": {"tied": True, "n_heads": 2, "d_mlp": 7, "d_vocab": 9, "n_layers": 1},
@@ -89,14 +90,16 @@ def test_what_is_saved_loads_equal(tmp_path_factory, spec, seed):
     save_gpt2(folder, model, params)
     again, loaded = load_gpt2(folder)
     unrolled, expected = unroll(model, params)
-    # Not in the file: the scale of an initialisation.
+    # The file does not contain the scale of the initialisation.
     assert dataclasses.replace(again.spec, init_std=spec.init_std) == unrolled.spec
     assert_equal(loaded, expected)
 
 
 @pytest.mark.parametrize("change", [{"add_recurrence": True}, {"no_ln": True}], ids=str)
 def test_the_wirings_of_grokked_transformer(folder, change):
-    """`--add_recurrence` runs all blocks twice, `--no_ln` has no norms; only the config says so."""
+    """`--add_recurrence` runs all blocks twice and `--no_ln` has no norms; only the config shows
+    it.
+    """
     edit(folder, **change)
     if "no_ln" in change:
         edit_weights(folder, lambda state: [state.pop(k) for k in list(state) if ".ln_" in k])
@@ -110,7 +113,7 @@ def test_the_wirings_of_grokked_transformer(folder, change):
 
 
 def test_what_older_versions_saved_loads_as_well(folder):
-    """A copy of tied embeddings, the masks of attention, the trunk alone, and no `n_inner`."""
+    """Older files have copied embeddings, attention masks, only the trunk, or no `n_inner`."""
     _, expected = load_gpt2(folder)
 
     def age(state):
@@ -208,7 +211,7 @@ def test_faults_are_one_sentence(folder, damage, message):
 
 
 def test_pytorch_files_need_torch(folder, monkeypatch):
-    """The sentence; with torch installed, tests/peers reads such a file."""
+    """Without torch there is an error; with torch installed, tests/peers reads such a file."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # makes `import torch` fail
     with pytest.raises(InputError, match=r"torch is not installed: .* model.safetensors"):

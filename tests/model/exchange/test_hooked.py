@@ -1,4 +1,4 @@
-"""HookedTransformer's files: round trips, the peers' quirks, and faults in one sentence each."""
+"""HookedTransformer's files: round trips, properties of other packages, and errors for faults."""
 
 import dataclasses
 import json
@@ -54,14 +54,17 @@ def test_a_looped_model_is_written_out_for_those_who_do_not_loop(tmp_path):
     again, loaded = load_weights(tmp_path / "w.npz")
     assert (again.spec.n_layers, again.spec.n_loops) == (6, 1)
     assert_same_logits(logits_of(again, loaded, tokens), logits_of(model, params, tokens), 1e-6)
-    assert again.sites == model.sites  # layers were numbered by unrolled depth all along
+    assert again.sites == model.sites  # layers were always numbered by unrolled depth
 
 
 def test_a_model_compiled_by_hand_loads_and_runs(tmp_path):
-    """No norms, relu, one head narrower than the residual: it says the token before."""
+    """A model without norms, with relu, and with one head narrower than the residual stream.
+
+    It predicts the previous token.
+    """
     n_tokens = n_ctx = 3
-    token, place, said = np.split(np.eye(9, dtype=np.float32), 3)  # what the residual is made of
-    before = 100 * np.eye(3, k=-1, dtype=np.float32)  # a query at i asks for position i - 1
+    token, place, said = np.split(np.eye(9, dtype=np.float32), 3)  # codes in the residual stream
+    before = 100 * np.eye(3, k=-1, dtype=np.float32)  # a query at i attends to position i - 1
     arrays: dict[str, Any] = {
         "embed.W_E": token,
         "pos_embed.W_pos": place,
@@ -110,7 +113,7 @@ def test_a_logit_bias_is_kept(tmp_path):
 
 
 def test_files_are_complete_for_those_who_do_not_tie_and_have_a_bias(tmp_path):
-    """HookedTransformer fills what is missing with random weights, and only warns."""
+    """HookedTransformer fills missing parameters with random weights and only warns."""
     model = Transformer(dataclasses.replace(SPEC, tied=True))
     params = filled(model)
     save_weights(tmp_path / "w.npz", model, params)

@@ -1,4 +1,4 @@
-"""Fields of other packages' configs: translated so that logits are theirs, or refused by name."""
+"""Fields of other packages' configs are translated such that logits agree, or refused by name."""
 
 import json
 import math
@@ -21,13 +21,13 @@ TOKENS = tokens_for(SPEC)
 
 @pytest.fixture(scope="module")
 def ours():
-    """Our logits of the test model's shape, by one program for all tests."""
+    """Return logits of the test model, by one program for all tests."""
     return jax.jit(lambda params: Transformer(SPEC).forward(params, TOKENS)[0])
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Both formats of one model, which tests restore."""
+    """Save one model in both formats; tests restore the files."""
     folder, model = tmp_path_factory.mktemp("files"), Transformer(SPEC)
     params = filled(model)
     save_weights(folder / "w.npz", model, params)
@@ -38,7 +38,7 @@ def files(tmp_path_factory):
 
 
 def with_fields(path, fields):
-    """Set fields of a config; gives the config, and a function that undoes it."""
+    """Set fields of a config; return the config and a function that restores it."""
     before = path.read_text()
     config = json.loads(before) | fields
     path.write_text(json.dumps(config))
@@ -68,7 +68,7 @@ def test_what_scores_are_divided_by_is_folded_into_the_queries(files, ours, fiel
         theirs = hooked(state, config, TOKENS)
         usual = hooked(state, json.loads((files / "w.json").read_text()), TOKENS)
     np.testing.assert_allclose(ours(params), theirs, rtol=0, atol=1e-4)
-    assert (np.abs(usual - theirs).max() > 1e-3) == (fields != {"attn_scale": 2.0})  # it matters
+    assert (np.abs(usual - theirs).max() > 1e-3) == (fields != {"attn_scale": 2.0})  # logits change
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_gpt2_divides_scores_by_is_folded_as_well(files, ours, fields):
     theirs = gpt2(state, config, TOKENS)
     usual = gpt2(state, json.loads((files / "gpt2" / "config.json").read_text()), TOKENS)
     np.testing.assert_allclose(ours(params), theirs, rtol=0, atol=1e-4)
-    assert np.abs(usual - theirs).max() > 1e-3  # it matters
+    assert np.abs(usual - theirs).max() > 1e-3  # logits change
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_fields_of_gpt2_that_are_refused_by_name(files, fields):
 
 
 def test_a_whole_config_of_hooked_transformer_is_accepted(files):
-    """What TransformerLens 2, 3 and 4 write of a model that is ours, defaults and all."""
+    """TransformerLens 2, 3 and 4 write these fields for a supported model, including defaults."""
     fields = {
         "use_attn_result": True,
         "use_split_qkv_input": True,

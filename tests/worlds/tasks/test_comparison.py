@@ -1,4 +1,4 @@
-"""Comparisons against brute force: every row read back by the names of its tokens."""
+"""Comparisons agree with brute force; every row is read back by the names of its tokens."""
 
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ def complex(**changes):
 
 
 def asked(dataset, split):
-    """The comparisons of a split: [(attribute, entity, entity)], from its truth."""
+    """Return the comparisons of a split from its truth: [(attribute, entity, entity)]."""
     columns = [dataset.truth[name] for name in ("attribute", "entity1", "entity2")]
     return [tuple(row) for row in np.column_stack(columns)[dataset.rows(split)].tolist()]
 
@@ -46,7 +46,7 @@ def letters(dataset, query):
 
 
 def check_rows(dataset, n_entities):
-    """Every row says what its truth says, which is what the world says."""
+    """Every row agrees with its truth, and the truth agrees with the world."""
     truth, world, vocab = dataset.truth, dataset.world, dataset.vocab
     end = ["</a>"] if "</a>" in vocab else []
     for row in range(len(dataset)):
@@ -94,7 +94,7 @@ def test_comparison_against_plain_enumeration(
         end_token=end_token,
     )
     check_rows(dataset, 20)
-    # For every attribute the same number of O entities, drawn anew.
+    # Every attribute has the same number of O entities, drawn separately.
     outside = dataset.world.role[:20] == ROLES.index("O")
     assert (outside.sum(0) == round(ood_fraction * 20)).all()
     n_id = int((~outside).sum())
@@ -106,7 +106,7 @@ def test_comparison_against_plain_enumeration(
     trained, held_out = set(asked(dataset, "train_ii")), set(asked(dataset, "test_ii"))
     assert len(trained) == sizes["train_ii"] and len(held_out) == sizes["test_ii"]
     assert {letters(dataset, query) for query in trained | held_out} <= {"ii"}
-    # Held out in both orders, trained on in neither.
+    # Held-out pairs are held out in both orders, and trained on in neither.
     assert {(a, j, i) for a, i, j in held_out} == held_out
     assert not trained & held_out
     for pattern in ("io", "oi", "oo"):
@@ -166,7 +166,7 @@ def test_probes_cap_tests_and_wang_drops_mixed_pairs():
 
 
 def test_sizes_of_the_published_world():
-    # Wang et al., section 4: 18,000 + 2,000 facts, 1,106 tokens with four that rows do not use.
+    # Wang et al., section 4: 18,000 + 2,000 facts, 1,106 tokens, four of them unused in rows.
     wang = {"n_entities": 1000, "n_attributes": 20, "n_values": 20, "ood_fraction": 0.1}
     dataset = comparison(**wang, phi=12.6, holdout=0.1, end_token=True)
     sizes = dataset.sizes()
@@ -176,7 +176,7 @@ def test_sizes_of_the_published_world():
 
 
 def follows(arrows, n_entities):
-    """bool [entity, entity]: there is a path, by trying every stop in between."""
+    """Return whether there is a path, by trying every intermediate stop: bool [entity, entity]."""
     path = np.eye(n_entities, dtype=bool)
     for low, high in arrows:
         path[low, high] = True
@@ -190,7 +190,10 @@ def label_of(path, i, j):
 
 
 def hard_queries(dataset, n_entities):
-    """{label: queries of two O entities that facts and comparisons answer, comparisons do not}."""
+    """Return the hard queries by label: {label: queries of two O entities}.
+
+    Facts and comparisons together answer them, but comparisons alone do not.
+    """
     world, found = dataset.world, {0: set(), 1: set(), 2: set()}
     known = [q for s in dataset.splits if s.startswith("train_") for q in asked(dataset, s)]
     for a in range(world.n_relations):
@@ -236,7 +239,7 @@ def test_there_are_hard_queries_to_test():
     wanted = hard_queries(dataset, 60)
     each = dataset.sizes()["test_hard"] // 3
     assert each == min(map(len, wanted.values())) > 3
-    for label in range(3):  # as all of the rarest are there, the count is exact
+    for label in range(3):  # all queries of the rarest label are there, so the count is exact
         chosen = dataset.truth["label"][dataset.rows("test_hard")] == label
         assert chosen.sum() == each
 

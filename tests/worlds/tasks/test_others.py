@@ -1,4 +1,4 @@
-"""Tasks that need no world: modular addition and repeated sequences, against their definitions."""
+"""Tasks without a world, modular addition and repeated sequences, agree with their definitions."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -84,19 +84,19 @@ def test_every_determined_position_is_supervised(seed, lengths):
         first = tokens[:n]
         assert len(set(first)) == n
         assert tokens[n : 2 * n - 1] == first[:-1] and not any(tokens[2 * n - 1 :])
-        # Induction: look where the token stood before, say what came after it.
+        # Induction: find the earlier occurrence of the token and predict the token after it.
         said = [first[first.index(token) + 1] for token in tokens[n : 2 * n - 1]]
         assert targets == [-1] * n + said + [-1] * (dataset.n_ctx - 2 * n + 1)
         assert dataset.truth["answer"][row] == said[-1]
         assert dataset.truth["position"][row] == 2 * n - 2
         sequences.add(tuple(first))
-    assert len(sequences) == len(dataset)  # the tested ones are fresh
+    assert len(sequences) == len(dataset)  # tested sequences are not in training
     assert shortcuts(dataset) == {}
 
 
 def test_sequences_are_uniform():
     dataset = repeated(n_tokens=4, min_length=3, max_length=3, n_train=16, probes=8)
-    assert len(dataset) == 24  # all there are
+    assert len(dataset) == 24  # all possible sequences
     big = repeated(n_tokens=30, min_length=6, max_length=6, n_train=5000, probes=1000)
     for place in range(6):
         counts = np.bincount(big.tokens[:, place], minlength=30)

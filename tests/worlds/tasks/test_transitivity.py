@@ -1,4 +1,4 @@
-"""What follows from comparisons, against trying every path."""
+"""The closure of comparisons agrees with trying every path."""
 
 import numpy as np
 from hypothesis import given
@@ -45,7 +45,7 @@ def test_from_comparisons_alone(given):
 def test_from_facts_too(given):
     value, compared, known = given
     asked = np.flatnonzero(~known)
-    # As in the task, nobody asked is compared with another one asked.
+    # As in the task, no entity of a query is compared with another entity of a query.
     compared = compared[known[compared].any(1)]
     inside = np.flatnonzero(known)
     facts = np.array([(i, j) for i in inside for j in inside], int).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The variations of composition, against plain walks through their worlds."""
+"""The variations of composition agree with plain walks through their worlds."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,14 @@ VARIATIONS = (
 
 
 def queries(dataset, split):
-    """The rows of a split as (e1, r1, r2, ...), relations there are."""
+    """Return the rows of a split as (e1, r1, r2, ...), with the relations that exist."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     columns = np.column_stack([dataset.truth[name][dataset.rows(split)] for name in names])
     return [tuple(value for value in row if value >= 0) for row in columns.tolist()]
 
 
 def walk(dataset, query):
-    """(letters of the roles, entities passed), by looking one fact up after the other."""
+    """Follow one fact after another and return (letters of the roles, visited entities)."""
     entity, letters, entities = query[0], "", []
     for relation in query[1:]:
         letters += ROLES[dataset.world.role[entity, relation]]
@@ -61,7 +61,8 @@ def test_splits_and_truth_of_every_variation(make, name, seed, hops, ood_fractio
         end_token=end_token,
     )
     truth, inside = dataset.truth, "i" * hops
-    # What the name of a split promises; R stands in for I as a first hop, H at any.
+    # Every chain has the roles that the name of its split states. A first hop I may also be R or H,
+    # and a later hop I may also be H.
     first, later = set("IHR"), set("IH")
     for split in dataset.splits:
         for query in queries(dataset, split):
@@ -77,7 +78,7 @@ def test_splits_and_truth_of_every_variation(make, name, seed, hops, ood_fractio
                 for hop, letter in enumerate(pattern):
                     inner = first if hop == 0 else later
                     assert letters[hop] in (inner if letter == "i" else "O")
-    # Truth is of the world, in every row and at every hop.
+    # The truth agrees with the world in every row and at every hop.
     for row in range(len(dataset)):
         n_hops = 1 + sum(int(truth[f"r{hop}"][row]) >= 0 for hop in range(2, hops + 1))
         query = [int(truth[k][row]) for k in ("e1", *(f"r{h + 1}" for h in range(n_hops)))]
@@ -85,11 +86,11 @@ def test_splits_and_truth_of_every_variation(make, name, seed, hops, ood_fractio
         for hop in range(n_hops):
             assert truth[f"e{hop + 2}"][row] == entities[hop]
             assert ROLES[truth[f"role{hop + 1}"][row]] == letters[hop]
-    # No query is trained on and tested.
+    # No query is both trained on and tested.
     trained = {q for part in trained_queries(dataset).values() for q in part}
     tested = set(queries(dataset, f"test_{inside}")) | set(queries(dataset, "test_" + "o" * hops))
     assert not trained & tested
-    # Exposures are counts over the training chains, and over nothing else.
+    # Exposures are counts over the training chains only.
     used = np.zeros((dataset.world.n_facts, hops), int)
     for query in queries(dataset, f"train_{inside}"):
         entity = query[0]
@@ -116,7 +117,7 @@ def test_held_out_facts_are_used_and_never_taught(make):
     held_out = queries(dataset, "held_out_id_triples")
     assert not taught & set(held_out)
     facts = [dataset.world.fact_id[query] for query in held_out]
-    assert (dataset.exposure[facts].sum(0) > 0).all()  # at either hop
+    assert (dataset.exposure[facts].sum(0) > 0).all()  # at one of the hops
     plain = make()
     everything = queries(dataset, "id_triples") + held_out
     assert sorted(everything) == sorted(queries(plain, "id_triples"))
@@ -132,7 +133,7 @@ def test_restricted_facts_are_never_second_in_training(make):
     assert dataset.exposure[restricted, 1].sum() == 0
     taught = {dataset.world.fact_id[q] for q in queries(dataset, "id_triples")}
     assert taught == set(range(dataset.world.n_facts))
-    # Every chain with a restricted second hop is asked.
+    # Every chain with a restricted second hop is tested.
     facts = dataset.world.facts
     wanted = {
         (int(facts.head[a]), int(facts.relation[a]), int(facts.relation[b]))
@@ -152,11 +153,11 @@ def test_the_shadow_table_is_taught_and_the_other_used(make):
             taught[tuple(tokens[row, :2].tolist())] = int(dataset.targets[row, 1])
     assert len(taught) == dataset.world.n_facts
     chains = np.concatenate([dataset.rows(s) for s in dataset.splits if "triples" not in s])
-    for row in chains:  # chains follow the world, and the decoy is what their prefix was taught
+    for row in chains:  # chains follow the world; the decoy is the tail of the atomic row
         query = [int(truth[name][row]) for name in ("e1", "r1", "r2")]
         assert dataset.targets[row, 2] == truth["answer"][row] == walk(dataset, query)[1][-1]
         assert truth["decoy"][row] == taught[tuple(tokens[row, :2].tolist())]
-    # The tables agree as often as chance has it: 1 / 60 of 360 facts, 6 expected.
+    # The tables agree at the rate of chance, 1 / 60 of 360 facts, so 6 are expected.
     atomic = dataset.rows("id_triples")
     assert (truth["decoy"][atomic] == truth["answer"][atomic]).all()
     same = (truth["decoy"] == truth["e2"])[np.concatenate([atomic, dataset.rows("ood_triples")])]
