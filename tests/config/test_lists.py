@@ -84,7 +84,7 @@ def test_slurm_values_with_commas():
     made = _parameters(LaunchRequest(files, None, {}, given))
     assert made["slurm_exclude"] == "node1,node2" and made["timeout_min"] == 5
     assert made["slurm_setup"] == ["a", "b"]
-    text = {"slurm": r"slurm_exclude=node1\,node2,timeout_min=5"}  # as Python callers may write it
+    text = {"slurm": r"slurm_exclude=node1\,node2,timeout_min=5"}  # Python callers may write this
     assert _parameters(LaunchRequest(files, None, {}, text))["slurm_exclude"] == "node1,node2"
 
 
@@ -99,7 +99,7 @@ def test_folders_with_commas_in_their_names(tmp_path, monkeypatch):
     one, two = "trials/decay=0.1,seed=0", "trials/decay=0.1,seed=1"
     for name in (one, two, "plain"):
         Path(name).mkdir(parents=True)
-    assert folders(one) == [one]  # a name that is there as a whole is one folder
+    assert folders(one) == [one]  # an existing name is one folder
     assert folders(one, two, "plain") == [one, two, "plain"]
     assert folders(join_list([one, two])) == [one, two]
     assert folders("plain, trials") == ["plain", "trials"]

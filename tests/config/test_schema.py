@@ -1,4 +1,4 @@
-"""Fields that nothing reads, in a configuration file: refused with the nearest name."""
+"""Fields in a configuration file that nothing reads are refused, with the nearest name."""
 
 import json
 import re
@@ -24,7 +24,7 @@ DEFAULTS = "implicit_reasoning.dictionaries.defaults"
 
 
 def changed(config, **values):
-    """With fields set, whatever their names and types; `__` stands for the dot."""
+    """Return the configuration with fields set, of any name and type; `__` stands for the dot."""
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         for key, value in values.items():
@@ -103,7 +103,7 @@ def test_a_value_that_is_no_choice_is_refused(key):
 
 
 def check_schema(config):
-    """Without what fields have to do with each other."""
+    """Check the schema without the rules that relate several fields."""
     assert schema_faults(flatten(config), fields.schema(config)) == []
 
 
@@ -146,7 +146,7 @@ def test_an_int_is_a_float_and_a_missing_setting_of_the_task_is_named():
 
 
 def test_what_was_optional_still_is():
-    """Configurations from before these fields: the defaults of `Spec` hold."""
+    """Configurations from before these fields get the defaults of `Spec`."""
     config = tiny()
     with config.unlocked():
         for key, field in fields.FIELDS.items():
@@ -224,14 +224,14 @@ def test_dictionaries_have_a_schema_too(key, value, said):
 
 def test_missing_fields_of_dictionaries_are_named():
     config = load_config(DEFAULTS).unlock()
-    del config.width, config.options, config.training.b1  # the last has a default
+    del config.width, config.options, config.training.b1  # the last of these has a default
     with pytest.raises(InputError) as caught:
         dictionary_fields.check_config(config)
     assert str(caught.value).endswith("trained: width is missing; options is missing")
 
 
 def test_a_run_that_began_with_a_stray_field_goes_on_without_it(tmp_path):
-    """Such fields were accepted once, and had no effect."""
+    """Such fields were once accepted and had no effect."""
     old = changed(tiny(), model__act_fun="relu")
     (tmp_path / "config.json").write_text(old.to_json())
     check_same(Layout(tmp_path), tiny())
@@ -239,7 +239,7 @@ def test_a_run_that_began_with_a_stray_field_goes_on_without_it(tmp_path):
         check_same(Layout(tmp_path), tiny(seed=1))
 
 
-# Tasks of a user's own ---------------------------------------------------------------------------
+# A user's own tasks ------------------------------------------------------------------------------
 
 TASK = '''
 """A composition with settings of its own."""

@@ -199,7 +199,7 @@ def test_the_trimmed_wiring_refuses_edits_that_it_would_not_make(model, params):
 
 
 def test_edits_work_in_other_wirings_too(model, params, clean):
-    """Edits act in the middle and after the last block; scaling by 1 is for sharing a program."""
+    """Edits act in the middle and after the last block; a factor of 1 keeps one program."""
     positions = np.array([[2], [3]])
 
     def scales(attn_out, final):

@@ -1,4 +1,4 @@
-"""The page of a run: complete, self-contained, escaped, repeatable."""
+"""The page of a run is complete, self-contained, escaped and reproducible."""
 
 import html
 import json
@@ -34,13 +34,13 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workdir(trained, tmp_path) -> Path:
-    """A copy that a test may change; without checkpoints, which are large."""
+    """Return a copy of a run that a test may change, without checkpoints, which are large."""
     skip = shutil.ignore_patterns("checkpoints", "report", "*.report")
     return Path(shutil.copytree(trained, tmp_path / "tiny", ignore=skip))
 
 
 def text_only(workdir: Path) -> str:
-    """The page without figures, which take seconds to draw."""
+    """Return the page without figures, which take seconds to draw."""
     return write_report(Run(workdir), providers=()).read_text(encoding="utf-8")
 
 
@@ -57,7 +57,7 @@ def page(reported) -> str:
 
 
 def begun(config, workdir: Path) -> Path:
-    """A run with one evaluation, of a model that knows nothing; nothing is compiled for it."""
+    """Return a run with one evaluation of an untrained model; nothing is compiled for it."""
     dataset, files = build(config.task), Layout(workdir)
     begin(files, config, dataset)
     record = Record(Trial(config, dataset, files))
@@ -102,13 +102,13 @@ def test_intervals_hold_the_accuracy_and_count_bridges(page, reported):
 
 
 def test_a_report_compiles_nothing(trained, tmp_path):
-    """The report reads what training and instruments stored; it runs no model."""
+    """The report reads what training and instruments saved, and runs no model."""
     run = Run(shutil.copytree(trained, tmp_path / "tiny"))
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **details: compiled.append(event) if event == COMPILED else None
     )
-    jax.clear_caches()  # a program that another test compiled would not be counted
+    jax.clear_caches()  # otherwise a program that another test compiled would not be counted
     write_report(run)
     assert not compiled
     jax.jit(lambda x: x + 1)(1.0)
@@ -133,7 +133,7 @@ def test_a_run_without_intervals_names_the_command_that_adds_them(trained, tmp_p
     assert cells[4] == f"{100 * accuracy:.1f}%" and not cells[5].isdecimal()
 
     main(["report", f"--workdir={run.files.workdir}", "--intervals=true"])
-    assert run.metrics[-1] == stored[-1]  # what training would have stored
+    assert run.metrics[-1] == stored[-1]  # training would have stored this
     assert run.metrics[:-1] == old[:-1]
     page = run.files.report.read_text("utf-8")
     assert "--intervals=true" not in page and "% to " in _row_of(page, "test_ii")[4]
@@ -277,7 +277,7 @@ def test_time_counts_only_what_led_to_the_rows(workdir):
     edit_rows(workdir, lambda rows: [r | {"time": times.get(r["step"], 5060.0)} for r in rows])
     edit_rows(workdir, lambda rows: [r for r in rows if r["step"] in (0, 10, 20)])
     page = text_only(workdir)
-    assert "in 1 min 30 s on" in page  # 30 s and 60 s; the last start found nothing to do
+    assert "in 1 min 30 s on" in page  # 30 s and 60 s; the last start had nothing to do
     assert [cell for cell in re.findall(r"<td>(\d+ s|1 min 0 s)</td>", page)] == [
         "30 s",
         "1 min 0 s",
@@ -358,7 +358,7 @@ def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
         resources.feed(text)
         linked = {value for tag, value in resources.values if tag == "a"}
         assert {f"{name}.html" for name in names} <= linked and not resources.scripts
-        assert "--ink:" in text  # the same look
+        assert "--ink:" in text  # the page has the same style
     assert ".mine" not in index.read_text("utf-8")
 
 
@@ -372,7 +372,7 @@ def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
 def test_pages_that_would_overwrite_each_other_are_refused(
     workdir, tmp_path, monkeypatch, change, said
 ):
-    name = f"pages_{change[1]}"  # modules are imported once
+    name = f"pages_{change[1]}"  # a name is imported only once
     (tmp_path / f"{name}.py").write_text(PAGES.replace(*change))
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=said):
@@ -380,7 +380,7 @@ def test_pages_that_would_overwrite_each_other_are_refused(
 
 
 class _Resources(HTMLParser):
-    """Every src and href of a page, and its scripts."""
+    """Collects every src and href of a page, and its scripts."""
 
     def __init__(self):
         super().__init__()
@@ -393,6 +393,6 @@ class _Resources(HTMLParser):
 
 
 def _row_of(page: str, split: str) -> list[str]:
-    """The cells of a split's row, as text."""
+    """Return the cells in the row of a split, as text."""
     row = re.search(rf"<td><code>{split}</code></td>.*?</tr>", page, re.DOTALL).group()
     return [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td.*?</td>", row, re.DOTALL)]

@@ -1,4 +1,4 @@
-"""The compilation cache: found by the next process, harmless where it cannot be used."""
+"""The compilation cache is found by the next process, and harmless where it cannot be used."""
 
 import os
 import subprocess
@@ -13,7 +13,8 @@ import pytest
 
 from implicit_reasoning.runtime import compilation
 
-# A process with a cache: prints why it has none, the hits and misses of one program, its result.
+# A process with a cache. It prints why it has none, the hits and misses of one program, and its
+# result.
 CODE = """
 import sys
 from implicit_reasoning.runtime import compilation
@@ -86,14 +87,16 @@ def test_a_home_that_cannot_be_used_does_not_break_a_run(tmp_path, filled):
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
-    """JAX's settings put back afterwards; no choice of the user's, an empty cache directory."""
+    """Use an empty cache directory without the user's settings, and restore JAX's settings
+    afterwards.
+    """
     names = ["jax_compilation_cache_dir", "jax_enable_compilation_cache", *compilation._SETTINGS]
     before = {name: compilation.setting(name) for name in names}
     for name in list(os.environ):
         if name.startswith(OWN):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # so that it is put back
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # monkeypatch restores it
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path
     for name, value in before.items():
@@ -154,6 +157,6 @@ def test_processors_that_differ_have_other_folders(monkeypatch):
 
 
 def test_the_doctor_sees_whether_it_works():
-    """With the cache that the tests themselves use."""
+    """This test uses the same cache as all tests."""
     said = compilation.describe()
     assert compilation.setting("jax_compilation_cache_dir") in said and said.endswith("it works")

@@ -1,6 +1,6 @@
 """One run on two processes over loopback: the same run, one writer, and no process left waiting.
 
-Each process is the command itself, with one CPU device, joined by `jax.distributed` and Gloo.
+Each process runs the command with one CPU device; `jax.distributed` and Gloo join them.
 """
 
 import os
@@ -26,7 +26,7 @@ from implicit_reasoning.training import PeerLost, train
 from tests import shared
 from tests.training.tiny import GROKS, TINY, assert_same_run, tiny
 
-# A row for every step. Weights are split over the two processes, so that a checkpoint needs both.
+# A row for every step. Weights are split over both processes, so that a checkpoint needs both.
 CHANGES = {"log_every": 1, "resume_every": 10, "mesh.fsdp": True}
 
 
@@ -38,7 +38,7 @@ def free_port():
 
 @contextmanager
 def pair(workdir, own=((), ()), changes=CHANGES, timeout=120):
-    """The command twice, each with flags of its own; both processes are gone afterwards.
+    """Start the command twice with different flags; both processes are terminated afterwards.
 
     On a busy machine a process may send no heartbeat for many seconds, so `timeout` is long.
     """
@@ -69,7 +69,7 @@ def pair(workdir, own=((), ()), changes=CHANGES, timeout=120):
 
 
 def ends(processes, within=240):
-    """`(exit code, standard output, standard error)` of each, within so many seconds."""
+    """Return `(exit code, standard output, standard error)` of each, within `within` seconds."""
     deadline = time.monotonic() + within
     said = [p.communicate(timeout=max(deadline - time.monotonic(), 1)) for p in processes]
     return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
@@ -84,13 +84,13 @@ def wait_for_row(processes, workdir, step):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """One of two is killed after step 22, when the state of step 10 is saved; both start again."""
+    """Kill one of two processes after step 22, when the state of step 10 is saved; restart both."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
     kill_one(workdir, victim=1, step=22)
     with pair(workdir) as processes:
         for number, (code, out, err) in enumerate(ends(processes)):
             assert code == 0, err
-            assert ("memorised" in out) == (number == 0)  # the other one says nothing
+            assert ("memorised" in out) == (number == 0)  # the other process prints nothing
     return workdir
 
 
@@ -103,7 +103,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def kill_one(workdir, victim, step):
-    """At a row of the step or later; the other one says so and ends."""
+    """Kill one process at a row of at least this step; the other one reports it and exits."""
     with pair(workdir, timeout=30) as processes:
         wait_for_row(processes, workdir, step)
         processes[victim].kill()
@@ -119,7 +119,7 @@ def test_two_processes_train_the_run_of_one_though_one_was_killed(together):
     losses = [shared.losses(each) for each in (together, alone.files.workdir)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert run.steps == alone.steps
-    # The same draws; jax 0.12 rounds some differently where a shard has another shape.
+    # The random draws are equal; jax 0.12 rounds some differently where a shard has another shape.
     first = run.params([0]), alone.params([0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), *first)
 
@@ -131,7 +131,7 @@ def test_process_0_writes_and_the_directory_is_as_always(together):
         *("tensorboard", "checkpoints", "resume", "first_correct.npz"),
     }
     first, second = run.starts
-    assert first["step"] == 0 and second["step"] > 0  # it went on from what was saved
+    assert first["step"] == 0 and second["step"] > 0  # the second start resumed
     for start in run.starts:
         assert (start["processes"], start["device_count"]) == (2, 2)
     assert run.config.distributed.process_id == 0
@@ -152,7 +152,7 @@ def test_process_0_writes_and_the_directory_is_as_always(together):
     ],
 )
 def test_processes_that_cannot_train_one_run_are_refused(tmp_path, own, said):
-    """Else each would train a run of its own, and write them into one folder."""
+    """Otherwise each process would train its own run and write it into the same folder."""
     with pair(tmp_path / "run", own) as processes:
         for code, _, err in ends(processes, within=60):
             assert code == 2 and said in err, err
@@ -179,7 +179,7 @@ def test_signalled_or_killed_they_end_together_and_go_on_exactly(uninterrupted, 
 
 @pytest.mark.slow
 def test_over_three_seeds_two_processes_learn_what_one_does(tmp_path):
-    """Single curves part, as rounding is amplified; their mean does not."""
+    """Single curves diverge, because rounding is amplified, but their mean does not."""
     accuracies = {"alone": [], "together": []}
     for seed in range(3):
         changes = {**GROKS, "seed": seed}
@@ -191,15 +191,15 @@ def test_over_three_seeds_two_processes_learn_what_one_does(tmp_path):
         accuracies["together"].append(Run(workdir).metrics[-1]["accuracy/test_ii"])
     print(accuracies)
     means = {name: np.mean(found) for name, found in accuracies.items()}
-    assert means["alone"] > 0.9  # it generalised, so there is something to agree on
+    assert means["alone"] > 0.9  # the model generalised, so the comparison is meaningful
     assert abs(means["alone"] - means["together"]) <= 0.02
 
 
 def test_a_run_of_two_processes_goes_on_with_one(together, tmp_path):
-    """Its last state but one, resumed here and saved again, is the same numbers."""
+    """The last state but one, resumed here and saved again, has the same numbers."""
     workdir = shutil.copytree(together, tmp_path / "run")
     shutil.rmtree(workdir / "resume" / "60")
-    # On one device there is nothing to split; this program is the one of `shared.finished`.
+    # One device has nothing to split, so this program is the one of `shared.finished`.
     train(apply_overrides(tiny(), CHANGES | {"mesh.fsdp": False}), workdir)
     assert Run(workdir).starts[-1]["step"] == 50
     jax.tree.map(np.testing.assert_array_equal, *(Run(w).params([0]) for w in (together, workdir)))
@@ -244,7 +244,7 @@ def test_what_cannot_be_joined_is_refused_before_anything_is_joined(change, said
 
 
 def test_no_cluster_and_another_number_of_processes_are_errors(monkeypatch):
-    """Neither is swallowed: else a pod would train one run for each of its hosts."""
+    """These errors are raised; otherwise every host of a pod would train its own run."""
 
     def nobody(**_):
         raise ValueError("coordinator_address should be defined.")
@@ -282,7 +282,7 @@ def test_alone_a_process_agrees_with_itself_and_writes(monkeypatch):
     assert distributed.is_primary() and not distributed.is_distributed()
     distributed.exit_process(1)
     assert left == []
-    # It would leave at once if there were others, who wait for it.
+    # With other processes it would exit at once, because they would wait for it.
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     distributed.exit_process(3)
     assert left == [3]

@@ -1,4 +1,4 @@
-"""What TensorBoard is told is on disk at once, or the caller knows that it is not."""
+"""Events for TensorBoard are on disk at once, or the caller gets an error."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_what_is_written_can_be_read_before_the_file_is_closed(tmp_path):
     file.close()
 
 
-# Other systems have no device that is always full; what is tested is the same code there.
+# Other systems have no device that is always full. The tested code is the same there.
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_full_disk_is_the_callers_error_not_a_workers_silence():
     with pytest.raises(OSError, match="No space left on device"):

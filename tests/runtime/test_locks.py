@@ -1,4 +1,4 @@
-"""Locks on folders, also where there is no `flock`; and systems that are not Linux."""
+"""Locks on folders, with and without `flock`; and systems other than Linux."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from implicit_reasoning.sweeps.worker import pin_to_cores
 MISSING = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 REFUSAL = "another process trains here"
 
-# Holds a folder until it is killed; with a second word as on a file system without flock.
+# Holds a folder until it is killed. A second argument simulates a file system without flock.
 HOLDER = """
 import errno, sys, time
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_without_flock_a_folder_is_held_by_a_marker(no_flock, tmp_path):
             pass
         for word in (str(tmp_path / "run"), no_flock, ".lock.owner"):
             assert word in str(refused.value)
-    with locks.exclusive_lock(tmp_path / "run", REFUSAL):  # it was let go of
+    with locks.exclusive_lock(tmp_path / "run", REFUSAL):  # the lock was released
         pass
 
 
@@ -132,7 +132,7 @@ def test_the_doctor_names_a_lock_that_works(tmp_path):
 
 
 def test_a_system_that_does_not_say_which_cores(monkeypatch):
-    """As macOS: `os` has no functions for affinity."""
+    """Like macOS, `os` has no functions for affinity."""
     for name in ("sched_getaffinity", "sched_setaffinity"):
         monkeypatch.delattr(os, name)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
@@ -151,7 +151,7 @@ def test_only_one_module_asks_for_affinity():
 
 
 def test_the_limit_of_files_where_the_system_names_none(monkeypatch):
-    """macOS says that there is no limit, and refuses to set none."""
+    """macOS reports no limit, and refuses to remove the limit."""
     infinity, limit = machine.resource.RLIM_INFINITY, [256]
 
     def set_limit(_, wanted):

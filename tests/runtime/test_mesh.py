@@ -1,6 +1,6 @@
 """The same run on eight devices: rows over `data`, heads and neurons over `model`, weights on both.
 
-Devices are counted when JAX starts, so this runs in a process of its own.
+JAX counts devices when it starts, so this runs in its own process.
 """
 
 import json
@@ -21,7 +21,7 @@ from implicit_reasoning.training.setup import make_program
 from tests import shared
 from tests.training.tiny import saved_state, tiny
 
-# Trains on every placement asked for; the first one also goes on with what one device saved.
+# Trains on every given placement. The first one also resumes what one device saved.
 PROGRAM = """
 import json, sys, jax, numpy as np
 from tests.runtime.test_mesh import config, continued
@@ -55,13 +55,13 @@ OTHERS = {"data": DATA, "fsdp": (8, 1, True), "tensor": (1, 2, False), "dt": (4,
 
 
 def config(placement):
-    """A row for every step: `shared.finished(log_every=1)` on these devices."""
+    """Return a configuration like that of `shared.finished(log_every=1)`, for these devices."""
     data, model, fsdp = placement
     return tiny(log_every=1, mesh__data=data, mesh__model=model, mesh__fsdp=fsdp)
 
 
 def continued(run, to, config):
-    """Losses of a copy of a finished run that goes on, on other devices, with its state at 40."""
+    """Return losses of a copy of a finished run that resumes from step 40 on other devices."""
     moved = Path(shutil.copytree(run, to))
     shutil.rmtree(moved / "resume" / "60")
     saved, before = saved_state(moved), Run(run)
@@ -99,7 +99,7 @@ print(json.dumps(said))
 
 
 def says(program, *arguments):
-    """What a program prints last, in a process that sees eight devices."""
+    """Run a program in a process with eight devices and return its last line, parsed."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -115,7 +115,7 @@ def assert_all_agree(placements, folder):
     alone = shared.finished(log_every=1)
     said = says(PROGRAM, str(folder), str(alone), json.dumps(placements))
     assert said["difference"] < 1e-5
-    # What eight devices saved goes on here, on one.
+    # One device here resumes what eight devices saved.
     one = continued(folder / next(iter(placements)), folder / "back", config(ALONE))
     for name, losses in {**said["losses"], "on eight, then alone": one}.items():
         assert len(losses) == 60
@@ -133,9 +133,9 @@ def test_every_placement_trains_the_same_run(tmp_path):
 
 @pytest.mark.slow
 def test_single_curves_part_and_their_mean_does_not(tmp_path):
-    """Training amplifies rounding: what is compared after it is the mean over seeds."""
+    """Training amplifies rounding, so the mean over seeds is compared."""
     said = says(GROKKING, str(tmp_path), json.dumps({"alone": ALONE, "data": DATA, "both": BOTH}))
     print(said)
     means = {name: np.mean(accuracies) for name, accuracies in said.items()}
-    assert means["alone"] > 0.9  # it generalised, so there is something to agree on
+    assert means["alone"] > 0.9  # the model generalised, so the comparison is meaningful
     assert max(means.values()) - min(means.values()) <= 0.02

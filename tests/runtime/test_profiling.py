@@ -1,4 +1,4 @@
-"""What is compiled, when, and how often; what moves; and that looking on changes nothing."""
+"""Which programs are compiled, when and how often; which data moves; profiling changes nothing."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ def run():
 
 @pytest.fixture
 def fresh():
-    """No function of an earlier test is reused, and none of this one later."""
+    """Clear the cached functions, so that no other test shares them."""
     setup._functions.cache_clear()
     yield
     setup._functions.cache_clear()
 
 
 def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeypatch):
-    """Over chunks of many lengths, evaluations and saves, from a new state or a restored one."""
+    """This covers chunks of many lengths, evaluations and saves, from a new or a restored state."""
     traced, original = [], StepRecipe.run
     compiled = []
 
@@ -47,7 +47,7 @@ def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeyp
     for stop in (33, 60):
         train(tiny(), tmp_path / "run", stop_at=stop)
         assert len(traced) == len(compiled) == 1
-    # Of another seed, world and rate it is the same program; of another shape it is not.
+    # Another seed, world or rate uses the same program; another shape does not.
     train(tiny(seed=1, optimizer__learning_rate=1e-4), tmp_path / "other", stop_at=1)
     assert len(traced) == len(compiled) == 1
     train(tiny(batch_size=8), tmp_path / "smaller", stop_at=1)
@@ -57,7 +57,7 @@ def test_the_step_is_traced_and_compiled_once_a_process(fresh, tmp_path, monkeyp
 def test_rows_say_how_much_was_compiled_and_when(run):
     counts = {row["step"]: row["compiles"] for row in run.metrics}
     assert 0 < counts[0] < counts[1]  # evaluation at step 0, then the step itself
-    assert set(list(counts.values())[2:]) == {counts[60]}  # and nothing after that
+    assert set(list(counts.values())[2:]) == {counts[60]}  # nothing is compiled after that
     assert run.metrics[-1]["compile_seconds"] > 0
 
 
@@ -89,7 +89,7 @@ def test_a_traced_run_is_the_same_run(run, tmp_path):
 
 
 def test_a_trace_ends_where_the_run_does(tmp_path):
-    """A run may stop while it is traced."""
+    """A run may stop during a trace."""
     profile = Profile(tmp_path)
     for _ in range(2):
         profile.next_chunk(jax.numpy.ones(3))

@@ -1,4 +1,4 @@
-"""The mesh and the table, as far as one device can tell: what is said, not yet what it does."""
+"""The mesh and the shardings, as far as one device can test them."""
 
 import jax
 import optax
@@ -11,7 +11,7 @@ from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runtime.sharding import AXES, make_mesh, row_sharded, tree_shardings
 from implicit_reasoning.training.setup import mesh_axes
 
-# Every size differs, so that a shape tells which dimension is which.
+# All sizes differ, so that a shape identifies the dimensions.
 SPEC = Spec(d_vocab=11, n_ctx=5, n_layers=2, d_model=12, n_heads=3, d_mlp=20, unembed_bias=True)
 PARAMS = jax.eval_shape(Transformer(SPEC).init, jax.random.key(0))
 
@@ -46,7 +46,7 @@ def test_more_devices_than_there_are_cannot_be_asked_for(shape):
 
 
 def specs(tree, *, fsdp=False):
-    """`{dotted name: PartitionSpec}`."""
+    """Return `{dotted name: PartitionSpec}`."""
     shardings = tree_shardings(mesh_of(1, 1, 1), tree, mesh_axes(Transformer(SPEC)), fsdp=fsdp)
     assert jax.tree.structure(shardings) == jax.tree.structure(tree)
     return {

@@ -1,4 +1,4 @@
-"""What is written is what was said, and after a resumption nothing is left of the lost steps."""
+"""Rows are written exactly, and after resuming nothing of the lost steps remains."""
 
 import json
 import math
@@ -19,7 +19,7 @@ SPLITS = ["train_ii", "test_ii", "test_oo"]
 
 
 def row(step):
-    """Numbers that are awkward to print: they must come back as they were."""
+    """Return numbers that are difficult to print; they must be read back exactly."""
     return {
         "step": step,
         "loss": 1 / (3 + step),
@@ -36,7 +36,7 @@ ROWS = [row(step) for step in (0, 10, 20, 30)]
 
 @pytest.fixture
 def metrics(tmp_path):
-    """A whole file of four rows."""
+    """Return a complete file of four rows."""
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, resumed_at=-1)
     for each in ROWS:
@@ -56,7 +56,7 @@ def test_every_row_is_on_disk_when_write_returns(tmp_path, monkeypatch):
     for n, each in enumerate(ROWS, start=1):
         file.write(each)
         assert read_metrics(path) == ROWS[:n] == file.rows
-        assert synced[-1:] == [path.read_text()]  # not only the process may crash
+        assert synced[-1:] == [path.read_text()]  # the machine may crash, not only the process
     file.close()
 
 
@@ -64,7 +64,7 @@ def test_every_row_is_on_disk_when_write_returns(tmp_path, monkeypatch):
 def test_resuming_drops_what_comes_after_and_leaves_the_rest_byte_for_byte(metrics, cut):
     lines = metrics.read_bytes().splitlines(keepends=True)
     with metrics.open("a") as file:
-        file.write(cut)  # a crash: not even a whole last row has its line's end
+        file.write(cut)  # after a crash even a complete last row has no line end
     again = MetricsFile(metrics, resumed_at=20)
     assert metrics.read_bytes() == b"".join(lines[:3]) and again.rows == ROWS[:3]
     again.write(ROWS[3])
@@ -83,7 +83,7 @@ def files(tmp_path):
 
 
 def events_of(files, config, rows=()):
-    """As `record.open_tensorboard`, with splits of its own."""
+    """Like `record.open_tensorboard`, with other splits."""
     return TensorBoard(
         files.tensorboard,
         config=to_json(config),
@@ -98,12 +98,12 @@ def open_events(files, rows=()):
 
 
 def read(files):
-    """TensorBoard's own reader; it merges all files, as its pages do."""
+    """Return TensorBoard's own reader; it merges all files, as its pages do."""
     return EventAccumulator(str(files.tensorboard), size_guidance={"scalars": 0}).Reload()
 
 
 def assert_shows(reader, rows):
-    """Exactly the numbers of the rows and the best so far, once each, at their steps and times."""
+    """Check that the values of rows and the best values so far occur once, at their steps."""
     wanted, best = {}, {}
     for each in rows:
         for tag in each.keys() - {"step", "time"}:
@@ -133,10 +133,11 @@ def test_resuming_leaves_neither_later_events_nor_two_of_one(files):
     for each in ROWS:
         board.write(each)
     board.close()
-    # At once, hence under the same file name: TensorBoard's names have a resolution of a second.
+    # At once, and therefore under the same file name: TensorBoard's names have a resolution of a
+    # second.
     open_events(files, ROWS[:2]).close()
     assert_shows(read(files), ROWS[:2])
-    # And later, under another name.
+    # Later, and therefore under another name.
     (events,) = files.tensorboard.iterdir()
     events.rename(files.tensorboard / "events.out.tfevents.1600000000.elsewhere")
     other = [{**each, "loss": 7.0} for each in ROWS[2:]]
@@ -168,7 +169,7 @@ def test_one_chart_has_all_splits(reader):
     (category,) = layout.category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
     for quantity in ("accuracy", "loss", "reciprocal_rank"):
-        # Anchored: TensorBoard takes them for regular expressions.
+        # The tags are anchored, because TensorBoard reads them as regular expressions.
         assert charts[quantity] == [f"^{quantity}/{split}$" for split in SPLITS]
     assert len(charts) == 3
 

@@ -1,4 +1,4 @@
-"""A launcher that trains nothing, for tests of what is chosen and in which order."""
+"""A launcher that trains nothing, for tests of which trials are chosen and in which order."""
 
 import json
 
@@ -6,7 +6,7 @@ from implicit_reasoning.sweeps.directory import DONE, RUNNING
 
 
 def pretend(work, board, shutdown):
-    """Every trial is done at once, with a loss that falls and that its rate decides."""
+    """Finish every trial at once, with a falling loss that depends on its learning rate."""
     for trial, stop in work.stops.items():
         board.note(trial, RUNNING)
         files = work.files.trial(trial)

@@ -1,4 +1,4 @@
-"""A configuration with sweeps, small enough for tests; also read as a file by the command."""
+"""A configuration with sweeps, small enough for tests; the command also reads it as a file."""
 
 from implicit_reasoning.sweeps import Real, grid
 from tests.training.tiny import tiny
@@ -23,9 +23,9 @@ def sweep_shapes():
 
 
 def sweep_mixed():
-    """Two populations, one trial that diverges, one whose world cannot be made.
+    """Yield two populations, one trial that diverges, and one whose world is impossible.
 
-    What sets the populations apart is not a part of the program, so little is compiled.
+    The populations differ in a field that is not part of the program, so little is compiled.
     """
     yield from grid({"checkpoints.every": [25, 30], "seed": [0, 1]})
     yield {"optimizer.learning_rate": 1e30, "seed": 4}
@@ -37,7 +37,7 @@ def space_rates():
 
 
 class _Seed:
-    """Anything with these two methods is a distribution."""
+    """Any object with these two methods is a distribution."""
 
     def sample(self, rng):
         return int(rng.integers(100))

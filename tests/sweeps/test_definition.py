@@ -1,4 +1,4 @@
-"""What is a sweep, and what is said of one that cannot be run."""
+"""Definitions of sweeps, and the errors of definitions that cannot be run."""
 
 import itertools
 from typing import Any
@@ -84,7 +84,7 @@ def test_a_sweep_is_found_by_name_and_has_typed_overrides():
     name = "weight_decay=1.0,phi=1.2,seed=1"
     assert sweep.config(name).optimizer.weight_decay == 1.0
     assert sweep.config(name).task.phi == 1.2 and sweep.config(name).seed == 1
-    assert sweep.base.seed == 0  # which no trial changes
+    assert sweep.base.seed == 0  # no trial changes it
     assert define(FILE, "seeds", {"steps": 50}).base.steps == 50
 
 
@@ -130,7 +130,7 @@ def test_a_sweep_needs_trials():
 
 def test_names_are_what_is_set_and_fit_any_file_system():
     assert names([{"optimizer.weight_decay": 0.5, "seed": 1}]) == ["weight_decay=0.5,seed=1"]
-    # Two fields with one last part are called in full.
+    # Two fields with the same last part have their full names.
     both = names([{"task.order": "r r e", "order": "epochs"}])[0]
     assert both.startswith("task.order=r_r_e,order=epochs-") and "/" not in both
     assert names([{}]) == ["base"]
@@ -139,7 +139,7 @@ def test_names_are_what_is_set_and_fit_any_file_system():
 
 
 def test_ten_thousand_trials_are_planned_in_seconds():
-    """Guards against planning by whole configurations: that took 20 s."""
+    """Planning by whole configurations took 20 s."""
     sweep = make_sweep(
         tiny(), list(grid({"seed": range(5_000), "optimizer.weight_decay": [0.1, 1]}))
     )

@@ -1,4 +1,4 @@
-"""The journal, and a directory that is begun, grown, and held."""
+"""The journal, and a sweep directory that is begun, extended and locked."""
 
 import json
 
@@ -43,12 +43,12 @@ def test_a_trial_that_began_with_another_configuration_is_refused_by_name(files)
     journal = Journal(files)
     journal.note("seed=1", "running")
     journal.close()
-    # Also where it is not among the new ones: it stays in the directory, which has one base.
+    # This also holds if the trial is not among the new ones, because a directory has one base.
     for count in (2, 1):
         with pytest.raises(InputError, match=r"trial seed=1 .* \(steps was 60, is 50\)"):
             begin(files, seeds(count, steps=50))
     assert load(files).base.steps == 60
-    begin(files, seeds(2, writers__tensorboard=False))  # which changes no result
+    begin(files, seeds(2, writers__tensorboard=False))  # it changes no result
 
 
 def test_what_has_not_begun_may_have_another_configuration(files):
@@ -62,7 +62,7 @@ def test_the_journal_counts_attempts_and_adds_up_time(files):
     journal.note("a", "running")
     journal.note("a", "failed", step=20, why="killed")
     journal.note("a", "running")
-    assert journal.status("a").step == 20  # which it goes on from
+    assert journal.status("a").step == 20  # it resumes from there
     last = journal.note("a", "done", step=60)
     journal.close()
     assert last == read_journal(files)["a"]
@@ -94,7 +94,7 @@ def test_another_line_that_is_no_event_is_named(files):
 def test_a_second_launcher_is_refused(files):
     with exclusive(files), pytest.raises(InputError, match="another launcher"), exclusive(files):
         pass
-    with exclusive(files):  # once it has gone
+    with exclusive(files):  # when the process has ended
         pass
 
 

@@ -1,6 +1,6 @@
-"""Slurm through submitit (its local executor), Ray on three nodes, Optuna: the engines themselves.
+"""The engines themselves: Slurm by submitit's local executor, Ray on three nodes, and Optuna.
 
-A real Slurm is `make test-slurm`.
+`make test-slurm` uses a real Slurm.
 """
 
 import json
@@ -56,7 +56,9 @@ def test_submitit_trains_the_same_trials(names, tmp_path):
 
 
 def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
-    """What submitit calls at SIGUSR2: the worker saves, and the same work comes back."""
+    """At SIGUSR2 submitit calls the handler: the worker saves, and the same work is submitted
+    again.
+    """
     from implicit_reasoning.sweeps.directory import begin, describe
     from implicit_reasoning.sweeps.launchers.base import last_saved_step
     from implicit_reasoning.sweeps.launchers.on_slurm import Task
@@ -76,7 +78,7 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(SystemExit):  # and so no result: Slurm will start it again
+    with pytest.raises(SystemExit):  # without a result, so Slurm restarts the job
         task("seed=1", 400_000)
     thread.join()
     step = last_saved_step(files.trial("seed=1"))
@@ -87,7 +89,7 @@ def test_before_its_time_is_up_a_job_saves_and_is_started_again(tmp_path):
 
 
 class Worker:
-    """A process that ends when it is told to; `returncode` is what a worker's would be."""
+    """A process that ends on a signal; `returncode` is that of a worker."""
 
     def __init__(self, returncode):
         self.returncode, self.told = returncode, 0
@@ -101,13 +103,15 @@ class Worker:
 
 @pytest.mark.parametrize("code", [75, -15], ids=["saved", "had not begun"])
 def test_of_two_signals_a_worker_gets_one_and_slurm_starts_the_job_again(code, monkeypatch):
-    """At preemption there come SIGTERM and SIGUSR2; a second SIGTERM would kill it as it saves."""
+    """At preemption SIGTERM and SIGUSR2 arrive; a second SIGTERM would kill the worker while it
+    saves.
+    """
     from implicit_reasoning.sweeps.launchers import on_slurm
 
     worker, task = Worker(code), on_slurm.Task("nowhere")
 
     def started(*_, **__):
-        os.kill(os.getpid(), signal.SIGTERM)  # just now; the handler is the task's
+        os.kill(os.getpid(), signal.SIGTERM)  # the handler is that of the task now
         return worker
 
     monkeypatch.setattr(on_slurm.subprocess, "Popen", started)
@@ -149,7 +153,7 @@ def test_an_engine_that_is_not_installed_is_named(launcher, module, extra, tmp_p
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Three nodes of one core each on this machine."""
+    """Start three nodes of one core each on this machine."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -174,7 +178,7 @@ def test_ray_trains_the_same_trials(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_with_a_node_lost_and_a_worker_killed_all_trials_end_well(cluster, tmp_path):
-    """Both while trials run: Ray starts them again elsewhere, and they go on where they were."""
+    """Both happen while trials run: Ray restarts the trials elsewhere, and they resume."""
     import threading
 
     sweep = define(FILE, "seeds", {"steps": 3_000, "resume_every": 100, "log_every": 100})
@@ -202,7 +206,7 @@ def test_with_a_node_lost_and_a_worker_killed_all_trials_end_well(cluster, tmp_p
     thread.join(timeout=60)
     assert {status[:2] for status in statuses.values()} == {("done", 3_000)}
     starts = [len(Run(files.trial(name).workdir).starts) for name in SEEDS]
-    assert sum(starts) > 3  # some were started again
+    assert sum(starts) > 3  # some were restarted
 
 
 # Optuna -----------------------------------------------------------------------------------------
@@ -218,7 +222,7 @@ PRETEND = "tests/sweeps/pretend.py:pretend"
 
 
 def pretend(workdir, rungs, launcher=PRETEND):
-    """The same search from Python, by a launcher that trains nothing."""
+    """Run the same search from Python, with a launcher that trains nothing."""
     base, space = find_space(FILE, "rates")
     what = Search(metric="loss", count=6, at_once=3, rungs=rungs, minimize=True)
     return search_through(base, space, workdir, what, launcher=launcher)
@@ -229,13 +233,14 @@ def test_a_search_halves_batch_after_batch(launcher, tmp_path):
     statuses = pretend(tmp_path, (10, 30), launcher)
     assert len(statuses) == 6
     ended = {name: (status.state, status.step) for name, status in statuses.items()}
-    # Of each three the best two go on from the first rung, and the best one from the second.
+    # Of every three trials, the best two continue after the first rung and the best one after the
+    # second.
     assert sorted(ended.values()) == sorted(2 * [("pruned", 10), ("pruned", 30), ("done", 60)])
     assert all("among the worst" in s.why for s in statuses.values() if s.state == "pruned")
     for batch in batches(tmp_path):
         at_10 = {name: loss_at(tmp_path, name, 10) for name in batch}
         assert ended[max(at_10, key=at_10.__getitem__)] == ("pruned", 10)
-    # It is done: once more, nothing is asked for.
+    # The search is finished, so another call asks for no trials.
     before = (tmp_path / "journal.jsonl").read_text()
     assert pretend(tmp_path, (10, 30), launcher) == statuses
     assert (tmp_path / "journal.jsonl").read_text() == before
@@ -253,7 +258,7 @@ def loss_at(workdir, name, step):
 
 @pytest.fixture(scope="module")
 def searched_through(tmp_path_factory):
-    """What a search that nothing stopped has written down."""
+    """Return the statuses of a search that was not stopped."""
     return pretend(tmp_path_factory.mktemp("search"), (10, 30))
 
 
@@ -261,7 +266,7 @@ def searched_through(tmp_path_factory):
 def test_a_search_that_was_stopped_trains_what_it_would_have(
     stopped_at, searched_through, tmp_path, monkeypatch
 ):
-    """In the first batch or the second, before or after a rung."""
+    """The search stops in the first or second batch, before or after a rung."""
     original, calls = run_sweep, []
 
     def stopping(*args, **options):

@@ -1,4 +1,4 @@
-"""A population on two processes, as on the hosts of a pod: the same trials, and one writer."""
+"""A population on two processes, like the hosts of a pod, has the same trials and one writer."""
 
 import os
 import signal
@@ -26,7 +26,8 @@ def pair(workdir, *more, sweep="seeds", meanwhile=None):
         "distributed.mode": "explicit",
         "distributed.coordinator_address": f"127.0.0.1:{free_port()}",
         "distributed.num_processes": 2,
-        # Where nothing happens to them, two processes that compile on a busy machine are no loss.
+        # If no fault is tested, the timeout is long, because compiling takes long on a busy
+        # machine.
         "distributed.timeout": 20 if meanwhile else 120,
     }
     words = [sys.executable, "-m", "implicit_reasoning", "sweep", f"--config={FILE}"]
@@ -52,11 +53,11 @@ def pair(workdir, *more, sweep="seeds", meanwhile=None):
             process.kill()
 
 
-# Slow: on two busy cores Gloo now and then loses a peer while both processes compile.
+# This is slow because Gloo sometimes loses a peer while both processes compile on two busy cores.
 @pytest.mark.slow
 @pytest.mark.parametrize("stops", [(None,), (30, None)])
 def test_a_population_on_two_hosts_has_the_trials_of_one(stops, tmp_path):
-    """Three trials, filled up with copies of one; or stopped in the middle, and gone on with."""
+    """Three trials are padded with a copy of one. In one case they are stopped and resumed."""
     for stop in stops:
         said = pair(tmp_path / "sweep", *([f"--stop_at={stop}"] if stop else []))
         assert [code for code, _, _ in said] == [0, 0], said
@@ -71,7 +72,7 @@ def test_a_population_on_two_hosts_has_the_trials_of_one(stops, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_of_them_between_populations_too(tmp_path):
-    """Two shapes are two populations: who got no signal must not begin the second alone."""
+    """With two populations, a host without a signal must not begin the second one alone."""
     files = SweepLayout(tmp_path / "sweep")
 
     def signal_the_second(processes):
@@ -105,7 +106,7 @@ def test_a_host_that_is_lost_is_not_the_trials_fault(tmp_path):
 @pytest.mark.slow
 def test_other_launchers_are_refused_there(tmp_path):
     said = pair(tmp_path / "sweep", "--launcher=local")
-    # The process that is slower may find the other one gone before it looks at the launcher.
+    # The slower process may find that the other one has gone before it checks the launcher.
     reasons = {2: "use --launcher=vmap", 69: "a peer process was lost"}
     assert 2 in {code for code, _, _ in said}
     assert all(reasons[code] in error for code, _, error in said)

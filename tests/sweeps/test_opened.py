@@ -1,4 +1,4 @@
-"""A sweep opened: its trials along one axis, on its page, and in TensorBoard's table."""
+"""An opened sweep: its trials along one axis, its page, and its table in TensorBoard."""
 
 import re
 
@@ -92,7 +92,7 @@ def test_the_page_has_every_trial_and_figure(runs):
     for name in runs.names:
         assert name in page
     assert page.count("<tr>") == 1 + 8
-    assert not re.findall(r'(?:src|href)="(?!data:|figures/|\.\./trials/|#)', page)  # one file
+    assert not re.findall(r'(?:src|href)="(?!data:|figures/|\.\./trials/|#)', page)  # a single file
     links = set(re.findall(r'href="(figures/[^"]+)"', page))
     assert len(links) == 4 * 3
     assert all((runs.files.report.parent / link).exists() for link in links)
@@ -151,7 +151,7 @@ def chosen(reader):
 
 
 def test_where_trials_set_different_fields_and_one_is_lost(tmp_path, capsys):
-    """The table has every field for every trial; instruments leave out what they cannot measure."""
+    """The table has all fields of all trials; instruments skip trials that they cannot measure."""
     lost = {"optimizer.learning_rate": 1e30, "optimizer.weight_decay": 7.0}
     run_sweep(make_sweep(tiny(), [{"seed": 3}, lost]), tmp_path)
     runs = Runs(tmp_path)

@@ -1,4 +1,4 @@
-"""A sweep by each launcher: the same trials; what is done stays done, what failed is named."""
+"""A sweep with each launcher: trials are equal, finished ones are kept, failed ones are named."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def by_vmap():
 
 @pytest.fixture(scope="module")
 def by_local(tmp_path_factory):
-    """By processes, of which one is killed before it saved anything; and what was then known."""
+    """Run a sweep by processes, kill one before it saves, and return the directory and statuses."""
     workdir, original = tmp_path_factory.mktemp("local"), subprocess.Popen
 
     def killing(words, **options):
@@ -75,7 +75,7 @@ def test_every_launcher_trains_the_runs_that_the_trials_are(by_vmap, by_local, a
 
 
 def test_a_killed_worker_fails_its_trial_alone(by_local):
-    """It is tried again by the next start: see `test_every_launcher`."""
+    """The next start tries it again; see `test_every_launcher`."""
     statuses = by_local[1]
     assert [status.state for status in statuses.values()] == ["done", "failed", "done"]
     assert "killed by signal 9" in statuses["seed=1"].why
@@ -105,7 +105,7 @@ def test_started_again_it_does_nothing(tmp_path, monkeypatch):
 
 
 def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path, alone):
-    """Stopped together at 20; then two alone to 40; then all of them, and a new one."""
+    """Train all to step 20, then two alone to 40, then all together with a new one."""
     sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path, 20))
 
     def with_states():
@@ -116,14 +116,14 @@ def test_each_goes_on_by_whichever_launcher_beside_trials_that_are_new(tmp_path,
     statuses = run_sweep(sweep, tmp_path, launcher="vmap", stop_at=40, only=["seed=1"])
     assert [status.step for status in statuses.values()] == [40, 40, 20]
     assert [status.attempts for status in statuses.values()] == [2, 2, 1]
-    assert with_states() == ["000", "001"]  # one trial is at 20 still
-    # What a trial was told by its own process and what a population saved are put together.
+    assert with_states() == ["000", "001"]  # one trial is still at step 20
+    # States that a trial saved itself and states that a population saved are combined.
     grown = make_sweep(sweep.base, list(grid({"seed": range(4)})))
     statuses = run_sweep(grown, tmp_path)
     assert [status[:3] for status in statuses.values()] == [
         ("done", 60, attempts) for attempts in (3, 3, 2, 1)
     ]
-    # Each start makes new populations; states that nobody needs any more are gone.
+    # Each start makes new populations, and deletes states that are no longer needed.
     assert with_states() == ["002", "003", "004"]
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
 
@@ -153,7 +153,7 @@ def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path,
 
 
 def test_where_no_state_can_be_read_nothing_is_trained_from_the_start_unasked(tmp_path):
-    workdir = Path(os.path.relpath(tmp_path / "sweep"))  # as people give it
+    workdir = Path(os.path.relpath(tmp_path / "sweep"))  # a relative path, as users write it
     shared.swept_copy(workdir, 20)
     sweep, files = define(FILE, "seeds"), SweepLayout(workdir)
     states = sorted((files.populations / "000" / "resume").iterdir())
@@ -229,7 +229,7 @@ assert not xla_bridge.backends_are_initialized()
 
 
 def test_a_launcher_of_processes_leaves_the_devices_to_them(tmp_path):
-    """A TPU chip can be held by one process only."""
+    """Only one process can hold a TPU chip."""
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     words = [sys.executable, "-c", NO_DEVICE, str(tmp_path)]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True)
@@ -250,9 +250,9 @@ def test_what_diverges_or_cannot_be_made_is_named_and_the_others_go_on(
     assert 0 < diverged.step < 60 and "not finite" in diverged.why
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()
     assert "What failed, and why" in page and "phi can be at most" in page
-    # The diverged one was in the population of those like it, which ended well.
+    # The diverged trial was in the population of similar trials, which ended normally.
     assert len(list((tmp_path / "sweep" / "populations").iterdir())) == 2
-    # Once more: what failed is tried again, what diverged is not.
+    # At another start, failed trials are tried again, but diverged trials are not.
     assert main(words) == 3
     again = read_journal(SweepLayout(tmp_path / "sweep"))
     assert again[next(n for n, s in again.items() if s.state == "diverged")].attempts == 1
@@ -317,7 +317,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     try:
         rows = files.trial("seed=0").metrics
         wait_for(lambda: rows.exists() and '"step": 100' in rows.read_text())
-        # A second launcher is refused while this one works.
+        # A second launcher is refused while this one runs.
         with pytest.raises(InputError, match="another launcher"):
             run_sweep(define(FILE, "seeds", LONG), files.workdir)
         process.send_signal(signal.SIGTERM)
@@ -328,7 +328,7 @@ def test_a_signal_saves_every_trial_and_the_same_command_goes_on(launcher, tmp_p
     assert "SIGTERM: 0 of 3 trials are done" in said
     status = read_journal(files)["seed=0"]
     assert status.state == "stopped" and 100 <= status.step < LONG["steps"]
-    # A population goes on as a whole, so that its program is the one that is compiled already.
+    # A population resumes as a whole, so that its compiled program can be reused.
     alike = SEEDS if launcher == "vmap" else ["seed=0"]
     sweep, stop = define(FILE, "seeds", LONG), status.step + 3
     statuses = run_sweep(sweep, files.workdir, launcher=launcher, stop_at=stop, only=alike)
@@ -345,8 +345,8 @@ def test_when_the_launcher_is_killed_its_workers_save_and_leave(tmp_path):
         process.kill()
         process.communicate()
     wait_for(lambda: last_saved_step(files.trial("seed=0")) >= 100)
-    wait_for(lambda: is_free(files.trial("seed=0")))  # a worker that stayed would hold it
-    assert not files.trial("seed=1").metrics.exists()  # and nobody began another
+    wait_for(lambda: is_free(files.trial("seed=0")))  # an orphaned worker would hold the lock
+    assert not files.trial("seed=1").metrics.exists()  # no worker began another trial
 
 
 def is_free(files):
@@ -358,7 +358,7 @@ def is_free(files):
 
 
 def test_done_unheard_of_is_noticed(tmp_path):
-    """Its launcher was gone when it ended."""
+    """The launcher was gone when the trial ended."""
     sweep, files = define(FILE, "seeds"), SweepLayout(shared.swept_copy(tmp_path))
     lines = files.journal.read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["state"] == "running"]
@@ -372,7 +372,7 @@ def test_done_unheard_of_is_noticed(tmp_path):
 def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_path, capfd):
     with small_disk(tmp_path / "disk", "2800k") as disk:
         words = ["sweep", f"--config={FILE}", f"--workdir={disk / 'sweep'}", "--sweep=seeds"]
-        # With one trial at a time the first fits.
+        # With one trial at a time, the first one fits.
         words += [f"--launcher={launcher}", "--workers=1", "--population=1"]
         assert main(words) == 74
         assert "No space left on device" in capfd.readouterr().err
@@ -381,7 +381,7 @@ def test_on_a_full_disk_it_says_so_and_no_finished_trial_is_lost(launcher, tmp_p
         assert main(words) == 0
         after = read_journal(SweepLayout(disk / "sweep"))
     done = [name for name, status in before.items() if status.state == "done"]
-    assert done  # of `local`, `vmap`: the first trial
+    assert done  # the first trial, for `local` and `vmap`
     assert all(after[name].attempts == before[name].attempts for name in done)
     assert {status.state for status in after.values()} == {"done"} and len(after) == 3
 
@@ -403,5 +403,5 @@ def test_a_dry_run_prints_trials_and_cost_and_writes_nothing(tmp_path, capsys):
 
 
 def test_jax_sees_one_device_here():
-    """The tests above hold trials against runs to the bit only then."""
+    """The tests above can compare trials with runs bit for bit only on one device."""
     assert jax.local_device_count() == 1

@@ -1,4 +1,4 @@
-"""Searches that are killed at any write, or gone on with as another search; nothing is trained."""
+"""Searches that are killed at any write, or continued with other settings; nothing is trained."""
 
 import json
 
@@ -21,7 +21,7 @@ WHAT = Search(metric="loss", count=5, at_once=3, minimize=True)
 
 
 def fake_sweep(sweep, workdir, *, launcher=None, stop_at=None, only=None, options=None):
-    """`run_sweep` without training: the loss is the distance from a point."""
+    """`run_sweep` without training; the loss is the distance from a point."""
     files = SweepLayout(workdir)
     with exclusive(files):
         grown = begin(files, sweep)
@@ -90,7 +90,7 @@ def test_killed_at_any_write_it_ends_with_the_same_trials(torn, go, tmp_path, mo
 
 def test_what_was_asked_for_by_an_older_version_and_never_chosen_is_asked_for_again(go, tmp_path):
     go(tmp_path, what=Search(metric="loss", count=2, at_once=2, minimize=True))
-    study(tmp_path).ask()  # and killed
+    study(tmp_path).ask()  # the process is killed here
     assert len(go(tmp_path)) == 5
     states = [trial.state.name for trial in study(tmp_path).trials]
     assert sorted(states) == ["COMPLETE"] * 5 + ["FAIL"]
@@ -119,7 +119,7 @@ def test_another_search_in_the_same_place_is_refused_by_name(changed, said, go, 
     assert "choose another --workdir" in str(caught.value)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before, "something was asked for or written"
-    assert len(go(tmp_path)) == 5  # the old one is as it was
+    assert len(go(tmp_path)) == 5  # the old search is unchanged
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_another_search_in_the_same_place_is_refused_by_name(changed, said, go, 
 def test_searches_without_a_stored_definition_are_known_by_their_trials(
     changed, said, go, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(optuna.Study, "set_user_attr", lambda *_: None)  # as older versions
+    monkeypatch.setattr(optuna.Study, "set_user_attr", lambda *_: None)  # like older versions
     go(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(module, "run_sweep", fake_sweep)
