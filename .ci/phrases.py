@@ -2,8 +2,8 @@
 
     python .ci/phrases.py
 
-The list is short on purpose. It has phrases that were written here once and that readers stumbled
-over. docs/development/style.md says what to write instead.
+The list is short on purpose. It has phrases that occurred in this repository and that readers did
+not understand. docs/development/style.md says what to write instead.
 """
 
 import re
@@ -26,7 +26,7 @@ PHRASES = {
     "is gone on from": "is resumed from",
     "the house's own": "introduced here",
 }
-"""Phrase to what may be written instead."""
+"""Phrases, with their replacements."""
 
 FILES = ("*.md", "*.py", "*.yml", "*.toml", "*.cff", "Makefile")
 EXCEPT = (".ci/phrases.py", "docs/development/style.md", "tests/docs/test_style.py")
@@ -34,7 +34,7 @@ _BETWEEN = r"""(?:\s|#|"|')+"""  # words may be on two lines, of a comment or of
 
 
 def patterns() -> dict[str, re.Pattern[str]]:
-    """What finds each phrase."""
+    """Return the pattern that finds each phrase."""
     return {
         phrase: re.compile(_BETWEEN.join(map(re.escape, phrase.split())), re.IGNORECASE)
         for phrase in PHRASES
@@ -42,7 +42,7 @@ def patterns() -> dict[str, re.Pattern[str]]:
 
 
 def find(text: str) -> list[tuple[int, str]]:
-    """`(line, phrase)` of every phrase in a text."""
+    """Return `(line, phrase)` for every phrase in a text."""
     found = []
     for phrase, pattern in patterns().items():
         for match in pattern.finditer(text):
@@ -51,7 +51,7 @@ def find(text: str) -> list[tuple[int, str]]:
 
 
 def main() -> int:
-    """Search the tracked files; returns 1 if anything is found."""
+    """Search the tracked files; return 1 if any phrase is found."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", *FILES], check=True, capture_output=True, text=True
     ).stdout

@@ -1,14 +1,14 @@
 """Counts the programs that XLA compiles for each test file; compares them with committed counts.
 
-Compiling takes most of the time of the tests. A count does not depend on the machine, as a time
-does, so CI checks counts: with `--programs=check` the session fails when a file compiles more
+Compiling takes most of the time of the tests. Unlike a time, a count does not depend on the
+machine, so CI checks counts: with `--programs=check` the session fails if a file compiles more
 programs than `compile_counts.json` allows. `--programs=write` records the counts of the files that
 were run.
 
 A program that comes from the compilation cache on disk counts as well. In-process caches are
 cleared before each file, so that memory does not grow with the number of files. A file that runs
-after others may still compile less than one that runs alone, because objects of other files that
-hold programs are reused; so `make test-counts` runs every file in a process of its own.
+after others may still compile less than one that runs alone, because it reuses objects of other
+files that hold programs. `make test-counts` therefore runs every file in its own process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from filelock import FileLock
 
 COUNTS = Path(__file__).with_name("compile_counts.json")
-ROOM = 5  # programs more than were counted: jax.numpy keeps a few small ones in other ways
+ROOM = 5  # programs above the recorded count; jax.numpy also caches a few small ones elsewhere
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _ADVICE = (
     "Share programs between tests (same shapes, one fixture), or record the new counts with "
@@ -46,7 +46,7 @@ def _note(event: str, duration: float, **details: Any) -> None:
 def uncounted() -> Iterator[None]:
     """Count no program within this block; reuse none from before, and leave none for others.
 
-    For what is made once per session, by whichever file needs it first.
+    Use it for data that is made once per session, by the first file that needs it.
     """
     global _counting
     before, _counting = _counting, False
@@ -62,7 +62,7 @@ class CompileCounts:
     """A pytest plugin; under xdist every worker counts and the controller compares."""
 
     def __init__(self, config: pytest.Config):
-        """Nothing is counted yet."""
+        """Start with no counts."""
         self._mode = config.getoption("--programs")
         self._controls = not hasattr(config, "workerinput")
         self._before, self._file = 0, ""
@@ -75,7 +75,7 @@ class CompileCounts:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Start counting; clear JAX's caches where a new file begins."""
+        """Start counting, and clear JAX's caches where a new file begins."""
         file = item.nodeid.partition("::")[0]
         if file != self._file:
             self._file = file
@@ -85,7 +85,7 @@ class CompileCounts:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Iterator[None]:
-        """Attach the count to the last report of a test, which xdist takes to the controller."""
+        """Attach the count to the last report of a test, which xdist sends to the controller."""
         outcome: Any = yield
         if call.when == "teardown":
             count = ("programs", _compiled - self._before)
@@ -98,7 +98,7 @@ class CompileCounts:
             self._found[report.nodeid.partition("::")[0]] += count
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Compare or record, in the process that has the counts of all workers."""
+        """Compare or record the counts, in the process that has the counts of all workers."""
         if not self._controls or self._mode is None:
             return
         if self._mode == "write":
@@ -122,7 +122,7 @@ class CompileCounts:
             COUNTS.write_text(json.dumps({"jax": jax.__version__, "files": there}, indent=1) + "\n")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Name the files that compiled too much."""
+        """Name the files that compiled too many programs."""
         if self._mode is not None:
             total = sum(self._found.values())
             terminalreporter.write_line(f"{total} programs in {len(self._found)} files")

@@ -1,4 +1,4 @@
-"""How every test runs: on the CPU, with shapes and types checked, and reproducibly."""
+"""Settings of all tests: they run on the CPU, with checked shapes and types, and reproducibly."""
 
 import atexit
 import os
@@ -6,10 +6,10 @@ import shutil
 import tempfile
 from typing import Any
 
-# Before anything imports jax: a test must not grab an accelerator that a run is using.
+# Set before anything imports jax, because a test must not take an accelerator that a run is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compiling. LLVM's optimizations and XLA's fusion emitters take most of
-# it and gain nothing on tiny programs, so only `make test-all` (TESTS=thorough) runs with them.
+# this time and do not speed up tiny programs, so only `make test-all` (TESTS=thorough) uses them.
 _CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _thorough = os.environ.get("TESTS") == "thorough"
 if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
@@ -24,7 +24,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="implicit_reasoning_tests_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
-# Runs that many tests read (tests/shared.py) live as long as the session. The workers inherit it.
+# Runs that many tests read (tests/shared.py) are kept for the session. The workers inherit the
+# folder.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _runs = tempfile.mkdtemp(prefix="implicit_reasoning_runs_")
     atexit.register(shutil.rmtree, _runs, ignore_errors=True)
@@ -41,8 +42,8 @@ from tests.compile_counts import CompileCounts
 # Every annotation in the package (jaxtyping's shapes included) is checked at every call.
 install_import_hook("implicit_reasoning", "beartype.beartype")
 
-# Continuous integration tries the same examples each time, so that a change is not blamed for what
-# chance found.
+# Continuous integration tries the same examples each time, so that a random failure is not
+# attributed to a change.
 _fixed = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=_fixed)
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=200, derandomize=_fixed)
@@ -51,9 +52,9 @@ hypothesis.settings.load_profile("deep" if _thorough else "quick")
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save every figure as an empty image: drawing one takes a second in all formats.
+    """Save every figure as an empty image, because drawing one takes a second in all formats.
 
-    Tests of `report` and of `drawing` look at what is drawn.
+    Tests of `report` and of `drawing` check the figures themselves.
     """
     width_and_height = (1).to_bytes(4, "big") * 2
 

@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that cannot be written, for real: mounted, as root."""
+"""Full disks and read-only folders, mounted as root."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A file system of so many bytes (`400k`) in a new folder; gone afterwards."""
+    """Mount a file system of this size (`400k`) on a new folder; unmount it afterwards."""
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
     try:
@@ -21,7 +21,7 @@ def small_disk(folder, size):
 
 @contextlib.contextmanager
 def small_files(size=15_000):
-    """No file may grow beyond so many bytes: writing fails as it does on a full disk."""
+    """Limit the size of files, so that writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -31,13 +31,13 @@ def small_files(size=15_000):
 
 
 def grow(folder, size):
-    """Make room on a small disk."""
+    """Enlarge a small disk."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
 @contextlib.contextmanager
 def read_only(folder, original):
-    """What is in `original`, in a new folder where nobody may write."""
+    """Mount the contents of `original` read-only on a new folder."""
     folder.mkdir()
     _mount("--bind", "-o", "ro", str(original), str(folder))
     try:
@@ -47,7 +47,7 @@ def read_only(folder, original):
 
 
 def _mount(*words):
-    # Nothing less would do: permissions do not hold for root, as whom CI runs, and no disk of an
-    # ordinary machine is full. Without the right to mount there is nothing to test with.
+    # A mount is necessary, because CI runs as root, for whom permissions do not hold, and the disk
+    # of an ordinary machine is not full. Without the right to mount, the test is skipped.
     if os.geteuid() or subprocess.run(["mount", *words], capture_output=True).returncode:
         pytest.skip("mounting a small or a read-only disk needs root, and the right to mount")

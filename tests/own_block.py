@@ -19,7 +19,7 @@ STATE = ("batch", "pos", "d_state")
 
 
 class GatedRecurrence(Block):
-    """With `spec.d_mlp` numbers of state."""
+    """A gated linear recurrence whose state has `spec.d_mlp` numbers."""
 
     mixer: nnx.Dict
     dropout_sites = ("hook_mixer_out",)
@@ -60,7 +60,7 @@ class GatedRecurrence(Block):
         return self._from(resid, empty, hooks)
 
     def _from(self, resid, state, hooks):
-        """The output, given the state before the first position."""
+        """Return the output, given the state before the first position."""
         value = resid @ self.mixer.W_value[...]
         gate = resid @ self.mixer.W_gate[...]
         gate = jax.nn.sigmoid(gate + expand_to_rank(self.mixer.b_gate[...], gate))
@@ -75,7 +75,7 @@ class GatedRecurrence(Block):
         )
 
     def run_cones(self, cones, clean, *, only_end):
-        """Goes on from the clean state before the start."""
+        """Continue from the clean state before the start of each cone."""
         after = {}
         for (layer, pos), own in cones.items():
             resid = insert_suffix(clean["hook_resid_pre"], own, pos)[:, :, pos:]
@@ -88,7 +88,7 @@ class GatedRecurrence(Block):
 
 
 class PlainRecurrence(GatedRecurrence):
-    """The same with the definitions of `Block` where there are some."""
+    """The same block with the default definitions of `Block`."""
 
     cone_sites = Block.cone_sites
     run_cones = Block.run_cones

@@ -1,8 +1,8 @@
 """Runs that many tests read. Each is trained once per session, by the first test that asks.
 
 pytest-xdist's workers are processes, so every run is made under a file lock in a folder of the
-session (see `tests/conftest.py`). A shared run must not be changed: a test that trains on, damages
-or writes takes a copy.
+session (see `tests/conftest.py`). A shared run must not be changed. A test that trains further,
+damages files or writes files uses a copy.
 """
 
 import os
@@ -23,36 +23,38 @@ THOROUGH = os.environ.get("TESTS") == "thorough"  # `make test-all`
 
 
 def made_once(name: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make(folder)` fills, in this session; other processes wait for the first."""
+    """Return the folder that `make(folder)` fills once per session; other processes wait for the
+    first.
+    """
     root = Path(os.environ["IMPLICIT_REASONING_TEST_RUNS"])
     folder, done = root / name, root / f"{name}.done"
     with FileLock(root / f"{name}.lock"):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a test that failed while making it
-            with uncounted():  # it is of no file in particular
+            shutil.rmtree(folder, ignore_errors=True)  # left by a test that failed while making it
+            with uncounted():  # it belongs to no file in particular
                 make(folder)
             done.touch()
     return folder
 
 
 def finished(**overrides) -> Path:
-    """`train(tiny(**overrides))` to its end."""
+    """Return a finished `train(tiny(**overrides))`."""
     changes = [f"{key}={value}" for key, value in overrides.items()]
     return made_once("-".join(["tiny", *changes]), lambda folder: train(tiny(**overrides), folder))
 
 
 def finished_copy(to: Path, **overrides) -> Path:
-    """The same, for a test that changes it."""
+    """Return a copy of it, for a test that changes it."""
     return Path(shutil.copytree(finished(**overrides), to))
 
 
 def seed(number: int) -> Path:
-    """The tiny run of a seed; 0 is the one that everything else reads too."""
+    """Return the tiny run of a seed; seed 0 is the run that other tests also read."""
     return finished(seed=number) if number else finished()
 
 
 def swept(stop_at: int | None = None) -> Path:
-    """The sweep `seeds` by vmap, to its end or stopped at a step."""
+    """Return the sweep `seeds`, trained by vmap to its end or stopped at a step."""
     return made_once(
         f"seeds-{stop_at}",
         lambda folder: run_sweep(define(SWEEP, "seeds"), folder, stop_at=stop_at),
@@ -60,10 +62,10 @@ def swept(stop_at: int | None = None) -> Path:
 
 
 def swept_copy(to: Path, stop_at: int | None = None) -> Path:
-    """The same, for a test that changes it."""
+    """Return a copy of it, for a test that changes it."""
     return Path(shutil.copytree(swept(stop_at), to, dirs_exist_ok=True))
 
 
 def losses(workdir: Path) -> list[float]:
-    """The losses of a run's rows."""
+    """Return the losses in the rows of a run."""
     return [row["loss"] for row in Run(workdir).metrics[1:]]

@@ -1,4 +1,4 @@
-"""Packages import only from the packages below them, and `worlds` needs numpy only."""
+"""Packages import only from the packages below them, and `worlds` needs only numpy."""
 
 import ast
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Ground floor first; rooms on one floor do not import each other.
+# From the lowest floor to the highest. Rooms on the same floor do not import each other.
 FLOORS = [
     {"errors", "field", "figures", "renames", "__version__"},
     {"paths"},

@@ -1,4 +1,4 @@
-"""Paths in which checkpoints would be lost are refused; what is lost all the same is noticed."""
+"""Paths in which checkpoints would be lost are refused, and a lost checkpoint is noticed."""
 
 import re
 import shutil
@@ -59,7 +59,7 @@ def test_the_path_counts_as_it_is_given_not_as_links_resolve_it(tmp_path, monkey
     (tmp_path / "link[y]").symlink_to(tmp_path / "real")
     with pytest.raises(InputError, match=r"link\[y\]"):
         Checkpoints(tmp_path / "link[y]" / "run")
-    monkeypatch.chdir(tmp_path / "link[y]")  # its real name is plain: so is the absolute path
+    monkeypatch.chdir(tmp_path / "link[y]")  # its real name is plain, and so is the absolute path
     save(Path("run"))
     monkeypatch.chdir(tmp_path / "real[x]")
     with pytest.raises(InputError, match=r"real\[x\]"):
@@ -111,7 +111,7 @@ def test_a_step_without_its_manifest_is_noticed_and_recovered_as_documented(tmp_
     store = Checkpoints(folder)
     store.save(3, {"a": jnp.arange(4.0)})
     with pytest.raises(OSError, match="parts were not merged") as caught:
-        store.save(4, {"a": jnp.arange(4.0)})  # the save before this one is looked at
+        store.save(4, {"a": jnp.arange(4.0)})  # this checks the previous save
     assert caught.value.filename == str(folder / "3")
     with pytest.raises(OSError, match="parts were not merged"):
         store.close()

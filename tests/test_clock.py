@@ -1,4 +1,4 @@
-"""A clock that is set back between two starts of a run, or while it runs, misleads nobody."""
+"""A clock that is set back between two starts of a run, or during one, does not mislead readers."""
 
 import json
 
@@ -9,7 +9,7 @@ from implicit_reasoning.sweeps.directory import DONE, RUNNING, Journal, SweepLay
 
 
 class Bare(Run):
-    """Only the record of a run."""
+    """A run that has only its record."""
 
     def __init__(self, workdir):
         self.files = Layout(workdir)
@@ -25,19 +25,20 @@ def record(folder, starts, rows):
 @pytest.mark.parametrize(
     ("starts", "rows", "found"),
     [
-        # As it should be.
+        # The clock is right.
         ([(0, 100), (20, 200)], [(0, 101), (20, 110), (40, 205)], [(20, 10), (40, 5)]),
         # The second start is an hour before the first.
         ([(0, 4000), (20, 400)], [(0, 4001), (20, 4010), (40, 405)], [(20, 10), (40, 5)]),
-        # Set back while the first start worked.
+        # The clock was set back during the first start.
         ([(0, 100), (20, 200)], [(0, 101), (20, 50), (40, 205)], [(20, 0), (40, 5)]),
-        # Set back twice; the second start wrote nothing.
+        # The clock was set back twice, and the second start wrote nothing.
         (
             [(0, 300), (20, 200), (20, 100)],
             [(0, 301), (20, 310), (40, 105)],
             [(20, 10), (None, 0), (40, 5)],
         ),
-        # What the second start wrote after step 20 was lost: the third began there again.
+        # The rows of the second start after step 20 were lost, because the third start resumed
+        # there.
         (
             [(0, 300), (10, 200), (20, 100)],
             [(10, 305), (20, 210), (40, 105)],
@@ -45,7 +46,8 @@ def record(folder, starts, rows):
         ),
         # The first start wrote nothing, not even step 0.
         ([(0, 100), (0, 200)], [(0, 201), (5, 205)], [(None, 0), (5, 5)]),
-        # The same after the clock was set back: step 0 is of the second, as all the rest.
+        # The same with a clock that was set back: step 0 and all other rows belong to the second
+        # start.
         ([(0, 900), (0, 200)], [(0, 201), (5, 205)], [(None, 0), (5, 5)]),
     ],
 )

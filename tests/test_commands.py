@@ -1,4 +1,4 @@
-"""The commands, as a person types them: what they write, what they say, how they exit."""
+"""The commands as users type them: their files, their messages and their exit codes."""
 
 import json
 from pathlib import Path

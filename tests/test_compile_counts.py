@@ -1,4 +1,4 @@
-"""A test file that compiles more programs than agreed fails the session."""
+"""A test file that compiles more programs than recorded fails the session."""
 
 import json
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ def counts(tmp_path, monkeypatch):
 
 
 def finished(mode, found):
-    """A plugin and its session, after tests that compiled `found`: file to programs."""
+    """Return a plugin and its session, after tests that compiled `found`: file to programs."""
     config = SimpleNamespace(getoption=lambda name: mode)
     plugin, session = CompileCounts(config), SimpleNamespace(exitstatus=0)
     for file, programs in found.items():

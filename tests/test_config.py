@@ -1,4 +1,4 @@
-"""Configurations: what may be typed, what is said when it is wrong, what survives a file."""
+"""Configurations: accepted overrides, messages for wrong ones, and values read back from files."""
 
 import math
 
@@ -106,7 +106,7 @@ def test_a_value_takes_the_type_of_its_default(key, text, value):
         ("seed", True, "an int"),
         ("seed", "many", "an int"),
         ("seed", "1e400", "an int"),
-        ("seed", "1e23", "an int"),  # a float that large names no single int
+        ("seed", "1e23", "an int"),  # a float of this size denotes no single int
         ("seed", None, "an int"),
         ("limit", "x", "an int"),
         ("task.phi", "nan", "a finite float"),
@@ -330,7 +330,7 @@ def test_load_by_module_name(config_file, monkeypatch):
 
 
 def test_load_by_name_takes_the_file_that_comes_with_the_package(config_file, monkeypatch):
-    monkeypatch.syspath_prepend(config_file.parent)  # a module of the same name
+    monkeypatch.syspath_prepend(config_file.parent)  # the folder also has a module of this name
     monkeypatch.chdir(config_file.parent)
     assert load_config("composition:pocket").task.name == "composition"
     assert load_config("ood_ratio:desk_70").task.ood_fraction == 0.7

@@ -1,4 +1,4 @@
-"""Every configuration, at every scale: it builds, reads what it has, and its rows are true."""
+"""Every configuration builds at every scale and reads all its fields, and its rows are true."""
 
 import ast
 import json
@@ -30,12 +30,13 @@ EVERY = [
 ]
 
 
-# Half a million sequences of up to 50 tokens take six seconds, and are made as the others are.
+# Half a million sequences of up to 50 tokens take six seconds. Fewer of them are made in the same
+# way.
 LARGEST = {("in_context", "paper"): {"task.n_train": 5_000}}
 
 
 class Recorder:
-    """A task's settings, noting which of them are read."""
+    """The settings of a task, which records the settings that are read."""
 
     def __init__(self, task):
         self._task, self.read = task, set()
@@ -52,7 +53,7 @@ def test_every_configuration(name, scale):
     check_config(config)
     task = Recorder(config.task)
     dataset = build(task)
-    assert task.read == set(config.task)  # no setting without effect
+    assert task.read == set(config.task)  # every setting has an effect
     check_order(config.order, config.batch_size, dataset.n_train)
     shape = {"d_vocab": dataset.n_vocab, "n_ctx": dataset.n_ctx}
     Spec.from_config(config.model.to_dict(), **shape)
@@ -69,14 +70,14 @@ def test_every_configuration(name, scale):
 
 
 def answers_of(dataset):
-    """Every row's first answer token, from the world and the question in its truth."""
+    """Return the first answer token of every row, from the world and the query in its truth."""
     truth, world = dataset.truth, dataset.world
     if world is None:
         if "a" in truth:
             p = dataset.n_vocab - 1
             return ((truth["a"] + truth["b"]) % p).tolist()
         rows, place = np.arange(len(dataset)), truth["position"]
-        # The token that stood after the earlier occurrence of the present one.
+        # The token after the earlier occurrence of the present token.
         return dataset.tokens[rows, place - truth["period"] + 1].tolist()
     if "label" in truth:
         a = truth["attribute"]
@@ -88,9 +89,9 @@ def answers_of(dataset):
     for hop in range(dataset.hops):
         relation = truth[f"r{hop + 1}"]
         entity = np.where(relation >= 0, world.tail[entity, relation], entity)
-    if "decoy" in truth:  # of the other table, where facts are taught
+    if "decoy" in truth:  # of the other table, which the atomic rows teach
         entity = np.where(truth["r2"] >= 0, entity, truth["decoy"])
-    if "answer2" in truth:  # the first of two names
+    if "answer2" in truth:  # the first of two name tokens
         entity = entity % (sum(word.startswith("<first_") for word in dataset.vocab))
     return entity.tolist()
 
@@ -114,7 +115,7 @@ def test_every_task_has_a_configuration():
 def test_a_docstring_has_the_command_and_what_to_expect(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"python -m implicit_reasoning train --config={path}" in text
-    if path.stem != "composition":  # there it is in the docstring of every scale
+    if path.stem != "composition":  # its docstrings of the scales have these words
         for word in ("Controls for", "Published", "To expect", "Times|minutes"):
             assert re.search(word.replace(" ", r"\s+"), text, re.IGNORECASE), word
 

@@ -1,8 +1,8 @@
 """Simulated coverage of clustered intervals of outcomes: at least 93% with 10, 20 and 50 clusters.
 
-What the intervals do not cover, here as in any method that sees cluster sums only: a rare kind of
-cluster of which none was drawn, and outcomes that all agree while the size of a cluster depends on
-its outcome.
+As with any method that uses only cluster sums, two cases are not covered. In one, a rare kind of
+cluster was not drawn. In the other, all outcomes agree while the size of a cluster depends on its
+outcome.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ SIZES = ("ten", "unequal", "very unequal")
 
 
 def sizes_of(kind, shape, rng):
-    """Examples of each cluster."""
+    """Return the number of examples of each cluster."""
     if kind == "one":
         return np.ones(shape, int)
     if kind == "ten":
@@ -27,7 +27,7 @@ def sizes_of(kind, shape, rng):
 
 
 def beta(correlation):
-    """Probabilities of clusters within which outcomes correlate."""
+    """Return a sampler of cluster probabilities; outcomes within a cluster correlate."""
 
     def draw(p, shape, rng):
         both = (1 - correlation) / correlation
@@ -45,7 +45,10 @@ def all_or_none(p, shape, rng):
 
 
 def bimodal(p, shape, rng):
-    """As `test_oi` was seen to be: 38% of bridges at most .05, 16% at least .8; or the reverse."""
+    """Return probabilities as measured on `test_oi`: 38% of bridges at most .05, 16% at least .8.
+
+    For p of at least 0.5 they are reversed.
+    """
     kind, x = rng.random(shape), rng.random(shape)
     found = np.where(
         kind < 0.38, 0.05 * x, np.where(kind < 0.54, 0.8 + 0.2 * x, 0.05 + 0.75 * x**2)
@@ -65,10 +68,11 @@ PROCESSES = {
 
 
 def covered(values, sizes, truth):
-    """Share of simulations whose interval has the truth; values and sizes [simulation, cluster].
+    """Return the share of simulations whose interval contains the truth.
 
-    All simulations have the same clusters, of the largest size; examples that are not there do not
-    count. What is left is sums, so it does not matter which examples of a cluster are right.
+    Values and sizes are [simulation, cluster]. All simulations have the same clusters, of the
+    largest size, and superfluous examples do not count. Intervals depend only on sums, so it does
+    not matter which examples of a cluster are right.
     """
     most = sizes.max()
     number = np.tile(np.arange(most), sizes.shape[1])
@@ -101,10 +105,10 @@ def test_outcomes_are_covered(n_clusters):
 @pytest.mark.parametrize("n_clusters", [10, 20, 50])
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_numbers_are_covered(n_clusters, spread):
-    """Normal values, with and without an effect of the cluster."""
+    """The values are normal, with and without an effect of the cluster."""
     rng = np.random.default_rng(n_clusters)
     hits = []
-    for kind in (*SIZES, "one"):  # of very unequal ones, 92.9% to 95%
+    for kind in (*SIZES, "one"):  # with very unequal sizes, 92.9% to 95%
         clusters = np.repeat(np.arange(n_clusters), sizes_of(kind, n_clusters, rng))
         values = rng.normal(size=(REPEATS, len(clusters)))
         values += spread * rng.normal(size=(REPEATS, n_clusters))[:, clusters]
@@ -124,13 +128,15 @@ def test_rows_taken_for_independent_cover_too_little():
 
 
 def test_with_many_clusters_the_width_is_the_textbooks():
-    """Independent outcomes are a plain proportion of examples; else of clusters."""
+    """Independent outcomes are a proportion of examples; correlated ones are a proportion of
+    clusters.
+    """
     rng = np.random.default_rng(1)
     clusters = np.repeat(np.arange(200), 5)
     found = ClusterIntervals(clusters).interval(rng.random((200, 1000)) < 0.3)
     width = (found.high - found.low).mean()
     assert width == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 1000), rel=0.06)
-    outcomes = rng.random((200, 200))[:, clusters] < 0.3  # one outcome a cluster
+    outcomes = rng.random((200, 200))[:, clusters] < 0.3  # one outcome per cluster
     found = ClusterIntervals(clusters).interval(outcomes)
     width = (found.high - found.low).mean()
     assert width == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 200), rel=0.06)

@@ -1,4 +1,4 @@
-"""The doctor names what it finds, and only advises what would help."""
+"""The doctor names what it finds, and advises only changes that would help."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_an_idle_gpu_is_noticed(monkeypatch):
 
 
 def test_the_peak_counts_every_product_once(monkeypatch):
-    """A machine that takes 5 ms a product, and is disturbed at first."""
+    """The machine takes 5 ms per product, and the first measurement is disturbed."""
     disturbed = iter([3.0])
     monkeypatch.setattr(
         machine, "_time_products", lambda one, two, count: 0.005 * count * next(disturbed, 1.0)

@@ -1,4 +1,4 @@
-"""What README and docs name exists; the page on the architecture has every package in its place."""
+"""Names in README and docs exist, and the page on the architecture lists every package in order."""
 
 import importlib
 import re
@@ -14,7 +14,7 @@ ARCHITECTURE = PAGES["docs/development/architecture.md"]
 
 
 def names(heading):
-    """The names in the first column of a table, row by row; the table by its first heading."""
+    """Return the names in the first column of a table by row; `heading` is its first heading."""
     table = ARCHITECTURE.split(f"\n| {heading} |")[1].split("\n\n")[0]
     firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return [re.findall(r"`([^`]+)`", first) for first in firsts]
@@ -34,7 +34,7 @@ def test_packages_and_folders_that_are_named_exist():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_named_exists(page):
-    """Dotted names that begin with the package, and files of it, of the tests and of scripts."""
+    """Check dotted names in the package, and file names of the package, tests and scripts."""
     for name in re.findall(r"`(implicit_reasoning(?:\.\w+)+)(?:\(\))?`", PAGES[page]):
         parts = name.split(".")
         for count in range(len(parts), 0, -1):

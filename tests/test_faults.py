@@ -1,7 +1,6 @@
-"""Disks that are full, folders that cannot be written, files that were damaged: a sentence each.
+"""Full disks, folders that cannot be written, and damaged files give an error of one sentence.
 
-And nothing that was finished is lost: where the damage can be undone, the same command goes on to
-the same run.
+Finished work is not lost: if the damage is repaired, the same command continues to the same run.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ def finished():
 
 @pytest.fixture
 def files(finished, tmp_path):
-    """A copy to damage."""
+    """Return a copy of a run, to be damaged."""
     return Layout(shutil.copytree(finished.workdir, tmp_path / "run"))
 
 
@@ -48,7 +47,7 @@ def flip(path, where=0.5):
 
 
 def checkpoint_data(folder):
-    """The file in which the numbers of a small checkpoint are."""
+    """Return the file that has the numbers of a small checkpoint."""
     [path] = (folder / "default" / "d").iterdir()
     return path
 
@@ -94,7 +93,7 @@ def test_a_metrics_line_cut_by_a_crash_is_trained_again(finished, files):
 
 def test_a_damaged_newest_state_falls_back_to_the_one_before(finished, files, capfd):
     cut(checkpoint_data(files.resume / "60"))
-    # What the lost state had kept is not mixed with what is trained now, maybe elsewhere.
+    # Checkpoints after the lost state are not mixed with those that are trained now.
     shutil.copytree(files.checkpoints / "50", files.checkpoints / "55")
     assert command(files.workdir) == 0
     heard = capfd.readouterr().err
@@ -109,7 +108,7 @@ def test_without_a_whole_state_it_says_how_to_begin_again(finished, files, capfd
     kept = Run(files.workdir).steps
     assert command(files.workdir) == 2
     assert "no state in" in capfd.readouterr().err
-    assert Run(files.workdir).steps == kept  # nothing finished is lost
+    assert Run(files.workdir).steps == kept  # no finished checkpoint is lost
     shutil.rmtree(files.resume)
     assert command(files.workdir) == 0
     assert_same_run(finished.workdir, files.workdir)
@@ -140,7 +139,9 @@ def no_large_files(tmp_path):
 
 @contextlib.contextmanager
 def full_disk(tmp_path):
-    """A file system with room for the world, not for the run; freed afterwards."""
+    """A file system with room for the world but not for the run; its contents are copied
+    afterwards.
+    """
     with small_disk(tmp_path / "disk", "400k") as disk:
         yield disk / "run"
         shutil.copytree(disk / "run", tmp_path / "run")
@@ -180,7 +181,7 @@ def test_stale_temporary_files_and_folders_are_cleaned_at_start(finished, files)
 
 
 def test_after_a_change_of_mesh_nothing_of_the_old_trajectory_stays(files):
-    """Marked by hand here: what is later than the state to resume from is removed first."""
+    """Checkpoints after the state to resume from are removed first."""
     shutil.rmtree(files.resume / "60")
     before = json.loads((files.checkpoints / "50" / "_CHECKPOINT_METADATA").read_text())
     train(tiny(mesh__data=1), files.workdir, stop_at=45)

@@ -1,8 +1,8 @@
-"""Whatever is typed, and whatever happened to a file: an exit code and a sentence, no traceback.
+"""For any input and any damage to a file there is an exit code and a sentence, and no traceback.
 
-How many examples are tried: see `tests/conftest.py`. Nothing is compiled for one. A configuration
-that is sound meets a folder that cannot be made; a run directory is that of a finished run, or has
-a state that is refused.
+`tests/conftest.py` sets the number of examples. No example compiles anything. A valid configuration
+gets a folder that cannot be created. A run directory is that of a finished run, or has a state that
+is refused.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ CONFIG = f"--config={Path('configs').absolute()}/composition.py:pocket"
 OVERRIDES = [f"--config.{key}={value}" for key, value in TINY.items()]
 ANSWERS = {0, 2, 3, 74}
 
-# Import paths are looked up, and what they name is run: no random ones. A mode that joins would.
+# Import paths are excluded because their code would run, and a mode that would join processes is
+# excluded as well.
 FIELDS = sorted(set(flatten(tiny())) - {"task.name", "distributed.mode", "writers.progress"})
-# Either small, or too large to be begun; in between a world is only slow.
+# Numbers are either small or too large to be built; a world between these sizes is only slow.
 NUMBERS = st.sampled_from([-(2**70), -7, -2, -1, 0, 1, 2, 3, 5, 12, 10**13, 2**62, 2**63, 2**70])
 FLOATS = st.floats() | st.sampled_from([1e-320, 1e308, -0.0])
 TEXTS = st.text(max_size=12) | st.sampled_from(["none", "true", "(1, 2)", "1e5", "nan", "epochs"])
@@ -37,7 +38,9 @@ OF_KIND = {int: NUMBERS, float: NUMBERS | FLOATS, bool: st.booleans(), str: TEXT
 
 @st.composite
 def changes(draw):
-    """Some fields with a value of their kind, absurd or not, and at times of another kind."""
+    """Draw some fields with a value of their type, reasonable or not, and sometimes of another
+    type.
+    """
     fields = flatten(tiny())
     keys = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4, unique=True))
     other = draw(st.integers(0, 9)) == 0
@@ -64,7 +67,7 @@ PATHS = sorted(path.stem for path in Path("configs").glob("*.py"))
 
 @st.composite
 def worlds(draw):
-    """The task of some configuration, with some of its fields changed to values of their kind."""
+    """Draw the task of a configuration, with some of its fields changed to values of their type."""
     task = load_config(f"configs/{draw(st.sampled_from(PATHS))}.py:pocket").task
     fields = sorted(set(task) - {"name"})
     keys = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=3, unique=True))
@@ -74,7 +77,7 @@ def worlds(draw):
 
 
 def sound(value):
-    """Overrides take finite numbers only, and say so."""
+    """Overrides must be finite numbers."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -99,7 +102,7 @@ FILES = ("config.json", "world.npz", "metrics.jsonl", "provenance.json", "first_
 
 @st.composite
 def damaged(draw, content):
-    """Cut short, bits flipped, a stretch overwritten, or something else altogether."""
+    """Cut the content short, flip bits, overwrite a stretch, or replace everything."""
     kind = draw(st.sampled_from(["cut", "flip", "overwrite", "other"]))
     where = draw(st.integers(0, len(content) - 1))
     if kind == "cut":

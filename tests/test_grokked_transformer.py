@@ -1,4 +1,4 @@
-"""Importing what GrokkedTransformer saved, from folders written here as theirs are."""
+"""Import of GrokkedTransformer runs, from folders written here in the same layout."""
 
 import dataclasses
 import json
@@ -22,17 +22,17 @@ from tests.model.exchange.models import assert_same_logits, filled, logits_of
 from tests.model.exchange.numpy_gpt2 import gpt2
 from tests.training.tiny import tiny
 
-OFFSET = 11  # tokens before the world's own, where the real ones have 50,257
-STEPS = (2, 10, 100)  # by name, 10 and 100 would come before 2
+OFFSET = 11  # tokens before those of the world; the real vocabulary has 50,257
+STEPS = (2, 10, 100)  # in alphabetic order, 10 and 100 would come before 2
 SPEC = Spec(d_vocab=1, n_ctx=9, n_layers=2, d_model=8, n_heads=2, d_mlp=32, tied=True)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A run as it lies on disk: `data/`, and `output/` with three checkpoints."""
+    """Return a run in its published layout: `data/`, and `output/` with three checkpoints."""
     root = tmp_path_factory.mktemp("published")
     write_grokked(build(tiny().task), root / "data")
-    (root / "data" / "meta.json").unlink()  # theirs have none
+    (root / "data" / "meta.json").unlink()  # published data has no such file
     for step in STEPS:
         save_checkpoint(root, step)
     (root / "output" / "training_progress_scores.csv").write_text("global_step\n")
@@ -59,7 +59,7 @@ def edit(path, **changes):
 
 @pytest.fixture
 def copy(published, tmp_path):
-    """One to be damaged."""
+    """Return a copy, to be damaged."""
     shutil.copytree(published, tmp_path / "theirs")
     return tmp_path / "theirs"
 
@@ -69,7 +69,7 @@ def imported(root, workdir):
 
 
 def full_logits(checkpoint, tokens):
-    """Over the whole vocabulary of a checkpoint, in numpy."""
+    """Return the logits of a checkpoint over its whole vocabulary, in numpy."""
     config = json.loads((checkpoint / "config.json").read_text())
     return gpt2(load_file(checkpoint / "model.safetensors"), config, tokens)
 
@@ -94,9 +94,9 @@ def test_it_is_a_run(published, run):
 
 @pytest.mark.parametrize("row", range(len(STEPS)))
 def test_logits_and_accuracies_are_those_of_the_whole_vocabulary(published, run, row):
-    """The ids put in by hand: nothing of the importer is used to say what is expected."""
+    """The ids are written by hand, so that the expected values do not use the importer."""
     dataset, step = run.dataset, STEPS[row]
-    ids = OFFSET + np.arange(12 + 4 + 4)[[*range(16), 19]]  # </a> is the fourth of the special ones
+    ids = OFFSET + np.arange(12 + 4 + 4)[[*range(16), 19]]  # </a> is the fourth special token
     assert dataset.vocab[-1] == "</a>" and dataset.n_vocab == len(ids)
     probes = np.flatnonzero(dataset.probe)
     tokens, position = dataset.tokens[probes], dataset.truth["position"][probes]
@@ -126,7 +126,7 @@ def test_the_command_and_the_report(published, tmp_path, capsys, blank_figures):
     assert main(["import", *flags, f"--workdir={workdir}"]) == 0
     assert "3 checkpoints up to step 100" in capsys.readouterr().out
     page = write_report(Run(workdir)).read_text()
-    assert "100 of 100 steps" in page and "0 s on" not in page  # who trained it, and where, not we
+    assert "100 of 100 steps" in page and "0 s on" not in page  # its duration is unknown
     assert list((workdir / "tensorboard").glob("events.*"))
 
 
@@ -143,7 +143,7 @@ def test_a_looped_run_maps_to_loops(copy, tmp_path):
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
 def test_numbers_come_from_whichever_tokenizer_file_there_is(copy, tmp_path, name):
-    """In an order of their own: a tokenizer may have had some of the symbols before."""
+    """The ids have another order, because a tokenizer may already have contained some symbols."""
     folder = copy / "output" / "checkpoint-2"
     symbols = list(json.loads((folder / "added_tokens.json").read_text()))
     (folder / "added_tokens.json").unlink()
@@ -192,7 +192,7 @@ def cut(path):
         ),
         (lambda d: (d / "data" / "test.json").unlink(), "test.json does not exist"),
         (lambda d: cut(d / "data" / "train.json"), "train.json is not complete, valid JSON"),
-        # In the last checkpoint, when the others are written already.
+        # The last checkpoint is damaged, when the others have been written.
         (lambda d: cut(d / "output/checkpoint-100/model.safetensors"), "not a complete weights"),
         (lambda d: (d / "output/checkpoint-100/model.safetensors").unlink(), "has no weights"),
         (

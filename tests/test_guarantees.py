@@ -18,7 +18,7 @@ ROWS = [
 
 @functools.cache
 def cases_of(path):
-    """`{name: (has default cases, has slow cases)}`."""
+    """Return `{name: (has default cases, has slow cases)}`."""
     found = {}
     for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

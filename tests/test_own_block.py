@@ -1,4 +1,4 @@
-"""A block that is not attention, added from outside the package, is a block like any other."""
+"""A block that is not attention, added from outside the package, works like any other block."""
 
 import shutil
 
@@ -33,7 +33,7 @@ OTHER = TOKENS[::-1, ::-1]
 
 
 def config(**placement):
-    """A row for every step."""
+    """Return a configuration with a row for every step."""
     return tiny(log_every=1, model__block=NAME, **placement)
 
 
@@ -46,7 +46,7 @@ def test_a_block_is_found_by_import_path():
     of_file = find_block("tests/own_block.py:GatedRecurrence")
     assert issubclass(of_file, Block)
     assert of_file.sites(SPEC) == GatedRecurrence.sites(SPEC)
-    assert find_block("tests/own_block.py:GatedRecurrence") is of_file  # imported once
+    assert find_block("tests/own_block.py:GatedRecurrence") is of_file  # it is imported only once
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,9 @@ def test_its_cost_is_that_of_the_traced_products():
 
 
 def test_patching_by_cones_equals_forward_with_edits():
-    """Every layer and position; with its own cones, and with those that `Block` defines."""
+    """Check every layer and position, with the block's own cones and with those that `Block`
+    defines.
+    """
     params = filled(MODEL)
     names = cache_sites(MODEL, inside=True)
 
@@ -166,7 +168,7 @@ print(json.dumps({"losses": [row["loss"] for row in run.metrics[1:]], "split": s
 
 
 def test_it_trains_the_same_run_on_eight_devices(tmp_path):
-    """Its state is split over `model`, its weights over `data` too."""
+    """Its state is split over `model`, and its weights also over `data`."""
     said = says(PROGRAM, str(tmp_path / "run"))
     np.testing.assert_allclose(said["losses"], shared.losses(finished()), rtol=1e-5)
     both, only = ["data", "model"], ["model"]
@@ -179,7 +181,7 @@ def test_instruments_of_the_residual_stream_read_it(tmp_path):
     assert lens.sizes["layer"] == 3
     patching = analyze(run, "activation_patching", steps=[60], progress=False)
     assert list(patching.part.values) == ["block"]
-    # At the end of the question the last block's output is the state that the model reads.
+    # At the end of the query, the output of the last block is the state that the model reads.
     by_part = patching.part_fraction.sel(part="block", block=1)
     assert np.isfinite(by_part).any()
 

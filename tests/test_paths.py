@@ -1,4 +1,4 @@
-"""Paths that users give: `~` is expanded, and what is no path of this machine is refused."""
+"""User-given paths: `~` is expanded, and anything that is not a local path is refused."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ WRONG = [
     ("file:///tmp/run", "an address"),
     ("http://host/run", "an address"),
     ("hdfs://host:9000/run", "an address"),
-    ("gs:/bucket/run", "an address"),  # what pathlib makes of it
+    ("gs:/bucket/run", "an address"),  # pathlib turns gs:// into this
     ("user@host:/data/run", "an address"),
     ("C:/runs/a", "an address"),
     ("C:\\runs\\a", "an address"),
@@ -94,7 +94,7 @@ def test_every_flag_that_is_a_path_refuses_it(verb, name, text, capsys, tmp_path
 
 
 def test_paths_are_flags_of_their_kind():
-    """A flag that is a path and is declared as text would not be checked."""
+    """A flag for a path that is declared as text would not be checked."""
     assert {name for _, name in FLAGS} == {"workdir", "out", "cache", "source", "data"}
     assert len(FLAGS) == 12
 

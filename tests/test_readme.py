@@ -1,4 +1,4 @@
-"""The README: short, its Python runs, and the files that it links to exist."""
+"""The README is short, its Python example runs, and the files that it links to exist."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_it_is_short():
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
-    """On the run that many tests share, which is trained already."""
+    """The example runs on the finished run that many tests share."""
     [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) <= 12
     workdir = shared.finished_copy(tmp_path / "runs" / "notebook")

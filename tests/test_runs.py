@@ -1,4 +1,4 @@
-"""A run directory: checkpoints exact and whole, and everything in it readable by a `Run`."""
+"""A run directory has exact and complete checkpoints, and a `Run` reads everything in it."""
 
 import json
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tests.training.tiny import tiny
 
 
 class State(NamedTuple):
-    """Shaped like training's: nested, with numbers and flags beside the arrays."""
+    """Like the state of training: nested, with numbers and flags beside the arrays."""
 
     params: dict
     step: jax.Array
@@ -39,7 +39,7 @@ def state(step):
 
 
 def assert_same(a, b):
-    """Bit for bit: nan equals nan, and -0 is not 0."""
+    """Check equality bit for bit: nan equals nan, and -0 differs from 0."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -65,7 +65,7 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
     checkpoints.wait()
     assert checkpoints.steps == (0, 7)
     for step in (0, 7):
-        # `like` may be the arrays' shapes: nothing has to be made only to say what is wanted.
+        # `like` may be shapes, so that no arrays have to be made.
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(step)
         )
@@ -75,7 +75,7 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
 
 
 def test_a_step_that_is_there_is_left_as_it_is(checkpoints):
-    """A resumed run comes by steps that it saved before; rewriting could lose them in a crash."""
+    """A resumed run revisits saved steps; saving them again could lose them in a crash."""
     checkpoints.save(3, state(3))
     checkpoints.wait()
     checkpoints.save(3, state(4))
@@ -84,7 +84,7 @@ def test_a_step_that_is_there_is_left_as_it_is(checkpoints):
 
 
 def test_a_step_before_the_last_is_saved_too(checkpoints):
-    """Orbax by itself would pass over it, and say nothing."""
+    """Orbax alone would skip it silently."""
     for step in (10, 5):
         checkpoints.save(step, state(step))
     checkpoints.wait()
@@ -106,7 +106,7 @@ def test_only_the_last_are_kept_where_that_is_asked_for(folder):
 
 
 def half_written(folder):
-    """What a process leaves that is killed while it saves (seen with Orbax 0.11 and 0.12)."""
+    """Write the files of a process that was killed while saving (seen with Orbax 0.11 and 0.12)."""
     left = [folder / "20.orbax-checkpoint-tmp", folder / "30.orbax-checkpoint-tmp-1700000000"]
     for path in left:
         (path / "default.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_a_writer_removes_half_written_checkpoints(folder):
     left = half_written(folder)
     writer = Checkpoints(folder)
     assert writer.steps == ()
-    for step in (20, 30):  # the same steps, again
+    for step in (20, 30):  # the same steps are saved again
         writer.save(step, state(step))
     writer.close()
     assert not any(path.exists() for path in left)
@@ -128,7 +128,7 @@ def test_a_writer_removes_half_written_checkpoints(folder):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run directory with everything but training: parameters are `step` everywhere."""
+    """Return a run directory without training; parameters have the value `step` everywhere."""
     files = Layout(tmp_path_factory.mktemp("run"))
     config = tiny()
     build(config.task).save(files.world)
@@ -218,12 +218,12 @@ def test_an_open_run_sees_the_checkpoints_that_training_adds(run):
         assert run.steps == (0, 1, 4, 25, 50)
         assert run.params([50])["ln_final"]["w"].max() == 50
     finally:
-        writer = Checkpoints(run.files.checkpoints, keep=4)  # not to be seen by other tests
+        writer = Checkpoints(run.files.checkpoints, keep=4)  # other tests must not see it
         writer.close()
 
 
 def test_a_run_reads_from_any_store(workdir):
-    """So that a trial of a population, a row of a stacked checkpoint, is a run of its own."""
+    """A trial of a population, a row of a stacked checkpoint, is read in this way."""
 
     class Row:
         steps = (7, 9)
@@ -248,7 +248,7 @@ def test_a_run_that_has_not_begun_to_save_has_no_steps(workdir, tmp_path):
 
 
 def result():
-    """Labels, types that netCDF 3 would narrow, and attributes that netCDF does not have."""
+    """Return labels, types that netCDF 3 would narrow, and attributes that netCDF does not have."""
     return xr.Dataset(
         {
             "big": (("split", "step"), np.arange(6).reshape(2, 3) * 2**40, {"units": "rows"}),
@@ -270,7 +270,7 @@ def test_results_come_back_as_they_were(run):
     kept, given = result(), result()
     path = run.save_result("lens", given)
     assert path == run.files.analysis / "lens.nc"
-    assert given.identical(kept)  # saving changes nothing in what was given
+    assert given.identical(kept)  # saving does not change the argument
     found = run.result("lens")
     xr.testing.assert_identical(found, kept)
     for name, variable in kept.variables.items():
@@ -283,7 +283,7 @@ def test_a_result_is_replaced_whole(run):
     run.save_result("again", other)
     xr.testing.assert_identical(run.result("again"), other)
     assert [p.name for p in run.files.analysis.iterdir() if "again" in p.name] == ["again.nc"]
-    # And one that cannot be written leaves the old one alone.
+    # If a result cannot be written, the old one is unchanged.
     with pytest.raises(TypeError):
         run.save_result("again", other.assign_attrs(bad=object()))
     xr.testing.assert_identical(run.result("again"), other)
@@ -333,7 +333,7 @@ def test_what_was_read_is_kept_as_far_as_memory_allows():
             return {"w": np.full(10, step, np.float32)}
 
     store = Counted()
-    held = CachedStore(store, limit=80)  # of two
+    held = CachedStore(store, limit=80)  # space for two
     assert isinstance(held, Store) and held.steps == store.steps
     for _ in range(2):
         assert [held.params(step)["w"][0] for step in held.steps] == [0, 1, 2]

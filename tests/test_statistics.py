@@ -1,4 +1,4 @@
-"""Intervals hold their level when examples are clustered; p-values are uniform under the null."""
+"""Intervals keep their level when examples are clustered; p-values are uniform under the null."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ from implicit_reasoning.statistics import (
 
 
 def clustered_data(rng, n_clusters=60, mean=0.3):
-    """Unequal clusters whose shared effect is as large as the noise."""
+    """Return data in unequal clusters whose shared effect is as large as the noise."""
     clusters = np.repeat(np.arange(n_clusters), rng.integers(2, 12, n_clusters))
     return mean + rng.normal(size=n_clusters)[clusters] + rng.normal(size=len(clusters)), clusters
 
@@ -29,7 +29,9 @@ def clustered_data(rng, n_clusters=60, mean=0.3):
 
 
 def test_numbers_match_the_closed_form():
-    """Singletons, and equal clusters: the t interval of the values, and of the clusters' means."""
+    """For singletons and equal clusters, it is the t interval of the values or of the cluster
+    means.
+    """
     rng = np.random.default_rng(1)
     values = rng.normal(size=(30, 5)) + rng.normal(size=(30, 1))
     for units, clusters in (
@@ -57,7 +59,7 @@ def test_unequal_clusters_match_the_formula_by_hand():
     ("n", "low"), [(20, 0.8316), (30, 0.8843), (36, 0.9026), (73, 0.9507), (17, 0.8049)]
 )
 def test_outcomes_that_agree_have_the_exact_interval_of_their_clusters(n, low):
-    """Whatever the number of examples: .025 ** (1 / n), not an interval without width."""
+    """For any number of examples the lower end is .025 ** (1 / n), and the width is not zero."""
     sizes = np.arange(n) % 4 + 1
     clusters = np.repeat(np.arange(n), sizes)
     right = clustered_interval(np.ones(len(clusters), bool), clusters)
@@ -70,14 +72,16 @@ def test_outcomes_that_agree_have_the_exact_interval_of_their_clusters(n, low):
 
 
 def test_each_set_of_outcomes_has_its_own_interval():
-    """In a batch: all right, all wrong, some right; and where others count for each."""
+    """A batch has all right, all wrong and some right outcomes, also with different counted
+    examples.
+    """
     outcomes = np.stack([np.ones(24), np.zeros(24), np.arange(24) % 2]).astype(bool)
     clusters = np.arange(24) // 2
     got = ClusterIntervals(clusters).interval(outcomes)
     exact = 0.025 ** (1 / 12)
     np.testing.assert_allclose(got.low[:2], [exact, 0])
     np.testing.assert_allclose(got.high[:2], [1, 1 - exact])
-    # Each cluster is half right: no spread between clusters, but a width all the same.
+    # Each cluster is half right. Clusters do not differ, but the interval has a width.
     assert 0.2 < got.low[2] < 0.35 and got.high[2] == pytest.approx(1 - got.low[2])
     counted = np.stack([np.arange(24) < 16, np.arange(24) < 10, np.ones(24, bool)])
     given = ClusterIntervals(clusters).interval_given(outcomes, counted)
@@ -87,13 +91,13 @@ def test_each_set_of_outcomes_has_its_own_interval():
 
 
 def test_numbers_that_agree_have_no_width():
-    """Three of ten thousand and a tie of ranks say nothing of a proportion."""
+    """Three of ten thousand, and tied ranks, say nothing about a proportion."""
     for same in (0.1, 3, -2.5):
         got = clustered_interval(np.full(9, same), np.arange(9))
         assert got.low == got.mean == got.high == same
     given = ClusterIntervals(np.arange(9)).interval_given(np.full(9, 0.1), np.arange(9) > 2)
     assert given.low == given.mean == given.high == 0.1
-    # In an array of other numbers 0 and 1 are numbers, too.
+    # In an array of other numbers, 0 and 1 are numbers as well.
     kl = np.stack([np.zeros(9), np.arange(9.0)])
     assert ClusterIntervals(np.arange(9)).interval(kl).high[0] == 0
 
@@ -115,7 +119,7 @@ def test_the_exact_interval_is_scipys():
 def test_leading_axes_equal_one_at_a_time():
     rng = np.random.default_rng(5)
     _, clusters = clustered_data(rng, n_clusters=12)
-    shuffle = rng.permutation(len(clusters))  # clusters need not lie together
+    shuffle = rng.permutation(len(clusters))  # clusters need not be contiguous
     intervals = ClusterIntervals(clusters[shuffle])
     values = rng.normal(size=(2, 3, len(clusters)))
     together = intervals.interval(values)
@@ -203,7 +207,7 @@ def test_p_values_are_uniform_when_labels_are_exchangeable():
 
 
 def test_ignoring_clusters_beats_the_null_too_easily():
-    """Ten examples of a fact are one observation: only the clustered null keeps its level."""
+    """Ten examples of a fact are one observation, and only the clustered null keeps its level."""
     rng = np.random.default_rng(9)
     clusters = np.repeat(np.arange(12), 10)
     rejected = {"clustered": 0, "naive": 0}
@@ -249,7 +253,7 @@ def test_p_value_refuses_nan(observed, null):
 
 @pytest.mark.parametrize("shared", [0.0, 0.9])
 def test_among_many_cells_the_chance_of_any_false_claim_is_the_level(shared):
-    """500 cells that depend on each other or not; without a correction one is nearly sure."""
+    """With 500 cells, dependent or not, an uncorrected false claim is almost certain."""
     rng, trials, n_cells = np.random.default_rng(0), 400, 500
     wrong, uncorrected = 0, 0
     for _ in range(trials):
@@ -275,7 +279,7 @@ def test_among_many_cells_large_effects_are_found_and_others_are_not():
 def test_corrected_p_values_by_hand():
     null = np.array([[1.0, 5.0], [2.0, 0.0], [0.0, 3.0]])  # largest: 5, 2, 3
     np.testing.assert_allclose(max_statistic_p_values(np.array([3.0, 6.0]), null), [0.75, 0.25])
-    # What is not there neither counts nor matters to the others.
+    # Missing values neither count nor change the others.
     with_nan = np.column_stack([null, [9.0, 9.0, math.nan]])
     found = max_statistic_p_values(np.array([3.0, 6.0, 9.0]), with_nan)
     np.testing.assert_allclose(found, [0.75, 0.25, math.nan])
@@ -286,7 +290,8 @@ def test_corrected_p_values_by_hand():
 
 
 def test_bad_input_to_a_null():
-    # Unwrapped: outside the tests no type checker compares the lengths first.
+    # The unwrapped function is used, because outside the tests no type checker compares lengths
+    # first.
     unchecked = inspect.unwrap(permutation_null)
 
     def null(labels, clusters):
@@ -299,7 +304,7 @@ def test_bad_input_to_a_null():
 
 
 def test_the_mean_over_seeds_is_over_worlds():
-    """Two runs of one world count as one; the interval is the textbook's."""
+    """Two runs of one world count as one; the interval is the usual t interval."""
     values = np.array([0.1, 0.3, 0.5, 0.9])
     found = mean_over_seeds(values, np.array([7, 7, 8, 9]))
     by_world = np.array([0.2, 0.5, 0.9])
@@ -321,7 +326,9 @@ def test_runs_that_did_not_get_there_are_left_out():
 
 
 def test_its_intervals_cover_as_often_as_they_say():
-    """Worlds and initialisations both vary; taking runs for independent would cover less."""
+    """Worlds and initialisations both vary, so intervals that treat runs as independent are too
+    narrow.
+    """
     rng = np.random.default_rng(0)
     covered, naive = 0, 0
     for _ in range(1000):
@@ -343,7 +350,7 @@ def test_bad_input_to_a_mean_over_seeds():
 
 
 def test_shares_that_agree_at_an_end_have_the_exact_interval_beside_others():
-    """One cell of fractions makes the batch one of numbers; the others keep their width."""
+    """One cell of fractions makes the batch one of numbers; the other cells keep their width."""
     clusters = np.repeat(np.arange(20), 3)
     ones, half = np.ones(60), np.full(60, 0.5)
     found = ClusterIntervals(clusters).interval(np.stack([ones, 0 * ones, half]))

@@ -1,4 +1,4 @@
-"""The wheel, installed somewhere else, trains from its own configurations and from a file."""
+"""The wheel, installed elsewhere, trains from its own configurations and from a file."""
 
 import shutil
 import subprocess

@@ -9,7 +9,7 @@ PREFIX = "generated/"
 
 
 def fill(nav: Any, name: str, entries: Iterable[Any]) -> Any:
-    """A copy of `nav` in which the value `generated/NAME` is replaced by a list of entries."""
+    """Return a copy of `nav` in which a list of entries replaces the value `generated/NAME`."""
     if isinstance(nav, list):
         return [fill(item, name, entries) for item in nav]
     if isinstance(nav, dict):

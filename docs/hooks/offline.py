@@ -17,12 +17,12 @@ LOADS = re.compile(
 
 
 def loaded_from_outside(text: str) -> list[str]:
-    """Addresses on other hosts that a page or a style sheet loads something from."""
+    """Return the addresses on other hosts from which a page or a style sheet loads anything."""
     return [next(filter(None, match.groups())) for match in LOADS.finditer(text)]
 
 
 def on_post_build(config: Any) -> None:
-    """Fail where a page or a style sheet loads anything from another host."""
+    """Raise an error if a page or a style sheet loads anything from another host."""
     found = []
     for path in Path(config.site_dir).rglob("*"):
         if path.suffix in (".html", ".css"):

@@ -1,8 +1,8 @@
-"""The reference of the Python API: a page for each package, rendered by mkdocstrings.
+"""The reference of the Python API: one page per package, rendered by mkdocstrings.
 
-The build fails where a public name has no docstring, or is not on a page. Public are all modules,
+The build fails if a public name has no docstring or is on no page. Public names are all modules,
 classes, functions and methods whose names do not begin with an underscore, and the constants that a
-package exports in `__all__`. Other constants are shown where they have a docstring.
+package exports in `__all__`. Other constants are shown if they have a docstring.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from nav import fill
 PACKAGE = "implicit_reasoning"
 FOLDER = "reference/python"
 SKIPPED = ("__main__",)
-"""Modules that are described elsewhere: the commands have a page of their own."""
+"""Modules that are described elsewhere; the commands have their own page."""
 
 
 def load(root: Path | str = ".") -> griffe.Module:
-    """The package, parsed and not imported."""
+    """Return the package, parsed and not imported."""
     package = griffe.load(PACKAGE, search_paths=[root], try_relative_path=False)
     assert isinstance(package, griffe.Module)
     return package
 
 
 def public_members(owner: griffe.Object) -> Iterator[griffe.Object]:
-    """What a module or class defines under a public name; submodules and imports are left out."""
+    """Yield the public definitions in a module or class, without submodules and imports."""
     for name, member in owner.members.items():
         if not (name.startswith("_") or member.is_alias or member.is_module):
             assert isinstance(member, griffe.Object)
@@ -38,14 +38,14 @@ def public_members(owner: griffe.Object) -> Iterator[griffe.Object]:
 
 
 def submodules(package: griffe.Module) -> list[griffe.Module]:
-    """The modules directly in a package, packages among them, by name."""
+    """Return the modules and packages directly in a package, ordered by name."""
     found = [m for m in package.members.values() if not m.is_alias and m.is_module]
     names = [m for m in found if isinstance(m, griffe.Module) and m.name not in SKIPPED]
     return sorted((m for m in names if not m.name.startswith("_")), key=lambda m: m.name)
 
 
 def packages(package: griffe.Module) -> Iterator[griffe.Module]:
-    """A package and all packages below it."""
+    """Yield a package and all packages below it."""
     yield package
     for module in submodules(package):
         if is_package(module):
@@ -53,12 +53,12 @@ def packages(package: griffe.Module) -> Iterator[griffe.Module]:
 
 
 def is_package(module: griffe.Module) -> bool:
-    """Whether a module is a folder with `__init__.py`."""
+    """Return whether a module is a folder with `__init__.py`."""
     return module.is_init_module
 
 
 def exports(module: griffe.Module) -> dict[str, str]:
-    """Names in `__all__` of a module, with the path at which each is defined."""
+    """Return the names in `__all__` of a module, with the path at which each is defined."""
     found = {}
     for name in module.exports or ():
         member = module.members[str(name)]
@@ -67,7 +67,7 @@ def exports(module: griffe.Module) -> dict[str, str]:
 
 
 def documented(package: griffe.Module) -> tuple[list[str], list[str]]:
-    """Paths of all public names, and of those that have no docstring."""
+    """Return the paths of all public names, and of those that have no docstring."""
     exported = {path for each in packages(package) for path in exports(each).values()}
     names, bare = [], []
 
@@ -91,18 +91,18 @@ def documented(package: griffe.Module) -> tuple[list[str], list[str]]:
 
 
 def page_of(package: griffe.Module) -> str:
-    """The address of a package's page below `FOLDER`."""
+    """Return the address of a package's page below `FOLDER`."""
     path = package.path.removeprefix(PACKAGE).lstrip(".")
     return f"{FOLDER}/{path or 'index'}.md"
 
 
 def first_line(module: griffe.Object) -> str:
-    """The first line of a docstring."""
+    """Return the first line of a docstring."""
     return module.docstring.value.strip().splitlines()[0] if module.docstring else ""
 
 
 def write_page(package: griffe.Module) -> str:
-    """The Markdown of a package's page."""
+    """Return the Markdown of a package's page."""
     inside = submodules(package)
     modules = [module for module in inside if not is_package(module)]
     lines = [f"# {package.path}", "", first_line(package), ""]
@@ -133,7 +133,7 @@ _names: list[str] = []
 
 
 def on_config(config: Any) -> Any:
-    """Check docstrings; put the pages into the navigation."""
+    """Check docstrings, and add the pages to the navigation."""
     package = load(Path(config.config_file_path).parent)
     names, bare = documented(package)
     if bare:
@@ -145,14 +145,14 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add a page for each package."""
+    """Add one page per package."""
     for each in packages(load(Path(config.config_file_path).parent)):
         files.append(File.generated(config, page_of(each), content=write_page(each)))
     return files
 
 
 def on_post_build(config: Any) -> None:
-    """Check that every public name is in the inventory of what was rendered."""
+    """Check that every public name is in the inventory of rendered names."""
     from mkdocstrings import Inventory
 
     with Path(config.site_dir, "objects.inv").open("rb") as file:

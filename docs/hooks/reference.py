@@ -1,6 +1,6 @@
-"""Tables of the reference, made of the code: `<!-- generated: NAME -->` in a page is replaced.
+"""Tables of the reference, generated from the code to replace `<!-- generated: NAME -->`.
 
-Each function of `GENERATORS` returns Markdown.
+Each function in `GENERATORS` returns Markdown.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def cell(text: Any) -> str:
-    """Text for a cell of a table, on one line."""
+    """Return text for a table cell, on one line."""
     words = " ".join(str(text).split())
     return words.replace("|", "\\|").replace("<", "&lt;")
 
 
 def code(text: Any) -> str:
-    """The same in the font of code; a bar within it does not end the cell."""
+    """Return the text formatted as code, on one line; a bar in it does not end the cell."""
     return "`" + " ".join(str(text).split()) + "`"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; cells are used as they are."""
+    """Return a Markdown table; cells are not changed."""
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def commands() -> str:
-    """A section for each command, with its flags."""
+    """Return one section per command, with its flags."""
     from implicit_reasoning.commands import VERBS
     from implicit_reasoning.commands.parser import flag_help, flag_value
     from implicit_reasoning.commands.table import all_flags
@@ -58,7 +58,7 @@ def commands() -> str:
 
 
 def field_table(fields: Mapping[str, Any], prefix: str = "") -> str:
-    """Every field of a table: name, type, default, what it may hold, meaning."""
+    """Return every field of a table: name, type, default, allowed values, meaning."""
     rows = []
     for name, field in fields.items():
         if field.choices:
@@ -75,7 +75,7 @@ def field_table(fields: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def number(value: int | float) -> str:
-    """A bound as people write it: large powers of two as powers."""
+    """Return a bound in readable form, with large powers of two as powers."""
     for exponent in (20, 31):
         if value in (2**exponent, 2**exponent - 1):
             return f"2^{exponent}" + (" - 1" if value % 2 else "")
@@ -83,7 +83,7 @@ def number(value: int | float) -> str:
 
 
 def by_group(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fields by the first part of their dotted names; those without a group come first."""
+    """Group fields by the first part of their dotted names; fields without a group come first."""
     groups: dict[str, dict[str, Any]] = {}
     for name, field in fields.items():
         groups.setdefault(name.rpartition(".")[0].partition(".")[0], {})[name] = field
@@ -91,7 +91,7 @@ def by_group(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def run_fields() -> str:
-    """The fields of a run's configuration, without those of tasks."""
+    """Return the fields of a run's configuration, without those of tasks."""
     from implicit_reasoning.runs.fields import FIELDS
 
     parts = []
@@ -102,7 +102,7 @@ def run_fields() -> str:
 
 
 def task_fields() -> str:
-    """The fields of every task."""
+    """Return the fields of every task."""
     from implicit_reasoning.worlds.tasks import TASKS
     from implicit_reasoning.worlds.tasks.fields import FIELDS
 
@@ -114,7 +114,7 @@ def task_fields() -> str:
 
 
 def dictionary_fields() -> str:
-    """The fields of a configuration of dictionaries."""
+    """Return the fields of a configuration of dictionaries."""
     from implicit_reasoning.dictionaries.fields import FIELDS
 
     parts = []
@@ -124,13 +124,13 @@ def dictionary_fields() -> str:
 
 
 def find(path: str) -> Any:
-    """What `package.module:name` names."""
+    """Return the object that `package.module:name` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def instrument(name: str, path: str) -> str:
-    """The section of an instrument: its module's docstring, and what it declares."""
+    """Return the section of an instrument: its module's docstring, and its declarations."""
     kind = find(path)
     module, _, class_name = path.partition(":")
     doc = inspect.getdoc(kind) or ""
@@ -151,13 +151,13 @@ def instrument(name: str, path: str) -> str:
 
 
 def output_dims(kind: Any) -> list[tuple[str, tuple[str, ...]]]:
-    """The outputs that an instrument's class declares; none where options decide."""
+    """Return the outputs that an instrument's class declares; none if they depend on options."""
     outputs = getattr(kind, "outputs", {})
     return list(outputs.items()) if isinstance(outputs, Mapping) else []
 
 
 def instrument_table(instruments: Mapping[str, str]) -> str:
-    """A line for each instrument."""
+    """Return one line per instrument."""
     rows = []
     for name, path in instruments.items():
         kind = find(path)
@@ -168,7 +168,7 @@ def instrument_table(instruments: Mapping[str, str]) -> str:
 
 
 def instruments() -> str:
-    """All instruments of models."""
+    """Return all instruments of models."""
     from implicit_reasoning.analysis import INSTRUMENTS
 
     sections = [instrument(name, path) for name, path in INSTRUMENTS.items()]
@@ -176,7 +176,7 @@ def instruments() -> str:
 
 
 def dictionary_instruments() -> str:
-    """All instruments of dictionaries."""
+    """Return all instruments of dictionaries."""
     from implicit_reasoning.dictionaries import INSTRUMENTS
 
     sections = [instrument(name, path) for name, path in INSTRUMENTS.items()]
@@ -184,7 +184,7 @@ def dictionary_instruments() -> str:
 
 
 def named_classes(classes: Mapping[str, Any]) -> str:
-    """A table of classes: the name in a configuration, the class, the first line of its docs."""
+    """Return a table of classes: name in a configuration, class, first line of its docstring."""
     rows = []
     for name, kind in classes.items():
         target = f"{kind.__module__}.{kind.__name__}"
@@ -197,21 +197,21 @@ def named_classes(classes: Mapping[str, Any]) -> str:
 
 
 def architectures() -> str:
-    """What dictionaries read and write."""
+    """Return the architectures of dictionaries: what they read and write."""
     from implicit_reasoning.dictionaries.architectures import ARCHITECTURES
 
     return named_classes(ARCHITECTURES)
 
 
 def activation_functions() -> str:
-    """What makes activations of dictionaries few."""
+    """Return the activation functions of dictionaries, which make activations sparse."""
     from implicit_reasoning.dictionaries.activations import ACTIVATIONS
 
     return named_classes(ACTIVATIONS)
 
 
 def configurations() -> str:
-    """Every file of configurations, with the docstrings of its scales and sweeps."""
+    """Return every configuration file, with the docstrings of its scales and sweeps."""
     parts = []
     for path in sorted((ROOT / "configs").glob("*.py")):
         names = runpy.run_path(str(path))
@@ -239,7 +239,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Replace the marks of a page."""
+    """Replace the marks in a page by generated Markdown."""
 
     def generated(match: re.Match[str]) -> str:
         if match[1] not in GENERATORS:
@@ -250,5 +250,5 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
-    """Mark long code, which may break anywhere in a table; other code breaks at blanks only."""
+    """Mark long code, which may break anywhere in a table; other code breaks only at blanks."""
     return LONG.sub(r'<code class="long">\1</code>', html)

@@ -1,7 +1,7 @@
-"""Pages of files that are kept outside of docs/: the studies' results, CONTRIBUTING and others.
+"""Pages of files outside docs/: the results of studies, CONTRIBUTING and others.
 
-Links to such files are followed, from each other and from pages in docs/: a link to a file that has
-a place on the site leads there. The build fails on any other, as on all broken links.
+Links to these files, from each other and from pages in docs/, are replaced by links to their places
+on the site. The build fails if another link is broken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILES = {
     "CONTRIBUTING.md": "development/contributing.md",
     "SECURITY.md": "development/security.md",
 }
-"""Files of the repository, by their place on the site."""
+"""Files of the repository, with their places on the site."""
 
 STUDIES = {
     "Grokking at pocket scale": "pocket",
@@ -38,11 +38,11 @@ STUDIES = {
     "Launchers": "launchers",
     "Benchmarks": "benchmarks",
 }
-"""Folders of results/, by the title in the navigation."""
+"""Folders of results/, by title in the navigation."""
 
 
 def places() -> dict[str, str]:
-    """Every file that the site shows from outside of docs/, with its place there."""
+    """Return every file outside docs/ that the site shows, with its place on the site."""
     found = dict(FILES)
     for path in sorted((ROOT / "results").rglob("*")):
         if path.suffix == ".md" or path.suffix in IMAGES:
@@ -52,7 +52,7 @@ def places() -> dict[str, str]:
 
 
 def with_links(text: str, source: str, there: dict[str, str]) -> str:
-    """The text of a file of the repository, with its links as they are on the site."""
+    """Return the text of a file, with links replaced by those on the site."""
     here = posixpath.dirname(there.get(source, source.removeprefix("docs/")))
 
     def moved(match: re.Match[str]) -> str:
@@ -68,7 +68,7 @@ def with_links(text: str, source: str, there: dict[str, str]) -> str:
 
 
 def titled(text: str, source: str) -> str:
-    """The text of a table of a study, with a title that says which study it belongs to."""
+    """Add a title to the text of a study's table, which names the study."""
     path = Path(source)
     if path.parts[0] != "results" or text.startswith("# "):
         return text
@@ -78,7 +78,7 @@ def titled(text: str, source: str) -> str:
 
 
 def tables_of(source: str, there: dict[str, str]) -> str:
-    """Links from the page of a study to its other pages, as a section; empty without any."""
+    """Return a section of links from a study's page to its other pages; empty if there are none."""
     folder = posixpath.dirname(source)
     inside = [path for path in there if path.startswith(f"{folder}/") and path.endswith(".md")]
     names = [posixpath.relpath(path, folder) for path in inside if path != source]
@@ -88,7 +88,7 @@ def tables_of(source: str, there: dict[str, str]) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put the studies into the navigation."""
+    """Add the studies to the navigation."""
     missing = {path.parent.name for path in (ROOT / "results").glob("*/README.md")}
     missing -= set(STUDIES.values())
     entries: list[Any] = ["studies/index.md"]
@@ -99,7 +99,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the files."""
+    """Add the files to the site."""
     there = places()
     for source, place in there.items():
         path = ROOT / source
@@ -113,7 +113,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Follow links from pages in docs/ to files outside of it."""
+    """Replace links from pages in docs/ to files outside docs/."""
     if page.file.generated_by:
         return markdown
     return with_links(markdown, f"docs/{page.file.src_uri}", places())

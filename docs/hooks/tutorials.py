@@ -12,7 +12,7 @@ from nav import fill
 
 
 def on_config(config: Any) -> Any:
-    """Put the tutorials into the navigation."""
+    """Add the tutorials to the navigation."""
     pages = sorted(Path(config.docs_dir, "tutorials").glob("[0-9]_*.md"))
     entries = ["tutorials/index.md", *(f"tutorials/{page.name}" for page in pages)]
     config.nav = fill(config.nav, "tutorials", entries)

@@ -1,4 +1,4 @@
-"""Help, version, completion: made of the table of commands, and without importing JAX."""
+"""Help, version and completion are generated from the table of commands, without importing JAX."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ def test_help_shows_defaults(capsys):
 
 
 def test_help_asks_for_nothing_else(capsys):
-    """Required flags may be missing, and wrong ones are not looked at."""
+    """Required flags may be missing, and wrong flags are ignored."""
     assert main(["sweep", "--nonsense", "--help", "--workdir=gs://x"]) == 0
     assert main(["help", "sweep"]) == 0
     assert "space_NAME()" in capsys.readouterr().out

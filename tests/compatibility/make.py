@@ -37,7 +37,7 @@ from tests.training.tiny import saved_state, tiny
 
 HALF = 40  # of 60 steps
 INSTRUMENTS = ("behaviour", "lens", "corruption")
-STEPS = (0, 25)  # checkpoints that are measured
+STEPS = (0, 25)  # the measured checkpoints
 SWEEP = "tests/sweeps/small.py"
 FINISHED, STOPPED = "topk", "relu"  # names of sets of dictionaries
 
@@ -50,7 +50,7 @@ def dictionary_config(name):
 
 
 class StopsAt:
-    """A signal that comes when training has reached a step."""
+    """A shutdown request that comes when training has reached a step."""
 
     number = 15
 

@@ -1,6 +1,6 @@
-"""Formats that grow: a newer format is refused, and a field added later changes nothing before it.
+"""A file of a newer format is refused, and a field that is added later does not change older files.
 
-The files are those of an earlier version (README.md), which state no format.
+The files are those of an earlier version (README.md), which have no format version.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ from tests.training.tiny import tiny
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """For tests that change nothing."""
+    """Return the old files, for tests that do not change them."""
     return unpack(tmp_path_factory.mktemp("old"))
 
 
@@ -117,7 +117,7 @@ def test_what_is_written_states_its_format(old, tmp_path):
     run = Run(old / "run")
     write_config(tmp_path / "config.json", run.config)
     assert read_json(tmp_path / "config.json")["format_version"] == 1
-    assert read_config(tmp_path / "config.json") == run.config  # it is no field
+    assert read_config(tmp_path / "config.json") == run.config  # it is not a field
 
     sweep = begin(SweepLayout(tmp_path / "sweep"), load_sweep(SweepLayout(old / "sweep")))
     assert read_json(tmp_path / "sweep" / "sweep.json")["format_version"] == 1
@@ -128,7 +128,7 @@ def test_what_is_written_states_its_format(old, tmp_path):
     with xr.open_dataset(tmp_path / "behaviour.nc", engine="h5netcdf") as raw:
         assert raw.attrs["format_version"] == 1
     again = load_arrays(tmp_path / "behaviour.nc")
-    assert again.attrs == result.attrs  # it is no attribute of the result
+    assert again.attrs == result.attrs  # it is not an attribute of the result
     xr.testing.assert_identical(again, result)
 
     model, params = load_weights(old / "weights" / "model.npz")
@@ -136,7 +136,7 @@ def test_what_is_written_states_its_format(old, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.npz") as archive:
         assert archive.comment == b"implicit_reasoning_format=1"
         assert archive.testzip() is None
-    with np.load(tmp_path / "model.npz") as arrays:  # as other programs read it
+    with np.load(tmp_path / "model.npz") as arrays:  # other programs read the file like this
         assert "embed.W_E" in arrays and "implicit_reasoning_format" not in arrays
     save_weights(tmp_path / "model.safetensors", model, params)
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
@@ -152,7 +152,7 @@ LATER = Field(float, "a field of the future", 0.5, 0, 1, before=0.0)
 
 @pytest.fixture
 def later(monkeypatch):
-    """Tables with one more field each; runs from before it are as with 0."""
+    """Add a field to each table; runs from before it are read with the value 0."""
     monkeypatch.setitem(fields.FIELDS, "optimizer.later", LATER)
     monkeypatch.setitem(dictionary_fields.FIELDS, "training.later", LATER)
 
@@ -166,7 +166,7 @@ def with_later(config, key, value):
 
 
 def test_the_defaults_of_today_are_those_of_the_old_files(shared):
-    """A default that is changed makes another experiment, so an old run is not gone on with."""
+    """A changed default defines another experiment, so an old run would not be resumed."""
     check_same(Layout(shared / "run"), tiny())
     sweep = load_sweep(SweepLayout(shared / "sweep"))
     assert changed_keys(sweep.base, tiny(resume_every=10)) == []
@@ -178,7 +178,7 @@ def test_the_defaults_of_today_are_those_of_the_old_files(shared):
 def test_an_old_run_gets_the_value_that_reproduces_it_and_a_new_one_the_default(shared, later):
     assert Run(shared / "run").config.optimizer.later == 0.0
     assert default_config().optimizer.later == 0.5
-    assert completed(tiny()) == tiny()  # what is there is kept
+    assert completed(tiny()) == tiny()  # existing values are kept
 
 
 def test_an_old_run_goes_on_with_a_field_that_was_added(shared, later):

@@ -1,9 +1,9 @@
-"""Files that an earlier version wrote: they open, training goes on, and results merge.
+"""Files of an earlier version open, their training continues, and their results merge.
 
-README.md says what the data is and how it was made. Every test unpacks a copy of its own.
+README.md describes the data and how it was made. Every test unpacks its own copy.
 
-Where processor, versions and XLA's flags are those that were recorded, what comes out is compared
-bit for bit. Everywhere, losses and the norms of all parameters agree to 1e-5 over 20 steps.
+If processor, versions and XLA flags equal the recorded ones, numbers are compared bit for bit. On
+all machines, losses and norms of all parameters agree to 1e-5 over 20 steps.
 """
 
 import hashlib
@@ -45,14 +45,14 @@ def old(tmp_path):
 
 
 def cpu_features():
-    """A digest of the instructions that the processor has; XLA compiles for them."""
+    """Return a digest of the processor's instruction sets, for which XLA compiles."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     flags = next((line for line in lines if line.startswith("flags")), "")
     return hashlib.sha256(flags.encode()).hexdigest()
 
 
 def reference():
-    """`(numbers, whether the platform is the one that they were recorded on)`."""
+    """Return `(numbers, whether they were recorded on this platform)`."""
     now = provenance()
     for one in REFERENCES:
         then = one["made_with"]
@@ -96,7 +96,8 @@ def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
     assert run.steps == (0, 1, 2, 4, 8, 16, 25)
     assert run.metrics[-1]["step"] == HALF
     wanted, exact = reference()
-    # The configuration of today is still that of the run; and so is its own, as it is read back.
+    # Today's configuration still equals that of the run, and so does the run's own, read from its
+    # file.
     train(tiny(), old / "run", stop_at=HALF + 1)
     assert_as_recorded(train(Run(old / "run").config, old / "run"), wanted["run"], exact)
     if exact:
@@ -104,14 +105,14 @@ def test_a_run_opens_and_goes_on_to_the_same_parameters(old):
 
 
 def test_fields_that_a_run_is_older_than_reproduce_what_it_did(old):
-    """Of fields that were once optional: what they are by default now does not matter."""
+    """Fields that were once optional get the old values, whatever the defaults are now."""
     path = old / "run" / "config.json"
     config = read_json(path)
     for key, field in FIELDS.items():
         group, _, name = key.rpartition(".")
         if not field.required:
             config[group].pop(name, None)
-    config["model"]["precision"] = "default"  # it was "highest" before the field, not here
+    config["model"]["precision"] = "default"  # the old value was "highest"
     path.write_text(json.dumps(config))
     wanted, exact = reference()
     run = train(tiny(), old / "run")
@@ -130,7 +131,7 @@ def test_results_of_the_same_version_merge(old, instrument):
     assert before.step.values.tolist() == [0, 25]
     merged = analyze(run, instrument, steps=(0, 16, 25), progress=False)
     assert merged.step.values.tolist() == [0, 16, 25]
-    # What was there is kept as it was, and not measured again.
+    # Existing values are unchanged and not measured again.
     for name, was in before.data_vars.items():
         now = merged[name].sel(step=[0, 25]) if "step" in was.dims else merged[name]
         np.testing.assert_array_equal(now.values, was.values, err_msg=name)
@@ -199,7 +200,7 @@ def test_finished_dictionaries_and_what_was_measured_of_them_open(old):
 
 
 def old_fingerprint(made):
-    """As it was noted when dictionaries for use were called `Finished`."""
+    """Return the fingerprint from when `InferenceDictionary` was called `Finished`."""
     about = repr((made.dictionary, made.members))
     for new, old in {
         "saelens_architecture=": "architecture_=",

@@ -1,4 +1,4 @@
-"""Names that were changed: files and command lines that have the old ones are understood.
+"""Files and command lines with old names are understood.
 
 One line on standard error gives the new name. The files are those of an earlier version
 (README.md).
@@ -40,7 +40,7 @@ from tests.dictionaries.small import DEFAULTS, SMALL, config
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """For tests that change nothing."""
+    """Return the old files, for tests that do not change them."""
     return unpack(tmp_path_factory.mktemp("old"))
 
 
@@ -82,11 +82,11 @@ def test_a_result_under_an_old_name_opens_under_the_new_one(shared, capsys):
 def test_new_steps_are_merged_into_a_result_under_an_old_name(old, monkeypatch):
     run = Run(old / "run")
     path = run.files.analysis / "corruption.nc"
-    # As measured by this version of the instrument, but for the names.
+    # Only the names differ from a measurement by this version of the instrument.
     before = load_arrays(path).assign_attrs(version=ActivationPatching.version)
     save_arrays(path, before)
     monkeypatch.setattr(api, "measure_seeds", None)
-    found = analyze(run, "corruption", steps=(0, 25), progress=False)  # nothing is missing
+    found = analyze(run, "corruption", steps=(0, 25), progress=False)  # no step is missing
     new, wanted = run.files.analysis / "activation_patching.nc", ActivationPatching()
     storage.save_merged(
         new, found.isel(step=[0]).assign_coords(step=[16]), storage.identity_of(wanted, run)
@@ -99,7 +99,7 @@ def test_new_steps_are_merged_into_a_result_under_an_old_name(old, monkeypatch):
         np.testing.assert_array_equal(now.values, was.values, err_msg=name)
     assert load_arrays(new).attrs["instrument"] == "activation_patching"
     assert find_result(path) == new
-    assert load_arrays(path).step.values.tolist() == [0, 25]  # it is left alone
+    assert load_arrays(path).step.values.tolist() == [0, 25]  # the file is unchanged
     assert {"activation_patching", "behaviour"} <= {figure.name for figure in figures(run)}
 
 
@@ -156,7 +156,7 @@ def test_old_names_of_fields_are_read_and_overridden(capsys):
         f"implicit_reasoning: field {name!r} is now called {FIELDS[name]!r}"
         for name in sorted(was.values(), key=[line.split("'")[1] for line in said].index)
     ]
-    # As from a command line, or from a user's file that sets a field of the defaults.
+    # Overrides as on a command line, or in a user's file that changes the defaults.
     overrides = SMALL | {"variant": "relu", "sparsities": (0.1,), "training.beta2": 0.99}
     assert apply_overrides(load_config(DEFAULTS), overrides) == now
     mine = fields.default_config()
@@ -175,7 +175,7 @@ def test_dictionaries_of_old_names_open_and_go_on(old, capsys):
     kept.pop("format_version", None)
     assert len(train_dictionaries(run, from_json(kept))) == len(
         made
-    )  # it is finished, and is opened
+    )  # the set is finished and is opened
 
 
 def test_a_users_activation_function_may_have_old_names(capsys):

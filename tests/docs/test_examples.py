@@ -1,4 +1,4 @@
-"""The Python examples of the guides are executed, at small sizes; tables of names are complete."""
+"""The Python examples of the guides run at small sizes, and tables of names are complete."""
 
 import re
 from pathlib import Path
@@ -19,14 +19,14 @@ from tests.training.tiny import TINY
 
 
 def python_of(page):
-    """The one block of Python on a page."""
+    """Return the only block of Python on a page."""
     text = Path("docs", page).read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return example
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
-    """With the tiny model in place of the example's, as it is compiled already."""
+    """The tiny model replaces that of the example, because it is already compiled."""
     example = python_of("getting-started.md").replace(
         '"model.d_model": 64, "task.phi": 5', "**TINY"
     )
@@ -85,7 +85,7 @@ def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
     command = ["train", "--config=inverse.py", "--workdir=runs/inverse", *words]
     assert main([*command, "--config.writers.progress=false"]) == 0
     run = Run("runs/inverse")
-    page = write_report(run, providers=()).read_text(encoding="utf-8")  # figures take seconds
+    page = write_report(run, providers=()).read_text(encoding="utf-8")  # drawing takes seconds
     assert "test_backward" in page and "In-distribution" in page
 
     assert run.dataset.sizes() == {"forward": 36, "train_backward": 18, "test_backward": 18}
@@ -95,7 +95,7 @@ def test_the_task_of_your_own_is_trained_and_reported(tmp_path, monkeypatch):
         tuple(t): int(a) for t, a in zip(run.dataset.tokens, run.dataset.answers[:, 0], strict=True)
     }
     for (entity, relation), said in answer.items():
-        if relation >= 12 + 3:  # the inverse of an inverse is the fact
+        if relation >= 12 + 3:  # the inverse of the inverse of a fact is the fact
             assert answer[said, relation - 3] == entity
     assert "accuracy/test_backward" in run.metrics[-1]
 
@@ -113,10 +113,10 @@ def test_the_instrument_of_your_own_measures_and_is_drawn(tmp_path, monkeypatch,
     sizes = {"step": len(run.steps), "group": 5, "change": 2, "layer": 3, "pos": 3}
     assert dict(result.right.sizes) == sizes
     assert "knock_out" in [figure.name for figure in collect(run)]
-    # What it says of the last layer is what is so: no answer at r2 without the state there.
+    # Its statement about the last layer is true: without the state at r2 there is no answer.
     last = result.isel(step=-1).sel(layer=2, change="mean").right
     np.testing.assert_array_equal(last.sel(pos="e1"), last.sel(pos="r1"))
-    # It is right on a model that composes, and on one that only looks as if it did.
+    # It is right on a model that composes, and on one that only seems to compose.
     for known in map(planted_subject.known, ("composer", "prefix_memoriser")):
         told = measure(find_instrument(where), known.subject, progress=False)
         claims = find_instrument(where).claims(told.isel(step=0))

@@ -1,4 +1,4 @@
-"""The site: generated tables are complete, faults are noticed, links are followed."""
+"""The site has complete generated tables, reports faults, and follows links."""
 
 import re
 from pathlib import Path
@@ -146,9 +146,9 @@ def test_what_is_loaded_from_other_hosts_is_noticed(text, loads, tmp_path):
 
 @pytest.mark.parametrize("link", ["[a](missing.md)", "[a](index.md#missing)", "[a](/absolute)"])
 def test_a_broken_link_fails_the_build(link, tmp_path):
-    """With the settings of mkdocs.yml and of `make docs`, on a site of one page."""
+    """Build a site of one page with the settings of mkdocs.yml and of `make docs`."""
     [command] = [line for line in Path("Makefile").read_text().splitlines() if "build --st" in line]
-    assert "--quiet" not in command and " -q" not in command  # else warnings are not counted
+    assert "--quiet" not in command and " -q" not in command  # otherwise warnings are not counted
     validation = yaml.safe_load(re.sub("!!python.*", "", Path("mkdocs.yml").read_text()))
     settings = {"site_name": "x", "validation": validation["validation"], "plugins": []}
     (tmp_path / "docs").mkdir()

@@ -1,4 +1,4 @@
-"""The list of forbidden phrases: it has those of the page on style, and finds them."""
+"""The list of forbidden phrases has those of the page on style, and they are found in files."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Tutorials run at a smoke size, and their pages show the code that is there."""
+"""Tutorials run at a smoke size, and their pages show their code."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ HIDDEN = ("smoke", "hidden")
 
 
 def cells(text):
-    """`(header, body)` of every cell of a file in percent format."""
+    """Return `(header, body)` of every cell of a file in percent format."""
     parts = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
     return list(zip(parts[::2], (body.strip() for body in parts[1::2]), strict=True))
 

@@ -1,4 +1,4 @@
-"""One run of experiments/smoke.py, for all tests of scripts that look at a run."""
+"""One run of experiments/smoke.py, for all tests of scripts that read a run."""
 
 import pytest
 
@@ -9,6 +9,6 @@ from tests.experiments.scripts import load
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """Trained to its end."""
+    """Return the finished run."""
     with uncounted():
         return train(load("smoke").get_config(), tmp_path_factory.mktemp("smoke") / "run")

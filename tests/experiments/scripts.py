@@ -1,4 +1,4 @@
-"""The scripts of experiments/, and the command of the smallest case that each docstring gives."""
+"""The scripts of experiments/, and the command of the smallest case in their docstrings."""
 
 import ast
 import importlib
@@ -12,13 +12,13 @@ FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
 
 
 def load(name):
-    """A script as a module. Scripts import their neighbours by name."""
+    """Import a script as a module. Scripts import their neighbours by name."""
     sys.path[:0] = [str(f.absolute()) for f in FOLDERS if str(f.absolute()) not in sys.path]
     return importlib.import_module(name)
 
 
 def smoke_command(path):
-    """The words after the script's own name; None where the docstring has no smoke test."""
+    """Return the arguments after the script's name; None if the docstring has no smoke test."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     found = re.search(rf"^Smoke test.*?:\n    python {path} (.*?)(\n\n|\Z)", docstring, re.M | re.S)
     return shlex.split(found[1].replace("\\\n", " ")) if found else None

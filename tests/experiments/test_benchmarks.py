@@ -1,4 +1,4 @@
-"""Our side of every benchmark, at its smallest size, in this process."""
+"""The package's side of every benchmark, at its smallest size, in this process."""
 
 import json
 import re
@@ -20,13 +20,13 @@ BY_SIDE = {"train_step": "milliseconds", "cross_query": "seconds", "patch_grid":
 
 @pytest.fixture(autouse=True)
 def short_peak(monkeypatch):
-    """A peak of products that takes no time."""
+    """Replace the measurement of peak FLOP/s, which takes time."""
     for name in ("implicit_reasoning.runtime.machine", load("train_step").__name__):
         monkeypatch.setattr(f"{name}.matmul_peak", lambda *_, **__: 1e9)
 
 
 def result(out):
-    """What was written, which says on what kind of machine."""
+    """Return the written result and check that it names the kind of machine."""
     found = json.loads(Path(out).read_text())
     assert found["machine"]["kind"] == load("machines").kind()
     assert found["machine"]["peak_gflop_per_second"] == 1.0
@@ -44,7 +44,7 @@ def test_runs(name, tmp_path):
         assert 0 < found["smoke"]["reached"]["ours"]["l0"] <= 2
 
 
-@pytest.mark.slow  # it compiles every program anew, and keeps none
+@pytest.mark.slow  # it compiles every program again, without a cache
 def test_checkpoints_run_and_agree(tmp_path):
     try:
         found = result(run(BENCHMARKS["checkpoints"], tmp_path)["out"])
@@ -82,7 +82,7 @@ def test_startup_times_a_first_step(capsys):
 
 def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys):
     script = load("default_set")
-    # What it wraps to count seconds is given back after the test.
+    # The script wraps this function to count seconds; it is restored after the test.
     from implicit_reasoning.analysis import runner
 
     monkeypatch.setattr(runner, "aggregate", runner.aggregate)
@@ -98,7 +98,7 @@ def test_default_set_measures_in_parts(smoke_run, monkeypatch, tmp_path, capsys)
 
 
 def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
-    """Times here are 2 and 8, of the other commit 4 and 1: faster in one round, then slower."""
+    """Times are 2 and 8, and 4 and 1 for the other commit: faster in one round, then slower."""
     script, seconds = load("against"), {"here": iter((2.0, 8.0)), "other": iter((4.0, 1.0))}
 
     def measure(case, folder, workdir):
@@ -195,7 +195,7 @@ def test_populations_start_launchers(tmp_path):
     assert found.keys() == {"vmap", "local"}
 
 
-# Kinds of machines: processors as Linux names them, and accelerators as JAX does.
+# Kinds of machines: processors by their Linux names, and accelerators by their JAX names.
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

@@ -1,4 +1,4 @@
-"""Flags of the scripts in experiments/: paths and lists as the commands take them."""
+"""Flags of the scripts in experiments/ use the path and list types of the commands."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ from implicit_reasoning.config import Flag, parse_flags
 from implicit_reasoning.errors import InputError
 from tests.experiments.scripts import FILES, load
 
-# The only one for an environment that may lack this package.
+# The only script for an environment that may lack this package.
 ASKS_ITSELF = {"peer"}
 PATHS = {"out", "runs", "run", "folder", "workdir"}
 SCRIPTS = [path.stem for path in FILES if re.search(r"^FLAGS\b", path.read_text(), re.M)]
-IN_MAIN = {"default_set", "startup"}  # their imports are timed, so FLAGS is completed in main()
+IN_MAIN = {"default_set", "startup"}  # they time imports, so main() completes FLAGS
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

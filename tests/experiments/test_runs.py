@@ -1,4 +1,4 @@
-"""The table of runs: who names which, what is on disk, and that nothing is trained twice."""
+"""The table of runs: which runs a study names, which exist, and that none is trained twice."""
 
 import json
 import re
@@ -19,12 +19,12 @@ ONE = runs.StudyRun("composition", "smoke", 0, 0)
 
 
 class Stop(Exception):
-    """Raised where a study would begin to train."""
+    """Raised when a study would begin to train."""
 
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Every command that a study runs in this process."""
+    """Return a list of every command that a study runs in this process."""
     apart, seen = load("apart"), []
     command_line = apart.command_line
 
@@ -37,12 +37,12 @@ def commands(monkeypatch):
 
 
 def place(run, folder):
-    """A copy of a finished run."""
+    """Return a copy of a finished run."""
     return Path(shutil.copytree(run.files.workdir, folder))
 
 
 def stop_early(folder):
-    """What a run looks like that was stopped after the state of step 40."""
+    """Remove what a run that was stopped after step 40 would not have."""
     shutil.rmtree(folder / "checkpoints" / "60")
     shutil.rmtree(folder / "resume" / "60")
 
@@ -118,7 +118,7 @@ def test_missing_then_stopped_then_finished(smoke_run, tmp_path, commands):
 
 
 def test_a_run_is_trained_once_and_read_by_every_study(smoke_run, tmp_path, commands):
-    """What was stopped is resumed; a study, or another that asks later, has nothing to train."""
+    """A stopped run is resumed. The study, or another study later, has nothing left to train."""
     stop_early(place(smoke_run, tmp_path / ONE.name))
     [run] = runs.restore([ONE], tmp_path, jobs=0)
     assert commands == ["train"]
@@ -155,7 +155,7 @@ def test_runs_of_before_the_table_are_found(smoke_run, tmp_path, monkeypatch):
         state = runs.state_of(ONE, runs.ROOT)
         assert state.finished and state.folder == folder
         shutil.rmtree(folder)
-    place(smoke_run, tmp_path / "worlds" / "smoke" / "tied_0")  # of another configuration
+    place(smoke_run, tmp_path / "worlds" / "smoke" / "tied_0")  # a run with another configuration
     tied = runs.state_of(runs.StudyRun("tied", "smoke", 0, 0), runs.ROOT)
     assert str(tied) == "missing" and tied.folder == runs.ROOT / "smoke" / "tied_w0_i0"
 
@@ -184,7 +184,9 @@ def test_what_is_left_is_listed_with_the_time_to_expect(smoke_run, tmp_path, cap
 
 
 def test_times_are_those_of_the_results():
-    """The fastest of an arm's runs; and the results are of the table's configurations."""
+    """The time of an arm is that of its fastest run, and results have the configurations of the
+    table.
+    """
     found = {}
     for path in Path("results/worlds").glob("*/raw/*.json"):
         arm, _, seed = path.stem.rpartition("_")

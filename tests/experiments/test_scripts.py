@@ -1,11 +1,11 @@
-"""Every script of experiments/ compiles, and says how its smallest case is run."""
+"""Every script of experiments/ compiles, and its docstring has the command of its smallest case."""
 
 import pytest
 
 from implicit_reasoning.errors import InputError
 from tests.experiments.scripts import FILES, load, smoke_command
 
-# Run in the environment of another package, which the default tests do not have.
+# These run in the environment of another package, which the default tests do not have.
 OF_PEERS = {
     "cross_query_torch",
     "gpt2_torch",
@@ -14,7 +14,7 @@ OF_PEERS = {
     "synth_sae_bench_torch",
     "transformer_lens_grid",
 }
-# Started by populations.py; at sizes of accelerators; and by `make test-all`, beside SAELens.
+# Started by populations.py; for accelerators only; and run by `make test-all` beside SAELens.
 TESTED_APART = {"population_worker", "gpu", "synth_sae_bench"}
 
 

@@ -1,4 +1,4 @@
-"""Every study: its smallest case, or the figures of the results that are kept."""
+"""Every study runs its smallest case, or draws the figures of its saved results."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ RESULTS = Path("results")
 
 
 def files(folder):
-    """Names of what was written and is not empty."""
+    """Return the names of all written, non-empty files."""
     return {path.name for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size}
 
 
 def test_grokking_of_a_run_that_is_there(smoke_run, tmp_path):
-    """Where the script kept its runs before there was a table of runs."""
+    """The runs are where the script kept them before there was a table of runs."""
     shutil.copytree(smoke_run.files.workdir, tmp_path / "seed_0")
     out = run(STUDIES["grokking"], tmp_path)["out"]
     assert files(out) == {"summary.json", "config.json", "curves.csv", "seeds.png", "accuracy.png"}
@@ -30,7 +30,7 @@ def test_grokking_of_a_run_that_is_there(smoke_run, tmp_path):
 
 
 def test_worlds(smoke_run, tmp_path):
-    """Of a run that is there; test_runs.py has one that is trained."""
+    """The run exists already; test_runs.py tests a run that is trained."""
     shutil.copytree(smoke_run.files.workdir, tmp_path / "smoke" / "composition_w0_i0")
     out = run(STUDIES["worlds"], tmp_path)["out"]
     assert files(out) == {"composition_0.json", "accuracy.png", "first_correct.png", "table.md"}
@@ -62,7 +62,7 @@ def test_draws_what_is_kept_and_trains_nothing(study, kept, written, tmp_path):
     shutil.copy(RESULTS / kept / "composition.nc", tmp_path)
     run(STUDIES[study], tmp_path, out=tmp_path)
     assert files(tmp_path) >= written
-    if study == "feature_birth":  # one arm of the table that is kept
+    if study == "feature_birth":  # one arm of the saved table
         table = (tmp_path / "table.md").read_text().splitlines()
         assert set(table) <= set((RESULTS / kept / "table.md").read_text().splitlines())
 

@@ -1,4 +1,4 @@
-"""The models that are shown to every peer, with inputs."""
+"""The models that every peer reads, with inputs."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from tests.training.tiny import tiny
 
 SPEC = Spec(d_vocab=37, n_ctx=7, n_layers=2, d_model=24, n_heads=3, d_mlp=40)
 
-# At random; every bias and norm is drawn too, so that a swapped pair shows.
+# Random parameters. Every bias and norm is drawn as well, so that exchanging two changes the
+# logits.
 RANDOM: dict[str, dict] = {
     "untied, gelu_new": {},
     "tied": {"tied": True},
@@ -23,7 +24,7 @@ RANDOM: dict[str, dict] = {
     "logit bias": {"unembed_bias": True},
 }
 NOT_GPT2 = ("no norm, relu", "logit bias")
-"""What HuggingFace's GPT-2 cannot be; the default suite says that it is refused."""
+"""Models that HuggingFace's GPT-2 cannot express; the default tests check that they are refused."""
 
 TRAINED = {
     "trained": {},
@@ -33,7 +34,7 @@ TRAINED = {
 SCRIPTS = {
     "huggingface": "huggingface",
     "transformer_lens_2": "hooked_transformer",
-    "sae_lens": "hooked_transformer",  # on TransformerLens 3
+    "sae_lens": "hooked_transformer",  # with TransformerLens 3
     "transformer_lens_4": "transformer_bridge",
 }
 CASES = [*RANDOM, *TRAINED]
@@ -46,7 +47,7 @@ PAIRS = [
 
 
 def models(folder):
-    """`{case: (model, params, tokens)}`; those that are trained leave their run under `folder`."""
+    """Return `{case: (model, params, tokens)}`; runs of trained models are under `folder`."""
     made = {}
     for name, change in RANDOM.items():
         model = Transformer(dataclasses.replace(SPEC, **change))
@@ -55,7 +56,7 @@ def models(folder):
         wider = {"model__d_model": 32, "model__d_mlp": 128}
         run = train(tiny(steps=200, checkpoints__every=200, **wider, **change), folder / name)
         params = jax.tree.map(lambda leaf: leaf[0], run.params([200]))
-        # Long enough to be another model, so that "trained" is no empty word.
+        # Training is long enough that the model has really changed.
         assert run.metrics[-1]["accuracy/id_triples"] > run.metrics[0]["accuracy/id_triples"] + 0.3
         made[name] = run.model, params, np.unique(run.dataset.tokens, axis=0)
     return made

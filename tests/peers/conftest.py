@@ -1,4 +1,4 @@
-"""The cases, and what each peer made of them: once a session, since every peer takes a while."""
+"""The cases and the output of each peer, made once per session, because every peer is slow."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from tests.peers.environment import run_in
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """`{case: (model, params, tokens)}`."""
+    """Return `{case: (model, params, tokens)}`."""
     return models(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")
 def exchanged(made, tmp_path_factory):
-    """`exchanged(peer)`: the folder of cases after the peer has seen it."""
+    """Return `exchanged(peer)`: the folder of cases after the peer has processed it."""
     folders = {}
 
     def visit(peer):

@@ -1,4 +1,4 @@
-"""Running a script in the environment of a peer: files in, files out.
+"""Runs a script in the environment of a peer; inputs and outputs are files.
 
 A peer is a file in `requirements/`; `make test-peers` builds `.peers/<its name>` from it.
 """
@@ -12,13 +12,13 @@ ROOT = HERE.parents[1]
 
 
 def run_in(peer, script, *arguments):
-    """Run `scripts/<script>.py` with the peer's Python; what it says on failure is the error."""
+    """Run `scripts/<script>.py` with the peer's Python; its output on failure is the error."""
     python = ROOT / ".peers" / peer / "bin" / "python"
-    # Not skipped: a check that silently does not run says nothing.
+    # The test is not skipped, because a check that silently does not run shows nothing.
     assert python.exists(), f"{python} is missing; `make test-peers` builds it"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    # One thread: the models are so small that several only wait for each other, for minutes where
-    # the machine has other work.
+    # One thread is used. The models are so small that several threads mainly wait for each other,
+    # which takes minutes on a busy machine.
     fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, HERE / "scripts" / f"{script}.py", *arguments],

@@ -1,8 +1,8 @@
-"""Distributed alignment search against pyvene's: same model, site, rank and pairs; its own search.
+"""Distributed alignment search agrees with pyvene's, with the same model, site, rank and pairs.
 
-pyvene's subspace has another parametrisation and another path of descent, so the two subspaces are
-not one; what they reach on held-out pairs is compared. Before that, that to interchange within a
-*given* subspace is the same act: whole logit vectors.
+pyvene parametrises subspaces differently and descends along another path, so the two subspaces
+differ. The test compares their accuracy on held-out pairs. It first checks that interchange within
+a *given* subspace is the same operation, by whole logit vectors.
 """
 
 import json
@@ -25,17 +25,17 @@ from tests.training.tiny import GROKS, tiny
 
 pytestmark = pytest.mark.peers
 
-LAYER = 1  # S[1, r1]: where a bridge can first be, and here is
-RANK = 12  # enough, but barely: with 8 a sixth of the answers is lost, with 4 most of them
+LAYER = 1  # S[1, r1] is the first state that can contain the bridge, and it does here
+RANK = 12  # barely enough: with 8 a sixth of the answers is lost, with 4 most of them
 STEPS, STARTS = 1000, 3
 TOLERANCE = 0.02
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    """A model that composes, its parameters, and the instrument with its pairs."""
+    """Return a model that composes, its parameters, and the instrument with its pairs."""
     run = train(apply_overrides(tiny(), GROKS), tmp_path_factory.mktemp("groks"))
-    assert run.metrics[-1]["accuracy/test_ii"] > 0.9  # else there is no bridge to be found
+    assert run.metrics[-1]["accuracy/test_ii"] > 0.9  # otherwise there is no bridge to find
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), run.params([run.steps[-1]]))
     instrument = Alignment("e2", rank=RANK, steps=STEPS)
     inputs = instrument.examples(run.model, run.dataset).inputs
@@ -45,14 +45,14 @@ def subject(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(subject):
-    """A subspace that nobody searched for."""
+    """Return a random subspace."""
     model, *_ = subject
     return orthonormal(start(model, 1, RANK, jax.random.key(5)))[LAYER, 0]
 
 
 @pytest.fixture(scope="module")
 def ours(subject):
-    """Outcomes of the instrument, from several starts."""
+    """Return outcomes of the instrument, from several starts."""
     model, params, instrument, inputs = subject
     measure = jax.jit(lambda inputs, key: instrument.measure(model, params, inputs, key))
     found = [measure(inputs, jax.random.key(number)) for number in range(STARTS)]
@@ -61,12 +61,12 @@ def ours(subject):
 
 @pytest.fixture(scope="module")
 def theirs(subject, given, tmp_path_factory):
-    """`{subspace: logits [start, kind, pair, d_vocab]}`."""
+    """Return `{subspace: logits [start, kind, pair, d_vocab]}`."""
     model, params, _, inputs = subject
     folder = tmp_path_factory.mktemp("pyvene")
     save_gpt2(folder / "ours", model, params)
     np.save(folder / "ours.npy", given)
-    due = inputs["fit_expected"][0]  # at the one position, as all that follows
+    due = inputs["fit_expected"][0]  # at the only position, like everything below
     base, source = inputs["fit_base"][due >= 0], inputs["fit_source"][0][due >= 0]
     np.savez(
         folder / "pairs.npz",
@@ -88,13 +88,13 @@ def theirs(subject, given, tmp_path_factory):
 
 
 def our_accuracy(ours, kind, edit, layer=LAYER):
-    """Of pairs that count, mean of starts; counted are those that are right when clean."""
+    """Return the mean over starts, and the counted pairs, which are right in the clean run."""
     counted = ours["counted" if kind == "cause" else "counted_isolation"][0, 0, 0, layer, 0]
     return ours[kind][:, EDITS.index(edit), 0, layer, 0][:, counted].mean(), counted
 
 
 def their_accuracy(theirs, subspace, kind, inputs, counted):
-    """The same, of their logits, on the same pairs."""
+    """Return the same for pyvene's logits, on the same pairs."""
     number = INTERCHANGE_KINDS.index(kind)
     due = inputs["expected"][0, number]
     return (theirs[subspace][:, number].argmax(-1) == due)[:, counted].mean()
@@ -110,7 +110,7 @@ def test_to_interchange_within_a_subspace_is_the_same_act(subject, given, theirs
         new = interchange(states[:, place], lent[:, place], given)
         logits = logits_from_layer(model, params, states.at[:, place].set(new), LAYER)
         np.testing.assert_allclose(logits, theirs["ours"][0, number], rtol=0, atol=1e-4)
-        # That of one start of theirs, of equal rank, does something else; so does nothing at all.
+        # A random subspace of equal rank gives other logits, and so does no patch.
         for other in (theirs["random"][0, number], clean):
             assert np.abs(logits - other).max() > 0.1
 
@@ -126,7 +126,7 @@ def test_what_a_search_reaches_is_what_theirs_reaches(subject, ours, theirs, kin
 
 
 def test_that_agreement_is_of_a_search_at_this_site(subject, ours, theirs):
-    """Both beat a random subspace by far, and ours a layer off would not agree with theirs."""
+    """Both exceed a random subspace by far, and a subspace one layer away would not agree."""
     here, counted = our_accuracy(ours, "cause", "learnt")
     there = their_accuracy(theirs, "learnt", "cause", subject[-1], counted)
     by_chance = their_accuracy(theirs, "random", "cause", subject[-1], counted)

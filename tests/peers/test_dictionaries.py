@@ -1,4 +1,4 @@
-"""Dictionaries against SAELens and circuit-tracer: encode, decode, and the losses of training."""
+"""Dictionaries agree with SAELens and circuit-tracer: encoding, decoding and training losses."""
 
 import json
 
@@ -47,7 +47,7 @@ FINISHED = {
 
 
 def finished(architecture, activation_fn):
-    """A finished dictionary of parameters at random, and a batch."""
+    """Return a finished dictionary with random parameters, and a batch."""
     dictionary, params, x, *_ = at_random(architecture, activation_fn, batch=BATCH)
     params = dictionary.finish(params, jnp.float32(0.4), jnp.float32(4), 1.5, 1.5)
     return dictionary.for_inference(), params, x

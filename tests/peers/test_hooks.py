@@ -1,4 +1,4 @@
-"""The value at every hook against that in TransformerLens, of three generations."""
+"""The value at every hook agrees with three generations of TransformerLens."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ from tests.peers.cases import PAIRS
 
 pytestmark = pytest.mark.peers
 
-# A hook's name is ours from TransformerLens 2. Later generations moved two of them, and each is
-# brought back by what it is there rather than left out:
-# - before weight and bias of the norm stands what stood after them;
+# Hooks have the names of TransformerLens 2. Later generations moved two of them, and their values
+# are converted here:
+# - `hook_normalized` has the value before weight and bias of the norm, not after them;
 NORMALIZED_BEFORE_WEIGHT = ("sae_lens", "transformer_lens_4")
-# - the native bridge sees attention's pattern only, and shows it at the scores, too.
+# - the native bridge has only attention's pattern, and shows it at the scores as well.
 PATTERN_AS_SCORES = ("transformer_lens_4",)
 
 
 def moved_back(peer, hook, value, weights):
-    """What stands at a hook of a peer, as `(our name of it, our value)`."""
+    """Return the value at a hook of a peer as `(this package's name, its value)`."""
     if hook.endswith("hook_normalized") and peer in NORMALIZED_BEFORE_WEIGHT:
         norm = hook.removesuffix("hook_normalized")
         return hook, value * weights[norm + "w"] + weights[norm + "b"]
@@ -37,7 +37,7 @@ def test_every_hook_has_the_value_that_it_has_there(made, exchanged, peer, case)
     weights = read_arrays(folder / "ours.safetensors")
     with np.load(folder / "hooks.npz") as file:
         shared = {site: file[site] for site in model.sites if site in file}
-    if peer == "transformer_lens_4":  # its native bridge has most of them
+    if peer == "transformer_lens_4":  # its native bridge has most hooks
         assert len(shared) > len(model.sites) / 2
     else:
         assert list(shared) == list(model.sites)
@@ -50,7 +50,9 @@ def test_every_hook_has_the_value_that_it_has_there(made, exchanged, peer, case)
 
 @pytest.mark.parametrize("peer", NORMALIZED_BEFORE_WEIGHT)
 def test_a_norm_that_is_not_moved_back_is_found_out(made, exchanged, peer):
-    """So that the comparison above could fail, and the list of what was moved stays true."""
+    """Otherwise the comparison above could not fail, and the list of moved hooks could become
+    outdated.
+    """
     case = "untied, gelu_new"
     model, params, tokens = made[case]
     with np.load(exchanged(peer) / case / "hooks.npz") as file:

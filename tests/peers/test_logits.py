@@ -1,6 +1,6 @@
-"""Logits against those of the packages themselves, both ways; run by `make test-peers`.
+"""Logits agree with other packages in both directions; `make test-peers` runs these tests.
 
-Each package has an environment of its own, and files are all that passes between them and us.
+Each package has its own environment, which exchanges only files with this package.
 """
 
 import shutil
@@ -35,7 +35,9 @@ def test_we_compute_their_logits_from_their_file(made, exchanged, peer, case):
 
 @pytest.mark.parametrize("case", ["tied", "trained"])
 def test_a_pytorch_file_holds_the_same_as_a_safetensors(exchanged, case, tmp_path, monkeypatch):
-    """Torch reads it there, with our reader; what that gave is put in its place here."""
+    """Torch reads the file in that environment, with this package's reader; the test uses the
+    result.
+    """
     folder = exchanged("huggingface") / case
     with np.load(folder / "pickled.npz") as file:
         arrays = dict(file)

@@ -1,4 +1,4 @@
-"""Patching grids against TransformerLens's: whole logit vectors, cell by cell, both directions."""
+"""Patching grids agree with TransformerLens's: whole logit vectors of all cells and directions."""
 
 import dataclasses
 import shutil
@@ -26,13 +26,13 @@ ROWS = 6
 
 @pytest.fixture(scope="session")
 def patched(made, exchanged, tmp_path_factory):
-    """The folder of cases with `(tokens, others)` in each, after the peer has patched them."""
+    """Return the folder of cases, with `(tokens, others)` in each, after patching by the peer."""
     folder = tmp_path_factory.mktemp("patched")
     for case, (_, _, tokens) in made.items():
         (folder / case).mkdir()
         for name in ("ours.safetensors", "ours.json"):
             shutil.copy(exchanged(PEER) / case / name, folder / case)
-        # Prompts that differ at any number of positions, the first and the last among them.
+        # Prompts differ at any number of positions, including the first and the last.
         rows = np.random.default_rng(0).permutation(len(tokens))[: ROWS + 1]
         np.save(folder / case / "tokens.npy", tokens[rows[:-1]])
         np.save(folder / case / "others.npy", tokens[rows[1:]])
@@ -41,7 +41,7 @@ def patched(made, exchanged, tmp_path_factory):
 
 
 def grids_of(made, patched, case):
-    """`(ours, theirs)` as `{name: [direction, layer, pos, (head), example, d_vocab]}`."""
+    """Return `(ours, theirs)` as `{name: [direction, layer, pos, (head), example, d_vocab]}`."""
     model, params, _ = made[case]
     exact = Transformer(dataclasses.replace(model.spec, precision="highest"))
     tokens, others = (np.load(patched / case / f"{name}.npy") for name in ("tokens", "others"))
@@ -74,13 +74,13 @@ def test_every_cell_of_a_grid_is_theirs(made, patched, case):
     ours, theirs = grids_of(made, patched, case)
     assert ours.keys() == theirs.keys()
     for name, grid in ours.items():
-        # Without norms logits reach 60, where 1e-4 alone is but some roundings of float32.
+        # Without norms logits reach 60, where 1e-4 is only a few rounding errors of float32.
         np.testing.assert_allclose(grid, theirs[name], rtol=2e-6, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("case", ["untied, gelu_new", "trained"])
 def test_neighbours_in_a_grid_differ(made, patched, case):
-    """Were ours shifted by a layer, position, head or direction, the equality would fail."""
+    """A shift by a layer, position, head or direction would make the comparison fail."""
     _, theirs = grids_of(made, patched, case)
     for name, grid in theirs.items():
         for axis in range(4 if name == "head" else 3):

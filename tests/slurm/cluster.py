@@ -1,7 +1,7 @@
-"""A Slurm of one node on this machine, from Debian's packages, in a folder of its own.
+"""A Slurm of one node on this machine, from Debian's packages, in its own folder.
 
-As root, without systemd or munge: `slurmctld` and `slurmd` on free ports of the loopback. Ends with
-the `with` block.
+It runs as root without systemd or munge: `slurmctld` and `slurmd` use free ports of the loopback.
+It ends with the `with` block.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing():
-    """What is not installed."""
+    """Return the programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
@@ -64,7 +64,7 @@ def free_ports(count):
 
 @contextlib.contextmanager
 def cluster(folder):
-    """Start it; `SLURM_CONF` says where it is, to every Slurm command."""
+    """Start Slurm; `SLURM_CONF` gives every Slurm command its configuration."""
     host = socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -85,7 +85,7 @@ def cluster(folder):
         for command in commands:
             log = stack.enter_context((folder / f"{command[0]}.out").open("wb"))
             daemon = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
-            stack.callback(daemon.terminate)  # and then waited for
+            stack.callback(daemon.terminate)  # the daemon is then awaited
         wait_for_node(folder)
         yield
 

@@ -1,9 +1,9 @@
-"""Alignment search by pyvene, on our model as HuggingFace's GPT-2, from our pairs.
+"""Alignment search by pyvene, on this package's model as HuggingFace's GPT-2, with its pairs.
 
-The folder given holds the model in `ours`, `pairs.npz` (tokens of pairs to learn from, with the
-answers due, and of pairs to score on), `settings.json`, and a subspace of ours in `ours.npy`.
-Written to `<folder>/logits.npz`: `[start, pair, d_vocab]` at the last position, for every pair to
-score on, with the subspace `learnt`, with the `random` one that it started from, and with `ours`.
+The given folder has the model in `ours`, `pairs.npz` (tokens of pairs for learning, with expected
+answers, and of pairs for scoring), `settings.json`, and a subspace of this package in `ours.npy`.
+The script writes `<folder>/logits.npz`: `[start, pair, d_vocab]` at the last position, for every
+pair for scoring, with the subspace `learnt`, with its `random` start, and with `ours`.
 """
 
 import json
@@ -23,8 +23,8 @@ with np.load(folder / "pairs.npz") as file:
 
 
 def intervenable():
-    """One subspace of the output of a block; the model itself stays as it is."""
-    # Theirs wants attention that shows its pattern; the values are the same.
+    """Return a model with one subspace at the output of a block; its weights are frozen."""
+    # pyvene needs an attention that returns its pattern; the values are the same.
     gpt2 = GPT2LMHeadModel.from_pretrained(folder / "ours", attn_implementation="eager")
     site = pyvene.RepresentationConfig(
         settings["block"], "block_output", "pos", 1, low_rank_dimension=settings["rank"]
@@ -36,14 +36,16 @@ def intervenable():
 
 
 def patched(model, base, source):
-    """Logits at the last position of `base`, its subspace that of `source` at one position."""
+    """Return logits at the last position of `base`, with its subspace taken from `source`."""
     where = {"sources->base": settings["pos"]}
     _, outputs = model({"input_ids": base}, [{"input_ids": source}], where)
     return outputs.logits[:, -1]
 
 
 def learn(model):
-    """Adam on the mean of -log p(answer due); the rate falls to 0 in the second half."""
+    """Minimise the mean of -log p(expected answer) by Adam; the rate decays to 0 in the second
+    half.
+    """
     steps = settings["steps"]
     optimizer = torch.optim.Adam(model.get_trainable_parameters(), lr=settings["learning_rate"])
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,4 +1,4 @@
-"""What circuit-tracer makes of our folders: a set of transcoders, or a cross-layer one."""
+"""circuit-tracer's outputs for this package's folders: transcoders, or a cross-layer one."""
 
 import sys
 from pathlib import Path

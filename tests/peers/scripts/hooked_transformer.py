@@ -1,8 +1,9 @@
-"""HookedTransformer, or SAELens's: logits of the models in our files, and its own for us to read.
+"""HookedTransformer, or SAELens's: logits of this package's models, and models for it to read.
 
-For every `<case>/ours.safetensors` under the folder given, writes `<case>/logits.npy`, and in
-`<case>/hooks.npz` the value at every hook; then fills a model of the same config at random and
-saves its state dict and config as `<case>/theirs.*`, with its logits in `<case>/their_logits.npy`.
+For every `<case>/ours.safetensors` under the given folder, the script writes `<case>/logits.npy`,
+and in `<case>/hooks.npz` the value at every hook. It then fills a model of the same config at
+random and saves its state dict and config as `<case>/theirs.*`, and its logits as
+`<case>/their_logits.npy`.
 """
 
 import sys
@@ -17,7 +18,7 @@ PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hoo
 
 
 def hook_values(model, tokens):
-    """Every hook's value; in a second run those that cost something and change others' shapes."""
+    """Return the value at every hook; a second run has hooks that are costly or change shapes."""
     _, usual = model.run_with_cache(tokens)
     model.set_use_attn_result(True)
     model.set_use_attn_in(True)

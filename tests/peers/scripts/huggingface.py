@@ -1,8 +1,8 @@
-"""GPT2LMHeadModel: logits of the models in our folders, and models of its own for us to read.
+"""GPT2LMHeadModel: logits of this package's models, and models for it to read.
 
-For every `<case>/ours` under the folder given, writes `<case>/logits.npy`; then fills a model of
-the same config at random and saves it as `<case>/theirs`, and as PyTorch's own file in
-`<case>/pickled`, with its logits in `<case>/their_logits.npy`.
+For every `<case>/ours` under the given folder, the script writes `<case>/logits.npy`. It then fills
+a model of the same config at random and saves it as `<case>/theirs`, and as a PyTorch file in
+`<case>/pickled`. Its logits are in `<case>/their_logits.npy`.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def read_arrays(path):
-    """Our reader of weight files, which needs torch for this one; the rest of us needs JAX."""
+    """Return this package's reader of weight files; PyTorch files need torch, but not JAX."""
     sys.path.insert(0, str(ROOT))
     source = ROOT / "implicit_reasoning" / "model" / "exchange" / "arrays.py"
     spec = importlib.util.spec_from_file_location("arrays", source)
@@ -45,7 +45,7 @@ def answer(case):
     (case / "pickled").mkdir()
     torch.save(model.state_dict(), case / "pickled" / "pytorch_model.bin")
     shutil.copy(case / "theirs" / "config.json", case / "pickled")
-    # Read by our reader here, handed over in a format that needs no torch.
+    # This package reads the file here and passes the arrays on in a format that needs no torch.
     np.savez(case / "pickled.npz", **read_arrays(case / "pickled" / "pytorch_model.bin"))
 
 

@@ -1,4 +1,4 @@
-"""The model in our file, as the package's own."""
+"""A model in a file of this package, loaded by the package of this environment."""
 
 import json
 
@@ -9,12 +9,12 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 try:
     from sae_lens import HookedSAETransformer as Model
-except ImportError:  # the environment of TransformerLens by itself
+except ImportError:  # the environment has only TransformerLens
     Model = HookedTransformer
 
 
 def model_of(case):
-    """`<case>/ours.safetensors` with its config; nothing may be left over or missing."""
+    """Load `<case>/ours.safetensors` with its config; no parameter may be extra or missing."""
     config = HookedTransformerConfig(**json.loads((case / "ours.json").read_text()))
     model = Model(config)
     told = model.load_state_dict(load_file(case / "ours.safetensors"), strict=False)
@@ -24,5 +24,5 @@ def model_of(case):
 
 
 def tokens_in(path):
-    """Numpy's tokens as torch's."""
+    """Return numpy's tokens as torch tensors."""
     return torch.as_tensor(np.load(path), dtype=torch.long)

@@ -1,9 +1,9 @@
-"""TransformerLens's own patching grids, of the models in our files.
+"""TransformerLens's own patching grids, for this package's models.
 
-For every `<case>/ours.safetensors` under the folder given, with `<case>/tokens.npy` and
-`<case>/others.npy`, writes `<case>/grids.npz`: `{name: [direction, layer, pos, (head), example,
-d_vocab]}`, logits at the last position. Direction 0 puts states of `others` into the run of
-`tokens`, direction 1 the reverse.
+For every `<case>/ours.safetensors` under the given folder, with `<case>/tokens.npy` and
+`<case>/others.npy`, the script writes `<case>/grids.npz`: `{name: [direction, layer, pos, (head),
+example, d_vocab]}`, logits at the last position. Direction 0 puts states of `others` into the run
+of `tokens`, and direction 1 does the reverse.
 """
 
 import sys
@@ -18,7 +18,7 @@ from transformer_lens import patching
 
 GRIDS = {
     "resid_pre": patching.get_act_patch_resid_pre,
-    # Not one of those with a name of their own; the state after the last block is only here.
+    # There is no named grid for this one, which alone has the state after the last block.
     "resid_post": partial(
         patching.generic_activation_patch,
         patch_setter=patching.layer_pos_patch_setter,
@@ -32,10 +32,10 @@ GRIDS = {
 
 
 def whole(grid, model, base, cache):
-    """A grid of logit vectors.
+    """Return a grid of logit vectors.
 
-    Their metric is one number a cell. Ours is the number of the vector that we keep meanwhile, so
-    that it is their grid that says which vector stands where.
+    A metric of TransformerLens is one number per cell. Here the number is the index of a saved
+    vector, so that TransformerLens's grid determines the place of each vector.
     """
     kept = []
 

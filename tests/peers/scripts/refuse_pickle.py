@@ -1,4 +1,4 @@
-"""Our reader of weight files meets a pickle that runs code: it must refuse, and run none."""
+"""This package's reader of weight files must refuse a pickle that runs code, without running it."""
 
 import pickle
 import sys

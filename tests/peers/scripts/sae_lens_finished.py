@@ -1,6 +1,6 @@
-"""What SAELens makes of finished dictionaries: each folder's `ours`, on its `x.npy`.
+"""SAELens's outputs for finished dictionaries: each folder's `ours`, on its `x.npy`.
 
-Leaves `acts.npy` and `out.npy`, and the dictionary as SAELens writes it itself, in `theirs`.
+The script writes `acts.npy`, `out.npy`, and the dictionary as saved by SAELens in `theirs`.
 """
 
 import sys

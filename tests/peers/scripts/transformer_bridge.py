@@ -1,7 +1,7 @@
-"""TransformerBridge, native: logits of the models in our files, and models of its own for us.
+"""TransformerBridge, native: logits of this package's models, and models for it to read.
 
-The files are those that HookedTransformer reads; TransformerLens 4 converts their keys itself.
-Reads and writes what `hooked_transformer.py` does.
+The files are those that HookedTransformer reads; TransformerLens 4 converts their keys itself. The
+script reads and writes the same files as `hooked_transformer.py`.
 """
 
 import json
