@@ -1,9 +1,10 @@
-"""Evaluation of examples in chunks, without the examples that do not count.
+"""Evaluation of examples in chunks. Chunks without an example that counts are skipped.
 
 Patching takes most of an instrument's time, and most patches only count for queries that are
-answered correctly without a patch. These queries depend on the checkpoint, and early checkpoints
-have few of them. So examples that count are moved to the front, and the loop over chunks stops
-after the last of them. The number of iterations is traced, so nothing is recompiled.
+answered correctly without a patch. Which queries these are depends on the checkpoint, and early
+checkpoints have few of them. Examples that count are therefore moved to the front, and the loop
+over chunks stops after the last example that counts. The number of iterations is traced, so a new
+number does not cause a recompilation.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ def map_in_chunks(
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
 ) -> dict[str, Array]:
-    """Compute `outcomes(examples)` in chunks of examples, so that the memory for a grid is bounded.
+    """Compute `outcomes(examples)` in chunks of examples, to bound the memory for intermediates.
 
     Args:
       outcomes: function of a pytree of arrays [example, ...]; returns outcomes [..., example].
-      examples: such a pytree, with any number of examples.
-      counted: which examples count; default: all. The outcomes of other examples may be 0.
+      examples: a pytree of arrays [example, ...], with any number of examples.
+      counted: whether each example counts; default: all count. The returned outcomes of an example
+        that does not count may be 0 instead of the value of `outcomes`.
 
     Returns:
       The outcomes [..., example] of all examples, in the original order.
@@ -51,7 +53,7 @@ def map_in_chunks(
     shapes = jax.eval_shape(part, 0)
     empty = jax.tree.map(lambda leaf: jnp.zeros((n_parts, *leaf.shape), leaf.dtype), shapes)
     found = jax.lax.fori_loop(0, -(-counted.sum() // size), step, empty)
-    place = jnp.argsort(order)  # place of each example in `order`
+    place = jnp.argsort(order)  # the index in `order` of each example
 
     def joined(outcome: Array) -> Array:
         outcome = jnp.moveaxis(outcome, 0, -2)

@@ -1,8 +1,9 @@
-"""One chain for each fact: a set of distinct states, and folds that hold some of them out.
+"""Selection of one chain for each first fact, and cross-validation folds that hold out states.
 
-A state depends on its prefix only. A world of 100 entities with 10 facts each has 100 states at e1
-and 1,000 at r1, regardless of the number of queries. So instruments use one chain for each first
-fact, count equal prefixes once, and hold out whole prefixes.
+A state depends on its prefix only. A world of 100 entities with 10 facts each has 100 distinct
+states at position e1 and 1,000 at position r1, regardless of the number of queries. Instruments
+therefore use one chain for each first fact, count equal prefixes once, and hold out all rows with
+the same prefix together.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from implicit_reasoning.analysis.states import need_chains, state_keys
 from implicit_reasoning.worlds import ROLES, Dataset
 
 GROUPS = {"I": "id", "R": "restricted", "H": "held_out", "O": "ood"}
-"""Name of the group of facts with each role. The first group that exists is the leading group."""
+"""Role of a fact to the name of its group. The first group with a fact is the leading group."""
 
 
 class FactRows(NamedTuple):
     """Rows of a dataset with distinct first facts.
 
     Attributes:
-      rows: int [row], rows of complete chains.
-      groups: names of the groups, from `GROUPS`. Claims are about the first one.
-      group: int [row], the group of each row.
+      rows: int [row], rows that ask for all hops of a chain.
+      groups: names of the groups that have a row, in the order of `GROUPS`. Claims are about the
+        first group.
+      group: int [row], the index in `groups` of each row's group.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -37,12 +39,13 @@ class FactRows(NamedTuple):
 def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
     """Choose a random chain for each fact that is the first hop of some chain.
 
-    If there are more than `most` facts, bridges (e2) are drawn at random and all their facts are
-    kept. Each of these bridges then still has enough facts to train a probe.
+    If there are more than `most` facts, bridges (e2) are drawn at random, and all facts that lead
+    to a drawn bridge are kept. Each drawn bridge then has as many facts as before to train a probe.
 
     Args:
       dataset: a dataset of a chain task.
-      most: maximum number of facts. It is exceeded only if a single bridge has more facts.
+      most: maximum number of facts. The result has more facts only if the first bridge that is
+        drawn has more.
       seed: seed of the random choice.
 
     Raises:
@@ -57,7 +60,7 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
         order = random.permutation(len(bridges))
         kept = bridges[order[: max(1, np.count_nonzero(np.cumsum(size[order]) <= most))]]
         rows = rows[np.isin(truth["e2"][rows], kept)]
-    rows = random.permutation(rows)  # otherwise an e1's first row always has its first relation
+    rows = random.permutation(rows)  # else the first row of each e1 would have its first relation
     letters = np.array(ROLES)[truth["role1"][rows]]
     there = [letter for letter in GROUPS if (letters == letter).any()]
     group = np.array([there.index(letter) for letter in letters], np.int64)
@@ -67,7 +70,13 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
 def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
-    """Return whether training teaches `values` as the answer to (e1, r1) of the first fact."""
+    """Return for each row whether training teaches its value as the answer to the prompt (e1, r1).
+
+    Args:
+      dataset: a dataset of a chain task.
+      rows: rows of the dataset; e1 and r1 are those of their first facts.
+      values: one entity for each row.
+    """
     truth = dataset.truth
     alone = np.flatnonzero(truth["fact2"][: dataset.n_train] < 0)
     answer = np.full(max(truth["fact1"].max() + 1, 1), -1, np.int64)
@@ -79,7 +88,7 @@ def is_taught_atomic(
 def is_training_prefix(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "pos row"]:
-    """Return whether each row's prefix, by position, is also the prefix of a training row."""
+    """Return whether the prefix of each row up to each position is also in a training row."""
     # Compute the keys of all rows at once: keys from different calls are not comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
     return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
@@ -88,7 +97,7 @@ def is_training_prefix(
 def first_known_position(variable: str, positions: Sequence[str]) -> str:
     """Return the first position whose prefix determines a variable.
 
-    For e2 this is r1 if e1 precedes r1. For `answer` it is the last position.
+    For e2, this position is r1 if e1 precedes r1. For `answer`, it is the last position.
     """
     if variable in positions:
         return variable
@@ -100,7 +109,7 @@ def first_known_position(variable: str, positions: Sequence[str]) -> str:
 
 
 def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*dim row"]:
-    """Mark the first occurrence of each number along the last axis."""
+    """Return a mask of the first occurrence of each number along the last axis."""
     first = np.zeros(keys.shape, bool)
     lines, there = keys.reshape(-1, keys.shape[-1]), first.reshape(-1, keys.shape[-1])
     for line, found in zip(lines, there, strict=True):
@@ -111,9 +120,9 @@ def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*d
 def assign_folds(
     keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0
 ) -> Int[np.ndarray, " row"]:
-    """Assign a fold to each row; rows with equal keys share one.
+    """Assign a fold to each row. Rows with equal keys are in the same fold.
 
-    Distinct keys are distributed evenly over the folds at random.
+    The distinct keys are distributed evenly over the folds, at random.
     """
     distinct, index = np.unique(keys, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(distinct))
@@ -128,18 +137,19 @@ def state_folds(
     n_folds: int,
     together: Int[np.ndarray, " row"] | None = None,
 ) -> Int[np.ndarray, "layer pos row"]:
-    """Assign folds by (layer, position) such that no state is in two folds.
+    """Assign a fold to each row at each layer and position, such that equal states share a fold.
 
-    A state is identified by its prefix. At layer 0 it is the embedding of its own token, so folds
-    are assigned by token there.
+    From layer 1 on, states are treated as equal if their prefixes are equal. At layer 0, a state is
+    the embedding of one token, so states are equal if their tokens are equal.
 
     Args:
       tokens: prompt tokens.
-      prefixes: a number for each prefix.
+      prefixes: the number of each row's prefix at each position; see `state_keys`.
       n_layers: number of layers, including layer 0.
       n_folds: number of folds.
-      together: rows with equal numbers share a fold from layer 1 on. It is ignored at positions
-        where rows with different numbers share a prefix (in prompts that begin with relations).
+      together: a number for each row. From layer 1 on, rows with equal numbers share a fold. The
+        argument is ignored at positions where rows with different numbers have the same prefix (in
+        prompts that begin with relations).
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):

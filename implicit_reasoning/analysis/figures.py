@@ -13,11 +13,12 @@ from implicit_reasoning.statistics import INTERVALS
 
 
 def figures(run: Run) -> list[Figure]:
-    """Return the figures of a run: the table of decodability and use, then each instrument's.
+    """Return the figures of all results of a run.
 
-    Built-in instruments come first, in the order of `INSTRUMENTS`. A user's instrument whose file
-    no longer exists has no figures. A result of another instrument version is reported on standard
-    error and not drawn, because its layout differs.
+    The table of decodability and use comes first, then the built-in instruments in the order of
+    `INSTRUMENTS`, then the instruments of the user. An instrument of the user whose file no longer
+    exists has no figures. If a result has a different version than its instrument, it is not drawn,
+    because its layout may differ, and a message is printed on standard error.
     """
     names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)

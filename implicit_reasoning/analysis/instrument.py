@@ -1,10 +1,10 @@
-"""Base classes of instruments; an instrument measures one model, and the runner maps it over many.
+"""Base classes of instruments.
 
-An instrument has three parts. `examples` runs on the host and chooses the examples, once for a
-dataset. `measure` runs on the device. It is a pure function of one model's parameters and the
-examples, and the runner maps it over checkpoints. `claims` interprets the numbers. Its thresholds
-are fixed in the instrument's file before any measurement, so the instrument can be scored on models
-with known mechanisms.
+An instrument has three parts. `examples` runs on the host, once for each dataset, and chooses the
+examples to measure. `measure` runs on the device. It is a pure function of one model's parameters
+and the examples, and the runner maps it over checkpoints. `claims` interprets the numbers. Its
+thresholds are fixed in the instrument's file before any measurement, so the instrument can be
+scored on models with known mechanisms.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.worlds import Dataset
 
 EXAMPLE = "example"
-"""Name of the last dimension of an output with one outcome per example; means are taken over it."""
+"""Name of the dimension of examples.
+
+It is the last dimension of every output that has one outcome per example. Such an output is
+averaged over the examples of each group.
+"""
 
 SEED = 0
 """Seed of the key that `measure` receives."""
 
 
 class NotApplicable(InputError):
-    """Error of an instrument that cannot be used for a task; the message gives the reason."""
+    """Raised by an instrument that cannot be used for a task. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,16 @@ class Examples:
 
     Attributes:
       inputs: arrays (any pytree) for `measure`.
-      groups: names of the groups that outcomes are averaged in, such as splits.
-      group: int [example], the group of each example.
-      clusters: int [example], the cluster of each example, which is the unit of every confidence
-        interval: a bridge (for chains; see `worlds.clusters`), a fact, or a prefix. With
-        `cluster_dim` it is int [size of cluster_dim, example], because states at different
-        positions have different clusters. An example with cluster -1 does not count there.
-      cluster_dim: the dimension of the outcomes along which `clusters` differ; None if there is
-        none.
-      coords: labels of the dimensions that depend on the examples, such as variables.
+      groups: names of the groups, such as splits. Outcomes are averaged over each group.
+      group: int [example], the index in `groups` of each example's group.
+      clusters: int [example], the cluster of each example. Confidence intervals use the spread
+        between clusters. A cluster is a bridge (for chains; see `worlds.clusters`), a fact, or a
+        prefix. If `cluster_dim` is given, the shape is [size of cluster_dim, example], because
+        states at different positions have different clusters. An example whose cluster is -1 at a
+        position does not count at that position.
+      cluster_dim: the dimension of the outcomes along which the cluster of an example changes, such
+        as "pos"; None if each example has one cluster.
+      coords: labels of those dimensions that depend on the examples, such as variables.
     """
 
     inputs: Any
@@ -61,25 +66,27 @@ class Examples:
 
 
 class BaseInstrument(abc.ABC):
-    """Base class of all instruments: names, outputs and controls.
+    """Base class of all instruments. It declares names, outputs and null controls.
 
     Attributes:
       name: name of the instrument, used in figures and in the file name `<name>.nc`.
-      definition: definition of the numbers in one or two sentences, with the source.
-      version: increased when a change makes old numbers incomparable; different versions are never
-        merged.
-      outputs: dimensions of each output of `measure`, by name. If the last dimension is "example",
-        the result has the mean over each group and the ends of its confidence interval,
-        `<name>_low` and `<name>_high`. Other outputs are kept unchanged.
-      given: for outputs by example, the name of the bool output that says which examples count,
-        such as those answered correctly without a patch. Its dimensions are some of those of the
-        output. The result then has `<name>_n`, the number of clusters that count.
+      definition: one or two sentences that define the numbers and name their source.
+      version: version number. It is increased when a change makes new numbers incomparable with old
+        numbers. Results of different versions are never merged.
+      outputs: name of each output of `measure`, with the names of its dimensions. If the last
+        dimension is "example", the result has the mean over each group, and the ends of the mean's
+        confidence interval as `<name>_low` and `<name>_high`. All other outputs are stored
+        unchanged.
+      given: name of an output by example, with the name of a bool output that says which examples
+        count for it, such as the examples that are answered correctly without a patch. The bool
+        output has the dimensions of the output, or some of them. The result then also has
+        `<name>_n`, the number of clusters with an example that counts.
       nulls: null controls, by name. The value is either the labels that select the control from the
-        outputs, such as `{"shuffled truth": {"truth": "shuffled"}}`, or the name of an output. The
-        untrained model is one more control if step 0 is measured.
-      default: whether the instrument runs when no instrument is named.
-      found_at: import path of the class if it was found by a path; the report uses it to find the
-        class again.
+        outputs, such as `{"shuffled truth": {"truth": "shuffled"}}`, or the name of an output. If
+        step 0 is measured, the untrained model is an additional control.
+      default: whether the instrument runs when the user names no instrument.
+      found_at: import path from which the class was loaded; empty if an instance was given. The
+        report uses the path to load the class again.
     """
 
     name: ClassVar[str]
@@ -92,29 +99,34 @@ class BaseInstrument(abc.ABC):
     found_at: str = ""
 
     def options(self) -> dict[str, Any]:
-        """Return the options that the numbers depend on beyond the definition, such as a rank.
+        """Return the settings that change the numbers, such as a rank; default: none.
 
-        Values must be JSON values, numpy numbers or numpy arrays. The default is no options.
-        Results with different options are never merged.
+        Values must be JSON values, numpy numbers or numpy arrays. Results with different options
+        are never merged.
         """
         return {}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Return the figures of a result; default: none."""
+        """Return the figures of a result; default: no figures."""
         return []
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Return the claims that one checkpoint's numbers (no `step`) support; default: none."""
+        """Return the claims that the numbers of one checkpoint support; default: no claims.
+
+        Args:
+          result: the result of one checkpoint, without the dimension `step`.
+        """
         return set()
 
     def check_nulls(self, coords: Mapping[str, Sequence[Any]]) -> None:
         """Check that every declared null control exists.
 
         Args:
-          coords: labels by dimension.
+          coords: the labels of each dimension.
 
         Raises:
-          InputError: a null control selects a label or names an output that does not exist.
+          InputError: a null control names an output that does not exist, or selects a label that no
+            output has.
         """
         for name, null in self.nulls.items():
             if isinstance(null, str):
@@ -132,10 +144,11 @@ class BaseInstrument(abc.ABC):
 
         Args:
           outputs: arrays of one checkpoint, by name.
-          sizes: size of each dimension.
+          sizes: size of each dimension that has labels.
 
         Raises:
-          InputError: the names differ, a dimension has no labels, or a shape differs.
+          InputError: the names differ from the declared names, a declared dimension has no labels,
+            or the shape of an array differs from the sizes of its dimensions.
         """
         if outputs.keys() != self.outputs.keys():
             raise InputError(
@@ -159,20 +172,20 @@ class BaseInstrument(abc.ABC):
 
 
 class Instrument(BaseInstrument):
-    """A measurement of a model; subclass it in your own file to add an instrument.
+    """A measurement of a model. To add an instrument, subclass this class in a file of your own.
 
-    Results are kept in `analysis/<name>.nc`, by `step`.
+    The result for a run is stored in `analysis/<name>.nc`. It has the dimension `step`.
 
     Attributes:
-      reference: whether `inputs`, a dict, receives the parameters of the subject's last checkpoint
-        as `inputs["reference"]`, for comparison.
+      reference: whether `measure` receives the parameters of the subject's last checkpoint as
+        `inputs["reference"]`, to compare other checkpoints with them. `inputs` must then be a dict.
     """
 
     reference: ClassVar[bool] = False
 
     @abc.abstractmethod
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the examples; the choice depends on the dataset only, not on the checkpoint.
+        """Choose the examples. The choice must not depend on the checkpoint.
 
         Raises:
           NotApplicable: the instrument cannot be used for this task.
@@ -182,10 +195,10 @@ class Instrument(BaseInstrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes for one model; it is traced, so it must be a pure function.
+        """Compute the outcomes for one model. JAX traces this method, so it must be pure.
 
         Args:
-          model: the model; static.
+          model: the model, which is static under tracing.
           params: parameters of one checkpoint.
           inputs: `Examples.inputs`.
           key: random key; it is the same for every checkpoint.
@@ -195,12 +208,17 @@ class Instrument(BaseInstrument):
         """
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels by dimension; the default is the layers of `residuals` and the positions.
+        """Return the labels of each dimension.
 
-        The labels of one dimension must be all strings, all numbers or all bools.
+        The default is the dimension `layer` with the layers of `residuals`, and the dimension `pos`
+        with the positions of the prompt. The labels of one dimension must be all strings, all
+        numbers or all bools.
         """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites that are read or edited, for the record; default: the residual sites."""
+        """Return the sites that are read or edited; default: the residual sites.
+
+        The names of the sites are stored in the result. They do not change what is measured.
+        """
         return model.resid_sites

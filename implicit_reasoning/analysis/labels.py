@@ -1,7 +1,8 @@
-"""Checks that labels and options of an instrument can be saved, made before anything is measured.
+"""Check that the labels and options of an instrument can be saved.
 
-Results are netCDF files with JSON attributes. Without these checks, a label or option that they
-cannot hold would raise an error after the measurement, or change when it is loaded.
+Results are netCDF files with JSON attributes. The checks run before anything is measured. Without
+the checks, a label or option that a file cannot hold would raise an error after the measurement, or
+would have a different value when the file is loaded.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from implicit_reasoning.errors import InputError
 def check_labels(
     instrument: str, coords: Mapping[str, Any], dims: Iterable[str], groups: Any
 ) -> None:
-    """Check that a result can hold the labels of its dimensions.
+    """Check that the labels of the dimensions can be saved in a result.
 
-    The labels of one dimension must be all strings, all numbers or all bools, because a file has
-    one type for all of them. Duplicate labels are allowed.
+    The labels of one dimension must be all strings, all numbers or all bools, because a file stores
+    them as one array with one type. Duplicate labels are allowed.
 
     Args:
       instrument: name of the instrument.
-      coords: labels by dimension: a sequence or a one-dimensional array.
-      dims: dimensions of the outputs; labels of other dimensions are not saved.
+      coords: for each dimension, a sequence or a one-dimensional array of labels.
+      dims: dimensions of the outputs. Only the labels of these dimensions are saved and checked.
       groups: names of the groups.
 
     Raises:
-      InputError: a dimension is called "step", or a result cannot hold some label.
+      InputError: a dimension is called "step", or a label cannot be saved.
     """
     used = sorted(set(dims))
     if "step" in used:
@@ -48,16 +49,16 @@ def check_labels(
 
 
 def plain(value: Any, what: str) -> Any:
-    """Convert a value to the form in which JSON returns it.
+    """Convert a value to the form that it has after it is written to JSON and read again.
 
-    Numpy numbers and arrays become numbers and lists.
+    Numpy numbers become Python numbers, and numpy arrays become lists.
 
     Args:
       value: the value, such as an instrument's options.
       what: name of the value for the error message.
 
     Raises:
-      InputError: JSON cannot hold the value.
+      InputError: JSON cannot represent the value.
     """
     try:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)
@@ -69,7 +70,7 @@ def plain(value: Any, what: str) -> Any:
 
 
 def _fault(labels: Any) -> str:
-    """Describe what is wrong with the labels of one dimension; return "" if they are valid."""
+    """Describe what is wrong with the labels of one dimension; return "" if nothing is wrong."""
     if isinstance(labels, str | bytes):
         return f"are the single text {labels!r}, not a sequence"
     listed = list(labels)

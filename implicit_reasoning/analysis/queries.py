@@ -1,8 +1,8 @@
-"""Selection of queries for patching, from the truth of the world, on the host.
+"""Selection of queries for patching. It runs on the host and uses the true facts of the world.
 
-Candidates are looked up in tables of chains that are sorted by the columns that must match. All
-candidates of a query are then one range of a table. Every candidate is considered, so a query is
-dropped only if it has no candidate.
+The candidates of a query are the chains that are equal to the query in some columns. The table of
+chains is sorted by these columns, so the candidates of a query are a contiguous range of the table.
+Every candidate is considered, so a query is dropped only if no candidate fits it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ Rows = Int[np.ndarray, "row"]
 class Queries(NamedTuple):
     """Chains as queries, with their answers.
 
-    The answer is the dataset's answer if the chain is a row of the dataset, else the world's
-    answer.
+    If a chain is a row of the dataset, the answer is that of the row. Otherwise the answer follows
+    from the facts of the world.
 
     Attributes:
-      facts: int32 [question, hop], fact numbers.
-      parts: int32 [question, hop + 1], entity and relation numbers of the prompt: e1, r1, r2, ...
+      facts: int32 [question, hop], the number of the fact at each hop.
+      parts: int32 [question, hop + 1], the entity and relation numbers of the prompt: e1, r1, r2,
+        ...
       answer: int32 [question], an entity number.
       trained: bool [question], whether the query is a training row.
     """
@@ -44,7 +45,7 @@ class Queries(NamedTuple):
 
 
 def all_queries(dataset: Dataset) -> Queries:
-    """Return every chain of the world, ordered by its fact numbers."""
+    """Return every chain of the world as a query. Queries are ordered by fact numbers."""
     world = world_of(dataset)
     chains = enumerate_chains(world, dataset.hops)
     of_rows = np.column_stack(columns(dataset.truth, "fact"))
@@ -59,20 +60,22 @@ def all_queries(dataset: Dataset) -> Queries:
 
 
 def queries_of_rows(dataset: Dataset, rows: Rows) -> Queries:
-    """Return the queries of some rows, which must be chains."""
+    """Return the queries of some rows. The rows must ask for all hops of a chain."""
     facts = np.column_stack([column[rows] for column in columns(dataset.truth, "fact")])
     chains = Chains(world_of(dataset), facts)
     return Queries(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
 
 
 def have_roles(dataset: Dataset, questions: Queries, first: str) -> Bool[np.ndarray, " question"]:
-    """Return which queries have a first fact with a role in `first` and later facts as in training.
+    """Return for each query whether the roles of its facts are allowed.
+
+    The role of the first fact must be in `first`. The role of each later fact must be one that
+    training chains may have at that hop.
 
     Args:
       dataset: a dataset of a chain task.
       questions: the queries to test.
-      first: allowed roles of the first fact, as letters of `ROLES`. Later facts must have a role
-        that training allows at their hop.
+      first: allowed roles of the first fact, as letters of `ROLES`.
     """
     chains = Chains(world_of(dataset), questions.facts)
     return chains.allows(first, *(training_roles(hop) for hop in range(1, dataset.hops)))
@@ -84,13 +87,17 @@ def random_matches(
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " row"]:
-    """Draw for every row a random item that has the same key and fits the row; -1 if there is none.
+    """For each row, draw a random item that has the key of the row and fits the row.
 
     Args:
       asked: keys of the rows.
       table: keys of the items.
-      fits: function of row numbers [pair] and item numbers [pair]; returns bool [pair].
+      fits: function that takes row indices [pair] and item indices [pair], and returns for each
+        pair whether the item fits the row.
       random: random generator for the choice.
+
+    Returns:
+      The index of the item drawn for each row; -1 if no item with the key of the row fits.
     """
     size = int(max(asked.max(initial=0), table.max(initial=0))) + 1
     keys = prefix_keys(np.concatenate([asked, table]), size)[:, -1]
@@ -110,11 +117,14 @@ def random_matches(
 def look_up_answers(
     questions: Queries, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, " question"]:
-    """Return the answers of the queries in `questions` that ask for `parts`; -1 without a query.
+    """Look up the answers to prompts with given parts.
 
     Args:
-      questions: queries; each combination of parts occurs at most once.
-      parts: parts to look up.
+      questions: the queries to search. No two of them have the same parts.
+      parts: the parts of each prompt, as in `Queries.parts`.
+
+    Returns:
+      The answer to each prompt; -1 if no query in `questions` has the parts of the prompt.
     """
     found = random_matches(
         parts,
@@ -128,13 +138,13 @@ def look_up_answers(
 def prompt_tokens(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:
-    """Return the prompts that ask for `parts`, in the token order of this dataset."""
+    """Return the tokens of the prompts with the given parts, in the token order of the dataset."""
     shift = np.array([0] + [world_of(dataset).n_entities] * dataset.hops, np.int32)
     return (parts + shift)[:, prompt_order(dataset)].astype(np.int32)
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """Return for each position of a prompt the index of its part in (e1, r1, r2, ...)."""
+    """Return the index in (e1, r1, r2, ...) of the part at each position of a prompt."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
 

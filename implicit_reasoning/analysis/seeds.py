@@ -1,8 +1,9 @@
 """Measurement of several runs at once, such as seeds of one model on one dataset.
 
-Runs with equal model and dataset have equal examples. Their checkpoints are stacked and measured in
-one program as if they belonged to one run; each device computes some of them. Runs of other worlds
-have other examples and are measured separately. They reuse the compiled program if shapes agree.
+Runs with the same model and dataset have the same examples. The checkpoints of these runs are
+stacked and measured in one program, as if they belonged to one run. Each device computes some of
+the checkpoints. Runs on different worlds have different examples and are measured separately. They
+reuse the compiled program if their arrays have the same shapes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True, eq=False)
 class StackedSubjects:
-    """Several subjects with equal model and dataset, presented as one subject.
+    """Several subjects with the same model and dataset, combined into one subject.
 
     Attributes:
       subjects: the subjects.
-      chosen: steps of the checkpoints to measure; every subject has them.
+      chosen: steps of the checkpoints to measure. Every subject must have these checkpoints.
     """
 
     subjects: Sequence[Subject]
@@ -46,13 +47,18 @@ class StackedSubjects:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Numbers of the (subject, step) pairs, ordered by subject."""
+        """Indices of the (subject, step) pairs. Pairs are ordered by subject."""
         return tuple(range(len(self.subjects) * len(self.chosen)))
 
     def params(
         self, steps: Sequence[int] | None = None, sharding: Sharding | None = None
     ) -> Params:
-        """Load the checkpoints of some (subject, step) pairs, stacked along a leading axis."""
+        """Load the checkpoints of some (subject, step) pairs, stacked along a leading axis.
+
+        Args:
+          steps: indices of the pairs, as in `self.steps`. None loads all pairs.
+          sharding: sharding of the result; None uses the default device.
+        """
         places = [divmod(n, len(self.chosen)) for n in (self.steps if steps is None else steps)]
         found = [self.subjects[seed].params([self.chosen[place]]) for seed, place in places]
         stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
@@ -70,10 +76,11 @@ def measure_seeds(
 
     Args:
       instrument: the instrument to run.
-      subjects: runs, or weights in memory. Subjects with equal model and dataset are measured
+      subjects: runs, or weights in memory. Subjects with the same model and dataset are measured
         together.
-      steps: steps of the checkpoints; all subjects have them.
-      progress: show a progress bar on standard error for each set that is measured together.
+      steps: steps of the checkpoints. Every subject must have these checkpoints.
+      progress: show a progress bar on standard error, one for each set of subjects that are
+        measured together.
 
     Returns:
       The result of each subject, as `measure` returns it.
@@ -101,10 +108,10 @@ def measure_seeds(
 
 
 def group_by_model(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
-    """Group the subjects that can be measured together, and return their indices.
+    """Return the sets of subjects that can be measured together, as indices into `subjects`.
 
-    An instrument that compares with each run's last checkpoint has different inputs for each run,
-    so its subjects are measured one by one.
+    An instrument with `reference = True` compares each checkpoint with the last checkpoint of the
+    same run. Its inputs differ between runs, so each of its subjects is measured separately.
     """
     sets: dict[tuple[object, ...], list[int]] = {}
     for number, subject in enumerate(subjects):

@@ -1,4 +1,4 @@
-"""States and truth variables, which most instruments start from.
+"""States of a model, and truth variables of its queries. Most instruments use both.
 
 `S[layer, pos]` is the residual stream after `layer` blocks, before the final norm. Layer 0 is the
 sum of token and position embeddings. Layer `depth` is the input of the final norm.
@@ -29,14 +29,14 @@ def residuals(
 
 
 class Variables(NamedTuple):
-    """Truth variables of some rows, as classes.
+    """The values of the truth variables in some rows of a dataset.
 
     Attributes:
       names: names of the variables, such as e1, r1, e2, r2, e3.
-      values: int32 [variable, row], entity or relation numbers; -1 if a row has no such variable.
-      tokens: int32 [variable, row], the token of each value; -1 if there is none.
+      values: int32 [variable, row], entity or relation numbers; -1 if a row lacks the variable.
+      tokens: int32 [variable, row], the token of each value; -1 if a row lacks the variable.
       kinds: "entity" or "relation", for each variable.
-      first_token: {"entity": 0, "relation": n_entities}, the token of value 0 of each kind.
+      first_token: {"entity": 0, "relation": n_entities}, the token of entity 0 and of relation 0.
       sizes: {"entity": n_entities, "relation": n_relations}, the number of values of each kind.
     """
 
@@ -49,10 +49,11 @@ class Variables(NamedTuple):
 
 
 def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variables:
-    """Return the variables of a chain task: e1, r1, e2, ..., `answer`, and `decoy` if it exists.
+    """Return the variables of a chain task: e1, r1, e2, ..., `answer` and, if it exists, `decoy`.
 
     `answer` is the answer that training teaches. The last entity (e3 with two hops) is the answer
-    that follows from the world. It is included only if it differs from `answer` for some chain.
+    that follows from the world. The last entity is included only if it differs from `answer` for
+    some chain. Only datasets of the task `shadow` have a `decoy`: the target of the atomic prompt.
 
     Args:
       dataset: a dataset of a chain task.
@@ -87,7 +88,7 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
 
 def need_chains(dataset: Dataset) -> None:
-    """Raise `NotApplicable` unless this is a chain task whose entities are one token each."""
+    """Raise `NotApplicable` unless the task asks for chains and spells an entity with one token."""
     if "r2" not in dataset.truth or dataset.world is None:
         raise NotApplicable("this instrument needs a task of chains (e1, r1, r2) -> e3")
     if dataset.vocab[: dataset.world.n_entities] != tuple(
@@ -100,7 +101,7 @@ def need_chains(dataset: Dataset) -> None:
 
 
 def chain_splits(dataset: Dataset) -> tuple[str, ...]:
-    """Return the non-empty splits that consist of complete chains, in order.
+    """Return the non-empty splits whose rows ask for all hops, in the order of the dataset.
 
     Raises:
       NotApplicable: the task is not a chain task.
@@ -117,10 +118,10 @@ def chain_splits(dataset: Dataset) -> tuple[str, ...]:
 def choose_rows(
     dataset: Dataset, splits: Sequence[str], most: int
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Return the first `most` probe rows of each split; probe rows are in random order.
+    """Return the first `most` probe rows of each split. Probe rows are in random order.
 
     Returns:
-      `(rows, group)`, both [row]; `group` is the index of the split.
+      `(rows, group)`, both [row]; `group` is the index in `splits` of each row's split.
     """
     parts = [dataset.probes(split)[:most] for split in splits]
     group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -128,22 +129,24 @@ def choose_rows(
 
 
 def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "row pos"]:
-    """Return the tokens of the prompts, without the answers; all prompts have the same length."""
+    """Return the tokens of the prompts without the answers. All prompts have the same length."""
     return dataset.tokens[rows, : len(dataset.positions)]
 
 
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return a number for each state, by position; equal numbers mean equal prefixes.
+    """Return a number for the prefix of each row that ends at each position.
 
-    In a causal model a state depends on its prefix only.
+    At one position, equal numbers mean equal prefixes. In a causal model a state depends on its
+    prefix only, so equal numbers also mean equal states.
     """
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
 
 
 def state_clusters(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return the cluster of each row, by position, for a chain task.
+    """Return the cluster of each row at each position, for a chain task.
 
-    The cluster is the bridge at positions whose prefix determines the bridge, else the prefix.
+    At positions whose prefix determines the bridge, the cluster is the bridge. At all other
+    positions, the cluster is the prefix.
     """
     bridges = clusters_of(dataset, rows)
     return np.stack(

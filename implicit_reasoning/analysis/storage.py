@@ -1,4 +1,4 @@
-"""Results on disk: their identity, merging, and writing under a lock.
+"""Identity of results, merging of results, and writing of results to disk under a lock.
 
 The identity of a result is its instrument, version, options, world and model (see `identity_of`).
 Results with equal identities are merged by step. The files `analysis/<instrument>.nc` of a run and
@@ -25,16 +25,16 @@ from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.statistics import INTERVALS
 
 CHECKPOINTS = "checkpoints"
-"""Attribute of a result of a run: a fingerprint of the parameters at each step."""
+"""Attribute of a run's result. Its value is a fingerprint of the parameters at each step."""
 
 DICTIONARIES = "dictionaries"
-"""Attribute of a result of dictionaries: a fingerprint of the dictionaries at each step."""
+"""Attribute of a result for dictionaries. Its value is a fingerprint of them at each step."""
 
 BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
 
 def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
-    """Return the attributes that two results must share for their numbers to be comparable.
+    """Return the attributes that must be equal in two results for their numbers to be comparable.
 
     The wording of `definition` is not part of the identity.
     """
@@ -57,11 +57,14 @@ def _has_reference(instrument: BaseInstrument) -> bool:
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return how the identity in a result's attributes differs from `now`, as `{name: (old, now)}`.
+    """Compare the identity in a result's attributes with the identity `now`.
 
-    Attributes that older versions did not write get these defaults: a result without options has
-    none, a result that does not name its intervals has percentile bootstrap intervals by first
-    fact, and a missing model attribute has the value that reproduces the old behaviour.
+    Older versions did not write some attributes. A missing `options` means that the instrument had
+    no options. A missing `intervals` means percentile bootstrap intervals by first fact (kind 1). A
+    missing field of `model` gets the value that reproduces the old behaviour.
+
+    Returns:
+      `{name: (old, now)}` for each attribute of `now` that differs.
     """
     was: dict[str, Any] = {"options": {}, "intervals": 1} | dict(old)
     if isinstance(was.get("model"), Mapping):
@@ -70,7 +73,7 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
 
 def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
-    """Raise an `InputError` if a result has a different identity, such as another version."""
+    """Raise an `InputError` if the identity of a result, such as its version, is not `identity`."""
     for what, (was, now) in differences(old.attrs, identity).items():
         raise InputError(
             f"saved result for {identity['instrument']!r} has {what} {was!r}, expected {now!r}; "
@@ -81,7 +84,7 @@ def check_identity(old: xr.Dataset, identity: Mapping[str, Any]) -> None:
 def check_fingerprints(old: xr.Dataset, run: Run) -> None:
     """Raise an `InputError` if the parameters of the last measured checkpoint have changed.
 
-    Results without fingerprints, from older versions, are not checked.
+    Results of older versions have no fingerprints and are not checked.
     """
     prints = {int(step): found for step, found in old.attrs.get(CHECKPOINTS, {}).items()}
     known = [step for step in prints if step in run.steps]
@@ -93,7 +96,7 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
 
 
 def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
-    """Merge the steps of two results; a step that is in both is taken from `new`.
+    """Merge the steps of two results. If a step is in both results, it is taken from `new`.
 
     Results of runs have the dimension `step`. Results of dictionaries have the dimension `member`,
     and each member has a step.
@@ -114,9 +117,9 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 
 
 def version_of_file(path: Path) -> tuple[int, int] | None:
-    """Return the inode and modification time of a result file; None if it does not exist.
+    """Return the inode and modification time of a result file; None if the file does not exist.
 
-    They change when the file is replaced by another one with the same name.
+    The pair changes when a new file replaces the file.
     """
     path = find_result(path)
     if not path.exists():
@@ -132,16 +135,20 @@ def save_merged(
     *,
     stale: tuple[int, int] | None = None,
 ) -> None:
-    """Write a result, merged with an existing file, which another process may have written.
+    """Merge a result with the existing file, if there is one, and write it.
+
+    Another process may have written the existing file during the measurement.
 
     Args:
       path: path of the file.
       new: the result to write.
       identity: identity of the result.
-      stale: `version_of_file` of the file to replace. The result is merged with any other file.
+      stale: `version_of_file` of an existing file whose contents are discarded. If the file has
+        changed since, its contents are merged. None means that any existing file is merged.
 
     Raises:
-      InputError: another process wrote a result with a different identity; `new` is not written.
+      InputError: the existing file has a different identity, because another process wrote it.
+        `new` is then not written.
     """
     with wait_for_lock(path.parent):
         there = version_of_file(path)

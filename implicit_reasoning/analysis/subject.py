@@ -78,5 +78,5 @@ class InMemory:
 
 @jax.jit
 def _stacked(*trees: Params) -> Params:
-    """Stack all leaves in one compiled program, instead of one program for each shape."""
+    """Stack all leaves in one compiled program, so that JAX does not compile one for each shape."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

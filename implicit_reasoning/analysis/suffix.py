@@ -1,4 +1,7 @@
-"""Forward pass to the answer, from the tokens or from an edited state."""
+"""Forward passes that compute the logits at the last position only.
+
+They start from the tokens or from the residual stream after a given layer.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def logits_from_layer(
     resid: Float[Array, "batch pos d_model"],
     layer: int,
 ) -> Float[Array, "batch d_vocab"]:
-    """Compute the logits at the last position for a given `S[layer]`; earlier layers are skipped.
+    """Compute the logits at the last position from `S[layer]`. Only later layers are computed.
 
     Args:
       model: the model; static.
@@ -45,7 +48,7 @@ def answer_after_patch(
     pos: Int[Array, ""] | int,
     states: Float[Array, "batch d_model"],
 ) -> Int[Array, " batch"]:
-    """Return the most likely token at the last position after replacing one state.
+    """Replace the state at one position, and return the most likely token at the last position.
 
     Args:
       model: the model; static.

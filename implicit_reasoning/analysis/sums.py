@@ -2,7 +2,8 @@
 
 An instrument with many cells (neurons, edges) has one outcome for each cell and example. These
 outcomes may not fit into host memory. A confidence interval only needs the sum over each cluster
-(see `statistics.ClusterSums`), so the device returns sums where they are smaller than the outcomes.
+(see `statistics.ClusterSums`). If an output has many outcomes and fewer clusters, the device
+therefore returns sums instead of outcomes.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from jaxtyping import Array, Bool, Int, Num
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, Instrument
 
 MIN_OUTCOMES = 2**18
-"""Minimum number of outcomes of one checkpoint for sums to be worthwhile: 2 MB in float64."""
+"""Outputs with fewer outcomes per checkpoint (2 MB in float64) are not summed on the device."""
 
 _BLOCK = 2**20
-"""Number of outcomes that are summed at the same time; it bounds the memory for intermediates."""
+"""Maximum number of outcomes that are summed at the same time, to bound the memory."""
 
 _ROUNDED = 64
-"""The number of sums is padded to a multiple of this.
+"""The number of sums is padded to a multiple of this number.
 
 Worlds with similar numbers of clusters then share one compiled program.
 """
@@ -34,13 +35,13 @@ Worlds with similar numbers of clusters then share one compiled program.
 class GroupClusterPairs(NamedTuple):
     """The (group, cluster) pair of each example, at every place.
 
-    Places are the indices along `Examples.cluster_dim`. Without a `cluster_dim` there is one place.
+    A place is an index along `Examples.cluster_dim`. Without a `cluster_dim` there is one place.
 
     Attributes:
-      pair: int32 [place, example], the pair number; pairs are numbered by group, then by cluster.
-        It is `SumsLayout.n_sums` for an example that does not count.
-      group: int32 [place, example], the group number. It is the number of groups for an example
-        that does not count.
+      pair: int32 [place, example], the pair number. Pairs are numbered by group, then by cluster.
+        An example that does not count has the pair number `SumsLayout.n_sums`.
+      group: int32 [place, example], the group number. An example that does not count has the number
+        of groups as its group number.
     """
 
     pair: Int[np.ndarray, "place example"] | Int[Array, "place example"]
@@ -48,13 +49,14 @@ class GroupClusterPairs(NamedTuple):
 
 
 class SumsLayout(NamedTuple):
-    """The static (hashable) description of sums.
+    """A hashable description of the sums, for use as a static argument.
 
     Attributes:
-      n_sums: number of (group, cluster) pairs at the place with the most pairs, padded.
+      n_sums: number of (group, cluster) pairs at the place with the most pairs, padded to a
+        multiple of a fixed number.
       n_groups: number of groups.
-      cluster_dim: the dimension of outcomes that corresponds to the places of `GroupClusterPairs`;
-        None if there is one place.
+      cluster_dim: the dimension of the outcomes whose indices are the places of
+        `GroupClusterPairs`; None if there is one place.
       outputs: names of the outputs that are summed.
     """
 
@@ -65,15 +67,23 @@ class SumsLayout(NamedTuple):
 
 
 class DeviceSums(NamedTuple):
-    """Sums of one output of one checkpoint; arrays of several checkpoints have a leading axis.
+    """Sums of one output of one checkpoint.
+
+    If several checkpoints are stacked, every array has a leading axis of checkpoints.
 
     Attributes:
-      least: float32 [*cell, group], the smallest value that counts; infinite if no value counts.
-      sums: float32 [*cell, pair], sums of the differences between the values and `least`.
-      sizes: float32 [*cell, pair], number of examples that count; None if all examples count.
-      other: bool [place, example], whether any outcome that counts is neither 0 nor 1.
-      outside: bool [place, example], whether any outcome that counts is outside of [0, 1].
-      infinite: int32 [place, example], number of cells whose outcome counts and is not finite.
+      least: float32 [*cell, group], the smallest value in the group among the examples that count;
+        infinite if no example counts.
+      sums: float32 [*cell, pair], the sum of `value - least` over the examples of the pair that
+        count.
+      sizes: float32 [*cell, pair], the number of examples of the pair that count; None if all
+        examples count.
+      other: bool [place, example], whether the example has an outcome that counts and is neither 0
+        nor 1.
+      outside: bool [place, example], whether the example has an outcome that counts and is outside
+        of [0, 1].
+      infinite: int32 [place, example], the number of the example's outcomes that count and are not
+        finite.
     """
 
     least: Any
@@ -85,13 +95,13 @@ class DeviceSums(NamedTuple):
 
 
 def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
-    """Number the (group, cluster) pairs of some examples.
+    """Assign a number to each (group, cluster) pair of some examples.
 
     Args:
       examples: the examples, with their groups and clusters.
 
     Returns:
-      The pair of each example, and the layout of the sums without the names of outputs.
+      The pair of each example, and the layout of the sums. `outputs` of the layout is empty.
     """
     clusters = examples.clusters if examples.cluster_dim else examples.clusters[None]
     n_groups = len(examples.groups)
@@ -114,10 +124,11 @@ def find_pairs(examples: Examples) -> tuple[GroupClusterPairs, SumsLayout]:
 def outputs_to_sum(
     instrument: Instrument, sizes: Mapping[str, int], layout: SumsLayout
 ) -> tuple[str, ...]:
-    """Return the names of the outputs that leave the device as sums instead of outcomes by example.
+    """Return the names of the outputs that are summed on the device.
 
-    These outputs have at least `MIN_OUTCOMES` outcomes per checkpoint and at most half as many sums
-    as examples. If not all examples count, the cluster sizes are counted as additional sums.
+    These outputs have at least `MIN_OUTCOMES` outcomes per checkpoint, and at most half as many
+    sums as examples. An output with a condition in `Instrument.given` has twice as many sums,
+    because the device also counts the examples of each pair.
 
     Args:
       instrument: the instrument that declares the outputs.
@@ -137,10 +148,11 @@ def outputs_to_sum(
 def sum_outputs(
     instrument: Instrument, outputs: Mapping[str, Any], pairs: GroupClusterPairs, layout: SumsLayout
 ) -> dict[str, Any]:
-    """Replace the outcomes of the outputs in `layout.outputs` by their sums; traced.
+    """Replace the outcomes of each output in `layout.outputs` by sums. JAX traces this function.
 
-    Two kinds of outputs are left unchanged. Integers may be too large for float32. Outputs whose
-    number of dimensions differs from the declared number are rejected later by `Instrument.check`.
+    Two kinds of outputs are not summed. Integer outputs may have values that are too large for
+    float32. Outputs whose number of dimensions differs from the declared number are rejected later
+    by `Instrument.check`.
 
     Args:
       instrument: the instrument that declares the outputs.
@@ -178,11 +190,12 @@ def sum_by_cluster(
 
     Args:
       values: the outcomes.
-      counted: whether each outcome counts; it has as many axes as `values`, and axes of size 1 are
-        broadcast. None: all outcomes count.
+      counted: whether each outcome counts. It has as many axes as `values`, and axes of size 1 are
+        broadcast. None means that all outcomes count.
       pairs: the (group, cluster) pair of each example.
       layout: layout of the sums.
-      axis: axis of `values` that corresponds to the places of `pairs`; None: all cells use place 0.
+      axis: axis of `values` whose indices are the places of `pairs`. None means that all cells use
+        place 0.
     """
     cells, n_examples = values.shape[:-1], values.shape[-1]
     places = 1 if axis is None else cells[axis]
@@ -228,7 +241,7 @@ def sum_by_cluster(
     return DeviceSums(
         whole(least),
         whole(sums),
-        None if counted is None else whole(sizes),  # if None, the compiler drops `sizes`
+        None if counted is None else whole(sizes),  # unused `sizes` are removed by the compiler
         by_example(other).any((1, 2)),
         by_example(outside).any((1, 2)),
         by_example(infinite).sum((1, 2)),
@@ -238,8 +251,9 @@ def sum_by_cluster(
 def _summed(values: Any, there: Any, pair: Any, group: Any, layout: SumsLayout) -> tuple[Any, ...]:
     """Compute the fields of `DeviceSums` for one block of values [example, cell].
 
-    Sums and sizes are [pair, cell], `least` is [group, cell], and flags are [example]. An example
-    that does not count has a pair number beyond the last pair, so `segment_sum` drops it.
+    `sums` and `sizes` are [pair, cell], `least` is [group, cell], and the other fields are
+    [example]. An example that does not count has a pair number beyond the last pair, so
+    `segment_sum` ignores it.
     """
     least = jax.ops.segment_min(jnp.where(there, values, jnp.inf), group, layout.n_groups)
     least = jnp.where(jnp.isfinite(least), least, jnp.inf)
@@ -256,6 +270,6 @@ def _summed(values: Any, there: Any, pair: Any, group: Any, layout: SumsLayout) 
 
 
 def _divisor(number: int, most: int) -> int:
-    """Return the largest divisor of `number` that is at most `most`, or 1."""
+    """Return the largest divisor of `number` that is at most `most`; 1 if `most` is below 1."""
     fitting = range(min(number, max(most, 1)), 0, -1)
     return next(divisor for divisor in fitting if number % divisor == 0)
