@@ -1,4 +1,4 @@
-"""Aggregation of outcomes by example, or of their sums by cluster, to means with intervals."""
+"""Means by group, with confidence intervals, from outcomes by example or from sums by cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from implicit_reasoning.statistics import (
 )
 
 _BLOCK = 2**20
-"""Number of cluster sums whose intervals are computed at the same time: 8 MB per float64 array."""
+"""Maximum number of cluster sums that are processed at the same time: 8 MB per float64 array."""
 
 
 def aggregate(
@@ -29,17 +29,18 @@ def aggregate(
     coords: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
 ) -> xr.Dataset:
-    """Average outcomes by example within each group; keep other outputs unchanged.
+    """Average the outputs by example over each group, and keep all other outputs unchanged.
 
-    Intervals have 95% coverage and are computed from clusters. The result also has `n_examples` and
-    `n_states` (the number of distinct clusters) by group, and by `cluster_dim` if there is one.
+    The 95% confidence intervals use the spread between clusters. The result also has the number of
+    examples, `n_examples`, and the number of distinct clusters, `n_states`, of each group. If
+    `examples.cluster_dim` is given, both numbers have this dimension too.
 
     Args:
       instrument: the instrument that was run.
-      outputs: the outputs, each with a leading axis of steps. An output by example is given as
-        outcomes or as sums.
+      outputs: the outputs, each with a leading axis of steps. An output by example is either an
+        array of outcomes or a `DeviceSums`.
       examples: the examples that were measured.
-      coords: labels by dimension.
+      coords: the labels of each dimension.
       steps: the steps that were measured.
 
     Raises:
@@ -73,7 +74,10 @@ def aggregate(
 def _counted(
     instrument: BaseInstrument, outputs: Mapping[str, Any], name: str
 ) -> np.ndarray | None:
-    """Return which examples count for an output, broadcastable to its shape; None if all count."""
+    """Return a mask of the examples that count for an output; None if all count.
+
+    The mask can be broadcast to the shape of the output.
+    """
     if name not in instrument.given:
         return None
     condition = instrument.given[name]
@@ -85,7 +89,7 @@ def _counted(
 
 
 class _Parts:
-    """The examples of every group, at every place along `cluster_dim`."""
+    """The examples of every group, at every index along `cluster_dim`."""
 
     def __init__(self, examples: Examples):
         self._examples = examples
@@ -111,17 +115,17 @@ class _Parts:
     def average(
         self, values: np.ndarray, dims: tuple[str, ...], counted: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """Compute the mean, the ends of its interval and, unless all examples count, n.
+        """Compute the mean outcome of each group and the ends of its interval.
 
         Args:
-          values: outcomes with the dimensions `dims`, then example.
-          dims: names of the dimensions; the first is the step.
-          counted: which outcomes count; it has the axes of `values`, and axes of size 1 are
-            broadcast. None: all outcomes count.
+          values: outcomes; the axes are those of `dims`, followed by the axis of examples.
+          dims: names of the dimensions; the first dimension is the step.
+          counted: a mask of the outcomes that count. It has as many axes as `values`, and axes of
+            size 1 are broadcast. None means that all outcomes count.
 
         Returns:
-          Arrays [step, group, ...]: mean, low, high and, if `counted` is given, the number of
-          clusters.
+          Three arrays [step, group, ...]: mean, lower end, upper end. If `counted` is given, a
+          fourth array has the number of clusters with an outcome that counts.
         """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
@@ -142,7 +146,7 @@ class _Parts:
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
 
     def average_sums(self, sums: DeviceSums, dims: tuple[str, ...]) -> list[np.ndarray]:
-        """Compute the same as `average` from sums by group and cluster."""
+        """Return what `average` returns, computed from sums by group and cluster."""
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         pairs, _ = find_pairs(self._examples)
         places = range(len(pairs.pair)) if axis is not None else [0]
@@ -173,7 +177,11 @@ def _place(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
 
 
 def _check_finite(infinite: np.ndarray) -> None:
-    """Raise the same `InputError` as `ClusterIntervals`; `infinite` has counts by example."""
+    """Raise the `InputError` that `ClusterIntervals` raises for outcomes that are not finite.
+
+    Args:
+      infinite: number of outcomes of each example that are not finite.
+    """
     if infinite.any():
         raise InputError(
             f"{infinite.sum()} values are not finite: drop those examples and their clusters"
@@ -181,9 +189,9 @@ def _check_finite(infinite: np.ndarray) -> None:
 
 
 def _in_blocks(found: ClusterSums, n_examples: int) -> np.ndarray:
-    """Return float32 [3 or 4, ...]: mean, low, high, and n unless all examples count.
+    """Compute the fields that `_kept` returns, for one block of cells at a time.
 
-    Intervals are computed for one block of cells at a time, which bounds the memory.
+    The number of clusters is included unless all examples count. Blocks bound the memory.
     """
     shape, n_sums = found.least.shape, found.sums.shape[-1]
     least, sums = found.least.reshape(-1), found.sums.reshape(-1, n_sums)
@@ -210,9 +218,10 @@ def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
 def _interval(
     values: np.ndarray, counted: np.ndarray | None, rows: np.ndarray, intervals: ClusterIntervals
 ) -> np.ndarray:
-    """Return float32 [3 or 4, ...]: mean, low and high over the last axis.
+    """Return float32 [3, ...]: mean, lower end and upper end over the last axis of `values`.
 
-    If `counted` is given, the fourth entry is the number of clusters that count.
+    If `counted` is given, the shape is [4, ...], and the fourth entry is the number of clusters
+    with an outcome that counts.
     """
     if counted is None:
         return _kept(intervals.interval(values[..., rows]), all_count=True)
@@ -221,6 +230,9 @@ def _interval(
 
 
 def _kept(found: Interval, *, all_count: bool) -> np.ndarray:
-    """Return the saved fields: float32 [3, ...], or [4, ...] with the cluster count."""
+    """Return the fields of an interval that are saved, as float32 [3 or 4, ...].
+
+    They are mean, lower end, upper end and, unless all examples count, the number of clusters.
+    """
     kept = [found.mean, found.low, found.high, *([] if all_count else [found.n_clusters])]
     return np.stack(kept).astype(np.float32)

@@ -44,7 +44,7 @@ INSTRUMENTS = {
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
 }
-"""Import paths of the built-in instruments by name, in the order of the report."""
+"""Import paths of the built-in instruments by name. The report has the same order."""
 
 
 def analyze(
@@ -57,9 +57,10 @@ def analyze(
 ) -> xr.Dataset:
     """Measure a run's checkpoints with one instrument, and save the result in `analysis/<name>.nc`.
 
-    Steps that are already saved are not measured again; new steps are merged into the result. If an
-    instrument compares with the last checkpoint and training has continued, all saved steps are
-    measured again.
+    Steps that are already in the saved result are not measured again. New steps are merged into the
+    saved result. All saved steps are measured again in two cases: the instrument compares them with
+    the last checkpoint and training has continued, or the saved confidence intervals are of an
+    earlier version.
 
     Args:
       run: the run to measure.
@@ -74,8 +75,9 @@ def analyze(
 
     Raises:
       NotApplicable: the instrument cannot be used for this run's task.
-      InputError: the instrument or a step does not exist, or the saved result has another version
-        or other options.
+      InputError: the instrument or a step does not exist; the saved result has a different identity
+        (see `storage.identity_of`), such as different options; or the parameters of the last saved
+        step have changed.
     """
     return analyze_runs([run], instrument, steps=steps, again=again, progress=progress)[0]
 
@@ -88,16 +90,17 @@ def analyze_runs(
     again: bool = False,
     progress: bool = True,
 ) -> list[xr.Dataset]:
-    """Run `analyze` for several runs; runs with equal model and dataset share one program.
+    """Run `analyze` for several runs.
 
-    Each run has its own result. `xr.concat(results, "run")` combines them into one array, and
+    Runs with the same model and dataset are measured together in one program. Each run has its own
+    result. `xr.concat(results, "run")` combines the results into one dataset, and
     `statistics.mean_over_seeds` computes their mean.
 
     Returns:
       The result of each run.
     """
     instrument = find_instrument(instrument)
-    # Parameters are needed twice, for measuring and for fingerprints, so keep them in memory.
+    # Parameters are read twice, for the measurement and for the fingerprints, so cache them.
     runs = [_holding(run, len(runs)) for run in runs]
     paths = [run.files.analysis / f"{instrument.name}.nc" for run in runs]
     before = [storage.version_of_file(path) for path in paths]
@@ -123,7 +126,7 @@ def analyze_runs(
 
 
 def _holding(run: Run, count: int) -> Run:
-    """Return the run with a cache in memory for its checkpoints; an existing cache is kept."""
+    """Return the run with an in-memory cache of checkpoints. A run that has a cache keeps it."""
     if isinstance(run.store, CachedStore):
         return run
     return run.with_cache(memory_per_program() // max(1, count))
@@ -132,19 +135,25 @@ def _holding(run: Run, count: int) -> Run:
 def _there(
     run: Run, instrument: Instrument, again: bool, progress: bool
 ) -> tuple[xr.Dataset | None, list[int]]:
-    """Return the saved result if it can be continued, else None and the steps to measure again.
+    """Load the saved result, or find which of its steps must be measured again.
 
     Returns:
-      `(result, [])`, or `(None, steps)`. `steps` is empty if nothing is saved or `again` is set.
+      `(result, [])` if new steps can be merged into the saved result. Otherwise `(None, steps)`:
+      the saved result is discarded, and `steps` are the saved steps to measure again. `steps` is
+      empty if nothing is saved or `again` is set.
+
+    Raises:
+      InputError: the saved result was measured by another version, with other options or with other
+        parameters.
     """
     path = find_result(run.files.analysis / f"{instrument.name}.nc")
     if again or not path.exists():
         return None, []
     old, identity = load_result(path), identity_of(instrument, run)
     different = storage.differences(old.attrs, identity)
-    # These changes are not the user's choice, so measure again without an error. Either training
-    # continued and the last checkpoint changed, or this version computes intervals in another way.
-    # A result must not mix two kinds of intervals.
+    # The user did not choose these two changes, so measure again and raise no error. "reference"
+    # changes if training continued. "intervals" changes if this version of the package computes
+    # intervals with a new method, and a result must not mix intervals of two methods.
     changed, there = different.keys(), set(old.step.values.tolist()) <= set(run.steps)
     if changed and changed <= {"reference", "intervals"} and (there or "intervals" not in changed):
         if progress:
@@ -163,7 +172,11 @@ def _there(
 def _missing(
     run: Run, old: xr.Dataset | None, steps: Sequence[int] | None, outdated: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the steps to measure: the wanted steps that are not saved, and all outdated steps."""
+    """Return the steps to measure: all outdated steps, and the wanted steps that are not saved.
+
+    Raises:
+      InputError: the run has no checkpoints, or a wanted step has no checkpoint.
+    """
     if not run.steps:
         raise InputError(f"{run.files.workdir} has no checkpoints yet; there is nothing to measure")
     wanted = tuple(run.steps if steps is None else dict.fromkeys(steps))
@@ -184,12 +197,12 @@ def analyze_all(
     again: bool = False,
     progress: bool = True,
 ) -> list[str]:
-    """Run `analyze_runs` with several instruments, and write the table of `used.py`.
+    """Run `analyze_runs` with several instruments, and write the table of `used.py` for each run.
 
     Args:
       runs: one or several runs.
-      instruments: instruments or names, as for `analyze`. The default is all instruments with
-        `default = True`, except those that cannot be used for the runs' task.
+      instruments: instruments or names, as for `analyze`. The default is all built-in instruments
+        with `default = True`; instruments that cannot be used for the runs' task are skipped.
       steps: steps of the checkpoints; default: all.
       again: discard saved results and measure again.
       progress: show progress bars on standard error.
@@ -220,7 +233,7 @@ def analyze_all(
 
 
 def default_instruments() -> list[Instrument]:
-    """Return the built-in instruments that run when no instrument is named."""
+    """Return the built-in instruments that run when the user names no instrument."""
     found = [find_instrument(name) for name in INSTRUMENTS]
     return [instrument for instrument in found if instrument.default]
 
@@ -231,12 +244,14 @@ def with_pairs(
     """Return instruments that use the given prompt pairs and metrics.
 
     Args:
-      names: names as for `find_instrument`; default: `pair_patching`.
-      pairs: a name or an import path of pairs; default: the instrument's own default.
-      metrics: names or import paths of metrics; default: the instrument's own default.
+      names: names of the instruments, as for `find_instrument`. If `names` is empty, the instrument
+        is `pair_patching`.
+      pairs: name or import path of a pairs function; default: the default pairs of the instrument.
+      metrics: names or import paths of metrics; default: the default metrics of the instrument.
 
     Raises:
-      InputError: an instrument takes no pairs, or a function is not found.
+      InputError: an instrument takes no pairs and metrics, or an instrument or a function is not
+        found.
     """
     chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
     chosen |= {"metrics": tuple(metrics)} if metrics else {}
@@ -255,7 +270,10 @@ def with_pairs(
 
 
 def find_instrument(name: str | Instrument) -> Instrument:
-    """Return the instrument with a given name; see `analyze` for names."""
+    """Return the instrument with a given name or import path, as for `analyze`.
+
+    An argument that is already an instrument is returned unchanged.
+    """
     if isinstance(name, Instrument):
         return name
     found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
@@ -266,13 +284,13 @@ def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
     """Load an instrument by name or import path.
 
     Args:
-      name: a key of `known`, an old name of such a key, `package.module:Class`, or
+      name: a key of `known`, a former name of a key, `package.module:Class`, or
         `/path/to/file.py:Class`.
       known: import paths by name.
-      form: the base class that the loaded class must have.
+      form: the class of which the loaded class must be a subclass.
 
     Raises:
-      InputError: there is no such instrument.
+      InputError: there is no instrument with this name or path.
     """
     name = name if name in known else current_instrument(name)
     instrument: Any = imports.find(name, known, "instrument", form)()

@@ -2,10 +2,12 @@
 
 The kind of a wrong answer gives evidence about the mechanism:
 
-- The bridge suggests that the model skips the second hop.
-- An entity that r2 leads to from another entity suggests that the first hop is wrong.
-- The most frequent answer after r2 suggests that the model takes no hop.
-- The answer of row completion suggests that the model uses no facts.
+- If the answer is the bridge, the model may have skipped the second hop.
+- If the answer is an entity that r2 leads to from a head other than the bridge, the first hop may
+  be wrong.
+- If the answer is the most frequent answer after r2, the model may have used r2 only.
+- If the answer is that of row completion (see `worlds.shortcuts`), the model may have used no
+  facts.
 """
 
 from __future__ import annotations
@@ -49,10 +51,10 @@ ANSWER_KINDS = {
     "another entity": VERMILION,
     "no entity": GREY,
 }
-"""Kinds of answers with their colours. An answer has the first kind in this order that matches."""
+"""Kinds of answers with their colours. An answer has the first kind in this list that matches."""
 
 _MAX_ROWS = 1000  # maximum number of rows per split
-_ABOVE = 0.05  # minimum difference of an accuracy from the modal shortcuts
+_ABOVE = 0.05  # how far an accuracy may exceed that of the modal shortcuts and count as no more
 _CHEAP = ("modal_r2", "modal_e1_r2")
 
 
@@ -77,7 +79,7 @@ class Behaviour(Instrument):
     nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split; clusters are bridges."""
+        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -105,7 +107,7 @@ class Behaviour(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return no sites, because only answers are used."""
+        """Return no sites, because the instrument uses answers only."""
         return ()
 
     def measure(
@@ -123,16 +125,17 @@ class Behaviour(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw kinds of answers and agreement with shortcuts over training, by split."""
+        """Draw the kinds of answers and the agreement with shortcuts over training, by split."""
         return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "memorised" if training chains are learnt and held-out chains are not composed.
 
-        Training chains are learnt if the lower end of their accuracy is at least `MIN_LOWER_BOUND`.
-        Held-out chains are not composed if the upper end of their accuracy exceeds the upper end of
-        the best cheap shortcut by at most 0.05. Both must be true of every pair of a training split
-        and its test split, and each test split needs `MIN_CLUSTERS` clusters.
+        Training chains are learnt if the lower end of the accuracy's interval is at least
+        `MIN_LOWER_BOUND`. Held-out chains are not composed if the upper end of the accuracy's
+        interval is at most 0.05 above the upper end for the best modal shortcut (`modal_r2` or
+        `modal_e1_r2`). Both conditions must hold for every training split and its test split, and
+        each test split must have at least `MIN_CLUSTERS` clusters.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
         pairs = [(g, g.replace("train", "test")) for g in trained]
@@ -153,7 +156,12 @@ class Behaviour(Instrument):
 def kinds_of_tokens(
     dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
-    """Return the kind of each token as an answer to each row.
+    """Classify every token as a possible answer to every row.
+
+    Args:
+      dataset: a dataset of a chain task.
+      rows: rows of the dataset.
+      rules: the answer of each shortcut to each row, by the name of the shortcut.
 
     Returns:
       int8 [row, token], an index into `ANSWER_KINDS`.
@@ -178,7 +186,7 @@ def kinds_of_tokens(
 
 
 def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "relation entity"]:
-    """Return which entities each relation leads to from any entity."""
+    """Return, for each relation and entity, whether the entity is the tail of any such fact."""
     reached = np.zeros((tail.shape[1], tail.shape[0]), bool)
     head, relation = np.nonzero(tail >= 0)
     reached[relation, tail[head, relation]] = True
@@ -186,12 +194,15 @@ def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "rela
 
 
 def _shares_of(kind: Int[np.ndarray, "row token"]) -> np.ndarray:
-    """Return [kind, row], the share of tokens of each kind."""
+    """Return the share of tokens that have each kind, as an array [kind, row]."""
     return np.stack([(kind == place).mean(1) for place in range(len(ANSWER_KINDS))])
 
 
 def _kinds(result: xr.Dataset) -> Figure:
-    """Draw stacked shares of kinds; the narrow panels show the shares of a random entity."""
+    """Draw the shares of all kinds of answers, stacked.
+
+    The narrow panels on the right show the shares for an entity that is drawn at random.
+    """
     groups, steps = [str(group) for group in result["group"].values], result["step"].values
     drawing, axes = new_drawing(
         8.4,
@@ -233,7 +244,7 @@ def _kinds(result: xr.Dataset) -> Figure:
 
 
 def _stack(ax: Axes, x: np.ndarray, share: xr.DataArray) -> None:
-    """Draw the areas of all kinds on top of each other, in order of priority."""
+    """Draw the areas of all kinds, stacked in the order of `ANSWER_KINDS`."""
     below = np.zeros(len(x))
     for kind, color in ANSWER_KINDS.items():
         above = below + share.sel(kind=kind).values

@@ -1,8 +1,9 @@
-"""Claims of instruments about a mechanism, and their comparison with the truth.
+"""Claims of instruments about a mechanism, and the comparison of claims with the truth.
 
-A claim is about a variable and a unit of the model (see `model.units`): "e2 is decodable at layer
-1, position r1", "e2 is moved by head a2.h0". A `Mechanism` states what is true of a model with a
-known mechanism. Claims that it leaves open count neither as right nor as wrong.
+A claim is a statement about a variable and a unit of the model (see `model.units`). Two examples
+are "e2 is decodable at layer 1, position r1" and "e2 is moved by head a2.h0". A `Mechanism` states
+which claims are true of a model with a known mechanism, and which are open. Open claims count
+neither as right nor as wrong.
 """
 
 from __future__ import annotations
@@ -43,28 +44,28 @@ CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""
 
 MIN_CLUSTERS = 20
-"""Minimum number of clusters (bridges, facts or prefixes) for a mean to be drawn or claimed from.
+"""A mean over fewer clusters (bridges, facts or prefixes) is not drawn and supports no claim.
 
-With fewer clusters even a perfect result may not reach `MIN_LOWER_BOUND`.
+With fewer clusters, the interval of a perfect result may be too wide for `MIN_LOWER_BOUND`.
 """
 
 MIN_LOWER_BOUND = 0.8
-"""Minimum lower end of a 95% interval for a claim that something is so.
+"""A positive claim needs a 95% interval whose lower end is at least this number.
 
-If all n clusters agree, the lower end is .025 ** (1 / n). It is .83 with 20 clusters, and reaches
-.9 and .95 only with 36 and 73 clusters. Models with known mechanisms have 25 to 35 bridges in
-held-out chains, so a threshold of .9 would rule out every claim about them. With more clusters, .8
-is not lenient: with 250 clusters of one example each, 85% of the examples must be right.
+If all n clusters agree, the lower end is .025 ** (1 / n): .83 with 20 clusters, .9 with 36 clusters
+and .95 with 73 clusters. Models with known mechanisms have 25 to 35 bridges in held-out chains, so
+a threshold of .9 would rule out every claim about these models. A threshold of .8 is still strict
+for many clusters: with 250 clusters of one example each, 85% of the examples must be right.
 """
 
 MAX_UPPER_BOUND = 0.2
-"""Maximum upper end of a 95% interval for a claim that something is not so."""
+"""A negative claim needs a 95% interval whose upper end is at most this number."""
 
 MAJORITY = 0.5
-"""Minimum lower end of a 95% interval for a claim about most cases."""
+"""A claim about most cases needs a 95% interval whose lower end is at least this number."""
 
 MIN_TIMES_CHANCE = 3.0
-"""Minimum ratio of the lower end of an interval to the mean of the null control."""
+"""Minimum ratio of the lower end of an output's interval to the mean of its null control."""
 
 Verdict = Literal["right", "wrong", "silent"]
 
@@ -76,7 +77,8 @@ class Claim:
 
     Attributes:
       kind: one of `CLAIM_KINDS`.
-      variable: name of a variable, such as "e2"; for "stores", the text of a fact or chain.
+      variable: name of a variable, such as "e2". If the kind is "stores", it is a fact or chain as
+        text.
       unit: the unit that the statement is about.
     """
 
@@ -92,12 +94,12 @@ class Claim:
         Args:
           kind: one of `CLAIM_KINDS`.
           variable: name of the variable.
-          unit: the unit, or, together with `pos`, the layer of a state:
+          unit: a unit, or the layer of a state if `pos` is given:
             `Claim("used", "e2", 1, "r1")` is `Claim("used", "e2", State(1, "r1"))`.
-          pos: position of the state.
+          pos: position of the state; None if `unit` is a unit.
 
         Raises:
-          InputError: only one of layer and position is given, or a unit is given with a position.
+          InputError: a layer is given without a position, or a position without a layer.
         """
         if not isinstance(unit, Unit):
             if (unit is None) != (pos is None):
@@ -125,12 +127,12 @@ class Claim:
         return f"{self.variable} {self.kind}{where}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, which `claim_from_json` reads."""
+        """Return the claim as JSON values. `claim_from_json` converts them back."""
         return {"kind": self.kind, "variable": self.variable, "unit": self.unit.to_json()}
 
 
 def claim_from_json(kept: Mapping[str, Any]) -> Claim:
-    """Return the claim that `Claim.to_json` wrote.
+    """Return the claim whose `to_json` returned `kept`.
 
     Raises:
       InputError: `kept["unit"]` is not a unit.
@@ -144,8 +146,9 @@ class Mechanism:
 
     Attributes:
       true: claims that are true.
-      open: claims whose truth is unknown or disputed; they are not counted.
-      closed: kinds of claims for which every claim outside of `true` and `open` is false.
+      open: claims whose truth is unknown or disputed. Open claims are neither right nor wrong.
+      closed: kinds of claims. A claim of such a kind is false unless it is in `true` or `open`.
+        A claim of any other kind is open unless it is in `true`.
     """
 
     true: frozenset[Claim]
@@ -153,11 +156,11 @@ class Mechanism:
     closed: frozenset[str] = field(default_factory=lambda: frozenset(CLAIM_KINDS))
 
     def holds(self, claim: Claim) -> bool | None:
-        """Return whether a claim is true; None if that is open.
+        """Return whether a claim is true; None if the claim is open.
 
         Raises:
-          InputError: the claim's kind is not in `CLAIM_KINDS`. Without this error a misspelt kind
-            would count as open.
+          InputError: the claim's kind is not in `CLAIM_KINDS`. Without this error, a claim with a
+            misspelt kind would be open.
         """
         _check_kind(claim)
         if claim in self.true:
@@ -175,18 +178,19 @@ def _check_kind(claim: Claim) -> None:
 
 
 def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.DataArray:
-    """Return where an output is above its null control.
+    """Return where the measured values of an output are above its null control.
 
-    The lower end of the output must be at least `MIN_TIMES_CHANCE` times the mean of the null, and
-    above the upper end of the null.
+    The lower end of the interval of the measured value must be at least `MIN_TIMES_CHANCE` times
+    the mean of the null control, and above the upper end of the interval of the null control.
 
     Args:
-      result: dataset with `name`, `name_low` and `name_high`. Labels tell the output from its null.
+      result: dataset with the variables `<name>`, `<name>_low` and `<name>_high`. Each holds both
+        the measured values and the null control, under different labels.
       name: name of the output.
-      null: the labels, as `{dimension: (label of the output, label of the null)}`.
+      null: `{dimension: (label of the measured values, label of the null control)}`.
 
     Returns:
-      bool, without the dimensions of `null`.
+      A bool array with the dimensions of the output that are not in `null`.
     """
     of_outcome, of_null = ({dim: both[i] for dim, both in null.items()} for i in (0, 1))
     low = result[f"{name}_low"].sel(of_outcome, drop=True)
@@ -203,22 +207,24 @@ def claimed_units(
     *,
     error_rate: float = 0.05,
 ) -> set[Claim]:
-    """Return claims about the units that are above the null, corrected for the number of units.
+    """Return a claim about each unit whose statistic is significantly above the null distribution.
 
-    If no unit differs from the null, the probability of any false claim is at most `error_rate`;
-    see `statistics.max_statistic_p_values`.
+    The test corrects for the number of units. If no unit differs from the null distribution, the
+    probability of one or more claims is at most `error_rate`; see
+    `statistics.max_statistic_p_values`.
 
     Args:
       kind: kind of the claims.
       variable: variable of the claims.
-      observed: a statistic for each unit; the labels of its dimensions, in order, are the arguments
+      observed: a statistic for each unit. The labels of its dimensions, in order, are the arguments
         of `unit`.
-      null: the statistic in every draw of the null; it has the dimensions of `observed` and "draw".
+      null: the statistic in every draw from the null distribution. It has the dimensions of
+        `observed`, and the dimension "draw".
       unit: function that makes a unit from its labels, such as `lambda layer, neuron: Neuron(...)`.
-      error_rate: maximum probability of any false claim.
+      error_rate: maximum probability of one or more false claims.
 
     Raises:
-      InputError: there are too few draws to reach `error_rate`.
+      InputError: there are too few draws for a p-value of `error_rate`.
     """
     draws = null.sizes["draw"]
     if draws < round(1 / error_rate) - 1:
@@ -236,11 +242,12 @@ def claimed_units(
 
 
 def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
-    """Return a claim of one kind for each true cell of `there`.
+    """Return a claim of one kind for each true value of `there`.
 
     Args:
       kind: kind of the claims.
-      there: bool array with the dimensions variable, layer, pos.
+      there: bool array with the dimensions variable, layer, pos. The labels of a true value are the
+        variable and the state of its claim.
     """
     cells = there.transpose("variable", "layer", "pos").to_series()
     return {Claim(kind, *map(_plain, cell)) for cell, value in cells.items() if value}
@@ -266,7 +273,7 @@ def judge(claims: Iterable[Claim], mechanism: Mechanism) -> Verdict:
 
 
 def describe(claims: Iterable[Claim], mechanism: Mechanism) -> Mapping[str, list[str]]:
-    """Return the claims in words, grouped by truth: "true", "false", "open".
+    """Return the claims as text, grouped under the keys "true", "false" and "open".
 
     Raises:
       InputError: the kind of a claim is not in `CLAIM_KINDS`.

@@ -1,4 +1,4 @@
-"""Plots shared by instruments: curves over training by layer, and heat maps of layer x position."""
+"""Plots that several instruments use: curves over training for each layer, heat maps, scatters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from implicit_reasoning.figures import (
 )
 
 _CELLS = "cividis"  # perceptually uniform, and readable with colour blindness
-_DIFFERENCES = "PuOr_r"  # diverging and readable with colour blindness; white in the middle
+_DIFFERENCES = "PuOr_r"  # diverging with white in the middle, and readable with colour blindness
 
 
 def last_step(result: xr.Dataset) -> xr.Dataset:
@@ -41,14 +41,17 @@ def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
 
 
 def some_groups(result: xr.Dataset | xr.DataArray) -> list[str]:
-    """Return the first training group and the first test group that exist, else the first group."""
+    """Return the first training group and the first test group, if they exist.
+
+    If neither exists, return the first group.
+    """
     groups = [str(group) for group in result["group"].values]
     firsts = [next((g for g in groups if g.startswith(kind)), None) for kind in ("train", "test")]
     return [group for group in firsts if group is not None] or groups[:1]
 
 
 def layer_colors(n_layers: int) -> list[str]:
-    """Return a colour for each layer, from dark to light; the colours also differ in greyscale."""
+    """Return a colour for each layer, from dark to light. The colours also differ in greyscale."""
     # The lightest fifth of the scale is invisible on white.
     return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0, 0.82, n_layers)]
 
@@ -65,18 +68,19 @@ def curves(
     highest: float = 1.0,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Draw an output over training, with a line for each layer and a panel for each selection.
+    """Draw an output over training in several panels, with one line for each layer.
 
     Args:
-      result: dataset with the dimensions `step` and `layer`, and dimensions that are selected away.
+      result: dataset in which the output has the dimensions `step` and `layer`. Its other
+        dimensions must be selected by `panels` and `select`.
       name: name of the output; `<name>_low` and `<name>_high`, if present, are drawn as a band.
-      panels: labels that each panel selects, by title.
-      select: labels that the curves of all panels select; the null controls do not use them.
-      nulls: for each null control, the labels that it selects instead of `select`, and its colour.
-        The maximum over layers is drawn, so a curve above the line is above the null of every
-        layer.
+      panels: title of each panel, with the labels to select for it.
+      select: labels to select for the curves of all panels, but not for the null controls.
+      nulls: name of each null control, with the labels to select for it instead of `select`, and
+        its colour. The drawn line is the maximum over layers, so a curve above the line is above
+        the null control of every layer.
       label: label of the y axis.
-      ncols: number of panels per row; default: all.
+      ncols: number of panels per row; default: one row for all panels.
       highest: upper end of the y axis.
       lowest: lower end of the y axis.
     """
@@ -105,7 +109,7 @@ def curves(
 
 
 def _by_layer(ax: Axes, result: xr.Dataset, name: str, where: Mapping[str, Any]) -> None:
-    """Draw the lines of one panel, with their bands."""
+    """Draw the lines of one panel, with the band of each line."""
     layers = result["layer"].values
     for layer, color in zip(layers, layer_colors(len(layers)), strict=True):
         at = {**where, "layer": layer}
@@ -140,17 +144,19 @@ def heat_maps(
     width: float = 0.52,
     lowest: float = 0.0,
 ) -> Drawing:
-    """Draw heat maps of shares side by side on one colour scale, with layer 0 at the bottom.
+    """Draw several heat maps with one colour scale. The first row of a map is at the bottom.
 
     Args:
-      maps: values up to 1 with the dimensions `rows` and `columns`, by title; nan is white.
+      maps: title of each map, with its values. The values have the dimensions `rows` and `columns`
+        and are at most 1; nan is white.
       label: label of the colour scale.
-      nulls: values of the null control, by title; they are written in brackets below the values.
+      nulls: title of each map, with the values of its null control. They are written in brackets
+        below the values of the map.
       ncols: number of maps per row.
       rows: the dimension on the y axis.
       columns: the dimension on the x axis.
       width: width of a column, in inches.
-      lowest: lower end of the colour scale; if it is negative, the scale is diverging.
+      lowest: lower end of the colour scale. If `lowest` is negative, the scale is diverging.
     """
     one = next(iter(maps.values()))
     ncols = min(ncols, len(maps))
@@ -183,7 +189,14 @@ def heat_maps(
 def maps_over_steps(
     series: Mapping[str, xr.DataArray], label: str, *, rows: str = "layer", columns: str = "pos"
 ) -> Drawing:
-    """Draw `heat_maps` at a few checkpoints: a row for each series, a column for each step."""
+    """Draw `heat_maps` at a few checkpoints, with a row of maps for each series.
+
+    Args:
+      series: name of each series, with its values over the dimensions step, `rows` and `columns`.
+      label: label of the colour scale.
+      rows: the dimension on the y axis of each map.
+      columns: the dimension on the x axis of each map.
+    """
     steps = some_steps(next(iter(series.values())))
     maps = {
         f"{name}\nstep {step:,}": values.sel(step=step)
@@ -196,8 +209,8 @@ def maps_over_steps(
 def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
     """Draw `heat_maps` of every variable at a few checkpoints, for one or two groups.
 
-    There is a column for each variable. Rows of maps without any known value are left out, unless
-    all rows are.
+    The maps of a variable are in one column. A row of maps that are nan everywhere is left out,
+    unless this is true of all rows.
 
     Args:
       values: array with the dimensions step, group, variable, layer, pos and edit. The first label
@@ -223,7 +236,7 @@ def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
 
 
 def label_places(ax: Axes, values: xr.DataArray) -> None:
-    """Set the ticks of a map to the names of its rows (the first dimension) and columns."""
+    """Label the ticks of a map. Rows are the first dimension of `values`, columns the second."""
     ax.grid(False)
     for axis, dim in zip((ax.yaxis, ax.xaxis), values.dims, strict=True):
         axis.set_ticks(range(values.sizes[dim]), [str(x) for x in values[dim].values])
@@ -257,13 +270,15 @@ def scatters(
     *,
     ncols: int,
 ) -> Drawing:
-    """Draw points in the plane; every panel has its own scales.
+    """Draw scatter plots. Every panel has its own scales.
 
     Args:
-      panels: coordinates with the dimensions `point` and `axis` (of size 2), by title.
-      colors: for each point, the name of its colour group; at most six different names.
-      markers: for each point, the name of its kind. The first kind ("id" if present) is drawn as a
-        circle, all others as crosses.
+      panels: title of each panel, with the coordinates of its points. The coordinates have the
+        dimensions `point` and `axis` (of size 2).
+      colors: for each point, the name of its group. Each group has one colour; there are at most
+        six groups.
+      markers: for each point, the name of its kind. Kind "id" is drawn as circles, or the first
+        kind in alphabetical order if there is no "id". All other kinds are drawn as crosses.
       ncols: number of panels per row.
     """
     nrows = -(-len(panels) // ncols)

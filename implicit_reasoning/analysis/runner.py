@@ -1,11 +1,11 @@
-"""The runner: runs an instrument, which measures one model, over all checkpoints in one program.
+"""The runner measures all checkpoints with one instrument in one compiled program.
 
-Checkpoints are stacked along a leading axis. The program maps `measure` over this axis; each device
-of the mesh's `trial` axis computes an equal share. The program is compiled once, regardless of the
-number of checkpoints and runs. Device memory limits the number of stacked checkpoints, and the
-number that a device computes at the same time. The device returns outcomes by example, or their
-sums by cluster where these are smaller (see `sums.py`). The host computes means by group with
-intervals.
+Checkpoints are stacked along a leading axis. The program maps `Instrument.measure` over this axis.
+Each device of the mesh's `trial` axis computes an equal share of the checkpoints. The program is
+compiled once, regardless of the number of checkpoints and runs. Device memory limits how many
+checkpoints are stacked, and how many a device computes at the same time. The program returns one
+outcome per example, or sums by cluster if they need less memory (see `sums.py`). The host then
+computes the mean of each group and its confidence interval.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from implicit_reasoning.runtime.machine import (
 )
 from implicit_reasoning.runtime.mapping import map_over_axis
 
-_MAX_AT_ONCE = 8  # checkpoints per call on each device; small, so that the progress bar moves
+_MAX_AT_ONCE = 8  # checkpoints per call and device; a small number keeps the progress bar moving
 
 
 class DeviceInputs(NamedTuple):
     """Inputs of the compiled program, on the devices.
 
     Attributes:
-      inputs: inputs of `Instrument.measure`.
-      key: random key of `Instrument.measure`.
+      inputs: the argument `inputs` of `Instrument.measure`.
+      key: the random key for `Instrument.measure`.
       pairs: the (group, cluster) pair of each example; None if no output is summed.
-      layout: layout of the sums; static. None if no output is summed.
+      layout: layout of the sums, a static argument; None if no output is summed.
     """
 
     inputs: Any
@@ -62,7 +62,7 @@ class DeviceInputs(NamedTuple):
 
 
 class Runner:
-    """A compiled instrument for models of one shape; call it with stacked checkpoints."""
+    """A compiled instrument for models of one shape. Call the runner with stacked checkpoints."""
 
     def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
         """Prepare the runner without compiling.
@@ -70,9 +70,10 @@ class Runner:
         Args:
           instrument: the instrument to run.
           model: the model of all checkpoints.
-          together: number of models that a device computes at the same time (`vmap`). It is reduced
-            if the intermediate values do not fit into memory. The default is 1 on a CPU, where
-            batched products of small matrices are slow, and a whole chunk elsewhere.
+          together: number of models that a device computes at the same time (`vmap`). The number is
+            halved until the intermediate values fit into memory. The default is 1 on a CPU, where
+            batched products of small matrices are slow. On other devices, the default is the
+            maximum number of checkpoints per call.
         """
         self.instrument, self.model = instrument, model
         self.mesh = sharding.make_mesh({"trial": -1, "data": 1, "model": 1})
@@ -82,9 +83,10 @@ class Runner:
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def at_once(self, count: int) -> int:
-        """Return the number of checkpoints to stack in a call; a multiple of the number of devices.
+        """Return the number of checkpoints to stack for one call of the runner.
 
-        The stacked parameters take at most half of `memory_per_program` on each device.
+        The number is a multiple of the number of devices. The stacked parameters take at most half
+        of `memory_per_program` on each device, unless one checkpoint alone takes more.
 
         Args:
           count: number of checkpoints to measure.
@@ -105,8 +107,9 @@ class Runner:
 
         Args:
           examples: the examples that the instrument chose.
-          sizes: size of each dimension, to find the outputs to sum. None: no output is summed.
-          reference: parameters of the last checkpoint, for an instrument that compares with them.
+          sizes: size of each dimension, from which the outputs to sum are chosen. None means that
+            no output is summed.
+          reference: parameters of the last checkpoint, if `Instrument.reference` is true.
         """
         inputs, where = examples.inputs, sharding.replicated(self.mesh)
         if reference is not None:
@@ -122,7 +125,7 @@ class Runner:
 
     @property
     def stacked(self) -> NamedSharding:
-        """Sharding of stacked checkpoints: an equal share on each device."""
+        """Sharding that places an equal share of the stacked checkpoints on each device."""
         return NamedSharding(self.mesh, PartitionSpec("trial"))
 
     def __call__(
@@ -131,12 +134,12 @@ class Runner:
         """Measure stacked checkpoints.
 
         Args:
-          params: stacked parameters; their number is a multiple of the number of devices (see
-            `at_once`).
-          material: the inputs, from `place`.
+          params: stacked parameters. The number of checkpoints must be a multiple of the number of
+            devices (see `at_once`).
+          material: the inputs that `place` returned.
 
         Returns:
-          The outputs by name, each with a leading axis of checkpoints.
+          The outputs by name. Each output has a leading axis of checkpoints.
         """
         params = jax.device_put(params, self.stacked)
         with single_threaded_lapack():
@@ -155,7 +158,7 @@ class Runner:
     def _compile(
         self, params: Params, shared: tuple[Any, ...], layout: SumsLayout | None
     ) -> jax.stages.Compiled:
-        """Compile the program, halving `together` until the intermediate values fit into memory."""
+        """Compile the program. `together` is halved until the intermediate values fit in memory."""
         program = jax.jit(self.program(layout))
         compiled = program.lower(params, *shared).compile()
         memory = compiled.memory_analysis()
@@ -169,9 +172,9 @@ class Runner:
         return self._compile(params, shared, layout)
 
     def program(self, layout: SumsLayout | None = None) -> Callable[..., dict[str, Any]]:
-        """Return the function of stacked parameters, inputs, key and pairs that is compiled.
+        """Return the function to compile. Its arguments are stacked parameters, inputs, key, pairs.
 
-        Without a layout there are no pairs, and no output is summed.
+        If `layout` is None, `pairs` is not used, and no output is summed.
         """
 
         def run(
@@ -206,17 +209,17 @@ def measure(
       instrument: the instrument to run.
       subject: the subject to measure.
       steps: steps of the checkpoints; default: all.
-      runner: runner of an earlier call for a model of the same shape, to reuse its compiled
-        program.
+      runner: a runner of the same instrument for a model of the same shape; its compiled program is
+        reused. The default is a new runner.
       progress: show a progress bar on standard error.
 
     Returns:
-      Labelled arrays with the dimensions `step`, `group` (for averaged outcomes), and the
-      dimensions that the instrument declares.
+      Labelled arrays with the dimension `step`, the dimension `group` for averaged outcomes, and
+      the dimensions that the instrument declares.
 
     Raises:
       InputError: the instrument cannot be used for this task, its outputs differ from the declared
-        ones, or a step has no checkpoint.
+        outputs, or a step has no checkpoint.
     """
     model, dataset = subject.model, subject.dataset
     check_tokens(dataset.tokens, model.spec.d_vocab)
@@ -253,13 +256,16 @@ def measure(
 
 
 def _first(count: int, outputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the outputs of the first `count` checkpoints; the others are padding."""
+    """Return the outputs of the first `count` checkpoints. The later checkpoints are padding."""
     first: dict[str, Any] = jax.tree.map(lambda leaf: leaf[:count], outputs)
     return first
 
 
 def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return the outcome shape of one checkpoint for every output, including summed outputs."""
+    """Return, for every output, an object with the shape of the outcomes of one checkpoint.
+
+    For a summed output, this is the shape that the outcomes had before they were summed.
+    """
     n_examples = sizes[EXAMPLE]
     return {
         name: jax.ShapeDtypeStruct((*value.sums.shape[1:-1], n_examples), bool)
@@ -270,10 +276,10 @@ def _shapes(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
 
 
 def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
-    """Return the number of checkpoints per call, at most `most`, that needs the least padding.
+    """Return the number of checkpoints per call that needs the least padding.
 
-    If `count` is larger than `most`, the size is more than `most / 2`, and the last chunk is padded
-    if it is not full.
+    The number is at most `most`. If `count` is larger than `most`, the number is more than
+    `most / 2`, and the last chunk is padded to this size.
     """
     if count <= most:
         return max(1, count)

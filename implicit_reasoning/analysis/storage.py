@@ -60,8 +60,8 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
     """Compare the identity in a result's attributes with the identity `now`.
 
     Older versions did not write some attributes. A missing `options` means that the instrument had
-    no options. A missing `intervals` means percentile bootstrap intervals by first fact (kind 1). A
-    missing field of `model` gets the value that reproduces the old behaviour.
+    no options. A missing `intervals` means version 1: percentile bootstrap intervals by first fact.
+    A missing field of `model` gets the value that reproduces the old behaviour.
 
     Returns:
       `{name: (old, now)}` for each attribute of `now` that differs.

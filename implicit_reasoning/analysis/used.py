@@ -1,10 +1,11 @@
-"""Comparison of what is decodable at a (layer, position) with what the model uses there.
+"""Comparison of the variables that can be decoded from a state with those that the model uses.
 
-For each variable at each (layer, position) the table combines three results: the accuracy of a
-decoder, the share of answers that follow a swap of the variable's code, and the share of answers
-that survive its erasure. Many claims about representations rest on decoding alone; the table shows
-where the three results disagree. A variable is used if answers follow its swap. If answers also
-survive its erasure, another route can replace it.
+For each variable and state (layer, position), the table combines three results: the accuracy with
+which a linear reader decodes the variable, the share of answers that change as the world predicts
+when the variable's class mean is swapped, and the share of answers that do not change when the
+variable is erased. Many claims about representations rest on decoding alone. The table shows where
+the three results disagree. A variable is used if answers change with the swap. If answers also
+survive the erasure, the model can compute them without this representation.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ VERDICTS = {
     "neither": GREY,
     "unclear": ORANGE,
 }
-"""Possible verdicts about a (variable, layer, position), with their colours."""
+"""Possible verdicts about a variable at a (layer, position), with their colours."""
 
 _ALPHA = 0.5  # opacity of the colours, so that the numbers on top are legible
 _SHOWN = ("decoded", "follows", "follows_random", "stays_erased", "stays_control")
@@ -58,29 +59,33 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     """Combine the results of one run into a table.
 
     Args:
-      results: results by instrument name. "mean_swap" and "erasure" are required; "probes", "lens"
-        and "decoding" are optional; others are ignored. The decoding accuracy is the probes'
-        accuracy with prefixes held out, or else the erasure discriminant's accuracy on held-out
-        states. The lens has a separate column, because it only reads what the unembedding can read.
-      group: group of cases. The default is the first test split, whose queries are mostly new. If
-        the last checkpoint answers too few of them, the default is the first training split.
+      results: results by instrument name. "mean_swap" and "erasure" are required. "probes", "lens"
+        and "decoding" are optional. The decoding accuracy is that of "probes" with held-out
+        prefixes. Without "probes", it is the accuracy on held-out states of the discriminant in
+        "erasure". The lens has a separate column, because it only reads what the unembedding reads.
+      group: group of queries. The default is the first test split, most of whose queries do not
+        occur in training. If the last checkpoint answers too few queries of the test split
+        correctly, the default is the first training split.
 
     Returns:
-      A dataset with the dimensions step, variable, layer, pos (the labels that all results share):
+      A dataset with the dimensions step, variable, layer and pos. It has the labels that all
+      results share. Its variables are:
 
       - `decoded`: decoding accuracy.
-      - `lens`: top-1 share of the logit lens, if "lens" is among the results.
+      - `lens`: share of states at which the logit lens ranks the variable's token first, if "lens"
+        is among the results.
       - `follows`: share of answers that the swap changes as the world predicts.
-      - `follows_random`: the same for the best of the swap's controls.
-      - `stays_swapped`: share of answers that a swap leaves unchanged.
+      - `follows_random`: the maximum of `follows` over the controls of the swap.
+      - `stays_swapped`: share of answers that the swap leaves unchanged.
       - `stays_erased`: share of answers that the erasure leaves unchanged.
-      - `stays_control`: the same for the worse of the erasure's controls.
-      - `n`: number of clusters whose cases count.
-      - `verdict`: one of `VERDICTS`, or "" if too few clusters count.
-      - `by_construction`: whether training teaches the variable there, if "decoding" is given.
+      - `stays_control`: the minimum of `stays_erased` over the controls of the erasure.
+      - `n`: number of clusters with a query that counts.
+      - `verdict`: one of `VERDICTS`; "" if `n` is too small or `decoded` is unknown.
+      - `by_construction`: whether training teaches the variable at this state, if "decoding" is
+        among the results.
 
       All shares except `lens` and `stays_control` also have `_low` and `_high`, the ends of their
-      95% intervals. Verdicts use these ends, so "unclear" includes places with too little evidence.
+      95% intervals. Verdicts use these ends, so wide intervals give the verdict "unclear".
 
     Raises:
       InputError: the result of the swap or of the erasure is missing.
@@ -122,8 +127,9 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 def save_table(run: Run) -> None:
     """Write the table as `analysis/used.nc`, if the run has the required results.
 
-    The table is not written if the swap or the erasure has another version than the current one,
-    because its edits differ. Results with another kind of intervals than the swap's are left out.
+    The table is not written if the saved swap or erasure has a version other than the current
+    version, because the edits of the versions differ. A result is left out if its confidence
+    intervals use a different method than those of the swap.
     """
     names = result_names(run.files.analysis)
     results = with_same_intervals({name: run.result(name) for name in names if name in _SOURCES})
@@ -136,13 +142,14 @@ def save_table(run: Run) -> None:
 
 
 def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the results with the same kind of intervals (`statistics.INTERVALS`) as the swap.
+    """Return the results whose confidence intervals use the same method as those of "mean_swap".
 
-    All results are returned if there is no swap.
+    `statistics.INTERVALS` is the version of the method. If there is no result of "mean_swap",
+    return all results.
     """
 
     def kind(name: str) -> int:
-        return int(results[name].attrs.get("intervals", 1))  # kind 1 has no such attribute
+        return int(results[name].attrs.get("intervals", 1))  # results of version 1 do not name it
 
     if "mean_swap" not in results:
         return dict(results)
@@ -150,7 +157,10 @@ def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Datas
 
 
 def rows(made: xr.Dataset) -> list[dict[str, Any]]:
-    """Return a row for every checkpoint and place with a verdict, rounded to three decimals."""
+    """Return the entries of the table that have a verdict, as dicts.
+
+    Numbers are rounded to three decimals.
+    """
     frame = made.to_dataframe().reset_index()
     frame = frame[frame["verdict"] != ""].round(3)
     found: list[dict[str, Any]] = frame.to_dict("records")
@@ -158,7 +168,7 @@ def rows(made: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def disagreements(made: xr.Dataset) -> list[str]:
-    """Return a sentence for each place of the last checkpoint where decoding and use disagree."""
+    """Describe, in one sentence each, where decoding and use disagree at the last checkpoint."""
     last = made.isel(step=[-1])
     sentences = []
     for row in rows(last):
@@ -179,7 +189,7 @@ def disagreements(made: xr.Dataset) -> list[str]:
 
 
 def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list[Figure]:
-    """Draw a map of verdicts by (layer, position), for each variable and some checkpoints."""
+    """Draw maps of the verdicts over layers and positions for each variable, at some steps."""
     whole = table(results, group)
     made = _where_something_is_said(whole)
     if not made["step"].size:
@@ -223,9 +233,10 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
 
 
 def _answered_group(swap: xr.Dataset) -> str:
-    """Return the first test split if enough of its clusters count at the last checkpoint.
+    """Return the default group of queries: the first test split, or the first training split.
 
-    Otherwise return the first training split.
+    The training split is used if at the last checkpoint fewer than `MIN_CLUSTERS` clusters of the
+    test split count for every variable and state.
     """
     trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
     count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
@@ -233,7 +244,7 @@ def _answered_group(swap: xr.Dataset) -> str:
 
 
 def _where_something_is_said(made: xr.Dataset) -> xr.Dataset:
-    """Drop checkpoints, layers and positions without a verdict on any variable."""
+    """Drop the checkpoints, layers and positions at which no variable has a verdict."""
     said = made["verdict"] != ""
     kept = {dim: said.any([d for d in said.dims if d != dim]) for dim in ("step", "layer", "pos")}
     return made.isel({dim: np.flatnonzero(there) for dim, there in kept.items()})
@@ -263,15 +274,18 @@ def _decoded(results: Mapping[str, xr.Dataset], group: str, end: str) -> xr.Data
     if "probes" in results:
         probes = results["probes"].isel(group=0, drop=True)  # the leading group
         accuracy = probes[f"accuracy{end}"].sel(held_out="prefix", truth="true")
-        # At layer 0 and at e1 each class has a single state. No probe can know a class whose only
-        # state is held out.
+        # At layer 0 and at e1, each class has one state. A probe cannot predict a class if the only
+        # state of the class is held out.
         several = probes["n_states"] > probes["n_classes"].isel(step=0, drop=True)
         return accuracy.where((accuracy["layer"] > 0) & several)
     return results["erasure"][f"decoded{end}"].sel(group=group)
 
 
 def _taught(decoding: xr.Dataset, made: xr.Dataset) -> xr.DataArray:
-    """Return where training teaches the variable as the target at r1; bool, as the table."""
+    """Return where the variable is a training target: a bool array with dimensions of the table.
+
+    Training targets are at position r1 only.
+    """
     taught = decoding["by_construction"].isel(step=-1, group=0, drop=True)
     taught = taught.reindex(variable=made["variable"], layer=made["layer"], fill_value=False)
     return taught & (made["pos"] == "r1")
@@ -283,10 +297,11 @@ def _lens(lens: xr.Dataset, group: str) -> xr.DataArray:
 
 
 def _verdicts(made: xr.Dataset) -> np.ndarray:
-    """Return verdicts [step, variable, layer, pos]; a swap shows use, an erasure shows need.
+    """Return verdicts [step, variable, layer, pos].
 
-    A statement is asserted if the lower end of its interval is high, and denied if the upper end is
-    low.
+    The swap shows whether the model uses the variable, and the erasure whether the model needs it.
+    A share counts as high if the lower end of its interval is at least `MIN_LOWER_BOUND`, and as
+    low if the upper end is at most `MAX_UPPER_BOUND`.
     """
 
     def is_so(name: str) -> xr.DataArray:

@@ -2,5 +2,5 @@
 
 known.py   models with known mechanisms: planted, untrained, or trained on worlds that allow only
            one mechanism
-score.py   a verdict for each instrument and model: right, wrong or silent
+score.py   the verdict (right, wrong or silent) of each instrument on each model
 """

@@ -1,8 +1,9 @@
-"""Models with known mechanisms, as subjects for any instrument.
+"""Models with known mechanisms, which any instrument can measure.
 
-There are planted models (`model.planted`), both fixed and from a random family; an untrained model;
-and two models that are trained on worlds in which only one mechanism is possible (`scrambled` and
-`shadow`).
+There are three types. The mechanism of a planted model (`model.planted`) is written into its
+weights. Some planted models are fixed, and others are drawn from a random family. An untrained
+model has no mechanism. Two models are trained on worlds in which only one mechanism is possible
+(`scrambled` and `shadow`).
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from implicit_reasoning.training.directory import check_same
 from implicit_reasoning.worlds import Dataset, build
 
 SEEDS = (2000, 2001, 2002)
-"""Seeds of the random family for scoring.
+"""Seeds of the random family of planted models for scoring.
 
-Seeds from 2000 on are reserved for scoring. Do not use them while developing an instrument.
+Seeds from 2000 on are reserved for scoring. Do not use them while you develop an instrument.
 """
 
 TRAINED = ("scrambled", "shadow")
-"""Names of the trained models, which are configurations of `configs/` at scale `pocket`."""
+"""Names of the trained models. Their configurations are in `configs/`, at scale `pocket`."""
 
-# Large enough for statistics and small enough for a CPU: 160 facts and 640 chains.
+# With 160 facts and 640 chains, the world is large enough for statistics and small enough for CPUs.
 _WORLD = {
     "name": "composition",
     "n_entities": 40,
@@ -57,7 +58,7 @@ _WORLD = {
 
 @dataclass(frozen=True, eq=False)
 class KnownModel:
-    """Model whose mechanism is known.
+    """A model whose mechanism is known.
 
     Attributes:
       name: the name of the model.
@@ -76,15 +77,15 @@ def known_models(
     """Return all models with known mechanisms.
 
     Args:
-      cache: the folder of the trained models. Missing models are trained first, which takes minutes
-        for each.
+      cache: the folder of the trained models. A model that is missing is trained first, which takes
+        minutes.
       seeds: the seeds of the random family. Each seed gives a world, with one model for each
         planted mechanism.
-      configs: the configurations of the trained models by name (see `TRAINED`); by default those of
-        the package at scale `pocket`.
+      configs: the configurations of the trained models by name (see `TRAINED`). The default is the
+        configurations of the package at scale `pocket`.
 
     Raises:
-      InputError: the cache contains a run of another configuration.
+      InputError: the cache contains a run with a different configuration.
     """
     found = planted_models()
     for seed in seeds:
@@ -98,11 +99,11 @@ def known_models(
 def planted_models(seed: int | None = None) -> list[KnownModel]:
     """Return one model for every planted mechanism.
 
-    `prefix_memoriser` knows only the training chains, because its behaviour on the other chains
-    distinguishes it from the other mechanisms.
+    Most models know the chains of all splits. `prefix_memoriser` knows the training chains only,
+    because its behaviour on held-out chains distinguishes it from the models of other mechanisms.
 
     Args:
-      seed: the seed of the random family; None for the fixed models.
+      seed: the seed of the random family; None returns the fixed models.
     """
     dataset = small_world(world_seed=seed or 0)
     return [
@@ -120,9 +121,9 @@ def planted_model(
 
     Args:
       name: the name of the mechanism, a key of `MECHANISMS`.
-      dataset: the dataset; the model knows all facts of its world.
+      dataset: the dataset. The model knows all facts of the dataset's world.
       splits: the splits whose chains the model knows.
-      seed: the seed of the random family; None for the fixed model.
+      seed: the seed of the random family; None returns the fixed model.
     """
     planted = MECHANISMS[name](knowledge(dataset, splits), seed)
     true, possible = (
@@ -133,7 +134,7 @@ def planted_model(
 
 
 def small_world(**changes: Any) -> Dataset:
-    """Build a dataset that a CPU can process in seconds; `changes` are fields of `config.task`."""
+    """Build a dataset that a CPU can process in seconds. `changes` are fields of `config.task`."""
     return build(SimpleNamespace(**_WORLD | changes))
 
 
@@ -154,9 +155,9 @@ def knowledge(dataset: Dataset, splits: Sequence[str]) -> Knowledge:
 def untrained_model() -> KnownModel:
     """Return a model at its initialisation, with the world of the fixed planted models.
 
-    The model does not know any answer, so every claim about e2 is false. Each token is decodable at
-    its own position. All other claims about tokens are open, because a random network mixes earlier
-    tokens linearly into later states and passes them on.
+    The model does not know any answer, so every claim about e2 is false. It is true that each token
+    is decodable at its own position. All other claims about tokens are open, because a random
+    network mixes earlier tokens linearly into the states at later positions.
     """
     dataset = small_world()
     spec = Spec(
@@ -175,7 +176,7 @@ def untrained_model() -> KnownModel:
 
 
 def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
-    """Return a trained model from the cache; if the run is missing or unfinished, train it first.
+    """Return a trained model from the cache. If the run is missing or unfinished, train it first.
 
     Args:
       name: the name of the model, one of `TRAINED`.
@@ -183,7 +184,7 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
       cache: the folder of the trained models.
 
     Raises:
-      InputError: the cache contains a run of another configuration.
+      InputError: the cache contains a run with a different configuration.
     """
     workdir = cache / name
     run = Run(workdir) if Layout(workdir).config.exists() else None
@@ -196,12 +197,13 @@ def trained_model(name: str, config: ConfigDict, cache: Path) -> KnownModel:
 
 
 def scrambled_mechanism(depth: int) -> Mechanism:
-    """Return the mechanism of a model that has learnt `scrambled`: true facts, random answers.
+    """Return the mechanism of a model that has learnt `scrambled`.
 
-    e2 is the target of the atomic prompt, so it is decodable from the last state at r1, and unused
-    there, because no later computation reads that state. Chain answers do not follow from e2, so
-    they are not computed from it, although a memoriser may use e2 as a part of its keys. It is open
-    where else e2 is decodable.
+    In this world, the facts are true, but the answers to chains are random. e2 is the target of the
+    atomic prompt, so e2 is decodable from the state at position r1 after the last layer. e2 is
+    unused at this state, because no later computation reads the state. Chain answers do not follow
+    from e2, so the model does not compute them from e2. It may still use e2 as a part of the key
+    under which it memorises a chain. It is open whether e2 is decodable at other states.
 
     Args:
       depth: the number of blocks of the model.
@@ -219,11 +221,12 @@ def scrambled_mechanism(depth: int) -> Mechanism:
 
 
 def shadow_mechanism(depth: int) -> Mechanism:
-    """Return the mechanism of a model that has learnt `shadow`: facts and chains of two tables.
+    """Return the mechanism of a model that has learnt `shadow`.
 
-    The decoy is the target of the atomic prompt, so it is decodable from the last state at r1. No
-    chain answer follows from the decoy. e2 is the bridge in the table of the chains. It is open
-    whether chain answers are computed through e2 or memorised.
+    In this world, atomic prompts and chains use different tables of facts. The decoy is the target
+    of the atomic prompt, so the decoy is decodable from the state at position r1 after the last
+    layer. No chain answer follows from the decoy. e2 is the bridge in the table of the chains. It
+    is open whether the model computes chain answers through e2 or memorises them.
 
     Args:
       depth: the number of blocks of the model.
@@ -247,15 +250,15 @@ _KNOWN_FROM = {"e2": "r1", "decoy": "r1", "e3": "r2", "answer": "r2"}
 
 
 def _possible(depth: int, computed: Sequence[str]) -> set[Cell]:
-    """Return the cells at which a causal model can represent each variable.
+    """Return the (variable, layer, position) triples that are possible in a causal model.
 
-    A token can be represented at its own position from layer 0, and at later positions from layer
-    1. A computed variable can be represented from layer 1, from the position at which the tokens
-    read so far determine it.
+    A token can be represented at its own position from layer 0 on, and at later positions from
+    layer 1 on. A computed variable can be represented from layer 1 on, at the first position whose
+    prefix determines the variable and at all later positions.
 
     Args:
       depth: the number of blocks.
-      computed: the variables that are computed from the tokens, keys of `_KNOWN_FROM`.
+      computed: the variables that are computed from the tokens; keys of `_KNOWN_FROM`.
     """
     cells = set()
     for name in (*_TOKENS, *computed):
@@ -268,9 +271,9 @@ def _possible(depth: int, computed: Sequence[str]) -> set[Cell]:
 
 
 def _live(cells: set[Cell], depth: int) -> set[Cell]:
-    """Return the cells that can affect the answer at r2.
+    """Return the cells whose state can affect the answer, which is read at position r2.
 
-    These are all cells at r2, and the cells at other positions before the last layer.
+    These are all cells at position r2, and the cells at earlier positions below layer `depth`.
     """
     return {cell for cell in cells if cell[1] < depth or cell[2] == "r2"}
 
@@ -278,8 +281,9 @@ def _live(cells: set[Cell], depth: int) -> set[Cell]:
 def _inputs_matter(depth: int) -> frozenset[Claim]:
     """Return the claims that are true of every model that answers chains.
 
-    The embeddings have the tokens, and the last state at r2 has the answer. For the layers between,
-    it is certain only that the states at r2 carry r2.
+    Each embedding represents its token, and the state at position r2 after the last layer
+    represents the answer. Of the layers between, it is certain only that the states at position r2
+    carry r2.
     """
     embedded = [(name, 0, name) for name in _TOKENS]
     last = [(name, depth, "r2") for name in (*_TOKENS, "answer")]

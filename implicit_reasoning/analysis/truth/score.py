@@ -1,9 +1,9 @@
 """Scores of instruments on models whose mechanism is known.
 
-Every instrument that makes claims is run on every model. It makes claims as on any other
-checkpoint, with the thresholds that are fixed in its module. The verdict is "right" if at least one
-claim is true and none is false, "wrong" if a claim is false, and "silent" otherwise. Instruments
-without a `claims` method are not run.
+Every instrument that makes claims is run on the last checkpoint of every model. Its claims are
+compared with the truth. The thresholds for claims are fixed in the module of the instrument and are
+the same for every model. The verdict is "wrong" if a claim is false, "right" if no claim is false
+and at least one is true, and "silent" otherwise. Instruments without a `claims` method are not run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Score:
       verdict: the verdict of `claims.judge`; "not applicable" if the instrument cannot be run on
         this model; "makes no claims" if the instrument has no `claims` method.
       claims: the claims as text, under the keys "true", "false" and "open"; see `claims.describe`.
-      why: the message of the instrument if it is not applicable.
+      why: the reason that the instrument gives, if the verdict is "not applicable".
     """
 
     instrument: str
@@ -53,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all instruments on all models, ordered by instrument and then by model."""
+    """Scores of all instruments on all models. Rows are ordered by instrument, then by model."""
 
     rows: tuple[Score, ...]
 
@@ -67,8 +67,8 @@ class Scores:
     def summary(self) -> str:
         """Return a Markdown table of counts, with one row per instrument.
 
-        The columns are the numbers of models by verdict, and the numbers of claims by truth. The
-        instruments that make no claims are listed below the table.
+        The columns are the number of models with each verdict, and the number of claims that are
+        true, false or open. The instruments that make no claims are listed below the table.
         """
         verdicts, truths = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
         lines = [
@@ -122,17 +122,17 @@ def score(
     """Run instruments on models with known mechanisms, and judge their claims.
 
     Args:
-      instruments: names, import paths (see `analyze`) or instances. A custom instrument only needs
-        a `claims` method to be scored.
+      instruments: names, import paths (see `analyze`) or instances. An instrument of your own is
+        scored if it has a `claims` method.
       cache: the folder of the trained models; see `known_models`.
       seeds: the seeds of the random family of planted models.
-      models: the models to score on, instead of `known_models(cache, seeds)`.
-      save: a folder; the scores are written to it after each instrument. See `Scores.save`.
+      models: the models to run the instruments on; default: `known_models(cache, seeds)`.
+      save: a folder. The scores are written to the folder after each instrument; see `Scores.save`.
       progress: show a progress bar on standard error.
 
     Raises:
       InputError: an instrument does not exist, two instruments have the same name, or the cache
-        contains a run of another configuration.
+        contains a run with a different configuration.
     """
     chosen = [find_instrument(instrument) for instrument in instruments]
     names = [instrument.name for instrument in chosen]
@@ -147,7 +147,7 @@ def score(
             for known in models:
                 rows.append(_score_one(instrument, known, runners))
                 bar.update()
-            # A compiled program needs hundreds of memory maps. Linux allows 65,530 per process.
+            # A compiled program uses hundreds of memory mappings. Linux allows 65,530 per process.
             jax.clear_caches()
             if save is not None:
                 Scores(tuple(rows)).save(save)
