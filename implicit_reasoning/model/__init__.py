@@ -1,4 +1,4 @@
-"""Transformer models: architecture, named hook sites, edits of activations, weight files."""
+"""Transformer models: their architecture, hook sites, edits of activations, and weight files."""
 
 from implicit_reasoning.model.edits import (
     Edit,

@@ -1,11 +1,12 @@
-"""Efficient patching: of a patched forward pass, compute only what the patch can change.
+"""Efficient activation patching, which computes only the states that the patch can change.
 
-A patch at (layer, position) changes later layers at that position and at later positions, and
-nothing else. All other values are those of the clean run and are read from the cache of its sites.
+A patch at a layer and position changes later layers at this position and at later positions, and
+nothing else. All other values equal those of the clean run and are read from its cache.
 
-Layers are unrolled. A cell of a patching grid joins the batch at the layer where it starts, so a
-grid over `depth` layers runs each block once. (With a traced layer number, every cell would run
-all blocks.) `Block.run_cones` defines what a block recomputes for its cells.
+A cell of a patching grid is a run in which one state is patched. The loop over the layers is
+unrolled, and a cell joins the batch at the layer of its patch. A grid over `depth` layers therefore
+runs each block once. (If the layer were a traced number, every cell would run all blocks.)
+`Block.run_cones` defines what a block recomputes for its cells.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from implicit_reasoning.model.edits import HookContext
 from implicit_reasoning.model.transformer import Params, Transformer
 
 Cache = Mapping[str, Array]
-"""Values of the sites of a run, as `Transformer.forward` or `wirings.forward_at` returns them.
+"""Site values of one run, as `Transformer.forward` or `wirings.forward_at` returns them.
 
-The sites of the last block, except its input, keys and values, may hold the last position only.
+In the last block, all sites except the block's input, keys and values may hold the last position
+only.
 """
 
 
 def cache_sites(model: Transformer, *, inside: bool = False) -> tuple[str, ...]:
-    """Return the sites that `patched_logits` reads.
+    """Return the names of the sites that `patched_logits` reads.
 
     Args:
       model: the model.
@@ -51,7 +53,8 @@ def value_at(model: Transformer, cache: Cache, site: str, pos: int) -> Float[Arr
     """Return the value of a site at a position.
 
     Raises:
-      InputError: the cache holds the site at later positions only, as it may for the last block.
+      InputError: the cache does not hold the site at this position. (For most sites of the last
+        block, the cache may hold the last position only.)
     """
     from_end = state(model, cache, 0).shape[1] - pos
     if from_end > cache[site].shape[1]:
@@ -65,16 +68,17 @@ def patched_logits(
     cache: Cache,
     starts: Mapping[Start, Float[Array, "_cell batch d_model"]],
 ) -> dict[Start, Float[Array, "_cell batch d_vocab"]]:
-    """Compute the logits at the last position; each cell replaces one state `S[layer, pos]`.
+    """Compute the logits at the last position for each cell, which replaces one `S[layer, pos]`.
 
     Args:
-      model: the model; static under `jax.jit`, as are the keys of `starts`.
-      params: the parameters of the patched run.
-      cache: the cache of the patched run; see `cache_sites`.
-      starts: the replacement states, by layer and position. Each is one cell.
+      model: the model. The model and the keys of `starts` are static under `jax.jit`.
+      params: the parameters of the model.
+      cache: the site values of the run to patch; see `cache_sites`.
+      starts: for each `(layer, pos)`, the states to write there, one state for each cell.
 
     Returns:
-      The logits of every cell, by the same keys. They equal those of `forward` with the same edit.
+      The logits of every cell, with the keys of `starts`. They equal the logits of
+      `Transformer.forward` with an edit that writes the same state.
 
     Raises:
       InputError: a layer or a position does not exist.
@@ -92,7 +96,8 @@ def patched_logits(
             cones = network.block(layer).run_cones(cones, clean, only_end=layer == depth - 1)
     last = state(model, cache, depth)[:, -1]
     for at, new in starts.items():
-        # After the last block, only the last position is read, so a patch elsewhere has no effect.
+        # The logits read `S[depth]` at the last position only, so a patch of `S[depth]` at another
+        # position has no effect.
         if at[0] == depth:
             own = new if at[1] == n_pos - 1 else jnp.broadcast_to(last, new.shape)
             cones[at] = own[:, :, None]

@@ -35,20 +35,21 @@ from implicit_reasoning.model.sites import Dims
 )
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A replacement of the value at a site by `fn(value, hooks, args)`.
+    """An edit replaces the value at a site by `fn(value, hooks, args)`.
 
-    An edit is a pytree. Its leaves are those of `args`. The other fields are metadata; a compiled
-    function is traced again if they differ (by `==`).
+    An edit is a pytree whose leaves are the leaves of `args`. The other fields are metadata: a
+    compiled function is traced again if one of them changes (by `==`).
 
     Attributes:
-      fn: receives the site's array, the `HookContext` and `args`; returns an array of the same
+      fn: receives the site's array, the `HookContext` and `args`, and returns an array of the same
         shape. `hooks.read(site)` returns the (edited) value of a site that was computed before.
       args: any pytree of arrays. It is traced, so it can be vmapped, differentiated and sharded.
-      context: hashable constants, such as the architecture of a dictionary. If it is not None, the
-        call is `fn(value, hooks, args, context)`.
-      adds: sites that the edit adds, as `(name, dimensions)`. At the site `s`, `fn` passes such a
-        value with `hooks(name, value)`. Its full name is `s.name`. It is listed, checked, edited
-        and returned like a site of the model.
+      context: hashable constants, such as the architecture of a dictionary. If `context` is not
+        None, the call is `fn(value, hooks, args, context)`.
+      adds: the sites that the edit adds, each as `(name, dimensions)`. `fn` calls
+        `hooks(name, value)` to pass the value of an added site. If the edit is at the site `s`, the
+        full name of the added site is `s.name`. An added site is listed, checked, edited and
+        returned like a site of the model.
 
     Raises:
       InputError: `fn`, `context` or `adds` is not hashable.
@@ -93,10 +94,10 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 
 
 def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...]]:
-    """Return the edits of each site as a tuple; leave out sites without edits.
+    """Return the edits of each site as a tuple; omit sites that have no edits.
 
     Raises:
-      InputError: a value is neither an `Edit` nor a sequence of `Edit`s.
+      InputError: the value of a site is neither an `Edit` nor a sequence of `Edit`s.
     """
     sequences = {}
     for site, here in (edits or {}).items():
@@ -113,7 +114,10 @@ def edit_sequences(edits: Mapping[str, Any] | None) -> dict[str, tuple[Edit, ...
 
 
 def merge_edits(*sources: Edits) -> dict[str, tuple[Edit, ...]]:
-    """Merge the edits of several sources; at a shared site, earlier sources are applied first."""
+    """Merge several dictionaries of edits.
+
+    If two sources edit the same site, the edits of the earlier source are applied first.
+    """
     merged: dict[str, tuple[Edit, ...]] = {}
     for source in sources:
         for site, sequence in edit_sequences(source).items():
@@ -139,11 +143,11 @@ def added_sites(edits: Edits | None) -> dict[str, Dims]:
 
 
 class HookContext:
-    """The context of one forward pass: it applies the edits and keeps the values of the sites.
+    """The context of one forward pass, which applies the edits and keeps the values of the sites.
 
-    One `HookContext` serves one trace of a forward pass. `hooks(site, value)` returns the edited
-    value. Code that computes an expensive site checks `hooks.asked(site)` first. The other sites
-    cost nothing, because the compiler removes unused values.
+    Each trace of a forward pass uses a new `HookContext`. `hooks(site, value)` returns the edited
+    value. Code that would do extra work for a site first checks `hooks.asked(site)`. A site that
+    needs no extra work costs nothing, because the compiler removes unused values.
     """
 
     def __init__(self, edits: Edits | None = None, sites: Collection[str] = ()):
@@ -163,7 +167,8 @@ class HookContext:
           value: the value before the edits.
 
         Raises:
-          InputError: an edit passes a site that it does not declare in `Edit.adds`.
+          InputError: an edit passes the value of a site that the edit does not declare in
+            `Edit.adds`.
         """
         site = self._prefix + site
         if self._declared is not None and site not in self._declared:
@@ -202,7 +207,7 @@ class HookContext:
             raise
 
     def asked(self, site: str) -> bool:
-        """Return whether this site is edited or its value is wanted."""
+        """Return whether this site is edited, or its value is one of the wanted results."""
         return self.edited(site) or self._prefix + site in self._wanted
 
     def edited(self, site: str) -> bool:
@@ -210,14 +215,15 @@ class HookContext:
         return self._prefix + site in self._edits
 
     def passed(self, site: str) -> bool:
-        """Return whether the forward pass has passed a site, given by its full name."""
+        """Return whether the forward pass has already passed the site with this full name."""
         return site in self._values or site in self._passed_per_head
 
     def read(self, site: str) -> Array:
-        """Return the (edited) value of a site that was passed before, given by its full name.
+        """Return the (edited) value of the site with this full name.
 
         Raises:
-          InputError: the site was not passed yet, or has a separate value for each head.
+          InputError: the forward pass has not passed the site yet, or the site has a separate value
+            for each head.
         """
         if site in self._passed_per_head:
             raise InputError(_no_single_value(site))
@@ -229,14 +235,17 @@ class HookContext:
         return self._values[site]
 
     def within(self, prefix: str) -> HookContext:
-        """Return the same context for a module whose sites begin with `prefix`."""
+        """Return a view of this context that adds `prefix` to the names of sites."""
         return self._replace(_prefix=self._prefix + prefix)
 
     def per_head(self, axis: int) -> HookContext:
-        """Return the same context for a module whose input has an extra head axis, `axis`.
+        """Return a view of this context for a module whose input has an extra axis for the heads.
 
-        Edits are vmapped over the heads, so they see the shape that the table of sites states. The
-        values are not kept, because there is one for each head.
+        Edits are vmapped over the heads, so an edit receives a value of the shape that
+        `Transformer.sites` states. Values are not kept, because a site has one value for each head.
+
+        Args:
+          axis: the index of the extra axis.
         """
         return self._replace(_head_axis=axis)
 
@@ -253,7 +262,7 @@ class HookContext:
         return {site: self.read(site) for site in self._wanted}
 
     def _replace(self, **changes: Any) -> HookContext:
-        """Return a copy with changed attributes; both write to the same dictionary of values."""
+        """Return a copy with changed attributes; the copy shares the dictionary of values."""
         scope = copy.copy(self)
         vars(scope).update(changes)
         return scope
@@ -280,14 +289,15 @@ def add(value: Array, hooks: HookContext, term: ArrayLike) -> Array:
 
 
 def scale(value: Array, hooks: HookContext, factor: ArrayLike) -> Array:
-    """Multiply by `factor`; 0 is a zero ablation. Broadcasting selects heads or positions."""
+    """Multiply the value by `factor`, which is broadcast; a factor of 0 is a zero ablation."""
     return value * expand_to_rank(factor, value)
 
 
 def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) -> Array:
-    """Replace the value by `new` where `where` is true; `args = (where, new)`.
+    """Replace the entries at which `where` is true by those of `new`; `args = (where, new)`.
 
-    The patch of one (position, head) cell is a mask, and a grid of cells is a stack of masks.
+    For example, a mask that is true at one position and one head patches this head at this
+    position. `jax.vmap` over a stack of such masks computes a patching grid.
     """
     where, new = args
     where = expand_to_rank(where, value).astype(bool)
@@ -295,16 +305,20 @@ def mask(value: Array, hooks: HookContext, args: tuple[ArrayLike, ArrayLike]) ->
 
 
 def drop(value: Array, hooks: HookContext, args: tuple[Array, ArrayLike]) -> Array:
-    """Apply inverted dropout, `args = (key, rate)`: zero with probability `rate`, then rescale."""
+    """Apply inverted dropout; `args = (key, rate)`.
+
+    Each entry is set to zero with probability `rate`. All other entries are divided by `1 - rate`.
+    """
     key, rate = args
     keep = jax.random.bernoulli(key, 1 - rate, value.shape)
     return jnp.where(keep, value / jnp.asarray(1 - rate, value.dtype), 0)
 
 
 def expand_to_rank(x: ArrayLike, value: Array) -> Array:
-    """Return `x` with the rank and dtype of `value`; new axes of size 1 are in front, as in numpy.
+    """Return `x` with the rank and dtype of `value`; new axes of size 1 are added in front.
 
-    The tests forbid implicit rank promotion, so that shapes do not broadcast by accident.
+    This makes broadcasting explicit. The tests forbid implicit rank promotion in JAX, so that
+    shapes do not broadcast by accident.
     """
     x = jnp.asarray(x)
     return jax.lax.expand_dims(x, range(value.ndim - x.ndim)).astype(value.dtype)

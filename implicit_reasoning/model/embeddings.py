@@ -45,7 +45,10 @@ class PosEmbed(nnx.Module):
 
 
 class Unembed(nnx.Module):
-    """Unembedding `W_U [d_model, d_vocab]`, absent if tied to `W_E`, and an optional bias `b_U`."""
+    """The unembedding `W_U [d_model, d_vocab]`, and an optional bias `b_U [d_vocab]` of the logits.
+
+    A model with tied embeddings has no `W_U`.
+    """
 
     W_U: nnx.Param[Array]
     b_U: nnx.Param[Array]
@@ -55,7 +58,7 @@ class Unembed(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return `W_U` and `b_U`, as far as the spec has them."""
+        """Return `W_U` unless embeddings are tied, and `b_U` if the spec has a logit bias."""
         shape = (spec.d_model, spec.d_vocab)
         weight = Parameter(shape, normal(spec.init_std), True, ("fsdp", None))
         bias = Parameter((spec.d_vocab,), constant(0.0))

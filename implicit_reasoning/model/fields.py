@@ -1,7 +1,7 @@
-"""Fields of a configuration's `model` group; `Spec` takes its bounds and choices from here.
+"""Fields of the configuration group `model`. `Spec` takes its bounds and choices from this table.
 
-A field with `before` was once optional. A configuration without it gets the value of `before`,
-which is also the default in `Spec`.
+`before` of a field is the value that older versions, which did not have the field, used implicitly.
+A saved configuration without the field gets this value, and it is the default in `Spec`.
 """
 
 from __future__ import annotations

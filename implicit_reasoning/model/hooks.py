@@ -1,8 +1,8 @@
 """TransformerLens's interface: `run_with_cache`, `run_with_hooks` and the names of hooks.
 
-This interface is for interactive use. Hooks run one operation at a time, outside compiled programs.
-They may therefore print, branch and plot, but they are slow. Use `Edit`s, which compile once, to
-measure grids and checkpoints.
+This interface is for interactive use. A forward pass with hooks runs one operation at a time, not
+as a compiled program. Hooks may therefore print, branch and plot, but such a forward pass is slow.
+For patching grids and many checkpoints, use `Edit`s, which compile once.
 
 Source of the names and signatures: TransformerLens (HookedTransformer, ActivationCache).
 """
@@ -46,7 +46,7 @@ Hook = Callable[[Array, HookPoint], Array | None]
 class Hooked:
     """A model together with the parameters of one checkpoint, `Hooked(run.model, params)`.
 
-    Calling it returns logits.
+    Calling a `Hooked` with tokens returns the logits.
     """
 
     def __init__(self, model: Transformer, params: Params):
@@ -57,9 +57,9 @@ class Hooked:
         """Return the logits, `[batch, pos, d_vocab]`.
 
         Raises:
-          InputError: a token does not exist.
+          InputError: the model does not have a token.
         """
-        check_tokens(tokens, self.model.spec.d_vocab)  # compiled programs cannot check tokens
+        check_tokens(tokens, self.model.spec.d_vocab)  # A compiled program cannot check tokens.
         logits: Array = self._forward(self.params, tokens)[0]
         return logits
 
@@ -70,8 +70,8 @@ class Hooked:
 
         Args:
           tokens: the prompts, `[batch, pos]`.
-          names_filter: a site, several sites, or a predicate of a site's name; by default all
-            sites.
+          names_filter: the name of a site, several names, or a function from the name of a site to
+            a bool; by default all sites are selected.
 
         Raises:
           InputError: the model does not have a token or a site.
@@ -90,11 +90,12 @@ class Hooked:
 
         Args:
           tokens: the prompts, `[batch, pos]`.
-          fwd_hooks: pairs of a site (or filter) and a function of the value and its `HookPoint`.
-            The value is replaced by the result, unless the result is `None`. Several hooks at one
-            site run in order. Arrays are immutable: use `value.at[:, 1].set(0)` to get a changed
-            copy. If a block has hooks at per-head inputs, its hooks at `ln1` run under `jax.vmap`
-            over the heads.
+          fwd_hooks: pairs of a site (or filter) and a hook. A hook is a function of the value and
+            its `HookPoint`. The result of the hook replaces the value, unless the result is `None`.
+            Several hooks at one site run in order. Arrays are immutable: use
+            `value.at[:, 1].set(0)` to get a changed copy. If a block has hooks at per-head inputs
+            (`hook_attn_in`, `hook_q_input`, ...), hooks at its `ln1` run under `jax.vmap` over the
+            heads.
 
         Raises:
           InputError: the model does not have a token or a site, or a hook changes a shape.
@@ -126,7 +127,11 @@ def _calling(hook: Hook, point: HookPoint) -> Callable[[Array, HookContext, Any]
 
 
 class Cache(Mapping[str, Array]):
-    """Values by site: `cache["blocks.1.attn.hook_z"]` or, with the short name, `cache["z", 1]`."""
+    """The values of one forward pass, by site.
+
+    A key is the name of a site, `cache["blocks.1.attn.hook_z"]`, or a short name and the index of
+    the block, `cache["z", 1]`.
+    """
 
     def __init__(self, values: Mapping[str, Array], hooked: Hooked):
         self._values, self._hooked = dict(values), hooked
@@ -147,7 +152,7 @@ class Cache(Mapping[str, Array]):
         return len(self._values)
 
     def accumulated_resid(self) -> tuple[Float[Array, "layer batch pos d_model"], list[str]]:
-        """Return the residual stream before each block and after the last one, with labels."""
+        """Return the residual stream before each block and after the last block, with labels."""
         depth = self._hooked.model.spec.depth
         states = [self["resid_pre", layer] for layer in range(depth)]
         states.append(self["resid_post", depth - 1])
@@ -182,9 +187,9 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
     """Return the full name of a site: `("k", 6, "a") -> "blocks.6.attn.hook_k"`.
 
     Args:
-      name: a short name, such as "resid_post", "q", "pattern", "mlp_out" or "normalized"; a full
+      name: a short name, such as "resid_post", "q", "pattern", "mlp_out" or "normalized". A full
         name is returned unchanged.
-      layer: the number of the block; None outside blocks.
+      layer: the index of the block; None for a site outside the blocks.
       layer_type: "ln1" or "ln2" for "scale" and "normalized"; ignored for other names.
     """
     if "." in name or name.startswith("hook_"):

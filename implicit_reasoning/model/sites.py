@@ -1,8 +1,9 @@
 """Sites: the named hook points of a forward pass, with TransformerLens's names.
 
-Blocks are numbered by *unrolled* depth. A looped model with 1 block and 4 loops has the sites
-`blocks.0.*` to `blocks.3.*`, so every analysis has one layer axis. `blocks.i.hook_resid_post` is
-the residual after `i + 1` blocks, before the final norm: `S[i + 1, pos]` in the papers.
+Blocks are numbered by *unrolled* depth: a looped model with 1 block and 4 loops has the sites
+`blocks.0.*` to `blocks.3.*`. Every analysis therefore has one layer axis.
+`blocks.i.hook_resid_post` is the residual stream after `i + 1` blocks, before the final norm. The
+papers call it `S[i + 1, pos]`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
       table: the existing sites.
 
     Raises:
-      InputError: a site is unknown. The message names all unknown sites and similar existing ones.
+      InputError: a site is unknown. The message names all unknown sites and suggests similar names.
     """
     unknown = [name for name in names if name not in table]
     if unknown:

@@ -16,27 +16,27 @@ from implicit_reasoning.model.fields import FIELDS
 class Spec:
     """The architecture of a decoder, in TransformerLens's terms.
 
-    The bounds and choices of the attributes are in `fields.py`. The defaults reproduce
-    configurations and results that were saved before the attribute existed.
+    The bounds and choices of the attributes are in `fields.py`. The default of an attribute is the
+    value that reproduces results from before the attribute existed.
 
     Attributes:
-      d_vocab, n_ctx: number of tokens and of positions.
+      d_vocab, n_ctx: size of the vocabulary, and maximum number of positions.
       n_layers: number of blocks with parameters.
       d_model, n_heads, d_mlp: width of the residual stream, number of heads, number of neurons.
       n_loops: how often the stack of blocks runs, in the order 0..n_layers-1, 0..n_layers-1, ...
-      head_width: width of a head; 0 means `d_model / n_heads`. Compiled models may have other
-        widths.
+      head_width: width of a head; 0 means `d_model / n_heads`. Models that are compiled from
+        programs, such as those of Tracr, may need a different width.
       act_fn: activation function of the MLP, `gelu_new` (GPT-2's tanh approximation) or `relu`.
       normalization: `LN` (before attention, MLP and unembedding) or `none`.
       tied: whether the unembedding is the transposed embedding.
       unembed_bias: whether the logits have a bias. GPT-2 has none; imported weights may have one.
       eps: number added to the variance in layer norms.
-      init_std: standard deviation of the initial weights. For weights that write to the residual
-        stream it is divided by sqrt(2 depth). Biases start at zero (GPT-2).
+      init_std: standard deviation of the initial weights. As in GPT-2, the standard deviation of
+        weights that write to the residual stream is divided by sqrt(2 depth), and biases are zero.
       dtype: dtype of the activations inside attention and MLP. Parameters and the residual stream
         are float32.
       precision: precision of matrix products; `highest` is true float32 on every device.
-      block: `gpt2`, or the import path of a subclass of `blocks.Block`. Such a block defines how it
+      block: `gpt2`, or the import path of a subclass of `blocks.Block`. The subclass defines how it
         uses `n_heads`, `d_mlp` and `act_fn`.
     """
 
@@ -89,14 +89,23 @@ class Spec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, d_vocab: int, n_ctx: int) -> Spec:
-        """Return the spec of a configuration's `model` group, for a vocabulary and context size."""
+        """Return the spec for the `model` group of a configuration.
+
+        Args:
+          config: the fields of the group.
+          d_vocab: the size of the vocabulary.
+          n_ctx: the maximum number of positions.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
         chosen = {name: value for name, value in config.items() if name in names}
         return cls(d_vocab=d_vocab, n_ctx=n_ctx, **chosen)
 
     @staticmethod
     def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the attributes of a spec saved as JSON, with newer attributes added."""
+        """Return the attributes of a spec that was saved as JSON.
+
+        An attribute that did not exist when the spec was saved gets its default.
+        """
         before = {name: field.before for name, field in FIELDS.items() if not field.required}
         names = {field.name for field in dataclasses.fields(Spec)}
         return {name: value for name, value in before.items() if name in names} | dict(kept)

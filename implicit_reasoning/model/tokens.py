@@ -1,4 +1,4 @@
-"""Check of token numbers; a gather would clamp invalid ones to the valid range without an error."""
+"""A check of token indices. Without it, a gather would clamp invalid tokens without an error."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from implicit_reasoning.errors import InputError
 
 
 def check_tokens(tokens: Int[Array | np.ndarray, "*batch pos"], d_vocab: int) -> None:
-    """Check that a model has all tokens; traced tokens are not checked.
+    """Check that all tokens are in the vocabulary of a model; traced tokens are not checked.
 
-    A compiled program does not check its tokens, because it would have to wait for the result. The
-    caller of such a program checks the tokens here, on the host.
+    A compiled program does not check its tokens, because the host would have to wait for the result
+    of the check. The caller of such a program calls this function first.
 
     Args:
       tokens: the prompts, `[*batch, pos]`.
-      d_vocab: number of tokens of the model.
+      d_vocab: the size of the vocabulary.
 
     Raises:
       InputError: a token is negative, or `d_vocab` or more.

@@ -2,8 +2,8 @@
 
 `Transformer(spec)` holds no weights. Parameters are a nested dict with HookedTransformer's names
 and layouts (`params["blocks"]["0"]["attn"]["W_Q"]`, `[head, d_model, d_head]`), so that they can be
-stacked, sharded, saved and printed like any pytree. `bind` inserts them into the NNX modules for
-the duration of a trace.
+stacked, sharded, saved and printed like any pytree. `bind` returns Flax NNX modules with the
+parameters; the modules are used within one trace only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Transformer:
-    """A decoder with a given spec; hashable, and static under `jax.jit`.
+    """A decoder with a given spec. It is hashable, so it can be a static argument of `jax.jit`.
 
     Raises:
       InputError: the block that the spec names does not exist.
@@ -67,13 +67,13 @@ class Transformer:
         edits: Edits | None = None,
         sites: Collection[str] = (),
     ) -> tuple[Float[Array, "batch pos d_vocab"], dict[str, Array]]:
-        """Return the logits at every position, and the values of the wanted sites.
+        """Return the logits at every position, and the values of the sites in `sites`.
 
         Args:
           params: the parameters of one model. For several models, use `jax.vmap` over a leading
             axis.
-          tokens: integers from 0 to `spec.d_vocab - 1`, at most `spec.n_ctx` positions. Invalid
-            concrete tokens raise an error; invalid traced tokens are clamped by the gather.
+          tokens: integers from 0 to `spec.d_vocab - 1`, at most `spec.n_ctx` in each row. If
+            `tokens` is traced, invalid tokens are clamped and not reported.
           edits: one or several edits per site. Several edits are applied in order.
           sites: names of the sites whose (edited) values are returned; see `sites_with(edits)`.
 
@@ -82,8 +82,8 @@ class Transformer:
 
         Raises:
           InputError: the model does not have a token or a site, there are too many positions, an
-            edit changes a shape, or an `ln1` site is wanted in a block where a per-head input is
-            edited.
+            edit changes a shape, or `sites` has a site of `ln1` in a block where a per-head input
+            is edited.
         """
         hooks = self.hook_context(edits, sites)
         if tokens.shape[1] > self.spec.n_ctx:
@@ -104,11 +104,14 @@ class Transformer:
 
     @property
     def sites(self) -> dict[str, Dims]:
-        """Every site with the names of its dimensions; their sizes are in `dims`."""
+        """The names of all sites, each with the names of its dimensions; see also `dims`."""
         return dict(_sites(self.spec))
 
     def sites_with(self, edits: Edits | None) -> dict[str, Dims]:
-        """Return `sites` and the sites that edits add, each before the site of its edit."""
+        """Return `sites` together with the sites that edits add.
+
+        An added site is listed before the site of its edit.
+        """
         added = added_sites(edits)
         table: dict[str, Dims] = {}
         for site, dims in self.sites.items():
@@ -120,14 +123,14 @@ class Transformer:
         """Return the context for one trace of a forward pass of this model.
 
         Raises:
-          InputError: a name is not in `sites_with(edits)`.
+          InputError: the site of an edit, or a name in `sites`, is not in `sites_with(edits)`.
         """
         check_sites({*(edits or ()), *sites}, self.sites_with(edits))
         return HookContext(edits, sites)
 
     @property
     def resid_sites(self) -> tuple[str, ...]:
-        """The sites of the residual stream: before the first block, then after each block."""
+        """The sites of the residual stream before the first block and after each block."""
         after = (f"blocks.{layer}.hook_resid_post" for layer in range(self.spec.depth))
         return ("blocks.0.hook_resid_pre", *after)
 
@@ -138,7 +141,7 @@ class Transformer:
 
 
 class Network(nnx.Module):
-    """All modules of one model; attribute paths are the public names of the parameters."""
+    """All NNX modules of one model; the attribute path of a parameter is its public name."""
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
         self.embed = Embed(spec, rngs)
@@ -159,7 +162,8 @@ class Network(nnx.Module):
         """
         check_tokens(tokens, self.spec.d_vocab)
         tokens = jnp.asarray(tokens)
-        # A product with one-hot rows is also exact, but a gather moves far fewer bytes.
+        # A matrix product with one-hot rows gives the same result, but a gather moves far fewer
+        # bytes.
         embedded = hooks("hook_embed", self.embed.W_E[...][tokens])
         positions = self.pos_embed.W_pos[...][: tokens.shape[1]]
         positions = jnp.broadcast_to(positions[None], embedded.shape)
@@ -177,7 +181,7 @@ class Network(nnx.Module):
         return self.unembedding(self.ln_final(resid, hooks.within("ln_final.")))
 
     def unembedding(self, resid: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_vocab"]:
-        """Return the float32 logits of a residual, without applying the final norm."""
+        """Apply the unembedding without the final norm; return float32 logits."""
         weight = self.embed.W_E[...].T if self.spec.tied else self.unembed.W_U[...]
         logits = jnp.matmul(
             resid,
@@ -216,7 +220,10 @@ def _sites(spec: Spec) -> dict[str, Dims]:
 
 
 def _public(state: Params) -> Params:
-    """Convert the integer keys of NNX's lists to strings, as files and HookedTransformer need."""
+    """Convert an NNX state to public parameters.
+
+    Block numbers become strings, as in HookedTransformer and in files. Empty groups are removed.
+    """
     blocks = {str(layer): block for layer, block in state["blocks"].items()}
     return {name: group for name, group in (state | {"blocks": blocks}).items() if group}
 

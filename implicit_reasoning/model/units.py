@@ -2,8 +2,8 @@
 
 A unit is a small immutable value. Units of all types are ordered and hashable, and have a text form
 and a JSON form. Claims about a state, head, neuron, edge, feature or fact therefore have the same
-form. Edges are named as in EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1`, `logits`. A head
-receives through its query, key or value, as in `m0->a2.h1<q>`.
+form. The two ends of an edge are named as in EAP-IG (Hanna et al. 2024): `input`, `a0.h3`, `m1` or
+`logits`. An edge into a head also names the query, key or value input, as in `m0->a2.h1<q>`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from implicit_reasoning.errors import InputError
 
 @functools.total_ordering
 class Unit:
-    """The base class of all units, which are ordered by type, then by their fields."""
+    """The base class of all units. Units are sorted by type, and then by the values of fields."""
 
-    # The type checks are ignored because mypy does not know that every subclass is a dataclass.
+    # Two type checks below are ignored, because mypy does not know that subclasses are dataclasses.
     def _key(self) -> tuple[Any, ...]:
         return (_TYPES.index(type(self)), *dataclasses.astuple(self))  # type: ignore[call-overload]
 
@@ -44,7 +44,7 @@ class WholeModel(Unit):
 
 @dataclass(frozen=True)
 class State(Unit):
-    """The residual after `layer` blocks at a position, `S[layer, pos]` in the papers."""
+    """The residual stream after `layer` blocks at a position: `S[layer, pos]` in the papers."""
 
     layer: int
     pos: str
@@ -55,7 +55,7 @@ class State(Unit):
 
 @dataclass(frozen=True)
 class Head(Unit):
-    """An attention head; blocks are numbered by unrolled depth."""
+    """An attention head; `layer` counts blocks by unrolled depth."""
 
     layer: int
     head: int
@@ -80,11 +80,13 @@ class Edge(Unit):
     """The connection from the output of a sender to the input of a receiver.
 
     Attributes:
-      sender: `input` (the embeddings), `a<layer>.h<head>` or `m<layer>`.
-      receiver: `a<layer>.h<head>` with `<q>`, `<k>` or `<v>`, `m<layer>` or `logits`.
+      sender: `input` (the embeddings), or a name such as `a0.h3` (a head) or `m1` (an MLP).
+      receiver: `logits`, or a name such as `a2.h1<q>` (the query input of a head; `<k>` and `<v>`
+        are the key and value inputs) or `m1` (an MLP).
 
     Raises:
-      InputError: a name is none of these, or the receiver runs before the sender.
+      InputError: a name does not have one of these forms, or the receiver does not run after the
+        sender.
     """
 
     sender: str
@@ -104,7 +106,7 @@ class Edge(Unit):
         """Return the edge with a name such as `a0.h3->m1`.
 
         Raises:
-          InputError: the name is not that of an edge.
+          InputError: the text is not the name of an edge.
         """
         sender, arrow, receiver = name.partition("->")
         if not arrow:
@@ -125,7 +127,7 @@ class Feature(Unit):
 
 @dataclass(frozen=True)
 class Fact(Unit):
-    """An atomic fact `(e1, r1) -> e2`, with the numbers of its entity and relation in the world."""
+    """An atomic fact `(e1, r1) -> e2`; `e1` and `r1` are indices of entities and relations."""
 
     e1: int
     r1: int
@@ -141,7 +143,11 @@ _RECEIVER = re.compile(r"logits|a(?P<a>\d+)\.h\d+<[qkv]>|m(?P<m>\d+)")
 
 
 def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[float, int]:
-    """Return the order of a node in the computation: (block, 0 for attention or 1 for MLP)."""
+    """Return when a sender or receiver runs, as (block, 0 for attention or 1 for the MLP).
+
+    Raises:
+      InputError: the name does not match `form`.
+    """
     found = form.fullmatch(name)
     if not found:
         raise InputError(
@@ -155,10 +161,10 @@ def _place(form: re.Pattern[str], name: str, what: str, examples: str) -> tuple[
 
 
 def unit_from_json(kept: Mapping[str, Any]) -> Unit:
-    """Return the unit that `Unit.to_json` converted.
+    """Return the unit that `Unit.to_json` converted to a dict.
 
     Raises:
-      InputError: the type is unknown, or the fields are not those of the type.
+      InputError: the type is unknown, or a field is missing or unknown.
     """
     types = {kind.__name__: kind for kind in _TYPES}
     fields = {name: value for name, value in kept.items() if name != "type"}

@@ -20,18 +20,18 @@ def forward_at(
     edits: Edits | None = None,
     sites: Collection[str] = (),
 ) -> tuple[Float[Array, "batch slot d_vocab"], dict[str, Array]]:
-    """Return `forward`'s logits at some positions; the last block runs at these positions only.
+    """Return the logits of `Transformer.forward` at some positions, at a lower cost.
 
-    The last block needs keys and values at all positions. Its queries, output and MLP, and the
-    unembedding, run only at `positions`. With 3 positions and one answer, this saves two thirds of
-    the cost of the last block and of the unembedding. The sites of the last block then hold these
-    positions only.
+    The last block computes keys and values at all positions. Its queries, output and MLP, and the
+    unembedding, are computed at `positions` only. For rows with 3 positions and one answer, this
+    saves two thirds of the cost of the MLP of the last block and of the unembedding. The other
+    sites of the last block hold the values at `positions` only.
 
     Args:
       model: the model.
       params: the parameters of one model.
       tokens: the prompts, `[batch, pos]`.
-      positions: the positions at which to compute logits, in each row; by default the last.
+      positions: for each row, the positions at which to compute logits; by default the last one.
       edits: see `Transformer.forward`.
       sites: see `Transformer.forward`.
 
@@ -39,8 +39,8 @@ def forward_at(
       `(logits, {site: value})`, with float32 logits `[batch, slot, d_vocab]`.
 
     Raises:
-      InputError: the model does not have a token (if tokens are not traced) or a site, or this
-        forward pass does not pass an edited or wanted site.
+      InputError: the model does not have a token (if tokens are not traced) or a site, or `edits`
+        or `sites` has a site that this forward pass does not compute.
     """
     hooks = model.hook_context(edits, sites)
     network, last = model.bind(params), model.spec.depth - 1

@@ -1,7 +1,7 @@
-"""Blocks: what one layer of the model computes, and the interface that the package uses.
+"""Blocks: a block is what one layer of the model computes. `Block` is the interface of all blocks.
 
 base.py         the interface, with default methods that are correct for any causal block
-parameters.py   description of each parameter: shape, initialization, weight decay, mesh axes
+parameters.py   the description of a parameter: shape, initialization, weight decay, mesh axes
 gpt2.py         GPT-2's block: attention and MLP, each after a norm (attention.py, mlp.py, norm.py)
 cells.py        data structures that run many patched inputs through a block at once
 """
@@ -21,7 +21,7 @@ from implicit_reasoning.model.spec import Spec
 __all__ = ["BLOCKS", "Block", "GPT2Block", "Parameter", "find_block", "require_gpt2"]
 
 BLOCKS: dict[str, type[Block]] = {"gpt2": GPT2Block}
-"""Blocks that come with the package, by name. Other blocks are found by import path."""
+"""Block classes that come with the package, by name. All other blocks are found by import path."""
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def find_block(name: str) -> type[Block]:
     """Return the class that `model.block` names.
 
     Args:
-      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. A module is
+      name: a key of `BLOCKS`, or `package.module:Class`, or `path/to/file.py:Class`. Each module is
         imported once per process.
 
     Raises:
@@ -48,8 +48,8 @@ def require_gpt2(spec: Spec, what: str, error: type[InputError] = InputError) ->
 
     Args:
       spec: the spec of the model.
-      what: the operation that needs attention and MLP; the subject of the error message.
-      error: the type of the error.
+      what: the operation that needs GPT-2's attention and MLP; it is the subject of the message.
+      error: the type of the error to raise.
     """
     if find_block(spec.block) is not GPT2Block:
         raise error(

@@ -1,7 +1,7 @@
 """Causal multi-head attention, with HookedTransformer's names and layouts.
 
-The module takes separate inputs for queries, keys and values. A caller can also run its steps one
-by one (`project`, `mix`, `output`).
+`Attention` takes separate inputs for queries, keys and values. A caller can also run the three
+steps of attention one by one: `project`, `mix` and `output`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return the parameters: one projection per head, and biases."""
+        """Return the parameters: the projection matrices of each head, and the biases."""
         heads, width, inner = spec.n_heads, spec.d_model, spec.d_head
         weight = Parameter(
             (heads, width, inner), normal(spec.init_std), True, ("model", "fsdp", None)
@@ -69,12 +69,13 @@ class Attention(nnx.Module):
         Args:
           query_in: the normalized residual stream, `[batch, query_pos, d_model]`, or a separate
             input for each head, `[batch, query_pos, head, d_model]`.
-          key_in: the same for the keys, with `key_pos` positions.
-          value_in: the same for the values, with `key_pos` positions.
+          key_in: the input of the keys, `[batch, key_pos, d_model]`, or with a head axis.
+          value_in: the input of the values, `[batch, key_pos, d_model]`, or with a head axis.
           hooks: receives `hook_q`, `hook_k`, `hook_v`, `hook_attn_scores`, `hook_pattern`, `hook_z`
             and `hook_result`.
-          query_positions: the position of each query. A query attends to the keys up to its
-            position. By default the queries are at the last positions of the keys.
+          query_positions: the position of each query. A query attends to the keys at its own and
+            at earlier positions. By default, the queries are at the last `query_pos` of the
+            `key_pos` positions.
 
         Returns:
           The sum of the outputs of all heads and the output bias.
@@ -103,7 +104,7 @@ class Attention(nnx.Module):
         *,
         query_positions: Int[Array, "#batch query_pos"],
     ) -> Float[Array, "batch query_pos head d_head"]:
-        """Return the sum of the values, weighted by the attention pattern.
+        """Return, for each query and head, the sum of the values weighted by the attention pattern.
 
         A query attends to the keys at its own position and at earlier positions.
         """
@@ -126,7 +127,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch query_pos d_model"]:
         """Return the sum of the outputs of all heads and the output bias.
 
-        The output of each single head is computed only if `hook_result` is edited or wanted.
+        The separate output of each head is computed only if `hook_result` is edited or wanted.
         """
         weight = self.W_O[...].astype(z.dtype)
         if not hooks.asked("hook_result"):
@@ -137,13 +138,13 @@ class Attention(nnx.Module):
         return out + expand_to_rank(self.b_O[...], out)
 
 
-# Number of (query, key) pairs in one row. Up to this number, products of tiny matrices take several
-# times as long on a CPU as the same sums written out.
+# Up to this number of (query, key) pairs in one row, attention is written out as sums. On a CPU,
+# matrix products of such small matrices take several times as long as these sums.
 _FEW_PAIRS = 32
 
 
 def _scores(q: Array, k: Array, precision: str) -> Float[Array, "batch head query_pos key_pos"]:
-    """Return the dot products of queries and keys, float32."""
+    """Return the dot product of every query with every key, float32."""
     if q.shape[1] * k.shape[1] > _FEW_PAIRS:
         return jnp.einsum(
             "bqhe,bkhe->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
@@ -154,7 +155,7 @@ def _scores(q: Array, k: Array, precision: str) -> Float[Array, "batch head quer
 
 
 def _mix(pattern: Array, v: Array, precision: str) -> Float[Array, "batch query_pos head d_head"]:
-    """Return the sum of the values, weighted by the pattern."""
+    """Return, for each query and head, the sum of the values weighted by the pattern."""
     if pattern.shape[2] * pattern.shape[3] > _FEW_PAIRS:
         return jnp.einsum("bhqk,bkhe->bqhe", pattern, v, precision=precision)
     values = _split(v, 1)
@@ -166,9 +167,10 @@ def _mix(pattern: Array, v: Array, precision: str) -> Float[Array, "batch query_
 
 
 def _split(x: Array, axis: int) -> list[Array]:
-    """Return the slices along an axis.
+    """Return the slices along an axis, without that axis.
 
-    Their gradients are concatenated. The gradients of slices made by indexing would be added up.
+    In the backward pass, the gradients of these slices are concatenated. If the slices were made by
+    indexing, each gradient would be padded to the full shape, and the padded arrays would be added.
     """
     parts = jax.lax.split(x, (1,) * x.shape[axis], axis=axis)
     return [part.squeeze(axis) for part in parts]

@@ -1,11 +1,11 @@
 """The interface of a block: what a layer computes, and what the package needs to know about it.
 
-A block is a subclass of `Block` in its own module. The configuration field `model.block` names it:
-`gpt2`, or an import path (see `blocks.find_block`). Training, sharding, weight decay, FLOP counts,
-sites, edits and patching use this interface only, so a new block needs no change elsewhere.
+A block is a subclass of `Block`. The configuration field `model.block` names the subclass: `gpt2`,
+or an import path (see `blocks.find_block`). Training, sharding, weight decay, FLOP counts, sites,
+edits and patching use this interface only, so a new block needs no change elsewhere.
 
 A subclass defines `parameters`, `sites`, `flops` and `__call__`. The other methods have defaults
-that are correct for any causal block. A subclass overrides a default if it can do less work.
+that are correct for any causal block. A subclass may override a default to do less work.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from implicit_reasoning.model.spec import Spec
 
 
 class Block(nnx.Module):
-    """A map from the residual stream to the residual stream, causal in the positions.
+    """One layer of the model: a causal map from the residual stream to the residual stream.
 
-    The first site of a block is its input, `hook_resid_pre`. The last site is its output,
-    `hook_resid_post`. Instruments read and edit the residual stream at these sites.
+    The first site of a block is its input, `hook_resid_pre`. The last site of a block is its
+    output, `hook_resid_post`. Instruments read and edit the residual stream at these two sites.
 
     Attributes:
       dropout_sites: sites where dropout applies in training, in addition to the embeddings.
-      cone_sites: sites whose clean values `run_cones` reads; the first is `hook_resid_pre`.
+      cone_sites: sites whose values in the clean run `run_cones` reads. The first is
+        `hook_resid_pre`.
       part_sites: sites whose values `exchange_parts` reads.
     """
 
@@ -44,9 +45,10 @@ class Block(nnx.Module):
     part_sites: ClassVar[tuple[str, ...]] = ("hook_resid_pre", "hook_resid_post")
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs):
-        """Create all parameters, with one `nnx.Dict` for each group of names.
+        """Create all parameters as attributes of the block.
 
-        The parameter with the name `mixer.W_in` becomes `self.mixer.W_in`.
+        For example, the parameter `mixer.W_in` becomes `self.mixer.W_in`, where `self.mixer` is an
+        `nnx.Dict` of all parameters whose name starts with `mixer.`.
         """
         groups: dict[str, dict[str, Parameter]] = {}
         for name, parameter in self.parameters(spec).items():
@@ -59,12 +61,12 @@ class Block(nnx.Module):
     @staticmethod
     @abc.abstractmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return every parameter by name; a name is a group and a name within it, as `attn.W_Q`."""
+        """Return every parameter by its dotted name, such as `attn.W_Q`."""
 
     @staticmethod
     @abc.abstractmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """Return every site with the names of its dimensions, in the order of the forward pass."""
+        """Return every site and its dimension names, in the order of the forward pass."""
 
     @staticmethod
     @abc.abstractmethod
@@ -74,7 +76,7 @@ class Block(nnx.Module):
         Args:
           spec: the spec of the model.
           n_inputs: number of positions in the row.
-          n_outputs: number of positions at which the output is computed, as in `at`.
+          n_outputs: number of positions at which `at` computes the output.
         """
 
     @abc.abstractmethod
@@ -85,12 +87,12 @@ class Block(nnx.Module):
 
     @staticmethod
     def dims(spec: Spec) -> dict[str, int]:
-        """Return the sizes of the dimensions of this block's sites, except `d_model`."""
+        """Return the sizes of this block's own site dimensions, such as `head` and `d_mlp`."""
         return {}
 
     @staticmethod
     def parts(spec: Spec) -> tuple[str, ...]:
-        """Return the names of the parts that write to the residual stream, for `exchange_parts`."""
+        """Return the names of the parts that `exchange_parts` can exchange between two runs."""
         return ("block",)
 
     def at(
@@ -99,9 +101,9 @@ class Block(nnx.Module):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute the output at some positions only, by default at the last position.
+        """Compute the output at the given positions only; None means the last position.
 
-        The sites may then hold values at these positions only.
+        A site may then hold the values at these positions only.
         """
         return position_selector(positions)(self(resid, hooks))
 
@@ -112,14 +114,15 @@ class Block(nnx.Module):
         *,
         only_end: bool,
     ) -> Cones:
-        """Compute the outputs for many inputs, each of which differs from one clean run.
+        """Compute the outputs of many patched runs, all of which patch the same clean run.
 
         Args:
-          cones: the states that differ from the clean run, by start `(layer, pos)`. They cover
-            `pos` and all later positions. If the cone starts in this block, they cover `pos` only.
+          cones: the inputs that differ from the clean run, `[cell, batch, own_pos, d_model]`, by
+            start `(layer, pos)`. If the patch is at the input of this block, only the input at
+            `pos` differs. Otherwise the inputs at `pos` and at all later positions differ.
           clean: the values of `cone_sites` in the clean run.
-          only_end: compute the output at the last position only. Otherwise compute it at `pos` and
-            at all later positions.
+          only_end: compute the output at the last position only. Otherwise compute the output at
+            `pos` and at all later positions.
 
         Returns:
           The outputs by start, `[cell, batch, pos, d_model]`.
@@ -139,11 +142,11 @@ class Block(nnx.Module):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """Compute the output at one position when one part writes its value from another run.
+        """Compute the output of a run at one position if one part writes its value of another run.
 
         Args:
-          own: the values of `part_sites` at the position, `[batch, ...]`.
-          other: the same values in the other run.
+          own: the values of `part_sites` at this position in the run itself, `[batch, ...]`.
+          other: the values of `part_sites` at this position in the other run, `[batch, ...]`.
 
         Returns:
           One output for each exchanged part, in the order of `parts`.
@@ -153,10 +156,10 @@ class Block(nnx.Module):
 
 
 def position_selector(positions: Int[Array, "batch slot"] | None) -> Callable[[Array], Array]:
-    """Return a function that selects positions of each row, by default the last.
+    """Return a function that selects positions of each row.
 
     Args:
-      positions: the positions to select in each row.
+      positions: the positions to select in each row; None selects the last position.
 
     Returns:
       A function from `[batch, pos, ...]` to `[batch, slot, ...]`.

@@ -1,8 +1,9 @@
-"""Cells of a patching grid: many inputs of a block, each of which differs from one clean run.
+"""Cells of a patching grid: a cell is a run that replaces one state of a clean run.
 
-A cone is the set of states that a patch can change: its position and all later positions. All
-cells that start at the same layer and position are stacked. An operation on single positions runs
-once, on all positions of all cells in one row.
+The cone of a cell is the set of states that its patch can change: the states at the patched
+position and at all later positions. All cells with the same layer and position are stacked into one
+array. An operation that treats every position separately runs once for all positions of all cells,
+which are concatenated into one row.
 """
 
 from __future__ import annotations
@@ -14,27 +15,33 @@ from jaxtyping import Array, Float
 from implicit_reasoning import renames
 
 Start = tuple[int, int]
-"""`(layer, pos)` of the state `S[layer, pos]` that a patch replaces; layers are 0 to `depth`."""
+"""The layer and position `(layer, pos)` of the state that a patch replaces.
+
+`S[layer, pos]` is the residual stream after `layer` blocks, so layers are 0 to `depth`.
+"""
 
 Cones = dict[Start, Float[Array, "_cell batch _own_pos ..."]]
-"""The values that differ from the clean run, by start."""
+"""For each start, the values of its cells that differ from the clean run."""
 
 
 def insert_suffix(
     clean: Float[Array, "batch _pos ..."], own: Float[Array, "cell batch own_pos ..."], at: int
 ) -> Float[Array, "cell batch _pos ..."]:
-    """Return the clean values, with those from position `at` on replaced by `own`."""
+    """Return the clean values with `own` in place of the `own_pos` positions that begin at `at`."""
     clean = jnp.broadcast_to(clean[None], (len(own), *clean.shape)).astype(own.dtype)
     return jnp.concatenate([clean[:, :, :at], own, clean[:, :, at + own.shape[2] :]], axis=2)
 
 
 def flatten_cells(cones: Cones) -> Float[Array, "1 row ..."]:
-    """Put the values of all cells, examples and positions into one row."""
+    """Concatenate the values of all cells, examples and positions into one row."""
     return jnp.concatenate([x.reshape(1, -1, *x.shape[3:]) for x in cones.values()], axis=1)
 
 
 def unflatten_cells(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
-    """Undo `flatten_cells`; the trailing axes of `row` may differ from those of `like`."""
+    """Split a row of `flatten_cells` into the cells, examples and positions of `like`.
+
+    The remaining axes are those of `row`. They may differ from those of `like`.
+    """
     sizes = np.cumsum([np.prod(x.shape[:3]) for x in like.values()])[:-1]
     parts = jnp.split(row[0], sizes)
     return {

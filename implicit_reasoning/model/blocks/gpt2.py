@@ -59,7 +59,7 @@ class GPT2Block(Block):
 
     @staticmethod
     def sites(spec: Spec) -> dict[str, Dims]:
-        """Return the sites that TransformerLens has in a block."""
+        """Return the sites of a block, which are those of TransformerLens."""
         return {
             "hook_resid_pre": RESID,
             "hook_attn_in": PER_HEAD,
@@ -98,7 +98,8 @@ class GPT2Block(Block):
     def flops(spec: Spec, n_inputs: int, n_outputs: int) -> int:
         """Return the FLOPs of the matrix products in the forward pass of one row.
 
-        Keys and values are computed at all inputs, everything else at the outputs only.
+        Keys and values are computed at all `n_inputs` positions. Queries, attention and the MLP are
+        computed at the `n_outputs` positions only.
         """
         heads = spec.n_heads * spec.d_head
         square, mlp = spec.d_model * heads, spec.d_model * spec.d_mlp
@@ -109,7 +110,7 @@ class GPT2Block(Block):
     def __call__(
         self, resid: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """Compute the output; queries, keys and values all read this residual stream."""
+        """Compute the output at every position, and pass the values of the sites to `hooks`."""
         resid = hooks("hook_resid_pre", resid)
         query_in, key_in, value_in = self.attention_inputs(resid, hooks)
         attn_out = self.attn(query_in, key_in, value_in, hooks.within("attn."))
@@ -121,7 +122,10 @@ class GPT2Block(Block):
         positions: Int[Array, "batch slot"] | None,
         hooks: HookContext,
     ) -> Float[Array, "batch slot d_model"]:
-        """Compute the output at some positions only; keys and values are computed at all."""
+        """Compute the output at the given positions only; None means the last position.
+
+        Keys and values are computed at all positions.
+        """
         resid = hooks("hook_resid_pre", resid)
         normalized = self.ln1(resid, hooks.within("ln1."))
         here = position_selector(positions)
@@ -139,7 +143,7 @@ class GPT2Block(Block):
         attn_out: Float[Array, "batch pos d_model"],
         hooks: HookContext,
     ) -> Float[Array, "batch pos d_model"]:
-        """Run the second half of the block: add the output of attention, then run the MLP."""
+        """Add the output of attention to the residual stream, then run the MLP."""
         resid = hooks("hook_resid_mid", resid + hooks("hook_attn_out", attn_out))
         mlp_in = self.ln2(hooks("hook_mlp_in", resid), hooks.within("ln2."))
         mlp_out = hooks("hook_mlp_out", self.mlp(mlp_in, hooks.within("mlp.")))
@@ -151,10 +155,11 @@ class GPT2Block(Block):
         """Return the normalized inputs of queries, keys and values.
 
         The per-head sites (`hook_attn_in`, `hook_q_input`, ...) are *before* the norm, as in
-        TransformerLens. If one of them is edited, each head gets its own inputs: the norm runs on
-        each of them, and edits of `ln1` apply to each of these runs. For example, an edit that sets
-        `ln1.hook_scale` to the value of a clean run freezes the scale for all heads. The sites of
-        `ln1` then have no single value, so they cannot be returned or read.
+        TransformerLens. If one of these sites is edited, each head has its own inputs. The norm
+        then runs separately on the inputs of each head, and edits of `ln1` apply to each of these
+        runs. For example, an edit that sets `ln1.hook_scale` to the value of a clean run freezes
+        the scale for all heads. The sites of `ln1` then have a separate value for each head, so
+        these sites cannot be returned or read.
         """
         edited = any(map(hooks.edited, _PER_HEAD_INPUTS))
         if edited or any(map(hooks.asked, _PER_HEAD_INPUTS)):
@@ -176,12 +181,12 @@ class GPT2Block(Block):
         *,
         only_end: bool,
     ) -> Cones:
-        """Compute the outputs for many patched inputs, see `Block.run_cones`.
+        """Compute the outputs of many patched runs; see `Block.run_cones`.
 
-        Attention reads the clean queries, keys and values outside a cone. In the block where a cone
-        starts, all later positions are still clean. All operations on single positions run in one
-        product on the cells of all starts. Only the mixing of values runs separately for each start
-        position.
+        Outside a cone, attention uses the queries, keys and values of the clean run. In the block
+        where a cone starts, the inputs at all later positions are still those of the clean run.
+        Projections, norms and the MLP treat every position separately, so they run once for the
+        cells of all starts. Only `Attention.mix` runs once for each start position.
         """
         n_pos = clean["hook_resid_pre"].shape[1]
         first = {at: n_pos - 1 if only_end else at[1] for at in cones}
@@ -203,7 +208,7 @@ class GPT2Block(Block):
         )
 
     def _mixed(self, q: Cones, k: Cones, v: Cones) -> Cones:
-        """Return the mixed values of all heads; queries are at the last positions of the keys."""
+        """Return `Attention.mix` for all cells; the queries are at the last key positions."""
         z: Cones = {}
         for pos in dict.fromkeys(pos for _, pos in q):
             here = [at for at in q if at[1] == pos]
@@ -220,10 +225,10 @@ class GPT2Block(Block):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """Compute the output with each of `parts` exchanged, see `Block.exchange_parts`.
+        """Compute one output for each exchanged part of `parts`; see `Block.exchange_parts`.
 
-        A head is exchanged at `attn.hook_z`, because `attn.hook_result` is linear in it. If
-        attention or a head is exchanged, the MLP runs again on the new residual stream.
+        A head is exchanged at `attn.hook_z`, which determines the output of the head. If attention
+        or a head is exchanged, the MLP runs again on the new residual stream.
         """
         whole = self._with_attn_out(own, other["hook_attn_out"][None])
         mlp = own["hook_resid_mid"][None] + other["hook_mlp_out"][None]

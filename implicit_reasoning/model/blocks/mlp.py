@@ -39,7 +39,7 @@ class MLP(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return both linear maps, which tensor parallelism splits by neuron."""
+        """Return weights and biases; tensor parallelism splits them along the neuron axis."""
         width, neurons = spec.d_model, spec.d_mlp
         into = Parameter((width, neurons), normal(spec.init_std), True, ("fsdp", "model"))
         out = Parameter((neurons, width), normal(spec.residual_init_std), True, ("model", "fsdp"))
@@ -53,7 +53,7 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos d_model"], hooks: HookContext
     ) -> Float[Array, "batch pos d_model"]:
-        """Compute the output for normalized residuals; calls `hook_pre` and `hook_post`."""
+        """Compute the output for normalized residuals; `hooks` gets `hook_pre` and `hook_post`."""
         pre = _linear(x, self.W_in[...], self.precision)
         pre = hooks("hook_pre", pre + expand_to_rank(self.b_in[...], pre))
         post = hooks("hook_post", ACTIVATIONS[self.act_fn](pre))
@@ -64,8 +64,9 @@ class MLP(nnx.Module):
 def _linear(x: Array, weight: Array, precision: str) -> Array:
     """Return `x @ weight`, `[batch, pos, in] @ [in, out] -> [batch, pos, out]`.
 
-    The weight gets an extra axis of size 1. Without it, XLA folds a transposition into the matrix
-    product of the weight's gradient, and XLA's CPU kernels run such products at half the speed.
+    The weight gets an extra axis of size 1. Without this axis, XLA folds a transposition into the
+    matrix product that computes the gradient of the weight, and XLA's CPU kernels run such a
+    product at half the speed.
     """
     weight = weight.astype(x.dtype)[None]
     return jnp.einsum("bpd,odm->bpom", x, weight, precision=precision)[:, :, 0]

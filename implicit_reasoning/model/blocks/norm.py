@@ -1,4 +1,4 @@
-"""Layer norm, and its replacement in a model without norms."""
+"""Layer norm, and the identity that replaces it in a model without norms."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Norm(nnx.Module):
         Args:
           x: the residual stream.
           hooks: receives `hook_scale` and `hook_normalized`.
-          scale: the scale of another run ("frozen LN"), by default that of `x`. With it, the norm
-            is affine in `x`.
+          scale: a scale to use in place of the scale of `x`, such as the scale of another run
+            ("frozen LN"). With a given scale, the norm is affine in `x`.
         """
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
@@ -72,7 +72,7 @@ class NoNorm(nnx.Module):
 
     @staticmethod
     def parameters(spec: Spec) -> dict[str, Parameter]:
-        """Return an empty table."""
+        """Return an empty table, because there are no parameters."""
         return {}
 
 
@@ -82,7 +82,7 @@ def norm_class(spec: Spec) -> type[Norm] | type[NoNorm]:
 
 
 def norm_sites(name: str, spec: Spec) -> dict[str, Dims]:
-    """Return the sites of the norm called `name`; empty for a model without norms."""
+    """Return the sites of the norm called `name`; a model without norms has no such sites."""
     if spec.normalization != "LN":
         return {}
     return {f"{name}.hook_scale": SCALE, f"{name}.hook_normalized": RESID}

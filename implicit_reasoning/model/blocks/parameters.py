@@ -1,4 +1,4 @@
-"""Parameters: the shape, initialization, weight decay and sharding of each one.
+"""Descriptions of parameters: the shape, initialization, weight decay and sharding of each.
 
 A module declares its parameters in one table, by name. This table is used to create the arrays
 (`create_parameters`), to mask the weight decay (`training.optimizer`) and to place the arrays on
@@ -23,16 +23,16 @@ Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
 
 
 class Parameter(NamedTuple):
-    """One parameter of a module.
+    """The description of one parameter of a module.
 
     Attributes:
       shape: shape of the array.
       init: function that creates the array, float32.
       decayed: whether weight decay applies.
-      axes: the mesh axis over which each dimension is split: `model`, or None for no split. `fsdp`
-        marks the dimension that is split over `data` if `mesh.fsdp` is set. Biases and norms have
-        no `fsdp` dimension, because they are too small for it to save memory. Missing entries are
-        None.
+      axes: one entry for each dimension. `model` splits the dimension over the mesh axis `model`.
+        `fsdp` splits the dimension over the mesh axis `data` if `mesh.fsdp` is set. None means no
+        split, and missing entries are None. Biases and norms have no `fsdp` entry, because
+        splitting such small arrays would save little memory.
     """
 
     shape: tuple[int, ...]
@@ -42,16 +42,16 @@ class Parameter(NamedTuple):
 
 
 Table = Mapping[str, Parameter]
-"""Parameters by dotted name, in the order in which they draw from the random stream."""
+"""Parameters by dotted name, in the order in which their initializers draw random numbers."""
 
 
 def normal(std: float) -> Initializer:
-    """Return an initializer with independent normal entries of mean 0."""
+    """Return an initializer that draws independent normal entries with mean 0."""
     return lambda rngs, shape: std * jax.random.normal(rngs.params(), shape)
 
 
 def constant(value: float) -> Initializer:
-    """Return an initializer with equal entries; it draws no random numbers."""
+    """Return an initializer that sets all entries to `value`; it draws no random numbers."""
     return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
 
 
@@ -62,7 +62,7 @@ def create_parameters(module: nnx.Module, table: Table, rngs: nnx.Rngs) -> None:
 
 
 def with_prefix(prefix: str, table: Mapping[str, _T]) -> dict[str, _T]:
-    """Return the same table with the names `prefix.name`."""
+    """Return the table with each `name` changed to `prefix.name`."""
     return {f"{prefix}.{name}": entry for name, entry in table.items()}
 
 

@@ -1,7 +1,7 @@
-"""Files of named arrays: `.safetensors`, `.npz`, and PyTorch's `.bin` (read only).
+"""Reading and writing files of named arrays: `.safetensors`, `.npz`, and PyTorch's `.bin`.
 
-This module imports neither JAX nor packages that need JAX, so that tests/peers can run it in an
-environment with torch.
+A `.bin` file can be read but not written. This module imports neither JAX nor packages that need
+JAX, so that `tests/peers` can use it in an environment that has torch but not JAX.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from implicit_reasoning.files import atomic_write, check_format, read_npz, write
 from implicit_reasoning.paths import local_path
 
 WEIGHTS_FORMAT = 1
-"""Version of the format of weight files.
+"""The version of the format of weight files.
 
-It is in the metadata of a `.safetensors` file and in the comment of an `.npz` archive.
+It is stored in the metadata of a `.safetensors` file or in the comment of an `.npz` archive.
 """
 
 _FORMAT_KEY = "implicit_reasoning_format"
@@ -42,7 +42,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
 )
 
-# The ml_dtypes names of safetensors types that numpy does not have.
+# The safetensors types that numpy does not have, with their names in ml_dtypes.
 _SMALL = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
@@ -56,10 +56,10 @@ _NUMPY = {"F64", "F32", "F16", "C64", "BOOL", *(f"{s}{n}" for s in "IU" for n in
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
-    """Return the path if its suffix is `.npz` or `.safetensors`.
+    """Return the path of a weight file, after a check that it ends in `.npz` or `.safetensors`.
 
     Raises:
-      InputError: the path has another suffix.
+      InputError: the path has a different suffix.
     """
     path = local_path(path)
     if path.suffix not in (".npz", ".safetensors"):
@@ -68,8 +68,8 @@ def checked(path: str | os.PathLike[str]) -> Path:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write the arrays in the format that the suffix of the path selects; dtypes are kept."""
-    # safetensors writes the memory of an array, so reshaped or transposed arrays must be copied.
+    """Write the arrays, with their dtypes, in the format that the suffix of the path names."""
+    # safetensors writes the memory of an array as it is, so a transposed array must be copied.
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     if path.suffix == ".npz":
         write_npz(path, plain, comment=f"{_FORMAT_KEY}={WEIGHTS_FORMAT}")
@@ -80,9 +80,10 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _check_format(path: Path) -> None:
-    """Raise an `InputError` if a weight file has a newer format than this version knows.
+    """Raise an `InputError` if a weight file has a newer format than this version can read.
 
-    Files of other programs state no format, and neither do older files of this package.
+    A file without a format version is accepted: it is from another program or an older version of
+    this package.
     """
     if path.suffix == ".safetensors":
         with safe_open(path, framework="np") as file:
@@ -98,16 +99,16 @@ def _check_format(path: Path) -> None:
 def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np.ndarray]:
     """Read the arrays of a weight file as float32.
 
-    Any floating-point type is accepted. float16, bfloat16 and 8-bit types convert to float32
-    exactly.
+    Any floating-point type of at least 8 bits is accepted. float16, bfloat16 and 8-bit types
+    convert to float32 exactly.
 
     Args:
       path: the file.
-      skip: a pattern. Arrays whose name contains a match are left out, whatever their type.
+      skip: a pattern. Arrays whose name contains a match are not returned, and may have any type.
 
     Raises:
       InputError: the file is missing, truncated or not a weight file; an array does not have a
-        floating-point type, or has finite values that float32 cannot represent; or the file is in
+        floating-point type, or has a finite value outside the range of float32; or the file is in
         PyTorch's format and torch is not installed.
     """
     if not path.exists():
@@ -133,12 +134,12 @@ def read_arrays(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, np
 
 
 def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> np.ndarray:
-    """Convert an array of a file to float32.
+    """Convert an array that was read from a file to float32.
 
     Raises:
-      InputError: the array does not have a floating-point type, such as the integers of quantized
-        weights, whose scales are stored elsewhere; or a finite value is beyond the range of
-        float32.
+      InputError: the array does not have a floating-point type, or has a finite value outside the
+        range of float32. Integers are rejected because they may be quantized weights, whose scales
+        are stored elsewhere.
     """
     if array.dtype.kind in "biuc":
         raise _no_float(where, name, str(array.dtype))
@@ -169,7 +170,7 @@ def _read_safetensors(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.
                 raise _no_float(path, name, dtype)
             else:
                 arrays[name] = file.get_tensor(name)
-    if small:  # numpy lacks these types; ml_dtypes has them
+    if small:  # These types are in ml_dtypes but not in numpy.
         import ml_dtypes
 
         for name, tensor in deserialize(path.read_bytes()):

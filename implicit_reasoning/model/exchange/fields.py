@@ -1,8 +1,8 @@
-"""Checks of config files of other packages: which fields are read, harmless or rejected.
+"""Checks of the config files of other packages.
 
-A reader translates a field, or knows that it does not change the computation, or rejects it by
-name. Any other field is accepted only if its value means that the feature is off: null, false, or
-empty.
+The module that reads a format lists the fields that it translates, the fields that do not change
+the computation, and the fields of which it supports certain values only. A field in none of these
+lists is accepted only if its value means that the feature is off: null, false or empty.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def check_config(
 
     Args:
       config: the parsed content of the file.
-      where: the file.
+      where: the file, for messages.
       what: what the config describes, for messages.
-      numbers: required fields with integer values.
-      optional: other fields that the caller reads, with their types.
+      numbers: the required fields. Their values must be integers.
+      optional: the types of the optional fields that the caller reads, by field name.
       harmless: fields that do not change the computation, whatever their value.
-      only: fields with the values that the caller supports. These fields may be absent.
+      only: the values that the caller supports, by field name. These fields may be absent.
 
     Raises:
-      InputError: the config is not a dict, lacks a number, has a field of the wrong type, or
-        describes something that is not supported.
+      InputError: the config is not a dict, lacks a required field, has a field of the wrong type,
+        or describes something that is not supported.
     """
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a {what} config, but a JSON {type(config).__name__}")
@@ -69,7 +69,10 @@ def check_config(
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type such as `int` or `float | None`; a bool is not a number."""
+    """Return whether a value has the type `kind`, such as `int` or `float | None`.
+
+    Unlike in Python, a bool does not count as an int.
+    """
     if isinstance(value, bool):
         return bool in (get_args(kind) or (kind,))
     return isinstance(value, kind)

@@ -1,4 +1,4 @@
-"""Helpers of all formats: flat names, unrolled loops, and checks of names and shapes."""
+"""Helpers for all weight formats: flat names, unrolled loops, and checks of names and shapes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def flatten_params(params: Params) -> dict[str, Any]:
 
 
 def unroll(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """Return an equivalent model without loops; each block is repeated, once for each pass."""
+    """Return an equivalent model without loops, in which each block is repeated for each pass."""
     spec = model.spec
     unrolled = dataclasses.replace(spec, n_layers=spec.depth, n_loops=1)
-    # Passes share arrays but not dictionaries, so that callers can edit each block.
+    # The copies of a block share arrays but not dictionaries, so that a caller can change the
+    # parameters of one copy only.
     blocks = {
         str(layer): jax.tree.map(lambda leaf: leaf, params["blocks"][str(layer % spec.n_layers)])
         for layer in range(spec.depth)
@@ -43,13 +44,13 @@ def check_fit(
 
     Args:
       flat: the arrays of the file, by name.
-      wanted: objects with the `shape` that each array must have, by name.
-      where: the file.
-      what: what the arrays have to fit, for the message.
+      wanted: for each required name, an object whose `shape` the array must have.
+      where: the file, for the message.
+      what: what the arrays must fit, for the message.
 
     Raises:
-      InputError: a name is missing or unknown, or an array has another shape; the message lists
-        all.
+      InputError: a name is missing or unknown, or an array has the wrong shape. The message lists
+        all such names.
     """
     faults = [f"{name} is missing" for name in wanted if name not in flat]
     faults += [f"{name} is not a parameter of it" for name in flat if name not in wanted]
@@ -63,19 +64,25 @@ def check_fit(
 
 
 def shapes(model: Transformer) -> Params:
-    """Return the shapes of the parameters without computing the parameters."""
+    """Return the shapes of a model's parameters, without initializing the parameters."""
     params: Params = jax.eval_shape(model.init, jax.random.key(0))
     return params
 
 
 def scale_queries(flat: dict[str, Any], layer: int, ratio: float) -> None:
-    """Multiply the attention scores of a block by `ratio`; changes `W_Q` and `b_Q` in place."""
+    """Multiply the attention scores of a block by `ratio`, by replacing `W_Q` and `b_Q` in `flat`.
+
+    Args:
+      flat: the parameters by dotted name; changed in place.
+      layer: the index of the block.
+      ratio: the factor.
+    """
     if ratio != 1:
         for name in (f"blocks.{layer}.attn.W_Q", f"blocks.{layer}.attn.b_Q"):
             flat[name] = (flat[name] * np.float64(ratio)).astype(np.float32)
 
 
 def on_device(flat: Mapping[str, Any]) -> Params:
-    """Return flat parameters as nested parameters on the device."""
+    """Convert parameters by dotted name to a nested dict, and move them to the device."""
     # `jnp.asarray` would compile one program per shape.
     return unflatten_params(jax.device_put(dict(flat)))

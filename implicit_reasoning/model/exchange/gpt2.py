@@ -1,7 +1,8 @@
-"""HuggingFace's GPT-2: the folder of `config.json` and weights that `from_pretrained` opens.
+"""HuggingFace's GPT-2 format: a folder of `config.json` and weights, for `from_pretrained`.
 
 HuggingFace's `Conv1D` stores weights as `[in, out]`, so matrices are not transposed. One matrix
-holds queries, keys and values side by side, and within each of them the heads side by side.
+holds the projections of queries, keys and values side by side. Within each of these three
+projections, the heads are side by side.
 
 Sources: transformers, models/gpt2. The fields for loops and for models without norms are those of
 the modified copy in OSU-NLP-Group/GrokkedTransformer.
@@ -85,11 +86,12 @@ _HARMLESS = (
     *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
     *("begin_suppress_tokens", "remove_invalid_values", "output_scores", "generation_config"),
     *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
-    # An option of `re_embed`, which must be off.
+    # This is an option of `re_embed`. `_ONLY` requires that `re_embed` is off.
     "re_embed_temp",
 )
 
-# Fields with the only values that this transformer supports. An absent field has such a value.
+# The supported values of fields that change the architecture. A field that is absent from a config
+# has a supported value by default.
 _ONLY = {
     "model_type": ("gpt2",),
     "add_cross_attention": (False,),
@@ -102,10 +104,10 @@ _ONLY = {
 }
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-"""Other names of the same activation function."""
+"""The names of activation functions in this package, by their other names in HuggingFace."""
 
-# Parameter names within a block, from ours to HuggingFace's. The attention projections are missing,
-# because HuggingFace stores them in one matrix.
+# HuggingFace's parameter names, by the names of this package. The parameters of attention are not
+# listed, because their layouts differ too.
 _NORM = {"w": "weight", "b": "bias"}
 _MLP = {
     "W_in": "mlp.c_fc.weight",
@@ -116,11 +118,13 @@ _MLP = {
 
 
 def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params) -> None:
-    """Write a folder that `GPT2LMHeadModel.from_pretrained` opens; a looped model is unrolled.
+    """Write a folder that `GPT2LMHeadModel.from_pretrained` can read.
+
+    The blocks of a looped model are repeated, once for each pass.
 
     Args:
-      folder: the folder, created if missing. `config.json` is written last, so if it exists, the
-        weights are complete.
+      folder: the folder, created if missing. `config.json` is written last, so the weights are
+        complete if `config.json` exists.
       model: the model of the parameters.
       params: the parameters, float32.
 
@@ -147,19 +151,19 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
 def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     """Read a checkpoint folder of HuggingFace's GPT-2 or of GrokkedTransformer's modified copy.
 
-    GrokkedTransformer's `--add_recurrence` (the blocks run twice, `n_loops` 2) and `--no_ln` are
-    supported. If the config ties the embeddings, a copy of them under `lm_head` is ignored.
-    Attention scores may be divided by something other than sqrt(d_head) (`scale_attn_weights`,
-    `scale_attn_by_inverse_layer_idx`). The ratio is then multiplied into `W_Q` and `b_Q`, which
-    gives the same scores.
+    GrokkedTransformer's `--add_recurrence` (the blocks run twice, `n_loops` is 2) and `--no_ln` are
+    supported. If the config ties the embeddings, a copy of the embeddings under `lm_head` is
+    ignored. A config can divide attention scores by a number d other than sqrt(d_head)
+    (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`). `W_Q` and `b_Q` are then multiplied
+    by sqrt(d_head) / d, which gives the same scores.
 
     Returns:
       The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or truncated; a name is missing, unknown or has another shape;
-        the tied embeddings differ; or the config asks for something that this transformer does not
-        support, or has an unknown field.
+      InputError: a file is missing or truncated; an array is missing, unknown or has the wrong
+        shape; the config ties the embeddings, but `lm_head` differs from them; or the config asks
+        for something that this transformer does not support, or has an unknown field.
     """
     folder = local_path(folder)
     config = read_json(folder / "config.json")
@@ -190,7 +194,7 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
 
 
 def gpt2_state(params: Params) -> dict[str, Any]:
-    """Return the parameters of a model without loops in GPT-2's names and layouts."""
+    """Convert the parameters of a model without loops to HuggingFace's names and layouts."""
     state = {
         "transformer.wte.weight": params["embed"]["W_E"],
         "transformer.wpe.weight": params["pos_embed"]["W_pos"],
@@ -218,7 +222,7 @@ def gpt2_state(params: Params) -> dict[str, Any]:
 
 
 def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """Undo `gpt2_state`; return flat parameters, by dotted name."""
+    """Convert the result of `gpt2_state` back to this package's parameters, by dotted name."""
     flat = {
         "embed.W_E": state["transformer.wte.weight"],
         "pos_embed.W_pos": state["transformer.wpe.weight"],
@@ -245,7 +249,7 @@ def hooked_state(state: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
 
 
 def gpt2_config(spec: Spec) -> dict[str, Any]:
-    """Return the spec of a model without loops as the fields of GPT2Config."""
+    """Convert the spec of a model without loops to the fields of HuggingFace's GPT2Config."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -259,14 +263,16 @@ def gpt2_config(spec: Spec) -> dict[str, Any]:
         "layer_norm_epsilon": spec.eps,
         "tie_word_embeddings": spec.tied,
         "initializer_range": spec.init_std,
-        # GPT-2's default end-of-text token does not exist in our vocabularies.
+        # The vocabularies of this package do not have GPT-2's default end-of-text token.
         "bos_token_id": None,
         "eos_token_id": None,
     }
 
 
 def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
-    """Return the spec that a GPT2Config's JSON describes, including GrokkedTransformer's fields.
+    """Return the spec that the JSON of a GPT2Config describes.
+
+    GrokkedTransformer's additional fields are read too.
 
     Raises:
       InputError: the config describes a model that is not supported.

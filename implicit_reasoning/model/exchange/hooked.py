@@ -1,12 +1,12 @@
 """HookedTransformer's state dict as `.npz` or `.safetensors`, with a JSON config beside it.
 
-The keys and layouts are those of an *unfolded* HookedTransformer. The config has the fields of
-HookedTransformerConfig. TransformerLens and packages built on it can therefore load a file written
-here, and this module can load theirs.
+The keys and layouts are those of a HookedTransformer whose layer norms are *not* folded into the
+weights. The config has the fields of HookedTransformerConfig. TransformerLens and packages built on
+it can therefore load the files that this module writes, and this module can load their files.
 
-TransformerLens 4 no longer has HookedTransformer. It converts these keys
-(`transformer_lens.utilities.tl_checkpoint_conversion`; see tests/peers). This module also reads the
-files that TransformerLens 4 saves.
+TransformerLens 4 no longer has HookedTransformer, but it can convert files with these keys
+(`transformer_lens.utilities.tl_checkpoint_conversion`; see `tests/peers`). This module also reads
+the files that TransformerLens 4 writes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from implicit_reasoning.model.exchange.flat import (
 from implicit_reasoning.model.spec import Spec
 from implicit_reasoning.model.transformer import Params, Transformer
 
-# Buffers of HookedTransformer, which are not parameters.
+# Arrays in a state dict of HookedTransformer that are buffers, not parameters.
 _BUFFERS = re.compile(r"(attn\.(mask|IGNORE|rotary_sin|rotary_cos))$")
 _NUMBERS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab")
 _OPTIONAL = {
@@ -59,7 +59,7 @@ _HARMLESS = (
     *("model_name", "from_checkpoint", "checkpoint_index", "checkpoint_label_type"),
     *("checkpoint_value", "trust_remote_code", "init_mode", "init_weights", "initializer_range"),
     *("seed", "n_params", "device", "n_devices", "dtype", "attn_implementation"),
-    # The arrays show whether W_U is the transposed W_E.
+    # This field is not needed, because the arrays show whether W_U is the transposed W_E.
     "tie_word_embeddings",
     # Options of features that must be off: local attention, rotary embeddings, mixture of experts,
     # grouped-query attention.
@@ -73,7 +73,8 @@ _HARMLESS = (
     *("qk_norm_after_rope", "rmsnorm_uses_offset"),
 )
 
-# Fields with the only values that this transformer supports. An absent field has such a value.
+# The supported values of fields that change the architecture. A field that is absent from a config
+# has a supported value by default.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "positional_embedding_type": ("standard",),
     "attention_dir": ("causal",),
@@ -91,13 +92,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "layer_norm_folding": (False,),
     "attn_scores_soft_cap": (-1.0, 0.0, None),
     "output_logits_soft_cap": (-1.0, 0.0, None),
-    # Other architectures place some norms elsewhere, whatever the fields above say.
+    # All other architectures place some norms elsewhere, and no field above says so.
     "original_architecture": (None, "GPT2LMHeadModel", "neel"),
     "architecture": (None, "TransformerLensNative", "GPT2LMHeadModel"),
 }
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-"""Other names of the same activation function."""
+"""The names of activation functions in this package, by their other names in TransformerLens."""
 
 
 def save_weights(path: str | os.PathLike[str], model: Transformer, params: Params) -> None:
@@ -112,7 +113,7 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
       params: the parameters, float32.
 
     Raises:
-      InputError: the model does not have GPT-2's blocks, or the path has another suffix.
+      InputError: the model does not have GPT-2's blocks, or the suffix is not one of these two.
     """
     require_gpt2(model.spec, "HookedTransformer's format")
     path = checked(path)
@@ -128,21 +129,22 @@ def save_weights(path: str | os.PathLike[str], model: Transformer, params: Param
 def load_weights(path: str | os.PathLike[str]) -> tuple[Transformer, Params]:
     """Read a file of `save_weights`, or a state dict exported from TransformerLens.
 
-    The keys are those of HookedTransformer or of a native bridge of TransformerLens 4.
+    The keys must be those of HookedTransformer or of a native bridge of TransformerLens 4.
 
-    Buffers are dropped. A bias that is missing in all blocks is zero. If `unembed.W_U` is missing
-    or equals the transposed embedding, the model is tied. If `unembed.b_U` is missing or zero, the
-    model has no logit bias. Attention scores may be divided by something other than sqrt(d_head)
-    (`use_attn_scale`, `attn_scale`, `scale_attn_by_inverse_layer_idx`). The ratio is then
-    multiplied into `W_Q` and `b_Q`, which gives the same scores.
+    Buffers are ignored. A bias that is missing in all blocks is set to zero. If `unembed.W_U` is
+    missing or equals the transposed embedding, the loaded model has tied embeddings. If
+    `unembed.b_U` is missing or zero, the loaded model has no logit bias. A config can divide
+    attention scores by a number d other than sqrt(d_head) (`use_attn_scale`, `attn_scale`,
+    `scale_attn_by_inverse_layer_idx`). `W_Q` and `b_Q` are then multiplied by sqrt(d_head) / d,
+    which gives the same scores.
 
     Returns:
       The model and its parameters, on the device.
 
     Raises:
-      InputError: a file is missing or truncated; a key is missing, unknown or has another shape; or
-        the config asks for something that this transformer does not support, or has an unknown
-        field.
+      InputError: a file is missing or truncated; an array is missing, unknown or has the wrong
+        shape; or the config asks for something that this transformer does not support, or has an
+        unknown field.
     """
     path = checked(path)
     where = path.with_suffix(".json")
@@ -183,12 +185,12 @@ def attention_scale(config: Mapping[str, Any], layer: int, d_head: int) -> float
 
 
 def _in_any_block(name: str) -> str:
-    """Return a parameter name without the number of its block."""
+    """Return a parameter name without the index of its block."""
     return re.sub(r"^blocks\.\d+\.", "blocks.", name)
 
 
 def hooked_config(spec: Spec) -> dict[str, Any]:
-    """Return the spec of a model without loops as the fields of HookedTransformerConfig."""
+    """Convert the spec of a model without loops to the fields of HookedTransformerConfig."""
     return {
         "n_layers": spec.n_layers,
         "d_model": spec.d_model,
@@ -207,14 +209,14 @@ def hooked_config(spec: Spec) -> dict[str, Any]:
 
 
 def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
-    """Check that this transformer supports the model of a HookedTransformerConfig.
+    """Check that this transformer supports the model that a HookedTransformerConfig describes.
 
     Raises:
       InputError: the config is incomplete, or describes a model that is not supported.
     """
     stated, only = config, dict(_ONLY)
     if isinstance(config, dict):
-        # In HookedTransformerConfig, -1 means that the value follows from other fields.
+        # In HookedTransformerConfig, -1 means that the value is computed from other fields.
         stated = {name: value for name, value in config.items() if value != -1}
         only["d_vocab_out"] = (config.get("d_vocab"),)
         only["n_key_value_heads"] = (None, config.get("n_heads"))
@@ -233,7 +235,7 @@ def check_hooked(config: Any, where: str | os.PathLike[str]) -> None:
 
 
 def spec_of(config: Any, *, tied: bool, unembed_bias: bool, where: str = "the config") -> Spec:
-    """Return the spec that a HookedTransformerConfig's JSON describes.
+    """Return the spec that the JSON of a HookedTransformerConfig describes.
 
     Raises:
       InputError: the config is incomplete, or describes a model that is not supported.

@@ -1,13 +1,14 @@
-"""Planted models: weights written by hand, so that the mechanism is known exactly.
+"""Planted models: models with hand-written weights, whose mechanism is therefore known exactly.
 
-    draft.py       circuits of moves between positions and look-ups, compiled into weights
+    draft.py       a model as a list of heads that copy and neurons that look up; its weights
     truth.py       ground truth: which claims hold at each layer and position
     circuit.py     the heads, neurons and edges through which a model computes its answers
-    routes.py      routes from a prompt to its answer, with the claims that each makes true
-    mechanisms.py  the models: composers, memorisers, and decoys that resemble them
+    routes.py      routes from a prompt to its answer, and the claims that each route makes true
+    mechanisms.py  the planted models: composers, memorisers, and models that resemble composers
 
-The method follows Tracr (Lindner et al. 2023). The models test whether an instrument can tell that
-a model composes.
+A composer looks up two facts, through the bridge. A memoriser looks up the whole chain at once. The
+models test whether an instrument can tell that a model composes. The method follows Tracr (Lindner
+et al. 2023).
 """
 
 from implicit_reasoning.model.planted.circuit import Circuit

@@ -1,9 +1,9 @@
 """The circuit of a planted model: heads, neurons and edges, derived from its moves and look-ups.
 
-A node reads the dimensions that an earlier node, or the embeddings, wrote at its position. The
-circuit of an answer is found by tracing these reads back from the neurons that write the answer.
-Nothing is measured here. The tests compare the result with ablations of every head, neuron and
-edge.
+A head or MLP reads dimensions of the residual stream that earlier heads and MLPs, or the
+embeddings, have written. The circuit of an answer is found by tracing these reads back from the
+neurons that write the answer. This module measures nothing. The tests compare its circuits with
+ablations of every head, neuron and edge.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from implicit_reasoning.model.units import Edge, Fact, Head, Neuron, Unit
 class Circuit:
     """One route from the prompt of a chain to its answer.
 
-    Suppose that no other route gives the answers. If any unit of the circuit is set to zero, some
-    chain is then answered wrongly. If any other unit is set to zero, all chains are still answered.
+    In a model with this route only, setting a unit of the circuit to zero makes at least one answer
+    wrong, and setting a unit outside the circuit to zero changes no answer. A unit is a head, a
+    neuron or an edge.
     """
 
     heads: frozenset[Head]
@@ -41,8 +42,8 @@ def trace_circuit(draft: Draft, answer: int) -> Circuit:
     """Return the circuit that ends at one table of a draft.
 
     Args:
-      draft: a draft whose model was built, so that its heads and neurons are known.
-      answer: the number of a table that writes the answers of chains.
+      draft: a draft after `Draft.build`, which chooses the heads and neurons.
+      answer: the index in `draft.tables` of a table that writes the answers of chains.
     """
     found = _Trace(draft)
     found.edges.add(Edge(f"m{draft.tables[answer].block}", "logits"))
@@ -51,7 +52,7 @@ def trace_circuit(draft: Draft, answer: int) -> Circuit:
 
 
 class _Trace:
-    """The units found so far, going back from the answer."""
+    """The units that the search has found so far, starting from the answer."""
 
     def __init__(self, draft: Draft):
         self._draft = draft
@@ -60,14 +61,17 @@ class _Trace:
         self.edges: set[Edge] = set()
 
     def table(self, number: int) -> None:
-        """Add the neurons of a table and everything that they read."""
+        """Add the neurons of a table, and all units from which these neurons read."""
         table = self._draft.tables[number]
         own = np.flatnonzero(table.asked)
         self.neurons.update(self._draft.neurons[number][neuron] for neuron in own)
         self._read(table.keys[:, own], table.pos, table.block, f"m{table.block}", mlp=True)
 
     def _move(self, number: int) -> None:
-        """Add a head and everything that its value reads; query and key read positions only."""
+        """Add a head, and all units from which its value input reads.
+
+        Its query and key inputs read the position embeddings only.
+        """
         move, head = self._draft.moves[number], self._draft.heads[number]
         self.heads.add(head)
         self.edges.update(Edge("input", f"{head}<{part}>") for part in "qk")
@@ -82,9 +86,14 @@ class _Trace:
         *,
         mlp: bool,
     ) -> None:
-        """Add every node that writes into `dims` at `pos` before the receiver reads it.
+        """Add every head and table that writes into `dims` at `pos` before the receiver reads them.
 
-        An MLP also reads what the attention of its own block writes.
+        Args:
+          dims: dimensions of the residual stream.
+          pos: the index of the position.
+          block: the block of the receiver.
+          receiver: the name of the receiver, as in `Edge`.
+          mlp: whether the receiver is an MLP, which also reads the heads of its own block.
         """
         draft = self._draft
         embedded = [draft.entity if pos == 0 else draft.relation, draft.position[pos]]
@@ -102,14 +111,14 @@ class _Trace:
 
 
 def moved_variables(draft: Draft) -> dict[Head, str]:
-    """Return the variable that each head copies; the model of the draft must be built."""
+    """Return the variable that each head copies; call this after `Draft.build`."""
     return {draft.heads[number]: move.variable for number, move in enumerate(draft.moves)}
 
 
 def stored_facts(draft: Draft) -> dict[Neuron, Fact | tuple[int, int, int]]:
     """Return the fact, or the chain (e1, r1, r2), that each neuron stores.
 
-    The model of the draft must be built.
+    Call this after `Draft.build`.
     """
     found: dict[Neuron, Fact | tuple[int, int, int]] = {}
     for number, table in enumerate(draft.tables):
@@ -125,10 +134,11 @@ def component_claims(
     moves: Mapping[Head, str],
     stores: Mapping[Neuron, Fact | tuple[int, int, int]],
 ) -> tuple[Claims, Claims]:
-    """Return claims about heads, neurons and edges, `(true, open)`.
+    """Return the true claims and the open claims about heads, neurons and edges.
 
-    If there are two routes, the claims that their units are parts of the circuit are open: answers
-    are computed through each unit, but ablating one alone changes no answer.
+    An open claim counts neither as true nor as false. If there are two routes, every claim that a
+    unit is a part of the circuit is open: answers are computed through the unit, but ablating the
+    unit alone changes no answer.
 
     Args:
       routes: the circuits through which answers are computed.

@@ -1,8 +1,9 @@
-"""A planted model under construction: codes, heads that move them, and neurons that look them up.
+"""A planted model under construction: heads that copy codes, and neurons that look them up.
 
-Every code is one-hot with values 0 and 1, in dimensions that no other code uses, so all
-computations are exact. A neuron adds up its key dimensions and is active if all of them are 1.
-There are no norms, because a norm would make the size of each code depend on the other codes.
+A code represents the value of a variable, such as e1, in the residual stream. Every code is a
+one-hot vector with values 0 and 1, in dimensions that no other code uses, so all computations are
+exact. A neuron adds up its key dimensions and is active if all of them are 1. A planted model has
+no norms, because a norm would make the size of each code depend on the other codes.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from implicit_reasoning.model.units import Head, Neuron
 POSITIONS = ("e1", "r1", "r2")
 HEADS = 3  # per block; no planted model makes more moves than this in one block
 
-# The attention score of the attended position, when all others are 0. The attention to other
-# positions is below e^-30 = 1e-13, a millionth of the rounding error of a float32 near 1.
+# The attention score of the attended position; all other scores are 0. The attention to all other
+# positions is then below e^-30 = 1e-13, a millionth of the rounding error of a float32 near 1.
 _SCORE = 30.0
-# The logit of the right answer, when all others are 0: a probability above .99 with 100 tokens.
+# The logit of the right answer; all other logits are 0. With 100 tokens, the probability of the
+# right answer is then above .99.
 _LOGIT = 10.0
 
 
@@ -34,8 +36,8 @@ class Move(NamedTuple):
 
     Attributes:
       block: the block of the head.
-      source, target: indices of the positions.
-      read, write: dimensions of the code at the source, and of its copy at the target.
+      source, target: the index of the position to copy from, and of the position to copy to.
+      read, write: the dimensions of the code at the source, and those of its copy at the target.
       variable: the name of the copied variable.
     """
 
@@ -48,16 +50,20 @@ class Move(NamedTuple):
 
 
 class LookupTable(NamedTuple):
-    """Neurons that look up: a neuron is active if all its keys are 1, and then writes its values.
+    """A table in the neurons of one MLP; each neuron stores one entry.
+
+    A neuron is active if all its key dimensions are 1. An active neuron adds `strength` to each of
+    its value dimensions.
 
     Attributes:
       block: the block of the neurons.
       pos: index of the only position where the neurons can be active.
-      keys, values: dimensions that are read and written; one column for each neuron.
-      strength: the number added to each value dimension.
-      stores: the fact or chain of each neuron, as a row of entity and relations (e1, r1, ...). None
-        if the neurons translate one code of an entity into another.
-      asked: whether some chain is not answered without the neuron.
+      keys, values: the key dimensions and the value dimensions; one column for each neuron.
+      strength: the number that an active neuron adds to each of its value dimensions.
+      stores: the fact or chain that each neuron stores, as a row of the entity and the relations
+        (e1, r1, ...). None if the neurons only translate one code of an entity into another code of
+        the same entity.
+      asked: for each neuron, whether the answer of some chain needs the neuron.
     """
 
     block: int
@@ -70,12 +76,12 @@ class LookupTable(NamedTuple):
 
 
 class Draft:
-    """Moves and look-ups in dimensions of the residual stream; `build` compiles them into weights.
+    """A list of moves and look-up tables, which `build` compiles into the weights of a model.
 
     Attributes:
-      moves, tables: everything added so far.
-      heads: the head of each move, by its index; filled by `build`.
-      neurons: the neurons of each table, by its index; filled by `build`.
+      moves, tables: the moves and tables that were added so far.
+      heads: for the index of each move, its head; filled by `build`.
+      neurons: for the index of each table, its neurons; filled by `build`.
       entity, relation, position: dimensions of the codes that the embeddings write.
       output: dimensions that the unembedding reads, one for each entity.
     """
@@ -106,7 +112,7 @@ class Draft:
         write: Int[np.ndarray, " width"],
         variable: str,
     ) -> None:
-        """Add a head that copies the dimensions `read` of one position to `write` of another."""
+        """Add a head that copies a code from one position to another; see `Move`."""
         places = POSITIONS.index(source), POSITIONS.index(target)
         self.moves.append(Move(block, *places, read, write, variable))
 
@@ -121,16 +127,17 @@ class Draft:
         stores: Int[np.ndarray, "neuron part"] | None = None,
         asked: Bool[np.ndarray, " neuron"] | None = None,
     ) -> None:
-        """Add neurons at one position, each of which writes its values if all its keys are 1.
+        """Add a table of neurons; see `LookupTable`.
 
         Args:
           block: the block of the neurons.
-          pos: the name of the position; it becomes an additional key.
-          keys: dimensions that must be 1, a row for each part of the key.
-          values: dimensions to write to.
-          strength: the number added to each value dimension.
-          stores: what each neuron stores; see `LookupTable`.
-          asked: whether some chain needs the neuron; by default true for all.
+          pos: the name of the position. Its code becomes an additional key of every neuron.
+          keys: for each part of the key, the dimension that each neuron requires to be 1.
+          values: for each part of the value, the dimension to which each neuron writes.
+          strength: the number that an active neuron adds to each of its value dimensions.
+          stores: what each neuron stores.
+          asked: for each neuron, whether the answer of some chain needs the neuron; by default true
+            for all neurons.
         """
         here = np.full_like(keys[0], self.position[POSITIONS.index(pos)])
         asked = np.ones(len(here), bool) if asked is None else asked
@@ -141,8 +148,8 @@ class Draft:
         """Return the model and its weights.
 
         Args:
-          rng: source of a random rotation of the residual stream and a random order of the heads;
-            None for neither.
+          rng: random generator for a rotation of the residual stream and for the order of the heads
+            in each block. None: no rotation, and heads in the order of the moves.
 
         Raises:
           InputError: a block has more moves than heads.
@@ -155,7 +162,8 @@ class Draft:
             n_layers=self.depth,
             d_model=HEADS * d_head,
             n_heads=HEADS,
-            # One block can hold all neurons, so the shape is the same wherever the neurons are.
+            # Every block has room for all neurons, so the blocks of the tables do not change the
+            # shapes.
             d_mlp=sum(table.keys.shape[1] for table in self.tables),
             act_fn="relu",
             normalization="none",
@@ -215,9 +223,10 @@ class Draft:
 def _attended(query: int, move: Move) -> int:
     """Return the position that a head attends to from the position `query`.
 
-    At its target, the head attends to its source. Elsewhere it must attend to a position where it
-    has nothing to copy: to the first position from its source, and to the position itself
-    otherwise. (If the source is the first position, the head copies the code within that position.)
+    From its target, a head attends to its source. From any other position, it should attend to a
+    position that is not the source, where there is nothing to copy. From its source, a head attends
+    to the first position. From all remaining positions, it attends to the same position. (If the
+    source is the first position, the head also copies the code within that position.)
     """
     if query == move.target:
         return move.source

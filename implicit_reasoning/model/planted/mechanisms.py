@@ -1,7 +1,11 @@
-"""The planted models: composers, memorisers, both in parallel, and decoys with an unused code.
+"""The planted models.
 
-Each model answers all facts and chains that it is given. A seed moves the same mechanism to random
-blocks, heads and directions. Without a seed it is in the blocks that the docstring states.
+A composer answers a chain by two look-ups: it looks up e2, and then looks up (e2, r2). A memoriser
+looks up (e1, r1, r2) at once. One model does both. Two models have a code of e2 that no answer
+depends on. Each model answers all facts and chains of its `Knowledge`.
+
+A seed places the mechanism in random blocks and heads, and rotates the residual stream at random.
+Without a seed, the mechanism is in the blocks that the docstring of the model states.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from implicit_reasoning.model.planted.routes import (
 def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """Return a model that computes e2 at r1, moves it to r2, and looks up (e2, r2) there.
 
-    Both look-ups use the same facts. The code of e2 is the one that the unembedding reads, because
-    the model also answers the atomic prompt (e1, r1). Blocks: 0 (bridge) and 2 (answer).
+    Both look-ups use the same facts. The model writes e2 into the dimensions that the unembedding
+    reads, because it also answers the atomic prompt (e1, r1). Without a seed, block 0 looks up e2,
+    and block 2 moves e2 and looks up the answer.
     """
     plan = MechanismBuilder("composer", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output)
@@ -31,10 +36,10 @@ def composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Return a composer whose code of the bridge is not the one that the unembedding reads.
+    """Return a composer that writes e2 into dimensions that the unembedding does not read.
 
-    The last block translates this code into the answer of the atomic prompt, so the logit lens
-    finds e2 after that block only.
+    At r1, the last block translates this code of e2 into the answer of the atomic prompt. The logit
+    lens therefore finds e2 after the last block only.
     """
     plan = MechanismBuilder("hidden_composer", knowledge, seed)
     bridge = plan.draft.space(knowledge.n_entities)
@@ -47,8 +52,8 @@ def hidden_composer(knowledge: Knowledge, seed: int | None = None) -> Planted:
 def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
     """Return a model that moves e1 and r1 to r2 and looks up (e1, r1, r2), one neuron per chain.
 
-    The last block writes the bridge e2 at r1, for the atomic prompt only: no later block can read
-    it. Blocks: 0 (moves) and 1 (answer).
+    The last block writes e2 at r1, which answers the atomic prompt. No later block can read this
+    e2. Without a seed, block 0 moves e1 and r1, and block 1 looks up the answer.
     """
     plan = MechanismBuilder("memoriser", knowledge, seed)
     plan.look_up(LookUp.draw(plan.rng), certain=True)
@@ -57,10 +62,11 @@ def memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Return a model that composes and looks up at once; if they differ, composition wins.
+    """Return a model with two routes: it composes two facts, and it looks up the whole chain.
 
-    Either route alone gives the answer. Removing the bridge therefore changes no answer, but
-    *replacing* it does, so the bridge is used.
+    Either route alone gives the right answer. If the answers of the two routes differ, the model
+    gives the composed one. *Removing* the bridge therefore changes no answer, but *replacing* the
+    bridge does, so the bridge is used.
     """
     plan = MechanismBuilder("parallel", knowledge, seed)
     plan.two_hops(Hops.draw(plan.rng), bridge=plan.draft.output, strength=2.0)
@@ -69,14 +75,15 @@ def parallel(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Return a composer that also copies the bridge to r2 one block too early.
+    """Return a composer that makes a second, idle copy of the bridge at r2, in an earlier block.
 
-    Nothing reads this idle copy. e2 is therefore decodable from two codes, of which only one is
-    used. Block 1 makes the copy; otherwise the model is as `composer`.
+    No head or neuron reads the idle copy. At r2, e2 is therefore decodable from two codes, of which
+    only one is used. Without a seed, block 1 makes the idle copy, and everything else is in the
+    blocks of `composer`.
     """
     plan = MechanismBuilder("idle_copy", knowledge, seed)
     hops = Hops.draw(plan.rng, between=1)
-    # The answer is looked up in the block that moves e2 to r2. Before that block, the idle code is
+    # The block that moves e2 to r2 also looks up the answer. Before that block, the idle copy is
     # therefore the only code of e2 at r2.
     hops = hops._replace(answer=hops.read)
     idle = hops.table + 1
@@ -88,13 +95,15 @@ def idle_copy(knowledge: Knowledge, seed: int | None = None) -> Planted:
 
 
 def prefix_memoriser(knowledge: Knowledge, seed: int | None = None) -> Planted:
-    """Return a model that numbers the prefix (e1, r1) at r1, and looks up (number, r2) at r2.
+    """Return a model that looks up an index of (e1, r1) at r1, and then (index, r2) at r2.
 
-    A code of e2 exists next to that of the prefix, at the same layers and with the same norm, but
-    is not used. Patching the whole state from another chain also patches the prefix. If the model
-    knows the resulting chain (the other prefix with this r2), the answer changes as if the bridge
-    were used. Give the model only some of the chains: if it does not know the resulting chain, the
-    answer does not follow the bridge. Blocks: 0 (bridge and prefix) and 2 (answer).
+    At r1 the model also writes a code of e2, at the same layers and with the same norm as the code
+    of the index. No answer depends on this code of e2. Patching the whole state at r1 from another
+    chain also patches the index. If the model knows the chain of the patched index and this r2, the
+    answer changes as if the bridge were used. Therefore give the model only some of the chains: if
+    it does not know the chain of the patched index and this r2, the answer does not change as if
+    the bridge were used. Without a seed, block 0 looks up e2 and the index, and block 2 moves the
+    index and looks up the answer.
     """
     plan = MechanismBuilder("prefix_memoriser", knowledge, seed)
     plan.prefixes(Hops.draw(plan.rng))

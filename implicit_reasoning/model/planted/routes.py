@@ -1,6 +1,7 @@
-"""Routes to an answer, through the bridge or by one look-up, with the claims that each makes true.
+"""Routes from a prompt to its answer, and the claims that each route makes true.
 
-The blocks of a route are parameters, so that they can be drawn at random.
+A route computes the answer through the bridge, with two look-ups, or with one look-up of the chain.
+The blocks of a route are arguments, so that they can be chosen at random.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ LAST = DEPTH - 1
 
 
 class Knowledge(NamedTuple):
-    """What a model knows; entity e is token e, relation r is token `n_entities + r`.
+    """The facts and chains that a model knows.
+
+    The token of entity e is e, and the token of relation r is `n_entities + r`.
 
     Attributes:
       facts: `head, relation, tail`, one column per fact.
-      chains: `e1, r1, e2, r2, e3`, one row per chain that a model may look up. A composing model
-        knows all chains that follow from the facts.
+      chains: `e1, r1, e2, r2, e3`, one row per chain that a memoriser looks up. A composer answers
+        all chains that follow from the facts.
       n_entities, n_relations: number of entities and relations.
     """
 
@@ -56,13 +59,13 @@ class Planted:
 
     Attributes:
       name: the name of the mechanism, with its seed.
-      model, params: the model and its parameters, as from training.
+      model, params: the model and its parameters, in the form that trained models have.
       true: claims that hold, `(kind, variable, unit)`; see `MechanismMarks` and `component_claims`.
       open: claims that count neither as true nor as false. All other claims are false.
       routes: the circuits through which the answer of a chain is computed, one per route. If there
-        are two, either is enough for most chains.
-      moves: heads that copy a variable, including those that no answer depends on.
-      stores: neurons that store a fact, or a chain as (e1, r1, r2).
+        are two circuits, either one alone gives the right answer for most chains.
+      moves: the variable that each copying head copies, including heads that no answer depends on.
+      stores: the fact, or the chain (e1, r1, r2), that each storing neuron stores.
     """
 
     name: str
@@ -76,7 +79,7 @@ class Planted:
 
 
 class Hops(NamedTuple):
-    """Blocks of a route with two look-ups.
+    """The blocks of a route with two look-ups.
 
     Attributes:
       copy: the block that copies e1 to r1.
@@ -92,10 +95,10 @@ class Hops(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | None, between: int = 0) -> Hops:
-        """Draw random blocks.
+        """Choose blocks at random.
 
         Args:
-          rng: source of randomness; None: the fixed blocks 0, 0, 2 and 2.
+          rng: random generator; None selects the fixed blocks 0, 0, 2 and 2.
           between: minimum number of blocks between `table` and `read`.
         """
         if rng is None:
@@ -106,7 +109,7 @@ class Hops(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Blocks of a route with one look-up.
+    """The blocks of a route with one look-up.
 
     Attributes:
       entity: the block that copies e1 to r2.
@@ -120,7 +123,7 @@ class LookUp(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | None) -> LookUp:
-        """Draw random blocks; with `rng` None, return the fixed blocks 0, 0 and 1."""
+        """Choose blocks at random; if `rng` is None, return the fixed blocks 0, 0 and 1."""
         if rng is None:
             return cls(0, 0, 1)
         answer = int(rng.integers(DEPTH))
@@ -129,16 +132,17 @@ class LookUp(NamedTuple):
 
 
 class MechanismBuilder:
-    """Builder of a draft and its ground truth; each part of a mechanism adds to both."""
+    """Builder of a planted model: each method adds to the draft and to the ground truth."""
 
     def __init__(self, name: str, knowledge: Knowledge, seed: int | None):
         self.known = knowledge
         self.name = name if seed is None else f"{name}_{seed}"
-        # The name is part of the seed, so that mechanisms with the same seed use different blocks.
+        # The name is part of the random seed, so that two mechanisms with the same `seed` do not
+        # get the same blocks.
         self.rng = None if seed is None else np.random.default_rng([seed, *name.encode()])
         self.draft = Draft(knowledge.n_entities, knowledge.n_relations, DEPTH)
         self.truth = MechanismMarks(DEPTH)
-        self._answers: list[int] = []  # tables that write the answer of a chain
+        self._answers: list[int] = []  # indices of the tables that write the answer of a chain
 
     def planted(self, composes: bool | None) -> Planted:
         """Return the finished model.
@@ -167,13 +171,13 @@ class MechanismBuilder:
         *codes: Int[np.ndarray, " fact"],
         asked: Bool[np.ndarray, " fact"] | None = None,
     ) -> None:
-        """Copy e1 to r1 and look up the fact there.
+        """Add a head that copies e1 to r1, and neurons that look up the fact (e1, r1) there.
 
         Args:
           copy: the block that copies e1.
           table: the block that looks up the fact.
-          *codes: dimensions to write, one for each fact.
-          asked: whether the fact is the first of a chain.
+          *codes: codes to write; each is an array with one dimension for each fact.
+          asked: for each fact, whether it is the first fact of a chain; by default true for all.
         """
         head, relation, _ = self.known.facts
         copied = self.draft.space(self.known.n_entities)
@@ -190,8 +194,8 @@ class MechanismBuilder:
 
         Args:
           hops: the blocks of the route.
-          bridge: dimensions of the code of e2, one for each entity.
-          strength: the number added to the output dimension of the answer.
+          bridge: the dimensions of the code of e2 at r1, one for each entity.
+          strength: the number that the route adds to the output dimension of the answer.
         """
         draft, (head, relation, tail) = self.draft, self.known.facts
         self.bridge(hops.copy, hops.table, bridge[tail], asked=np.isin(tail, head))
@@ -211,7 +215,13 @@ class MechanismBuilder:
         self._answered(hops.answer)
 
     def look_up(self, blocks: LookUp, *, certain: bool) -> None:
-        """Add the route of a memoriser; set `certain` to False if another route outweighs it."""
+        """Add the route of a memoriser.
+
+        Args:
+          blocks: the blocks of the route.
+          certain: False if another route outweighs this one. The claims about this route are then
+            open.
+        """
         draft, (e1, r1, _, r2, e3) = self.draft, self.known.chains.T
         entity, relation = draft.space(self.known.n_entities), draft.space(self.known.n_relations)
         draft.move(blocks.entity, "e1", "r2", draft.entity, entity, "e1")
@@ -231,7 +241,7 @@ class MechanismBuilder:
         self._answered(blocks.answer, used, carried)
 
     def prefixes(self, hops: Hops) -> None:
-        """Add the route through a number for each prefix, and a code of the bridge next to it."""
+        """Add the route through an index of the prefix (e1, r1), and an unused code of e2."""
         draft, facts, mark = self.draft, self.known.facts, self.truth.mark
         e1, r1, _, r2, e3 = self.known.chains.T
         prefix, arrived = (draft.space(facts.shape[1]) for _ in range(2))
@@ -244,7 +254,8 @@ class MechanismBuilder:
         self._answer(hops.answer, keys, [draft.output[e3]], stores=self._chains())
 
         self._first_hop_is_used(hops)
-        # The number of a prefix determines e1 and r1, but they are not linearly decodable from it.
+        # The index of a prefix determines e1 and r1, but a linear probe cannot decode e1 and r1
+        # from the index of an unseen prefix.
         for variable in ("e1", "r1"):
             mark("maybe used", variable, "r1", hops.table + 1, hops.read)
             mark("maybe used", variable, "r2", hops.read + 1)
