@@ -1,20 +1,22 @@
-"""Patching: replace states of one run by those of another, and measure the effect on the answer.
+"""Patching: replace states of one forward pass by states of a second one, and measure the answer.
 
-    activation_patching.py   exchange one input token: where its information passes
-    cross_query_patching.py  patch in the bridge of another query: whether the answer follows
-    pair_patching.py         any prompt pairs and metrics: every site, layer and position
-    neurons.py               the same for single neurons
-    back_patching.py         patch a later state into an earlier layer
-    parameters.py            patch in weights of another checkpoint
+    activation_patching.py   patch between a query and the same query with one token exchanged
+    cross_query_patching.py  patch the bridge state of one query into a query with another bridge
+    pair_patching.py         patch between the prompts of any pair, and measure with any metrics
+    neurons.py               patch single neurons between the prompts of any pair
+    back_patching.py         patch the state of a later layer into an earlier layer
+    parameters.py            patch the weights of one checkpoint into another checkpoint
 
     grids.py                 grids of patches over all layers and positions
-    outcomes.py              shares of outcomes, and graded metrics of an answer
+    outcomes.py              outcomes of a patch, and graded metrics of an answer
     query_pairs.py           selection of query pairs from the world
     pairs.py                 clean and corrupt prompt pairs, and functions that make them
     metrics.py               metrics of an answer
-    functions.py             pairs and metrics of the user, by import path
+    functions.py             functions of the user for pairs and metrics, found by import path
     pair_instrument.py       base class of instruments that take pairs and metrics
 
-These instruments patch whole states. This shows that information for the answer passes a place, but
-not in which code: a state that is used for its prefix may also contain the bridge.
+These instruments patch whole states, except for `neurons.py` and `parameters.py`. If the answer
+changes, the state holds information that the answer needs. The patch does not show which
+information this is. For example, a state that holds the bridge also holds its prefix, and the model
+may use only the prefix.
 """

@@ -1,15 +1,17 @@
-"""Activation patching between a query and the same query with one token exchanged.
+"""Activation patching between a query and the same query with one token corrupted.
 
-Noising patches states of the corrupted run into the clean run; denoising patches clean states into
-the corrupted run. Every (layer, position) is patched. For the counterfactual corruption the outputs
-of attention, the MLP and each head are also patched. There are three corruptions, each of one token
-at a time:
+Noising patches states of the corrupted run into the clean run. Denoising patches states of the
+clean run into the corrupted run. Every (layer, position) is patched. For the counterfactual
+corruption, the outputs of attention, of the MLP and of each head are also patched. A corruption
+changes one token of the query. There are three corruptions:
 
-- `counterfactual`: another entity or relation, such that the query has another, known answer.
-  Training queries are preferred, so that answers of a model that memorises can follow, too.
-- `symmetric`: any other token of the same kind, with the answer of its query, if it exists.
-- `noise`: Gaussian noise of three standard deviations of the embeddings, added to the token's
-  embedding. It has no counterfactual answer.
+- `counterfactual` replaces the token by an entity or relation for which the query has a known
+  answer that differs from the clean answer. If possible, the new query is a training query, so that
+  a model that has only memorised its training chains also knows the new answer.
+- `symmetric` replaces the token by a random token of the same kind. The new query may have no
+  answer, or the clean answer.
+- `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is
+  three times that of the embeddings. There is no counterfactual answer.
 
 Sources: Wang et al. 2024, section 3.3 (one token, chosen so that the answer changes); Zhang and
 Nanda 2024 (symmetric replacement, metrics); Meng et al. 2022 (noise).
@@ -115,7 +117,7 @@ class ActivationPatching(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split; clusters are bridges."""
+        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -150,20 +152,21 @@ class ActivationPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels of the default dimensions, of blocks and of their parts."""
+        """Return the labels of the default dimensions, of the blocks and of the block parts."""
         of_parts = {"block": range(model.spec.depth), "part": part_names(model)}
         return super().coords(model, dataset) | of_parts
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream, outputs of parts of blocks, and earlier keys and values."""
+        """Return the sites of the residual stream, of block parts, and of keys and values."""
         return cache_sites(model, inside=True)
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example that counts for some token."""
+        """Compute the outcomes of every example that counts for at least one token."""
         correct = answers_with(final_logits(model, params, inputs["tokens"]), inputs["clean"])
-        # A query counts if it is answered correctly and the exchange has a known answer.
+        # A query counts for a token if the model answers the query correctly and the query with
+        # this token exchanged has a known answer.
         known = jnp.moveaxis(jnp.asarray(inputs["answer"]) >= 0, 0, -1)  # [kind, token, example]
         counts = correct[None] & known[0]
         found = map_in_chunks(lambda e: _outcomes(model, params, e), inputs, counts.any(0))
@@ -172,7 +175,10 @@ class ActivationPatching(Instrument):
         return found | {"compared": counts[None] & known}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw where answers follow each token's exchange, by state and by part of a block."""
+        """Draw the share of answers that change as the exchange of each token predicts.
+
+        The first figure is for patches of states, the second for patches of parts of blocks.
+        """
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
         known = of_group.fraction.where(of_group.fraction_n >= MIN_CLUSTERS)
@@ -219,11 +225,12 @@ class ActivationPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim that a token's variable is carried where answers follow its exchange.
+        """Claim that a state carries a token if patching the state changes answers as predicted.
 
-        Claims are restricted to the token's own position, because states at other positions may
-        hold what was computed from it. They use noising, queries that the model answers correctly
-        with both tokens, and need one split in which answers follow.
+        Claims are made for states at the token's own position only, because states at other
+        positions may hold a variable that was computed from the token. Claims use noising and
+        queries that the model answers correctly with both tokens. One split with enough such
+        answers is sufficient for a claim.
         """
         null, null_high = (
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)
@@ -253,7 +260,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
     sigma = _SIGMAS * params["embed"]["W_E"].std()
 
     def corrupted(kind: Array, place: Array) -> tuple[Array, Cache]:
-        """Run the model with the token at `place` corrupted; both arguments may be traced."""
+        """Run the model with the token at position `place` corrupted. Arguments may be traced."""
         here = jnp.arange(tokens.shape[1]) == place
         new = example["corrupt"][:, jnp.minimum(kind, 1)]
         exchange = here[None] & (kind < 2) & (new >= 0)

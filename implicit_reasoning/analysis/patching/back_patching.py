@@ -1,10 +1,11 @@
-"""Back-patching: replaces the state of an earlier layer by a later state at the same position.
+"""Back-patching: replace the state of an earlier layer by that of a later layer, at one position.
 
-If the first hop is resolved too late for the layers that compute the second hop, the answer is
-wrong. Patching the later state into these layers then corrects the answer. The grid has every pair
-(from layer, to layer). The diagonal changes nothing; below it an earlier state is patched into a
-later layer. A wrong answer that changes to another wrong answer counts as damage, separately from
-one that is unchanged. If there is much damage, some repairs are expected by chance.
+Suppose that the model resolves the first hop only after the layers that compute the second hop. The
+answer is then wrong. Patching the state of a later layer into those layers can correct the answer.
+The grid has every pair (from layer, to layer). Patches with equal layers change nothing. The grid
+also has patches of earlier states into later layers. Wrong answers that stay the same are counted
+separately from wrong answers that become a different wrong answer, which is damage. If there is
+much damage, some corrected answers are expected by chance.
 
 Source: Biran et al. 2024, "Hopping too late", section 6.
 """
@@ -36,7 +37,7 @@ from implicit_reasoning.worlds.clusters import clusters_of
 
 DONORS = ("own", "another's")
 OUTCOMES = ("unchanged", "repaired", "other")
-"""The shares of `outcomes_of` for a wrong clean answer, with the right one as counterfactual."""
+"""Outcomes for a wrong answer: it is unchanged, becomes right, or becomes another wrong answer."""
 
 _MAX_ROWS = 150  # maximum number of rows per split
 _SEED = 0
@@ -64,7 +65,7 @@ class BackPatching(Instrument):
     nulls = {"another question's state": {"donor": DONORS[1]}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split; clusters are bridges."""
+        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
@@ -81,11 +82,11 @@ class BackPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels of the default dimensions and of the layer that a state is taken from."""
+        """Return the labels of the default dimensions, and of the layer that a state comes from."""
         return super().coords(model, dataset) | {"from_layer": range(model.spec.depth + 1)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream, and the keys and values of earlier positions."""
+        """Return the sites of the residual stream, and of the keys and values."""
         return cache_sites(model)
 
     def measure(
@@ -99,8 +100,8 @@ class BackPatching(Instrument):
             _, other = model.forward(params, question["others"], sites=sites)
             grid = jnp.stack([_from_all_layers(model, params, base, d) for d in (base, other)])
             repaired = answers_with(grid, question["answer"])
-            # `outcomes_of` is not used: it counts a tie as no answer, but here a tie is a wrong
-            # answer that can be unchanged.
+            # `outcomes_of` cannot be used here. It counts a tie of logits as no answer, but here a
+            # tie is a wrong answer, which can stay unchanged.
             says = grid.argmax(-1)
             unchanged = ~repaired & (says == expand_to_rank(question["said"], says))
             became = (unchanged, repaired, ~(unchanged | repaired))
@@ -113,7 +114,7 @@ class BackPatching(Instrument):
         return map_in_chunks(outcomes, asked, ~correct) | {"wrong": ~correct, "correct": correct}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw repaired answers of a test split by (from, to) and position, and damage."""
+        """Draw the shares of repaired and damaged answers of a test split, by pair of layers."""
         group = some_groups(result)[-1]
         repaired = result.repaired.where(result.repaired_n >= MIN_CLUSTERS).sel(group=group)
         damaged = result.other.where(result.other_n >= MIN_CLUSTERS).sel(group=group)
@@ -134,7 +135,11 @@ class BackPatching(Instrument):
 
 
 def _from_all_layers(model: Transformer, params: Params, base: Cache, donor: Cache) -> Array:
-    """Return logits [pos, from_layer, layer, example, d_vocab]."""
+    """Return the logits of `base` with the state of any layer of `donor` in any layer.
+
+    Returns:
+      [pos, from_layer, layer, example, d_vocab], logits at the last position.
+    """
     layers = range(model.spec.depth + 1)
     n_pos = state(model, base, 0).shape[1]
 

@@ -1,16 +1,19 @@
-"""Cross-query semantic patching: patches the bridge state of one query into another query.
+"""Cross-query semantic patching: patch the bridge state of a source query into a target query.
 
-The source query is (e1', r1', r2') with bridge b'; the target query is (e1, r1, r2). `S[layer,
-pos]` of the source's run replaces that of the target's run. If the state represents b', the answer
-becomes the tail of (b', r2). This is the answer of the composed chain (e1', r1', r2).
+The source query is (e1', r1', r2') with bridge b'. The target query is (e1, r1, r2). `S[layer,
+pos]` of the source replaces that of the target in the forward pass of the target. If the state
+represents b', the answer becomes the tail of (b', r2). This tail is the answer to the composed
+chain (e1', r1', r2).
 
-Source: Ye et al. 2025, section 4. The differences from the paper are:
+Source: Ye et al. 2025, section 4. This instrument adds three conditions to the paper's:
 
-- The composed chain is absent from training. Otherwise a model that memorised it would also give
-  its answer, without any bridge.
+- The composed chain is not in the training data, except in the group `TRAINED`. Otherwise a model
+  that has memorised the composed chain could give its answer without using a bridge.
 - The composed answer differs from the clean answer.
-- The source's own answer differs from the composed answer, so that only the bridge can explain it.
-- The last layer is before the final norm.
+- The source's own answer differs from the composed answer. The patch then changes the answer to the
+  composed answer only through the bridge, not by copying the source's answer.
+
+The states of the last layer are taken before the final norm.
 """
 
 from __future__ import annotations
@@ -92,7 +95,7 @@ class CrossQueryPatching(Instrument):
     nulls = {"composed answer of another pair": {"expected": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose pairs of queries; clusters are the bridges of the sources."""
+        """Choose pairs of queries. The cluster of a pair is the bridge of its source."""
         need_chains(dataset)
         pairs = choose_pairs(dataset)
         source, target, composed = pairs.source, pairs.target, pairs.composed
@@ -104,7 +107,8 @@ class CrossQueryPatching(Instrument):
             "composed": queries.prompt_tokens(dataset, composed.parts),
             "clean": target.answer,
             "direct": composed.answer,
-            # With the same bridge no other answer is expected, so any change is damage.
+            # If both queries have the same bridge, the answer should not change, so there is no
+            # counterfactual answer.
             "true": np.where(same, np.int32(-1), composed.answer),
             "shuffled": shuffled,
         }
@@ -117,7 +121,7 @@ class CrossQueryPatching(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream, and the keys and values of earlier positions."""
+        """Return the sites of the residual stream, and of the keys and values."""
         return cache_sites(model)
 
     def measure(
@@ -143,7 +147,7 @@ class CrossQueryPatching(Instrument):
         return found | {"compared": correct & (jnp.asarray(inputs["true"]) >= 0)}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw the share of composed answers by (layer, position), for all groups and the null."""
+        """Draw the share of composed answers by layer and position, for all groups and the null."""
         known = result.fraction.where(result.fraction_n >= MIN_CLUSTERS)
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
@@ -167,27 +171,29 @@ class CrossQueryPatching(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim where e2 is carried, and whether the model composes or has memorised.
+        """Claim which states carry e2, and whether the model composes or has memorised.
 
-        Carried: both statements are true at a (layer, position).
+        "carried" needs two conditions at a (layer, position):
 
-        - Most answers follow another bridge to the answer of a chain that is absent from training.
-          The lower end of their share is at least `MAJORITY`, and at least `MIN_TIMES_CHANCE` times
-          the null.
-        - Most answers stay if another prefix with the same bridge is patched in.
+        - Most answers become the composed answer if the source has another bridge and the composed
+          chain is not a training chain (group `BRIDGE`). The lower end of the share's interval is
+          at least `MAJORITY`. It is above chance; see `above_chance`.
+        - Most answers do not change if the source has another prefix with the same bridge (group
+          `SAME`).
 
-        Composes: at some (layer, position) where e2 is carried, answers also follow sources whose
-        first fact begins no training chain.
+        "composes" needs a (layer, position) that carries e2, and at which most answers also become
+        the composed answer if no training chain begins with the source's first fact (group `OOD`).
 
-        Memorised: answers follow another bridge at no (layer, position), and composed chains are
-        answered correctly if and only if they are training chains. The absent chains consist of
-        facts that occur in training chains, and some have the bridge of a chain that is answered
-        correctly.
+        "memorised" needs that in group `BRIDGE` most answers become the composed answer at no
+        (layer, position). In addition, the model must answer composed chains correctly in the group
+        `TRAINED`, and wrongly in the groups `BRIDGE` and `SAME`. The facts of the composed chains
+        in `BRIDGE` and `SAME` have roles that training chains use, and a composed chain in `SAME`
+        has the bridge of its target. A model that composes would therefore answer them correctly.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY
         same &= self._enough(result, SAME)
-        # Both conditions are needed: at position 0, patches in the last layers change no answer.
+        # `same` alone is not enough: patches of position 0 in the last layers change no answer.
         there = followed & same
         claims = claimed("carried", there.expand_dims(variable=["e2"]))
         if (there & followed_ood).any():
@@ -197,7 +203,7 @@ class CrossQueryPatching(Instrument):
         return claims
 
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
-        """Return where a group's composed answers are given; bool [layer, pos]."""
+        """Return bool [layer, pos]: whether most answers of a group become the composed answer."""
         composed = result.sel(outcome=OUTCOMES[1], group=group, drop=True)
         most = composed.fraction_low.sel(expected="true", drop=True) >= MAJORITY
         not_by_chance = above_chance(composed, "fraction", {"expected": ("true", "shuffled")})
@@ -218,7 +224,11 @@ class CrossQueryPatching(Instrument):
 
 
 def _another(expected: np.ndarray, clean: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return the expected answer of another pair of the group; -1 if it is the clean answer."""
+    """Shuffle the expected answers within each group, as a null control.
+
+    Returns:
+      The shuffled answers; -1 where the new answer is equal to the clean answer.
+    """
     random, found = np.random.default_rng(_SEED), expected.copy()
     for number in np.unique(group):
         rows = np.flatnonzero(group == number)

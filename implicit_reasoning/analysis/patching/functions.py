@@ -1,7 +1,7 @@
-"""User-defined functions, found by import path and identified by a digest of their source.
+"""Functions of the user, found by import path and identified by a digest of their source.
 
-Results of different functions must not be merged, and a file may change without a new name. So the
-options of a result hold the name of each function and a digest of its file.
+Results of different functions must not be merged. A file may change and keep its name. The options
+of a result therefore hold the name of each function and a digest of the function's file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class NamedFunction(NamedTuple):
     """A function with the name and digest that identify it.
 
     Attributes:
-      name: name of a built-in function; else `file.py:function` or `package.module:function`.
-      source: digest of the source; empty for built-in functions, which an instrument's version
-        covers.
+      name: name of a built-in function; otherwise `file.py:function` or `package.module:function`.
+      source: digest of the source. It is empty for built-in functions. If a built-in function
+        changes, the version of the instrument changes.
       call: the function.
     """
 

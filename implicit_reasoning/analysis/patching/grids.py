@@ -1,4 +1,7 @@
-"""Grids of patches: states or outputs of block parts of one run, patched into another run."""
+"""Grids of patches from a donor run into a base run: states, outputs of block parts, neurons.
+
+A run is a forward pass here. A block part is the attention, the MLP or a head.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from implicit_reasoning.model.cones import Cache, patched_logits, state, value_a
 
 
 def part_names(model: Transformer) -> tuple[str, ...]:
-    """Return the names of the parts of a block, in the order of `patch_parts`."""
+    """Return the names of the parts of a block, in the order of `patch_parts` along `part`."""
     return model.block.parts(model.spec)
 
 
@@ -34,12 +37,12 @@ def patch_states(
     Args:
       model: the model; static.
       params: parameters of both runs.
-      base: sites of the run to patch; see `cache_sites`.
-      donor: sites of the run that the states are taken from.
-      only: the only position where the tokens of the two runs differ, if there is exactly one; it
-        may be traced. Some cells are then known without computation: patching layer 0 there gives
-        the logits of `donor`, and patching layer 0 elsewhere or an earlier position changes
-        nothing.
+      base: cached sites of the run to patch; see `cache_sites`.
+      donor: cached sites of the run that the states are taken from.
+      only: the position of the only token that differs between the two runs; None if more tokens
+        may differ. `only` may be traced. It makes some patches trivial: patching layer 0 at `only`
+        gives the logits of `donor`, and patching layer 0 at any other position, or any layer at an
+        earlier position, changes nothing.
 
     Returns:
       Logits at the last position.
@@ -51,7 +54,7 @@ def patch_states(
     def cells(layers: Sequence[int], positions: Sequence[int]) -> Array:
         places = list(product(layers, positions))
         found = _cones(model, params, base, donor, [at for at in places if at[0] < depth])
-        # After the last block only the state at the last position is read, and it determines the
+        # After the last block, only the state at the last position is read. It determines the
         # logits.
         for pos in positions:
             found[depth, pos] = (donor_says if pos == n_pos - 1 else base_says)[None]
@@ -80,7 +83,7 @@ def patch_parts(
 ) -> Float[Array, "block part pos example d_vocab"]:
     """Compute the logits of `base` with the output of one part of one block taken from `donor`.
 
-    The arguments are those of `patch_states`.
+    The grid has every block, part and position. The arguments are those of `patch_states`.
 
     Returns:
       Logits at the last position.
@@ -100,7 +103,7 @@ def patch_parts(
 
     def cells(positions: Sequence[int]) -> Array:
         places = list(product(range(depth), positions))
-        # The output of the last block is only read at the last position.
+        # The output of the last block is read at the last position only.
         read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
         starts = {(block + 1, pos): start(block, pos) for block, pos in read}
         found = patched_logits(model, params, base, starts)
@@ -118,7 +121,7 @@ def patch_parts(
 
 
 def neuron_sites(model: Transformer) -> tuple[str, ...]:
-    """Return the sites that `patch_neurons` reads in addition to `cache_sites`."""
+    """Return the sites that `patch_neurons` reads and `cache_sites` does not list."""
     return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
 
 
@@ -127,8 +130,9 @@ def patch_neurons(
 ) -> Float[Array, "block neuron pos example d_vocab"]:
     """Compute the logits of `base` with one neuron (`mlp.hook_post`) taken from `donor`.
 
-    A neuron adds its activation times its row of `W_out` to the residual stream. So a patch adds
-    the difference of the activations times this row.
+    The grid has every block, neuron and position. A neuron adds its activation times its row of
+    `W_out` to the residual stream. A patch therefore adds the difference between the two
+    activations times this row.
 
     Returns:
       Logits at the last position.
@@ -142,12 +146,12 @@ def patch_neurons(
         name = f"blocks.{block}."
         own, other = (value_at(model, run, name + "mlp.hook_post", pos) for run in (base, donor))
         weights = params["blocks"][str(block % model.spec.n_layers)]["mlp"]["W_out"]
-        # The sites of the last block may hold the last position only.
+        # The sites of the last block may hold only the last position, so index from the end.
         after = state(model, base, block + 1)[:, pos - n_pos]
         return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
     places = list(product(range(depth), range(n_pos)))
-    # The output of the last block is only read at the last position.
+    # The output of the last block is read at the last position only.
     read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
     found = patched_logits(
         model, params, base, {(block + 1, pos): start(block, pos) for block, pos in read}
@@ -164,8 +168,9 @@ def _cones(
         return dict.fromkeys(places, _own_logits(model, params, donor)[None])
     starts = {(n, pos): state(model, donor, n)[None, :, pos] for n, pos in places if pos}
     found = patched_logits(model, params, base, starts)
-    # Position 0 attends to itself only. If it is patched in one layer, its later states are those
-    # of the donor run. So computation starts at position 1, which is not patched.
+    # Position 0 attends to itself only. If position 0 is patched in one layer, its states in later
+    # layers are those of the donor run. The computation therefore starts at position 1, which is
+    # not patched.
     starts = {(n, 1): state(model, base, n)[None, :, 1] for n, pos in places if not pos}
     after_first = patched_logits(model, params, _with_first(base, donor), starts)
     return found | {(n, 0): logits for (n, _), logits in after_first.items()}
@@ -176,7 +181,7 @@ def _with_first(base: Cache, donor: Cache) -> Cache:
     n_pos = base["blocks.0.hook_resid_pre"].shape[1]
 
     def joined(own: Array, other: Array) -> Array:
-        trimmed = own.shape[1] < n_pos  # this site only has the last position
+        trimmed = own.shape[1] < n_pos  # this site holds only the last position
         return own if trimmed else own.at[:, 0].set(other[:, 0])
 
     return {site: joined(own, donor[site]) for site, own in base.items()}
@@ -195,7 +200,10 @@ def noising_and_denoising(
     one: Cache,
     other: Cache,
 ) -> Float[Array, " direction *grid"]:
-    """Compute the grid of `other` patched into `one`, and the reverse, in one compiled program."""
+    """Compute two grids: `other` patched into `one`, then `one` patched into `other`.
+
+    `patch` is compiled once for both grids.
+    """
     pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (one, other), (other, one))
     grids: Array = jax.lax.map(lambda pair: patch(model, params, *pair), pairs)
     return grids

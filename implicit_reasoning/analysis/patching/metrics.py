@@ -1,7 +1,8 @@
 """Metrics of an answer, which measure the effect of a patch.
 
-A metric is a traced function of the logits at the end of a prompt and of the prompt's pair. It is
-one of `METRICS`, or a user-defined function, found by import path.
+A metric is a function of the logits at the last position of a prompt, and of the pair that the
+prompt belongs to. JAX traces it. A metric is one of `METRICS`, or a function of the user that is
+found by import path.
 
 Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activation patching".
 """
@@ -21,7 +22,7 @@ from implicit_reasoning.errors import InputError
 
 
 class PairBatch(NamedTuple):
-    """Prompt pairs with the model's logits for both prompts; traced.
+    """Prompt pairs, and the model's logits for both prompts of each pair. Arrays may be traced.
 
     Attributes:
       clean: tokens of the clean prompts.
@@ -81,10 +82,10 @@ METRICS: Mapping[str, Metric] = {
 
 
 def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]:
-    """Find metrics by name in `METRICS` or by import path; functions are also accepted.
+    """Find metrics by name in `METRICS` or by import path. Functions are also accepted.
 
     Raises:
-      InputError: no metric is given, one is not found, or two have the same name.
+      InputError: no metric is given, a metric is not found, or two metrics have the same name.
     """
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
@@ -96,7 +97,7 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
 def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> None:
     """Check that a metric returns a float for each example.
 
-    The function is traced with shapes only; nothing is compiled.
+    The metric is evaluated with abstract shapes. Nothing is compiled.
 
     Args:
       found: the metric.
@@ -133,7 +134,7 @@ def over_cells(
     logits: Float[Array, "*cell example d_vocab"],
     pair: PairBatch,
 ) -> Float[Array, "metric *cell example"]:
-    """Apply all metrics to the logits of a grid of patches."""
+    """Apply each metric to the logits of every cell of a grid of patches."""
     cells = logits.reshape(-1, *logits.shape[-2:])
     found = [jax.vmap(partial(_of_cell, metric.call, pair))(cells) for metric in metrics]
     return jnp.stack(found).reshape(len(metrics), *logits.shape[:-1])

@@ -1,8 +1,8 @@
 """Activation patching of single neurons, over prompt pairs.
 
-It works as `pair_patching`, but each patch replaces one neuron (`mlp.hook_post`) of one block at
-one position. The grid has as many cells as neurons times positions, so this is a separate
-instrument that only runs when it is named.
+The method is that of `pair_patching`, but each patch replaces one neuron (`mlp.hook_post`) of one
+block at one position. The grid has one cell for each neuron and position and is expensive. The
+instrument is therefore separate, and runs only if the user names it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class NeuronPatching(PairPatching):
     patches = {"neuron_": patch_neurons}
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels of the dimensions of `pair_patching` and of neurons."""
+        """Return the labels of the dimensions of `pair_patching`, and of the neurons."""
         return super().coords(model, dataset) | {"neuron": range(model.spec.d_mlp)}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream, neurons, outputs of parts of blocks, keys and values."""
+        """Return the sites of the residual stream, of neurons, block parts, keys and values."""
         return (*cache_sites(model, inside=True), *neuron_sites(model))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
@@ -86,5 +86,5 @@ class NeuronPatching(PairPatching):
         return [Figure(self.name, "Which neurons restore the answer?", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Return no claims, because a neuron is not a variable."""
+        """Return no claims, because patching a neuron does not show which variable it encodes."""
         return set()

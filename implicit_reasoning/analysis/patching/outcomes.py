@@ -1,8 +1,8 @@
 """Outcomes of a patch: three shares that add up to 1, and graded metrics.
 
-A change of the answer alone does not distinguish an effect from damage. So each prediction is the
-clean answer, the answer that the truth predicts for the patch (the counterfactual), or another
-answer, which is damage.
+A changed answer may be the effect of the patched information, or damage. Each prediction is
+therefore one of three outcomes: the clean answer; the counterfactual, which is the answer that the
+world predicts for the patch; or any other answer, which is damage.
 
 Source of the graded metrics: Zhang and Nanda 2024, "Towards best practices of activation patching"
 (logit difference, probability, KL divergence).
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.model.edits import expand_to_rank
 
 OUTCOMES = ("clean answer", "counterfactual", "other")
-"""Kinds of outcomes. "clean answer" means "unchanged" in noising, and "restored" in denoising."""
+"""Outcomes. In noising, "clean answer" means unchanged. In denoising, it means restored."""
 
 GRADED_METRICS = ("logit_difference", "probability", "divergence")
 """Names of the metrics that `graded_metrics` returns."""
@@ -29,7 +29,8 @@ Tokens = Int[Array, "example"]
 def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
     """Return whether a token has the highest logit.
 
-    It is false for a tie, for nan logits, and for token -1, which means that there is no token.
+    The result is false if another token has the same logit, if logits are nan, or if the token is
+    -1. Token -1 means that there is no answer.
     """
     own = _at(logits, token)[..., None]
     return ((~(logits < own)).sum(-1) == 1) & (_like(token, logits) >= 0)
@@ -38,13 +39,16 @@ def answers_with(logits: Logits, token: Tokens) -> Bool[Array, "*cell example"]:
 def outcomes_of(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Bool[Array, "share *cell example"]:
-    """Return which of `OUTCOMES` each prediction is, one-hot over the first axis.
+    """Classify each prediction as one of `OUTCOMES`.
 
     Args:
       logits: logits after the patch.
       clean: the clean answers.
-      counterfactual: the counterfactual answers; -1 if there is none. They must differ from
+      counterfactual: the counterfactual answers; -1 if a query has none. They must differ from
         `clean`.
+
+    Returns:
+      A bool array. Its first axis has the order of `OUTCOMES` and is one-hot.
     """
     old, new = answers_with(logits, clean), answers_with(logits, counterfactual)
     return jnp.stack([old, new, ~(old | new)])
@@ -55,12 +59,12 @@ def graded_metrics(
 ) -> dict[str, Float[Array, "*cell example"]]:
     """Return the metrics of `GRADED_METRICS`, by name.
 
-    The logit difference of a query without a counterfactual (-1) is meaningless.
+    The logit difference is meaningless for a query without a counterfactual answer.
 
     Args:
       logits: logits after the patch.
       clean: the clean answers.
-      counterfactual: the counterfactual answers.
+      counterfactual: the counterfactual answers; -1 if a query has none.
       whole: the logits of the clean run.
     """
     return {
@@ -73,7 +77,7 @@ def graded_metrics(
 def logit_difference(
     logits: Logits, clean: Tokens, counterfactual: Tokens
 ) -> Float[Array, "*cell example"]:
-    """Return the logit of the clean answer minus the logit of the counterfactual."""
+    """Return the logit of the clean answer minus the logit of the counterfactual answer."""
     return _at(logits, clean) - _at(logits, counterfactual)
 
 
@@ -85,7 +89,12 @@ def probability(logits: Logits, token: Tokens) -> Float[Array, "*cell example"]:
 def divergence(
     logits: Logits, clean: Float[Array, "example d_vocab"]
 ) -> Float[Array, "*cell example"]:
-    """Return KL(clean run || this run), in nats; 0 if the clean distribution is restored."""
+    """Return KL(clean run || patched run) in nats. It is 0 if both distributions are equal.
+
+    Args:
+      logits: logits of the patched run.
+      clean: logits of the clean run.
+    """
     clean = jax.nn.log_softmax(expand_to_rank(clean, logits))
     return (jnp.exp(clean) * (clean - jax.nn.log_softmax(logits))).sum(-1)
 

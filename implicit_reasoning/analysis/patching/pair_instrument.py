@@ -25,7 +25,9 @@ _SEED = 0
 
 
 class PairInstrument(Instrument):
-    """An instrument over prompt pairs, with metrics; both are options of its results.
+    """An instrument that compares the prompts of pairs with metrics.
+
+    The pairs and the metrics are options of the results; see `Instrument.options`.
 
     Attributes:
       pairs: the function that makes the pairs.
@@ -56,7 +58,10 @@ class PairInstrument(Instrument):
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Make the pairs, add another pair of the same group to each, and check all functions.
+        """Make the pairs, and check the pairs and the metrics.
+
+        The inputs also hold, for each pair, the prompts of another pair of the same group, for the
+        null control.
 
         Raises:
           InputError: the pairs function does not return valid pairs, or a metric does not return a
@@ -87,7 +92,7 @@ class PairInstrument(Instrument):
 
 
 def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
-    """Return the pairs of `PairInstrument.examples` with the logits of both prompts; traced."""
+    """Return the pairs of `PairInstrument.examples`, with the model's logits for both prompts."""
     clean, corrupt, answer, corrupt_answer = (
         jnp.asarray(inputs[name]) for name in ("clean", "corrupt", "answer", "corrupt_answer")
     )
@@ -96,7 +101,10 @@ def batch_of(model: Transformer, params: Params, inputs: Any) -> PairBatch:
 
 
 def another_of_group(group: Int[np.ndarray, " pair"]) -> Int[np.ndarray, " pair"]:
-    """Return for each pair another random pair of its group; itself if the group has one pair."""
+    """For each pair, return the index of a different random pair of the same group.
+
+    If a group has only one pair, the index of that pair is returned.
+    """
     random, other = np.random.default_rng(_SEED), np.empty_like(group)
     for number in np.unique(group):
         members = random.permutation(np.flatnonzero(group == number))
@@ -109,13 +117,13 @@ def mean_by_group(
     counted: Bool[Array, "*batch example"],
     member: Bool[np.ndarray | Array, "example group"],
 ) -> Float[Array, "*batch example"]:
-    """Return for each example the mean of `values` over the counted examples of its group.
+    """Return, for each example, the mean value of its group.
 
-    The mean is 0 if no example is counted.
+    The mean is over the examples that count. It is 0 if no example of the group counts.
 
     Args:
       values: a value for each example.
-      counted: which examples count.
+      counted: whether each example counts.
       member: whether each example is a member of each group.
     """
     of_group = jnp.asarray(member).astype(values.dtype)

@@ -1,13 +1,15 @@
-"""Activation patching of prompt pairs: every kind of site, at every layer and position.
+"""Activation patching between the clean and the corrupt prompt of pairs, for any pairs and metrics.
 
-Noising patches values of the corrupt run into the clean run; denoising patches values of the clean
-run into the corrupt run. Sites are `S[layer, pos]` and the outputs of attention, the MLP and each
-head of each block. Pairs and metrics are options.
+Noising patches values of the corrupt run into the clean run. Denoising patches values of the clean
+run into the corrupt run. The patched values are `S[layer, pos]`, and the outputs of attention, of
+the MLP and of each head of each block, at every position.
 
-Recovery is (patched - base) / (donor - base) of a metric. It is 0 if a patch changes nothing, and 1
-if the metric equals that of the donor run. The denominator is the mean over the counted pairs of
-the group. So the mean of recovery is a ratio of means, and pairs with a small difference between
-the two runs do not dominate. The confidence intervals treat the denominator as known.
+The recovery of a metric is (patched - base) / (donor - base). Noising has the clean run as base and
+the corrupt run as donor, and denoising the reverse. Recovery is 0 if a patch does not change the
+metric, and 1 if the metric becomes that of the donor run. The denominator is the mean over those
+pairs of the group that count. The mean recovery is thus a ratio of means, in which pairs with a
+small difference between the two runs do not dominate. The confidence intervals treat the
+denominator as known.
 
 Sources: Vig et al. 2020; Meng et al. 2022; Wang et al. 2023, "Interpretability in the wild"
 (normalised logit difference); Zhang and Nanda 2024.
@@ -49,12 +51,13 @@ from implicit_reasoning.worlds import Dataset
 
 DIRECTIONS = ("noising", "denoising")
 DONORS = ("pair", "another pair")
-_MIN_GAP = 1e-4  # minimum difference of a metric between the two runs, for a meaningful ratio
+_MIN_GAP = 1e-4  # recovery is not computed if the metrics of the two runs differ by less
 
 Patch = Callable[[Transformer, Params, Cache, Cache], Array]
-"""Function of a model, parameters, a base run and a donor run; returns logits of a grid.
+"""Function that patches a donor run into a base run, in every cell of a grid.
 
-The shape of the logits is [*cell, example, d_vocab].
+Its arguments are the model, the parameters, the base run and the donor run. It returns logits
+[*cell, example, d_vocab].
 """
 
 _STATES = ("direction", "donor", "layer", "pos", "example")
@@ -94,10 +97,13 @@ class PairPatching(PairInstrument):
     nulls = {"another pair's run": {"donor": DONORS[1]}}
     default = False
     patches: ClassVar[Mapping[str, Patch]] = {"": patch_states, "part_": patch_parts}
-    """Functions that compute grids of patches, by the prefix of their outputs' names."""
+    """Functions that compute grids of patches. Each key is the prefix of the names of outputs."""
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels of layers, blocks and parts; `examples` labels positions and metrics."""
+        """Return the labels of all dimensions except `pos` and `metric`.
+
+        `examples` returns the labels of `pos` and `metric`.
+        """
         return {
             "direction": DIRECTIONS,
             "donor": DONORS,
@@ -107,7 +113,7 @@ class PairPatching(PairInstrument):
         }
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream, outputs of parts of blocks, and earlier keys and values."""
+        """Return the sites of the residual stream, of block parts, and of keys and values."""
         return cache_sites(model, inside=True)
 
     def measure(
@@ -147,7 +153,7 @@ class PairPatching(PairInstrument):
     def _outcomes(
         self, model: Transformer, params: Params, example: Mapping[str, Any]
     ) -> dict[str, Array]:
-        """Compute the outcomes of some examples, one pair of base and donor run at a time."""
+        """Compute the outcomes of some examples, for one (base run, donor run) at a time."""
         batch: PairBatch = example["batch"]
         prompts = (batch.clean, batch.corrupt, example["other_corrupt"], example["other_clean"])
         sites = self.sites(model)
@@ -170,7 +176,7 @@ class PairPatching(PairInstrument):
                 found[f"{name}followed"] = answers_with(logits, answers[direction])
             return found
 
-        # (direction, base, donor); base and donor are indices into `prompts`.
+        # Each case is (direction, base, donor). base and donor are indices into `prompts`.
         cases = [(0, 0, 1), (0, 0, 2), (1, 1, 0), (1, 1, 3)]
         found = jax.lax.map(patched, tuple(map(jnp.asarray, zip(*cases, strict=True))))
         shape = (len(DIRECTIONS), len(DONORS))
@@ -181,7 +187,7 @@ class PairPatching(PairInstrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw recovery by state over training, and by part and position at the last step."""
+        """Draw the recovery of states over training, and of block parts at the last step."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         of_group = result.sel(group=group, metric=metric)
         states = of_group.recovery.where(of_group.recovery_n >= MIN_CLUSTERS)
@@ -230,16 +236,18 @@ class PairPatching(PairInstrument):
         return [*found, Figure("pair_patching_parts", title, caption, written)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim where the variable that differs between the built-in pairs is carried.
+        """Claim which states carry the variable that differs between the prompts of built-in pairs.
 
-        Pairs `bridge`: e2, at the positions before the last relation. Most answers must follow
-        another bridge, and most answers must stay if another prefix has the same bridge.
+        Pairs `bridge`: e2 may be claimed at positions e1 and r1. In the group with another bridge,
+        most answers must become the answer to the corrupt prompt. In the group with the same
+        bridge, most answers must stay the same.
 
-        Pairs `exchange_X`: X, at its own position. The lower end of the answers that follow must be
-        at least `MIN_LOWER_BOUND`.
+        Pairs `exchange_X`: X may be claimed at its own position. The share of answers that become
+        the answer to the corrupt prompt must have a lower end of at least `MIN_LOWER_BOUND`, in at
+        least one group.
 
-        Other pairs give no claims. All claims use noising and pairs with both prompts answered
-        correctly, and must be above the null.
+        All claims use noising and pairs whose two prompts are both answered correctly. The share
+        must be above the null control. Pairs of the user give no claims.
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":
@@ -255,7 +263,7 @@ class PairPatching(PairInstrument):
 
 
 def _taken(runs: dict[str, Array], number: Array) -> dict[str, Array]:
-    """Return one of several stacked runs."""
+    """Return the run with index `number` from stacked runs."""
     return {site: values[number] for site, values in runs.items()}
 
 
@@ -272,7 +280,10 @@ def _enough(result: xr.Dataset) -> xr.DataArray:
 
 
 def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
-    """Return where enough answers follow, more than with another pair's run; bool [group, ...]."""
+    """Return bool [group, ...]: whether enough answers become the answer to the donor's prompt.
+
+    The lower end of their share must be at least `least`, and above the null control.
+    """
     low, null = _low(result), _noising(result, DONORS[1])
     not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
     return _enough(result) & (low >= least) & not_by_chance

@@ -1,11 +1,11 @@
-"""Clean and corrupt prompt pairs, which patching and attribution compare.
+"""Pairs of a clean and a corrupt prompt, for patching and attribution.
 
-The two prompts of a pair have equal length, so a position means the same in both. They have
-different answers. If the value of a site in one run replaces the value in the other run, the answer
-shows whether the difference between the prompts passes this site.
+The two prompts of a pair have the same length, so positions correspond. The prompts usually have
+different answers. If the value of a site in the run of one prompt is patched into the run of the
+other prompt, the answer shows whether the site holds information on which the answers depend.
 
-A function makes the pairs of a dataset. It is one of `PAIRS`, or a user-defined function, found by
-import path.
+A function makes the pairs of a dataset. It is one of `PAIRS`, or a function of the user that is
+found by import path.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Prompt pairs; arrays may be numpy arrays or nested lists.
+    """Prompt pairs. Arrays may be numpy arrays or nested lists.
 
     Attributes:
       clean: int [pair, pos], tokens of the clean prompts. The answer follows the last position.
       corrupt: int [pair, pos], tokens of the corrupt prompts.
       answer: int [pair], the token that answers the clean prompt.
       corrupt_answer: int [pair], the token that answers the corrupt prompt.
-      positions: names of the positions; position numbers if it is empty.
-      groups: names of the groups that outcomes are averaged in, such as splits.
-      group: int [pair], the group of each pair; None: all pairs are in the first group.
-      clusters: int [pair], the cluster of each pair, such as a bridge or a fact, which is the unit
-        of every confidence interval. None: each pair is its own cluster.
+      positions: names of the positions. If it is empty, the names are the position numbers.
+      groups: names of the groups, such as splits. Outcomes are averaged over each group.
+      group: int [pair], the index in `groups` of each pair's group. None means that all pairs are
+        in the first group.
+      clusters: int [pair], the cluster of each pair, such as a bridge or a fact. Confidence
+        intervals use the spread between clusters. None means that each pair is its own cluster.
     """
 
     clean: Any
@@ -65,11 +66,12 @@ PairsFunction = Callable[[Dataset], PromptPairs]
 
 
 def bridge_pairs(dataset: Dataset) -> PromptPairs:
-    """Make pairs of a training query and one with another first fact and the same last relation.
+    """Make pairs of queries with different first facts and the same later relations.
 
-    The groups are those of `cross_query_patching`, and the corrupt prompt is its composed query.
-    The bridges and the answers differ in all groups except "same bridge". Clusters are the bridges
-    of the corrupt prompts.
+    The clean prompt is a training query, a target of `cross_query_patching`. The corrupt prompt is
+    its composed query. The groups are those of `cross_query_patching`. The two prompts have
+    different bridges and answers in all groups except "same bridge". The cluster of a pair is the
+    bridge of its corrupt prompt.
     """
     need_chains(dataset)
     found = choose_pairs(dataset)
@@ -92,9 +94,9 @@ def bridge_pairs(dataset: Dataset) -> PromptPairs:
 def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     """Make pairs of a query and the same query with one token exchanged.
 
-    The exchange changes the answer. The pairs are those of the counterfactual corruption of
-    `activation_patching`. Groups are the chain splits, and clusters are the bridges of the clean
-    prompts.
+    The exchange changes the answer. The exchanged tokens are chosen as for the counterfactual
+    corruption of `activation_patching`. The groups are the chain splits. The cluster of a pair is
+    the bridge of its clean prompt.
 
     Args:
       token: name of the position of the exchanged token, such as "r1".
@@ -138,7 +140,7 @@ PAIRS: Mapping[str, PairsFunction] = {
 
 
 def find_pairs(which: str | PairsFunction) -> functions.NamedFunction:
-    """Find a pairs function by name in `PAIRS` or by import path; a function is also accepted."""
+    """Find a pairs function by name in `PAIRS` or by import path. A function is also accepted."""
     return functions.find_function(which, PAIRS, "pairs")
 
 
@@ -149,8 +151,7 @@ def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transfor
       The pairs, with arrays instead of lists, and with the defaults filled in.
 
     Raises:
-      InputError: the result is not a set of pairs that the model can read; the message names the
-        function.
+      InputError: the function did not return pairs, or the model cannot read the pairs.
     """
     made = found.call(dataset)
     if not isinstance(made, PromptPairs):
@@ -165,7 +166,7 @@ def make_pairs(found: functions.NamedFunction, dataset: Dataset, model: Transfor
 
 
 class _Fault(Exception):
-    """A description of what is wrong with pairs."""
+    """Raised if pairs are invalid. `make_pairs` adds the name of the function to the message."""
 
 
 def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:

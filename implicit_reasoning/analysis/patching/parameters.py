@@ -1,16 +1,19 @@
-"""Parameter patching: replaces the attention or MLP of one block by that of another checkpoint.
+"""Parameter patching: exchange the attention or MLP of one block between two checkpoints.
 
-- `later` patches a part of the last checkpoint into this one. It shows whether this part is enough
-  to answer as the fully trained model does.
-- `earlier` patches a part of this checkpoint into the last one. It shows whether the later change
-  of this part is necessary.
+The two checkpoints are the measured checkpoint and the last checkpoint of the run. There are two
+directions:
 
-Each part includes the norm in front of it. In a looped model, blocks are its n_layers sets of
-weights.
+- `later` patches a part of the last checkpoint into the measured checkpoint. If the answers become
+  right, the measured checkpoint lacked only this part.
+- `earlier` patches a part of the measured checkpoint into the last checkpoint. If the answers stay
+  right, the later training of this part was not necessary.
 
-Parts of two checkpoints may use different codes. If a patch breaks answers, this shows that the
-parts do not fit together, not what the part computes. So compare the results with the two
-unpatched checkpoints (`alone`).
+A part is the attention or the MLP of a block, together with the norm in front of it. In a looped
+model, a block is one of the n_layers sets of weights.
+
+Compare the results with the two unpatched checkpoints (`alone`). Two checkpoints may represent the
+same variable in different ways. If a patch makes answers wrong, the parts of the two checkpoints do
+not work together. This does not show what a part computes.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ class ParameterPatching(Instrument):
     reference = True
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split; clusters are bridges."""
+        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         need_chains(dataset)
         splits = chain_splits(dataset)
@@ -74,14 +77,14 @@ class ParameterPatching(Instrument):
         )
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return labels of the blocks, which are sets of weights."""
+        """Return the labels of the blocks. A block is a set of weights."""
         return {"block": range(model.spec.n_layers)}
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Compute the outcomes of every query."""
-        # The part and block numbers are traced, so that the model is compiled once.
+        # The indices of part and block are traced, so that the model is compiled only once.
         parts, blocks = jnp.arange(len(PARTS)), jnp.arange(model.spec.n_layers)
 
         def answered(params: Params) -> dict[str, Array]:
@@ -104,7 +107,7 @@ class ParameterPatching(Instrument):
         return grids | {"alone": alone}
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw accuracy by part and block in both directions, next to the unpatched checkpoints."""
+        """Draw the accuracy after each exchange, next to that of the unpatched checkpoints."""
         group = some_groups(result)[-1]
         of_group = result.sel(group=group)
         titles = {
@@ -133,7 +136,7 @@ def exchange(own: Params, other: Params, part: Array, block: Array) -> Params:
 
     Args:
       own: parameters to patch.
-      other: parameters that the part is taken from.
+      other: parameters from which the part is taken.
       part: index into `PARTS`; may be traced.
       block: index of the block; may be traced.
     """

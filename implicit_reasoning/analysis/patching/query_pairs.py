@@ -1,6 +1,7 @@
 """Selection of query pairs: queries with one token exchanged, and chains composed of two queries.
 
-Pairs are drawn once at random on the host, according to the world. `queries` has the tables.
+Pairs are drawn at random, once, on the host. The facts of the world determine which pairs are
+possible; see `queries`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import world_of
 
 BRIDGE, OOD, TRAINED, SAME = "another bridge", "O source", "trained chain", "same bridge"
-"""Groups of pairs. The composed chain is absent from training in all groups except `TRAINED`.
+"""Groups of pairs. The composed chain is a training chain in `TRAINED`, and in no other group.
 
-- `BRIDGE`: the source's first fact occurs in training chains, as does the target's.
-- `OOD`: the source's first fact does not occur in training chains. So a table of training chains
-  has no entry for its prefix, even if the table is completed.
-- `TRAINED`: as `BRIDGE`, but the composed chain is a training chain. It shows the effect of
-  memorisation.
-- `SAME`: the source has another prefix with the same bridge as the target. A model that composes
+- `BRIDGE`: source and target have different bridges. The source's first fact has a role that the
+  first facts of training chains have.
+- `OOD`: source and target have different bridges. The source's first fact does not occur in
+  training chains. A table of memorised training chains therefore has no entry for the source's
+  prefix, even if its gaps are filled in.
+- `TRAINED`: source and target have different bridges, and the composed chain is a training chain.
+  This group shows the effect of memorisation.
+- `SAME`: source and target have the same bridge and different prefixes. A model that composes
   does not change its answer.
 """
 
@@ -36,9 +39,9 @@ _SEED = 0
 def replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """Draw for each part of each query another value that leads to another answer.
+    """For each part of each query, choose a different value that changes the answer.
 
-    Training queries are preferred.
+    The value is chosen at random. If possible, the new query is a training query.
 
     Args:
       dataset: a dataset of a chain task.
@@ -46,8 +49,8 @@ def replacements(
       random: random generator for the choice.
 
     Returns:
-      `(token, answer)`, both [part, row], for the parts e1, r1, ...; -1 if no value leads to
-      another answer.
+      `(token, answer)`, both [part, row], for the parts e1, r1, ...: the token of the new value,
+      and the answer to the new query. Both are -1 if no value changes the answer.
     """
     table = queries.all_queries(dataset)
     tokens, answers = [], []
@@ -64,7 +67,7 @@ def replacements(
 
 
 def _place(dataset: Dataset, part: int) -> int:
-    """Return the position of a part (of e1, r1, r2, ...) in a prompt."""
+    """Return the position in a prompt of a part; `part` is an index into (e1, r1, r2, ...)."""
     return queries.prompt_order(dataset).index(part)
 
 
@@ -75,7 +78,18 @@ def _exchanged(
     rest: np.ndarray,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Return a query of `which` with equal `rest` and another answer; -1 if there is none."""
+    """For each query, draw a query of the table with equal `rest` and a different answer.
+
+    Args:
+      asked: the queries.
+      table: all queries.
+      which: mask of the queries of the table that may be drawn.
+      rest: indices of the parts that must be equal.
+      random: random generator for the choice.
+
+    Returns:
+      An index into `table` for each query; -1 if no query of the table fits.
+    """
     numbers = np.flatnonzero(which)
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -91,11 +105,11 @@ def _exchanged(
 def symmetric_replacements(
     dataset: Dataset, asked: queries.Queries, random: np.random.Generator
 ) -> tuple[Int[np.ndarray, "part row"], Int[np.ndarray, "part row"]]:
-    """Draw for each part of each query another random token of the same kind.
+    """For each part of each query, draw a different random token of the same kind.
 
     Returns:
-      `(token, answer)`, both [part, row]. The answer is -1 if the new query does not exist or has
-      the clean answer.
+      `(token, answer)`, both [part, row]: the new token and the answer to the new query. The answer
+      is -1 if the new query does not exist, or if its answer is the clean answer.
     """
     world, table = world_of(dataset), queries.all_queries(dataset)
     tokens, answers = [], []
@@ -111,12 +125,13 @@ def symmetric_replacements(
 
 
 class ComposedPairs(NamedTuple):
-    """Pairs of a source and a target query, and the chain that is composed of both.
+    """Pairs of a source and a target query, with the query that is composed of both.
 
     Attributes:
-      source: queries whose states are patched in.
+      source: queries whose states are patched into the target.
       target: queries that are patched.
-      composed: the first fact of the source, continued with the later relations of the target.
+      composed: queries that begin with the first fact of the source and continue with the later
+        relations of the target.
       group: int [pair], index into `GROUPS`.
     """
 
@@ -127,7 +142,7 @@ class ComposedPairs(NamedTuple):
 
 
 def choose_pairs(dataset: Dataset) -> ComposedPairs:
-    """Choose up to `_MAX_PAIRS` pairs of each group; targets are training rows among the probes.
+    """Choose up to `_MAX_PAIRS` pairs for each group. Targets are probes that are training chains.
 
     Raises:
       NotApplicable: no training chain is a probe.
@@ -174,9 +189,13 @@ def _compose(
     same_bridge: bool,
     random: np.random.Generator,
 ) -> tuple[queries.Queries, queries.Queries]:
-    """Draw for each target a composed chain with another e1 and r1, and the same later relations.
+    """For each target, draw a chain with a different e1, a different r1 and equal later relations.
 
-    Targets without a matching chain are dropped.
+    If `same_bridge` is true, the chain must have the later facts of the target. Otherwise the later
+    facts and the answer must differ. Targets without such a chain are dropped.
+
+    Returns:
+      The targets that are kept, and the chain for each of them.
     """
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -198,10 +217,13 @@ def _sources(
     target: queries.Queries,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Draw a source with the first fact of the composed chain, another r2 and an unexpected answer.
+    """For each composed chain, draw a source query that begins with the same first fact.
 
-    The answer differs from those of the composed chain and of the target. The result is -1 if there
-    is no such query.
+    The r2 of the source differs from that of the composed chain. The answer of the source differs
+    from the answers of the composed chain and of the target.
+
+    Returns:
+      An index into `table` for each composed chain; -1 if there is no such query.
     """
 
     def fits(row: np.ndarray, item: np.ndarray) -> np.ndarray:
