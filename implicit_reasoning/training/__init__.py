@@ -1,4 +1,4 @@
-"""Training of models: `train(config, workdir) -> Run`, and the phases of a trained run."""
+"""Training of models: `train(config, workdir) -> Run`, and the phases of grokking in a run."""
 
 from implicit_reasoning.runtime.distributed import PeerLost
 from implicit_reasoning.runtime.shutdown import Interrupted

@@ -1,7 +1,7 @@
-"""Selection of the training rows of each batch, as a pure function of key, step and row count.
+"""Selection of the training rows of a batch, as a pure function of key, step and row count.
 
 The selection has no state, so a resumed run needs no data loader and no saved data position. The
-number of rows is traced, so it may differ between the trials of a population under `vmap`.
+row count is traced, so it may differ between the trials of a population under `vmap`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def rows_of_step(
     batch_size: int,
     order: str,
 ) -> Int[Array, " batch"]:
-    """Return the row numbers of one batch.
+    """Return the indices of the training rows in one batch.
 
     Args:
-      key: the random key of the data stream.
-      step: the number of the update, counted from 0.
+      key: the random key for the order of the data.
+      step: the number of updates before this one.
       n_rows: the number of training rows.
       batch_size: the number of rows in a batch.
       order: `replacement` draws each row independently. `epochs` visits every row once per epoch,
-        in a new order for each epoch, as the published code does. The last batch of an epoch is
-        completed with rows of the next epoch; in the published code that batch is shorter.
+        in a new order for each epoch, as the published code does. Here, rows of the next epoch fill
+        up the last batch of an epoch; in the published code, that batch is shorter.
 
     Returns:
-      Row numbers in `[0, n_rows)`, int32 `[batch]`.
+      Row indices in `[0, n_rows)`, int32 `[batch]`.
     """
     if order == "replacement":
         return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, n_rows)
@@ -45,10 +45,10 @@ def rows_of_step(
 
 
 def check_order(order: str, batch_size: int, n_rows: int) -> None:
-    """Check the order of the rows.
+    """Check that `rows_of_step` supports an order of the rows.
 
     Raises:
-      InputError: the order is unknown, or its arithmetic would overflow 32 bits.
+      InputError: the order is unknown, or it is `epochs` and its 32-bit integers would overflow.
     """
     if order not in ORDERS:
         raise InputError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
@@ -76,8 +76,8 @@ def permuted(
     """Map `index` through a keyed pseudo-random permutation of 0..n-1, without a table.
 
     A Feistel network permutes 0..m-1, where m is the smallest power of four that is at least n.
-    The network is applied again until the result is below n, which gives a permutation of 0..n-1
-    ("cycle walking", Black & Rogaway 2002). This takes at most four applications on average.
+    The network is applied repeatedly until the result is below n, which gives a permutation of
+    0..n-1 ("cycle walking", Black & Rogaway 2002). This takes at most four applications on average.
 
     Args:
       round_keys: one random key for each round of the network, uint32 `[rounds]`.
@@ -98,7 +98,7 @@ def permuted(
 
 
 def _mix(x: Array) -> Array:
-    """Hash 32 bits; each input bit changes half of the output bits on average."""
+    """Hash 32 bits; a change of one input bit changes half of the output bits on average."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)

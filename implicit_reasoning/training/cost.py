@@ -1,9 +1,10 @@
 """Cost of a training step, computed from shapes: matrix-product FLOPs, bytes and parameters.
 
 FLOPs are the multiplications and additions of the matrix products in `wirings.forward_at`. Norms,
-activations and the optimiser are not counted. FLOP/s divided by the peak of a machine is therefore
-the share of time that would suffice for the matrix products. Attention over a few positions is
-executed as sums, but is counted as matrix products (0.2% of the FLOPs of a `pocket` step).
+activations and the optimiser are not counted. The FLOP/s of a run divided by the peak FLOP/s of the
+machine is therefore the share of the run's time that the matrix products would take at the peak.
+Attention over a few positions is computed as sums but counted as matrix products. It has 0.2% of
+the FLOPs of a `pocket` step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class StepCost(NamedTuple):
     Attributes:
       forward: FLOPs of the forward pass.
       step: FLOPs of the forward and backward passes. The backward pass has two matrix products for
-        each one of the forward pass.
+        each matrix product of the forward pass.
       parameters: number of model parameters.
       state_bytes: size of the parameters and Adam's two moments in float32.
       traffic_bytes: minimum memory traffic of an update in bytes. Parameters, moments and gradients
@@ -41,7 +42,7 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
     """Compute the cost of one training step.
 
     Args:
-      spec: the dimensions of the model.
+      spec: the spec of the model.
       batch_size: the number of rows in a batch.
       n_pos: the number of input positions per row.
       n_slots: the number of supervised positions per row.

@@ -1,4 +1,4 @@
-"""Run directories: creating one, reopening one safely, and locking it against other processes."""
+"""Run directories: their creation, checks before a run is resumed, and a lock for one process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def exclusive(
     Args:
       folder: the folder to lock; it is created if missing.
       activity: what the folder is used for, for the error message.
-      choose: the command line option that selects another folder, for the error message.
+      choose: the command line option that selects the folder, for the error message.
 
     Returns:
       A context manager that releases the lock on exit.
@@ -55,12 +55,13 @@ def exclusive(
 def open_dataset(files: Layout, config: ConfigDict) -> Dataset:
     """Load the dataset of an existing run, or build the dataset of a new run.
 
-    Nothing is written. If the task is defined in a user's file, the dataset is also built again and
-    compared with the saved one, because the configuration does not contain the code of that file.
+    Nothing is written. If the task is defined in a user's file, the dataset of an existing run is
+    also built again and compared with the saved dataset, because the configuration does not contain
+    the code of that file.
 
     Raises:
-      InputError: the existing run has another configuration, another dataset or other JAX settings;
-        or one of its files is damaged; or no dataset can be built from the configuration.
+      InputError: the existing run has a different configuration, dataset or JAX settings; a file of
+        the run is damaged; or no dataset can be built from the configuration.
     """
     if not files.config.exists():
         return build(config.task)
@@ -79,7 +80,7 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
     where = name.rpartition(":")[0]
     before = read_config(files.config).task.name
     if not where.endswith(".py") or (name == before and not local_path(where).exists()):
-        return  # An existing run does not need the file any more.
+        return  # An existing run does not need the file of its task.
     if (now := build(task).fingerprint()) != dataset.fingerprint():
         raise InputError(
             f"{files.workdir} holds a run on another dataset: its fingerprint is "
@@ -89,15 +90,17 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
 
 
 def check_same(files: Layout, config: ConfigDict) -> None:
-    """Check that the configuration is the one of the existing run.
+    """Check that a configuration equals the configuration of the existing run.
 
-    Fields that did not exist when the run began are set to the value that reproduces its behaviour.
+    A field that did not exist when the run began is compared with the value that reproduces the
+    behaviour of the run.
 
     Raises:
-      InputError: the configurations differ; the message lists the keys.
+      InputError: the configurations differ; the message lists the fields that differ.
     """
     changes = changed_keys(read_config(files.config), completed(config))
-    # Earlier versions accepted unknown fields. Ignore them, so that such runs can be resumed.
+    # Earlier versions accepted unknown fields. These fields are ignored, so that runs of earlier
+    # versions can be resumed.
     changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
@@ -107,15 +110,15 @@ def check_same(files: Layout, config: ConfigDict) -> None:
 
 
 def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the JAX settings that affect results are those of the previous start.
+    """Check that the JAX settings that affect results have not changed since the previous start.
 
     Args:
       workdir: the run directory, for the error message.
-      starts: the recorded starts of the run, newest last. Starts before 2026-11-28 did not record
-        their settings and are skipped.
+      starts: the recorded starts of the run, newest last. Versions before 2026-11-28 did not record
+        the settings; starts without settings are skipped.
 
     Raises:
-      InputError: a setting differs from the newest recorded one; the message names it.
+      InputError: a setting differs from its value at the previous start; the message names it.
     """
     noted = [start["numerics"] for start in starts if "numerics" in start]
     was: Mapping[str, Any] = noted[-1] if noted else {}
@@ -133,25 +136,28 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def identity(config: ConfigDict, stop: int, dataset: Dataset) -> str:
-    """Return the properties that must be equal in all processes of a run, as JSON."""
+    """Return, as JSON, everything that must be equal in all processes of a distributed run."""
     same = {key: value for key, value in to_json(config).items() if key not in _OWN}
     return json.dumps([same, stop, dataset.fingerprint(), numerics()], sort_keys=True)
 
 
 def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
-    """Write the dataset and then `config.json`; if `config.json` exists, the rest is complete."""
+    """Begin a run: write its dataset, and then its `config.json`.
+
+    `config.json` is written last, so the dataset is complete if `config.json` exists.
+    """
     if not distributed.is_primary():
         return
     for stale in files.workdir.glob(".*.tmp"):  # left by a process that was killed
         stale.unlink()
     if files.config.exists():
-        check_same(files, config)  # Another process may have created it in the meantime.
+        check_same(files, config)  # Another process may have begun a run here in the meantime.
     else:
         dataset.save(files.world)
     write_config(files.config, config)
 
 
 def record_start(path: Path, step: int) -> None:
-    """Append this start, with its step, time, versions and hardware, to `provenance.json`."""
+    """Append the step, time, versions and hardware of this start to `provenance.json`."""
     start = {"step": step, "time": time.time(), **provenance()}
     write_json(path, [*read_starts(path), start])

@@ -1,4 +1,7 @@
-"""Cost estimate of a run before training: sizes from shapes, time from a short measurement."""
+"""Estimates of the cost of a run before it is trained.
+
+Sizes are computed from shapes. Times are extrapolated from a short measurement.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ class Speed:
     """Training speed measured on this machine.
 
     Attributes:
-      compile_seconds: time to compile the training step; shorter if it was in the compilation
-        cache.
+      compile_seconds: time to compile the training step. The time is shorter if the compiled step
+        was in the compilation cache.
       step_seconds: time of one step.
       evaluation_seconds: time of one evaluation of all splits.
-      device_bytes: memory of the compiled training loop on a device: arguments, results and
-        temporaries. None if the backend does not report it.
-      peak: measured FLOP/s of matrix products on one device.
+      device_bytes: memory that the compiled training loop uses on a device for arguments, results
+        and temporaries. None if the backend does not report the memory.
+      peak: measured FLOP/s of large matrix products on one device.
     """
 
     compile_seconds: float
@@ -53,7 +56,7 @@ class CostEstimate:
       devices: number of devices.
       cost: cost of one step.
       rows_bytes: memory of the training rows on every device.
-      speed: measured speed; None if nothing was measured.
+      speed: measured speed; None if the speed was not measured.
     """
 
     steps: int
@@ -75,7 +78,10 @@ class CostEstimate:
 
     @property
     def seconds(self) -> float | None:
-        """Estimated duration of the run, without background saves; None if nothing was measured."""
+        """Estimated duration of the run in seconds; None if the speed was not measured.
+
+        Saves are not included, because they run in the background.
+        """
         if self.speed is None:
             return None
         steps = self.steps * self.speed.step_seconds
@@ -115,8 +121,8 @@ def plan(config: ConfigDict, *, measure: bool = True) -> CostEstimate:
 
     Args:
       config: the configuration, as for `train`.
-      measure: also compile and time some steps and one evaluation. This takes seconds, mostly for
-        compilation.
+      measure: also compile and time some steps and one evaluation. This takes a few seconds, most
+        of them for compilation.
 
     Raises:
       InputError: the configuration cannot be trained.

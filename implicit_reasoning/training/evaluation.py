@@ -1,9 +1,10 @@
 """Evaluation of every split on the device: accuracy, loss and reciprocal rank of the answer.
 
-Answers of several tokens are evaluated with teacher forcing. An answer is correct if every token
-is predicted correctly from the true tokens before it; greedy decoding gives the same accuracy. Its
-loss is the sum of the losses of its tokens, and its rank is their worst rank. The `</a>` token that
-may follow the answer is not evaluated.
+Answers of several tokens are evaluated with teacher forcing. An answer is correct if the model
+predicts every token of the answer correctly, given the true previous tokens; greedy decoding gives
+the same accuracy. The loss of an answer is the sum of the losses of its tokens. The rank of an
+answer is the worst rank among its tokens. The `</a>` token that may follow an answer is not
+evaluated.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       loss: loss of the answer in nats, summed over its tokens.
-      rank: rank of the answer, 0 is best. Tokens with an equal logit rank above the answer; a NaN
-        logit counts as a higher one.
+      rank: rank of the answer; 0 is best. The rank of a token is the number of other tokens whose
+        logit is higher than the token's logit, equal to it, or NaN.
     """
 
     loss: Float[Array, " probe"]
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class EvaluationRows(NamedTuple):
-    """Probe rows in chunks of equal size; the chunks of several worlds are concatenated.
+    """Probe rows in chunks of equal size. For several worlds, the chunks are concatenated.
 
     Attributes:
       tokens: input tokens.
@@ -85,7 +86,7 @@ def evaluate_chunks(
       model: the model.
       params: its parameters.
       probes: the probe rows.
-      chunks: the numbers of the chunks to evaluate.
+      chunks: the indices of the chunks to evaluate.
 
     Returns:
       The outcome of every row of these chunks, flattened to `[chunk * row]`.
@@ -107,7 +108,7 @@ def evaluate_chunks(
 def make_evaluator(
     model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None
 ) -> Callable[[Params], Outcome]:
-    """Move the probe rows of a dataset to the device, and return a function that evaluates params.
+    """Move the probe rows of a dataset to the device, and return the function that evaluates them.
 
     Args:
       model: the model to evaluate.
@@ -115,8 +116,8 @@ def make_evaluator(
       sharding: the sharding of the rows and of every outcome; None for the default device.
 
     Returns:
-      A function from parameters to an `Outcome`. It dispatches the evaluation and does not block
-      until the outcome is read.
+      A function from parameters to an `Outcome`. The function dispatches the evaluation and returns
+      without waiting for the result.
     """
     probes = evaluation_rows(dataset)
     check_tokens(probes.tokens, model.spec.d_vocab)
@@ -140,8 +141,8 @@ def _asker(model: Transformer, sharding: NamedSharding | None) -> Wrapped:
 class ProbeMetrics:
     """Metrics of a model's answers to the probe rows of a dataset, computed with numpy.
 
-    An outcome may have more rows than there are probe rows, because the last chunk is padded. The
-    additional rows are ignored.
+    An outcome may have more rows than the dataset has probe rows, because the last chunk is padded.
+    The additional rows are ignored.
     """
 
     def __init__(self, dataset: Dataset):
@@ -164,10 +165,10 @@ class ProbeMetrics:
     def first_correct(
         self, before: Int[np.ndarray, " probe"], step: int, outcome: Outcome
     ) -> Int[np.ndarray, " probe"]:
-        """Update the steps at which the probe rows were first answered correctly.
+        """Update, for each probe row, the step of the first evaluation with a correct answer.
 
         Args:
-          before: the steps before this evaluation; `NEVER` for rows without a correct answer.
+          before: these steps before this evaluation; `NEVER` for rows without a correct answer.
           step: the step of this evaluation.
           outcome: the outcome of this evaluation.
         """
@@ -181,8 +182,9 @@ class ProbeMetrics:
           `accuracy/<split>`, `loss/<split>` in nats and `reciprocal_rank/<split>`.
           `saturated/<split>` is the share of rows whose answer has a probability that float32
           rounds to 1. The gradient of such a row is 0 ("softmax collapse", Prieto et al. 2025,
-          section 3). `accuracy_low95/<cross split>` is the lower end of the 95% confidence interval
-          of the accuracy, clustered by bridge (see `worlds.clusters`).
+          section 3). `accuracy_low95/<split>`, for the split `phases.Splits.cross` only, is the
+          lower end of the 95% confidence interval of the accuracy, clustered by bridge (see
+          `worlds.clusters`).
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
         saturated = np.exp(-loss, dtype=np.float32) == 1
@@ -202,7 +204,7 @@ class ProbeMetrics:
 
 
 class Evaluation(ProbeMetrics):
-    """Evaluation of one model on the probe rows of a dataset, which are kept on the device."""
+    """Evaluation of one model on the probe rows of a dataset. The probe rows stay on the device."""
 
     def __init__(self, model: Transformer, dataset: Dataset, sharding: NamedSharding | None = None):
         """Move the probe rows to the device; see `make_evaluator`."""

@@ -1,4 +1,4 @@
-"""Figures of the training report: accuracy, loss, first correct answers and optimisation."""
+"""Figures of a training run: accuracy, loss, first correct answers and optimisation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NO_LOSS = 1e-8  # nats; below the resolution of a float32 loss
 
 
 def figures(run: Run) -> list[Figure]:
-    """Draw every figure that the run has data for, in the order of the report."""
+    """Draw every figure for which the run has data, in the order of the report."""
     rows = run.metrics
     if not rows:
         return []
@@ -58,7 +58,7 @@ def figures(run: Run) -> list[Figure]:
 
 
 def best_shortcuts(rules: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, str]]:
-    """Find the best shortcut rule on each split.
+    """Find the most accurate shortcut rule on each split.
 
     Args:
       rules: `{rule: {split: accuracy}}`, as `worlds.shortcuts` returns it.
@@ -169,7 +169,8 @@ def _first_correct(
     for index, split in enumerate(dataset.splits):
         first = outcome["step"][split_of == index]
         if len(first):
-            # A resumed run may have dropped metrics rows that this older file still counts.
+            # A run that resumes from an earlier state drops its later metrics rows, but
+            # `first_correct.npz` may still have steps after the last remaining row.
             reached = np.sort(first[(first >= 0) & (first <= last)])
             steps = np.unique(np.append(reached, [0, last]))
             curves[split] = steps, np.searchsorted(reached, steps, side="right") / len(first)
@@ -262,7 +263,7 @@ def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
     """
     lowest_first = sorted((accuracy, split, rule) for split, (accuracy, rule) in floors.items())
     heights = spread_apart([accuracy + 0.024 for accuracy, _, _ in lowest_first], gap=0.042)
-    # The labels have a white background. They are above the lines and below the measured curves.
+    # The labels have a white background. They cover the lines but not the measured curves.
     line: dict[str, Any] = {"linestyle": (0, (6, 2, 1, 2)), "linewidth": 0.9, "zorder": 1.8}
     name: dict[str, Any] = {
         "fontsize": 7.5,
@@ -275,7 +276,7 @@ def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
         color = split_style(split)["color"]
         ax.axhline(accuracy, color=color, alpha=0.8, **line)
         text = f"shortcut on {split}: {rule.replace('_', ' ')}, {accuracy:.1%}"
-        if accuracy > 0.95:  # Above the line, the label would leave the axes.
+        if accuracy > 0.95:  # A label above the line would be outside the axes.
             height = accuracy - 0.028
         ax.text(0.008, height, text, color=darken(color), **name)
 
@@ -289,8 +290,9 @@ def _draw_phases(ax: Axes, found: Phases) -> None:
     start, end = found.memorised, found.in_distribution
     if start is not None and end is not None and start < end:
         ax.axvspan(start, end, color=BLACK, alpha=0.05, linewidth=0)
-    # Place the names to the left of their lines with the earliest at the bottom, or, without enough
-    # room, to the right with the earliest at the top. In both cases no line crosses a name.
+    # If there is room, each name is to the left of its line, and the earliest phase is at the
+    # bottom. Otherwise each name is to the right of its line, and the earliest phase is at the top.
+    # In both cases no line crosses a name.
     in_axes = (ax.transData + ax.transAxes.inverted()).transform
     left = in_axes((reached[0][0], 0))[0] > 0.3
     frame = ax.get_xaxis_transform()

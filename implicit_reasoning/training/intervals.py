@@ -1,13 +1,13 @@
 """Confidence intervals of accuracies in the rows of `metrics.jsonl`.
 
 Training computes the intervals at steps that have both an evaluation and a checkpoint, and writes
-them to the row of that step. Runs before 2026-11-29 have no intervals; `record.add_intervals` adds
-them.
+the intervals to the row of that step. Versions before 2026-11-29 did not write intervals;
+`record.add_intervals` adds intervals to such runs.
 
 The examples of a split are clustered by bridge or by fact (see `worlds.clusters.clusterings`). If
-there are several clusterings, the widest interval is used. Every evaluation also has the column
-`accuracy_low95/<split>` for the cross split. It uses only the clustering of `clusters_of`, and
-`phases` compares it with the shortcuts.
+there are several clusterings, the widest interval is used. For the split `phases.Splits.cross`,
+every evaluation also writes the lower bound `accuracy_low95/<split>`, which uses only the
+clustering of `clusters_of`. `phases` compares this bound with the shortcuts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusterings
 
 LOW, HIGH, CLUSTERS = "accuracy_low", "accuracy_high", "accuracy_clusters"
-"""Column names; a column is `<name>/<split>`. The interval is the 95% confidence interval."""
+"""Names of columns: each name is followed by `/<split>`. Low and high bound a 95% interval."""
 
 Row = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ class AccuracyIntervals:
 
     def __init__(self, dataset: Dataset):
         """Compute the clusters of the probe rows of every split that has probe rows."""
-        place = np.cumsum(dataset.probe) - 1  # from row number to probe row number
+        place = np.cumsum(dataset.probe) - 1  # for each row, its index among the probe rows
         probes = {split: dataset.probes(split) for split in dataset.splits}
         self._of_split = {
             split: (place[rows], [ClusterIntervals(one) for one in clusterings(dataset, rows)])
@@ -61,7 +61,7 @@ class AccuracyIntervals:
 
 
 def is_evaluated(row: Row) -> bool:
-    """Return whether a row has accuracies."""
+    """Return whether a row of `metrics.jsonl` has accuracies."""
     return any(key.startswith("accuracy/") for key in row)
 
 
@@ -73,7 +73,7 @@ def row_with_intervals(rows: Sequence[Row]) -> Row | None:
 
 
 def accuracy_intervals(row: Row, dataset: Dataset) -> dict[str, Interval]:
-    """Read the accuracy and its interval from a row, for every split that has the columns."""
+    """Read the accuracy and its interval from a row, for every split that has an interval."""
     return {
         split: Interval(
             mean=row[f"accuracy/{split}"],

@@ -8,7 +8,7 @@ Resuming relies on three rules:
 
 - The metrics rows up to a step are on disk before the state of that step is saved.
 - The configuration determines everything that happens at a step.
-- Nothing is saved for a step before its results have been read.
+- Nothing is saved for a step before the host has read the results of that step.
 
 Between events the device runs without waiting for the host: the host reads the results of a chunk
 of steps while the device runs the next chunk. The loop runs under a transfer guard, so only
@@ -41,19 +41,19 @@ from implicit_reasoning.runtime.shutdown import Interrupted, ShutdownRequest, si
 State = TypeVar("State")
 
 NOT_BEGUN = -1
-"""Step number before training starts, when the events of step 0 have not happened yet."""
+"""Step number before training begins: the events of step 0 have not happened yet."""
 
 _CHUNK_SECONDS = 2.0  # A signal is handled within about twice this time.
 _KEPT_STATES = 2
-_TIMED_CHUNKS = 10  # number of chunks over which the speed is measured
+_TIMED_CHUNKS = 10  # The speed is measured over this number of chunks.
 
 
 class NonFiniteLoss(Exception):
-    """Error for diverged training: a loss, a gradient or an update was not finite.
+    """Error if training diverged: a loss, a gradient or an update was not finite.
 
     Attributes:
-      step: number of updates before the failed update. The parameters at this step and at all
-        earlier steps are finite.
+      step: number of updates before the first update that was not finite. The parameters at this
+        step and at all earlier steps are finite.
     """
 
     def __init__(self, step: int):
@@ -67,16 +67,16 @@ class NonFiniteLoss(Exception):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Chunk of consecutive steps that the device has finished.
+    """A chunk of consecutive steps that the device has finished.
 
     Attributes:
       before: the step at which the chunk began.
       step: the step at which the chunk ended.
       results: the results of `Training.arrive` for the last step, on the host.
       steps_per_second: the speed over the last chunks, including evaluations and saves.
-      read_newest: function that reads the newest saved tree. It takes a tree of shapes and
-        shardings, and returns the tree and its step, or None if no state was saved since training
-        began.
+      read_newest: function that reads the newest tree that `Training.saved` returned. Its argument
+        is a tree of shapes and shardings. It returns the tree and its step, or None if no state was
+        saved since training began.
     """
 
     before: int
@@ -88,7 +88,7 @@ class Chunk:
 
 @runtime_checkable
 class Training(Protocol[State]):
-    """Interface of the objects that the loop trains. A state is opaque to the loop."""
+    """Interface of the objects that the loop trains. The loop does not read inside a state."""
 
     @property
     def steps(self) -> int:
@@ -97,7 +97,7 @@ class Training(Protocol[State]):
 
     @property
     def begins_at(self) -> int:
-        """Step of the state that `init` returns; `NOT_BEGUN` for a state before step 0."""
+        """Step of the state that `init` returns; `NOT_BEGUN` if the events of step 0 are due."""
         ...
 
     def init(self) -> State:
@@ -112,7 +112,7 @@ class Training(Protocol[State]):
 
         Args:
           step: the step of the state.
-          read: function that returns the saved tree, given a tree of its shapes and shardings.
+          read: function from a tree of shapes and shardings to the saved tree.
 
         Raises:
           DamagedCheckpoint: the state cannot be read.
@@ -120,11 +120,11 @@ class Training(Protocol[State]):
         ...
 
     def saved(self, state: State) -> Any:
-        """Return the tree of arrays to save for a state."""
+        """Return the tree of arrays that the loop saves for a state."""
         ...
 
     def open(self, step: int) -> None:
-        """Open the result files, and remove results of steps after `step`."""
+        """Open the result files, and remove the results of steps after `step`."""
         ...
 
     def close(self) -> None:
@@ -134,20 +134,20 @@ class Training(Protocol[State]):
     def chunk_end(self, step: int, count: int) -> int:
         """Return the last step of the chunk that starts at `step`.
 
-        This is the next event after `step`, or `step + count` if that is earlier and the training
-        allows a chunk to end between events.
+        The result is the step of the next event after `step`. If `step + count` is earlier, and the
+        training allows a chunk to end between two events, the result is `step + count`.
         """
         ...
 
     def advance(self, state: State, step: int, count: int) -> State:
         """Dispatch `count` steps from `step`, and return the new state without blocking.
 
-        The given state is donated.
+        The buffers of the given state are donated, so the caller must not use that state again.
         """
         ...
 
     def arrive(self, before: int, step: int, state: State) -> Any:
-        """Dispatch the computation of the results of a step, without blocking.
+        """Dispatch the computation of the results at the end of a chunk, without blocking.
 
         Args:
           before: the step at which the chunk began.
@@ -171,20 +171,21 @@ class Training(Protocol[State]):
         ...
 
     def keeps_at(self, step: int) -> bool:
-        """Return whether `keep` saves a checkpoint at a step, apart from the state."""
+        """Return whether `keep` saves a checkpoint at a step."""
         ...
 
     def resumes_at(self, step: int) -> bool:
-        """Return whether the state is saved at a step."""
+        """Return whether the loop saves the state at a step."""
         ...
 
     def keep(self, step: int, state: State, *, resumable: bool) -> None:
-        """Save the files that are due at a step, apart from the state.
+        """Save the files that are due at a step; the loop itself saves the state.
 
         Args:
           step: the step.
           state: the state at that step.
-          resumable: the loop saves the state afterwards; wait until all other files are on disk.
+          resumable: whether the loop saves the state after this call. If so, this call must return
+            only when all other files of the step are on disk.
         """
         ...
 
@@ -199,7 +200,7 @@ class _Pending:
 
 
 class ResumableLoop(Generic[State]):
-    """Loop that resumes from the newest saved state and trains until a given step."""
+    """A loop that resumes from the newest saved state and trains until a given step."""
 
     def __init__(
         self, training: Training[State], folder: Path, *, title: str = "", progress: bool = True
@@ -238,7 +239,8 @@ class ResumableLoop(Generic[State]):
             state, step = self._restore()
             opened(training)
             training.open(step)
-            # At least one process could not read the later states. They are trained again.
+            # If there are states of later steps, at least one process could not read them. Their
+            # steps are trained again.
             self._states.drop_after(step)
             self._bar = opened(
                 ProgressBar(
@@ -251,8 +253,8 @@ class ResumableLoop(Generic[State]):
     def _restore(self) -> tuple[State, int]:
         """Return the state to resume from, and its step.
 
-        If the newest state cannot be read, the one before it is used. The steps after it are
-        trained again, with the same results.
+        If the newest state cannot be read, the newest state that can be read is used. The steps
+        after that state are trained again, with the same results.
         """
         training = self._training
         if self._newest() is None:
@@ -273,7 +275,10 @@ class ResumableLoop(Generic[State]):
         )
 
     def _newest(self) -> int | None:
-        """Return the step of the newest saved state, or None if `init` returns a newer state."""
+        """Return the step of the newest saved state.
+
+        Return None if there is no saved state, or if the state that `init` returns is newer.
+        """
         newest = max(self._states.steps, default=None)
         return newest if newest is not None and newest >= self._training.begins_at else None
 
@@ -310,15 +315,17 @@ class ResumableLoop(Generic[State]):
     def _agree(self, shutdown: ShutdownRequest) -> tuple[str | None, int]:
         """Return the signal that any process received, and the maximum length of the next chunk.
 
-        The length is the number of steps that take about `_CHUNK_SECONDS`, so that a signal is
-        handled soon. All processes get the same values.
+        The maximum length is the number of steps that take about `_CHUNK_SECONDS`, so that a signal
+        is handled soon. All processes return the same values.
         """
         own = np.array([shutdown.number, self._steps_per_second()], np.float32)
         said = distributed.allgather(own)
         return signal_name(int(said[:, 0].max())), max(int(_CHUNK_SECONDS * said[0, 1]), 1)
 
     def _save(self, step: int, state: State, pending: _Pending | None, leaving: bool) -> bool:
-        """Save what is due at a step, after its metrics row; return whether `pending` was written.
+        """Write the pending metrics row, then save the checkpoint and the state if they are due.
+
+        Return whether something was saved. `pending` has then been written.
 
         Args:
           step: the step.
@@ -333,8 +340,8 @@ class ResumableLoop(Generic[State]):
         if pending:
             self._finish(pending)
         with jax.transfer_guard("allow"):  # Orbax makes implicit transfers.
-            # A run that resumes from this state will not revisit this step, so the other files of
-            # this step must be on disk before the state.
+            # A run that resumes from this state will not revisit this step, so all other files of
+            # this step must be on disk before the state is saved.
             training.keep(step, state, resumable=resumable)
             if resumable:
                 self._states.save(step, training.saved(state))
@@ -351,18 +358,18 @@ class ResumableLoop(Generic[State]):
     def _steps_per_second(self) -> float:
         """Return the speed over the last chunks, including evaluations and saves.
 
-        The last chunk alone is not enough. On a CPU, which computes during dispatch, the results of
-        two chunks can become available at the same time.
+        One chunk is not enough to measure the speed: on a CPU, computation happens during dispatch,
+        so the results of two chunks can become available at the same time.
         """
         (then, before), (now, step) = self._read[0], self._read[-1]
         return (step - before) / (now - then) if step > before else 0.0
 
 
 def _close(part: Any, error: BaseException | None) -> None:
-    """Close a part of the loop, unless only this process failed.
+    """Close a part of the loop, unless only this process of a distributed run failed.
 
-    Closing waits for the other processes, which do not close after an error of this process. After
-    a signal or divergence all processes close together.
+    Closing a part waits until all processes close it. After an error in this process only, the
+    other processes do not close the part. After a signal or divergence, all processes close it.
     """
     together = error is None or isinstance(error, Interrupted | NonFiniteLoss)
     if together or not distributed.is_distributed():

@@ -1,6 +1,6 @@
-"""Training of models: `train(config, workdir) -> Run`, and the `Training` protocol for models.
+"""Training of models: `train(config, workdir) -> Run`, and the class that the loop trains.
 
-A population of models is trained like a single model. All arrays of the program have a leading
+A population of models is trained like a single model. The arrays of its program have a leading
 trial axis, and each trial has its own `Record`.
 """
 
@@ -58,7 +58,7 @@ def train(
         raise InputError(f"stop_at is {stop}; it must be between 0 and steps = {config.steps}")
     distributed.initialize(config.distributed)
     with distributed.exit_if_peer_lost():
-        # Find errors of a new run before anything is written.
+        # Find errors in the input before anything is written.
         dataset = directory.open_dataset(files, config)
         if distributed.is_distributed():
             distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
@@ -74,8 +74,8 @@ def train(
 def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
     """Load the newest state if it is a row of a population's state; return None otherwise.
 
-    This is the case if a trial was trained in a population and is now trained alone. The primary
-    process then records that later checkpoints of the population do not belong to this run.
+    The newest state is such a row if this run was trained as a trial of a population before. The
+    primary process then records that later checkpoints of the population do not belong to this run.
     """
     saved = saved_states.newest(files)
     if saved is None or saved.row is None:
@@ -86,7 +86,7 @@ def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
 
 
 class ModelTraining:
-    """`Training` of one model, or of a population of models that are all at the same step.
+    """The `Training` of one model, or of a population of models that are all at the same step.
 
     Attributes:
       records: the record of each trial.
@@ -103,10 +103,10 @@ class ModelTraining:
         """Create the training. Nothing is written yet.
 
         Args:
-          program: the computations.
+          program: the compiled functions and their arguments.
           records: one record per trial; all trials share a schedule.
-          files: the directory for states and checkpoints. For a single run it is the directory of
-            that run.
+          files: the directory for states and checkpoints: that of the run, or, for a population,
+            the directory of the population.
           start: a state from another directory that is newer than all states in `files`.
         """
         self.records = records
@@ -146,14 +146,17 @@ class ModelTraining:
         return state
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
-        """Restore the state of a step, and the steps of first correct answers in the records."""
+        """Restore the state of a step.
+
+        Also restore, in the records, the step at which each probe row was first answered correctly.
+        """
         tree = read(self._like())
         self._remember(self._program.split(np.array(tree["first_correct"])))
         state: TrainState = tree["state"]
         return state
 
     def saved(self, state: TrainState) -> Any:
-        """Return the tree to save: the state, and the step of each row's first correct answer."""
+        """Return the state, and the step at which each probe row was first answered correctly."""
         return {"state": state, "first_correct": self._first_correct()}
 
     def _like(self) -> Any:
@@ -164,7 +167,10 @@ class ModelTraining:
             record.first_correct = steps[: len(record.first_correct)]
 
     def _first_correct(self) -> np.ndarray:
-        """Stack the steps of first correct answers of all trials, padded with `NEVER`."""
+        """Return, for all trials, the step at which each probe row was first answered correctly.
+
+        The array has one row per trial, padded with `NEVER`. A single model has no trial axis.
+        """
         found = [record.first_correct for record in self.records]
         most = max(map(len, found))
         stacked = [np.pad(steps, (0, most - len(steps)), constant_values=NEVER) for steps in found]
@@ -188,7 +194,7 @@ class ModelTraining:
         self._opened.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """Return the step of the next row, checkpoint or state, or `step + count` if earlier."""
+        """Return the step of the next event of the schedule, or `step + count` if it is earlier."""
         return min(self._schedule.next_event(step), step + count)
 
     def advance(self, state: TrainState, step: int, count: int) -> TrainState:
@@ -252,7 +258,7 @@ class ModelTraining:
         return self._shown_of(written)
 
     def _shown_of(self, written: Sequence[dict[str, float]]) -> dict[str, str]:
-        """Return the newest loss and accuracies as text; for a population, their medians."""
+        """Return the newest loss and accuracies as text; for a population, medians over trials."""
         for name in written[0]:
             self._shown[name] = f"{np.median([values[name] for values in written]):.3f}"
         if lost := len(self.records) - len(written):
@@ -260,17 +266,19 @@ class ModelTraining:
         return self._shown
 
     def _note_divergence(self, chunk: Chunk, snapshots: Sequence[dict[str, Any]]) -> None:
-        """Find the trials that diverged in a chunk, and tell their records the step.
+        """Find the trials that diverged in a chunk, and write the step to their records.
 
-        If the loss, its gradient or the rates were not finite, the state contains the step. If the
-        parameters overflowed, which a step does not check, a replay of the chunk finds the step.
+        If the loss, its gradient or the rates were not finite, the state holds the step. The
+        parameters are checked at the end of a chunk only. If they overflowed, the chunk is trained
+        again step by step to find the step.
         """
         lost = {
             number: int(snapshot["step"])
             for number, snapshot in enumerate(snapshots)
             if not snapshot["finite"] and self.records[number].diverged is None
         }
-        # The norm of finite parameters can also overflow. The replay then finds the same step.
+        # The norm of finite parameters can overflow too. The replay then finds the step that the
+        # state holds.
         unsure = [n for n in lost if not np.isfinite(snapshots[n]["param_norm"])]
         if unsure:
             lost |= self._replay(chunk, unsure)
@@ -282,10 +290,11 @@ class ModelTraining:
 
         Args:
           chunk: the chunk to repeat; all values were finite at its start.
-          numbers: the numbers of the records to check.
+          numbers: the indices of the records to check.
 
         Returns:
-          The step of that update for each record number.
+          For the index of each record, the number of updates before its first update that was not
+          finite.
         """
         program = self._program
         with jax.transfer_guard("allow"):

@@ -1,7 +1,9 @@
-"""AdamW as in the published runs: warm-up, decoupled decay of weights only, gradient clipping.
+"""AdamW as in the published runs.
 
-The learning rate and the weight decay are arguments of the update (`Hyperparameters`) and not
-compile-time constants. Trials that differ in them can therefore be trained with `vmap`.
+The learning rate warms up linearly, weight decay is decoupled and applies to weights only, and
+gradients are clipped. The learning rate and the weight decay are arguments of the update
+(`Hyperparameters`), not compile-time constants, so trials with different values of them can be
+trained with `vmap`.
 """
 
 from __future__ import annotations
@@ -42,16 +44,16 @@ class OptimizerSettings:
 
 
 def hyperparameters(settings: OptimizerSettings) -> Hyperparameters:
-    """Return the traced hyperparameters of the settings."""
+    """Return the learning rate and weight decay of the settings, as float32 scalars."""
     return Hyperparameters(jnp.float32(settings.learning_rate), jnp.float32(settings.weight_decay))
 
 
 def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
     """Return the schedule of the learning rate as a fraction of its peak.
 
-    The rate increases linearly from 0 over `warmup_steps`. The first update has rate 0, as in
-    HuggingFace's schedules. After the warm-up the rate is constant (`constant`), or follows a
-    cosine down to `final_fraction` at step `horizon` (`cosine`).
+    The fraction increases linearly from 0 over `warmup_steps`. The first update has the learning
+    rate 0, as in HuggingFace's schedules. After the warm-up, the fraction stays 1 (`constant`), or
+    follows a cosine down to `final_fraction` at step `horizon` (`cosine`).
 
     Args:
       settings: the settings of the optimizer.
@@ -62,8 +64,8 @@ def relative_rate(settings: OptimizerSettings, horizon: int) -> optax.Schedule:
     )
 
 
-# optax functions compare equal only if they are the same object. The cache returns the same object
-# for equal settings, so that equal recipes compare equal and share one compiled program.
+# Two optax functions compare equal only if they are the same object. The cache returns the same
+# object for equal settings, so that equal recipes compare equal and share one compiled program.
 @functools.lru_cache(maxsize=64)
 def _relative_rate(
     schedule: str, warmup_steps: int, final_fraction: float, horizon: int
@@ -81,9 +83,10 @@ def _relative_rate(
 
 
 def preconditioner(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Return clipping by global norm, then scaling by Adam.
+    """Return the transformation of gradients into the directions of `apply_updates`.
 
-    The direction is that of AdamW (Loshchilov & Hutter 2019, algorithm 2), without weight decay.
+    It clips gradients by their global norm, then scales them by Adam. The directions are those of
+    AdamW (Loshchilov & Hutter 2019, algorithm 2) without the term of the weight decay.
     """
     return _preconditioner(settings.clip_norm, settings.b1, settings.b2, settings.eps)
 

@@ -16,16 +16,18 @@ least three evaluations must satisfy it. This controls two kinds of multiple tes
 
 - Evaluations: if a rule is tested at many correlated evaluations and the first success counts,
   false positives are far more frequent than with a single test. Suppose that the model is no better
-  than a shortcut at some evaluation. A phase that begins at or before that evaluation requires that
-  this evaluation satisfies the rule. So the probability of a start that is too early is at most
-  that of a single test, for any number of evaluations. A phase that is lost again is not reported.
+  than a shortcut at some evaluation. The phase can begin at or before that evaluation only if that
+  evaluation satisfies the rule. The probability that the phase begins too early is therefore at
+  most the false-positive probability of a single test, for any number of evaluations. If later
+  evaluations violate the rule, the phase is not reported.
 - Shortcuts: the model must be above every shortcut. If the model is no better than one of them, the
   probability that its interval is above that shortcut's interval is at most 5%, because each
   interval misses its mean on the relevant side with a probability of 2.5%. This holds for any
   number of shortcuts and any correlation between them.
 
-The rules need only `metrics.jsonl` and the world, so they also apply to old runs. Before 2026-11-28
-the interval in `metrics.jsonl` was a bootstrap clustered by first fact, which is narrower.
+The rules need only `metrics.jsonl` and the world, so they also apply to old runs. Versions before
+2026-11-28 wrote bootstrap intervals clustered by first fact to `metrics.jsonl`. These intervals are
+narrower than those clustered by bridge.
 
 The lag is the number of steps from "memorised" to "in-distribution, whole".
 """
@@ -53,7 +55,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Splits:
-    """Names of the splits that the rules of the phases need; None for a missing split.
+    """Names of the splits that the rules for the phases need. A missing split is None.
 
     Attributes:
       trained: the training chains.
@@ -67,7 +69,7 @@ class Splits:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Splits:
-        """Find the splits of a dataset by name; for two hops: train_ii, test_ii and test_oi."""
+        """Find the splits of a dataset by name: for two hops, train_ii, test_ii and test_oi."""
         trained = next((name for name in dataset.splits if name.startswith("train_")), None)
         if trained is None:
             return cls(None, None, None)
@@ -76,7 +78,8 @@ class Splits:
         def existing(name: str) -> str | None:
             return name if name in dataset.splits and len(dataset.probes(name)) else None
 
-        # The rule for the cross split needs facts, which not every dataset has.
+        # The rule for the cross split needs to know the facts of chains. Not all datasets have
+        # facts.
         cross = existing(f"test_o{pattern[1:]}") if "fact1" in dataset.truth else None
         return cls(trained, existing(f"test_{pattern}"), cross)
 
@@ -92,7 +95,7 @@ class Phases:
 
     @property
     def lag(self) -> int | None:
-        """Steps from memorised to in-distribution; negative if in-distribution came first."""
+        """Number of steps from memorised to in-distribution; negative if the latter is first."""
         if self.memorised is None or self.in_distribution is None:
             return None
         return self.in_distribution - self.memorised
@@ -112,8 +115,8 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     Args:
       rows: the rows, ascending by step. Rows without an evaluation are skipped.
       splits: the splits of the dataset.
-      cross_shortcut: the threshold for the interval of the cross split; see `phase_criteria`. If it
-        is None, the cross-distribution phase is never reached.
+      cross_shortcut: the lower end of the interval of the cross split must be above this accuracy;
+        see `phase_criteria`. If None, the cross-distribution phase is never reached.
     """
 
     def series(
@@ -139,11 +142,11 @@ def run_phases(run: Run) -> Phases:
 
 
 def phase_criteria(dataset: Dataset) -> tuple[Splits, float | None]:
-    """Return the arguments of `phases` that depend on the dataset.
+    """Return the arguments `splits` and `cross_shortcut` of `phases` for a dataset.
 
     Returns:
-      The splits, and the highest upper end of the 95% intervals of all shortcuts on the cross
-      split. The latter is None if there is no cross split or no shortcut.
+      The splits. Then, over all shortcuts, the highest upper end of the 95% interval of the
+      shortcut's accuracy on the cross split; None if there is no cross split or no shortcut.
     """
     splits = Splits.of(dataset)
     if splits.cross is None:
@@ -165,9 +168,9 @@ def _first_in_a_row(series: Sequence[tuple[int, bool]]) -> int | None:
 
 
 def _from_then_on(series: Sequence[tuple[int, bool]]) -> int | None:
-    """Return the first step of the final stretch that satisfies the rule.
+    """Return the first step from which all evaluations satisfy the rule.
 
-    Returns None if the stretch has fewer than `MIN_CONSECUTIVE` evaluations.
+    Return None if these are fewer than `MIN_CONSECUTIVE` evaluations.
     """
     lasting = list(itertools.takewhile(lambda one: one[1], reversed(series)))
     return lasting[-1][0] if len(lasting) >= MIN_CONSECUTIVE else None

@@ -1,13 +1,14 @@
-"""Training of a population: many trials of the same shapes, trained together by one program.
+"""Training of a population: many trials whose arrays have equal shapes, trained by one program.
 
 Trials may differ in the seeds of initialisation and world, phi, learning rate and weight decay
-(`VARIED`). The training rows of all worlds are concatenated in one table; each trial has the first
-row and the number of rows of its world. Each trial sees the same data in the same order as in a run
-alone, so its first losses are equal to those of that run up to rounding.
+(`VARIED`). The training rows of all worlds are concatenated in one table; each trial stores the
+index of the first row of its world and the number of rows. A trial sees the same data in the same
+order as if it were trained alone, so its first losses are equal to those of a single run up to
+rounding.
 
-The trial axis is sharded over all devices. If the number of devices does not divide the number of
-trials, the axis is padded with copies of the first trial, whose results are ignored. A trial that
-diverges keeps its last finite state, and the other trials continue.
+The trial axis is sharded over all devices. If the number of trials is not a multiple of the number
+of devices, the axis is padded with copies of the first trial, whose results are ignored. A trial
+that diverges keeps its last finite state, and the other trials continue.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ VARIED = (
 def shape_of(config: ConfigDict) -> str:
     """Return the configuration without the fields in `VARIED`, as JSON.
 
-    Trials can be in one population only if this text is equal.
+    Trials can be in one population only if this text is the same for all of them.
     """
     return json.dumps({key: v for key, v in flatten(config).items() if key not in VARIED})
 
@@ -79,15 +80,17 @@ def train_population(
     lost: Callable[[int, int], None] | None = None,
     title: str = "",
 ) -> list[Record]:
-    """Train trials until step `stop`, from the start or from states that are all of one step.
+    """Train trials together until step `stop`.
+
+    All trials begin at step 0, or all trials resume from saved states of the same step.
 
     Args:
       trials: the trials; row i of the population is trial i.
-      files: the directory for the stacked checkpoints and states. It must have none yet. All other
-        files are written to the directories of the trials.
+      files: the directory for the stacked checkpoints and states. It must not contain any yet. All
+        other files are written to the directories of the trials.
       stop: the step to stop at.
       shutdown: the shutdown request, which can stop training earlier.
-      lost: called as soon as a trial diverges, with the number of the trial and the step.
+      lost: called as soon as a trial diverges, with the index of the trial and the step.
       title: the title of the progress bar.
 
     Returns:
@@ -95,8 +98,9 @@ def train_population(
 
     Raises:
       InputError: the trials cannot be one population, or another process trains one of them.
-      DamagedCheckpoint: the newest state of a trial cannot be read. It has been moved away, so this
-        trial resumes from an earlier state, which may be at another step than the other trials.
+      DamagedCheckpoint: the newest state of a trial cannot be read. The state has been moved away,
+        so this trial will resume from an earlier state. The step of that state may differ from the
+        step of the other trials.
       Interrupted: a shutdown was requested; the states have been saved.
       PeerLost: another process stopped; everything that was saved before is complete.
     """
@@ -133,7 +137,7 @@ def train_population(
 
 
 def _scorings(trials: Sequence[Trial]) -> dict[int, ProbeMetrics]:
-    """Create the probe metrics of each distinct dataset, by the dataset's `id`."""
+    """Create one `ProbeMetrics` for each distinct dataset; the keys are `id(dataset)`."""
     return {
         key: ProbeMetrics(dataset)
         for key, dataset in {id(t.dataset): t.dataset for t in trials}.items()
@@ -141,7 +145,7 @@ def _scorings(trials: Sequence[Trial]) -> dict[int, ProbeMetrics]:
 
 
 def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.StartingPoint | None:
-    """Load the newest states of the trials, or return None if no trial has a saved state."""
+    """Load the newest state of each trial, or return None if no trial has a saved state."""
     saved = [saved_states.newest(trial.files) for trial in trials]
     found = [each for each in saved if each is not None]
     if not found:
@@ -174,12 +178,12 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Make the mesh of a population; the `trial` axis gets all devices that remain."""
+    """Make the mesh of a population; axis `trial` gets all devices that other axes do not use."""
     return sharding.make_mesh({**sizes, "trial": -1, "data": max(1, sizes["data"])})
 
 
 def make_population(trials: Sequence[Trial]) -> setup.Program:
-    """Make one program for all trials, whose arguments have a leading trial axis.
+    """Make one program for all trials. The arguments of the program have a leading trial axis.
 
     Raises:
       InputError: the trials differ in a property that must be equal in a population, or they do not
@@ -224,7 +228,7 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
 
 
 class _Functions(NamedTuple):
-    """Compiled functions as in `setup.CompiledFunctions`, and the evaluation."""
+    """The functions of `setup.CompiledFunctions` for a population, and its evaluation."""
 
     like: Any
     init: Wrapped
@@ -299,7 +303,7 @@ def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRow
 
     Args:
       datasets: the distinct datasets.
-      number: for each trial, the number of its dataset.
+      number: for each trial, the index of its dataset.
     """
     slots = max(row_shape(dataset)["n_slots"] for dataset in datasets)
     tables = [setup.training_rows(dataset, slots) for dataset in datasets]
@@ -316,15 +320,16 @@ def _all_probes(
 
     Args:
       datasets: the distinct datasets.
-      number: for each trial, the number of its dataset.
+      number: for each trial, the index of its dataset.
 
     Returns:
-      The chunks, and the numbers of the chunks of each trial, int32 `[trial, chunk]`.
+      The chunks, and the indices of the chunks of each trial, int32 `[trial, chunk]`.
     """
     tables = [evaluation_rows(dataset) for dataset in datasets]
     sizes = np.array([len(table.tokens) for table in tables])
     starts = np.cumsum(sizes) - sizes
-    # Trials with fewer chunks repeat their last chunk. These results are ignored.
+    # A trial that has fewer chunks than others repeats its last chunk. The results of the
+    # repetitions are ignored.
     within = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
     probes = EvaluationRows(*(np.concatenate(column) for column in zip(*tables, strict=True)))
     return probes, (starts[:, None] + within)[number].astype(np.int32)

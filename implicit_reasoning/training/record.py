@@ -1,4 +1,4 @@
-"""Output files of one run in training: metrics rows, TensorBoard events, first correct answers."""
+"""Output files of a run during training: metrics, TensorBoard events and first correct answers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from implicit_reasoning.training.phases import Splits
 from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
-# Fields that do not define the experiment. They are left out of the hyperparameter table of
-# TensorBoard, which sorts columns by name and shows only the first five.
+# Groups and fields that do not define the experiment. The hyperparameter table of TensorBoard
+# omits them, because TensorBoard sorts columns by name and shows only the first five.
 _ROUTINE = (
     *("checkpoints", "distributed", "evaluation", "log_every", "mesh", "profile", "resume_every"),
     "writers",
@@ -46,7 +46,10 @@ def open_tensorboard(
 
 
 def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
-    """Return the columns of the hyperparameter table; in a sweep, the fields that vary."""
+    """Return the columns of the hyperparameter table.
+
+    For a trial of a sweep, these are the fields that vary in the sweep.
+    """
     fields = flatten(config)
     if files.trial.exists():
         return {key: fields[key] for key in read_json(files.trial)["keys"]}
@@ -54,13 +57,13 @@ def _hyperparameters(files: Layout, config: ConfigDict) -> dict[str, Any]:
 
 
 class Record:
-    """Record of one run; only the primary process opens and writes files.
+    """The output files of one run during training. Only the primary process writes files.
 
     Attributes:
       settings: the training settings of the run.
       files: the run directory.
-      scoring: the metrics of the probe rows.
-      first_correct: the step of each probe row's first correct answer, or `NEVER`.
+      scoring: the object that computes metrics from outcomes of the probe rows.
+      first_correct: the step at which each probe row was first answered correctly, or `NEVER`.
       diverged: the step at which the run diverged, or None.
     """
 
@@ -74,7 +77,8 @@ class Record:
 
         Args:
           trial: the run.
-          scoring: the metrics of the dataset, if they have been created for another run.
+          scoring: the `ProbeMetrics` of the dataset, to share one object between several runs. By
+            default a new object is created.
           lost: called with the step as soon as the run diverges.
         """
         self.settings, self.files, self._trial = trial.settings, trial.files, trial
@@ -116,7 +120,7 @@ class Record:
           step: the step.
           snapshot: the result of `StepRecipe.snapshot`, on the host.
           outcome: the outcome of the probe rows, or None if the step has no evaluation.
-          timings: further columns about the speed of training.
+          timings: additional columns, about the speed of training.
 
         Returns:
           Values for the progress bar: the loss, and the accuracies on trained and held-out chains.
@@ -139,7 +143,7 @@ class Record:
         return {name: row[key] for name, key in keys.items() if key in row}
 
     def diverge(self, step: int) -> None:
-        """Record that the run diverged at `step`; no further rows are written."""
+        """Record that the run diverged at `step`. The caller writes no further rows."""
         self.diverged = step
         if distributed.is_primary():
             end_segment(self.files, step)
@@ -147,13 +151,17 @@ class Record:
             self._lost(step)
 
     def keep(self) -> None:
-        """Write `first_correct.npz`, which belongs to the state that is saved next."""
+        """Write `first_correct.npz`. The loop calls this before it saves the state."""
         if distributed.is_primary():
             rows = self.scoring.rows
             write_npz(self.files.first_correct, {"row": rows, "step": self.first_correct})
 
     def _training_metrics(self, step: int, snapshot: dict[str, Any]) -> Row:
-        """Return means over the steps since the last row, and the values at this step."""
+        """Return metrics of training.
+
+        Loss and gradient norm are means over the steps since the previous row. The parameter norm
+        and the learning rate are values at this step.
+        """
         since = np.arange(self._schedule.previous_row(step), step) % self._schedule.log_every
         means = {
             name: float(values[since].mean(dtype=np.float64))
@@ -166,9 +174,9 @@ class Record:
 def add_intervals(run: Run) -> None:
     """Add confidence intervals to the last metrics row that has a checkpoint and an evaluation.
 
-    This is for runs of versions that did not write intervals. The checkpoint is evaluated again in
-    the precision of training. All other values of the row are unchanged. If any row already has
-    intervals, nothing is done.
+    Older versions did not write intervals. The checkpoint is evaluated again in the precision of
+    training. All other values of the row are unchanged. If any row already has intervals, nothing
+    is done.
 
     Raises:
       InputError: no step has both a checkpoint and an evaluation, or another process is training in

@@ -1,6 +1,7 @@
-"""Saved states of a run or trial, in its own directory and in the directories of populations.
+"""Saved states of a run or trial.
 
-A trial resumes from the newest of these states, either alone or in a new population.
+The states of a trial are in its own directory and in the directories of the populations of which it
+was a row. The trial resumes from the newest of these states, alone or in a new population.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from implicit_reasoning.training.step import TrainState
 
 
 class SavedState(NamedTuple):
-    """Location of a saved state.
+    """The location of a saved state.
 
     Attributes:
       folder: the `resume/` folder.
@@ -32,11 +33,11 @@ class SavedState(NamedTuple):
 
 
 class StartingPoint(NamedTuple):
-    """State from which a run or a population resumes.
+    """The state from which a run or a population resumes.
 
     Attributes:
       state: the state as numpy arrays, with a leading trial axis for a population.
-      first_correct: for each trial, the steps of the first correct answers.
+      first_correct: for each trial, the step at which each probe row was first answered correctly.
       step: the step of the state, which is the same for all trials.
     """
 
@@ -52,8 +53,8 @@ def newest(files: Layout) -> SavedState | None:
 
 def all_states(files: Layout) -> list[SavedState]:
     """List all states of a run or trial, including those in the folders of populations."""
-    # Resolve the path like those of populations and of `DamagedCheckpoint`, so that equal paths
-    # compare equal.
+    # The paths of populations and of `DamagedCheckpoint` are resolved. Resolve this path too, so
+    # that paths of the same folder compare equal.
     own = files.resume.resolve()
     found = [SavedState(own, None, step) for step in finished_steps(own)]
     for part in read_segments(files):
@@ -75,9 +76,9 @@ def read(saved: Sequence[SavedState], like: TrainState, *, stacked: bool) -> Sta
 
     Args:
       saved: the locations of the states.
-      like: a state with the structure to read, or its shapes.
-      stacked: stack the states along a leading trial axis. If False, `saved` must have one state,
-        which gets no such axis.
+      like: a tree with the structure of the state, of arrays or of shapes.
+      stacked: whether to stack the states along a leading trial axis. If False, `saved` must have
+        exactly one state.
 
     Raises:
       DamagedCheckpoint: a state cannot be read.
@@ -108,7 +109,7 @@ def placed(state: Any, like: Any) -> Any:
     """
 
     def put(leaf: Any, where: jax.ShapeDtypeStruct) -> jax.Array:
-        # A population can have more rows than trials. Pad with copies of the first trial.
+        # The trial axis of a population may be padded; the padding is copies of the first trial.
         whole = np.asarray(leaf)
         if missing := where.shape[0] - whole.shape[0] if whole.ndim else 0:
             whole = np.concatenate([whole, *[whole[:1]] * missing])

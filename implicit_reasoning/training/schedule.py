@@ -1,4 +1,4 @@
-"""Schedule of a run: the steps of evaluations, metrics rows, checkpoints and saved states.
+"""The schedule of a run: the steps of evaluations, metrics rows, checkpoints and saved states.
 
 The configuration alone determines the schedule, so a resumed run has the same events at the same
 steps as an uninterrupted run.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _INTERVALS = ("log_every", "resume_every", "evaluation.every", "checkpoints.every")
-_MAX_EVENTS = 1_000_000  # A limit is needed because all event steps are listed in advance.
+_MAX_EVENTS = 1_000_000  # A limit is needed, because the steps of all events are kept in memory.
 
 
 def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
@@ -21,7 +21,7 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
     Args:
       horizon: the last step.
       per_doubling: the number of log-spaced steps per doubling; 0 for no log-spaced steps.
-      every: the interval in steps after the log-spaced steps.
+      every: the interval between the remaining steps.
 
     Returns:
       The steps in ascending order.
@@ -37,7 +37,7 @@ def log_spaced(horizon: int, per_doubling: int, every: int) -> tuple[int, ...]:
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:
-    """Return a message for each interval that is too short for the number of steps.
+    """Return a message for each interval that gives too many events.
 
     Args:
       values: the configuration by dotted name.
@@ -54,11 +54,11 @@ def faults(values: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of the events of a run; each tuple is in ascending order.
+    """The steps of the events of a run. Each tuple is in ascending order.
 
     Attributes:
       horizon: the last step.
-      log_every: interval of metrics rows in steps; evaluations add further rows.
+      log_every: interval between metrics rows in steps; evaluations add further rows.
       rows: steps at which a row of `metrics.jsonl` is written: step 0, the multiples of
         `log_every`, the evaluations, and the last step.
       evaluations: steps at which all splits are evaluated.

@@ -1,4 +1,4 @@
-"""Settings of training, as plain values from a configuration."""
+"""Settings of training: the fields of a configuration that training reads, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from implicit_reasoning.worlds import Dataset
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Fields of a configuration that training reads; `runs.fields` documents each field.
+    """The fields of a configuration that training reads; `runs.fields` documents each field.
 
     Attributes:
       model: the fields of the group `model`, for `Spec.from_config`.
@@ -61,7 +61,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Run to train: its configuration, its dataset and its run directory."""
+    """A run to train: its configuration, its dataset and its run directory."""
 
     config: ConfigDict
     dataset: Dataset
@@ -69,5 +69,5 @@ class Trial:
 
     @functools.cached_property
     def settings(self) -> TrainingSettings:
-        """Training settings from the configuration."""
+        """The training settings in the configuration."""
         return TrainingSettings.from_config(self.config)

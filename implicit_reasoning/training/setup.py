@@ -1,4 +1,4 @@
-"""Setup of training: checks of a configuration, and the program that trains it."""
+"""Setup of training: checks of a configuration, and the compiled program that trains a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from implicit_reasoning.training.step import StepRecipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
 MAX_KEPT_PROGRAMS = 8
-"""Number of programs whose compiled functions are cached, for models and populations each."""
+"""Maximum number of cached programs. Programs of populations are cached separately."""
 
 
 def check_config(config: ConfigDict) -> None:
@@ -63,7 +63,12 @@ def _large(values: Mapping[str, Any]) -> list[str]:
 
 
 def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
-    """Create the model of the `model` config group, in training precision, for a dataset."""
+    """Create the model for a dataset, with the dtype and precision of training.
+
+    Args:
+      fields: the fields of the configuration group `model`.
+      dataset: the dataset, which determines the vocabulary and the number of positions.
+    """
     return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
@@ -71,7 +76,8 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
     """Create the training step of a run.
 
     Raises:
-      InputError: the order of the rows is invalid, or the mesh does not divide the batch.
+      InputError: the order of the rows is invalid, or the batch size is not a multiple of the mesh
+        axis `data`.
     """
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
@@ -96,12 +102,12 @@ def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
 
     Args:
       dataset: the dataset.
-      n_slots: the number of slots for supervised positions per row; by default the maximum number
-        of supervised positions in this dataset.
+      n_slots: the number of slots for supervised positions in each row. By default it is the
+        largest number of supervised positions in a row of this dataset.
     """
     tokens, targets = dataset.tokens[: dataset.n_train], dataset.targets[: dataset.n_train]
     supervised, slots = targets >= 0, n_slots or row_shape(dataset)["n_slots"]
-    # The supervised positions come first, in order. The other slots have the answer -1.
+    # The supervised positions come first, in order. The remaining slots have the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
     return TrainingRows(
         tokens=tokens,
@@ -113,7 +119,7 @@ def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
 
 
 class Program(NamedTuple):
-    """Jitted functions of a run and their arguments; a function is compiled at its first call.
+    """The jitted functions of a run, and their arguments.
 
     In the program of a population, all arrays except the row tables have a leading trial axis; see
     `population.make_population`.
@@ -124,11 +130,11 @@ class Program(NamedTuple):
       hyper: the traced hyperparameters.
       init_key: the random key of the initialisation.
       stream_key: the random key of data order and dropout.
-      whole: the sharding of replicated arrays.
+      whole: the sharding of arrays that are replicated on all devices.
       like: the shapes and shardings of the state.
       init: `init(init_key)` returns the state before the first step.
       advance: `advance(state, rows, hyper, stream_key, n_steps)` returns the state after `n_steps`
-        more steps. The given state is donated.
+        more steps. The buffers of the given state are donated.
       snapshot: `snapshot(state, hyper)`; see `StepRecipe.snapshot`.
       evaluate: `evaluate(params)` returns the `Outcome` of the probe rows.
       split: converts a host tree with a trial axis to a list with one tree per trial.
@@ -154,7 +160,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
     """Make the program of a single run on the mesh of the settings.
 
     Raises:
-      InputError: the settings are not compatible with each other, the dataset or the devices.
+      InputError: the settings contradict each other, or do not fit the dataset or the devices.
     """
     mesh = sharding.make_mesh(settings.mesh)
     whole, recipe = sharding.replicated(mesh), make_recipe(settings, dataset, mesh)
@@ -179,7 +185,10 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
 
 
 class CompiledFunctions(NamedTuple):
-    """Jitted functions of a `Program`, with the shapes and shardings of the state; no arrays."""
+    """The jitted functions of a `Program`, and the shapes and shardings of its state.
+
+    This object holds no arrays, so a cached object needs no device memory.
+    """
 
     like: Any
     init: Wrapped
@@ -206,7 +215,7 @@ def mesh_axes(model: Transformer) -> dict[str, tuple[str | None, ...]]:
 
 
 def placed(shapes: Any, places: Any) -> Any:
-    """Add shardings to a tree of shapes."""
+    """Return the tree `shapes` with the shardings in the tree `places`."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,

@@ -19,16 +19,17 @@ from implicit_reasoning.training.optimizer import Hyperparameters, apply_updates
 
 
 class TrainState(NamedTuple):
-    """Full training state, as saved in `resume/`.
+    """The full training state, as it is saved in `resume/`.
 
     Attributes:
       params: the model parameters.
       moments: the state of the preconditioner (Adam's moments).
       step: the number of updates so far, int32.
-      finite: False from the first step whose loss, gradient or rates were not finite. The state
-        does not change from that step on. It is also False if the parameters at the end of `run`
-        are not finite.
-      window: the metrics of each step since the last row of `metrics.jsonl`, each `[log_every]`.
+      finite: False from the first step at which the loss, the gradient or the rates were not
+        finite. From that step on, the state does not change. `finite` is also False if the
+        parameters at the end of `run` are not finite.
+      window: `loss` and `grad_norm` of the last `log_every` steps, each `[log_every]`. Step `s` is
+        at the index `s % log_every`.
     """
 
     params: Params
@@ -39,13 +40,13 @@ class TrainState(NamedTuple):
 
 
 class TrainingRows(NamedTuple):
-    """Training rows on the device; the rows of several worlds are concatenated.
+    """The training rows on the device. For several worlds, the rows are concatenated.
 
     Attributes:
       tokens: the input tokens, `[row, pos]`.
       positions: the supervised positions in ascending order, `[row, slot]`.
       answers: the token to predict at each of these positions, `[row, slot]`; -1 for unused slots.
-      first: the number of the first row of the run, int32.
+      first: the index of the first row of the run, int32.
       n_rows: the number of rows of the run, int32.
     """
 
@@ -59,7 +60,8 @@ class TrainingRows(NamedTuple):
 def dropout_edits(model: Transformer, key: Key[Array, ""], rate: float) -> dict[str, Edit]:
     """Return edits that apply dropout to the embeddings and at the dropout sites of the block.
 
-    In a GPT-2 block these sites are the attention patterns and the outputs of attention and MLP.
+    The dropout sites of a GPT-2 block are the attention pattern and the outputs of attention and
+    MLP.
 
     Args:
       model: the model.
@@ -88,7 +90,7 @@ def answer_loss(
 
 @dataclass(frozen=True)
 class StepRecipe:
-    """Static part of the training step; all values that may vary are arguments of `step`."""
+    """The static part of the training step. All traced values are arguments of `step`."""
 
     model: Transformer
     preconditioner: optax.GradientTransformation
@@ -176,19 +178,20 @@ class StepRecipe:
     ) -> TrainState:
         """Make `n_steps` updates in one loop.
 
-        `n_steps` is traced, so another number of steps does not cause recompilation.
+        `n_steps` is traced, so a different number of steps does not cause recompilation.
         """
         state = jax.lax.fori_loop(
             0, n_steps, lambda _, state: self.step(state, rows, hyper, key), state
         )
-        # Parameters can overflow although loss and gradient are finite. The check is here and not
-        # in every step, because it takes as long as an update.
+        # Parameters can overflow although loss and gradient are finite. They are checked here and
+        # not in every step, because the check takes as long as an update.
         return state._replace(finite=state.finite & _finite(state.params))
 
     def snapshot(self, state: TrainState, hyper: Hyperparameters) -> dict[str, Any]:
         """Return copies of the values that the host reads.
 
-        The host reads them after the state has been donated to the next chunk.
+        Copies are needed, because the state is donated to the next chunk before the host reads
+        these values.
 
         Returns:
           `step`, `finite` and `window` of the state, the L2 norm of the parameters (`param_norm`),
@@ -206,6 +209,6 @@ class StepRecipe:
 def _finite(tree: Any) -> Array:
     """Return whether all values are finite.
 
-    A norm is not used, because squares of finite values can overflow.
+    Whether the norm is finite would be a wrong test, because squares of finite values can overflow.
     """
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
