@@ -1,27 +1,29 @@
 """Decoding of a fact from the state after (e1, r1), by three methods.
 
 - *Immediate probing* unembeds S[layer, r1], with and without the final norm.
-- *Full-run probing* patches the state into the same layer of another prompt at r1. The remaining
-  layers of that run decode it.
-- *Bottleneck probing* is a full run with the state first projected onto at most 32 dimensions in
-  which the class means of the bridge differ most. The dimensions are found on other facts than
-  those decoded, so only what the state shares with other facts of its bridge is kept.
+- *Full-run probing* patches the state into the same layer of a recipient prompt, at position r1.
+  The later layers of the forward pass on the recipient prompt decode the state.
+- *Bottleneck probing* does the same with a projection of the state. The projection keeps at most 32
+  dimensions, in which the class means by bridge (e2) differ most. These dimensions are found
+  without the fact that is decoded. The projection therefore keeps only what the state has in common
+  with the states of other facts with the same bridge.
 
-The first two are the decoding table of Ye et al. 2025, with corrections. The state is patched into
-the layer that it comes from (in the paper, one block later). Results for OOD facts are means over
-OOD facts.
+The first two methods give the decoding table of Ye et al. 2025, with two corrections. Here, the
+state is patched into the layer that it comes from; in the paper, it is patched one block later.
+Here, results for OOD facts are means over OOD facts only.
 
-Some results are true by construction. In most tasks training includes the prompt (e1, r1), so its
-last layer decodes to the taught answer; `by_construction` marks these cases. From layer 1 on the
-full run decodes correctly by construction (`full_run_by_construction`): the state is a function of
-e1 and r1, and later blocks compute the same from it as in its own prompt. This only shows that the
-prefix is present in the state. So claims are made from the bottleneck, and not from the full run.
+Some results are true by construction. In most tasks, training includes the prompt (e1, r1), so the
+last layer of this prompt decodes to the taught answer. `by_construction` marks these cases. From
+layer 1 on, full-run probing decodes correctly by construction (`full_run_by_construction`): the
+state is a function of e1 and r1, and later blocks compute the same from the state as in its own
+prompt. This shows only that the state holds the prefix. Claims therefore use the bottleneck, and
+not the full run.
 
-The bottleneck is not conclusive if its controls (shuffled classes, random directions) also decode
-e2. This happens if the state holds little besides the code of the bridge, or if 32 dimensions are
-most of the dimensions of the states. A code of the bridge then cannot be distinguished from a code
-of e1 and r1 from which later blocks compute the bridge. In this case claims also require that the
-unembedding reads e2 without later blocks.
+The bottleneck is inconclusive if its controls (shuffled classes, random directions) also decode e2.
+This happens if states hold little except the representation of the bridge, or if states have few
+more than 32 dimensions. The bottleneck then cannot distinguish two cases: a state that represents
+the bridge, and a state that represents e1 and r1, from which later blocks compute the bridge. In
+this case, claims also require that the unembedding reads e2 without later blocks.
 """
 
 from __future__ import annotations
@@ -57,16 +59,16 @@ WIDTH = 32
 
 TRUTHS = ("true", "another's", "recipient's")
 _MAX_FACTS = 2000  # maximum number of facts; larger worlds use all facts of some bridges
-_FOLDS = 4  # a bottleneck is found on three folds of facts, and used on the fourth
-_DECODED = 0.9  # minimum lower end of top-1, with the bottleneck and for immediate probing
-_CHANCE = 3.0  # minimum ratio to the null of immediate probing (another fact's tail)
+_FOLDS = 4  # a bottleneck is fitted to three folds of facts, and used on the fourth fold
+_DECODED = 0.9  # minimum lower end of top-1, for the bottleneck and for immediate probing
+_CHANCE = 3.0  # minimum ratio of immediate probing to its null control (the tail of another fact)
 _SHOWN = READINGS[:4]
 _FULL_RUN = (
     "From layer 1 on, the full run is true by construction: the state is a function of e1 and "
     "r1, and the following layers compute the same from it as in its own prompt. The full run "
     "shows only that the prefix has reached this state. Claims use the bottleneck."
 )
-_CONTROL = 0.5  # maximum upper end of top-1 with the controls of the bottleneck
+_CONTROL = 0.5  # maximum upper end of top-1 for the controls of the bottleneck
 
 
 class Decoding(Instrument):
@@ -103,7 +105,10 @@ class Decoding(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose the prompts (e1, r1) of facts that are first hops, and a recipient for each."""
+        """Choose the prompts (e1, r1) of facts, and a recipient prompt for each of them.
+
+        The facts are those that are the first hop of a chain.
+        """
         facts = fact_rows(dataset, _MAX_FACTS)
         if tuple(dataset.positions[:2]) != ("e1", "r1"):
             raise NotApplicable(
@@ -161,7 +166,7 @@ class Decoding(Instrument):
             put_in = jnp.concatenate([state[None], narrow])
             decoded = jax.lax.map(partial(full_run, site), put_in)
             whole = [network.readout(state, HookContext()), network.unembedding(state), decoded[0]]
-            # Each bottleneck belongs to one variable, and only this variable is decoded.
+            # Each bottleneck is fitted to one variable, and only this variable is decoded from it.
             through = decoded[1:].reshape(wanted.shape[1], len(BOTTLENECKS), *decoded.shape[1:])
             of_variable = [
                 jnp.stack([ranks(logits, wanted[:, index : index + 1]) for logits in one])
@@ -185,9 +190,9 @@ class Decoding(Instrument):
     def claims(self, result: xr.Dataset) -> set[Claim]:
         """Claim "decodable" where most tails are decoded through the bottleneck.
 
-        One of two conditions must also hold. Either the controls of the bottleneck decode few
-        tails, or immediate probing with the final norm decodes most tails, too. The full run
-        supports no claims, because it is true by construction.
+        In addition, the controls of the bottleneck must decode few tails, or immediate probing with
+        the final norm must decode most tails. The full run supports no claims, because it decodes
+        correctly by construction.
         """
         first = result.isel(group=0, drop=True)
         true, another = (first.sel(truth=truth, drop=True) for truth in TRUTHS[:2])
@@ -204,18 +209,21 @@ class Decoding(Instrument):
         return claimed("decodable", there.expand_dims(pos=["r1"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw curves over training by reading and group, and the table at some checkpoints."""
+        """Draw curves over training for each method and group, and the table at some steps."""
         return [_over_training(result), _bottleneck_over_training(result), _table(result)]
 
 
 def _folds(
     facts: FactRows, tails: Int[np.ndarray, "variable row"]
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, "variable two row"]]:
-    """Return the fold of each fact, and the true and shuffled classes for finding bottlenecks.
+    """Return the fold of each fact, and the classes that bottlenecks are fitted to.
 
-    Facts of one bridge are distributed evenly over the folds. Only facts of the first group have a
-    class (others have -1). Bottlenecks are thus found on facts that training uses in chains,
-    without OOD facts.
+    The facts of each bridge are distributed evenly over the folds. Facts of the first group have a
+    class, and all other facts have class -1. Bottlenecks are thus fitted without OOD facts.
+
+    Returns:
+      The folds [row], and the classes [variable, 2, row]. The first class is the tail of the fact.
+      The second class is shuffled between facts, for the null control.
     """
     random = np.random.default_rng(2)
     order = random.permutation(len(facts.group))
@@ -235,7 +243,10 @@ def _in_other_folds(
     tails: Int[np.ndarray, "variable row"],
     classes: Int[np.ndarray, "variable row"],
 ) -> Bool[np.ndarray, "variable row"]:
-    """Return whether the facts with a class in other folds include one with the row's tail."""
+    """Return whether a bottleneck is fitted to a fact with the tail of the row.
+
+    The bottleneck of a row is fitted to the facts that have a class and are in different folds.
+    """
     other = fold[:, None] != fold[None]  # [row, fact]
     same = tails[:, :, None] == classes[:, None]
     found: np.ndarray = (same & other).any(-1)
@@ -245,11 +256,11 @@ def _in_other_folds(
 def _through_bottlenecks(
     states: Float[Array, "row d_model"], inputs: Any, n_classes: int, key: Key[Array, ""]
 ) -> tuple[Float[Array, "run row d_model"], Float[Array, "variable fold"]]:
-    """Project states through each variable's bottlenecks, in the order of `BOTTLENECKS`.
+    """Project states through the bottlenecks of each variable, in the order of `BOTTLENECKS`.
 
     Returns:
-      states: [variable * bottleneck, row, d_model], each state projected by the bottleneck of its
-        fold.
+      states: [variable * bottleneck, row, d_model], the projected states. The bottleneck of a state
+        is fitted without the fold of this state.
       width: [variable, fold], number of dimensions of the bottlenecks.
     """
     fold = jnp.asarray(inputs["fold"])
@@ -277,7 +288,7 @@ def _through_bottlenecks(
 def _other(
     values: Int[np.ndarray, "variable row"], among: Int[np.ndarray, " chosen"], seed: int
 ) -> Int[np.ndarray, " row"]:
-    """Draw for each row a random row of `among` that differs from it in every variable."""
+    """For each row, draw a random row of `among` with a different value of every variable."""
     random = np.random.default_rng(seed)
     chosen = random.choice(among, values.shape[1])
     for _ in range(1000):
@@ -291,11 +302,11 @@ def _other(
 
 
 def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: Any) -> np.ndarray:
-    """Return where training teaches the tails as answers to (e1, r1).
+    """Return where decoding is correct by construction.
 
     Returns:
-      bool [variable, layer, group], true in the last layer if most facts of the group are taught
-      so.
+      bool [variable, layer, group]. It is true in the last layer for a group if training teaches
+      the tails of most of its facts as answers to (e1, r1).
     """
     shape = (len(tails), model.spec.depth + 1, len(facts.groups))
     found = np.zeros(shape, bool)

@@ -1,17 +1,19 @@
-"""Geometry of states: whether the states of one bridge form a cluster, regardless of the fact.
+"""Geometry of states: do the states of facts with the same bridge form a cluster?
 
-The cosine lens of Ye et al. 2025 has two measures. ID cohesion is the cosine of states with the
-centroid of the states of their bridge e2. OOD alignment is the cosine of the states of OOD facts
-with the centroid of the ID states of their bridge. This module adds the missing controls:
+The cosine lens of Ye et al. 2025 has two measures. ID cohesion is the mean cosine between the state
+of an ID fact and the centroid of the states of all ID facts with the same bridge e2. OOD alignment
+is the mean cosine between the state of an OOD fact and this centroid. The paper has no controls.
+This module adds four:
 
-- a centroid without the state itself;
-- centroids of other bridges;
-- the mean of the ID states removed, because the states of transformers share one large direction;
-- whether the nearest centroid is the right one.
+- The centroid is also computed without the state that it is compared with.
+- Each state is also compared with the centroids of other bridges.
+- Cosines are also computed after the mean of the ID states is subtracted, because all states of a
+  transformer share one large direction.
+- Retrieval is the share of states whose nearest centroid is that of their own bridge.
 
-The module also projects the states of some bridges to two dimensions, and measures attribute
-enrichment at e1 (Geva et al. 2023): whether the state at e1 already promotes the tails of its
-facts.
+The module also projects the states of some bridges to two dimensions. Finally, it measures
+attribute enrichment at e1 (Geva et al. 2023): the share of the tails of e1 among the entities that
+the state at e1 promotes most.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ CENTRINGS = ("as they are", "mean removed")
 CENTROIDS = ("with itself", "without itself", "of other bridges")
 PROJECTIONS = ("PCA", "MDS of cosine distances")
 _MAX_FACTS = 4000  # maximum number of facts; larger worlds use all facts of some bridges
-_PICTURED, _EACH = 5, 12  # bridges in the projections, and the maximum number of states of each
+_PICTURED, _EACH = 5, 12  # number of bridges in the projections, and maximum states per bridge
 
 
 class Geometry(Instrument):
@@ -92,8 +94,8 @@ class Geometry(Instrument):
         for part in (leads, ~leads):
             shuffled[part] = np.random.default_rng(0).permutation(bridge[part])
         keys = state_keys(dataset, facts.rows)
-        # A state counts once for each bridge, because two relations of e1 may lead to the same
-        # bridge.
+        # A state counts once for each bridge of its facts. For example, if two relations of e1 lead
+        # to the same bridge, the state at e1 counts once for both facts.
         prefixes = np.stack([np.unique(line, return_inverse=True)[1] for line in keys])
         counted = first_occurrences(prefixes * (bridge.max() + 1) + bridge)
         position = dataset.positions.index(first_known_position("e2", dataset.positions))
@@ -165,9 +167,10 @@ class Geometry(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim that e2 is decodable where most states are nearest to their bridge's centroid.
+        """Claim "decodable" for e2 where the nearest centroid of most states is their bridge's.
 
-        The centroids exclude the state itself. The share must also be above the null.
+        The centroid is computed without the state itself. The share of these states must also be
+        above the null control.
         """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
         most = best["retrieval_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
@@ -180,7 +183,12 @@ class Geometry(Instrument):
 
 
 class _Near(NamedTuple):
-    """Cosines with centroids [centroid, row], and whether the own centroid is the nearest."""
+    """Similarity of each state to centroids.
+
+    Attributes:
+      cosine: cosine with each of `CENTROIDS`.
+      retrieved: whether the nearest centroid is that of the state's own bridge.
+    """
 
     cosine: Float[Array, "centroid row"]
     retrieved: Bool[Array, " row"]
@@ -189,9 +197,13 @@ class _Near(NamedTuple):
 def _of_common_bridges(
     facts: FactRows, e2: Int[np.ndarray, "any"]
 ) -> tuple[FactRows, Int[np.ndarray, " row"]]:
-    """Return the facts whose bridges have at least two leading facts, and their bridge numbers.
+    """Return the facts whose bridge has at least two facts of the leading group.
 
-    Bridges are numbered 0, 1, ...
+    Returns:
+      The facts, and the number of each fact's bridge. Bridges are numbered 0, 1, ...
+
+    Raises:
+      NotApplicable: no bridge has two facts of the leading group.
     """
     values = e2[facts.rows]
     many, count = np.unique(values[facts.group == 0], return_counts=True)
@@ -210,9 +222,10 @@ def _pictured(
     leads: Bool[np.ndarray, " row"],
     counted: Bool[np.ndarray, " row"],
 ) -> Int[np.ndarray, " point"]:
-    """Choose rows of the bridges with the most facts outside the leading group.
+    """Choose the rows that are drawn.
 
-    Ties are broken by the total number of facts.
+    They are rows of the bridges with the most facts outside of the leading group. Between bridges
+    with equally many such facts, the bridge with more facts in total is chosen.
     """
     outside = np.bincount(bridge[~leads & counted], minlength=bridge.max() + 1)
     total = np.bincount(bridge[counted], minlength=bridge.max() + 1)
@@ -225,11 +238,14 @@ def _pictured(
 
 
 def _tails(dataset: Dataset, e1: Int[np.ndarray, " row"]) -> dict[str, np.ndarray]:
-    """Return bool [whose, row, entity]: the tails of each row's e1, and of another entity."""
+    """Return masks [whose, row, entity] of the tails of each row's e1 and of a random entity.
+
+    The random entity differs from e1 and is a null control.
+    """
     world = world_of(dataset)
     tails = np.zeros((world.n_entities, world.n_entities), bool)
     tails[world.facts.head, world.facts.tail] = True
-    # A non-zero random shift of the entity number gives an entity other than e1.
+    # Each entity number gets a random shift that is not 0, so the new entity differs from e1.
     shift = np.random.default_rng(0).integers(1, world.n_entities, world.n_entities)
     another = (np.arange(world.n_entities) + shift) % world.n_entities
     return {"tails": np.stack([tails[e1], tails[another[e1]]])}
@@ -241,7 +257,10 @@ def _nearness(
     weight: Float[Array, " row"],
     bridges: Int[Array, " bridge"],
 ) -> _Near:
-    """Compute cosines of each state with centroids; sums have the same directions as means."""
+    """Compute the cosines of each state with centroids.
+
+    Centroids are sums instead of means, because both have the same direction.
+    """
     member = (bridge[:, None] == bridges[None]).astype(jnp.float32)
     sums = _dot((member * weight[:, None]).T, state)
     cosines = _dot(_unit(state), _unit(sums).T)
@@ -254,7 +273,7 @@ def _nearness(
 
 
 def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, "whose row"]:
-    """Return the share of an entity's m tails among the m entities with the highest logits."""
+    """Return the share of an entity's m tails that are among the m entities of highest logit."""
     tails = jnp.asarray(inputs["tails"])
     entities = logits[:, : tails.shape[-1]]
     tokens = jnp.broadcast_to(jnp.arange(tails.shape[-1])[:, None], tails.shape[:0:-1])
@@ -264,13 +283,16 @@ def _attributes(logits: Float[Array, "row token"], inputs: Any) -> Float[Array, 
 
 
 def pca(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
-    """Return the first two principal components of some states."""
+    """Return the coordinates of states on their first two principal components."""
     centred = states - states.mean(0, keepdims=True)
     return _principal(_dot(centred, centred.T))
 
 
 def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
-    """Return two dimensions of classical scaling of cosine distances, 1 - cos (Torgerson 1952)."""
+    """Return the coordinates of states after classical scaling of the distances 1 - cosine.
+
+    Source: Torgerson 1952.
+    """
     unit = _unit(states)
     squared = (1 - _dot(unit, unit.T)) ** 2
     centred = squared - squared.mean(0, keepdims=True)
@@ -278,7 +300,11 @@ def mds(states: Float[Array, "point width"]) -> Float[Array, "point axis"]:
 
 
 def _principal(products: Float[Array, "point point"]) -> Float[Array, "point axis"]:
-    """Return coordinates with inner products nearest to `products`, and with definite signs."""
+    """Return the two-dimensional coordinates whose inner products are nearest to `products`.
+
+    The sign of an axis is arbitrary. It is chosen such that the coordinate of largest absolute
+    value is positive.
+    """
     values, vectors = jnp.linalg.eigh(products)
     values, vectors = values[-1:-3:-1], vectors[:, -1:-3:-1]
     furthest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(0)[None], axis=0)

@@ -1,9 +1,9 @@
-"""The logit lens: reads each state with the model's own unembedding.
+"""The logit lens, which reads each state with the model's own unembedding.
 
-The instrument computes the rank, top-1 and reciprocal rank of every truth variable at every (layer,
-position). It reads states with the final norm (Wang et al. 2024, section 3.3; nostalgebraist 2020)
-and without it ("immediate probing" of Ye et al. 2025). Ranks are among all tokens, and among the
-tokens of the variable's kind.
+The instrument computes the rank, the top-1 share and the reciprocal rank of the token of every
+truth variable, at every (layer, position). States are unembedded with the final norm (Wang et al.
+2024, section 3.3; nostalgebraist 2020) and without the final norm ("immediate probing" of Ye et al.
+2025). A token is ranked among all tokens, and among the tokens of its kind (entities or relations).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from implicit_reasoning.worlds import Dataset
 
 NORMS = ("final norm", "no norm")
 VOCABULARIES = ("all tokens", "own kind")
-_MAX_ROWS = 300  # maximum number of rows per split, as published
+_MAX_ROWS = 300  # maximum number of rows per split, as in the paper of Wang et al.
 
 
 class LogitLens(Instrument):
@@ -62,7 +62,7 @@ class LogitLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split; clusters are those of `state_clusters`."""
+        """Choose probe rows of every chain split. Clusters are those of `state_clusters`."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         variables = chain_variables(dataset, rows)
@@ -101,7 +101,7 @@ class LogitLens(Instrument):
         wanted = jnp.asarray(inputs["wanted"])
 
         def place(state: Array) -> Array:
-            """Return ranks [norm, vocabulary, truth, variable, example] of a (layer, position)."""
+            """Return ranks [norm, vocabulary, truth, variable, example] at a (layer, position)."""
             both = network.readout(state, HookContext()), network.unembedding(state)
             return jnp.stack(
                 [
@@ -117,10 +117,10 @@ class LogitLens(Instrument):
         return {"rank": rank, "top1": rank == 0, "reciprocal_rank": 1 / (1 + rank)}
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where the variable is the top-1 of most examples of a split.
+        """Claim "decodable" where the variable's token has rank 0 in most examples of a split.
 
-        Top-1 must also be above the null. A split needs `MIN_CLUSTERS` distinct clusters, because
-        with fewer its null is too imprecise.
+        The share of these examples must also be above the null control. The split must have
+        `MIN_CLUSTERS` distinct clusters, because the null control is too imprecise with fewer.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
         most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
@@ -129,12 +129,15 @@ class LogitLens(Instrument):
         return claimed("decodable", there.any("group"))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw e2, r2 and the answer over training, and a map of layers and positions."""
+        """Draw curves of e2, r2 and the answer over training, and maps of all variables."""
         return [_over_training(result), _places(result)]
 
 
 def _over_training(result: xr.Dataset) -> Figure:
-    """Draw figure 4c of Wang et al. for every layer, and the top-1 share."""
+    """Draw the reciprocal rank and the top-1 share over training, for every layer.
+
+    Figure 4c of Wang et al. 2024 shows the reciprocal rank.
+    """
     positions, group = list(result.pos.values), some_groups(result)[0]
     wanted = {
         variable: first_known_position(variable, positions) for variable in ("e2", "r2", "answer")

@@ -1,22 +1,25 @@
-"""Linear probes: read variables from held-out states by ridge regression.
+"""Linear probes, which read variables from held-out states by ridge regression.
 
-Ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
-probe that was fitted without it. States are held out in two ways: by prefix, and by e1. Holding out
-all states of an e1 together is the harder test. Every (layer, position) has three controls:
+A ridge regression to one-hot classes is fitted at every (layer, position). Each state is read by a
+probe that was fitted without this state. States are held out in two ways. Either all states with
+the same prefix are held out together, or all states with the same e1. The second way is the harder
+test. There are three controls:
 
-- Shuffled truth shows the accuracy of a probe that is fitted to noise.
-- The control task (Hewitt and Liang 2019) gives each type, here each e1, a random label. A probe
-  with the same accuracy on it has memorised e1 instead of reading the variable. The difference is
-  the selectivity.
-- A variable that is unknown at a position (r2 at r1) must be at chance.
+- A probe that is fitted to shuffled labels shows the accuracy on noise.
+- The control task (Hewitt and Liang 2019) assigns a random label to each e1. If a probe is as
+  accurate on the control task as on the variable, it may have memorised a label for each e1 instead
+  of reading the variable. The selectivity is the accuracy on the variable minus the accuracy on the
+  control task.
+- A variable that is unknown at a position, such as r2 at position r1, must be read at chance level.
 
-Claims require that all states of an e1 are held out, which rules out memorisation. They do not use
-selectivity: with prefixes held out, a state that holds both e1 and the bridge solves the control
-task as well, so its selectivity is 0.
+Claims require a high accuracy when all states with the same e1 are held out, which rules out
+memorisation of e1. Claims do not use the selectivity. If states are held out by prefix and hold
+both e1 and the bridge, the probe also solves the control task, and the selectivity is 0.
 
 Sparse probes for e2 (Gurnee et al. 2023) read k dimensions of the residual stream, or k neurons of
-the last MLP before it. For each class the k dimensions have the largest difference of class means
-among the states fitted to.
+the last MLP before the state. The k dimensions are chosen for each class. They are the dimensions
+with the largest difference between the mean of the class and the mean of all other classes, over
+the states that the probe is fitted to.
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class Probes(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact, and fix the folds and labels."""
+        """Choose one chain for each fact, and assign folds and labels to the states."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
@@ -145,13 +148,13 @@ class Probes(Instrument):
         )
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the residual stream and the MLP neurons."""
+        """Return the sites of the residual stream and of the MLP neurons."""
         return (*model.resid_sites, *_neuron_sites(model))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example, read by the probe that was fitted without it."""
+        """Compute the outcomes of every example. Its probe was fitted without the example."""
         states = residuals(model, params, inputs["tokens"])
         _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
         neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
@@ -183,10 +186,11 @@ class Probes(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where probes read states of new prefixes and of new e1.
+        """Claim "decodable" where probes are accurate with prefixes held out and with e1 held out.
 
-        Holding out e1 replaces the control task: a probe that memorised the labels of e1 fails. The
-        accuracy must also be above shuffled truth and the best constant answer.
+        Holding out e1 replaces the control task, because a probe that has memorised a label for
+        each e1 fails. The accuracy must also be above that for shuffled labels and above that of
+        the best constant answer.
         """
         best = result.isel(group=0)
         low = best["accuracy_low"].sel(truth="true", drop=True)
@@ -199,16 +203,17 @@ class Probes(Instrument):
         return claimed("decodable", there)
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw e2 over training, all variables at the last checkpoint, and sparse probes."""
+        """Draw e2 over training, all variables at the last checkpoint, and the sparse probes."""
         return [_over_training(result), _everything(result), _few_dimensions(result)]
 
 
 def _labels(
     variables: Variables, e1: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, "truth variable row"], Int[np.ndarray, " variable"]]:
-    """Return the true, shuffled and control labels as classes 0, 1, ..., and the number of classes.
+    """Return the labels as classes 0, 1, ..., and the number of classes of each variable.
 
-    A control label is drawn at random for each e1.
+    There are true labels, labels shuffled between rows, and labels of the control task. The control
+    task draws a random label for each e1.
     """
     random = np.random.default_rng(0)
     true = np.stack([np.unique(values, return_inverse=True)[1] for values in variables.values])
@@ -219,12 +224,13 @@ def _labels(
 
 
 class Outputs(NamedTuple):
-    """Outputs of a regression with one output for each class of each label.
+    """Layout of a regression that predicts several labels, with one output per class of each label.
 
     Attributes:
-      label, number: int32 [out], the label of each output, and its class within this label.
-      place: int32 [label, most], the output of each class; the number of outputs for classes that a
-        label does not have.
+      label: int32 [out], the index of the label that each output belongs to.
+      number: int32 [out], the class of each output.
+      place: int32 [label, most], the index of the output for each class of each label. For classes
+        that a label does not have, it is the number of outputs.
     """
 
     label: Int[Array | np.ndarray, " out"]
@@ -255,7 +261,7 @@ def _neuron_sites(model: Transformer) -> tuple[str, ...]:
 
 
 def _cells(function: Any, stacked: Any, axes: int) -> Array:
-    """Apply a function to one cell after another, over the leading axes of its inputs."""
+    """Apply a function to one cell at a time. Cells are indices of the first `axes` axes."""
     shape = jax.tree.leaves(stacked)[0].shape[:axes]
     flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[axes:]), stacked)
     found: Array = jax.lax.map(function, flat)
@@ -268,7 +274,7 @@ def _read(
     labels: Int[Array, "truth variable row"],
     inputs: Any,
 ) -> Bool[Array, "truth variable row"]:
-    """Return whether the probe that was fitted without a state reads the state's class."""
+    """Return whether the class of each state is read by the probe that is fitted without it."""
     flat = labels.reshape(-1, labels.shape[-1]).T[jnp.asarray(layout.members)]
     outputs = Outputs(**inputs["outputs"])
     x, sums = _fit(states, layout, flat, outputs)
@@ -281,7 +287,7 @@ def _read_few(
     labels: Int[Array, "truth row"],
     inputs: Any,
 ) -> Bool[Array, "k truth row"]:
-    """Return the same for e2, read from few dimensions."""
+    """Return what `_read` returns, for e2 and sparse probes of each size in `SIZES`."""
     by_fold = labels.T[jnp.asarray(layout.members)]
     outputs = Outputs(**inputs["outputs_e2"])
     x, sums = _fit(states, layout, by_fold, outputs)
@@ -310,7 +316,7 @@ def _right(
     labels: Int[Array, "fold member label"],
     outputs: Outputs,
 ) -> Bool[Array, "label row"]:
-    """Return whether the largest output among each label's classes is the true class."""
+    """Return whether the true class has the largest output of all classes of its label."""
     said = jnp.pad(said, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)[..., outputs.place]
     # A diverged model has nan outputs, which match no class.
     right = (said.argmax(-1) == labels) & jnp.isfinite(said.max(-1))
@@ -318,7 +324,7 @@ def _right(
 
 
 def _over_training(result: xr.Dataset) -> Figure:
-    """Draw the accuracy for e2 at the position where it is first known, by layer."""
+    """Draw the accuracy for e2 over training at the first position whose prefix determines e2."""
     pos = first_known_position("e2", list(result.pos.values))
     panels = {
         f"held out by {scheme}": {"held_out": scheme, "variable": "e2", "pos": pos}

@@ -1,8 +1,8 @@
 """Cross-validated ridge regression in closed form, for all variables at once.
 
-Rows are grouped by fold. All variables share one Gram matrix. The sums for a fold's regression are
-the sums over all rows minus those over the fold. So the prediction of every row comes from a
-regression without this row, at about the cost of one fit.
+Rows are grouped by fold. The regression for a fold is fitted to all rows outside of the fold, and
+predicts the rows of the fold. Its sums are the sums over all rows minus the sums over the fold, so
+the regressions of all folds cost about as much as one. All variables share one Gram matrix.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 STRENGTH = 1e-2
-"""Ridge penalty added to the Gram matrix, relative to its mean eigenvalue, trace / width."""
+"""Ridge penalty, as a multiple of the mean eigenvalue (trace / width) of the Gram matrix."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class FoldRows(NamedTuple):
-    """Rows grouped by fold, padded to equal fold sizes; all arrays have the same leading axes.
+    """Rows grouped by fold. Folds are padded to the same number of members.
+
+    All arrays have the same leading axes.
 
     Attributes:
-      members: int32 [..., fold, member], row numbers; 0 for padding.
-      weight: float32 [..., fold, member], 1 for rows to fit to; 0 for duplicates and padding.
-      place: int32 [..., row], index of each row in the flattened `members`.
+      members: int32 [..., fold, member], row indices; 0 for padding.
+      weight: float32 [..., fold, member], 1 for rows that are used for fitting; 0 for padding and
+        for rows that are not used.
+      place: int32 [..., row], index of each row in `members`, flattened over folds and members.
     """
 
     members: Int[Array | np.ndarray, "*cell fold member"]
@@ -61,7 +64,7 @@ def arrange_by_fold(
 
 
 class Sums(NamedTuple):
-    """Means and centred products of the rows outside of each fold."""
+    """Means, and products of centred values, over the rows outside of each fold."""
 
     mean_x: Float[Array, "fold width"]
     mean_y: Float[Array, "fold out"]
@@ -74,16 +77,16 @@ def leave_fold_out_sums(
     y: Float[Array, "fold member out"],
     weight: Float[Array, "fold member"],
 ) -> Sums:
-    """Compute the sums for each fold's regression, over all rows of weight 1 outside of the fold.
+    """Compute the sums for the regression of each fold, over the rows outside of the fold.
 
     Args:
-      x: inputs by fold.
-      y: outputs by fold.
-      weight: 1 for rows to fit to, else 0.
+      x: inputs of the regression, by fold.
+      y: targets of the regression, by fold.
+      weight: 1 for rows that are used for fitting, else 0.
     """
     weighted = x * weight[..., None]
     total = weight.sum()
-    # In float32, differences of sums lose precision if means are large, so x is centred first.
+    # Differences of float32 sums lose precision if means are large, so x is centred first.
     centre = weighted.sum((0, 1)) / total
     x = x - centre[None, None]
     weighted = x * weight[..., None]
@@ -106,10 +109,10 @@ def leave_fold_out_sums(
 
 
 def ridge(sums: Sums) -> Float[Array, "fold width out"]:
-    """Compute the weights of the regression of centred y on centred x, `(gram + c I)^-1 cross`.
+    """Compute the regression weights of centred y on centred x, `(gram + c I)^-1 cross`.
 
-    The inverse is explicit. It is well-conditioned because of c, and one product with the many
-    columns of y is several times faster than solving for each column.
+    The inverse is computed explicitly. The penalty c makes the matrix well-conditioned. A product
+    of the inverse with the many columns of y is several times faster than a solve for each column.
     """
     eye = jnp.broadcast_to(jnp.eye(sums.gram.shape[-1])[None], sums.gram.shape)
     factor = jax.scipy.linalg.cho_factor(sums.gram + _strength(sums)[:, None, None] * eye)
@@ -120,25 +123,25 @@ def ridge(sums: Sums) -> Float[Array, "fold width out"]:
 def sparse_ridge(
     sums: Sums, most: int, sizes: tuple[int, ...]
 ) -> Float[Array, "size fold width out"]:
-    """Compute regression weights on few dimensions, chosen separately for each output.
+    """Compute regression weights on few dimensions, which are chosen separately for each output.
 
-    The chosen dimensions have the largest difference between class means. `cross[d, o]` is the
-    difference between the mean of dimension d in class o and its mean in the other rows, times a
-    factor that only depends on o. It is divided by the spread of d.
+    For output o, the dimensions d with the largest standardised difference of means are chosen.
+    `cross[d, o]` is the difference between the mean of d over class o and the mean of d over all
+    other rows, times a factor that depends on o only. Division by the spread of d standardises it.
 
     Args:
-      sums: sums with one-hot y.
-      most: the largest of `sizes`.
-      sizes: numbers of dimensions.
+      sums: sums for one-hot targets y.
+      most: the largest number in `sizes`.
+      sizes: numbers of dimensions; weights are computed for each number.
     """
     spread = jnp.sqrt(jnp.diagonal(sums.gram, axis1=1, axis2=2)) + 1e-12
     difference = jnp.abs(sums.cross) / spread[:, :, None]
     _, chosen = jax.lax.top_k(jnp.swapaxes(difference, 1, 2), most)  # [fold, out, most]
 
     def rows(gram: Array, cross: Array, strength: Array, chosen: Array) -> Array:
-        """Return the equations of one output of one fold, with the right side as last column.
+        """Return the linear equations for one output of one fold, as a matrix [most, most + 1].
 
-        The shape is [most, most + 1].
+        The last column is the right-hand side.
         """
         small = gram[chosen[:, None], chosen[None]] + strength * jnp.eye(most)
         return jnp.concatenate([small, cross[chosen][:, None]], axis=1)
@@ -148,7 +151,7 @@ def sparse_ridge(
     solutions = _swept(equations)
 
     def spread_out(size: int) -> Array:
-        """Return the weights on `size` dimensions, with zeros for all other dimensions."""
+        """Return the weights for `size` dimensions. The weights of all other dimensions are 0."""
         used = (jnp.arange(most) < size)[None, None]
         few = jnp.where(used, solutions[min(size, most) - 1], 0)
         empty = jnp.zeros(sums.gram.shape[-1])
@@ -161,11 +164,11 @@ def sparse_ridge(
 def _swept(
     equations: Float[Array, "fold out most most+1"],
 ) -> Float[Array, "most fold out most"]:
-    """Solve the leading 1, 2, ... equations in one elimination (the sweep operator).
+    """Solve the first n equations in the first n unknowns, for n = 1, 2, ..., in one elimination.
 
-    The equations are positive definite, so no pivoting is needed. `jnp.linalg.solve` is not used:
-    on a CPU, a program with many small systems in a loop calls LAPACK for each of them, and was
-    observed to hang (JAX 0.10.2).
+    The method is the sweep operator. The equations are positive definite, so no pivoting is needed.
+    `jnp.linalg.solve` is not used. On a CPU, a program that solves many small systems in a loop
+    calls LAPACK for each system, and such a program was observed to hang (JAX 0.10.2).
     """
 
     def sweep(equations: Array, pivot: Array) -> tuple[Array, Array]:
@@ -183,14 +186,14 @@ def _swept(
 def predict(
     sums: Sums, weights: Float[Array, "fold width out"], x: Float[Array, "fold member width"]
 ) -> Float[Array, "fold member out"]:
-    """Predict the rows of each fold by the regression of that fold."""
+    """Predict the rows of each fold with the regression that is fitted without this fold."""
     centred = x - sums.mean_x[:, None]
     said = jnp.einsum("fmd,fdo->fmo", centred, weights, precision=_HIGHEST)
     return said + sums.mean_y[:, None]
 
 
 def _strength(sums: Sums) -> Float[Array, " fold"]:
-    # The last term only matters if all states are equal; then nothing can be read from them.
+    # The last term only matters if all states are equal. It then keeps the matrix invertible.
     trace = jnp.trace(sums.gram, axis1=1, axis2=2)
     return STRENGTH * trace / sums.gram.shape[-1] + 1e-12
 
@@ -198,13 +201,13 @@ def _strength(sums: Sums) -> Float[Array, " fold"]:
 def affine(
     x: Float[Array, "row width"], y: Float[Array, "row out"], weight: Float[Array, " row"]
 ) -> tuple[Float[Array, "width out"], Float[Array, " out"]]:
-    """Fit `x @ A + b` to y over the rows of weight 1 by ridge regression.
+    """Fit `x @ A + b` to y by ridge regression, over the rows with weight 1.
 
     Returns:
       `(A, b)`.
     """
-    # Only the first fold has non-zero weights, so the second fold's regression is fitted to all of
-    # them.
+    # Only rows of the first fold have non-zero weights, so the regression of the second fold is
+    # fitted to all rows.
     rows, none = weight[None], jnp.zeros_like(weight)[None]
     sums = leave_fold_out_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
     sums = Sums(*(part[1:] for part in sums))

@@ -1,12 +1,12 @@
-"""The tuned lens: maps each state by a fitted affine map before the unembedding.
+"""The tuned lens, which applies a fitted affine map to each state before the unembedding.
 
-For every (layer, position) the map is `h -> h + A h + b`. It is fitted to the model's final logits
-at that position by KL divergence on some training prefixes, and scored on held-out prefixes
-(Belrose et al. 2023). Ridge regression of the sum of the remaining layers' outputs on the state
-gives the start. Adam then optimises the map for some steps.
+The map `h -> h + A h + b` is fitted for every (layer, position) (Belrose et al. 2023). The loss is
+the KL divergence from the model's final logits at the same position, on training prefixes. The lens
+is scored on held-out prefixes. The initial map is a ridge regression: it predicts from the state
+what the later layers add to the residual stream. Adam then optimises the map.
 
-The map is fitted to the model's output, so the lens predicts this output. A correct prediction does
-not show that the state holds the answer: it may only hold the prefix that determines the answer.
+The lens is fitted to predict the model's output. A correct prediction does not show that the state
+holds the answer. The state may hold only the prefix that determines the answer.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TunedLens(Instrument):
 
     name = "tuned_lens"
     version = 2
-    default = False  # it trains a map for every (layer, position), so it is slow
+    default = False  # the instrument trains a map for every (layer, position), which is slow
     definition = (
         "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
         "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
@@ -79,7 +79,10 @@ class TunedLens(Instrument):
     nulls = {"shuffled truth": {"truth": "shuffled"}}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose one chain for each fact; hold out a quarter of the states by (layer, position)."""
+        """Choose one chain for each fact, and hold out a quarter of the states.
+
+        States are held out separately for each (layer, position).
+        """
         facts = fact_rows(dataset, _MAX_FACTS)
         variables = chain_variables(dataset, facts.rows)
         tokens, prefixes = prompts(dataset, facts.rows), state_keys(dataset, facts.rows)
@@ -87,7 +90,7 @@ class TunedLens(Instrument):
         folds = state_folds(tokens.T, prefixes, model.spec.depth + 1, _FOLDS)
         shuffled = np.random.default_rng(0).permutation(len(facts.rows))
         fitted = (folds != 0) & counted & is_training_prefix(dataset, facts.rows)
-        # Without states to fit there is no lens to score.
+        # If a (layer, position) has no states to fit a lens to, there is no lens to score.
         scored = (folds == 0) & counted & fitted.any(-1, keepdims=True)
         inputs = {
             "tokens": tokens,
@@ -107,13 +110,13 @@ class TunedLens(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example; `scored` marks the examples that count."""
+        """Compute the outcomes of every example. `scored` marks the examples that count."""
         network, wanted = model.bind(params), jnp.asarray(inputs["wanted"])
         states = jnp.swapaxes(residuals(model, params, inputs["tokens"]), 1, 2)
         final = states[-1]
 
         def outcomes(cell: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            """Return ranks [lens, truth, variable, row] and KL [lens, row] of a cell."""
+            """Return ranks [lens, truth, variable, row] and KL [lens, row] at a (layer, pos)."""
             state, last, fitted = cell
             said = network.readout(last, HookContext())
             # At the last layer the target of the ridge regression is 0, so the lens is the
@@ -139,9 +142,9 @@ class TunedLens(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" where the lens has the truth of most held-out states as top-1.
+        """Claim "decodable" where the lens ranks the true token first for most held-out states.
 
-        Top-1 must also be above the null.
+        The share of these states must also be above the null control.
         """
         best = result.isel(group=0).sel(lens="tuned lens")
         most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
@@ -149,7 +152,10 @@ class TunedLens(Instrument):
         return claimed("decodable", most & above_chance(best, "top1", by_chance))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw e2 and the answer where they are known, and KL to the final logits."""
+        """Draw the top-1 shares of e2 and of the answer, and the KL from the final logits.
+
+        Each variable is drawn at the first position whose prefix determines it.
+        """
         return [_top1(result), _distance(result)]
 
 
@@ -160,14 +166,14 @@ def _tuned(
     said: Float[Array, "row token"],
     fitted: Bool[Array, " row"],
 ) -> Float[Array, "row width"]:
-    """Fit the lens to the states of `fitted`, and return all states mapped by it.
+    """Fit the map of the lens to some states, and return all states after the map.
 
     Args:
       network: the model with its parameters.
       state: the states to map.
       last: the states before the final norm, at the same position.
       said: the final logits at the same position.
-      fitted: the states to fit to.
+      fitted: mask of the states that the map is fitted to.
     """
     weight = fitted.astype(jnp.float32)
 
@@ -188,7 +194,7 @@ def _tuned(
 
     start = affine(state, last - state, weight)
     lens, _ = jax.lax.fori_loop(0, _STEPS, step, (start, optimizer.init(start)))
-    better = loss(lens) < loss(start)  # if the start is exact, Adam makes it worse
+    better = loss(lens) < loss(start)  # false if the initial map is already exact
     return jnp.where(better, mapped(lens), mapped(start))
 
 
