@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from typing import Any
 
-# Set before anything imports jax, because a test must not take an accelerator that a run is using.
+# This is set before anything imports jax, because a test must not take an accelerator that a run is
+# using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compiling. LLVM's optimizations and XLA's fusion emitters take most of
 # this time and do not speed up tiny programs, so only `make test-all` (TESTS=thorough) uses them.

@@ -11,7 +11,7 @@ _SHARP = 30.0  # scale of the attention logits
 
 
 def dataset(**changes):
-    """Return a small world of chains, half of which are training rows."""
+    """Return a small world of chains; half of the possible chains are training rows."""
     sizes = {"world_seed": 1, "n_entities": 40, "n_relations": 5, "ood_fraction": 0.25}
     return small_world(**{**sizes, "phi": 1.5, "probes": 100, **changes})
 

@@ -9,8 +9,7 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary
 
 
 def at_random(architecture, activation_fn, seed=0, batch=6):
-    """Return a dictionary, parameters, a batch of inputs and targets, and a mask without dead
-    features.
+    """Return a dictionary, its parameters, inputs, targets, and a mask without dead features.
 
     All are drawn by numpy, so nothing is compiled for them.
     """

@@ -70,7 +70,7 @@ def measured_as(made, concepts=(), n_values=1, **more):
 
 
 def drawn(shapes, *leading):
-    """Return random parameters of these shapes, which is faster than to compile an initialiser."""
+    """Return random parameters of these shapes, which is faster than compiling an initialiser."""
     random = np.random.default_rng(0)
     return jax.device_put(
         jax.tree.map(

@@ -92,7 +92,8 @@ def test_class_means_know_the_bridge(run, split, found):
     acts = use(one, x)[1][there]
     means = np.stack([x[there][e2 == value].mean(0) for value in np.unique(e2)])
     rows = np.asarray(one.dictionary.architecture.rows(one.params))
-    # One row per bridge is the mean of its states at r1, and bridges are drawn about equally often.
+    # For every bridge one row is close to the mean of its states at r1, because these are drawn
+    # about equally often.
     nearest = np.linalg.norm(means[:, None] - rows[None], axis=-1).min(1)
     assert np.median(nearest) < 0.1 * np.linalg.norm(means, axis=1).mean()
     assert len(np.unique(acts.argmax(1))) > 1

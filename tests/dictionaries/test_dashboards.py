@@ -148,7 +148,7 @@ def choose_concepts(run):
 def test_what_it_writes_promotes_its_token(data, found):
     card = found[tail_of(data, BRIDGE)]
     assert card.promoted[0].name == f"<e_{BRIDGE}>"
-    assert card.promoted[0].logit == pytest.approx(10)  # row of W_U, at an activation of 1
+    assert card.promoted[0].logit == pytest.approx(10)  # the entry of W_U, at an activation of 1
     assert all(token.logit == 0 for token in card.promoted[1:])
 
 

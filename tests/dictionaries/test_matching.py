@@ -75,7 +75,7 @@ def test_planted_features_are_found():
 
 def test_f1_is_that_of_the_second_half():
     acts, values, second = planted()
-    # In the second half feature 1 is also active for some states with value 5.
+    # In the second half feature 1 is also active for value 5.
     acts[:, 1] = np.where(second & (values == 5), 1.0, acts[:, 1])
     found = match(*halves(acts, values, second), 10)
     n = np.asarray(found.n_states)

@@ -1,4 +1,7 @@
-"""Every activation_fn finds the directions of sparse data with fewer dimensions."""
+"""Every activation_fn finds the directions of sparse data.
+
+The data has more directions than dimensions.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -14,7 +14,8 @@ OF_PEERS = {
     "synth_sae_bench_torch",
     "transformer_lens_grid",
 }
-# Started by populations.py; for accelerators only; and run by `make test-all` beside SAELens.
+# populations.py starts the first, the second needs an accelerator, and `make test-all` runs the
+# third beside SAELens.
 TESTED_APART = {"population_worker", "gpu", "synth_sae_bench"}
 
 

@@ -30,7 +30,8 @@ SPEC = Spec(d_vocab=23, n_ctx=4, n_layers=2, d_model=16, n_heads=4, d_mlp=32, in
 LOOPED = dataclasses.replace(SPEC, n_layers=1, n_loops=2)
 CLEAN = np.array([[3, 7, 1, 9], [22, 0, 5, 5]])
 CORRUPT = np.array([[4, 7, 1, 9], [22, 1, 5, 5]])
-# All sites that these tests read of a clean run, so that one program of `forward` is enough.
+# These are all sites that these tests read of a clean run, so that one program of `forward` is
+# enough.
 SITES = (
     "blocks.0.hook_resid_pre",
     "blocks.0.hook_mlp_out",

@@ -372,7 +372,7 @@ def test_other_rooms_bring_pages_too(workdir, tmp_path, monkeypatch):
 def test_pages_that_would_overwrite_each_other_are_refused(
     workdir, tmp_path, monkeypatch, change, said
 ):
-    name = f"pages_{change[1]}"  # a name is imported only once
+    name = f"pages_{change[1]}"  # a module name is imported only once
     (tmp_path / f"{name}.py").write_text(PAGES.replace(*change))
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=said):

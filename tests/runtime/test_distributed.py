@@ -282,7 +282,7 @@ def test_alone_a_process_agrees_with_itself_and_writes(monkeypatch):
     assert distributed.is_primary() and not distributed.is_distributed()
     distributed.exit_process(1)
     assert left == []
-    # With other processes it would exit at once, because they would wait for it.
+    # With other processes it exits at once, because they would wait for it.
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     distributed.exit_process(3)
     assert left == [3]

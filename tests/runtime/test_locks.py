@@ -132,7 +132,7 @@ def test_the_doctor_names_a_lock_that_works(tmp_path):
 
 
 def test_a_system_that_does_not_say_which_cores(monkeypatch):
-    """Like macOS, `os` has no functions for affinity."""
+    """As on macOS, `os` has no functions for affinity."""
     for name in ("sched_getaffinity", "sched_setaffinity"):
         monkeypatch.delattr(os, name)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
@@ -151,7 +151,7 @@ def test_only_one_module_asks_for_affinity():
 
 
 def test_the_limit_of_files_where_the_system_names_none(monkeypatch):
-    """macOS reports no limit, and refuses to remove the limit."""
+    """macOS reports an infinite hard limit, but refuses an infinite soft limit."""
     infinity, limit = machine.resource.RLIM_INFINITY, [256]
 
     def set_limit(_, wanted):

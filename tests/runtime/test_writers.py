@@ -133,11 +133,11 @@ def test_resuming_leaves_neither_later_events_nor_two_of_one(files):
     for each in ROWS:
         board.write(each)
     board.close()
-    # At once, and therefore under the same file name: TensorBoard's names have a resolution of a
-    # second.
+    # This file is opened at once and has the same name, because TensorBoard's names have a
+    # resolution of a second.
     open_events(files, ROWS[:2]).close()
     assert_shows(read(files), ROWS[:2])
-    # Later, and therefore under another name.
+    # A later file has another name.
     (events,) = files.tensorboard.iterdir()
     events.rename(files.tensorboard / "events.out.tfevents.1600000000.elsewhere")
     other = [{**each, "loss": 7.0} for each in ROWS[2:]]

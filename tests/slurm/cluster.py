@@ -85,7 +85,7 @@ def cluster(folder):
         for command in commands:
             log = stack.enter_context((folder / f"{command[0]}.out").open("wb"))
             daemon = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
-            stack.callback(daemon.terminate)  # the daemon is then awaited
+            stack.callback(daemon.terminate)  # its context then waits for it
         wait_for_node(folder)
         yield
 

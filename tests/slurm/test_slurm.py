@@ -1,4 +1,4 @@
-"""On a real Slurm: an array, a requeue during training, and a launcher that was killed.
+"""Sweeps on a real Slurm: an array, a requeue during training, and a launcher that was killed.
 
 make test-slurm
 """

@@ -1,6 +1,4 @@
-"""One update agrees with plain JAX; the compiled loop is exact, needs no transfers and stops at
-nan.
-"""
+"""One update agrees with plain JAX; the loop is exact, needs no transfers, and stops at nan."""
 
 import functools
 import itertools

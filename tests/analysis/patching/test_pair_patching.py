@@ -45,7 +45,7 @@ def outcomes(runner, params, **inputs):
 
 @pytest.fixture(scope="module")
 def both(data, runner):
-    """Results of the composer and of random weights of its shape."""
+    """Return results of the composer and of random weights of its shape."""
     model, params = composer(data)
     subject = InMemory(model, data, [params, filled(model, seed=1)])
     found = measure(runner.instrument, subject, progress=False, runner=runner)

@@ -125,8 +125,8 @@ def test_what_facts_of_a_bridge_do_not_share_does_not_get_through(dataset, examp
 
     Every fourth fact of a bridge has the column of its tail. All other facts have the column of
     another token. In addition, all facts of a bridge share a code that the unembedding does not
-    read. The full run finds e2 for every fourth fact. The column of most
-    other facts of the bridge passes the bottleneck.
+    read. The full run finds e2 for every fourth fact. The column of most other facts of the bridge
+    passes the bottleneck.
     """
     columns, tails = unembedding(dataset), examples.inputs["wanted"][0, 0]
     shown = (tails + 1) % 16
