@@ -22,7 +22,7 @@ class SearchSettings(NamedTuple):
     """Settings of the search.
 
     Attributes:
-      rank: the dimension of the subspace.
+      rank: the dimension of each subspace.
       steps: the number of steps of Adam.
       batch: the number of pairs per step.
       learning_rate: the learning rate of Adam.
@@ -35,9 +35,9 @@ class SearchSettings(NamedTuple):
 
 
 def orthonormal(weights: Float[Array, "*cell d_model rank"]) -> Float[Array, "*cell d_model rank"]:
-    """Return an orthonormal basis of the columns (QR decomposition).
+    """Return an orthonormal basis of the span of the columns (QR decomposition).
 
-    The weights are unconstrained parameters, so every gradient step gives an orthonormal basis.
+    The search optimises the weights without constraints. This function turns them into a basis.
     """
     return jnp.linalg.qr(weights)[0]
 
@@ -47,11 +47,11 @@ def interchange(
     source: Float[Array, "pair d_model"],
     basis: Float[Array, "d_model rank"],
 ) -> Float[Array, "pair d_model"]:
-    """Replace the component of the base in the subspace by that of the source.
+    """Replace the base's component in the subspace by the source's component.
 
     Args:
       base: the states to edit.
-      source: the states to take the component from.
+      source: the states from which the component is taken.
       basis: an orthonormal basis of the subspace.
     """
     inside = jnp.matmul(source - base, basis, precision="highest")
@@ -63,10 +63,10 @@ class AlignmentData(NamedTuple):
 
     Attributes:
       states: the states `S[layer, pos]` of some rows, `[layer, row, n_pos, d_model]`.
-      place: the positions at which a subspace is learnt, `[pos]`.
-      base: the row of each base, an index into the rows of `states`, `[pair]`.
-      source: the row of each source, an index into the rows of `states`, `[pos, pair]`.
-      expected: the expected answer token, `[pos, pair]`; -1 if there is no such pair.
+      place: the indices of the positions at which a subspace is learnt, `[pos]`.
+      base: the base of each pair, as an index along `row` of `states`, `[pair]`.
+      source: the source of each pair, as an index along `row` of `states`, `[pos, pair]`.
+      expected: the expected answer token of each pair, `[pos, pair]`; -1 if the base has no source.
     """
 
     states: Float[Array, "layer row n_pos d_model"]
@@ -79,7 +79,7 @@ class AlignmentData(NamedTuple):
 def start(
     model: Transformer, n_places: int, rank: int, key: Key[Array, ""]
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Return random initial weights: one matrix for each layer and position."""
+    """Return random initial weights, with one matrix for each layer and position."""
     d_model = model.spec.d_model
     shape = (model.spec.depth + 1, n_places, d_model, rank)
     return jax.random.normal(key, shape) / d_model**0.5
@@ -93,18 +93,21 @@ def align(
     settings: SearchSettings,
     key: Key[Array, ""],
 ) -> Float[Array, "layer pos d_model rank"]:
-    """Learn all subspaces together, by minimising the mean of -log p(expected answer) over pairs.
+    """Learn one subspace for each layer and position, in one optimisation.
+
+    The loss of a subspace is the mean of -log p(expected answer) over pairs. The losses of all
+    subspaces are summed.
 
     Args:
       model: the model.
-      params: its parameters, which are not changed.
+      params: the parameters of the model, which are not changed.
       material: the training data.
       weights: the initial weights.
       settings: the settings of the search.
       key: the random key of the batches.
 
     Returns:
-      The learnt weights; `orthonormal` gives the bases.
+      The learnt weights. `orthonormal` converts them to bases.
     """
     optimizer = optax.adam(settings.learning_rate)
     loss = _loss(model, params, material)

@@ -1,4 +1,4 @@
-"""Interventions in every cell (variable, layer, position); shared by `mean_swap` and `erasure`."""
+"""Interventions in every cell (variable, layer, position), for `mean_swap` and `erasure`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, s
 
 
 class Place(NamedTuple):
-    """One (layer, position), with the states for fitting; it is the same for all variables.
+    """One (layer, position), with the states that means or erasers are fitted to.
 
     Attributes:
-      layer: the number of blocks before the states; traced.
+      layer: the number of blocks before the states, a traced scalar.
       states: the states for fitting, `[fit, d_model]`.
-      weight: the weight of each state, `[fit, ...]`; 0 for duplicates.
+      weight: the weight of each state for fitting, `[fit, ...]`; 0 for duplicates.
     """
 
     layer: Int[Array, ""]
@@ -35,13 +35,13 @@ class Cell(NamedTuple):
     """One variable at one place, with the states to edit.
 
     Attributes:
-      place: the place, with the states for fitting.
-      states: the states of the cases, `[example, d_model]`.
+      place: the layer and position, with the states for fitting.
+      states: the states to edit, `[example, d_model]`.
       old: the current value of the variable, int `[example]`.
       new: the new value of the variable, int `[example]`; see `Cases`.
       expected: the answer for the new value, int `[example]`; see `Cases`.
-      fit_values: the value of the variable for each state in `place`, int `[fit, ...]`.
-      more: further arrays of this variable that the method needs; see `make_inputs`.
+      fit_values: the value of the variable in each state of `place`, int `[fit, ...]`.
+      more: further arrays that the edit needs for this variable; see `make_inputs`.
     """
 
     place: Place
@@ -57,9 +57,10 @@ class Edited(NamedTuple):
     """Edited states of a cell.
 
     Attributes:
-      states: the edited states, `[condition, example, d_model]`.
-      possible: whether the edit is possible for an example, bool `[example]`.
-      kept: further outputs of the cell, by name.
+      states: the edited states, `[condition, example, d_model]`. A condition is an edit or a
+        control.
+      possible: whether the edit is possible for each example, bool `[example]`.
+      kept: further outputs of the cell, by name. `intervene` returns them.
     """
 
     states: Float[Array, "condition example d_model"]
@@ -80,13 +81,13 @@ def intervene(
       model: the model (static).
       params: the parameters of one checkpoint.
       inputs: the inputs from `counterfactuals.make_inputs`.
-      prepare: computes the values that all variables of a place share. It is called once per place.
-      edit: edits the states of a cell; its second argument is the result of `prepare` for the
-        place. Both functions are traced once per position.
+      prepare: function that computes the values that all variables share at a place. It is called
+        once per place.
+      edit: function that edits the states of a cell. Its second argument is the result of `prepare`
+        for the place. JAX traces `prepare` and `edit` once per position.
 
     A cell is skipped if the prompt up to its position does not determine its variable (see
-    `variables_at` of the inputs). The outputs of such a cell are 0, and its examples are not
-    counted.
+    `variables_at` of the inputs). The outputs of a skipped cell are 0, and no example counts.
 
     Returns:
       A dict with the outputs in `Edited.kept`, each `[variable, layer, pos, ...]`, and:
@@ -164,7 +165,7 @@ def broadcast_to_cells(value: Array, like: Array) -> Array:
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return where the mean of an output is over at least `MIN_CLUSTERS` clusters."""
+    """Return whether each mean of an output is a mean over at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
@@ -177,12 +178,12 @@ def with_worst_control(
       result: the result of an instrument.
       name: the name of the outcome, which has the dimension `edit`.
       edit: the label of the edit to show.
-      controls: the labels of its controls.
-      worst: "max" if a large outcome is evidence for an effect, "min" if a small one is.
+      controls: the labels of the edit's controls.
+      worst: "max" if a large outcome is evidence for an effect; "min" if a small outcome is.
 
     Returns:
-      The outcome with the labels `edit` and "worst control" along `edit`. Means over fewer than
-      `MIN_CLUSTERS` clusters are NaN.
+      The outcome. The dimension `edit` has two labels: the value of the argument `edit`, and "worst
+      control". Means over fewer than `MIN_CLUSTERS` clusters are NaN.
     """
     values = result[name].where(has_min_clusters(result, name))
     of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")

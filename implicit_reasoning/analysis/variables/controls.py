@@ -1,9 +1,10 @@
-"""Controls for interventions on a variable: edits that must not have the same effect.
+"""Controls for interventions on a variable: edits that must not have the effect of the real edit.
 
-A control is useful only if it can fail. A random direction almost never produces one specific
-answer among many, so such a control passes for every model. The controls of a swap therefore insert
-other *codes*. They fail if the expected answer appears because the old code is missing, whichever
-code replaces it.
+A control is useful only if it can fail. Adding a random direction almost never produces one
+specific answer among many, so this control would pass for every model. The controls of a swap
+therefore insert class means of wrong values or of another variable. A control fails if it also
+produces the expected answer. In this case, the expected answer appears because the class mean of
+the old value is missing, and not because of the class mean that replaces it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from implicit_reasoning.analysis.variables.counterfactuals import Cases, counter
 from implicit_reasoning.worlds import Dataset
 
 MAX_ERASED = 16
-"""Maximum number of values that are erased together; 16 class means span at most 15 dimensions."""
+"""Maximum number of values in one erasure. The differences of 16 class means span 15 dimensions."""
 
 N_DRAWS = 10
-"""Number of draws of values to erase."""
+"""Number of erasures per variable. Each erases a different random draw of values."""
 
 
 def swap_controls(
@@ -36,13 +37,14 @@ def swap_controls(
 
     Returns:
       permuted: int32 `[variable, class]`, the class whose mean replaces the mean of each class. No
-        class keeps its mean, except for classes without a fitted state.
-      third: int32 `[variable, case]`, a value that differs from the old and the new value and does
-        not give the answer of the new value; -1 if there is none.
-      beside_values: int32 `[variable, fit]`, the values of another variable for the fitted rows.
-      beside_old: int32 `[variable, case]`, the value of that other variable.
-      beside_new: int32 `[variable, case]`, another value of that other variable, which does not
-        give the answer of the new value; -1 if there is none.
+        class keeps its own mean, except for classes without a fitted state.
+      third: int32 `[variable, case]`, a third value. It differs from the old and the new value, and
+        does not give the answer of the new value; -1 if there is no such value.
+      beside_values: int32 `[variable, fit]`, the values of the control variable (see
+        `control_variable`) in the fitted rows.
+      beside_old: int32 `[variable, case]`, the current value of the control variable.
+      beside_new: int32 `[variable, case]`, a different value of the control variable. It does not
+        give the answer that is expected for `cases.new`; -1 if there is no such value.
     """
     known = chain_variables(dataset, fitted)
     names, random = cases.variables.names, np.random.default_rng(1)
@@ -67,7 +69,7 @@ def swap_controls(
 
 
 def control_variable(names: Sequence[str], name: str) -> int:
-    """Return the index of the variable that is the control for `name`: r1, or e1 for r1 itself."""
+    """Return the index of the control variable of `name`: r1, or e1 if `name` is r1."""
     return list(names).index("e1" if name == "r1" else "r1")
 
 
@@ -79,17 +81,20 @@ def _value(
     avoided: Int[np.ndarray, "some case"],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " case"]:
-    """Draw another value of a variable for each case; -1 if there is none.
+    """For each case, draw a value that does not give the answer that is expected for the swap.
 
-    Values with a counterfactual answer are preferred.
+    If possible, the value has a counterfactual answer.
 
     Args:
       dataset: the dataset.
       cases: the cases of the swap.
-      index: the index of the swapped variable; its expected answer is avoided.
-      variable: the name of the variable to draw, and its values in the fitted rows.
-      avoided: values that must not be drawn; the first row has the current value.
+      index: the index of the swapped variable, whose expected answer is avoided.
+      variable: the name of the variable to draw a value of, and its values in the fitted rows.
+      avoided: values that must not be drawn. The first row has the current value.
       random: the random number generator.
+
+    Returns:
+      A value for each case; -1 if there is no such value.
     """
     name, known = variable
     values = np.unique(known[known >= 0])
@@ -112,12 +117,12 @@ def permuted_classes(
     """Permute the classes that occur in `values` by a random cycle, so that no class is fixed.
 
     Args:
-      values: the class of each row; -1 for none.
+      values: the class of each row; -1 if a row has no class.
       n_classes: the number of classes.
       random: the random number generator.
 
     Returns:
-      int32 `[class]`; classes that do not occur are fixed.
+      int32 `[class]`, the new class of each class. Classes that do not occur stay the same.
     """
     there = random.permutation(np.unique(values[values >= 0]))
     dealt = np.arange(n_classes, dtype=np.int32)
@@ -128,20 +133,21 @@ def permuted_classes(
 def draw_values(
     values: Int[np.ndarray, "variable row"], old: Int[np.ndarray, "variable case"]
 ) -> dict[str, np.ndarray]:
-    """Draw the values of each variable that are erased together, and choose a draw for each case.
+    """Draw sets of values to erase together, for each variable, and choose one set for each case.
 
-    Each draw takes the values that have been drawn least often. So all values are drawn about
-    equally often, and every value is drawn if there are at most `N_DRAWS * MAX_ERASED`. A case is
-    edited only once, in one of the draws that contain its value. The number of forward passes is
-    therefore the same as for one erasure of all values.
+    Each draw takes the values that have been drawn least often so far. All values are therefore
+    drawn about equally often, and every value is drawn if there are at most `N_DRAWS * MAX_ERASED`
+    values. A case is edited only once, by one of the draws that contain its value. The number of
+    forward passes is therefore the same as for a single erasure of all values.
 
     Args:
-      values: the values of the rows for fitting; -1 for none.
-      old: the values of the cases.
+      values: the values in the rows for fitting; -1 if a row has no value.
+      old: the current values of the cases.
 
     Returns:
-      drawn: int32 `[variable, draw, MAX_ERASED]`, the values; padded with -2.
-      draw: int32 `[variable, case]`, the draw of each case; -1 if no draw contains its value.
+      drawn: int32 `[variable, draw, MAX_ERASED]`, the values of each draw, padded with -2.
+      draw: int32 `[variable, case]`, the draw chosen for each case; -1 if no draw contains the
+        value of the case.
     """
     random = np.random.default_rng(2)
     drawn = np.full((len(values), N_DRAWS, MAX_ERASED), -2, np.int32)

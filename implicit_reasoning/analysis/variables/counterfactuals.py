@@ -1,9 +1,10 @@
-"""Cases for interventions on a variable, with their counterfactual answers; computed on the host.
+"""Cases for interventions on a variable, with counterfactual answers. They are made on the host.
 
-The first facts of chains are divided into two halves. Means and subspaces are fitted on chains of
-one half, and the cases are chains of the other half. From the position at which the first fact is
-complete, no state is in both sets. At earlier positions a state does not determine the fact, so the
-same state can be in both sets.
+A case is a row of the dataset whose state is edited. The first facts of chains are divided into two
+halves. Class means and subspaces are fitted to chains whose first fact is in one half. The cases
+are chains whose first fact is in the other half. From the position on at which the first fact is
+complete, no state is in both sets. At earlier positions, a state does not determine the first fact,
+so the same state can be in both sets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import columns, world_of
 
-MAX_FITTED = 2048  # maximum number of training chains for fitting, over all first facts
+MAX_FITTED = 2048  # maximum number of training chains for fitting
 
 
 class Cases(NamedTuple):
@@ -39,8 +40,8 @@ class Cases(NamedTuple):
       rows: the rows of the dataset, `[case]`.
       group: the index of the split of each row, `[case]`.
       variables: the true variables of the rows; `values` is `[variable, case]`.
-      new: int32 `[variable, case]`, the new value; -1 if there is no value with another answer.
-      expected: int32 `[variable, case]`, the answer token for the new value; -1 if there is none.
+      new: int32 `[variable, case]`, the new value; -1 if no value changes the answer.
+      expected: int32 `[variable, case]`, the answer token for the new value; -1 if `new` is -1.
     """
 
     rows: Int[np.ndarray, " case"]
@@ -56,10 +57,10 @@ def choose_cases(
     """Choose probe rows of each split as cases, and a new value of every variable for each case.
 
     The first fact of a case is not the first fact of any row in `fitted`. The cases of a split have
-    as many different first facts as possible. A new value must occur in the fitted rows, because
-    the code of other values is not known, and it must give another answer. It is drawn at random
-    among these values. Answers follow only from facts that training uses at the respective hop,
-    because a model does not need to know other facts there.
+    as many different first facts as possible. The new value is drawn at random from the values that
+    occur in the fitted rows and change the answer. Other values have no class mean. Counterfactual
+    answers use only facts that training uses at the respective hop, because a model may not know
+    other facts at that hop.
 
     Args:
       dataset: the dataset.
@@ -87,9 +88,10 @@ def choose_cases(
 
 
 def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " row"]:
-    """Return at most `most` training chains for fitting, evenly spread over their first facts.
+    """Return at most `most` training chains for fitting, in ascending order.
 
-    The first facts are those of `fitting_half`. The row numbers are in ascending order.
+    Their first facts are those of `fitting_half`. Each first fact has about the same number of
+    chains.
     """
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
@@ -98,7 +100,11 @@ def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " r
 
 
 def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
-    """Return which chains are for fitting: for every bridge, the chains of half its first facts."""
+    """Return whether each chain is for fitting.
+
+    For every bridge, half of the first facts that lead to it are chosen at random. The chains that
+    begin with a chosen fact are for fitting.
+    """
     facts = np.unique(dataset.truth["fact1"][chains])
     order = np.random.default_rng(0).permutation(facts)
     by_bridge = order[np.argsort(world_of(dataset).facts.tail[order], kind="stable")]
@@ -108,7 +114,7 @@ def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.n
 def round_robin(
     rows: Int[np.ndarray, " row"], kind: Int[np.ndarray, " row"]
 ) -> Int[np.ndarray, " row"]:
-    """Reorder rows: first one row of each kind, then a second row of each kind, and so on."""
+    """Reorder rows: one row of each kind comes first, then a second row of each kind, and so on."""
     order = np.argsort(kind, kind="stable")
     sizes = np.unique(kind, return_counts=True)[1]
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -120,9 +126,9 @@ def round_robin(
 def determined_cells(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> tuple[Int[np.ndarray, " cell"], Int[np.ndarray, " cell"]]:
-    """Return the cells `(variable, pos)` at which the prefix determines the variable.
+    """Return the pairs `(variable, pos)` for which the prefix up to `pos` determines the variable.
 
-    The state of a causal model can represent a variable only there.
+    The states of a causal model can represent the variable at these positions only.
     """
     values, keys = chain_variables(dataset, rows).values, state_keys(dataset, rows)
     cells = [
@@ -141,16 +147,18 @@ def follow_relations(
     start: Int[np.ndarray, " row *value"],
     hop: int,
 ) -> Int[np.ndarray, " row *value"]:
-    """Follow the relations from hop `hop` to the last hop, by facts that training uses at each hop.
+    """Follow the relations from a given hop to the last hop.
+
+    Only facts that training uses at the respective hop are followed.
 
     Args:
       world: the world with the facts.
       relations: the relation of every hop.
-      start: the entity at which hop `hop` starts; -1 for none.
+      start: the entity at which the first followed hop starts; -1 if there is none.
       hop: the first hop to follow, counted from 0.
 
     Returns:
-      The last entity; -1 if `start` is -1 or a fact is missing.
+      The last entity; -1 if `start` is -1, or if training uses no fact for a hop.
     """
     for later in range(hop, len(relations)):
         usable = np.isin(world.role, [ROLES.index(letter) for letter in training_roles(later)])
@@ -166,21 +174,22 @@ def counterfactual_answers(
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
-    """Return the answer token of each row for each other value of a variable.
+    """Return the answer token of each row if a variable had a different value.
 
-    The answer follows from the facts of the world, hop by hop. A value of `decoy` is used as the
-    bridge from which the chain continues. If the variable is an input token and training teaches
-    answers that do not follow from the world (`scrambled`), the answer is the taught one.
+    The answer follows from the facts of the world, hop by hop. If the variable is `decoy`, the
+    chain continues from the given value, as from a bridge. There is one exception: if training
+    teaches answers that do not follow from the world (`scrambled`) and the variable is an input
+    token, the answer is the one that training teaches.
 
     Args:
       dataset: the dataset.
       rows: the rows.
       name: the name of the variable.
-      others: the other values.
+      others: the values to give to the variable in each row.
 
     Returns:
-      int `[row, value]`; -1 if a fact is missing or training does not use it at that hop, or if
-      training does not teach an answer.
+      int `[row, value]`; -1 if there is no answer, because a fact does not exist, training does not
+      use the fact at that hop, or training does not teach an answer.
     """
     world, truth = world_of(dataset), dataset.truth
     if name == "answer":
@@ -208,7 +217,10 @@ def _taught_otherwise(dataset: Dataset) -> bool:
 def _taught(
     dataset: Dataset, rows: np.ndarray, part: int, others: Int[np.ndarray, "row value"]
 ) -> Int[np.ndarray, "row value"]:
-    """Return the answer that training teaches after one query token is replaced; -1 for none."""
+    """Return the answer that training teaches for the query with one part replaced.
+
+    It is -1 if the new query is not a training query.
+    """
     table = all_queries(dataset)
     asked = np.repeat(queries_of_rows(dataset, rows).parts[:, None], others.shape[1], axis=1)
     asked[:, :, part] = np.maximum(others, 0)
@@ -247,8 +259,8 @@ def make_inputs(
       dataset: the dataset.
       cases: the cases to intervene on.
       fitted: the rows for fitting.
-      more: further arrays of one instrument, each `[variable, ...]`. The edit of a cell gets the
-        entry of its variable as `Cell.more`.
+      more: further arrays that the edit of an instrument needs, each `[variable, ...]`. `Cell.more`
+        has the entries for the variable of the cell.
     """
     variable, pos = determined_cells(dataset, fitted)
     n_pos = prompts(dataset, fitted).shape[1]
@@ -273,14 +285,14 @@ def make_examples(
     inputs: dict[str, Any],
     conditions: Sequence[str],
 ) -> Examples:
-    """Make the examples of an instrument: grouped by split, and clustered at each position.
+    """Make the examples of an instrument. Groups are splits; each position has its own clusters.
 
     Args:
       dataset: the dataset.
       splits: the splits of the cases.
       cases: the cases.
       inputs: the inputs of `measure`.
-      conditions: the labels of the edits.
+      conditions: the labels of the edits and controls.
     """
     return Examples(
         inputs,

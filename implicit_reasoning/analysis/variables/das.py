@@ -1,17 +1,22 @@
-"""DAS: is there a learnt subspace through which a variable can be set, on held-out pairs?
+"""DAS: does a learnt subspace exist through which the value of a variable can be set?
 
-At every (layer, position) a subspace is learnt (`alignment.py`). The answer should follow the
-variable's value in the source (cause), and no other property of the source (isolation). The pairs
-for training and the pairs for scoring share no first fact and use different facts at the last hop.
-A learnt subspace can *make* a model compute something that it does not compute by itself. So
-compare the result with `mean_swap`, which learns no subspace, and with the edits here that need no
-search: the subspace in which class means differ most, a random subspace, and the whole state.
+A subspace is learnt at every (layer, position) (`alignment.py`). The component of a base's state in
+this subspace is then replaced by that of a source's state. The answer to the base should change
+with the variable's value in the source (cause), and with no other property of the source
+(isolation). The result is scored on held-out pairs of base and source. The pairs for training and
+the pairs for scoring have no first fact in common, and different facts at the last hop.
 
-A random subspace almost never produces one specific answer among many, so it is no control for a
-search. The two controls are searches themselves. The first uses pairs with shuffled answers. It can
-learn which answers are frequent, and how to remove the old answer. The second uses a model at its
-initialisation. It shows what a search can achieve with states that compute nothing (see arXiv
-2507.08802 for random models). Each control costs as much as the main search.
+A learnt subspace can *make* a model compute something that the model does not compute by itself.
+Compare the result with `mean_swap`, which learns no subspace, and with the three edits of this
+instrument that need no search: the subspace in which class means differ most, a random subspace,
+and the whole state.
+
+A random subspace almost never produces one specific answer among many, so it is not a control for a
+search. Each of the two controls is therefore a search. The first control searches with pairs whose
+answers are shuffled. This search can learn which answers are frequent, and how to remove the old
+answer. The second control searches in a model at its initialisation. It shows what a search can
+achieve with states that compute nothing (see arXiv 2507.08802 for random models). Each control
+costs as much as the main search.
 """
 
 from __future__ import annotations
@@ -70,14 +75,14 @@ EDITS = ("learnt", "class means", "whole state", "random", *CONTROLS)
 _MAX_CASES = 128  # maximum number of cases per split
 _PAIRS = 2048  # number of training pairs of each kind
 _USED = 0.8  # minimum of the lower interval ends of cause and isolation
-# Maximum of the upper interval end of cause for each control: a control must not set most answers.
-# It may set some answers: a search with shuffled targets learns to remove the old value, and sets
-# up to 0.25 of the answers in planted models that use the variable.
+# Maximum of the upper interval end of cause for each control. A control must not set most answers,
+# but it may set some. A search with shuffled answers learns to remove the old value. In planted
+# models that use the variable, this search sets up to 0.25 of the answers.
 _CONTROL = 0.5
 
 
 class Alignment(Instrument):
-    """See the module docstring."""
+    """Instrument for distributed alignment search; see the module docstring."""
 
     name = "das"
     definition = (
@@ -118,9 +123,9 @@ class Alignment(Instrument):
         """Choose the variable, the positions and the size of the search.
 
         Args:
-          variable: the name of the variable, from the truth of the task.
-          positions: the positions at which a subspace is learnt; by default the first position at
-            which the prompt determines the variable.
+          variable: the name of the variable; see `chain_variables`.
+          positions: the positions at which a subspace is learnt. The default is the first position
+            whose prefix determines the variable.
           rank: the dimension of the subspace; at most `d_model // 2` is used.
           steps: the number of steps of Adam.
         """
@@ -138,10 +143,10 @@ class Alignment(Instrument):
         }
 
     def places(self, dataset: Dataset) -> list[int]:
-        """Return the indices of the positions.
+        """Return the indices of the positions at which a subspace is learnt.
 
         Raises:
-          InputError: the dataset does not have such a position or variable.
+          InputError: the dataset does not have a chosen position, or does not have the variable.
         """
         if self.positions is not None:
             missing = [pos for pos in self.positions if pos not in dataset.positions]
@@ -158,7 +163,7 @@ class Alignment(Instrument):
         return [int(pos[variable == names.index(self.variable)].min())]
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the layers, positions, variable and edits."""
+        """Return the labels of the layers, of the positions, of the variable and of the edits."""
         return {
             "layer": range(model.spec.depth + 1),
             "pos": [dataset.positions[place] for place in self.places(dataset)],
@@ -167,7 +172,10 @@ class Alignment(Instrument):
         }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Return training pairs, and scoring pairs with bases from every split of chains."""
+        """Choose pairs for training the search, and pairs for scoring.
+
+        The examples are the bases of the scoring pairs. They are from every chain split.
+        """
         random = np.random.default_rng(0)
         world, places = world_of(dataset), self.places(dataset)
         learnt = random.random((max(world.tail.shape), world.n_relations)) < 0.5
@@ -205,7 +213,7 @@ class Alignment(Instrument):
         facts: np.ndarray,
         untrained: bool = False,
     ) -> list[tuple[np.ndarray, InterchangePairs]]:
-        """Return the bases and their pairs for each position."""
+        """Return `(bases, pairs)` for each position. The bases are the same at all positions."""
         return [
             (
                 bases,
@@ -229,7 +237,7 @@ class Alignment(Instrument):
         random = start(model, len(inputs["place"]), settings.rank, begin)
 
         def searched(what: tuple[Params, Array]) -> tuple[Array, Array]:
-            """Return the answers after each edit in one model, and whether clean ones are correct.
+            """Search in one model, and return what `_answers` returns.
 
             Args:
               what: the parameters of the model, and the expected answers of the training pairs.
@@ -247,7 +255,7 @@ class Alignment(Instrument):
             bases = jnp.stack([orthonormal(learnt), of_means, orthonormal(random)])
             return _answers(model, params, inputs, bases)
 
-        # One program runs the main search and both controls.
+        # One program runs the main search and the searches of both controls.
         models = jax.tree.map(lambda *of: jnp.stack(of), params, params, model.init(fresh))
         due = jnp.stack([inputs[name] for name in ("fit_expected", "shuffled", "fit_expected")])
         answers, correct = jax.lax.map(searched, (models, due))
@@ -267,7 +275,7 @@ class Alignment(Instrument):
         }
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
-        """Draw cause and isolation in every cell."""
+        """Draw cause and isolation at every layer and position."""
         what = {
             "cause": "Answers that follow a variable set through a learnt subspace",
             "isolation": "Answers that stay when a subspace is set to the same value",
@@ -292,15 +300,15 @@ class Alignment(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" if the learnt subspace sets only the variable, and no control is effective.
+        """Claim "used" where the learnt subspace sets the variable, and only the variable.
 
         Cause and isolation must both be high, and neither control may set most answers.
         """
         learnt = result.sel(edit=EDITS[0], drop=True)
         sets, alone = (learnt[f"{kind}_low"] >= _USED for kind in INTERCHANGE_KINDS)
         low = result["cause_high"].sel(edit=list(CONTROLS)) <= _CONTROL
-        # Isolation has fewer clusters, so it has no minimum number of clusters. Its lower interval
-        # end reaches `_USED` only with at least 17 clusters, even if all of them agree.
+        # Isolation has fewer clusters than cause, so no minimum number is required. Even if all
+        # clusters agree, the lower interval end reaches `_USED` only with at least 17 clusters.
         there = sets & alone & low.all("edit") & has_min_clusters(learnt, "cause")
         return claimed("used", there.any("group"))
 
@@ -308,7 +316,7 @@ class Alignment(Instrument):
 def _held_out(
     dataset: Dataset,
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Return data for scoring, from chains whose first fact is not used for training the search.
+    """Choose bases and sources for scoring. The search is not trained on their first facts.
 
     Returns:
       The splits, the rows of the bases, the split index of each base, and the rows that can be
@@ -330,7 +338,10 @@ def _held_out(
 def _as_places(
     pairs: list[tuple[np.ndarray, InterchangePairs]], fit: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Concatenate the pairs of both kinds, with rows as indices into `fit`, which is sorted."""
+    """Concatenate the pairs of both kinds, and replace rows by indices into `fit`.
+
+    `fit` must be sorted.
+    """
     bases = np.concatenate([pairs[0][0]] * len(INTERCHANGE_KINDS))
     return {
         "fit_base": np.searchsorted(fit, bases).astype(np.int32),
@@ -376,13 +387,14 @@ def _answers(model: Transformer, params: Params, inputs: Any, bases: Array) -> t
 
     Args:
       model: the model.
-      params: its parameters.
+      params: the parameters of the model.
       inputs: the inputs of `measure`.
-      bases: the learnt, class-means and random bases, `[3, layer, pos, d_model, rank]`.
+      bases: the bases of three subspaces (learnt, class means, random),
+        `[3, layer, pos, d_model, rank]`.
 
     Returns:
-      The answers for the edits learnt, class means, whole state and random,
-      `[edit, layer, pos, kind, example]`; and whether each clean answer is correct, `[example]`.
+      The answers `[edit, layer, pos, kind, example]` for four edits (learnt, class means, whole
+      state, random), and whether each clean answer is correct, `[example]`.
     """
     depth = model.spec.depth
     states = residuals(model, params, inputs["tokens"])

@@ -1,20 +1,23 @@
-"""Erasure: is the code of a variable needed, or do answers survive when it is erased (LEACE)?
+"""Erasure: do the answers survive if a variable is erased from a state with LEACE?
 
 LEACE (Belrose et al. 2023) makes the smallest change after which no linear classifier can predict
-the value of the variable. If the answers do not change, the model does not need the code that a
-probe finds there. The model may still use this code if another route gives the same answer. So a
-code is called unused only if replacing it by the code of another value also changes no answer.
+the value of the variable. If the answers do not change, the model does not need the linear
+representation that a probe finds in the state. The model may still use this representation, if it
+can also compute the answer without it. A variable is therefore called unused only if a swap of its
+class mean does not change the answers either.
 
-Erasing all values of a variable with many values removes as many directions, often all directions
-of a state, and then no answer can be computed. So at most 16 values are made indistinguishable at a
-time, which removes at most 15 directions. Values are drawn ten times, and a case is edited in one
-of the draws that contain its value. Every erased direction does some damage. Two controls therefore
-erase equally many directions: one after shuffling the values among the states, and one with random
-directions.
+To erase all values of a variable with many values would remove many directions, often all
+directions of a state, and then the model could not compute any answer. One erasure therefore makes
+at most 16 values indistinguishable, which removes at most 15 directions. There are ten random draws
+of values for each variable. A case is edited by one of the draws that contain its value. Every
+erased direction does some damage. Two controls therefore erase the same number of directions. The
+first control shuffles the values among the states before it fits the eraser, and the second control
+erases random directions.
 
-The number of forward passes is the same as for a single erasure. In addition, a cell with n states
-for fitting, c cases and d dimensions needs about 640 n d operations for class means (2 labellings,
-10 draws, 16 values), 1920 d^2 operations for the directions, and 1920 c d operations to apply them.
+The number of forward passes is the same as for a single erasure of all values. In addition, a cell
+with n states for fitting, c cases and d dimensions needs about 640 n d operations for class means
+(2 labellings, 10 draws, 16 values), 1920 d^2 operations for the directions, and 1920 c d operations
+for the edits.
 """
 
 from __future__ import annotations
@@ -72,13 +75,13 @@ from implicit_reasoning.worlds import Dataset
 CONTROLS = ("shuffled", "random")
 CONDITIONS = ("variable", *CONTROLS, "swapped")
 _MAX_CASES = 128  # maximum number of cases per split
-_SHRINKAGE = 0.1  # shrinkage of the covariance in the discriminant that decodes
+_SHRINKAGE = 0.1  # shrinkage of the covariance in the discriminant for decoding
 _DECODED = MIN_LOWER_BOUND  # minimum of the lower interval end of the held-out accuracy
 _UNCHANGED = MIN_LOWER_BOUND  # minimum of the lower interval end of the unchanged answers
 
 
 class Erasure(Instrument):
-    """See the module docstring."""
+    """Instrument for the erasure of variables; see the module docstring."""
 
     name = "erasure"
     definition = (
@@ -107,10 +110,10 @@ class Erasure(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Return probe rows of every split of chains as cases.
+        """Choose probe rows of every chain split as cases.
 
-        Erasers are fitted on training chains and on the cases. The decoder is fitted on training
-        chains only.
+        Erasers are fitted to training chains and to the cases. The discriminant for decoding is
+        fitted to training chains only.
         """
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
@@ -120,7 +123,7 @@ class Erasure(Instrument):
         values = chain_variables(dataset, both).values
         draws = draw_values(values, cases.variables.values)
         inputs = make_inputs(dataset, cases, fitted, draws) | {
-            # The first rows are those that the decoder is fitted on.
+            # The discriminant for decoding is fitted to the first `len(fitted)` rows.
             "fit_tokens": prompts(dataset, both),
             "fit_values": np.stack([values, _permuted(values)], axis=-1),
             "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
@@ -128,7 +131,7 @@ class Erasure(Instrument):
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
-        """Return the labels of the layers, positions and draws."""
+        """Return the labels of the layers, of the positions and of the draws."""
         return {**super().coords(model, dataset), "draw": range(N_DRAWS)}
 
     def measure(
@@ -196,7 +199,7 @@ class Erasure(Instrument):
         ]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "unused" if a variable is decodable, and neither erasure nor swap has an effect."""
+        """Claim "unused" where a variable is decodable, and erasure and swap change few answers."""
         there = (result["decoded_low"] >= _DECODED) & has_min_clusters(result, "decoded")
         edits = ["variable", "swapped"]
         stays = (result["unchanged_low"].sel(edit=edits) >= _UNCHANGED).all("edit")
@@ -207,12 +210,13 @@ class Erasure(Instrument):
 
 
 class _Fitted(NamedTuple):
-    """Results of fitting that all variables of a place share.
+    """Fitted transforms of one (layer, position), which are the same for all variables.
 
     Attributes:
-      white: the whitening of all states.
+      white: the whitening transform of all states.
       directions: random orthonormal directions for the control.
-      decoder: the whitening of the states for decoding, with shrinkage.
+      decoder: the whitening transform for decoding. It is fitted with shrinkage, to training chains
+        only.
     """
 
     white: Whitening
@@ -227,7 +231,7 @@ def _random_of_draws(white: Whitening, key: Key[Array, ""]) -> Float[Array, "dra
 
 
 def _among(classes: Int[Array, " fit"], values: Int[Array, " value"]) -> Int[Array, " fit"]:
-    """Return the index of each class in `values`; -1 if it is not in `values`."""
+    """Return the index in `values` of each class; -1 if a class is not in `values`."""
     same = classes[:, None] == values[None]
     return jnp.where(same.any(-1), same.argmax(-1), -1)
 
@@ -235,7 +239,7 @@ def _among(classes: Int[Array, " fit"], values: Int[Array, " value"]) -> Int[Arr
 def _erase_by_draw(
     erasers: Eraser, states: Float[Array, "example d_model"], draw: Int[Array, " example"]
 ) -> Float[Array, "example d_model"]:
-    """Apply to each state the eraser of its draw; a state without a draw (-1) is unchanged."""
+    """Apply the eraser of its draw to each state. A state without a draw (-1) is not changed."""
 
     def step(after: Array, here: tuple[Eraser, Array]) -> tuple[Array, None]:
         eraser, number = here
@@ -246,7 +250,9 @@ def _erase_by_draw(
 
 
 def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
-    """Return whether a discriminant that is fitted on other chains predicts the value of each case.
+    """Return whether a linear discriminant predicts the value of each case.
+
+    The discriminant is fitted to training chains whose first facts differ from those of the cases.
 
     Returns:
       bool `[example]`.
@@ -265,6 +271,6 @@ def _permuted(values: np.ndarray) -> np.ndarray:
 
 
 def _first_half(keys: np.ndarray, n_fitted: int) -> np.ndarray:
-    """Return the weights of distinct states, with weight 0 after the first `n_fitted` states."""
+    """Return weight 1 for the first of equal states among the first `n_fitted` states, else 0."""
     weight = distinct_weights(keys[:, :n_fitted])
     return np.pad(weight, ((0, 0), (0, keys.shape[1] - n_fitted)))

@@ -1,8 +1,9 @@
 """Pairs of base and source rows for interchange interventions.
 
-In a pair for *cause*, the source has another value of the variable. The expected answer is the
-answer of the world for the base with that value. In a pair for *isolation*, the source has the same
-value and another first fact. The answer must not change, whatever else differs between the states
+In a pair for *cause*, base and source have different values of the variable. The expected answer
+follows from the world if the base's value is replaced by the source's value. In a pair for
+*isolation*, base and source have the same value and different first facts. The expected answer is
+the answer of the base: it must not change, although the two states differ in other properties
 (Huang et al. 2024, RAVEL).
 """
 
@@ -17,16 +18,16 @@ from implicit_reasoning.analysis.variables.counterfactuals import counterfactual
 from implicit_reasoning.worlds import Dataset, prefix_keys
 
 INTERCHANGE_KINDS = ("cause", "isolation")
-# Number of sources that are tried for each base. Many are needed, because few sources have the same
-# value and give a composed prompt that is not a training prompt.
+# Number of sources that are tried for each base. For isolation, few sources have the value of the
+# base and also give a composed prompt that is not a training prompt, so many must be tried.
 _TRIES = 512
 
 
 class InterchangePairs(NamedTuple):
-    """Source and expected answer for each kind of pair and each base.
+    """The source and the expected answer of each base, for both kinds of pairs.
 
     Attributes:
-      source: int `[kind, base]`, the row of the source; -1 if none was found.
+      source: int `[kind, base]`, the row of the source; -1 if no source was found.
       expected: int32 `[kind, base]`, the expected answer token; -1 if no source was found.
     """
 
@@ -38,13 +39,13 @@ class Rules(NamedTuple):
     """Conditions that a pair must satisfy.
 
     Attributes:
-      variable: the name of the variable in the truth.
+      variable: the name of the variable.
       pos: the index of the position at which states are interchanged.
-      facts: bool `[value, relation]`, the allowed combinations of new value and last relation for
-        cause. Training and scoring use disjoint combinations.
+      facts: bool `[value, relation]`, the combinations of new value and last relation that are
+        allowed in pairs for cause. Training and scoring use disjoint combinations.
       untrained: reject pairs whose composed prompt is a training prompt. The composed prompt has
-        the tokens of the source up to `pos`, and then those of the base. A model that memorises
-        prefixes would give the expected answer to such a prompt.
+        the tokens of the source up to `pos`, and the tokens of the base after `pos`. A model that
+        has memorised a training prompt gives the expected answer without using the variable.
     """
 
     variable: str
@@ -60,7 +61,9 @@ def find_pairs(
     rules: Rules,
     random: np.random.Generator,
 ) -> InterchangePairs:
-    """Find a source of each kind for each base, among random rows of the pool.
+    """For each base, find a source for cause and a source for isolation.
+
+    Sources are random rows of the pool.
 
     Args:
       dataset: the dataset.
@@ -101,8 +104,8 @@ def _composed_is_trained(
     dataset: Dataset, base: np.ndarray, source: np.ndarray, pos: int
 ) -> Bool[np.ndarray, " pair"]:
     length = len(dataset.positions)
-    # At the last position the composed prompt is always the source's own training prompt, so the
-    # condition cannot be used.
+    # At the last position, the composed prompt is always the prompt of the source, which is a
+    # training prompt. The condition would reject every pair.
     if pos == length - 1:
         return np.zeros(len(base), bool)
     chains = dataset.truth["position"][: dataset.n_train] == length - 1

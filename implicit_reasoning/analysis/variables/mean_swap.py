@@ -1,13 +1,14 @@
-"""Mean swap: does the answer follow a variable when its class mean is replaced by another one?
+"""Mean swap: does the answer change as predicted if a variable's class mean is swapped?
 
-In `S[layer, pos]` the mean code of value a is replaced by that of value b: `S + mean_b - mean_a`.
-If the answer is computed from this code, it becomes the counterfactual answer, which the world
-gives for b. The outcomes are three shares of the cases with a correct clean answer: unchanged,
-counterfactual, and other (damage).
+In the state `S[layer, pos]`, the class mean of the current value a is replaced by the class mean of
+a new value b: `S + mean_b - mean_a`. If the model computes the answer from the representation of
+the variable in this state, the answer becomes the counterfactual answer, which the world gives for
+b. Each case with a correct clean answer has one of three outcomes: unchanged, counterfactual, or
+any other answer (damage).
 
-The counterfactual answer can have another cause than the code of b: the code of a is missing, or
-the state is damaged. Three controls therefore insert other codes, for which the answer of b is not
-expected. If the answer of b also appears with a control, nothing is claimed.
+The counterfactual answer can also appear because the mean of a is missing, or because the state is
+damaged. Three controls therefore insert means that should not give the answer of b. If this answer
+also appears with a control, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ CONTROLS = ("permuted means", "third value", "another variable")
 CONDITIONS = ("class means", *CONTROLS)
 _MAX_CASES = 128  # maximum number of cases per split
 _USED = 0.8  # minimum of the lower interval end of the counterfactual answers
-_CONTROL = 0.2  # maximum of the upper interval end of these answers, for every control
+_CONTROL = 0.2  # maximum of the upper interval end of counterfactual answers, for every control
 
 
 class MeanSwap(Instrument):
-    """See the module docstring."""
+    """Instrument for the swap of class means; see the module docstring."""
 
     name = "mean_swap"
     definition = (
@@ -83,7 +84,7 @@ class MeanSwap(Instrument):
     }
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Return probe rows of every split of chains, with a new value for each variable."""
+        """Choose probe rows of every chain split as cases, and a new value of each variable."""
         splits = chain_splits(dataset)
         fitted = rows_to_fit(dataset)
         cases = choose_cases(dataset, splits, _MAX_CASES, fitted)
@@ -149,10 +150,10 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" if answers follow the swap of a variable, and do not follow any control.
+        """Claim "used" where the swap gives most counterfactual answers, and no control gives many.
 
-        Controls over fewer than `MIN_CLUSTERS` clusters are ignored. At least one control must
-        remain.
+        A control with fewer than `MIN_CLUSTERS` clusters is ignored. At least one control must have
+        enough clusters.
         """
         follows = result["counterfactual_low"].sel(edit=CONDITIONS[0]) >= _USED
         there = has_min_clusters(result, "counterfactual")
@@ -167,7 +168,7 @@ class MeanSwap(Instrument):
 def _beside_known(
     dataset: Dataset, names: tuple[str, ...], fitted: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "variable pos"]:
-    """Return where the prompt determines the variable whose code is used as a control."""
+    """Return whether the prefix up to each position determines the control variable."""
     variable, pos = determined_cells(dataset, fitted)
     known = np.zeros((len(names), len(dataset.positions)), bool)
     known[variable, pos] = True
@@ -175,7 +176,7 @@ def _beside_known(
 
 
 def outcomes(found: dict[str, Array], inputs: Any) -> dict[str, Array]:
-    """Return the three outcomes, each bool `[condition, variable, layer, pos, example]`.
+    """Return the three outcomes by name, each bool `[condition, variable, layer, pos, example]`.
 
     Args:
       found: the result of `cells.intervene`.

@@ -1,8 +1,8 @@
-"""Class means, subspaces and erasers of a variable in the states of one place.
+"""Class means, subspaces and erasers of a variable, for the states of one (layer, position).
 
-All functions are pure. They take states `[state, d_model]` of one (layer, position), the class of
-each state (-1 for none), and the weight of each state. Duplicates of a state have weight 0, so that
-each distinct state counts once.
+All functions are pure. They take the states `[state, d_model]`, the class of each state (-1 if a
+state has no class), and the weight of each state. Duplicates of a state have weight 0, so that each
+distinct state counts once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-# Smaller singular values, relative to the largest one, are rounding errors in float32.
+# Singular values below this multiple of the largest singular value are float32 rounding errors.
 _SAME = 1e-4
 
 
 class ClassMeans(NamedTuple):
-    """Mean state of every class, and the number of distinct states of every class."""
+    """The mean state of every class, and the number of distinct states in every class."""
 
     mean: Float[Array, "class d_model"]
     size: Float[Array, "class"]
@@ -31,7 +31,7 @@ def class_means(
     weight: Float[Array, " state"],
     n_classes: int,
 ) -> ClassMeans:
-    """Compute the weighted mean of every class; a class without states has mean 0 and size 0."""
+    """Compute the weighted mean of every class. A class without states has mean 0 and size 0."""
     member = jax.nn.one_hot(classes, n_classes, dtype=states.dtype) * weight[:, None]
     count = member.sum(0)
     return ClassMeans(_product(member.T, states) / jnp.maximum(count, 1)[:, None], count)
@@ -43,15 +43,15 @@ def swap(
     old: Int[Array, " example"],
     new: Int[Array, " example"],
 ) -> Float[Array, "example d_model"]:
-    """Replace the mean of class `old` by the mean of class `new` in every state."""
+    """Subtract the mean of class `old` from every state, and add the mean of class `new`."""
     return states + means.mean[new] - means.mean[old]
 
 
 def basis(means: ClassMeans, rank: int) -> Float[Array, "d_model rank"]:
-    """Compute orthonormal directions in which class means differ most, in descending order.
+    """Compute the principal components of the class means, in descending order.
 
     All classes with states have the same weight, and empty classes are ignored. Columns beyond the
-    rank of the centred class means are 0.
+    rank of the centred class means are 0. All other columns are orthonormal.
 
     Args:
       means: the class means.
@@ -74,8 +74,9 @@ class Bottleneck(NamedTuple):
     """Projection of states onto an affine subspace.
 
     Attributes:
-      centre: a point of the subspace; it replaces the component of a state outside the directions.
-      directions: the directions of the subspace as orthonormal columns; zero columns are padding.
+      centre: a point of the subspace. Orthogonally to the directions, every projected state is
+        equal to this point.
+      directions: the directions of the subspace, as orthonormal columns. Zero columns are padding.
     """
 
     centre: Float[Array, " d_model"]
@@ -92,16 +93,19 @@ class Bottleneck(NamedTuple):
 
 
 def bottleneck(means: ClassMeans, rank: int) -> Bottleneck:
-    """Return the projection onto at most `rank` directions in which class means differ most."""
+    """Return the projection onto the (at most) `rank` directions in which class means differ most.
+
+    The centre is the mean of the class means.
+    """
     found = basis(means, rank)
     return Bottleneck(_centre(means), jnp.pad(found, ((0, 0), (0, rank - found.shape[1]))))
 
 
 def random_bottleneck(like: Bottleneck, key: Key[Array, ""]) -> Bottleneck:
-    """Return a projection with the centre of `like` and as many random directions."""
+    """Return a projection with the centre of `like`, onto equally many random directions."""
     d_model, rank = like.directions.shape
     drawn = jnp.linalg.qr(jax.random.normal(key, (d_model, rank)))[0]
-    # There are at most d_model orthonormal directions. `like` has zero columns beyond these.
+    # There are at most d_model orthonormal directions. All further columns of `like` are 0.
     drawn = jnp.pad(drawn, ((0, 0), (0, rank - drawn.shape[1])))
     there = (jnp.abs(like.directions).max(0) > 0).astype(drawn.dtype)
     return Bottleneck(like.centre, drawn * there[None])
@@ -111,10 +115,10 @@ class Eraser(NamedTuple):
     """Affine map that erases a component of states: `states - (states - mean) @ out @ back`.
 
     Attributes:
-      mean: the fixed point of the map.
-      out: maps states to coordinates of the erased component.
-      back: maps these coordinates to states; `out @ back` is a projection.
-      rank: the rank of that projection.
+      mean: a state that the map does not change.
+      out: matrix that maps states to coordinates of the erased component.
+      back: matrix that maps these coordinates to states. `out @ back` is a projection.
+      rank: the rank of `out @ back`.
     """
 
     mean: Float[Array, " d_model"]
@@ -145,15 +149,17 @@ class Whitening(NamedTuple):
 def whiten(
     states: Float[Array, "state d_model"], weight: Float[Array, " state"], shrinkage: float = 0.0
 ) -> Whitening:
-    """Compute the whitening transform of weighted states, within their span.
+    """Compute the whitening transform of weighted states, within the span of the centred states.
 
-    `root` is the pseudo-inverse of `inverse`, so erasers do not change components outside the span.
+    `root` is the pseudo-inverse of `inverse`, so erasers do not change components outside of the
+    span.
 
     Args:
       states: the states.
       weight: the weight of each state.
-      shrinkage: the share of a multiple of the identity in the covariance, in [0, 1]. Discriminants
-        that are fitted on few states need shrinkage (Ledoit and Wolf 2004).
+      shrinkage: weight s in [0, 1] of the shrunk covariance (1 - s) C + s m I, where m is the mean
+        eigenvalue of the covariance C. Discriminants that are fitted to few states need shrinkage
+        (Ledoit and Wolf 2004).
     """
     share = weight / weight.sum()
     mean = _product(share[None], states)[0]
@@ -176,19 +182,19 @@ def leace(
 ) -> Eraser:
     """Compute the least-squares concept eraser: the smallest change that equalises all class means.
 
-    After the erasure, no linear classifier on these states is better than a constant one, for any
-    convex loss. The class means of the whitened states span the directions to erase. States without
-    a class (-1) affect only the whitening. To erase a few of many classes, give all other states
-    the class -1.
+    After the erasure, no linear classifier of these states has a lower loss than the best constant
+    classifier, for any convex loss. The centred class means of the whitened states span the
+    directions to erase. States without a class (-1) affect the whitening only. To erase a few of
+    many classes, give the class -1 to the states of all other classes.
 
     Source: Belrose et al. 2023, *LEACE: Perfect linear concept erasure in closed form*, theorem
-    4.3. The paper uses the cross-covariance with the one-hot class, which spans the same directions
-    as the class means.
+    4.3. The paper uses the cross-covariance of the states and the one-hot class, which spans the
+    same directions as the centred class means.
 
     Args:
-      white: the whitening of the states.
+      white: the whitening transform of the states.
       states: the states.
-      classes: the class of each state; -1 for none.
+      classes: the class of each state; -1 if a state has no class.
       weight: the weight of each state.
       n_classes: the number of classes.
     """
@@ -203,7 +209,7 @@ def leace(
 def random_directions(
     white: Whitening, key: Key[Array, ""], n_directions: int
 ) -> Float[Array, "n_directions d_model"]:
-    """Draw random orthonormal directions (rows) in the span of the whitened states."""
+    """Draw random orthonormal directions in the span of the whitened states, as rows."""
     span = _product(white.inverse, white.root)
     draws = _product(jax.random.normal(key, (n_directions, white.mean.shape[0])), span)
     return jnp.linalg.qr(draws.T)[0].T
@@ -212,10 +218,10 @@ def random_directions(
 def erase_some(
     white: Whitening, directions: Float[Array, "direction d_model"], rank: Float[Array, ""]
 ) -> Eraser:
-    """Return the eraser of the first `rank` directions; random directions are a control of LEACE.
+    """Return the eraser of the first `rank` directions. Erasing random directions is a control.
 
     Args:
-      white: the whitening of the states.
+      white: the whitening transform of the states.
       directions: orthonormal directions of the whitened states.
       rank: the number of directions to erase.
     """
@@ -226,11 +232,11 @@ def erase_some(
 def _row_space(
     rows: Float[Array, "row d_model"],
 ) -> tuple[Float[Array, "direction d_model"], Float[Array, ""]]:
-    """Return orthonormal directions that span the rows, and their number; other directions are 0.
+    """Return orthonormal directions that span the rows, and the number of these directions.
 
-    The eigenvectors of the smaller Gram matrix are several times faster than a singular value
-    decomposition. The singular values of the rows are of order 1, so values below 0.01 are
-    rounding errors.
+    All further directions in the array are 0. Computing the eigenvectors of the smaller Gram matrix
+    is several times faster than a singular value decomposition. The singular values of the rows are
+    of order 1, so values below 0.01 are rounding errors.
     """
     tall = rows.shape[0] > rows.shape[1]
     square, directions = jnp.linalg.eigh(_product(rows.T, rows) if tall else _product(rows, rows.T))
@@ -254,7 +260,7 @@ def _eraser(
 def nearest_mean(
     states: Float[Array, "example d_model"], means: ClassMeans
 ) -> Int[Array, " example"]:
-    """Return the class with the nearest mean for every state; empty classes are ignored."""
+    """Return the class whose mean is nearest to each state. Empty classes are ignored."""
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)
     return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
@@ -263,10 +269,11 @@ def nearest_mean(
 def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "pos state"]:
     """Return weight 1 for the first of equal states at each position, and 0 for its duplicates.
 
-    Runs on the host.
+    This function runs on the host.
 
     Args:
-      keys: a number for each state; equal states have equal numbers.
+      keys: a number for each state at each position. At a position, equal numbers mean equal
+        states.
     """
     weight = np.zeros(keys.shape, np.float32)
     for row, of_pos in zip(weight, keys, strict=True):
@@ -275,5 +282,5 @@ def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "p
 
 
 def _product(a: Array, b: Array) -> Array:
-    # Erasure is a difference of nearly equal numbers, so it needs full float32 precision.
+    # Erasure subtracts nearly equal numbers, so its products need full float32 precision.
     return jnp.matmul(a, b, precision="highest")
