@@ -1,3 +1,3 @@
-"""JAX framework for training and analyzing transformers that reason implicitly; see README.md."""
+"""A JAX framework to train transformers that reason implicitly, and to analyze them."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """Command-line entry point: `python -m implicit_reasoning VERB --flag=value ...`.
 
-Each command calls one function. `implicit_reasoning.commands.VERBS` is the table of commands, and
+Each command calls one function. `implicit_reasoning.commands.VERBS` is the table of commands.
 `errors.Exit` lists the exit codes.
 """
 
@@ -19,7 +19,7 @@ from implicit_reasoning.errors import Exit, InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command line and return the exit code; `argv` is by default `sys.argv[1:]`."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] == "help" or words[0].startswith("-"):
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _general(words: Sequence[str]) -> str:
-    """Return the output for a command line without a command: first steps, help or version."""
+    """Return the output for a command line that has no command: first steps, help or version."""
     from implicit_reasoning.commands import parser
 
     if not words:
@@ -83,8 +83,8 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
 def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, Any]) -> int:
     """Run a command that saves results, and return its exit code.
 
-    In a distributed run, an exception ends this process at once, so that the other processes detect
-    the failure.
+    In a distributed run, an unexpected exception ends this process at once, so that the other
+    processes of the run detect the failure.
     """
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.sweeps.run import TrialsLost
@@ -107,7 +107,7 @@ def _train_and_answer(verb: Verb, flags: dict[str, Any], overrides: dict[str, An
 
 
 def _answer(error: Exception) -> int:
-    """Print the error to standard error and return its exit code."""
+    """Print an error to standard error, and return the exit code for it."""
     if isinstance(error, MemoryError):
         return _say(InputError(f"not enough memory: {error}; choose smaller sizes"), Exit.BAD_INPUT)
     if isinstance(error, InputError | OSError):

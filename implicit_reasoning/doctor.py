@@ -1,4 +1,4 @@
-"""Checks of the current machine: devices, versions, cache, locks, disk, and how to fix problems."""
+"""Checks of this machine (devices, versions, cache, locks, disk), and advice on its problems."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from implicit_reasoning.runtime.machine import matmul_peak, provenance
 
 
 def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
-    """Return the findings by name, in the order in which to print them.
+    """Check this machine, and return what was found, by the name of the check.
 
     The call takes a few seconds, because it measures the peak throughput of matrix products.
 
     Args:
-      workdir: folder whose file locks and free disk space are checked. If it does not exist, its
-        nearest existing parent is checked.
+      workdir: folder in which file locks and free disk space are checked. If this folder does not
+        exist, its nearest existing parent is checked.
     """
     found = provenance()
     devices = f"{found['device_count']} x {found['device']} ({jax.default_backend()})"
@@ -44,7 +44,7 @@ def examine(workdir: str | os.PathLike[str] = ".") -> dict[str, str]:
 
 
 def remedies() -> list[str]:
-    """Return one sentence of advice for each problem found; the list is empty if there is none."""
+    """Check this machine for known problems, and return advice for each problem that it has."""
     advice = []
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         advice.append(
@@ -71,7 +71,7 @@ def remedies() -> list[str]:
 
 
 def _lock_at(folder: Path) -> str:
-    """Describe the file locks that work in `folder`."""
+    """Describe the kind of file lock that works in `folder`."""
     try:
         return describe_lock(folder)
     except OSError as error:

@@ -4,11 +4,11 @@ from enum import IntEnum
 
 
 class InputError(ValueError):
-    """Invalid user input; the message says what is wrong, what was given, and what is valid."""
+    """Invalid user input. The message says what is wrong, what was given, and what is valid."""
 
 
 class Exit(IntEnum):
-    """Exit code of a command; the numbers above 64 are those of `sysexits.h`."""
+    """The exit codes of commands. Codes above 64 have the meaning that `sysexits.h` gives them."""
 
     DONE = 0
     FAULT = 1  # an unexpected error, printed with its traceback

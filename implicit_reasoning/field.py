@@ -1,7 +1,7 @@
 """`Field`: the type, meaning, default and allowed values of one configuration field.
 
-Each package that reads a group of fields has a table of them: `worlds/tasks/fields.py`,
-`model/fields.py`, `runs/fields.py`, `dictionaries/fields.py`. `config/fields.py` checks a
+A package that reads a group of fields has a table of these fields: `worlds/tasks/fields.py`,
+`model/fields.py`, `runs/fields.py` and `dictionaries/fields.py`. `config/fields.py` checks a
 configuration against such a table.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 INFINITE = float("inf")
 MAX_INT = 2**31 - 1
-"""Largest allowed count or seed; both are int32 on the device."""
+"""The largest allowed count or seed. Counts and seeds are int32 on the device."""
 
 
 class _Always:
@@ -32,13 +32,13 @@ class Field:
     Attributes:
       kind: type of the value: bool, int, float (ints are accepted too), str or tuple.
       doc: meaning of the field.
-      default: value in a new configuration. If it is None, None is an allowed value, and the code
-        that reads the field chooses its own default.
+      default: value in a new configuration. If the default is None, the value may be None, and the
+        code that reads the field then chooses a value.
       low, high: inclusive bounds of a number.
-      choices: allowed values; empty if the values are not enumerated.
+      choices: the allowed values; empty if `choices` does not restrict the value.
       before: value that reproduces the behavior from before the field existed. A file without the
-        field gets this value. `ALWAYS` means that every file has the field, so that a missing field
-        is an error.
+        field gets this value. `ALWAYS` means that the field existed from the beginning, so a file
+        without the field is an error.
     """
 
     kind: type
@@ -56,13 +56,13 @@ class Field:
 
     @property
     def required(self) -> bool:
-        """Whether a file without the field is incomplete."""
+        """Whether a configuration file must have the field."""
         return self.before is ALWAYS
 
     def fault(self, value: Any) -> str:
-        """Describe what is wrong with a value; the text is empty if the value is valid.
+        """Return what a valid value would be, or empty text if `value` is valid.
 
-        The text completes a sentence that begins with `NAME is VALUE; `.
+        The text is the end of a sentence that begins with `NAME is VALUE; `.
         """
         if value is None and self.default is None:
             return ""

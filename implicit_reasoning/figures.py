@@ -70,8 +70,8 @@ class Figure:
     """A figure for the report.
 
     Attributes:
-      name: file name without extension, also used as TensorBoard tag.
-      title: one line.
+      name: file name without extension; it is also the tag in TensorBoard.
+      title: one line of text.
       caption: one or two sentences on how to read the figure, including units and null controls.
       drawing: the matplotlib figure.
     """
@@ -89,10 +89,10 @@ class Page:
     Attributes:
       name: file name without extension.
       title: one line of plain text.
-      lead: one or two sentences of plain text on what the page shows and how the content was
-        chosen.
+      lead: one or two sentences of plain text that say what the page shows and how its contents
+        were chosen.
       body: HTML, inserted without escaping. The caller must escape all data in it.
-      style: CSS that is added to the report's own.
+      style: CSS that is added to the CSS of the report.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Page:
 
 
 def split_style(split: str) -> dict[str, Any]:
-    """Return the color and line style of a split, which are the same in every figure."""
+    """Return the color and the line style that a split has in every figure."""
     kind = "--" if split.startswith("train") else "-" if split.startswith("test") else ":"
     spare = _SPARE[sum(map(ord, split)) % len(_SPARE)]
     color, linestyle = _SPLITS.get(split, (spare, kind))
@@ -116,8 +116,8 @@ def new_drawing(width: float = 8.0, height: float = 4.5, **grid: Any) -> tuple[D
     The figure is not registered with pyplot, so it does not have to be closed.
 
     Args:
-      width: in inches.
-      height: in inches.
+      width: width of the figure in inches.
+      height: height of the figure in inches.
       **grid: arguments for `Figure.subplots`, such as `nrows` and `ncols`.
 
     Returns:
@@ -133,13 +133,13 @@ def new_drawing(width: float = 8.0, height: float = 4.5, **grid: Any) -> tuple[D
 
 
 def step_axis(ax: Axes, last: int) -> None:
-    """Scale the x axis for training steps: logarithmic from step 1, preceded by step 0.
+    """Scale the x axis for training steps: step 0 at the left, then logarithmic from step 1.
 
     Call this function before `label_ends`.
 
     Args:
       ax: the axes.
-      last: the last step shown.
+      last: the last step to show.
     """
     ax.set_xscale("symlog", linthresh=1, linscale=0.35)
     ax.set_xlim(0, max(last, 1))
@@ -149,18 +149,21 @@ def step_axis(ax: Axes, last: int) -> None:
 
 
 def log_axis(ax: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers also between decades if these are few."""
+    """Make the y axis logarithmic, with plain numbers as labels.
+
+    If the axis spans few decades, values between decades are labelled too.
+    """
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(LogFormatter())
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8.5) -> None:
-    """Label curves at the right edge, next to their last points, without overlap.
+    """Label each curve at the right edge, next to its last point, so that labels do not overlap.
 
     Args:
-      ax: the axes, with scales and limits set.
-      ends: (y in data units, text, color) of each curve.
+      ax: the axes. Their scales and limits must have been set.
+      ends: for each curve, `(y, text, color)`, where y is its last value in data units.
       size: font size in points.
     """
     drawing = ax.get_figure(root=True)
@@ -178,15 +181,21 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], size: float = 8
 
 
 def darken(color: str) -> tuple[float, float, float]:
-    """Return a darker version of a color, so that small text in it is readable on white."""
+    """Return a darker version of a color, in which small text is readable on white."""
     red, green, blue = to_rgb(color)
     return 0.75 * red, 0.75 * green, 0.75 * blue
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Return ascending heights moved up to be `gap` apart, then down if they exceed the top.
+    """Move heights so that neighbours are at least `gap` apart, and return the new heights.
 
-    The top is 1 or the last height, whichever is larger.
+    Each height is first moved up until it is at least `gap` above the height before it. Heights
+    above the top are then moved down, and so are the heights that would be less than `gap` below
+    them. The top is 1 or the last of the given heights, whichever is larger.
+
+    Args:
+      heights: the heights in ascending order.
+      gap: the minimum distance.
     """
     placed: list[float] = []
     for height in heights:

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and reading that raises one clear `InputError` for a damaged file."""
+"""Atomic writing of files, and reading of files with an `InputError` if a file is damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
 
 FORMAT_VERSION = "format_version"
-"""Key for the format version of a file; a file without the key has version 1."""
+"""The key of the format version in a file. A file without this key has the version 1."""
 
 # Exceptions that numpy and zipfile raise for truncated, damaged or unrelated files.
 _NO_NPZ = (
@@ -29,19 +29,21 @@ _NO_NPZ = (
     zipfile.BadZipFile,
     zlib.error,
     RuntimeError,  # a flipped bit can mean "encrypted" or an unknown compression method
-    AttributeError,  # numpy loads a plain .npy array without error, but it has no members
+    AttributeError,  # numpy loads a plain .npy array without error, but the array has no `files`
     TypeError,
 )
 
-# Reading the umask requires setting it for a moment. This is done once, at import, so that no other
-# thread sees the temporary value.
+# The umask can be read only by setting it, so it has a different value for a moment. It is read at
+# import, so that no other thread creates a file in that moment.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file next to `path`, renamed to `path` on success and removed on failure.
+    """Write a file under a temporary name, and rename it to `path` when it is complete.
+
+    The temporary file is next to `path`. If an exception occurs, the temporary file is removed.
 
     Args:
       path: the file to write; its folder is created if it is missing.
@@ -83,7 +85,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-      InputError: the file is missing or is not valid JSON; the message names it.
+      InputError: the file is missing or is not valid JSON; the message names the file.
     """
     try:
         return json.loads(local_path(path, "file").read_text(encoding="utf-8"))
@@ -97,8 +99,8 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
     """Check that the format version of a file is supported.
 
     Args:
-      path: the file, named in the error message.
-      found: the version that the file states.
+      path: the file, for the error message.
+      found: the version that is stated in the file.
       newest: the newest version that can be read.
 
     Raises:
@@ -121,19 +123,19 @@ def write_npz(
     Args:
       path: the file to write.
       arrays: arrays by name.
-      comment: ASCII comment of the ZIP archive; numpy ignores it.
+      comment: ASCII text to store as the comment of the ZIP archive. numpy ignores the comment.
     """
     with atomic_write(path, "wb") as file:
         keywords: dict[str, Any] = {**arrays, "allow_pickle": False}
         np.savez(file, **keywords)
         if comment:
-            # A ZIP archive ends with the comment's length (two bytes) and the comment.
+            # A ZIP archive ends with the length of its comment (two bytes) and the comment.
             file.seek(-2, os.SEEK_END)
             file.write(struct.pack("<H", len(comment)) + comment.encode("ascii"))
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an `.npz` file; pickled objects are not loaded.
+    """Read all arrays of an `.npz` file. Pickled objects are never loaded.
 
     Args:
       path: the file to read.

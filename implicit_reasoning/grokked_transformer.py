@@ -1,10 +1,10 @@
-"""Import of GrokkedTransformer runs: their checkpoints and data become a run directory.
+"""Import of a GrokkedTransformer run: its checkpoints and data become a run directory.
 
-Their vocabulary has the 50,257 tokens of GPT-2 first, then the symbols of the world, and is padded
-to a multiple of 8. Their model has 1,024 positions. The import keeps only the rows for the world's
-own tokens and for the positions in use. The logits of the kept tokens do not change. Softmax and
-ranks are computed over the kept tokens only, so an answer that ranked below a GPT-2 token in the
-original run can count as correct here.
+The vocabulary of an original run has first the 50,257 tokens of GPT-2 and then the symbols of the
+world, and is padded to a multiple of 8. The original model has 1,024 positions. The import keeps
+only the embeddings of the world's symbols and of the positions that its rows use. The logits of the
+kept tokens do not change. Softmax and ranks are computed over the kept tokens only, so an answer
+that ranked below a token of GPT-2 in the original run can count as correct in the imported run.
 
 The original runs did not save their initialization, so an imported run has no step 0.
 
@@ -43,7 +43,7 @@ from implicit_reasoning.training.record import open_tensorboard
 from implicit_reasoning.worlds import Dataset, read_grokked
 
 GPT2_TOKENS = 50_257
-"""Number of GPT-2 tokens, which precede the world's own tokens."""
+"""The number of tokens of GPT-2, which come before the symbols of the world."""
 
 _PADDED_TO = 8
 
@@ -56,7 +56,7 @@ _RECIPE = (
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint folder of the original run, with its step."""
+    """A checkpoint folder of the original run, and its step."""
 
     step: int
     folder: Path
@@ -71,17 +71,17 @@ def import_grokked(
       source: the original `--output_dir`, with folders `checkpoint-<step>` in HuggingFace format.
       data: the original `--data_dir`, with `train.json`, `test.json`, `valid.json` and
         `vocab.json`.
-      workdir: directory of the new run, which must be missing or empty. It is created in one atomic
-        step, when all files are complete.
+      workdir: directory of the new run, which must be missing or empty. The directory appears in
+        one atomic step, when all of its files are complete.
 
     Returns:
-      The opened run. Its config contains the model and, under `recipe`, the original training
-      arguments that the checkpoints contain.
+      The opened run. Its configuration contains the model and, under `recipe`, the original
+      training arguments that are stored in the checkpoints.
 
     Raises:
-      InputError: a file is missing, truncated, or inconsistent with the others.
+      InputError: a file is missing or truncated, or contradicts a different file.
     """
-    # A resolved path always has a parent (even `.`), and links are replaced by their targets.
+    # A resolved path always has a parent, even if `workdir` is `.`, and contains no links.
     files = Layout(local_path(workdir, "workdir").resolve())
     check_path(files.workdir)
     if files.workdir.exists() and (not files.workdir.is_dir() or any(files.workdir.iterdir())):
@@ -101,17 +101,17 @@ def import_grokked(
 
 
 def published(task: Any) -> Dataset:
-    """Build the task of an imported run from the folder of JSON data `task.folder`."""
+    """Build the dataset of an imported run from its JSON data in the folder `task.folder`."""
     return read_grokked(task.folder)
 
 
 def find_checkpoints(source: Path) -> list[Checkpoint]:
-    """Return the checkpoints of a run by ascending step.
+    """Return the checkpoints of an original run, in ascending order of their steps.
 
-    If two folders have the same step, the one without an epoch in its name is used.
+    If two folders have the same step, the folder without an epoch in its name is used.
 
     Raises:
-      InputError: `source` is no folder, or contains no checkpoint.
+      InputError: `source` is not a folder, or contains no checkpoint.
     """
     if not source.is_dir():
         raise InputError(f"{source} is not a folder of checkpoints")
@@ -127,15 +127,15 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
 def token_ids(
     folder: Path, symbols: Sequence[str], vocab: Path, d_vocab: int
 ) -> Int[np.ndarray, " token"]:
-    """Return the token id of each symbol in a checkpoint.
+    """Return the token id that each symbol of the world has in a checkpoint.
 
     Args:
       folder: the checkpoint, with at least one file of its tokenizer: `added_tokens.json`,
         `tokenizer.json` or `tokenizer_config.json`.
-      symbols: the tokens of the world.
-      vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of
-        this file determines the ids. In this case, GPT-2's vocabulary and this file must together
-        have `d_vocab` tokens, padding included.
+      symbols: the symbols of the world.
+      vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of the
+        symbols in `vocab.json` determines the ids. The tokens of GPT-2 and of `vocab.json` must
+        then have `d_vocab` tokens together, including the padding.
       d_vocab: vocabulary size of the checkpoint.
 
     Returns:
@@ -168,7 +168,7 @@ def token_ids(
 
 
 def _added_tokens(folder: Path) -> dict[str, Any] | None:
-    """Return ids by token from the first tokenizer file that exists, or None if none exists."""
+    """Return the ids of a tokenizer's added tokens, or None if there is no tokenizer file."""
     readers = {
         "added_tokens.json": lambda content: dict(content.items()),
         "tokenizer.json": lambda content: {t["content"]: t["id"] for t in content["added_tokens"]},
@@ -189,7 +189,7 @@ def _added_tokens(folder: Path) -> dict[str, Any] | None:
 
 
 def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], data: Path) -> None:
-    """Write all files of the run."""
+    """Write all files of the new run."""
     first = _load(checkpoints[0], dataset, data)[0]
     evaluation = Evaluation(first, dataset)
     first_correct = np.full(len(evaluation.rows), NEVER, np.int32)
@@ -215,14 +215,15 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
     dataset.save(files.world)
     config = _config(first, checkpoints[-1], data)
     open_tensorboard(files, config, dataset, metrics.rows).close()
-    # Provenance is written after the metrics, because no training took place here before them.
+    # The start is recorded after the metrics are written, because the metrics do not come from
+    # training on this machine.
     start = {"step": 0, "time": time.time(), "imported": str(checkpoints[-1].folder.parent)}
     write_json(files.provenance, [{**start, **provenance()}])
     write_config(files.config, config)
 
 
 def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transformer, Params]:
-    """Load a checkpoint's model and parameters, reduced to the world's tokens and positions."""
+    """Load the model and parameters of a checkpoint, reduced to the tokens and positions in use."""
     model, params = load_gpt2(checkpoint.folder)
     spec = model.spec
     if spec.n_ctx < dataset.n_ctx:
@@ -242,14 +243,14 @@ def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transfo
 
 
 def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
-    """Return the configuration of the run, as far as the checkpoints contain it."""
+    """Return the part of the run's configuration that can be read from the checkpoints."""
     theirs = read_json(last.folder / "config.json")
     arguments = last.folder / "model_args.json"
     recipe = read_json(arguments) if arguments.exists() else {}
     if not isinstance(recipe, dict):
         raise InputError(f"{arguments} is not a JSON object")
     shape = dataclasses.asdict(model.spec)
-    del shape["d_vocab"], shape["n_ctx"]  # taken from the data
+    del shape["d_vocab"], shape["n_ctx"]  # These two are determined by the dataset.
     return ConfigDict(
         {
             "steps": last.step,

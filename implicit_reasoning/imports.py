@@ -1,4 +1,4 @@
-"""Find built-in and user-defined code: by name, by import path, or in a file."""
+"""Finding of built-in code by its name, and of a user's code by its import path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_path
 
 _MOVED = {"implicit_reasoning.grokked": "implicit_reasoning.grokked_transformer"}
-"""Current names of renamed modules, by the old names that stored configurations contain."""
+"""The current names of renamed modules, by the old names that old configurations contain."""
 
 
 def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = None) -> Any:
@@ -25,12 +25,13 @@ def find(name: str, known: Mapping[str, Any], kind: str, form: type | None = Non
       name: a key of `known`, `package.module:attribute` or `path/to/file.py:attribute`.
       known: the built-in objects. A value may be an import path, so that its module is imported
         only when it is needed.
-      kind: kind of the object, for error messages: "task", "instrument".
-      form: required base class of the object. Without it, the object must be callable.
+      kind: what the object should be, for error messages, such as "task" or "instrument".
+      form: the class of which the object must be a subclass. If `form` is None, the object must be
+        callable.
 
     Raises:
-      InputError: there is no such name, file, module or attribute, or the attribute has another
-        type.
+      InputError: there is no such name, file, module or attribute, or the attribute is not a
+        subclass of `form` or not callable.
     """
     where = known.get(name, name)
     if not isinstance(where, str):
@@ -64,7 +65,7 @@ def load(where: str, kind: str) -> ModuleType:
     Args:
       where: `path/to/file.py` (`~` is expanded) or `package.module`. A file is imported under a
         private name that cannot shadow a package.
-      kind: what the module should be, for error messages: "configuration", "task".
+      kind: what the module should be, for error messages, such as "configuration" or "task".
 
     Raises:
       InputError: there is no such file or module. Exceptions raised inside the module, including a
@@ -84,7 +85,7 @@ def _load_file(where: str, kind: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the file exists and ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in the file look up their module here
+    sys.modules[name] = module  # A dataclass in the file looks up its module in `sys.modules`.
     spec.loader.exec_module(module)
     return module
 

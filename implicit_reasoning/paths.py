@@ -1,4 +1,4 @@
-"""Validation and expansion of user-supplied paths, shared by flags and Python functions."""
+"""Validation and expansion of paths that a user gives to a command or to a Python function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
 
     Args:
       given: the path that the user gave.
-      name: name of the path in error messages, such as `--workdir`.
+      name: what the path is called in error messages, such as `--workdir`.
 
     Raises:
       InputError: the path is empty, begins or ends with a blank, has control characters, is an
@@ -54,10 +54,10 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def local_folder(given: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a path as `local_path` does, for a folder that exists or can be created.
+    """Return the path of a folder that exists or can be created; see `local_path`.
 
     Raises:
-      InputError: as for `local_path`, or the path is a file.
+      InputError: `local_path` raises an error, or the path is that of an existing file.
     """
     path = local_path(given, name)
     if path.is_file():

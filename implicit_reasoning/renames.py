@@ -1,4 +1,4 @@
-"""Support for renamed objects: old names still work, and a note states the new name."""
+"""Support for renamed objects: their old names still work, and a note states the new name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 @functools.cache
 def note(what: str, old: str, new: str) -> None:
-    """Print a note on standard error that a name has changed, once per process for each name.
+    """Print a note on standard error that a name has changed.
+
+    Each note is printed only once in a process.
 
     Args:
-      what: kind of name, such as "instrument".
+      what: what has this name, such as "instrument".
       old: the name that was given.
       new: the current name.
     """
@@ -21,11 +23,11 @@ def note(what: str, old: str, new: str) -> None:
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module-level `__getattr__`, so that users' files can still import old names.
+    """Return a function `__getattr__` for a module, so that old names can still be imported.
 
     Args:
       module: `__name__` of the module.
-      names: current names by old names.
+      names: the current names of objects in the module, by their old names.
     """
 
     def get(name: str) -> Any:

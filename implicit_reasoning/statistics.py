@@ -1,10 +1,10 @@
 """Clustered confidence intervals, means over seeds, and permutation nulls.
 
 For statements about answers, the independent unit is the bridge, the fact or the prefix, not the
-query (see `worlds.clusters`). Queries with the same bridge share a hidden state. Intervals that
-treat queries as independent are therefore too narrow, and nulls that permute single queries are too
-weak. For statements about training, the independent unit is the run or, where runs share a world,
-the world.
+query (see `worlds.clusters`), because queries with the same bridge share a hidden state. An
+interval that treats queries as independent is therefore too narrow, and so is a null distribution
+from permutations of single queries. For statements about training, the independent unit is the run.
+If several runs share a world, the independent unit is the world.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from scipy.special import betaincinv, stdtrit
 from implicit_reasoning.errors import InputError
 
 INTERVALS = 2
-"""Version of the interval method, saved with results; version 1 was a percentile bootstrap by first
-fact.
+"""The version of the method of intervals, which is saved with results.
+
+Version 1 was a percentile bootstrap clustered by first fact.
 """
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval: floats, or arrays [...] for values [..., example].
+    """A mean with its confidence interval.
 
-    `low` and `high` are nan if there are fewer than two clusters, because the spread is then
-    unknown.
-    `mean` is nan if there is no example. `n_clusters` is an array if it differs between the means.
+    `mean`, `low` and `high` are floats, or arrays [...] if the values have the shape
+    [..., example]. `low` and `high` are nan if there are fewer than two clusters, because the
+    spread is then unknown. `mean` is nan if there is no example. `n_clusters` is an array if the
+    number of clusters differs between the means.
     """
 
     mean: Any
@@ -46,25 +48,26 @@ class ClusterIntervals:
 
     Notation: k clusters have sums y_c and sizes n_c, and the mean is m = sum(y) / sum(n). The
     residual of a cluster is r_c = y_c - m n_c. The estimated variance of m is v = k / (k - 1) *
-    sum(r^2) / sum(n)^2. Clusters of unequal size carry as much information as K = sum(n)^2 /
-    sum(n^2) clusters of equal size (Kish).
+    sum(r^2) / sum(n)^2. The k clusters, whose sizes may differ, carry as much information as
+    K = sum(n)^2 / sum(n^2) clusters of equal size (Kish).
 
-    Numbers: the interval is m +- t sqrt(v), with Student's t for K - 1 degrees of freedom. If all
-    values lie in [0, 1], the ends are clipped to [0, 1]. If the mean is then 0 or 1, the interval
-    is that of Clopper and Pearson with one independent example per cluster. In all other cases, the
-    interval has width zero if all cluster means are equal.
+    Numbers (some value is neither 0 nor 1): the interval is m +- t sqrt(v), where t is Student's t
+    for K - 1 degrees of freedom. If all values lie in [0, 1], the ends are clipped to [0, 1]. If
+    also m is 0 or 1, the interval is that of Clopper and Pearson with one independent example per
+    cluster. In all other cases, the interval has width zero if all cluster means are equal.
 
-    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for m (1 - m) / v
-    independent examples, but at most sum(n) (Korn and Graubard). This number gives the variance v.
-    A few clusters often underestimate the spread, so v is first shrunk towards w = p (1 - p) / K
-    with p = (m K + 1) / (K + 2), the variance if all examples of a cluster agree. The shrunk
-    variance is (K v + 3 w) / (K + 3), as if three more clusters had the variance w. If all outcomes
-    are equal, the number of independent examples is the number of clusters: the lower end for 20 of
-    20 is .83.
+    Outcomes (all values are 0 or 1): the interval is that of Clopper and Pearson for N independent
+    examples, with N = m (1 - m) / v but at most sum(n) (Korn and Graubard). The mean of N
+    independent outcomes has the variance v. With few clusters, v is often too small. It is
+    therefore first replaced by (K v + 3 w) / (K + 3), as if three more clusters had the variance w.
+    Here w = p (1 - p) / K, with p = (m K + 1) / (K + 2), is the variance of m if all examples of a
+    cluster have the same outcome. If all outcomes are equal, N is the number of clusters: the lower
+    end for 20 correct clusters of 20 is .83.
 
-    In simulations of outcomes, "95%" intervals cover at least 93% with 10, 20 and 50 clusters. The
-    simulations use proportions from .05 to .95, correlations within clusters from 0 to 1, equal and
-    unequal sizes, and bimodal clusters. tests/test_coverage.py has the simulation and its limits.
+    In simulations of outcomes, "95%" intervals cover the true proportion in at least 93% of the
+    cases, with 10, 20 and 50 clusters. The simulations use proportions from .05 to .95,
+    correlations within clusters from 0 to 1, equal and unequal sizes, and bimodal clusters.
+    tests/test_coverage.py has the simulation and its limits.
 
     Sources: Korn and Graubard 1998, "Confidence intervals for proportions with small expected
     number of positive counts estimated from survey data"; Cochran 1977, *Sampling Techniques*,
@@ -83,7 +86,7 @@ class ClusterIntervals:
     def interval(
         self, values: Shaped[np.ndarray, "*batch example"], level: float = 0.95
     ) -> Interval:
-        """Return the mean over examples and its interval, for every leading index.
+        """Return the mean over examples and its interval, for every index of the leading axes.
 
         Args:
           values: [..., example] numbers or bools, in the order of `clusters`. An array that
@@ -91,8 +94,8 @@ class ClusterIntervals:
           level: coverage, between 0 and 1.
 
         Raises:
-          InputError: the number of examples differs, a value is not finite, or `level` is out of
-            range.
+          InputError: the number of values is not the number of examples, a value is not finite, or
+            `level` is out of range.
         """
         n_examples, n_clusters = len(self._order), len(self._sizes)
         if values.shape[-1] != n_examples:
@@ -113,15 +116,15 @@ class ClusterIntervals:
 
         Args:
           values: [..., example], as for `interval`.
-          counted: bool [..., example]; selects the examples, which may differ for every leading
-            index. Axes of size 1 are broadcast, and save computation.
+          counted: bool [..., example], which examples are included. The selection may differ for
+            every index of the leading axes. Axes of size 1 are broadcast, which saves computation.
           level: coverage, between 0 and 1.
 
         Returns:
           The intervals. `n_clusters` [...] counts the clusters with at least one selected example.
 
         Raises:
-          InputError: as for `interval`; values that are not selected may be non-finite.
+          InputError: as for `interval`. Only the selected values must be finite.
         """
         if not np.isfinite(values).all(where=counted):
             raise InputError(
@@ -133,7 +136,7 @@ class ClusterIntervals:
     def _found(
         self, values: np.ndarray, counted: np.ndarray | None, level: float
     ) -> tuple[Any, Any, Any, Any]:
-        """Return mean, low, high and number of clusters, each [...] or scalar."""
+        """Return the mean, low, high and number of clusters, each an array [...] or a scalar."""
         if counted is None:
             sizes, counted = self._sizes, np.ones(len(self._order), bool)
         else:
@@ -161,12 +164,13 @@ class ClusterSums(NamedTuple):
     """Sums by cluster from which `interval_of_sums` computes intervals, for many means at once.
 
     Attributes:
-      least: [...], the smallest selected value (0 if no value is selected). Sums are taken relative
-        to it, so that equal values give a spread of exactly zero.
+      least: [...], the smallest selected value (0 if no value is selected). It is subtracted from
+        all values, so that equal values give a spread of exactly zero.
       sums: [..., cluster], sum of `value - least` over the selected examples of each cluster.
-      sizes: [..., cluster], number of selected examples; [cluster] if it is the same for all means.
-      outcomes: True if all selected values, of all means, are 0 or 1.
-      shares: True if all selected values lie between 0 and 1.
+      sizes: number of selected examples of each cluster, [..., cluster], or [cluster] if the
+        numbers are the same for all means.
+      outcomes: whether all selected values, of all means, are 0 or 1.
+      shares: whether all selected values, of all means, lie between 0 and 1.
     """
 
     least: Any
@@ -177,10 +181,12 @@ class ClusterSums(NamedTuple):
 
 
 def interval_of_sums(found: ClusterSums, n_examples: int, level: float = 0.95) -> Interval:
-    """Return the means and intervals that `ClusterIntervals` computes for the same examples.
+    """Compute means and intervals from sums by cluster.
+
+    The results equal those of `ClusterIntervals` for the examples that were summed.
 
     Args:
-      found: sums by cluster.
+      found: the sums by cluster.
       n_examples: number of examples, copied to the result.
       level: coverage, between 0 and 1.
 
@@ -226,21 +232,21 @@ def mean_over_seeds(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Return the mean over worlds of each world's mean over runs, with Student's t interval.
+    """Average the runs of each world, and return the mean over worlds with Student's t interval.
 
-    Runs that share a world differ only in their initialization and are not independent, so the
-    interval is computed over worlds. With one world, `low` and `high` are nan. The interval is
-    symmetric, so for shares near 0 or 1 an end may lie outside [0, 1].
+    Runs that share a world are not independent, because they differ in their initialization only.
+    The interval is therefore computed over worlds. With one world, `low` and `high` are nan. The
+    interval is symmetric, so for proportions near 0 or 1 an end may lie outside [0, 1].
 
     Args:
-      values: [run, ...], one value per run. A nan (the run has not reached an event) excludes the
-        run.
+      values: [run, ...], one value per run. A run whose value is nan is excluded; this means, for
+        example, that the run has not reached a phase.
       worlds: [run], the world seed of each run.
       level: coverage, between 0 and 1.
 
     Returns:
-      The interval. `n_examples` is the number of runs given; `n_clusters` [...] is the number of
-      worlds with at least one value.
+      The interval. `n_examples` is the number of all runs; `n_clusters` [...] is the number of
+      worlds that have a run with a value.
 
     Raises:
       InputError: the number of worlds differs from the number of runs, or `level` is out of range.
@@ -266,11 +272,12 @@ def mean_over_seeds(
 
 
 def clopper_pearson(successes: Any, trials: Any, level: float = 0.95) -> tuple[Any, Any]:
-    """Return the ends of the exact two-sided interval of a proportion.
+    """Return the ends of the exact two-sided confidence interval of a proportion.
 
     Args:
-      successes: a number or an array [...]; fractions are allowed, and nan gives nan.
-      trials: a number or an array [...], as for `successes`.
+      successes: number of successes, a number or an array [...]; it does not have to be an integer.
+        nan gives nan.
+      trials: number of trials, a number or an array [...].
       level: coverage, between 0 and 1.
 
     Source: Clopper and Pearson 1934, computed from quantiles of the beta distribution.
@@ -290,21 +297,22 @@ def permutation_null(
     seed: int,
     clusters: Int[np.ndarray, " example"] | None = None,
 ) -> Float[np.ndarray, " permutation"]:
-    """Return the statistic under random permutations of the labels.
+    """Return a statistic for random permutations of the labels.
 
     Args:
-      statistic: function of labels [example]; called once per permutation.
-      labels: [example] of any type.
+      statistic: function from labels [example] to a number; it is called once per permutation.
+      labels: [example], of any type.
       n_permutations: number of permutations.
       seed: seed of the permutations.
-      clusters: [example]; if given, labels are permuted between clusters (facts), and all examples
-        of a cluster keep a common label. Labels must be constant within a cluster.
+      clusters: [example], the cluster of each example, such as its fact. All examples of a cluster
+        must have the same label, and labels are permuted between clusters. By default every example
+        is a cluster.
 
     Returns:
-      float64 [permutation], for `p_value`.
+      The statistic for each permutation, float64 [permutation], for `p_value`.
 
     Raises:
-      InputError: the lengths differ, or a cluster has two labels.
+      InputError: `labels` and `clusters` differ in length, or a cluster has two labels.
     """
     if clusters is None:
         clusters = np.arange(len(labels))
@@ -325,7 +333,7 @@ def permutation_null(
 def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     """Return the one-sided p-value `(1 + #(null >= observed)) / (1 + n)`.
 
-    It is valid for any number of permutations n, and is never zero.
+    The p-value is valid for any number of permutations n, and is never zero.
 
     Raises:
       InputError: `observed` or `null` contains a nan.
@@ -342,23 +350,23 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
 def max_statistic_p_values(
     observed: Float[np.ndarray, " cell"], null: Float[np.ndarray, "draw cell"]
 ) -> Float[np.ndarray, " cell"]:
-    """Return p-values corrected for the number of cells (neurons, edges, features).
+    """Return one-sided p-values that are corrected for the number of cells.
 
-    Each cell is compared with the largest statistic over all cells in each draw of the null: `(1 +
-    #(max null >= observed)) / (1 + draws)`, one-sided. This controls the family-wise error rate: if
-    all cells follow the null, the probability that any p-value is at most alpha is at most alpha,
-    for any dependence between cells. The smallest possible p-value is 1 / (1 + draws), so `draws`
-    must be at least 1 / alpha - 1.
+    A cell is, for example, a neuron, an edge or a feature. Each cell is compared with the largest
+    statistic over all cells in each draw of the null: `(1 + #(max null >= observed)) / (1 +
+    draws)`. This controls the family-wise error rate: if all cells follow the null, the probability
+    that any p-value is at most alpha is at most alpha, for any dependence between cells. The
+    smallest possible p-value is 1 / (1 + draws), so `draws` must be at least 1 / alpha - 1.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell
         with the largest variance sets the threshold.
-      null: [draw, cell], the same statistics under the null, for example with shuffled truth. All
+      null: [draw, cell], the same statistics under the null, for example with shuffled labels. All
         cells of a draw must come from the same shuffle.
 
     Returns:
-      float64 [cell]. A cell with a nan in `observed` or in any draw is excluded and has p-value
-      nan.
+      float64 [cell]. A cell that is nan or infinite in `observed` or in any draw is excluded and
+      has the p-value nan.
 
     Raises:
       InputError: `null` has a different number of cells, or no draws.
@@ -378,18 +386,21 @@ def max_statistic_p_values(
 
 
 def _numbers(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any, Any]:
-    """Return the ends of the interval for a mean of numbers; see `ClusterIntervals`."""
+    """Return the ends of the interval of a mean of numbers; see `ClusterIntervals`."""
     degrees = np.maximum(_equal_clusters(sizes) - 1, 1)
     half = stdtrit(degrees, (1 + level) / 2) * np.sqrt(_variance(residuals, sizes))
     return mean - half, mean + half
 
 
 _MORE = 3
-"""Number of clusters added in the variance estimate: the smallest that passes the simulation."""
+"""The number of clusters with the variance w that are added to the estimate of the variance.
+
+It is the smallest number for which the intervals pass the simulation in tests/test_coverage.py.
+"""
 
 
 def _outcomes(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any, Any]:
-    """Return the ends of the interval for a proportion; see `ClusterIntervals`."""
+    """Return the ends of the interval of a mean of outcomes; see `ClusterIntervals`."""
     count, equal = sizes.sum(-1), _equal_clusters(sizes)
     middle = (mean * equal + 1) / (equal + 2)
     agreeing = middle * (1 - middle) / equal
@@ -401,13 +412,13 @@ def _outcomes(mean: Any, residuals: Any, sizes: Any, level: float) -> tuple[Any,
 
 
 def _variance(residuals: Any, sizes: Any) -> Any:
-    """Return the variance of a ratio of sums, from the residuals of k clusters."""
+    """Return the estimated variance v of the mean; see `ClusterIntervals`."""
     k = (sizes > 0).sum(-1)
     found: Any = k / (k - 1) * (residuals**2).sum(-1) / sizes.sum(-1) ** 2
     return found
 
 
 def _equal_clusters(sizes: Any) -> Any:
-    """Return the number of equal clusters that carry the same information (Kish)."""
+    """Return K, the number of clusters of equal size with the same information (Kish)."""
     found: Any = sizes.sum(-1) ** 2 / (sizes**2).sum(-1)
     return found

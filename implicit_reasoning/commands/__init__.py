@@ -1,12 +1,12 @@
-"""The commands: names, flags, and the functions that they call.
+"""The commands: their names and flags, and the functions that they call.
 
-    table.py     `VERBS`: names, flags with types, defaults and help
+    table.py     `VERBS`: the name of each command, and its flags with types, defaults and help
     parser.py    help, shell completion and version, with argparse and shtab
     training.py  train, sweep, plan
     measuring.py analyze, score, dictionaries, report
     making.py    world, import, doctor
 
-Modules here import heavy packages only inside functions, so that `--help` is fast.
+The modules of this package import heavy packages only inside functions, so that `--help` is fast.
 """
 
 from implicit_reasoning.commands.table import VERBS, Verb

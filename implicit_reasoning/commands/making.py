@@ -11,7 +11,7 @@ Arguments = dict[str, Any]
 
 
 def world(flags: Arguments, overrides: Arguments) -> None:
-    """Build a dataset, print its contents and shortcut baselines, and write its files."""
+    """Build a dataset, print its contents and the accuracy of shortcuts, and write its files."""
     from implicit_reasoning.worlds import build
     from implicit_reasoning.worlds.exchange import write_grokked
     from implicit_reasoning.worlds.summary import describe
@@ -21,14 +21,14 @@ def world(flags: Arguments, overrides: Arguments) -> None:
     dataset = build(config.task)
     print(describe(dataset))
     out = flags["out"]
-    # `write_grokked` raises errors before it writes files.
+    # `write_grokked` comes first, because it can raise errors, and does so before it writes files.
     write_grokked(dataset, out, wang_types=flags["wang_types"])
     dataset.save(out / "world.npz")
     print(f"wrote {out} in {time.perf_counter() - began:.1f} s")
 
 
 def doctor(flags: Arguments, overrides: Arguments) -> None:
-    """Print the devices and software of this machine, and advice on what is missing."""
+    """Print the devices and software of this machine, and advice on how to fix problems."""
     from implicit_reasoning import doctor
     from implicit_reasoning.runtime import distributed
 

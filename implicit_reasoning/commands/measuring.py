@@ -54,14 +54,14 @@ def analyze(flags: Arguments, overrides: Arguments) -> None:
 
 
 def parse_steps(items: Sequence[str], there: Sequence[int]) -> list[int] | None:
-    """Return the steps of `--steps=`: None for `all`, the last step for `last`, or the given ones.
+    """Return the steps that the flag `--steps` selects; None means all steps.
 
     Args:
-      items: items of the flag.
-      there: steps of the run's checkpoints.
+      items: the items of the flag: `all`, `last`, or numbers of steps.
+      there: the steps of the run's checkpoints.
 
     Raises:
-      InputError: an item is not an int.
+      InputError: an item is not an integer.
     """
     if tuple(items) in (("all",), ("last",)):
         return None if items[0] == "all" else list(there[-1:])
@@ -84,7 +84,7 @@ def score(flags: Arguments, overrides: Arguments) -> None:
 
 
 def dictionaries(flags: Arguments, overrides: Arguments) -> None:
-    """Train sparse dictionaries on a run, measure them, and rewrite the run's report."""
+    """Train dictionaries on the states of a run, measure them, and write the report of the run."""
     from implicit_reasoning.dictionaries import measure_dictionaries, train_dictionaries
     from implicit_reasoning.dictionaries.dashboards import write_page
     from implicit_reasoning.report import write_report

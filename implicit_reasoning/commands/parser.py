@@ -1,4 +1,4 @@
-"""Help, version and shell completion, made from the table of commands by argparse and shtab."""
+"""Help, version and shell completion. argparse and shtab make them from the table of commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Begin with these commands:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help formatter that shows flags in the form `--name=VALUE`."""
+    """A help formatter that shows flags in the form `--name=VALUE`."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=100)
@@ -106,7 +106,7 @@ def flag_value(flag: Flag) -> str:
 
 
 def flag_help(flag: Flag) -> str:
-    """Return the help of a flag, with its type and default."""
+    """Return the help text of a flag, with its type and default."""
     kind = "folder" if flag.kind is Path else flag.kind.__name__
     notes = [f"list of {kind}" if flag.many else kind]
     if flag.default not in (None, ()):
@@ -123,7 +123,10 @@ def _shown(default: Any) -> str:
 
 
 def verb_help(name: str, words: Sequence[str]) -> str:
-    """Return the help of a command, with the configuration's fields if `--config=` is given."""
+    """Return the help text of a command.
+
+    If `words` has `--config=`, the text also lists the fields of that configuration.
+    """
     text = make_parser()[1][name].format_help()
     spec = _config_of(words)
     if spec is None or not VERBS[name].takes_config:
@@ -141,7 +144,7 @@ def _config_of(words: Sequence[str]) -> str | None:
 
 
 def _fields(spec: str, verb: str) -> str:
-    """List the fields of a configuration with their values and, where known, their meanings."""
+    """Return a list of the fields of a configuration, with their values and known meanings."""
     from implicit_reasoning.config import documentation, flatten, load_config
 
     config = load_config(spec)
@@ -160,7 +163,7 @@ def _fields(spec: str, verb: str) -> str:
 
 
 def answer_options(words: Sequence[str]) -> str:
-    """Return the program's output for a command line that begins with an option.
+    """Return the output for a command line that begins with an option and has no command.
 
     Raises:
       InputError: the option or its value is unknown.
@@ -180,7 +183,7 @@ def answer_options(words: Sequence[str]) -> str:
 
 
 def completion(shell: str) -> str:
-    """Return the completion script of a shell for the console script."""
+    """Return the script that a shell needs to complete the arguments of `implicit_reasoning`."""
     import shtab
 
     if shell not in SHELLS:
@@ -189,7 +192,7 @@ def completion(shell: str) -> str:
     for name, sub in verbs.items():
         flags = VERBS[name].flags
         for action in sub._actions:
-            # The attribute `complete` is for shtab; argparse does not declare it.
+            # shtab reads the attribute `complete`, which argparse does not declare.
             if (flag := flags.get(action.dest)) and flag.kind is Path:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest == "config":

@@ -1,4 +1,4 @@
-"""The table of commands: names, flags with their types, defaults and help, and functions."""
+"""The table of commands: for each command, its flags and the function that it calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ class Verb(NamedTuple):
     """A command.
 
     Attributes:
-      summary: one sentence.
-      flags: flags by name, in the order of the help.
-      function: called with the flags and the overrides.
+      summary: what the command does, in one sentence.
+      flags: the flags by name, in the order of the help.
+      function: the function that runs the command. It is called with the values of the flags and
+        the overrides of the configuration.
       saves: whether the command saves its state when it receives a signal.
-      computes: whether it runs compiled programs and therefore uses the compilation cache.
+      computes: whether the command runs compiled programs, so that it uses the compilation cache.
     """
 
     summary: str
@@ -29,7 +30,7 @@ class Verb(NamedTuple):
 
     @property
     def takes_config(self) -> bool:
-        """Whether overrides `--config.x.y=value` are allowed."""
+        """Whether the command accepts overrides `--config.x.y=value`."""
         return "config" in self.flags
 
 
@@ -273,5 +274,5 @@ VERBS: dict[str, Verb] = {
 
 
 def all_flags(verb: Verb) -> dict[str, Flag]:
-    """Return the flags of a command, including those common to all commands that compute."""
+    """Return the flags of a command, including the flags in `COMMON` if it runs programs."""
     return {**verb.flags, **(COMMON if verb.computes else {})}

@@ -11,7 +11,7 @@ Arguments = dict[str, Any]
 
 
 def train(flags: Arguments, overrides: Arguments) -> None:
-    """Start or continue training a run."""
+    """Start the training of a run, or resume it."""
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.training import run_phases, train
 
@@ -26,7 +26,7 @@ def train(flags: Arguments, overrides: Arguments) -> None:
 
 
 def sweep(flags: Arguments, overrides: Arguments) -> None:
-    """Train the trials of a sweep that are not done."""
+    """Train all trials of a sweep that are not done."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime import distributed
     from implicit_reasoning.runtime.machine import one_device_per_core
@@ -64,7 +64,7 @@ def _launcher_options(flags: Arguments) -> dict[str, Any]:
 
 
 def _search(flags: Arguments, overrides: Arguments) -> None:
-    """Search a space adaptively; the trials form a sweep."""
+    """Search a space of configurations adaptively. The trials of the search form a sweep."""
     from implicit_reasoning.report import write_sweep_report
     from implicit_reasoning.runtime.machine import one_device_per_core
     from implicit_reasoning.sweeps import Runs
@@ -96,7 +96,9 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
     statuses = search(base, space, flags["workdir"], what, launcher=launcher, options=options)
     print(f"{table(statuses)}\nreport: {write_sweep_report(Runs(flags['workdir']))}")
     if not any(status.state == DONE for status in statuses.values()):
-        check_all_done(statuses)  # single diverged trials are expected in a search
+        # In a search, it is normal that some trials diverge, so this is checked only if none is
+        # done.
+        check_all_done(statuses)
 
 
 def plan(flags: Arguments, overrides: Arguments) -> None:

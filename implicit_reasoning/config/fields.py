@@ -1,6 +1,7 @@
 """Checks of a configuration against a table of fields; defaults and documentation of fields.
 
-Each package that reads fields has the table of those fields, see `implicit_reasoning.field`.
+The table of a group of fields is in the package that reads these fields. The module
+`implicit_reasoning.field` lists the tables.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from implicit_reasoning.field import Field
 def schema_faults(
     values: Mapping[str, Any], schema: Mapping[str, Field], others: Sequence[str] = ()
 ) -> list[str]:
-    """Return descriptions of everything that is wrong with the fields of a configuration.
+    """Return a message for each missing, unknown or invalid field of a configuration.
 
     Args:
       values: values by dotted name, as returned by `flatten`.
       schema: the known fields.
-      others: groups (such as `task`) that may have arbitrary further fields.
+      others: groups (such as `task`) that may have fields that are not in `schema`.
     """
     needed = [key for key, field in schema.items() if field.required]
     faults = [f"{key} is missing" for key in needed if key not in values]
@@ -35,18 +36,19 @@ def schema_faults(
 
 
 def value_faults(values: Mapping[str, Any], schema: Mapping[str, Field]) -> list[str]:
-    """Return descriptions of the values that have the wrong type or are out of bounds."""
+    """Return a message for each value that has the wrong type or is out of bounds."""
     found = {key: schema[key].fault(value) for key, value in values.items() if key in schema}
     return [f"{key} is {values[key]!r}; {fault}" for key, fault in found.items() if fault]
 
 
 def nearest_fields(key: str, names: Mapping[str, Any]) -> list[str]:
-    """Return the known fields that an unknown name may mean.
+    """Return the known fields that a user may mean by an unknown dotted name.
 
-    These are all fields with the same last part or, if there are none, the most similar fields.
+    These are all fields whose last part is the last part of `key`. If there are none, these are the
+    fields whose names are most similar to `key`.
     """
     # The most common mistake is a missing or wrong group, so an equal last part has priority over
-    # overall similarity.
+    # the similarity of whole names.
     tail = key.rpartition(".")[2]
     tails = {name.rpartition(".")[2] for name in names}
     namesakes = [name for name in names if name.rpartition(".")[2] == tail]
@@ -64,9 +66,9 @@ def make_config(schema: Mapping[str, Field]) -> ConfigDict:
 
 
 def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
-    """Return a locked copy in which missing fields have their value for old files, `Field.before`.
+    """Return a locked copy of a configuration in which missing fields are set to `Field.before`.
 
-    Required fields are not filled in; `schema_faults` reports them as missing.
+    Missing required fields are not filled in; `schema_faults` reports them.
     """
     config = config.copy_and_resolve_references()
     there = flatten(config)
@@ -78,7 +80,7 @@ def complete(config: ConfigDict, schema: Mapping[str, Field]) -> ConfigDict:
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
-    """Set a field by its dotted name; missing groups are created."""
+    """Set a field by its dotted name, and create missing groups."""
     *groups, name = key.split(".")
     group = config
     for each in groups:
@@ -86,10 +88,10 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
             group[each] = ConfigDict()
         group = group[each]
         if not isinstance(group, ConfigDict):
-            return  # a value has the name of a group, which `schema_faults` reports
+            return  # `schema_faults` reports that a field has the name of a group.
     group[name] = value
 
 
 def documentation(config: ConfigDict, schema: Mapping[str, Field]) -> dict[str, str]:
-    """Return the meanings of a configuration's fields by dotted name, where the table has them."""
+    """Return the meaning of each field of a configuration that is in `schema`, by dotted name."""
     return {key: schema[key].doc for key in flatten(config) if key in schema}

@@ -1,7 +1,7 @@
 """Parsing of a command line into flags and configuration overrides.
 
-`argparse` recognizes the flags. Errors at which it would stop are collected instead, so that one
-message lists all faults. `implicit_reasoning.commands.parser` uses `argparse` for the help.
+`argparse` recognizes the flags, but would stop at the first error. This module collects all errors,
+so that one message lists all faults. `implicit_reasoning.commands.parser` writes the help.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from implicit_reasoning.config.values import example, parse
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
 
-_BARE = "\0"  # placeholder value of a flag without a value; no command line can contain it
+_BARE = "\0"  # stands for the value of a flag that has none; no command line can contain it
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Flag:
 
     Attributes:
       help: one sentence.
-      kind: type of the value, or of each item of a list: str, int, float, bool, or Path for a
+      kind: type of the value, or, for a list, of each item: str, int, float, bool, or Path for a
         folder.
-      default: value if the flag is not given; a tuple for a list.
-      many: whether the value is a list. Such a flag may be repeated.
+      default: value if the flag is not given; a tuple if the value is a list.
+      many: whether the value is a list. A flag with a list may be repeated.
       required: whether the flag must be given.
       value: placeholder for the value in the help.
     """
@@ -44,7 +44,7 @@ class Flag:
 
     @classmethod
     def of(cls, like: Any) -> Flag:
-        """Return the flag for a default value, or for a bare type if there is no default."""
+        """Return the flag that a default value, or a type without a default, describes."""
         if isinstance(like, Flag):
             return like
         default = None if isinstance(like, type) else like
@@ -55,7 +55,7 @@ class Flag:
 
         Args:
           texts: one element for each occurrence of the flag; True stands for a missing value.
-          name: the flag as written, for error messages.
+          name: the flag with its dashes, for error messages.
 
         Raises:
           InputError: the value is missing, has the wrong type, or is given twice.
@@ -77,7 +77,7 @@ class Flag:
         if self.kind is Path:
             return local_folder(text, name)
         try:
-            # For flags of experiments whose default is a tuple, the syntax is that of overrides.
+            # If the default of an experiment's flag is a tuple, the syntax is that of overrides.
             like = self.default if self.kind is tuple else self.kind()
             return parse(text, like)
         except InputError as error:
@@ -93,7 +93,11 @@ class Flag:
 
 
 def _folders(text: str, items: list[str], name: str) -> list[str]:
-    """Return the folders of a list, or only the whole text if it names an existing folder."""
+    """Return `items`, or only the whole text if the whole text names an existing folder.
+
+    Raises:
+      InputError: an item is not a folder, but joining items with commas gives existing folders.
+    """
     if local_folder(text, name).is_dir():
         return [text]
     missing = [item for item in items if not local_folder(item, name).is_dir()]
@@ -106,7 +110,10 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
 
 
 def _joined(items: list[str], name: str) -> list[str] | None:
-    """Return the items with commas restored so that every folder exists, or None if that fails."""
+    """Join neighbouring items with commas so that each result is an existing folder.
+
+    Return None if this is not possible.
+    """
     if not items:
         return []
     for count in range(len(items), 0, -1):
@@ -119,10 +126,10 @@ def _joined(items: list[str], name: str) -> list[str] | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `InputError`."""
+    """An `ArgumentParser` that raises an `InputError` and does not exit."""
 
     def error(self, message: str) -> Any:
-        """Raise an `InputError` with the message."""
+        """Raise an `InputError` with this message."""
         raise InputError(f"command line: {message}")
 
 
@@ -135,16 +142,18 @@ def parse_flags(
       argv: arguments such as `--workdir=runs/a`, `--workdir runs/a`, `--dry_run` and
         `--config.task.phi=3`. A bool flag does not consume the next argument. A value that begins
         with `--` requires the `=` form. `--dry-run` is equivalent to `--dry_run`.
-      known: for each name a `Flag`, a default (the value must have its type), or a bare type such
-        as `str` if there is no default.
+      known: for each name, a `Flag`, or a default whose type the value must have, or a type such as
+        `str` if there is no default.
 
     Returns:
-      `flags`, with a value for every known name (the default if it is not given), and `overrides`
-      for `apply_overrides`: keys without `config.`, values as text (True if there is no value).
+      Two dicts. `flags` has a value for every known name; the value is the default if the flag is
+      not given. `overrides` is for `apply_overrides`: its keys do not have the prefix `config.`,
+      and its values are text, or True if no value is given.
 
     Raises:
       InputError: one message lists all faults: unknown flags (with the most similar known flag),
-        duplicates, stray words, and values that are missing or have the wrong type.
+        flags that are given twice, words that are not flags, and values that are missing or have
+        the wrong type.
     """
     table = {name: Flag.of(like) for name, like in known.items()}
     parser = Parser(add_help=False, allow_abbrev=False)
@@ -172,13 +181,16 @@ def parse_flags(
 def _normal(
     argv: Sequence[str], table: Mapping[str, Flag]
 ) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Return arguments for argparse (`--name=value` or stray), overrides, and faults."""
+    """Split a command line into arguments for argparse, overrides, and messages about faults.
+
+    The arguments for argparse are flags as `--name=value`, and words that are not flags.
+    """
     words: list[str] = []
     overrides: dict[str, Any] = {}
     faults: list[str] = []
     for word, name, text in _pairs(argv, table):
         if name is None:
-            if word.startswith("-"):  # argparse treats `--` and `-x` specially
+            if word.startswith("-"):  # argparse would give `--` and `-x` a special meaning
                 faults.append(f"unexpected argument {word!r}; write flags as --name=value")
             else:
                 words.append(word)
@@ -194,13 +206,17 @@ def _normal(
 def _pairs(
     argv: Sequence[str], table: Mapping[str, Flag]
 ) -> Iterator[tuple[str, str | None, str | bool]]:
-    """Yield (word, flag name or None when stray, its text or True when bare)."""
+    """Yield `(word, name, text)` for each flag or other word of a command line.
+
+    `name` is the name of the flag, or None if the word is not a flag. `text` is the text of the
+    value, or True if the flag has no value.
+    """
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         if not name.startswith("config."):
-            name = name.replace("-", "_")  # accept hyphens instead of underscores
+            name = name.replace("-", "_")  # flags may be written with hyphens
         is_bool = name in table and table[name].kind is bool
         if not word.startswith("--") or not name:
             yield word, None, True

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 def split_list(text: str) -> list[str]:
     r"""Split text into items: `a, b\,c` has the items `a` and `b,c`.
 
-    Empty text has no items, and one trailing comma adds none.
+    Empty text has no items, and a trailing comma adds no item.
     """
     if not text.strip():
         return []
@@ -24,7 +24,7 @@ def split_list(text: str) -> list[str]:
 
 
 def join_list(items: Iterable[str]) -> str:
-    """Join items into text that `split_list` splits into the same items.
+    """Join items into a text that `split_list` splits into the same items.
 
     Args:
       items: the items; none may end with a backslash.

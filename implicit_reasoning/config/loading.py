@@ -1,4 +1,4 @@
-"""Loading of a configuration from the file or module that defines `get_config`."""
+"""Loading of a configuration from a file or module with a function `get_config`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def load_config(spec: str) -> ConfigDict:
     """Load the configuration that `spec` names, and lock it.
 
     Args:
-      spec: `name[:arg]` of a configuration in the package (`composition:pocket`, see
+      spec: `name[:arg]` of a configuration in the package (such as `composition:pocket`; see
         `shipped_configs`), `path/to/file.py[:arg]` or `package.module[:arg]`. The function
-        `get_config(arg)` of the file or module is called. Without `:arg`, the default argument of
-        `get_config` is used, or `""` if it has none (`choose` then lists the options).
+        `get_config(arg)` of the file or module is called. Without `:arg`, `get_config()` is called.
+        If `get_config` has a parameter without a default, `get_config("")` is called, for which
+        `choose` raises an error that lists the options.
 
     Returns:
       The locked configuration, with lists converted to tuples.
@@ -39,7 +40,7 @@ def load_config(spec: str) -> ConfigDict:
         cannot represent a leaf. Exceptions raised inside the file propagate unchanged.
     """
     if "://" in spec:
-        local_path(spec, "configuration file")  # raises an error, because the path is a URL
+        local_path(spec, "configuration file")  # This raises an error, because `spec` is a URL.
     where, _, arg = spec.partition(":")
     get_config = getattr(config_module(where), "get_config", None)
     if not callable(get_config):
@@ -55,7 +56,7 @@ def load_config(spec: str) -> ConfigDict:
 def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configuration files in the package, by name.
 
-    In a wheel, they are in the folder `configs` of the package. In a checkout, the folder is next
+    In an installed package, the folder `configs` is inside the package. In a checkout, it is next
     to the package.
     """
     inside = PACKAGE / "configs"
@@ -64,9 +65,9 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def config_module(where: str) -> ModuleType:
-    """Import the file or module of a configuration, named as in `load_config`.
+    """Import the file or module of a configuration; `where` is the `spec` of `load_config`.
 
-    A name in `shipped_configs` has priority over a module with the same name.
+    `where` has no `:arg`. A name in `shipped_configs` has priority over a module with that name.
 
     Raises:
       InputError: there is no such file or module.
@@ -97,12 +98,14 @@ def _is_module(name: str) -> bool:
 
 
 def choose(arg: str, options: Mapping[str, T]) -> T:
-    """Return `options[arg]`; intended for the argument of `get_config`.
+    """Return `options[arg]`; `get_config` calls this with its argument.
 
-    Example: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})`.
+    Example: `choose(scale, {"pocket": 128, "desk": 256, "paper": 768})` returns 128 for the scale
+    `pocket`.
 
     Raises:
-      InputError: `arg` is unknown; the message lists the options and the most similar one.
+      InputError: `arg` is not an option. The message lists the options and suggests the most
+        similar option.
     """
     if arg in options:
         return options[arg]

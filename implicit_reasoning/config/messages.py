@@ -1,4 +1,4 @@
-"""Error messages that list all faults and suggest the most similar valid names."""
+"""Parts of error messages: lists of all faults, and suggestions of similar valid names."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from implicit_reasoning.errors import InputError
 
 
 def did_you_mean(word: str, options: Iterable[str], mark: str = "") -> str:
-    """Return text that suggests the most similar option, or empty text if no option is similar.
+    """Return a text that suggests the most similar option, or empty text if none is similar.
 
     Args:
       word: the unknown name.
       options: the valid names.
-      mark: prefix for the suggestion, such as `--`.
+      mark: text to put before the suggested name, such as `--`.
     """
     return meant([f"{mark}{near}" for near in difflib.get_close_matches(word, list(options), n=1)])
 
 
 def meant(near: Sequence[str]) -> str:
-    """Return text that suggests up to three names; the text is empty if there are none."""
+    """Return a text that suggests the first three names, or empty text if there are no names."""
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:
-    """Raise one `InputError` that lists all faults, if there are any."""
+    """Raise one `InputError` that lists all faults. If there are no faults, do nothing."""
     if len(faults) == 1:
         raise InputError(f"{what}: {faults[0]}")
     if faults:

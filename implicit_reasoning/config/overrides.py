@@ -1,4 +1,4 @@
-"""Replacement of leaves of a configuration, with type checks."""
+"""Overrides: replacement of values of a configuration, with checks of their types."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ from implicit_reasoning.errors import InputError
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Return a locked copy of `config` with replaced leaves, checked by the types of the defaults.
+    """Return a locked copy of `config` in which some values are replaced.
+
+    A new value must have the type of the value that it replaces (the default).
 
     Args:
       config: the configuration, which is not modified.
-      overrides: new values by dotted leaf key (current or former name). A value is text from a
-        command line or a Python value from a sweep. Accepted values by type of the field:
-        int: also `1e5`, `100_000` and `1000.0`, but not `0.5`.
-        float: also ints; must be finite.
-        bool: true/false/yes/no/1/0 as text; Python numbers are rejected.
-        tuple: `1,2,3` or `(1, 2)`, with elements of the default's type.
-        None (default): `none`, a Python literal, or plain text.
+      overrides: new values by the dotted name of a field, current or old. A new value is text from
+        a command line or a Python value from a sweep. It is converted to the type of the default:
+        int: an integer; `1e5`, `100_000` and `1000.0` are accepted, but not `0.5`.
+        float: a finite number; an int is accepted.
+        bool: a bool, or the text true, false, yes, no, 1 or 0. Python numbers are rejected.
+        str: a string.
+        tuple: `1,2,3` or `(1, 2)`. The elements must have the type of the default's elements.
+        None: `none`, a Python literal, or any text.
 
     Returns:
       The copy. Fields that derive from other fields by `get_ref` are updated.
 
     Raises:
-      InputError: one message lists all faults: unknown keys (with the most similar field), keys of
-        groups, values of the wrong type.
+      InputError: one message lists all faults: unknown names (with the most similar field), names
+        of groups, and values of the wrong type.
     """
     changed = with_tuples(config).lock()
     values, faults = parse_overrides(changed, overrides)
     raise_all(faults, "configuration override")
-    with changed.ignore_type():  # the types were checked above, by the rules of this package
+    with changed.ignore_type():  # `parse_overrides` has checked the types.
         for key, value in values.items():
             group, name = _owner(changed, key)
             group[name] = value
@@ -48,7 +51,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 def parse_overrides(
     config: ConfigDict, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the converted values that `apply_overrides` would set, by key, and all faults."""
+    """Return the values that `apply_overrides` sets, by field, and a message for each fault."""
     leaves = flatten(config)
     faults: list[str] = []
     values: dict[str, Any] = {}
@@ -72,7 +75,7 @@ def _owner(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 
 def _unknown(key: str, leaves: Mapping[str, Any]) -> str:
-    """Explain why `key` is not a leaf: it is a group or does not exist."""
+    """Return a message that says why `key` is not a field: it is a group or does not exist."""
     inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
     if inside:
         return f"{key} is a group, not a field: set one of {', '.join(inside)}"

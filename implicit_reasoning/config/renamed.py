@@ -1,4 +1,4 @@
-"""Renamed fields: old names in files, overrides and command lines map to current names."""
+"""Renamed fields: files, overrides and command lines may use the old names of fields."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FIELDS: Mapping[str, str] = {
     "training.beta2": "training.b2",
     "training.clip": "training.clip_norm",
 }
-"""Current dotted names by the names before 2026-11-29; all are fields of dictionaries."""
+"""The current names of fields of dictionary configurations, by their names before 2026-11-29."""
 
 
 def current_field(key: str, fields: Collection[str]) -> str:
     """Return the current name of a field, and print a note if `key` is an old name.
 
-    A name that is in `fields` or that is unknown is returned unchanged.
+    `key` is returned unchanged if it is in `fields` or if it is not an old name.
     """
     new = FIELDS.get(key, key)
     if key in fields or new not in fields:
@@ -38,12 +38,12 @@ def current_field(key: str, fields: Collection[str]) -> str:
 def with_current_fields(config: ConfigDict, fields: Collection[str]) -> ConfigDict:
     """Return the configuration with current field names.
 
-    If a configuration has a field under both names, the value under the old name is used: new
-    configurations contain only the current name, so a user must have set the old one.
+    If a configuration has a field under its old and its current name, the value under the old name
+    is used. The defaults contain only the current name, so a user must have set the old name.
 
     Args:
       config: the configuration, which is not modified.
-      fields: the known dotted names, such as those of a schema.
+      fields: the current dotted names of all fields.
     """
     old = {key: new for key in flatten(config) if (new := current_field(key, fields)) != key}
     if not old:
@@ -59,9 +59,9 @@ def with_current_fields(config: ConfigDict, fields: Collection[str]) -> ConfigDi
 
 
 def _owner(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-    """Return the group that contains a field, and the field's name in it.
+    """Return the group that contains a field, and the last part of the field's name.
 
-    A renamed field stays in its group.
+    The group of the current name exists too, because a renamed field stays in its group.
     """
     *groups, name = key.split(".")
     for group in groups:

@@ -15,20 +15,23 @@ from implicit_reasoning.errors import InputError
 
 
 class Absent:
-    """Placeholder for the value of a key that one of two configurations does not have."""
+    """Placeholder for the value of a field that only one of two configurations has."""
 
     def __repr__(self) -> str:
         return "(absent)"
 
 
 ABSENT = Absent()
-"""The instance of `Absent` that comparisons use."""
+"""The only instance of `Absent`."""
 
 _FILE_IMPORT = re.compile(r"[^/\\]+\.py:[^/\\:]+$")
 
 
 class Change(NamedTuple):
-    """A field that differs between two configurations; `ABSENT` marks a side without the field."""
+    """A field that differs between two configurations.
+
+    `old` or `new` is `ABSENT` if that configuration does not have the field.
+    """
 
     key: str
     old: Any
@@ -36,7 +39,7 @@ class Change(NamedTuple):
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Return leaves by dotted key, with references resolved; empty groups are omitted.
+    """Return the values of all fields by dotted name. References are resolved.
 
     Args:
       config: a configuration, or nested dicts as returned by `to_json`.
@@ -51,7 +54,10 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Return nested dicts for `files.write_json`, with references resolved and tuples as lists."""
+    """Convert a configuration to nested dicts for `files.write_json`.
+
+    References are resolved, and tuples become lists.
+    """
     return {
         name: to_json(value) if isinstance(value, ConfigDict) else _to_lists(value)
         for name, value in with_tuples(config).items()
@@ -59,7 +65,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> ConfigDict:
-    """Return the locked configuration that `to_json` wrote; references are replaced by values.
+    """Return the locked configuration that `to_json` converted, with values for references.
 
     Raises:
       InputError: `value` is not the JSON form of a configuration.
@@ -80,10 +86,11 @@ def changed_keys(
     new: ConfigDict,
     ignore: Sequence[str] = ("writers", "profile", "mesh", "distributed"),
 ) -> list[Change]:
-    """Return the leaves that differ, sorted by key, without the fields or groups in `ignore`.
+    """Return the fields that differ between two configurations, sorted by name.
 
-    The default of `ignore` has the fields that may change when a run is restarted. Values that name
-    the same object in a file of the same name count as equal, see `same_import`.
+    Fields and groups in `ignore` are not compared. By default, these are the fields that may change
+    when a run is restarted. Two import paths that differ only in the folder count as equal; see
+    `same_import`.
     """
     before, after = flatten(with_tuples(old)), flatten(with_tuples(new))
     differ = (
@@ -100,10 +107,10 @@ def changed_keys(
 
 
 def same_import(old: Any, new: Any) -> bool:
-    """Return whether two values name the same object of the same file, `path/to/file.py:name`.
+    """Return whether two import paths `path/to/file.py:name` agree in the file and object names.
 
-    Folders are not compared, so that a project can be moved. The path may be absolute, relative, or
-    contain a link.
+    Folders are not compared, because a project can be moved, and because one path may be absolute
+    and the other relative.
     """
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
@@ -121,10 +128,10 @@ def _to_lists(value: Any) -> Any:
 
 
 def with_tuples(config: ConfigDict) -> ConfigDict:
-    """Return a deep copy with lists converted to tuples and references kept.
+    """Return a deep copy in which lists are converted to tuples. References are kept.
 
     Raises:
-      InputError: some leaves are invalid; the message lists all of them.
+      InputError: a configuration cannot contain some values; the message lists all of them.
     """
     config = copy.deepcopy(config)
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""Conversion of command-line text or Python values to the type of a default."""
+"""Conversion of text from a command line, or of a Python value, to the type of a default."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from implicit_reasoning.errors import InputError
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NONES = ("none", "null")
-# Example values for bare types, for flags without a default and for empty placeholders.
+# A value of each type, for flags without a default and for empty placeholders of ml_collections.
 _EXAMPLES: dict[type, Any] = {bool: False, int: 0, float: 0.0, str: "", tuple: (), list: ()}
 
 
 def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
-    """Convert a value for one field; a placeholder such as `placeholder(int)` also accepts none."""
+    """Convert a value to the type of the default `group[name]`.
+
+    If the default is an empty placeholder, such as ml_collections' `placeholder(int)`, the value
+    may also be none.
+    """
     default, declared = group[name], group.get_type(name)
     if default is None and declared in _EXAMPLES:
         return None if _is_none(given) else parse(given, _EXAMPLES[declared])
@@ -29,7 +33,7 @@ def parse_field(given: Any, group: ConfigDict, name: str) -> Any:
 
 
 def example(like: Any) -> Any:
-    """Return a value of the type that a flag has: its default, or the example for a bare type."""
+    """Return an example of a flag's value: its default or, if `like` is a type, a value of it."""
     return _EXAMPLES[like] if isinstance(like, type) else as_leaf(like)
 
 
@@ -95,9 +99,10 @@ def _str(given: Any) -> str:
 
 
 def _tuple(given: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Convert each element to the type of the default's elements.
+    """Convert each element to the type of the elements of the default, `like`.
 
-    Mixed ints and floats become floats. Other mixtures, and an empty default, accept any literal.
+    If `like` has ints and floats, elements become floats. If `like` is empty or has other
+    combinations of types, elements may be any literal.
     """
     kinds = {type(element) for element in like}
     element = like[0] if len(kinds) == 1 else 0.0 if kinds == {int, float} else None
@@ -123,7 +128,11 @@ def _split(text: str) -> Sequence[Any]:
 
 
 def _literal(given: Any) -> Any:
-    """Read text as a Python or JSON literal, or else keep it as text; return a valid leaf."""
+    """Convert text to the value of a Python literal, true or false; return all other text as it is.
+
+    Raises:
+      InputError: a configuration cannot contain the value.
+    """
     if isinstance(given, str):
         if given.strip().lower() in ("true", "false"):
             return _bool(given)

@@ -1,14 +1,14 @@
-"""A run directory: its files, its configuration, its checkpoints, and `Run`, which opens it.
+"""Run directories: their files, configurations and checkpoints, and `Run`, which opens a directory.
 
 fields.py       every field of a configuration
-config.py       configurations: defaults, completing old ones, reading and writing
+config.py       configurations: defaults, completion of old ones, reading and writing
 layout.py       paths of the files
-checkpoints.py  pytrees saved under step numbers, atomically
+checkpoints.py  writing and reading pytrees under step numbers, atomically
 stores.py       stores, from which parameters are read
-stacked.py      a trial's rows of the checkpoints of its populations
+stacked.py      the checkpoints of a trial that was trained in populations
 starts.py       reading the list of a run's starts
 arrays.py       reading and writing labelled arrays; fingerprints
-results.py      results of instruments by name, including old names
+results.py      finding the results of instruments by their current or old names
 run.py          `Run`
 """
 

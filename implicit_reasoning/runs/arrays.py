@@ -14,9 +14,9 @@ import xarray as xr
 from implicit_reasoning.files import FORMAT_VERSION, atomic_write, check_format
 
 RESULT_FORMAT = 1
-"""Version of the format of netCDF result files.
+"""The version of the format of netCDF result files.
 
-It is an attribute of the file, next to `json`, which holds all other attributes.
+The version is an attribute of the file. A second attribute, `json`, holds all other attributes.
 """
 
 
@@ -32,9 +32,9 @@ def fingerprint(tree: Any) -> str:
 
 
 def save_arrays(path: Path, arrays: xr.Dataset) -> None:
-    """Write labelled arrays as netCDF 4, atomically; attributes may be any JSON values."""
+    """Write labelled arrays as netCDF 4, atomically. Attributes may be any JSON values."""
     plain = arrays.copy()
-    # netCDF attributes cannot be nested or None, so they are stored as JSON.
+    # netCDF attributes cannot be nested or None, so all attributes are stored as one JSON text.
     parts: list[Any] = [plain, *plain.variables.values()]
     for part in parts:
         part.attrs = {"json": json.dumps(part.attrs)} if part.attrs else {}

@@ -1,4 +1,4 @@
-"""Pytrees of arrays saved under step numbers, atomically, through Orbax."""
+"""Writing and reading of pytrees of arrays under step numbers, atomically, with Orbax."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import orbax.checkpoint as ocp
 
 from implicit_reasoning.errors import InputError
 
-# Error codes of the system for a file that cannot be written.
+# The system's error codes for a file that cannot be written.
 _SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
 )
 
 
-# Orbax finds the parts of a checkpoint by a glob over the whole path. It therefore treats parent
-# folders as patterns: `[` matches nothing, `*` and `?` match other folders. It reads a backslash as
-# a separator, and a folder called `gs:` as the beginning of an address.
+# Orbax finds the parts of a checkpoint by a glob over the whole path, so it treats parent folders
+# as patterns: a name with `[` matches nothing, and names with `*` or `?` also match other folders.
+# Orbax reads a backslash as a separator, and a folder called `gs:` as the beginning of an address.
 _PATTERNS = re.compile(r"[\[*?\\]")
 _SCHEME = "gs:"
 
 
 def check_path(folder: Path) -> None:
-    """Check that checkpoints in a folder can be read again; nothing is written.
+    """Check that Orbax will be able to read checkpoints in a folder. Nothing is written.
 
     Args:
-      folder: the future folder of a run, a sweep or dictionaries; it need not exist.
+      folder: the folder of a run, a sweep or dictionaries. It does not have to exist yet.
 
     Raises:
       InputError: the absolute path has characters that Orbax misreads.
@@ -48,7 +48,7 @@ def check_path(folder: Path) -> None:
 
 
 class DamagedCheckpoint(InputError):
-    """Error for a checkpoint whose folder has its final name but cannot be read."""
+    """Error for a checkpoint that was renamed to its final name but cannot be read."""
 
     def __init__(self, folder: Path, error: Exception):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -61,16 +61,19 @@ class DamagedCheckpoint(InputError):
 
 
 def _in_parts(folder: Path) -> bool:
-    """Return whether a step has its final name although its parts were not merged."""
+    """Return whether a checkpoint has its final name although its parts were not merged.
+
+    Every process writes its own part of a checkpoint. Process 0 then merges the parts.
+    """
     item = folder / "default"
     return item.is_dir() and not (item / "manifest.ocdbt").exists()
 
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Raise `DamagedCheckpoint` if reading `folder` fails in this block."""
+    """Raise `DamagedCheckpoint` if reading the checkpoint `folder` fails in a `with` statement."""
     # Orbax has no error type for damage, so any error counts as damage, except for a lack of memory
-    # and for errors of the JAX runtime, such as a lost peer process.
+    # and for errors of the JAX runtime, such as a lost process.
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):
@@ -81,8 +84,9 @@ def readable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Raise an `OSError` if a write to `folder` fails in this block because of the system."""
-    # TensorStore reports a system error as a ValueError. Only its text tells which error it is.
+    """Raise an `OSError` if a system error prevents a write to `folder` in a `with` statement."""
+    # TensorStore reports a system error as a ValueError. Only the text of the ValueError tells
+    # which system error happened.
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -94,27 +98,28 @@ def written(folder: Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """Pytrees of arrays under step numbers in one folder, for the processes that write them.
+    """A folder of checkpoints, each a pytree of arrays with a step number, for reading and writing.
 
-    A checkpoint is written under a temporary name and renamed when it is complete. An incomplete
-    checkpoint of a killed process is ignored, and the next writer removes it. If a run has several
-    processes, all of them must call every method in the same order.
+    A checkpoint is written under a temporary name and renamed when it is complete. The incomplete
+    checkpoint of a process that was killed is ignored, and the next `Checkpoints` of the folder
+    removes it. If a run has several processes, all of them must call every method in the same
+    order.
     """
 
     def __init__(self, folder: Path, *, keep: int | None = None):
-        """Open a folder; create it if needed.
+        """Open the folder, or create it if it is missing.
 
         Args:
           folder: the folder of the checkpoints.
-          keep: number of newest steps to keep; None keeps all.
+          keep: the number of newest checkpoints to keep; None keeps all checkpoints.
 
         Raises:
-          InputError: Orbax would misread the path, see `check_path`.
+          InputError: Orbax would misread the path; see `check_path`.
           OSError: the folder cannot be written.
         """
         check_path(folder)
         self._folder = folder.absolute()
-        self._saved: set[int] = set()  # steps whose files `_check` has not yet inspected
+        self._saved: set[int] = set()  # saved steps that `_check` has not inspected yet
         with written(folder):
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -129,13 +134,14 @@ class Checkpoints:
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:
-        """Save in the background; if the step exists, do nothing.
+        """Save a checkpoint in the background. If the step already has one, do nothing.
 
         Raises:
-          OSError: this save, or the previous one, could not be written.
+          OSError: this checkpoint, or the previous one, could not be written.
         """
         if step not in self._manager.all_steps():
-            # Without `force`, Orbax silently skips a step that is earlier than its latest step.
+            # Without `force`, Orbax silently skips a step that is earlier than the newest
+            # checkpoint.
             with written(self._folder):
                 self._manager.save(step, args=ocp.args.PyTreeSave(tree), force=True)
             # Orbax waits for the previous save to end before it starts this one.
@@ -143,11 +149,11 @@ class Checkpoints:
             self._check(earlier)
 
     def restore(self, step: int, like: Any) -> Any:
-        """Return the tree of a step, with the devices and shardings of `like`.
+        """Read the checkpoint of a step; its arrays get the devices and shardings of `like`.
 
         Args:
           step: the step.
-          like: a tree of arrays, or of their shapes and shardings.
+          like: a tree with the same structure, of arrays or of shapes with shardings.
 
         Raises:
           DamagedCheckpoint: the checkpoint cannot be read.
@@ -159,7 +165,7 @@ class Checkpoints:
             )
 
     def drop_after(self, step: int) -> None:
-        """Delete all later steps; a run that continues from `step` saves them again."""
+        """Delete the checkpoints of all steps after `step`."""
         for later in self.steps:
             if later > step:
                 self._manager.delete(later)
@@ -187,8 +193,8 @@ class Checkpoints:
     def _check(self, steps: set[int]) -> None:
         """Raise an `OSError` if a finished save left a checkpoint that cannot be read.
 
-        Only process 0, which merges the parts of a checkpoint, checks this, with one `stat` per
-        save. Steps that no longer exist are ignored.
+        Only process 0 checks this, because it merges the parts of a checkpoint. A check reads no
+        file contents. Steps whose checkpoint no longer exists are ignored.
         """
         if jax.distributed.is_initialized() and jax.process_index() != 0:
             return

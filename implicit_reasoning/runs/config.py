@@ -1,4 +1,4 @@
-"""The configuration of a run: defaults, completing old configurations, reading, writing."""
+"""The configuration of a run: defaults, completion of old configurations, reading and writing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from implicit_reasoning.runs.fields import schema, task_schema
 from implicit_reasoning.worlds.tasks import fields as task_fields
 
 CONFIG_FORMAT = 1
-"""Version of the format of `config.json`.
+"""The version of the format of `config.json`.
 
-A new field does not increase it, see `completed`.
+A new field does not increase the version; see `completed`.
 """
 
 
 def default_config(task: str = "composition") -> ConfigDict:
-    """Return a new, unlocked configuration of one of the package's tasks, with all defaults.
+    """Return a new, unlocked configuration for one of the package's tasks, with all defaults.
 
     Raises:
       InputError: the package has no task with that name.
@@ -35,19 +35,20 @@ def default_config(task: str = "composition") -> ConfigDict:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Return a locked copy with every field that was added after the configuration was written.
+    """Return a locked copy of a configuration in which missing newer fields are filled in.
 
-    Such a field gets the value that reproduces the earlier behaviour (`Field.before`), which may
-    differ from the default of a new configuration.
+    A field that was added after the configuration was written gets the value that reproduces the
+    earlier behaviour (`Field.before`). This value may differ from the default of a new
+    configuration.
     """
     return complete(config, schema(config))
 
 
 def read_config(path: Path) -> ConfigDict:
-    """Return the configuration that `write_config` wrote, completed.
+    """Read the configuration that `write_config` wrote, and complete it; see `completed`.
 
     Raises:
-      InputError: the file is missing, damaged, or of a newer format.
+      InputError: the file is missing or damaged, or has a newer format.
     """
     kept = read_json(path)
     if isinstance(kept, dict):

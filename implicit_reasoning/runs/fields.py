@@ -1,8 +1,9 @@
 """All fields of a run's configuration: type, bounds, choices, default and meaning.
 
-The fields of the groups `model` and `task` are declared by the packages that read them. The other
-fields are declared here and not in `training/`, because opening a run does not import `training`.
-`Run.config` has all fields, including those that were added after the run was trained.
+The packages `model` and `worlds` declare the fields of the groups `model` and `task`. All other
+fields are declared here. They are not declared in `training/`, because opening a run does not
+import `training`. `Run.config` has all fields, including those that were added after the run was
+trained.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9),
     "optimizer.b2": Field(float, "decay of Adam's second moment", 0.98, 0, 1 - 1e-9),
-    # With eps = 0, tokens that never occur would cause a division by zero.
+    # With eps = 0, the zero gradients of tokens that never occur would cause a division by zero.
     "optimizer.eps": Field(
         float, "added to the square root of Adam's second moment", 1e-8, 1e-30, 1
     ),
@@ -95,29 +96,30 @@ FIELDS: dict[str, Field] = {
         float, "seconds without a heartbeat after which a process counts as lost", 30, 5, 3600
     ),
 }
-"""Fields by dotted name; a task adds its own, see `schema`."""
+"""Fields by dotted name. `schema` adds the fields of a task."""
 
 
 def task_schema(name: str) -> dict[str, Field]:
-    """Return all fields of a configuration with one of the package's tasks.
+    """Return all fields of a configuration with a given task.
 
-    For a user's task, return only the fields outside `task`.
+    For a task that is not in the package, return `FIELDS`, which has only `task.name` in its group
+    `task`.
     """
     own = task_fields.FIELDS.get(name, {})
     return FIELDS | {f"task.{key}": field for key, field in own.items()}
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:
-    """Return the fields of a configuration, including those of its task if the package has it."""
+    """Return the fields of a configuration, including those of its task; see `task_schema`."""
     task = config.get("task")
     name = task.get("name") if isinstance(task, ConfigDict) else None
     return task_schema(name) if isinstance(name, str) else FIELDS
 
 
 def open_groups(config: ConfigDict) -> tuple[str, ...]:
-    """Return the groups whose fields are not declared: `task` if the task is the user's.
+    """Return the groups that may have undeclared fields: `task`, if the task is a user's own.
 
-    The `build` function of a user's task checks these fields.
+    The `build` function of the user's task checks these fields.
     """
     return () if len(schema(config)) > len(FIELDS) else ("task",)
 

@@ -17,65 +17,65 @@ class Layout:
 
     @property
     def config(self) -> Path:
-        """The complete configuration."""
+        """The file of the complete configuration."""
         return self.workdir / "config.json"
 
     @property
     def world(self) -> Path:
-        """The dataset: rows, splits, ground truth."""
+        """The file of the dataset: rows, splits and ground truth."""
         return self.workdir / "world.npz"
 
     @property
     def provenance(self) -> Path:
-        """Versions, hardware and settings of each start of the run."""
+        """The file with versions, hardware and JAX settings of each start of the run."""
         return self.workdir / "provenance.json"
 
     @property
     def metrics(self) -> Path:
-        """Metrics, one JSON object per line."""
+        """The file of metrics, with one JSON object per line."""
         return self.workdir / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
+        """The folder of TensorBoard's event files."""
         return self.workdir / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """Parameters at the scheduled steps; never deleted."""
+        """The folder of the parameters at the scheduled steps, which are never deleted."""
         return self.workdir / "checkpoints"
 
     @property
     def stacked(self) -> Path:
-        """For a trial that was trained in a population: the population's folder and its row."""
+        """The file that lists the populations of a trial, and the row of the trial in each."""
         return self.workdir / "stacked.json"
 
     @property
     def trial(self) -> Path:
-        """For a trial of a sweep: the values that were chosen for it."""
+        """The file with the values of the fields that the sweep chose for a trial."""
         return self.workdir / "trial.json"
 
     @property
     def resume(self) -> Path:
-        """The full training state at the last two saves."""
+        """The folder of the full training states; the last two are kept."""
         return self.workdir / "resume"
 
     @property
     def first_correct(self) -> Path:
-        """For each probe row, the first evaluated step with a correct answer."""
+        """The file with the first evaluated step at which each probe row was answered correctly."""
         return self.workdir / "first_correct.npz"
 
     @property
     def profile(self) -> Path:
-        """Profiler traces of early steps, if the configuration asks for them."""
+        """The folder of profiler traces, which exists only if the configuration sets `profile`."""
         return self.workdir / "profile"
 
     @property
     def analysis(self) -> Path:
-        """Results of instruments, `<name>.nc`."""
+        """The folder of the results of instruments, `<name>.nc`."""
         return self.workdir / "analysis"
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """The file of the HTML report."""
         return self.workdir / "report" / "index.html"

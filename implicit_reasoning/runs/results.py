@@ -1,4 +1,4 @@
-"""Results of instruments in a folder, by current or old name."""
+"""Saved results of instruments, which can be found by their current or old name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTRUMENTS = {
     "patching": "pair_patching",
     "swap": "mean_swap",
 }
-"""Current names of this package's instruments, by the names that they had before 2026-11-29."""
+"""The current names of instruments of this package, by their names before 2026-11-29."""
 
 _FRACTIONS = {
     f"{prefix}share{end}": f"{prefix}fraction{end}"
@@ -29,34 +29,35 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "activation_patching": _FRACTIONS,
     "cross_query_patching": _FRACTIONS,
 }
-"""Current names of outputs, by instrument and old name."""
+"""The current names of outputs, by instrument and old name."""
 
 LABELS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "mean_swap": {"edit": {"dealt anew": "permuted means"}},
 }
-"""Current labels of coordinates, by instrument, coordinate and old label."""
+"""The current labels of coordinates, by instrument, coordinate and old label."""
 
 
 def current_instrument(name: str) -> str:
-    """Return the current name of an instrument; report an old name on standard error."""
+    """Return the current name of an instrument; print a note on standard error if `name` is old."""
     if name in INSTRUMENTS:
         renames.note("instrument", name, INSTRUMENTS[name])
     return INSTRUMENTS.get(name, name)
 
 
 def result_names(folder: Path) -> list[str]:
-    """Return the current names of the results in a folder, sorted."""
+    """Return the current names of the instruments with results in a folder, sorted."""
     return sorted({_name(path) for path in folder.glob("*.nc")})
 
 
 def find_result(path: Path) -> Path:
-    """Return the file of a result: `path` or, if that is missing, the file with the old name.
+    """Return the file that holds the result of an instrument.
 
-    A user's own instrument may be called by an old name of this package's instruments. The results
-    of such an instrument keep their name.
+    This is the file with the current name of the instrument or, if that is missing, the file with
+    its old name. A user's own instrument may have a name that an instrument of this package had
+    before. The results of such an instrument keep their name.
 
     Args:
-      path: the path with the current or an old name.
+      path: the path of the result, with the current or the old name of the instrument.
     """
     name, folder = _name(path), path.parent
     if name != path.stem:
@@ -81,7 +82,7 @@ def load_result(path: Path) -> xr.Dataset:
 
 
 def with_current_names(result: xr.Dataset) -> xr.Dataset:
-    """Return the same result under current names; report each changed name on standard error."""
+    """Return the result with current names, and print a note on standard error for each change."""
     if not _is_own(result.attrs):
         return result
     old = str(result.attrs.get("instrument", ""))

@@ -31,14 +31,14 @@ from implicit_reasoning.worlds import Dataset
 
 
 class Run:
-    """A run directory, opened to read the run and to save results about it."""
+    """An opened run directory: access to the run, and a place for results of instruments."""
 
     def __init__(self, workdir: str | os.PathLike[str], store: Store | None = None):
         """Open a run directory.
 
         Args:
           workdir: the directory that `train` wrote.
-          store: the store of the parameters; by default the one that the directory refers to.
+          store: the store from which parameters are read; by default the store of `workdir`.
 
         Raises:
           InputError: `workdir` is not a run directory.
@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The configuration of the run, with fields that were added since."""
+        """The configuration of the run, including fields that were added after it was trained."""
         return read_config(self.files.config)
 
     @cached_property
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def model(self) -> Transformer:
-        """The model for analysis, in true float32 on every device, whatever training used."""
+        """The model for analysis. It computes in true float32, even if training did not."""
         exact = {"dtype": "float32", "precision": "highest"}
         return Transformer(
             Spec.from_config(
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a checkpoint, ascending."""
+        """The steps that have a checkpoint, ascending."""
         return self.store.steps
 
     def params(
@@ -98,8 +98,9 @@ class Run:
         The arrays are transferred from the host once, and each device receives only its shard.
 
         Args:
-          steps: the steps; by default all. A step that is listed twice is read once.
-          sharding: the sharding of every leaf; None: whole, on the default device.
+          steps: the steps of the checkpoints; by default all. A step may be listed several times
+            and is then read only once.
+          sharding: the sharding of every leaf. None puts whole arrays on the default device.
 
         Raises:
           InputError: a step has no checkpoint.
@@ -116,7 +117,7 @@ class Run:
         return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees), sharding)
 
     def fingerprint(self, step: int) -> str:
-        """Return a digest of the parameters of a checkpoint; they are read once."""
+        """Return a digest of the parameters of a checkpoint. The digest is computed only once."""
         if step not in self._fingerprints:
             self._fingerprints[step] = fingerprint(self.store.params(step))
         return self._fingerprints[step]
@@ -130,8 +131,9 @@ class Run:
     def starts(self) -> list[dict[str, Any]]:
         """All starts of the run, each with its step, time, versions, hardware and outcome.
 
-        `until` is the step of the last row that the start wrote and that still exists; None if
-        there is none. `seconds` is the time from the start to that row, and 0 if there is none.
+        `until` is the step of the last existing metrics row that was written after this start and
+        before the next one; None if there is no such row. `seconds` is the time from the start to
+        that row; 0 if there is no such row.
         """
         starts = read_starts(self.files.provenance)
         own: list[list[dict[str, Any]]] = [[] for _ in starts]
@@ -146,9 +148,10 @@ class Run:
 
     @property
     def first_correct(self) -> dict[str, np.ndarray]:
-        """Arrays `row` (of the dataset) and `step` (of the first correct answer), per probe row.
+        """For each probe row, its index in the dataset, and the step of its first correct answer.
 
-        `step` is -1 for a row that was never answered correctly.
+        These are the arrays `row` and `step`. `step` is -1 for a row that was never answered
+        correctly.
         """
         what = "record of first correct answers, which training writes when it saves"
         kept = read_npz(self.files.first_correct, what)
@@ -169,7 +172,10 @@ class Run:
         return path
 
     def result(self, name: str) -> xr.Dataset:
-        """Return the result that `save_result` wrote, by the current or an old name.
+        """Load the result that `save_result` saved under a name.
+
+        Args:
+          name: the name of the result; a name that the instrument had before also works.
 
         Raises:
           InputError: there is no such result.
@@ -181,11 +187,12 @@ class Run:
 
 
 def _start_of(row: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int:
-    """Return the index of the start that wrote a row.
+    """Return the index of the start during which a row was written.
 
-    A start drops all rows after its step. A row therefore belongs to the last start whose step is
-    before the row's step. Steps are compared because the clock may have been set back. Only a row
-    of step 0 is assigned by time, to one of the starts from step 0.
+    When a run resumes at a step, all rows after that step are removed. A row was therefore written
+    during the last start whose step is before the step of the row. Steps are compared and not
+    times, because the clock may have been set back. Only for a row of step 0, times are compared,
+    to choose one of the starts at step 0.
     """
     earlier = [n for n, start in enumerate(starts) if start["step"] < row["step"]]
     if earlier:

@@ -1,7 +1,8 @@
-"""Trials of a population: which rows of which stacked checkpoints belong to a trial.
+"""The checkpoints of a trial that was trained in populations.
 
-`stacked.json` lists the populations of a trial in order. There is usually one. There are more if
-the trial was stopped and continued in another population.
+The checkpoints of a population are stacked: the parameters of a trial are one row of each.
+`stacked.json` lists the populations of a trial in order. Usually there is one. There are more if
+the trial was stopped and then continued in a new population.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs.layout import Layout
 from implicit_reasoning.runs.stores import FolderStore, Store, finished_steps, read_tree
 
-# Memory for the newest checkpoints of a population, whose trials are read one after the other.
+# Size of the cache of a population's checkpoints. Trials of a population are often read one after
+# the other, and each checkpoint then has to be read from disk only once.
 _HELD_BYTES = 2**30
 
 
@@ -29,7 +31,7 @@ class PopulationSegment(NamedTuple):
     """The part of a trial's training that ran in one population.
 
     Attributes:
-      folder: folder of the population; `checkpoints/` and `resume/` are laid out as in a run.
+      folder: the folder of the population, with `checkpoints/` and `resume/` as in a run directory.
       row: index of the trial along the leading axis of the population's checkpoints.
       last: the last step that belongs to the trial; None if the segment has not ended.
     """
@@ -40,7 +42,7 @@ class PopulationSegment(NamedTuple):
 
 
 def read_segments(files: Layout) -> list[PopulationSegment]:
-    """Return the segments of a trial, in order; empty for a run that was trained alone.
+    """Return the segments of a trial, in order. A run that was trained alone has none.
 
     Raises:
       InputError: `stacked.json` is damaged.
@@ -62,13 +64,13 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
 
 
 def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
-    """Record that a trial continues at `step` as a row of a population; earlier segments end there.
+    """Record that a trial continues as a row of a population.
 
     Args:
       files: the paths of the trial.
-      population: folder of the population.
-      row: index of the trial in the population.
-      step: the last step of the earlier segments.
+      population: the folder of the population.
+      row: the index of the trial in the population.
+      step: the step from which the trial continues. Its earlier segments end at this step.
     """
     ended = [
         part._replace(last=step if part.last is None else min(step, part.last))
@@ -78,7 +80,7 @@ def begin_segment(files: Layout, population: Path, row: int, step: int) -> None:
 
 
 def end_segment(files: Layout, step: int) -> None:
-    """Record that later checkpoints do not belong to the trial.
+    """Record that checkpoints of its population after `step` do not belong to the trial.
 
     For a run that was trained alone, do nothing.
     """
@@ -88,7 +90,7 @@ def end_segment(files: Layout, step: int) -> None:
 
 def _write(files: Layout, parts: Sequence[PopulationSegment]) -> None:
     kept = [
-        # The path is relative, so that a sweep's directory can be moved.
+        # The path is relative, so that the directory of a sweep can be moved.
         {**part._asdict(), "folder": _relative(part.folder, files.workdir)}
         for part in parts
     ]
@@ -100,14 +102,14 @@ def _relative(folder: Path, workdir: Path) -> str:
 
 
 def open_store(files: Layout, model: Transformer) -> Store:
-    """Return the store of a run directory's parameters."""
+    """Return the store of the parameters of a run directory."""
     own = FolderStore(files.checkpoints, model)
     parts = read_segments(files)
     return SegmentsStore(parts, own, model) if parts else own
 
 
 class SegmentsStore:
-    """Store of a trial's rows in its populations' checkpoints and of its own checkpoints."""
+    """A store that reads a trial's rows of population checkpoints, and its own checkpoints."""
 
     def __init__(self, parts: Sequence[PopulationSegment], own: Store, model: Transformer):
         """Create the store; nothing is read yet."""
@@ -143,7 +145,7 @@ def _row(stacked: Any, row: int) -> Any:
 
 
 class _Held:
-    """Cache of the most recently read checkpoints of a population, of about `_HELD_BYTES`."""
+    """A cache of about `_HELD_BYTES` for the most recently read checkpoints of a population."""
 
     def __init__(self, folder: Path):
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Stores, from which a `Run` reads parameters; for trials of a population, see `stacked.py`."""
+"""Stores, from which a `Run` reads parameters. `stacked.py` has the store of a trial."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from implicit_reasoning.runs.checkpoints import readable
 
 @runtime_checkable
 class Store(Protocol):
-    """Source of a run's parameters: a folder of checkpoints, or a row of stacked checkpoints."""
+    """The interface of a source of a run's parameters, such as a folder of checkpoints."""
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a checkpoint, ascending."""
+        """The steps that have a checkpoint, ascending."""
         ...
 
     def params(self, step: int) -> Params:
@@ -28,21 +28,23 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """Store of a run that was trained alone; read-only, can be used while training writes."""
+    """The store of a run that was trained alone. It can be read while the run is training."""
 
     def __init__(self, folder: Path, model: Transformer):
-        """Create the store; nothing is opened yet, and the folder need not exist."""
+        """Create the store. Nothing is read yet, so the folder may be missing."""
         self._folder = folder
         self._like = jax.eval_shape(model.init, jax.random.key(0))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a checkpoint, ascending."""
-        # An unfinished save has a temporary name, so it is not listed.
+        """The steps that have a checkpoint, ascending."""
+        # An unfinished checkpoint has a temporary name, so it is not listed.
         return finished_steps(self._folder)
 
     def params(self, step: int) -> Params:
-        """Return the parameters of one step, as numpy arrays, whatever devices wrote them.
+        """Return the parameters of one step, as numpy arrays.
+
+        The checkpoint may have been written on any number and kind of devices.
 
         Raises:
           DamagedCheckpoint: the checkpoint cannot be read.
@@ -52,19 +54,23 @@ class FolderStore:
 
 
 def finished_steps(folder: Path) -> tuple[int, ...]:
-    """Return the steps of complete checkpoints, ascending; empty if the folder does not exist."""
+    """Return the steps of the complete checkpoints in a folder, ascending.
+
+    The result is empty if the folder does not exist.
+    """
     if not folder.is_dir():
         return ()
     return tuple(sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()))
 
 
 def read_tree(folder: Path, step: int, like: Any) -> Any:
-    """Return the tree of a step as numpy arrays, with the structure of `like`.
+    """Read the checkpoint of a step as a tree of numpy arrays.
 
     Args:
       folder: the folder of the checkpoints.
       step: the step.
-      like: a tree with the same structure. The shapes of its leaves may differ.
+      like: a tree with the structure of the checkpoint. The shapes of its leaves may differ from
+        those of the checkpoint.
 
     Raises:
       DamagedCheckpoint: the checkpoint cannot be read.
@@ -76,25 +82,25 @@ def read_tree(folder: Path, step: int, like: Any) -> Any:
 
 
 class CachedStore:
-    """Store that keeps the parameters that it reads in memory, up to a limit.
+    """A store that caches in memory the parameters that it has read, up to a limit.
 
-    It is meant for many instruments that run one after the other on the same checkpoints.
+    It is meant for several instruments that run one after the other on the same checkpoints.
     """
 
     def __init__(self, store: Store, limit: int):
-        """Create the cache; nothing is read yet.
+        """Create the cache. Nothing is read yet.
 
         Args:
           store: the store to read from.
-          limit: maximum size of the cache in bytes. When it is full, further parameters are not
-            kept.
+          limit: maximum size of the cache in bytes. When the cache is full, parameters that are
+            read later are not cached.
         """
         self._store, self._left = store, limit
         self._held: dict[int, Params] = {}
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Current steps of the underlying store."""
+        """The steps that have a checkpoint in the underlying store at this moment, ascending."""
         return self._store.steps
 
     def params(self, step: int) -> Params:

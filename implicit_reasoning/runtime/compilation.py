@@ -1,10 +1,11 @@
-"""Persistent cache of compiled programs, in the user's cache directory; on by default for commands.
+"""The persistent cache of compiled programs in the user's cache directory.
 
-A program of a small model compiles in seconds and runs in milliseconds, so the cache determines how
-long a command takes. JAX manages the cache (`jax_compilation_cache_dir`): it evicts the least
-recently used entries, and locks the cache so that several processes can use it. This module chooses
-its folder. There is one folder for each version of jax and jaxlib and each processor model, because
-a program compiled for one processor may not run on another.
+Commands use the cache by default. A program of a small model compiles in seconds and runs in
+milliseconds, so most of the time of a command without the cache is compilation. JAX manages the
+cache (`jax_compilation_cache_dir`): it evicts the least recently used entries, and it locks the
+cache so that several processes can use it. This module chooses the folder of the cache. Each
+combination of the versions of jax and jaxlib and the processor model has its own folder, because a
+program that was compiled for one processor may not run on a different one.
 
 The user's settings have priority: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`,
 `JAX_COMPILATION_CACHE_MAX_SIZE` and `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
@@ -30,13 +31,14 @@ import jax.numpy as jnp
 import platformdirs
 
 MAX_BYTES = 2**30
-_STALE_SECONDS = 90 * 24 * 3600.0  # a folder that was not used for so long is removed
+_STALE_SECONDS = 90 * 24 * 3600.0  # a folder that was not used for this time is removed
 _LOCK = ".lockfile"  # the same name as in JAX
 _LOCK_SECONDS = 10.0  # the same timeout as in JAX
 _USED = "last_used"
 _SETTINGS = {
     "jax_compilation_cache_max_size": MAX_BYTES,
-    # JAX's threshold is one second, but each of the hundreds of small programs takes less.
+    # JAX by default caches a program only if its compilation takes at least one second. A command
+    # compiles hundreds of small programs, each of which takes less.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }
 
@@ -44,14 +46,14 @@ _SETTINGS = {
 def use_cache(wanted: bool = True) -> str:
     """Switch the cache of compiled programs on or off for this process.
 
-    If the user has configured a cache, or disabled it, nothing changes. If the folder cannot be
-    written or locked, the process runs without a cache.
+    If the user has configured a cache or disabled JAX's cache, this function does not change the
+    settings. If the cache folder cannot be written or locked, the process runs without a cache.
 
     Args:
       wanted: False disables the cache for this process and its child processes.
 
     Returns:
-      Why there is no cache; empty if there is one.
+      The reason why this process has no cache; empty text if it has one.
     """
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -66,7 +68,7 @@ def use_cache(wanted: bool = True) -> str:
 
 
 def cache_fault() -> str:
-    """Return why this process cannot have a cache; empty if it has one or can have one."""
+    """Return the reason why this process cannot use a cache; empty text if it can."""
     if not setting("jax_enable_compilation_cache"):
         return "it is switched off"
     if setting("jax_compilation_cache_dir"):
@@ -75,7 +77,8 @@ def cache_fault() -> str:
         return "JAX_COMPILATION_CACHE_DIR is empty"
     try:
         _prepare(cache_folder())
-    # RuntimeError or KeyError: no home directory. NotImplementedError: filelock has no flock here.
+    # RuntimeError and KeyError mean that there is no home directory. NotImplementedError means that
+    # filelock has no flock on this system.
     except (OSError, RuntimeError, NotImplementedError, KeyError) as error:
         return f"its folder cannot be used: {error}"
     return ""
@@ -88,9 +91,9 @@ def cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """Return the processor's model and a digest of its flags.
+    """Return the processor model and a digest that includes the processor's feature flags.
 
-    The flags matter because virtual machines may hide features of a processor.
+    The flags matter, because a virtual machine may hide some features of its processor.
     """
     found = {"model name": platform.processor() or platform.machine(), "flags": ""}
     with contextlib.suppress(OSError):
@@ -114,8 +117,9 @@ def _prepare(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
     with filelock.FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
-        # JAX writes `-cache`, then `-atime`. An entry without `-atime` may be truncated. JAX would
-        # never replace it, and would fail to evict any entry.
+        # For each entry, JAX writes a file `-cache` and then a file `-atime`. An entry without
+        # `-atime` may be truncated. JAX would never replace such an entry, and as long as it
+        # exists, JAX would fail to evict any entry.
         for entry in folder.glob("*-cache"):
             if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
                 entry.unlink(missing_ok=True)
@@ -126,7 +130,7 @@ def _prepare(folder: Path) -> None:
 
 
 def cache_works() -> bool:
-    """Return whether a program is read from the cache when it is compiled a second time."""
+    """Return whether JAX reads a program from the cache if it is compiled a second time."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -148,7 +152,7 @@ def cache_works() -> bool:
 
 
 def describe() -> str:
-    """Return a description of the cache: its folder, size and limit, and whether it works."""
+    """Describe the cache: its folder, number of programs, size and limit, and whether it works."""
     folder = setting("jax_compilation_cache_dir")
     if not folder or not setting("jax_enable_compilation_cache"):
         return f"none: {cache_fault() or 'no command or setting has switched it on'}"

@@ -1,12 +1,13 @@
-"""Multi-process training of one run: joining the processes, agreement, and loss of a process.
+"""Training of one run by several processes: joining them, agreement, and the loss of a process.
 
 The same command runs on every host, and each step is one program over all devices. All processes
-must therefore take the same steps at the same time. They agree on everything that may differ
-between them, such as signals and speed. If one process is lost, the others cannot continue: they
-exit, and all processes must be started again together.
+must therefore take the same steps at the same time. Before each chunk of steps, they exchange the
+values that may differ between them, such as signals and speed, and agree on one value. If one
+process is lost, the remaining processes cannot continue: they exit, and all processes must be
+started again together.
 
-Only process 0 writes files, except for checkpoints: all processes write these together into one
-shared folder.
+All processes write checkpoints together into one shared folder. All other files are written by
+process 0 only.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ _ADVICE = "rerun the same command in every process to continue from the last sav
 
 
 class PeerLost(Exception):
-    """Error for the loss of another process of the run."""
+    """Error in this process if another process of the run was lost."""
 
     def __init__(self, reason: str):
         super().__init__(f"a peer process was lost ({reason}); {_ADVICE}")
 
 
 def faults(config: Any) -> list[str]:
-    """Return the faults of a config's `distributed` group, as messages; empty if it is valid."""
+    """Return a message for each fault of the configuration group `distributed`."""
     mode, count, own = config.mode, config.num_processes, config.process_id
     if mode not in MODES:
         return [f"distributed.mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}"]
@@ -83,13 +84,13 @@ def initialize(config: Any) -> None:
     """Join the processes of the run; call this before anything uses a device.
 
     Args:
-      config: the `distributed` group. Only its `mode` decides whether processes are joined. Nothing
-        is inferred from the environment, so a misconfigured cluster causes an error and not many
-        separate runs of one process each.
+      config: the group `distributed`. Only its `mode` decides whether processes are joined. Nothing
+        is inferred from the environment, so a misconfigured cluster causes an error. (Otherwise
+        each process would start a separate run.)
 
     Raises:
-      InputError: no cluster was found, the port is in use, or the number of processes is not the
-        configured one.
+      InputError: no cluster was found, the port is in use, or the number of processes differs from
+        `config.num_processes`.
     """
     if config.mode == "none":
         return
@@ -123,14 +124,14 @@ def initialize(config: Any) -> None:
 
 
 def _check_port_is_free(address: str) -> None:
-    """Check that process 0 can listen on the port; JAX crashes without a message otherwise.
+    """Check that process 0 can listen on the port. If it cannot, JAX crashes without a message.
 
     Raises:
       InputError: the port is in use or invalid.
     """
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
-        # The port of a run that has just ended counts as free.
+        # With this option, the port of a run that has just ended counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -142,7 +143,7 @@ def _check_port_is_free(address: str) -> None:
 
 
 def is_distributed() -> bool:
-    """Return whether this process has peers."""
+    """Return whether the run has other processes besides this one."""
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
 
 
@@ -162,7 +163,8 @@ def assert_same_across_processes(said: str) -> None:
 
 def is_primary() -> bool:
     """Return whether this process writes the files of the run."""
-    # Without peers, do not call `jax.process_index`: it would claim all devices of this machine.
+    # Do not call `jax.process_index` unless processes were joined: the call would initialize JAX,
+    # which claims all devices of this machine.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
@@ -193,8 +195,9 @@ def exit_if_peer_lost() -> Iterator[None]:
 def exit_process(exit_code: int) -> None:
     """End this process immediately if it has peers.
 
-    The peers wait for this process in a collective operation, and a normal exit would wait for the
-    peers in JAX's shutdown. The peers notice the loss sooner if this process ends immediately.
+    The peers are the other processes of the run. They wait for this process in a collective
+    operation, and a normal exit would wait for the peers in JAX's shutdown. The peers notice the
+    loss sooner if this process ends immediately.
     """
     if is_distributed():
         sys.stdout.flush()

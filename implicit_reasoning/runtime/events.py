@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written with TensorBoard's own protocol buffers, without TensorFlow.
+"""Writing of TensorBoard's event files with TensorBoard's own protocol buffers, not TensorFlow's.
 
-The calling thread writes the file. If the disk is full, the caller gets the error at once. With a
-worker thread, the worker would die silently, and its queue would fill up and block the caller.
+The calling thread writes the file, so the caller gets an error at once if the disk is full. A
+worker thread would die silently in this case, and its queue would fill up and block the caller.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 
 class EventFile:
-    """One event file; when `write` returns, the data is on disk and visible to TensorBoard."""
+    """One event file. When `write` returns, TensorBoard can read the data from the file."""
 
     def __init__(self, path: Path, begun: float) -> None:
         """Create the file and its folder.
@@ -52,8 +52,8 @@ class EventFile:
 
         Args:
           summary: the summary.
-          step: the step of its values.
-          when: the time of its values in seconds since 1970; by default now.
+          step: the step of the values in the summary.
+          when: the time of these values in seconds since 1970; by default now.
         """
         wall_time = time.time() if when is None else when
         self._write(Event(summary=summary, step=step, wall_time=wall_time))
@@ -68,7 +68,7 @@ class EventFile:
 
 
 def scalars(values: Mapping[str, float]) -> Summary:
-    """Return a summary with one point for each of several curves."""
+    """Return a summary with one point for each curve; the keys are the tags of the curves."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
 
 
@@ -102,7 +102,7 @@ def charts(title: str, curves: Mapping[str, Sequence[str]]) -> Summary:
 def hyperparameters(values: Mapping[str, Any], metrics: Sequence[str], begun: float) -> Summary:
     """Return a summary with one row of the table of hyperparameters.
 
-    The session has no end, so that a resumed run need not revoke it.
+    The summary has no end time, because a resumed run would continue after that time.
 
     Args:
       values: the hyperparameters. Values other than numbers, bools and strings are shown as `str`.

@@ -1,10 +1,11 @@
 """Locks on folders, so that two processes do not write to one folder at the same time.
 
-The lock is `flock` on `<folder>/.lock`. The system releases it when the process ends, for whatever
-reason. Some network file systems have no `flock`. The lock is then a marker file that is created
-exclusively, `<folder>/.lock.owner` (`filelock.SoftFileLock`). The marker names the process. A
-marker of a dead process of this host is taken over. A marker of another host must be removed by
-hand, because this host cannot tell whether that process is alive.
+The lock is `flock` on `<folder>/.lock`. The system releases the lock when the process ends, for
+whatever reason. Some network file systems have no `flock`. The lock is then a marker file that is
+created exclusively, `<folder>/.lock.owner` (`filelock.SoftFileLock`). The marker names its process
+and host. If the process ran on this host and has ended, the next process takes over the lock. A
+marker from a different host must be removed by hand, because this host cannot tell whether the
+process is still alive.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from implicit_reasoning.errors import InputError
 
 # Error codes of the system if the file system has no `flock`.
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
-_SECONDS = 0.05  # between two attempts
+_SECONDS = 0.05  # seconds between two attempts
 _PATIENCE = 600.0  # seconds to wait for a lock that is held during a short write
 
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock on a folder while the block runs; the folder is created if missing.
+    """Hold the lock on a folder in a `with` statement. The folder is created if missing.
 
     Args:
       folder: the folder to lock.
-      refusal: message of the error.
+      refusal: the message of the error if another process holds the lock.
 
     Raises:
       InputError: another process holds the lock.
@@ -43,9 +44,9 @@ def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for_lock(folder: Path) -> Iterator[None]:
-    """Wait for the lock on a folder and hold it while the block runs; for short writes.
+    """Wait for the lock on a folder, and hold the lock in a `with` statement.
 
-    The folder is created if missing.
+    Use this for short writes. The folder is created if missing.
 
     Raises:
       InputError: another process held the lock for ten minutes.
@@ -56,7 +57,7 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
 
 
 def describe_lock(folder: Path) -> str:
-    """Return which kind of lock works in an existing folder; for the `doctor` command.
+    """Describe the kind of lock that works in an existing folder, for the command `doctor`.
 
     Raises:
       OSError: the folder cannot be written.
@@ -98,7 +99,7 @@ def _locked(folder: Path, refusal: str, patience: float) -> Iterator[None]:
 
 
 def _wait(attempt: Callable[[], str | None], refusal: str, patience: float) -> str | None:
-    """Return the result of `attempt`, which is repeated while another process holds the lock.
+    """Call `attempt` until no other process holds the lock, and return its result.
 
     Raises:
       InputError: another process still holds the lock after `patience` seconds.
@@ -114,7 +115,7 @@ def _wait(attempt: Callable[[], str | None], refusal: str, patience: float) -> s
 
 
 def _flock(descriptor: int) -> str | None:
-    """Lock an open file; return None, or the system's message if there is no `flock`.
+    """Lock an open file. Return None, or the system's message if the file system has no `flock`.
 
     Raises:
       BlockingIOError: another process holds the lock.

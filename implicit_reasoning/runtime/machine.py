@@ -1,4 +1,4 @@
-"""This machine: cores, memory, JAX's settings, provenance, and measured peak FLOP/s."""
+"""Properties of this machine: cores, memory, JAX settings, provenance and measured peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Settings of JAX that change the random numbers or the numerics of a program. Settings that this
+# JAX settings that change the random numbers or the rounding of a program. Names that the installed
 # version of JAX does not have are ignored.
 _NUMERICS = (
     *("jax_enable_x64", "jax_explicit_x64_dtypes", "jax_numpy_dtype_promotion"),
@@ -44,10 +44,11 @@ _SECONDS = 0.02  # minimum duration of one measurement; far longer than the laun
 
 @contextlib.contextmanager
 def single_threaded_lapack() -> Iterator[None]:
-    """Run the LAPACK decompositions of this block on one thread each.
+    """Run each LAPACK decomposition within a `with` statement on a single thread.
 
     XLA's CPU programs use the LAPACK library of scipy, whose threads wait for each other by
-    spinning. An eigendecomposition of 256 x 256 took 100 to 260 ms on two threads, and 4 ms on one.
+    spinning. An eigendecomposition of a 256 x 256 matrix took 100 to 260 ms on two threads, and
+    4 ms on one thread.
     """
     # threadpoolctl limits only libraries that are already loaded.
     importlib.import_module("scipy.linalg.cython_lapack")
@@ -56,19 +57,19 @@ def single_threaded_lapack() -> Iterator[None]:
 
 
 def one_device_per_core() -> None:
-    """Make each CPU core a JAX device, for work that is split over devices.
+    """Make each CPU core a JAX device, so that work can be split over the cores.
 
-    Call this before JAX initializes its devices; later calls have no effect. Do not use it for
-    programs that call LAPACK: such a program was seen to hang on two of these devices (jax 0.10.2).
+    Call this before JAX initializes its devices; later calls have no effect. Do not call it in a
+    process that uses LAPACK: such a process hung with two of these devices (jax 0.10.2).
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(available_cores()))
 
 
 def available_cores() -> list[int]:
-    """Return the numbers of the cores that this process may run on.
+    """Return the indices of the CPU cores on which this process may run.
 
-    Only Linux restricts them. On other systems all cores are returned.
+    Linux can restrict a process to some cores. On all other systems, all cores are returned.
     """
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -76,16 +77,17 @@ def available_cores() -> list[int]:
 
 
 def pin_to_cores(numbers: Sequence[int]) -> None:
-    """Restrict this process to some cores; does nothing on systems other than Linux."""
+    """Restrict this process to the cores with these indices. This has an effect on Linux only."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
 
 def highest_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Return the same function with matrix products in true float32; for all measurements.
+    """Return a function whose matrix products are computed in true float32.
 
-    By default, matrix products use TF32 on recent GPUs and bfloat16 on TPUs. On a CPU nothing
-    changes. Apply this decorator before `jax.jit`.
+    All measurements use this decorator. By default, JAX computes float32 products in TF32 on recent
+    GPUs and in bfloat16 on TPUs. On a CPU, the decorator changes nothing. Apply it before
+    `jax.jit`.
     """
 
     @functools.wraps(function)
@@ -108,7 +110,8 @@ def memory_per_program() -> int:
 def max_open_files() -> int:
     """Raise the limit on open files as far as possible, and return the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    # A container may forbid this. macOS reports no limit, but rejects more than OPEN_MAX.
+    # A container may forbid a change of the limit. macOS reports no limit, but rejects a value
+    # above OPEN_MAX.
     for wanted in (hard, _OPEN_MAX if hard == resource.RLIM_INFINITY else hard):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -118,7 +121,7 @@ def max_open_files() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """Return the versions, settings, commit and hardware of this process."""
+    """Return the versions, JAX settings, commit and hardware with which this process runs."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -136,14 +139,14 @@ def provenance() -> dict[str, Any]:
 
 
 def numerics() -> dict[str, Any]:
-    """Return JAX's settings, by name, that change what a resumed run trains."""
+    """Return the JAX settings that change the results of training, by name."""
     found = {name: getattr(jax.config, name) for name in _NUMERICS if hasattr(jax.config, name)}
     plain = (bool, int, float, str, type(None))
     return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
 
 
 def _cpu_model() -> str:
-    """Return the processor's name from Linux, or else from Python's `platform`."""
+    """Return the name of the processor, from `/proc/cpuinfo` or else from Python's `platform`."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -152,9 +155,9 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that contains this code; None if there is none.
+    """Return the git commit of this code; None if the code is not in a checkout.
 
-    The suffix `-dirty` marks uncommitted changes.
+    The suffix `-dirty` means that there are uncommitted changes.
     """
     folder = Path(__file__).parents[1]
     if not (folder / ".git").exists():
@@ -169,9 +172,11 @@ def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) 
     """Measure the FLOP/s of a square matrix product on the default device.
 
     Args:
-      dtype: dtype of the factors. On GPUs, float32 means TF32 unless the precision says otherwise.
-      n: number of rows and columns; by default large enough to fill the device.
-      repeats: number of measurements. The best counts, because other programs may use the machine.
+      dtype: dtype of the factors. Recent GPUs compute float32 products in TF32.
+      n: number of rows and columns of the matrices; by default large enough to keep the device
+        busy.
+      repeats: number of measurements. The fastest one is used, because other programs may slow down
+        the machine during the others.
     """
     if n is None:
         n = 1024 if jax.default_backend() == "cpu" else 8192
@@ -192,7 +197,8 @@ def _time_products(one: Array, two: Array, count: int) -> float:
 
 @jax.jit
 def _products(one: Array, two: Array, count: ArrayLike) -> Array:
-    # Each product depends on the previous one, so XLA cannot remove any. The scale avoids overflow.
+    # Each product depends on the previous product, so XLA cannot remove any of them. The scale
+    # avoids overflow.
     scale = jnp.asarray(one.shape[0] ** -0.5, one.dtype)
     multiply = functools.partial(jnp.matmul, precision="default")
     return jax.lax.fori_loop(0, count, lambda _, x: multiply(x, two) * scale, one)

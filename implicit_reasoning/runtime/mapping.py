@@ -18,19 +18,21 @@ def map_over_axis(
     together: int | None = None,
     shared: tuple[Any, ...] = (),
 ) -> Any:
-    """Apply a function to every item of a stacked tree; devices along `trial` share the items.
+    """Apply a function to every item of a stacked tree.
+
+    The items are split evenly over the devices of the mesh axis `trial`.
 
     Args:
       function: called with one item and the shared arguments.
-      items: arrays with the items along their first axis.
-      mesh: a mesh of `make_mesh`; None: one device.
+      items: a tree of arrays. The first axis of every array is the axis of the items.
+      mesh: a mesh of `sharding.make_mesh`; None means one device.
       together: number of items that a device processes at once (`vmap`). The default is one on a
         CPU, where batched products of small matrices are slow, and all items elsewhere.
-      shared: arguments that all items share. Arrays that are on the mesh must be passed here and
-        not captured by `function`.
+      shared: further arguments of `function`, which are the same for all items. An array that is on
+        the mesh must be passed here; `function` must not capture it.
 
     Returns:
-      The results, with the items along their first axis.
+      The results, stacked along a first axis of items.
     """
 
     def by_turns(items: Any, *shared: Any) -> Any:
@@ -58,10 +60,10 @@ def _by_turns(function: Callable[[Any], Any], items: Any, together: int | None) 
 
 
 def fitting_mesh(n_members: int) -> Mesh | None:
-    """Return a mesh over as many devices as possible that divides the members evenly.
+    """Return a mesh over the largest number of devices that divides the number of members.
 
     Returns:
-      The mesh, with all devices along `trial`; None if only one device fits.
+      The mesh, with all its devices along the axis `trial`; None if that number is 1.
     """
     n_devices = len(jax.local_devices())
     most = max(n for n in range(1, n_devices + 1) if n_members % n == 0)

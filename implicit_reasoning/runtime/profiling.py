@@ -1,4 +1,4 @@
-"""Compilation time of a run, and a profiler trace of some of its early steps."""
+"""Compilation times of this process, and a profiler trace of a few early steps of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LOCK = threading.Lock()
-_FIRST, _LAST = 2, 5  # chunks of steps that are traced; chunk 1 is not, because it compiles
+_FIRST, _LAST = 2, 5  # the chunks of steps to trace; chunk 1 is skipped, because it compiles
 
 
 @dataclass
 class Compiles:
-    """Number and duration of compilations in this process, including programs found in the cache.
+    """The number and duration of compilations in this process.
+
+    Programs that were read from the compilation cache are included.
 
     Attributes:
       count: number of programs.
-      seconds: total duration.
+      seconds: total duration of their compilation or reading.
     """
 
     count: int = 0
@@ -44,7 +46,7 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
             _total.seconds += duration_secs
 
 
-# JAX has no public function to remove a listener, so there is one for the whole process.
+# JAX has no public function to remove a listener, so this listener stays for the whole process.
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
@@ -55,7 +57,7 @@ def compiles() -> Compiles:
 
 
 class Profile:
-    """Profiler trace of chunks 2 to 5 of the steps, for TensorBoard (xprof) or Perfetto."""
+    """A profiler trace of chunks 2 to 5 of the steps, for TensorBoard (xprof) or Perfetto."""
 
     def __init__(self, folder: Path | None):
         """Create the profile; `folder` is the folder of the trace, or None for no trace."""

@@ -1,12 +1,12 @@
 """The device mesh of a run, and the sharding of its arrays.
 
-The axes are `trial` (populations), `data` (rows of a batch) and `model` (heads and neurons). All
-axes are `Auto`: parameters declare their sharding, and the compiler propagates the rest.
+The axes are `trial` (trials of a population), `data` (rows of a batch) and `model` (heads and
+neurons). All axes are `Auto`: parameters declare their sharding, and the compiler chooses the
+sharding of all other arrays.
 
-Every sharding trains the same run, except that sums may be added in another order and are rounded
-differently. Losses agree to 1e-5 over the first 100 steps. After that, training is chaotic and
-amplifies the rounding differences. Single curves then differ, and only averages over seeds can be
-compared.
+The sharding of a run changes its results by rounding only, because sums are added in a different
+order. Losses agree to 1e-5 over the first 100 steps. After that, training is chaotic and amplifies
+the rounding differences. Single curves then differ, and only averages over seeds can be compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ AXES = ("trial", "data", "model")
 
 
 def make_mesh(config: Any) -> Mesh:
-    """Return the mesh of a config's `mesh` group; one axis may be -1, "all remaining devices".
+    """Return the mesh that the configuration group `mesh` describes.
+
+    The size of one axis may be -1, which means all remaining devices.
 
     Raises:
       InputError: the sizes are invalid, do not fit the devices, or leave a process without a
@@ -66,7 +68,10 @@ def row_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def put_scalar(number: int, where: NamedSharding) -> Int[Array, ""]:
-    """Put an int32 that all processes know on every device of `where`, without communication."""
+    """Put an int32 on every device of `where`, without communication.
+
+    All processes must pass the same number.
+    """
     copies = [jax.device_put(np.int32(number), device) for device in where.addressable_devices]
     return jax.make_array_from_single_device_arrays((), where, copies)
 
@@ -79,21 +84,20 @@ def tree_shardings(
     fsdp: bool = False,
     stacked: bool = False,
 ) -> Any:
-    """Return the sharding of every leaf of parameters, or of a tree that contains them (moments).
+    """Return the sharding of every leaf of a tree of parameters, or of a training state.
 
     Args:
       mesh: the device mesh.
       tree: a tree of arrays or of their shapes.
-      axes: for each dimension of a parameter, the mesh axis over which it is split, None for no
-        split, or `fsdp`; by dotted name of the parameter. A leaf belongs to the parameter whose
-        name ends its path (`moments.0.mu.embed.W_E` belongs to `embed.W_E`). Other leaves are not
-        split.
-      fsdp: also split weights over `data`, so that a device holds only its share of the weights and
-        of their moments (Rajbhandari et al. 2020, stage 3).
-      stacked: whether there is a leading axis of trials, which is split over `trial`.
+      axes: the entries of `Parameter.axes` for each parameter, by dotted name. A leaf of the tree
+        gets the sharding of the parameter whose name is the end of the leaf's path: the leaf
+        `moments.0.mu.embed.W_E` gets that of `embed.W_E`. All other leaves are not split.
+      fsdp: whether dimensions with the entry `fsdp` are split over `data`. A device then holds only
+        its share of the weights and of their moments (Rajbhandari et al. 2020, stage 3).
+      stacked: whether every leaf has a leading axis of trials, which is split over `trial`.
 
     Raises:
-      InputError: a mesh axis does not divide a dimension that is split over it.
+      InputError: the size of a mesh axis does not divide a dimension that is split over this axis.
     """
 
     def declared(path: str) -> Sequence[str | None]:
@@ -112,7 +116,7 @@ def tree_shardings(
                     f"which has shape {leaf.shape}; `model` must divide model.n_heads and "
                     "model.d_mlp, and with mesh.fsdp `data` must divide model.d_model"
                 )
-        while split and split[-1] is None:  # so that equal shardings have equal specs
+        while split and split[-1] is None:  # Without this, equal shardings could differ by `==`.
             split.pop()
         return NamedSharding(mesh, PartitionSpec(*split))
 

@@ -1,4 +1,4 @@
-"""Graceful handling of SIGTERM and SIGINT: the loop saves at its next step and exits."""
+"""Graceful handling of SIGTERM and SIGINT: the training loop saves its state soon and exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """Error that ends training after a signal; the state was saved, and the same call resumes."""
+    """Error that ends training after a signal. The state was saved; the same call resumes."""
 
     def __init__(self, step: int, signal_name: str):
         super().__init__(f"{signal_name}: saved at step {step}; rerun the same command to continue")
@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 class ShutdownRequest:
-    """Whether a signal has asked the process to stop; `number` is the signal's number, or 0."""
+    """A request to stop the process. `number` is the number of the received signal; 0 if none."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -36,9 +36,10 @@ def signal_name(number: int) -> str | None:
 
 @contextlib.contextmanager
 def shutdown_requests() -> Iterator[ShutdownRequest]:
-    """Record the first signal as a shutdown request; a second one has its default effect.
+    """Record the first SIGTERM or SIGINT within a `with` statement as a shutdown request.
 
-    Signals can be handled in the main thread only. In other threads, no request is recorded.
+    A second signal has the effect that it would have outside the `with` statement. Python can
+    handle signals in the main thread only, so no request is recorded in any other thread.
     """
     shutdown = ShutdownRequest()
     if threading.current_thread() is not threading.main_thread():

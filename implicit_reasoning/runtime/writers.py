@@ -1,8 +1,8 @@
-"""Writers of metrics: `metrics.jsonl`, which is the record, and TensorBoard, which displays it.
+"""Writers of metrics: `metrics.jsonl` is the record, and TensorBoard displays the same metrics.
 
 Rows are written in order and flushed one by one, so a crash can truncate only the last line. When a
-run resumes at an earlier step, the rows after that step are dropped, and TensorBoard's events are
-rewritten from the remaining rows. Both are then the same as for an uninterrupted run.
+run resumes at an earlier step, the rows after that step are removed, and TensorBoard's events are
+rewritten from the remaining rows. The results are the same as those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from implicit_reasoning.runtime import events
 
 Row = dict[str, Any]
 
-# Columns that differ between two otherwise equal runs.
+# Columns with times, which differ between two runs that are otherwise equal.
 TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
 
 
@@ -28,11 +28,11 @@ def read_metrics(path: Path) -> list[Row]:
     """Read the complete rows of a `metrics.jsonl`; a truncated last line is ignored.
 
     Raises:
-      InputError: another line is not a row; the message names the line.
+      InputError: a complete line is not a row; the message names the line.
     """
     if not path.exists():
         return []
-    # With `replace`, an invalid byte affects its own line only.
+    # With `replace`, an invalid byte makes only its own line invalid.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
 
@@ -50,21 +50,21 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 
 class MetricsFile:
-    """Writer that appends rows to a `metrics.jsonl`.
+    """A writer that appends rows to a `metrics.jsonl`.
 
     Attributes:
       rows: all rows of the file.
     """
 
     def __init__(self, path: Path, resumed_at: int):
-        """Open the file; drop a truncated last line and all rows after step `resumed_at`."""
+        """Open the file. Remove a truncated last line and all rows after the step `resumed_at`."""
         self.rows = [row for row in read_metrics(path) if row["step"] <= resumed_at]
         with atomic_write(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row; it is on disk when this function returns."""
+        """Append one row. The row is on disk when this function returns."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -76,11 +76,12 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Writer of scalars, charts with all splits, hyperparameters, and the configuration as text.
+    """A writer of TensorBoard events for one run.
 
-    Each accuracy has a second curve with the best value so far, `best_accuracy/<split>`.
-    TensorBoard's table of hyperparameters shows the last point of a curve, so it shows the final
-    and the best accuracy.
+    It writes all metrics as scalars, charts that show all splits together, the hyperparameters, and
+    the configuration as text. For each `accuracy/<split>` there is a second curve with the best
+    value so far, `best_accuracy/<split>`. TensorBoard's table of hyperparameters shows the last
+    point of each curve, so it shows both the final and the best accuracy.
     """
 
     def __init__(
@@ -92,15 +93,15 @@ class TensorBoard:
         splits: Sequence[str],
         rows: Sequence[Row],
     ):
-        """Create a new event file with all rows so far; older event files are removed.
+        """Remove old event files, and create a new event file with all rows so far.
 
         Args:
           folder: the folder of the event file.
-          config: the configuration, JSON-serializable; shown as text.
-          hyperparameters: columns of the table of hyperparameters. TensorBoard sorts them by name
-            and shows the first five.
-          splits: names of the splits in the charts.
-          rows: the rows so far, as in `MetricsFile.rows`.
+          config: the configuration as JSON values, which is shown as text.
+          hyperparameters: the columns of the table of hyperparameters. TensorBoard sorts the
+            columns by name and shows the first five.
+          splits: names of the splits to show in the charts.
+          rows: the metrics rows so far, as in `MetricsFile.rows`.
         """
         for old in folder.glob("events.*"):
             old.unlink()
