@@ -189,9 +189,9 @@ def _check_finite(infinite: np.ndarray) -> None:
 
 
 def _in_blocks(found: ClusterSums, n_examples: int) -> np.ndarray:
-    """Compute the fields that `_kept` returns, for one block of cells at a time.
+    """Compute the intervals of all cells, and return the fields that `_kept` returns.
 
-    The number of clusters is included unless all examples count. Blocks bound the memory.
+    Intervals are computed for one block of cells at a time, to bound the memory.
     """
     shape, n_sums = found.least.shape, found.sums.shape[-1]
     least, sums = found.least.reshape(-1), found.sums.reshape(-1, n_sums)

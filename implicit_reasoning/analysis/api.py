@@ -58,9 +58,9 @@ def analyze(
     """Measure a run's checkpoints with one instrument, and save the result in `analysis/<name>.nc`.
 
     Steps that are already in the saved result are not measured again. New steps are merged into the
-    saved result. All saved steps are measured again in two cases: the instrument compares them with
-    the last checkpoint and training has continued, or the saved confidence intervals are of an
-    earlier version.
+    saved result. All saved steps are measured again in two cases. In the first case, the instrument
+    compares checkpoints with the last checkpoint, and training has continued. In the second case,
+    the saved confidence intervals are of an earlier version.
 
     Args:
       run: the run to measure.

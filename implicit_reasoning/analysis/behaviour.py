@@ -186,7 +186,7 @@ def kinds_of_tokens(
 
 
 def _reached(tail: Int[np.ndarray, "entity relation"]) -> Bool[np.ndarray, "relation entity"]:
-    """Return, for each relation and entity, whether the entity is the tail of any such fact."""
+    """Return for each relation and entity whether a fact has this relation and this tail."""
     reached = np.zeros((tail.shape[1], tail.shape[0]), bool)
     head, relation = np.nonzero(tail >= 0)
     reached[relation, tail[head, relation]] = True

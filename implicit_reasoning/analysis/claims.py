@@ -77,8 +77,8 @@ class Claim:
 
     Attributes:
       kind: one of `CLAIM_KINDS`.
-      variable: name of a variable, such as "e2". If the kind is "stores", it is a fact or chain as
-        text.
+      variable: name of a variable, such as "e2". For claims of kind "stores", it is the text of a
+        fact or of a chain.
       unit: the unit that the statement is about.
     """
 
@@ -178,7 +178,7 @@ def _check_kind(claim: Claim) -> None:
 
 
 def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.DataArray:
-    """Return where the measured values of an output are above its null control.
+    """Return whether the measured values of an output are above their null control.
 
     The lower end of the interval of the measured value must be at least `MIN_TIMES_CHANCE` times
     the mean of the null control, and above the upper end of the interval of the null control.

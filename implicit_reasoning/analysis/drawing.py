@@ -150,8 +150,8 @@ def heat_maps(
       maps: title of each map, with its values. The values have the dimensions `rows` and `columns`
         and are at most 1; nan is white.
       label: label of the colour scale.
-      nulls: title of each map, with the values of its null control. They are written in brackets
-        below the values of the map.
+      nulls: title of each map, with the values of its null control. The values of the null control
+        are written in brackets below those of the map.
       ncols: number of maps per row.
       rows: the dimension on the y axis.
       columns: the dimension on the x axis.
@@ -209,8 +209,8 @@ def maps_over_steps(
 def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
     """Draw `heat_maps` of every variable at a few checkpoints, for one or two groups.
 
-    The maps of a variable are in one column. A row of maps that are nan everywhere is left out,
-    unless this is true of all rows.
+    The maps of a variable are in one column. A row of maps is left out if all its values are nan,
+    unless all values of all rows are nan.
 
     Args:
       values: array with the dimensions step, group, variable, layer, pos and edit. The first label

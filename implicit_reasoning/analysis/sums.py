@@ -74,7 +74,7 @@ class DeviceSums(NamedTuple):
     Attributes:
       least: float32 [*cell, group], the smallest value in the group among the examples that count;
         infinite if no example counts.
-      sums: float32 [*cell, pair], the sum of `value - least` over the examples of the pair that
+      sums: float32 [*cell, pair], the sum of `value - least` over those examples of the pair that
         count.
       sizes: float32 [*cell, pair], the number of examples of the pair that count; None if all
         examples count.

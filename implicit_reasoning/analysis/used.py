@@ -75,10 +75,12 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
       - `lens`: share of states at which the logit lens ranks the variable's token first, if "lens"
         is among the results.
       - `follows`: share of answers that the swap changes as the world predicts.
-      - `follows_random`: the maximum of `follows` over the controls of the swap.
+      - `follows_random`: share of answers that a control of the swap changes in the same way; the
+        maximum over the controls.
       - `stays_swapped`: share of answers that the swap leaves unchanged.
       - `stays_erased`: share of answers that the erasure leaves unchanged.
-      - `stays_control`: the minimum of `stays_erased` over the controls of the erasure.
+      - `stays_control`: share of answers that a control of the erasure leaves unchanged; the
+        minimum over the controls.
       - `n`: number of clusters with a query that counts.
       - `verdict`: one of `VERDICTS`; "" if `n` is too small or `decoded` is unknown.
       - `by_construction`: whether training teaches the variable at this state, if "decoding" is
@@ -168,7 +170,7 @@ def rows(made: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def disagreements(made: xr.Dataset) -> list[str]:
-    """Describe, in one sentence each, where decoding and use disagree at the last checkpoint."""
+    """Return a sentence for each entry of the last checkpoint where decoding and use disagree."""
     last = made.isel(step=[-1])
     sentences = []
     for row in rows(last):
@@ -235,8 +237,8 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
 def _answered_group(swap: xr.Dataset) -> str:
     """Return the default group of queries: the first test split, or the first training split.
 
-    The training split is used if at the last checkpoint fewer than `MIN_CLUSTERS` clusters of the
-    test split count for every variable and state.
+    The training split is the default only if no entry of the test split has at least `MIN_CLUSTERS`
+    clusters that count, at the last checkpoint.
     """
     trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
     count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
@@ -282,9 +284,9 @@ def _decoded(results: Mapping[str, xr.Dataset], group: str, end: str) -> xr.Data
 
 
 def _taught(decoding: xr.Dataset, made: xr.Dataset) -> xr.DataArray:
-    """Return where the variable is a training target: a bool array with dimensions of the table.
+    """Return whether each variable is a training target at each state of the table.
 
-    Training targets are at position r1 only.
+    The result is true at position r1 only.
     """
     taught = decoding["by_construction"].isel(step=-1, group=0, drop=True)
     taught = taught.reindex(variable=made["variable"], layer=made["layer"], fill_value=False)

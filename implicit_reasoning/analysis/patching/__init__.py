@@ -15,8 +15,7 @@
     functions.py             functions of the user for pairs and metrics, found by import path
     pair_instrument.py       base class of instruments that take pairs and metrics
 
-These instruments patch whole states, except for `neurons.py` and `parameters.py`. If the answer
-changes, the state holds information that the answer needs. The patch does not show which
-information this is. For example, a state that holds the bridge also holds its prefix, and the model
-may use only the prefix.
+Most patches replace a whole state. If the answer changes, the state holds information on which the
+answer depends. The patch does not show which information this is. For example, a state that holds
+the bridge may also hold e1 and r1, and the model may use only e1 and r1.
 """

@@ -5,9 +5,9 @@ clean run into the corrupted run. Every (layer, position) is patched. For the co
 corruption, the outputs of attention, of the MLP and of each head are also patched. A corruption
 changes one token of the query. There are three corruptions:
 
-- `counterfactual` replaces the token by an entity or relation for which the query has a known
-  answer that differs from the clean answer. If possible, the new query is a training query, so that
-  a model that has only memorised its training chains also knows the new answer.
+- `counterfactual` replaces the token by an entity or relation such that the answer to the new query
+  is known and differs from the clean answer. If possible, the new query is a training query, so
+  that a model that has only memorised its training chains also knows the new answer.
 - `symmetric` replaces the token by a random token of the same kind. The new query may have no
   answer, or the clean answer.
 - `noise` adds Gaussian noise to the embedding of the token. The standard deviation of the noise is

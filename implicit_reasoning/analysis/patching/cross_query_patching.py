@@ -5,7 +5,8 @@ pos]` of the source replaces that of the target in the forward pass of the targe
 represents b', the answer becomes the tail of (b', r2). This tail is the answer to the composed
 chain (e1', r1', r2).
 
-Source: Ye et al. 2025, section 4. This instrument adds three conditions to the paper's:
+Source: Ye et al. 2025, section 4. This instrument has three conditions that the paper does not
+have:
 
 - The composed chain is not in the training data, except in the group `TRAINED`. Otherwise a model
   that has memorised the composed chain could give its answer without using a bridge.
@@ -13,7 +14,8 @@ Source: Ye et al. 2025, section 4. This instrument adds three conditions to the 
 - The source's own answer differs from the composed answer. The patch then changes the answer to the
   composed answer only through the bridge, not by copying the source's answer.
 
-The states of the last layer are taken before the final norm.
+A further difference from the paper is that the states of the last layer are taken before the final
+norm.
 """
 
 from __future__ import annotations
@@ -175,20 +177,21 @@ class CrossQueryPatching(Instrument):
 
         "carried" needs two conditions at a (layer, position):
 
-        - Most answers become the composed answer if the source has another bridge and the composed
-          chain is not a training chain (group `BRIDGE`). The lower end of the share's interval is
-          at least `MAJORITY`. It is above chance; see `above_chance`.
-        - Most answers do not change if the source has another prefix with the same bridge (group
-          `SAME`).
+        - Most answers become the composed answer if source and target have different bridges and
+          the composed chain is not a training chain (group `BRIDGE`). The lower end of the share's
+          interval is at least `MAJORITY`, and the share is above chance; see `above_chance`.
+        - Most answers do not change if source and target have the same bridge and different
+          prefixes (group `SAME`).
 
         "composes" needs a (layer, position) that carries e2, and at which most answers also become
         the composed answer if no training chain begins with the source's first fact (group `OOD`).
 
-        "memorised" needs that in group `BRIDGE` most answers become the composed answer at no
-        (layer, position). In addition, the model must answer composed chains correctly in the group
-        `TRAINED`, and wrongly in the groups `BRIDGE` and `SAME`. The facts of the composed chains
-        in `BRIDGE` and `SAME` have roles that training chains use, and a composed chain in `SAME`
-        has the bridge of its target. A model that composes would therefore answer them correctly.
+        "memorised" needs that there is no (layer, position) at which most answers of group `BRIDGE`
+        become the composed answer. In addition, the model must answer composed chains correctly in
+        the group `TRAINED`, and wrongly in the groups `BRIDGE` and `SAME`. The facts of the
+        composed chains in `BRIDGE` and `SAME` have roles that training chains use, and a composed
+        chain in `SAME` has the bridge of its target. A model that composes would therefore answer
+        these chains correctly.
         """
         followed, followed_ood = self._followed(result, BRIDGE), self._followed(result, OOD)
         same = result.fraction_low.sel(expected="true", outcome=OUTCOMES[0], group=SAME) >= MAJORITY

@@ -1,8 +1,8 @@
 """Metrics of an answer, which measure the effect of a patch.
 
-A metric is a function of the logits at the last position of a prompt, and of the pair that the
-prompt belongs to. JAX traces it. A metric is one of `METRICS`, or a function of the user that is
-found by import path.
+A metric is a function that JAX can trace. Its arguments are the logits at the last position of a
+prompt, and the pair that the prompt belongs to. A metric is one of `METRICS`, or a function of the
+user that is found by import path.
 
 Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activation patching".
 """
@@ -67,7 +67,7 @@ def accuracy(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
 
 
 def divergence(logits: Logits, pair: PairBatch) -> Float[Array, " example"]:
-    """Return KL(clean run || this run), in nats."""
+    """Return KL(clean run || run with these logits), in nats."""
     return outcomes.divergence(logits, pair.clean_logits)
 
 

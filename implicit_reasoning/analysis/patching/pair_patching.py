@@ -246,8 +246,9 @@ class PairPatching(PairInstrument):
         the answer to the corrupt prompt must have a lower end of at least `MIN_LOWER_BOUND`, in at
         least one group.
 
-        All claims use noising and pairs whose two prompts are both answered correctly. The share
-        must be above the null control. Pairs of the user give no claims.
+        All claims use noising and pairs whose two prompts are both answered correctly. The share of
+        answers that become the answer to the corrupt prompt must be above the null control. Pairs
+        of the user give no claims.
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":

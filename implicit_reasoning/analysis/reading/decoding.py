@@ -302,7 +302,7 @@ def _other(
 
 
 def _by_construction(model: Transformer, dataset: Dataset, facts: Any, tails: Any) -> np.ndarray:
-    """Return where decoding is correct by construction.
+    """Return whether decoding is correct by construction.
 
     Returns:
       bool [variable, layer, group]. It is true in the last layer for a group if training teaches

@@ -167,7 +167,7 @@ class Geometry(Instrument):
         }
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "decodable" for e2 where the nearest centroid of most states is their bridge's.
+        """Claim "decodable" for e2 where most states are nearest to the centroid of their bridge.
 
         The centroid is computed without the state itself. The share of these states must also be
         above the null control.

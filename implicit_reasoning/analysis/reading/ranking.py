@@ -11,7 +11,7 @@ def ranks(
     wanted: Int[Array, "truth variable row"],
     among: Bool[Array, "variable token"] | None = None,
 ) -> Int[Array, "truth variable row"]:
-    """Return the rank of each wanted token: how many other tokens have no lower logit.
+    """Return the rank of each wanted token: the number of other tokens whose logit is not lower.
 
     Args:
       logits: the logits of each row.

@@ -250,7 +250,7 @@ _KNOWN_FROM = {"e2": "r1", "decoy": "r1", "e3": "r2", "answer": "r2"}
 
 
 def _possible(depth: int, computed: Sequence[str]) -> set[Cell]:
-    """Return the (variable, layer, position) triples that are possible in a causal model.
+    """Return the cells (variable, layer, position) that can represent their variable.
 
     A token can be represented at its own position from layer 0 on, and at later positions from
     layer 1 on. A computed variable can be represented from layer 1 on, at the first position whose
@@ -282,8 +282,8 @@ def _inputs_matter(depth: int) -> frozenset[Claim]:
     """Return the claims that are true of every model that answers chains.
 
     Each embedding represents its token, and the state at position r2 after the last layer
-    represents the answer. Of the layers between, it is certain only that the states at position r2
-    carry r2.
+    represents the answer. For the layers between, only one thing is certain: the states at position
+    r2 carry r2.
     """
     embedded = [(name, 0, name) for name in _TOKENS]
     last = [(name, depth, "r2") for name in (*_TOKENS, "answer")]

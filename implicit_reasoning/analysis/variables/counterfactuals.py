@@ -90,8 +90,8 @@ def choose_cases(
 def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " row"]:
     """Return at most `most` training chains for fitting, in ascending order.
 
-    Their first facts are those of `fitting_half`. Each first fact has about the same number of
-    chains.
+    The first facts of the chains are those of `fitting_half`. Chains are chosen such that their
+    number is about the same for each first fact.
     """
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
@@ -158,7 +158,8 @@ def follow_relations(
       hop: the first hop to follow, counted from 0.
 
     Returns:
-      The last entity; -1 if `start` is -1, or if training uses no fact for a hop.
+      The last entity; -1 if `start` is -1, or if a hop needs a fact that does not exist or that
+      training does not use.
     """
     for later in range(hop, len(relations)):
         usable = np.isin(world.role, [ROLES.index(letter) for letter in training_roles(later)])
@@ -174,7 +175,7 @@ def counterfactual_answers(
     name: str,
     others: Int[np.ndarray, "row value"],
 ) -> Int[np.ndarray, "row value"]:
-    """Return the answer token of each row if a variable had a different value.
+    """Return the answer token that each row would have for given values of one variable.
 
     The answer follows from the facts of the world, hop by hop. If the variable is `decoy`, the
     chain continues from the given value, as from a bridge. There is one exception: if training

@@ -150,7 +150,7 @@ class MeanSwap(Instrument):
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "used" where the swap gives most counterfactual answers, and no control gives many.
+        """Claim "used" where the swap gives most counterfactual answers, and every control few.
 
         A control with fewer than `MIN_CLUSTERS` clusters is ignored. At least one control must have
         enough clusters.

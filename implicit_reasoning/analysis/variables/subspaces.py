@@ -74,8 +74,8 @@ class Bottleneck(NamedTuple):
     """Projection of states onto an affine subspace.
 
     Attributes:
-      centre: a point of the subspace. Orthogonally to the directions, every projected state is
-        equal to this point.
+      centre: a point of the subspace. The projection replaces the component of a state that is
+        orthogonal to the directions by the component of this point.
       directions: the directions of the subspace, as orthonormal columns. Zero columns are padding.
     """
 
