@@ -65,3 +65,13 @@ def test_nothing_imports_tensorflow():
     code = "import implicit_reasoning.report, sys; print('tensorflow' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.stdout.strip() == "False", said.stderr
+
+
+def test_figures_leave_the_backend_of_matplotlib_to_the_user():
+    """Else `plt.show()` shows nothing in the notebook that imports an instrument."""
+    code = (
+        "import matplotlib, sys; matplotlib.use('svg'); import implicit_reasoning.figures;"
+        "print(matplotlib.get_backend(), 'matplotlib.pyplot' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.stdout.strip() == "svg False", said.stderr
