@@ -39,7 +39,7 @@ _UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"Creation
 
 
 class Rendered(NamedTuple):
-    """Figure, and the contents of its files by format."""
+    """A figure, and the contents of its files, by format."""
 
     figure: Figure
     files: dict[str, bytes]
@@ -53,8 +53,8 @@ def collect(run: Run, providers: Sequence[str] = PROVIDERS) -> list[Figure]:
       providers: the import paths of the providers.
 
     Raises:
-      InputError: a provider cannot be imported, a module defines neither `figures` nor `pages`, or
-        two figures have the same name.
+      InputError: a provider cannot be imported, a provider defines neither `figures` nor `pages`,
+        or two figures have the same name.
     """
     return _collect(run, providers, "figures")
 
@@ -94,7 +94,7 @@ def render(figure: Figure) -> Rendered:
 
 
 def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
-    """Write every figure as `<name>.svg`, `.png` and `.pdf`; delete figures of an older report."""
+    """Write every figure as `<name>.svg`, `.png` and `.pdf`. Delete other figures in `folder`."""
     current = {f"{one.figure.name}.{kind}" for one in rendered for kind in one.files}
     for kind in FORMATS:
         for old in folder.glob(f"*.{kind}"):
@@ -109,9 +109,9 @@ def write_files(rendered: Sequence[Rendered], folder: Path) -> None:
 def write_tensorboard(rendered: Sequence[Rendered], run: Run) -> None:
     """Write the figures as images to a separate TensorBoard event file.
 
-    The name of the file sorts before the event file of training. Some versions of TensorBoard
-    follow only the last file of a folder, and this must be the file with the growing curves. The
-    name is different each time, so that an open TensorBoard loads the new file.
+    The name of the file sorts before the name of training's event file. Some versions of
+    TensorBoard follow only the last file of a folder, and the last file must be the one to which
+    training adds rows. Every call gives the file a new name, so that an open TensorBoard loads it.
     """
     folder, rows = run.files.tensorboard, run.metrics
     for old in folder.glob(f"events.*{_SUFFIX}"):

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages about a run, without network access or scripts, ready to print."""
+"""Writes HTML pages about a run. The pages can be printed, and need no network and no scripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from implicit_reasoning.runs import Layout, Run
 
 
 def write_report(run: Run, providers: Sequence[str] = PROVIDERS) -> Path:
-    """Write the report of a run: `report/index.html`, figures, further pages, TensorBoard images.
+    """Write the report of a run: `report/index.html`, figures, pages and TensorBoard images.
 
     An existing report is replaced.
 
@@ -70,7 +70,7 @@ def make_environment() -> Environment:
 
 
 def _write_pages(run: Run, environment: Environment, pages: Sequence[Page]) -> None:
-    """Write `report/<name>.html` for each page, and delete the other pages of an older report."""
+    """Write `report/<name>.html` for each page. Delete other pages, from an older report."""
     template, folder = environment.get_template("extra.html"), run.files.report.parent
     written = {run.files.report}
     for page in pages:
@@ -116,7 +116,7 @@ def data_url(one: Rendered) -> str:
 
 
 def _links(files: Layout, pages: Sequence[Page]) -> dict[str, str]:
-    """Return the existing files of a run: path relative to the run directory -> description."""
+    """Return a description of each existing file of a run, by path relative to the directory."""
     described = {
         **{files.report.parent / f"{page.name}.html": page.title for page in pages},
         files.metrics: "one JSON object per line, with every number in the curves",

@@ -30,7 +30,7 @@ class TableCell(NamedTuple):
 
     Attributes:
       text: the text that is shown.
-      value: the value that the table is sorted by.
+      value: the value by which the table is sorted.
       link: the target of a link; empty for no link.
       state: the state of a trial, which sets the colour; empty for no colour.
     """

@@ -1,4 +1,4 @@
-"""Text and tables of the report of a run, as the context of the HTML template."""
+"""Makes the text and the tables of a run's report, as the context of the HTML template."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _summary(run: Run, dataset: Dataset) -> str:
 def _tiles(
     found: Phases, parts: Splits, last: dict[str, Any], floors: dict[str, tuple[float, str]]
 ) -> list[dict[str, Any]]:
-    """Return a tile for each phase of the task, with its rule and the last accuracy."""
+    """Return a tile for each phase, with the rule of the phase and the last accuracy."""
 
     def ended(split: str | None) -> list[str]:
         value = last.get(f"accuracy/{split}")
@@ -113,9 +113,9 @@ def _tile(name: str, value: str, *lines: str) -> dict[str, Any]:
 
 
 def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
-    """Return a warning if a shortcut satisfies the rule for "in-distribution".
+    """Return a warning if a shortcut has the accuracy of the phase "in-distribution".
 
-    In that case the in-distribution phase is no evidence for composition.
+    In that case, a model that reaches the phase need not compose facts.
     """
     accuracy, rule = floors.get(parts.held_out or "", (0.0, ""))
     if accuracy < 0.95:
@@ -128,10 +128,10 @@ def _warning(parts: Splits, floors: dict[str, tuple[float, str]]) -> str | None:
 
 
 def _final_answers(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the row for the table of splits.
+    """Return the row of metrics for the table of splits.
 
-    This is the last row with intervals. If there is none, it is the last row with an evaluation, or
-    else the last row.
+    This is the last row with intervals. If no row has intervals, it is the last row with an
+    evaluation. If no row has an evaluation, it is the last row.
     """
     evaluated = [row for row in rows if is_evaluated(row)]
     return row_with_intervals(rows) or (evaluated or rows)[-1]
@@ -162,7 +162,7 @@ def _split_table(
 
 
 def _unit(dataset: Dataset) -> str:
-    """Return the cluster variable of the accuracy intervals as text; see `worlds.clusters`."""
+    """Return as text what the accuracy intervals are clustered by; see `worlds.clusters`."""
     if "r2" in dataset.truth:
         return "bridge (single facts: by fact)"
     return "fact" if dataset.hops else "rows"
@@ -209,7 +209,7 @@ def _groups(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    """Return every start of the run, with the training time of the rows that still exist."""
+    """Return a table of the starts of the run, the versions, and the total training time."""
     starts = run.starts
     table = [
         {

@@ -1,6 +1,8 @@
-"""Sweeps: many trials of one configuration, on one device, many cores, a pod or a cluster.
+"""Sweeps train many trials of one configuration, on one device, many cores, a pod or a cluster.
 
-    grids.py      sets of trials: grids, zips, random points
+A trial is one run of the configuration, with overrides of some fields.
+
+    grids.py      sets of trials: grids, zipped lists, random points
     space.py      ranges and choices for random search and Optuna
     definition.py a validated sweep: the trials from `sweep_<name>()`, and their names
     run.py        `run_sweep`: trains the trials that are not done

@@ -1,4 +1,7 @@
-"""Cost estimate of a sweep: the cost of one trial of each shape, times the number of trials."""
+"""Cost estimate of a sweep: the cost of one trial of each shape, times the trials of that shape.
+
+Trials have the same shape if they can be trained together, as one population (`Sweep.shapes`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from implicit_reasoning.sweeps.definition import Sweep
 from implicit_reasoning.sweeps.run import default_launcher
 from implicit_reasoning.training.estimate import CostEstimate, duration, plan
 
-_SHOWN = 20  # maximum number of trials listed
+_SHOWN = 20  # maximum number of trial names in the description
 
 
 def describe_cost(
@@ -18,8 +21,8 @@ def describe_cost(
       sweep: the sweep, as returned by `define`.
       launcher: as for `run_sweep`.
       stop_at: as for `run_sweep`.
-      measure: whether to time some steps of each shape on this machine, which takes seconds per
-        shape.
+      measure: whether to time some training steps of each shape on this machine. This takes some
+        seconds per shape.
     """
     names = list(sweep.trials)
     lines = [f"{len(names)} trials, launcher {launcher or default_launcher(sweep)}:"]

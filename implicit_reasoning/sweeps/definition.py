@@ -37,11 +37,11 @@ _FAULTS = 20  # maximum number of faults in one message
 
 @dataclass(frozen=True)
 class Sweep:
-    """A base configuration and the overrides of all trials, converted to the types of the fields.
+    """A base configuration and the overrides of all trials.
 
     Attributes:
       base: the configuration that all trials share; locked.
-      trials: overrides by name of the trial.
+      trials: the overrides of each trial, by trial name. The values have the types of the fields.
     """
 
     base: ConfigDict
@@ -54,9 +54,10 @@ class Sweep:
 
     @cached_property
     def shapes(self) -> list[list[str]]:
-        """Groups of trial names; the trials of a group differ only in fields of `VARIED`.
+        """Groups of trial names; the trials of a group have the same shape.
 
-        `population.VARIED` has the fields in which the trials of a population may differ.
+        Trials have the same shape if they differ only in the fields of `population.VARIED`. These
+        are the fields in which the trials of one population may differ.
         """
         found: dict[str, list[str]] = {}
         for trial, overrides in self.trials.items():
@@ -77,7 +78,8 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
       overrides: overrides of the base configuration, applied before those of the trials.
 
     Raises:
-      InputError: there is no such sweep, or its trials have faults; the message lists all faults.
+      InputError: there is no such sweep, or its trials have faults; the message lists up to 20
+        faults.
     """
     base = apply_overrides(load_config(spec), overrides or {})
     function = choose(name, functions_with_prefix(spec, "sweep_"))
@@ -90,12 +92,13 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
 
 
 def functions_with_prefix(spec: str, prefix: str) -> dict[str, Any]:
-    """Return the functions of a configuration file by name, for names with a prefix.
+    """Return the functions of a configuration file whose names start with a prefix.
 
-    The prefix is removed from the names.
+    Returns:
+      The functions by name, without the prefix.
 
     Raises:
-      InputError: there is no such function.
+      InputError: no function of the file has the prefix.
     """
     where = spec.partition(":")[0]
     found = inspect.getmembers(config_module(where), inspect.isfunction)
@@ -110,12 +113,11 @@ def make_sweep(base: ConfigDict, trials: Sequence[Any]) -> Sweep:
 
     Args:
       base: the configuration that all trials share.
-      trials: overrides of each trial, as yielded by the configuration file. An element that is not
-        a dict is reported as a fault.
+      trials: the overrides of each trial. An element that is not a dict is reported as a fault.
 
     Raises:
-      InputError: there are no trials, or the message lists all faults: unknown fields, wrong types,
-        values out of bounds, duplicate trials.
+      InputError: there are no trials, or trials have faults: unknown fields, wrong types, values
+        out of bounds, or duplicate trials. The message lists up to 20 faults.
     """
     if not trials:
         raise InputError("the sweep has no trials")
@@ -149,7 +151,10 @@ def _parse(base: ConfigDict, overrides: Any) -> tuple[dict[str, Any], list[str]]
 
 
 def _out_of_bounds(base: ConfigDict, trials: Mapping[int, Overrides]) -> dict[int, list[str]]:
-    """Return faults by trial number; a full configuration is checked once per shape."""
+    """Return the faults of each trial, by trial number.
+
+    The overrides of every trial are checked, and one full configuration of each shape.
+    """
     faults: dict[int, list[str]] = {}
     by_shape: dict[str, list[int]] = {}
     for number, overrides in trials.items():
@@ -176,7 +181,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def names(trials: Sequence[Overrides]) -> list[str]:
-    """Return names for trials, composed of their overrides: `weight_decay=0.5,seed=1`."""
+    """Return a name for each trial, made of its overrides, such as `weight_decay=0.5,seed=1`."""
     short = short_keys(tuple(dict.fromkeys(key for overrides in trials for key in overrides)))
     return [_name({short[key]: value for key, value in trial.items()}) for trial in trials]
 

@@ -1,4 +1,4 @@
-"""Files of a sweep's directory: definition, journal, and the lock against other launchers.
+"""Files of a sweep's directory, and the lock that excludes other launchers from the directory.
 
     sweep.json       the base configuration, and the overrides of each trial
     journal.jsonl    one line for each event of a trial, in order
@@ -6,8 +6,8 @@
     populations/<n>/ stacked checkpoints and states of trials that were trained together
     report/          the report
 
-The definition of a sweep takes two files, for any number of trials. Only the launcher's process
-writes here, except that trials write in their own directories.
+`sweep.json` and `journal.jsonl` describe all trials, for any number of trials. The process of a
+trial writes only in the directory of that trial; the launcher's process writes the other files.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SWEEP_FORMAT = 1
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 STOPPED, FAILED, DIVERGED, PRUNED = "stopped", "failed", "diverged", "pruned"
 ENDED = (DONE, DIVERGED, PRUNED)
-"""States in which a trial has ended; DONE trials continue only if a later step is requested."""
+"""States in which a trial has ended. A DONE trial continues only if a later step is requested."""
 
 
 class Status(NamedTuple):
     """Status of a trial.
 
     Attributes:
-      state: one of the states above.
-      step: step that the trial has reached, as of its last event.
+      state: WAITING, RUNNING, DONE, STOPPED, FAILED, DIVERGED or PRUNED.
+      step: the step that the trial had reached at its last event.
       attempts: number of times that the trial was started.
       why: reason for a failure or a stop.
       seconds: total duration of the attempts.
@@ -108,15 +108,16 @@ def exclusive(files: SweepLayout) -> AbstractContextManager[None]:
 
 
 def begin(files: SweepLayout, sweep: Sweep) -> Sweep:
-    """Write the definition of a sweep, or merge it with the existing definition.
+    """Write the definition of a sweep, or merge it with the definition in the directory.
 
-    New trials are added to an existing sweep; its other trials remain.
+    The merged sweep has the trials of both definitions.
 
     Returns:
       The merged sweep.
 
     Raises:
-      InputError: the configuration of a started trial would change; the message names the trial.
+      InputError: the configuration of a started trial would change, and the message names the
+        trial; or the directory is a run.
     """
     trials = dict(sweep.trials)
     if files.sweep.exists():
@@ -203,19 +204,18 @@ class Journal:
         return self.statuses.get(trial, Status())
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Status:
-        """Append one event; it is on disk when this method returns.
+        """Append one event to the journal. The event is on disk when this method returns.
 
         Args:
           trial: name of the trial.
           state: the new state.
-          step: the step; by default unchanged.
+          step: the step that the trial has reached; by default the step of its last event.
           why: reason for a failure or a stop.
 
         Returns:
           The new status of the trial.
         """
-        # A monotonic clock, because durations must not be negative when the system clock is set
-        # back.
+        # Use a monotonic clock: durations must not be negative if the system clock is set back.
         now, before = time.monotonic(), self.status(trial)
         if state == RUNNING:
             self._began[trial] = now
@@ -284,7 +284,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def describe(files: SweepLayout, sweep: Sweep, name: str) -> None:
-    """Write a trial's overrides, and the fields that any trial of the sweep sets."""
+    """Write a file with a trial's name, its overrides, and all fields that the sweep sets."""
     about = {"name": name, "overrides": dict(sweep.trials[name]), "keys": list(sweep.keys)}
     write_json(files.trial(name).trial, about)
 

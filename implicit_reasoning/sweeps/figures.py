@@ -1,4 +1,4 @@
-"""Figures of a sweep: curves over seeds, times to generalize, heat maps of two-field grids."""
+"""Figures of a sweep: accuracy curves, times to generalize, and heat maps of two fields."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def figures(runs: Runs) -> list[Figure]:
 
 
 def by_point(runs: Runs) -> dict[str, list[int]]:
-    """Return the numbers of the trials of each point, in order of appearance."""
+    """Return the indices of the trials of each point, in order of appearance.
+
+    A point is a set of trials that differ only in seeds (`Runs.points`).
+    """
     found: dict[str, list[int]] = {}
     for number, name in enumerate(runs.names):
         found.setdefault(runs.points[name], []).append(number)
@@ -145,7 +148,10 @@ def _times(runs: Runs, phases: xr.Dataset) -> Figure | None:
 
 
 def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
-    """Plot a grid of two fields: median time and median final accuracy, over seeds."""
+    """Plot heat maps of median time and median final accuracy over the values of two fields.
+
+    There is a figure only if the sweep sets exactly two fields other than seeds.
+    """
     keys = [key for key in runs.sweep.keys if key not in SEEDS]
     values = [sorted({runs.value(name, key) for name in runs.names}, key=_order) for key in keys]
     if len(keys) != 2 or min(map(len, values)) < 2:
@@ -205,9 +211,9 @@ def _map(
 
 
 def median_time(times: np.ndarray) -> float:
-    """Return the median, where nan counts as later than all other times.
+    """Return the median of times; a time that is nan counts as later than all times that are not.
 
-    The result is nan if the median is such a time, or if there are no times.
+    The result is nan if half of the times or more are nan, or if there are no times.
     """
     if not len(times):
         return float("nan")

@@ -1,6 +1,6 @@
-"""Helpers for `sweep_<name>()` of a configuration: grids, zips and random points.
+"""Helpers for the functions `sweep_<name>()` of configurations: grids, zips and random points.
 
-The module imports quickly, as configurations should.
+This module imports few packages, because configurations import it and must load quickly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.sweeps.space import Space
 
 Overrides = Mapping[str, Any]
-"""Values by dotted key of the field."""
+"""Values of fields, by the dotted key of the field."""
 
 
 def grid(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -39,10 +39,13 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of trials of several sweeps, such as a `zipped` one and seeds.
+    """Yield every combination of one trial from each part, merged into one trial.
+
+    Args:
+      *parts: sets of trials; for example, one from `zipped` and a `grid` of seeds.
 
     Raises:
-      InputError: two sweeps set the same field.
+      InputError: two parts set the same field.
     """
     for chosen in itertools.product(*map(list, parts)):
         merged: dict[str, Any] = {}
@@ -58,7 +61,8 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
 def random_search(space: Space, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield `count` random points of a space.
 
-    The sequence depends only on the seed, so a larger `count` only adds points at the end.
+    The points depend on the space and the seed only. A larger `count` adds points at the end and
+    does not change the earlier points.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""`Runs`: a sweep opened for analysis; results have an additional dimension for trials."""
+"""`Runs` opens a sweep for analysis; its results have an additional dimension for trials."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_
 from implicit_reasoning.training.phases import Splits, phase_criteria, phases
 
 SEEDS = ("seed", "task.world_seed")
-"""Fields for randomness. Trials that differ only in these fields are runs of one point."""
+"""The fields that are seeds. Trials that differ only in these fields are runs of the same point."""
 
 
 class Runs(Sequence[Run]):
     """The started trials of a sweep as a sequence of `Run`s.
 
-    The object has the state of the sweep at its creation, also if the sweep continues. `runs[0]`,
-    `runs["seed=3"]` and `for run in runs` return runs. Measurements of all runs are labeled arrays
-    with the dimension `trial`. Its coordinates are the names of the trials and the fields that the
-    sweep sets.
+    The sequence has the trials that have started when the object is created; trials that start
+    later are not added. `runs[0]`, `runs["seed=3"]` and `for run in runs` return runs. Measurements
+    of all runs are labeled arrays with the dimension `trial`. The coordinates of this dimension are
+    the names of the trials and the fields that the sweep sets.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class Runs(Sequence[Run]):
 
         Args:
           workdir: directory of the sweep.
-          chosen: predicate on a trial's overrides that selects trials; by default all are selected.
+          chosen: function of a trial's overrides that returns whether the trial is selected. By
+            default, all trials are selected.
 
         Raises:
           InputError: the directory does not contain a sweep.
@@ -112,9 +113,9 @@ class Runs(Sequence[Run]):
 
     @cached_property
     def points(self) -> dict[str, str]:
-        """Description of each trial's point by trial name: its fields without seeds.
+        """The point of each trial as text, by trial name: the fields that the sweep sets, no seeds.
 
-        Runs of the same point have the same description.
+        Trials that differ only in seeds have the same text.
         """
         short = short_keys([key for key in self.sweep.keys if key not in SEEDS])
         return {
@@ -124,7 +125,7 @@ class Runs(Sequence[Run]):
         }
 
     def rows(self, trial: str) -> list[dict[str, Any]]:
-        """Return the rows of a trial's `metrics.jsonl`; they are cached at the first call."""
+        """Return the rows of a trial's `metrics.jsonl`. The file is read at the first call only."""
         if trial not in self._rows:
             self._rows[trial] = self[trial].metrics
         return self._rows[trial]
@@ -154,7 +155,7 @@ class Runs(Sequence[Run]):
         )
 
     def phases(self) -> xr.Dataset:
-        """Return the first step of each phase by trial; nan if the phase was not reached."""
+        """Return the step at which each trial reached each phase; nan if it did not reach it."""
         against: dict[str, tuple[Splits, float | None]] = {}
         found = []
         for trial in self.names:
@@ -186,8 +187,8 @@ class Runs(Sequence[Run]):
         """Measure all trials with one instrument; the result has `trial` as its first dimension.
 
         Trials of one world and shape are measured in one program, see `analysis.analyze_runs`. The
-        result of each trial is also saved in its directory. Trials without a checkpoint at one of
-        `steps` are omitted, and their names are printed.
+        result of each trial is also saved in the trial's directory. A trial that lacks a checkpoint
+        of at least one of `steps` is omitted, and its name is printed.
 
         Args:
           instrument: name of the instrument, or the instrument.
@@ -196,8 +197,8 @@ class Runs(Sequence[Run]):
           progress: whether to show a progress bar.
 
         Raises:
-          InputError: no trial has started, no trial has all `steps`, or `analyze` raises this
-            error.
+          InputError: no trial has started, no trial has all `steps`, or `analysis.analyze_runs`
+            raises this error.
         """
         if not self.names:
             raise InputError(f"no trial of {self.files.workdir} has started")

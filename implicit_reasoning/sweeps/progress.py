@@ -1,4 +1,4 @@
-"""Progress of a sweep: events go to the journal, and a progress bar shows an ETA."""
+"""Progress of a sweep: events are written to the journal, and a progress bar shows an ETA."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from implicit_reasoning.sweeps.directory import (
     SweepLayout,
 )
 
-_SECONDS = 1.0  # between checks of the trials' metrics
-_TAIL = 65_536  # bytes to read at the end of a metrics file; more than one row has
+_SECONDS = 1.0  # seconds between checks of the trials' metrics
+_TAIL = 65_536  # bytes to read at the end of a metrics file; a row is shorter
 
 
 class Progress:
-    """Recorder of events that also counts the steps of trials in other processes."""
+    """Records the events of trials, and counts the steps of trials that other processes train."""
 
     def __init__(
         self, files: SweepLayout, journal: Journal, stops: Mapping[str, int], *, bar: bool
@@ -38,7 +38,7 @@ class Progress:
         Args:
           files: files of the sweep.
           journal: journal to write to.
-          stops: final step by name, for the trials that the launcher was given.
+          stops: final step of each trial that the launcher trains, by trial name.
           bar: whether to show a progress bar; its unit is one step of any trial.
         """
         self._files, self._journal = files, journal
@@ -53,7 +53,7 @@ class Progress:
         self._show()
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
-        """Record an event of a trial; errors are also printed immediately."""
+        """Record an event of a trial. A failure or a divergence is also printed immediately."""
         if state != RUNNING and self._submitted.pop(trial, None) is not None:
             # The trial began and ended between two calls of `look`.
             self._journal.note(trial, RUNNING)
@@ -66,7 +66,7 @@ class Progress:
         self._show()
 
     def submitted(self, trial: str) -> None:
-        """Record that a trial was queued; `look` detects when it begins."""
+        """Record that a trial was queued; `look` detects when the trial begins."""
         self._submitted[trial] = _changed(self._files.trial(trial).provenance)
 
     def look(self) -> None:
@@ -118,7 +118,7 @@ def last_step(metrics: Path) -> int:
 
 
 def table(statuses: dict[str, Status]) -> str:
-    """Return a text table: the number of trials by state, and the error of each lost trial."""
+    """Return a text table: the number of trials by state, and why trials failed or diverged."""
     seen: collections.Counter[Any] = collections.Counter(
         status.state for status in statuses.values()
     )

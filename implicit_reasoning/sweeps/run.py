@@ -1,4 +1,4 @@
-"""`run_sweep`: train the trials of a sweep that are not done, with a launcher."""
+"""`run_sweep` trains, with a launcher, the trials of a sweep that are not done."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ LAUNCHERS = {
     "ray": "implicit_reasoning.sweeps.launchers.on_ray:on_ray",
     "slurm": "implicit_reasoning.sweeps.launchers.on_slurm:on_slurm",
 }
-"""Launchers of this package; others are specified by import path."""
+"""Launchers of this package. A user's own launcher is specified by its import path."""
 
 _OWN_BAR = ("vmap",)  # launchers that train in this process and show their own progress bar
 
 
 class SweepInterrupted(Interrupted):
-    """Interruption of a sweep by a signal; the states of its trials are saved."""
+    """A signal interrupted a sweep; the states of its trials are saved."""
 
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
@@ -58,7 +58,7 @@ class SweepInterrupted(Interrupted):
 
 
 class TrialsLost(Exception):
-    """Divergence or failure of some trials; all others are done."""
+    """Some trials of a sweep diverged or failed."""
 
 
 def check_all_done(statuses: Mapping[str, Status]) -> None:
@@ -82,14 +82,16 @@ def run_sweep(
 ) -> dict[str, Status]:
     """Train all trials of a sweep that are not done.
 
-    Trials that diverged or were pruned count as ended; failed trials are tried again.
+    Trials that diverged or were pruned are not trained again. Failed trials are tried again.
 
     Args:
       sweep: the sweep, as returned by `define`.
       workdir: directory of the sweep; created if it is missing.
-      launcher: a name in `LAUNCHERS`, or `package.module:function`. By default `vmap` on several
-        hosts, if some trials can form a population, or if there is only one trial; else `local`.
-      stop_at: total number of steps at which to stop every trial; the trials can be resumed.
+      launcher: a name in `LAUNCHERS`, or `package.module:function`. The default is `vmap` if this
+        process is one of several hosts, if some trials can form a population, or if there is only
+        one trial. Otherwise the default is `local`.
+      stop_at: step at which to stop every trial that does not end earlier. A later call can resume
+        the trials.
       only: names of the trials to train; by default all.
       options: options of the launcher, see its module.
 
@@ -98,8 +100,8 @@ def run_sweep(
 
     Raises:
       InputError: no trial was started, for one of these reasons: the configuration of a started
-        trial has changed, a name in `only` is unknown, another launcher uses the directory, or this
-        launcher cannot be used here.
+        trial has changed, a name in `only` is unknown, another launcher uses the directory, or
+        `launcher` cannot be used here.
       SweepInterrupted: the sweep was interrupted by a signal; the same call continues it.
       OSError: files cannot be written; the files of finished trials are complete.
     """
@@ -150,10 +152,13 @@ def pending_trials(
     stop_at: int | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, int]:
-    """Return the trials to train, with their final steps; record unrecorded ends of trials.
+    """Return the final step of each trial that must be trained, by trial name.
+
+    If a trial has saved its final step and the journal does not say so, the trial is recorded as
+    done.
 
     Raises:
-      InputError: a trial's directory contains a run with another configuration.
+      InputError: a trial's directory contains a run whose configuration is not that of the trial.
     """
     found = {}
     chosen = sweep.trials if only is None else set(only)
@@ -168,7 +173,8 @@ def pending_trials(
         if files.trial(trial).config.exists():
             if not same(trial):
                 check_same(files.trial(trial), sweep.config(trial))
-            # The launcher stopped before the trial ended, or another launcher trained the trial.
+            # The journal may lack the end of the trial: the launcher stopped before the trial
+            # ended, or another launcher trained the trial.
             if (step := last_saved_step(files.trial(trial))) >= stop:
                 journal.note(trial, DONE, step=step)
                 continue
@@ -177,10 +183,11 @@ def pending_trials(
 
 
 def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
-    """Return a function that tells whether a saved configuration is identical to the new one.
+    """Return a function that says whether a trial's saved configuration is the one of this sweep.
 
-    The function does not build the configuration of the trial, because there may be thousands of
-    trials. If it returns False, `check_same` may still find that the configurations are equivalent.
+    The function compares JSON and does not build the configuration of the trial, because there may
+    be thousands of trials. If the function returns False, `check_same` may still find that the two
+    configurations are equivalent.
     """
     base = {FORMAT_VERSION: CONFIG_FORMAT, **flatten(to_json(sweep.base))}
 

@@ -1,13 +1,15 @@
-"""Adaptive search with Optuna and any launcher: ask for trials, train them, report their metric.
+"""Adaptive search: Optuna chooses trials, any launcher trains them, and Optuna gets their metric.
 
 The configuration file defines `space_<name>()`, which returns a `Space`. Trials are sampled in
 batches, so that a batch can be trained as one population. With successive halving, a batch is
-trained to the first rung, its best part continues to the next rung, and so on. Resumed trials are
-bit-for-bit identical to uninterrupted ones, so a rung is implemented as a `stop_at`.
+trained up to a step, the first rung. Its best trials are trained up to the second rung, and so on.
+A rung is a call of `run_sweep` with `stop_at`, because a resumed trial is bit-for-bit identical to
+an uninterrupted trial.
 
-`optuna.log` in the sweep's directory has the state of the search, with the metric, its direction
-and the space. After an interruption, the same call continues the search and samples the same trials
-as an uninterrupted search. A call with another metric, direction or space is rejected.
+`optuna.log` in the sweep's directory has the state of the search, the metric, the direction
+(minimize or maximize) and the space. After an interruption, the same call continues the search and
+samples the same trials as an uninterrupted search. A call whose metric, direction or space differs
+from the file is rejected.
 
 Sources: Optuna 5, "Ask-and-tell interface"; Jamieson and Talwalkar 2016, "Non-stochastic best arm
 identification and hyperparameter optimization" (successive halving, here batch by batch).
@@ -67,9 +69,9 @@ class Search:
       metric: column of `metrics.jsonl`; its last value is maximized, or minimized with `minimize`.
       count: total number of trials.
       at_once: number of trials per batch.
-      rungs: ascending steps at which the worst trials of a batch are dropped; if empty, all trials
-        are trained to the end.
-      keep: fraction of a batch that continues after a rung.
+      rungs: ascending steps at which the worst trials of a batch are dropped. If `rungs` is empty,
+        all trials are trained to the end.
+      keep: fraction of the trials of a batch that continue after a rung.
       seed: seed of Optuna's sampler.
       minimize: whether a smaller metric is better.
     """
@@ -96,7 +98,7 @@ class Search:
 def find_space(
     spec: str, name: str, overrides: Overrides | None = None
 ) -> tuple[ConfigDict, Space]:
-    """Return the base configuration, and the space that `space_<name>()` of its file returns.
+    """Return the base configuration, and the search space from `space_<name>()` in the same file.
 
     Raises:
       InputError: the function does not exist, or does not return a space.
@@ -123,8 +125,8 @@ def search(
 
     Args:
       base: the configuration that all trials share.
-      space: distributions by field.
-      workdir: directory of the sweep that consists of the trials.
+      space: distributions by the dotted key of the field.
+      workdir: directory of the sweep to which the search adds its trials.
       what: objective and size of the search.
       launcher: as for `run_sweep`.
       options: options of the launcher.
@@ -133,8 +135,8 @@ def search(
       The status of every trial.
 
     Raises:
-      InputError: Optuna is not installed, the directory contains a different search, the trials do
-        not have the metric, or `run_sweep` raises this error.
+      InputError: Optuna is not installed, the directory contains a search with another metric,
+        direction or space, the trials do not have the metric, or `run_sweep` raises this error.
       SweepInterrupted: the search was interrupted by a signal; the same call continues it.
     """
     try:
@@ -187,7 +189,8 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
     }
     stored = study.user_attrs.get(_DEFINITION) or _as_told(study, wanted)
     if not any(trial.intermediate_values or trial.values for trial in study.trials):
-        stored = {**stored, "metric": what.metric}  # no value has been reported yet
+        # No value has been reported yet, so the metric may change.
+        stored = {**stored, "metric": what.metric}
     if changes := _changes(stored, wanted):
         raise InputError(
             f"{files.workdir} holds a different search ({listed(changes)}); use its metric and "
@@ -199,7 +202,7 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
 
 
 def _as_told(study: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the definition of an old study, which did not store it, from its trials."""
+    """Infer the definition of a study from its trials; older versions did not store it."""
     space = dict(wanted["space"])
     for trial in study.get_trials(deepcopy=False):
         for key, given in trial.distributions.items():
@@ -221,7 +224,7 @@ def _bounds(given: Any) -> dict[str, Any]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return the differences between two definitions, by name."""
+    """Return the metric, the direction and the fields in which two definitions differ."""
     changes = [Change(key, old[key], new[key]) for key in ("metric", "minimize")]
     keys = sorted({*old["space"], *new["space"]})
     changes += [
@@ -231,11 +234,11 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 
 
 def _batch(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
-    """Return the unfinished trials of an interrupted start, or else the next batch.
+    """Return the trials that an interrupted call did not finish, or else the next batch.
 
-    Each trial is written together with its chosen values. If a start was killed while it wrote a
-    batch, the batch is incomplete: the same values are then sampled again and the missing trials
-    are added. The list is empty when the search has the requested number of trials.
+    If a call was killed while it wrote a batch, some trials of the batch are missing. The values of
+    the whole batch are then sampled again, which gives the same values, and the missing trials are
+    added. The list is empty when the search has the requested number of trials.
     """
     for frozen in _running(optuna, study):
         if _CHOSEN not in frozen.user_attrs:  # written by an older version
@@ -258,7 +261,7 @@ def _batch(optuna: Any, study: Any, space: Space, what: Search) -> list[Any]:
 def _choose(
     optuna: Any, study: Any, before: Sequence[Any], space: Space, what: Search, size: int
 ) -> list[Any]:
-    """Sample the next batch, given the trials before it; the study is not modified.
+    """Sample the next batch, given the earlier trials `before`. The study is not modified.
 
     Returns:
       Optuna trials in state RUNNING.
@@ -311,10 +314,13 @@ def _tell(
     what: Search,
     rung: int | None,
 ) -> dict[Any, str]:
-    """Report the results at a rung (None is the end), and return the trials that continue."""
+    """Report the results at a rung, and return the trials that continue.
+
+    `rung` is None at the end of training.
+    """
     values: dict[Any, float] = {}
     for trial, name in named.items():
-        # An interrupted start may already have marked trials as pruned.
+        # An interrupted call may already have marked trials as pruned.
         if statuses[name].state in (DONE, PRUNED):
             values[trial] = last_value(files, name, what.metric)
         else:
@@ -325,7 +331,7 @@ def _tell(
         return {}
     reported = {each.number for each in study.get_trials() if rung in each.intermediate_values}
     for trial, value in values.items():
-        if trial.number not in reported:  # an interrupted start may already have reported the value
+        if trial.number not in reported:  # an interrupted call may already have reported the value
             trial.report(value, rung)
     best = _best(study, {trial.user_attrs[_BATCH] for trial in values}, rung, what)
     going = {trial: named[trial] for trial in values if trial.number in best}
@@ -341,10 +347,10 @@ def _tell(
 
 
 def _best(study: Any, batches: set[int], rung: int, what: Search) -> set[int]:
-    """Return the numbers of the best trials of a batch at a rung.
+    """Return the Optuna numbers of the best trials of a batch at a rung.
 
-    Trials that an interrupted start already dropped are part of the ranking, so that a resumed
-    search does not halve the batch twice.
+    The ranking includes the trials that an interrupted call has already dropped. Otherwise, a
+    resumed search would halve the batch a second time.
     """
     batch = [
         each
@@ -361,7 +367,7 @@ def _statuses(files: SweepLayout) -> dict[str, Status]:
 
 
 def last_value(files: SweepLayout, trial: str, metric: str) -> float:
-    """Return the last value of a metric that a trial has written.
+    """Return the last value that a trial has written for a metric.
 
     Raises:
       InputError: the trial has no such metric.

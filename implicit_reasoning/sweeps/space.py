@@ -74,7 +74,7 @@ class Integer(_Range):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values, which have no order."""
+    """One of several values without an order."""
 
     options: tuple[Any, ...]
 
@@ -92,7 +92,7 @@ class Choice:
 
 
 def described(distribution: Distribution) -> dict[str, Any]:
-    """Return a distribution as JSON for comparison: its kind, and its bounds or options."""
+    """Return the kind and the bounds or options of a distribution, as JSON that can be compared."""
     about: dict[str, Any] = {"kind": type(distribution).__qualname__}
     if dataclasses.is_dataclass(distribution):
         about |= {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
@@ -101,4 +101,4 @@ def described(distribution: Distribution) -> dict[str, Any]:
 
 
 Space = Mapping[str, Distribution]
-"""Distributions by dotted key of the field."""
+"""The distribution of each field, by the dotted key of the field."""

@@ -1,8 +1,8 @@
-"""Training of one trial in a process: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
+"""Trains one trial in a process: `python -m implicit_reasoning.sweeps.worker DIR TRIAL STOP`.
 
-The launchers `local` and `slurm` start this module; `ray` calls `run_trial`. The sweep's directory
-contains everything that it needs. An optional fourth argument lists the CPU cores to use. The exit
-codes are those of the commands.
+The launchers `local` and `slurm` start this module; the launcher `ray` calls `run_trial`. The
+worker reads the trial's configuration from the sweep's directory DIR. An optional fourth argument
+lists the CPU cores to use. The exit codes are those of the command `train`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
 
 
 def run_trial(directory: str | Path, trial: str, stop: int) -> tuple[int, str]:
-    """Train a trial until step `stop`, or continue its training.
+    """Train a trial until step `stop`; a trial with a saved state resumes from that state.
 
     Returns:
-      The exit code and the message of the command `train`.
+      The exit code of the command `train`, and the error message, which is empty after success.
     """
     use_cache()
     files = SweepLayout(Path(directory))

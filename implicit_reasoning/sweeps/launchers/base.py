@@ -1,8 +1,8 @@
 """The launcher interface: a launcher receives trials to train and reports their progress.
 
-A launcher can be stopped at any time, and another one can continue its work: the complete state is
-in the trials' directories and in the sweep's journal. Each launcher decides how to assign trials to
-devices, processes and machines.
+A launcher can be stopped at any time, and another launcher can continue its work, because the
+complete state is in the trials' directories and in the sweep's journal. Each launcher decides how
+to assign trials to devices, processes and machines.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class ProgressReporter(Protocol):
     """The interface through which a launcher reports progress; see `progress.py`."""
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> Any:
-        """Record that a trial has a new state, one of those in `directory.py`."""
+        """Record that a trial has a new state. `directory.py` lists the states."""
         ...
 
     def submitted(self, trial: str) -> None:
-        """Record that a trial was queued; `look` detects when it begins."""
+        """Record that a trial was queued; `look` detects when the trial begins."""
         ...
 
     def look(self) -> None:
@@ -56,7 +56,7 @@ class LaunchRequest(NamedTuple):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """A function that trains trials and returns when all have ended or a signal stopped them."""
+    """A function that trains trials. It returns when all have ended or a signal stopped them."""
 
     def __call__(
         self, work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest
@@ -70,17 +70,17 @@ class Launcher(Protocol):
 
 
 def last_saved_step(files: Layout) -> int:
-    """Return the step from which a trial would resume, 0 if nothing is saved."""
+    """Return the step from which a trial would resume; 0 if no state is saved."""
     saved = saved_states.newest(files)
     return saved.step if saved else 0
 
 
 def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
-    """Return the state that the end of a trial's process implies, and the reason.
+    """Return the state of a trial after its process has ended, and the reason for that state.
 
     Args:
-      code: exit code; a negative code is the number of the signal that killed the process; None
-        means unknown.
+      code: the exit code of the process. The code -n means that signal n killed the process, and
+        None means that the code is unknown.
       said: the standard error of the process.
     """
     if code == 0:
@@ -100,7 +100,7 @@ def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
 
 
 def missing_package(extra: str, module: str, error: ImportError) -> InputError:
-    """Return the error for an optional package that is not installed."""
+    """Return the error for an optional package that cannot be imported."""
     return InputError(
         f"this needs the package {module} ({error}): pip install 'implicit_reasoning[{extra}]'"
     )

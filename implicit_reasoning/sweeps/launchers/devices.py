@@ -1,4 +1,4 @@
-"""Partition of this machine into shares for parallel trials: CPU cores and devices."""
+"""Divides the CPU cores and the devices of this machine among trials that run in parallel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import NamedTuple
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runtime.machine import available_cores
 
-_MEMORY = 0.9  # fraction of a GPU's memory for all trials on it together
+_MEMORY = 0.9  # fraction of a GPU's memory that all trials on this GPU reserve together
 
 
 class DeviceShare(NamedTuple):
     """Resources of one trial's process.
 
     Attributes:
-      cores: numbers of the CPU cores that it may use.
-      environment: additional environment variables that select its device.
+      cores: numbers of the CPU cores that the process may use.
+      environment: additional environment variables that select the device of the process.
     """
 
     cores: tuple[int, ...]
@@ -28,10 +28,11 @@ class DeviceShare(NamedTuple):
 
 
 def device_shares(workers: int | None) -> list[DeviceShare]:
-    """Divide this machine into shares.
+    """Divide the cores and the devices of this machine into shares, one for each parallel trial.
 
     Args:
-      workers: number of shares; by default one per GPU or TPU chip, or one per core.
+      workers: number of shares. The default is one per GPU or TPU chip, or one per core if there
+        are no such devices.
 
     Raises:
       InputError: `workers` is negative, or greater than the number of TPU chips.

@@ -1,4 +1,4 @@
-"""Launcher `local`: a pool of processes on this machine, each with a device or some CPU cores."""
+"""Launcher `local` runs trials in processes on this machine, each with a device or CPU cores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from implicit_reasoning.sweeps.launchers.base import (
 )
 from implicit_reasoning.sweeps.launchers.devices import DeviceShare, device_shares
 
-_SECONDS = 0.1  # between checks
+_SECONDS = 0.1  # seconds between checks of the processes
 _PATIENCE = 120.0  # seconds that a process has for saving its state and exiting
 
 
@@ -93,7 +93,11 @@ def _start(
 def _end(
     work: LaunchRequest, board: ProgressReporter, ended: _Running, shutdown: ShutdownRequest
 ) -> str:
-    """Record the final state of a trial; return the reason if files cannot be written."""
+    """Record the final state of a trial.
+
+    Returns:
+      The error message if the trial could not write its files, else an empty string.
+    """
     code, said = ended.process.returncode, ended.said.read_text(errors="replace")
     state, why = state_of_exit(code, said)
     if shutdown and code == -signal.SIGTERM:  # the trial had not begun, so it had nothing to save
@@ -103,9 +107,10 @@ def _end(
 
 
 def _ask_to_leave(running: list[_Running]) -> None:
-    """Send SIGTERM, upon which workers save and exit; kill those that exceed the time limit.
+    """Send SIGTERM to the workers, which then save their states and exit.
 
-    A killed worker loses the steps after its last save.
+    A worker that takes longer than the time limit is killed, and loses the steps after its last
+    save.
     """
     for each in running:
         each.process.terminate()

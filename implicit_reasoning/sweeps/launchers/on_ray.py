@@ -1,4 +1,4 @@
-"""Launcher `ray`: tasks on an existing Ray cluster (`--address=`) or on this machine.
+"""Launcher `ray` runs trials as tasks on an existing Ray cluster (`--address=`) or this machine.
 
 Every trial has its own process (`max_calls=1`), which releases the device when it ends. If a
 process is killed or a node is lost, Ray restarts the trial, and the trial resumes from its last
@@ -26,8 +26,8 @@ from implicit_reasoning.sweeps.launchers.base import (
     state_of_exit,
 )
 
-_RETRIES = 8  # of a trial whose process or node is lost
-_SECONDS = 0.5  # between checks
+_RETRIES = 8  # times that Ray restarts a trial whose process or node is lost
+_SECONDS = 0.5  # seconds between checks of the tasks
 
 
 def on_ray(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
@@ -79,7 +79,7 @@ def _wait(
         if (shutdown or unwritable) and not cancelled:
             cancelled = True
             for task in tasks:
-                # This sends SIGINT, upon which a trial saves its state and exits.
+                # This sends SIGINT to the trial, which then saves its state and exits.
                 ray.cancel(task, force=False)
         for task in ray.wait(list(tasks), timeout=_SECONDS)[0]:
             trial = tasks.pop(task)

@@ -1,11 +1,11 @@
-r"""Launcher `slurm`: a job array on a Slurm cluster, submitted with submitit.
+r"""Launcher `slurm` runs trials as a job array on a Slurm cluster, submitted with submitit.
 
 Each trial is one job of the array. Slurm sends SIGUSR2 before the time limit and at preemption: the
 trial then saves its state, is requeued, and resumes. `scontrol requeue`, which sends SIGTERM, has
 the same effect. `--slurm=timeout_min=240,slurm_partition=gpu,gpus_per_node=1` sets parameters of
 submitit (`\,` is a comma inside a value). `--workers=` limits the number of jobs that run at once.
 All nodes must share the sweep's directory. If the launcher is killed and started again, it finds
-its jobs.
+the jobs that it submitted before.
 
 Source: submitit 1.5, `docs/checkpointing.md`.
 """
@@ -36,8 +36,8 @@ from implicit_reasoning.sweeps.launchers.base import (
     state_of_exit,
 )
 
-_SECONDS = 1.0  # between checks of the jobs' result files
-_ASK = 30.0  # seconds between queries to Slurm, which detect jobs that ended without a result file
+_SECONDS = 1.0  # seconds between checks of the jobs' result files
+_ASK = 30.0  # seconds between queries to Slurm that find jobs that ended without a result file
 _ARRAY = 1_000  # jobs per array; Slurm's default MaxArraySize is 1001
 # Times that a trial may resume after the time limit; the default of submitit is 3.
 _TIMEOUTS = 1_000
@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "slurm_array
 
 
 def on_slurm(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Submit all trials and wait for them; on a signal, cancel the jobs, which save their states.
+    """Submit all trials and wait for them. On a signal, cancel the jobs, which save their states.
 
     Raises:
       InputError: submitit is not installed, Slurm is not available, a parameter is unknown, or
@@ -115,7 +115,7 @@ def _jobs(
     kept: Path,
     cluster: str,
 ) -> dict[str, Any]:
-    """Return a job for each trial: an existing one from an earlier start, or a new one."""
+    """Return a job for each trial: the queued or running job of an earlier start, or a new job."""
     known = read_json(kept) if kept.exists() else {}
     jobs: dict[str, Any] = {}
     if cluster == "slurm":
@@ -134,7 +134,7 @@ def _jobs(
         for trial in trials:
             describe(work.files, work.sweep, trial)
         jobs |= _submit(executor, work, trials)
-        # Saved after every array, so that a launcher killed at this point finds its jobs again.
+        # Save after every array, so that a later start finds these jobs if this start is killed.
         write_json(kept, known | {trial: job.job_id for trial, job in jobs.items()}, indent=None)
         for trial in trials:
             board.submitted(trial)
@@ -212,7 +212,8 @@ class Task:
     def __call__(self, trial: str, stop: int) -> tuple[int, str]:
         """Run the worker and return its exit code and standard error.
 
-        If Slurm will requeue the job, the process exits without a result.
+        If a signal stopped the worker, this process exits without a result, and the job is
+        requeued.
         """
         signal.signal(signal.SIGTERM, self._leave)  # submitit ignores SIGTERM by default
         command = [sys.executable, "-m", "implicit_reasoning.sweeps.worker"]
@@ -223,7 +224,7 @@ class Task:
             self._process.terminate()
         said = self._process.communicate()[1]
         print(said, file=sys.stderr, end="")
-        # The code is negative if the worker had not begun.
+        # The exit code is negative if the signal killed a worker that had not begun to train.
         if self._asked and self._process.returncode:
             sys.exit(Exit.INTERRUPTED)
         return self._process.returncode, said

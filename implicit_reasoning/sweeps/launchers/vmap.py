@@ -1,7 +1,8 @@
-"""Launcher `vmap`: one program trains all trials of the same shape, on all devices of this process.
+"""Launcher `vmap` trains trials of the same shape in one program, on all devices.
 
-Trials of different shapes form several populations, which are trained one after another. On a pod,
-every host runs the same command, and the trial axis is sharded over the devices of all hosts.
+Trials of the same shape form a population, or several if they do not fit into memory together.
+Populations are trained one after another. On a pod, every host runs the same command, and the trial
+axis is sharded over the devices of all hosts.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from implicit_reasoning.training.settings import Trial
 from implicit_reasoning.worlds import Dataset
 
 _COPIES = 4  # copies of a trial's state that a step may need: state, gradients and temporaries
-_FILES = 3  # open files per trial in the process that writes
+_FILES = 3  # open files per trial in the process that writes the files of the trials
 _OTHER_FILES = 128
 
 
@@ -59,7 +60,7 @@ class _Group:
 
 
 def vmap(work: LaunchRequest, board: ProgressReporter, shutdown: ShutdownRequest) -> None:
-    """Train one population after another; a trial that cannot be opened does not affect others."""
+    """Train one population after another. A trial that cannot be opened is recorded as failed."""
     left = list(work.stops)
     while left:
         groups, left = _groups(work, board, left), []
@@ -134,7 +135,7 @@ def _train(
 
 
 def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) -> list[_Group]:
-    """Group trials by shape and saved step into populations that fit into memory."""
+    """Group trials into populations that fit into memory, by shape, saved step and final step."""
     found: dict[tuple[str, int, int], list[tuple[str, Trial]]] = {}
     built: dict[str, Dataset] = {}
     sizes: dict[str, int] = {}
@@ -168,7 +169,7 @@ def _groups(work: LaunchRequest, board: ProgressReporter, names: Sequence[str]) 
 
 
 def _most_at_once(trial: Trial) -> int:
-    """Return the largest number of trials that device memory and open files allow."""
+    """Return the largest number of trials that the limits on memory and open files allow."""
     settings = trial.settings
     spec = setup.make_model(settings.model, trial.dataset).spec
     cost = step_cost(spec, batch_size=settings.batch_size, **row_shape(trial.dataset))
@@ -178,7 +179,7 @@ def _most_at_once(trial: Trial) -> int:
 
 
 def _next(files: SweepLayout) -> int:
-    """Return the number of the next population; each start creates new populations."""
+    """Return the number of the next population; each start of a sweep creates new populations."""
     here = [int(path.name) for path in files.populations.glob("*") if path.name.isdecimal()]
     return max(here, default=-1) + 1
 
@@ -195,5 +196,5 @@ def _drop_old_states(files: SweepLayout) -> None:
 
 
 def _members(files: Layout) -> Path:
-    """Return the path of the list of members, in the order of their rows."""
+    """Return the path of the file with the names of a population's trials, in order of rows."""
     return files.workdir / "members.json"
