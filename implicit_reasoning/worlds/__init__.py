@@ -1,15 +1,16 @@
 """Worlds of facts, multi-hop chains, and the datasets made from them; requires only NumPy.
 
     world.py      facts and their roles
-    chains.py     chains of facts: all multi-hop chains of a world
+    chains.py     chains of facts; lists all multi-hop chains of a world
     dataset.py    rows for training and testing, with the truth about each row
     clusters.py   clusters of dependent rows, for confidence intervals
     spelling.py   conversion of chains to tokens
-    tasks/        from a configuration to a dataset; the table of tasks
+    tasks/        tasks, which build a dataset from a configuration; the table of tasks
     shortcuts.py  baselines that answer test chains without composition
     exchange.py   JSON folders of GrokkedTransformer (exchange_text.py: their syntax)
 
-A user-defined task is a function from its settings to a `Dataset`; the README has an example.
+A user-defined task is a function that takes its settings and returns a `Dataset`. The README has an
+example.
 """
 
 from implicit_reasoning.worlds.chains import Chains, enumerate_chains, exposure, patterns

@@ -1,6 +1,6 @@
 """Chains: sequences of facts in which each fact starts at the tail of the fact before it.
 
-A chain is an array of fact numbers; its entities, relations and roles are look-ups in the world. An
+A chain is an array of fact numbers. Its entities, relations and roles are read from the world. An
 atomic fact is a chain of one hop, so the same functions handle facts and chains.
 """
 
@@ -36,7 +36,7 @@ class Chains:
     ) -> Chains:
         if isinstance(rows, slice):
             return Chains(self.world, self.facts[rows])
-        # `take` with row numbers is several times as fast as indexing here.
+        # `take` with row numbers is several times as fast as indexing with `[]`.
         numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Chains(self.world, np.take(self.facts, numbers, axis=0))
 
@@ -62,7 +62,11 @@ class Chains:
         return self.world.facts.role[self.facts]
 
     def allows(self, *roles: str) -> Bool[np.ndarray, " chain"]:
-        """Return which chains have facts with the given roles, hop by hop: `allows("IR", "I")`."""
+        """Return which chains have, at every hop, a fact with one of the roles given for that hop.
+
+        `allows("IR", "I")` selects the chains whose first fact has the role `I` or `R` and whose
+        second fact has the role `I`.
+        """
         keep = np.ones(len(self), bool)
         for hop, letters in enumerate(roles):
             fits = np.isin(self.world.facts.role, [ROLES.index(letter) for letter in letters])
@@ -95,7 +99,10 @@ def random_order(count: int, random: np.random.Generator) -> Int[np.ndarray, " r
 
 
 def training_roles(hop: int) -> str:
-    """Return the roles that training chains may have at a hop (from 0), `i` in patterns."""
+    """Return the roles that the fact at a hop (from 0) of a training chain may have.
+
+    In role patterns, `i` stands for these roles.
+    """
     return "IHR" if hop == 0 else "IH"
 
 
@@ -125,16 +132,17 @@ def enumerate_chains(world: World, hops: int) -> Chains:
 def expand(
     start: Int[np.ndarray, "range"], length: Int[np.ndarray, "range"]
 ) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " item"]]:
-    """Expand ranges: `start = [7, 3], length = [2, 1]` gives owners [0, 0, 1] and items [7, 8, 3].
+    """List the items of ranges of consecutive numbers, and the range that each item belongs to.
 
-    All joins in this package use this function.
+    `start = [7, 3], length = [2, 1]` are the ranges 7, 8 and 3: the function returns the range
+    numbers [0, 0, 1] and the items [7, 8, 3]. All joins in this package use this function.
 
     Args:
       start: first item of each range.
       length: number of items of each range.
 
     Returns:
-      The number of each item's range, and the items; both have the dtype of `start`.
+      The number of the range of each item, and the items. Both have the dtype of `start`.
     """
     owner = np.repeat(np.arange(len(length), dtype=start.dtype), length)
     # Position of an item in its range = its position among all items - number of items before its

@@ -1,16 +1,16 @@
 """Clusters of dependent rows, which are the independent units of every confidence interval.
 
-Chains through the same bridge entity are dependent: their second facts start at the bridge, their
-first facts lead to it, and a model that composes has one representation for all of them. Both facts
-of a chain are nested in its bridge, so the bridge (e2) defines the cluster. The rule, row by row:
+Chains with the same bridge entity are dependent: their first facts lead to the bridge, their second
+facts start at the bridge, and a model that composes has one representation of the bridge. Each fact
+of a two-hop chain determines the bridge, so the bridge (e2) defines the cluster. The rule is:
 
-1. Chains: the cluster is e2, also for more than two hops. Later facts then cross the clusters;
-`clusterings` returns the clusters of the other bridges as well.
-2. Other rows with a fact (`fact1`), such as atomic triples and comparisons: the cluster is that
-fact.
-3. All other rows, such as sums and sequences: each row is its own cluster.
+1. The cluster of a chain is e2, also for more than two hops. With more hops, a fact of a later hop
+occurs in several clusters; `clusterings` also returns the clusters of the other bridges.
+2. The cluster of another row with a fact (`fact1`), such as an atomic triple or a comparison, is
+that fact.
+3. Every row without a fact, such as a sum or a sequence, is its own cluster.
 
-All datasets have the required columns, including those of old runs.
+All datasets, including those of old runs, have the truth columns that the rule needs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
     found, fact = rows.astype(np.int64), dataset.truth.get("fact1")
     if fact is None:
         return found
-    # Numbers of rows come first, then numbers of facts, then numbers of bridges, so that they
-    # differ.
+    # Rows, facts and bridges have disjoint ranges of cluster numbers.
     found = np.where(fact[rows] >= 0, len(dataset) + fact[rows], found)
     if not dataset.truth.keys() >= _CHAINS:
         return found
@@ -39,9 +38,10 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
 
 
 def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, " row"]]:
-    """Return all ways to cluster the rows of a split; reports show the widest of their intervals.
+    """Return all clusterings of the rows of a split. Reports show the widest interval over these.
 
-    Chains are clustered by each of their bridges (e2, e3, ...), other rows by each of their facts.
+    Chains have one clustering for each bridge (e2, e3, ...). Other rows have one clustering for
+    each fact (fact1, fact2, ...). If the rows have no facts, each row is its own cluster.
     """
     truth, hops = dataset.truth, dataset.hops
     if truth.keys() >= _CHAINS and (truth[f"fact{hops}"][rows] >= 0).all():

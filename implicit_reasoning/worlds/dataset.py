@@ -32,14 +32,13 @@ END_TOKEN = "</a>"
 class Dataset:
     """Training rows followed by test rows, with the truth about each row.
 
-    In tasks of chains with one token per entity, the token id of entity `e` is `e`, that of
-    relation `r` is `n_entities + r`, and `</a>`, if used, is the last token. `spelling` has the
-    other cases.
+    In tasks of chains with one token per entity, the token id of entity `e` is `e`, the token id of
+    relation `r` is `n_entities + r`, and `</a>`, if used, is the last token. The module `spelling`
+    describes entities with two tokens.
 
     Attributes:
-      tokens: int32 [row, pos], the inputs, padded on the right with 0. The id 0 is also that of
-        entity 0, but attention is causal, so no supervised position attends to the padding after
-        it.
+      tokens: int32 [row, pos], the inputs, padded on the right with 0. Token 0 is also an ordinary
+        token, but attention is causal, so no supervised position attends to padding.
       targets: int32 [row, pos], token to predict at each position; -1 if the position is not
         supervised.
       split: int8 [row], index into `splits`; int16 from 129 splits on, int32 from 32,769 on.
@@ -47,14 +46,15 @@ class Dataset:
       n_train: number of training rows; these are the rows [0, n_train).
       probe: bool [row], the rows that evaluation uses.
       truth: int32 [row] columns, -1 if a row has no value. All tasks have `answer` (a token) and
-        `position` (the position that predicts it); answers of several tokens also have `answer2`,
-        `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ..., numbers of entities
-        and relations of `world`, which `answer` contradicts in tasks that teach other answers;
-        fact1, ..., the facts used; role1, ..., their roles (indices into `ROLES`); and exposure1,
-        ..., the number of training chains that use the row's fact at that hop.
+        `position` (the position that predicts the answer). If answers have several tokens, there
+        are also `answer2`, `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ...,
+        the entities and relations of the chain in `world`; fact1, ..., the facts of the chain;
+        role1, ..., the roles of these facts (indices into `ROLES`); and exposure1, ..., the number
+        of training chains that use the row's fact at that hop. In tasks that teach other answers
+        than `world` has, `answer` is the taught answer.
       vocab: names of the tokens.
       positions: names of the positions of the longest prompts, such as ("e1", "r1", "r2").
-      world: the world of the facts, None for tasks without one.
+      world: the world of the facts; None if the task has no facts.
     """
 
     tokens: Int[np.ndarray, "row pos"]
@@ -129,7 +129,7 @@ class Dataset:
 
     @property
     def answer_positions(self) -> Int[np.ndarray, "row token"]:
-        """Positions that predict `answers`, int32 [row, token]; -1 if there is none."""
+        """Positions that predict `answers`, int32 [row, token]; -1 where `answers` is -1."""
         return np.column_stack([self.truth["position"], *columns(self.truth, "position", start=2)])
 
     @property
@@ -142,7 +142,7 @@ class Dataset:
         return np.flatnonzero(self.split == self._index(split))
 
     def probes(self, split: str) -> Int[np.ndarray, " row"]:
-        """Return the row numbers of a split's probes, which evaluation uses."""
+        """Return the row numbers of a split's probes, the rows that evaluation uses."""
         return np.flatnonzero((self.split == self._index(split)) & self.probe)
 
     def sizes(self) -> dict[str, int]:
@@ -252,14 +252,15 @@ def make_rows(
 ) -> Rows:
     """Create rows with input `prompt` and supervised `answer`: `[a, b, c] -> d`.
 
-    If there are several tokens to predict, all but the last are also inputs: with an end token, the
-    input is `[a, b, c, d]` and the targets are `[-1, -1, d, end]`.
+    If there are several tokens to predict, all of these tokens except the last are also inputs. For
+    example, with an end token, the input is `[a, b, c, d]` and the targets are `[-1, -1, d, end]`.
 
     Args:
       prompt: tokens of the prompt, one column [row] per token.
       answer: tokens of the answer, one column [row] per token; at least one.
-      truth: further truth columns; this function adds `answer`, `position` (and `answer2`, ...).
-      end: token to append to the answer and to supervise; None for none.
+      truth: further truth columns. This function adds `answer` and `position` and, for answers of
+        several tokens, `answer2`, `position2`, and so on.
+      end: token that is appended to the answer and supervised; None for no such token.
     """
     n_rows, last = len(answer[0]), len(prompt) - 1
     ending = [*answer, *([] if end is None else [np.full(n_rows, end, np.int32)])]
@@ -327,9 +328,10 @@ def assemble(
 
 
 def _split_type(count: int) -> type[np.signedinteger[Any]]:
-    """Return the smallest integer type for a number of splits, int8 for up to 128.
+    """Return the smallest integer type for a number of splits: int8 for up to 128 splits.
 
-    The dtype is part of the fingerprint, so int8 keeps the fingerprints of existing datasets.
+    The dtype is part of the fingerprint. Existing datasets have int8, and their fingerprints must
+    not change.
     """
     types = (np.int8, np.int16, np.int32)
     return next(kind for kind in types if count - 1 <= np.iinfo(kind).max)
@@ -338,9 +340,9 @@ def _split_type(count: int) -> type[np.signedinteger[Any]]:
 def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndarray, "row pos"]:
     """Return a number for the tokens up to and including each position, int64 [row, pos].
 
-    Two rows have the same number at a position if and only if they have the same tokens up to it.
-    In a causal model, they then have the same hidden state, so the numbers identify distinct
-    states.
+    Two rows have the same number at a position if and only if they have the same tokens up to and
+    including this position. In a causal model, two such rows have the same hidden state at the
+    position, so the numbers identify distinct states.
     """
     keys = np.empty(tokens.shape, np.int64)
     key, bound = np.zeros(len(tokens), np.int64), 1
@@ -354,7 +356,10 @@ def prefix_keys(tokens: Int[np.ndarray, "row pos"], n_vocab: int) -> Int[np.ndar
 
 
 def prompt_keys(dataset: Dataset) -> Int[np.ndarray, " row"]:
-    """Return a number for each row's prompt, including its length, int64 [row]."""
+    """Return a number that identifies the prompt of each row, int64 [row].
+
+    Prompts of different lengths have different numbers.
+    """
     position = dataset.truth["position"]
     keys = prefix_keys(dataset.tokens, dataset.n_vocab)[np.arange(len(dataset)), position]
     if dataset.n_vocab**dataset.n_ctx * dataset.n_ctx >= 2**63:  # would overflow: renumber them

@@ -5,10 +5,11 @@
 `vocab.json` lists the tokens. Rows of every task can be written. Only rows of chains with the
 entity first and one token per entity can be read.
 
-The published layout has no roles, seed, empty splits, or facts that no row states. The additional
-file `meta.json` contains them. Other readers ignore it. This reader ignores it if another file was
-changed after it was written. In this case, and for published folders, the facts are those that
-atomic rows state. Their roles follow from the training chains and from the types of the probes.
+The published layout has no roles, seed, empty splits, or facts that no row states. `write_grokked`
+writes these to an additional file, `meta.json`, which other programs ignore. `read_grokked` ignores
+`meta.json` if another file of the folder has changed since. In this case, and for published
+folders, the facts are those that atomic rows state. The roles of these facts follow from the
+training chains and from the types of the probes.
 
 Source: OSU-NLP-Group/GrokkedTransformer, composition.ipynb, comparison.ipynb;
 Jiaran-Ye/ImplicitReasoning, data_preparation.ipynb.
@@ -68,7 +69,7 @@ WANG_TYPES = {
     "test_ii": "test_inferred_iid",
     "test_oo": "test_inferred_ood",
 }
-"""Names of splits by Wang et al.; those by Ye et al. follow a rule, see `type_name`."""
+"""The names that Wang et al. give to splits. The names of Ye et al. follow a rule: `type_name`."""
 
 
 def write_grokked(
@@ -76,15 +77,16 @@ def write_grokked(
 ) -> None:
     """Write a dataset as a folder that GrokkedTransformer can train on.
 
-    `train.json` has the training rows, `test.json` the probes of all splits, and `valid.json` the
-    probes of the all-`O` split (or of the last split, if there is no all-`O` split). Each file is
-    replaced atomically.
+    `train.json` has the training rows and `test.json` the probes of all splits. `valid.json` has
+    the probes of the split of chains in which every fact has the role `O`, or of the last split if
+    there is no such split. Each file is replaced atomically.
 
     Args:
       dataset: a dataset of any task; every test row must be a probe, as in all tasks of this
         package.
       folder: created if it is missing; existing files of the layout are replaced.
-      wang_types: whether to name the types as Wang et al. do, instead of Ye et al.
+      wang_types: whether to use the split names of Wang et al. The default is the split names of Ye
+        et al.
 
     Raises:
       InputError: the layout cannot represent a row or the name of a split.
@@ -105,17 +107,17 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
 
     For a folder that `write_grokked` wrote, the result equals the original dataset, except that the
     column `decoy` of a `shadow` dataset is missing. Published folders may train on chains of facts
-    that no atomic row states ("without ID triples"). These facts and the entities along them are
-    then unknown, -1 in the truth, and a warning states their number; the tokens of the rows are
-    complete.
+    that no atomic row states ("without ID triples"). Such a fact, and the facts and entities after
+    it, are unknown: the truth has -1 for these. A warning states the number of chains with unknown
+    facts. The tokens of these chains are complete.
 
     Args:
       folder: a folder with `train.json`, `valid.json`, `test.json` and `vocab.json`.
-      end_token: whether to supervise `</a>`, as the publications do; ignored if `meta.json` states
-        it.
+      end_token: whether to supervise `</a>`, as the publications do. The argument is ignored if
+        `meta.json` has this setting.
 
     Raises:
-      InputError: a file is missing, truncated, inconsistent with the others, or has an unknown
+      InputError: a file is missing, truncated, inconsistent with the other files, or has an unknown
         token.
     """
     folder = local_folder(folder, "folder")
@@ -127,7 +129,9 @@ def read_grokked(folder: str | os.PathLike[str], end_token: bool = True) -> Data
 
 
 def type_name(split: str, wang_types: bool = False) -> str:
-    """Return a split's name in the layout; `train_ii` is "Train-II" (Ye), "train_inferred" (Wang).
+    """Return the name of a split in the layout.
+
+    For `train_ii`, the name is "Train-II" (Ye et al.) or "train_inferred" (Wang et al.).
 
     Raises:
       InputError: Wang et al. have no name for the split.
@@ -146,7 +150,7 @@ def type_name(split: str, wang_types: bool = False) -> str:
 
 
 def split_name(type_name: str) -> str:
-    """Return the split for a name in the layout, of either naming; the inverse of `type_name`."""
+    """Return the split for a name that Wang et al. or Ye et al. use; the inverse of `type_name`."""
     ours = {theirs: split for split, theirs in WANG_TYPES.items()}
     ours["Retained ID Triples"] = "id_triples"  # Ye et al., in contrast to "Held-out ID Triples"
     return ours.get(type_name) or type_name.lower().replace("-", "_").replace(" ", "_")
@@ -224,7 +228,10 @@ def _digest(files: Iterable[bytes]) -> str:
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """Return the contents of `meta.json`, None if it is missing, foreign or outdated."""
+    """Return the contents of `meta.json`.
+
+    The result is None if the file is missing, has another format, or is older than the other files.
+    """
     if not (folder / "meta.json").exists():
         return None
     meta = read_json(folder / "meta.json")
@@ -256,7 +263,7 @@ def _rebuild(
     twin = _twins(table)
     _check_agreement(table, split, twin)
     kept, probe = twin < 0, np.arange(len(twin)) >= table.n_train
-    # The duplicate of a training row in test.json only marks the row as a probe.
+    # A row of test.json that duplicates a training row only marks the training row as a probe.
     probe[twin[~kept]] = True
 
     trained = set(split[: table.n_train])
@@ -305,7 +312,10 @@ def _world_of_meta(folder: Path, meta: dict[str, Any], table: TextRows) -> World
 
 
 def _derive_world(table: TextRows) -> World:
-    """Return the facts that atomic rows state, with roles from training chains and probes."""
+    """Return the facts that atomic rows state, with roles derived from the rows.
+
+    The roles follow from the training chains and from the types of the rows of `test.json`.
+    """
     world = world_from_table(_tails(table), ROLES.index("O"))
     if not world.n_facts:
         raise InputError(f"{table.folder} has no atomic rows, so it states no facts")
@@ -359,7 +369,11 @@ def _walk(table: TextRows, world: World) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _splits(table: TextRows, world: World, first_fact: np.ndarray) -> np.ndarray:
-    """Derive each row's split: from form and role for training rows, else from its type."""
+    """Return the split of each row.
+
+    The split of a training row follows from its number of hops and the role of its first fact. The
+    split of a row of `test.json` is its type.
+    """
     n_train, hops = table.n_train, int(table.hops.max())
     names = np.array(["id_triples", "ood_triples", f"train_{'i' * hops}"], object)
     outside = world.facts.role[first_fact[:n_train]] == ROLES.index("O")

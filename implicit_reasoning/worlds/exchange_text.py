@@ -95,7 +95,7 @@ def read_table(folder: Path) -> TextRows:
 
 
 def _tokenise(texts: list[str], n_entities: int, n_relations: int) -> Int[np.ndarray, "row place"]:
-    """Return the token ids of every text, -1 after its end; `</a>` has the last id."""
+    """Return the token ids of every text, -1 after the end of the text; `</a>` has the last id."""
     # Every token ends in ">", so one split covers all texts.
     vocab = [f"<e_{i}" for i in range(n_entities)] + [f"<r_{i}" for i in range(n_relations)]
     number = {name: i for i, name in enumerate([*vocab, END_TOKEN[:-1]])}
@@ -117,7 +117,7 @@ def _is_well_formed(
     n_entities: int,
     n_relations: int,
 ) -> Bool[np.ndarray, " row"]:
-    """Return whether rows are an entity, `hops` relations (at least one), an entity, `</a>`."""
+    """Return which rows are an entity, `hops` relations (at least one), an entity and `</a>`."""
     kinds = [0, n_entities, n_entities + n_relations, n_entities + n_relations + 1]
     kind = np.searchsorted(kinds, grid, side="right")  # 0 padding, 1 entity, 2 relation, 3 </a>
     place, hops = np.arange(grid.shape[1]), hops[:, None]
@@ -140,7 +140,7 @@ def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def _read_vocab(path: Path) -> tuple[int, int]:
-    """Return the numbers of entities and relations."""
+    """Return the number of entities and the number of relations in the vocabulary."""
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is not a list of tokens")

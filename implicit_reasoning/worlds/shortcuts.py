@@ -1,13 +1,13 @@
 """Shortcuts: baseline rules that answer test rows from training rows without the tested reasoning.
 
-A model that answers held-out chains does not necessarily compose: it may complete the rows of a
-table. Compare every accuracy on test chains with the accuracies of these rules. No rule uses an
-atomic fact.
+A model that answers held-out chains does not necessarily compose facts: it may complete a table of
+answers (`row_completion`). Compare every accuracy on test chains with the accuracies of these
+rules. No rule uses an atomic fact.
 
 The rules read a row's truth, not its tokens, so they apply to every spelling. For a chain, they use
-the prefix and the last relation: (e1, r1) and r2 for two hops. An answer is one number, also if it
-has several tokens. Ties go to the smallest number, so that predictions do not depend on the order
-of the rows.
+the prefix and the last relation: (e1, r1) and r2 for two hops. An answer is represented by one
+number, also if the answer has several tokens. If answers have equally many votes, a rule predicts
+the answer with the smallest number, so that predictions do not depend on the order of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Rows = Int[np.ndarray, " row"]
 
 
 def answer_numbers(dataset: Dataset) -> Rows:
-    """Return a number for each row's answer, int64 [row]; a single token is its own number."""
+    """Return a number that identifies the answer of each row, int64 [row].
+
+    If every answer of the dataset is one token, the number is the token id.
+    """
     answers = dataset.answers.astype(np.int64)
     number, bound = answers[:, 0], dataset.n_vocab
     for token in answers.T[1:]:
@@ -54,24 +57,25 @@ def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
 def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
     """Predict the most frequent answer of the training chains with the same e1 and last relation.
 
-    Arguments and result are those of `modal_given_last`, which is also the fallback if no training
-    chain has the pair.
+    Arguments and result are those of `modal_given_last`. If no training chain has the same e1 and
+    last relation, the prediction is that of `modal_given_last`.
     """
     pair = _pair(dataset.truth["e1"], _last(dataset))
     return _modal(dataset, pair, rows, modal_given_last(dataset, rows))
 
 
 def row_completion(dataset: Dataset, rows: Rows) -> Rows:
-    """Predict by completing the table [prefix, last relation] from rows that agree with the prefix.
+    """Complete the table of answers [prefix, last relation] from prefixes with the same answers.
 
-    To answer (prefix, r), the rule compares the prefix with every training prefix. A training
-    prefix votes if it has the same answer for at least one last relation and a different answer for
-    none. It votes for its own answer at r, weighted by the number of agreements. Prefixes that lead
-    to the same bridge entity agree everywhere, which explains the success of the rule. It uses no
+    To answer (prefix, r), the rule compares the prefix with every prefix of a training chain. A
+    training prefix votes if both prefixes have the same answer for at least one last relation, and
+    different answers for no last relation. The vote is the training prefix's answer for r, with the
+    number of equal answers as its weight. Prefixes that lead to the same bridge entity have equal
+    answers for all last relations, which explains the success of the rule. The rule uses no atomic
     fact and does not represent the bridge entity.
 
-    Arguments and result are those of `modal_given_last`, which is also the fallback if there is no
-    vote.
+    Arguments and result are those of `modal_given_last`. If no training prefix votes, the
+    prediction is that of `modal_given_last`.
     """
     table = _answer_table(dataset)
     asked, inverse = np.unique(table.prefix[rows], return_inverse=True)
@@ -101,10 +105,11 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     """Predict comparisons from the mean result of each entity in training comparisons.
 
     An entity's score for an attribute is the mean of +1 (larger), 0 (equal) and -1 (smaller) over
-    its training comparisons. If values are spread evenly, the scores of adjacent values differ by
-    twice the fraction of equal pairs. Scores that differ by less than half of that count as equal.
-    If an entity was never compared, `modal_given_attribute` is the fallback. Arguments and result
-    are those of `modal_given_last`.
+    the training comparisons of the entity. Two scores count as equal if they differ by less than
+    the fraction of training comparisons whose label is "equal". This is half the difference between
+    the scores of adjacent values if values are spread evenly. If one of the two entities is in no
+    training comparison, the prediction is that of `modal_given_attribute`. Arguments and result are
+    those of `modal_given_last`.
     """
     truth, train = dataset.truth, _training_rows(dataset)
     first = _pair(truth["attribute"], truth["entity1"])
@@ -128,7 +133,7 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
 
 
 def commuted(dataset: Dataset, rows: Rows) -> Rows:
-    """Predict the answer of the training row with a and b exchanged.
+    """Predict the answer of the training row in which a and b are exchanged.
 
     Arguments and result are those of `modal_given_last`, for a task of sums. If there is no such
     training row, the prediction is the most frequent training answer.
@@ -163,8 +168,9 @@ RULES = {
 def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
     """Return every rule's accuracy on the probes of every test split: `{rule: {split: 0 to 1}}`.
 
-    The result contains only the rules that apply to the task, which may be none. Splits without
-    rows to answer (chains, comparisons, ...) are omitted. For single predictions, call the rules.
+    The result contains only the rules that apply to the task, and is empty if no rule applies. A
+    split is omitted if all its probes are atomic facts or training rows. To get the predictions for
+    single rows, call `RULES[name].predict`.
     """
     return {
         name: {split: float(right.mean()) for split, right in by_split.items()}
@@ -175,9 +181,12 @@ def shortcuts(dataset: Dataset) -> dict[str, dict[str, float]]:
 def shortcut_correctness(
     dataset: Dataset, splits: Sequence[str]
 ) -> dict[str, dict[str, Bool[np.ndarray, " probe"]]]:
-    """Return which probes of the given test splits every rule answers correctly, bool [probe] each.
+    """Return, for every rule and test split, which probes the rule answers correctly.
 
     Rules and splits are omitted as in `shortcuts`.
+
+    Returns:
+      `{rule: {split: bool [probe]}}`, for the rows `scored_probes(dataset, split)`.
     """
     rules = {name: rule for name, rule in RULES.items() if set(rule.needs) <= dataset.truth.keys()}
     asked = {split: scored_probes(dataset, split) for split in splits}
@@ -194,9 +203,11 @@ def shortcut_correctness(
 
 
 def coverage(dataset: Dataset) -> float | None:
-    """Return the fraction of all all-`I` chains that are in training, None if there are no chains.
+    """Return the fraction of in-distribution chains that are in training; None for other tasks.
 
-    The fraction is about phi / ((1 - ood_fraction) * out_degree).
+    A chain is in distribution if all its facts have roles that training chains may have
+    (`training_roles`). With k hops, the fraction is about
+    phi / ((1 - ood_fraction) * out_degree) ** (k - 1).
     """
     if "r2" not in dataset.truth:
         return None
@@ -212,11 +223,11 @@ def coverage(dataset: Dataset) -> float | None:
 
 
 def distinct_states(dataset: Dataset) -> dict[str, int]:
-    """Return the number of distinct prefixes over all rows by position: `{"e1": .., "r1": ..}`.
+    """Return the number of distinct prefixes of all rows at each position: `{"e1": .., "r1": ..}`.
 
-    In a causal model, a hidden state depends only on the prefix, so this is the sample size of any
-    statement about states. Rows with shorter prompts count at the positions that they have,
-    regardless of the names of these positions.
+    In a causal model, a hidden state depends only on the prefix, so the number of distinct prefixes
+    is the sample size of any statement about states. A row with a shorter prompt counts at the
+    first positions, whatever the names of these positions.
     """
     keys, position = prefix_keys(dataset.tokens, dataset.n_vocab), dataset.truth["position"]
     return {
@@ -226,16 +237,19 @@ def distinct_states(dataset: Dataset) -> dict[str, int]:
 
 
 class _AnswerTable(NamedTuple):
-    """Training chains as a table of answers, and the place of every row in it."""
+    """A table of the answers of training chains, and the cell of every dataset row in the table."""
 
     answer: Int[np.ndarray, "prefix last"]  # -1 if there is no training chain
-    train: Int[np.ndarray, " chain"]  # rows of the training chains
-    prefix: Int[np.ndarray, " row"]  # of all rows; -1 for rows that are not chains
-    last: Int[np.ndarray, " row"]
+    train: Int[np.ndarray, " chain"]  # dataset rows of the training chains
+    prefix: Int[np.ndarray, " row"]  # index of each dataset row's prefix; -1 if it is no chain
+    last: Int[np.ndarray, " row"]  # index of each dataset row's last relation; -1 likewise
 
 
 class _Pairs(NamedTuple):
-    """Prefixes and their peers, sorted by prefix; the weight is the number of agreements."""
+    """Pairs of a prefix to answer and a training prefix, its peer; sorted by the former.
+
+    `weight` is the number of last relations for which the two prefixes have the same answer.
+    """
 
     prefix: Int[np.ndarray, " pair"]
     peer: Int[np.ndarray, " pair"]
@@ -259,11 +273,11 @@ def _answer_table(dataset: Dataset) -> _AnswerTable:
 
 
 def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
-    """Return pairs (asked prefix, training prefix) that agree for at least one last relation."""
+    """Return the pairs of prefixes with the same answer for at least one last relation."""
     n_prefix, n_last = table.answer.shape
     prefix, last = table.prefix[table.train], table.last[table.train]
-    # After sorting by (answer, last), chains that agree are adjacent. This join avoids a table of
-    # all pairs of prefixes.
+    # After sorting by (answer, last), chains with the same answer and last relation are adjacent.
+    # This join avoids a table of all pairs of prefixes.
     cell = table.answer[prefix, last] * n_last + last
     order = np.argsort(cell, kind="stable")
     cell, prefix = cell[order], prefix[order]
@@ -276,7 +290,7 @@ def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
 
 
 def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
-    """Return whether two prefixes have different answers for some last relation, bool [pair]."""
+    """Return which pairs of prefixes have different answers for some last relation, bool [pair]."""
     prefix = table.prefix[table.train]
     chains = table.train[np.argsort(prefix, kind="stable")]
     count = np.bincount(prefix, minlength=len(table.answer))
@@ -290,7 +304,10 @@ def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
 
 
 def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
-    """Return the groups and the answer with the most votes in each; the smallest wins ties."""
+    """Return the groups, and the answer with the most votes in each group.
+
+    If several answers have the most votes, the smallest of them is returned.
+    """
     if not len(group):
         return group, answer
     # Renumber in order, because the product of the original numbers may overflow.
@@ -324,8 +341,9 @@ def _modal_overall(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """Return one number for each pair of values of two columns; missing values (-1) count as 0.
 
-    `like` is another column of the same kind as `other`. With it, the numbers are comparable
-    between calls for both columns.
+    `like` is a second column with the same kind of values as `other`. It extends the range of
+    values, so that `_pair(one, other, like)` and `_pair(one, like, other)` give equal pairs equal
+    numbers.
     """
     largest = (
         other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))
@@ -334,7 +352,7 @@ def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) ->
 
 
 def _is_longest(dataset: Dataset) -> np.ndarray:
-    """Return which rows are chains, comparisons, ... rather than atomic facts."""
+    """Return which rows have the longest prompt: chains, comparisons or sums, not atomic facts."""
     return dataset.truth["position"] == dataset.truth["position"].max(initial=0)
 
 
@@ -347,6 +365,6 @@ def _training_rows(dataset: Dataset) -> Rows:
 
 
 def scored_probes(dataset: Dataset, split: str) -> Rows:
-    """Return the probes of a split to which rules apply: no atomic facts, no training rows."""
+    """Return the probes of a split that rules answer: no atomic facts and no training rows."""
     rows = dataset.probes(split)
     return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]

@@ -1,7 +1,7 @@
 """Conversion of chains to tokens: how entities, relations and answers are written in rows.
 
-The truth about a chain does not depend on its spelling. Only tokens, targets and answer positions
-differ.
+The truth about a chain does not depend on its spelling. Two spellings of a chain differ only in
+tokens, targets and answer positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from implicit_reasoning.worlds.dataset import END_TOKEN, Rows, make_rows
 from implicit_reasoning.worlds.world import World
 
 ORDERS = ("e r r", "r r e")
-"""Order of a prompt: entity first, as published, or relations first, so that the entity is last."""
+"""Orders of a prompt: the entity first, as published, or all relations first."""
 
 
 class Spelling(NamedTuple):
@@ -25,9 +25,9 @@ class Spelling(NamedTuple):
 
     Attributes:
       order: one of `ORDERS`: the prompt is [e1, r1, r2, ...] or [r1, r2, ..., e1].
-      names: 0 to write an entity as one token; n to write it as a first name and a last name, from
-        n names each (Wang et al. 2024, appendix C). Each name is used for about n_entities / n
-        entities, the paper's "token multiplicity".
+      names: 0 to write an entity as one token. n to write an entity as two tokens: one of n first
+        names and one of n last names (Wang et al. 2024, appendix C). Each name is used for about
+        n_entities / n entities; the paper calls this number "token multiplicity".
       end_token: whether to append the supervised token `</a>` to the answer, as published.
     """
 
@@ -90,9 +90,9 @@ def rows_from_chains(
 
     Args:
       chains: chains of one world.
-      spelling: how to write them.
-      answers: int [chain], entities to teach instead of the true answers; the other truth columns
-        do not change.
+      spelling: how to write the chains.
+      answers: int [chain], entities to teach instead of the true answers. Truth columns other than
+        those of the answer do not change.
     """
     world = chains.world
     taught = chains.entities[:, -1] if answers is None else answers

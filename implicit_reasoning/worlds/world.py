@@ -47,12 +47,18 @@ class Stream(enum.IntEnum):
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:
-    """Return the random generator for a seed and a purpose; user tasks use numbers from 100."""
+    """Return the random generator for a seed and a purpose.
+
+    `purpose` is a member of `Stream`. User-defined tasks use numbers from 100.
+    """
     return np.random.default_rng([seed, *map(int, purpose)])
 
 
 class Facts(NamedTuple):
-    """Columns of a world's facts by fact number, in row-major order of (head, relation)."""
+    """The facts of a world as columns; the index of a fact is its number.
+
+    Facts are numbered in row-major order of (head, relation).
+    """
 
     head: Int[np.ndarray, " fact"]
     relation: Int[np.ndarray, " fact"]
@@ -91,7 +97,7 @@ class World:
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts as int32 columns (role: int8), [fact] each."""
+        """The facts as columns [fact]: int32, except for the role, which is int8."""
         head, relation = np.nonzero(self.tail >= 0)
         return Facts(
             head.astype(np.int32),
@@ -111,10 +117,11 @@ class World:
 def make_world(
     n_entities: int, n_relations: int, out_degree: int, ood_fraction: int | float, seed: int
 ) -> World:
-    """Generate a random world with uniform tails and a random fraction of facts with role `O`.
+    """Generate a random world in which a random fraction of the facts has the role `O`.
 
-    Each head has `out_degree` facts with distinct relations. As in the published generator, a fact
-    may lead back to its head, and two facts of a head may share a tail.
+    Each head has `out_degree` facts with distinct relations. The tail of a fact is drawn uniformly
+    from all entities. As in the published generator, a fact may lead back to its head, and two
+    facts of a head may share a tail.
 
     Args:
       n_entities: number of entities, at least 1.
@@ -172,10 +179,10 @@ def redraw_tails(world: World, purpose: int) -> World:
 
 
 def with_role(world: World, letter: str, share: int | float) -> World:
-    """Return a world in which a random fraction of the `I` facts has another role.
+    """Return a world in which a random fraction of the facts with role `I` gets the role `letter`.
 
     The fraction is rounded to a count. For the same seed, the facts chosen for a smaller fraction
-    are a subset of those for a larger one.
+    are a subset of the facts chosen for a larger fraction.
     """
     role = world.facts.role.copy()
     inside = np.flatnonzero(role == ROLES.index("I"))

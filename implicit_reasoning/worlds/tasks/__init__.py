@@ -1,7 +1,7 @@
 """Tasks: functions that build a dataset from settings, found by name or by import path.
 
     composition.py        multi-hop chains of facts, and variants that serve as controls
-    comparison.py         comparison of values, direct or inferred (see pairs, transitivity)
+    comparison.py         comparison of values, direct or inferred (pairs.py, transitivity.py)
     modular_addition.py   sums modulo p
     in_context.py         repeated random sequences
 
@@ -41,7 +41,7 @@ TASKS: dict[str, Callable[[Any], Dataset]] = {
     "modular_addition": modular_addition,
     "in_context": in_context,
 }
-"""Tasks of this package; others are specified by import path."""
+"""Tasks of this package. A user's own task is specified by its import path."""
 
 
 def build(task: Any) -> Dataset:

@@ -1,8 +1,8 @@
-"""Tasks of comparison: compare two entities by an attribute whose values are single facts.
+"""Tasks of comparison: compare the values that two entities have for an attribute.
 
-The world's entities are the compared entities, followed by the values. A fact is `(entity,
-attribute) -> value`. Values have no facts. For every attribute, a separate random choice determines
-which entities are `I` and which are `O`.
+A fact is `(entity, attribute) -> value`. The world's entities are the compared entities, followed
+by the values, which have no facts. For every attribute, a separate random choice determines which
+entities have the role `I` and which have the role `O`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ POSITIONS = ("attribute", "q", "entity1", "mask", "entity2")
 
 
 def comparison(task: Any) -> Dataset:
-    """Build the comparison task: learn `(entity, attribute) -> value`, then compare two values.
+    """Build the comparison task: facts `(entity, attribute) -> value`, and comparisons of values.
 
     A comparison is `[attribute, <q>, entity1, <mask>, entity2] -> label`. The label token
-    identifies the attribute, and whether value 1 is smaller (truth `label` 0), equal (1) or larger
-    (2). For every attribute, a random fraction of the *entities* is `O`. Training rows: all facts,
-    and `round(phi * n_id_facts)` comparisons of two `I` entities; a smaller phi gives a prefix of a
-    larger one. Each unordered pair of `I` entities is held out with probability `holdout`. Held-out
-    pairs are not trained on in either order, and are tested in both.
+    identifies the attribute, and whether the value of entity1 is smaller than (truth `label` 0),
+    equal to (1) or larger than (2) the value of entity2. For every attribute, a random fraction of
+    the *entities* has the role `O`. The training rows are all facts, and `round(phi * n_id_facts)`
+    comparisons of two entities with role `I`. The comparisons for a smaller phi are a prefix of the
+    comparisons for a larger phi. Each unordered pair of `I` entities is held out with probability
+    `holdout`. Held-out pairs are not trained on in either order, and are tested in both orders.
 
     Args:
       task: settings with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction;
@@ -61,22 +62,23 @@ def comparison(task: Any) -> Dataset:
 
 
 def complex(task: Any) -> Dataset:
-    """Build the task of comparing entities whose facts are not taught, based on other comparisons.
+    """Build the task of comparing entities whose facts are not taught but can be inferred.
 
-    Training rows: the facts of `I` entities, a fraction `share` of the comparisons of two `I`
-    entities, and the same fraction of the comparisons of an `I` and an `O` entity. The facts of `O`
-    entities are not taught; `ood_triples` tests whether they can be inferred. `test_hard` has pairs
-    of `O` entities whose answer follows from facts and comparisons together, but not from
-    comparisons alone. Its labels are balanced. The exact rule, for one attribute:
+    The training rows are the facts of entities with role `I`, a fraction `share` of the comparisons
+    of two `I` entities, and the same fraction of the comparisons of an `I` and an `O` entity. The
+    facts of `O` entities are not taught; `ood_triples` tests whether the model infers these facts.
+    `test_hard` has pairs of `O` entities whose answer follows from facts and comparisons together,
+    but not from comparisons alone. Each label has the same number of rows in `test_hard`. For one
+    attribute, two graphs define what follows:
 
     - *comparisons alone*: an edge leads from the smaller to the larger entity of each training
-      comparison, and edges in both directions connect equal entities. The answer follows if there
-      is a path in one direction (smaller, larger) or in both (equal).
+      comparison, and edges in both directions connect equal entities. A path in one direction
+      implies smaller or larger; paths in both directions imply equal.
     - *with facts*: the graph also has such edges between all `I` entities, according to their
       values.
 
-    `test_hard` has the pairs whose answer follows in the second case but not in the first.
-    `test_oo` has arbitrary pairs of `O` entities, which may include those of `test_hard`.
+    `test_hard` has the pairs whose answer follows from the second graph but not from the first.
+    `test_oo` has arbitrary pairs of `O` entities, which may include pairs of `test_hard`.
 
     Args:
       task: settings as for `comparison`, without phi and mixed_chains; share (fraction of the
@@ -145,7 +147,7 @@ def _hard(
         easy = from_comparisons(value, here, asked)
         label = from_facts_too(value, known, here, asked)
         for kind, queries in enumerate(found):
-            # An entity is in the same group as itself, so self-pairs are never hard.
+            # An entity equals itself by comparisons alone, so self-pairs are never hard.
             first, second = np.nonzero((label == kind) & (easy != kind))
             same = np.full(len(first), attribute)
             queries.append(np.column_stack([same, asked[first], asked[second]]))
@@ -159,7 +161,10 @@ def _hard(
 def _dataset(
     task: Any, world: World, trained: dict[str, np.ndarray], tested: dict[str, np.ndarray]
 ) -> Dataset:
-    """Build the dataset from (attribute, entity) and (attribute, entity1, entity2) by split."""
+    """Build the dataset from the facts or comparisons of each split.
+
+    A fact is a row (attribute, entity). A comparison is a row (attribute, entity1, entity2).
+    """
 
     def rows(splits: dict[str, np.ndarray]) -> dict[str, Rows]:
         return {

@@ -37,16 +37,18 @@ from implicit_reasoning.worlds.world import (
 def composition(task: Any) -> Dataset:
     """Build the composition task `(e1, r1, r2) -> e3`, trained on single facts and on some chains.
 
-    Training rows: all facts, and `round(phi * n_id_facts)` chains of `I` facts. Test rows: held-out
-    chains of `I` facts, and chains with `O` facts, by role pattern. The world's seed determines one
-    random order of all chains, and every split is a part of this order. `train_ii` comes from the
-    front, so a smaller phi gives a prefix of a larger one. `test_ii` comes from the back, so it is
-    the same for all phi.
+    The training rows are all facts, and `round(phi * n_id_facts)` chains of facts with role `I`.
+    The test rows are held-out chains of `I` facts, and chains with at least one `O` fact; each role
+    pattern has its own test split. The world's seed determines one random order of all chains, and
+    every split of chains is a part of this order. `train_ii` is taken from the front, so the chains
+    for a smaller phi are a prefix of the chains for a larger phi. `test_ii` is taken from the back,
+    so it has the same chains for all phi.
 
     Args:
       task: settings with attributes world_seed, n_entities, n_relations, out_degree, ood_fraction
         (see `make_world`); hops (2 to 6); phi (training chains per `I` fact); holdout (fraction of
-        all-`I` chains excluded from training); probes (maximum number of probes per split);
+        the chains of `I` facts that training excludes); probes (maximum number of probes per
+        split);
         mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.); order,
         names, end_token (see `Spelling`).
 
@@ -62,12 +64,13 @@ def composition(task: Any) -> Dataset:
 
 
 def without_id_triples(task: Any) -> Dataset:
-    """Build the composition task without atomic triples of `I` facts, which occur only in chains.
+    """Build the composition task without the atomic triples of facts with role `I`.
 
-    The training splits are `ood_triples` and `train_ii`; `id_triples` is a test split. The chains
-    are those of `composition` with the same settings, so the two tasks differ in nothing else.
-    `test_ii` can still be answered by row completion. For `test_oi`, no training row connects the
-    name of a bridge entity with its use in a second hop.
+    In training, these facts occur only in chains. The training splits are `ood_triples` and
+    `train_ii`; `id_triples` is a test split. The chains are those of `composition` with the same
+    settings, so the two tasks differ in nothing else. `test_ii` can still be answered by row
+    completion. For `test_oi`, no training row connects the token of a bridge entity with the use of
+    this entity in a second hop.
 
     Args:
       task: settings as for `composition`.
@@ -80,11 +83,12 @@ def without_id_triples(task: Any) -> Dataset:
 
 
 def held_out_id_triples(task: Any) -> Dataset:
-    """Build the composition task in which some `I` facts are used in chains but not taught alone.
+    """Build the composition task in which some facts are taught in chains but not as triples.
 
-    These facts get the role `H`. The task tests whether a model can state facts that it has only
-    used in chains: `held_out_id_triples` is a test split, and `id_triples` has the other `I` facts.
-    Chains of `H` facts count as all-`I` chains in all splits.
+    These facts, a fraction of the facts with role `I`, get the role `H`. The task tests whether a
+    model can state facts that it has only used in chains: `held_out_id_triples` is a test split of
+    the `H` facts, and `id_triples` has the remaining `I` facts. In chains, `H` facts count as `I`
+    facts.
 
     Args:
       task: settings as for `composition`, and held_out_fraction (fraction of `I` facts held out).
@@ -100,12 +104,12 @@ def held_out_id_triples(task: Any) -> Dataset:
 
 
 def second_hop_restricted(task: Any) -> Dataset:
-    """Build the composition task in which some facts are never used as a later hop in training.
+    """Build the composition task in which training never uses some facts after the first hop.
 
     These facts get the role `R`. They are taught as triples and used as first hops, where they
     count as `I`. The test split `test_ii_sr` has the chains with an `R` fact at a later hop and no
-    `O` fact. It is out of distribution only with respect to the position in the query. A model that
-    stores second hops separately from single facts stays at chance on `test_ii_sr`.
+    `O` fact. Only the hop at which the `R` fact is used makes these chains out of distribution. A
+    model that stores second hops separately from single facts stays at chance on `test_ii_sr`.
 
     Args:
       task: settings as for `composition`, and restricted_fraction (fraction of `I` facts
@@ -127,19 +131,21 @@ def shadow(task: Any) -> Dataset:
 
     Two tables have facts for the same (entity, relation) pairs, with independent random tails.
     Atomic triples teach table A. Chains follow table B, which is the dataset's `world`, at every
-    hop. The bridge of table A (truth `decoy`) can be decoded after (e1, r1), because the atomic
-    prompt is a prefix of the chain, but it is irrelevant to the chain. The answer of the chain
-    follows from the bridge of table B (truth e2). All truth columns refer to table B, except that
-    `answer` is the taught answer, which is the tail in table A (= `decoy`) for atomic rows.
+    hop. The tail of (e1, r1) in table A (truth `decoy`) can be decoded after (e1, r1), because the
+    atomic prompt is a prefix of the chain, but the chain does not use it. The answer of the chain
+    follows from the tail of (e1, r1) in table B, its bridge (truth e2). All truth columns refer to
+    table B, except that `answer` is the taught answer. For atomic rows, the taught answer is the
+    tail in table A, so `answer` equals `decoy`.
 
     A model can learn all training rows. It can learn `test_ii` by inferring table B from chains, as
-    without ID triples. On patterns with an `O` fact, only chance accuracy is possible, because no
-    row states the corresponding fact of table B.
+    in the task `without_id_triples`. On patterns with an `O` fact, only chance accuracy is
+    possible, because no row states the corresponding fact of table B.
 
     Args:
       task: settings as for `composition`.
 
-    Source: a control designed for this project, against the inference from decodable to used.
+    Source: a control designed for this project, for the inference that a state is used because it
+    can be decoded.
     """
     table_a = _world(task)
     cut = _cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
@@ -186,7 +192,7 @@ class _Cut(NamedTuple):
     tested: dict[str, Chains]
 
     def in_order(self, which: Bool[np.ndarray, " chain"]) -> Chains:
-        """Return some of the chains, in the random order."""
+        """Return the selected chains, in the random order."""
         return self.chains[self.order[which[self.order]]]
 
 
@@ -207,7 +213,7 @@ MAX_CHAINS = 2**28  # all chains are enumerated, which takes tens of bytes per c
 
 
 def _cut(task: Any, world: World) -> _Cut:
-    """Return the splits of `composition`, described there."""
+    """Return the splits that the docstring of `composition` describes."""
     check_range("hops", task.hops, 2, MAX_HOPS)
     n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
     if n_chains > MAX_CHAINS:
@@ -223,7 +229,7 @@ def _cut(task: Any, world: World) -> _Cut:
     chains = enumerate_chains(world, task.hops)
     order = random_order(len(chains), stream(seed, Stream.CHAIN_ORDER))
 
-    # Sort the numbers of chains first, so that only selected chains are moved in memory.
+    # Order and select chain numbers first, so that only the selected chains are copied.
     inside = order[chains.matches(all_inside)[order]]
     id_triples = facts.where("i")
     n_held_out = round(task.holdout * len(inside))

@@ -1,6 +1,6 @@
 """Settings of every task of this package: types, meanings and defaults.
 
-The settings of a user-defined task are those that its function reads, see `settings.py`.
+A user-defined task has the settings that its function reads, see `settings.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PAIRS = {
 
 
 def _defaults(table: Mapping[str, Field], **values: Any) -> dict[str, Field]:
-    """Return the fields with other defaults."""
+    """Return the fields of a table, with new defaults for the fields in `values`."""
     changed = {key: dataclasses.replace(table[key], default=value) for key, value in values.items()}
     return {**table, **changed}
 
@@ -96,4 +96,4 @@ _TABLES: dict[str, dict[str, Field]] = {
 FIELDS: dict[str, dict[str, Field]] = {
     name: _defaults(table, name=name) for name, table in _TABLES.items()
 }
-"""Fields by name of the task (a key of `TASKS`) and name of the field, without `task.`."""
+"""The fields of each task of `TASKS`, by task name. Names of fields are without `task.`."""

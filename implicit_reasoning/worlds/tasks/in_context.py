@@ -1,4 +1,4 @@
-"""The task `in_context`: random sequences that repeat, to be continued from the context alone."""
+"""The task `in_context`: continue a random sequence that repeats, from the context alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from implicit_reasoning.worlds.world import NONE, Stream, check_count, check_ran
 def in_context(task: Any) -> Dataset:
     """Build the induction task: random sequences repeated once, `x1 x2 ... xn x1 x2 ... -> xn`.
 
-    The tokens of a sequence are distinct, so the token after the earlier occurrence of the present
-    token is the only correct answer. n varies between rows, so looking back by a fixed number of
-    positions is not sufficient. From the second x1 on, every position is supervised (it predicts
-    x2, ..., xn). The truth columns `answer` and `position` refer to the last supervised position;
-    `period` is n. Test sequences do not occur in training, so knowledge stored in the weights does
-    not help.
+    The tokens of a sequence are distinct, so the only correct answer is the token after the earlier
+    occurrence of the current token. n varies between rows, so looking back by a fixed number of
+    positions is not sufficient. Every position from the second x1 on is supervised; these positions
+    predict x2, ..., xn. The truth columns `answer` and `position` refer to the last supervised
+    position; `period` is n. Test sequences do not occur in training, so knowledge stored in the
+    weights does not help.
 
     Args:
       task: settings with attributes world_seed; n_tokens (size of the vocabulary); min_length,

@@ -1,4 +1,4 @@
-"""Comparisons of a world: pairs of entities, sampled without listing millions of pairs."""
+"""Pairs of entities to compare, sampled without listing millions of pairs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ PATTERNS = ("ii", "io", "oi", "oo")
 """Role patterns of comparisons: roles of the first and of the second entity."""
 
 _WRITTEN_OUT = 2**20
-"""Sets of up to this size are listed and shuffled; from larger sets, pairs are sampled."""
+"""Sets of up to this many pairs are listed and shuffled. From larger sets, pairs are sampled."""
 
 _RARE = 1 / 32
-"""Larger sets with a smaller eligible fraction are also listed, because sampling would be slow."""
+"""A larger set is also listed if less than this fraction of its pairs can be used.
+
+Sampling would reject most pairs of such a set, and be slow.
+"""
 
 
 class ComparisonPairs(NamedTuple):
-    """All comparisons of a world by role pattern; held-out pairs are separate from training pairs.
+    """All pairs of entities of a world to compare, and which of them are held out from training.
 
     Attributes:
       world: entities and their values; the role of a fact is the role of its entity for the
         attribute.
-      sides: the `I` and the `O` entities of every attribute, int [attribute, entity] each.
-      held_out: bool [attribute, entity, entity], the unordered pairs that are never trained on.
+      sides: two arrays int [attribute, entity]: the entities with role `I` of every attribute, and
+        the entities with role `O`.
+      held_out: bool [attribute, entity, entity], symmetric: the pairs that are never trained on.
     """
 
     world: World
@@ -36,7 +40,7 @@ class ComparisonPairs(NamedTuple):
 
     @classmethod
     def of(cls, world: World, n_entities: int, holdout: int | float) -> ComparisonPairs:
-        """Return the comparisons of the first `n_entities`; hold out a random fraction of them."""
+        """Return the pairs of the first `n_entities` entities; hold out a random fraction."""
         shape = (world.n_relations, n_entities, n_entities)
         draws = stream(world.seed, Stream.HELD_OUT).random(shape, dtype=np.float32)
         above = np.triu(draws < holdout, 1)  # one draw per unordered pair
@@ -62,13 +66,13 @@ class ComparisonPairs(NamedTuple):
     def draw(self, pattern: str, count: int, tested: bool = False) -> Int[np.ndarray, "pair 3"]:
         """Sample distinct (attribute, entity1, entity2) in random order, int32 [pair, 3].
 
-        A smaller count gives a prefix of a larger one.
+        The pairs for a smaller `count` are a prefix of the pairs for a larger `count`.
 
         Args:
           pattern: one of `PATTERNS`.
           count: number of pairs; if fewer exist, all of them are returned.
-          tested: for the pattern ii, whether to sample only held-out pairs or only others. It does
-            not restrict other patterns.
+          tested: for the pattern ii, True samples only held-out pairs, and False samples only pairs
+            that are not held out. The pairs of other patterns are not restricted.
         """
         first, second = (self.sides["io".index(letter)] for letter in pattern)
         shape = (len(first), first.shape[1], second.shape[1])
@@ -100,9 +104,9 @@ def _distinct(
     count: int,
     wanted: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Return `count` distinct eligible numbers below `total`; there must be at least as many.
+    """Return `count` distinct numbers below `total` that are `wanted`; at least `count` must exist.
 
-    They are the first eligible numbers of a sequence of draws that does not depend on `count`.
+    These are the first wanted numbers of a random sequence that does not depend on `count`.
     """
     found, n_draws = np.empty(0, np.int64), count
     while len(found) < count:

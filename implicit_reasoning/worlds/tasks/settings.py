@@ -1,7 +1,7 @@
-"""Access to a task's settings, with detection of missing settings and of unread settings.
+"""Access to a task's settings. It detects settings that are missing or that the task never reads.
 
-`fields.py` lists the settings of every task of this package. The settings of a user-defined task
-are those that its function reads.
+`fields.py` lists the settings of every task of this package. A user-defined task has the settings
+that its function reads.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from implicit_reasoning.errors import InputError
 
 
 class MissingSetting(AttributeError):
-    """Access of a task to a setting that does not exist."""
+    """A task read a setting that does not exist."""
 
 
 class TrackedSettings:
     """The settings of a task, with a record of which settings the task reads.
 
-    The object behaves like the settings. Methods that return all settings (`dict(task)`,
-    `task.to_dict()`) count as reading all of them.
+    The object behaves like the settings. Iteration and method calls, such as `dict(task)` and
+    `task.to_dict()`, count as reading all settings.
     """
 
     def __init__(self, settings: Any):
@@ -52,7 +52,7 @@ class TrackedSettings:
         return len(self._settings)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a setting, or the default if it does not exist."""
+        """Return a setting, or `default` if the setting does not exist."""
         return self[name] if name in self._settings else default
 
     def _note(self, name: str) -> None:

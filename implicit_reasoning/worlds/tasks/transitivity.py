@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 UNKNOWN = -1
-"""Marks a label that does not follow; 0, 1 and 2 mean smaller, equal and larger."""
+"""Marks a label that does not follow. The labels 0, 1 and 2 mean smaller, equal and larger."""
 
 
 def from_comparisons(
@@ -22,8 +22,8 @@ def from_comparisons(
     """Return the labels that follow from comparisons alone, for all pairs of the given entities.
 
     Args:
-      value: int [entity], the true values. They are used only to determine the results of
-        `compared`.
+      value: int [entity], the true values, which determine the results of the comparisons in
+        `compared`. They are not used otherwise.
       compared: int [pair, 2], the known comparisons.
       asked: int [asked], the entities to label.
 
@@ -33,9 +33,9 @@ def from_comparisons(
     first, second = value[compared[:, 0]], value[compared[:, 1]]
     group = _groups(len(value), compared[first == second])
     low, high = np.where((first < second)[:, None], compared, compared[:, ::-1])[first != second].T
-    # `below` has the entities below each group as bits of one integer. Edges lead to larger values
-    # only. Edges are processed in the order of their heads, so the set of each tail is complete
-    # when it is used.
+    # `below` has, for each group, the asked entities below it as bits of one integer. Edges are
+    # processed in ascending order of the larger value, so the bits of the smaller entity of an edge
+    # are complete when the edge is processed.
     below = [0] * len(value)
     for bit, entity in enumerate(asked.tolist()):
         below[group[entity]] |= 1 << bit
@@ -58,7 +58,7 @@ def from_facts_too(
     compared: Int[np.ndarray, "pair 2"],
     asked: Int[np.ndarray, " asked"],
 ) -> Int[np.ndarray, "asked asked"]:
-    """Return the labels that follow if the values of some entities are known as well.
+    """Return the labels that follow from comparisons and the known values of some entities.
 
     Args:
       value: int [entity], the true values.
@@ -89,7 +89,7 @@ def from_facts_too(
 
 
 def _groups(n_entities: int, equal: Int[np.ndarray, "pair 2"]) -> Int[np.ndarray, " entity"]:
-    """Return a group number for every entity; equal entities (by comparisons) share a group."""
+    """Return a group number for every entity. Entities that compare as equal share a group."""
     group = np.arange(n_entities)
     while True:
         smaller = group.copy()
