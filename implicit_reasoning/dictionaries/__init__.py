@@ -1,9 +1,9 @@
-"""Sparse dictionaries: train them on a model's activations at each checkpoint and evaluate them.
+"""Sparse dictionaries: trained on a model's activations at several checkpoints, and evaluated.
 
 architectures.py  autoencoders, transcoders and crosscoders: their parameters and linear maps
 activations/    activation functions that make feature activations sparse
 sparse.py       matrix products with active features only
-dictionary.py   a dictionary in training (architecture and activation function), and for inference
+dictionary.py   a dictionary for training (architecture and activation function) and for inference
 
 states.py       the distinct states of a run, split into training and held-out states
 steps.py        training steps in one compiled loop

@@ -1,7 +1,7 @@
 """Measure the missing results of a set of dictionaries and save them in the run.
 
-Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Instruments that miss
-the same steps share their compiled programs.
+Each instrument has one file, `dictionaries/<set>/measured/<instrument>.nc`. Instruments that lack
+results for the same steps share their compiled programs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ INSTRUMENTS = {
 """The built-in instruments, by name. Other instruments are found by import path."""
 
 _FOLLOWS_THE_RUN = {"intervals", "world", "model", "set"}
-"""Keys of a result's identity that may change; if one does, the result is measured again."""
+"""Keys of a result's identity that may change; the result is then measured again.
+
+If any other key changed, an error is raised.
+"""
 
 
 def measure_dictionaries(
@@ -56,16 +59,17 @@ def measure_dictionaries(
     """Measure the missing results of a set of dictionaries and return the table of results.
 
     A saved result is valid for a step if the step's dictionaries and checkpoints still have the
-    parameters that were measured. Other steps are measured and merged into the saved result. If
-    parameters or the identity of the run changed, a line on standard error reports it. A
-    `measured.nc` of an earlier version is not modified, and the table no longer shows it.
+    parameters that were measured. Steps without a valid result are measured, and their results are
+    merged into the saved result. If parameters or the identity of the run changed, a line on
+    standard error reports the change. The file `measured.nc` of an earlier version is not modified,
+    and the table no longer shows it.
 
     Args:
       run: the run that the dictionaries belong to.
       made: the set of dictionaries.
       instruments: instruments or their names (from `INSTRUMENTS`, `package.module:Class` or
         `/path/to/file.py:Class`); by default all built-in instruments that apply.
-      again: measure all steps again and replace the saved results.
+      again: whether to measure all steps again and replace the saved results.
 
     Returns:
       The table that `results.open_measured` describes. Results of custom instruments are saved but
@@ -73,8 +77,8 @@ def measure_dictionaries(
 
     Raises:
       NotApplicable: a named instrument does not apply to this task or these dictionaries.
-      InputError: the instrument does not exist, a saved result is of another version of the
-        instrument, or nothing was measured.
+      InputError: an instrument does not exist, a saved result was measured with another version or
+        other settings of the instrument, or no instrument has results.
     """
     files, source = Files.of(run, made.config.name), example_source(run, made)
     missing: dict[tuple[int, ...], list[Chosen]] = {}
@@ -105,7 +109,7 @@ def measure_dictionaries(
 def choose_instruments(
     source: ExampleSource, instruments: Sequence[str | DictionaryInstrument] | None = None
 ) -> list[Chosen]:
-    """Return instruments with their examples; by default all built-in ones that apply.
+    """Return instruments with their examples; by default all built-in instruments that apply.
 
     Raises:
       NotApplicable: a named instrument does not apply.
@@ -219,7 +223,7 @@ def _about(
 
 
 def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
-    """Compare all steps and seeds again, because a new step changes the comparisons of others."""
+    """Compare all steps and seeds again: a new step may be the previous step of a saved step."""
     if not files.result("reconstruction").exists():
         return
     table = open_measured(run, made.config.name)

@@ -1,4 +1,4 @@
-"""Architectures of dictionaries: the inputs and outputs, and the linear maps between them.
+"""Architectures of dictionaries: their inputs and outputs, and their linear encoders and decoders.
 
 An architecture defines shapes and matrix products. The activation functions in `activations/` turn
 pre-activations into sparse activations. Values of several sites are concatenated into one vector,
@@ -68,7 +68,7 @@ class Architecture:
         Args:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
-          index: [batch, k] numbers of the selected features of each input.
+          index: [batch, k] indices of the features that are selected for each input.
           projected: [batch, d_sae] the output of `project`.
         """
         return gather_dot_of(self.centred(params, x), index, params["W_enc"].T, projected)
@@ -81,12 +81,12 @@ class Architecture:
         Args:
           params: the dictionary's parameters.
           x: [batch, d_in] inputs.
-          index: [some] numbers of the selected features, the same for all inputs.
+          index: [some] indices of the selected features, which are the same for all inputs.
         """
         return self.centred(params, x) @ params["W_enc"][:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return the decoder rows, the output of each feature at an activation of 1."""
+        """Return each feature's decoder row, which is its output at an activation of 1."""
         rows: Array = params["W_dec"]
         return rows
 
@@ -105,14 +105,17 @@ class Architecture:
         return acts @ self.rows(params)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return a parameter's feature axis, or None if it has none."""
+        """Return the feature axis of a parameter, or None if the parameter has no such axis."""
         axes = {"W_enc": -1, "b_dec": None, "W_skip": None}
         return axes.get(name, 0)
 
     def resampled_weights(
         self, params: Params, x: Float[Array, "d_sae d_in"], missing: Float[Array, "d_sae d_out"]
     ) -> Params:
-        """Return weights for resampled features: encoders along `x`, decoder rows along `missing`.
+        """Return weights for resampled features.
+
+        A feature's encoder has the direction of its row of `x`. Its decoder row has the direction
+        of its row of `missing`.
 
         Args:
           params: the dictionary's parameters.
@@ -182,7 +185,7 @@ class Autoencoder(Architecture):
 
 @dataclass(frozen=True)
 class Crosscoder(Autoencoder):
-    """An autoencoder of one site at several checkpoints, whose states are concatenated.
+    """An autoencoder that reads the concatenated states of one site at several checkpoints.
 
     All checkpoints share the features. A feature's norm is the sum of its decoder norms over
     checkpoints, so the sparsity penalty counts the feature at every checkpoint it writes to.
@@ -214,7 +217,7 @@ class Crosscoder(Autoencoder):
 
 @dataclass(frozen=True)
 class CrossLayer(Architecture):
-    """A cross-layer transcoder: features read one layer and write to it and all later layers.
+    """A cross-layer transcoder: a feature reads one layer and writes to this and all later layers.
 
     Attributes:
       n_layers: number of layers; inputs, outputs and features are split evenly across layers, in
@@ -254,9 +257,9 @@ class CrossLayer(Architecture):
     def project_at(
         self, params: Params, x: Inputs, index: Int[Array, "batch k"], projected: Features
     ) -> Float[Array, "batch k"]:
-        """Select from a full projection, because features of a row read different input parts.
+        """Select from a full projection, because features of different layers read different parts.
 
-        Unlike in the base class, the gradient is that of the full projection.
+        Gradients flow through the full projection, in contrast to the base class.
         """
         return jnp.take_along_axis(self.project(params, x), index, axis=1)
 
@@ -267,11 +270,11 @@ class CrossLayer(Architecture):
         return self.project(params, x)[:, index]
 
     def rows(self, params: Params) -> Float[Array, "d_sae d_out"]:
-        """Return each feature's output to all layers; it is 0 for earlier layers."""
+        """Return each feature's output to all layers; the output to earlier layers is 0."""
         return (params["W_dec"] * self._written()).reshape(self.d_sae, self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Return a parameter's feature axis; in weights it counts the features within a layer."""
+        """Return the feature axis of a parameter; in weights, it has the features of one layer."""
         return 1 if name == "W_dec" else super().feature_axis(name)
 
     def resampled_weights(
@@ -279,8 +282,9 @@ class CrossLayer(Architecture):
     ) -> Params:
         """Return weights for resampled features.
 
-        The encoder reads the part of `x` of the feature's layer. The decoder writes the parts of
-        `missing` of this and later layers.
+        A feature's encoder has the direction of the part of `x` that belongs to the feature's
+        layer. Its decoder has the direction of the parts of `missing` that belong to this and later
+        layers.
         """
         n, n_own = self.n_layers, self.d_sae // self.n_layers
         parts = x.reshape(n, n_own, n, -1)
@@ -292,7 +296,10 @@ class CrossLayer(Architecture):
     def broadcast_over_features(
         self, values: Shaped[Array, " d_sae"], name: str
     ) -> Shaped[Array, "..."]:
-        """Reshape one value per feature so that it broadcasts; weights are split by layer."""
+        """Reshape one value per feature so that it broadcasts against the parameter `name`.
+
+        The weights have a layer axis before the axis of a layer's features.
+        """
         by_layer = values.reshape(self.n_layers, -1)
         shaped = {"W_enc": by_layer[:, None], "W_dec": by_layer[:, :, None, None]}
         return shaped.get(name, values)

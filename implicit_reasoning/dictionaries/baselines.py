@@ -1,22 +1,26 @@
 """Baselines of dictionaries: clusters, linear codes, neurons, class means, random decoders.
 
-Each baseline uses the states that the dictionaries of the last checkpoint and the middle sparsity
-are trained on, with positions weighted equally as in training. Baselines are measured by the same
-code as dictionaries:
+Baselines are made for the dictionaries of the last checkpoint whose sparsity is the middle one of
+the configured sparsities. Each baseline uses the states that these dictionaries are trained on, and
+weights positions equally, as training does. Baselines are measured by the same code as
+dictionaries:
 
-- `k-means`: each state is replaced by its nearest centroid, with as many centroids as features;
-- `linear`: the least-squares map from input to target in its principal directions, with both signs,
-  with the k largest active per state; for an autoencoder this is PCA;
-- `neurons`: the MLP's neurons for a transcoder, the site's coordinates for an autoencoder, with the
-  k that write most (activation times decoder norm) active per state;
+- `k-means`: each state is replaced by its nearest centroid. There are as many centroids as
+  features;
+- `linear`: the target is predicted by least squares from the input. Each principal direction of the
+  prediction gives two features, one for each sign, and the k largest features are active per state.
+  For an autoencoder, this is PCA;
+- `neurons`: the features are the MLP's neurons for a transcoder, and the site's coordinates for an
+  autoencoder. The k features with the largest output (activation times decoder norm) are active per
+  state;
 - `class means`: like `k-means`, but the clusters are the true bridges. This is an upper bound for
   how well features stand for bridges;
 - `frozen decoder`: trained like the dictionaries, but decoder rows keep their initialisation;
 - `untrained model`: trained like the dictionaries, but on states of step 0. It is omitted if the
   set has dictionaries of step 0.
 
-k is the configured number of active features or, if there is none, the mean number of active
-features of the dictionary of middle sparsity.
+k is the configured number of active features. If the configuration has no such number, k is the
+mean number of active features of the dictionary that the baseline is made for.
 
 Sources: `frozen decoder`: Korznikov et al. 2026 (frozen SAEs). `untrained model`: Heap et al. 2025
 (random transformers).
@@ -54,7 +58,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
 FROZEN = "frozen decoder"
-_SAMPLE = 8192  # number of states that clusters and linear maps are fitted to
+_SAMPLE = 8192  # number of states to which clusters and linear maps are fitted
 _ROUNDS = 20  # iterations of k-means
 
 
@@ -63,9 +67,9 @@ class Candidate(NamedTuple):
 
     Attributes:
       name: the name in tables; `TRAINED` for a dictionary.
-      member: the checkpoint and sites of its states.
+      member: the checkpoint and the sites whose states the candidate reads and writes.
       dictionary: the encoder and decoder.
-      params: parameters of this one candidate.
+      params: the parameters of the candidate, without a leading axis of members.
     """
 
     name: str
@@ -76,7 +80,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class NearestCentroid(InferenceDictionary):
-    """A dictionary in which only the feature of the nearest centroid is active, at 1.
+    """A dictionary in which only the feature of the nearest centroid is active, with activation 1.
 
     `W_enc` holds the centroids `c` and `b_enc` holds `-|c|^2 / 2`.
     """
@@ -90,7 +94,10 @@ class NearestCentroid(InferenceDictionary):
 
 @dataclass(frozen=True)
 class Neurons(InferenceDictionary):
-    """An MLP's neurons as a dictionary: of the positive ones, the `k` that write most are active.
+    """The neurons of an MLP as a dictionary.
+
+    The `k` neurons with the largest output (activation times decoder norm) are active, if their
+    activation is positive.
 
     Attributes:
       act_fn: name of the MLP's activation function.
@@ -114,8 +121,8 @@ class Neurons(InferenceDictionary):
 def make_baselines(run: Run, made: Dictionaries, split: Split) -> list[Candidate]:
     """Make all baselines that apply to a set of dictionaries.
 
-    Cross-layer transcoders have trained baselines only, because earlier layers' outputs change
-    later layers' inputs.
+    Cross-layer transcoders have only the two trained baselines. The other baselines would treat
+    each layer separately, but the outputs of earlier layers change the inputs of later layers.
     """
     found = list(_trained(run, made))
     for number in made.shown:
@@ -141,7 +148,7 @@ def _trained(run: Run, made: Dictionaries) -> Iterator[Candidate]:
 
 
 def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Candidate]:
-    """Make the baselines of one site that are fitted in closed form, or taken from the model."""
+    """Make, for one dictionary, the baselines that need no gradient training."""
     member, architecture = made.members[number], made.dictionary.architecture
     x, y, numbers = _sample(run, split, member)
     k, width = _active(made, number, x), architecture.d_sae
@@ -163,11 +170,11 @@ def _fitted(run: Run, made: Dictionaries, split: Split, number: int) -> list[Can
 def _sample(
     run: Run, split: Split, member: Member
 ) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, " sample"]]:
-    """Sample training states, with equally many from each position.
+    """Sample training states, with the same number of states from each position.
 
     Returns:
-      `(x, y, numbers)`: inputs, targets, and the states' indices into the split's places. `y` is
-      the same array as `x` if the dictionary reads and writes the same site.
+      `(x, y, numbers)`: inputs, targets, and the index of each sampled state among the states of
+      the split. `y` is the same array as `x` if the dictionary reads and writes the same site.
     """
     places = split.places
     random, there = np.random.default_rng(0), np.flatnonzero(split.trained)
@@ -184,7 +191,7 @@ def _sample(
 
 
 def _active(made: Dictionaries, number: int, x: Float[np.ndarray, "sample d_in"]) -> int:
-    """Return a dictionary's k, or its mean number of active features on `x`, rounded."""
+    """Return a dictionary's k or, if it has none, the rounded mean number of active features."""
     params = made.params_of(number)
     if "k" in params:
         return int(params["k"])
@@ -198,9 +205,9 @@ def _clusters(
     cluster: Int[np.ndarray, " sample"],
     width: int,
 ) -> tuple[InferenceDictionary, Params]:
-    """Make a dictionary that maps the nearest cluster mean of x to the cluster mean of y.
+    """Make a dictionary that finds the cluster with the nearest mean x and returns its mean y.
 
-    If there are fewer than `width` clusters, features that are never active fill the width.
+    If there are fewer than `width` clusters, features that are never active are added.
     """
     numbers, cluster = np.unique(cluster, return_inverse=True)
     member = np.eye(len(numbers), dtype=np.float32)[cluster]
@@ -232,7 +239,7 @@ def _signed(
     mean_y: np.ndarray,
     k: int,
 ) -> tuple[InferenceDictionary, Params]:
-    """Make a TopK dictionary of directions with both signs, of which the k largest are active."""
+    """Make a TopK dictionary with two features for each direction, one for each sign."""
     encoder = np.concatenate([reads, -reads], axis=1)
     params = {
         "W_enc": encoder,
@@ -266,9 +273,10 @@ def _mlp(run: Run, member: Member, k: int) -> tuple[InferenceDictionary, Params]
 def _bridge_classes(
     run: Run, split: Split, numbers: Int[np.ndarray, " sample"]
 ) -> Int[np.ndarray, " sample"] | None:
-    """Return a class for each state: its bridge and position, or its position if none is known.
+    """Return the class of each state: the pair of its bridge and its position.
 
-    The result is None for tasks without chains.
+    At positions whose prefix does not determine the bridge, the class is the position alone. The
+    result is None for tasks without chains.
     """
     dataset, places = run.dataset, split.places
     try:

@@ -32,9 +32,10 @@ def check_sparsities(
 ) -> None:
     """Check that sparsities are valid for the activation function, and that nested widths fit.
 
-    A coefficient must be finite and at least 0. For `topk`, a sparsity must be a whole number
-    between 1 and the width. For other functions of kind "k", it must be at most the width and give
-    at least one active feature per batch. Nested widths must be smaller than the width.
+    A sparsity that is the coefficient of a penalty must be finite and at least 0. For `topk`, a
+    sparsity must be a whole number between 1 and the width. For other functions whose
+    `sparsity_kind` is "k", a sparsity must be at most the width and give at least one active
+    feature per batch. Nested widths must be smaller than the width of the dictionary.
 
     Args:
       sparsities: sparsities of the dictionaries.

@@ -1,4 +1,4 @@
-"""A dictionary in training (an architecture and an activation function), and for inference."""
+"""`Dictionary`, which is trained, and `InferenceDictionary`, which encodes after training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LossOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """An architecture and an activation function; static. Parameters are passed to methods."""
+    """An architecture and an activation function. The parameters are arguments of the methods."""
 
     architecture: Architecture
     activation_fn: ActivationFn
@@ -94,14 +94,18 @@ class Dictionary:
         scale_in: Scalar | float = 1.0,
         scale_out: Scalar | float = 1.0,
     ) -> Params:
-        """Convert trained parameters to parameters of `for_inference()`.
+        """Convert trained parameters to parameters of the dictionary that `for_inference` returns.
+
+        Both scales are folded into the weights, so that the result reads raw inputs and writes raw
+        targets.
 
         Args:
-          params: trained parameters, for inputs and targets divided by their scales.
+          params: trained parameters, for inputs divided by `scale_in` and targets divided by
+            `scale_out`.
           threshold: the running threshold, see `ActivationFn.observe`.
           sparsity: the sparsity; for `topk` it becomes the parameter `k`.
-          scale_in: the scale of inputs. It is folded in, so raw inputs can be encoded.
-          scale_out: the scale of targets; it is folded in as well.
+          scale_in: the scale of inputs.
+          scale_out: the scale of targets.
         """
         raw = params | {
             "W_enc": params["W_enc"] / scale_in,
@@ -116,7 +120,7 @@ class Dictionary:
         return found
 
     def for_inference(self) -> InferenceDictionary:
-        """Return the dictionary for inference, whose parameters `finish` returns."""
+        """Return the dictionary for inference; its parameters are the result of `finish`."""
         name = self.activation_fn.saelens_architecture
         max_k = getattr(self.activation_fn, "max_k", 0) if name == "topk" else 0
         return InferenceDictionary(self.architecture, name, max_k)
@@ -127,10 +131,10 @@ class InferenceDictionary:
     """A dictionary for inference, as instruments, splicing and exchange use it.
 
     Attributes:
-      architecture: its linear maps.
+      architecture: the linear encoder and decoder.
       saelens_architecture: SAELens's name of the activation function: `standard` (ReLU), `gated`,
         `topk`, or `jumprelu` (thresholds).
-      max_k: for `topk`, the largest possible k; the k in use is the parameter `k`. Otherwise 0.
+      max_k: for `topk`, the largest value that the parameter `k` may have. Otherwise 0.
     """
 
     architecture: Architecture

@@ -1,13 +1,15 @@
 """Evolution of features over training: persistence, agreement across seeds, and births.
 
-A feature of one dictionary is matched with the feature of another dictionary whose decoder row has
-the highest cosine with its own. The null control applies one random rotation to all features of the
-other dictionary.
+A feature of one dictionary is matched with the feature of a second dictionary whose decoder row has
+the highest cosine with the decoder row of the first feature. The null control applies one random
+rotation to all features of the second dictionary.
 
-A value of a truth variable is born when a feature stands for it: the median over seeds of the best
-feature's F1 is at least `MIN_F1`, far above the null. F1 is computed on facts that the feature was
-not chosen on (`measures/matching.py`). Births are unbiased for cold starts only. With a warm start,
-a dictionary begins with the features of an earlier or later checkpoint.
+A feature stands for a value of a truth variable if its F1 for the value, as the median over seeds,
+is at least `MIN_F1`, which is far above the null. F1 is computed on facts that were not used to
+choose the feature (`measures/matching.py`). The birth of a value is the first step at which a
+feature stands for the value. Births are unbiased only if the dictionaries of every checkpoint are
+initialised anew (a cold start). With a warm start, a dictionary begins with the features of an
+earlier or later checkpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Evolution(BaseInstrument):
 
 
 def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
-    """Compare each dictionary with those of the previous checkpoint and of other seeds.
+    """Compare each dictionary with the dictionaries of the previous checkpoint and of other seeds.
 
     Args:
       made: the dictionaries.
@@ -58,15 +60,16 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         `best_feature` [member, concept, value] and `f1` of the same shape.
 
     Returns:
-      A dataset by member. `kept` is the mean, over active features, of the highest cosine with a
-      feature of the previous checkpoint. `agreement` is the same for other seeds, averaged over
-      them. `kept_null` and `agreement_null` are their null controls. `drift` [member, concept,
-      value] is the cosine of a value's best feature with its best feature at the previous
-      checkpoint. Values are nan if there is nothing to compare with.
+      A dataset with the dimension `member`. `kept` is the mean, over active features, of the
+      highest cosine with a feature of the previous checkpoint's dictionary. `agreement` is the mean
+      of the same quantity over the dictionaries of other seeds. `kept_null` and `agreement_null`
+      are the null controls. `drift` [member, concept, value] is the cosine of a value's best
+      feature with the value's best feature at the previous checkpoint. An entry is nan if there is
+      no dictionary to compare with.
     """
     n = len(made)
     rows = [made.directions(number) for number in range(n)]
-    # A baseline may have more features than the dictionaries; the columns beyond are cut off.
+    # A baseline may have more features than the dictionaries; its additional columns are cut off.
     alive = found["density"].values[:, : len(rows[0])] > 0
     scores = np.full((4, n), np.nan, np.float32)
     best = found["best_feature"].values if "best_feature" in found else None
@@ -101,17 +104,18 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
 
 
 def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
-    """Find when values of truth variables get a feature, and whether they keep it.
+    """Find when features begin to stand for each value, and whether one does at the last step.
 
     Args:
       result: `f1` [member, concept, value] of dictionaries of several checkpoints.
       threshold: minimum of the median F1 over seeds.
 
     Returns:
-      `birth` is the first step at which a feature stands for the value, or nan if none does. `kept`
-      is whether a feature does at the last step, or nan if the value was never born. Both are by
-      site, sparsity, concept and value. `standing` is whether a feature stands for the value at
-      each step, or nan if the value's F1 is unknown; it has the dimension step in addition.
+      `birth` is the first step at which a feature stands for the value, or nan if no feature ever
+      does. `kept` is whether a feature stands for the value at the last step, or nan if there is no
+      birth. Both have the dimensions site, sparsity, concept and value. `standing` is whether a
+      feature stands for the value at each step, or nan if the value's F1 is unknown; it also has
+      the dimension step.
     """
     keys = ["site", "sparsity", "step"]
     median = result["f1"].groupby(keys).median("member", skipna=True)
@@ -125,7 +129,10 @@ def births(result: xr.Dataset, threshold: float = MIN_F1) -> xr.Dataset:
 
 
 def _before(made: Dictionaries, number: int) -> int | None:
-    """Return the number of the previous checkpoint's corresponding dictionary, if there is one."""
+    """Return the index of the dictionary that differs only in being of the previous checkpoint.
+
+    The result is None if there is no such dictionary.
+    """
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "seed": member.seed}
     earlier = [other for other in made.numbers(**like) if made.members[other].step < member.step]
@@ -134,7 +141,7 @@ def _before(made: Dictionaries, number: int) -> int | None:
 
 
 def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
-    """Yield the numbers of the corresponding dictionaries of other seeds."""
+    """Yield the indices of the dictionaries that differ only in the seed."""
     member = made.members[number]
     like = {"sites": member.sites, "sparsity": member.sparsity, "steps": member.steps}
     return (other for other in made.numbers(**like) if other != number)
@@ -143,7 +150,7 @@ def _seeds(made: Dictionaries, number: int) -> Iterator[int]:
 def _nearest(
     own: Float[np.ndarray, "feature width"], other: Float[np.ndarray, "other width"]
 ) -> tuple[float, float]:
-    """Return the mean highest cosine with another dictionary's features, and its null control."""
+    """Return the mean over `own` of the highest cosine with `other`, and its null control."""
     if not len(own) or not len(other):
         return np.nan, np.nan
     random = np.random.default_rng(_SEED).normal(size=(own.shape[1], own.shape[1]))

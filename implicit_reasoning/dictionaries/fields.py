@@ -140,7 +140,7 @@ FIELDS: dict[str, Field] = {
         int, "steps between replacements of dead features; 0: never", 0, 0, MAX_INT, before=0
     ),
 }
-"""Fields by dotted name. A custom activation function may have other `options`."""
+"""Fields by dotted name. A user's activation function may have `options` that are not listed."""
 
 
 def schema(config: ConfigDict) -> dict[str, Field]:

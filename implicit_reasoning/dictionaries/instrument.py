@@ -3,8 +3,8 @@
 On the host, `examples` chooses the examples once for a set of dictionaries. On the device, one
 compiled program runs all instruments: for each checkpoint it computes the values that all
 dictionaries share (`shared`), and then measures each dictionary (`measure`). Per-example outcomes
-are averaged within groups with clustered confidence intervals, by the code that instruments of
-models use. `derived` adds variables that are computed from these means.
+are averaged within groups, with clustered confidence intervals, by the same code as for instruments
+that measure models. `derived` adds variables that are computed from these means.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from implicit_reasoning.runs import Run
 
 
 class ExampleSource(NamedTuple):
-    """The data that instruments choose their examples from.
+    """The data from which instruments choose their examples.
 
     Attributes:
       run: the run whose states the dictionaries read.
@@ -87,12 +87,12 @@ class DictionaryInstrument(BaseInstrument):
     `seed` and `what` ("trained", or the name of the baseline). Baselines are nulls of every
     instrument.
 
-    The dimension "feature" needs no entry in `coords`. Its length is that of the widest dictionary
-    or baseline; narrower ones are padded with nan.
+    The dimension "feature" needs no entry in `coords`. Its length is the number of features of the
+    widest dictionary or baseline; the results of narrower members are padded with nan.
 
     Attributes:
-      group: name of the dimension of groups in the table of all instruments, such as "split". The
-        default "" is for instruments with one group; the table drops their group dimension.
+      group: the name that the dimension `group` gets in the table of all instruments, such as
+        "split". The default "" is for instruments with one group: the table drops the dimension.
       needs_model: whether the instrument runs the model with the dictionary spliced in. Such an
         instrument does not apply to a dictionary of all checkpoints, which has no single model.
     """
@@ -113,7 +113,7 @@ class DictionaryInstrument(BaseInstrument):
         """
 
     def shared(self, subject: DictionarySubject, inputs: Any) -> dict[str, Any]:
-        """Compute values that all dictionaries of a subject need, once; traced."""
+        """Compute values once for all dictionaries of a subject. The method is traced."""
         return {}
 
     @abc.abstractmethod
@@ -124,7 +124,7 @@ class DictionaryInstrument(BaseInstrument):
         encoded: EncodedStates,
         inputs: Any,
     ) -> dict[str, Array]:
-        """Measure one dictionary; traced, so it must be a pure function.
+        """Measure one dictionary. The method is traced, so it must be a pure function.
 
         Args:
           subject: the model and its states.
@@ -137,11 +137,12 @@ class DictionaryInstrument(BaseInstrument):
         """
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add variables computed from the means, such as ratios of them; by default none.
+        """Add variables that are computed from the means, such as ratios. The default adds none.
 
         Args:
-          result: the means by `member`; per-example outcomes have the dimension `group`.
-          examples: the examples that `examples` returned.
+          result: the means, with the dimension `member`. Outputs with one outcome per example also
+            have the dimension `group`.
+          examples: the examples of the instrument.
         """
         return result
 

@@ -1,8 +1,9 @@
-"""Measure dictionaries with several instruments, in one compiled program per shape and sites.
+"""Measures dictionaries with several instruments in one compiled program.
 
-The program computes the distinct states of the split and encodes them once for all instruments
-(`measures/`). The outcomes of each instrument are then averaged and labelled on the host. For the
-last checkpoint, baselines are measured in the same way (`baselines.py`).
+Dictionaries of the same shape and the same sites share a program. The program computes the distinct
+states of the split and encodes the states once for all instruments (`measures/`). The outcomes of
+each instrument are then averaged and labelled on the host. For the last checkpoint, baselines are
+measured in the same way (`baselines.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Chosen(NamedTuple):
 
 
 def example_source(run: Run, made: Dictionaries) -> ExampleSource:
-    """Return the data that instruments choose their examples from, for a set of dictionaries."""
+    """Return the data of a set of dictionaries from which instruments choose their examples."""
     dataset, positions = run.dataset, made.config.positions
     where = np.array([not positions or name in positions for name in dataset.positions])
     return ExampleSource(run, split_states(dataset, positions), made.members, where)
@@ -73,12 +74,12 @@ def measure(
     Args:
       source: the result of `example_source`.
       made: the set of dictionaries.
-      chosen: instruments with their examples; they share all programs.
+      chosen: instruments with their examples. Each program runs all instruments.
       steps: steps of the dictionaries (`ALL_STEPS` for crosscoders); all by default.
       progress: whether to show a progress bar on standard error.
 
     Returns:
-      The result of each instrument, by `member`.
+      The result of each instrument, with the dimension `member`.
 
     Raises:
       InputError: the outputs of an instrument differ from its declaration.
@@ -132,7 +133,11 @@ def _labelled(
 
 
 def _has_outcomes(instrument: DictionaryInstrument, name: str, value: np.ndarray) -> np.ndarray:
-    """Return which members have an outcome; nan outcomes mean none, as after the last block."""
+    """Return which members have outcomes.
+
+    An instrument returns nan if it has no outcome for a member, for example because the member's
+    site is after the last block.
+    """
     if instrument.outputs[name][-1:] != (EXAMPLE,):
         return np.ones(len(value), bool)
     finite = np.isfinite(value).reshape(len(value), -1)
@@ -177,7 +182,7 @@ def _outputs(
 
 
 def _alike(candidates: Sequence[Candidate]) -> dict[tuple[Sites, InferenceDictionary], list[int]]:
-    """Group the candidates' numbers by their program's static arguments."""
+    """Group the indices of the candidates by the static arguments of the program."""
     found: dict[tuple[Sites, InferenceDictionary], list[int]] = {}
     for number, one in enumerate(candidates):
         found.setdefault((one.member.sites, one.dictionary), []).append(number)
@@ -224,12 +229,12 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
 
 @jax.jit
 def _stack(trees: Sequence[Any]) -> Any:
-    """Stack trees; one program for all leaves avoids compiling one per shape."""
+    """Stack trees. One program stacks all leaves; otherwise each shape would compile a program."""
     return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
 
 
 def _padded(outputs: Sequence[Any]) -> Any:
-    """Stack outputs; those of candidates with fewer features are padded with nan."""
+    """Stack outputs. The outputs of candidates with fewer features are padded with nan."""
 
     def stack(*parts: Any) -> np.ndarray:
         shape = np.max([part.shape for part in parts], axis=0)

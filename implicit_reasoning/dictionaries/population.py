@@ -1,4 +1,4 @@
-"""Training of many dictionaries of one shape (sites, sparsities, seeds, steps) in one program."""
+"""Trains many dictionaries of one shape in one program; sites, sparsities and seeds may differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Members(NamedTuple):
     """The inputs that differ between the dictionaries of a population.
 
     Attributes:
-      pool: index of the pool that each member is trained on.
+      pool: index of the pool of states that each member is trained on.
       sparsity: each member's sparsity; its meaning depends on the activation function.
       key: each member's random key, for initialisation and batches.
     """
@@ -63,7 +63,8 @@ class Population:
         """Return the state before the first step.
 
         Args:
-          params: stacked parameters for a warm start; by default they are drawn from members' keys.
+          params: stacked parameters for a warm start. By default, the parameters are drawn at
+            random from the members' keys.
         """
         return self._begin(*self._data, params)
 
@@ -179,7 +180,7 @@ def stack_pools(
 
 
 def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
-    """Return a mesh for `Population` with `trial` times `model` devices; -1 means all others."""
+    """Return a mesh for `Population`; -1 as the size of an axis means all remaining devices."""
     return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
 
 
