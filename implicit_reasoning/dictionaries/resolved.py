@@ -1,4 +1,4 @@
-"""Resolve a configuration for a run: the sites, checkpoints, members and shapes to train."""
+"""Turns a configuration into the sites, checkpoints, members and shapes to train for a run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _steps(run: Run, chosen: Sequence[int], count: int) -> tuple[int, ...]:
 def _sites(
     model: Transformer, architecture: str, read: tuple[str, ...], write: tuple[str, ...]
 ) -> list[Sites]:
-    """Return the sites that each dictionary of a checkpoint reads and writes."""
+    """Return the sites that each dictionary of one checkpoint reads and writes."""
     blocks, same = range(model.spec.depth), architecture in ("autoencoder", "crosscoder")
     if not read:
         normalized = model.spec.normalization != "none"
@@ -169,7 +169,7 @@ def _architecture(
 
 
 def _width(model: Transformer, site: str) -> int:
-    """Return the width of a site, the length of its vector at one position."""
+    """Return the width of a site, which is the length of its vector at one position."""
     dims = model.sites[site]
     if dims[:-1] != ("batch", "pos"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Read the measured results of a set of dictionaries: one table of all instruments, and parts."""
+"""Reads the measured results of a set of dictionaries, and selects parts of these results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TABLE = (
     "use",
     "evolution",
 )
-"""Instruments in the table of a set, in the order of its variables."""
+"""The instruments whose results the table of a set contains, in the order of its variables."""
 
 
 def open_measured(run: Run, name: str) -> xr.Dataset | None:
-    """Open the table of measured results of a set, or return None if there are none.
+    """Open the table of measured results of a set, or return None if the set has no results.
 
     Variables have the dimension `member`: first the dictionaries in the set's order, then the
     baselines. Members have the coordinates `step`, `site`, `sparsity`, `seed` and `what`. The
@@ -57,7 +57,8 @@ def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member
     """Join the results of several instruments into one table.
 
     Args:
-      results: results by instrument, each by `member` in any order.
+      results: the result of each instrument, by the name of the instrument. The members of a result
+        may be in any order.
       members: the dictionaries, in the order of the table.
     """
     steps = {member.step for member in members}
@@ -88,7 +89,7 @@ def _keys(result: xr.Dataset) -> list[Any]:
 
 
 def _numbered(keys: Any) -> list[Any]:
-    """Pair each key with the count of earlier equal keys, as two dictionaries may share a site."""
+    """Pair each key with the count of earlier equal keys, because keys may not be unique."""
     seen: Counter[Any] = Counter()
     found = []
     for key in keys:
@@ -98,7 +99,10 @@ def _numbered(keys: Any) -> list[Any]:
 
 
 def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
-    """Return whether a key is of a current baseline: of the set's last step, or untrained."""
+    """Return whether a key belongs to a baseline of the set's last step, or of the untrained model.
+
+    Baselines of other steps are left over from an earlier version of the set.
+    """
     step, what = key[0], key[4]
     if what == UNTRAINED:
         return 0 not in steps
@@ -106,7 +110,7 @@ def _is_baseline(key: tuple[Any, ...], steps: set[int]) -> bool:
 
 
 def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Dataset:
-    """Reorder a result by the wanted members, with nan for members that it lacks."""
+    """Reorder a result by the wanted members, with nan for members that the result lacks."""
     at = {key: number for number, key in enumerate(there)}
     numbers = np.array([at.get(key, -1) for key in wanted])
     found = result.isel(member=np.maximum(numbers, 0))
@@ -121,7 +125,7 @@ def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Da
 
 
 def _renamed(name: str, part: xr.Dataset) -> xr.Dataset:
-    """Rename an instrument's counts and group dimension so that no other instrument has them."""
+    """Give an instrument's counts and group dimension names that other instruments do not use."""
     counts = {n: f"{name}_{n}" for n in ("n_examples", "n_states") if n in part}
     part = part.rename(counts)
     if "group" not in part.dims:
@@ -142,7 +146,7 @@ def trained_members(result: xr.Dataset) -> xr.Dataset:
 
 
 def middle_sparsity(result: xr.Dataset) -> float:
-    """Return the middle one of the sparsities of trained dictionaries."""
+    """Return the middle sparsity of the trained dictionaries."""
     ordered = sorted(distinct(trained_members(result)["sparsity"]))
     return float(ordered[len(ordered) // 2])
 
@@ -156,7 +160,7 @@ def at_middle_sparsity(result: xr.Dataset, site: str) -> xr.Dataset:
 
 
 def bridge_concept(result: xr.Dataset) -> str | None:
-    """Return the concept of the bridge at the position where it is first known, or None."""
+    """Return the concept of the bridge at the position where the bridge is first known, if any."""
     if "concept" not in result.coords:
         return None
     found = [name for name in result["concept"].values.tolist() if name.startswith("e2@")]
@@ -166,7 +170,7 @@ def bridge_concept(result: xr.Dataset) -> str | None:
 class Row(NamedTuple):
     """One row of the table in figures and dashboards: a dictionary or a baseline.
 
-    A number is nan if it does not exist.
+    A number that was not measured is nan.
 
     Attributes:
       site: name of the site that is written.
@@ -175,14 +179,17 @@ class Row(NamedTuple):
       seed: seed of the initialisation.
       l0: mean number of active features over held-out states.
       explained: explained variance.
-      recovered: share of the cross-entropy lost by mean ablation of the site that the dictionary
-        recovers, on trained chains.
-      kl: KL divergence from the clean model in nats, on trained chains.
-      dead, dense: shares of features that are dead, and dense.
-      f1: mean F1 over bridges, at the position where they are first known.
-      null: highest F1 of the null control of `f1`.
-      average_precision: mean average precision over the same bridges as `f1`.
-      swap: share of answers that follow a swap of bridges.
+      recovered: `(ablated - spliced) / (ablated - clean)`. The terms are cross-entropies on trained
+        chains: with the site mean-ablated, with the dictionary spliced in, and of the clean model.
+      kl: KL(clean model || model with the dictionary spliced in), in nats, on trained chains.
+      dead, dense: share of features that are never active, and share of features that are active on
+        more than a tenth of the states.
+      f1: mean over bridges of the F1 of the bridge's best feature, at the position where the bridge
+        is first known.
+      null: highest mean F1 over the permutations of the null control.
+      average_precision: mean over bridges of the average precision of the bridge's best feature.
+      swap: share of prompts for which a swap of the features of two bridges changes the answer to
+        the answer for the new bridge.
       low, high: 95% confidence interval of `swap`, clustered by bridge.
     """
 
@@ -205,10 +212,10 @@ class Row(NamedTuple):
 
 
 def make_rows(result: xr.Dataset) -> list[Row]:
-    """Make the table's rows, ordered by site, with dictionaries before baselines.
+    """Make the rows of the table, ordered by site, with dictionaries before baselines.
 
-    Rows are of dictionaries at the last step, and of baselines. Dictionaries of step 0 at the
-    middle sparsity are included as the baseline "untrained model".
+    There is one row for each dictionary of the last step and for each baseline. Dictionaries of
+    step 0 at the middle sparsity are included as the baseline "untrained model".
 
     Args:
       result: the measured results of a set.

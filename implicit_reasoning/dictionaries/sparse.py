@@ -1,4 +1,4 @@
-"""Matrix products with the k active features of each input only.
+"""Matrix products that use only the k active features of each input.
 
 A dense decoder multiplies the rows of all d_sae features, although all but k activations are zero;
 the gradients of both factors repeat this work. The functions here gather the rows of the active
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Sparse(NamedTuple):
-    """Activations of k features per input, with the features' indices; all others are 0."""
+    """Activations of k features per input, and their indices; all other activations are 0."""
 
     values: Float[Array, "batch k"]
     indices: Int[Array, "batch k"]
@@ -72,7 +72,7 @@ def scatter_sum(
     x: Float[Array, "batch width"],
     n_rows: int,
 ) -> Float[Array, "{n_rows} width"]:
-    """Compute rows r as `sum value[b, k] x[b]` over all (b, k) with `index[b, k] = r`."""
+    """Compute an array whose row r is the sum of `value[b, k] x[b]` where `index[b, k] = r`."""
     start = jnp.zeros((n_rows, x.shape[1]), x.dtype)
 
     def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:

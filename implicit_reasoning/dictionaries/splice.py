@@ -1,4 +1,4 @@
-"""Splice a dictionary into its model: its output replaces the activations that it reconstructs.
+"""Splices a dictionary into its model: its output replaces the activations that it reconstructs.
 
 A dictionary reads and writes the concatenated values of its sites (`architectures.py`). Splicing is
 therefore the same for autoencoders, transcoders and cross-layer transcoders: each written site gets
@@ -6,12 +6,12 @@ an edit. The edit at the site `s` adds hook sites, which `forward` lists, edits 
 model's sites:
 
 - `s.hook_acts`, [batch, pos, d_sae]: the activations that are decoded;
-- `s.hook_error`, of the shape of `s`, if the error is kept: the value minus the dictionary's output
-  for unedited activations. The error is added to the output, so the model's outputs are unchanged
-  unless activations or errors are edited.
+- `s.hook_error`, of the shape of `s`, if the error is kept: the model's value of `s` minus the
+  dictionary's output for unedited activations. The error is added to the output, so the model's
+  outputs are unchanged unless activations or errors are edited.
 
-A cross-layer transcoder has all its activations at every site that it writes; at each site, the
-activations of later layers are 0. To change a feature everywhere, edit it at all these sites.
+For a cross-layer transcoder, `hook_acts` of every written site has the features of all layers; the
+features of later layers are 0 there. To change a feature everywhere, edit it at all written sites.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RESID = ("batch", "pos", "d_model")
 
 
 class Sites(NamedTuple):
-    """The sites that a dictionary reads and writes; they are equal for an autoencoder."""
+    """The sites that a dictionary reads and writes, which are the same for an autoencoder."""
 
     read: tuple[str, ...]
     write: tuple[str, ...]
@@ -56,13 +56,13 @@ def edits(
 
     Args:
       dictionary: the dictionary; static.
-      params: its parameters.
-      sites: the sites that it reads and writes.
-      where: bool [pos], the positions to replace; the others keep their values.
+      params: the dictionary's parameters.
+      sites: the sites that the dictionary reads and writes.
+      where: bool [pos], the positions to replace; values at other positions do not change.
       keep_error: whether to add the reconstruction error, as the hook site `hook_error`.
 
     Returns:
-      One edit for each written site, by site.
+      One edit for each written site, by name of the site.
     """
     adds = (("hook_acts", _ACTS), ("hook_error", _RESID))[: 1 + keep_error]
     return {
@@ -79,7 +79,7 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
     Args:
       value: a number such as 0, or [d_out], such as the mean over states.
       sites: the sites; the edits replace `sites.write`.
-      where: bool [pos], the positions to replace; the others keep their values.
+      where: bool [pos], the positions to replace; values at other positions do not change.
     """
     parts = jnp.split(jnp.atleast_1d(value), len(sites.write)) if jnp.ndim(value) else None
     return {
@@ -108,7 +108,11 @@ def _decoded(splice: _Splice, params: Params, acts: Array, x: Array) -> Array:
 
 
 def _side_by_side(splice: _Splice, value: Array, hooks: HookContext) -> Array:
-    """Concatenate the inputs; inputs of later layers, which do not write here, are 0."""
+    """Concatenate the values of all read sites.
+
+    The values of later layers, which are not known yet, are replaced by 0. Their features do not
+    write to this site.
+    """
     here, read = splice.sites.write[splice.number], splice.sites.read
     known = {here: value} | {s: hooks.read(s) for s in read if s != here and hooks.passed(s)}
     first = known[read[0]] if read[0] in known else hooks.read(read[0])

@@ -1,8 +1,8 @@
 """Distinct states to train and measure dictionaries on, computed by the model's forward pass.
 
 A state depends only on its prefix, so each distinct prefix counts once, even if several rows begin
-with it. Dictionaries are measured on states of prefixes that they were not trained on. States are
-computed on the device where they are used and are never written to disk.
+with the same prefix. Dictionaries are measured on states of prefixes that are not in their training
+data. States are computed on the device where they are used and are never written to disk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _AT_ONCE = 512  # rows per forward pass
 
 
 class Places(NamedTuple):
-    """Locations of states: a row of tokens and a position for each; ordered by position.
+    """Locations of states, ordered by position. A location is a row of tokens and a position.
 
     Attributes:
-      rows: int [row], numbers of dataset rows.
+      rows: int [row], indices of dataset rows.
       tokens: int32 [row, pos], the prompts of these rows.
       row: int [state], the state's index into `rows` and `tokens`.
       pos: int [state], the state's position.
@@ -40,7 +40,7 @@ class Places(NamedTuple):
     pos: Int[np.ndarray, " state"]
 
     def only(self, keep: Bool[np.ndarray, " state"]) -> Places:
-        """Select some states and the rows that they need."""
+        """Select some states, and the rows of tokens that contain them."""
         used, row = np.unique(self.row[keep], return_inverse=True)
         return Places(self.rows[used], self.tokens[used], row, self.pos[keep])
 
@@ -121,9 +121,10 @@ def split_states(dataset: Dataset, positions: Sequence[str] = ()) -> Split:
 def states(
     model: Transformer, places: Places, params: Params, sites: Sequence[str]
 ) -> Float[Array, "state width"]:
-    """Compute the activations of sites at each place and checkpoint, concatenated; traced.
+    """Compute the activations at each place, concatenated over checkpoints and sites.
 
-    Rows pass through the model in batches, which bounds the memory that a forward pass needs.
+    The function is traced. Rows pass through the model in batches, which bounds the memory that a
+    forward pass needs.
 
     Args:
       model: the model; static.

@@ -1,12 +1,12 @@
-"""Training steps of a dictionary on a pool of states, in one compiled loop over arrays.
+"""Training steps of a dictionary on a pool of states, in one compiled loop.
 
 A step draws a random batch from the pool, computes the loss and its gradient, and applies Adam. A
 feature that has not fired for `dead_after` steps is dead. Auxiliary losses of some activation
 functions, and resampling, act on dead features.
 
-Sources: Adam's settings, gradient clipping and `dead_after` follow SAELens's defaults. Unit decoder
-rows with the parallel part of their gradient removed: Bricken et al. 2023. Resampling: the appendix
-of Bricken et al. 2023.
+Sources: Adam's settings, gradient clipping and `dead_after` follow SAELens's defaults. Decoder rows
+of norm 1, with gradients projected orthogonally to the rows, and resampling follow Bricken et al.
+2023 (resampling: appendix).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.model import Params
 
 Scalar = Float[Array, ""]
-_RESAMPLED = 0.2  # norm of resampled encoder weights, relative to the mean of alive features
+_RESAMPLED = 0.2  # norm of resampled encoder weights, relative to the mean norm of alive features
 
 
 @dataclass(frozen=True)
 class DictionaryTrainingSettings:
-    """How a dictionary is trained; static.
+    """The settings with which a dictionary is trained; static.
 
     Attributes:
       steps: total number of steps.
@@ -40,9 +40,9 @@ class DictionaryTrainingSettings:
       b1, b2: Adam's decay rates of the first and second moment.
       clip_norm: maximum global norm of the gradient.
       dead_after: a feature that has not fired for more than this many steps is dead.
-      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. The
-        alternative, 0, is SAELens's; it recovers more of states that are sums of sparse,
-        non-negative features.
+      bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. If
+        not, it is initialised to 0, as in SAELens. The latter recovers more of states that are sums
+        of sparse, non-negative features.
       unit_decoder: whether decoder rows are kept at norm 1.
       frozen_decoder: whether decoder rows keep their random initialisation, as a baseline.
       resample_every: steps between resamplings of dead features; 0 means never.
@@ -72,7 +72,7 @@ class DictionaryTrainingSettings:
 
     @property
     def adam(self) -> optax.GradientTransformation:
-        """Gradient clipping and Adam; its updates must be multiplied by the negative rate."""
+        """Gradient clipping and Adam; multiply the updates by the negative learning rate."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm), optax.scale_by_adam(self.b1, self.b2)
         )
@@ -113,7 +113,10 @@ class Pool(NamedTuple):
 
 
 class StepMeans(NamedTuple):
-    """Means over steps of the squared error, the whole loss, and active and dead features."""
+    """Means over steps of the squared error, the loss, and the numbers of active and dead features.
+
+    The loss includes the terms of the activation function.
+    """
 
     mse: Scalar
     loss: Scalar
@@ -225,10 +228,10 @@ class DictionaryRecipe:
     ) -> DictionaryState:
         """Reinitialise dead features at states with a large reconstruction error.
 
-        A feature's state is drawn with a probability proportional to the squared loss (Bricken et
-        al. 2023). Its encoder is set to the direction of the input, and its decoder to the
-        direction of the target, both relative to the biases. Adam's moments of the feature are
-        reset. Its count of steps since it fired is set to 0.
+        For each dead feature, a state is drawn with a probability proportional to the squared loss
+        (Bricken et al. 2023). The feature's encoder is set to the direction of the state's input,
+        and its decoder to the direction of the state's target, both relative to the biases. The
+        feature's moments in Adam, and its count of steps since it last fired, are reset to 0.
         """
         architecture, activation_fn, params = (
             self.dictionary.architecture,
@@ -269,7 +272,7 @@ class DictionaryRecipe:
 
 
 def batch_of(pool: Pool, size: int, key: Key[Array, ""]) -> tuple[Array, Array]:
-    """Draw a batch with replacement: each time a random group, then a random state of it."""
+    """Draw a batch with replacement: for each state, a random group, then a state of the group."""
     keys = jax.random.split(key)
     group = jax.random.randint(keys[0], (size,), 0, len(pool.first))
     within = jax.random.uniform(keys[1], (size,)) * pool.sizes[group]
@@ -282,7 +285,10 @@ def _with_unit_rows(params: Params) -> Params:
 
 
 def _without_growth(grads: Params, params: Params) -> Params:
-    """Remove the gradient's part along decoder rows, which would only change their norm of 1."""
+    """Remove the part of the gradient that is parallel to the decoder rows.
+
+    This part would only change the norm of the rows, which is kept at 1.
+    """
     grad, rows = grads["W_dec"], params["W_dec"]
     axes = tuple(range(rows.ndim // 2, rows.ndim))
     along = (grad * rows).sum(axes, keepdims=True)
@@ -290,6 +296,6 @@ def _without_growth(grads: Params, params: Params) -> Params:
 
 
 def _lengths(rows: Float[Array, "*feature_and_output"]) -> Float[Array, "*feature_and_ones"]:
-    """Compute decoder row norms, for [feature, output] or [layer, feature, layer, output] rows."""
+    """Compute the norm of each decoder row; rows end in [output] or in [layer, output]."""
     axes = tuple(range(rows.ndim // 2, rows.ndim))
     return jnp.sqrt((rows**2).sum(axes, keepdims=True))

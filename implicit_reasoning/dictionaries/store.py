@@ -51,7 +51,7 @@ TRAINED, UNTRAINED = "trained", "untrained model"
 
 
 class Source(NamedTuple):
-    """The checkpoints that states come from, and the sites that are read and written there."""
+    """The checkpoints that states come from, and the sites that a dictionary reads and writes."""
 
     steps: tuple[int, ...]
     sites: Sites
@@ -61,9 +61,9 @@ class Member(NamedTuple):
     """The identity of one dictionary in a set.
 
     Attributes:
-      steps: the checkpoint's step; for a crosscoder the steps of all its checkpoints.
-      read: names of the sites that it reads.
-      write: names of the sites that it writes.
+      steps: the checkpoint's step; for a crosscoder, the steps of all its checkpoints.
+      read: names of the sites that the dictionary reads.
+      write: names of the sites that the dictionary writes.
       sparsity: the sparsity; its meaning depends on the activation function.
       seed: seed of the initialisation and the batches.
     """
@@ -86,7 +86,7 @@ class Member(NamedTuple):
 
     @property
     def source(self) -> Source:
-        """The checkpoints and sites that its states come from."""
+        """The checkpoints and sites that the dictionary's states come from."""
         return Source(self.steps, self.sites)
 
     @property
@@ -137,7 +137,7 @@ class Files:
 
     @property
     def measured_before(self) -> Path:
-        """Results of versions without dictionary instruments; this file is read but not written."""
+        """The table of results of earlier versions; this file is read but not written."""
         return self.folder / "measured.nc"
 
     @property
@@ -161,10 +161,10 @@ class Dictionaries:
     """A set of trained dictionaries of one shape.
 
     Attributes:
-      dictionary: their encoder and decoder.
-      params: their parameters, stacked along the first axis.
+      dictionary: the encoder and decoder, which all dictionaries share.
+      params: the parameters of all dictionaries, stacked along the first axis.
       members: the identity of each dictionary.
-      config: the configuration that they were trained with.
+      config: the configuration that the set was trained with.
     """
 
     dictionary: InferenceDictionary
@@ -180,7 +180,7 @@ class Dictionaries:
         return jax.tree.map(lambda leaf: leaf[number], self.params)
 
     def numbers(self, **wanted: Any) -> list[int]:
-        """Return numbers of the members with these attributes, such as `step=6000, site="..."`."""
+        """Return indices of the members with these attributes, such as `step=6000, site="..."`."""
         return [
             number
             for number, member in enumerate(self.members)
@@ -196,7 +196,10 @@ class Dictionaries:
 
     @cached_property
     def shown(self) -> list[int]:
-        """One representative member per site: last checkpoint, middle sparsity, seed 0."""
+        """Indices of the members of the last checkpoint, the middle sparsity and seed 0.
+
+        There is one such member for each site. Figures and dashboards show these members.
+        """
         last = max(member.steps for member in self.members)
         ordered = sorted({member.sparsity for member in self.members})
         return self.numbers(steps=last, sparsity=ordered[len(ordered) // 2], seed=0)

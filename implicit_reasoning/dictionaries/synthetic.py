@@ -1,4 +1,4 @@
-"""Synthetic sparse data with known ground-truth directions, to test whether dictionaries find them.
+"""Synthetic sparse data whose true directions are known, to test whether dictionaries find them.
 
 There are more directions than dimensions. Directions are rarely active, with frequencies that fall
 as a power of their rank. They form pairs whose activity is correlated.
@@ -67,8 +67,8 @@ class Synthetic:
     def activity(self, key: Key[Array, ""], n_states: int) -> Float[Array, "state direction"]:
         """Draw the sizes of directions in each state; most are 0.
 
-        With probability `together`, the two directions of a pair share one draw of activity.
-        Otherwise each has an independent draw.
+        With probability `together`, one draw decides whether both directions of a pair are active.
+        Otherwise each direction of the pair has an independent draw.
         """
         keys = jax.random.split(key, 4)
         shape = (n_states, self.n_directions)
@@ -90,6 +90,6 @@ class Synthetic:
 def recovered(
     directions: Float[Array, "direction width"], rows: Float[Array, "feature width"]
 ) -> Float[Array, " direction"]:
-    """Return each true direction's highest cosine with a feature's decoder row."""
+    """Return the highest cosine of each true direction with the decoder row of any feature."""
     unit = rows / (jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
     return (directions @ unit.T).max(1)

@@ -1,4 +1,4 @@
-"""Train a set of dictionaries of a run and save them in the run; training can be resumed."""
+"""Trains a set of dictionaries of a run and saves the set in the run. Training can be resumed."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
       The dictionaries. They are saved in `dictionaries/<config.name>/` of the run.
 
     Raises:
-      InputError: the configuration does not fit the run, the folder holds dictionaries of another
-        configuration, another process trains them, or training was begun under other JAX settings.
+      InputError: the configuration does not fit the run, the folder contains dictionaries with
+        another configuration, another process is training in the folder, or training began with
+        other JAX settings.
       Interrupted: the process received SIGTERM or SIGINT; the state is saved.
     """
     config = completed(with_current_names(config))
@@ -105,7 +106,8 @@ class StageData:
     """The training data of one stage.
 
     Attributes:
-      pools: one pool of states for each combination of checkpoint and sites, divided by its scales.
+      pools: one pool of states for each combination of checkpoint and sites. The states are divided
+        by the scales of the pool.
       pool: the index of each member's pool.
       scale_in, scale_out: scales of each pool's inputs and targets.
     """
@@ -117,7 +119,7 @@ class StageData:
 
 
 def make_material(run: Run, resolved: ResolvedSet, members: tuple[Member, ...]) -> StageData:
-    """Compute the states that some members are trained on, on the device."""
+    """Compute, on the device, the states that some members are trained on."""
     places, trained, _ = split_states(run.dataset, resolved.positions)
     places = places.only(trained)
     compiled = jax.jit(partial(states, run.model, places), static_argnums=1)
@@ -209,7 +211,7 @@ class DictionaryTraining:
         return self._begin(0)
 
     def _begin(self, number: int, before: Stage | None = None) -> Stage:
-        """Start a stage, from the final parameters of the stage before it if there is one."""
+        """Start a stage; if there is a stage before it, start from its final parameters."""
         population, material = self._population(number)
         if before is None:
             return Stage(number, population, material, population.begin(), None, None)
@@ -237,7 +239,7 @@ class DictionaryTraining:
         return Stage(number, population, material, state, tree.get("finished"), None)
 
     def saved(self, stage: Stage) -> dict[str, Any]:
-        """Return the tree to save: the state, and parameters of earlier stages' members."""
+        """Return the tree to save: the state, and the parameters of members of earlier stages."""
         return _saved(stage.state, stage.finished)
 
     def open(self, step: int) -> None:
@@ -250,7 +252,10 @@ class DictionaryTraining:
             self._metrics.close()
 
     def chunk_end(self, step: int, count: int) -> int:
-        """Return the step of the next metrics row; chunks are not cut, as rows are chunk means."""
+        """Return the step of the next metrics row, or the end of the stage if that comes first.
+
+        `count` is ignored: a metrics row has the means over a whole chunk, so chunks are not cut.
+        """
         every = self._resolved.log_every
         end_of_stage = (step // self._stage_steps + 1) * self._stage_steps
         return min((step // every + 1) * every, end_of_stage)
@@ -294,8 +299,9 @@ class DictionaryTraining:
     def resumes_at(self, step: int) -> bool:
         """Return whether the state is saved at a step.
 
-        It is saved at the first row at or after each multiple of `resume_every`. It is not saved
-        where a stage begins, nor at the end, where the finished dictionaries are saved instead.
+        The state is saved at the first metrics row at or after each multiple of `resume_every`. It
+        is not saved at the end of a stage. At the end of training, the finished dictionaries are
+        saved instead.
         """
         if step % self._stage_steps == 0:
             return False
@@ -306,13 +312,16 @@ class DictionaryTraining:
 
 
 def _saved(state: DictionaryState, finished: Params | None) -> dict[str, Any]:
-    """Return the tree to save; the state is a plain tuple, so its fields may be renamed later."""
+    """Return the tree to save. The state becomes a plain tuple, so that fields may be renamed."""
     tree: dict[str, Any] = {"state": tuple(state)}
     return tree if finished is None else tree | {"finished": finished}
 
 
 def _finish(population: Population, state: DictionaryState, material: StageData | None) -> Params:
-    """Return the finished parameters of a stage's members, in raw units if `material` is given."""
+    """Return the finished parameters of a stage's members.
+
+    If `material` is given, its scales are folded in, so that the dictionaries read raw states.
+    """
     scales: tuple[Array, ...] = ()
     if material is not None:
         pool = jnp.asarray(material.pool)

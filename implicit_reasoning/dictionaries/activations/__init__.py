@@ -17,7 +17,7 @@ from implicit_reasoning.dictionaries.activations.relu import ReLU
 from implicit_reasoning.dictionaries.activations.topk import BatchTopK, TopK
 
 ACTIVATIONS = {one.name: one for one in (ReLU, Gated, TopK, BatchTopK, JumpReLU, Matryoshka)}
-"""The built-in activation functions, by name. Others are found by import path."""
+"""The built-in activation functions, by name. A user's function is found by its import path."""
 
 __all__ = [
     "ACTIVATIONS",

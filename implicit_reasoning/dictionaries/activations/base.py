@@ -1,9 +1,9 @@
 """Base class of activation functions, which make activations sparse and define the sparsity loss.
 
 The loss is the squared error, summed over output dimensions and averaged over the batch, plus terms
-of the activation function. One number, the sparsity, sets how sparse activations are: it is a
-coefficient or a number of features. The sparsity is traced, so dictionaries of several sparsities
-share one program.
+of the activation function. One number, the sparsity, sets how sparse activations are: it is either
+the coefficient of a penalty or a number of active features. The sparsity is traced, so dictionaries
+of several sparsities share one program.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ActivationFn(abc.ABC):
     saelens_architecture: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Accept attributes of custom subclasses under their old names."""
+        """Accept the old names of attributes in users' subclasses."""
         super().__init_subclass__()
         for old, new in _RENAMED.items():
             if old in vars(cls):
@@ -93,7 +93,7 @@ class ActivationFn(abc.ABC):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Compute activations as used in training."""
+        """Compute the activations that training uses."""
 
     def terms(
         self, architecture: Architecture, params: Params, forward: ForwardPass
@@ -104,7 +104,7 @@ class ActivationFn(abc.ABC):
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """Return the running threshold after a step; only batch-wise functions change it."""
+        """Return the running threshold after a step. Only BatchTopK and Matryoshka change it."""
         return threshold
 
     def project(self, params: Params) -> Params:
@@ -125,5 +125,5 @@ class ActivationFn(abc.ABC):
         return scaled | self.scaled(params, norms, threshold)
 
     def scaled(self, params: Params, norms: Float[Array, " d_sae"], threshold: Scalar) -> Params:
-        """Return the function's own parameters for activations that are `norms` times as large."""
+        """Return the activation function's parameters for activations multiplied by `norms`."""
         return {"b_enc": params["b_enc"] * norms}

@@ -1,12 +1,13 @@
-"""Gated: one path selects the active features, another computes their magnitudes.
+"""Gated: one path, the gate, selects the active features; a second path computes magnitudes.
 
 The L1 penalty applies to the gate only, so it does not shrink magnitudes. The gate is trained
 through an auxiliary reconstruction from gate activations. No gradient of the penalty or of the
-auxiliary reconstruction reaches the decoder. Otherwise decoder rows would shrink without limit: the
-magnitudes can compensate for smaller rows, and the penalty would decrease.
+auxiliary reconstruction reaches the decoder. Otherwise decoder rows would shrink without limit,
+because larger magnitudes compensate for smaller rows while the penalty decreases.
 
 Source: Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
-section 3.2. The decoder is frozen in their auxiliary reconstruction as well; SAELens trains it.
+section 3.2. In the paper, too, the auxiliary reconstruction does not train the decoder; in SAELens,
+it does.
 """
 
 from __future__ import annotations

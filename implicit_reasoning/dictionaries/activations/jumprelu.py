@@ -1,12 +1,13 @@
 """JumpReLU: each feature has a threshold, learned with a straight-through estimator.
 
-The penalty is the number of active features (L0), or the sum of `tanh` of scaled activations times
-decoder norms. A step function has no useful gradient, so the threshold's gradient is estimated with
-a rectangular kernel around the threshold.
+With mode "step", the penalty is the number of active features (L0). With mode "tanh", it is the sum
+of `tanh(4 activation * decoder norm)` over features. A step function has no useful gradient, so the
+threshold's gradient is estimated with a rectangular kernel around the threshold. With "step", the
+estimated gradient reaches the thresholds only. With "tanh", it reaches all parameters.
 
-Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (mode "step": the estimated gradient
-reaches thresholds only). Conerly et al. 2025, Anthropic's January update (mode "tanh": it reaches
-all parameters; penalty that moves pre-activations of dead features towards their thresholds).
+Sources: Rajamanoharan et al. 2024, "Jumping ahead", section 3 (mode "step"). Conerly et al. 2025,
+Anthropic's January update (mode "tanh", and the penalty `revive`, which moves pre-activations of
+dead features towards their thresholds).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class JumpReLU(ActivationFn):
       mode: "step" or "tanh". With "tanh", estimated gradients reach the encoder as well.
       threshold: initial threshold.
       bandwidth: width of the estimator's kernel, in units of pre-activations.
-      revive: coefficient of the penalty on the distance of dead features from their thresholds.
+      revive: coefficient of a penalty on how far pre-activations of dead features are below their
+        thresholds.
     """
 
     mode: str = "step"

@@ -1,7 +1,8 @@
-"""Matryoshka: nested dictionaries, whose first features must reconstruct without the later ones.
+"""Matryoshka: nested dictionaries. The first features must reconstruct without later features.
 
 This is BatchTopK with a further loss term for each nested width m: the squared error of the output
-of the first m features. It reduces the incentive for specific features to absorb general ones.
+of the first m features. These terms reduce the incentive for specific features to absorb general
+features.
 
 Source: Bussmann et al. 2025, "Learning multi-level features with matryoshka sparse autoencoders".
 """

@@ -1,12 +1,12 @@
-"""TopK: for each input, only the k features that write most are active.
+"""TopK: for each input, only the k features with the largest outputs are active.
 
-"Write most" means the largest product of pre-activation and decoder norm. BatchTopK selects the
-k * batch largest products of a whole batch, so the number of active features varies between inputs.
-A running mean of the smallest selected product becomes the threshold of the finished dictionary,
-which encodes each input independently.
+The size of a feature's output is the product of pre-activation and decoder norm. BatchTopK selects
+the k * batch largest products of a whole batch, so the number of active features varies between
+inputs. A running mean of the smallest selected product becomes the threshold of the finished
+dictionary, which encodes each input independently.
 
-Both have an auxiliary loss for dead features (AuxK): the dead features that write most are trained
-to reconstruct the remaining error.
+Both functions have an auxiliary loss for dead features (AuxK): the dead features with the largest
+outputs are trained to reconstruct the remaining error.
 
 Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2 and A.2; Bussmann,
 Leask and Nanda 2024, "BatchTopK sparse autoencoders". The target of AuxK is target minus output.
@@ -33,7 +33,7 @@ from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.model import Params
 
 _RATE = 0.01  # update rate of the running threshold
-# With several threads and at most this many features per `max_k`, dense products are faster.
+# With several threads, dense products are faster if d_sae / max_k is at most this ratio.
 _MAX_DENSE_RATIO = 32
 
 
@@ -42,7 +42,8 @@ class TopK(ActivationFn):
     """TopK activation; `sparsity` is k.
 
     Attributes:
-      max_k: the largest k of any member; this many features are gathered.
+      max_k: the largest k of the dictionaries that share a program; this many features are
+        gathered.
       aux: coefficient of the AuxK loss.
     """
 
@@ -56,7 +57,7 @@ class TopK(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Select features without gradients, then compute the activations of the selected ones."""
+        """Select features without gradients, then compute the activations of these features."""
         if architecture.d_sae <= _MAX_DENSE_RATIO * self.max_k and not _one_thread():
             return self._encode_all(architecture, params, x, sparsity)
         # The selection has no gradient.
@@ -100,7 +101,7 @@ class BatchTopK(ActivationFn):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Keep the activations of a batch that write most, `sparsity` per input on average."""
+        """Keep the largest outputs of a batch, `sparsity` per input on average; set others to 0."""
         pre = architecture.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
         written = jax.lax.stop_gradient(acts * architecture.norms(params)[None]).astype(jnp.float32)
@@ -116,7 +117,7 @@ class BatchTopK(ActivationFn):
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded
     ) -> Scalar:
-        """Update the running mean of the smallest norm-weighted activation among active ones."""
+        """Update the running mean of the smallest positive product of activation and norm."""
         written = encoded.dense * architecture.norms(params)[None]
         least = jnp.where(written > 0, written, jnp.inf).min()
         moved = jnp.where(threshold > 0, threshold + _RATE * (least - threshold), least)
@@ -129,17 +130,17 @@ class BatchTopK(ActivationFn):
 
 
 def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) -> Scalar:
-    """Compute AuxK: the squared error of dead features that reconstruct the remaining error.
+    """Compute AuxK: the squared error of reconstructing the remaining error with dead features.
 
-    At most d_in / 2 dead features are used, those that write most. With fewer dead features, the
-    loss is scaled down proportionally; without any, it is 0. As in SAELens, negative
-    pre-activations are used as well.
+    The d_in / 2 dead features with the largest outputs are used. If there are fewer dead features,
+    all are used and the loss is scaled down proportionally; without dead features, the loss is 0.
+    As in SAELens, negative pre-activations are used as well.
     """
     most = min(architecture.d_in // 2, architecture.d_sae)
     missing, n_dead = jax.lax.stop_gradient(forward.y - forward.out), forward.dead.sum()
 
     def of_some() -> Scalar:
-        """Use all dead features; there are at most `most`, so none needs to be selected."""
+        """Use all dead features; there are at most `most`, so no selection is needed."""
         index = jnp.argsort(~forward.dead)[:most]
         pre = architecture.project_some(params, forward.x, index) + params["b_enc"][index][None]
         said = jnp.where(forward.dead[index][None], pre, 0.0) @ architecture.rows(params)[index]
@@ -160,15 +161,16 @@ def auxiliary(architecture: Architecture, params: Params, forward: ForwardPass) 
 
 
 def _one_thread() -> bool:
-    """Return whether this is traced for one CPU core, with members sharded over the cores."""
+    """Return whether the program is traced for one CPU core, with members sharded over cores."""
     return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size > 1
 
 
 def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
-    """Return a mask of the `count` largest numbers of each row; among equal ones, the first.
+    """Return a mask of the `count` largest numbers of each row.
 
-    The mask is found by taking `count` successive maxima. For 16 of 512 numbers, this takes a third
-    of the time of a sort. If equal numbers select too many, a slower exact count is used.
+    Of equal numbers, the first are selected. The mask is found by taking `count` successive maxima.
+    For 16 of 512 numbers, this takes a third of the time of a sort. If this selects too many
+    numbers because some are equal, a slower exact count is used.
     """
     count = count.astype(jnp.int32)
 
@@ -190,10 +192,11 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 
 
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
-    """Find the `count`-th largest number of each row by bisection of the bits; any sign works.
+    """Find the `count`-th largest number of each row by bisection of the bits.
 
-    Float bits, read as integers, have the order of the floats once all bits but the sign of
-    negative numbers are flipped. Sorting takes ten times as long on CPUs and GPUs.
+    Numbers may be negative. The bits of floats, read as integers, have the order of the floats if
+    all bits except the sign bit of negative numbers are flipped. Sorting takes ten times as long on
+    CPUs and GPUs.
     """
     bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))
     least = jnp.full((*values.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
