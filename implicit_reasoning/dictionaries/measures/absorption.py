@@ -1,15 +1,15 @@
-"""Instrument: absorption, where features of single facts replace a bridge's feature.
+"""Instrument: absorption. Features of single facts replace the feature of a bridge.
 
-The feature of bridge e is chosen on half of the facts and measured on the other half. A state of e
-is silent if this feature is inactive. A silent state is absorbed if another feature accounts for at
-least the share `MIN_PROJECTION` of the features' projection on e's direction. This other feature
-must be active in less than half of e's states. e's direction points from the mean of all states to
-the mean of e's states. Both means use the facts that the feature was chosen on, so the direction
-does not contain a component of the measured facts. The null control uses another bridge's
-direction.
+The feature of a bridge e is chosen on half of the facts and measured on the other half. A state of
+e is silent if the feature of e is inactive. A silent state is absorbed if there is a second feature
+that is active in less than half of the states of e and that accounts for at least the share
+`MIN_PROJECTION` of the dictionary's output along the direction of e. This direction points from the
+mean of all states to the mean of the states of e. Both means use the facts on which the feature was
+chosen, so the direction does not contain a component of the measured facts. The null control uses
+the direction of a bridge other than e.
 
 Absorption is meaningful only for features that mostly stand for their bridge. Tables therefore
-consider bridges whose F1 is at least `MIN_F1`.
+consider only bridges whose F1 is at least `MIN_F1`.
 
 Source: Chanin et al. 2024, "A is for absorption", section 5: the main latents are silent, the
 absorbing latent has a cosine of at least .025 with the direction and at least .4 of the projection.
@@ -37,7 +37,7 @@ from implicit_reasoning.dictionaries.measures.matching import Half, best_feature
 
 MIN_PROJECTION, MIN_COSINE = 0.4, 0.025
 MIN_F1 = 0.5
-_RARE = 0.5  # a feature that is active on more of a bridge's states is not specific to a fact
+_RARE = 0.5  # a feature active on at least this share of a bridge's states is not of single facts
 
 
 class Absorption(DictionaryInstrument):
@@ -90,7 +90,7 @@ class Absorption(DictionaryInstrument):
 
 
 def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
-    """Return another bridge for each state, the same for all states of a bridge."""
+    """Return, for each state, a bridge that is not its own; it is the same for equal bridges."""
     distinct, place = np.unique(values, return_inverse=True)
     return np.roll(distinct, 1)[place]
 
@@ -115,7 +115,10 @@ def _spoken_for(
     direction: Float[Array, "state width"],
     rare: Bool[Array, "state d_sae"],
 ) -> Bool[Array, " state"]:
-    """Return whether one rare feature writes most of the projection on each state's direction."""
+    """Return the states for which one rare feature writes most of the output along `direction`.
+
+    "Most" means at least the share `MIN_PROJECTION`.
+    """
     along = direction @ rows.T
     written = acts * along
     total = written.sum(1)

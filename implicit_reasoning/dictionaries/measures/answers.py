@@ -1,8 +1,8 @@
 """Instrument: the model's answers when a dictionary's output replaces the true states.
 
-It measures cross-entropy, KL divergence and accuracy by split, of four models: the clean model, the
-model with the dictionary spliced in, and models with the site ablated to its mean over training
-states or to zero.
+The instrument measures cross-entropy, KL divergence and accuracy on each split, for four models:
+the clean model, the model with the dictionary spliced in, and the model with the site ablated to
+its mean over training states or to zero.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Spliced(DictionaryInstrument):
         return {name: jnp.stack([getattr(one, name) for one in each]) for name in self.outputs}
 
     def derived(self, result: xr.Dataset, examples: Examples) -> xr.Dataset:
-        """Add the share of the ablation's loss that the dictionary recovers."""
+        """Add the loss that the dictionary recovers, relative to ablations (`recovered`)."""
         ce, kl = ({m: result[name].sel(model=m) for m in MODELS} for name in ("ce", "kl"))
         scores = {
             "ce_loss_score": (ce["spliced"], ce["clean"], ce["zero"]),

@@ -1,6 +1,6 @@
-"""The states in which a chain's bridge is first known, which several instruments measure.
+"""The states at the first position whose prefix determines the bridge of a chain.
 
-There is one state for each first fact (e1, r1), at the first position that determines the bridge.
+Several instruments measure these states. There is one state for each first fact (e1, r1).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Bridges(NamedTuple):
 
     Attributes:
       chosen: int [state], indices into the split's places.
-      values: int [state], the bridge, an entity.
-      second: bool [state], whether the state is in the second half.
-      in_distribution: bool [state], whether chains of the training set use the first fact.
+      values: int [state], the bridge, which is an entity.
+      second: bool [state], whether the first fact is in the second half of the facts. Features are
+        chosen on the first half and measured on the second half.
+      in_distribution: bool [state], whether the first fact has the role `I`.
       n_values: number of entities.
     """
 
@@ -37,7 +38,7 @@ class Bridges(NamedTuple):
 
 
 def bridge_position(dataset: Dataset) -> int:
-    """Return the number of the first position at which the bridge is known."""
+    """Return the index of the first position at which the bridge is known."""
     return list(dataset.positions).index(first_known_position("e2", dataset.positions))
 
 

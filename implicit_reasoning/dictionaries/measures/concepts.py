@@ -43,15 +43,15 @@ _SEED = 0
 
 
 class Concept(NamedTuple):
-    """A truth variable at one position, and the states that have values of it.
+    """A truth variable at one position, and the states that have a value of the variable.
 
     Attributes:
       variable: name of the variable.
       pos: name of the position.
       chosen: int [state], indices into the split's places.
       values: int [state], the variable's value; -1 if there is none.
-      second: bool [state], whether the state is in the second half.
-      n_values: number of values; values are less than it.
+      second: bool [state], whether the state is in the half on which features are scored.
+      n_values: number of values; every value is less than this number.
     """
 
     variable: str
@@ -70,11 +70,13 @@ class Concept(NamedTuple):
 def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
     """Choose the concepts of a task of chains.
 
-    Each variable gives one concept per position, from the position where it is first known. First
-    facts give one concept per position after the bridge is first known.
+    Each variable gives one concept for each position, from the position where the variable is first
+    known. The first fact (`FACT`) gives one concept for each position after the position where the
+    bridge is first known.
 
-    The two halves contain different first facts, so a feature is scored on facts that it was not
-    chosen on. For the concepts of first facts, the halves contain different states of each fact.
+    The states of a concept are divided into two halves with different first facts, so a feature is
+    scored on facts that were not used to choose it. For the concepts of the first fact, the halves
+    contain different states of each fact.
 
     Args:
       dataset: the run's dataset.
@@ -94,7 +96,7 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
             values = dataset.truth[name][places.rows[places.row]]
             there = np.flatnonzero((places.pos == pos) & (values >= 0))
             there = np.sort(random.permutation(there)[:_MAX_STATES])
-            # If each value has only one state, nothing can be generalised.
+            # With fewer than two states per value, a feature cannot be tested on new states.
             if len(there) >= 2 * len(np.unique(values[there])):
                 found = there, values[there], halves[there], variables.sizes[kind]
                 concepts.append(Concept(name, positions[pos], *found))
@@ -104,10 +106,11 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
 def _facts(
     dataset: Dataset, places: Places, positions: list[str], random: np.random.Generator
 ) -> list[Concept]:
-    """Choose first facts, renumbered, at positions after they are known.
+    """Make the concepts of the first fact, at the positions after the fact is known.
 
-    Some states of other facts are included without a value. Otherwise a feature of an entity would
-    seem to stand for the only fact of this entity that is among the chosen ones.
+    A random sample of the facts is chosen and renumbered from 0. Some states of facts that are not
+    in the sample are included, without a value. Otherwise a feature of an entity would seem to
+    stand for the only fact of this entity that is in the sample.
     """
     known, values = positions.index(first_known_position("e2", positions)), dataset.truth[FACT]
     found = []
@@ -126,7 +129,7 @@ def _facts(
 
 
 def _alternating(values: Int[np.ndarray, " state"]) -> Bool[np.ndarray, " state"]:
-    """Return a mask of every other state of each value."""
+    """Return a mask that contains every second state of each value."""
     order = np.argsort(values, kind="stable")
     first = np.searchsorted(values[order], values[order])
     second = np.empty(len(values), bool)
@@ -154,12 +157,12 @@ class ConceptStates:
 
     @cached_property
     def n_values(self) -> int:
-        """The largest number of values of a variable; other variables are padded to it."""
+        """The largest number of values of any concept; other concepts are padded to this number."""
         return max(concept.n_values for concept in self.concepts)
 
     @cached_property
     def halves(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """State numbers and values of both halves, [concept, state] each, padded with -1.
+        """Indices and values of the states of both halves, [concept, state] each, padded with -1.
 
         All concepts have the same shape, so one program measures them.
         """
@@ -177,7 +180,7 @@ class ConceptStates:
 
 
 class Concepts(DictionaryInstrument):
-    """F1 and average precision of each value's best features, and their null controls."""
+    """F1 and average precision of the best feature of each value, with null controls."""
 
     name: ClassVar[str] = "concepts"
     definition: ClassVar[str] = (

@@ -7,9 +7,9 @@ control permutes the values among the states.
 
 A feature is chosen by the F1 of "is active" as a predictor of "has the value". It is scored by this
 F1, and by the average precision of its activation, which can be high for a dense feature as well.
-Further features are then added greedily, each maximising the F1 of "any of them is active". If this
-increases F1, the value is split among features (Chanin et al. 2024, "A is for absorption", section
-4, who count the features that improve a sparse probe).
+Further features are then added greedily. Each added feature maximises the F1 of "any of the chosen
+features is active". If this increases F1, the value is split among features (Chanin et al. 2024, "A
+is for absorption", section 4, who count the features that improve a sparse probe).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_JOINED = 3
 
 
 class Half(NamedTuple):
-    """Distinct states to choose features on, or to score them on.
+    """Distinct states on which features are either chosen or scored.
 
     Attributes:
-      acts: activations; a feature is active if positive; -inf in padding rows.
+      acts: activations; a feature is active if its activation is positive. Padding rows have -inf.
       values: values of the variable; negative means none.
     """
 
@@ -44,7 +44,7 @@ class Ranked(NamedTuple):
     Sorting is most of the work of average precision. The ranks are the same for all values.
 
     Attributes:
-      order: numbers of the states, by rank.
+      order: index of the state at each rank.
       last: number of states whose activation is at least that of the state at this rank.
     """
 
@@ -59,8 +59,8 @@ class Match(NamedTuple):
 
     Attributes:
       feature: the feature with the highest F1 on the first half.
-      f1: its F1 on the second half.
-      precision: its average precision on the second half.
+      f1: the F1 of this feature on the second half.
+      precision: the average precision of this feature on the second half.
       n_states: number of states with the value in the second half.
     """
 
@@ -71,10 +71,11 @@ class Match(NamedTuple):
 
 
 def ranked(acts: Float[Array, "state feature"]) -> Ranked:
-    """Rank states by activation once, for all average precisions."""
+    """Rank the states by the activation of each feature."""
     numbers = jnp.broadcast_to(jnp.arange(len(acts), dtype=jnp.int32), acts.T.shape)
     falling, order = jax.lax.sort((-acts.T, numbers), num_keys=1)
-    # Ties share the place of their last member, found by a cumulative minimum from the end.
+    # Equal activations share the rank of the last of them, found by a cumulative minimum from the
+    # end.
     place = jnp.arange(1, len(acts) + 1, dtype=jnp.int32)
     ends = jnp.pad(falling[:, 1:] != falling[:, :-1], [(0, 0), (0, 1)], constant_values=True)
     last = jax.lax.cummin(jnp.where(ends, place[None], len(acts)), 1, reverse=True)
@@ -82,12 +83,12 @@ def ranked(acts: Float[Array, "state feature"]) -> Ranked:
 
 
 def match(first: Half, second: Half, n_values: int, order: Ranked | None = None) -> Match:
-    """Choose the best feature of each value on one half and score it on the other.
+    """Choose the best feature of each value on one half, and score this feature on the other half.
 
     Args:
-      first: the half to choose on.
-      second: the half to score on; it shares no states with `first`.
-      n_values: number of values; values are less than it; static.
+      first: the half on which features are chosen.
+      second: the half on which features are scored; it shares no states with `first`.
+      n_values: number of values; every value is less than this number; static.
       order: `ranked(second.acts)`, if it is already computed.
     """
     order = ranked(second.acts) if order is None else order
@@ -116,8 +117,8 @@ def match_null(
     """Compute the null control of `match`, with values permuted among the states of each half.
 
     Args:
-      first: the half to choose on.
-      second: the half to score on.
+      first: the half on which features are chosen.
+      second: the half on which features are scored.
       n_values: number of values; static.
       key: the random key.
       n_permutations: number of permutations.
@@ -145,16 +146,18 @@ def match_null(
 
 
 def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
-    """Compute F1 on the second half of the best 1, 2, ... `MAX_JOINED` features joined by "any".
+    """Compute the F1 of "any of the best n features is active", for n from 1 to `MAX_JOINED`.
 
-    Features are chosen greedily on the first half. Values of too few states are nan, as in `match`.
+    Features are chosen greedily on the first half; F1 is computed on the second half. The result is
+    nan for values with too few states, as in `match`.
     """
     values = [one_hot_values(half.values, n_values) for half in (first, second)]
     active = [(half.acts > 0).astype(jnp.float32) for half in (first, second)]
-    any_of = [jnp.zeros_like(of_value) for of_value in values]  # whether a joined one is active
+    # Whether a feature that has been joined is active.
+    any_of = [jnp.zeros_like(of_value) for of_value in values]
     scores = []
     for _ in range(MAX_JOINED):
-        # A further feature can add only states on which no joined feature is active.
+        # A further feature adds only states on which no joined feature is active.
         left = 1 - any_of[0]
         both = (values[0] * any_of[0]).sum(1)[:, None] + (values[0] * left) @ active[0]
         size = any_of[0].sum(1)[:, None] + left @ active[0]
@@ -215,5 +218,5 @@ def _enough(first: Half, second: Half, n_values: int) -> Bool[Array, " value"]:
 def _f1(
     of_value: Float[Array, "value state"], active: Float[Array, "value state"]
 ) -> Float[Array, " value"]:
-    """Compute the F1 of each value with its own row of activity."""
+    """Compute the F1 of each value from the row of `active` for this value."""
     return f1_score((of_value * active).sum(1), of_value.sum(1), active.sum(1))

@@ -23,14 +23,14 @@ MIN_DENSE = 0.1
 """A feature is dense if it is active on more than this share of states."""
 
 MIN_ABLATION_LOSS = 0.01
-"""Minimum loss of an ablation, in nats, for which the recovered share is defined."""
+"""Minimum increase of the loss by an ablation, in nats, for which `recovered` is defined."""
 
 Scalar = Float[Array, ""]
 Losses = Float[np.ndarray, "*any"]
 
 
 class Quality(NamedTuple):
-    """Reconstruction quality and sparsity of one dictionary on some states; see the module.
+    """Reconstruction quality and sparsity of one dictionary on some states.
 
     Attributes:
       l0: number of active features.
@@ -122,11 +122,12 @@ def answers(
 
 
 def recovered(spliced: Losses, clean: Losses, ablated: Losses) -> Losses:
-    """Return the share of the ablation's loss that the dictionary recovers; 1 is all of it.
+    """Return the loss that the dictionary recovers: `(ablated - spliced) / (ablated - clean)`.
 
-    This is `(ablated - spliced) / (ablated - clean)`. For cross-entropies it is SAELens's
-    `ce_loss_score`, and for KL divergences, where `clean` is 0, SAELens's `kl_div_score`. It is nan
-    where the ablation loses less than `MIN_ABLATION_LOSS` nats, as in an untrained model.
+    The value is 1 if the dictionary is as good as the clean model, and 0 if it is as bad as the
+    ablation. For cross-entropies, this is SAELens's `ce_loss_score`. For KL divergences, for which
+    `clean` is 0, it is SAELens's `kl_div_score`. The value is nan where the ablation increases the
+    loss by less than `MIN_ABLATION_LOSS` nats, as in an untrained model.
 
     Args:
       spliced: losses with the dictionary spliced in, in nats.

@@ -20,7 +20,7 @@ from implicit_reasoning.worlds import prefix_keys
 
 
 class Reconstruction(DictionaryInstrument):
-    """Reconstruction quality by held-out state, clustered by first fact; activity on all states."""
+    """Reconstruction quality on held-out states, and activity of features on all states."""
 
     name: ClassVar[str] = "reconstruction"
     definition: ClassVar[str] = (

@@ -1,9 +1,9 @@
 """Instrument: is a bridge's feature active both in and out of distribution?
 
-Chains of the training set use the in-distribution first facts, and no chain uses the others. A
-bridge's feature is chosen on half of the in-distribution facts. It is measured on the other half
-and on the out-of-distribution facts: how often is it active if the bridge is present? The null
-control is the activity of another bridge's feature.
+Training chains use in-distribution facts, and no training chain uses out-of-distribution facts. The
+feature of a bridge is chosen on half of the in-distribution first facts. The instrument measures
+how often this feature is active in states with the bridge, for the other half of the facts and for
+the out-of-distribution facts. The null control is the activity of the feature of another bridge.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ _SEED = 0
 
 
 class RoleStates(NamedTuple):
-    """States of both roles whose bridge has a feature, ordered by role.
+    """The states on which features are chosen, and the states that are measured.
+
+    The measured states are in-distribution states, followed by out-of-distribution states. Each has
+    a bridge for which a feature is chosen.
 
     Attributes:
-      bridges: all states in which the bridge is first known.
-      fit: int [fit], indices into `bridges`, of the states to choose features on.
-      group: int [state], indices into `bridges`, of the states to measure.
-      other: int [state], another bridge that has a feature, for the null control.
+      bridges: all states at the first position that determines the bridge.
+      fit: int [fit], indices into `bridges` of the states on which features are chosen.
+      group: int [state], indices into `bridges` of the states to measure.
+      other: int [state], for the null control: a bridge that is not the state's bridge and for
+        which a feature is chosen.
     """
 
     bridges: Bridges
@@ -84,7 +88,7 @@ class Roles(DictionaryInstrument):
         random, others = np.random.default_rng(_SEED), []
         for group in groups:
             own = bridges.values[group]
-            # The shift of at least one place selects a different bridge with a feature.
+            # A shift by at least one place selects another bridge for which a feature is chosen.
             place = np.searchsorted(fitted, own) + random.integers(1, len(fitted), len(own))
             others.append(fitted[place % len(fitted)])
         group = np.concatenate(groups)
@@ -101,7 +105,7 @@ class Roles(DictionaryInstrument):
         encoded: EncodedStates,
         inputs: RoleStates,
     ) -> dict[str, Array]:
-        """Measure the activity of the own and another bridge's feature, [whose, state]."""
+        """Measure whether the own bridge's and another bridge's feature are active."""
         bridges, acts = inputs.bridges, encoded.acts[inputs.bridges.chosen]
         values = jnp.asarray(bridges.values)[inputs.fit]
         feature = best_features(Half(acts[inputs.fit], values), bridges.n_values)

@@ -3,14 +3,14 @@
 The directions are the features that are ever active, or the class means of bridges minus the mean
 over all states. Three numbers describe them:
 
-- `directions`: their number;
-- `overlap`: the highest |cosine| with another direction, averaged over directions;
-  `overlap_null` is the same for as many random directions;
-- `dims`: the mean of `|w|^2 / sum_j (w . w_j / |w|)^2`, the number of dimensions of a direction,
-  which is 1 without overlap.
+- `directions`: the number of directions;
+- `overlap`: the highest |cosine| of a direction with any other direction, averaged over directions;
+  `overlap_null` is the same number for as many random directions;
+- `dims`: the mean over directions w of `|w|^2 / sum_j (w . w_j / |w|)^2`, the dimensionality of a
+  direction, which is 1 without overlap.
 
-`effective_dims` is the number of dimensions that the states occupy, `tr(C)^2 / tr(C^2)` for their
-covariance C.
+`effective_dims` is the number of dimensions that the states occupy, `tr(C)^2 / tr(C^2)`, where C is
+the covariance of the states.
 
 Source: Elhage et al. 2022, "Toy models of superposition", section 3 (dimensionality).
 """
@@ -85,7 +85,10 @@ class Superposition(DictionaryInstrument):
 
 
 class BridgeSuperposition(DictionaryInstrument):
-    """The number, overlap and dimensionality of bridges' class means, without a dictionary."""
+    """The number, overlap and dimensionality of the class means of bridges.
+
+    These numbers do not depend on a dictionary.
+    """
 
     name: ClassVar[str] = "bridge_superposition"
     definition: ClassVar[str] = (
@@ -132,7 +135,10 @@ def _overlap(
 
 
 def _gram(unit: Array, there: Array) -> Float[Array, "direction direction"]:
-    """Return squared cosines of present directions; absent ones get 1 on the diagonal, else 0."""
+    """Return squared cosines between the directions that are present.
+
+    The row and the column of an absent direction are 0, except for a 1 on the diagonal.
+    """
     return jnp.where(there[:, None] & there[None], (unit @ unit.T) ** 2, 0) + jnp.diag(~there * 1.0)
 
 

@@ -1,27 +1,29 @@
 """Instrument: do the model's answers follow changes of bridges' features?
 
-A prompt (e1, r1, r2) first determines its bridge e at the position of r1. At this position,
-features of e and of another bridge e' are changed in the residual that the dictionary writes to.
+For a prompt (e1, r1, r2), the prefix (e1, r1) determines the bridge e. At the position of r1,
+features of e and of another bridge e' are changed in the residual to which the dictionary writes.
 The dictionary's reconstruction error is kept. The changes are:
 
-- `swap`: e's feature is set to 0, and the feature of e' to its mean activation where e' is the
-  bridge;
-- `clamp`: the feature of e' is set to this activation, and e's feature is kept;
-- `ablate`: e's feature is set to 0;
+- `swap`: the feature of e is set to 0, and the feature of e' is set to its mean positive activation
+  on prompts with the bridge e';
+- `clamp`: the feature of e' is set to this mean, and the feature of e does not change;
+- `ablate`: the feature of e is set to 0;
 - `ablate another`: the feature of e' is set to 0. It should be inactive, so any effect is a side
   effect.
 
 If the model uses the features, the answer after a swap is the tail of the fact (e', r2), for
-*every* relation r2 of e'. Features are chosen on prompts with other first facts, by one of three
-rules:
+*every* relation r2 of e'. Features are chosen on prompts whose first facts do not occur in the
+prompts that are changed, by one of three rules:
 
 - `truth`: the feature whose activity best predicts the bridge (F1, see `matching.py`);
-- `activation`: the feature with the highest mean activation where the bridge is present;
-- `attribution`: the feature with the highest mean product of activation and gradient of the right
-  answer's logit, where the bridge is present.
+- `activation`: the feature with the highest mean activation on prompts with the bridge;
+- `attribution`: the feature with the highest mean attribution on prompts with the bridge. The
+  attribution is the activation times the derivative of the right answer's logit with respect to the
+  activation.
 
-The null control applies `truth` to permuted bridges. `class means` changes the difference of a
-bridge's class mean from the mean of all states instead; it needs no dictionary.
+The null control `null` applies the rule `truth` to bridges that are permuted among the prompts. The
+control `class means` needs no dictionary: in place of a feature, it changes the component "class
+mean of the bridge minus mean of all states".
 
 Source: a vector for a concept should change all that follows from the concept (Makelov, Lange and
 Nanda 2024; Hernandez et al. 2024).
@@ -63,17 +65,17 @@ _SEED = 0
 
 
 class Swaps(NamedTuple):
-    """Prompts whose bridge is swapped for another.
+    """Prompts whose bridge is swapped for a new bridge.
 
-    A pair of a prefix and a new bridge has one case for each relation that leads on from the new
-    bridge to a different answer.
+    A pair of a prefix (e1, r1) and a new bridge has one case for each relation r2 for which the new
+    bridge has an answer that differs from the answer of the old bridge.
 
     Attributes:
       tokens: int32 [case, pos], the prompts.
-      old, new: int32 [case], the two bridges, entities.
+      old, new: int32 [case], the old and the new bridge, which are entities.
       expected: int32 [case], the answer for the new bridge.
       clean: int32 [case], the answer for the old bridge; -1 if there is no such fact.
-      pair: int [case], the number of the pair.
+      pair: int [case], the number of the case's pair.
     """
 
     tokens: Int[np.ndarray, "case pos"]
@@ -85,10 +87,11 @@ class Swaps(NamedTuple):
 
 
 def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
-    """Choose prefixes of two-hop chains with other first facts than fitting uses, and new bridges.
+    """Choose prefixes of two-hop chains, and a new bridge for each prefix.
 
-    Answers follow facts that the training set uses at the second hop only, because a model may not
-    know other facts.
+    The prefixes are first facts of training chains that `rows_to_fit` does not use. The new bridges
+    are bridges of the rows of `rows_to_fit`. Expected answers follow only facts that training uses
+    at the second hop, because a model may not know other facts.
 
     Args:
       dataset: the run's dataset.
@@ -103,7 +106,7 @@ def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
     bridges = np.unique(truth["e2"][fitted])
     old = truth["e2"][rows]
     shift = random.integers(1, len(bridges), len(rows))
-    # The place of a bridge that was not fitted is where it would be inserted.
+    # A bridge that is not in `bridges` gets the place at which it would be inserted.
     place = np.searchsorted(bridges, old)
     new = bridges[(place + shift) % len(bridges)]
     new = np.where(new == old, bridges[(place + shift + 1) % len(bridges)], new)
@@ -123,14 +126,15 @@ def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
 
 
 class SwapPrompts(NamedTuple):
-    """Prompts to choose features on, and prompts to change.
+    """Prompts on which features are chosen, and prompts whose states are changed.
 
     Attributes:
-      fit_tokens: int32 [prompt, pos], prompts to choose features on.
-      fit_values, fit_null: int32 [prompt], their bridges, and the bridges permuted.
-      fit_answer: int32 [prompt], their right answers.
-      swaps: the prompts to change.
-      pos: number of the position at which the bridge is first known.
+      fit_tokens: int32 [prompt, pos], the prompts on which features are chosen.
+      fit_values: int32 [prompt], the bridges of `fit_tokens`.
+      fit_null: int32 [prompt], a permutation of `fit_values`, for the null control.
+      fit_answer: int32 [prompt], the right answers of `fit_tokens`.
+      swaps: the prompts whose states are changed.
+      pos: index of the position at which the bridge is first known.
       n_values: number of entities.
     """
 
@@ -144,7 +148,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose features on half of the first facts, and swap bridges on the other half."""
+        """Choose prompts to choose features on half of the first facts, and to swap on the rest."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
@@ -159,7 +163,10 @@ class SwapPrompts(NamedTuple):
 
 
 class Use(DictionaryInstrument):
-    """Shares of answers that follow a change of features, stay unchanged, or become another."""
+    """Outcomes of changing the features of bridges, as shares of prompts.
+
+    The answer becomes that of the new bridge, stays unchanged, or becomes any other answer.
+    """
 
     name: ClassVar[str] = "use"
     definition: ClassVar[str] = (
@@ -184,7 +191,7 @@ class Use(DictionaryInstrument):
     needs_model: ClassVar[bool] = True
 
     def examples(self, source: ExampleSource) -> Examples:
-        """Choose prompts of two-hop tasks, for dictionaries that write one residual or into one."""
+        """Choose prompts, for two-hop tasks and dictionaries that write to one residual."""
         model, dataset = source.run.model, source.run.dataset
         written = {_residual(member.write) for member in source.members}
         choose_bridges(source)
@@ -203,9 +210,10 @@ class Use(DictionaryInstrument):
         return Examples(inputs, ("swaps",), np.zeros(len(swaps.pair), int), swaps.old, None, coords)
 
     def shared(self, subject: DictionarySubject, inputs: SwapPrompts) -> dict[str, Any]:
-        """Compute states, the gradient of answers, and outcomes for class means; traced.
+        """Compute what does not depend on a dictionary; traced.
 
-        States are those to choose features on, and those to change.
+        This includes the states on which features are chosen, the states that are changed, the
+        gradient of the right answer's logit, and the outcomes for class means.
         """
         layer = _layer_of(subject)
         if layer == subject.model.spec.depth:
@@ -326,7 +334,10 @@ def _changed_features(
 def _changed_means(
     inputs: SwapPrompts, state: Float[Array, "case width"], away: Float[Array, "value width"]
 ) -> Float[Array, "change case width"]:
-    """Return the states after each change of class means; `away` is relative to the mean of all."""
+    """Return the states after each change of class means.
+
+    `away` has the class mean of each bridge minus the mean of all states.
+    """
     old, new = away[inputs.swaps.old], away[inputs.swaps.new]
     return state[None] + jnp.stack([new - old, new, -old, -new])
 
@@ -340,7 +351,7 @@ def _outcomes(
     changed: Array,
 ) -> Bool[Array, "change outcome case"]:
     said = jax.lax.map(lambda state: _answers(inputs, subject, layer, resid, state), changed)
-    # An answer equal to the clean one counts as unchanged, even if it is the expected one.
+    # An answer equal to the clean answer counts as unchanged, even if it is the expected answer.
     unchanged = said == clean[None]
     moved = (said == jnp.asarray(inputs.swaps.expected)[None]) & ~unchanged
     return jnp.stack([moved, unchanged, ~(moved | unchanged)], axis=1)
@@ -352,14 +363,14 @@ def _layer_of(subject: DictionarySubject) -> int:
 
 
 def _residual(write: Sequence[str]) -> str | None:
-    """Return the residual that is written or written into; None if several sites are written."""
+    """Return the residual that includes the written site; None if several sites are written."""
     return write[0].replace("hook_mlp_out", "hook_resid_post") if len(write) == 1 else None
 
 
 def all_of_pair(
     outcome: Float[Array, "*rule case"], pair: Int[np.ndarray, " case"]
 ) -> tuple[Bool[np.ndarray, " case"], Float[Array, "*rule case"]]:
-    """Compute which cases are the first of their pair, and whether whole pairs have the outcome.
+    """Compute which cases are the first of their pair, and whether all cases of a pair succeed.
 
     Args:
       outcome: [..., case], 1 if a case has the outcome, else 0, or nan.
@@ -367,7 +378,8 @@ def all_of_pair(
 
     Returns:
       `(first, all_of)`. `first` is bool [case], whether the case is the first of its pair. `all_of`
-      is [..., case]: 1 if all cases of the case's pair have the outcome, else 0; nan if any is nan.
+      is [..., case]: 1 if all cases of the case's pair have the outcome, nan if the outcome of any
+      of them is nan, else 0.
     """
     _, first, number = np.unique(pair, return_index=True, return_inverse=True)
     missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
@@ -385,7 +397,7 @@ def _mean_by_value(
 def _sizes(
     acts: Float[Array, "case feature"], feature: Int[Array, " value"], values: Int[Array, " case"]
 ) -> Float[Array, " value"]:
-    """Return the mean activation of each value's feature over active states with the value."""
+    """Return the mean positive activation of each value's feature on states with the value."""
     own = acts[jnp.arange(len(values)), feature[values]]
     member = jax.nn.one_hot(values, len(feature)) * (own > 0)[:, None]
     return (member * own[:, None]).sum(0) / jnp.maximum(member.sum(0), 1)
