@@ -3,7 +3,7 @@
 `write_page` computes a page and saves it with the set. The report reads saved pages with `pages`
 and computes nothing.
 
-truths.py              the ground truth of states, and names of its values
+truths.py              the true values of states, and the names of these values
 feature_statistics.py  statistics of every feature
 labels.py              labels of features, and their scores
 histories.py           histories of features over checkpoints
@@ -61,8 +61,8 @@ def write_page(run: Run, made: Dictionaries, result: xr.Dataset) -> None:
 def pages(run: Run) -> list[Page]:
     """Return the saved page of every measured set of dictionaries.
 
-    If the set was measured again after its page was saved, the page has only the table, and names
-    the command that computes the feature cards.
+    If the set was measured again after its page was saved, the returned page has only the table,
+    and names the command that computes the feature cards.
     """
     tables = {name: open_measured(run, name) for name in names(run)}
     return [_kept_page(run, name, table) for name, table in tables.items() if table is not None]
@@ -80,7 +80,7 @@ def _kept_page(run: Run, name: str, result: xr.Dataset) -> Page:
 
 
 def _digest(made: Dictionaries, result: xr.Dataset) -> str:
-    """Return a digest of the shown dictionaries and the table."""
+    """Return a digest of the dictionaries that the page shows and of the table."""
     shown = [made.fingerprint(made.members[number].step) for number in made.shown]
     return hashlib.sha256(repr((shown, make_rows(result))).encode()).hexdigest()
 

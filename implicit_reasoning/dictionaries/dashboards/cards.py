@@ -39,7 +39,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.worlds import Dataset
 
 BEST, DENSEST, RANDOM = 24, 4, 6
-"""Number of cards per dictionary: features with the best labels, densest, and random features."""
+"""Numbers of cards per dictionary: for features with the best labels, densest, random features."""
 _SEED = 0
 
 
@@ -47,11 +47,13 @@ class Example(NamedTuple):
     """A state on which a feature is active.
 
     Attributes:
-      before: tokens of the prefix before the last.
+      before: tokens of the prefix, without the last token.
       here: the last token of the prefix, at the state's position.
       activation: the feature's activation.
-      true: whether the feature's label is true of the state; None at another position.
-      value: the name of the value that the label's variable has there; "" at another position.
+      true: whether the feature's label is true of the state; None if the state is not at the
+        label's position.
+      value: name of the true value of the label's variable for the state; "" if the state is not at
+        the label's position.
     """
 
     before: tuple[str, ...]
@@ -72,15 +74,17 @@ class Card(NamedTuple):
     """The data of a feature's card.
 
     Attributes:
-      feature: number of the feature.
-      density: share of all states on which it is active.
-      by_position: for each position, its name and the share of its states that are active.
-      mean: mean activation where it is active.
-      label: the feature's label, or None if there is none.
-      others: further values that it matches.
+      feature: index of the feature.
+      density: share of all states on which the feature is active.
+      by_position: for each position, the name of the position and the share of the states at this
+        position on which the feature is active.
+      mean: mean activation over the states on which the feature is active.
+      label: the feature's label, or None if the feature has no label.
+      others: further values that the feature matches.
       examples: the states with the highest activations.
-      promoted, suppressed: tokens; empty if there is no direct path.
-      history: its history over checkpoints; None if there is only one.
+      promoted, suppressed: tokens whose logits the feature raises or lowers most; empty if there is
+        no direct path to the logits.
+      history: the feature's history over checkpoints; None if there is only one checkpoint.
     """
 
     feature: int
@@ -103,7 +107,7 @@ class CardGroup(NamedTuple):
 
 
 class LabelCount(NamedTuple):
-    """Number of features with labels of one concept, by verdict."""
+    """The numbers of features whose label is a value of one concept, by verdict."""
 
     concept: str
     stands: int
@@ -188,9 +192,9 @@ def choose_features(
 ) -> dict[str, Int[np.ndarray, " some"]]:
     """Select the features that get cards, by criterion; no feature is selected twice.
 
-    Features with the best labels are ranked by the score that labels were chosen by. Their shown
-    scores are therefore not biased by the selection. Concepts take turns, so an easy concept does
-    not fill the page.
+    Features with the best labels are ranked by the score on the half of the facts on which labels
+    are chosen. Cards show the scores on the other half, which this selection does not bias. The
+    concepts take turns, so that an easy concept does not fill the page.
 
     Args:
       density: share of states on which each feature is active.
@@ -214,7 +218,10 @@ def choose_features(
 
 
 def _in_turn(found: Labelled, there: Bool[np.ndarray, " feature"]) -> Int[np.ndarray, " some"]:
-    """Select the best feature of each concept, then the second best, ...; order by concept."""
+    """Select the best feature of each concept, then the second best of each, and so on.
+
+    The selected features are returned in the order of the concepts.
+    """
     concept, score = found.concept[:, 0], found.chosen[:, 0]
     order = np.lexsort((-score, concept))
     order = order[there[order]]
@@ -288,13 +295,13 @@ class CardWriter:
         )
 
     def _by_position(self, feature: int) -> tuple[tuple[str, float], ...]:
-        """Return names of the positions that have states, with the share of active states."""
+        """Return the name of each position that has states, with its share of active states."""
         there = np.unique(self.places.pos)
         shares = np.asarray(self.stats.by_position)[:, feature]
         return tuple((self.dataset.positions[pos], float(shares[pos])) for pos in there)
 
     def _examples(self, feature: int, label: Label | None) -> tuple[Example, ...]:
-        """Return the states with the highest activations, if they are positive."""
+        """Return the states with the highest activations; states with activation 0 are omitted."""
         pairs = zip(self.stats.top[feature], self.stats.states[feature], strict=True)
         return tuple(
             self._example(int(state), float(activation), label)

@@ -2,13 +2,13 @@
 
 For each feature, the best-matching pairs (variable at a position, value) are chosen on one half of
 the first facts and scored on the other half. `measures/concepts.py` does the reverse: it finds the
-best feature of each value. Both score by the F1 of "is active" for "has the value" on states at the
-position.
+best feature of each value. Both modules score pairs by the F1 of "is active" for "has the value" on
+states at the position.
 
-A label should explain all of a feature's activity. Pairs are therefore chosen by an F1 whose
-precision is multiplied by the position's share of the feature's activity, with equal weights of all
-positions. Otherwise a feature that is active on bridges at r1, and on a few states at r2, would get
-the value that these few states happen to share as its label.
+A label should explain all of a feature's activity. Pairs are therefore chosen by a modified F1: the
+precision is multiplied by the share of the feature's activity that is at the position of the pair.
+All positions have the same weight in this share. With the ordinary F1, a feature that is active on
+bridges at r1 and on a few states at r2 could be labelled by a value that these few states share.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 
 EXAMPLES, TOKENS, PAIRS = 8, 5, 3
-"""Per feature: the numbers of states shown, of tokens at either end, and of matched pairs."""
+"""Numbers per feature: of states shown, of promoted and suppressed tokens each, and of pairs."""
 
 _SCALE = "ln_final.hook_scale"
 _ADDS_TO_RESIDUAL = ("_resid_pre", "_resid_mid", "_resid_post", "_mlp_out", "_attn_out", "_embed")
@@ -55,13 +55,14 @@ class Matches(NamedTuple):
 
     Attributes:
       value: the concept's best-matching values.
-      chosen: the score that they are chosen by, on the first half; -1 for a value with too few
-        states in a half.
-      f1: F1 on the second half; nan where `chosen` is -1. All further fields are of this half.
+      chosen: the score by which the values are chosen, on the first half; -1 for a value with too
+        few states in a half.
+      f1: F1 on the second half; nan where `chosen` is -1. All further fields are also computed on
+        the second half.
       both: number of states that have the value and are active.
       n_value: number of states that have the value.
       n_active: number of active states.
-      n_states: number of states, with any value or none.
+      n_states: number of states, including states without a value.
       average_precision: average precision for the concept's best value.
     """
 
@@ -80,9 +81,9 @@ class FeatureTokens(NamedTuple):
 
     Attributes:
       promoted: the most promoted tokens, in descending order.
-      up: their logits.
-      suppressed: the most suppressed tokens, the most suppressed first.
-      down: their logits.
+      up: the changes of the logits of `promoted`.
+      suppressed: the most suppressed tokens, in ascending order of the change.
+      down: the changes of the logits of `suppressed`.
     """
 
     promoted: Int[Any, "feature token"]
@@ -96,8 +97,8 @@ class FeatureStats(NamedTuple):
 
     Attributes:
       density: share of states on which the feature is active.
-      by_position: share of the states at each position on which it is active.
-      mean: mean activation where it is active.
+      by_position: share of the states at each position on which the feature is active.
+      mean: mean activation over the states on which the feature is active.
       top: highest activations, in descending order.
       states: the states of `top`, as indices into the places.
       matches: the best-matching values; None if there are no concepts.
@@ -119,7 +120,8 @@ class SiteStates:
 
     Attributes:
       x: states at each site, with an axis of checkpoints.
-      scale: the final norm's divisor at each place, of the first checkpoint; 1 if there is no norm.
+      scale: the divisor of the final norm at each place, for the first checkpoint. It is 1 if the
+        model has no final norm.
     """
 
     x: dict[str, Float[Array, "state step width"]]
@@ -189,9 +191,10 @@ def feature_stats(
 
 
 def direct_path(model: Transformer, write: tuple[str, ...], steps: tuple[int, ...]) -> bool:
-    """Return whether everything written is added to, or replaces, the residual of one model."""
+    """Return whether a dictionary writes only to the residual stream, and of one model only."""
     added = all(site.endswith(_ADDS_TO_RESIDUAL) and site in model.sites for site in write)
-    # One residual includes what is written to earlier ones, so outputs to several do not add up.
+    # A residual site includes the outputs to earlier residual sites, so these outputs do not add
+    # up.
     residuals = sum("resid" in site for site in write)
     return added and len(steps) == 1 and (residuals == 0 or len(write) == 1)
 
@@ -270,13 +273,16 @@ def match_features(
 
 
 def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
-    """Count states: [value, feature] with a value and active, [value] with it, [feature] active."""
+    """Count the states that are active and have a value, that have a value, and that are active.
+
+    The shapes are [value, feature], [value] and [feature].
+    """
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
     return of_value @ active, of_value.sum(1), active.sum(0)
 
 
 def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "feature d_model"]:
-    """Return what each feature adds to the residual in total, summed over written sites."""
+    """Return what each feature adds to the residual stream, summed over written sites."""
     return rows.reshape(len(rows), len(sites.write), -1).sum(1)
 
 
@@ -289,9 +295,10 @@ def _tokens(
     acts: Float[Array, "state feature"],
     scale: Float[Array, " state"],
 ) -> FeatureTokens:
-    """Return the tokens promoted and suppressed, by mean effect over a feature's active states.
+    """Return the tokens that each feature promotes and suppresses most.
 
-    The scale of the final norm is kept fixed at each state.
+    Tokens are ranked by the mean direct effect over the states on which the feature is active. The
+    scale of the final norm is kept fixed at each state.
     """
     n_active = jnp.maximum((acts > 0).sum(0), 1)
     size = (acts / scale[:, None]).sum(0) / n_active

@@ -14,7 +14,7 @@ from implicit_reasoning.dictionaries.store import ALL_STEPS, Dictionaries
 
 
 class Line(NamedTuple):
-    """One number per checkpoint; nan if it is not defined there."""
+    """One number per checkpoint; nan where the number is not defined."""
 
     name: str
     values: tuple[float, ...]
@@ -28,7 +28,10 @@ class History(NamedTuple):
 
 
 class Histories:
-    """Histories of one dictionary's features, from its counterparts at other checkpoints."""
+    """Histories of the features of one dictionary, from its counterparts at all checkpoints.
+
+    A counterpart is the dictionary of another checkpoint with the same sites, sparsity and seed.
+    """
 
     def __init__(self, made: Dictionaries, number: int, result: xr.Dataset):
         """Read the dictionary's counterparts at all checkpoints.
@@ -56,13 +59,13 @@ class Histories:
         """Return the history of a feature, or None if there is only one checkpoint.
 
         - For a feature that stands for a value, at least weakly: the F1 of the value's best feature
-          at each checkpoint, and the cosine of that feature with this one.
-        - For other features: the cosine of the nearest feature at each checkpoint.
+          at each checkpoint, and the cosine of that best feature with `feature`.
+        - For other features: the cosine with the nearest feature at each checkpoint.
         - For a crosscoder, which is trained on all checkpoints: the feature's decoder norm at each
-          checkpoint, relative to its largest.
+          checkpoint, divided by the largest of these norms.
 
         Args:
-          feature: number of the feature.
+          feature: index of the feature.
           label: the feature's label.
           concept: name of the label's concept.
         """

@@ -1,7 +1,7 @@
 """Labels of features from ground truth, with their scores and the scores expected by chance.
 
 A label says "variable @ position = value". It is chosen on one half of the first facts (see
-`feature_statistics.py`). All its scores are computed on the other half.
+`feature_statistics.py`). All scores of the label are computed on the other half.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STANDS_FOR, STANDS_WEAKLY, NOTHING = "stands for", "weakly", "nothing"
 class Label(NamedTuple):
     """The label of a feature: the value that it matches best, with scores.
 
-    All scores are of the half of facts that the label was not chosen on.
+    All scores are computed on the half of the facts that was not used to choose the label.
 
     Attributes:
       concept: number of the concept.
@@ -36,10 +36,10 @@ class Label(NamedTuple):
       name: text of the label, such as `e2 @ r1 = <e_12>`.
       own_token: whether the variable is the token at the position itself.
       f1: F1 of "is active" for "has the value".
-      null: highest mean F1 of the concept's best features over permutations of the values.
+      null: mean F1 of the concept's best features, the highest over permutations of the values.
       chance: the F1 that this feature and value exceed in at most `MAX_CHANCE` of permutations.
       average_precision: average precision of the activation.
-      average_precision_null: like `null`, for average precision.
+      average_precision_null: the same as `null`, for average precision.
       both: number of states that have the value and are active.
       n_active: number of active states at the position.
       n_value: number of states that have the value.
@@ -72,12 +72,12 @@ class Label(NamedTuple):
 
     @property
     def recall(self) -> float:
-        """Share of states with the value that are active; nan if no state has it."""
+        """Share of states with the value that are active; nan if no state has the value."""
         return self.both / self.n_value if self.n_value else np.nan
 
 
 class OtherMatch(NamedTuple):
-    """The name and F1 of another value that a feature matches."""
+    """The name and F1 of a further value that a feature matches, besides its label."""
 
     name: str
     f1: float
@@ -106,13 +106,13 @@ class Nulls(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """The best-matching values of every feature over all concepts, by descending `chosen`.
+    """The best-matching values of every feature over all concepts, in descending order of `chosen`.
 
     Attributes:
       concept, value: numbers of the concept and its value.
-      chosen: the score that the pair was chosen by, see `Matches`; -1 if there are no more pairs.
-      f1: F1 on the other half.
-      chance: see `Label`; of the first pair.
+      chosen: the score by which the pair was chosen, see `Matches`; -1 if there are no more pairs.
+      f1: F1 on the half of the facts that was not used to choose the pair.
+      chance: `Label.chance` of the first pair.
       stands, weakly: the verdict on the first pair.
     """
 
@@ -218,7 +218,10 @@ def make_label(
 
 
 def other_pairs(found: Labelled, truth: StateTruth, feature: int) -> list[OtherMatch]:
-    """Return further matches of a feature whose scores on both halves reach `MIN_WEAK_F1`."""
+    """Return the matches of a feature after the first whose scores reach `MIN_WEAK_F1`.
+
+    Both the score by which the match was chosen and F1 must reach `MIN_WEAK_F1`.
+    """
     columns = (found.concept, found.value, found.chosen, found.f1)
     return [
         OtherMatch(truth.label(int(concept), int(value)), float(f1))

@@ -1,9 +1,9 @@
 """Import and export of dictionaries in the formats of other tools.
 
-saelens.py          SAELens directories; saelens_fields.py reads the configs of all its versions
+saelens.py          SAELens directories; saelens_fields.py reads the configs of SAELens 3 to 6
 circuit_tracer.py   circuit-tracer's sets of transcoders, and its cross-layer transcoders
 gemma_scope.py      Gemma Scope's `params.npz`, import only
-checks.py           checks of a dictionary's arrays
+checks.py           checks of the names and shapes of arrays
 """
 
 from implicit_reasoning.dictionaries.exchange.circuit_tracer import (

@@ -1,4 +1,4 @@
-"""Checks that the formats share: the names and shapes of a dictionary's arrays."""
+"""Checks of the names and shapes of a dictionary's arrays, which all formats use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_arrays(
 
     Args:
       arrays: arrays of a file, with the names and layouts of this package.
-      finished: the dictionary whose parameters they are.
+      finished: the dictionary that the arrays belong to.
       where: path of the file, for the message.
     """
     architecture = finished.architecture

@@ -1,21 +1,22 @@
-"""circuit-tracer's folders: sets of transcoders, one per layer, and cross-layer transcoders.
+"""Import and export of circuit-tracer's folders: sets of transcoders, cross-layer transcoders.
 
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
-Two packages read this format. The original is circuit-tracer of decoderesearch (formerly of
-safety-research), which is installed from its repository. The PyPI package `circuit-tracer` (0.5.0)
-is a fork by other authors. Their arrays are the same. The fork infers the activation function from
-the arrays: JumpReLU if there are thresholds, else ReLU. The original also reads `activation` and
-`k` from `config.yaml`. Files written here have ReLU or JumpReLU and neither field, so both packages
-read them in the same way.
+A set of transcoders has one transcoder per layer. Two packages read this format. The original is
+circuit-tracer of decoderesearch (formerly of safety-research), which is installed from its
+repository. The PyPI package `circuit-tracer` (0.5.0) is a fork by different authors. Both packages
+have the same arrays. The fork infers the activation function from the arrays: JumpReLU if there are
+thresholds, else ReLU. The original also reads `activation` and `k` from `config.yaml`. Files
+written here have ReLU or JumpReLU and neither field, so both packages read these files in the same
+way.
 
 Two cases are rejected on import. The original's `activation: topk` keeps the k largest
-pre-activations even if they are negative, which no dictionary here does. With a negative threshold,
-circuit-tracer's JumpReLU gives negative activations between the threshold and 0.
+pre-activations even if they are negative; no dictionary of this package does this. With a negative
+threshold, circuit-tracer's JumpReLU gives negative activations between the threshold and 0.
 
-Encoders are transposed relative to SAELens and to this package. Of a cross-layer decoder, only the
-layers that are written to are stored.
+Encoders are transposed relative to SAELens and to this package. The decoder of a cross-layer
+transcoder is stored without the layers before the feature's own layer, which are 0.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def save_transcoder_set(
     Args:
       folder: path of the folder; created if missing.
       transcoders: dictionaries and their parameters, in layer order.
-      read: name of the site within a block that they read.
-      write: name of the site within a block that they write.
+      read: name, within a block, of the site that the transcoders read.
+      write: name, within a block, of the site that the transcoders write.
       model_name: name of the model, for the config.
 
     Raises:
-      InputError: one of them is not a transcoder with ReLU or JumpReLU, or has a negative
+      InputError: a dictionary is not a transcoder with ReLU or JumpReLU, or has a negative
         threshold.
     """
     folder = local_path(folder)
@@ -138,7 +139,15 @@ def save_cross_layer(
     write: str = "hook_mlp_out",
     model_name: str = "implicit_reasoning",
 ) -> None:
-    """Save a cross-layer transcoder; other arguments are those of `save_transcoder_set`.
+    """Save a cross-layer transcoder.
+
+    Args:
+      folder: path of the folder; created if missing.
+      finished: the dictionary.
+      params: the dictionary's parameters.
+      read: name, within a block, of the site that each layer reads.
+      write: name, within a block, of the site that each layer writes.
+      model_name: name of the model, for the config.
 
     Raises:
       InputError: the dictionary is not a cross-layer transcoder with ReLU or JumpReLU, or has a
@@ -235,7 +244,7 @@ def _transcoder(path: Path, activation: str | None) -> tuple[InferenceDictionary
 
 
 def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
-    """Return the names of the files of all layers; layers must be complete, beginning with 0."""
+    """Return the file names of all layers; layers must be numbered from 0 without gaps."""
     there = {path.name for path in folder.glob(f"{stem}_*.safetensors")}
     count = max(len(there), 1) if n_layers is None else n_layers
     wanted = [f"{stem}_{layer}.safetensors" for layer in range(count)]
@@ -252,7 +261,7 @@ def _by_layer(folder: Path, stem: str, n_layers: int | None) -> list[str]:
 
 
 def _two(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> tuple[int, int]:
-    """Return the shape of a matrix, or raise an `InputError` if there is none."""
+    """Return the shape of the matrix `name`; raise an `InputError` if there is no such matrix."""
     if name not in arrays or arrays[name].ndim != 2 or 0 in arrays[name].shape:
         shape = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
         raise InputError(f"{path} is not a transcoder: {name} {shape}; it must be a matrix")
@@ -276,7 +285,7 @@ def _check_threshold(threshold: np.ndarray, path: Path) -> None:
 
 
 def _check_activation(activation: str | None, jumprelu: bool, where: Path) -> None:
-    """Check that the activation function in the config, if any, is that of the arrays."""
+    """Check that the activation function in the config, if any, agrees with the arrays."""
     if activation is not None and jumprelu != (activation in _JUMPRELU):
         raise InputError(
             f"{where} has {'thresholds' if jumprelu else 'no thresholds'}, but its config says "
@@ -294,7 +303,7 @@ def _check_architecture(finished: InferenceDictionary) -> None:
 
 
 def _read_config(folder: Path, kind: str) -> str | None:
-    """Check a folder's config and return the activation function that it names, if any."""
+    """Check the config of a folder; return the activation function in the config, if any."""
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
 """Import Gemma Scope's `params.npz`: JumpReLU autoencoders and transcoders.
 
-Source: Lieberum et al. 2024, "Gemma Scope". Their encoder does not subtract `b_dec` from the input.
-For an autoencoder, `b_enc` is shifted to compensate, because encoders of autoencoders here do.
+Gemma Scope's encoders do not subtract `b_dec` from the input, and encoders of autoencoders in this
+package do. For an autoencoder, `b_enc` is therefore shifted, so that activations do not change.
+
+Source: Lieberum et al. 2024, "Gemma Scope".
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ def load_gemma_scope(
 
     Args:
       path: path of the file.
-      transcoder: whether the file has a transcoder; the file does not specify this.
+      transcoder: whether the file has a transcoder. The file itself does not say this.
 
     Returns:
       The dictionary and its parameters.
 
     Raises:
-      InputError: the file is missing or damaged, or its arrays have other names or shapes.
+      InputError: the file is missing or damaged, or its arrays have wrong names or shapes.
     """
     arrays = read_npz(path, "Gemma Scope file")
     if arrays.keys() != _NAMES:

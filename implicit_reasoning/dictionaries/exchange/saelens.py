@@ -1,11 +1,12 @@
-"""SAELens directories: `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`.
+"""Import and export of SAELens directories.
 
     from sae_lens import SAE
     sae = SAE.load_from_disk("folder")
 
-Exported dictionaries have their input scale folded in and decoder rows of norm 1. BatchTopK and
-Matryoshka are exported as `jumprelu`, as in SAELens. The written format is that of SAELens 6.
-Directories of versions 3 to 6 can be read; `saelens_fields.py` handles the differences.
+A directory has `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. In exported
+dictionaries, the input scale is folded into the weights, and decoder rows have norm 1. BatchTopK
+and Matryoshka are exported as `jumprelu`, as in SAELens. Directories are written in the format of
+SAELens 6. Directories of SAELens 3 to 6 can be read; `saelens_fields.py` handles the differences.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from implicit_reasoning.model.exchange.arrays import read_arrays, write_arrays
 from implicit_reasoning.paths import local_path
 
 VERSION = "6.54.12"
-"""The SAELens version that files state. SAELens reads this format from version 6.0 on."""
+"""The SAELens version that exported files state. SAELens 6.0 and later read this format."""
 
 
 def save_saelens(
@@ -58,9 +59,9 @@ def save_saelens(
     Args:
       folder: path of the directory; created if missing.
       finished: an autoencoder or a transcoder.
-      params: its parameters.
-      read: name of the site that it reads.
-      write: name of the site that it writes.
+      params: the dictionary's parameters.
+      read: name of the site that the dictionary reads.
+      write: name of the site that the dictionary writes.
       about: further metadata for the config, such as `model_name`.
       density: [d_sae], the share of states on which each feature is active; saved as log10.
 
@@ -106,18 +107,18 @@ def load_saelens(
 ) -> tuple[InferenceDictionary, Params, dict[str, Any]]:
     """Load a directory of SAELens version 3 to 6.
 
-    If an autoencoder's encoder does not subtract `b_dec` from the input, its bias is shifted to
-    compensate, because encoders of autoencoders here do. The decoder norms of
+    Encoders of autoencoders in this package subtract `b_dec` from the input. If the encoder in the
+    file does not, its bias is shifted, so that activations do not change. The decoder norms of
     `rescale_acts_by_decoder_norm` and the factors of `finetuning_scaling_factor` are folded into
     the weights.
 
     Returns:
-      `(finished, params, metadata)`. Metadata are those of the config. Configs of versions 3 to 5
-      have none; their metadata are the fields that describe the dictionary's origin.
+      `(finished, params, metadata)`. The metadata are those of the config. Configs of versions 3 to
+      5 have no metadata; for these, the metadata are the fields on the dictionary's origin.
 
     Raises:
-      InputError: a file is missing or damaged; an array is missing, unknown or of another shape; or
-        a field of the config is unknown or has a value that is not supported.
+      InputError: a file is missing or damaged; an array is missing, unknown or has the wrong shape;
+        or a field of the config is unknown or has a value that is not supported.
     """
     folder = local_path(folder)
     path = folder / "sae_weights.safetensors"
@@ -167,7 +168,7 @@ def _pop_factors(
 ) -> Float[np.ndarray, " d_sae"] | None:
     """Remove and return the activation factors of older versions, or None if all are 1.
 
-    They multiply activations before the decoder, so they can be folded into decoder rows.
+    The factors multiply activations before the decoder, so they can be folded into decoder rows.
     """
     names = [n for n in ("finetuning_scaling_factor", "scaling_factor") if n in arrays]
     if len(names) > 1 or (used and not names):
@@ -190,7 +191,10 @@ def _pop_factors(
 
 
 def _with_norms_folded(params: Params) -> Params:
-    """Normalise decoder rows to 1, so that selecting by norm-weighted activation is plain TopK."""
+    """Normalise decoder rows to norm 1 and scale encoders by the norms.
+
+    TopK with norm-weighted selection then equals plain TopK.
+    """
     norms = jnp.linalg.norm(params["W_dec"], axis=1)
     return params | {
         "W_enc": params["W_enc"] * norms[None],
@@ -200,7 +204,10 @@ def _with_norms_folded(params: Params) -> Params:
 
 
 def with_shifted_bias(params: Params) -> Params:
-    """Shift biases so that an encoder that subtracts `b_dec` has the same activations."""
+    """Shift the biases of an encoder that does not subtract `b_dec` from its input.
+
+    With the shifted biases, an encoder that subtracts `b_dec` has the same activations.
+    """
     shift = params["b_dec"] @ params["W_enc"]
     if "b_gate" not in params:
         return params | {"b_enc": params["b_enc"] + shift}

@@ -1,8 +1,9 @@
 """Read SAELens's `cfg.json` of versions 3 to 6 and convert it to the fields of version 6.
 
 Up to version 5, the activation function is a separate field (`activation_fn_str`, or
-`activation_fn` in the oldest files), with its k in `activation_fn_kwargs`. From version 6 on, the
-architecture determines it. Checkpoints saved by SAELens during training also have training fields.
+`activation_fn` in the oldest files), and its k is in `activation_fn_kwargs`. From version 6 on, the
+architecture determines the activation function. Checkpoints that SAELens saves during training also
+have training fields.
 
 Source: SAELens, sae_lens/saes/sae.py and loading/pretrained_sae_loaders.py
 (`handle_pre_6_0_config`); for versions 3 to 5, sae_lens/sae.py.
@@ -26,7 +27,7 @@ TRANSCODERS = {
     ("standard", True): "skip_transcoder",
     ("jumprelu", True): "jumprelu_skip_transcoder",
 }
-"""SAELens's names of transcoders, by activation function and whether there is a skip connection."""
+"""SAELens's names of transcoders, by (activation function, whether there is a skip connection)."""
 
 _OLD_NAMES = {
     "hook_point": "hook_name",
@@ -81,13 +82,12 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
 
     Returns:
       `(config, metadata)`. The config has `architecture`, `d_in`, `d_sae`, `d_out`, `k` (0 unless
-      it is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
+      the architecture is `topk`), `apply_b_dec_to_input`, `finetuning_scaling_factor` and
       `rescale_acts_by_decoder_norm`, with SAELens's defaults for absent fields. The metadata are
-      those of the config or, for versions 3 to 5, the fields on the dictionary's origin.
+      those of the config or, for versions 3 to 5, the fields that describe the dictionary's origin.
 
     Raises:
-      InputError: a field is missing, unknown or of another type, or has a value that is not
-        supported.
+      InputError: a field is missing or unknown, or has a type or value that is not supported.
     """
     renamed = _renamed(config, where) if isinstance(config, dict) else config
     check_config(
@@ -139,7 +139,7 @@ def _renamed(config: Mapping[str, Any], where: str | os.PathLike[str]) -> dict[s
 
 
 def _architecture(config: Mapping[str, Any], where: str | os.PathLike[str]) -> str:
-    """Return the architecture; up to version 5 it depends on the activation function as well."""
+    """Return the architecture. Up to version 5, the activation function also determines it."""
     name, function = config.get("architecture", "standard"), config.get("activation_fn")
     if "architecture" not in config and function is None:
         raise InputError(

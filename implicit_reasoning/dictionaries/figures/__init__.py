@@ -2,7 +2,7 @@
 
 pareto.py     reconstruction quality against the number of active features
 baselines.py  dictionaries compared with baselines
-matches.py    what features stand for; splitting, absorption and roles of bridges' features
+matches.py    what features stand for; splitting, absorption and activity by role
 use.py        whether answers follow changes of features
 training.py   features over training
 """
@@ -27,7 +27,7 @@ __all__ = ["figures"]
 
 
 def figures(run: Run) -> list[Figure]:
-    """Draw the figures of each measured set of dictionaries, and those of custom instruments."""
+    """Draw the figures of each measured set of dictionaries, and of users' instruments."""
     tables = {name: open_measured(run, name) for name in names(run)}
     results = {name: table for name, table in tables.items() if table is not None}
     makers = (pareto, baselines, matches, bridges, uses, training, superposition)
@@ -37,7 +37,7 @@ def figures(run: Run) -> list[Figure]:
 
 
 def _own(run: Run) -> list[Figure]:
-    """Draw the figures of custom instruments; one that cannot be imported is skipped."""
+    """Draw the figures of users' instruments; an instrument that cannot be imported is skipped."""
     drawn: list[Figure] = []
     for name in names(run):
         for path in Files.of(run, name).results:

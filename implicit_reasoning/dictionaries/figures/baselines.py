@@ -22,9 +22,9 @@ _QUANTITIES = {
 
 
 def baselines(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw the numbers of middle-sparsity dictionaries at the last checkpoint, and of baselines.
+    """Draw the numbers of dictionaries of the last checkpoint and of baselines, at middle sparsity.
 
-    Returns None if there is nothing to compare.
+    The result is None if there are no baselines.
     """
     table = comparison(result)
     if table.sizes["what"] < 2:
@@ -51,7 +51,7 @@ def baselines(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def comparison(result: xr.Dataset) -> xr.DataArray:
-    """Make a table of middle-sparsity numbers by site, `what` and quantity; means over seeds."""
+    """Make the table [site, what, quantity] of means over seeds, at the middle sparsity."""
     rows = [row for row in make_rows(result) if row.sparsity == middle_sparsity(result)]
     sites, kinds = distinct([row.site for row in rows]), distinct([row.what for row in rows])
     values = [[_mean(rows, site, what) for what in reversed(kinds)] for site in sites]

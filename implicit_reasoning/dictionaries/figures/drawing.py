@@ -63,7 +63,8 @@ def over_steps(
       values: [member], with the coordinate `step`.
       label: label in the legend.
       style: style of the line; `color` is required.
-      ends: `low` and `high`, the ends of intervals; by default the range over seeds is shaded.
+      ends: `low` and `high`, the ends of the intervals to shade. By default, the range over seeds
+        is shaded.
     """
     steps = np.unique(values["step"])
     at = [np.flatnonzero((values["step"] == step).values) for step in steps]

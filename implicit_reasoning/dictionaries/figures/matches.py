@@ -1,4 +1,4 @@
-"""Figures of features' meanings, and of splitting, absorption and roles of bridges' features."""
+"""Figures of what features stand for, and of how the features of bridges develop in training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from implicit_reasoning.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILI
 
 
 def matches(name: str, result: xr.Dataset) -> Figure | None:
-    """Draw heat maps of the best features' mean F1 by concept and step, with nulls in brackets.
+    """Draw heat maps of the mean F1 of the best features by concept and step.
 
-    Returns None if there are no concepts.
+    The null is in brackets. The result is None if there are no concepts.
     """
     if "concept" not in result.dims:
         return None
@@ -49,9 +49,9 @@ def matches(name: str, result: xr.Dataset) -> Figure | None:
 
 
 def bridges(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot splitting, absorption and roles of bridges' features over training.
+    """Plot splitting, absorption and activity by role of bridges' features over training.
 
-    Returns None if bridges were not measured.
+    The result is None if bridges were not measured.
     """
     concept = bridge_concept(result)
     if concept is None or "silent" not in result:

@@ -39,7 +39,7 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
     colors = layer_colors(len(steps))
     for row, (quantity, label) in zip(rows, quantities.items(), strict=True):
         row[0].set_ylabel(label)
-        # Values far below 0 are cut off, as every value below 0 is worse than no dictionary.
+        # Values far below 0 are cut off; every value below 0 is worse than no dictionary.
         row[0].set_ylim(max(_lowest(result[quantity]) - 0.03, -0.2), 1.03)
         for ax, site in zip(row, sites, strict=True):
             for number, step in enumerate(steps):
@@ -61,7 +61,10 @@ def pareto(name: str, result: xr.Dataset) -> Figure:
 
 
 def _lowest(values: xr.DataArray) -> float:
-    """Return the lowest value that is drawn (of the first split), or 0 if there is none."""
+    """Return the lowest value that is drawn, or 0 if no value is drawn.
+
+    Of values by split, only those of the first split are drawn.
+    """
     found = values.isel(split=0).min() if "split" in values.dims else values.min()
     return float(found.fillna(0))
 
@@ -88,7 +91,10 @@ def _line(ax: Axes, part: xr.Dataset, quantity: str, style: Mapping[str, Any], l
 
 
 def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
-    """Plot the sets of a run together, at the last checkpoint; None if no two share a site."""
+    """Plot the sets of a run together, at the last checkpoint.
+
+    The result is None if no two sets write the same site.
+    """
     last = {name: _last(trained_members(result)) for name, result in results.items()}
     counts = Counter(site for one in last.values() for site in distinct(one["site"]))
     sites = [site for site, count in counts.items() if count > 1]

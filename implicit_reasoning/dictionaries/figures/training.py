@@ -33,9 +33,10 @@ _MARKERS = "osD^v<>pX"
 
 
 def training(name: str, result: xr.Dataset) -> Figure | None:
-    """Plot the share of values with a feature, and how well features persist, over training.
+    """Plot the share of values for which a feature stands, and the persistence of features.
 
-    Returns None if there is one step only, or if there are no concepts.
+    Both are plotted over training. The result is None if there is only one step, or if there are no
+    concepts.
     """
     own = trained_members(result)
     if len(distinct(own["step"])) < 2 or "concept" not in result.dims:
@@ -86,7 +87,7 @@ def _lasting(ax: Axes, part: xr.Dataset) -> None:
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
-    """Plot the overlap of directions, their number, and the dimensions of states, over training."""
+    """Plot the overlap and number of directions, and the dimension of states, over training."""
     own = trained_members(result)
     drawing, rows, sites = panels(own, nrows=2)
     kinds = {"feature": (BLUE, "o", "features")}

@@ -1,4 +1,4 @@
-"""Figure of whether answers follow changes of bridges' features, and of side effects."""
+"""Figure that shows whether answers follow changes of bridges' features, and side effects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROWS = {
 def uses(name: str, result: xr.Dataset) -> Figure | None:
     """Plot outcomes over training, by change and by the rule that chooses features.
 
-    Returns None if `use` was not measured, or only after the last block.
+    The result is None if `use` was not measured, or was measured only after the last block.
     """
     if "rule" not in result.dims:
         return None
