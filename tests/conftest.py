@@ -11,7 +11,11 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compiling. LLVM's optimizations and XLA's fusion emitters take most of
 # this time and do not speed up tiny programs, so only `make test-all` (TESTS=thorough) uses them.
-_CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Splitting a tiny program into parts, which are compiled in parallel, takes a fifth of the rest.
+_CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 _thorough = os.environ.get("TESTS") == "thorough"
 if not _thorough and "PYTEST_XDIST_WORKER" not in os.environ:
     _flags = os.environ.get("XLA_FLAGS", "")
