@@ -53,7 +53,7 @@ from implicit_reasoning.runtime.machine import matmul_peak
 from implicit_reasoning.training import setup
 from implicit_reasoning.training.cost import row_shape, step_cost
 from implicit_reasoning.training.settings import TrainingSettings
-from implicit_reasoning.training.step import TrainingRows, answer_loss
+from implicit_reasoning.training.step import RowTable, answer_loss
 from implicit_reasoning.worlds import build
 
 FLAGS = {
@@ -164,7 +164,7 @@ class GPT2(Peer):
 
 def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
     """Start both variants; check that the first one does the same work as ours."""
-    rows = jax.device_get(ours.program.rows)
+    rows = jax.device_get(ours.program.rows.table)
     assert rows.answers.shape[1] == 1, "the peers are given one supervised position a row"
     batch = ours.config.batch_size
     dropout = ours.config.model.dropout
@@ -193,7 +193,7 @@ def start_peers(ours: Ours, python: str, folder: Path) -> dict[str, GPT2]:
 
 
 def write_peer(
-    folder: Path, ours: Ours, model: Transformer, params: Any, rows: TrainingRows, dropout: float
+    folder: Path, ours: Ours, model: Transformer, params: Any, rows: RowTable, dropout: float
 ) -> Path:
     """Write the folder that gpt2_torch.py reads."""
     save_gpt2(folder, model, params)
@@ -209,7 +209,7 @@ def write_peer(
     return folder
 
 
-def check_same_work(ours: Ours, rows: TrainingRows, said: dict[str, float]) -> None:
+def check_same_work(ours: Ours, rows: RowTable, said: dict[str, float]) -> None:
     """Check that the first batch has the same loss and gradient norm on both sides."""
     first = jax.tree.map(lambda rows: jnp.asarray(rows[: ours.config.batch_size]), rows)
 

@@ -36,6 +36,30 @@ FIELDS: dict[str, Field] = {
     "profile": Field(bool, "write a trace of a few early steps into profile/", False),
     "task.name": task_fields.FIELDS["composition"]["name"],
     **{f"model.{name}": field for name, field in model_fields.FIELDS.items()},
+    "loss.early_supervision.weight": Field(
+        float,
+        "weight of the loss of facts that are read after earlier blocks; 0: no such loss",
+        0.0,
+        0,
+        INFINITE,
+        before=0.0,
+    ),
+    "loss.early_supervision.layers": Field(
+        tuple, "blocks after which facts are read; empty: all but the last", (), before=()
+    ),
+    "loss.early_supervision.rows": Field(
+        str,
+        "'atomic' rows, bridge entities of 'chains', or 'all'",
+        "atomic",
+        choices=("atomic", "chains", "all"),
+        before="atomic",
+    ),
+    "init_from.workdir": Field(
+        str, "run from whose checkpoint the parameters start; empty: random", "", before=""
+    ),
+    "init_from.step": Field(
+        int, "step of that checkpoint; -1: the last", -1, -1, MAX_INT, before=-1
+    ),
     "optimizer.learning_rate": Field(float, "learning rate after warm-up", 1e-3, 0, INFINITE),
     "optimizer.weight_decay": Field(
         float, "decoupled; of weights and embeddings, not of biases and norms", 0.5, 0, INFINITE

@@ -38,7 +38,9 @@ class StepCost(NamedTuple):
     traffic_bytes: int
 
 
-def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepCost:
+def step_cost(
+    spec: Spec, *, batch_size: int, n_pos: int, n_slots: int, n_early: int = 0
+) -> StepCost:
     """Compute the cost of one training step.
 
     Args:
@@ -46,12 +48,13 @@ def step_cost(spec: Spec, *, batch_size: int, n_pos: int, n_slots: int) -> StepC
       batch_size: the number of rows in a batch.
       n_pos: the number of input positions per row.
       n_slots: the number of supervised positions per row.
+      n_early: the number of states per row that early supervision reads, over all layers.
     """
     model = Transformer(spec)
     forward = batch_size * (
         (spec.depth - 1) * model.block.flops(spec, n_pos, n_pos)
         + model.block.flops(spec, n_pos, n_slots)
-        + 2 * n_slots * spec.d_model * spec.d_vocab
+        + 2 * (n_slots + n_early) * spec.d_model * spec.d_vocab
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -157,7 +157,13 @@ def begin(files: Layout, config: ConfigDict, dataset: Dataset) -> None:
     write_config(files.config, config)
 
 
-def record_start(path: Path, step: int) -> None:
-    """Append the step, time, versions and hardware of this start to `provenance.json`."""
-    start = {"step": step, "time": time.time(), **provenance()}
+def record_start(path: Path, step: int, source: Mapping[str, Any] | None = None) -> None:
+    """Append the step, time, versions and hardware of this start to `provenance.json`.
+
+    Args:
+      path: the file.
+      step: the step at which training starts.
+      source: further fields, about the source of the initial parameters.
+    """
+    start = {"step": step, "time": time.time(), **provenance(), **(source or {})}
     write_json(path, [*read_starts(path), start])

@@ -131,15 +131,19 @@ def plan(config: ConfigDict, *, measure: bool = True) -> CostEstimate:
     dataset, settings = build(config.task), TrainingSettings.from_config(config)
     mesh, schedule = sharding.make_mesh(settings.mesh), settings.schedule
     model = setup.make_model(settings.model, dataset)
-    trained = dataset.tokens[: dataset.n_train]
+    rows = setup.training_rows(dataset, settings.early).table
+    early = settings.early.resolve(model)
+    n_early = rows.early.answers.shape[1] * len(early.layers) if rows.early and early else 0
     return CostEstimate(
         steps=schedule.horizon,
         evaluations=len(schedule.evaluations),
         checkpoints=len(schedule.checkpoints),
         rows=dataset.n_train,
         devices=mesh.size,
-        cost=step_cost(model.spec, batch_size=settings.batch_size, **row_shape(dataset)),
-        rows_bytes=trained.nbytes + 2 * 4 * dataset.n_train * row_shape(dataset)["n_slots"],
+        cost=step_cost(
+            model.spec, batch_size=settings.batch_size, **row_shape(dataset), n_early=n_early
+        ),
+        rows_bytes=sum(column.nbytes for column in jax.tree.leaves(rows)),
         speed=_measure(settings, dataset) if measure else None,
     )
 

@@ -64,11 +64,23 @@ def train(
             distributed.assert_same_across_processes(directory.identity(config, stop, dataset))
         trial = Trial(config, dataset, files)
         program, record = setup.make_program(trial.settings, dataset), Record(trial)
+        check_initial([trial])
         with directory.exclusive(files.workdir), shutdown_requests() as shutdown:
             directory.begin(files, config, dataset)
             training = ModelTraining(program, [record], files, start=_as_a_row(files, program))
             training.loop().run(stop, shutdown)
     return Run(workdir)
+
+
+def check_initial(trials: Sequence[Trial]) -> None:
+    """Read the initial parameters of new trials, so that errors are found before files are written.
+
+    Raises:
+      InputError: the initial parameters of a trial cannot be read, or do not fit its model.
+    """
+    for trial in trials:
+        if not saved_states.all_states(trial.files):
+            trial.initial  # noqa: B018
 
 
 def _as_a_row(files: Layout, program: Program) -> StartingPoint | None:
@@ -142,8 +154,20 @@ class ModelTraining:
         if self._start:
             state: TrainState = saved_states.placed(self._start.state, self._program.like)
         else:
-            state = self._program.init(self._program.init_key)
+            state = self._with_initial(self._program.init(self._program.init_key))
         return state
+
+    def _with_initial(self, state: TrainState) -> TrainState:
+        """Return the first state with the parameters that trials take from other runs."""
+        program, initial = self._program, [record.trial.initial for record in self.records]
+        if not any(initial):
+            return state
+        rows = (
+            [None] * len(initial) if all(initial) else program.split(jax.device_get(state.params))
+        )
+        params = [own.params if own else row for own, row in zip(initial, rows, strict=True)]
+        stacked = jax.tree.map(lambda *leaves: program.stack(leaves), *params)
+        return state._replace(params=saved_states.placed(stacked, program.like.params))
 
     def restore(self, step: int, read: Callable[[Any], Any]) -> TrainState:
         """Restore the state of a step.

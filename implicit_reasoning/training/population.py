@@ -42,6 +42,7 @@ from implicit_reasoning.runtime.mapping import map_over_axis
 from implicit_reasoning.runtime.shutdown import ShutdownRequest
 from implicit_reasoning.training import directory, optimizer, saved_states, setup
 from implicit_reasoning.training.cost import row_shape
+from implicit_reasoning.training.early import EarlySettings
 from implicit_reasoning.training.evaluation import (
     EvaluationRows,
     Outcome,
@@ -50,15 +51,15 @@ from implicit_reasoning.training.evaluation import (
     evaluation_rows,
 )
 from implicit_reasoning.training.loop import NonFiniteLoss
-from implicit_reasoning.training.models import ModelTraining
+from implicit_reasoning.training.models import ModelTraining, check_initial
 from implicit_reasoning.training.record import Record
 from implicit_reasoning.training.settings import Trial
-from implicit_reasoning.training.step import StepRecipe, TrainingRows, TrainState
+from implicit_reasoning.training.step import RowTable, StepRecipe, TrainingRows, TrainState
 from implicit_reasoning.worlds import Dataset
 
 VARIED = (
     *("seed", "optimizer.learning_rate", "optimizer.weight_decay"),
-    *("task.world_seed", "task.phi"),
+    *("task.world_seed", "task.phi", "init_from.workdir", "init_from.step"),
 )
 """Fields in which the trials of a population may differ."""
 
@@ -119,6 +120,7 @@ def train_population(
         )
         for number, trial in enumerate(trials)
     ]
+    check_initial(trials)
     with contextlib.ExitStack() as stack:
         for trial in trials:
             stack.enter_context(directory.exclusive(trial.files.workdir))
@@ -202,7 +204,7 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
 
     datasets = list({id(trial.dataset): trial.dataset for trial in filled}.values())
     number = [next(n for n, d in enumerate(datasets) if d is trial.dataset) for trial in filled]
-    rows = _all_rows(datasets, number)
+    rows = _all_rows(datasets, number, settings.early)
     probes, chunks = _all_probes(datasets, number)
     probes, chunks = jax.device_put(probes, whole), jax.device_put(chunks, by_trial)
 
@@ -212,7 +214,7 @@ def make_population(trials: Sequence[Trial]) -> setup.Program:
     functions = _functions(recipe, mesh, settings.fsdp, len(filled))
     return setup.Program(
         recipe=recipe,
-        rows=TrainingRows(*jax.device_put(rows[:3], whole), *jax.device_put(rows[3:], by_trial)),
+        rows=TrainingRows(jax.device_put(rows.table, whole), *jax.device_put(rows[1:], by_trial)),
         hyper=jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *hypers), by_trial),
         init_key=init_keys,
         stream_key=stream_keys,
@@ -248,13 +250,12 @@ def _functions(recipe: StepRecipe, mesh: Mesh, fsdp: bool, count: int) -> _Funct
         return state
 
     def advance(state: TrainState, rows: TrainingRows, hyper: Any, keys: Any, n: Any) -> TrainState:
-        def one(item: Any, tables: Sequence[Any], n: Any) -> TrainState:
+        def one(item: Any, table: RowTable, n: Any) -> TrainState:
             state, own, hyper, key = item
-            return recipe.run(state, TrainingRows(*tables, *own), hyper, key, n)
+            return recipe.run(state, TrainingRows(table, *own), hyper, key, n)
 
-        tables: Any = rows[:3]
-        items = (state, rows[3:], hyper, keys)
-        advanced: TrainState = dealt(one, items, shared=(tables, n))
+        items = (state, rows[1:], hyper, keys)
+        advanced: TrainState = dealt(one, items, shared=(rows.table, n))
         return advanced
 
     def snapshot(state: TrainState, hyper: Any) -> Any:
@@ -298,19 +299,22 @@ def _check_alike(trials: Sequence[Trial]) -> None:
             )
 
 
-def _all_rows(datasets: Sequence[Dataset], number: Sequence[int]) -> TrainingRows:
+def _all_rows(
+    datasets: Sequence[Dataset], number: Sequence[int], early: EarlySettings
+) -> TrainingRows:
     """Concatenate the training rows of all worlds; `first` and `n_rows` have one entry per trial.
 
     Args:
       datasets: the distinct datasets.
       number: for each trial, the index of its dataset.
+      early: the settings of early supervision.
     """
     slots = max(row_shape(dataset)["n_slots"] for dataset in datasets)
-    tables = [setup.training_rows(dataset, slots) for dataset in datasets]
-    sizes = np.array([table.n_rows for table in tables], np.int32)
-    tokens, positions, answers = map(np.concatenate, zip(*(t[:3] for t in tables), strict=True))
+    parts = [setup.training_rows(dataset, early, slots) for dataset in datasets]
+    sizes = np.array([part.n_rows for part in parts], np.int32)
+    table = jax.tree.map(lambda *columns: np.concatenate(columns), *(part.table for part in parts))
     first = (np.cumsum(sizes) - sizes).astype(np.int32)
-    return TrainingRows(tokens, positions, answers, first[number], sizes[number])
+    return TrainingRows(table, first[number], sizes[number])
 
 
 def _all_probes(

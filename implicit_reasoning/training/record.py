@@ -81,7 +81,7 @@ class Record:
             default a new object is created.
           lost: called with the step as soon as the run diverges.
         """
-        self.settings, self.files, self._trial = trial.settings, trial.files, trial
+        self.settings, self.files, self.trial = trial.settings, trial.files, trial
         self.scoring = scoring or ProbeMetrics(trial.dataset)
         self.first_correct = np.full(len(self.scoring.rows), NEVER, np.int32)
         self.diverged: int | None = None
@@ -99,10 +99,12 @@ class Record:
         """
         if not distributed.is_primary():
             return
-        directory.record_start(self.files.provenance, max(step, 0))
+        initial = self.trial.initial if step < 0 else None
+        source = {"init_from": initial.source} if initial else {}
+        directory.record_start(self.files.provenance, max(step, 0), source)
         self._metrics = MetricsFile(self.files.metrics, resumed_at=step)
         if self.settings.tensorboard:
-            config, dataset, rows = self._trial.config, self._trial.dataset, self._metrics.rows
+            config, dataset, rows = self.trial.config, self.trial.dataset, self._metrics.rows
             self._tensorboard = open_tensorboard(self.files, config, dataset, rows)
 
     def close(self) -> None:

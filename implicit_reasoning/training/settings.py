@@ -9,7 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from implicit_reasoning.model import Spec, Transformer
 from implicit_reasoning.runs import Layout
+from implicit_reasoning.training.early import EarlySettings
+from implicit_reasoning.training.initial import Initial, read_initial
 from implicit_reasoning.training.optimizer import OptimizerSettings
 from implicit_reasoning.training.schedule import Schedule
 from implicit_reasoning.worlds import Dataset
@@ -20,6 +23,7 @@ class TrainingSettings:
     """The fields of a configuration that training reads; `runs.fields` documents each field.
 
     Attributes:
+      early: the fields of the group `loss.early_supervision`.
       model: the fields of the group `model`, for `Spec.from_config`.
       optimizer: the fields of the group `optimizer`.
       schedule: the steps of all events, and the number of steps.
@@ -30,6 +34,7 @@ class TrainingSettings:
     batch_size: int
     order: str
     dropout: float
+    early: EarlySettings
     model: Mapping[str, Any]
     optimizer: OptimizerSettings
     schedule: Schedule
@@ -48,6 +53,7 @@ class TrainingSettings:
             batch_size=config.batch_size,
             order=config.order,
             dropout=config.model.dropout,
+            early=EarlySettings(**config.loss.early_supervision.to_dict()),
             model=config.model.to_dict(),
             optimizer=OptimizerSettings(**config.optimizer.to_dict()),
             schedule=Schedule.from_config(config),
@@ -57,6 +63,16 @@ class TrainingSettings:
             progress=config.writers.progress,
             tensorboard=config.writers.tensorboard,
         )
+
+
+def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
+    """Create the model for a dataset, with the dtype and precision of training.
+
+    Args:
+      fields: the fields of the configuration group `model`.
+      dataset: the dataset, which determines the vocabulary and the number of positions.
+    """
+    return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +87,17 @@ class Trial:
     def settings(self) -> TrainingSettings:
         """The training settings in the configuration."""
         return TrainingSettings.from_config(self.config)
+
+    @functools.cached_property
+    def model(self) -> Transformer:
+        """Model in training precision."""
+        return make_model(self.settings.model, self.dataset)
+
+    @functools.cached_property
+    def initial(self) -> Initial | None:
+        """Initial parameters from another run; None for a random initialisation.
+
+        Raises:
+          InputError: the parameters cannot be read, or they do not fit the model.
+        """
+        return read_initial(self.config, self.model)

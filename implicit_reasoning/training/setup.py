@@ -15,14 +15,15 @@ from ml_collections import ConfigDict
 
 from implicit_reasoning.config import flatten, schema_faults, value_faults
 from implicit_reasoning.errors import InputError
-from implicit_reasoning.model import Params, Spec, Transformer
+from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import fields
 from implicit_reasoning.runtime import distributed, sharding
 from implicit_reasoning.training import batches, optimizer, schedule
 from implicit_reasoning.training.cost import row_shape
+from implicit_reasoning.training.early import NO_EARLY, EarlySettings, early_targets
 from implicit_reasoning.training.evaluation import Outcome, make_evaluator
-from implicit_reasoning.training.settings import TrainingSettings
-from implicit_reasoning.training.step import StepRecipe, TrainingRows
+from implicit_reasoning.training.settings import TrainingSettings, make_model
+from implicit_reasoning.training.step import RowTable, StepRecipe, TrainingRows
 from implicit_reasoning.worlds import Dataset
 
 MAX_KEPT_PROGRAMS = 8
@@ -62,22 +63,12 @@ def _large(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def make_model(fields: Mapping[str, Any], dataset: Dataset) -> Transformer:
-    """Create the model for a dataset, with the dtype and precision of training.
-
-    Args:
-      fields: the fields of the configuration group `model`.
-      dataset: the dataset, which determines the vocabulary and the number of positions.
-    """
-    return Transformer(Spec.from_config(fields, d_vocab=dataset.n_vocab, n_ctx=dataset.n_ctx))
-
-
 def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> StepRecipe:
     """Create the training step of a run.
 
     Raises:
-      InputError: the order of the rows is invalid, or the batch size is not a multiple of the mesh
-        axis `data`.
+      InputError: the order of the rows is invalid, the batch size is not a multiple of the mesh
+        axis `data`, or the model does not have the layers that early supervision reads.
     """
     batches.check_order(settings.order, settings.batch_size, dataset.n_train)
     if settings.batch_size % mesh.shape["data"]:
@@ -85,8 +76,9 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
             f"batch_size is {settings.batch_size}; it must be a multiple of mesh.data = "
             f"{mesh.shape['data']}, because each device takes an equal share of a batch"
         )
+    model = make_model(settings.model, dataset)
     return StepRecipe(
-        model=make_model(settings.model, dataset),
+        model=model,
         preconditioner=optimizer.preconditioner(settings.optimizer),
         relative_rate=optimizer.relative_rate(settings.optimizer, settings.schedule.horizon),
         batch_size=settings.batch_size,
@@ -94,14 +86,18 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
         dropout=settings.dropout,
         log_every=settings.schedule.log_every,
         batch_sharding=sharding.row_sharded(mesh),
+        early=settings.early.resolve(model),
     )
 
 
-def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
+def training_rows(
+    dataset: Dataset, early: EarlySettings = NO_EARLY, n_slots: int | None = None
+) -> TrainingRows:
     """Return the training rows of a dataset as numpy arrays.
 
     Args:
       dataset: the dataset.
+      early: the settings of early supervision.
       n_slots: the number of slots for supervised positions in each row. By default it is the
         largest number of supervised positions in a row of this dataset.
     """
@@ -110,9 +106,12 @@ def training_rows(dataset: Dataset, n_slots: int | None = None) -> TrainingRows:
     # The supervised positions come first, in order. The remaining slots have the answer -1.
     positions = np.argsort(~supervised, axis=1, kind="stable")[:, :slots].astype(np.int32)
     return TrainingRows(
-        tokens=tokens,
-        positions=positions,
-        answers=np.take_along_axis(targets, positions, axis=1),
+        table=RowTable(
+            tokens=tokens,
+            positions=positions,
+            answers=np.take_along_axis(targets, positions, axis=1),
+            early=early_targets(dataset, early.rows) if early.weight else None,
+        ),
         first=np.array(0, np.int32),
         n_rows=np.array(dataset.n_train, np.int32),
     )
@@ -169,7 +168,7 @@ def make_program(settings: TrainingSettings, dataset: Dataset) -> Program:
     functions = _functions(recipe, mesh, settings.fsdp)
     return Program(
         recipe=recipe,
-        rows=jax.device_put(training_rows(dataset), whole),
+        rows=jax.device_put(training_rows(dataset, settings.early), whole),
         hyper=jax.device_put(optimizer.hyperparameters(settings.optimizer), whole),
         init_key=init_key,
         stream_key=stream_key,

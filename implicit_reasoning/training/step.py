@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from implicit_reasoning.model import Edit, Params, Transformer, drop
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import batches
+from implicit_reasoning.training.early import EarlySupervision, EarlyTargets
 from implicit_reasoning.training.optimizer import Hyperparameters, apply_updates, decay_mask
 
 
@@ -39,20 +41,32 @@ class TrainState(NamedTuple):
     window: dict[str, Float[Array, " window"]]
 
 
-class TrainingRows(NamedTuple):
-    """The training rows on the device. For several worlds, the rows are concatenated.
+class RowTable(NamedTuple):
+    """Columns of training rows, or of the rows of one batch.
 
     Attributes:
       tokens: the input tokens, `[row, pos]`.
       positions: the supervised positions in ascending order, `[row, slot]`.
       answers: the token to predict at each of these positions, `[row, slot]`; -1 for unused slots.
-      first: the index of the first row of the run, int32.
-      n_rows: the number of rows of the run, int32.
+      early: the answers to read from earlier states; None without early supervision.
     """
 
     tokens: Int[Array | np.ndarray, "row pos"]
     positions: Int[Array | np.ndarray, "row slot"]
     answers: Int[Array | np.ndarray, "row slot"]
+    early: EarlyTargets | None = None
+
+
+class TrainingRows(NamedTuple):
+    """The training rows on the device. For several worlds, the rows are concatenated.
+
+    Attributes:
+      table: the rows of all worlds.
+      first: the index of the first row of the run, int32.
+      n_rows: the number of rows of the run, int32.
+    """
+
+    table: RowTable
     first: Int[Array | np.ndarray, ""]
     n_rows: Int[Array | np.ndarray, ""]
 
@@ -100,6 +114,15 @@ class StepRecipe:
     dropout: float
     log_every: int
     batch_sharding: NamedSharding | PartitionSpec | None = None
+    early: EarlySupervision | None = None
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The metrics of a step that `TrainState.window` keeps.
+
+        `loss` is the loss of the answers. `early_loss` is the weighted additional loss.
+        """
+        return ("loss", "grad_norm") + ("early_loss",) * (self.early is not None)
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """Return the state before the first step."""
@@ -109,7 +132,7 @@ class StepRecipe:
             moments=self.preconditioner.init(params),
             step=jnp.int32(0),
             finite=jnp.bool_(True),
-            window={name: jnp.zeros(self.log_every) for name in ("loss", "grad_norm")},
+            window={name: jnp.zeros(self.log_every) for name in self.logged},
         )
 
     def step(
@@ -120,23 +143,37 @@ class StepRecipe:
         chosen = rows.first + batches.rows_of_step(
             data_key, state.step, rows.n_rows, batch_size=self.batch_size, order=self.order
         )
-        batch = jax.tree.map(
-            lambda column: self._shard(column[chosen]), (rows.tokens, rows.positions, rows.answers)
-        )
+        batch = jax.tree.map(lambda column: self._shard(column[chosen]), rows.table)
         edits = (
             dropout_edits(self.model, jax.random.fold_in(dropout_key, state.step), self.dropout)
             if self.dropout
             else None
         )
 
-        def loss_of(params: Params) -> Array:
-            tokens, positions, answers = batch
-            return answer_loss(
-                forward_at(self.model, params, tokens, positions, edits=edits)[0], answers
-            )
+        def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
+            return self.loss(params, batch, edits)
 
-        loss, gradients = jax.value_and_grad(loss_of)(state.params)
-        return self._update(state, loss, gradients, hyper)
+        (_, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return self._update(state, losses, gradients, hyper)
+
+    def loss(
+        self, params: Params, batch: RowTable, edits: Mapping[str, Edit] | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return the loss to minimise, and its parts by name, in nats.
+
+        Args:
+          params: the parameters.
+          batch: the rows of the batch.
+          edits: the edits that apply dropout; None for none.
+        """
+        tokens, positions, answers = map(jnp.asarray, batch[:3])
+        sites = self.early.sites if self.early else ()
+        logits, states = forward_at(self.model, params, tokens, positions, edits=edits, sites=sites)
+        losses = {"loss": answer_loss(logits, answers)}
+        if self.early is None or batch.early is None:
+            return losses["loss"], losses
+        losses["early_loss"] = self.early.loss(self.model, params, states, batch.early, answers)
+        return losses["loss"] + losses["early_loss"], losses
 
     def _shard(self, column: Array) -> Array:
         if self.batch_sharding is None:
@@ -144,14 +181,18 @@ class StepRecipe:
         return jax.lax.with_sharding_constraint(column, self.batch_sharding)
 
     def _update(
-        self, state: TrainState, loss: Array, gradients: Params, hyper: Hyperparameters
+        self,
+        state: TrainState,
+        losses: Mapping[str, Array],
+        gradients: Params,
+        hyper: Hyperparameters,
     ) -> TrainState:
         grad_norm = optax.tree.norm(gradients)
         directions, moments = self.preconditioner.update(gradients, state.moments)
         rate = self.relative_rate(state.step)
         params = apply_updates(state.params, directions, hyper, rate, decay_mask(self.model))
         shrinking = rate * hyper.learning_rate * hyper.weight_decay
-        seen = {"loss": loss, "grad_norm": grad_norm}
+        seen = {**losses, "grad_norm": grad_norm}
         finite = state.finite & jnp.isfinite(jnp.stack([*seen.values(), shrinking])).all()
 
         def keep(new: Array, old: Array) -> Array:

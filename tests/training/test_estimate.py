@@ -24,7 +24,7 @@ def test_sizes_are_those_of_the_run():
     assert planned.cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.moments)) - 1  # without Adam's count
     assert planned.cost.state_bytes == 4 * (planned.cost.parameters + moments)
-    assert planned.rows_bytes == sum(np.asarray(column).nbytes for column in rows[:3])
+    assert planned.rows_bytes == sum(np.asarray(column).nbytes for column in rows.table[:3])
     assert planned.rows == dataset.n_train
     assert planned.seconds is None and "steps/s" not in planned.describe()
 

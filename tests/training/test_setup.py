@@ -116,20 +116,20 @@ def dataset(request):
 
 def assert_spells_the_targets(rows, dataset):
     """Targets agree position by position and row by row."""
-    assert rows.n_rows == dataset.n_train == len(rows.tokens)
-    np.testing.assert_array_equal(rows.tokens, dataset.tokens[: dataset.n_train])
-    for number, (positions, answers) in enumerate(zip(rows.positions, rows.answers, strict=True)):
-        targets = dataset.targets[number]
+    assert rows.n_rows == dataset.n_train == len(rows.table.tokens)
+    np.testing.assert_array_equal(rows.table.tokens, dataset.tokens[: dataset.n_train])
+    columns = dataset.targets[: dataset.n_train], rows.table.positions, rows.table.answers
+    for targets, positions, answers in zip(*columns, strict=True):
         wanted = [(i, target) for i, target in enumerate(targets.tolist()) if target >= 0]
         slots = list(zip(positions.tolist(), answers.tolist(), strict=True))
         assert slots[: len(wanted)] == wanted
         assert all(answer == -1 for _, answer in slots[len(wanted) :])
-    assert {leaf.dtype for leaf in rows} == {np.dtype(np.int32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(rows)} == {np.dtype(np.int32)}
 
 
 def test_training_rows_are_the_supervised_positions(dataset):
     rows = training_rows(dataset)
-    assert rows.positions.shape == (dataset.n_train, 2 if "</a>" in dataset.vocab else 1)
+    assert rows.table.positions.shape == (dataset.n_train, 2 if "</a>" in dataset.vocab else 1)
     assert_spells_the_targets(rows, dataset)
 
 
@@ -139,7 +139,7 @@ def test_rows_with_fewer_supervised_positions_are_filled_up_with_nothing(dataset
     targets[1::3] = np.where(np.arange(dataset.n_ctx) == 1, 7, -1)
     uneven = dataclasses.replace(dataset, targets=targets)
     rows = training_rows(uneven)
-    assert (rows.answers == -1).any()
+    assert (rows.table.answers == -1).any()
     assert_spells_the_targets(rows, uneven)
 
 
@@ -162,7 +162,7 @@ def test_equal_programs_share_compiled_functions_and_no_data():
     assert other.advance is program.advance and other.init is program.init
     for change in ({"optimizer__b1": 0.8}, {"optimizer__warmup_steps": 6}, {"log_every": 8}):
         assert make_program(settings_of(**change), dataset).advance is not program.advance
-    rows = weakref.ref(program.rows.tokens)
+    rows = weakref.ref(program.rows.table.tokens)
     del program
     gc.collect()
     assert rows() is None

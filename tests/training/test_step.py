@@ -14,6 +14,7 @@ from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.training import optimizer
 from implicit_reasoning.training.batches import rows_of_step
 from implicit_reasoning.training.step import (
+    RowTable,
     StepRecipe,
     TrainingRows,
     answer_loss,
@@ -62,8 +63,8 @@ def make_rows():
     answers[::3, 1] = -1
     positions = np.where(answers >= 0, [[2, 3]], [[2, 0]]).astype(np.int32)
     tokens = rng.integers(11, size=(N_ROWS, 4), dtype=np.int32)
-    columns = (tokens, positions, answers, np.int32(0), np.int32(N_ROWS))
-    return TrainingRows(*map(jnp.asarray, columns))
+    table = RowTable(*map(jnp.asarray, (tokens, positions, answers)))
+    return TrainingRows(table, jnp.int32(0), jnp.int32(N_ROWS))
 
 
 ROWS = make_rows()
@@ -128,10 +129,10 @@ def plain(state, n_steps):
         chosen = rows_of_step(data_key, number, ROWS.n_rows, batch_size=6, order="replacement")
 
         def loss_of(params):
-            logits, _ = MODEL.forward(params, ROWS.tokens[chosen])
+            logits, _ = MODEL.forward(params, ROWS.table.tokens[chosen])
             of_token = jax.nn.log_softmax(logits)
-            answers = ROWS.answers[chosen]
-            where = jnp.arange(6)[:, None], ROWS.positions[chosen], answers
+            answers = ROWS.table.answers[chosen]
+            where = jnp.arange(6)[:, None], ROWS.table.positions[chosen], answers
             return -(of_token[where] * (answers >= 0)).sum() / (answers >= 0).sum()
 
         loss, gradients = jax.value_and_grad(loss_of)(params)
@@ -223,9 +224,9 @@ def test_a_loss_that_is_not_finite_stops_everything(start):
 def test_a_gradient_that_is_not_finite_stops_everything(start):
     steep = jax.tree.map(lambda x: x.at[0].set(1e30), start.params)  # its square overflows
     update = jax.jit(recipe()._update)
-    stopped = update(start, jnp.float32(1), steep, HYPER)
+    stopped = update(start, {"loss": jnp.float32(1)}, steep, HYPER)
     assert_same(stopped, start._replace(finite=jnp.bool_(False)))
-    gentle = update(start, jnp.float32(1), start.params, HYPER)
+    gentle = update(start, {"loss": jnp.float32(1)}, start.params, HYPER)
     assert gentle.finite and gentle.step == 1
 
 
@@ -255,9 +256,9 @@ def test_dropout_acts_at_each_of_its_sites_and_not_at_rate_zero(start):
             site: Edit(edit.fn, (edit.args[0], rate))
             for (site, edit), rate in zip(DROPOUT.items(), rates, strict=True)
         }
-        return forward_at(MODEL, params, ROWS.tokens, ROWS.positions, edits=edits)[0]
+        return forward_at(MODEL, params, ROWS.table.tokens, ROWS.table.positions, edits=edits)[0]
 
-    clean, _ = jax.jit(functools.partial(forward_at, MODEL))(start.params, *ROWS[:2])
+    clean, _ = jax.jit(functools.partial(forward_at, MODEL))(start.params, *ROWS.table[:2])
     none, *one_each = logits(start.params, jnp.vstack([jnp.zeros(4), 0.5 * jnp.eye(4)]))
     np.testing.assert_allclose(none, clean, rtol=0, atol=1e-6)
     for site, dropped in zip(DROPOUT, one_each, strict=True):
@@ -308,11 +309,11 @@ def test_rows_of_other_worlds_are_never_seen(start):
     """In a population, rows of other worlds stand before and after the rows of a trial."""
     some = ROWS._replace(first=jnp.int32(3), n_rows=jnp.int32(6))
     own = (jnp.arange(N_ROWS) >= 3) & (jnp.arange(N_ROWS) < 9)
-    spoiled = some._replace(
-        tokens=jnp.where(own[:, None], some.tokens, 0),
-        answers=jnp.where(own[:, None], some.answers, -1),
+    spoiled = some.table._replace(
+        tokens=jnp.where(own[:, None], some.table.tokens, 0),
+        answers=jnp.where(own[:, None], some.table.answers, -1),
     )
-    assert_same(advance(start, 8, rows=some), advance(start, 8, rows=spoiled))
-    used = some._replace(answers=some.answers.at[8].set(0))
+    assert_same(advance(start, 8, rows=some), advance(start, 8, rows=some._replace(table=spoiled)))
+    used = some._replace(table=some.table._replace(answers=some.table.answers.at[8].set(0)))
     losses = advance(start, 8, rows=some).window["loss"]
     assert not (losses == advance(start, 8, rows=used).window["loss"]).all()

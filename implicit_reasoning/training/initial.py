@@ -1,0 +1,77 @@
+"""Initial parameters from a checkpoint of another run: `init_from` in a configuration.
+
+Only the parameters are taken over. The moments of the optimizer start at 0, and the schedule of the
+learning rate starts again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.model import Params, Transformer
+from implicit_reasoning.runs import Run
+
+LAST = -1
+"""Value of `init_from.step` for the last checkpoint."""
+
+
+class Initial(NamedTuple):
+    """Initial parameters and where they come from.
+
+    Attributes:
+      params: the parameters as numpy arrays.
+      source: the run directory, the step and the fingerprint of the checkpoint, for provenance.
+    """
+
+    params: Params
+    source: dict[str, str | int]
+
+
+def read_initial(config: ConfigDict, model: Transformer) -> Initial | None:
+    """Read the initial parameters that a configuration names; None if it names none.
+
+    Args:
+      config: the configuration of the run to train.
+      model: its model.
+
+    Raises:
+      InputError: the run or the checkpoint does not exist, or its parameters do not fit the model.
+    """
+    workdir, step = config.init_from.workdir, config.init_from.step
+    if not workdir:
+        return None
+    run = Run(workdir)
+    if not run.steps:
+        raise InputError(f"init_from.workdir is {workdir}, which has no checkpoint yet")
+    step = run.steps[-1] if step == LAST else step
+    if step not in run.steps:
+        raise InputError(
+            f"init_from.step is {step}, but {workdir} has no checkpoint of this step; it has "
+            f"{', '.join(map(str, run.steps))}"
+        )
+    params = run.store.params(step)
+    _check_shapes(workdir, params, jax.eval_shape(model.init, jax.random.key(0)))
+    return Initial(
+        params, {"workdir": str(workdir), "step": step, "fingerprint": run.fingerprint(step)}
+    )
+
+
+def _check_shapes(workdir: str, params: Params, like: Params) -> None:
+    """Check that parameters have the names and shapes of a model."""
+    found, wanted = _shapes(params), _shapes(like)
+    for name in dict.fromkeys([*wanted, *found]):
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"init_from.workdir is {workdir}, whose model does not fit: {name} has shape "
+                f"{found.get(name, 'none')} there, and {wanted.get(name, 'none')} in this run; the "
+                "fields of `model` and the numbers of tokens and positions must be equal"
+            )
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
