@@ -21,6 +21,8 @@ FILES = sorted(Path("configs").glob("*.py"))
 SCALES = {
     "composition": ["pocket", "desk", "paper", "paper_wang"],
     "modular_addition": ["pocket", "desk", "paper", "power"],
+    "cue_conflict": ["pocket", "desk"],
+    "ladder": ["pocket", "desk", "bench"],
     "ood_ratio": ["pocket", "pocket_50", "pocket_70", "desk", "desk_70", "paper", "paper_70"],
 }
 EVERY = [
@@ -91,6 +93,9 @@ def answers_of(dataset):
         entity = np.where(relation >= 0, world.tail[entity, relation], entity)
     if "decoy" in truth:  # of the other table, which the atomic rows teach
         entity = np.where(truth["r2"] >= 0, entity, truth["decoy"])
+    if "decoy_answer" in truth:  # asked in splits of their own
+        by_fact = [name.endswith("_fact") for name in dataset.splits]
+        entity = np.where(np.array(by_fact)[dataset.split], truth["decoy_answer"], entity)
     if "answer2" in truth:  # the first of two name tokens
         entity = entity % (sum(word.startswith("<first_") for word in dataset.vocab))
     return entity.tolist()

@@ -56,6 +56,7 @@ ANSWER_KINDS = {
 _MAX_ROWS = 1000  # maximum number of rows per split
 _ABOVE = 0.05  # how far an accuracy may exceed that of the modal shortcuts and count as no more
 _CHEAP = ("modal_r2", "modal_e1_r2")
+_COMPARED = (*_CHEAP, "row_completion")  # rules that results of this instrument have
 
 
 class Behaviour(Instrument):
@@ -83,11 +84,7 @@ class Behaviour(Instrument):
         need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
-        rules = {
-            name: rule.predict(dataset, rows)
-            for name, rule in RULES.items()
-            if set(rule.needs) <= dataset.truth.keys()
-        }
+        rules = {name: RULES[name].predict(dataset, rows) for name in _COMPARED}
         answers = dataset.truth["answer"][rows]
         kind = kinds_of_tokens(dataset, rows, rules)
         entities = world_of(dataset).n_entities

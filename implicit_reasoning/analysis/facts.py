@@ -17,7 +17,15 @@ from jaxtyping import Bool, Int
 from implicit_reasoning.analysis.states import need_chains, state_keys
 from implicit_reasoning.worlds import ROLES, Dataset
 
-GROUPS = {"I": "id", "R": "restricted", "H": "held_out", "O": "ood"}
+GROUPS = {
+    "I": "id",
+    "R": "restricted",
+    "H": "held_out",
+    "C": "cold",
+    "S": "conflict",
+    "E": "identity",
+    "O": "ood",
+}
 """Role of a fact to the name of its group. The first group with a fact is the leading group."""
 
 
@@ -78,7 +86,8 @@ def is_taught_atomic(
       values: one entity for each row.
     """
     truth = dataset.truth
-    alone = np.flatnonzero(truth["fact2"][: dataset.n_train] < 0)
+    fact1, fact2 = (truth[name][: dataset.n_train] for name in ("fact1", "fact2"))
+    alone = np.flatnonzero((fact1 >= 0) & (fact2 < 0))  # identity rows have no fact
     answer = np.full(max(truth["fact1"].max() + 1, 1), -1, np.int64)
     answer[truth["fact1"][alone]] = truth["answer"][alone]
     found: np.ndarray = answer[truth["fact1"][rows]] == values

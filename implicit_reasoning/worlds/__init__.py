@@ -6,7 +6,9 @@
     clusters.py   clusters of dependent rows, for confidence intervals
     spelling.py   conversion of chains to tokens
     tasks/        tasks, which build a dataset from a configuration; the table of tasks
-    shortcuts.py  baselines that answer test chains without composition
+    shortcuts.py  baselines that answer test chains without composition (votes.py: elections,
+                  oracle.py: an upper bound for rules that group prefixes)
+    evidence.py   what training chains say about the bridge of a chain
     exchange.py   JSON folders of GrokkedTransformer (exchange_text.py: their syntax)
 
 A user-defined task is a function that takes its settings and returns a `Dataset`. The README has an

@@ -101,9 +101,10 @@ def random_order(count: int, random: np.random.Generator) -> Int[np.ndarray, " r
 def training_roles(hop: int) -> str:
     """Return the roles that the fact at a hop (from 0) of a training chain may have.
 
-    In role patterns, `i` stands for these roles.
+    In role patterns, `i` stands for these roles. Facts with the roles `C`, `S` and `E` are first
+    facts of a few more training chains, which their tasks choose.
     """
-    return "IHR" if hop == 0 else "IH"
+    return "IHR" if hop == 0 else "IHC"
 
 
 def patterns(hops: int) -> list[str]:

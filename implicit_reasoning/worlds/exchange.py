@@ -183,8 +183,9 @@ def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
 
 
 def _is_readable(dataset: Dataset) -> bool:
-    """Return whether `read_grokked` can read the rows: chains in the default spelling."""
-    return dataset.positions == position_names(dataset.hops) and dataset.world is not None
+    """Return whether `read_grokked` can read the rows: facts and chains in the default spelling."""
+    is_spelt = dataset.positions == position_names(dataset.hops) and dataset.world is not None
+    return is_spelt and bool((dataset.truth["position"] > 0).all())
 
 
 def _rows(dataset: Dataset) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 A model that answers held-out chains does not necessarily compose facts: it may complete a table of
 answers (`row_completion`). Compare every accuracy on test chains with the accuracies of these
-rules. No rule uses an atomic fact.
+rules. No rule uses an atomic fact. `cluster_oracle` is told more than a model can know; see
+`oracle`.
 
 The rules read a row's truth, not its tokens, so they apply to every spelling. For a chain, they use
 the prefix and the last relation: (e1, r1) and r2 for two hops. An answer is represented by one
@@ -18,40 +19,34 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.worlds.chains import expand, training_roles
+from implicit_reasoning.worlds.chains import Chains, expand, training_roles
 from implicit_reasoning.worlds.dataset import Dataset, columns, prefix_keys, world_of
+from implicit_reasoning.worlds.oracle import cluster_oracle
+from implicit_reasoning.worlds.votes import (
+    AnswerTable,
+    Rows,
+    answer_numbers,
+    answer_table,
+    elect,
+    is_longest,
+    last_relation,
+    modal,
+    modal_given_last,
+    modal_overall,
+    pair_numbers,
+    training_rows,
+)
 from implicit_reasoning.worlds.world import NONE, ROLES
 
-Rows = Int[np.ndarray, " row"]
 
+def modal_given_relations(dataset: Dataset, rows: Rows) -> Rows:
+    """Predict the most frequent answer of the training chains with the same r1 and last relation.
 
-def answer_numbers(dataset: Dataset) -> Rows:
-    """Return a number that identifies the answer of each row, int64 [row].
-
-    If every answer of the dataset is one token, the number is the token id.
+    Arguments and result are those of `modal_given_last`. If no training chain has the same
+    relations, the prediction is that of `modal_given_last`.
     """
-    answers = dataset.answers.astype(np.int64)
-    number, bound = answers[:, 0], dataset.n_vocab
-    for token in answers.T[1:]:
-        if bound * (dataset.n_vocab + 1) >= 2**63:  # would overflow: renumber them in order
-            number, bound = np.unique(number, return_inverse=True)[1], len(number)
-        number = number * (dataset.n_vocab + 1) + token + 1  # -1 marks a shorter answer
-        bound *= dataset.n_vocab + 1
-    return number
-
-
-def modal_given_last(dataset: Dataset, rows: Rows) -> Rows:
-    """Predict the most frequent answer among the training chains with the same last relation.
-
-    Args:
-      dataset: a dataset of chains.
-      rows: [row], numbers of the rows to answer; they must be chains, not atomic facts.
-
-    Returns:
-      [row], the predicted answers as numbers (see `answer_numbers`). If no training chain has the
-      last relation, the prediction is the most frequent answer of all training chains.
-    """
-    return _modal(dataset, _last(dataset), rows, _modal_overall(dataset, rows))
+    pair = pair_numbers(dataset.truth["r1"], last_relation(dataset))
+    return modal(dataset, pair, rows, modal_given_last(dataset, rows))
 
 
 def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
@@ -60,8 +55,8 @@ def modal_given_first_and_last(dataset: Dataset, rows: Rows) -> Rows:
     Arguments and result are those of `modal_given_last`. If no training chain has the same e1 and
     last relation, the prediction is that of `modal_given_last`.
     """
-    pair = _pair(dataset.truth["e1"], _last(dataset))
-    return _modal(dataset, pair, rows, modal_given_last(dataset, rows))
+    pair = pair_numbers(dataset.truth["e1"], last_relation(dataset))
+    return modal(dataset, pair, rows, modal_given_last(dataset, rows))
 
 
 def row_completion(dataset: Dataset, rows: Rows) -> Rows:
@@ -77,7 +72,7 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
     Arguments and result are those of `modal_given_last`. If no training prefix votes, the
     prediction is that of `modal_given_last`.
     """
-    table = _answer_table(dataset)
+    table = answer_table(dataset)
     asked, inverse = np.unique(table.prefix[rows], return_inverse=True)
     pairs = _agreeing_prefixes(table, asked)
     pairs = pairs.only(~_disagree(table, pairs))
@@ -87,7 +82,7 @@ def row_completion(dataset: Dataset, rows: Rows) -> Rows:
     question, pair = expand(first[inverse], (end - first)[inverse])
     answer = table.answer[pairs.peer[pair], table.last[rows[question]]]
     votes = answer >= 0
-    question, winner = _elect(question[votes], answer[votes], pairs.weight[pair[votes]])
+    question, winner = elect(question[votes], answer[votes], pairs.weight[pair[votes]])
     prediction = modal_given_last(dataset, rows)
     prediction[question] = winner
     return prediction
@@ -98,7 +93,7 @@ def modal_given_attribute(dataset: Dataset, rows: Rows) -> Rows:
 
     Arguments and result are those of `modal_given_last`, for a task of comparisons.
     """
-    return _modal(dataset, dataset.truth["attribute"], rows, _modal_overall(dataset, rows))
+    return modal(dataset, dataset.truth["attribute"], rows, modal_overall(dataset, rows))
 
 
 def win_rate(dataset: Dataset, rows: Rows) -> Rows:
@@ -111,9 +106,9 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     training comparison, the prediction is that of `modal_given_attribute`. Arguments and result are
     those of `modal_given_last`.
     """
-    truth, train = dataset.truth, _training_rows(dataset)
-    first = _pair(truth["attribute"], truth["entity1"])
-    second = _pair(truth["attribute"], truth["entity2"], like=truth["entity1"])
+    truth, train = dataset.truth, training_rows(dataset)
+    first = pair_numbers(truth["attribute"], truth["entity1"])
+    second = pair_numbers(truth["attribute"], truth["entity2"], like=truth["entity1"])
     label = truth["label"][train] - 1
     size = int(max(first.max(), second.max())) + 1
     players = np.concatenate([first[train], second[train]])
@@ -140,11 +135,11 @@ def commuted(dataset: Dataset, rows: Rows) -> Rows:
     """
     a, b = dataset.truth["a"], dataset.truth["b"]
     size = int(max(a.max(initial=0), b.max(initial=0))) + 1
-    train = _training_rows(dataset)
+    train = training_rows(dataset)
     answer = np.full((size, size), NONE, np.int64)
     answer[b[train], a[train]] = answer_numbers(dataset)[train]
     found = answer[a[rows], b[rows]]
-    return np.where(found >= 0, found, _modal_overall(dataset, rows))
+    return np.where(found >= 0, found, modal_overall(dataset, rows))
 
 
 class Rule(NamedTuple):
@@ -157,7 +152,9 @@ class Rule(NamedTuple):
 RULES = {
     "modal_r2": Rule(modal_given_last, ("e1", "r2")),
     "modal_e1_r2": Rule(modal_given_first_and_last, ("e1", "r2")),
+    "modal_r1_r2": Rule(modal_given_relations, ("e1", "r2")),
     "row_completion": Rule(row_completion, ("e1", "r2")),
+    "cluster_oracle": Rule(cluster_oracle, ("e1", "r2")),
     "modal_attribute": Rule(modal_given_attribute, ("attribute", "label")),
     "win_rate": Rule(win_rate, ("attribute", "label", "entity1", "entity2")),
     "commuted": Rule(commuted, ("a", "b")),
@@ -207,7 +204,8 @@ def coverage(dataset: Dataset) -> float | None:
 
     A chain is in distribution if all its facts have roles that training chains may have
     (`training_roles`). With k hops, the fraction is about
-    phi / ((1 - ood_fraction) * out_degree) ** (k - 1).
+    phi / ((1 - ood_fraction) * out_degree) ** (k - 1). Other chains that are trained on, such as
+    those of cold facts, are not counted.
     """
     if "r2" not in dataset.truth:
         return None
@@ -219,7 +217,9 @@ def coverage(dataset: Dataset) -> float | None:
         allowed = np.isin(facts.role, [ROLES.index(letter) for letter in training_roles(hop)])
         through = continuations[facts.tail[allowed]]
         continuations = np.bincount(facts.head[allowed], through, world.n_entities)
-    return len(_training_rows(dataset)) / max(1.0, float(continuations.sum()))
+    trained = Chains(world, np.column_stack(columns(dataset.truth, "fact"))[training_rows(dataset)])
+    usual = trained.allows(*map(training_roles, range(dataset.hops)))
+    return int(usual.sum()) / max(1.0, float(continuations.sum()))
 
 
 def distinct_states(dataset: Dataset) -> dict[str, int]:
@@ -236,15 +236,6 @@ def distinct_states(dataset: Dataset) -> dict[str, int]:
     }
 
 
-class _AnswerTable(NamedTuple):
-    """A table of the answers of training chains, and the cell of every dataset row in the table."""
-
-    answer: Int[np.ndarray, "prefix last"]  # -1 if there is no training chain
-    train: Int[np.ndarray, " chain"]  # dataset rows of the training chains
-    prefix: Int[np.ndarray, " row"]  # index of each dataset row's prefix; -1 if it is no chain
-    last: Int[np.ndarray, " row"]  # index of each dataset row's last relation; -1 likewise
-
-
 class _Pairs(NamedTuple):
     """Pairs of a prefix to answer and a training prefix, its peer; sorted by the former.
 
@@ -259,20 +250,7 @@ class _Pairs(NamedTuple):
         return _Pairs(*(column[keep] for column in self))
 
 
-def _answer_table(dataset: Dataset) -> _AnswerTable:
-    train, chain = _training_rows(dataset), _is_longest(dataset)
-    steps = np.column_stack([dataset.truth["e1"], *columns(dataset.truth, "r")[:-1]])
-    keys = prefix_keys(steps[chain], int(steps.max(initial=0)) + 1)[:, -1]
-    prefix = np.full(len(dataset), NONE)
-    prefix[chain] = np.unique(keys, return_inverse=True)[1]
-    last = np.full(len(dataset), NONE)
-    last[chain] = np.unique(_last(dataset)[chain], return_inverse=True)[1]
-    answer = np.full((prefix.max() + 1, last.max() + 1), NONE, np.int64)
-    answer[prefix[train], last[train]] = answer_numbers(dataset)[train]
-    return _AnswerTable(answer, train, prefix, last)
-
-
-def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
+def _agreeing_prefixes(table: AnswerTable, asked: np.ndarray) -> _Pairs:
     """Return the pairs of prefixes with the same answer for at least one last relation."""
     n_prefix, n_last = table.answer.shape
     prefix, last = table.prefix[table.train], table.last[table.train]
@@ -289,7 +267,7 @@ def _agreeing_prefixes(table: _AnswerTable, asked: np.ndarray) -> _Pairs:
     return _Pairs(both // n_prefix, both % n_prefix, weight)
 
 
-def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
+def _disagree(table: AnswerTable, pairs: _Pairs) -> np.ndarray:
     """Return which pairs of prefixes have different answers for some last relation, bool [pair]."""
     prefix = table.prefix[table.train]
     chains = table.train[np.argsort(prefix, kind="stable")]
@@ -303,68 +281,7 @@ def _disagree(table: _AnswerTable, pairs: _Pairs) -> np.ndarray:
     return np.bincount(pair[conflict], minlength=len(pairs.prefix)) > 0
 
 
-def _elect(group: np.ndarray, answer: np.ndarray, votes: np.ndarray) -> tuple:
-    """Return the groups, and the answer with the most votes in each group.
-
-    If several answers have the most votes, the smallest of them is returned.
-    """
-    if not len(group):
-        return group, answer
-    # Renumber in order, because the product of the original numbers may overflow.
-    groups, group = np.unique(group, return_inverse=True)
-    answers, answer = np.unique(answer, return_inverse=True)
-    width = len(answers)
-    ballots, inverse = np.unique(group.astype(np.int64) * width + answer, return_inverse=True)
-    total = np.bincount(inverse, votes)
-    group, answer = groups[ballots // width], answers[ballots % width]
-    best_first = np.lexsort((answer, -total, group))
-    groups, first = np.unique(group[best_first], return_index=True)
-    return groups, answer[best_first[first]]
-
-
-def _modal(dataset: Dataset, key: np.ndarray, rows: np.ndarray, fallback: np.ndarray) -> np.ndarray:
-    """Return the most frequent answer of the training rows with the same key, else `fallback`."""
-    train = _training_rows(dataset)
-    groups, winners = _elect(key[train], answer_numbers(dataset)[train], np.ones(len(train)))
-    if not len(groups):
-        return fallback
-    place = np.minimum(np.searchsorted(groups, key[rows]), len(groups) - 1)
-    found = groups[place] == key[rows]
-    return np.where(found, winners[place], fallback)
-
-
-def _modal_overall(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    nothing = np.zeros(len(rows), np.int64)
-    return _modal(dataset, np.zeros(len(dataset), np.int64), rows, fallback=nothing)
-
-
-def _pair(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Return one number for each pair of values of two columns; missing values (-1) count as 0.
-
-    `like` is a second column with the same kind of values as `other`. It extends the range of
-    values, so that `_pair(one, other, like)` and `_pair(one, like, other)` give equal pairs equal
-    numbers.
-    """
-    largest = (
-        other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))
-    )
-    return np.maximum(one, 0).astype(np.int64) * (int(largest) + 1) + np.maximum(other, 0)
-
-
-def _is_longest(dataset: Dataset) -> np.ndarray:
-    """Return which rows have the longest prompt: chains, comparisons or sums, not atomic facts."""
-    return dataset.truth["position"] == dataset.truth["position"].max(initial=0)
-
-
-def _last(dataset: Dataset) -> Rows:
-    return columns(dataset.truth, "r")[-1]
-
-
-def _training_rows(dataset: Dataset) -> Rows:
-    return np.flatnonzero(_is_longest(dataset)[: dataset.n_train])
-
-
 def scored_probes(dataset: Dataset, split: str) -> Rows:
     """Return the probes of a split that rules answer: no atomic facts and no training rows."""
     rows = dataset.probes(split)
-    return rows[(rows >= dataset.n_train) & _is_longest(dataset)[rows]]
+    return rows[(rows >= dataset.n_train) & is_longest(dataset)[rows]]

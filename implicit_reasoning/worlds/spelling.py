@@ -96,7 +96,7 @@ def rows_from_chains(
     """
     world = chains.world
     taught = chains.entities[:, -1] if answers is None else answers
-    entity, answer = (_spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
+    entity, answer = (spell(e, spelling.names) for e in (chains.entities[:, 0], taught))
     # Token ids of relations follow those of entities or names.
     first = 2 * spelling.names or world.n_entities
     relations = [first + relation for relation in chains.relations.T]
@@ -106,7 +106,7 @@ def rows_from_chains(
     return make_rows(prompt, answer, truth, end)
 
 
-def _spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:
+def spell(entity: Int[np.ndarray, " row"], names: int) -> list[Int[np.ndarray, " row"]]:
     """Return the tokens of entities, one column per token."""
     if not names:
         return [entity]

@@ -16,13 +16,19 @@ from jaxtyping import Int
 
 from implicit_reasoning.errors import InputError
 
-ROLES = ("I", "O", "H", "R")
+ROLES = ("I", "O", "H", "R", "C", "S", "E")
 """Roles of a fact:
 
 - `I`: in distribution; appears as an atomic triple and in training chains at any hop.
 - `O`: out of distribution; appears only as an atomic triple.
 - `H`: held out; appears only in training chains, never as an atomic triple.
 - `R`: restricted; appears as an atomic triple and as a first hop, never as a later hop.
+- `C`: cold; appears as an atomic triple, as a first hop in a few training chains only, and as a
+  later hop like `I`.
+- `S`: split; the atomic triple and the training chains, a few, contradict each other. It appears
+  as a first hop only.
+- `E`: identity; leads from an entity to itself by an additional relation, and appears in training
+  chains only (see `tasks.identity`).
 
 `World.role` holds indices into this tuple. New roles are appended at the end.
 """
@@ -44,6 +50,8 @@ class Stream(enum.IntEnum):
     OTHER_ROLES = 7
     HELD_OUT = 8
     PAIRS = 9
+    FEW_CHAINS = 10
+    IDENTITY = 11
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:

@@ -23,6 +23,9 @@ DEFAULTS = {
     "end_token": False,
     "held_out_fraction": 0.1,
     "restricted_fraction": 0.1,
+    "identity": "",
+    "facts_per_rung": 2,
+    "facts_per_count": 1,
 }
 
 

@@ -16,7 +16,7 @@ from implicit_reasoning.worlds.shortcuts import (
     row_completion,
 )
 
-OF_CHAINS = ("modal_r2", "modal_e1_r2", "row_completion")
+OF_CHAINS = ("modal_r2", "modal_e1_r2", "modal_r1_r2", "row_completion", "cluster_oracle")
 
 
 def query(dataset, row):
@@ -55,7 +55,7 @@ def plain_modal(known, keep):
     return elect(votes) if votes else None
 
 
-def plain_answers(dataset, row, known):
+def plain_answers(dataset, row, known, clusters):
     """Return the answers of each rule, computed from its definition."""
     *prefix, last = query(dataset, row)
     mine = known.get(tuple(prefix), {})
@@ -64,6 +64,7 @@ def plain_answers(dataset, row, known):
     by_last = plain_modal(known, lambda p, r: r == last)
     by_last = overall if by_last is None else by_last
     by_pair = plain_modal(known, lambda p, r: r == last and p[0] == prefix[0])
+    by_relations = plain_modal(known, lambda p, r: r == last and p[1] == prefix[1])
     votes = Counter()
     for other in known.values():
         shared = mine.keys() & other.keys()
@@ -73,8 +74,40 @@ def plain_answers(dataset, row, known):
     return {
         "modal_r2": by_last,
         "modal_e1_r2": by_last if by_pair is None else by_pair,
+        "modal_r1_r2": by_last if by_relations is None else by_relations,
         "row_completion": elect(votes) if votes else by_last,
+        "cluster_oracle": plain_oracle(tuple(prefix), last, known, clusters) or by_last,
     }
+
+
+def training_clusters(dataset):
+    """{(last bridge, last relation): {prefix: answer}} of the training chains."""
+    answers = defaultdict(dict)
+    for row in range(dataset.n_train):
+        *prefix, last = query(dataset, row)
+        if last >= 0:
+            bridge = int(dataset.truth[f"e{dataset.hops}"][row])
+            answers[bridge, last][tuple(prefix)] = tuple(dataset.answers[row].tolist())
+    return answers
+
+
+def plain_oracle(asked, last, known, clusters):
+    """What the cluster oracle answers, None without a vote."""
+
+    def entry(bridge, relation):
+        of = clusters.get((bridge, relation), {})
+        return elect(Counter(of.values())) if of.keys() - {asked} else None
+
+    if asked not in known:
+        return None
+    votes = defaultdict(Counter)  # by number of agreements
+    for bridge in {bridge for bridge, _ in clusters}:
+        compared = [(entry(bridge, r), answer) for r, answer in known[asked].items()]
+        compared = [pair for pair in compared if pair[0] is not None]
+        said = entry(bridge, last)
+        if said is not None and all(theirs == mine for theirs, mine in compared):
+            votes[len(compared)][said] += 1
+    return elect(votes[max(votes)]) if votes else None
 
 
 @given(
@@ -82,14 +115,16 @@ def plain_answers(dataset, row, known):
     n_entities=st.integers(4, 14),
     hops=st.integers(2, 3),
     phi=st.sampled_from([0.0, 0.5, 1.5]),
+    name=st.sampled_from(["composition", "scrambled"]),
     spelling=st.sampled_from(
         [{}, {"end_token": True}, {"order": "r r e"}, {"names": 4}, {"names": 4, "order": "r r e"}]
     ),
 )
 @hypothesis_settings(max_examples=60)
-def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, spelling):
+def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, name, spelling):
     try:
         dataset = make(
+            name=name,
             world_seed=seed,
             n_entities=n_entities,
             hops=hops,
@@ -100,10 +135,10 @@ def test_every_rule_against_its_definition(make, seed, n_entities, hops, phi, sp
         )
     except InputError:  # there are too few chains of I facts for this phi
         return
-    known = training_rows(dataset)
+    known, clusters = training_rows(dataset), training_clusters(dataset)
     # Training chains are also asked, because a rule has to handle them as well.
     rows = np.flatnonzero((dataset.truth[f"r{hops}"] >= 0) & dataset.probe)
-    expected = [plain_answers(dataset, row, known) for row in rows]
+    expected = [plain_answers(dataset, row, known, clusters) for row in rows]
     for name in OF_CHAINS:
         numbers = [number(dataset, answers[name]) for answers in expected]
         assert RULES[name].predict(dataset, rows).tolist() == numbers

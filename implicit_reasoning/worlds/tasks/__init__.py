@@ -1,6 +1,9 @@
 """Tasks: functions that build a dataset from settings, found by name or by import path.
 
-    composition.py        multi-hop chains of facts, and variants that serve as controls
+    composition.py        multi-hop chains of facts, and variants that serve as controls (cut.py:
+                          splits, rows.py: tokens, identity.py: rows of entities)
+    ladder.py             facts in two training chains, by the evidence that these chains give
+    cue_conflict.py       facts whose triple and whose training chains contradict each other
     comparison.py         comparison of values, direct or inferred (pairs.py, transitivity.py)
     modular_addition.py   sums modulo p
     in_context.py         repeated random sequences
@@ -25,7 +28,9 @@ from implicit_reasoning.worlds.tasks.composition import (
     shadow,
     without_id_triples,
 )
+from implicit_reasoning.worlds.tasks.cue_conflict import cue_conflict
 from implicit_reasoning.worlds.tasks.in_context import in_context
+from implicit_reasoning.worlds.tasks.ladder import ladder
 from implicit_reasoning.worlds.tasks.modular_addition import modular_addition
 from implicit_reasoning.worlds.tasks.settings import MissingSetting, check_all_read, track_reads
 
@@ -36,6 +41,8 @@ TASKS: dict[str, Callable[[Any], Dataset]] = {
     "second_hop_restricted": second_hop_restricted,
     "shadow": shadow,
     "scrambled": scrambled,
+    "ladder": ladder,
+    "cue_conflict": cue_conflict,
     "comparison": comparison,
     "complex": complex,
     "modular_addition": modular_addition,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from implicit_reasoning.worlds.dataset import END_TOKEN, Dataset, Rows, assemble, make_rows
-from implicit_reasoning.worlds.tasks.composition import n_train_rows
+from implicit_reasoning.worlds.tasks.cut import n_train_rows
 from implicit_reasoning.worlds.tasks.pairs import PATTERNS, ComparisonPairs
 from implicit_reasoning.worlds.tasks.transitivity import from_comparisons, from_facts_too
 from implicit_reasoning.worlds.world import (

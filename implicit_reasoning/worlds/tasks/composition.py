@@ -8,30 +8,14 @@ answers are taught. All variants share the world, the order of the chains and th
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from implicit_reasoning.errors import InputError
-from implicit_reasoning.worlds.chains import Chains, enumerate_chains, patterns, random_order
-from implicit_reasoning.worlds.dataset import Dataset, assemble
-from implicit_reasoning.worlds.spelling import (
-    Spelling,
-    position_names,
-    rows_from_chains,
-    vocabulary,
-)
-from implicit_reasoning.worlds.world import (
-    Stream,
-    World,
-    check_range,
-    make_world,
-    redraw_tails,
-    stream,
-    with_role,
-)
+from implicit_reasoning.worlds.dataset import Dataset
+from implicit_reasoning.worlds.tasks.cut import make_cut, make_plain_world
+from implicit_reasoning.worlds.tasks.rows import decoys, make_dataset
+from implicit_reasoning.worlds.world import Stream, check_range, redraw_tails, stream, with_role
 
 
 def composition(task: Any) -> Dataset:
@@ -50,7 +34,7 @@ def composition(task: Any) -> Dataset:
         the chains of `I` facts that training excludes); probes (maximum number of probes per
         split);
         mixed_chains (False omits the patterns that mix `I` and `O`, as in Wang et al.); order,
-        names, end_token (see `Spelling`).
+        names, end_token (see `Spelling`); identity (see `with_identity`).
 
     Raises:
       InputError: a setting is out of bounds, or there are fewer chains than phi requires.
@@ -59,8 +43,7 @@ def composition(task: Any) -> Dataset:
     al. treats phi as a fraction of all chains and therefore trains on every chain. Here, phi is the
     ratio that the paper reports.
     """
-    world = _world(task)
-    return _dataset(task, _cut(task, world))
+    return make_dataset(task, make_cut(task, make_plain_world(task)))
 
 
 def without_id_triples(task: Any) -> Dataset:
@@ -77,9 +60,9 @@ def without_id_triples(task: Any) -> Dataset:
 
     Source: Ye et al. 2025, "without ID triples" (figure 3 of the paper).
     """
-    cut = _cut(task, _world(task))
+    cut = make_cut(task, make_plain_world(task))
     untaught = cut.trained.pop("id_triples")[: task.probes]
-    return _dataset(task, cut._replace(tested={"id_triples": untaught, **cut.tested}))
+    return make_dataset(task, cut._replace(tested={"id_triples": untaught, **cut.tested}))
 
 
 def held_out_id_triples(task: Any) -> Dataset:
@@ -96,11 +79,11 @@ def held_out_id_triples(task: Any) -> Dataset:
     Source: Ye et al. 2025, "held-out ID triples".
     """
     check_range("held_out_fraction", task.held_out_fraction, 0, 1)
-    cut = _cut(task, with_role(_world(task), "H", task.held_out_fraction))
+    cut = make_cut(task, with_role(make_plain_world(task), "H", task.held_out_fraction))
     facts = cut.trained["id_triples"]
     cut.trained["id_triples"] = facts[facts.allows("I")]
     held_out = {"held_out_id_triples": facts[facts.allows("H")][: task.probes]}
-    return _dataset(task, cut._replace(tested={**held_out, **cut.tested}))
+    return make_dataset(task, cut._replace(tested={**held_out, **cut.tested}))
 
 
 def second_hop_restricted(task: Any) -> Dataset:
@@ -118,12 +101,14 @@ def second_hop_restricted(task: Any) -> Dataset:
     Source: Ye et al. 2025, section 2.4 and appendix D.1 (the published version has no `O` facts).
     """
     check_range("restricted_fraction", task.restricted_fraction, 0, 1)
-    cut = _cut(task, with_role(_world(task), "R", task.restricted_fraction))
+    cut = make_cut(task, with_role(make_plain_world(task), "R", task.restricted_fraction))
     all_known = cut.chains.allows(*["IR"] * task.hops)
     restricted = cut.in_order(all_known & ~cut.chains.matches("i" * task.hops))
     inside, *others = cut.tested
     tested = {inside: cut.tested[inside], f"{inside}_sr": restricted[: task.probes]}
-    return _dataset(task, cut._replace(tested=tested | {name: cut.tested[name] for name in others}))
+    return make_dataset(
+        task, cut._replace(tested=tested | {name: cut.tested[name] for name in others})
+    )
 
 
 def shadow(task: Any) -> Dataset:
@@ -147,16 +132,16 @@ def shadow(task: Any) -> Dataset:
     Source: a control designed for this project, for the inference that a state is used because it
     can be decoded.
     """
-    table_a = _world(task)
-    cut = _cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
+    table_a = make_plain_world(task)
+    cut = make_cut(task, redraw_tails(table_a, Stream.SHADOW_TAILS))
     # The same pairs exist in both tables, so the fact numbers are the same.
     taught = table_a.facts.tail
     answers = {
         name: taught[part.facts[:, 0]] for name, part in cut.trained.items() if part.hops == 1
     }
-    dataset = _dataset(task, cut, answers)
-    decoy = {"decoy": taught[dataset.truth["fact1"]]}
-    return dataclasses.replace(dataset, truth=dataset.truth | decoy)
+    dataset = make_dataset(task, cut, answers)
+    truth = dataset.truth | {"decoy": decoys(dataset, table_a)}
+    return dataclasses.replace(dataset, truth=truth)
 
 
 def scrambled(task: Any) -> Dataset:
@@ -172,7 +157,7 @@ def scrambled(task: Any) -> Dataset:
 
     Source: a control designed for this project, for instruments that detect composition.
     """
-    cut = _cut(task, _world(task))
+    cut = make_cut(task, make_plain_world(task))
     random = stream(task.world_seed, Stream.SCRAMBLED_ANSWERS)
     # Test chains come first, so that their answers, like the chains, do not depend on phi.
     answers = {
@@ -180,112 +165,4 @@ def scrambled(task: Any) -> Dataset:
         for name, part in {**cut.tested, **cut.trained}.items()
         if part.hops > 1
     }
-    return _dataset(task, cut, answers)
-
-
-class _Cut(NamedTuple):
-    """All chains, their random order, and the splits taken from it."""
-
-    chains: Chains
-    order: Int[np.ndarray, " chain"]
-    trained: dict[str, Chains]
-    tested: dict[str, Chains]
-
-    def in_order(self, which: Bool[np.ndarray, " chain"]) -> Chains:
-        """Return the selected chains, in the random order."""
-        return self.chains[self.order[which[self.order]]]
-
-
-def _world(task: Any) -> World:
-    world = make_world(
-        task.n_entities, task.n_relations, task.out_degree, task.ood_fraction, task.world_seed
-    )
-    _spelling(task).check(world)
-    return world
-
-
-def _spelling(task: Any) -> Spelling:
-    return Spelling(task.order, task.names, task.end_token)
-
-
-MAX_HOPS = 6  # the number of role patterns doubles with each hop
-MAX_CHAINS = 2**28  # all chains are enumerated, which takes tens of bytes per chain
-
-
-def _cut(task: Any, world: World) -> _Cut:
-    """Return the splits that the docstring of `composition` describes."""
-    check_range("hops", task.hops, 2, MAX_HOPS)
-    n_chains = world.n_facts * task.out_degree ** (task.hops - 1)
-    if n_chains > MAX_CHAINS:
-        raise InputError(
-            f"hops = {task.hops} with {world.n_facts:,} facts gives {n_chains:,} chains, but at "
-            f"most {MAX_CHAINS:,} are allowed; choose a smaller world or out_degree"
-        )
-    check_range("holdout", task.holdout, 0, 1)
-    check_range("phi", task.phi, 0)
-    check_range("probes", task.probes, 1)
-    seed, all_inside = task.world_seed, "i" * task.hops
-    facts = enumerate_chains(world, 1).shuffled(stream(seed, Stream.FACT_ORDER))
-    chains = enumerate_chains(world, task.hops)
-    order = random_order(len(chains), stream(seed, Stream.CHAIN_ORDER))
-
-    # Order and select chain numbers first, so that only the selected chains are copied.
-    inside = order[chains.matches(all_inside)[order]]
-    id_triples = facts.where("i")
-    n_held_out = round(task.holdout * len(inside))
-    n_train = n_train_rows(task.phi, len(id_triples), len(inside) - n_held_out, "chains")
-    trained = {
-        "id_triples": id_triples,
-        "ood_triples": facts.where("o"),
-        f"train_{all_inside}": chains[inside[:n_train]],
-    }
-    tested = {f"test_{all_inside}": chains[inside[::-1][: min(n_held_out, task.probes)]]}
-    for pattern in patterns(task.hops):
-        mixed = len(set(pattern)) > 1
-        if pattern != all_inside and (task.mixed_chains or not mixed):
-            ordered = order[chains.matches(pattern)[order]]
-            tested[f"test_{pattern}"] = chains[ordered[: task.probes]]
-    return _Cut(chains, order, trained, tested)
-
-
-def _dataset(
-    task: Any, cut: _Cut, answers: dict[str, Int[np.ndarray, " chain"]] | None = None
-) -> Dataset:
-    """Convert the splits to rows; `answers` replaces the true answers of some splits."""
-    world, spelling, other = cut.chains.world, _spelling(task), answers or {}
-
-    def rows(splits: dict[str, Chains]) -> dict:
-        return {
-            name: rows_from_chains(part, spelling, other.get(name)) for name, part in splits.items()
-        }
-
-    return assemble(
-        rows(cut.trained),
-        rows(cut.tested),
-        vocab=vocabulary(world, spelling),
-        positions=position_names(task.hops, spelling),
-        probes=task.probes,
-        world=world,
-    )
-
-
-def n_train_rows(phi: int | float, n_id_facts: int, available: int, what: str) -> int:
-    """Return the number of training rows that phi requires, `round(phi * n_id_facts)`.
-
-    Args:
-      phi: ratio of training rows to `I` facts, not a fraction of the available rows.
-      n_id_facts: number of `I` facts.
-      available: number of rows that are not held out.
-      what: name of the rows for the error message, such as "chains".
-
-    Raises:
-      InputError: fewer rows are available.
-    """
-    # Compare before rounding, because a very large product cannot be converted to an int.
-    if phi * n_id_facts > available + 0.5 or (wanted := round(phi * n_id_facts)) > available:
-        largest = math.floor(1000 * available / n_id_facts) / 1000
-        raise InputError(
-            f"phi = {phi} needs {phi * n_id_facts:.0f} training {what} ({n_id_facts} I facts x"
-            f" phi), but after the holdout there are {available}: phi can be at most {largest}"
-        )
-    return wanted
+    return make_dataset(task, cut, answers)

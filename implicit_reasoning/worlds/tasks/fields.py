@@ -34,7 +34,15 @@ _CHAINS = {
     ),
     "order": Field(str, "'e r r', or 'r r e', where both hops share the last position", "e r r"),
     "names": Field(int, "0: one token per entity; n: one of n first and of n last names", 0),
+    "identity": Field(
+        str,
+        "rows of entities that lead to themselves: entities ([e] -> e), chains, both, or none ('')",
+        "",
+        choices=("", "entities", "chains", "both"),
+        before="",
+    ),
 }
+_TWO_HOPS = {name: field for name, field in _CHAINS.items() if name != "hops"}
 _PAIRS = {
     **_COMMON,
     **_END,
@@ -67,6 +75,14 @@ _TABLES: dict[str, dict[str, Field]] = {
     },
     "shadow": _CHAINS,
     "scrambled": _CHAINS,
+    "ladder": {
+        **_defaults(_TWO_HOPS, n_relations=20, phi=5.0),
+        "facts_per_rung": Field(int, "cold facts with 0, 1 and 2 shared chains, of each kind", 30),
+    },
+    "cue_conflict": {
+        **_TWO_HOPS,
+        "facts_per_count": Field(int, "split facts with 1, 2 and 4 chains, of each kind", 20),
+    },
     "comparison": {
         **_PAIRS,
         "phi": Field(float, "training comparisons per in-distribution fact", 7.2),

@@ -11,10 +11,13 @@ from implicit_reasoning.analysis.facts import (
     fact_rows,
     first_known_position,
     first_occurrences,
+    is_taught_atomic,
     is_training_prefix,
 )
 from implicit_reasoning.analysis.reading.lens import LogitLens
 from implicit_reasoning.analysis.reading.ranking import ranks
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.worlds import build
 from tests.analysis.tiny_states import make_dataset, run
 
 
@@ -36,6 +39,20 @@ def test_one_row_for_each_fact_or_all_facts_of_some_bridges():
     assert 0 < len(few.rows) <= 40
     kept = np.isin(dataset.truth["e2"][facts.rows], dataset.truth["e2"][few.rows])
     assert kept.sum() == len(few.rows)
+
+
+@pytest.mark.parametrize("kind", ["entities", "chains"])
+def test_groups_of_a_ladder_with_identity_rows(kind):
+    """A row [e] -> e states no fact, so it does not change what is taught about one."""
+    changes = {"task.identity": kind, "task.world_seed": 1}
+    dataset = build(apply_overrides(load_config("configs/ladder.py:pocket"), changes).task)
+    facts = fact_rows(dataset, 10_000)
+    sizes = dict(zip(facts.groups, np.bincount(facts.group).tolist(), strict=True))
+    more = {"identity": 100} if kind == "chains" else {}
+    assert sizes == {"id": 860, "cold": 90, **more, "ood": 50}
+    taught = is_taught_atomic(dataset, facts.rows, dataset.truth["e2"][facts.rows])
+    is_identity = np.array(facts.groups)[facts.group] == "identity"
+    assert (taught == ~is_identity).all()
 
 
 def test_folds_keep_equal_keys_together_and_are_even():

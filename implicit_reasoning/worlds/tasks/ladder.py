@@ -1,0 +1,203 @@
+"""The task `ladder`: facts that are used in two training chains, by the evidence in these chains.
+
+A model can answer a chain by the single facts, or by the training chains that share its bridge. In
+`composition` both give the same answer to nearly every chain of `test_ii`. Here they part: the
+rungs differ in the evidence that training chains give, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from implicit_reasoning.errors import InputError
+from implicit_reasoning.worlds.chains import Chains, training_roles
+from implicit_reasoning.worlds.dataset import Dataset
+from implicit_reasoning.worlds.evidence import with_evidence
+from implicit_reasoning.worlds.tasks.cut import (
+    Exceptions,
+    cut_chains,
+    make_plain_world,
+    ordered_chains,
+)
+from implicit_reasoning.worlds.tasks.rows import make_dataset
+from implicit_reasoning.worlds.world import (
+    NONE,
+    ROLES,
+    Stream,
+    World,
+    check_range,
+    stream,
+    world_from_table,
+)
+
+RUNGS = (0, 1, 2)
+"""Number of shared training chains of the cold facts of each rung."""
+
+CHAINS_PER_FACT = 2
+"""Number of training chains of a cold fact. With four, the private cells give the bridge away."""
+
+
+def ladder(task: Any) -> Dataset:
+    """Build the composition task with cold facts, which are used in two training chains each.
+
+    A cold fact `p -> b` has the role `C`. It is taught as a triple, it is the first fact of exactly
+    two training chains, and it is used as a second fact like any `I` fact. A bridge has at most one
+    cold fact. A training chain of p with the last relation r2 is *shared* if another fact that
+    leads to b is also trained with r2, and *private* if no other fact is. The cold facts of rung s
+    (0, 1 or 2) have s shared and 2 - s private chains. So s is their `evidence1`, the evidence that
+    training chains give about their bridge, and the single fact says the same at every rung.
+
+    The other chains of cold facts are tested as `test_c0`, `test_c1` and `test_c2`. The chains of
+    `I` facts that would make a private chain shared are not trained on; they are tested as
+    `test_private`. All other splits are those of `composition` with two hops. `id_triples` includes
+    the cold facts. phi counts neither the cold facts nor their chains.
+
+    All chains have the truth columns of `evidence.with_evidence`.
+
+    Args:
+      task: settings as for `composition`, without hops; facts_per_rung (cold facts for each rung).
+
+    Raises:
+      InputError: a setting is out of bounds; out_degree is not less than n_relations; there are too
+        few bridges for the cold facts; phi is too large or too small.
+
+    Source: a task designed for this project. The evidence is that of the coverage principle (Chang
+    et al. 2025, arXiv 2505.20278).
+    """
+    check_range("facts_per_rung", task.facts_per_rung, 1)
+    world = make_plain_world(task)
+    if task.out_degree >= task.n_relations:
+        raise InputError(
+            f"out_degree = {task.out_degree} must be less than n_relations = {task.n_relations}: "
+            "if every entity has every relation, the cells without a training chain give the "
+            "bridge away"
+        )
+    cold = choose_facts(world, len(RUNGS) * task.facts_per_rung, CHAINS_PER_FACT + 1)
+    if len(cold) < len(RUNGS) * task.facts_per_rung:
+        raise InputError(
+            f"facts_per_rung = {task.facts_per_rung} needs {len(RUNGS) * task.facts_per_rung} "
+            f"bridges with a cold fact each, but only {len(cold)} bridges have enough facts: "
+            f"facts_per_rung can be at most {len(cold) // len(RUNGS)}"
+        )
+    world = with_role_of(world, cold, "C")
+    rung = np.full(world.n_facts, NONE)
+    rung[cold] = np.arange(len(cold)) % len(RUNGS)
+
+    chains, order = ordered_chains(task, world, 2)
+    rung_of = np.where(chains.allows("C", training_roles(1)), rung[chains.facts[:, 0]], NONE)
+    rank = rank_by_first_fact(chains, order, rung_of >= 0)
+    private, shared = rank < CHAINS_PER_FACT - rung_of, rank < CHAINS_PER_FACT
+    private, shared = (rung_of >= 0) & private, (rung_of >= 0) & shared & ~private
+    withheld = chains.matches("ii") & used_later(chains, private)
+    required = first_with_the_same_later_fact(chains, order, shared, chains.matches("ii"))
+    cut = cut_chains(task, chains, order, Exceptions(withheld, required, private | shared))
+    inside, *others = cut.tested
+    tested = {inside: cut.tested[inside]}
+    for step in RUNGS:
+        asked = cut.in_order((rung_of == step) & ~private & ~shared)
+        tested[f"test_c{step}"] = asked[: task.probes]
+    tested["test_private"] = cut.in_order(withheld)[: task.probes]
+    tested |= {name: cut.tested[name] for name in others}
+    used_alone = np.zeros(world.n_facts, bool)
+    used_alone[chains.facts[private, 1]] = True
+    cut = cut._replace(tested=tested)
+    dataset = with_evidence(make_dataset(task, cut, private=used_alone))
+    _check(dataset)
+    return dataset
+
+
+def choose_facts(world: World, count: int, n_later: int) -> Int[np.ndarray, " fact"]:
+    """Choose `I` facts at random that lead to different bridges.
+
+    Args:
+      world: a world of `I` and `O` facts.
+      count: number of facts.
+      n_later: number of `I` facts that each bridge must have for the second hop.
+
+    Returns:
+      Fact numbers, int [fact]; fewer than `count` if there are not enough bridges. Each bridge also
+      has another `I` fact that leads to it. The facts for a smaller count are the first of those
+      for a larger one.
+    """
+    facts = world.facts
+    inside = facts.role == ROLES.index("I")
+    before, after = (
+        np.bincount(side[inside], minlength=world.n_entities) for side in (facts.tail, facts.head)
+    )
+    suitable = inside & ((before >= 2) & (after >= n_later))[facts.tail]
+    candidates = stream(world.seed, Stream.FEW_CHAINS).permutation(np.flatnonzero(suitable))
+    _, first = np.unique(facts.tail[candidates], return_index=True)
+    return candidates[np.sort(first)[:count]]  # the first fact of each bridge, in random order
+
+
+def with_role_of(world: World, facts: Int[np.ndarray, " fact"], letter: str) -> World:
+    """Return the world in which some facts have another role."""
+    role = world.facts.role.copy()
+    role[facts] = ROLES.index(letter)
+    return world_from_table(world.tail, role, world.seed)
+
+
+def rank_by_first_fact(
+    chains: Chains, order: Int[np.ndarray, " chain"], which: Bool[np.ndarray, " chain"]
+) -> Int[np.ndarray, " chain"]:
+    """Return the place of some chains among those with the same first fact, in random order.
+
+    Returns:
+      int [chain], from 0; -1 for the other chains.
+    """
+    some = order[which[order]]
+    some = some[np.argsort(chains.facts[some, 0], kind="stable")]
+    _, first, size = np.unique(chains.facts[some, 0], return_index=True, return_counts=True)
+    rank = np.full(len(chains), NONE)
+    rank[some] = np.arange(len(some)) - np.repeat(first, size)
+    return rank
+
+
+def used_later(chains: Chains, which: Bool[np.ndarray, " chain"]) -> Bool[np.ndarray, " chain"]:
+    """Return the chains whose second fact is the second fact of one of the given chains."""
+    used = np.zeros(chains.world.n_facts, bool)
+    used[chains.facts[which, 1]] = True
+    return used[chains.facts[:, 1]]
+
+
+def first_with_the_same_later_fact(
+    chains: Chains,
+    order: Int[np.ndarray, " chain"],
+    which: Bool[np.ndarray, " chain"],
+    among: Bool[np.ndarray, " chain"],
+) -> Bool[np.ndarray, " chain"]:
+    """Return, for each second fact of the given chains, the first chain in order that has it too.
+
+    Args:
+      chains: all chains.
+      order: their numbers in random order.
+      which: the given chains.
+      among: the chains from which the result is chosen.
+    """
+    possible = order[(among & used_later(chains, which))[order]]
+    _, first = np.unique(chains.facts[possible, 1], return_index=True)
+    found = np.zeros(len(chains), bool)
+    found[possible[first]] = True
+    return found
+
+
+def _check(dataset: Dataset) -> None:
+    """Check the finished dataset: its counts and its evidence are what the rungs promise.
+
+    Raises:
+      RuntimeError: they are not, which is an error in the task.
+    """
+    truth, world = dataset.truth, dataset.world
+    assert world is not None
+    cold = np.flatnonzero(world.facts.role == ROLES.index("C"))
+    if len(np.unique(world.facts.tail[cold])) < len(cold):
+        raise RuntimeError("a bridge has two cold facts")
+    if (dataset.exposure[cold, 0] != CHAINS_PER_FACT).any():
+        raise RuntimeError(f"a cold fact is not used in {CHAINS_PER_FACT} training chains")
+    for step in RUNGS:
+        rows = dataset.rows(f"test_c{step}")
+        if (truth["evidence1"][rows] != step).any():
+            raise RuntimeError(f"a fact of rung {step} does not have {step} shared chains")
