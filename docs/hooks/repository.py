@@ -30,6 +30,7 @@ STUDIES = {
     "Grokking at pocket scale": "pocket",
     "Grokking at desk scale": "desk",
     "Worlds and controls": "worlds",
+    "Rules on the ladder": "ladder_rules",
     "Phases of composition": "composition_phases",
     "Phi and weight decay": "phi_and_weight_decay",
     "Births of features": "feature_birth",

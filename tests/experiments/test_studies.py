@@ -39,6 +39,15 @@ def test_worlds(smoke_run, tmp_path):
         run(STUDIES["worlds"], tmp_path, scale="pocket")
 
 
+def test_ladder_rules(tmp_path):
+    out = Path(run(STUDIES["ladder_rules"], tmp_path)["out"])
+    assert files(out) == {"rules.json", "table.md"}
+    found = json.loads((out / "raw" / "rules.json").read_text())["scales"]["pocket"]["worlds"]
+    climbing = [found[1]["accuracy"]["row_completion"][f"test_c{rung}"] for rung in range(3)]
+    assert climbing == sorted(climbing) and climbing[0] < 0.2 < 0.7 < climbing[1]
+    assert "## pocket: 100/20/10, phi 5, 30 facts a rung" in (out / "table.md").read_text()
+
+
 def test_launchers(tmp_path):
     out = run(STUDIES["launchers"], tmp_path)["out"]
     found = json.loads((Path(out) / "found.json").read_text())["complete"]
