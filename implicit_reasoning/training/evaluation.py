@@ -24,8 +24,10 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.model import Params, Transformer, check_tokens
 from implicit_reasoning.model.wirings import forward_at
 from implicit_reasoning.statistics import ClusterIntervals
+from implicit_reasoning.training.cues import OTHER, cue_splits
 from implicit_reasoning.training.intervals import AccuracyIntervals
 from implicit_reasoning.training.phases import Splits
+from implicit_reasoning.training.unanswered import ACCURACY, ROWS, unanswered_rows
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusters_of
 
@@ -153,6 +155,9 @@ class ProbeMetrics:
             name: np.flatnonzero(dataset.split[self.rows] == index)
             for index, name in enumerate(dataset.splits)
         }
+        place = np.cumsum(dataset.probe) - 1  # from row number to probe row number
+        self._unanswered = {split: place[rows] for split, rows in unanswered_rows(dataset).items()}
+        self._cues = cue_splits(dataset)
         self._cross = Splits.of(dataset).cross
         if self._cross is not None:
             clusters = clusters_of(dataset, self.rows[self._members[self._cross]])
@@ -184,7 +189,10 @@ class ProbeMetrics:
           rounds to 1. The gradient of such a row is 0 ("softmax collapse", Prieto et al. 2025,
           section 3). `accuracy_low95/<split>`, for the split `phases.Splits.cross` only, is the
           lower end of the 95% confidence interval of the accuracy, clustered by bridge (see
-          `worlds.clusters`).
+          `worlds.clusters`). `accuracy_unanswered/<split>` is the accuracy on the rows that no
+          shortcut answers, and `unanswered/<split>` is the number of these rows (see
+          `training.unanswered`). `other/<name>`, only for the task `cue_conflict`, is the share of
+          answers that follow neither the chains nor the triple (see `training.cues`).
         """
         loss, rank = (np.asarray(part)[: len(self.rows)] for part in outcome)
         saturated = np.exp(-loss, dtype=np.float32) == 1
@@ -197,6 +205,11 @@ class ProbeMetrics:
             for split, members in self._members.items()
             if len(members)
         }
+        for split, members in self._unanswered.items():
+            summary[f"{ACCURACY}/{split}"] = float((rank[members] == 0).mean())
+            summary[f"{ROWS}/{split}"] = len(members)
+        for name, pair in self._cues.items():
+            summary[f"{OTHER}/{name}"] = 1 - sum(summary[f"accuracy/{split}"] for split in pair)
         if self._cross is not None:
             interval = self._intervals.interval(rank[self._members[self._cross]] == 0)
             summary[f"accuracy_low95/{self._cross}"] = interval.low

@@ -24,7 +24,9 @@ from implicit_reasoning.figures import (
     step_axis,
 )
 from implicit_reasoning.runs import Run
+from implicit_reasoning.training.cues import cue_figure
 from implicit_reasoning.training.phases import Phases, run_phases
+from implicit_reasoning.training.unanswered import ACCURACY, MIN_BRIDGES, ROWS
 from implicit_reasoning.worlds import Dataset, shortcuts
 
 Row = Mapping[str, Any]
@@ -50,6 +52,7 @@ def figures(run: Run) -> list[Figure]:
     first_correct = run.first_correct if run.files.first_correct.exists() else None
     drawn = (
         _accuracy(rows, run.dataset, found, floors),
+        cue_figure(rows, run.dataset),
         _loss(rows, run.dataset),
         _first_correct(first_correct, rows[-1]["step"], run.dataset),
         _optimisation(rows),
@@ -91,9 +94,10 @@ def _accuracy(
             ax.plot(low_steps, low, color=color, linewidth=0.7)
             mean = np.interp(low_steps, steps, values)
             ax.fill_between(low_steps, low, mean, color=color, alpha=0.15, linewidth=0)
+    unanswered = _draw_unanswered(ax, rows, dataset)
     _draw_floors(ax, {split: floors[split] for split in curves if split in floors})
     _draw_phases(ax, found)
-    _label(ax, curves, percent=True)
+    _label(ax, curves, percent=True, extra=unanswered)
     caption = (
         "Accuracy of every split at each evaluation; its name and last value are at the right. "
         "Dashed: trained on; dotted: single facts; solid: never trained on. "
@@ -108,6 +112,12 @@ def _accuracy(
         caption += (
             "Shading extends down to the lower bound of the 95% interval (clustered by bridge; in "
             "runs of older versions by fact). "
+        )
+    if unanswered:
+        caption += (
+            "Thin lines with short dashes: the same on those rows of the split that no shortcut "
+            f"answers, for splits with at least {MIN_BRIDGES} bridges among such rows in which "
+            f"shortcuts answer at least {1 - _MOST_UNANSWERED:.0%} of the rows. "
         )
     caption += f"Probe rows: {_counts(curves, dataset)}."
     return Figure("accuracy", "Accuracy by split", caption, drawing)
@@ -279,6 +289,26 @@ def _draw_floors(ax: Axes, floors: Mapping[str, tuple[float, str]]) -> None:
         if accuracy > 0.95:  # A label above the line would be outside the axes.
             height = accuracy - 0.028
         ax.text(0.008, height, text, color=darken(color), **name)
+
+
+_MOST_UNANSWERED = 0.9  # if shortcuts answer fewer rows, the accuracies are nearly the same
+
+
+def _draw_unanswered(
+    ax: Axes, rows: Sequence[Row], dataset: Dataset
+) -> list[tuple[float, str, str]]:
+    """Draw the accuracy on the rows that no shortcut answers; return labels for the ends."""
+    labels = []
+    for split in dataset.splits:
+        steps, values = _series(rows, f"{ACCURACY}/{split}")
+        _, counts = _series(rows, f"{ROWS}/{split}")
+        if not len(steps) or counts[-1] > _MOST_UNANSWERED * len(dataset.probes(split)):
+            continue
+        color = split_style(split)["color"]
+        _curve(ax, steps, values, color=color, linewidth=1.1, linestyle=(0, (2, 1.5)))
+        text = f"{split}, {int(counts[-1]):,} rows no rule answers  {values[-1]:.1%}"
+        labels.append((float(values[-1]), text, color))
+    return labels
 
 
 def _draw_phases(ax: Axes, found: Phases) -> None:

@@ -75,7 +75,7 @@ def test_no_rows_no_figures(dataset):
     "name",
     [
         *("without_id_triples", "held_out_id_triples", "second_hop_restricted", "three_hops"),
-        *("comparison", "complex", "modular_addition", "in_context"),
+        *("comparison", "complex", "modular_addition", "in_context", "ladder", "cue_conflict"),
     ],
 )
 def test_every_task_is_drawn_and_no_two_splits_look_alike(name):

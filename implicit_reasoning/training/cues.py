@@ -1,0 +1,59 @@
+"""Shares of answers that follow the chains and the triple of a fact, in the task `cue_conflict`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from implicit_reasoning.figures import BLUE, GREY, VERMILION, Figure, new_drawing, step_axis
+from implicit_reasoning.worlds import Dataset
+
+OTHER = "other"
+"""Column name: `other/test_s1` is the share of answers that follow neither cue."""
+
+CUES = {"chains": BLUE, "fact": VERMILION}
+
+
+def cue_splits(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the two splits of each number of chains: `{"test_s1": ["test_s1_chains", ...]}`.
+
+    Both splits have the same prompts, with the answers of either cue. The result is empty for other
+    tasks and has no split without probes.
+    """
+    if "decoy_answer" not in dataset.truth:
+        return {}
+    names = [name.removesuffix("_fact") for name in dataset.splits if name.endswith("_fact")]
+    return {
+        name: [f"{name}_{cue}" for cue in CUES]
+        for name in names
+        if len(dataset.probes(f"{name}_fact"))
+    }
+
+
+def cue_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
+    """Draw the shares of answers that follow the chains, the triple, and neither, over training."""
+    pairs = cue_splits(dataset)
+    shown = [row for row in rows if all(f"{OTHER}/{name}" in row for name in pairs)]
+    if not pairs or not shown:
+        return None
+    drawing, axes = new_drawing(3.2 * len(pairs), 3.2, ncols=len(pairs), sharey=True)
+    steps, labels = [row["step"] for row in shown], ("the chains", "the triple", "neither")
+    for ax, (name, pair) in zip(axes, pairs.items(), strict=True):
+        keys = [f"accuracy/{split}" for split in pair] + [f"{OTHER}/{name}"]
+        shares = np.array([[row[key] for row in shown] for key in keys])
+        ax.stackplot(steps, shares, labels=labels, colors=(*CUES.values(), GREY), alpha=0.8)
+        step_axis(ax, shown[-1]["step"])
+        ax.set_ylim(0, 1)
+        n = len(dataset.probes(pair[0]))
+        ax.set_title(f"{name}, {n:,} chains", fontsize=10)
+    axes[0].set_ylabel("share of answers")
+    axes[0].legend(loc="upper left", fontsize=8)
+    caption = (
+        "Answers to held-out chains of facts whose triple teaches one bridge while 1, 2 or 4 "
+        "training chains follow another: the share that follows the chains, the triple, and "
+        "neither. Both answers always differ. By chance alone each cue has a share of "
+        f"{1 / dataset.n_vocab:.3f} (a uniform guess among all tokens)."
+    )
+    return Figure("cue_conflict", "Which cue wins", caption, drawing)
