@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import read_json, write_json, write_npz
@@ -37,6 +36,7 @@ from implicit_reasoning.model.exchange import load_gpt2
 from implicit_reasoning.paths import local_folder, local_path
 from implicit_reasoning.runs import Checkpoints, Layout, Run, check_path, write_config
 from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.runtime.progress import ProgressBar
 from implicit_reasoning.runtime.writers import MetricsFile
 from implicit_reasoning.training.evaluation import NEVER, Evaluation
 from implicit_reasoning.training.record import open_tensorboard
@@ -196,8 +196,9 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
     with (
         contextlib.closing(Checkpoints(files.checkpoints)) as store,
         contextlib.closing(MetricsFile(files.metrics, resumed_at=NEVER)) as metrics,
+        ProgressBar(len(checkpoints), unit="checkpoint") as bar,
     ):
-        for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
+        for checkpoint in checkpoints:
             model, params = _load(checkpoint, dataset, data)
             if model != first:
                 raise InputError(
@@ -210,6 +211,7 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
             summary = evaluation.summary(outcome)
             summary |= evaluation.intervals.columns(evaluation.correct(outcome))
             metrics.write({"step": checkpoint.step, **summary, "time": time.time()})
+            bar.advance()
 
     write_npz(files.first_correct, {"row": evaluation.rows, "step": first_correct})
     dataset.save(files.world)

@@ -9,7 +9,7 @@ import pytest
 
 # From the lowest floor to the highest. Rooms on the same floor do not import each other.
 FLOORS = [
-    {"errors", "field", "figures", "renames", "__version__"},
+    {"errors", "field", "figures", "formatting", "renames", "__version__"},
     {"paths"},
     {"files", "imports", "statistics"},
     {"config"},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from implicit_reasoning import imports
 from implicit_reasoning.analysis import storage, used
@@ -25,6 +23,7 @@ from implicit_reasoning.runs import (
 )
 from implicit_reasoning.runtime.locks import wait_for_lock
 from implicit_reasoning.runtime.machine import memory_per_program
+from implicit_reasoning.runtime.progress import write
 
 _HERE = "implicit_reasoning.analysis"
 INSTRUMENTS = {
@@ -162,7 +161,7 @@ def _there(
                 was, now = different["reference"]
                 about = f"were compared with step {was}, but the last step is now {now}"
             say = f"{run.files.workdir}: numbers of {instrument.name} {about}; measuring them again"
-            tqdm.write(say, file=sys.stderr)
+            write(say)
         return None, old.step.values.tolist()
     storage.check_identity(old, identity)
     storage.check_fingerprints(old, run)

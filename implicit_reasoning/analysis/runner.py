@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Instrument
@@ -41,6 +40,7 @@ from implicit_reasoning.runtime.machine import (
     single_threaded_lapack,
 )
 from implicit_reasoning.runtime.mapping import map_over_axis
+from implicit_reasoning.runtime.progress import ProgressBar
 
 _MAX_AT_ONCE = 8  # checkpoints per call and device; a small number keeps the progress bar moving
 
@@ -240,7 +240,7 @@ def measure(
     material = runner.place(examples, sizes, last)
     at_once = runner.at_once(len(steps))
     found: list[xr.Dataset] = []
-    with tqdm(total=len(steps), desc=instrument.name, unit="ckpt", disable=not progress) as bar:
+    with ProgressBar(len(steps), title=instrument.name, unit="ckpt", shown=progress) as bar:
         for start in range(0, len(steps), at_once):
             part = steps[start : start + at_once]
             # Pad the last chunk, so that every call has the compiled shape.
@@ -250,7 +250,7 @@ def measure(
             outputs = _first(len(part), outputs)
             instrument.check(_shapes(outputs, sizes), sizes)
             found.append(aggregate(instrument, outputs, examples, coords, part))
-            bar.update(len(part))
+            bar.advance(len(part))
     result = xr.concat(found, dim="step", data_vars="minimal") if len(found) > 1 else found[0]
     return result.assign_attrs(about)
 

@@ -7,13 +7,11 @@ results for the same steps share their compiled programs.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from implicit_reasoning.analysis import storage
 from implicit_reasoning.analysis.api import load_instrument
@@ -28,6 +26,7 @@ from implicit_reasoning.dictionaries.store import ALL_STEPS, TRAINED, UNTRAINED,
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays
 from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.runtime.progress import say
 
 _HERE = "implicit_reasoning.dictionaries.measures"
 INSTRUMENTS = {
@@ -170,10 +169,7 @@ def _missing(
 
 def _say(path: Path, what: str, made: Dictionaries) -> None:
     if made.config.progress:
-        tqdm.write(
-            f"implicit_reasoning: {path} was measured with other {what}; measuring again",
-            sys.stderr,
-        )
+        say(f"{path} was measured with other {what}; measuring again")
 
 
 def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:

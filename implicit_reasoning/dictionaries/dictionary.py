@@ -13,6 +13,7 @@ from implicit_reasoning.dictionaries.activations import ActivationFn, Encoded, F
 from implicit_reasoning.dictionaries.architectures import Architecture, Features, Inputs, Outputs
 from implicit_reasoning.dictionaries.sparse import Sparse
 from implicit_reasoning.errors import InputError
+from implicit_reasoning.formatting import card, fields
 from implicit_reasoning.model import Params
 from implicit_reasoning.runtime.machine import highest_precision
 
@@ -157,6 +158,9 @@ class InferenceDictionary:
                 f"max_k is {self.max_k}; it must be at most d_sae = {self.architecture.d_sae}"
             )
 
+    def _repr_html_(self) -> str:
+        return card("InferenceDictionary", "", fields(describe(self)))
+
     @highest_precision
     def encode(self, params: Params, x: Inputs) -> Features:
         """Return activations of all features."""
@@ -183,3 +187,14 @@ class InferenceDictionary:
     def __call__(self, params: Params, x: Inputs) -> Outputs:
         """Return the reconstruction of the target for the input `x`."""
         return self.decode(params, self.encode(params, x), x)
+
+
+def describe(dictionary: InferenceDictionary) -> dict[str, str]:
+    """Return the architecture, the widths and the activation function, as text."""
+    architecture, name = dictionary.architecture, dictionary.saelens_architecture
+    widths = (architecture.d_in, architecture.d_sae, architecture.d_out)
+    return {
+        "architecture": type(architecture).__name__,
+        "d_in, d_sae, d_out": ", ".join(map(str, widths)),
+        "activation function": f"{name}, k at most {dictionary.max_k}" if name == "topk" else name,
+    }

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
-from tqdm import tqdm
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
@@ -38,6 +37,7 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run
 from implicit_reasoning.runtime.machine import highest_precision
 from implicit_reasoning.runtime.mapping import fitting_mesh, map_over_axis
+from implicit_reasoning.runtime.progress import ProgressBar
 
 
 class Chosen(NamedTuple):
@@ -162,9 +162,7 @@ def _outputs(
     """
     program = _program(run.model, chosen, split)
     found: dict[int, Any] = {}
-    with tqdm(
-        total=len(candidates), desc="measuring", unit="dictionary", disable=not progress
-    ) as bar:
+    with ProgressBar(len(candidates), title="measuring", unit="dictionary", shown=progress) as bar:
         for (sites, finished), numbers in _alike(candidates).items():
             some = [candidates[number] for number in numbers]
             steps = sorted({one.member.steps for one in some})
@@ -177,7 +175,7 @@ def _outputs(
             outputs = jax.device_get(program(params, items, sites, finished))
             for place, number in enumerate(numbers):
                 found[number] = jax.tree.map(lambda leaf, p=place: leaf[p], outputs)
-            bar.update(len(numbers))
+            bar.advance(len(numbers))
     return _padded([found[number] for number in range(len(candidates))])
 
 

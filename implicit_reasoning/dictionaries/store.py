@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import xarray as xr
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from implicit_reasoning.dictionaries.architectures import ARCHITECTURES
-from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
+from implicit_reasoning.dictionaries.dictionary import InferenceDictionary, describe
 from implicit_reasoning.dictionaries.fields import FORMAT, read_config
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.errors import InputError
@@ -38,6 +40,7 @@ from implicit_reasoning.files import (
     write_json,
     write_npz,
 )
+from implicit_reasoning.formatting import attempt, card, fields, plural, table
 from implicit_reasoning.model import Params
 from implicit_reasoning.runs import Run, fingerprint
 from implicit_reasoning.runtime.machine import provenance
@@ -165,12 +168,42 @@ class Dictionaries:
       params: the parameters of all dictionaries, stacked along the first axis.
       members: the identity of each dictionary.
       config: the configuration that the set was trained with.
+      files: where the set is saved; None if it is not saved. Two objects that differ only in this
+        attribute are equal.
     """
 
     dictionary: InferenceDictionary
     params: Params
     members: tuple[Member, ...]
     config: ConfigDict
+    files: Files | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Dictionaries({self.config.name!r}, {plural(len(self), 'member')}, "
+            f"{self.config.activation_fn}, {self.dictionary.architecture})"
+        )
+
+    def _repr_html_(self) -> str:
+        about = describe(self.dictionary) | {"trained as": str(self.config.activation_fn)}
+        l0 = attempt(lambda: _measured_l0(self.files, self.members))
+        if isinstance(l0, str):
+            about["L0"] = l0
+        known = isinstance(l0, list) and any(value is not None for value in l0)
+        rows = [
+            (
+                number,
+                member.step if member.step != ALL_STEPS else plural(len(member.steps), "step"),
+                _sites_text(member),
+                f"{member.sparsity:g}",
+                member.seed,
+                *([l0[number]] if known else []),
+            )
+            for number, member in enumerate(self.members)
+        ]
+        header = ("member", "step", "site", "sparsity", "seed", *(["L0"] if known else []))
+        where = self.config.name if self.files is None else self.files.folder
+        return card("Dictionaries", where, fields(about), table(header, rows))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -249,7 +282,7 @@ def load(run: Run, name: str) -> Dictionaries:
     arrays = read_npz(files.finished, "set of dictionaries")
     # `jnp.asarray` would compile a program for each shape.
     params = jax.device_put(arrays)
-    return Dictionaries(finished, params, members, read_config(files.config))
+    return Dictionaries(finished, params, members, read_config(files.config), files)
 
 
 def read_members(files: Files) -> tuple[Member, ...]:
@@ -263,6 +296,28 @@ def names(run: Run) -> list[str]:
     """Return the names of the finished sets of a run."""
     folder = run.files.workdir / "dictionaries"
     return sorted(path.parent.name for path in folder.glob("*/finished.npz"))
+
+
+def _sites_text(member: Member) -> str:
+    read, write = ", ".join(member.read), ", ".join(member.write)
+    return read if read == write else f"{read} → {write}"
+
+
+def _measured_l0(files: Files | None, members: Sequence[Member]) -> list[float | None]:
+    """Return the measured L0 of each member, or None if it has not been measured."""
+    path = None if files is None else files.result("reconstruction")
+    if path is None or not path.exists():
+        return [None] * len(members)
+    found: dict[tuple[Any, ...], list[float]] = {}
+    names = ("step", "site", "sparsity", "seed")
+    with xr.open_dataset(path, engine="h5netcdf") as result:  # only these columns are read
+        trained = result["what"].values == TRAINED if "what" in result.coords else slice(None)
+        columns = [result[name].values[trained].tolist() for name in (*names, "l0")]
+    for *key, l0 in zip(*columns, strict=True):
+        found.setdefault(tuple(key), []).append(l0)
+    # Two members may have the same key. Their results are in the order of the members.
+    own = [found.get((one.step, one.site, one.sparsity, one.seed), []) for one in members]
+    return [measured.pop(0) if measured else None for measured in own]
 
 
 def _member(kept: dict[str, Any]) -> Member:

@@ -73,9 +73,8 @@ def train_dictionaries(run: Run, config: ConfigDict) -> Dictionaries:
         with shutdown_requests() as shutdown:
             params = training.loop().run(training.steps, shutdown).finished
         assert params is not None
-        dictionaries = Dictionaries(
-            resolved.recipe.dictionary.for_inference(), params, resolved.members, config
-        )
+        finished = resolved.recipe.dictionary.for_inference()
+        dictionaries = Dictionaries(finished, params, resolved.members, config, files)
         save(files, dictionaries)
     return dictionaries
 

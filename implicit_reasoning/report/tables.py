@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import jax
-
 from implicit_reasoning.config import to_json
+from implicit_reasoning.formatting import plural, short_count
 from implicit_reasoning.runs import Run
 from implicit_reasoning.training import Phases, Splits, run_phases
 from implicit_reasoning.training.figures import best_shortcuts
@@ -60,18 +59,16 @@ def name_of(run: Run) -> str:
 
 def _summary(run: Run, dataset: Dataset) -> str:
     spec = run.config.model
-    shapes = jax.eval_shape(lambda: run.model.init(jax.random.key(0)))
-    n_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     looped = f", looped {spec.n_loops} times" if spec.n_loops > 1 else ""
     text = (
-        f"A transformer of {_plural(spec.n_layers, 'layer')}{looped} (width {spec.d_model}, "
-        f"{_plural(spec.n_heads, 'head')}, {_short(n_params)} parameters), trained on "
-        f"{_plural(dataset.n_train, 'row')} of the task “{run.config.task.name}”"
+        f"A transformer of {plural(spec.n_layers, 'layer')}{looped} (width {spec.d_model}, "
+        f"{plural(spec.n_heads, 'head')}, {short_count(run.n_params)} parameters), trained on "
+        f"{plural(dataset.n_train, 'row')} of the task “{run.config.task.name}”"
     )
     if dataset.world is not None:
         world = dataset.world
         text += f", made of {world.n_facts:,} facts about {world.n_entities:,} entities and "
-        text += _plural(world.n_relations, "relation")
+        text += plural(world.n_relations, "relation")
     trained = Splits.of(dataset).trained
     if trained:
         text += f"; {len(dataset.rows(trained)):,} of the rows are {trained}"
@@ -185,7 +182,7 @@ def _world(dataset: Dataset) -> dict[str, str]:
         **world,
         "Distinct states": ", ".join(f"{n:,} at {position}" for position, n in states),
         "Rows": f"{len(dataset):,}, of up to {dataset.n_ctx} tokens",
-        "Vocabulary": _plural(dataset.n_vocab, "token"),
+        "Vocabulary": plural(dataset.n_vocab, "token"),
         "Fingerprint": dataset.fingerprint(),
     }
 
@@ -240,17 +237,6 @@ def _device(start: dict[str, Any]) -> str:
     count, device = start["device_count"], start["device"]
     name = start.get("cpu") or device if device == "cpu" else device
     return name if count == 1 else f"{count} x {name}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _short(count: int) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ starts.py       reading the list of a run's starts
 arrays.py       reading and writing labelled arrays; fingerprints
 results.py      finding the results of instruments by their current or old names
 run.py          `Run`
+summary.py      the HTML that shows a run in a notebook
 """
 
 from implicit_reasoning.runs.arrays import fingerprint, load_arrays, save_arrays

@@ -26,6 +26,7 @@ from implicit_reasoning.runs.results import find_result, load_result
 from implicit_reasoning.runs.stacked import open_store
 from implicit_reasoning.runs.starts import read_starts
 from implicit_reasoning.runs.stores import CachedStore, Store
+from implicit_reasoning.runs.summary import run_html
 from implicit_reasoning.runtime.writers import read_metrics
 from implicit_reasoning.worlds import Dataset
 
@@ -57,6 +58,9 @@ class Run:
         last = f" up to step {steps[-1]}" if steps else ""
         return f"Run({str(self.files.workdir)!r}, {len(steps)} checkpoints{last})"
 
+    def _repr_html_(self) -> str:
+        return run_html(self)
+
     def with_cache(self, limit: int) -> Run:
         """Return the same run with a parameter cache of at most `limit` bytes in memory."""
         run = copy.copy(self)
@@ -84,6 +88,12 @@ class Run:
                 n_ctx=self.dataset.n_ctx,
             )
         )
+
+    @cached_property
+    def n_params(self) -> int:
+        """The number of parameters of the model; no parameters are read."""
+        shapes = jax.eval_shape(lambda: self.model.init(jax.random.key(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     @property
     def steps(self) -> tuple[int, ...]:

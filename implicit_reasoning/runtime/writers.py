@@ -20,6 +20,10 @@ from implicit_reasoning.runtime import events
 
 Row = dict[str, Any]
 
+ACCURACY = "accuracy"
+LOW, HIGH, CLUSTERS = "accuracy_low", "accuracy_high", "accuracy_clusters"
+"""Names of columns: each name is followed by `/<split>`. Low and high bound a 95% interval."""
+
 # Columns with times, which differ between two runs that are otherwise equal.
 TIMINGS = ("time", "seconds", "steps_per_second", "compiles", "compile_seconds")
 

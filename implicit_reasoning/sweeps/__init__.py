@@ -12,6 +12,7 @@ A trial is one run of the configuration, with overrides of some fields.
     directory.py  files in a sweep's directory
     progress.py   the journal and the progress bar
     opened.py     `Runs`: a sweep opened for analysis
+    summary.py    the HTML that shows `Runs` in a notebook
     figures.py    figures of a sweep's report
 
 Configurations import `grids` and `space` from this package, so modules that need JAX are imported

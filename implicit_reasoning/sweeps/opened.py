@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from implicit_reasoning.analysis import Instrument, analyze_runs
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runs import Run
+from implicit_reasoning.runtime.progress import write
 from implicit_reasoning.sweeps.definition import Sweep, short_keys
 from implicit_reasoning.sweeps.directory import Status, SweepLayout, load, read_journal
+from implicit_reasoning.sweeps.summary import runs_html
 from implicit_reasoning.training.phases import Splits, phase_criteria, phases
 
 SEEDS = ("seed", "task.world_seed")
@@ -62,6 +62,9 @@ class Runs(Sequence[Run]):
     def __repr__(self) -> str:
         count = len(self.sweep.trials)
         return f"Runs({str(self.files.workdir)!r}, {len(self.names)} of {count} trials started)"
+
+    def _repr_html_(self) -> str:
+        return runs_html(self)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -207,9 +210,7 @@ class Runs(Sequence[Run]):
             wanted = f"checkpoints of all steps {list(steps or ())}"
             if not there:
                 raise InputError(f"no trial of {self.files.workdir} has {wanted}")
-            tqdm.write(
-                f"trials without {wanted} are omitted: {', '.join(lacking)}", file=sys.stderr
-            )
+            write(f"trials without {wanted} are omitted: {', '.join(lacking)}")
         runs = [self[n] for n in there]
         results = analyze_runs(runs, instrument, steps=steps, again=again, progress=progress)
         one = xr.concat(results, "trial", combine_attrs="override", data_vars="all", join="outer")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import collections
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from implicit_reasoning.runtime.progress import ProgressBar, write
 from implicit_reasoning.sweeps.directory import (
     DIVERGED,
     DONE,
@@ -47,9 +45,7 @@ class Progress:
         self._submitted: dict[str, float] = {}
         self._looked, self._count = 0.0, len(stops)
         total, there = sum(stops.values()), sum(self._steps.values())
-        self._bar = tqdm(
-            total=total, initial=there, unit="step", disable=not bar, dynamic_ncols=True
-        )
+        self._bar = ProgressBar(total, done=there, shown=bar)
         self._show()
 
     def note(self, trial: str, state: str, *, step: int | None = None, why: str = "") -> None:
@@ -60,7 +56,7 @@ class Progress:
         self._state[trial] = state
         status = self._journal.note(trial, state, step=step, why=why)
         if state in (FAILED, DIVERGED):
-            tqdm.write(f"{trial} {state} at step {status.step:,}: {why}", file=sys.stderr)
+            write(f"{trial} {state} at step {status.step:,}: {why}")
         if step is not None:
             self._reach(trial, step)
         self._show()
@@ -89,13 +85,13 @@ class Progress:
     def _reach(self, trial: str, step: int) -> None:
         before = self._steps.get(trial, 0)
         self._steps[trial] = max(before, step)
-        self._bar.update(self._steps[trial] - before)
+        self._bar.advance(self._steps[trial] - before)
 
     def _show(self) -> None:
         seen = collections.Counter(self._state.values())
         said = {"done": f"{seen[DONE]}/{self._count}", "running": str(seen[RUNNING])}
         said |= {state: str(seen[state]) for state in (FAILED, DIVERGED, PRUNED) if seen[state]}
-        self._bar.set_postfix(said)
+        self._bar.show_values(said)
 
 
 def _changed(path: Path) -> float:

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from implicit_reasoning.runtime.writers import ACCURACY, CLUSTERS, HIGH, LOW
 from implicit_reasoning.statistics import ClusterIntervals, Interval
 from implicit_reasoning.worlds import Dataset
 from implicit_reasoning.worlds.clusters import clusterings
-
-LOW, HIGH, CLUSTERS = "accuracy_low", "accuracy_high", "accuracy_clusters"
-"""Names of columns: each name is followed by `/<split>`. Low and high bound a 95% interval."""
 
 Row = Mapping[str, Any]
 
@@ -62,7 +60,7 @@ class AccuracyIntervals:
 
 def is_evaluated(row: Row) -> bool:
     """Return whether a row of `metrics.jsonl` has accuracies."""
-    return any(key.startswith("accuracy/") for key in row)
+    return any(key.startswith(f"{ACCURACY}/") for key in row)
 
 
 def row_with_intervals(rows: Sequence[Row]) -> Row | None:
@@ -76,7 +74,7 @@ def accuracy_intervals(row: Row, dataset: Dataset) -> dict[str, Interval]:
     """Read the accuracy and its interval from a row, for every split that has an interval."""
     return {
         split: Interval(
-            mean=row[f"accuracy/{split}"],
+            mean=row[f"{ACCURACY}/{split}"],
             low=row[f"{LOW}/{split}"],
             high=row[f"{HIGH}/{split}"],
             n_examples=len(dataset.probes(split)),

@@ -9,12 +9,12 @@ and at least one is true, and "silent" otherwise. Instruments without a `claims`
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import jax
-from tqdm import tqdm
 
 from implicit_reasoning.analysis.api import find_instrument
 from implicit_reasoning.analysis.claims import Verdict, describe, judge
@@ -23,12 +23,16 @@ from implicit_reasoning.analysis.runner import Runner, measure
 from implicit_reasoning.analysis.truth.known import SEEDS, KnownModel, known_models
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.files import atomic_write, write_json
+from implicit_reasoning.formatting import card, note, plural, table
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.paths import local_folder
 from implicit_reasoning.runtime.machine import provenance
+from implicit_reasoning.runtime.progress import ProgressBar
 
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 NO_CLAIMS: Literal["makes no claims"] = "makes no claims"
+_VERDICTS, _TRUTHS = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
+_SUMMARY = ("instrument", *_VERDICTS, *(f"claims {word}" for word in _TRUTHS))
 
 
 @dataclass(frozen=True)
@@ -70,22 +74,43 @@ class Scores:
         The columns are the number of models with each verdict, and the number of claims that are
         true, false or open. The instruments that make no claims are listed below the table.
         """
-        verdicts, truths = ("right", "wrong", "silent", NOT_APPLICABLE), ("true", "false", "open")
-        lines = [
-            _cells(["instrument", *verdicts, *(f"claims {word}" for word in truths)]),
-            _cells(["---"] * (1 + len(verdicts) + len(truths))),
-        ]
-        mute = list(dict.fromkeys(row.instrument for row in self.rows if row.verdict == NO_CLAIMS))
+        lines = [_cells(_SUMMARY), _cells(["---"] * len(_SUMMARY)), *map(_cells, self._counts())]
+        if mute := self._without_claims():
+            lines += ["", _not_run(mute)]
+        return "\n".join(lines) + "\n"
+
+    def _counts(self) -> list[list[Any]]:
+        """Return the rows of the summary."""
+        mute, found = self._without_claims(), []
         for name in self.verdicts():
             if name in mute:
                 continue
             rows = [row for row in self.rows if row.instrument == name]
-            models = [sum(row.verdict == verdict for row in rows) for verdict in verdicts]
-            claims = [sum(len(row.claims.get(word, ())) for row in rows) for word in truths]
-            lines.append(_cells([name, *models, *claims]))
-        if mute:
-            lines += ["", f"Not run, because they make no claims: {', '.join(mute)}."]
-        return "\n".join(lines) + "\n"
+            models = [sum(row.verdict == verdict for row in rows) for verdict in _VERDICTS]
+            claims = [sum(len(row.claims.get(word, ())) for row in rows) for word in _TRUTHS]
+            found.append([name, *models, *claims])
+        return found
+
+    def _without_claims(self) -> list[str]:
+        return list(dict.fromkeys(row.instrument for row in self.rows if row.verdict == NO_CLAIMS))
+
+    def _about(self) -> str:
+        counts = Counter[str](row.verdict for row in self.rows)
+        models = len({row.model for row in self.rows})
+        verdicts = [f"{counts[verdict]:,} {verdict}" for verdict in _VERDICTS]
+        return (
+            f"{plural(len(self.verdicts()), 'instrument')}, {plural(models, 'model')}: "
+            f"{', '.join(verdicts)}, {counts[NO_CLAIMS]:,} without claims"
+        )
+
+    def __repr__(self) -> str:
+        return f"Scores({self._about()})"
+
+    def _repr_html_(self) -> str:
+        parts = [table(_SUMMARY, self._counts(), limit=len(self.rows))]
+        if mute := self._without_claims():
+            parts.append(note(_not_run(mute)))
+        return card("Scores", self._about(), *parts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores to `scores.md` and `scores.json` in a folder."""
@@ -140,13 +165,13 @@ def score(
         raise InputError(f"instruments need different names to be scored, got {', '.join(names)}")
     models = known_models(local_folder(cache, "cache"), seeds) if models is None else models
     rows: list[Score] = []
-    with tqdm(total=len(chosen) * len(models), unit="model", disable=not progress) as bar:
+    with ProgressBar(len(chosen) * len(models), unit="model", shown=progress) as bar:
         for instrument in chosen:
-            bar.set_description(f"score {instrument.name}")
+            bar.set_title(f"score {instrument.name}")
             runners: dict[Transformer, Runner] = {}  # Equal models share compiled programs.
             for known in models:
                 rows.append(_score_one(instrument, known, runners))
-                bar.update()
+                bar.advance()
             # A compiled program uses hundreds of memory mappings. Linux allows 65,530 per process.
             jax.clear_caches()
             if save is not None:
@@ -173,6 +198,10 @@ def _score_one(
 
 def _cells(texts: Sequence[Any]) -> str:
     return f"| {' | '.join(map(str, texts))} |"
+
+
+def _not_run(mute: Sequence[str]) -> str:
+    return f"Not run, because they make no claims: {', '.join(mute)}."
 
 
 def _in_words(row: Score) -> list[str]:
