@@ -21,6 +21,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 HIDDEN = ("smoke", "hidden")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""Type of the output of a progress bar if ipywidgets is installed."""
 
 
 def execute(source: Path) -> Any:
@@ -36,12 +38,14 @@ def execute(source: Path) -> Any:
 
 
 def keep_what_is_shown(notebook: Any) -> None:
-    """Remove hidden cells, what was written to standard error, and paths of this machine."""
+    """Remove hidden cells, progress bars, standard error, and paths of this machine."""
     cells = notebook.cells
     notebook.cells = [c for c in cells if not set(HIDDEN) & set(c.metadata.get("tags", ()))]
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
-        cell["outputs"] = [out for out in outputs if out.get("name") != "stderr"]
+        cell["outputs"] = [
+            out for out in outputs if out.get("name") != "stderr" and WIDGET not in str(out)
+        ]
         for out in cell["outputs"]:
             for holder in (out, out.get("data", {})):
                 for key, value in holder.items():
