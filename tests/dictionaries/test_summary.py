@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from implicit_reasoning.config import to_json
 from implicit_reasoning.dictionaries import load
 from implicit_reasoning.dictionaries.store import Files, save
+from implicit_reasoning.files import write_json
 from implicit_reasoning.runs import save_arrays
 from tests.dictionaries.planted import untrained
 from tests.dictionaries.small import SITE, config
@@ -14,8 +16,10 @@ from tests.notebooks import cells, checked
 
 @pytest.fixture(scope="module")
 def made(run):
-    found = untrained(run, config(name="shown", read=(SITE,)))
-    save(Files.of(run, "shown"), found)
+    asked, files = config(name="shown", read=(SITE,)), Files.of(run, "shown")
+    found = untrained(run, asked)
+    write_json(files.config, to_json(asked))
+    save(files, found)
     return found
 
 
@@ -34,8 +38,8 @@ def test_members_and_their_measured_l0(run, made):
     names = ("step", "site", "sparsity", "seed")
     some = [made.members[2], made.members[0], made.members[0]]
     coords = {name: ("member", [getattr(one, name) for one in some]) for name in names}
-    coords["what"] = ("member", ["trained", "trained", "random"])
-    result = xr.Dataset({"l0": ("member", np.array([2.5, 1.5, 9.0]))}, coords)
+    coords["what"] = ("member", ["trained", "random", "trained"])
+    result = xr.Dataset({"l0": ("member", np.array([2.5, 9.0, 1.5]))}, coords)
     save_arrays(Files.of(run, "shown").result("reconstruction"), result)
     loaded = load(run, "shown")
     header, *rows = cells(loaded._repr_html_())
