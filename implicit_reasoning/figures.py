@@ -29,6 +29,9 @@ GREY = "#8A8A8A"
 # These are from Paul Tol's "muted" scheme, for figures with more than eight colors.
 WINE, OLIVE = "#882255", "#999933"
 
+SERIES_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+"""Colors of series that have no order, such as sets of dictionaries or points of a sweep."""
+
 # Splits used for training are dashed, held-out splits are solid, and single facts are dotted.
 _SPLITS: dict[str, tuple[str, str]] = {
     "id_triples": (GREY, ":"),

@@ -12,11 +12,8 @@ from matplotlib.axes import Axes
 from implicit_reasoning.figures import (
     BLACK,
     BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
+    SERIES_COLORS,
     SKY,
-    VERMILION,
     Figure,
     darken,
     label_ends,
@@ -26,8 +23,7 @@ from implicit_reasoning.figures import (
 from implicit_reasoning.sweeps.opened import SEEDS, Runs
 from implicit_reasoning.training.phases import Splits
 
-_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-_MAX_POINTS = len(_COLORS)  # maximum number of curves that colors can distinguish
+_MAX_POINTS = len(SERIES_COLORS)  # maximum number of curves that colors can distinguish
 _PHASES = {
     "memorised": ("memorised: training chains .99", "o", BLACK),
     "in_distribution_half": ("held-out chains .5", "D", SKY),
@@ -77,7 +73,7 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
     ax.set_ylabel(f"accuracy, {split}")
     ends = []
     for index, (point, numbers) in enumerate(points.items()):
-        color = _COLORS[index % len(_COLORS)]
+        color = SERIES_COLORS[index % len(SERIES_COLORS)]
         values = accuracy.values[numbers]
         for each in values:
             ax.plot(*_there(accuracy, each), color=color, linewidth=0.6, alpha=0.45)

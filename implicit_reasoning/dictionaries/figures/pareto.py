@@ -13,20 +13,9 @@ from matplotlib.axes import Axes
 from implicit_reasoning.analysis.drawing import layer_colors
 from implicit_reasoning.dictionaries.figures.drawing import MARKERS, features_axis, legends, panels
 from implicit_reasoning.dictionaries.results import distinct, trained_members
-from implicit_reasoning.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    Figure,
-    new_drawing,
-)
+from implicit_reasoning.figures import SERIES_COLORS, Figure, new_drawing
 
 _BELOW = "active features, mean over states"
-_SETS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 
 def pareto(name: str, result: xr.Dataset) -> Figure:
@@ -105,7 +94,7 @@ def compared(results: Mapping[str, xr.Dataset]) -> Figure | None:
         for number, (name, result) in enumerate(last.items()):
             part = result.sel(member=(result["site"] == site).values)
             if part.sizes["member"]:
-                style = {"color": _SETS[number % len(_SETS)], "marker": MARKERS[number % 7]}
+                style = {"color": SERIES_COLORS[number % 7], "marker": MARKERS[number % 7]}
                 _line(ax, part, "explained_variance", style, name)
         ax.set_title(site, fontsize=9)
         features_axis(ax)
