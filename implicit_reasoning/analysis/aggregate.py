@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def aggregate(
         if isinstance(output, DeviceSums):
             found = parts.average_sums(output, ("step", *dims[:-1]))
         else:
-            counted = _counted(instrument, outputs, name)
+            counted = instrument.counted(outputs, name, lead=("step",))
             found = parts.average(output, ("step", *dims[:-1]), counted)
         kept, endings = ("step", "group", *dims[:-1]), ("", "_low", "_high", "_n")[: len(found)]
         variables |= {f"{name}{e}": (kept, part) for e, part in zip(endings, found, strict=True)}
@@ -69,23 +69,6 @@ def aggregate(
         dims = ("group", *parts.dims)
         variables |= {"n_examples": (dims, parts.n_examples), "n_states": (dims, parts.n_states)}
     return xr.Dataset(variables, {"step": list(steps), **labels})
-
-
-def _counted(
-    instrument: BaseInstrument, outputs: Mapping[str, Any], name: str
-) -> np.ndarray | None:
-    """Return a mask of the examples that count for an output; None if all count.
-
-    The mask can be broadcast to the shape of the output.
-    """
-    if name not in instrument.given:
-        return None
-    condition = instrument.given[name]
-    there = ("step", *instrument.outputs[condition])
-    dims = ("step", *instrument.outputs[name])
-    expanded = [slice(None) if dim in there else None for dim in dims]
-    counted: np.ndarray = outputs[condition].astype(bool)[*expanded]
-    return counted
 
 
 class _Parts:
@@ -127,53 +110,57 @@ class _Parts:
           Three arrays [step, group, ...]: mean, lower end, upper end. If `counted` is given, a
           fourth array has the number of clusters with an outcome that counts.
         """
-        axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
-        by_group = []
-        for members, intervals in zip(self._members, self._intervals, strict=True):
-            if axis is None:
-                by_group.append(_interval(values, counted, members[0], intervals[0]))
-                continue
-            found = [
-                _interval(
-                    np.take(values, place, axis),
-                    None if counted is None else _at(counted, place, axis),
-                    rows,
-                    of_place,
-                )
-                for place, (rows, of_place) in enumerate(zip(members, intervals, strict=True))
-            ]
-            by_group.append(np.stack(found, axis=axis + 1))
-        return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
+
+        def of_cell(group: int, place: int, axis: int | None) -> np.ndarray:
+            rows, intervals = self._members[group][place], self._intervals[group][place]
+            there = None if counted is None else _at(counted, place, axis)
+            return _interval(_at(values, place, axis), there, rows, intervals)
+
+        return self._by_group(dims, of_cell)
 
     def average_sums(self, sums: DeviceSums, dims: tuple[str, ...]) -> list[np.ndarray]:
         """Return what `average` returns, computed from sums by group and cluster."""
-        axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         pairs, _ = find_pairs(self._examples)
-        places = range(len(pairs.pair)) if axis is not None else [0]
+
+        def of_cell(group: int, place: int, axis: int | None) -> np.ndarray:
+            own = np.flatnonzero(pairs.group[place] == group)
+            # Pairs are numbered by group, so the pairs of a group are contiguous.
+            numbers, sizes = np.unique(pairs.pair[place, own], return_counts=True)
+            here = slice(numbers[0], numbers[-1] + 1) if len(numbers) else slice(0, 0)
+            flags = [flag[:, place, own] for flag in (sums.other, sums.outside, sums.infinite)]
+            _check_finite(flags[2])
+            cells = ClusterSums(
+                _at(sums.least[..., group], place, axis),
+                _at(sums.sums[..., here], place, axis),
+                sizes if sums.sizes is None else _at(sums.sizes[..., here], place, axis),
+                outcomes=not flags[0].any(),
+                shares=not flags[1].any(),
+            )
+            return _in_blocks(cells, len(own))
+
+        return self._by_group(dims, of_cell)
+
+    def _by_group(
+        self, dims: tuple[str, ...], of_cell: Callable[[int, int, int | None], np.ndarray]
+    ) -> list[np.ndarray]:
+        """Stack the results of a function of a group, a place, and the axis of places.
+
+        If the outcomes have no axis of places, the axis is None and the only place is 0.
+        """
+        axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []
-        for group in range(len(self._members)):
-            found = []
-            for place in places:
-                own = np.flatnonzero(pairs.group[place] == group)
-                # Pairs are numbered by group, so the pairs of a group are contiguous.
-                numbers, sizes = np.unique(pairs.pair[place, own], return_counts=True)
-                here = slice(numbers[0], numbers[-1] + 1) if len(numbers) else slice(0, 0)
-                flags = [flag[:, place, own] for flag in (sums.other, sums.outside, sums.infinite)]
-                _check_finite(flags[2])
-                cells = ClusterSums(
-                    _place(sums.least[..., group], place, axis),
-                    _place(sums.sums[..., here], place, axis),
-                    sizes if sums.sizes is None else _place(sums.sizes[..., here], place, axis),
-                    outcomes=not flags[0].any(),
-                    shares=not flags[1].any(),
-                )
-                found.append(_in_blocks(cells, len(own)))
-            by_group.append(found[0] if axis is None else np.stack(found, axis=axis + 1))
+        for group, members in enumerate(self._members):
+            if axis is None:
+                by_group.append(of_cell(group, 0, None))
+                continue
+            found = [of_cell(group, place, axis) for place in range(len(members))]
+            by_group.append(np.stack(found, axis=axis + 1))
         return list(np.moveaxis(np.stack(by_group), 0, 2))  # each [step, group, ...]
 
 
-def _place(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
-    return array if axis is None else np.take(array, place, axis)
+def _at(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
+    """Return the part at a place; an axis of size 1 has the same part everywhere."""
+    return array if axis is None else np.take(array, min(place, array.shape[axis] - 1), axis)
 
 
 def _check_finite(infinite: np.ndarray) -> None:
@@ -209,10 +196,6 @@ def _in_blocks(found: ClusterSums, n_examples: int) -> np.ndarray:
         )
         results[:, here] = _kept(interval_of_sums(block, n_examples), all_count=alike)
     return results.reshape(len(results), *shape)
-
-
-def _at(counted: np.ndarray, place: int, axis: int) -> np.ndarray:
-    return np.take(counted, min(place, counted.shape[axis] - 1), axis)
 
 
 def _interval(

@@ -139,6 +139,24 @@ class BaseInstrument(abc.ABC):
             if not there:
                 raise InputError(f"instrument {self.name!r}: null {name!r} has no {wanted}")
 
+    def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:
+        """Return which examples count for an output, broadcastable to its shape.
+
+        Args:
+          outputs: the outputs of `measure`, by name.
+          name: name of the output.
+          lead: leading axes of all arrays, in addition to the declared dimensions.
+
+        Returns:
+          A bool array; None if all examples count.
+        """
+        if name not in self.given:
+            return None
+        condition = self.given[name]
+        there, dims = ((*lead, *self.outputs[one]) for one in (condition, name))
+        expanded = [slice(None) if dim in there else None for dim in dims]
+        return outputs[condition].astype(bool)[*expanded]
+
     def check(self, outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
         """Check that outputs have the declared names and shapes.
 

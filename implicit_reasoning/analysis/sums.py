@@ -168,12 +168,7 @@ def sum_outputs(
         summable = values.dtype == bool or jnp.issubdtype(values.dtype, jnp.floating)
         if not summable or values.ndim != len(dims):
             continue
-        counted = None
-        if name in instrument.given:
-            condition = instrument.given[name]
-            there = instrument.outputs[condition]
-            expanded = [slice(None) if dim in there else None for dim in dims]
-            counted = outputs[condition].astype(bool)[*expanded]
+        counted = instrument.counted(outputs, name)
         axis = dims.index(layout.cluster_dim) if layout.cluster_dim in dims else None
         found[name] = sum_by_cluster(values, counted, pairs, layout, axis)
     return found
