@@ -273,24 +273,24 @@ def find_instrument(name: str | Instrument) -> Instrument:
 
     An argument that is already an instrument is returned unchanged.
     """
-    if isinstance(name, Instrument):
-        return name
     found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
     return found
 
 
-def load_instrument(name: str, known: Mapping[str, str], form: type) -> Any:
+def load_instrument(name: Any, known: Mapping[str, str], form: type) -> Any:
     """Load an instrument by name or import path.
 
     Args:
-      name: a key of `known`, a former name of a key, `package.module:Class`, or
-        `/path/to/file.py:Class`.
+      name: a key of `known`, a former name of a key, `package.module:Class`,
+        `/path/to/file.py:Class`, or an instrument, which is returned unchanged.
       known: import paths by name.
       form: the class of which the loaded class must be a subclass.
 
     Raises:
       InputError: there is no instrument with this name or path.
     """
+    if isinstance(name, form):
+        return name
     name = name if name in known else current_instrument(name)
     instrument: Any = imports.find(name, known, "instrument", form)()
     instrument.found_at = known.get(name, name)

@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, SEED, Examples, Instrument
-from implicit_reasoning.analysis.labels import check_labels, plain
-from implicit_reasoning.analysis.storage import identity_of
+from implicit_reasoning.analysis.labels import check_labels
+from implicit_reasoning.analysis.storage import attributes_of, identity_of
 from implicit_reasoning.analysis.subject import Subject
 from implicit_reasoning.analysis.sums import (
     DeviceSums,
@@ -36,7 +36,6 @@ from implicit_reasoning.runtime import sharding
 from implicit_reasoning.runtime.machine import (
     highest_precision,
     memory_per_program,
-    provenance,
     single_threaded_lapack,
 )
 from implicit_reasoning.runtime.mapping import map_over_axis
@@ -231,7 +230,10 @@ def measure(
     instrument.check_nulls(coords)
     dims = {dim for dims in instrument.outputs.values() for dim in dims} - {EXAMPLE}
     check_labels(instrument.name, coords, dims, examples.groups)
-    about = _about(instrument, subject, examples, identity)
+    about = attributes_of(instrument, identity) | {
+        "sites": list(instrument.sites(model)),
+        "groups": list(examples.groups),
+    }
     sizes = {dim: len(labels) for dim, labels in coords.items()} | {EXAMPLE: len(examples.group)}
 
     last = None
@@ -284,17 +286,3 @@ def chunk_size(count: int, most: int = _MAX_AT_ONCE) -> int:
     if count <= most:
         return max(1, count)
     return min(range(most, most // 2, -1), key=lambda size: -count % size)
-
-
-def _about(
-    instrument: Instrument, subject: Subject, examples: Examples, identity: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        **identity,
-        "definition": instrument.definition,
-        "found_at": instrument.found_at,
-        "sites": list(instrument.sites(subject.model)),
-        "nulls": plain(dict(instrument.nulls), f"the nulls of instrument {instrument.name!r}"),
-        "groups": list(examples.groups),
-        "made_with": provenance(),
-    }

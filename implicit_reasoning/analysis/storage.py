@@ -22,6 +22,7 @@ from implicit_reasoning.errors import InputError
 from implicit_reasoning.model import Spec
 from implicit_reasoning.runs import Run, find_result, load_result, save_arrays
 from implicit_reasoning.runtime.locks import wait_for_lock
+from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.statistics import INTERVALS
 
 CHECKPOINTS = "checkpoints"
@@ -38,6 +39,7 @@ def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
 
     The wording of `definition` is not part of the identity.
     """
+    compares = isinstance(instrument, Instrument) and instrument.reference
     return {
         "instrument": instrument.name,
         "version": instrument.version,
@@ -48,12 +50,30 @@ def identity_of(instrument: BaseInstrument, subject: Subject) -> dict[str, Any]:
         "world": subject.dataset.fingerprint(),
         "model": dataclasses.asdict(subject.model.spec),
         # A comparison with the last checkpoint changes when training continues.
-        "reference": subject.steps[-1] if _has_reference(instrument) else None,
+        "reference": subject.steps[-1] if compares else None,
     }
 
 
-def _has_reference(instrument: BaseInstrument) -> bool:
-    return isinstance(instrument, Instrument) and instrument.reference
+def attributes_of(
+    instrument: BaseInstrument,
+    identity: Mapping[str, Any],
+    nulls: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the attributes of a result: its identity, and what its readers need.
+
+    Args:
+      instrument: the instrument that was run.
+      identity: identity of the result.
+      nulls: its null controls; default: those that the instrument declares.
+    """
+    found = dict(instrument.nulls if nulls is None else nulls)
+    return {
+        **identity,
+        "definition": instrument.definition,
+        "found_at": instrument.found_at,
+        "nulls": plain(found, f"the nulls of instrument {instrument.name!r}"),
+        "made_with": provenance(),
+    }
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -16,8 +16,12 @@ import xarray as xr
 from implicit_reasoning.analysis import storage
 from implicit_reasoning.analysis.api import load_instrument
 from implicit_reasoning.analysis.instrument import NotApplicable
-from implicit_reasoning.analysis.labels import plain
-from implicit_reasoning.analysis.storage import CHECKPOINTS, DICTIONARIES, identity_of
+from implicit_reasoning.analysis.storage import (
+    CHECKPOINTS,
+    DICTIONARIES,
+    attributes_of,
+    identity_of,
+)
 from implicit_reasoning.dictionaries.evolution import Evolution, over_training
 from implicit_reasoning.dictionaries.instrument import DictionaryInstrument, ExampleSource
 from implicit_reasoning.dictionaries.measure import Chosen, example_source, measure
@@ -25,7 +29,6 @@ from implicit_reasoning.dictionaries.results import open_measured
 from implicit_reasoning.dictionaries.store import ALL_STEPS, TRAINED, UNTRAINED, Dictionaries, Files
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.runs import Run, load_arrays
-from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.runtime.progress import say
 
 _HERE = "implicit_reasoning.dictionaries.measures"
@@ -126,8 +129,6 @@ def choose_instruments(
 
 def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
     """Return the instrument with a name; see `measure_dictionaries` for the forms of names."""
-    if isinstance(name, DictionaryInstrument):
-        return name
     found: DictionaryInstrument = load_instrument(name, INSTRUMENTS, DictionaryInstrument)
     return found
 
@@ -205,16 +206,12 @@ def _about(
     if 0 in result["step"].values[result["what"].values == TRAINED]:
         nulls[UNTRAINED] = {"step": 0}
     return {
-        **_identity(run, made, instrument),
-        "definition": instrument.definition,
+        **attributes_of(instrument, _identity(run, made, instrument), nulls),
         "group": instrument.group,
-        "found_at": instrument.found_at,
-        "nulls": plain(nulls, f"the nulls of instrument {instrument.name!r}"),
         "groups": list(one.examples.groups),
         "n_states": int(source.split.held_out.sum()),
         "n_trained": int(source.split.trained.sum()),
         "start": made.config.start,
-        "made_with": provenance(),
     }
 
 
@@ -226,16 +223,6 @@ def _compare_over_training(run: Run, made: Dictionaries, files: Files) -> None:
     assert table is not None
     own = table.sel(member=(table["what"] == TRAINED).values)
     result = over_training(made, own)
-    path, instrument = files.result(Evolution.name), Evolution()
-    result = result.assign_attrs(
-        {
-            **_identity(run, made, instrument),
-            "definition": instrument.definition,
-            "group": "",
-            "nulls": plain(instrument.nulls, "nulls"),
-            "made_with": provenance(),
-        }
-    )
-    storage.save_merged(
-        path, result, _identity(run, made, instrument), stale=storage.version_of_file(path)
-    )
+    path, identity = files.result(Evolution.name), _identity(run, made, Evolution())
+    result = result.assign_attrs(attributes_of(Evolution(), identity) | {"group": ""})
+    storage.save_merged(path, result, identity, stale=storage.version_of_file(path))
