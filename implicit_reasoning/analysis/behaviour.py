@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from implicit_reasoning.analysis.claims import MIN_CLUSTERS, MIN_LOWER_BOUND, Claim
 from implicit_reasoning.analysis.instrument import Examples, Instrument
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains, prompts
+from implicit_reasoning.analysis.states import chain_splits, choose_rows, prompts
 from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import (
     BLUE,
@@ -81,7 +81,6 @@ class Behaviour(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose probe rows of every chain split. The cluster of a row is its bridge."""
-        need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         rules = {name: RULES[name].predict(dataset, rows) for name in _COMPARED}
@@ -95,13 +94,8 @@ class Behaviour(Instrument):
             "predicted": np.stack(list(rules.values())).astype(np.int32),
             "answer": answers,
         }
-        return Examples(
-            inputs,
-            groups=splits,
-            group=group,
-            clusters=clusters_of(dataset, rows),
-            coords={"kind": tuple(ANSWER_KINDS), "rule": tuple(rules)},
-        )
+        coords = {"kind": tuple(ANSWER_KINDS), "rule": tuple(rules)}
+        return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
         """Return no sites, because the instrument uses answers only."""

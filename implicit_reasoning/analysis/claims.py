@@ -177,17 +177,21 @@ def _check_kind(claim: Claim) -> None:
         )
 
 
-def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.DataArray:
+def above_chance(
+    result: xr.Dataset, name: str, null: Mapping[str, Any], *, least: float = -np.inf
+) -> xr.DataArray:
     """Return whether the measured values of an output are above their null control.
 
-    The lower end of the interval of the measured value must be at least `MIN_TIMES_CHANCE` times
-    the mean of the null control, and above the upper end of the interval of the null control.
+    The lower end of the interval of the measured value must be at least `least`, at least
+    `MIN_TIMES_CHANCE` times the mean of the null control, and above the upper end of the interval
+    of the null control.
 
     Args:
       result: dataset with the variables `<name>`, `<name>_low` and `<name>_high`. Each holds both
         the measured values and the null control, under different labels.
       name: name of the output.
       null: `{dimension: (label of the measured values, label of the null control)}`.
+      least: minimum of the lower end of the interval of the measured value; default: any.
 
     Returns:
       A bool array with the dimensions of the output that are not in `null`.
@@ -195,7 +199,17 @@ def above_chance(result: xr.Dataset, name: str, null: Mapping[str, Any]) -> xr.D
     of_outcome, of_null = ({dim: both[i] for dim, both in null.items()} for i in (0, 1))
     low = result[f"{name}_low"].sel(of_outcome, drop=True)
     mean, high = (result[f"{name}{end}"].sel(of_null, drop=True) for end in ("", "_high"))
-    return (low >= MIN_TIMES_CHANCE * mean) & (low > high)
+    return (low >= least) & (low >= MIN_TIMES_CHANCE * mean) & (low > high)
+
+
+def known_means(result: xr.Dataset, name: str) -> xr.DataArray:
+    """Return the means of an output; nan where fewer than `MIN_CLUSTERS` clusters count."""
+    return result[name].where(has_min_clusters(result, name))
+
+
+def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
+    """Return where the mean of an output is over at least `MIN_CLUSTERS` clusters."""
+    return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
 def claimed_units(

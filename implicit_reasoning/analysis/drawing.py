@@ -14,24 +14,10 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
-from implicit_reasoning.figures import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    new_drawing,
-    step_axis,
-)
+from implicit_reasoning.figures import SERIES_COLORS, new_drawing, step_axis
 
 _CELLS = "cividis"  # perceptually uniform, and readable with colour blindness
 _DIFFERENCES = "PuOr_r"  # diverging with white in the middle, and readable with colour blindness
-
-
-def last_step(result: xr.Dataset) -> xr.Dataset:
-    """Return the last checkpoint of a result."""
-    return result.isel(step=-1)
 
 
 def some_steps(result: xr.Dataset | xr.DataArray, most: int = 4) -> list[int]:
@@ -206,8 +192,8 @@ def maps_over_steps(
     return heat_maps(maps, label, ncols=len(steps), rows=rows, columns=columns)
 
 
-def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
-    """Draw `heat_maps` of every variable at a few checkpoints, for one or two groups.
+def maps_by_variable(values: xr.DataArray) -> Drawing:
+    """Draw `heat_maps` of shares of cases by variable at a few checkpoints, for one or two groups.
 
     The maps of a variable are in one column. A row of maps is left out if all its values are nan,
     unless all values of all rows are nan.
@@ -215,7 +201,6 @@ def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
     Args:
       values: array with the dimensions step, group, variable, layer, pos and edit. The first label
         of `edit` is drawn, and the last is the null control.
-      label: label of the colour scale.
     """
     rows = [
         {"step": step, "group": group}
@@ -232,7 +217,7 @@ def maps_by_variable(values: xr.DataArray, label: str) -> Drawing:
         }
         for end in (0, -1)
     )
-    return heat_maps(shown, label, nulls=null, ncols=values.sizes["variable"])
+    return heat_maps(shown, "share of cases", nulls=null, ncols=values.sizes["variable"])
 
 
 def label_places(ax: Axes, values: xr.DataArray) -> None:
@@ -276,15 +261,16 @@ def scatters(
       panels: title of each panel, with the coordinates of its points. The coordinates have the
         dimensions `point` and `axis` (of size 2).
       colors: for each point, the name of its group. Each group has one colour; there are at most
-        six groups.
+        seven groups.
       markers: for each point, the name of its kind. Kind "id" is drawn as circles, or the first
         kind in alphabetical order if there is no "id". All other kinds are drawn as crosses.
       ncols: number of panels per row.
     """
     nrows = -(-len(panels) // ncols)
     drawing, axes = new_drawing(1.3 + 2.5 * ncols, 2.6 * nrows, nrows=nrows, ncols=ncols)
-    names, kinds = list(dict.fromkeys(colors)), sorted(dict.fromkeys(markers), key=_id_first)
-    palette = dict(zip(names, (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), strict=False))
+    names = list(dict.fromkeys(colors))
+    kinds = sorted(set(markers), key=lambda kind: (kind != "id", kind))
+    palette = dict(zip(names, SERIES_COLORS, strict=False))
     for ax, (title, points) in zip(axes, panels.items(), strict=False):
         x, y = points.transpose("axis", "point").values
         for name in names:
@@ -303,7 +289,3 @@ def scatters(
     ]
     drawing.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
     return drawing
-
-
-def _id_first(kind: str) -> tuple[bool, str]:
-    return kind != "id", kind

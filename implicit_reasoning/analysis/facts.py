@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from implicit_reasoning.analysis.states import need_chains, state_keys
+from implicit_reasoning.analysis.states import determines, need_chains, state_keys
 from implicit_reasoning.worlds import ROLES, Dataset
 
 GROUPS = {
@@ -44,7 +44,7 @@ class FactRows(NamedTuple):
     group: Int[np.ndarray, " row"]
 
 
-def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
+def fact_rows(dataset: Dataset, most: int) -> FactRows:
     """Choose a random chain for each fact that is the first hop of some chain.
 
     If there are more than `most` facts, bridges (e2) are drawn at random, and all facts that lead
@@ -54,13 +54,12 @@ def fact_rows(dataset: Dataset, most: int, seed: int = 0) -> FactRows:
       dataset: a dataset of a chain task.
       most: maximum number of facts. The result has more facts only if the first bridge that is
         drawn has more.
-      seed: seed of the random choice.
 
     Raises:
       NotApplicable: the task is not a chain task.
     """
     need_chains(dataset)
-    truth, random = dataset.truth, np.random.default_rng(seed)
+    truth, random = dataset.truth, np.random.default_rng(0)
     chains = random.permutation(np.flatnonzero(truth[f"fact{dataset.hops}"] >= 0))
     rows = chains[np.unique(truth["fact1"][chains], return_index=True)[1]]
     if len(rows) > most:
@@ -126,15 +125,13 @@ def first_occurrences(keys: Int[np.ndarray, "*dim row"]) -> Bool[np.ndarray, "*d
     return first
 
 
-def assign_folds(
-    keys: Int[np.ndarray, " row"], n_folds: int, seed: int = 0
-) -> Int[np.ndarray, " row"]:
+def assign_folds(keys: Int[np.ndarray, " row"], n_folds: int) -> Int[np.ndarray, " row"]:
     """Assign a fold to each row. Rows with equal keys are in the same fold.
 
     The distinct keys are distributed evenly over the folds, at random.
     """
     distinct, index = np.unique(keys, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(distinct))
+    order = np.random.default_rng(0).permutation(len(distinct))
     folds: np.ndarray = (order % n_folds)[index]
     return folds
 
@@ -163,17 +160,8 @@ def state_folds(
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
         deeper = assign_folds(prefix if together is None else together, n_folds)
-        if together is not None and (_first_value(prefix, together) != together).any():
+        if together is not None and not determines(prefix, together):
             deeper = assign_folds(prefix, n_folds)
         folds[:, pos] = deeper
         folds[0, pos] = assign_folds(token, n_folds)
     return folds
-
-
-def _first_value(
-    keys: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
-) -> Int[np.ndarray, " row"]:
-    """Return for each row the value of the first row with the same key."""
-    _, first, index = np.unique(keys, return_index=True, return_inverse=True)
-    found: np.ndarray = values[first][index]
-    return found

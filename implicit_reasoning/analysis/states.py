@@ -28,6 +28,11 @@ def residuals(
     return jnp.stack([found[site] for site in sites])
 
 
+def neuron_sites(model: Transformer) -> tuple[str, ...]:
+    """Return the sites of the MLP neurons, after their activation function, of every block."""
+    return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
+
+
 class Variables(NamedTuple):
     """The values of the truth variables in some rows of a dataset.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +72,11 @@ class InMemory:
     ) -> Params:
         """Return the chosen checkpoints, stacked along a leading axis; see `Subject.params`."""
         chosen = [self.checkpoints[step] for step in (self.steps if steps is None else steps)]
-        stacked = _stacked(*chosen)
+        stacked = stack_trees(*chosen)
         return stacked if sharding is None else jax.device_put(stacked, sharding)
 
 
 @jax.jit
-def _stacked(*trees: Params) -> Params:
+def stack_trees(*trees: Any) -> Any:
     """Stack all leaves in one compiled program, so that JAX does not compile one for each shape."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

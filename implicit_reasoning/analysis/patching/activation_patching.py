@@ -36,6 +36,8 @@ from implicit_reasoning.analysis.claims import (
     MIN_LOWER_BOUND,
     MIN_TIMES_CHANCE,
     Claim,
+    has_min_clusters,
+    known_means,
 )
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -53,7 +55,7 @@ from implicit_reasoning.analysis.patching.outcomes import (
     outcomes_of,
 )
 from implicit_reasoning.analysis.patching.query_pairs import replacements, symmetric_replacements
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.states import chain_splits, choose_rows
 from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Edit, Params, Transformer, add
@@ -118,7 +120,6 @@ class ActivationPatching(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose probe rows of every chain split. The cluster of a row is its bridge."""
-        need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked, random = queries.queries_of_rows(dataset, rows), np.random.default_rng(_SEED)
@@ -138,18 +139,9 @@ class ActivationPatching(Instrument):
             "shuffled": _by_example(shuffled),
             "noise": random.standard_normal((len(rows), model.spec.d_model)).astype(np.float32),
         }
-        return Examples(
-            inputs,
-            groups=splits,
-            group=group,
-            clusters=clusters_of(dataset, rows),
-            coords={
-                "outcome": OUTCOMES,
-                "direction": DIRECTIONS,
-                "kind": CORRUPTIONS,
-                "token": dataset.positions,
-            },
-        )
+        coords = {"outcome": OUTCOMES, "direction": DIRECTIONS, "kind": CORRUPTIONS}
+        coords["token"] = dataset.positions
+        return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of the default dimensions, of the blocks and of the block parts."""
@@ -181,12 +173,9 @@ class ActivationPatching(Instrument):
         """
         group = str(result.group.values[0])
         of_group = result.sel(group=group, direction="noising")
-        known = of_group.fraction.where(of_group.fraction_n >= MIN_CLUSTERS)
-        moved = known.sel(outcome=OUTCOMES[1], kind=CORRUPTIONS[0])
+        moved = known_means(of_group, "fraction").sel(outcome=OUTCOMES[1], kind=CORRUPTIONS[0])
         rows = {f"{token}\nexchanged": moved.sel(token=token) for token in result.token.values}
-        null = of_group.null_fraction.where(of_group.null_fraction_n >= MIN_CLUSTERS).sel(
-            kind=CORRUPTIONS[0]
-        )
+        null = known_means(of_group, "null_fraction").sel(kind=CORRUPTIONS[0])
         rows_and_null = rows | {"null: answer of\nanother question": null.max("token")}
         caption = (
             f"Split {group}, questions answered correctly when clean. Each row is the input "
@@ -197,11 +186,10 @@ class ActivationPatching(Instrument):
             f"question's exchange. White: fewer than {MIN_CLUSTERS} bridges counted."
         )
         states = maps_over_steps(rows_and_null, "share of answers that follow")
-        by_part = of_group.part_fraction.where(of_group.part_fraction_n >= MIN_CLUSTERS)
-        by_part = by_part.sel(outcome=OUTCOMES[1]).max("pos")
+        by_part = known_means(of_group, "part_fraction").sel(outcome=OUTCOMES[1]).max("pos")
         parts = {f"{token}\nexchanged": by_part.sel(token=token) for token in result.token.values}
-        null = of_group.part_null_fraction.where(of_group.part_null_fraction_n >= MIN_CLUSTERS)
-        parts["null: answer of\nanother question"] = null.max(("token", "pos"))
+        null = known_means(of_group, "part_null_fraction").max(("token", "pos"))
+        parts["null: answer of\nanother question"] = null
         written = maps_over_steps(
             parts, "share of answers that follow, best position", rows="part", columns="block"
         )
@@ -236,7 +224,7 @@ class ActivationPatching(Instrument):
             result[name].sel(kind=CORRUPTIONS[0], direction="noising", drop=True)
             for name in ("null_fraction", "null_fraction_high")
         )
-        low, enough = result.followed_low, result.followed_n >= MIN_CLUSTERS
+        low, enough = result.followed_low, has_min_clusters(result, "followed")
         not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > null_high)
         there = (enough & (low >= MIN_LOWER_BOUND) & not_by_chance).any("group")
         return {
@@ -287,9 +275,7 @@ def _outcomes(model: Transformer, params: Params, example: dict[str, Array]) -> 
         return {
             "part_fraction": outcomes_of(grid, clean, answer),
             "part_null_fraction": answers_with(grid, other),
-            **dict(
-                zip(_PARTS_GRADED, graded_metrics(grid, clean, answer, whole).values(), strict=True)
-            ),
+            **{f"part_{n}": x for n, x in graded_metrics(grid, clean, answer, whole).items()},
         }
 
     places = jnp.arange(tokens.shape[1])

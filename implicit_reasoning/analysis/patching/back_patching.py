@@ -22,11 +22,11 @@ from jaxtyping import Array, Key
 
 from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.chunks import map_in_chunks
-from implicit_reasoning.analysis.claims import MIN_CLUSTERS
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS, known_means
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.states import chain_splits, choose_rows
 from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -66,20 +66,14 @@ class BackPatching(Instrument):
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose probe rows of every chain split. The cluster of a row is its bridge."""
-        need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
         tokens = queries.prompt_tokens(dataset, asked.parts)
         other = np.random.default_rng(_SEED).permutation(len(rows))
         inputs = {"tokens": tokens, "others": tokens[other], "answer": asked.answer}
-        return Examples(
-            inputs,
-            groups=splits,
-            group=group,
-            clusters=clusters_of(dataset, rows),
-            coords={"donor": DONORS},
-        )
+        clusters = clusters_of(dataset, rows)
+        return Examples(inputs, splits, group, clusters, coords={"donor": DONORS})
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of the default dimensions, and of the layer that a state comes from."""
@@ -116,8 +110,9 @@ class BackPatching(Instrument):
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw the shares of repaired and damaged answers of a test split, by pair of layers."""
         group = some_groups(result)[-1]
-        repaired = result.repaired.where(result.repaired_n >= MIN_CLUSTERS).sel(group=group)
-        damaged = result.other.where(result.other_n >= MIN_CLUSTERS).sel(group=group)
+        repaired, damaged = (
+            known_means(result, name).sel(group=group) for name in ("repaired", "other")
+        )
         rows = {str(pos): repaired.sel(donor=DONORS[0], pos=pos) for pos in result.pos.values}
         rows["null: another's\nstate, any pos"] = repaired.sel(donor=DONORS[1]).max("pos")
         rows["another wrong answer,\nmean of all pos"] = damaged.sel(donor=DONORS[0]).mean("pos")

@@ -37,6 +37,7 @@ from implicit_reasoning.analysis.claims import (
     Claim,
     above_chance,
     claimed,
+    known_means,
 )
 from implicit_reasoning.analysis.drawing import maps_over_steps
 from implicit_reasoning.analysis.instrument import Examples, Instrument
@@ -150,7 +151,7 @@ class CrossQueryPatching(Instrument):
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw the share of composed answers by layer and position, for all groups and the null."""
-        known = result.fraction.where(result.fraction_n >= MIN_CLUSTERS)
+        known = known_means(result, "fraction")
         true, shuffled = (known.sel(expected=e) for e in ("true", "shuffled"))
         new, old = (true.sel(outcome=outcome) for outcome in (OUTCOMES[1], OUTCOMES[0]))
         rows = {f"{group}:\ncomposed": new.sel(group=group) for group in (BRIDGE, OOD, TRAINED)}
@@ -208,9 +209,9 @@ class CrossQueryPatching(Instrument):
     def _followed(self, result: xr.Dataset, group: str) -> xr.DataArray:
         """Return bool [layer, pos]: whether most answers of a group become the composed answer."""
         composed = result.sel(outcome=OUTCOMES[1], group=group, drop=True)
-        most = composed.fraction_low.sel(expected="true", drop=True) >= MAJORITY
-        not_by_chance = above_chance(composed, "fraction", {"expected": ("true", "shuffled")})
-        return most & not_by_chance & self._enough(result, group)
+        by_chance = {"expected": ("true", "shuffled")}
+        most = above_chance(composed, "fraction", by_chance, least=MAJORITY)
+        return most & self._enough(result, group)
 
     def _enough(self, result: xr.Dataset, group: str) -> xr.DataArray:
         n = result.fraction_n.sel(expected="true", outcome=OUTCOMES[0], group=group)

@@ -88,8 +88,7 @@ def patch_parts(
     Returns:
       Logits at the last position.
     """
-    depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
-    says = _own_logits(model, params, base)
+    n_pos, says = state(model, base, 0).shape[1], _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (len(part_names(model)), *says.shape))
     network, sites = model.bind(params), model.block.part_sites
 
@@ -102,27 +101,16 @@ def patch_parts(
         return network.block(block).exchange_parts(own, other)
 
     def cells(positions: Sequence[int]) -> Array:
-        places = list(product(range(depth), positions))
-        # The output of the last block is read at the last position only.
-        read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
-        starts = {(block + 1, pos): start(block, pos) for block, pos in read}
-        found = patched_logits(model, params, base, starts)
-        logits = jnp.stack([found.get((block + 1, pos), same) for block, pos in places])
-        return jnp.swapaxes(logits.reshape(depth, len(positions), *same.shape), 1, 2)
+        return _after_blocks(model, params, base, start, same, positions)
 
     if only is None:
         return cells(range(n_pos))
-    unchanged = jnp.broadcast_to(same[None, :, None], (depth, len(same), 1, *says.shape))
+    unchanged = jnp.broadcast_to(same[None, :, None], (model.spec.depth, len(same), 1, *says.shape))
 
     def column(pos: int) -> Array:
         return jax.lax.cond(pos >= only, lambda: cells([pos]), lambda: unchanged)
 
     return jnp.concatenate([column(pos) for pos in range(n_pos)], axis=2)
-
-
-def neuron_sites(model: Transformer) -> tuple[str, ...]:
-    """Return the sites that `patch_neurons` reads and `cache_sites` does not list."""
-    return tuple(f"blocks.{block}.mlp.hook_post" for block in range(model.spec.depth))
 
 
 def patch_neurons(
@@ -137,8 +125,7 @@ def patch_neurons(
     Returns:
       Logits at the last position.
     """
-    depth, n_pos = model.spec.depth, state(model, base, 0).shape[1]
-    says = _own_logits(model, params, base)
+    n_pos, says = state(model, base, 0).shape[1], _own_logits(model, params, base)
     same = jnp.broadcast_to(says, (model.spec.d_mlp, *says.shape))
 
     def start(block: int, pos: int) -> Float[Array, "neuron example d_model"]:
@@ -150,14 +137,35 @@ def patch_neurons(
         after = state(model, base, block + 1)[:, pos - n_pos]
         return after[None] + (other - own).T[:, :, None] * weights[:, None]
 
-    places = list(product(range(depth), range(n_pos)))
+    return _after_blocks(model, params, base, start, same, range(n_pos))
+
+
+def _after_blocks(
+    model: Transformer,
+    params: Params,
+    base: Cache,
+    start: Callable[[int, int], Array],
+    same: Float[Array, "patch example d_vocab"],
+    positions: Sequence[int],
+) -> Float[Array, "block patch pos example d_vocab"]:
+    """Return the logits after each patch of the output of each block, at some positions.
+
+    Args:
+      model: the model; static.
+      params: parameters of both runs.
+      base: sites of the run to patch.
+      start: function of a block and a position; returns `S[block + 1, pos]` for each patch.
+      same: the logits without a patch, repeated for each patch.
+      positions: the positions to patch.
+    """
+    depth, last = model.spec.depth, state(model, base, 0).shape[1] - 1
+    places = list(product(range(depth), positions))
     # The output of the last block is read at the last position only.
-    read = [at for at in places if at[0] < depth - 1 or at[1] == n_pos - 1]
-    found = patched_logits(
-        model, params, base, {(block + 1, pos): start(block, pos) for block, pos in read}
-    )
+    read = [at for at in places if at[0] < depth - 1 or at[1] == last]
+    starts = {(block + 1, pos): start(block, pos) for block, pos in read}
+    found = patched_logits(model, params, base, starts)
     logits = jnp.stack([found.get((block + 1, pos), same) for block, pos in places])
-    return jnp.swapaxes(logits.reshape(depth, n_pos, *same.shape), 1, 2)
+    return jnp.swapaxes(logits.reshape(depth, len(positions), *same.shape), 1, 2)
 
 
 def _cones(

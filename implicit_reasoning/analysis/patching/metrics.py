@@ -10,7 +10,6 @@ Source of the metrics: Zhang and Nanda 2024, "Towards best practices of activati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -136,9 +135,5 @@ def over_cells(
 ) -> Float[Array, "metric *cell example"]:
     """Apply each metric to the logits of every cell of a grid of patches."""
     cells = logits.reshape(-1, *logits.shape[-2:])
-    found = [jax.vmap(partial(_of_cell, metric.call, pair))(cells) for metric in metrics]
+    found = [jax.vmap(metric.call, (0, None))(cells, pair) for metric in metrics]
     return jnp.stack(found).reshape(len(metrics), *logits.shape[:-1])
-
-
-def _of_cell(metric: Metric, pair: PairBatch, logits: Logits) -> Float[Array, " example"]:
-    return metric(logits, pair)

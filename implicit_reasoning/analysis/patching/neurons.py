@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from implicit_reasoning.analysis.claims import MIN_CLUSTERS, Claim
+from implicit_reasoning.analysis.claims import MIN_CLUSTERS, Claim, known_means
 from implicit_reasoning.analysis.drawing import heat_maps
-from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
+from implicit_reasoning.analysis.patching.grids import patch_neurons
 from implicit_reasoning.analysis.patching.pair_patching import DIRECTIONS, DONORS, PairPatching
+from implicit_reasoning.analysis.states import neuron_sites
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Transformer
 from implicit_reasoning.model.cones import cache_sites
@@ -61,7 +62,7 @@ class NeuronPatching(PairPatching):
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         at = {"group": group, "metric": metric, "direction": DIRECTIONS[1]}
         last = result.isel(step=-1).sel(at)
-        known = last.neuron_recovery.where(last.neuron_recovery_n >= MIN_CLUSTERS)
+        known = known_means(last, "neuron_recovery")
         own, null = (
             known.sel(donor=donor, drop=True).stack(cell=("block", "neuron")) for donor in DONORS
         )

@@ -30,8 +30,11 @@ from implicit_reasoning.analysis.claims import (
     MAJORITY,
     MIN_CLUSTERS,
     MIN_LOWER_BOUND,
-    MIN_TIMES_CHANCE,
     Claim,
+    above_chance,
+    claimed,
+    has_min_clusters,
+    known_means,
 )
 from implicit_reasoning.analysis.drawing import heat_maps, maps_over_steps
 from implicit_reasoning.analysis.patching.grids import part_names, patch_parts, patch_states
@@ -190,8 +193,7 @@ class PairPatching(PairInstrument):
         """Draw the recovery of states over training, and of block parts at the last step."""
         group, metric = str(result["group"].values[0]), str(result["metric"].values[0])
         of_group = result.sel(group=group, metric=metric)
-        states = of_group.recovery.where(of_group.recovery_n >= MIN_CLUSTERS)
-        parts = of_group.part_recovery.where(of_group.part_recovery_n >= MIN_CLUSTERS)
+        states, parts = (known_means(of_group, name) for name in ("recovery", "part_recovery"))
         own, other = DONORS
         rows = {name: states.sel(direction=name, donor=own) for name in DIRECTIONS}
         rows["null: denoising,\nanother pair"] = states.sel(direction=DIRECTIONS[1], donor=other)
@@ -252,7 +254,8 @@ class PairPatching(PairInstrument):
         """
         pairs = result.attrs.get("options", self.options())["pairs"]["name"]
         if pairs == "bridge":
-            same = _enough(result).sel(group=SAME) & (_low(result).sel(group=SAME) >= MAJORITY)
+            at = {"direction": DIRECTIONS[0], "donor": DONORS[0], "group": SAME}
+            same = _enough(result).sel(group=SAME) & (result.followed_low.sel(at) >= MAJORITY)
             there = same & _follows(result, MAJORITY).sel(group=BRIDGE)
             return _carried(
                 "e2", there, [pos for pos in ("e1", "r1") if pos in there["pos"].values]
@@ -268,16 +271,9 @@ def _taken(runs: dict[str, Array], number: Array) -> dict[str, Array]:
     return {site: values[number] for site, values in runs.items()}
 
 
-def _noising(result: xr.Dataset, donor: str, end: str = "") -> xr.DataArray:
-    return result[f"followed{end}"].sel(direction=DIRECTIONS[0], donor=donor, drop=True)
-
-
-def _low(result: xr.Dataset) -> xr.DataArray:
-    return _noising(result, DONORS[0], "_low")
-
-
 def _enough(result: xr.Dataset) -> xr.DataArray:
-    return _noising(result, DONORS[0], "_n") >= MIN_CLUSTERS
+    there = has_min_clusters(result, "followed")
+    return there.sel(direction=DIRECTIONS[0], donor=DONORS[0], drop=True)
 
 
 def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
@@ -285,15 +281,9 @@ def _follows(result: xr.Dataset, least: float) -> xr.DataArray:
 
     The lower end of their share must be at least `least`, and above the null control.
     """
-    low, null = _low(result), _noising(result, DONORS[1])
-    not_by_chance = (low >= MIN_TIMES_CHANCE * null) & (low > _noising(result, DONORS[1], "_high"))
-    return _enough(result) & (low >= least) & not_by_chance
+    noising = result.sel(direction=DIRECTIONS[0], drop=True)
+    return _enough(result) & above_chance(noising, "followed", {"donor": DONORS}, least=least)
 
 
 def _carried(variable: str, there: xr.DataArray, positions: Sequence[str]) -> set[Claim]:
-    return {
-        Claim("carried", variable, int(layer), pos)
-        for layer in there["layer"].values
-        for pos in positions
-        if there.sel(layer=layer, pos=pos)
-    }
+    return claimed("carried", there.sel(pos=list(positions)).expand_dims(variable=[variable]))

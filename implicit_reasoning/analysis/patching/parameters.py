@@ -30,7 +30,7 @@ from implicit_reasoning.analysis import queries
 from implicit_reasoning.analysis.drawing import maps_over_steps, some_groups
 from implicit_reasoning.analysis.instrument import Examples, Instrument, NotApplicable
 from implicit_reasoning.analysis.patching.outcomes import answers_with, probability
-from implicit_reasoning.analysis.states import chain_splits, choose_rows, need_chains
+from implicit_reasoning.analysis.states import chain_splits, choose_rows
 from implicit_reasoning.analysis.suffix import final_logits
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -64,17 +64,12 @@ class ParameterPatching(Instrument):
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
         """Choose probe rows of every chain split. The cluster of a row is its bridge."""
         require_gpt2(model.spec, f"the instrument {self.name!r}", NotApplicable)
-        need_chains(dataset)
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         asked = queries.queries_of_rows(dataset, rows)
-        return Examples(
-            {"tokens": queries.prompt_tokens(dataset, asked.parts), "answer": asked.answer},
-            groups=splits,
-            group=group,
-            clusters=clusters_of(dataset, rows),
-            coords={"direction": DIRECTIONS, "part": tuple(PARTS)},
-        )
+        inputs = {"tokens": queries.prompt_tokens(dataset, asked.parts), "answer": asked.answer}
+        coords = {"direction": DIRECTIONS, "part": tuple(PARTS)}
+        return Examples(inputs, splits, group, clusters_of(dataset, rows), coords=coords)
 
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of the blocks. A block is a set of weights."""

@@ -27,7 +27,7 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, above_chance, claimed
-from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, scatters, some_steps
+from implicit_reasoning.analysis.drawing import curves, heat_maps, scatters, some_steps
 from implicit_reasoning.analysis.facts import (
     FactRows,
     fact_rows,
@@ -173,8 +173,8 @@ class Geometry(Instrument):
         above the null control.
         """
         best = result.isel(group=0).sel(centring=CENTRINGS[1])
-        most = best["retrieval_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
-        there = most & above_chance(best, "retrieval", {"truth": ("true", "shuffled")})
+        by_chance = {"truth": ("true", "shuffled")}
+        there = above_chance(best, "retrieval", by_chance, least=MIN_LOWER_BOUND)
         return claimed("decodable", there.drop_vars("group").expand_dims(variable=["e2"]))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
@@ -352,7 +352,7 @@ def _cosines(result: xr.Dataset) -> Figure:
 
 
 def _retrieval(result: xr.Dataset) -> Figure:
-    final = last_step(result).sel(centring=CENTRINGS[1])["retrieval"]
+    final = result.isel(step=-1).sel(centring=CENTRINGS[1])["retrieval"]
     maps = {
         f"{group} states,\n{truth} bridges": final.sel(group=group, truth=truth)
         for group in result.group.values

@@ -23,7 +23,7 @@ from implicit_reasoning.analysis.claims import (
     above_chance,
     claimed,
 )
-from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step, some_groups
+from implicit_reasoning.analysis.drawing import curves, heat_maps, some_groups
 from implicit_reasoning.analysis.facts import first_known_position
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.reading.ranking import ranks
@@ -123,10 +123,10 @@ class LogitLens(Instrument):
         `MIN_CLUSTERS` distinct clusters, because the null control is too imprecise with fewer.
         """
         best = result.sel(norm=NORMS[0], vocabulary=VOCABULARIES[0])
-        most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
+        by_chance = {"truth": ("true", "shuffled")}
+        there = above_chance(best, "top1", by_chance, least=MIN_LOWER_BOUND)
         enough = result["n_states"] >= MIN_CLUSTERS
-        there = enough & most & above_chance(best, "top1", {"truth": ("true", "shuffled")})
-        return claimed("decodable", there.any("group"))
+        return claimed("decodable", (enough & there).any("group"))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw curves of e2, r2 and the answer over training, and maps of all variables."""
@@ -176,7 +176,7 @@ def _over_training(result: xr.Dataset) -> Figure:
 
 def _places(result: xr.Dataset) -> Figure:
     group = some_groups(result)[0]
-    final = last_step(result).sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
+    final = result.isel(step=-1).sel(group=group, norm=NORMS[0], vocabulary=VOCABULARIES[0])
     ranked = final["reciprocal_rank"]
     maps = {str(v): ranked.sel(truth="true", variable=v) for v in result["variable"].values}
     maps["shuffled truth\n(highest of all)"] = ranked.sel(truth="shuffled").max("variable")

@@ -39,7 +39,7 @@ from implicit_reasoning.analysis.claims import (
     above_chance,
     claimed,
 )
-from implicit_reasoning.analysis.drawing import curves, heat_maps, last_step
+from implicit_reasoning.analysis.drawing import curves, heat_maps
 from implicit_reasoning.analysis.facts import (
     fact_rows,
     first_known_position,
@@ -60,6 +60,7 @@ from implicit_reasoning.analysis.reading.ridge import (
 from implicit_reasoning.analysis.states import (
     Variables,
     chain_variables,
+    neuron_sites,
     prompts,
     residuals,
     state_keys,
@@ -149,15 +150,15 @@ class Probes(Instrument):
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
         """Return the sites of the residual stream and of the MLP neurons."""
-        return (*model.resid_sites, *_neuron_sites(model))
+        return (*model.resid_sites, *neuron_sites(model))
 
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
         """Compute the outcomes of every example. Its probe was fitted without the example."""
         states = residuals(model, params, inputs["tokens"])
-        _, found = model.forward(params, inputs["tokens"], sites=_neuron_sites(model))
-        neurons = jnp.stack([found[site] for site in _neuron_sites(model)])
+        _, found = model.forward(params, inputs["tokens"], sites=neuron_sites(model))
+        neurons = jnp.stack([found[site] for site in neuron_sites(model)])
         layout, labels = FoldRows(**inputs["layout"]), jnp.asarray(inputs["labels"])
         by_place = [jnp.swapaxes(x, 1, 2) for x in (states, neurons)]  # [layer, pos, row, ...]
 
@@ -256,10 +257,6 @@ def _commonest(
     return np.array(shares, np.float32)
 
 
-def _neuron_sites(model: Transformer) -> tuple[str, ...]:
-    return tuple(f"blocks.{layer}.mlp.hook_post" for layer in range(model.spec.depth))
-
-
 def _cells(function: Any, stacked: Any, axes: int) -> Array:
     """Apply a function to one cell at a time. Cells are indices of the first `axes` axes."""
     shape = jax.tree.leaves(stacked)[0].shape[:axes]
@@ -354,7 +351,7 @@ def _over_training(result: xr.Dataset) -> Figure:
 
 
 def _everything(result: xr.Dataset) -> Figure:
-    final = last_step(result).isel(group=0).sel(held_out="prefix")
+    final = result.isel(step=-1, group=0).sel(held_out="prefix")
     maps = {
         f"{name}": final["accuracy"].sel(truth="true", variable=name)
         for name in result["variable"].values

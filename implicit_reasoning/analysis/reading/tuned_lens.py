@@ -30,6 +30,7 @@ from implicit_reasoning.analysis.facts import (
     state_folds,
 )
 from implicit_reasoning.analysis.instrument import Examples, Instrument
+from implicit_reasoning.analysis.patching.outcomes import divergence
 from implicit_reasoning.analysis.reading.ranking import ranks
 from implicit_reasoning.analysis.reading.ridge import affine
 from implicit_reasoning.analysis.states import (
@@ -126,7 +127,7 @@ class TunedLens(Instrument):
                 network.readout(_tuned(network, state, last, said, fitted), HookContext()),
             ]
             rank = jnp.stack([ranks(lens, wanted) for lens in lenses])
-            return rank, jnp.stack([_kl(said, lens) for lens in lenses])
+            return rank, jnp.stack([divergence(lens, said) for lens in lenses])
 
         def layer(cells: tuple[Array, Array]) -> tuple[Array, Array]:
             found: tuple[Array, Array] = jax.lax.map(outcomes, (cells[0], final, cells[1]))
@@ -147,9 +148,8 @@ class TunedLens(Instrument):
         The share of these states must also be above the null control.
         """
         best = result.isel(group=0).sel(lens="tuned lens")
-        most = best["top1_low"].sel(truth="true", drop=True) >= MIN_LOWER_BOUND
         by_chance = {"truth": ("true", "shuffled")}
-        return claimed("decodable", most & above_chance(best, "top1", by_chance))
+        return claimed("decodable", above_chance(best, "top1", by_chance, least=MIN_LOWER_BOUND))
 
     def figures(self, result: xr.Dataset) -> list[Figure]:
         """Draw the top-1 shares of e2 and of the answer, and the KL from the final logits.
@@ -182,7 +182,7 @@ def _tuned(
         return state + moved + lens[1][None]
 
     def loss(lens: tuple[Array, Array]) -> Array:
-        kl = _kl(said, network.readout(mapped(lens), HookContext()))
+        kl = divergence(network.readout(mapped(lens), HookContext()), said)
         return (kl * weight).sum() / weight.sum()
 
     optimizer = optax.adam(_RATE)
@@ -196,12 +196,6 @@ def _tuned(
     lens, _ = jax.lax.fori_loop(0, _STEPS, step, (start, optimizer.init(start)))
     better = loss(lens) < loss(start)  # false if the initial map is already exact
     return jnp.where(better, mapped(lens), mapped(start))
-
-
-def _kl(said: Float[Array, "row token"], lens: Float[Array, "row token"]) -> Float[Array, " row"]:
-    """Compute KL(said || lens) of each row, in nats."""
-    final, other = jax.nn.log_softmax(said), jax.nn.log_softmax(lens)
-    return (jnp.exp(final) * (final - other)).sum(-1)
 
 
 def _top1(result: xr.Dataset) -> Figure:

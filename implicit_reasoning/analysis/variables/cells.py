@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int
 
 from implicit_reasoning.analysis.chunks import map_in_chunks
-from implicit_reasoning.analysis.claims import MIN_CLUSTERS
+from implicit_reasoning.analysis.claims import known_means
 from implicit_reasoning.analysis.suffix import logits_from_layer
 from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.model.cones import Cache, cache_sites, patched_logits, state
@@ -164,11 +164,6 @@ def broadcast_to_cells(value: Array, like: Array) -> Array:
     return jnp.broadcast_to(jnp.expand_dims(value, range(like.ndim - value.ndim)), like.shape)
 
 
-def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return whether each mean of an output is a mean over at least `MIN_CLUSTERS` clusters."""
-    return result[f"{name}_n"] >= MIN_CLUSTERS
-
-
 def with_worst_control(
     result: xr.Dataset, name: str, edit: str, controls: Sequence[str], *, worst: str = "max"
 ) -> xr.DataArray:
@@ -185,7 +180,7 @@ def with_worst_control(
       The outcome. The dimension `edit` has two labels: the value of the argument `edit`, and "worst
       control". Means over fewer than `MIN_CLUSTERS` clusters are NaN.
     """
-    values = result[name].where(has_min_clusters(result, name))
+    values = known_means(result, name)
     of_controls = getattr(values.sel(edit=list(controls)), worst)("edit")
     both = [values.sel(edit=edit, drop=True), of_controls]
     return xr.concat(both, dim=xr.Variable("edit", [edit, "worst control"]))

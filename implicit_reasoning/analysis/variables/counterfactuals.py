@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import Examples
 from implicit_reasoning.analysis.queries import all_queries, look_up_answers, queries_of_rows
 from implicit_reasoning.analysis.states import (
@@ -25,7 +26,6 @@ from implicit_reasoning.analysis.states import (
     state_clusters,
     state_keys,
 )
-from implicit_reasoning.analysis.variables.subspaces import distinct_weights
 from implicit_reasoning.worlds import ROLES, Dataset, World
 from implicit_reasoning.worlds.chains import training_roles
 from implicit_reasoning.worlds.dataset import columns, world_of
@@ -68,14 +68,7 @@ def choose_cases(
       most: the maximum number of cases per split.
       fitted: the rows for fitting.
     """
-    first_fact = dataset.truth["fact1"]
-    parts = []
-    for split in splits:
-        rows = dataset.probes(split)
-        rows = rows[~np.isin(first_fact[rows], first_fact[fitted])]
-        parts.append(round_robin(rows, first_fact[rows])[:most])
-    rows = np.concatenate(parts)
-    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rows, group = held_out_probes(dataset, splits, most, dataset.truth["fact1"][fitted])
     variables = chain_variables(dataset, rows)
     known = chain_variables(dataset, fitted).values
     random = np.random.default_rng(0)
@@ -87,8 +80,27 @@ def choose_cases(
     return Cases(rows, group, variables, new, expected)
 
 
-def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " row"]:
-    """Return at most `most` training chains for fitting, in ascending order.
+def held_out_probes(
+    dataset: Dataset, splits: Sequence[str], most: int, fitted_facts: Int[np.ndarray, " fact"]
+) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """Return at most `most` probe rows of each split, without those of fitted first facts.
+
+    The rows of a split have as many different first facts as possible.
+
+    Returns:
+      `(rows, group)`, both [row]; `group` is the index of the split.
+    """
+    first_fact, parts = dataset.truth["fact1"], []
+    for split in splits:
+        rows = dataset.probes(split)
+        rows = rows[~np.isin(first_fact[rows], fitted_facts)]
+        parts.append(round_robin(rows, first_fact[rows])[:most])
+    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate(parts), group
+
+
+def rows_to_fit(dataset: Dataset) -> Int[np.ndarray, " row"]:
+    """Return at most `MAX_FITTED` training chains for fitting, in ascending order.
 
     The first facts of the chains are those of `fitting_half`. Chains are chosen such that their
     number is about the same for each first fact.
@@ -96,7 +108,7 @@ def rows_to_fit(dataset: Dataset, most: int = MAX_FITTED) -> Int[np.ndarray, " r
     last = dataset.truth[f"fact{dataset.hops}"][: dataset.n_train]
     chains = np.flatnonzero(last >= 0)
     chains = chains[fitting_half(dataset, chains)]
-    return np.sort(round_robin(chains, dataset.truth["fact1"][chains])[:most])
+    return np.sort(round_robin(chains, dataset.truth["fact1"][chains])[:MAX_FITTED])
 
 
 def fitting_half(dataset: Dataset, chains: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
@@ -273,7 +285,7 @@ def make_inputs(
         "expected": cases.expected,
         "fit_tokens": prompts(dataset, fitted),
         "fit_values": chain_variables(dataset, fitted).values,
-        "fit_weight": distinct_weights(state_keys(dataset, fitted)),
+        "fit_weight": first_occurrences(state_keys(dataset, fitted)).astype(np.float32),
         "variables_at": tuple(variable[pos == at] for at in range(n_pos)),
         "more": dict(more),
     }

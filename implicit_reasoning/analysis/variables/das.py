@@ -30,8 +30,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import Claim, claimed, has_min_clusters
 from implicit_reasoning.analysis.drawing import maps_by_variable
+from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
     chain_splits,
@@ -50,11 +51,11 @@ from implicit_reasoning.analysis.variables.alignment import (
     orthonormal,
     start,
 )
-from implicit_reasoning.analysis.variables.cells import has_min_clusters, with_worst_control
+from implicit_reasoning.analysis.variables.cells import with_worst_control
 from implicit_reasoning.analysis.variables.counterfactuals import (
     determined_cells,
     fitting_half,
-    round_robin,
+    held_out_probes,
     rows_to_fit,
 )
 from implicit_reasoning.analysis.variables.interchange import (
@@ -63,7 +64,7 @@ from implicit_reasoning.analysis.variables.interchange import (
     Rules,
     find_pairs,
 )
-from implicit_reasoning.analysis.variables.subspaces import basis, class_means, distinct_weights
+from implicit_reasoning.analysis.variables.subspaces import basis, class_means
 from implicit_reasoning.errors import InputError
 from implicit_reasoning.figures import Figure
 from implicit_reasoning.model import Params, Transformer
@@ -180,22 +181,23 @@ class Alignment(Instrument):
         world, places = world_of(dataset), self.places(dataset)
         learnt = random.random((max(world.tail.shape), world.n_relations)) < 0.5
         fit = rows_to_fit(dataset)
-        to_fit = self._pairs(dataset, fit[random.integers(len(fit), size=_PAIRS)], fit, learnt)
+        fit_bases = fit[random.integers(len(fit), size=_PAIRS)]
+        to_fit = self._pairs(dataset, fit_bases, fit, learnt)
         splits, bases, group, pool = _held_out(dataset)
         scored = self._pairs(dataset, bases, pool, ~learnt, untrained=True)
         inputs = {
             "place": np.array(places, np.int32),
             "fit_tokens": prompts(dataset, fit),
             "fit_values": dataset.truth[self.variable][fit],
-            "fit_weight": distinct_weights(state_keys(dataset, fit)),
-            **(learnt_from := _as_places(to_fit, fit)),
+            "fit_weight": first_occurrences(state_keys(dataset, fit)).astype(np.float32),
+            **(learnt_from := _as_places(fit_bases, to_fit, fit)),
             "shuffled": _shuffled(learnt_from["fit_expected"]),
             "tokens": prompts(dataset, bases),
             "answer": dataset.truth["answer"][bases],
             "source_tokens": np.stack(
-                [np.stack([prompts(dataset, rows) for rows in pairs.source]) for _, pairs in scored]
+                [np.stack([prompts(dataset, rows) for rows in pairs.source]) for pairs in scored]
             ),
-            "expected": np.stack([pairs.expected for _, pairs in scored]),
+            "expected": np.stack([pairs.expected for pairs in scored]),
         }
         return Examples(
             inputs,
@@ -212,20 +214,12 @@ class Alignment(Instrument):
         pool: np.ndarray,
         facts: np.ndarray,
         untrained: bool = False,
-    ) -> list[tuple[np.ndarray, InterchangePairs]]:
-        """Return `(bases, pairs)` for each position. The bases are the same at all positions."""
+    ) -> list[InterchangePairs]:
+        """Return the pairs of the bases for each position."""
+        rules = [Rules(self.variable, place, facts, untrained) for place in self.places(dataset)]
         return [
-            (
-                bases,
-                find_pairs(
-                    dataset,
-                    bases,
-                    pool,
-                    Rules(self.variable, place, facts, untrained),
-                    np.random.default_rng(place),
-                ),
-            )
-            for place in self.places(dataset)
+            find_pairs(dataset, bases, pool, rule, np.random.default_rng(rule.pos))
+            for rule in rules
         ]
 
     def measure(
@@ -292,9 +286,7 @@ class Alignment(Instrument):
                 f"das_{kind}",
                 title,
                 caption,
-                maps_by_variable(
-                    with_worst_control(result, kind, EDITS[0], CONTROLS), "share of cases"
-                ),
+                maps_by_variable(with_worst_control(result, kind, EDITS[0], CONTROLS)),
             )
             for kind, title in what.items()
         ]
@@ -324,31 +316,25 @@ def _held_out(
     """
     chains = np.flatnonzero(dataset.truth[f"fact{dataset.hops}"][: dataset.n_train] >= 0)
     learnt_from = np.unique(dataset.truth["fact1"][chains[fitting_half(dataset, chains)]])
-    first = dataset.truth["fact1"]
     splits = chain_splits(dataset)
-    parts = []
-    for split in splits:
-        rows = dataset.probes(split)
-        rows = rows[~np.isin(first[rows], learnt_from)]
-        parts.append(round_robin(rows, first[rows])[:_MAX_CASES])
-    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return splits, np.concatenate(parts), group, chains[~np.isin(first[chains], learnt_from)]
+    bases, group = held_out_probes(dataset, splits, _MAX_CASES, learnt_from)
+    return splits, bases, group, chains[~np.isin(dataset.truth["fact1"][chains], learnt_from)]
 
 
 def _as_places(
-    pairs: list[tuple[np.ndarray, InterchangePairs]], fit: np.ndarray
+    bases: np.ndarray, pairs: list[InterchangePairs], fit: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Concatenate the pairs of both kinds, and replace rows by indices into `fit`.
 
     `fit` must be sorted.
     """
-    bases = np.concatenate([pairs[0][0]] * len(INTERCHANGE_KINDS))
+    both = np.concatenate([bases] * len(INTERCHANGE_KINDS))
     return {
-        "fit_base": np.searchsorted(fit, bases).astype(np.int32),
+        "fit_base": np.searchsorted(fit, both).astype(np.int32),
         "fit_source": np.stack(
-            [np.searchsorted(fit, np.maximum(p.source, fit[0])).ravel() for _, p in pairs]
+            [np.searchsorted(fit, np.maximum(p.source, fit[0])).ravel() for p in pairs]
         ).astype(np.int32),
-        "fit_expected": np.stack([p.expected.ravel() for _, p in pairs]),
+        "fit_expected": np.stack([p.expected.ravel() for p in pairs]),
     }
 
 

@@ -31,8 +31,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int, Key
 
-from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, claimed
+from implicit_reasoning.analysis.claims import MIN_LOWER_BOUND, Claim, claimed, has_min_clusters
 from implicit_reasoning.analysis.drawing import maps_by_variable
+from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import (
     chain_splits,
@@ -45,7 +46,6 @@ from implicit_reasoning.analysis.variables.cells import (
     Edited,
     Place,
     broadcast_to_cells,
-    has_min_clusters,
     intervene,
     with_worst_control,
 )
@@ -60,7 +60,6 @@ from implicit_reasoning.analysis.variables.subspaces import (
     Eraser,
     Whitening,
     class_means,
-    distinct_weights,
     erase_some,
     leace,
     nearest_mean,
@@ -121,12 +120,13 @@ class Erasure(Instrument):
         both = np.concatenate([fitted, cases.rows])
         keys = state_keys(dataset, both)
         values = chain_variables(dataset, both).values
+        shuffled = np.random.default_rng(0).permuted(values, axis=1)
         draws = draw_values(values, cases.variables.values)
         inputs = make_inputs(dataset, cases, fitted, draws) | {
             # The discriminant for decoding is fitted to the first `len(fitted)` rows.
             "fit_tokens": prompts(dataset, both),
-            "fit_values": np.stack([values, _permuted(values)], axis=-1),
-            "fit_weight": np.stack([distinct_weights(keys), _first_half(keys, len(fitted))], -1),
+            "fit_values": np.stack([values, shuffled], axis=-1),
+            "fit_weight": np.stack([_distinct(keys), _distinct(keys, len(fitted))], -1),
         }
         return make_examples(dataset, splits, cases, inputs, CONDITIONS)
 
@@ -193,7 +193,7 @@ class Erasure(Instrument):
             "and random directions of equal rank. Empty: the state cannot contain the variable, "
             "or fewer than 20 facts count; checkpoints with empty cells only are left out."
         )
-        drawing = maps_by_variable(values, "share of cases")
+        drawing = maps_by_variable(values)
         return [
             Figure("erasure", "Answers that survive the erasure of a variable", caption, drawing)
         ]
@@ -265,12 +265,7 @@ def _decode(cell: Cell, white: Whitening, n_classes: int) -> Array:
     return nearest_mean(flat[1], means) == cell.old
 
 
-def _permuted(values: np.ndarray) -> np.ndarray:
-    """Shuffle the values of each variable among the states, `[variable, state]`."""
-    return np.random.default_rng(0).permuted(values, axis=1)
-
-
-def _first_half(keys: np.ndarray, n_fitted: int) -> np.ndarray:
-    """Return weight 1 for the first of equal states among the first `n_fitted` states, else 0."""
-    weight = distinct_weights(keys[:, :n_fitted])
-    return np.pad(weight, ((0, 0), (0, keys.shape[1] - n_fitted)))
+def _distinct(keys: np.ndarray, n_counted: int | None = None) -> np.ndarray:
+    """Return weight 1 for the first of equal states among the first `n_counted` states, else 0."""
+    there = first_occurrences(keys) & (np.arange(keys.shape[1]) < (n_counted or keys.shape[1]))
+    return there.astype(np.float32)

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Int, Key
 
-from implicit_reasoning.analysis.claims import Claim, claimed
+from implicit_reasoning.analysis.claims import Claim, claimed, has_min_clusters
 from implicit_reasoning.analysis.drawing import maps_by_variable
 from implicit_reasoning.analysis.instrument import Examples, Instrument
 from implicit_reasoning.analysis.states import chain_splits
@@ -28,7 +28,6 @@ from implicit_reasoning.analysis.variables.cells import (
     Cell,
     Edited,
     broadcast_to_cells,
-    has_min_clusters,
     intervene,
     with_worst_control,
 )
@@ -146,7 +145,7 @@ class MeanSwap(Instrument):
             "fewer than 20 facts count; checkpoints with empty cells only are left out. At "
             "layer 0, the swap only exchanges one token for another."
         )
-        drawing = maps_by_variable(values, "share of cases")
+        drawing = maps_by_variable(values)
         return [Figure("mean_swap", "Answers that follow a swapped variable", caption, drawing)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:

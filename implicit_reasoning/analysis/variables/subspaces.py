@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 # Singular values below this multiple of the largest singular value are float32 rounding errors.
@@ -264,21 +263,6 @@ def nearest_mean(
     square = (means.mean**2).sum(-1)
     distance = square[None] - 2 * _product(states, means.mean.T)
     return jnp.where(means.size[None] > 0, distance, jnp.inf).argmin(-1)
-
-
-def distinct_weights(keys: Int[np.ndarray, "pos state"]) -> Float[np.ndarray, "pos state"]:
-    """Return weight 1 for the first of equal states at each position, and 0 for its duplicates.
-
-    This function runs on the host.
-
-    Args:
-      keys: a number for each state at each position. At a position, equal numbers mean equal
-        states.
-    """
-    weight = np.zeros(keys.shape, np.float32)
-    for row, of_pos in zip(weight, keys, strict=True):
-        row[np.unique(of_pos, return_index=True)[1]] = 1
-    return weight
 
 
 def _product(a: Array, b: Array) -> Array:

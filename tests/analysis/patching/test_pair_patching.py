@@ -9,11 +9,12 @@ import pytest
 
 from implicit_reasoning.analysis import InMemory, Runner, measure
 from implicit_reasoning.analysis.claims import Claim
-from implicit_reasoning.analysis.patching.grids import neuron_sites, patch_neurons
+from implicit_reasoning.analysis.patching.grids import patch_neurons
 from implicit_reasoning.analysis.patching.neurons import NeuronPatching
 from implicit_reasoning.analysis.patching.pair_patching import PairPatching
 from implicit_reasoning.analysis.patching.pairs import bridge_pairs
 from implicit_reasoning.analysis.patching.query_pairs import BRIDGE, SAME
+from implicit_reasoning.analysis.states import neuron_sites
 from implicit_reasoning.model import Edit, Spec, Transformer
 from implicit_reasoning.model.cones import cache_sites
 from tests.analysis.by_hand import composer, dataset

@@ -167,14 +167,11 @@ class WrongSearch(Alignment):
         # Pairs for cause, the first kind, have lost bridges as sources. Pairs for isolation use
         # all bridges.
         return [
-            (
-                bases,
-                InterchangePairs(
-                    np.stack([one.source[0], two.source[1]]),
-                    np.stack([one.expected[0], two.expected[1]]),
-                ),
+            InterchangePairs(
+                np.stack([one.source[0], two.source[1]]),
+                np.stack([one.expected[0], two.expected[1]]),
             )
-            for (_, one), (_, two) in zip(of_lost, of_all, strict=True)
+            for one, two in zip(of_lost, of_all, strict=True)
         ]
 
     def examples(self, model, dataset):

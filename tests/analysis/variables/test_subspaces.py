@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicit_reasoning.analysis.facts import first_occurrences
 from implicit_reasoning.analysis.variables import subspaces
 
 
@@ -143,4 +144,4 @@ def test_the_nearest_mean_is_of_a_class_that_there_is():
 
 def test_copies_of_a_state_weigh_nothing():
     keys = np.array([[7, 7, 3], [1, 2, 3]])
-    np.testing.assert_array_equal(subspaces.distinct_weights(keys), [[1, 0, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(first_occurrences(keys), [[1, 0, 1], [1, 1, 1]])
