@@ -1,26 +1,13 @@
-"""Checks of the name and the sparsities in a configuration of dictionaries, before training."""
+"""Checks of the sparsities in a configuration of dictionaries, before training."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from implicit_reasoning.dictionaries.activations import ActivationFn
 from implicit_reasoning.dictionaries.architectures import Architecture
 from implicit_reasoning.errors import InputError
-
-
-def check_values(name: str, sparsities: Sequence[float]) -> None:
-    """Raise one `InputError` that lists the faults of the name and the sparsities."""
-    faults = []
-    # The name becomes the name of a folder in the run.
-    if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
-        faults.append(f"name is {name!r}; it must be the name of a folder, without / or \\")
-    if not sparsities:
-        faults.append("sparsities is empty; it must have at least one number")
-    if faults:
-        raise InputError(f"the dictionaries cannot be trained: {'; '.join(faults)}")
 
 
 def check_sparsities(

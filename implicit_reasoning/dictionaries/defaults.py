@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from implicit_reasoning.dictionaries.fields import default_config
+from implicit_reasoning.config import make_config
+from implicit_reasoning.dictionaries.fields import FIELDS
 
 ARGUMENTS = ("autoencoder", "transcoder", "skip_transcoder", "cross_layer", "crosscoder")
 
 
 def get_config(architecture: str = "autoencoder") -> ConfigDict:
-    """Return the default configuration of an architecture, one of `ARGUMENTS`."""
-    return default_config(architecture)
+    """Return a new, unlocked configuration of an architecture, one of `ARGUMENTS`."""
+    config = make_config(FIELDS)
+    config.name = config.architecture = architecture
+    return config

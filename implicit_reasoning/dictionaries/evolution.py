@@ -14,8 +14,8 @@ earlier or later checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from implicit_reasoning.analysis.instrument import BaseInstrument
 from implicit_reasoning.dictionaries.measures.absorption import MIN_F1
+from implicit_reasoning.dictionaries.results import member_coords
 from implicit_reasoning.dictionaries.store import ALL_STEPS, TRAINED, Dictionaries
 
 _SEED = 0
@@ -31,21 +32,21 @@ _SEED = 0
 class Evolution(BaseInstrument):
     """Instrument that describes the results of `over_training`."""
 
-    name: ClassVar[str] = "evolution"
-    definition: ClassVar[str] = (
+    name = "evolution"
+    definition = (
         "For every active feature, the highest cosine with a feature of the dictionary of the "
         "checkpoint before (kept) and of other seeds (agreement), mean over features; nulls: "
         "features of the other dictionary, rotated at random. drift: the cosine of a value's "
         "best feature with its best feature at the checkpoint before."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+    outputs = {
         "kept": (),
         "kept_null": (),
         "agreement": (),
         "agreement_null": (),
         "drift": ("concept", "value"),
     }
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+    nulls = {
         "rotated, checkpoint before": "kept_null",
         "rotated, other seeds": "agreement_null",
     }
@@ -93,11 +94,7 @@ def over_training(made: Dictionaries, found: xr.Dataset) -> xr.Dataset:
         # A value that the variable lacks or that has too few states has no meaningful best feature.
         there = found["f1"].notnull().values
         variables["drift"] = ("member", "concept", "value"), np.where(there, drift, np.nan)
-    members: dict[str, Any] = {
-        name: ("member", [getattr(member, name) for member in made.members])
-        for name in ("step", "site", "sparsity", "seed")
-    }
-    coords = {**members, "what": ("member", [TRAINED] * n)}
+    coords = member_coords(made.members, [TRAINED] * n)
     if drift is not None:
         coords |= {dim: found[dim].values for dim in ("concept", "value") if dim in found.coords}
     return xr.Dataset(variables, coords)

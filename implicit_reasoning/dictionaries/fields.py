@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,7 +11,6 @@ from implicit_reasoning.config import (
     complete,
     flatten,
     from_json,
-    make_config,
     schema_faults,
     with_current_fields,
 )
@@ -148,13 +148,6 @@ def schema(config: ConfigDict) -> dict[str, Field]:
     return FIELDS
 
 
-def default_config(architecture: str = "autoencoder") -> ConfigDict:
-    """Return a new, unlocked configuration of an architecture with all fields at their defaults."""
-    config = make_config(FIELDS)
-    config.name = config.architecture = architecture
-    return config
-
-
 def completed(config: ConfigDict) -> ConfigDict:
     """Return a locked copy in which missing fields have the values that reproduce old behaviour."""
     return complete(config, FIELDS)
@@ -181,8 +174,17 @@ def check_config(config: ConfigDict) -> None:
     """Raise one `InputError` that lists every field that is missing, unknown or out of bounds.
 
     Options that only a custom activation function has are checked when that function is created.
+    Sparsities are checked when the activation function and the width are known.
     """
     faults = schema_faults(flatten(config), FIELDS, ("options",))
     faults += [f"{group} is missing" for group in ("options", "training") if group not in config]
+    if not faults:
+        # The name becomes the name of a folder in the run.
+        if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name in (".", ".."):
+            faults.append(
+                f"name is {config.name!r}; it must be the name of a folder, without / or \\"
+            )
+        if not config.sparsities:
+            faults.append("sparsities is empty; it must have at least one number")
     if faults:
         raise InputError("the dictionaries cannot be trained: " + "; ".join(faults))

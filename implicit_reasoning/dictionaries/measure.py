@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
@@ -21,6 +20,7 @@ from jaxtyping import Array
 from implicit_reasoning.analysis.aggregate import aggregate
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples
 from implicit_reasoning.analysis.labels import check_labels
+from implicit_reasoning.analysis.subject import stack_trees
 from implicit_reasoning.dictionaries.baselines import Candidate, make_baselines
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
 from implicit_reasoning.dictionaries.instrument import (
@@ -29,6 +29,7 @@ from implicit_reasoning.dictionaries.instrument import (
     EncodedStates,
     ExampleSource,
 )
+from implicit_reasoning.dictionaries.results import member_coords
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.states import Split, split_states, states
 from implicit_reasoning.dictionaries.store import TRAINED, Dictionaries
@@ -124,11 +125,8 @@ def _labelled(
             alive = xr.DataArray(known, dims="step")
             result = result.assign({end: result[end].where(alive) for end in ends})
     result = result.drop_vars("step").rename(step="member")
-    of = {
-        name: ("member", [getattr(one.member, name) for one in candidates])
-        for name in ("step", "site", "sparsity", "seed")
-    }
-    result = result.assign_coords(of).assign_coords(what=("member", [c.name for c in candidates]))
+    of = member_coords([one.member for one in candidates], [one.name for one in candidates])
+    result = result.assign_coords(of)
     return instrument.derived(result, examples)
 
 
@@ -166,12 +164,12 @@ def _outputs(
         for (sites, finished), numbers in _alike(candidates).items():
             some = [candidates[number] for number in numbers]
             steps = sorted({one.member.steps for one in some})
-            params = _stack([run.params(of) for of in steps])
+            params = stack_trees(*(run.params(of) for of in steps))
             source = [steps.index(one.member.steps) for one in some]
             # Candidates are repeated until every device has the same number of them.
             missing = -len(some) % len(jax.local_devices())
             filled = np.resize(np.arange(len(some)), len(some) + missing)
-            items = np.asarray(source)[filled], _stack([some[n].params for n in filled])
+            items = np.asarray(source)[filled], stack_trees(*(some[n].params for n in filled))
             outputs = jax.device_get(program(params, items, sites, finished))
             for place, number in enumerate(numbers):
                 found[number] = jax.tree.map(lambda leaf, p=place: leaf[p], outputs)
@@ -223,12 +221,6 @@ def _program(model: Transformer, chosen: Sequence[Chosen], split: Split) -> Any:
         return found
 
     return program
-
-
-@jax.jit
-def _stack(trees: Sequence[Any]) -> Any:
-    """Stack trees. One program stacks all leaves; otherwise each shape would compile a program."""
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
 
 
 def _padded(outputs: Sequence[Any]) -> Any:

@@ -179,11 +179,6 @@ def stack_pools(
     return Pool(x, y, *map(jnp.asarray, repeated))
 
 
-def make_mesh(trial: int = -1, model: int = 1) -> jax.sharding.Mesh:
-    """Return a mesh for `Population`; -1 as the size of an axis means all remaining devices."""
-    return sharding.make_mesh({"trial": trial, "data": 1, "model": model})
-
-
 def _data_of(pools: Pool, member: Members) -> TrainingData:
     """Return the pool, sparsity and key of one member."""
     pool = Pool(*(part[member.pool] for part in pools))

@@ -20,7 +20,7 @@ from implicit_reasoning.dictionaries.architectures import (
     Crosscoder,
     CrossLayer,
 )
-from implicit_reasoning.dictionaries.checks import check_sparsities, check_values
+from implicit_reasoning.dictionaries.checks import check_sparsities
 from implicit_reasoning.dictionaries.dictionary import Dictionary
 from implicit_reasoning.dictionaries.splice import Sites
 from implicit_reasoning.dictionaries.steps import DictionaryRecipe, DictionaryTrainingSettings
@@ -68,7 +68,6 @@ def resolve(run: Run, config: ConfigDict) -> ResolvedSet:
       InputError: a value does not exist in this run, is invalid, or contradicts another value.
     """
     fields.check_config(config)
-    check_values(config.name, config.sparsities)
     if config.architecture not in ARCHITECTURES:
         raise InputError(
             f"there is no architecture {config.architecture!r}; it must be one of "

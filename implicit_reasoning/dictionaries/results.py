@@ -31,6 +31,8 @@ TABLE = (
 )
 """The instruments whose results the table of a set contains, in the order of its variables."""
 
+_KEY = ("step", "site", "sparsity", "seed", "what")
+
 
 def open_measured(run: Run, name: str) -> xr.Dataset | None:
     """Open the table of measured results of a set, or return None if the set has no results.
@@ -77,13 +79,18 @@ def join_instruments(results: Mapping[str, xr.Dataset], members: Sequence[Member
     return joined.assign_attrs(kept)
 
 
+def member_coords(members: Sequence[Member], what: Sequence[str]) -> dict[str, Any]:
+    """Return the coordinates of the dimension `member`; `what` is as in `Candidate.name`."""
+    values = {name: [getattr(member, name) for member in members] for name in _KEY[:-1]}
+    return {name: ("member", column) for name, column in (values | {"what": list(what)}).items()}
+
+
 def _keys(result: xr.Dataset) -> list[Any]:
-    names = ("step", "site", "sparsity", "seed", "what")
     values = [
         result[name].values.tolist()
         if name in result.coords
         else [TRAINED] * result.sizes["member"]
-        for name in names
+        for name in _KEY
     ]
     return _numbered(zip(*values, strict=True))
 
@@ -114,12 +121,11 @@ def _reordered(result: xr.Dataset, there: list[Any], wanted: list[Any]) -> xr.Da
     at = {key: number for number, key in enumerate(there)}
     numbers = np.array([at.get(key, -1) for key in wanted])
     found = result.isel(member=np.maximum(numbers, 0))
-    names = ("step", "site", "sparsity", "seed", "what")
     columns = zip(*[key for key, _ in wanted], strict=True)
-    of = {name: ("member", list(column)) for name, column in zip(names, columns, strict=True)}
+    of = {name: ("member", list(column)) for name, column in zip(_KEY, columns, strict=True)}
     if (numbers < 0).any():
         known = xr.DataArray(numbers >= 0, dims="member")
-        found = found.drop_vars([name for name in names if name in found.coords])
+        found = found.drop_vars([name for name in _KEY if name in found.coords])
         found = found.map(lambda values: values.where(known) if "member" in values.dims else values)
     return found.assign_coords(of).assign_attrs(result.attrs)
 

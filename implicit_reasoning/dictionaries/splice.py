@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from implicit_reasoning.dictionaries.dictionary import InferenceDictionary
-from implicit_reasoning.model import Edit, HookContext, Params
+from implicit_reasoning.model import Edit, HookContext, Params, mask
 
 _ACTS = ("batch", "pos", "d_sae")
 _RESID = ("batch", "pos", "d_model")
@@ -83,7 +83,7 @@ def ablations(value: Array | float, sites: Sites, where: Bool[Array, " pos"]) ->
     """
     parts = jnp.split(jnp.atleast_1d(value), len(sites.write)) if jnp.ndim(value) else None
     return {
-        site: Edit(_constant, (value if parts is None else parts[number], where))
+        site: Edit(mask, (where[:, None], value if parts is None else parts[number]))
         for number, site in enumerate(sites.write)
     }
 
@@ -117,8 +117,3 @@ def _side_by_side(splice: _Splice, value: Array, hooks: HookContext) -> Array:
     known = {here: value} | {s: hooks.read(s) for s in read if s != here and hooks.passed(s)}
     first = known[read[0]] if read[0] in known else hooks.read(read[0])
     return jnp.concatenate([known.get(site, jnp.zeros_like(first)) for site in read], axis=-1)
-
-
-def _constant(value: Array, hooks: HookContext, args: tuple[Array, Array]) -> Array:
-    new, where = args
-    return jnp.where(where[None, :, None], jnp.broadcast_to(new, value.shape), value)

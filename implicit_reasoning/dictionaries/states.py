@@ -77,6 +77,15 @@ def distinct_places(
     return Places(rows, tokens, row, pos).only(np.ones(len(row), bool))
 
 
+def first_fact_keys(dataset: Dataset, places: Places) -> Int[np.ndarray, " state"]:
+    """Return a number for the first fact of each state's prefix; at the first position, its token.
+
+    States have equal numbers if the first two tokens of their prefixes are equal.
+    """
+    begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
+    return begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)]
+
+
 class Split(NamedTuple):
     """The distinct states of a dataset, split into training and held-out states.
 

@@ -270,9 +270,10 @@ class DictionaryTraining:
         # Starting a stage loads checkpoints from disk to the device.
         with jax.transfer_guard("allow"):
             own = _finish(stage.population, stage.state, stage.material)
-            stage = stage._replace(
-                finished=own if stage.finished is None else _concatenated(stage.finished, own)
-            )
+            if stage.finished is not None:
+                both = stage.finished, own
+                own = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
+            stage = stage._replace(finished=own)
             number = stage.number + 1
             if number == len(self._resolved.stages):
                 return stage._replace(number=number)
@@ -328,7 +329,3 @@ def _finish(population: Population, state: DictionaryState, material: StageData 
     finish = jax.vmap(population.recipe.dictionary.finish)
     found: Params = finish(state.params, state.threshold, population.members.sparsity, *scales)
     return found
-
-
-def _concatenated(*params: Params) -> Params:
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *params)

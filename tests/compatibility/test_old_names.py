@@ -23,6 +23,7 @@ from implicit_reasoning.config import apply_overrides, flatten, from_json, load_
 from implicit_reasoning.config.renamed import FIELDS, with_current_fields
 from implicit_reasoning.dictionaries import (
     activations,
+    defaults,
     fields,
     load,
     resolved,
@@ -159,7 +160,7 @@ def test_old_names_of_fields_are_read_and_overridden(capsys):
     # Overrides as on a command line, or in a user's file that changes the defaults.
     overrides = SMALL | {"variant": "relu", "sparsities": (0.1,), "training.beta2": 0.99}
     assert apply_overrides(load_config(DEFAULTS), overrides) == now
-    mine = fields.default_config()
+    mine = defaults.get_config()
     mine.variant = "gated"
     assert fields.with_current_names(mine).activation_fn == "gated"
     assert with_current_fields(now, fields.FIELDS) is now

@@ -234,10 +234,11 @@ def test_what_is_resampled_is_what_was_written_worst():
 MESH = """
 import sys
 import jax, numpy as np
-from implicit_reasoning.dictionaries.population import make_mesh
+from implicit_reasoning.runtime.sharding import make_mesh
 from tests.dictionaries.test_population import *
 activation_fn, sparsities = ON_DEVICES[sys.argv[1]]
-state = trained(population(activation_fn, sparsities, mesh=make_mesh(trial=4, model=2)), (20,))[0]
+mesh = make_mesh({"trial": 4, "data": 1, "model": 2})
+state = trained(population(activation_fn, sparsities, mesh=mesh), (20,))[0]
 assert state.params["W_enc"].sharding.spec == jax.sharding.PartitionSpec("trial", None, "model")
 np.savez(sys.argv[2], **state.params)
 """

@@ -37,8 +37,21 @@ _RATE = 0.01  # update rate of the running threshold
 _MAX_DENSE_RATIO = 32
 
 
+class AuxK(ActivationFn):
+    """Base class of functions that select the k largest, with the AuxK loss for dead features."""
+
+    aux: float
+    sparsity_kind: ClassVar[str] = "k"
+
+    def terms(
+        self, architecture: Architecture, params: Params, forward: ForwardPass
+    ) -> dict[str, Scalar]:
+        """Return the AuxK loss."""
+        return {"aux": self.aux * auxiliary(architecture, params, forward)}
+
+
 @dataclass(frozen=True)
-class TopK(ActivationFn):
+class TopK(AuxK):
     """TopK activation; `sparsity` is k.
 
     Attributes:
@@ -51,7 +64,6 @@ class TopK(ActivationFn):
     aux: float = 1.0
 
     name: ClassVar[str] = "topk"
-    sparsity_kind: ClassVar[str] = "k"
     saelens_architecture: ClassVar[str] = "topk"
 
     def encode(
@@ -77,15 +89,9 @@ class TopK(ActivationFn):
         written = jax.lax.stop_gradient(pre * architecture.norms(params)[None]).astype(jnp.float32)
         return Encoded(jnp.where(largest_few(written, sparsity), jax.nn.relu(pre), 0.0), pre)
 
-    def terms(
-        self, architecture: Architecture, params: Params, forward: ForwardPass
-    ) -> dict[str, Scalar]:
-        """Return the AuxK loss."""
-        return {"aux": self.aux * auxiliary(architecture, params, forward)}
-
 
 @dataclass(frozen=True)
-class BatchTopK(ActivationFn):
+class BatchTopK(AuxK):
     """BatchTopK activation; `sparsity` is the mean of k.
 
     Attributes:
@@ -95,7 +101,6 @@ class BatchTopK(ActivationFn):
     aux: float = 1.0
 
     name: ClassVar[str] = "batch_topk"
-    sparsity_kind: ClassVar[str] = "k"
     saelens_architecture: ClassVar[str] = "jumprelu"
 
     def encode(
@@ -107,12 +112,6 @@ class BatchTopK(ActivationFn):
         written = jax.lax.stop_gradient(acts * architecture.norms(params)[None]).astype(jnp.float32)
         least = largest(written.reshape(-1), jnp.floor(sparsity * len(x)).astype(jnp.int32))
         return Encoded(jnp.where((written >= least) & (written > 0), acts, 0.0), pre)
-
-    def terms(
-        self, architecture: Architecture, params: Params, forward: ForwardPass
-    ) -> dict[str, Scalar]:
-        """Return the AuxK loss."""
-        return {"aux": self.aux * auxiliary(architecture, params, forward)}
 
     def observe(
         self, architecture: Architecture, params: Params, threshold: Scalar, encoded: Encoded

@@ -30,6 +30,8 @@ from implicit_reasoning.dictionaries.measures.matching import (
     MIN_STATES,
     Half,
     average_precision,
+    both_halves,
+    count_states,
     f1_score,
     one_hot_values,
 )
@@ -226,15 +228,11 @@ def _matches(
     halves: Any,
     n_values: int,
 ) -> Matches:
-    """Match features with the values of each concept; padding states are never active."""
+    """Match features with the values of each concept."""
 
     def one(item: tuple[Array, Any]) -> Matches:
         share, halves = item
-        first, second = (
-            Half(jnp.where(numbers[:, None] >= 0, acts[numbers], -jnp.inf), values)
-            for numbers, values in halves
-        )
-        return match_features(first, second, n_values, share)
+        return match_features(*both_halves(acts, halves), n_values, share)
 
     found: Matches = jax.lax.map(one, (share, jax.tree.map(jnp.asarray, halves)))
     return found
@@ -251,7 +249,7 @@ def match_features(
       n_values: number of values; greater values are ignored; static.
       share: the share of each feature's activity that is at the concept's position.
     """
-    counts = (_counts(half, n_values) for half in (first, second))
+    counts = (count_states(half, n_values) for half in (first, second))
     both, n_value, n_active = zip(*counts, strict=True)
     enough = (n_value[0] >= MIN_STATES) & (n_value[1] >= MIN_STATES)
     everywhere = n_active[0] / jnp.maximum(share, 1e-12)
@@ -270,15 +268,6 @@ def match_features(
         jnp.isfinite(second.acts[:, 0]).sum(),
         jax.vmap(average_precision)(second.acts.T, there),
     )
-
-
-def _counts(half: Half, n_values: int) -> tuple[Array, Array, Array]:
-    """Count the states that are active and have a value, that have a value, and that are active.
-
-    The shapes are [value, feature], [value] and [feature].
-    """
-    of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
-    return of_value @ active, of_value.sum(1), active.sum(0)
 
 
 def _summed(rows: Float[Array, "feature d_out"], sites: Sites) -> Float[Array, "feature d_model"]:

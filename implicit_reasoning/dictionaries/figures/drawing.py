@@ -54,7 +54,11 @@ def features_axis(ax: Axes) -> None:
 
 
 def over_steps(
-    ax: Axes, values: xr.DataArray, label: str, style: Mapping[str, Any], **ends: xr.DataArray
+    ax: Axes,
+    values: xr.DataArray,
+    label: str,
+    ends: Mapping[str, xr.DataArray] | None = None,
+    **style: Any,
 ) -> None:
     """Plot means over seeds against training steps, with a shaded range.
 
@@ -62,9 +66,9 @@ def over_steps(
       ax: the axes to draw in.
       values: [member], with the coordinate `step`.
       label: label in the legend.
-      style: style of the line; `color` is required.
       ends: `low` and `high`, the ends of the intervals to shade. By default, the range over seeds
         is shaded.
+      style: style of the line; `color` is required.
     """
     steps = np.unique(values["step"])
     at = [np.flatnonzero((values["step"] == step).values) for step in steps]
@@ -73,8 +77,8 @@ def over_steps(
         return np.array([how(of.values[there]) for there in at])
 
     mean = reduced(values, np.mean)
-    low = reduced(ends.get("low", values), np.min)
-    high = reduced(ends.get("high", values), np.max)
+    ends = ends or {"low": values, "high": values}
+    low, high = reduced(ends["low"], np.min), reduced(ends["high"], np.max)
     ax.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
     ax.plot(steps, mean, label=label, linewidth=1.4, markersize=4, **style)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

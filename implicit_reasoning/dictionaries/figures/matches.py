@@ -93,9 +93,9 @@ def _split(ax: Axes, part: xr.Dataset) -> None:
     for count, (color, marker) in styles.items():
         label = "one feature" if count == 1 else f"any of {count}"
         values = part["f1_joined"].sel(joined=count).mean("value")
-        over_steps(ax, values, label, {"color": color, "marker": marker})
+        over_steps(ax, values, label, color=color, marker=marker)
     null = part["f1_null"].max("draw")
-    over_steps(ax, null, "null", {"color": GREY, "linestyle": ":", "marker": "v"})
+    over_steps(ax, null, "null", color=GREY, linestyle=":", marker="v")
 
 
 def _absorbed(ax: Axes, part: xr.Dataset) -> None:
@@ -106,15 +106,15 @@ def _absorbed(ax: Axes, part: xr.Dataset) -> None:
     }
     for quantity, style in styles.items():
         label = "null" if quantity.endswith("null") else quantity
-        over_steps(ax, part[quantity].mean("bridge"), label, style)
+        over_steps(ax, part[quantity].mean("bridge"), label, **style)
 
 
 def _by_role(ax: Axes, part: xr.Dataset) -> None:
     for role, color, marker in (("id", BLUE, "o"), ("ood", VERMILION, "s")):
         for whose, line in (("own", "-"), ("another", ":")):
             at = {"role": role, "whose": whose}
-            style = {"color": color, "linestyle": line, "marker": marker}
             label = f"{'in' if role == 'id' else 'out of'} distribution"
             label += "" if whose == "own" else ", null"
             ends = {end: part[f"role_active_{end}"].sel(at) for end in ("low", "high")}
-            over_steps(ax, part["role_active"].sel(at), label, style, **ends)
+            of_role = part["role_active"].sel(at)
+            over_steps(ax, of_role, label, ends, color=color, linestyle=line, marker=marker)

@@ -78,12 +78,10 @@ def training(name: str, result: xr.Dataset) -> Figure | None:
 def _lasting(ax: Axes, part: xr.Dataset) -> None:
     later = part.sel(member=part["kept"].notnull().values)
     if later.sizes["member"]:
-        style = {"color": BLUE, "marker": "o"}
-        over_steps(ax, later["kept"], "checkpoint before", style)
-        over_steps(ax, later["kept_null"], "null", {"color": GREY, "linestyle": ":", "marker": "v"})
+        over_steps(ax, later["kept"], "checkpoint before", color=BLUE, marker="o")
+        over_steps(ax, later["kept_null"], "null", color=GREY, linestyle=":", marker="v")
     if part["agreement"].notnull().any():
-        style = {"color": VERMILION, "marker": "s"}
-        over_steps(ax, part["agreement"], "another seed", style)
+        over_steps(ax, part["agreement"], "another seed", color=VERMILION, marker="s")
 
 
 def superposition(name: str, result: xr.Dataset) -> Figure:
@@ -93,18 +91,18 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     kinds = {"feature": (BLUE, "o", "features")}
     if "bridge_overlap" in own:
         kinds["bridge"] = (VERMILION, "s", "bridges' means")
-    for column, site in enumerate(sites):
+    for site, top, below in zip(sites, *rows, strict=True):
         part = at_middle_sparsity(result, site)
         for kind, (color, marker, label) in kinds.items():
             style = {"color": color, "marker": marker}
-            over_steps(rows[0][column], part[f"{kind}_overlap"], label, style)
-            null = {"color": color, "linestyle": ":", "marker": marker}
-            over_steps(rows[0][column], part[f"{kind}_overlap_null"], f"{label}, null", null)
-            over_steps(rows[1][column], part[f"{kind}_directions"], label, style)
-        style = {"color": BLACK, "marker": "D"}
-        over_steps(rows[1][column], part["effective_dims"], "dimensions of states", style)
-        rows[1][column].set_yscale("log", base=2)
-        rows[1][column].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            over_steps(top, part[f"{kind}_overlap"], label, **style)
+            null = part[f"{kind}_overlap_null"]
+            over_steps(top, null, f"{label}, null", **style, linestyle=":")
+            over_steps(below, part[f"{kind}_directions"], label, **style)
+        states = part["effective_dims"]
+        over_steps(below, states, "dimensions of states", color=BLACK, marker="D")
+        below.set_yscale("log", base=2)
+        below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     rows[0][0].set_ylabel("overlap with the nearest")
     rows[0][0].set_ylim(-0.02, 1.02)
     rows[1][0].set_ylabel("how many")

@@ -44,7 +44,7 @@ def uses(name: str, result: xr.Dataset) -> Figure | None:
             part = at_middle_sparsity(result, site).sel(change=change, outcome=outcome)
             for rule, style in _RULES.items():
                 ends = {end: part[f"use_{end}"].sel(rule=rule) for end in ("low", "high")}
-                over_steps(ax, part["use"].sel(rule=rule), rule, style, **ends)
+                over_steps(ax, part["use"].sel(rule=rule), rule, ends, **style)
     legends(drawing, rows[:1])
     pairs, cases = (int(result[key]) for key in ("use_pairs", "use_cases"))
     caption = (

@@ -18,7 +18,7 @@ absorbing latent has a cosine of at least .025 with the direction and at least .
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,18 +43,16 @@ _RARE = 0.5  # a feature active on at least this share of a bridge's states is n
 class Absorption(DictionaryInstrument):
     """Shares of silent and absorbed states, by bridge, on the second half of the facts."""
 
-    name: ClassVar[str] = "absorption"
-    definition: ClassVar[str] = (
+    name = "absorption"
+    definition = (
         "For each bridge, shares of the states where it is first known, of facts that its "
         "feature was not chosen on. silent: the bridge's feature is not active; absorbed: in "
         "addition, a feature that is active on less than half of the bridge's states writes at "
         "least .4 of what is written along the bridge's direction. Null: another bridge's "
         "direction. Source: Chanin et al. 2024, section 5."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
-        name: ("bridge",) for name in ("silent", "absorbed", "absorbed_null")
-    }
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {"another bridge": "absorbed_null"}
+    outputs = {name: ("bridge",) for name in ("silent", "absorbed", "absorbed_null")}
+    nulls = {"another bridge": "absorbed_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose the states in which the bridge is first known."""

@@ -8,7 +8,7 @@ its mean over training states or to zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +51,8 @@ class AnswerQueries(NamedTuple):
 class Spliced(DictionaryInstrument):
     """Answers of the model with the dictionary spliced in; chains are clustered by bridge."""
 
-    name: ClassVar[str] = "answers"
-    definition: ClassVar[str] = (
+    name = "answers"
+    definition = (
         "For probes of every split of chains: cross-entropy of the right answer in nats (ce), "
         "KL(clean model || this one) in nats (kl) and accuracy (correct) of the clean model, "
         "and of the model with the site replaced by the dictionary's output (spliced), by its "
@@ -60,15 +60,13 @@ class Spliced(DictionaryInstrument):
         "kl_div_score: the share of the loss added by zero ablation (mean ablation, zero "
         "ablation) that the dictionary recovers; nan where ablation adds less than .01 nats."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
-        name: ("model", EXAMPLE) for name in ("ce", "kl", "correct")
-    }
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+    outputs = {name: ("model", EXAMPLE) for name in ("ce", "kl", "correct")}
+    nulls = {
         "mean": {"model": "mean"},
         "zero": {"model": "zero"},
     }
-    group: ClassVar[str] = "split"
-    needs_model: ClassVar[bool] = True
+    group = "split"
+    needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose probes of every split of chains; the task must have chains."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,14 @@ from implicit_reasoning.dictionaries.instrument import (
 )
 from implicit_reasoning.dictionaries.measures.matching import (
     MAX_JOINED,
-    Half,
+    both_halves,
     joined,
     match,
     match_null,
     ranked,
 )
-from implicit_reasoning.dictionaries.states import Places
-from implicit_reasoning.worlds import Dataset, prefix_keys
+from implicit_reasoning.dictionaries.states import Places, first_fact_keys
+from implicit_reasoning.worlds import Dataset
 
 FACT = "fact1"
 """The first fact of a chain; its values correspond to the prefixes (e1, r1)."""
@@ -87,8 +87,7 @@ def choose_concepts(dataset: Dataset, places: Places) -> list[Concept]:
     """
     variables = chain_variables(dataset, places.rows)
     positions = list(dataset.positions)
-    begun = prefix_keys(places.tokens, dataset.n_vocab)[:, :2]
-    halves = assign_folds(begun[places.row, np.minimum(places.pos, 1)], 2) == 1
+    halves = assign_folds(first_fact_keys(dataset, places), 2) == 1
     random = np.random.default_rng(_SEED)
     concepts = []
     for name, kind in zip(variables.names, variables.kinds, strict=True):
@@ -182,15 +181,15 @@ class ConceptStates:
 class Concepts(DictionaryInstrument):
     """F1 and average precision of the best feature of each value, with null controls."""
 
-    name: ClassVar[str] = "concepts"
-    definition: ClassVar[str] = (
+    name = "concepts"
+    definition = (
         "For each variable and position (concept) and value: the feature whose activity matches "
         "the value best (best_feature), chosen by F1 on one half of first facts; on the other "
         "half, its F1, the average precision of its activation, and the F1 of the best one, two "
         "or three features together (f1_joined). nan: a half has fewer than two states with the "
         "value. Nulls: means over values when values are permuted among the states."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+    outputs = {
         "f1": ("concept", "value"),
         "average_precision": ("concept", "value"),
         "f1_joined": ("concept", "value", "joined"),
@@ -198,7 +197,7 @@ class Concepts(DictionaryInstrument):
         "f1_null": ("concept", "draw"),
         "average_precision_null": ("concept", "draw"),
     }
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+    nulls = {
         "permuted values, F1": "f1_null",
         "permuted values, average precision": "average_precision_null",
     }
@@ -227,10 +226,7 @@ class Concepts(DictionaryInstrument):
         """
 
         def one(halves: Any) -> dict[str, Array]:
-            first, second = (
-                Half(jnp.where(numbers[:, None] >= 0, encoded.acts[numbers], -jnp.inf), values)
-                for numbers, values in halves
-            )
+            first, second = both_halves(encoded.acts, halves)
             order = ranked(second.acts)
             key = jax.random.key(_SEED)
             found = match(first, second, inputs.n_values, order)

@@ -14,6 +14,7 @@ is for absorption", section 4, who count the features that improve a sparse prob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,8 +171,33 @@ def joined(first: Half, second: Half, n_values: int) -> Float[Array, "value n"]:
 
 def best_features(half: Half, n_values: int) -> Int[Array, " value"]:
     """Return the feature with the highest F1 for each value."""
+    both, n_value, n_active = count_states(half, n_values)
+    return f1_score(both, n_value[:, None], n_active[None]).argmax(1)
+
+
+def count_states(half: Half, n_values: int) -> tuple[Array, Array, Array]:
+    """Count the states that are active and have a value, that have a value, and that are active.
+
+    The shapes are [value, feature], [value] and [feature].
+    """
     of_value, active = one_hot_values(half.values, n_values), (half.acts > 0).astype(jnp.float32)
-    return f1_score(of_value @ active, of_value.sum(1)[:, None], active.sum(0)[None]).argmax(1)
+    return of_value @ active, of_value.sum(1), active.sum(0)
+
+
+def both_halves(
+    acts: Float[Array, "state feature"], halves: Sequence[tuple[Array, Array]]
+) -> tuple[Half, Half]:
+    """Select the states of both halves; padding states are never active.
+
+    Args:
+      acts: activations on all states.
+      halves: numbers of the states and their values, for each half; the number -1 is padding.
+    """
+    first, second = (
+        Half(jnp.where(numbers[:, None] >= 0, acts[numbers], -jnp.inf), values)
+        for numbers, values in halves
+    )
+    return first, second
 
 
 def average_precision(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array
@@ -16,14 +16,14 @@ from implicit_reasoning.dictionaries.instrument import (
     ExampleSource,
 )
 from implicit_reasoning.dictionaries.measures.metrics import activity, quality
-from implicit_reasoning.worlds import prefix_keys
+from implicit_reasoning.dictionaries.states import first_fact_keys
 
 
 class Reconstruction(DictionaryInstrument):
     """Reconstruction quality on held-out states, and activity of features on all states."""
 
-    name: ClassVar[str] = "reconstruction"
-    definition: ClassVar[str] = (
+    name = "reconstruction"
+    definition = (
         "On distinct states of prefixes that no dictionary was trained on: active features "
         "(l0), sum of activations (l1), squared error (mse), explained variance relative to the "
         "mean of the targets (legacy: mean over states of the same ratio), cosine and ratio of "
@@ -31,7 +31,7 @@ class Reconstruction(DictionaryInstrument):
         "shares of features that are never active (dead) and active on more than a tenth of "
         "states (dense)."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+    outputs = {
         "l0": (EXAMPLE,),
         "l1": (EXAMPLE,),
         "mse": (EXAMPLE,),
@@ -46,9 +46,8 @@ class Reconstruction(DictionaryInstrument):
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose all held-out states, clustered by first fact; at the first position, by token."""
-        places, held_out = source.split.places, np.flatnonzero(source.split.held_out)
-        begun = prefix_keys(places.tokens, source.run.dataset.n_vocab)[:, :2]
-        keys = begun[places.row, np.minimum(places.pos, begun.shape[1] - 1)][held_out]
+        held_out = np.flatnonzero(source.split.held_out)
+        keys = first_fact_keys(source.run.dataset, source.split.places)[held_out]
         return Examples(held_out, ("held-out states",), np.zeros(len(held_out), int), keys)
 
     def measure(

@@ -9,7 +9,7 @@ the out-of-distribution facts. The null control is the activity of the feature o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,16 +54,16 @@ class RoleStates(NamedTuple):
 class Roles(DictionaryInstrument):
     """How often a bridge's feature is active, by the role of the first fact."""
 
-    name: ClassVar[str] = "roles"
-    definition: ClassVar[str] = (
+    name = "roles"
+    definition = (
         "role_active: the share of states where the feature of their bridge is active. Features "
         "are chosen on half of the facts that training chains use; states are of the other half "
         "(id), and of facts that no chain uses (ood). Null: another bridge's feature. Intervals "
         "are clustered by bridge."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {"role_active": ("whose", EXAMPLE)}
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {"another bridge": {"whose": "another"}}
-    group: ClassVar[str] = "role"
+    outputs = {"role_active": ("whose", EXAMPLE)}
+    nulls = {"another bridge": {"whose": "another"}}
+    group = "role"
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose states of both roles; clusters are bridges, as each bridge has one feature."""

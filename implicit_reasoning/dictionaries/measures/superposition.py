@@ -18,7 +18,7 @@ Source: Elhage et al. 2022, "Toy models of superposition", section 3 (dimensiona
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,21 +45,19 @@ _NUMBERS = ("directions", "overlap", "overlap_null", "dims")
 class Superposition(DictionaryInstrument):
     """The number, overlap and dimensionality of a dictionary's features."""
 
-    name: ClassVar[str] = "superposition"
-    definition: ClassVar[str] = (
+    name = "superposition"
+    definition = (
         "For features that are ever active: their number (directions), the highest |cosine| "
         "with another, mean over directions (overlap), the same for as many random directions "
         "(overlap_null), and the mean of |w|^2 / sum_j (w . w_j / |w|)^2 (dims). "
         "effective_dims: participation ratio of the states' covariance. Source: Elhage et al. "
         "2022, section 3."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+    outputs = {
         "effective_dims": (),
         **{f"feature_{number}": () for number in _NUMBERS},
     }
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
-        "random directions": "feature_overlap_null"
-    }
+    nulls = {"random directions": "feature_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
         """Return no examples; the instrument uses all states."""
@@ -90,15 +88,13 @@ class BridgeSuperposition(DictionaryInstrument):
     These numbers do not depend on a dictionary.
     """
 
-    name: ClassVar[str] = "bridge_superposition"
-    definition: ClassVar[str] = (
+    name = "bridge_superposition"
+    definition = (
         "The numbers of `superposition` for the means of the states of each bridge, where it is "
         "first known, minus the mean of all."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {f"bridge_{number}": () for number in _NUMBERS}
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
-        "random directions": "bridge_overlap_null"
-    }
+    outputs = {f"bridge_{number}": () for number in _NUMBERS}
+    nulls = {"random directions": "bridge_overlap_null"}
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose the states in which the bridge is first known."""

@@ -32,7 +32,7 @@ Nanda 2024; Hernandez et al. 2024).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicit_reasoning.analysis.instrument import EXAMPLE, Examples, NotApplicable
 from implicit_reasoning.analysis.queries import prompt_tokens
 from implicit_reasoning.analysis.states import prompts
-from implicit_reasoning.analysis.suffix import logits_from_layer
+from implicit_reasoning.analysis.suffix import answer_after_patch, logits_from_layer
 from implicit_reasoning.analysis.variables.counterfactuals import follow_relations, rows_to_fit
 from implicit_reasoning.analysis.variables.subspaces import class_means
 from implicit_reasoning.dictionaries.instrument import (
@@ -86,23 +86,20 @@ class Swaps(NamedTuple):
     pair: Int[np.ndarray, " case"]
 
 
-def choose_swaps(dataset: Dataset, n_pairs: int = _PAIRS) -> Swaps:
+def choose_swaps(dataset: Dataset) -> Swaps:
     """Choose prefixes of two-hop chains, and a new bridge for each prefix.
 
     The prefixes are first facts of training chains that `rows_to_fit` does not use. The new bridges
     are bridges of the rows of `rows_to_fit`. Expected answers follow only facts that training uses
-    at the second hop, because a model may not know other facts.
-
-    Args:
-      dataset: the run's dataset.
-      n_pairs: maximum number of pairs of a prefix and a new bridge.
+    at the second hop, because a model may not know other facts. There are at most `_PAIRS` pairs of
+    a prefix and a new bridge.
     """
     world, truth = world_of(dataset), dataset.truth
     random, fitted = np.random.default_rng(_SEED), rows_to_fit(dataset)
     chains = np.flatnonzero((truth["fact2"] >= 0)[: dataset.n_train])
     facts, rows = np.unique(truth["fact1"][chains], return_index=True)
     rows = chains[rows[~np.isin(facts, truth["fact1"][fitted])]]
-    rows = random.permutation(rows)[:n_pairs]
+    rows = random.permutation(rows)[:_PAIRS]
     bridges = np.unique(truth["e2"][fitted])
     old = truth["e2"][rows]
     shift = random.integers(1, len(bridges), len(rows))
@@ -168,8 +165,8 @@ class Use(DictionaryInstrument):
     The answer becomes that of the new bridge, stays unchanged, or becomes any other answer.
     """
 
-    name: ClassVar[str] = "use"
-    definition: ClassVar[str] = (
+    name = "use"
+    definition = (
         "use: the share of answers that become the other bridge's (moved), stay, or become "
         "another (other) when features of bridges are changed where the bridge is first known: "
         "swap, clamp, ablate, ablate another. use_all: of pairs of a prefix and another bridge, "
@@ -178,17 +175,17 @@ class Use(DictionaryInstrument):
         "permuted among the prompts, and class means, which need no dictionary. nan after the "
         "last block."
     )
-    outputs: ClassVar[dict[str, tuple[str, ...]]] = {
+    outputs = {
         "use": ("rule", "change", "outcome", EXAMPLE),
         "use_all": ("rule", EXAMPLE),
         "first_of_pair": (EXAMPLE,),
     }
-    given: ClassVar[dict[str, str]] = {"use_all": "first_of_pair"}
-    nulls: ClassVar[dict[str, Mapping[str, Any] | str]] = {
+    given = {"use_all": "first_of_pair"}
+    nulls = {
         "permuted bridges": {"rule": "null"},
         "class means": {"rule": "class means"},
     }
-    needs_model: ClassVar[bool] = True
+    needs_model = True
 
     def examples(self, source: ExampleSource) -> Examples:
         """Choose prompts, for two-hop tasks and dictionaries that write to one residual."""
@@ -223,7 +220,7 @@ class Use(DictionaryInstrument):
         gradient = _gradient(inputs, subject, layer, fit)
         values = jnp.asarray(inputs.fit_values)
         means = class_means(fit[:, inputs.pos], values, jnp.ones(len(values)), inputs.n_values)
-        clean = _answers(inputs, subject, layer, resid, resid[:, inputs.pos])
+        clean = logits_from_layer(subject.model, subject.params, resid, layer).argmax(-1)
         away = means.mean - fit[:, inputs.pos].mean(0)[None]
         away = jnp.where(means.size[:, None] > 0, away, 0.0)
         with_means = _changed_means(inputs, resid[:, inputs.pos], away)
@@ -264,11 +261,14 @@ def _outcome_of_features(
     acts = encoded.dictionary.encode(encoded.params, shared["fit_x"])
     toward = acts * (shared["gradient"] @ encoded.rows.T)
     values, null = jnp.asarray(inputs.fit_values), jnp.asarray(inputs.fit_null)
-    mean = _mean_by_value(acts, values, inputs.n_values)
+    mean, mean_toward = (
+        class_means(of, values, jnp.ones(len(values)), inputs.n_values).mean
+        for of in (acts, toward)
+    )
     chosen = {
         "truth": (best_features(Half(acts, values), inputs.n_values), values),
         "activation": (mean.argmax(1), values),
-        "attribution": (_mean_by_value(toward, values, inputs.n_values).argmax(1), values),
+        "attribution": (mean_toward.argmax(1), values),
         "null": (best_features(Half(acts, null), inputs.n_values), null),
     }
     here = encoded.dictionary.encode(encoded.params, shared["x"])
@@ -290,13 +290,6 @@ def _states(
     _, found = subject.model.forward(subject.params, jnp.asarray(tokens), sites=sites)
     x = jnp.concatenate([found[site][:, inputs.pos] for site in read], axis=-1)
     return x, found[resid]
-
-
-def _answers(
-    inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array, state: Array
-) -> Array:
-    changed = resid.at[:, inputs.pos].set(state)
-    return logits_from_layer(subject.model, subject.params, changed, layer).argmax(-1)
 
 
 def _gradient(inputs: SwapPrompts, subject: DictionarySubject, layer: int, resid: Array) -> Array:
@@ -350,7 +343,10 @@ def _outcomes(
     clean: Array,
     changed: Array,
 ) -> Bool[Array, "change outcome case"]:
-    said = jax.lax.map(lambda state: _answers(inputs, subject, layer, resid, state), changed)
+    model, params, pos = subject.model, subject.params, inputs.pos
+    said = jax.lax.map(
+        lambda state: answer_after_patch(model, params, resid, layer, pos, state), changed
+    )
     # An answer equal to the clean answer counts as unchanged, even if it is the expected answer.
     unchanged = said == clean[None]
     moved = (said == jnp.asarray(inputs.swaps.expected)[None]) & ~unchanged
@@ -385,13 +381,6 @@ def all_of_pair(
     missing = jax.ops.segment_sum(jnp.moveaxis(1 - outcome, -1, 0), number, len(first))
     every = jnp.where(jnp.isnan(missing), jnp.nan, missing == 0)
     return np.isin(np.arange(len(pair)), first), jnp.moveaxis(every[number], 0, -1)
-
-
-def _mean_by_value(
-    numbers: Float[Array, "case feature"], values: Int[Array, " case"], n_values: int
-) -> Float[Array, "value feature"]:
-    member = jax.nn.one_hot(values, n_values)
-    return (member.T @ numbers) / jnp.maximum(member.sum(0), 1)[:, None]
 
 
 def _sizes(
