@@ -208,7 +208,7 @@ def known_means(result: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return where the mean of an output is over at least `MIN_CLUSTERS` clusters."""
+    """Return whether each mean of an output is a mean over at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 

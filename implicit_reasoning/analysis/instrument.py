@@ -140,7 +140,7 @@ class BaseInstrument(abc.ABC):
                 raise InputError(f"instrument {self.name!r}: null {name!r} has no {wanted}")
 
     def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:
-        """Return which examples count for an output, broadcastable to its shape.
+        """Return a mask of the examples that count for an output; it broadcasts to its shape.
 
         Args:
           outputs: the outputs of `measure`, by name.
