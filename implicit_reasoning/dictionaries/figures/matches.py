@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import xarray as xr
 from matplotlib.axes import Axes
 
@@ -99,7 +101,7 @@ def _split(ax: Axes, part: xr.Dataset) -> None:
 
 
 def _absorbed(ax: Axes, part: xr.Dataset) -> None:
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "silent": {"color": BLACK, "marker": "o"},
         "absorbed": {"color": VERMILION, "marker": "s"},
         "absorbed_null": {"color": GREY, "linestyle": ":", "marker": "v"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
@@ -94,7 +96,7 @@ def superposition(name: str, result: xr.Dataset) -> Figure:
     for site, top, below in zip(sites, *rows, strict=True):
         part = at_middle_sparsity(result, site)
         for kind, (color, marker, label) in kinds.items():
-            style = {"color": color, "marker": marker}
+            style: dict[str, Any] = {"color": color, "marker": marker}
             over_steps(top, part[f"{kind}_overlap"], label, **style)
             null = part[f"{kind}_overlap_null"]
             over_steps(top, null, f"{label}, null", **style, linestyle=":")
