@@ -110,8 +110,8 @@ def check_format(path: str | os.PathLike[str], found: Any, newest: int) -> None:
         raise InputError(f"{path} has the format version {found!r}; it must be a positive integer")
     if found > newest:
         raise InputError(
-            f"{path} has format {found}, and this version of implicit_reasoning reads formats up "
-            f"to {newest}; install a newer version"
+            f"{path} has the format version {found}, but this version of implicit_reasoning reads "
+            f"format versions up to {newest}; install a newer version of implicit_reasoning"
         )
 
 

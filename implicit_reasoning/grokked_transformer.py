@@ -114,13 +114,18 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
       InputError: `source` is not a folder, or contains no checkpoint.
     """
     if not source.is_dir():
-        raise InputError(f"{source} is not a folder of checkpoints")
+        raise InputError(
+            f"{source} is not a folder; give the --output_dir of the GrokkedTransformer run"
+        )
     found: dict[int, Path] = {}
     for folder in sorted(source.iterdir()):
         if name := re.fullmatch(r"checkpoint-(\d+)(-epoch-\d+)?", folder.name):
             found.setdefault(int(name[1]), folder)
     if not found:
-        raise InputError(f"{source} has no checkpoint-<step> folders; give the --output_dir")
+        raise InputError(
+            f"{source} has no checkpoint-<step> folders; give the --output_dir of the "
+            "GrokkedTransformer run"
+        )
     return [Checkpoint(*item) for item in sorted(found.items())]
 
 
@@ -151,19 +156,23 @@ def token_ids(
         size = -(-(GPT2_TOKENS + len(listed)) // _PADDED_TO) * _PADDED_TO
         if size != d_vocab:
             raise InputError(
-                f"{folder} has no tokenizer and {d_vocab:,} tokens; without a tokenizer, expected "
-                f"{size:,} tokens (GPT-2's and the {len(listed):,} of {vocab})"
+                f"{folder} has no tokenizer file, and its model has {d_vocab:,} tokens; without a "
+                f"tokenizer file, the model must have {size:,} tokens (those of GPT-2, the "
+                f"{len(listed):,} of {vocab}, and padding)"
             )
         numbers = {name: GPT2_TOKENS + place for place, name in enumerate(listed)}
     ids = [numbers.get(symbol) for symbol in symbols]
     for symbol, number in zip(symbols, ids, strict=True):
         if not isinstance(number, int) or not 0 <= number < d_vocab:
             raise InputError(
-                f"{folder} gives the token {symbol} of {vocab.parent} the id {number}, expected 0 "
-                f"to {d_vocab - 1:,}; check that it was trained on this data"
+                f"in {folder}, the token {symbol} of {vocab.parent} has the id {number}; it must "
+                f"be from 0 to {d_vocab - 1:,}; check that the run was trained on this data"
             )
     if len(set(ids)) < len(ids):
-        raise InputError(f"{folder} gives two tokens of {vocab.parent} the same id")
+        raise InputError(
+            f"in {folder}, two tokens of {vocab.parent} have the same id; check that the run was "
+            "trained on this data"
+        )
     return np.array(ids, np.int64)
 
 
@@ -230,8 +239,8 @@ def _load(checkpoint: Checkpoint, dataset: Dataset, data: Path) -> tuple[Transfo
     spec = model.spec
     if spec.n_ctx < dataset.n_ctx:
         raise InputError(
-            f"{checkpoint.folder} has {spec.n_ctx} positions, but rows of {data} have "
-            f"{dataset.n_ctx} tokens"
+            f"the model in {checkpoint.folder} has {spec.n_ctx} positions, but the rows of {data} "
+            f"have {dataset.n_ctx} tokens; check that the run was trained on this data"
         )
     ids = token_ids(checkpoint.folder, dataset.vocab, data / "vocab.json", spec.d_vocab)
     cut = {

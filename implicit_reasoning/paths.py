@@ -36,8 +36,8 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
         raise InputError(f"{name} is {text!r}; it must not begin or end with a blank")
     if _ADDRESS.match(text):
         raise InputError(
-            f"{name} is {text!r}, an address and not a path of this machine; give a local or a "
-            "mounted folder"
+            f"{name} is {text!r}, which is an address and not a path on this machine; give a path "
+            "on a local or mounted disk"
         )
     try:
         path = Path(text).expanduser()
@@ -47,8 +47,8 @@ def local_path(given: str | os.PathLike[str], name: str = "path") -> Path:
     variable = _VARIABLE.search(text)
     if variable and not os.path.lexists(path):
         raise InputError(
-            f"{name} is {text!r}, which contains the unexpanded variable {variable[0]}; write the "
-            "path in full, or without single quotes"
+            f"{name} is {text!r}, in which the shell has not replaced the variable {variable[0]}; "
+            "write the path without single quotes, or without the variable"
         )
     return path
 

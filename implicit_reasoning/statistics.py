@@ -99,10 +99,15 @@ class ClusterIntervals:
         """
         n_examples, n_clusters = len(self._order), len(self._sizes)
         if values.shape[-1] != n_examples:
-            raise InputError(f"{values.shape[-1]} values were given for {n_examples} examples")
+            raise InputError(
+                f"values has {values.shape[-1]} examples on its last axis, and clusters has "
+                f"{n_examples}; they must be equal"
+            )
         if not np.isfinite(values).all():
             bad = np.count_nonzero(~np.isfinite(values))
-            raise InputError(f"{bad} values are not finite: drop those examples and their clusters")
+            raise InputError(
+                f"{bad} values are not finite; remove these examples from values and from clusters"
+            )
         mean, low, high, _ = self._found(values, None, level)
         return Interval(mean, low, high, n_examples, n_clusters)
 
@@ -128,7 +133,7 @@ class ClusterIntervals:
         """
         if not np.isfinite(values).all(where=counted):
             raise InputError(
-                "some counted values are not finite; exclude those examples in `counted`"
+                "some selected values are not finite; set `counted` to False for these examples"
             )
         mean, low, high, n_clusters = self._found(values, counted, level)
         return Interval(mean, low, high, len(self._order), n_clusters)
@@ -252,7 +257,9 @@ def mean_over_seeds(
       InputError: the number of worlds differs from the number of runs, or `level` is out of range.
     """
     if len(values) != len(worlds):
-        raise InputError(f"{len(worlds)} world seeds were given for {len(values)} runs")
+        raise InputError(
+            f"values has {len(values)} runs, and worlds has {len(worlds)}; they must be equal"
+        )
     if not 0 < level < 1:
         raise InputError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     member = (np.unique(worlds)[:, None] == worlds[None]).astype(np.float64)
@@ -317,13 +324,17 @@ def permutation_null(
     if clusters is None:
         clusters = np.arange(len(labels))
     if len(clusters) != len(labels):
-        raise InputError(f"{len(labels)} labels were given for {len(clusters)} examples")
+        raise InputError(
+            f"labels has {len(labels)} examples, and clusters has {len(clusters)}; they must be "
+            "equal"
+        )
     _, first, index = np.unique(clusters, return_index=True, return_inverse=True)
     by_cluster = labels[first]
     mixed = clusters[by_cluster[index] != labels]
     if len(mixed):
         raise InputError(
-            f"labels must be constant within a cluster; cluster {mixed[0]} has several"
+            f"all examples of a cluster must have the same label; cluster {mixed[0]} has several "
+            "labels"
         )
     rng = np.random.default_rng(seed)
     shuffled = (rng.permutation(by_cluster)[index] for _ in range(n_permutations))
@@ -342,7 +353,8 @@ def p_value(observed: float, null: Float[np.ndarray, " permutation"]) -> float:
     """
     if np.isnan(observed) or np.isnan(null).any():
         raise InputError(
-            "cannot compute a p-value: the observed statistic or its null contains a nan"
+            "the observed statistic or its null contains a nan; both must be numbers to compute a "
+            "p-value"
         )
     return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
 
@@ -375,7 +387,8 @@ def max_statistic_p_values(
     """
     if null.shape[1:] != observed.shape or not len(null):
         raise InputError(
-            f"the null has shape {null.shape}, expected at least one draw of {len(observed)} cells"
+            f"the null has shape {null.shape}; it must have at least one draw, and {len(observed)} "
+            "cells as the observed statistics have"
         )
     there = np.isfinite(observed) & np.isfinite(null).all(0)
     largest = np.sort(null[:, there].max(1, initial=-np.inf))

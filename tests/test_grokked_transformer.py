@@ -210,7 +210,7 @@ def cut(path):
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 12}),
-            "gives two tokens of .*data the same id",
+            "two tokens of .*data have the same id",
         ),
         (
             lambda d: write(d / "output/checkpoint-100/added_tokens.json", {"<e_0>": 11}),
@@ -249,5 +249,5 @@ def test_an_empty_directory_will_do_even_by_a_link(published, tmp_path):
 
 
 def test_nobody_trains_on_in_an_imported_run(run):
-    with pytest.raises(InputError, match="holds a run with another configuration"):
+    with pytest.raises(InputError, match="holds a run with a different configuration"):
         train(tiny(), run.files.workdir)

@@ -152,7 +152,9 @@ def run(workdir):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"is not a run directory: it has no config.json; `train`"):
+    with pytest.raises(
+        InputError, match=r"is not a run directory, because it has no config.json; give"
+    ):
         Run(tmp_path)
     with pytest.raises(InputError, match="nowhere is not a run directory"):
         Run(tmp_path / "nowhere")

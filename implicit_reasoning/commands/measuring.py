@@ -24,7 +24,9 @@ def report(flags: Arguments, overrides: Arguments) -> None:
     workdir = flags["workdir"]
     if SweepLayout(workdir).sweep.exists():
         if flags["intervals"]:
-            raise InputError(f"{workdir} is a sweep; --intervals=true is for the folder of a run")
+            raise InputError(
+                f"{workdir} is the folder of a sweep; --intervals=true needs the folder of a run"
+            )
         print(f"report: {write_sweep_report(Runs(workdir))}")
         return
     run = Run(workdir)

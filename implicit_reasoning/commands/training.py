@@ -77,8 +77,8 @@ def _search(flags: Arguments, overrides: Arguments) -> None:
         raise InputError("a search needs --search=optuna and --workdir=DIR")
     if flags["dry_run"] or flags["stop_at"] is not None:
         raise InputError(
-            "a search takes no --dry_run and no --stop_at, because it chooses its trials as it "
-            "runs; use --trials and --rungs"
+            "--search cannot be combined with --dry_run or --stop_at, because a search chooses its "
+            "trials while it runs; use --trials and --rungs to limit the search"
         )
     base, space = find_space(flags["config"], flags["sweep"], overrides)
     what = Search(

@@ -69,7 +69,8 @@ class Flag:
         items = [item for text in texts for item in self._split(str(text), name)]
         if not items and self.default:
             raise InputError(
-                f"{name} is an empty list; give an item, or omit the flag for {self.default}"
+                f"{name} is an empty list; give at least one item, or omit the flag to use the "
+                f"default {self.default}"
             )
         return tuple(self._item(item, name) for item in items)
 
@@ -103,8 +104,8 @@ def _folders(text: str, items: list[str], name: str) -> list[str]:
     missing = [item for item in items if not local_folder(item, name).is_dir()]
     if missing and (meant := _joined(items, name)):
         raise InputError(
-            f"{name} has {missing[0]!r}, which is not a folder; write a comma inside a name as \\, "
-            f"such as in {name}='{join_list(meant)}'"
+            f"{name} has {missing[0]!r}, which is not a folder; if the name of a folder has a "
+            f"comma, write \\, for the comma, as in {name}='{join_list(meant)}'"
         )
     return items
 

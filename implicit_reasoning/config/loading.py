@@ -48,7 +48,8 @@ def load_config(spec: str) -> ConfigDict:
     config = _call(get_config, where, arg)
     if not isinstance(config, ConfigDict):
         raise InputError(
-            f"get_config() in {where} returned a {type(config).__name__}, not a ConfigDict"
+            f"get_config() in {where} returned a {type(config).__name__}; it must return a "
+            "ConfigDict"
         )
     return with_tuples(config).lock()
 
@@ -79,8 +80,8 @@ def config_module(where: str) -> ModuleType:
         name = Path(where).stem
         if name in shipped and not local_path(where, "configuration file").exists():
             raise InputError(
-                f"configuration file {where} does not exist; use --config={name} for the one that "
-                "comes with the package"
+                f"configuration file {where} does not exist; use --config={name} for the "
+                f"configuration {name} that comes with the package"
             )
     elif where.isidentifier() and not _is_module(where):
         raise InputError(
@@ -117,7 +118,9 @@ def choose(arg: str, options: Mapping[str, T]) -> T:
 def _call(get_config: Callable[..., Any], where: str, arg: str) -> Any:
     parameters = list(inspect.signature(get_config).parameters.values())
     if arg and not parameters:
-        raise InputError(f"get_config() in {where} takes no argument, got {arg!r}")
+        raise InputError(
+            f"get_config() in {where} takes no argument, but {arg!r} was given; use {where} alone"
+        )
     if arg:
         return get_config(arg)
     needs_one = any(parameter.default is parameter.empty for parameter in parameters[:1])

@@ -58,7 +58,10 @@ def value_at(model: Transformer, cache: Cache, site: str, pos: int) -> Float[Arr
     """
     from_end = state(model, cache, 0).shape[1] - pos
     if from_end > cache[site].shape[1]:
-        raise InputError(f"this cache holds {site} for the last position only, not for {pos}")
+        raise InputError(
+            f"the cache holds {site} at the last position only, not at position {pos}; cache the "
+            "sites of `Transformer.forward` instead"
+        )
     return cache[site][:, -from_end]
 
 
@@ -110,4 +113,6 @@ def _check(starts: Iterable[Start], depth: int, n_pos: int) -> None:
         if not 0 <= pos < n_pos:
             raise InputError(f"cannot patch position {pos}; positions are 0 to {n_pos - 1}")
         if not 0 <= layer <= depth:
-            raise InputError(f"cannot patch layer {layer}; layers of S are 0 to {depth}")
+            raise InputError(
+                f"cannot patch layer {layer}; layers of S[layer, pos] are 0 to {depth}"
+            )

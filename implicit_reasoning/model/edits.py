@@ -173,8 +173,8 @@ class HookContext:
         site = self._prefix + site
         if self._declared is not None and site not in self._declared:
             raise InputError(
-                f"an edit passes a value at {site}, which it does not declare; it declares "
-                f"{', '.join(sorted(self._declared)) or 'no sites'} (see `Edit.adds`)"
+                f"an edit passes a value at {site}, which is not in its `Edit.adds`; `Edit.adds` "
+                f"has {', '.join(sorted(self._declared)) or 'no sites'}"
             )
         for edit in self._edits.get(site, ()):
             value = self._apply(edit, site, value)
@@ -194,8 +194,8 @@ class HookContext:
         if self._head_axis is not None:
             if edit.adds:
                 raise InputError(
-                    f"the edit {edit.name} at {site} adds sites; this is not possible in a block "
-                    f"where {_PER_HEAD} is edited"
+                    f"the edit {edit.name} at {site} adds sites; an edit of ln1 cannot add sites "
+                    f"in a block where {_PER_HEAD} is edited"
                 )
             apply = jax.vmap(apply, in_axes=self._head_axis, out_axes=self._head_axis)
         try:
@@ -229,8 +229,9 @@ class HookContext:
             raise InputError(_no_single_value(site))
         if site not in self._values:
             raise InputError(
-                f"{site} cannot be read here: the wiring has not passed it. Per-head inputs and "
-                "attn.hook_result are passed only if they are edited or wanted"
+                f"{site} cannot be read here, because the forward pass has not passed this site "
+                "yet. Per-head inputs and attn.hook_result are passed only if they are edited or "
+                "listed in `sites`"
             )
         return self._values[site]
 
@@ -258,7 +259,10 @@ class HookContext:
         """
         missed = [site for site in {*self._wanted, *self._edits} if not self.passed(site)]
         if missed:
-            raise InputError(f"this wiring does not pass {', '.join(sorted(missed))}")
+            raise InputError(
+                f"this forward pass does not compute {', '.join(sorted(missed))}; remove these "
+                "names from `edits` and `sites`"
+            )
         return {site: self.read(site) for site in self._wanted}
 
     def _replace(self, **changes: Any) -> HookContext:
@@ -273,8 +277,8 @@ _PER_HEAD = "hook_attn_in, hook_q_input, hook_k_input or hook_v_input"
 
 def _no_single_value(site: str) -> str:
     return (
-        f"{site} has no single value in a block where {_PER_HEAD} is edited, because each head "
-        "normalizes its own inputs; use attn.hook_q, attn.hook_k and attn.hook_v instead"
+        f"{site} cannot be read or returned in a block where {_PER_HEAD} is edited, because it has "
+        "a separate value for each head; use attn.hook_q, attn.hook_k and attn.hook_v instead"
     )
 
 

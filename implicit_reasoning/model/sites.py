@@ -38,6 +38,6 @@ def check_sites(names: Collection[str], table: Mapping[str, Dims]) -> None:
         near = {name: difflib.get_close_matches(name, table, n=1) for name in unknown}
         faults = [f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items()]
         raise InputError(
-            f"no such site: {', '.join(faults)}; model.sites lists those of the model, "
-            "and model.sites_with(edits) also those that edits add"
+            f"no such site: {', '.join(faults)}; model.sites lists the sites of the model, and "
+            "model.sites_with(edits) lists these and the sites that edits add"
         )

@@ -88,8 +88,8 @@ class Transformer:
         hooks = self.hook_context(edits, sites)
         if tokens.shape[1] > self.spec.n_ctx:
             raise InputError(
-                f"rows have {tokens.shape[1]} tokens, but the model reads at most "
-                f"{self.spec.n_ctx} (n_ctx)"
+                f"rows have {tokens.shape[1]} tokens; the model reads at most n_ctx = "
+                f"{self.spec.n_ctx} tokens"
             )
         network = self.bind(params)
         resid = network.embedding(tokens, hooks)

@@ -96,7 +96,9 @@ class Edge(Unit):
         sent = _place(_SENDER, self.sender, "sender", "input, a0.h3 or m1")
         received = _place(_RECEIVER, self.receiver, "receiver", "a2.h1<q>, m1 or logits")
         if received <= sent:
-            raise InputError(f"edge {self}: {self.receiver} runs before {self.sender} has written")
+            raise InputError(
+                f"{self} is not an edge, because {self.receiver} does not run after {self.sender}"
+            )
 
     def __str__(self) -> str:
         return f"{self.sender}->{self.receiver}"
@@ -172,6 +174,6 @@ def unit_from_json(kept: Mapping[str, Any]) -> Unit:
         return types[kept["type"]](**fields)
     except (KeyError, TypeError):
         raise InputError(
-            f"{dict(kept)!r} is not a unit; it must have a type ({', '.join(types)}) and the "
-            "fields of that type"
+            f"{dict(kept)!r} is not a unit; it must have a `type` ({', '.join(types)}) and exactly "
+            "the fields of that type"
         ) from None

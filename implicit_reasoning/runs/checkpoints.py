@@ -42,8 +42,9 @@ def check_path(folder: Path) -> None:
     if found or _SCHEME in path.parts:
         what = f"{found[0]!r}" if found else f"a folder called {_SCHEME!r}"
         raise InputError(
-            f"{path} contains {what}, and checkpoints in such a path cannot be read (Orbax reads "
-            "the path as a pattern or an address); choose a path without [ * ? \\ and gs:"
+            f"{path} contains {what}; checkpoints in this path could not be read, because Orbax "
+            "would take the path for a pattern or an address; choose a path without [ * ? \\ and "
+            "gs:"
         )
 
 
@@ -54,7 +55,8 @@ class DamagedCheckpoint(InputError):
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if _in_parts(folder):
             said = (
-                "its parts were not merged; docs/how-to/checkpoints.md explains how to recover it"
+                "the parts of the checkpoint were not merged; docs/how-to/checkpoints.md explains "
+                "how to recover it"
             )
         super().__init__(f"the checkpoint {folder} cannot be read: {said}")
         self.folder = folder

@@ -47,8 +47,8 @@ class Run:
         self.files = Layout(local_folder(workdir, "workdir"))
         if not self.files.config.exists():
             raise InputError(
-                f"{self.files.workdir} is not a run directory: it has no config.json; `train` "
-                "creates one"
+                f"{self.files.workdir} is not a run directory, because it has no config.json; give "
+                "the --workdir of a `train` command"
             )
         self.store: Store = store or open_store(self.files, self.model)
         self._fingerprints: dict[int, str] = {}
@@ -119,7 +119,8 @@ class Run:
         missing = [step for step in steps if step not in self.steps]
         if missing or not steps:
             raise InputError(
-                f"{self.files.workdir} has no checkpoint of step {missing}; there are {self.steps}"
+                f"{self.files.workdir} has no checkpoint of the steps {missing}; choose one or "
+                f"more of its steps {self.steps}"
             )
         read = {step: self.store.params(step) for step in dict.fromkeys(steps)}
         trees = [read[step] for step in steps]
@@ -192,7 +193,9 @@ class Run:
         """
         path = find_result(self.files.analysis / f"{name}.nc")
         if not path.exists():
-            raise InputError(f"there is no result {name!r} in {self.files.analysis}")
+            raise InputError(
+                f"there is no result {name!r} in {self.files.analysis}; `analyze` measures it"
+            )
         return load_result(path)
 
 

@@ -23,6 +23,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
         for start in starts
     ):
         raise InputError(
-            f"{path} is not a list of starts; remove it to continue (only their history is lost)"
+            f"{path} is not a list of the starts of the run; remove this file to continue (only "
+            "the history of the starts is lost)"
         )
     return starts

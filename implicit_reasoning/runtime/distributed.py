@@ -68,7 +68,7 @@ def faults(config: Any) -> list[str]:
         if not re.fullmatch(r"\S+:[0-9]{1,5}", config.coordinator_address):
             found.append(
                 f"distributed.coordinator_address is {config.coordinator_address!r}; it must be "
-                "host:port of process 0"
+                "host:port, where process 0 listens"
             )
         if count < 1:
             found.append(f"distributed.num_processes is {count}; it must be at least 1")
@@ -114,7 +114,8 @@ def initialize(config: Any) -> None:
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"distributed.mode is {config.mode!r}, but JAX could not join the processes: "
-                f"{error}; configure them with distributed.mode='explicit', or use 'none'"
+                f"{error}; set distributed.mode='explicit' and the other fields of distributed, or "
+                "set distributed.mode='none' to train with one process"
             ) from error
     if config.num_processes and jax.process_count() != config.num_processes:
         raise InputError(
@@ -156,8 +157,9 @@ def assert_same_across_processes(said: str) -> None:
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8).astype(np.float32)
     if (allgather(digest) != digest).any():
         raise InputError(
-            "the processes were started with different configurations, stop_at or worlds; run the "
-            "same command on every host, with only distributed.process_id different"
+            "the processes of the run have different configurations, stop_at, datasets or JAX "
+            "settings; run the same command on every host, with only distributed.process_id "
+            "different"
         )
 
 

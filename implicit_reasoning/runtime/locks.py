@@ -51,7 +51,10 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
     Raises:
       InputError: another process held the lock for ten minutes.
     """
-    refusal = f"another process has locked {folder} for {_PATIENCE:.0f} s; stop it, or wait"
+    refusal = (
+        f"another process has held the lock on {folder} for {_PATIENCE:.0f} s; stop that process, "
+        "or try again later"
+    )
     with _locked(folder, refusal, patience=_PATIENCE):
         yield
 
@@ -88,9 +91,9 @@ def _locked(folder: Path, refusal: str, patience: float) -> Iterator[None]:
             marker.acquire(timeout=patience, poll_interval=_SECONDS)
         except Timeout:
             raise InputError(
-                f"{refusal}. The file system of {folder} has no flock ({missing}), so the holder "
-                f"is named in {folder / '.lock.owner'}; if that process is gone and was on another "
-                "host, remove that file"
+                f"{refusal}. The file system of {folder} has no flock ({missing}), so the lock is "
+                f"the file {folder / '.lock.owner'}, which names that process; if the process has "
+                "ended and was on another host, remove that file"
             ) from None
         try:
             yield

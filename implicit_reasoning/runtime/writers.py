@@ -42,14 +42,17 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def _row(path: Path, number: int, line: str) -> Row:
-    advice = "remove this line and all later ones to continue training"
+    advice = "remove this line and all later lines to continue training"
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         raise InputError(f"{path}, line {number}, is not JSON: {line[:60]!r}; {advice}") from None
     numbers = isinstance(row, dict) and (row.get("step"), row.get("time", 0.0))
     if not numbers or not isinstance(numbers[0], int) or not isinstance(numbers[1], int | float):
-        raise InputError(f"{path}, line {number}, is not a row: {line[:60]!r}; {advice}")
+        raise InputError(
+            f"{path}, line {number}, is not a row of metrics, which needs a step and a time: "
+            f"{line[:60]!r}; {advice}"
+        )
     return row
 
 

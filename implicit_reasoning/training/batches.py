@@ -54,8 +54,9 @@ def check_order(order: str, batch_size: int, n_rows: int) -> None:
         raise InputError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
     if order == "epochs" and batch_size * (n_rows + 1) >= 2**32:
         raise InputError(
-            f"order 'epochs' counts in 32 bits: batch_size * rows is {batch_size * n_rows:,}, "
-            "which must stay below 2**32; use a smaller batch or order 'replacement'"
+            f"batch_size is {batch_size:,} and there are {n_rows:,} training rows; with order "
+            "'epochs', batch_size * (rows + 1) must be below 2**32; use a smaller batch_size or "
+            "order 'replacement'"
         )
 
 

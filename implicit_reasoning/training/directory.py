@@ -83,9 +83,9 @@ def _check_task(files: Layout, task: ConfigDict, dataset: Dataset) -> None:
         return  # An existing run does not need the file of its task.
     if (now := build(task).fingerprint()) != dataset.fingerprint():
         raise InputError(
-            f"{files.workdir} holds a run on another dataset: its fingerprint is "
-            f"{dataset.fingerprint()[:12]}, but task {name} now gives {now[:12]}; restore the "
-            "task, or choose another --workdir"
+            f"the dataset of the run in {files.workdir} has the fingerprint "
+            f"{dataset.fingerprint()[:12]}, but task {name} now builds a dataset with the "
+            f"fingerprint {now[:12]}; restore the code of the task, or choose another --workdir"
         )
 
 
@@ -104,8 +104,8 @@ def check_same(files: Layout, config: ConfigDict) -> None:
     changes = [change for change in changes if is_field(config, change.key)]
     if changes:
         raise InputError(
-            f"{files.workdir} holds a run with another configuration ({listed(changes)}); use "
-            "that configuration, or choose another --workdir"
+            f"{files.workdir} holds a run with a different configuration ({listed(changes)}); use "
+            "the configuration of that run, or choose another --workdir"
         )
 
 
@@ -125,12 +125,12 @@ def check_numerics(workdir: Path, starts: Sequence[Mapping[str, Any]]) -> None:
     now = numerics()
     other = [name for name in was if name in now and was[name] != now[name]]
     if other:
-        listed_ = ", ".join(f"{name} = {was[name]!r}, now {now[name]!r}" for name in other)
+        listed_ = ", ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in other)
         advice = " ".join(f"{name.upper()}={was[name]}" for name in other if was[name] is not None)
         unset = " ".join(name.upper() for name in other if was[name] is None)
         do = [f"set {advice}"] * bool(advice) + [f"unset {unset}"] * bool(unset)
         raise InputError(
-            f"{workdir} was trained with other settings of JAX ({listed_}); "
+            f"the run in {workdir} was trained with different JAX settings ({listed_}); "
             f"{' and '.join(do)} to continue, or choose another --workdir"
         )
 

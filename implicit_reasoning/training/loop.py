@@ -58,9 +58,10 @@ class NonFiniteLoss(Exception):
 
     def __init__(self, step: int):
         super().__init__(
-            f"the loss, its gradient or the update was not finite at step {step}; everything saved "
-            "up to that step is finite, and later steps were discarded. "
-            "A lower optimizer.learning_rate or optimizer.clip_norm, or a longer warm-up, may help"
+            f"training diverged: the loss, its gradient or the update was not finite at step "
+            f"{step}. Everything that was saved up to that step is finite, and later steps were "
+            "discarded. Try a lower optimizer.learning_rate or optimizer.clip_norm, or a higher "
+            "optimizer.warmup_steps"
         )
         self.step = step
 
@@ -268,8 +269,8 @@ class ResumableLoop(Generic[State]):
             readable = np.array([state is not None], np.float32)
             if distributed.allgather(readable).all() and state is not None:
                 return state, step
-            said = said or f"the checkpoint of step {step} cannot be read by another process"
-            say(f"{said}; trying the previous one")
+            said = said or f"another process of the run cannot read the state of step {step}"
+            say(f"{said}; trying the previous state")
         raise InputError(
             f"no state in {self._folder} can be read; remove that folder to train again from step 0"
         )

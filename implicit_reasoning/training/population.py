@@ -107,7 +107,8 @@ def train_population(
     """
     if finished_steps(files.resume) or finished_steps(files.checkpoints):
         raise InputError(
-            f"{files.workdir} already contains a population; use a new folder for each start"
+            f"{files.workdir} already contains a population; use a new folder for each start of a "
+            "population"
         )
     for each in (files, *(trial.files for trial in trials)):
         check_path(each.workdir)
@@ -153,7 +154,10 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     if not found:
         return None
     if len({None if each is None else each.step for each in saved}) > 1:
-        raise InputError("the trials of a population must have been saved at the same step")
+        raise InputError(
+            "the newest states of the trials are not from the same step; the trials of a "
+            "population must all be new or all resume from the same step"
+        )
     start, damage = None, None
     try:
         start = saved_states.read(found, program.like, stacked=True)
@@ -164,16 +168,16 @@ def _start(trials: Sequence[Trial], program: setup.Program) -> saved_states.Star
     if (
         damage is None or distributed.is_distributed()
     ):  # One process alone must not move files that other processes read.
-        said = damage or "a state of the trials cannot be read by another process"
-        raise InputError(f"{said}; move it away to continue from the previous one")
+        said = damage or "another process of the run cannot read the newest state of a trial"
+        raise InputError(f"{said}; move that state away to resume from the previous state")
     for trial, each in zip(trials, found, strict=True):
         if (
             each.folder / str(each.step) == damage.folder
             and len(saved_states.all_states(trial.files)) == 1
         ):
             raise InputError(
-                f"no state of {trial.files.workdir} can be read; remove that folder to train it "
-                "again from step 0"
+                f"no state of the trial {trial.files.workdir} can be read; remove that folder to "
+                "train the trial again from step 0"
             )
     saved_states.set_aside(damage.folder)
     raise damage
@@ -289,13 +293,13 @@ def _check_alike(trials: Sequence[Trial]) -> None:
     for trial in trials[1:]:
         if shape_of(trial.config) != shape_of(first.config):
             raise InputError(
-                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: they "
-                f"differ in more than {', '.join(VARIED)}"
+                f"{trial.files.workdir} and {first.files.workdir} cannot be one population: trials "
+                f"of a population may differ in {', '.join(VARIED)} only"
             )
         if (trial.dataset.vocab, trial.dataset.n_ctx) != (first.dataset.vocab, first.dataset.n_ctx):
             raise InputError(
                 f"{trial.files.workdir} and {first.files.workdir} cannot be one population: their "
-                "worlds differ in tokens or length of rows"
+                "worlds differ in their tokens or in the length of their rows"
             )
 
 

@@ -190,8 +190,8 @@ def add_intervals(run: Run) -> None:
     kept = [row for row in rows if row["step"] in run.steps and is_evaluated(row)]
     if not kept:
         raise InputError(
-            f"{files.workdir} has no checkpoint of an evaluated step, so intervals of its "
-            "accuracies cannot be computed"
+            f"{files.workdir} has no step with both an evaluation and a checkpoint, so intervals "
+            "of its accuracies cannot be computed"
         )
     evaluation = Evaluation(setup.make_model(run.config.model.to_dict(), run.dataset), run.dataset)
     params = jax.tree.map(lambda leaf: leaf[0], run.params([kept[-1]["step"]]))

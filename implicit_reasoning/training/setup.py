@@ -74,7 +74,7 @@ def make_recipe(settings: TrainingSettings, dataset: Dataset, mesh: Mesh) -> Ste
     if settings.batch_size % mesh.shape["data"]:
         raise InputError(
             f"batch_size is {settings.batch_size}; it must be a multiple of mesh.data = "
-            f"{mesh.shape['data']}, because each device takes an equal share of a batch"
+            f"{mesh.shape['data']}, because each device must get an equal share of a batch"
         )
     model = make_model(settings.model, dataset)
     return StepRecipe(

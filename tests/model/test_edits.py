@@ -194,8 +194,8 @@ def test_an_added_site_may_have_an_edit_that_adds_sites(params):
         ({SITE: IN_PARTS, f"{SITE}.hook_tser": Edit(scale, 0.0)}, [], f"did you mean '{REST}'"),
         ({}, [HALF], "no such site"),
         ({SITE: (IN_PARTS, IN_PARTS)}, [], "two edits at blocks.0.hook_mlp_out add 'hook_half'"),
-        ({SITE: Edit(_passes_another)}, [], "hook_other, which it does not declare"),
-        ({SITE: Edit(scale, 1.0, adds=(("hook_half", RESID),))}, [HALF], "does not pass"),
+        ({SITE: Edit(_passes_another)}, [], "hook_other, which is not in its `Edit.adds`"),
+        ({SITE: Edit(scale, 1.0, adds=(("hook_half", RESID),))}, [HALF], "does not compute"),
     ],
 )
 def test_added_sites_are_checked(params, edits, sites, message):
@@ -269,7 +269,7 @@ def _normalized(value, hooks, args):
 @pytest.mark.parametrize("site", ["blocks.1.hook_attn_in", *INPUTS.values()])
 @pytest.mark.parametrize("name", ["scale", "normalized"])
 def test_norms_of_edited_per_head_inputs_are_not_returned(params, site, name):
-    with pytest.raises(InputError, match=rf"{LN1}{name} has no single value"):
+    with pytest.raises(InputError, match=rf"{LN1}{name} cannot be read or returned"):
         shapes(params, {site: Edit(mask, (False, 0.0))}, [f"{LN1}{name}"])
     other = [f"blocks.0.ln1.hook_{name}"]
     assert list(shapes(params, {site: Edit(add, 0.0)}, other)[1]) == other
@@ -277,7 +277,7 @@ def test_norms_of_edited_per_head_inputs_are_not_returned(params, site, name):
 
 def test_norms_of_edited_per_head_inputs_are_not_read_nor_added_to(params):
     per_head = {INPUTS["k"]: Edit(scale, 0.5)}
-    with pytest.raises(InputError, match="has no single value"):
+    with pytest.raises(InputError, match="cannot be read or returned"):
         shapes(params, per_head | {"blocks.1.hook_attn_out": Edit(_normalized)})
     shapes(params, {"blocks.1.hook_attn_out": Edit(_normalized)})
     with pytest.raises(InputError, match="adds sites"):
@@ -290,5 +290,5 @@ def test_what_was_not_passed_cannot_be_read():
     assert hooks.passed("blocks.0.hook_mlp_out") and hooks.read("blocks.0.hook_mlp_out").shape == (
         2,
     )
-    with pytest.raises(InputError, match="the wiring has not passed it"):
+    with pytest.raises(InputError, match="the forward pass has not passed this site"):
         hooks.read("blocks.0.attn.hook_result")

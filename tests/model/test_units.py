@@ -75,9 +75,9 @@ def test_edges_are_named_as_in_eap_ig(name):
         ("a0.h3<q>->m1", "'a0.h3<q>' is not a sender"),
         ("m0->a2.h1", "'a2.h1' is not a receiver"),
         ("logits->m1", "'logits' is not a sender"),
-        ("m1->m1", "m1 runs before m1 has written"),
-        ("m1->a1.h0<q>", "runs before"),
-        ("a1.h0->a1.h1<q>", "runs before"),
+        ("m1->m1", "m1 does not run after m1"),
+        ("m1->a1.h0<q>", "does not run after"),
+        ("a1.h0->a1.h1<q>", "does not run after"),
     ],
 )
 def test_what_is_no_edge_is_refused(name, said):

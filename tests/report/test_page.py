@@ -144,7 +144,7 @@ def test_a_run_without_intervals_names_the_command_that_adds_them(trained, tmp_p
 
 def test_intervals_cannot_be_added_without_a_checkpoint(workdir):
     edit_rows(workdir, lambda rows: [{"step": row["step"], "time": 0.0} for row in rows])
-    with pytest.raises(InputError, match="no checkpoint of an evaluated step"):
+    with pytest.raises(InputError, match="no step with both an evaluation and a checkpoint"):
         add_intervals(Run(workdir))
 
 

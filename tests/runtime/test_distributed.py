@@ -140,10 +140,10 @@ def test_process_0_writes_and_the_directory_is_as_always(together):
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (((), ("--config.seed=7",)), "started with different configurations"),
+        (((), ("--config.seed=7",)), "have different configurations"),
         pytest.param(
             (("--stop_at=50",), ()),
-            "started with different configurations",
+            "have different configurations",
             marks=pytest.mark.slow,
         ),
         pytest.param(

@@ -298,7 +298,7 @@ def test_what_is_no_search_is_told_so(tmp_path, capsys):
     assert "it must be ascending steps" in capsys.readouterr().err
     for more in ("--dry_run", "--stop_at=10"):
         assert search(tmp_path, more) == 2
-        assert "a search takes no --dry_run" in capsys.readouterr().err
+        assert "--search cannot be combined with --dry_run" in capsys.readouterr().err
     words = ["sweep", f"--config={FILE}", "--sweep=seeds", f"--workdir={tmp_path}"]
     assert main([*words, "--search=optuna"]) == 2
     assert "available: rates" in capsys.readouterr().err

@@ -88,14 +88,14 @@ def test_another_world_is_refused(project, tmp_path):
     )
     at = Layout(moved / "run")
     with pytest.raises(
-        InputError, match=r"another dataset: .* task .*elsewhere/tasks/mine\.py:mine"
+        InputError, match=r"the dataset of the run .* task .*elsewhere/tasks/mine\.py:mine"
     ):
         directory.open_dataset(at, config_of(moved))
     assert read_json(at.config) == before
 
     # A task that was changed in place is also refused.
     shutil.copy(moved / "tasks" / "mine.py", project / "tasks" / "mine.py")
-    with pytest.raises(InputError, match="another dataset"):
+    with pytest.raises(InputError, match="the dataset of the run"):
         directory.open_dataset(files, config_of(project))
 
 

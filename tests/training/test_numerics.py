@@ -62,7 +62,7 @@ def test_every_start_notes_them(files):
 def test_a_run_is_not_gone_on_with_under_another(files, other):
     before = contents(files.workdir)
     with pytest.raises(
-        InputError, match=rf"other settings of JAX \({other} = .*, now .*\); (un)?set"
+        InputError, match=rf"different JAX settings \({other} was .*, is .*\); (un)?set"
     ):
         directory.open_dataset(files, tiny())
     assert contents(files.workdir) == before

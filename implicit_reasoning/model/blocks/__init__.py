@@ -39,7 +39,7 @@ def find_block(name: str) -> type[Block]:
     found: type[Block] = imports.find(name, BLOCKS, "block", Block)
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise InputError(f"model.block {name!r} does not define {missing}")
+        raise InputError(f"model.block {name!r} does not define {missing}, which a Block must have")
     return found
 
 
@@ -53,6 +53,6 @@ def require_gpt2(spec: Spec, what: str, error: type[InputError] = InputError) ->
     """
     if find_block(spec.block) is not GPT2Block:
         raise error(
-            f"{what} needs the attention and MLP of model.block 'gpt2'; this model has "
-            f"{spec.block!r}"
+            f"{what} needs the attention and MLP of model.block 'gpt2'; the model.block of this "
+            f"model is {spec.block!r}"
         )

@@ -63,7 +63,9 @@ def checked(path: str | os.PathLike[str]) -> Path:
     """
     path = local_path(path)
     if path.suffix not in (".npz", ".safetensors"):
-        raise InputError(f"{path} ends in {path.suffix!r}; weights are .npz or .safetensors")
+        raise InputError(
+            f"{path} ends in {path.suffix!r}; a weight file must end in .npz or .safetensors"
+        )
     return path
 
 
@@ -145,7 +147,7 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
         raise _no_float(where, name, str(array.dtype))
     small = array.dtype.kind == "V" and array.dtype.name in _SMALL.values()
     if array.dtype.kind != "f" and not small:
-        hint = "; .npz does not keep bfloat16 and 8-bit types" if array.dtype.kind == "V" else ""
+        hint = "; .npz cannot store bfloat16 or 8-bit types" if array.dtype.kind == "V" else ""
         raise InputError(
             f"{where} is not a complete weights file: {name} has type {array.dtype}, which is not "
             f"a floating-point type{hint}"
@@ -153,7 +155,7 @@ def as_float32(array: np.ndarray, name: str, where: str | os.PathLike[str]) -> n
     with np.errstate(over="ignore"):
         plain = array.astype(np.float32)
     if array.dtype.itemsize > 4 and np.any(np.isinf(plain) & np.isfinite(array)):
-        raise InputError(f"{where}: {name} has {array.dtype} values beyond the range of float32")
+        raise InputError(f"{where}: {name} has {array.dtype} values outside the range of float32")
     return plain
 
 
@@ -185,8 +187,8 @@ def _read_torch(path: Path, skip: re.Pattern[str] | None) -> dict[str, np.ndarra
         import torch
     except ImportError:
         raise InputError(
-            f"{path} is in PyTorch's own format, and torch is not installed: install it, or write "
-            "the weights as model.safetensors"
+            f"{path} is in PyTorch's own format, and torch is not installed; install torch, or "
+            "save the weights as model.safetensors"
         ) from None
     state = torch.load(path, map_location="cpu", weights_only=True)  # never run code from the file
     arrays = {}
@@ -206,5 +208,5 @@ def _skipped(name: str, skip: re.Pattern[str] | None) -> bool:
 def _no_float(where: str | os.PathLike[str], name: str, dtype: str) -> InputError:
     return InputError(
         f"{where}: {name} has type {dtype}; weights must have a floating-point type of at least "
-        "8 bits, so convert quantised weights first"
+        "8 bits; convert quantised weights to such a type first"
     )

@@ -52,7 +52,7 @@ def check_scale(config: Mapping[str, Any], where: str | os.PathLike[str]) -> Non
     if asked:
         raise InputError(
             f"{where} has {', '.join(asked)}, which TransformerLens 4 ignores in a native model; "
-            "set attn_scale to the number that divides the attention scores instead"
+            "set only attn_scale, the number by which the attention scores are divided"
         )
 
 
@@ -74,8 +74,8 @@ def hooked_state(
         ours = _NAMES.get(rest, rest)
         if rest in _NAMES.values():
             raise InputError(
-                f"{where} mixes names of TransformerLens 4 (embed.weight) with those of "
-                f"HookedTransformer ({name}), whose layouts differ"
+                f"{where} has names of TransformerLens 4 (embed.weight) and of HookedTransformer "
+                f"({name}); all names must be of one kind, because the layouts differ"
             )
         renamed[block + ours] = _relaid(ours.rpartition(".")[2], array, n_heads)
     return renamed

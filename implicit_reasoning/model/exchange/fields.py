@@ -40,7 +40,10 @@ def check_config(
         or describes something that is not supported.
     """
     if not isinstance(config, dict):
-        raise InputError(f"{where} is not a {what} config, but a JSON {type(config).__name__}")
+        raise InputError(
+            f"{where} is not a {what} config: it must be a JSON object, but it is a JSON "
+            f"{type(config).__name__}"
+        )
     faults = [name for name in numbers if not _is(config.get(name), int)]
     if faults:
         raise InputError(

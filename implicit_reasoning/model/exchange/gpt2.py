@@ -135,8 +135,9 @@ def save_gpt2(folder: str | os.PathLike[str], model: Transformer, params: Params
     require_gpt2(model.spec, "HuggingFace's GPT-2")
     if model.spec.n_heads * model.spec.d_head != model.spec.d_model:
         raise InputError(
-            f"{model.spec.n_heads} heads of width {model.spec.d_head} do not add up to d_model = "
-            f"{model.spec.d_model}, which HuggingFace's GPT-2 requires"
+            f"the model has {model.spec.n_heads} heads of width {model.spec.d_head} and d_model = "
+            f"{model.spec.d_model}; in HuggingFace's GPT-2, the widths of the heads must add up to "
+            "d_model"
         )
     if model.spec.normalization == "none":
         raise InputError("model.normalization is 'none'; HuggingFace's GPT-2 always has norms")
@@ -179,8 +180,8 @@ def load_gpt2(folder: str | os.PathLike[str]) -> tuple[Transformer, Params]:
         head = flat.pop("lm_head.weight")
         if not np.array_equal(head, flat.get("transformer.wte.weight", ())):
             raise InputError(
-                f"{path}: lm_head.weight differs from the embeddings, but the config says that "
-                "they are tied"
+                f"{path}: lm_head.weight differs from the embeddings wte.weight, but they must be "
+                "equal, because tie_word_embeddings is true in the config"
             )
     check_fit(flat, jax.eval_shape(gpt2_state, shapes(model)), path)
     state = hooked_state(flat, spec)
@@ -283,7 +284,7 @@ def gpt2_spec(config: Any, *, where: str = "the config") -> Spec:
     eps = config.get("layer_norm_epsilon", 1e-5)
     act_fn = config.get("activation_function", "gelu_new")
     if not 0 <= eps < math.inf:
-        raise InputError(f"{where}: layer_norm_epsilon is {eps}; it must not be negative")
+        raise InputError(f"{where}: layer_norm_epsilon is {eps}; it must be finite and at least 0")
     return Spec(
         d_vocab=config["vocab_size"],
         n_ctx=config["n_positions"],

@@ -191,7 +191,10 @@ class Draft:
     def _write_heads(self, attn: Params, block: int, heads: Int[np.ndarray, " head"]) -> None:
         numbers = [number for number, move in enumerate(self.moves) if move.block == block]
         if len(numbers) > HEADS:
-            raise InputError(f"block {block} has {len(numbers)} moves, but {HEADS} heads")
+            raise InputError(
+                f"block {block} has {len(numbers)} moves, but only {HEADS} heads; each move needs "
+                "its own head"
+            )
         for head, number in zip(heads, numbers, strict=False):
             move = self.moves[number]
             self.heads[number] = Head(block, int(head))

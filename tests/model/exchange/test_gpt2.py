@@ -148,7 +148,7 @@ def test_half_precision_is_read_as_float32(folder):
     ("change", "message"),
     [
         ({"normalization": "none"}, "GPT-2 always has norms"),
-        ({"head_width": 3}, "do not add up to d_model"),
+        ({"head_width": 3}, "must add up to d_model"),
         ({"unembed_bias": True}, "no bias on its logits"),
     ],
 )
@@ -214,5 +214,5 @@ def test_pytorch_files_need_torch(folder, monkeypatch):
     """Without torch there is an error; with torch installed, tests/peers reads such a file."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # makes `import torch` fail
-    with pytest.raises(InputError, match=r"torch is not installed: .* model.safetensors"):
+    with pytest.raises(InputError, match=r"torch is not installed; .* model.safetensors"):
         load_gpt2(folder)
