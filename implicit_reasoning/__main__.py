@@ -76,7 +76,10 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[dict[str, Any],
     if missing:
         raise InputError(f"{name} needs {', '.join(missing)}; see `{name} --help`")
     if overrides and not verb.takes_config:
-        raise InputError(f"{name} takes no --config.* overrides")
+        raise InputError(
+            f"{name} takes no --config.* overrides, because it takes no configuration; got "
+            f"--config.{next(iter(overrides))}"
+        )
     return flags, overrides
 
 

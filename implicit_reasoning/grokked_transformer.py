@@ -139,8 +139,8 @@ def token_ids(
         `tokenizer.json` or `tokenizer_config.json`.
       symbols: the symbols of the world.
       vocab: the `vocab.json` of the data. If the checkpoint has no tokenizer file, the order of the
-        symbols in `vocab.json` determines the ids. The tokens of GPT-2 and of `vocab.json` must
-        then have `d_vocab` tokens together, including the padding.
+        symbols in `vocab.json` determines the ids. The number of tokens of GPT-2 and `vocab.json`,
+        including the padding, must then be `d_vocab`.
       d_vocab: vocabulary size of the checkpoint.
 
     Returns:
@@ -211,8 +211,9 @@ def _write(files: Layout, dataset: Dataset, checkpoints: Sequence[Checkpoint], d
             model, params = _load(checkpoint, dataset, data)
             if model != first:
                 raise InputError(
-                    f"{checkpoint.folder} and {checkpoints[0].folder} have different models: "
-                    f"{model.spec} and {first.spec}"
+                    f"{checkpoint.folder} and {checkpoints[0].folder} have different models "
+                    f"({model.spec} and {first.spec}); all checkpoints of a run must have the same "
+                    "model"
                 )
             store.save(checkpoint.step, params)
             outcome = evaluation.launch(params)
@@ -259,7 +260,7 @@ def _config(model: Transformer, last: Checkpoint, data: Path) -> ConfigDict:
     arguments = last.folder / "model_args.json"
     recipe = read_json(arguments) if arguments.exists() else {}
     if not isinstance(recipe, dict):
-        raise InputError(f"{arguments} is not a JSON object")
+        raise InputError(f"{arguments} must contain a JSON object")
     shape = dataclasses.asdict(model.spec)
     del shape["d_vocab"], shape["n_ctx"]  # These two are determined by the dataset.
     return ConfigDict(

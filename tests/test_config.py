@@ -369,7 +369,7 @@ def test_load_says_what_is_wrong(config_file, spec, says):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("def get_config(): return {}", "returned a dict, not a ConfigDict"),
+        ("def get_config(): return {}", "returned a dict; it must return a ConfigDict"),
         ("def other(): pass", "has no function get_config"),
         (
             "from ml_collections import ConfigDict\n"

@@ -68,7 +68,7 @@ DAMAGE = {
     "provenance cut": (lambda f: cut(f.provenance), "provenance.json is not complete"),
     "provenance of another kind": (
         lambda f: f.provenance.write_text('{"step": 3}'),
-        "provenance.json is not a list of starts; remove it to continue",
+        "provenance.json is not a list of the starts of the run; remove",
     ),
 }
 
@@ -97,7 +97,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(finished, files, ca
     shutil.copytree(files.checkpoints / "50", files.checkpoints / "55")
     assert command(files.workdir) == 0
     heard = capfd.readouterr().err
-    assert "resume/60 cannot be read" in heard and "trying the previous one" in heard
+    assert "resume/60 cannot be read" in heard and "trying the previous state" in heard
     assert_same_run(finished.workdir, files.workdir)
     assert 55 not in Run(files.workdir).steps
 

@@ -167,7 +167,9 @@ def test_without_a_tokenizer_the_order_of_the_data_counts_if_the_size_agrees(cop
     for step in (10, 100):
         shutil.rmtree(copy / "output" / f"checkpoint-{step}")
     (copy / "output" / "checkpoint-2" / "added_tokens.json").unlink()
-    with pytest.raises(InputError, match=r"no tokenizer and 40 tokens; .* expected 50,280 tokens"):
+    with pytest.raises(
+        InputError, match=r"no tokenizer file, .* 40 tokens; .* must have 50,280 tokens"
+    ):
         imported(copy, tmp_path / "run")
     save_checkpoint(copy, 2, offset=GPT2_TOKENS)
     (copy / "output" / "checkpoint-2" / "added_tokens.json").unlink()
@@ -185,7 +187,7 @@ def cut(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: shutil.rmtree(d / "output"), "output is not a folder of checkpoints"),
+        (lambda d: shutil.rmtree(d / "output"), "output is not a folder; give"),
         (
             lambda d: [shutil.rmtree(d / "output" / f"checkpoint-{step}") for step in STEPS],
             "no checkpoint-<step> folders",
@@ -206,7 +208,7 @@ def cut(path):
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 40}),
-            "gives the token <e_3> of .*data the id 40, expected 0 to 39; check that",
+            "the token <e_3> of .*data has the id 40; it must be from 0 to 39; check that",
         ),
         (
             lambda d: edit(d / "output/checkpoint-100/added_tokens.json", **{"<e_3>": 12}),
@@ -214,11 +216,11 @@ def cut(path):
         ),
         (
             lambda d: write(d / "output/checkpoint-100/added_tokens.json", {"<e_0>": 11}),
-            "gives the token <e_1> of .*data the id None",
+            "the token <e_1> of .*data has the id None",
         ),
-        (lambda d: write(d / "output/checkpoint-100/model_args.json", []), "not a JSON object"),
+        (lambda d: write(d / "output/checkpoint-100/model_args.json", []), "contain a JSON object"),
         (lambda d: save_checkpoint(d, 100, n_layers=1), "and .*checkpoint-2 have different models"),
-        (lambda d: save_checkpoint(d, 2, n_ctx=2), "has 2 positions, but rows of .* 4 tokens"),
+        (lambda d: save_checkpoint(d, 2, n_ctx=2), "has 2 positions, but the rows of .* 4 tokens"),
         (
             lambda d: edit(d / "output/checkpoint-2/config.json", add_memory=True),
             "add_memory = True",

@@ -36,8 +36,8 @@ WRONG = [
     ("runs/\0a", "a control character"),
     ("runs/a ", "a blank"),
     (" runs/a", "a blank"),
-    ("$HOME/run", r"unexpanded variable \$HOME"),
-    ("runs/${USER}/a", r"unexpanded variable \$\{USER\}"),
+    ("$HOME/run", r"variable \$HOME"),
+    ("runs/${USER}/a", r"variable \$\{USER\}"),
     ("~nobody-of-this-name/run", "no user 'nobody-of-this-name'"),
 ]
 

@@ -191,9 +191,7 @@ def test_parameters_are_stacked_in_the_order_asked_for(run):
 
 
 def test_steps_without_a_checkpoint_are_named(run):
-    with pytest.raises(
-        InputError, match=r"no checkpoint of step \[2, 3\]; there are \(0, 1, 4, 25"
-    ):
+    with pytest.raises(InputError, match=r"no checkpoint of step \[2, 3\]; .* steps \(0, 1, 4, 25"):
         run.params([1, 2, 3])
     with pytest.raises(InputError, match="no checkpoint of step"):
         run.params([])

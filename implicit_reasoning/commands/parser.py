@@ -18,9 +18,9 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 _OVERRIDES = """\
 configuration:
-  --config.GROUP.FIELD=VALUE replaces a field, as in --config.task.phi=5 or
-  --config.optimizer.learning_rate=3e-4. The value must have the field's type; an int may be
-  written 1e5 or 100_000, a bool true or false, a tuple 1,2,3. Unknown fields are refused.
+  --config.GROUP.FIELD=VALUE replaces the value of a field, as in --config.task.phi=5 or
+  --config.optimizer.learning_rate=3e-4. The value must have the type of the field. An int may be
+  written as 1e5 or 100_000, a bool as true or false, and a tuple as 1,2,3.
   `--config=FILE --help` lists the fields of a configuration, with their values.
 """
 _LISTS = """\
@@ -35,7 +35,7 @@ Begin with these commands:
   {PROGRAM} doctor
   {PROGRAM} train --config=composition:pocket --workdir=runs/pocket
   {PROGRAM} report --workdir=runs/pocket
-`{PROGRAM} --help` lists all commands, `{PROGRAM} VERB --help` the flags of one.
+`{PROGRAM} --help` lists all commands. `{PROGRAM} VERB --help` lists the flags of one command.
 `python -m implicit_reasoning` does the same as `{PROGRAM}`.
 """
 
@@ -57,9 +57,9 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser = Parser(
         prog=PROGRAM,
         description="Controlled experiments on how transformers learn to reason.",
-        epilog=f"`{PROGRAM} VERB --help` explains one command. Exit codes: 0 done, 2 bad input, "
-        "3 the\nloss was not finite, 69 a process of the run was lost, 74 a file could not be read "
-        "or\nwritten, 75 a signal came and the state was saved.",
+        epilog=f"`{PROGRAM} VERB --help` explains one command.\n\nExit codes: 0: done; 2: invalid "
+        "input; 3: the loss was not finite; 69: a process of the run was\nlost; 74: a file could "
+        "not be read or written; 75: the command stopped after a signal, and the\nstate was saved.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )

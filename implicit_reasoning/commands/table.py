@@ -62,8 +62,8 @@ _AGAIN = Flag("repeat measurements that are already saved", kind=bool, default=F
 _SWEEP: dict[str, Flag] = {
     "config": _CONFIG,
     "sweep": Flag(
-        "name of the sweep, whose trials sweep_NAME() in the configuration file yields; with "
-        "--search, name of the space that space_NAME() returns",
+        "name of the sweep; the function sweep_NAME() in the configuration file yields its trials; "
+        "with --search, space_NAME() returns the space to search",
         required=True,
         value="NAME",
     ),
@@ -71,12 +71,12 @@ _SWEEP: dict[str, Flag] = {
         "folder of the sweep; created if missing; required unless --dry_run", kind=Path, value="DIR"
     ),
     "launcher": Flag(
-        "launcher of the trials: vmap, local, ray, slurm, or package.module:function; by default "
-        "vmap if at least two trials have the same shape, else local",
+        "how trials are started: vmap, local, ray, slurm, or package.module:function; by default "
+        "vmap if at least two trials have the same shapes, and local otherwise",
         value="NAME",
     ),
     "stop_at": Flag(
-        "stop every trial at this step; it can be continued later", kind=int, value="N"
+        "stop every trial at this step; the trials can be continued later", kind=int, value="N"
     ),
     "dry_run": Flag("print the trials and their cost, and train nothing", kind=bool, default=False),
     "workers": Flag("with local, ray or slurm: number of trials at a time", kind=int, value="N"),
@@ -88,7 +88,9 @@ _SWEEP: dict[str, Flag] = {
         many=True,
         value="NAME=VALUE,...",
     ),
-    "search": Flag("search adaptively instead; the only engine is optuna", value="optuna"),
+    "search": Flag(
+        "search a space of configurations adaptively; the only engine is optuna", value="optuna"
+    ),
     "metric": Flag(
         "with --search: the column of metrics.jsonl whose last value is optimised",
         default="accuracy/test_ii",
@@ -141,7 +143,8 @@ VERBS: dict[str, Verb] = {
         "Measure checkpoints with instruments; several runs are measured in one program.",
         {
             "workdir": Flag(
-                "folders of runs of one world and model; a sweep's folder means all its trials",
+                "folders of runs with the same world and model shapes; the folder of a sweep means "
+                "all its trials",
                 kind=Path,
                 many=True,
                 required=True,
@@ -192,7 +195,7 @@ VERBS: dict[str, Verb] = {
         measuring.score,
     ),
     "dictionaries": Verb(
-        "Train sparse dictionaries on a run's states, measure them, and write its page.",
+        "Train sparse dictionaries on the states of a run, measure them, and write their page.",
         {
             "workdir": _RUN,
             "config": Flag(
@@ -211,7 +214,7 @@ VERBS: dict[str, Verb] = {
         {
             "workdir": Flag("folder of the run or sweep", kind=Path, required=True, value="DIR"),
             "intervals": Flag(
-                "first add intervals to the accuracies of a run that was trained without them",
+                "first add intervals to the accuracies of a run of an older version",
                 kind=bool,
                 default=False,
             ),
@@ -219,12 +222,14 @@ VERBS: dict[str, Verb] = {
         measuring.report,
     ),
     "world": Verb(
-        "Build a configuration's dataset, describe it and write it.",
+        "Build the dataset of a configuration, print a description, and write its files.",
         {
             "config": _CONFIG,
             "out": Flag("folder for the dataset", kind=Path, required=True, value="DIR"),
             "wang_types": Flag(
-                "name splits as Wang et al. do, not as Ye et al.", kind=bool, default=False
+                "use the split names of Wang et al., not those of Ye et al.",
+                kind=bool,
+                default=False,
             ),
         },
         making.world,
@@ -239,7 +244,7 @@ VERBS: dict[str, Verb] = {
         training.plan,
     ),
     "doctor": Verb(
-        "Print the devices, software and speed of this machine, and what is missing.",
+        "Print the devices, software and speed of this machine, and advice on problems.",
         {
             "workdir": Flag(
                 "folder whose disk and file locks are checked",

@@ -44,7 +44,7 @@ def load_config(spec: str) -> ConfigDict:
     where, _, arg = spec.partition(":")
     get_config = getattr(config_module(where), "get_config", None)
     if not callable(get_config):
-        raise InputError(f"{where} has no function get_config(), so it is not a configuration file")
+        raise InputError(f"{where} has no function get_config(), which a configuration must have")
     config = _call(get_config, where, arg)
     if not isinstance(config, ConfigDict):
         raise InputError(

@@ -65,7 +65,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> ConfigDict:
-    """Return the locked configuration that `to_json` converted, with values for references.
+    """Return the locked configuration that `to_json` converted; its references are now values.
 
     Raises:
       InputError: `value` is not the JSON form of a configuration.
@@ -76,8 +76,10 @@ def from_json(value: Any) -> ConfigDict:
         )
     try:
         config = ConfigDict(value)
-    except ValueError as error:  # a name contains a dot
-        raise InputError(f"not a stored configuration: {error}") from None
+    except ValueError as error:
+        raise InputError(
+            f"a stored configuration must not have names that contain a dot: {error}"
+        ) from None
     return with_tuples(config).lock()
 
 

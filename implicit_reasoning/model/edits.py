@@ -207,7 +207,7 @@ class HookContext:
             raise
 
     def asked(self, site: str) -> bool:
-        """Return whether this site is edited, or its value is one of the wanted results."""
+        """Return whether this site is edited, or is one of the sites whose values are returned."""
         return self.edited(site) or self._prefix + site in self._wanted
 
     def edited(self, site: str) -> bool:
@@ -251,11 +251,11 @@ class HookContext:
         return self._replace(_head_axis=axis)
 
     def results(self) -> dict[str, Array]:
-        """Return the values of the wanted sites.
+        """Return the values of the sites that were requested when the context was created.
 
         Raises:
-          InputError: the forward pass did not pass a wanted or edited site, or a wanted site has a
-            separate value for each head.
+          InputError: the forward pass did not pass a requested or edited site, or a requested site
+            has a separate value for each head.
         """
         missed = [site for site in {*self._wanted, *self._edits} if not self.passed(site)]
         if missed:

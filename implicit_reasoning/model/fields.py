@@ -21,7 +21,9 @@ FIELDS: dict[str, Field] = {
         "gpt2",
         before="gpt2",
     ),
-    "head_width": Field(int, "width of each head; 0: d_model / n_heads", 0, 0, 2**20, before=0),
+    "head_width": Field(
+        int, "width of each head; 0 means d_model / n_heads", 0, 0, 2**20, before=0
+    ),
     "act_fn": Field(
         str,
         "activation of the MLP: 'gelu_new' (GPT-2's tanh approximation) or 'relu'",

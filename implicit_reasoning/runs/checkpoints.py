@@ -132,7 +132,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a complete checkpoint, ascending."""
+        """The steps that have a complete checkpoint, ascending."""
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:

@@ -18,16 +18,22 @@ from implicit_reasoning.worlds.tasks import fields as task_fields
 FIELDS: dict[str, Field] = {
     "seed": Field(
         int,
-        "random seed of initialisation, data order, dropout; the world has its own",
+        "random seed of initialisation, data order and dropout; the world has its own seed",
         0,
         0,
         MAX_INT,
     ),
-    "steps": Field(int, "updates; the learning rate schedule ends at this step", 6_000, 1, MAX_INT),
-    "batch_size": Field(int, "rows per update", 256, 1, MAX_INT),
+    "steps": Field(
+        int,
+        "number of updates; the schedule of the learning rate ends at this step",
+        6_000,
+        1,
+        MAX_INT,
+    ),
+    "batch_size": Field(int, "number of rows in each update", 256, 1, MAX_INT),
     "order": Field(
         str,
-        "'replacement', or 'epochs', in which every row is used once before any is used again",
+        "'replacement' (rows are drawn independently) or 'epochs' (each row once per epoch)",
         "replacement",
         choices=("replacement", "epochs"),
     ),
@@ -62,7 +68,11 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.learning_rate": Field(float, "learning rate after warm-up", 1e-3, 0, INFINITE),
     "optimizer.weight_decay": Field(
-        float, "decoupled; of weights and embeddings, not of biases and norms", 0.5, 0, INFINITE
+        float,
+        "decoupled weight decay; it applies to weights and embeddings, not to biases and norms",
+        0.5,
+        0,
+        INFINITE,
     ),
     "optimizer.warmup_steps": Field(
         int, "steps over which the learning rate rises from 0", 200, 0, MAX_INT
@@ -74,38 +84,55 @@ FIELDS: dict[str, Field] = {
         choices=("constant", "cosine"),
     ),
     "optimizer.final_fraction": Field(
-        float, "fraction of the learning rate that is left at the end of the cosine", 0.05, 0, 1
+        float,
+        "learning rate at the end of the cosine, as a fraction of optimizer.learning_rate",
+        0.05,
+        0,
+        1,
     ),
     "optimizer.b1": Field(float, "decay of Adam's first moment", 0.9, 0, 1 - 1e-9),
     "optimizer.b2": Field(float, "decay of Adam's second moment", 0.98, 0, 1 - 1e-9),
     # With eps = 0, the zero gradients of tokens that never occur would cause a division by zero.
     "optimizer.eps": Field(
-        float, "added to the square root of Adam's second moment", 1e-8, 1e-30, 1
+        float, "number added to the square root of Adam's second moment", 1e-8, 1e-30, 1
     ),
     "optimizer.clip_norm": Field(
         float,
-        "maximum norm of the gradient, to which larger ones are clipped",
+        "maximum norm of the gradient; larger gradients are clipped to this norm",
         1.0,
         1e-12,
         INFINITE,
     ),
     "evaluation.every": Field(int, "steps between evaluations", 50),
     "evaluation.per_doubling": Field(
-        int, "evaluations per doubling of the step, before step evaluation.every", 2, 0, 64
+        int,
+        "number of evaluations per doubling of the step, before the step evaluation.every",
+        2,
+        0,
+        64,
     ),
     "checkpoints.every": Field(int, "steps between checkpoints of the parameters", 250),
     "checkpoints.per_doubling": Field(
-        int, "checkpoints per doubling of the step, before step checkpoints.every", 1, 0, 64
+        int,
+        "number of checkpoints per doubling of the step, before the step checkpoints.every",
+        1,
+        0,
+        64,
     ),
     "writers.tensorboard": Field(bool, "write event files of TensorBoard", True),
     "writers.progress": Field(bool, "show a progress bar on standard error", True),
-    "mesh.trial": Field(int, "devices along the axis of trials", 1),
-    "mesh.data": Field(int, "devices along the axis of rows; -1: all remaining devices", -1),
-    "mesh.model": Field(int, "devices along the axis of heads and neurons", 1),
-    "mesh.fsdp": Field(bool, "also split weights and their moments over `data`", False),
+    "mesh.trial": Field(int, "number of devices over which trials are split", 1),
+    "mesh.data": Field(
+        int, "number of devices over which rows are split; -1 means all remaining devices", -1
+    ),
+    "mesh.model": Field(int, "number of devices over which heads and neurons are split", 1),
+    "mesh.fsdp": Field(
+        bool, "whether weights and their moments are also split over the axis mesh.data", False
+    ),
     "distributed.mode": Field(
         str,
-        "one run on many hosts: 'none', 'auto' (ask Slurm, Open MPI, Cloud TPU), 'explicit'",
+        "how processes of a run on many hosts find each other: 'none' (one process), 'auto' (ask "
+        "Slurm, Open MPI or Cloud TPU) or 'explicit' (by the fields below)",
         "none",
         choices=MODES,
     ),
@@ -113,9 +140,9 @@ FIELDS: dict[str, Field] = {
         str, "host:port of process 0, reachable from all hosts", ""
     ),
     "distributed.num_processes": Field(
-        int, "number of processes; with 'auto', 0 allows any number", 0
+        int, "number of processes; if the mode is 'auto', 0 allows any number", 0
     ),
-    "distributed.process_id": Field(int, "0 to num_processes - 1, different in each process", -1),
+    "distributed.process_id": Field(int, "index of this process, from 0 to num_processes - 1", -1),
     "distributed.timeout": Field(
         float, "seconds without a heartbeat after which a process counts as lost", 30, 5, 3600
     ),

@@ -119,7 +119,7 @@ class Run:
         missing = [step for step in steps if step not in self.steps]
         if missing or not steps:
             raise InputError(
-                f"{self.files.workdir} has no checkpoint of the steps {missing}; choose one or "
+                f"{self.files.workdir} has no checkpoint of step {missing}; choose one or "
                 f"more of its steps {self.steps}"
             )
         read = {step: self.store.params(step) for step in dict.fromkeys(steps)}

@@ -59,7 +59,8 @@ def read_segments(files: Layout) -> list[PopulationSegment]:
         ]
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"{files.stacked} has no valid list of the populations and rows of this trial"
+            f"{files.stacked} is damaged; it must list a folder, a row and a last step for each "
+            "population in which this trial was trained"
         ) from None
 
 

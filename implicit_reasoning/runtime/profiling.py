@@ -51,7 +51,7 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def compiles() -> Compiles:
-    """Return the compilations of this process so far."""
+    """Return the number and duration of all compilations of this process so far."""
     with _LOCK:
         return Compiles(_total.count, _total.seconds)
 

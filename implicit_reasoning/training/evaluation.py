@@ -164,7 +164,7 @@ class ProbeMetrics:
             self._intervals = ClusterIntervals(clusters)
 
     def correct(self, outcome: Outcome) -> Bool[np.ndarray, " probe"]:
-        """Return which probe rows were answered correctly."""
+        """Return, for each probe row, whether it was answered correctly."""
         return np.asarray(outcome.rank)[: len(self.rows)] == 0
 
     def first_correct(
@@ -173,7 +173,7 @@ class ProbeMetrics:
         """Update, for each probe row, the step of the first evaluation with a correct answer.
 
         Args:
-          before: these steps before this evaluation; `NEVER` for rows without a correct answer.
+          before: the result of the previous evaluation; `NEVER` for rows without a correct answer.
           step: the step of this evaluation.
           outcome: the outcome of this evaluation.
         """

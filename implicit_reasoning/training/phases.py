@@ -58,9 +58,9 @@ class Splits:
     """Names of the splits that the rules for the phases need. A missing split is None.
 
     Attributes:
-      trained: the training chains.
-      held_out: the held-out chains of known facts.
-      cross: the chains whose first fact is trained only as a single fact.
+      trained: the split of the training chains.
+      held_out: the split of held-out chains whose facts occur in training chains.
+      cross: the split of chains whose first fact is trained as a single fact only.
     """
 
     trained: str | None

@@ -38,7 +38,7 @@ def test_paths_and_lists_have_flags_of_their_kind(name):
 
 @pytest.mark.parametrize("name", sorted(IN_MAIN))
 def test_a_timed_script_refuses_an_address_before_it_measures(name):
-    with pytest.raises(InputError, match="--out is 's3://one', an address"):
+    with pytest.raises(InputError, match="--out is 's3://one', which is an address"):
         load(name).main(["--out=s3://one"])
 
 

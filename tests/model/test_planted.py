@@ -186,5 +186,5 @@ def test_a_block_has_so_many_heads_only():
     for _ in range(4):
         draft.move(0, "e1", "r1", draft.entity, draft.output, "e1")
     draft.table(0, "r1", [draft.output], [draft.output])
-    with pytest.raises(InputError, match="block 0 has 4 moves, but 3 heads"):
+    with pytest.raises(InputError, match="block 0 has 4 moves, but only 3 heads"):
         draft.build(None)

@@ -145,7 +145,7 @@ def test_a_state_that_cannot_be_read_is_passed_over_for_the_one_before(tmp_path,
     newest = files.populations / "000" / "resume" / "20"
     damage(newest)
     statuses = run_sweep(define(FILE, "seeds"), tmp_path)
-    assert "trying the previous one" in capfd.readouterr().err
+    assert "trying the previous state" in capfd.readouterr().err
     assert {status[:2] for status in statuses.values()} == {("done", 60)}
     assert Run(files.trial("seed=1").workdir).starts[-1]["step"] == 10
     assert (files.populations / "000" / "resume.damaged" / newest.name).exists()

@@ -153,6 +153,9 @@ def test_an_order_that_does_not_exist_is_refused():
 
 def test_epochs_that_cannot_be_counted_in_32_bits_are_refused():
     check_order("epochs", 2**16, 2**16 - 2)
-    with pytest.raises(InputError, match=r"batch_size \* rows is 4,294,901,760, .* smaller batch"):
+    with pytest.raises(
+        InputError,
+        match=r"batch_size is 65,536 and there are 65,535 training rows; .* smaller batch_size",
+    ):
         check_order("epochs", 2**16, 2**16 - 1)
     check_order("replacement", 2**16, 2**16)

@@ -190,7 +190,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(case, whole, monkey
     capfd.readouterr()
     found = case.train()
     said = [line for line in capfd.readouterr().err.splitlines() if "implicit_reasoning:" in line]
-    assert len(said) == 1 and said[0].endswith("; trying the previous one")
+    assert len(said) == 1 and said[0].endswith("; trying the previous state")
     assert f"resume/{newest} cannot be read" in said[0]
     assert_same(found, whole)
 

@@ -34,7 +34,7 @@ def assert_finite(run):
 def test_the_step_is_named_where_a_chunk_goes_on_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_CHUNK_SECONDS", 1e9)  # the second chunk ends at the next row
     config = tiny(**SPARSE, **OVERFLOWS)
-    with pytest.raises(NonFiniteLoss, match="not finite at step 1;") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 1\.") as caught:
         train(config, tmp_path / "run")
     assert caught.value.step == 1
     run = Run(tmp_path / "run")

@@ -87,7 +87,7 @@ class Block(nnx.Module):
 
     @staticmethod
     def dims(spec: Spec) -> dict[str, int]:
-        """Return the sizes of this block's own site dimensions, such as `head` and `d_mlp`."""
+        """Return the sizes of dimensions of this block other than `d_model`, such as `head`."""
         return {}
 
     @staticmethod

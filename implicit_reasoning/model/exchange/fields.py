@@ -50,12 +50,12 @@ def check_config(
             f"{where} is not a {what} config: it must have integer values for {', '.join(faults)}"
         )
     faults = [
-        f"{name} = {config[name]!r}"
+        f"{name} = {config[name]!r} (must be {getattr(kind, '__name__', kind)})"
         for name, kind in optional.items()
         if name in config and not _is(config[name], kind)
     ]
     if faults:
-        raise InputError(f"{where} has fields of a wrong type: {', '.join(faults)}")
+        raise InputError(f"{where} has fields of the wrong type: {', '.join(faults)}")
     other = [
         f"{name} = {config[name]!r} (supported: {' or '.join(map(repr, allowed))})"
         for name, allowed in only.items()

@@ -53,9 +53,9 @@ def check_fit(
         all such names.
     """
     faults = [f"{name} is missing" for name in wanted if name not in flat]
-    faults += [f"{name} is not expected" for name in flat if name not in wanted]
+    faults += [f"{name} is not a parameter" for name in flat if name not in wanted]
     faults += [
-        f"{name} has shape {flat[name].shape}; expected {like.shape}"
+        f"{name} has shape {flat[name].shape}, not {like.shape}"
         for name, like in wanted.items()
         if name in flat and flat[name].shape != like.shape
     ]
