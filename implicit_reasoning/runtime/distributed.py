@@ -1,4 +1,4 @@
-"""Training of one run by several processes: joining them, agreement, and the loss of a process.
+"""Training of one run by several processes: how they join, agree, and react to a lost process.
 
 The same command runs on every host, and each step is one program over all devices. All processes
 must therefore take the same steps at the same time. Before each chunk of steps, they exchange the

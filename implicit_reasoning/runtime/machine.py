@@ -175,8 +175,8 @@ def matmul_peak(dtype: str = "float32", n: int | None = None, repeats: int = 7) 
       dtype: dtype of the factors. Recent GPUs compute float32 products in TF32.
       n: number of rows and columns of the matrices; by default large enough to keep the device
         busy.
-      repeats: number of measurements. The fastest one is used, because other programs may slow down
-        the machine during the others.
+      repeats: number of measurements. The fastest measurement is used, because slower measurements
+        may be caused by other programs on the machine.
     """
     if n is None:
         n = 1024 if jax.default_backend() == "cpu" else 8192

@@ -293,8 +293,8 @@ class ModelTraining:
         """Find the trials that diverged in a chunk, and write the step to their records.
 
         If the loss, its gradient or the rates were not finite, the state holds the step. The
-        parameters are checked at the end of a chunk only. If they overflowed, the chunk is trained
-        again step by step to find the step.
+        parameters are checked at the end of a chunk only. If the parameters overflowed, the chunk
+        is trained again step by step to find the step.
         """
         lost = {
             number: int(snapshot["step"])

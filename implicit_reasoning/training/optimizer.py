@@ -2,8 +2,8 @@
 
 The learning rate warms up linearly, weight decay is decoupled and applies to weights only, and
 gradients are clipped. The learning rate and the weight decay are arguments of the update
-(`Hyperparameters`), not compile-time constants, so trials with different values of them can be
-trained with `vmap`.
+(`Hyperparameters`), not compile-time constants, so trials with different learning rates or weight
+decays can be trained with `vmap`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ least three evaluations must satisfy it. This controls two kinds of multiple tes
   evaluation satisfies the rule. The probability that the phase begins too early is therefore at
   most the false-positive probability of a single test, for any number of evaluations. If later
   evaluations violate the rule, the phase is not reported.
-- Shortcuts: the model must be above every shortcut. If the model is no better than one of them, the
-  probability that its interval is above that shortcut's interval is at most 5%, because each
-  interval misses its mean on the relevant side with a probability of 2.5%. This holds for any
-  number of shortcuts and any correlation between them.
+- Shortcuts: the model must be above every shortcut. If the model is no better than one of the
+  shortcuts, the probability that the model's interval is above the interval of that shortcut is at
+  most 5%, because each of the two intervals misses its mean on the relevant side with a probability
+  of 2.5%. This holds for any number of shortcuts and any correlation between them.
 
 The rules need only `metrics.jsonl` and the world, so they also apply to old runs. Versions before
 2026-11-28 wrote bootstrap intervals clustered by first fact to `metrics.jsonl`. These intervals are
@@ -95,7 +95,7 @@ class Phases:
 
     @property
     def lag(self) -> int | None:
-        """Number of steps from memorised to in-distribution; negative if the latter is first."""
+        """Number of steps from memorised to in-distribution; negative if memorised is later."""
         if self.memorised is None or self.in_distribution is None:
             return None
         return self.in_distribution - self.memorised

@@ -87,8 +87,8 @@ def train_population(
 
     Args:
       trials: the trials; row i of the population is trial i.
-      files: the directory for the stacked checkpoints and states. It must not contain any yet. All
-        other files are written to the directories of the trials.
+      files: the directory for the stacked checkpoints and states, which must not contain any
+        checkpoint or state yet. All other files are written to the directories of the trials.
       stop: the step to stop at.
       shutdown: the shutdown request, which can stop training earlier.
       lost: called as soon as a trial diverges, with the index of the trial and the step.

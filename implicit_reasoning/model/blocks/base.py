@@ -142,10 +142,10 @@ class Block(nnx.Module):
     def exchange_parts(
         self, own: Mapping[str, Array], other: Mapping[str, Array]
     ) -> Float[Array, "part batch d_model"]:
-        """Compute the output of a run at one position if one part writes its value of another run.
+        """Compute the output at one position, with the output of one part taken from another run.
 
         Args:
-          own: the values of `part_sites` at this position in the run itself, `[batch, ...]`.
+          own: the values of `part_sites` at this position, `[batch, ...]`.
           other: the values of `part_sites` at this position in the other run, `[batch, ...]`.
 
         Returns:

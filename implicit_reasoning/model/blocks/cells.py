@@ -40,7 +40,7 @@ def flatten_cells(cones: Cones) -> Float[Array, "1 row ..."]:
 def unflatten_cells(row: Float[Array, "1 row ..."], like: Cones) -> Cones:
     """Split a row of `flatten_cells` into the cells, examples and positions of `like`.
 
-    The remaining axes are those of `row`. They may differ from those of `like`.
+    The remaining axes are those of `row`; `like` may have different ones.
     """
     sizes = np.cumsum([np.prod(x.shape[:3]) for x in like.values()])[:-1]
     parts = jnp.split(row[0], sizes)
