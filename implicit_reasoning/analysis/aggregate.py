@@ -164,14 +164,15 @@ def _at(array: np.ndarray, place: int, axis: int | None) -> np.ndarray:
 
 
 def _check_finite(infinite: np.ndarray) -> None:
-    """Raise the `InputError` that `ClusterIntervals` raises for outcomes that are not finite.
+    """Raise an `InputError` if an outcome is not finite, as `ClusterIntervals` does.
 
     Args:
       infinite: number of outcomes of each example that are not finite.
     """
     if infinite.any():
         raise InputError(
-            f"{infinite.sum()} values are not finite: drop those examples and their clusters"
+            f"{infinite.sum()} values are not finite; exclude their examples by cluster -1, or by "
+            "an output that `given` names"
         )
 
 

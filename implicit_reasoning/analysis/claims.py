@@ -99,18 +99,20 @@ class Claim:
           pos: position of the state; None if `unit` is a unit.
 
         Raises:
-          InputError: a layer is given without a position, or a position without a layer.
+          InputError: a layer is given without a position, a position is given without a layer, or a
+            unit is given with a position.
         """
         if not isinstance(unit, Unit):
             if (unit is None) != (pos is None):
                 raise InputError(
-                    f"a claim about a state needs a layer and a position, got {unit!r} and {pos!r}"
+                    "a claim about a state needs a layer and a position; got the layer "
+                    f"{unit!r} and the position {pos!r}"
                 )
             unit = WholeModel() if unit is None or pos is None else State(unit, pos)
         elif pos is not None:
             raise InputError(
-                "a claim is about one unit, so it takes a unit or a layer and position; got the "
-                f"unit {unit} and position {pos!r}"
+                "a claim is about one unit; give either the unit, or the layer and position of a "
+                f"state; got the unit {unit} and the position {pos!r}"
             )
         for name, value in (("kind", kind), ("variable", variable), ("unit", unit)):
             object.__setattr__(self, name, value)
@@ -173,7 +175,8 @@ def _check_kind(claim: Claim) -> None:
         close = difflib.get_close_matches(claim.kind, CLAIM_KINDS, n=1)
         hint = f" - did you mean {close[0]!r}?" if close else ";"
         raise InputError(
-            f"there is no kind of claim {claim.kind!r}{hint} the kinds are {', '.join(CLAIM_KINDS)}"
+            f"there is no kind of claim {claim.kind!r}{hint} the kinds of claims are "
+            f"{', '.join(CLAIM_KINDS)}"
         )
 
 
@@ -243,8 +246,8 @@ def claimed_units(
     draws = null.sizes["draw"]
     if draws < round(1 / error_rate) - 1:
         raise InputError(
-            f"an error rate of {error_rate} needs at least {round(1 / error_rate) - 1} draws of "
-            f"the null, got {draws}"
+            f"an error rate of {error_rate} needs at least {round(1 / error_rate) - 1} draws from "
+            f"the null distribution, got {draws}"
         )
     cells = observed.stack(cell=observed.dims)
     nulls = null.stack(cell=observed.dims).transpose("draw", "cell").sel(cell=cells.cell)

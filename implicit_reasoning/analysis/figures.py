@@ -34,15 +34,16 @@ def figures(run: Run) -> list[Figure]:
         if was != instrument.version:
             print(
                 f"implicit_reasoning: the result of {name} in {run.files.analysis} has version "
-                f"{was}, expected {instrument.version}; it is not drawn; measure it again with "
-                f"analyze --instruments={name} --again=true",
+                f"{was}, expected {instrument.version}, so the result is not drawn; measure it "
+                f"again with analyze --instruments={name} --again=true",
                 file=sys.stderr,
             )
             continue
         if result.attrs.get("intervals", 1) != INTERVALS:
             print(
-                f"implicit_reasoning: the result of {name} in {run.files.analysis} has intervals "
-                "of an earlier version, by fact and narrower; measure it again with analyze",
+                f"implicit_reasoning: the result of {name} in {run.files.analysis} has confidence "
+                "intervals of an earlier version, which resample by fact and are narrower; measure "
+                "it again with analyze",
                 file=sys.stderr,
             )
         results[name] = result

@@ -130,14 +130,17 @@ class BaseInstrument(abc.ABC):
         """
         for name, null in self.nulls.items():
             if isinstance(null, str):
-                there, wanted = null in self.outputs, f"output {null!r}"
+                there, wanted = null in self.outputs, f"the output {null!r}"
             else:
                 there = any(null.keys() <= set(dims) for dims in self.outputs.values()) and all(
                     label in coords.get(dim, ()) for dim, label in null.items()
                 )
-                wanted = "output with " + ", ".join(f"{d}={v!r}" for d, v in null.items())
+                wanted = "an output with " + ", ".join(f"{d}={v!r}" for d, v in null.items())
             if not there:
-                raise InputError(f"instrument {self.name!r}: null {name!r} has no {wanted}")
+                raise InputError(
+                    f"instrument {self.name!r}: the null control {name!r} needs {wanted}, which "
+                    "does not exist; correct nulls, or add it to outputs or coords"
+                )
 
     def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:
         """Return a mask of the examples that count for an output; it broadcasts to its shape.
@@ -178,14 +181,14 @@ class BaseInstrument(abc.ABC):
             if unknown:
                 raise InputError(
                     f"instrument {self.name!r}: output {name!r} has the dimension "
-                    f"{unknown[0]!r}, which has no labels in coords; the labelled dimensions are "
-                    f"{', '.join(sizes)}"
+                    f"{unknown[0]!r}, but coords has no labels for this dimension; the dimensions "
+                    f"with labels are {', '.join(sizes)}"
                 )
             wanted = tuple(sizes[dim] for dim in dims)
             if outputs[name].shape != wanted:
                 raise InputError(
                     f"instrument {self.name!r}: output {name!r} has shape {outputs[name].shape}; "
-                    f"it must be {wanted}, the sizes of its dimensions {dims}"
+                    f"it must be {wanted}, because the dimensions {dims} have these sizes"
                 )
 
 

@@ -37,14 +37,14 @@ def check_labels(
     used = sorted(set(dims))
     if "step" in used:
         raise InputError(
-            f"instrument {instrument!r} declares the dimension 'step', which every result has; "
-            "choose another name"
+            f"instrument {instrument!r} declares the dimension 'step', but every result has a "
+            "dimension of this name; rename the dimension of the instrument"
         )
     for dim, labels in [(dim, coords[dim]) for dim in used if dim in coords] + [("group", groups)]:
         if fault := _fault(labels):
             raise InputError(
-                f"instrument {instrument!r}: the labels of dimension {dim!r} {fault}; they must be "
-                "all texts, all numbers or all truth values"
+                f"instrument {instrument!r}: the labels of dimension {dim!r} {fault}; the labels "
+                "of a dimension must be all strings, all numbers or all bools"
             )
 
 
@@ -64,38 +64,38 @@ def plain(value: Any, what: str) -> Any:
         return json.loads(json.dumps(value, default=_of_numpy), parse_constant=_constant)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{what} are {value!r}, which JSON cannot represent ({error}); use texts, numbers, "
-            "truth values, None, lists, and dicts with texts as keys"
+            f"{what} are {value!r}, which JSON cannot represent ({error}); use strings, numbers, "
+            "bools, None, lists, and dicts with strings as keys"
         ) from None
 
 
 def _fault(labels: Any) -> str:
     """Describe what is wrong with the labels of one dimension; return "" if nothing is wrong."""
     if isinstance(labels, str | bytes):
-        return f"are the single text {labels!r}, not a sequence"
+        return f"are the string {labels!r}, not a sequence of labels"
     listed = list(labels)
     kinds = {kind: label for label in reversed(listed) for kind in [_kind(label)]}
     for kind, label in kinds.items():
-        if kind not in ("text", "number", "truth value"):
-            return f"have {label!r}, {kind}"
+        if kind not in ("string", "number", "bool"):
+            return f"include {label!r}, which is {kind}"
     if len(kinds) > 1:
         shown = " and ".join(repr(label) for label in reversed(list(kinds.values())))
         return f"have different types, such as {shown}"
-    if "text" in kinds and (bad := [label for label in listed if not _keepable(label)]):
-        return f"have {bad[0]!r}, a text that files cannot store"
+    if "string" in kinds and (bad := [label for label in listed if not _keepable(label)]):
+        return f"include {bad[0]!r}, a string that files cannot store"
     if any(label != label for label in listed):
-        return "have nan, which is not equal to itself"
+        return "include nan, which is not equal to itself"
     array = np.asarray(listed)
     if array.dtype.kind not in "biufU" or array.tolist() != listed:
-        return f"have numbers that no single type can represent: {listed[:5]!r}"
+        return f"include numbers that no single number type can represent: {listed[:5]!r}"
     return ""
 
 
 def _kind(label: Any) -> str:
     if isinstance(label, str):
-        return "text"
+        return "string"
     if isinstance(label, bool | np.bool_):
-        return "truth value"
+        return "bool"
     if isinstance(label, Integral | Real):
         return "number"
     return f"a {type(label).__name__}"

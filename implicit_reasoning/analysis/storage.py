@@ -110,8 +110,9 @@ def check_fingerprints(old: xr.Dataset, run: Run) -> None:
     known = [step for step in prints if step in run.steps]
     if known and run.fingerprint(max(known)) != prints[max(known)]:
         raise InputError(
-            f"saved result for {old.attrs['instrument']!r} was measured with other parameters of "
-            f"step {max(known)} than {run.files.workdir} has now; rerun with --again"
+            f"saved result for {old.attrs['instrument']!r} is out of date: the parameters of step "
+            f"{max(known)} in {run.files.workdir} have changed since they were measured; rerun "
+            "with --again"
         )
 
 

@@ -96,7 +96,7 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
     if missing:
         raise InputError(
             "the table of used variables needs the results of mean_swap and erasure; "
-            f"{missing[0]} is missing, so measure it with `analyze`"
+            f"{missing[0]} is missing; measure it with `analyze`"
         )
     group = group or _answered_group(results["mean_swap"])
     swap, erasure = (results[name].sel(group=group) for name in ("mean_swap", "erasure"))

@@ -41,7 +41,7 @@ def test_a_claim_is_true_false_or_open():
     ("kind", "said"),
     [
         ("usde", "no kind of claim 'usde' - did you mean 'used'"),
-        ("", f"no kind of claim ''; the kinds are {', '.join(CLAIM_KINDS)}"),
+        ("", f"no kind of claim ''; the kinds of claims are {', '.join(CLAIM_KINDS)}"),
     ],
 )
 def test_a_misspelt_kind_is_not_silence(say, kind, said):
@@ -62,7 +62,9 @@ def test_claims_about_many_units_are_corrected_for_their_number():
     effect.loc[0, 3] = null.sel(layer=0, neuron=3).max() + 0.01  # above its own null only
     told = claimed_units("part", "answer", effect, null.transpose(..., "draw"), Neuron)
     assert told == {Claim("part", "answer", Neuron(1, 7))}
-    with pytest.raises(InputError, match="needs at least 19 draws of the null, got 18"):
+    with pytest.raises(
+        InputError, match="needs at least 19 draws from the null distribution, got 18"
+    ):
         claimed_units("part", "answer", effect, null.isel(draw=slice(18)), Neuron)
 
 

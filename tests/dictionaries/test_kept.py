@@ -292,7 +292,7 @@ def test_members_without_outcomes_have_nan_and_leave_the_others_alone(made):
         (
             type("Null", (Declares,), {"nulls": {"x": {"kind": "y"}}})(),
             {},
-            "null 'x' has no output",
+            "the null control 'x' needs an output with kind='y', which does not exist",
         ),
         (
             type("Member", (Declares,), {"outputs": Declares.outputs | {"m": ("member",)}})(),

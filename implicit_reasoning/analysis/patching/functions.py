@@ -75,9 +75,8 @@ def _digest_of(function: Function, kind: str) -> str:
         return _digest(inspect.getsource(function).encode())
     except (OSError, TypeError):
         raise InputError(
-            f"the source of {kind} {_own_name(function)} cannot be read, so its results cannot "
-            "be distinguished from those of another function; define it with def in a file or a "
-            "notebook"
+            f"the source code of {kind} {_own_name(function)} cannot be read, but results must "
+            "record a digest of it; define the function with def in a file or a notebook"
         ) from None
 
 

@@ -89,7 +89,7 @@ def find_metrics(which: Sequence[str | Metric]) -> list[functions.NamedFunction]
     found = [functions.find_function(one, METRICS, "metric") for one in which]
     names = [one.name for one in found]
     if not names or len(set(names)) != len(names):
-        raise InputError(f"metrics are {names}; there must be at least one, without duplicates")
+        raise InputError(f"got the metrics {names}; give at least one metric, without duplicates")
     return found
 
 
@@ -119,12 +119,13 @@ def check_metric(found: functions.NamedFunction, n_pos: int, d_vocab: int) -> No
     if shape != (count,):
         what = type(made).__name__ if shape is None else f"an array of shape {list(shape)}"
         raise InputError(
-            f"metric {found.name} returned {what} for logits of shape [{count}, {d_vocab}]; it "
-            f"must return one number for each example, shape [{count}]"
+            f"metric {found.name} returned {what} for logits of shape [{count}, {d_vocab}]; a "
+            f"metric must return an array of shape [{count}], with one number for each example"
         )
     if not jnp.issubdtype(made.dtype, jnp.floating):
         raise InputError(
-            f"metric {found.name} returned numbers of type {made.dtype}; they must be floats"
+            f"metric {found.name} returned numbers of type {made.dtype}; a metric must return "
+            "floats"
         )
 
 

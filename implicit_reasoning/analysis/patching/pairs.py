@@ -108,8 +108,8 @@ def exchange_pairs(token: str, dataset: Dataset) -> PromptPairs:
     need_chains(dataset)
     if token not in dataset.positions:
         raise NotApplicable(
-            f"pairs 'exchange_{token}' cannot be made: prompts of this task have only the "
-            f"positions {', '.join(dataset.positions)}"
+            f"pairs 'exchange_{token}' need prompts with the position {token!r}; prompts of this "
+            f"task have only the positions {', '.join(dataset.positions)}"
         )
     place, splits = dataset.positions.index(token), chain_splits(dataset)
     rows, group = choose_rows(dataset, splits, _MAX_PAIRS)
@@ -178,20 +178,25 @@ def _checked(made: PromptPairs, model: Transformer) -> PromptPairs:
     positions = tuple(made.positions) or tuple(map(str, range(n_pos)))
     if len(positions) != n_pos or len(set(positions)) != n_pos:
         raise _Fault(
-            f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} different names"
+            f"positions are {positions}; prompts of {n_pos} tokens need {n_pos} distinct names of "
+            "positions"
         )
     groups = tuple(made.groups)
     group = np.zeros(count, np.int64) if made.group is None else _whole(made.group, "group")
     clusters = np.arange(count) if made.clusters is None else _whole(made.clusters, "clusters")
     for name, values in (("group", group), ("clusters", clusters)):
         if values.shape != (count,):
-            raise _Fault(f"{name} has shape {values.shape}; {count} pairs need ({count},)")
+            raise _Fault(
+                f"{name} has shape {values.shape}; for {count} pairs, its shape must be ({count},)"
+            )
         if (values < 0).any():
-            raise _Fault(f"{name} has {values.min()}; groups and clusters are numbered from 0")
+            raise _Fault(
+                f"{name} has the number {values.min()}; groups and clusters are numbered from 0"
+            )
     if not groups or group.max() >= len(groups):
         raise _Fault(
-            f"a pair is in group {group.max()}, but there are only {len(groups)} groups, "
-            "numbered from 0"
+            f"group has the number {group.max()}, but groups has only {len(groups)} names; groups "
+            "are numbered from 0"
         )
     return PromptPairs(
         clean, corrupt, answer, corrupt_answer, positions, groups, group, clusters.astype(np.int64)
@@ -202,7 +207,8 @@ def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndar
     clean, corrupt = _whole(made.clean, "clean"), _whole(made.corrupt, "corrupt")
     if clean.ndim != 2 or not clean.size:
         raise _Fault(
-            f"clean has shape {clean.shape}; it must be [pair, pos] with at least one pair"
+            f"clean has shape {clean.shape}; it must be [pair, pos], with at least one pair and "
+            "one position"
         )
     if corrupt.ndim == 2 and corrupt.shape[1] != clean.shape[1]:
         raise _Fault(
@@ -211,7 +217,8 @@ def _prompts(made: PromptPairs, model: Transformer) -> tuple[np.ndarray, np.ndar
         )
     if clean.shape[1] > model.spec.n_ctx:
         raise _Fault(
-            f"prompts have {clean.shape[1]} tokens; the model reads at most {model.spec.n_ctx}"
+            f"prompts have {clean.shape[1]} tokens; the model reads at most {model.spec.n_ctx} "
+            "tokens"
         )
     return _tokens(clean, "clean", clean.shape, model), _tokens(
         corrupt, "corrupt", clean.shape, model
@@ -239,5 +246,5 @@ def _whole(values: Any, name: str) -> np.ndarray:
             f"{name} has rows of different lengths; all rows must have the same length"
         ) from None
     if found.dtype.kind not in "iu":
-        raise _Fault(f"{name} has the type {found.dtype}; it must have whole numbers")
+        raise _Fault(f"{name} has the type {found.dtype}; it must have an integer type")
     return found

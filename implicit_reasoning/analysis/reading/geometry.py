@@ -85,8 +85,8 @@ class Geometry(Instrument):
         facts = fact_rows(dataset, _MAX_FACTS)
         if "e1" not in dataset.positions:
             raise NotApplicable(
-                "geometry needs entities of one token at position e1; prompts of this task have "
-                f"the positions {', '.join(dataset.positions)}"
+                "geometry needs prompts with the position e1; prompts of this task have the "
+                f"positions {', '.join(dataset.positions)}"
             )
         facts, bridge = _of_common_bridges(facts, dataset.truth["e2"])
         leads = facts.group == 0
@@ -210,8 +210,8 @@ def _of_common_bridges(
     kept = np.isin(values, many[count >= 2])
     if not kept.any():
         raise NotApplicable(
-            "geometry compares facts with the same tail, but no two facts of this world have "
-            "the same tail"
+            "geometry compares facts with the same tail, but no two facts of the group "
+            f"{facts.groups[0]!r} have the same tail"
         )
     bridge = np.unique(values[kept], return_inverse=True)[1]
     return FactRows(facts.rows[kept], facts.groups, facts.group[kept]), bridge

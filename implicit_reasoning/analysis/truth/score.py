@@ -162,7 +162,10 @@ def score(
     chosen = [find_instrument(instrument) for instrument in instruments]
     names = [instrument.name for instrument in chosen]
     if len(set(names)) < len(names):
-        raise InputError(f"instruments need different names to be scored, got {', '.join(names)}")
+        raise InputError(
+            "instruments that are scored together must have different names, got "
+            f"{', '.join(names)}"
+        )
     models = known_models(local_folder(cache, "cache"), seeds) if models is None else models
     rows: list[Score] = []
     with ProgressBar(len(chosen) * len(models), unit="model", shown=progress) as bar:

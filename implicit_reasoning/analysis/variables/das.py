@@ -153,13 +153,16 @@ class Alignment(Instrument):
             missing = [pos for pos in self.positions if pos not in dataset.positions]
             if missing:
                 raise InputError(
-                    f"no position {missing[0]!r}; the positions are {', '.join(dataset.positions)}"
+                    f"prompts of this task have no position {missing[0]!r}; their positions are "
+                    f"{', '.join(dataset.positions)}"
                 )
             return [dataset.positions.index(pos) for pos in self.positions]
         rows = rows_to_fit(dataset)
         names = chain_variables(dataset, rows[:1]).names
         if self.variable not in names:
-            raise InputError(f"no variable {self.variable!r}; the variables are {', '.join(names)}")
+            raise InputError(
+                f"this task has no variable {self.variable!r}; its variables are {', '.join(names)}"
+            )
         variable, pos = determined_cells(dataset, rows)
         return [int(pos[variable == names.index(self.variable)].min())]
 

@@ -83,14 +83,17 @@ def test_exchange_pairs_differ_in_one_token_and_in_the_answer(place):
         ({"clean": [[0, 1], [2, 900]]}, "clean of pair 1 has token 900; the model's tokens are 0"),
         ({"corrupt_answer": [-1, 3]}, "corrupt_answer of pair 0 has token -1"),
         ({"answer": [1, 2, 3]}, r"answer has shape \(3,\); its shape must be \(2,\)"),
-        ({"clean": [[0.5, 1], [0, 1]]}, "clean has the type float64; it must have whole numbers"),
+        ({"clean": [[0.5, 1], [0, 1]]}, "clean has the type float64; it must have an integer type"),
         (
             {"positions": ["a"]},
-            r"positions are \('a',\); prompts of 2 tokens need 2 different",
+            r"positions are \('a',\); prompts of 2 tokens need 2 distinct",
         ),
-        ({"group": [0, 1]}, "a pair is in group 1, but there are only 1 groups"),
-        ({"group": [0]}, r"group has shape \(1,\); 2 pairs need \(2,\)"),
-        ({"clusters": [-1, 0]}, "clusters has -1; groups and clusters are numbered from 0"),
+        ({"group": [0, 1]}, "group has the number 1, but groups has only 1 names"),
+        ({"group": [0]}, r"group has shape \(1,\); for 2 pairs, its shape must be \(2,\)"),
+        (
+            {"clusters": [-1, 0]},
+            "clusters has the number -1; groups and clusters are numbered from 0",
+        ),
         (
             {"clean": np.zeros((2, 50), int), "corrupt": np.zeros((2, 50), int)},
             "prompts have 50 tokens; the model reads at most 3",
@@ -120,7 +123,7 @@ def test_defaults_of_pairs_are_filled_in():
         (lambda logits, pair: logits, r"returned an array of shape \[\d+, \d+\] for logits"),
         (lambda logits, pair: logits.sum(), r"returned an array of shape \[\] for logits"),
         (lambda logits, pair: [logits[:, 0]], "returned list for logits of shape"),
-        (lambda logits, pair: logits.argmax(-1), "returned numbers of type int32; they must be"),
+        (lambda logits, pair: logits.argmax(-1), "returned numbers of type int32; a metric must"),
     ],
 )
 def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
@@ -136,7 +139,7 @@ def test_wrong_metrics_are_refused_before_anything_compiles(metric, said):
         ("bridge", ["probabilty"], "unknown metric 'probabilty'; did you mean 'probability'?"),
         ("nowhere.py:f", ["probability"], "pairs file nowhere.py does not exist"),
         ("bridge", ["nowhere:f"], "there is no metric 'nowhere'"),
-        ("bridge", [], "must be at least one"),
+        ("bridge", [], "at least one metric"),
         ("bridge", ["accuracy", "accuracy"], "without duplicates"),
     ],
 )
