@@ -54,7 +54,7 @@ ANSWER_KINDS = {
 """Kinds of answers with their colours. An answer has the first kind in this list that matches."""
 
 _MAX_ROWS = 1000  # maximum number of rows per split
-_ABOVE = 0.05  # how far an accuracy may exceed that of the modal shortcuts and count as no more
+_ABOVE = 0.05  # an accuracy at most this much above the modal shortcuts is not composition
 _CHEAP = ("modal_r2", "modal_e1_r2")
 _COMPARED = (*_CHEAP, "row_completion")  # rules that results of this instrument have
 

@@ -26,7 +26,7 @@ GROUPS = {
     "E": "identity",
     "O": "ood",
 }
-"""Role of a fact to the name of its group. The first group with a fact is the leading group."""
+"""Name of the group of the facts with each role. The leading group is the first that has facts."""
 
 
 class FactRows(NamedTuple):
@@ -77,7 +77,7 @@ def fact_rows(dataset: Dataset, most: int) -> FactRows:
 def is_taught_atomic(
     dataset: Dataset, rows: Int[np.ndarray, " row"], values: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, " row"]:
-    """Return for each row whether training teaches its value as the answer to the prompt (e1, r1).
+    """Return for each row whether training teaches `values` as the answer to the prompt (e1, r1).
 
     Args:
       dataset: a dataset of a chain task.

@@ -139,7 +139,7 @@ def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, 
 
 
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return a number for the prefix of each row that ends at each position.
+    """Return, for each position and row, a number for the prefix that ends at the position.
 
     At one position, equal numbers mean equal prefixes. In a causal model a state depends on its
     prefix only, so equal numbers also mean equal states.

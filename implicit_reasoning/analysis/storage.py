@@ -164,8 +164,8 @@ def save_merged(
       path: path of the file.
       new: the result to write.
       identity: identity of the result.
-      stale: `version_of_file` of an existing file whose contents are discarded. If the file has
-        changed since, its contents are merged. None means that any existing file is merged.
+      stale: `version_of_file` of a file whose contents are discarded. If the existing file has a
+        different version, its contents are merged. None means that any existing file is merged.
 
     Raises:
       InputError: the existing file has a different identity, because another process wrote it.

@@ -206,8 +206,8 @@ def affine(
     Returns:
       `(A, b)`.
     """
-    # Only rows of the first fold have non-zero weights, so the regression of the second fold is
-    # fitted to all rows.
+    # All rows of weight 1 are in the first fold, so the regression of the second fold is fitted to
+    # all of these rows.
     rows, none = weight[None], jnp.zeros_like(weight)[None]
     sums = leave_fold_out_sums(jnp.stack([x, x]), jnp.stack([y, y]), jnp.concatenate([rows, none]))
     sums = Sums(*(part[1:] for part in sums))
