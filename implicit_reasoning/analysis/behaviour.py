@@ -64,12 +64,12 @@ class Behaviour(Instrument):
 
     name = "behaviour"
     definition = (
-        "The most likely token after the prompt, classified by the first kind that fits: right; "
-        "the bridge (the entity before the last hop); the answer of row completion; the most "
+        "The most likely token after the prompt gets the first kind that fits: right; the "
+        "bridge (the entity before the last hop); the answer of row completion; the most "
         "frequent answer after the last relation; a tail of the last relation from another "
-        "entity; another entity; no entity. fraction: share of answers of each kind; chance: "
-        "share of all entities. agreement: the answer equals the shortcut's; shortcut: the "
-        "shortcut is right."
+        "entity; another entity; no entity. fraction: share of answers of each kind. chance: "
+        "share of all entities that have each kind. agreement: whether the answer is that of a "
+        "shortcut. shortcut: whether the shortcut is right."
     )
     outputs = {
         "fraction": ("kind", "example"),

@@ -70,7 +70,7 @@ class BaseInstrument(abc.ABC):
 
     Attributes:
       name: name of the instrument, used in figures and in the file name `<name>.nc`.
-      definition: one or two sentences that define the numbers and name their source.
+      definition: text that defines the numbers and names their source.
       version: version number. It is increased when a change makes new numbers incomparable with old
         numbers. Results of different versions are never merged.
       outputs: name of each output of `measure`, with the names of its dimensions. If the last

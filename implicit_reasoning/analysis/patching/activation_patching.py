@@ -81,17 +81,19 @@ class ActivationPatching(Instrument):
     name = "activation_patching"
     version = 3
     definition = (
-        "Of questions answered correctly when clean: the share of predictions that are the "
-        "clean answer, that of the question with the exchanged token (counterfactual), or "
-        "another, when S[layer, pos] of the run with one token corrupted is put into the clean "
-        "run (noising) or the reverse (denoising). With a symmetric token, the counterfactual "
-        "question may have no answer or the clean one; with noise, it has none. No prediction "
-        "then counts as counterfactual (compared: where there is a counterfactual answer). "
-        "null_fraction: with the exchanged answer of another question. logit_difference: clean "
-        "minus exchanged answer, where there is one; probability: of the clean answer; "
-        "divergence: KL(clean run || patched run), nats. part_...: the same for what one part "
-        "of a block wrote, counterfactual tokens only. followed: the counterfactual share in "
-        "noising, where the model also answers the counterfactual question correctly."
+        "One token of a query is corrupted. S[layer, pos] of the corrupted run replaces that "
+        "of the clean run (noising), or the reverse (denoising). Shares are over queries that "
+        "are answered correctly when clean. fraction: share of predictions that are the clean "
+        "answer, the counterfactual answer (that of the query with the exchanged token), or "
+        "another answer. A symmetric token may give a query that has no answer or the clean "
+        "answer, and noise gives no query; no prediction then counts as counterfactual. "
+        "compared: whether there is a counterfactual answer. null_fraction: share of "
+        "predictions that are the counterfactual answer of another query. logit_difference: "
+        "logit of the clean answer minus that of the counterfactual answer, over compared "
+        "queries. probability: probability of the clean answer. divergence: KL(clean run || "
+        "patched run), in nats. part_...: the same for the output of one part of a block, for "
+        "counterfactual tokens only. followed: share of counterfactual answers in noising, "
+        "over queries whose counterfactual query is also answered correctly."
     )
     outputs = {
         "fraction": ("outcome", *_STATES),

@@ -50,11 +50,12 @@ class BackPatching(Instrument):
     name = "back_patching"
     version = 4
     definition = (
-        "Of questions answered wrongly: the share that is then answered correctly (repaired), "
-        "with the same wrong answer (unchanged) or with another wrong answer (other, which is "
-        "damage) when S[from_layer, pos] replaces S[layer, pos] of the same run (Biran et al. "
-        "2024). Null: the state of another question's run. probability: of the right answer. "
-        "correct: the share answered correctly when nothing is changed."
+        "S[from_layer, pos] replaces S[layer, pos] of the same run, for queries that are "
+        "answered wrongly (Biran et al. 2024). repaired: share that is then answered "
+        "correctly. unchanged: share that keeps its wrong answer. other: share that gets a "
+        "different wrong answer, which is damage. probability: probability of the right "
+        "answer. correct: share of all queries that are answered correctly without a patch. "
+        "Null: the state of another query's run."
     )
     outputs = {
         **dict.fromkeys((*OUTCOMES, "probability"), _CELLS),

@@ -75,14 +75,15 @@ class CrossQueryPatching(Instrument):
     name = "cross_query_patching"
     version = 2
     definition = (
-        "Share of predictions that are the clean answer, the composed one (tail of the source's "
-        "bridge and the target's r2; Ye et al. 2025), or another, when S[layer, pos] of a "
-        "source question replaces the target's; over targets answered correctly when clean. "
-        "Composed chains are not in training, except in the group 'trained chain'. Null "
-        "'shuffled': the composed answer of another pair. logit_difference: clean minus "
-        "composed answer (compared: where there is one); probability: of the clean answer; "
-        "divergence: KL(clean run || patched run), nats. direct: the share of composed "
-        "questions that the model answers correctly."
+        "S[layer, pos] of a source query replaces that of a target query (Ye et al. 2025). "
+        "fraction: share of predictions that are the clean answer, the composed answer (the "
+        "tail of the source's bridge and the target's r2), or another answer, over targets "
+        "that are answered correctly when clean. The composed chains are not in training, "
+        "except in the group 'trained chain'. logit_difference: logit of the clean answer "
+        "minus that of the composed answer, over the pairs with a composed answer (compared). "
+        "probability: probability of the clean answer. divergence: KL(clean run || patched "
+        "run), in nats. direct: share of composed queries that the model answers correctly. "
+        "Null 'shuffled': the composed answer of another pair."
     )
     outputs = {
         "fraction": ("expected", "outcome", "layer", "pos", "example"),

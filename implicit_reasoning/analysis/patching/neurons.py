@@ -32,9 +32,9 @@ class NeuronPatching(PairPatching):
 
     name = "neuron_patching"
     definition = (
-        "Patching of single neurons: neuron_recovery and neuron_followed are recovery and "
-        "followed when the activation of one neuron (mlp.hook_post) at one position is that of "
-        "the donor run."
+        "Patching of single neurons. neuron_recovery and neuron_followed are defined as "
+        "recovery and followed of pair_patching, with the activation of one neuron "
+        "(mlp.hook_post) at one position taken from the donor run."
     )
     outputs = {
         "neuron_recovery": ("metric", *_NEURONS),

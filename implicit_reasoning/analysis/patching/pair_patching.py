@@ -72,14 +72,16 @@ class PairPatching(PairInstrument):
 
     name = "pair_patching"
     definition = (
-        "Pairs of a clean and a corrupt prompt; the clean one is answered correctly. recovery: "
-        "(patched - base) / (donor - base) of a metric when S[layer, pos] of the donor run "
-        "replaces that of the base run; noising: base clean, donor corrupt; denoising: the "
-        "reverse. The denominator is the mean over the counted pairs of the group. followed: the "
-        "share of answers that are the answer of the donor's prompt in the pair. part_...: the "
-        "same for what one part of a block wrote. Null: the donor run is that of another pair of "
-        "the group. clean, corrupt: the metric with nothing changed (compared: where the means of "
-        "the group differ). both: both prompts are answered correctly."
+        "Pairs of a clean and a corrupt prompt, of which the clean prompt is answered "
+        "correctly. A value of the donor run replaces that of the base run, in noising (base "
+        "clean, donor corrupt) or in denoising (base corrupt, donor clean). recovery: (patched "
+        "- base) / (donor - base) of a metric, for S[layer, pos]; the denominator is its mean "
+        "over the pairs of the group that count. followed: share of answers that are the "
+        "corrupt answer of the pair (noising) or its clean answer (denoising), over pairs "
+        "whose prompts are both answered correctly (both). part_...: the same for the output "
+        "of one part of a block. clean, corrupt: the metric without a patch. compared: whether "
+        "the metric counts for the pair, and its group means differ between the two runs. "
+        "Null: the donor run is that of another pair of the group."
     )
     outputs = {
         "recovery": ("metric", *_STATES),

@@ -49,10 +49,12 @@ class ParameterPatching(Instrument):
     name = "parameter_patching"
     version = 3
     definition = (
-        "Share of questions answered correctly when the attention or the MLP of one block (with "
-        "its norm) is that of the last checkpoint (later), or when the last checkpoint has that "
-        "of this one (earlier); probability: of the answer. alone: this checkpoint and the last "
-        "one, with nothing exchanged."
+        "correct: share of queries that are answered correctly when the attention or the MLP "
+        "of one block, with its norm, of this checkpoint is replaced by that of the last "
+        "checkpoint (later), or when that of the last checkpoint is replaced by that of this "
+        "checkpoint (earlier). probability: probability of the right answer. alone: share that "
+        "this checkpoint (later) and the last checkpoint (earlier) answer correctly without an "
+        "exchange."
     )
     outputs = {
         **dict.fromkeys(("correct", "probability"), ("direction", "part", "block", "example")),

@@ -76,18 +76,21 @@ class Decoding(Instrument):
 
     name = "decoding"
     definition = (
-        "top1: share of facts (e1, r1) whose tail is the strict top-1 among all tokens when "
-        "S[layer, r1] is read. immediate: unembed(norm(S)), or without the norm; full run: S is "
-        "put in at the same layer and position of another fact's prompt (of another e1 and "
-        "tail), and the remaining layers decode at r1 (Ye et al. 2025, with their off-by-one "
-        "corrected); from layer 1 on this is so by construction. bottleneck: the same for S "
-        "projected onto the span of the largest differences of its class means by tail (at most "
-        "32 dimensions), around their mean, fitted on three quarters of the first group's "
-        "facts, without the fact itself; nulls: tails shuffled among those facts, and as many "
-        "random directions. counted: facts whose tail is that of a fact in those quarters; only "
-        "these count for bottlenecks. truth: the fact's tail; another fact's, drawn at random "
-        "(null); the recipient prompt's. by_construction: training supervises this very prompt "
-        "with this very tail, at that layer."
+        "top1: share of facts (e1, r1) for which the token of the tail has the highest logit "
+        "of all tokens, without a tie, when S[layer, r1] is read. There are three methods. "
+        "Immediate: unembed(norm(S)), or unembed(S). Full run: S replaces the state at the "
+        "same layer and position of another fact's prompt, which has a different e1 and tail, "
+        "and the later layers decode S at r1 (Ye et al. 2025, with their off-by-one "
+        "corrected); from layer 1 on, this is correct by construction. Bottleneck: the full "
+        "run after a projection of S onto at most 32 directions in which the class means by "
+        "tail differ most, around the mean of the class means. The directions are fitted to "
+        "three quarters of the facts of the first group, without the fact itself. Nulls of the "
+        "bottleneck: tails shuffled among those facts, and equally many random directions. "
+        "counted: whether the fact's tail is also the tail of a fact in those quarters; only "
+        "these facts count for bottlenecks. truth: the tail of the fact; the tail of another "
+        "fact, drawn at random (null); the tail of the recipient prompt. by_construction: "
+        "whether training teaches the tails of most facts of the group as answers to (e1, r1), "
+        "so that the last layer decodes them."
     )
     version = 2
     outputs = {

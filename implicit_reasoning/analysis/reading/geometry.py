@@ -55,17 +55,20 @@ class Geometry(Instrument):
 
     name = "geometry"
     definition = (
-        "cosine of S[layer, pos] with the mean of the ID states of its bridge e2 (groups: id = "
-        "ID cohesion, ood = OOD alignment, Ye et al. 2025; averaged over states, not over "
-        "bridges), that mean computed with or without the state itself, and the average over "
-        "means of all other bridges; mean removed: the mean of all ID states there is "
-        "subtracted. retrieval: the nearest mean, without itself, is its own, among n_bridges; "
-        "a tie is wrong. attributes: at e1, of the m entities that unembed(norm(S)) ranks "
-        "highest, the share that are tails of e1 (own) or of another entity, m the number of "
-        "those tails (Geva et al. 2023). picture: two principal coordinates, of centred states "
-        "(PCA) or of cosine distances (classical MDS), at the position where e2 is first known. "
-        "Null: bridges shuffled between states. Layer 0 is also a null, because a state there "
-        "is the embedding of its token."
+        "cosine: cosine of S[layer, pos] with a centroid, the mean of the ID states of the "
+        "same bridge e2. The mean over the group id is ID cohesion, and the mean over the "
+        "group ood is OOD alignment (Ye et al. 2025, but averaged over states, not over "
+        "bridges). centroid: the centroid with the state itself, the centroid without the "
+        "state itself, or the average over the centroids of all other bridges. centring: "
+        "states as they are, or minus the mean of all ID states at this layer and position. "
+        "retrieval: whether the nearest centroid (without the state itself) is that of the "
+        "state's own bridge, among n_bridges; a tie is wrong. attributes: share of the m "
+        "entities that unembed(norm(S)) ranks highest at e1 that are tails of e1 (own), or of "
+        "another entity; m is the number of those tails (Geva et al. 2023). picture: two "
+        "coordinates of states at the position where e2 is first known, from a PCA of centred "
+        "states or from classical MDS of cosine distances. Null: bridges shuffled between "
+        "states. Layer 0 is a further null, because a state at layer 0 is the embedding of its "
+        "token."
     )
     outputs = {
         "cosine": ("truth", "centring", "centroid", "layer", "pos", "example"),

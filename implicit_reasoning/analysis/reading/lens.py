@@ -50,10 +50,11 @@ class LogitLens(Instrument):
     name = "lens"
     version = 2
     definition = (
-        "rank of a truth variable's token in unembed(norm(S[layer, pos])), 0 the best; top1 is "
-        "rank 0, a tie counts against it, reciprocal_rank is 1 / (1 + rank). Vocabulary: all "
-        "tokens, or those of the variable's kind. Null: the truth of another example, drawn at "
-        "random."
+        "rank: rank of a truth variable's token in unembed(norm(S[layer, pos])), or in "
+        "unembed(S[layer, pos]); rank 0 is the highest logit. top1: whether the rank is 0; a "
+        "tie counts against the token. reciprocal_rank: 1 / (1 + rank). Ranks are among all "
+        "tokens, or among the tokens of the variable's kind. Null: the truth of another "
+        "example, drawn at random."
     )
     outputs = {
         name: ("norm", "vocabulary", "truth", "variable", "layer", "pos", "example")

@@ -84,16 +84,18 @@ class Probes(Instrument):
     name = "probes"
     version = 2
     definition = (
-        "accuracy: share of distinct states whose class (argmax over the variable's values) a "
-        "ridge regression to one-hot classes reads at S[layer, pos]; one chain per first fact, "
-        f"{_FOLDS} folds, ridge {STRENGTH:g} x trace / width. held_out: folds hold out prefixes, "
-        "or all states with an e1 (the accuracy for e1 itself is then 0 by construction); at "
-        "layer 0, where a state is the embedding of its token, folds hold out tokens. truth: "
-        "true, shuffled between states, or control: a random label for each e1 (Hewitt and "
-        "Liang 2019). selectivity: true less control. sparse: accuracy for e2 from k dimensions "
-        "per class, chosen by difference of means (Gurnee et al. 2023), held out by prefix; 0 "
-        "for neurons at layer 0, which no neuron writes to. chance: the best constant answer; "
-        "n_classes: number of values seen."
+        "accuracy: share of distinct states S[layer, pos] whose class a probe reads. The probe "
+        f"is a ridge regression to one-hot classes (ridge {STRENGTH:g} x trace / width); the "
+        "class with the largest output is its prediction. There is one chain per first fact, "
+        f"and there are {_FOLDS} folds. held_out: folds hold out prefixes, or all states with "
+        "the same e1 (the accuracy for e1 itself is then 0 by construction). At layer 0, where "
+        "a state is the embedding of its token, folds hold out tokens. truth: the true "
+        "classes; the classes shuffled between states; or control, a random label for each e1 "
+        "(Hewitt and Liang 2019). selectivity: accuracy for the true classes minus accuracy "
+        "for control. sparse: accuracy for e2 of a probe that reads k dimensions per class, "
+        "chosen by difference of means (Gurnee et al. 2023), with prefixes held out; 0 for "
+        "neurons at layer 0, which no neuron writes to. chance: accuracy of the best constant "
+        "answer. n_classes: number of classes that occur."
     )
     outputs = {
         "accuracy": ("held_out", "truth", "variable", "layer", "pos", "example"),

@@ -57,15 +57,17 @@ class TunedLens(Instrument):
     version = 2
     default = False  # the instrument trains a map for every (layer, position), which is slow
     definition = (
-        "Rank of a truth variable's token in unembed(norm(h + A h + b)), h = S[layer, pos] of a "
-        "prefix that A and b were not fitted to (Belrose et al. 2023); ridge start, then "
-        f"{_STEPS} steps of Adam at {_RATE:g} on KL(final logits there || lens), in nats. "
-        "Prefixes are those of one chain per first fact. A quarter of them is held out and "
-        "scored, whether in training or not; the lens is fitted to the others that occur in "
-        "training. At layer 0, where a state is the embedding of its token, a quarter of the "
-        "tokens is held out. top1: rank 0, a tie counts against it; reciprocal_rank: 1 / (1 + "
-        "rank). At the last layer the lens is the identity. The logit lens on the same states "
-        "is measured beside it. Null: another state's truth, at random."
+        "Rank of a truth variable's token in unembed(norm(h + A h + b)), where h = S[layer, "
+        "pos] (Belrose et al. 2023). A and b are fitted by a ridge regression, and then by "
+        f"{_STEPS} steps of Adam with learning rate {_RATE:g} on KL(final logits || lens). The "
+        "prefixes are those of one chain per first fact. A quarter of the prefixes is held out "
+        "and scored, whether they occur in training or not. The lens is fitted to the other "
+        "prefixes that occur in training. At layer 0, where a state is the embedding of its "
+        "token, a quarter of the tokens is held out instead. At the last layer, the lens is "
+        "the identity. top1: whether the rank is 0; a tie counts against the token. "
+        "reciprocal_rank: 1 / (1 + rank). kl: KL(final logits || lens), in nats. The logit "
+        "lens is measured on the same states. Null: the truth of another state, drawn at "
+        "random."
     )
     outputs = {
         **{

@@ -87,17 +87,19 @@ class Alignment(Instrument):
 
     name = "das"
     definition = (
-        "S[layer, pos] of a base has its component in a subspace replaced by that of a source. "
-        "cause: the source has another value of the variable; the answer is what the world says "
-        "of the base with it. isolation: the source has the same value and another first fact, "
-        "and another last relation; the answer stays. Of cases right when clean, on pairs whose "
-        "first facts and (value, last relation) were not used to learn the subspace, and whose "
-        "composed prompt is not in training. Edits: a subspace learnt (DAS), that of class "
-        "means and a random one of equal rank, the whole state. Controls, scored by the same "
-        "answers: a subspace learnt from pairs whose answers are shuffled within a kind, and "
-        "one learnt in a model at its initialisation (where all pairs count, because that model "
-        "is hardly ever right). counted: share of cases that have a pair (for cause) and are "
-        "right when clean."
+        "The component of S[layer, pos] of a base in a subspace is replaced by that of a "
+        "source. cause: the source has another value of the variable; share of answers that "
+        "are what the world says for the base with this value. isolation: the source has the "
+        "same value, another first fact and another last relation; share of answers that stay. "
+        "Both are over cases that are answered correctly when clean. The first facts of the "
+        "pairs, and their combinations of value and last relation, were not used to learn the "
+        "subspace, and their composed prompt is not in training. Edits: a learnt subspace "
+        "(DAS); the subspace of class means and a random subspace, both of equal rank; the "
+        "whole state. Two controls are scored by the same answers: a subspace learnt from "
+        "pairs whose answers are shuffled within a kind of pair, and a subspace learnt in a "
+        "model at its initialisation. For the second control all pairs count, because this "
+        "model answers hardly any query correctly. counted: share of cases that have a pair "
+        "for cause and are answered correctly when clean."
     )
     version = 2
     outputs = {

@@ -84,14 +84,15 @@ class Erasure(Instrument):
 
     name = "erasure"
     definition = (
-        "LEACE of at most 16 values of a variable in S[layer, pos], fitted on all distinct "
-        "states there (so no linear classifier can distinguish the 16 values on these states), "
-        "in ten draws of values. unchanged: share of answers that stay, of cases right when "
-        "clean where another value leads to another answer; each case is edited by one draw "
-        "that includes its value. Controls: values shuffled among states; random directions of "
-        "equal rank. swapped: instead of erasure, the class mean of that other value replaces "
-        "the class mean. decoded: a linear discriminant fitted on states of other first facts "
-        "finds the value. counted: share of all cases."
+        "LEACE makes at most 16 values of a variable indistinguishable for every linear "
+        "classifier of S[layer, pos], in ten draws of values. It is fitted to all distinct "
+        "states at this layer and position. unchanged: share of answers that stay, over cases "
+        "that are answered correctly when clean and for which another value leads to another "
+        "answer. Each case is edited by one draw that includes its value. Controls: values "
+        "shuffled among the states; random directions of equal rank. swapped: instead of an "
+        "erasure, the class mean of the other value replaces that of the current value. "
+        "decoded: share of values that a linear discriminant reads, fitted to states of other "
+        "first facts. counted: share of all cases that count."
     )
     version = 2
     outputs = {

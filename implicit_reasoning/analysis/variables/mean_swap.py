@@ -56,14 +56,16 @@ class MeanSwap(Instrument):
 
     name = "mean_swap"
     definition = (
-        "S[layer, pos] + mean_b - mean_a, where a is the variable's value in this row, b "
-        "another. Means over distinct states of training chains; cases have other first facts. "
-        "Of cases right when clean: the answer stays, is what the world says of b, or is "
-        "neither. Controls, scored by the same answer of b: means permuted among the values; "
-        "the mean of a third value in place of b's; the difference of two means of r1 (of e1, "
-        "where the variable is r1), scaled to equal norm. counted: share of all cases. "
-        "possible: share of cases that count for an edit; a control is not possible where there "
-        "is no value for it."
+        "S[layer, pos] + mean_b - mean_a, where a is the value of a variable in a row and b is "
+        "another value. Class means are over distinct states of training chains; the first "
+        "facts of the cases differ from those of these chains. Shares are over cases that are "
+        "answered correctly when clean. unchanged: share of answers that stay. counterfactual: "
+        "share of answers that are what the world says for b. other: share of all other "
+        "answers. Three controls are scored by the same answer for b: means permuted among the "
+        "values; the mean of a third value in place of that of b; and the difference of two "
+        "means of r1 (of e1 if the variable is r1), scaled to the same norm. counted: share of "
+        "all cases that count. possible: share of cases that count for an edit; a control is "
+        "not possible if there is no value for it."
     )
     version = 2
     outputs = {
