@@ -107,7 +107,7 @@ def win_rate(dataset: Dataset, rows: Rows) -> Rows:
     those of `modal_given_last`.
     """
     truth, train = dataset.truth, training_rows(dataset)
-    first = pair_numbers(truth["attribute"], truth["entity1"])
+    first = pair_numbers(truth["attribute"], truth["entity1"], like=truth["entity2"])
     second = pair_numbers(truth["attribute"], truth["entity2"], like=truth["entity1"])
     label = truth["label"][train] - 1
     size = int(max(first.max(), second.max())) + 1

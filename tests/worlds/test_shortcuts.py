@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
@@ -287,6 +288,16 @@ def test_rules_of_comparison_against_their_definitions(seed, phi, n_values):
     assert RULES["modal_attribute"].predict(dataset, rows).tolist() == modal
     assert RULES["win_rate"].predict(dataset, rows).tolist() == wins
     assert set(shortcuts(dataset)) == {"modal_attribute", "win_rate"}
+
+
+def test_a_win_rate_does_not_depend_on_the_column_with_the_largest_entity():
+    dataset = comparisons()
+    rows = dataset.probes("test_ii")
+    second = dataset.truth["entity2"].copy()
+    second[rows[0]] = 1_000  # larger than every first entity
+    changed = dataclasses.replace(dataset, truth=dataset.truth | {"entity2": second})
+    said = [RULES["win_rate"].predict(one, rows[1:]).tolist() for one in (dataset, changed)]
+    assert said[0] == said[1]
 
 
 def test_a_win_rate_is_a_strong_shortcut_where_entities_were_compared():
