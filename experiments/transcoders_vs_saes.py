@@ -81,7 +81,9 @@ def main(argv: list[str]) -> None:
     """Train and measure what is missing, then draw the figures."""
     flags, overrides = parse_flags(argv, FLAGS)
     if overrides:
-        raise InputError("this study takes no overrides: what is compared has to be alike")
+        raise InputError(
+            "this study takes no overrides: all compared dictionaries must have the same settings"
+        )
     out, width = flags["out"], flags["width"]
     if flags["run"] is None:
         [run] = runs.restore(runs.needed("transcoders_vs_saes"), jobs=flags["jobs"])
@@ -89,7 +91,9 @@ def main(argv: list[str]) -> None:
         run = Run(flags["run"])
     states = int(split_states(run.dataset).trained.sum())
     if 4 * width > states:
-        raise InputError(f"a width of {width} is more than a quarter of {states} distinct states")
+        raise InputError(
+            f"--width is {width}; it must be at most a quarter of the {states} distinct states"
+        )
 
     def job(kind: str, command: Command) -> None:
         command(dictionaries(kind, run, flags))

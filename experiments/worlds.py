@@ -89,7 +89,7 @@ def check_current(out: Path, scale: str) -> None:
         if changes := differences(read_json(path)["config"], config):
             raise InputError(
                 f"{path} was measured with another configuration ({changes[0].key} was "
-                f"{changes[0].old!r}); remove it, or choose another --out"
+                f"{changes[0].old!r}); remove the file, or choose another --out"
             )
 
 

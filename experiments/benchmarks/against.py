@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     """Run the benchmarks in turns, then write times and ratios."""
     flags, _ = parse_flags(argv, FLAGS)
     if unknown := [name for name in flags["cases"] if name not in CASES]:
-        raise InputError(f"--cases has {unknown[0]!r}; it must be of {', '.join(CASES)}")
+        raise InputError(f"--cases has {unknown[0]!r}; it must be one of {', '.join(CASES)}")
     sides = {"here": HERE, "other": flags["other"].resolve()}
     commits = {side: _commit(folder) for side, folder in sides.items()}
     found: dict[str, Any] = {}

@@ -79,7 +79,9 @@ def main(argv: list[str]) -> None:
     flags, _ = parse_flags(argv, FLAGS)
     published = flags["peer"] != "none"
     if published and (forwards := flags["rounds"] * flags["forwards"]) < FEWEST_FORWARDS:
-        raise InputError(f"{forwards} passes are too few to extrapolate; {FEWEST_FORWARDS} are not")
+        raise InputError(
+            f"{forwards} passes are too few to extrapolate; at least {FEWEST_FORWARDS} are needed"
+        )
     model, params = random_model(flags, tied=True)
     inputs = make_pairs(model, params, flags["pairs"])
     ours = Ours(model, params, inputs)

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     from implicit_reasoning.errors import InputError
 
     if flags["workdir"] is None:
-        raise InputError("--workdir is missing: a run with checkpoints")
+        raise InputError("--workdir is missing: give the directory of a run with checkpoints")
     rounds = []
     for number in range(flags["rounds"]):
         with tempfile.TemporaryDirectory() as folder:

@@ -103,7 +103,10 @@ def steps(flags: dict[str, Any]) -> dict[str, Any]:
     dealt = device_shares(flags["workers"] or None)
     part, over = divmod(trials, len(dealt))
     if over:
-        raise InputError(f"{trials} trials cannot be dealt out to {len(dealt)} workers")
+        raise InputError(
+            f"{trials} trials cannot be divided evenly among {len(dealt)} workers; choose a number "
+            "of --workers that divides the number of trials"
+        )
     as_devices = {"JAX_NUM_CPU_DEVICES": str(len(available_cores()))}
     population = _worker(flags, "population", trials, **as_devices)
     sequence = _worker(flags, "alone", trials)

@@ -81,7 +81,9 @@ def main(argv: list[str]) -> None:
     case = {"steps": flags["steps"], "batch": BATCH, "d_sae": D_SAE, "k": K, "learning_rate": RATE}
     result = json.loads(out.read_text()) if out.exists() else {"case": case, "found": {}}
     if result["case"] != case:
-        raise SystemExit(f"{out} holds another case, {result['case']}: name another with --out")
+        raise SystemExit(
+            f"{out} has results of another case, {result['case']}; choose another file with --out"
+        )
     file = folder / f"samples_{flags['steps'] * BATCH}.npy"
     (folder / "case.json").write_text(json.dumps({**case, "samples": file.name}))
     peer = Peer(flags["peer"], "synth_sae_bench_torch.py", folder)

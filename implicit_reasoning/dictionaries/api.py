@@ -136,8 +136,8 @@ def find_instrument(name: str | DictionaryInstrument) -> DictionaryInstrument:
 def _examples(instrument: DictionaryInstrument, source: ExampleSource) -> Any:
     if instrument.needs_model and any(member.step == ALL_STEPS for member in source.members):
         raise NotApplicable(
-            f"instrument {instrument.name!r} runs the model of one checkpoint, but these "
-            "dictionaries are of all checkpoints"
+            f"instrument {instrument.name!r} runs the model of one checkpoint, but each of these "
+            "dictionaries reads all checkpoints"
         )
     return instrument.examples(source)
 
@@ -170,7 +170,7 @@ def _missing(
 
 def _say(path: Path, what: str, made: Dictionaries) -> None:
     if made.config.progress:
-        say(f"{path} was measured with other {what}; measuring again")
+        say(f"{path}: {what} changed after the measurement; measuring again")
 
 
 def _identity(run: Run, made: Dictionaries, instrument: Any) -> dict[str, Any]:

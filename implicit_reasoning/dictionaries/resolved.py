@@ -148,7 +148,7 @@ def _sites(
         )
     unknown = [site for site in (*read, *write) if site not in model.sites]
     if unknown:
-        raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all of them")
+        raise InputError(f"there is no site {unknown[0]!r}; model.sites lists all sites")
     if architecture == "cross_layer":
         return [Sites(read, write)]
     return [Sites((a,), (b,)) for a, b in zip(read, write, strict=True)]

@@ -95,8 +95,8 @@ def _check_same(files: Files, config: ConfigDict) -> None:
     changes = [change for change in changes if change.key not in _ROUTINE]
     if changes:
         raise InputError(
-            f"{files.folder} holds other dictionaries ({listed(changes)}); choose another "
-            "config.name, or remove that folder"
+            f"{files.folder} contains dictionaries with another configuration "
+            f"({listed(changes)}); choose another config.name, or remove the folder"
         )
 
 

@@ -70,7 +70,10 @@ def _collect(run: Run, providers: Sequence[str], wanted: str) -> list[Any]:
         provider = imports.load(path, "provider of figures")
         makers = {kind: getattr(provider, kind, None) for kind in ("figures", "pages")}
         if not any(map(callable, makers.values())):
-            raise InputError(f"{path} has no function figures(run) or pages(run)")
+            raise InputError(
+                f"{path} has neither a function figures(run) nor a function pages(run); a provider "
+                "must define at least one of them"
+            )
         maker = makers[wanted]
         found += maker(run) if callable(maker) else []
     names = [one.name for one in found]

@@ -100,7 +100,7 @@ def _tiles(
             _tile("Lag", lag, "from memorised to in-distribution"),
         ]
     if cross:
-        above = f"95% interval of {cross} above every shortcut's, from then on"
+        above = f"95% interval of {cross} stays above the intervals of all shortcuts"
         tiles += [_tile("Cross-distribution", steps["cross_distribution"], above, *ended(cross))]
     return tiles
 

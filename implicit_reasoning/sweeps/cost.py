@@ -32,14 +32,14 @@ def describe_cost(
     total, disk = 0.0, 0
     for trials in sweep.shapes:
         planned = plan(sweep.config(trials[0]), measure=measure)
-        lines += ["", f"{len(trials)} with the shape of {trials[0]}, each:", planned.describe()]
+        shape = f"trials with the shape of {trials[0]}; each of them:"
+        lines += ["", f"{len(trials)} {shape}", planned.describe()]
         total += len(trials) * (_seconds(planned, stop_at) or 0.0)
         disk += len(trials) * planned.checkpoint_bytes
-    lines += ["", f"all: {disk / 2**30:.3g} GiB on disk when done"]
+    lines += ["", f"all trials: {disk / 2**30:.3g} GiB on disk when done"]
     if measure:
-        lines.append(
-            f"     {duration(total)} if trained one after the other, each with this whole machine"
-        )
+        how = "if they are trained one after the other, each on this whole machine"
+        lines.append(f"            {duration(total)} {how}")
     return "\n".join(lines)
 
 

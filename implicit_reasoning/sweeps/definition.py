@@ -86,7 +86,8 @@ def define(spec: str, name: str, overrides: Overrides | None = None) -> Sweep:
     found = function()
     if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
         raise InputError(
-            f"sweep_{name}() of {spec} returned a {type(found).__name__}; it must yield trials"
+            f"sweep_{name}() of {spec} returned a {type(found).__name__}; it must yield a dict of "
+            "overrides for each trial"
         )
     return make_sweep(base, list(found))
 

@@ -141,7 +141,8 @@ def load(files: SweepLayout) -> Sweep:
     """
     if not files.sweep.exists():
         raise InputError(
-            f"{files.workdir} is not a sweep directory: it has no sweep.json; `sweep` creates one"
+            f"{files.workdir} is not a sweep directory: it has no sweep.json, which the command "
+            "`sweep` writes"
         )
     kept = read_json(files.sweep)
     if isinstance(kept, dict):
@@ -170,14 +171,15 @@ def _check_same(files: SweepLayout, old: Sweep, new: Sweep) -> None:
             continue
         if (before := old.trials.get(name, overrides)) != overrides:
             raise InputError(
-                f"trial {name} in {files.workdir} started with {dict(before)}, but would now have "
-                f"{dict(overrides)}; choose another --workdir"
+                f"trial {name} in {files.workdir} started with the overrides {dict(before)}, but "
+                f"the new sweep gives it the overrides {dict(overrides)}; choose another --workdir"
             )
         own = [change for change in changes if change.key not in overrides]
         if own:
             raise InputError(
-                f"trial {name} in {files.workdir} started with another configuration "
-                f"({listed(own)}); use that configuration, or choose another --workdir"
+                f"trial {name} in {files.workdir} started with a configuration that differs from "
+                f"the new one ({listed(own)}); use the old configuration, or choose another "
+                "--workdir"
             )
 
 

@@ -89,8 +89,8 @@ def _curves(runs: Runs, split: str, title: str) -> Figure:
         label_ends(ax, ends)
     caption = (
         f"Accuracy on the probe rows of {split}. Thin lines: single trials. Thick lines: the "
-        "median of the trials that differ only in seeds. Shading: their interquartile range, if "
-        "there are more than two."
+        "median of the trials that differ only in seeds. Shading: the interquartile range of "
+        "these trials, if there are more than two."
     )
     if len(points) > _MAX_POINTS:
         caption += f" Colours repeat, because there are {len(points)} points."
@@ -160,9 +160,9 @@ def _maps(runs: Runs, phases: xr.Dataset, held_out: str | None) -> list[Figure]:
         final = np.array([[np.nan, *curve[np.isfinite(curve)]][-1] for curve in curves])
         _map(axes[1], runs, keys, values, final, "{:.2f}", f"final accuracy, {held_out}")
     caption = (
-        "Median over the trials of each point, and the number n of these trials. In the median of "
-        "a time, trials that did not reach the accuracy count as later than all others. A dash: "
-        "fewer than half reached it."
+        "Median over the trials of each point, and the number n of these trials. For the median "
+        "time, a trial that did not reach the accuracy counts as later than every trial that "
+        "did. A dash means that at most half of the trials reached the accuracy."
     )
     return [Figure("grid", f"{keys[0]} by {keys[1]}", caption, drawing)]
 

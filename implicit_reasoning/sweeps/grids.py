@@ -52,7 +52,8 @@ def times(*parts: Iterable[Overrides]) -> Iterator[dict[str, Any]]:
         for overrides in chosen:
             if twice := merged.keys() & overrides.keys():
                 raise InputError(
-                    f"two parts of times() set {', '.join(sorted(twice))}; only one may"
+                    f"two parts of times() set {', '.join(sorted(twice))}; only one part may set a "
+                    "field"
                 )
             merged |= overrides
         yield merged

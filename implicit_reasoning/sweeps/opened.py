@@ -80,7 +80,9 @@ class Runs(Sequence[Run]):
             return [self[name] for name in self.names[which]]
         name = self.names[which] if isinstance(which, int) else which
         if name not in self.names:
-            raise InputError(f"{self.files.workdir} has no trial {name!r} that has started")
+            raise InputError(
+                f"trial {name!r} of {self.files.workdir} has not started, or does not exist"
+            )
         if name not in self._opened:
             self._opened[name] = Run(self.files.trial(name).workdir)
         return self._opened[name]

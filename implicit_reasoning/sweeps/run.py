@@ -52,8 +52,8 @@ class SweepInterrupted(Interrupted):
     def __init__(self, signal: str, done: int, count: int):
         Exception.__init__(
             self,
-            f"{signal}: {done} of {count} trials are done, and the states of the others are saved; "
-            "rerun the same command to continue",
+            f"{signal}: {done} of {count} trials are done, and the states of the other trials are "
+            "saved; rerun the same command to continue",
         )
 
 
@@ -67,7 +67,7 @@ def check_all_done(statuses: Mapping[str, Status]) -> None:
     if lost:
         raise TrialsLost(
             f"{lost} of {len(statuses)} trials diverged or failed, see the report; rerun the same "
-            "command to retry those that failed"
+            "command to retry the failed trials"
         )
 
 

@@ -92,7 +92,7 @@ class Search:
         if list(self.rungs) != sorted(set(self.rungs)) or (self.rungs and self.rungs[0] < 1):
             raise InputError(f"rungs is {self.rungs}; it must be ascending steps, all at least 1")
         if not 0 < self.keep < 1:
-            raise InputError(f"keep is {self.keep}; it must be between 0 and 1")
+            raise InputError(f"keep is {self.keep}; it must be greater than 0 and less than 1")
 
 
 def find_space(
@@ -107,7 +107,8 @@ def find_space(
     space = choose(name, functions_with_prefix(spec, "space_"))()
     if not isinstance(space, Mapping) or not all(hasattr(d, "suggest") for d in space.values()):
         raise InputError(
-            f"space_{name}() of {spec} returned {space!r}; it must return a dict of distributions"
+            f"space_{name}() of {spec} returned {space!r}; it must return a dict that maps fields "
+            "to distributions, such as Real, Integer or Choice"
         )
     return base, space
 
@@ -193,8 +194,8 @@ def _study(optuna: Any, files: SweepLayout, space: Space, what: Search) -> Any:
         stored = {**stored, "metric": what.metric}
     if changes := _changes(stored, wanted):
         raise InputError(
-            f"{files.workdir} holds a different search ({listed(changes)}); use its metric and "
-            "space, or choose another --workdir"
+            f"{files.workdir} contains a search that differs from this one ({listed(changes)}); "
+            "use the metric, direction and space of the old search, or choose another --workdir"
         )
     if study.user_attrs.get(_DEFINITION) != wanted:
         study.set_user_attr(_DEFINITION, wanted)

@@ -80,7 +80,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not self.options:
-            raise InputError("a Choice has no options; name at least one")
+            raise InputError("a Choice has no options; give at least one option")
 
     def sample(self, rng: np.random.Generator) -> Any:
         """Return one of the options with equal probability."""

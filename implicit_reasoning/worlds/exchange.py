@@ -162,7 +162,10 @@ def split_name(type_name: str) -> str:
 def _spell(dataset: Dataset, wang_types: bool) -> dict[str, str]:
     """Return the text of every file, by file name."""
     if not dataset.probe[dataset.n_train :].all():
-        raise InputError("this layout stores only test rows that are probes; raise task.probes")
+        raise InputError(
+            "GrokkedTransformer's files contain only test rows that are probes, but this dataset "
+            "has other test rows; raise task.probes"
+        )
     rows = _rows(dataset)
     types = [type_name(split, wang_types) for split in dataset.splits]
     test = [rows[i] | {"type": types[dataset.split[i]]} for i in np.flatnonzero(dataset.probe)]
@@ -245,7 +248,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     if meta["sha256"] != _digest(
         (folder / name).read_bytes() for name in (*ROW_FILES, "vocab.json")
     ):
-        what = f"{folder} was changed after it was written; its roles are derived from its rows"
+        what = f"{folder} was changed after it was written; roles are derived from the new rows"
         warnings.warn(what, stacklevel=3)
         return None
     return meta
@@ -258,7 +261,9 @@ def _rebuild(
     odd = np.flatnonzero((table.hops > 1) & (table.hops < hops))
     if len(odd):
         row = int(odd[0])
-        raise table.error(row, f"{table.hops[row]} hops, but other rows have {hops}")
+        raise table.error(
+            row, f"the chain has {table.hops[row]} hops, but other chains have {hops}"
+        )
     facts, entities = _walk(table, world)
     split = _splits(table, world, facts[:, 0])
     twin = _twins(table)
@@ -323,7 +328,7 @@ def _derive_world(table: TextRows) -> World:
     facts, _ = _walk(table, world)
     unknown = int(((facts < 0).any(1) & (table.hops > 1)).sum())
     if unknown:
-        what = f"{unknown} chains use facts that no atomic row states; their truth is unknown"
+        what = f"{unknown} chains use facts that no atomic row states; these facts are unknown"
         warnings.warn(f"{table.folder}: {what}", stacklevel=4)
     role = np.full(world.n_facts, ROLES.index("O"), np.int8)
     chains = facts[: table.n_train][table.hops[: table.n_train] > 1]
@@ -400,7 +405,8 @@ def _check_agreement(table: TextRows, split: np.ndarray, twin: np.ndarray) -> No
     trained = set(split[: table.n_train])
     for row in range(table.n_train, len(split)):
         if twin[row] < 0 and split[row] in trained:
-            raise table.error(row, f"{table.name(row)} of {split[row]} is missing in train.json")
-        if twin[row] >= 0 and split[row] != split[twin[row]]:
-            what = f"{table.name(row)} is of {split[row]}, but of {split[twin[row]]} in train.json"
+            what = f"{table.name(row)} is in the training split {split[row]}, but not in train.json"
             raise table.error(row, what)
+        if twin[row] >= 0 and split[row] != split[twin[row]]:
+            what = f"{table.name(row)} is in the split {split[row]} here, but in train.json it is "
+            raise table.error(row, f"{what}in the split {split[twin[row]]}")

@@ -135,7 +135,8 @@ def _read_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
         targets = [row["target_text"] for row in rows]
         types = [str(row["type"]) for row in rows] if path.name == "test.json" else []
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a list of rows in this layout: {error!r}") from None
+        wanted = "input_text, target_text and, in test.json, type"
+        raise InputError(f"{path} is not a list of rows with {wanted}: {error!r}") from None
     return inputs, targets, types
 
 
@@ -152,6 +153,7 @@ def _read_vocab(path: Path) -> tuple[int, int]:
     missing = [name for name in wanted if name not in set(names)]
     if missing:
         raise InputError(
-            f"{path} has no {missing[0]}; entities and relations must be numbered from 0"
+            f"{path} has no {missing[0]}; entities and relations must be numbered from 0 without "
+            "gaps"
         )
     return n_entities, n_relations

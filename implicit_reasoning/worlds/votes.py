@@ -112,8 +112,8 @@ def pair_numbers(one: np.ndarray, other: np.ndarray, like: np.ndarray | None = N
     """Return one number for each pair of values of two columns; missing values (-1) count as 0.
 
     `like` is a second column with the same kind of values as `other`. It extends the range of
-    values, so that `_pair(one, other, like)` and `_pair(one, like, other)` give equal pairs equal
-    numbers.
+    values, so that `pair_numbers(one, other, like)` and `pair_numbers(one, like, other)` give equal
+    pairs equal numbers.
     """
     largest = (
         other.max(initial=0) if like is None else max(other.max(initial=0), like.max(initial=0))

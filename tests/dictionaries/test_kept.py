@@ -114,7 +114,7 @@ def test_dictionaries_of_a_step_that_are_others_now_are_measured_anew(run, made,
     result = measure_dictionaries(run, moved, [Counted()])
     assert measuring[1:] == [(last,)]
     assert by_step(result) == {first: {1}, last: {2}}  # the new value is used
-    assert "was measured with other dictionaries; measuring again" in capfd.readouterr().err
+    assert "dictionaries changed after the measurement; measuring again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("other", ["checkpoints", "world", "set", "intervals"])

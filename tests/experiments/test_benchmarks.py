@@ -114,7 +114,7 @@ def test_against_compares_commits_round_by_round(tmp_path, monkeypatch):
     assert set(found) == {"a"}
     assert found["a"]["ratio"] == {"low": 0.5, "median": 4.25, "high": 8.0}
     assert found["a"]["other"]["high"] == 4.0 and not found["a"]["within_spread"]
-    with pytest.raises(InputError, match="'training'; it must be of train_step"):
+    with pytest.raises(InputError, match="'training'; it must be one of train_step"):
         script.main([*words, "--cases=training"])
 
 

@@ -38,7 +38,7 @@ def test_what_does_not_fit_together_is_refused():
         InputError, match="the same number of values for every field, got a: 1, b: 2"
     ):
         list(zipped({"a": [1], "b": [1, 2]}))
-    with pytest.raises(InputError, match="parts of times\\(\\) set a; only one may"):
+    with pytest.raises(InputError, match="parts of times\\(\\) set a; only one part may"):
         list(times([{"a": 1}], [{"a": 2}]))
 
 

@@ -144,7 +144,7 @@ def test_what_submitit_does_not_take_is_said_before_anything_begins(options, sai
 )
 def test_an_engine_that_is_not_installed_is_named(launcher, module, extra, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"needs the package {module}.*\[{extra}\]"):
+    with pytest.raises(InputError, match=rf"the package {module} is needed.*\[{extra}\]"):
         run_sweep(define(FILE, "seeds"), tmp_path, launcher=launcher)
 
 

@@ -83,7 +83,8 @@ def save_transcoder_set(
     for finished, params in transcoders:
         if type(finished.architecture) not in (Transcoder, SkipTranscoder):
             raise InputError(
-                f"a {type(finished.architecture).__name__} is not a transcoder of one layer"
+                f"a {type(finished.architecture).__name__} is not a transcoder of one layer; a set "
+                "has a Transcoder or SkipTranscoder for each layer"
             )
         _check_architecture(finished)
         plain = {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -124,8 +125,8 @@ def load_transcoder_set(
     for layer, width in enumerate(widths):
         if width != widths[0]:
             raise InputError(
-                f"{folder}: layer_{layer} has d_in, d_out and features {width}, layer_0 has "
-                f"{widths[0]}; all layers must have the same"
+                f"{folder}: (d_in, d_out, d_sae) is {width} in layer_{layer} and {widths[0]} in "
+                "layer_0; it must be the same in all layers"
             )
     return found
 
@@ -313,7 +314,7 @@ def _read_config(folder: Path, kind: str) -> str | None:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     found = config.get("model_kind") if isinstance(config, dict) else None
     if found != kind:
-        raise InputError(f"{folder} holds a {found}, not a {kind}")
+        raise InputError(f"{folder} holds a {found}, not a {kind}, according to its config.yaml")
     check_config(
         config,
         path,

@@ -122,7 +122,8 @@ def read_config(config: Any, where: str | os.PathLike[str]) -> tuple[dict[str, A
     read["d_out"] = _d_out(read, where)
     if read["rescale_acts_by_decoder_norm"] and read["architecture"] != "topk":
         raise InputError(
-            f"{where}: rescale_acts_by_decoder_norm is for topk, not {read['architecture']}"
+            f"{where}: rescale_acts_by_decoder_norm is true, which only topk supports; the "
+            f"architecture is {read['architecture']}"
         )
     about = {name: value for name, value in renamed.items() if name in ("hook_name", *_ABOUT)}
     return read, renamed.get("metadata", about)

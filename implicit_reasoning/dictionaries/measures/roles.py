@@ -78,7 +78,8 @@ class Roles(DictionaryInstrument):
         """
         if len(set(bridges.in_distribution.tolist())) < 2:
             raise NotApplicable(
-                "all first facts have the same role, so there is nothing to compare"
+                "either all first facts are in distribution or none is, so that the two kinds "
+                "cannot be compared"
             )
         fit = np.flatnonzero(bridges.in_distribution & ~bridges.second)
         fitted = np.unique(bridges.values[fit])

@@ -102,7 +102,8 @@ def state_of_exit(code: int | None, said: str) -> tuple[str, str]:
 def missing_package(extra: str, module: str, error: ImportError) -> InputError:
     """Return the error for an optional package that cannot be imported."""
     return InputError(
-        f"this needs the package {module} ({error}): pip install 'implicit_reasoning[{extra}]'"
+        f"the package {module} is needed but cannot be imported ({error}); install it with "
+        f"pip install 'implicit_reasoning[{extra}]'"
     )
 
 

@@ -22,18 +22,22 @@ _END = {"end_token": Field(bool, "also predict </a> after the answer, as publish
 _CHAINS = {
     **_COMMON,
     **_END,
-    "n_entities": Field(int, "entities", 100),
-    "n_relations": Field(int, "relations", 10),
+    "n_entities": Field(int, "number of entities", 100),
+    "n_relations": Field(int, "number of relations", 10),
     "out_degree": Field(int, "facts per head entity, each with a different relation", 10),
     "ood_fraction": Field(float, "fraction of facts that no training chain uses", 0.05),
     "phi": Field(float, "training chains per in-distribution fact", 7.0),
-    "hops": Field(int, "facts in a chain", 2),
+    "hops": Field(int, "number of facts in a chain", 2),
     "holdout": Field(float, "fraction of in-distribution chains that are never trained on", 0.2),
     "mixed_chains": Field(
         bool, "also test chains of I and O facts (Ye et al.; not Wang et al.)", True
     ),
-    "order": Field(str, "'e r r', or 'r r e', where both hops share the last position", "e r r"),
-    "names": Field(int, "0: one token per entity; n: one of n first and of n last names", 0),
+    "order": Field(
+        str, "order of a prompt: 'e r r', or 'r r e' with the entity at the last position", "e r r"
+    ),
+    "names": Field(
+        int, "0: one token per entity; n: two tokens, one of n first and one of n last names", 0
+    ),
     "identity": Field(
         str,
         "rows of entities that lead to themselves: entities ([e] -> e), chains, both, or none ('')",
@@ -46,9 +50,9 @@ _TWO_HOPS = {name: field for name, field in _CHAINS.items() if name != "hops"}
 _PAIRS = {
     **_COMMON,
     **_END,
-    "n_entities": Field(int, "entities", 100),
-    "n_attributes": Field(int, "attributes per entity", 5),
-    "n_values": Field(int, "values per attribute", 10),
+    "n_entities": Field(int, "number of entities", 100),
+    "n_attributes": Field(int, "number of attributes, of which every entity has a value", 5),
+    "n_values": Field(int, "number of values of an attribute", 10),
     "ood_fraction": Field(float, "fraction of the entities that are O, for each attribute", 0.1),
     "holdout": Field(float, "fraction of unordered pairs of I entities that are held out", 0.1),
 }
@@ -93,7 +97,9 @@ _TABLES: dict[str, dict[str, Field]] = {
     "complex": {
         **_defaults(_PAIRS, n_entities=200, n_values=20),
         "share": Field(float, "fraction of the available comparisons that are trained on", 0.06),
-        "hard_queries": Field(int, "maximum rows of test_hard for each of the three labels", 50),
+        "hard_queries": Field(
+            int, "maximum number of rows of test_hard for each of the three labels", 50
+        ),
     },
     "modular_addition": {
         **_defaults(_COMMON, probes=20_000),
@@ -102,10 +108,10 @@ _TABLES: dict[str, dict[str, Field]] = {
     },
     "in_context": {
         **_defaults(_COMMON, probes=1_000),
-        "n_tokens": Field(int, "tokens", 64),
+        "n_tokens": Field(int, "number of tokens in the vocabulary", 64),
         "min_length": Field(int, "minimum length of the sequence that is repeated", 4),
         "max_length": Field(int, "maximum length of the sequence that is repeated", 10),
-        "n_train": Field(int, "training rows", 50_000),
+        "n_train": Field(int, "number of training rows", 50_000),
     },
 }
 

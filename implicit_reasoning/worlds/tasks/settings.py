@@ -77,7 +77,10 @@ def check_all_read(task: Any, name: str) -> None:
         return
     read = set(task._settings) - task._unread
     hints = [f"task.{each}{_hint(each, read)}" for each in unread]
-    raise InputError(f"the task {name!r} does not read {' or '.join(hints)}; remove or rename it")
+    what = "it" if len(hints) == 1 else "them"
+    raise InputError(
+        f"the task {name!r} does not read {' or '.join(hints)}; remove or rename {what}"
+    )
 
 
 def _hint(name: str, others: Iterable[str]) -> str:
