@@ -1,11 +1,11 @@
-"""Complex comparison: compare entities whose facts are not taught, based on other comparisons.
+"""Complex comparison: compare entities whose facts are not taught but can be inferred.
 
     python -m implicit_reasoning train --config=configs/complex.py:desk --workdir=DIR
 
-Training has the facts of `I` entities, and 3% of the comparisons of two `I` entities and of an `I`
-and an `O` entity (Wang et al. 2024, section 5). `test_hard` has pairs whose answer follows from
-facts and comparisons together, but not from comparisons alone; the docstring of the task has the
-exact rule.
+The training rows are the facts of `I` entities, 3% of the comparisons of two `I` entities, and 3%
+of the comparisons of an `I` and an `O` entity (Wang et al. 2024, section 5). `test_hard` has pairs
+whose answer follows from facts and comparisons together, but not from comparisons alone; the
+docstring of the task has the exact rule.
 
 Controls for: search over stored facts, at a depth that no training row has.
 

@@ -40,18 +40,18 @@ def pocket(config: ConfigDict) -> None:
 def desk(config: ConfigDict) -> None:
     """Scale of the studies, with a wide gap between memorization and generalization.
 
-    It is the smallest such world that was found.
+    This is the smallest world with such a gap that was found.
 
         python -m implicit_reasoning train --config=configs/composition.py:desk --workdir=DIR
 
     Duration: 31 minutes on two cores of an AMD EPYC that were shared with other work. Without other
     work, 20 minutes are expected from 19.8 steps/s, measured over 2,500 steps (jax 0.10.2). Results
     with seed 0: train_ii reaches .99 (three evaluations in a row) at 7,750 steps, when test_ii is
-    .66. test_ii reaches .95 at 18,000 steps and .995 at the end. test_oi is .22 (.19 - .25), and
-    its best shortcut .03. results/desk has further results, also for other shapes.
+    .66. test_ii reaches .95 at 18,000 steps and .995 at the end. test_oi is .22 (.19 - .25); its
+    best shortcut answers .03. results/desk has further results, also for worlds of other sizes.
 
     Coverage is .59. This scale supports claims about the gap and about test_oi, but not about
-    composition on test_ii alone, because row completion answers .998 of it.
+    composition on test_ii alone, because row completion answers .998 of test_ii.
     """
     config.steps = 24_000
     config.batch_size = 512

@@ -6,8 +6,8 @@ Controls for: reasoning from the context alone. Knowledge in the weights does no
 sequences. The same instruments must therefore find attention heads that match and copy, and no
 facts.
 
-Published: two layers are sufficient, one is not (Elhage et al. 2021; Olsson et al. 2022, who
-observe that the heads form in an abrupt phase).
+Published: two layers are sufficient, and one layer is not (Elhage et al. 2021; Olsson et al. 2022,
+who observe that the heads form in an abrupt phase).
 
 What to expect: test_repeated closely follows train_repeated, with one jump. With
 `--config.model.n_layers=1`, there is no jump. Times: measured only for `pocket`.

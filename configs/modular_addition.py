@@ -10,8 +10,8 @@ Controls for: instruments, on a mechanism that is known from other work (rotatio
 frequencies).
 
 Published (`paper`, one step per epoch): memorized by 1,400 epochs; the accuracy on test_pairs jumps
-during cleanup, between 9,400 and 14,000 epochs. `power`: more weight decay leads to earlier
-generalization, less data to later generalization.
+during cleanup, between 9,400 and 14,000 epochs. Published (`power`): more weight decay leads to
+earlier generalization, and less data leads to later generalization.
 
 What to expect: memorization within a few hundred steps, then a long plateau, then generalization.
 The shortcut `commuted` answers a fraction `train_fraction` of test_pairs from the start. Times:

@@ -3,10 +3,10 @@
     python -m implicit_reasoning train --config=configs/relations_first.py:desk --workdir=DIR
 
 Controls for: hops at different positions. Nothing is known about the entity before the last
-position, so both hops must be computed there, in different layers. Information about hop 2 at this
-position cannot have been computed at r1, and a transcoder that spans layers covers both hops. Two
-sequential look-ups after gathering the relations need depth, so scales above `pocket` have at least
-4 layers.
+position, so both hops must be computed at the last position, in different layers. A state at r1
+therefore cannot contain the bridge, and a transcoder that spans several layers covers both hops.
+The model must gather the relations and then look up two facts in sequence, which needs depth, so
+scales above `pocket` have at least 4 layers.
 
 Published: nothing for this order.
 

@@ -3,7 +3,8 @@
     python -m implicit_reasoning train --config=configs/scrambled.py:desk --workdir=DIR
 
 Controls for: instruments that find composition where there is none. Single facts are true, so the
-bridge is a training target at r1 and decodable. The answers of chains do not follow from it.
+bridge is a training target at r1 and can be decoded there. The answers of chains do not follow from
+the bridge.
 
 Published: nothing; this control was designed for this project.
 

@@ -10,9 +10,9 @@ fact as a first hop all occur in training. As published, there are no `O` facts,
 Published (Ye et al. 2025, section 2.4 and appendix D.1): test_ii_sr stays near 0. A reproduction
 with 1M steps answers 2 of 3,000 correctly, when test_ii is 99.6% and triples are 99.8%.
 
-What to expect: the same, at the accuracy of the shortcuts (the most frequent answers are sometimes
-correct by chance). Result at `pocket` (three seeds, 5 minutes on one core): test_ii is .988 - .998
-and test_ii_sr is .006 - .041.
+What to expect: the same. The accuracy on test_ii_sr is that of the shortcuts, whose most frequent
+answers are sometimes correct by chance. Result at `pocket` (three seeds, 5 minutes on one core):
+test_ii is .988 - .998 and test_ii_sr is .006 - .041.
 """
 
 from pathlib import Path

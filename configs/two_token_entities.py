@@ -11,8 +11,9 @@ generalization but does not prevent it. Token multiplicity is the number of enti
 as 40 for 2,000 entities with 50 names. The second token of the bridge becomes perfectly decodable
 at r1.
 
-What to expect: the curves of `composition.py`, later. Result at `pocket` (three seeds, 7 minutes on
-one core, 6,000 steps): test_ii is .03 - .05, so the run is too short for generalization.
+What to expect: the same curves as for `composition.py`, but later. Result at `pocket` (three seeds,
+7 minutes on one core, 6,000 steps): test_ii is .03 - .05, so the run is too short for
+generalization.
 """
 
 from pathlib import Path

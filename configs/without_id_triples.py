@@ -6,9 +6,9 @@ Controls for: composition of stored single facts. All chains, including the test
 of `composition.py` at the same scale. Only the rows of `id_triples` are not in training; they are a
 test split instead.
 
-Published (Ye et al. 2025, figure 3, and a reproduction with 1M steps at their size): test_ii is
-reached later. It is 54.8% instead of 99.6% with the triples, and first exceeds .5 at 1,000,000
-steps instead of 150,000. Single facts stay at 0%, and test_oi never rises.
+Published (Ye et al. 2025, figure 3, and a reproduction with 1M steps at their size): test_ii rises
+later than with the triples. It is 54.8% (99.6% with the triples), and first exceeds .5 at 1,000,000
+steps (150,000 with the triples). Single facts stay at 0%, and test_oi never rises.
 
 What to expect: the same ranking, because row completion, which requires no triples, answers test_ii
 in both tasks. `id_triples` stays at chance. Results at `pocket` (three seeds, 5 minutes on one

@@ -1,4 +1,4 @@
-"""Parallel execution of a study's commands, each in its own process with a share of the cores."""
+"""Runs the commands of a study in parallel processes, each with a share of the cores."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run_apart(jobs: Mapping[str, Callable[[Command], None]], at_once: int, compi
     """Run jobs in parallel, each with a share of the cores that this process may use.
 
     Two processes that both use all cores are slower in parallel than one after another, so the
-    cores are divided. If a job fails, or on Ctrl-C and SIGTERM, the other jobs are terminated:
-    their runs save their states, and resume the next time.
+    cores are divided. If a job fails, or after Ctrl-C or SIGTERM, all other jobs are terminated.
+    Their runs save their states, and resume when the study is started again.
 
     Args:
       jobs: jobs by name; a job is called with a function that runs commands.

@@ -31,7 +31,10 @@ FLAGS: Mapping[str, Any] = {
     "jobs": 2,
     "runs": Flag(kind=Path, default=runs.ROOT),
 }
-"""Flags of a study of arms, which adds `out`; arms and seeds default to those in `runs.py`."""
+"""Flags of a study with arms, to which the study adds `out`.
+
+By default, arms and seeds are those in `runs.py`.
+"""
 
 
 def run_arms(
@@ -77,7 +80,10 @@ def run_arms(
 
 
 def seeds(study: str, given: Mapping[str, Any]) -> runs.Seeds | None:
-    """Return the seeds that the flags request, None if they request those of the table."""
+    """Return the seeds that the flags request, or None if the flags do not request seeds.
+
+    In the latter case, the seeds of the table of runs are used.
+    """
     if given["worlds"] is None and given["inits"] is None:
         return None
     own = [(run.world, run.init) for run in runs.chosen(study, given["scale"])]

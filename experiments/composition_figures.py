@@ -1,8 +1,8 @@
 """Figures of `composition_phases.py`, made from its saved arrays.
 
-Runs of the same world are not independent, so intervals are computed over worlds: the mean of each
-world's runs, with Student's t over worlds. With one run there is no such interval; its own
-intervals, clustered by fact, are in its file.
+Runs of the same world are not independent. Intervals are therefore computed by Student's t from the
+mean of the runs of each world. With one run, there is no such interval; the file of the run has
+intervals that are clustered by fact.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPLITS = ("train_ii", "test_ii", "test_oi", "test_io", "test_oo")
 STAGES = ("fitted", "half", "memorised", "end")
 """Stages: train_ii >= .9, test_ii >= .5, train_ii >= .99, and the end.
 
-The value of a stage is that at the first measured checkpoint after the stage was reached.
+The value of a stage is the value at the first measured checkpoint after the stage was reached.
 """
 _FITTED = 0.9
 
@@ -74,7 +74,7 @@ class Study(NamedTuple):
         }
 
     def at_stage(self, values: xr.DataArray, stage: str) -> xr.DataArray | None:
-        """Return the values of runs at the checkpoints of a stage, None if no run reached it."""
+        """Return the values of runs at a stage, or None if no run reached the stage."""
         steps = self.stages()[stage]
         found = [
             values.isel(run=run).sel(step=step, drop=True)
@@ -214,7 +214,10 @@ def draw_causal_strengths(studies: Mapping[str, Study]) -> Any:
 
 
 def causal_strength(study: Study) -> xr.DataArray:
-    """Return 1 minus the share of unchanged answers; the token at the patched position differs."""
+    """Return 1 minus the share of unchanged answers, for patches from a prompt with another token.
+
+    The two prompts differ in the token at the patched position.
+    """
     share = study.parts["activation_patching"]["fraction"].sel(
         group="train_ii", outcome="clean answer"
     )

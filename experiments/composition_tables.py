@@ -12,7 +12,7 @@ from composition_figures import STAGES, Study, causal_strength
 from implicit_reasoning.statistics import p_value, permutation_null
 
 _PERMUTATIONS = 9999
-# Per arm: there are 70 assignments of eight worlds to two arms, so p can be as low as .03.
+# Per arm. Eight worlds can be assigned to two arms in 70 ways, so p can be as low as .03.
 _FEWEST_WORLDS = 4
 
 

@@ -7,8 +7,8 @@ width 512, two seeds), trained from scratch at ten checkpoints of each run. Ther
 `composition`; `shadow`, whose chains follow a second table, so that the taught bridge at r1 is
 irrelevant to chains; and `scrambled`, whose chains have random answers, so that there is nothing to
 compose. The runs are those of `runs.py`, and are trained if they are missing. A value is born when
-a feature represents it: F1 of at least .5 on facts that were not used to choose the feature, mean
-over seeds. The script resumes run by run.
+a feature represents the value: the mean over seeds of the F1 of the best feature is at least .5 on
+facts that were not used to choose the feature. The script resumes run by run.
 
 Smoke test:
     python experiments/feature_birth.py --scale=smoke --worlds=1 --inits=1 --arms=composition \

@@ -4,10 +4,10 @@ r"""Comparison of sweep launchers: do the same trials have the same losses?
     python experiments/launchers.py --parts=complete
 
 1. `first`: the eight `pocket` trials of the sweep `seeds`, for 100 steps with each launcher. The
-   result is the relative difference of every loss from that of a single run, which is what `local`
-   trains.
-2. `complete`: the same trials to the end, with `vmap` and `local`. Rounding errors make single runs
-   differ by then, so the comparison is of the mean accuracy on test_ii.
+   result is the relative difference of every loss from the loss of a single run. The launcher
+   `local` trains single runs.
+2. `complete`: the same trials to the end, with `vmap` and `local`. By then, rounding errors have
+   made corresponding runs different, so the mean accuracies on test_ii are compared.
 
 On a machine without Slurm, `--cluster=local` makes submitit start the jobs of `slurm` itself.
 

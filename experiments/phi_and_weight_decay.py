@@ -7,7 +7,7 @@ eight worlds and two initializations at scale `pocket`. The learning rate is con
 end of a cosine schedule would help late runs. The measured quantity is the step at which half of
 the held-out chains are answered (the first of three evaluations in a row). Trials are trained in
 rounds, and trials that have reached this step are not trained further. Trials that do not reach it
-by the end of the last round count as later than all others.
+by the end of the last round count as later than all trials that do.
 
 Duration: 8 minutes on an H100 with less frequent saves (--config.resume_every=4000
 --config.writers.tensorboard=False). Two CPU cores need an estimated 8 hours, at 33 ms per step and

@@ -2,7 +2,8 @@
 
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
 
-Intervals are bootstrapped over worlds, each with all its runs. With few worlds they are too narrow.
+Intervals are bootstrapped over worlds; a drawn world contributes all its runs. With few worlds, the
+intervals are too narrow.
 
 Smoke test:
     python experiments/phi_and_weight_decay_figures.py --out=results/phi_and_weight_decay
@@ -65,12 +66,12 @@ def compared(score: xr.DataArray, along: str) -> tuple[np.ndarray, int]:
     """Compare pairs of runs that differ only in `along`: does the larger value score higher?
 
     Returns:
-      The numbers of pairs with the answers yes, equal and no; and the number of worlds in which
-      more pairs say yes than no.
+      The numbers of pairs in which the larger value scores higher, equal and lower; and the number
+      of worlds in which more pairs score higher than lower.
     """
     values = score.transpose("world", along, ...).values
     pairs = itertools.combinations(range(values.shape[1]), 2)
-    # [pair, world, ...]; infinities are compared, because their difference is undefined.
+    # [pair, world, ...]. Scores are compared, not subtracted, because they may be infinite.
     signs = np.stack(
         [
             1 * (values[:, large] > values[:, small]) - (values[:, large] < values[:, small])

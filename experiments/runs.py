@@ -212,8 +212,8 @@ def chosen(
       study: key of `STUDIES`.
       scale: the scale. If the table does not have it for the study, arms and seeds are those of the
         study's first scale.
-      arms: replace the arms of the table.
-      seeds: replace the seeds of the table.
+      arms: arms to use in place of those in the table.
+      seeds: seeds to use in place of those in the table.
 
     Raises:
       InputError: there is no such arm.
@@ -224,7 +224,7 @@ def chosen(
 
 
 def of_arms(arms: Sequence[str], scale: str, seeds: Seeds) -> list[StudyRun]:
-    """Return each arm with each of the seeds; arms vary fastest, so that they progress evenly."""
+    """Return each arm with each seed. Arms vary fastest, so that all arms progress evenly."""
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise InputError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     return [StudyRun(arm, scale, *pair) for pair in seeds for arm in arms]

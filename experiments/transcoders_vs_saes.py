@@ -9,15 +9,15 @@ width. At equal L0, the script compares:
 
 - the explained variance of the MLP's output on held-out prefixes;
 - the cross-entropy on training and test chains with the dictionary's output in place of the MLP's
-  (also for the clean model, and with the mean output);
+  output (also for the clean model, and with the mean output of the MLP);
 - the F1 of bridge features;
 - the share of answers that follow a swap of these features.
 
 Baselines are neurons, k-means, linear codes, class means, frozen decoders and the untrained model.
 
-The model is a run of `runs.py`, which is trained if it is missing; `--run` names another one. The
-width must be at most a quarter of the number of distinct training states; the script checks this.
-It resumes kind by kind.
+The model is a run of `runs.py`, which is trained if it is missing; `--run` names another run. The
+width must be at most a quarter of the number of distinct training states, which the script checks.
+The script resumes with the first kind of dictionary whose results are missing.
 
 Smoke test, of a run of `experiments/smoke.py`:
     python experiments/transcoders_vs_saes.py --run=runs/smoke/run --width=8 --sparsities=2 \

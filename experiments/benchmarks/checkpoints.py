@@ -1,4 +1,4 @@
-r"""Benchmark of measuring all checkpoints in one program, against one after another.
+r"""Benchmark of measuring all checkpoints in one program, against one checkpoint after another.
 
     python experiments/benchmarks/checkpoints.py
 

@@ -169,7 +169,7 @@ def once(workdir: Path, names: Sequence[str], das: int, began: float) -> dict[st
 
 
 class Clock:
-    """Seconds by part; compilation counts as compilation in every part."""
+    """Measures seconds by part. Compilation during any part counts as the part "compile"."""
 
     def __init__(self) -> None:
         from jax import monitoring

@@ -20,8 +20,8 @@ active features are therefore measured on the same states after the same number 
 reported with the times.
 
 FLOPs count matrix products, computed from shapes. A dense step has five products of batch x width x
-features (encoder, decoder, and the gradients of both weights and of the activations). A sparse step
-has the product of the encoder, and the cost of k features otherwise.
+features (encoder, decoder, and the gradients of both weights and of the activations). In a sparse
+step, only the product of the encoder is dense; the other products have k features.
 
 Smoke test:
     python experiments/benchmarks/dictionaries.py --cases=smoke --states=64 --steps=2 --rounds=1 \

@@ -5,7 +5,8 @@
 1. Speed at the published size (8 layers of width 768, batch size 512, bfloat16): steps/s and share
    of the peak. Aim: 500 steps/s on one H200, which shortens a published run of 96 hours to less
    than one hour.
-2. Eight trials of `pocket` as one population, against one after another. Aim: 4 times as fast.
+2. Eight trials of `pocket` as one population, against one trial after another. Aim: 4 times as
+   fast.
 3. `composition`, `without_id_triples` and `shadow` at `desk` with 8 seeds, by `worlds.py`.
 4. The published curve of `paper_wang` from its start, as far as `--hours` allow. It is compared
    with test_ii .48 at 50,000 steps, .77 at 100,000 and .95 at 200,000 (Wang et al. 2024, figure 1).

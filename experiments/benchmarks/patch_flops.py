@@ -13,7 +13,7 @@ def run_flops(spec: Spec, prompts: int, n_pos: int, *, logits_at: int) -> float:
 
 
 def trimmed_flops(spec: Spec, prompts: int, n_pos: int) -> float:
-    """Return the FLOPs of a forward pass with last block and logits at the last position."""
+    """Return the FLOPs of a forward pass with a last block and logits at the last position only."""
     blocks = (spec.depth - 1) * GPT2Block.flops(spec, n_pos, n_pos) + GPT2Block.flops(
         spec, n_pos, 1
     )
@@ -38,8 +38,8 @@ def cone_block_flops(spec: Spec, block: int, layer: int, pos: int, n_pos: int) -
     """Return the FLOPs of one block of a cone, for one row.
 
     In its first block, a cone recomputes the projections of a single position. The first position
-    attends to no other position, so its states are known from the donor's run. Cones contain only
-    the other positions.
+    attends to itself only, so its states are known from the donor's run. Cones contain all
+    positions except the first.
     """
     last, pos = block == spec.depth - 1, max(pos, min(1, n_pos - 1))
     written = 1 if last else n_pos - pos

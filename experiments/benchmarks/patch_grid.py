@@ -15,8 +15,9 @@ on every core:
   tools that patch with hooks; it includes the corrupted run.
 - `transformer_lens`: `transformer_lens.patching.get_act_patch_resid_pre` of TransformerLens 2 with
   our weights, for layers 0 to depth - 1, in its own process without gradients and progress bars.
-  Its run with a cache stores only those states, and its metric reads one logit. `--peer=none` omits
-  this variant. Aim: 4 times as fast with 2 layers of width 256, 2.5 times with 8 of width 768.
+  The run that fills its cache stores only the states that are patched, and its metric reads one
+  logit. `--peer=none` omits this variant. Aim: 4 times as fast with 2 layers of width 256, and 2.5
+  times as fast with 8 layers of width 768.
 
 In each turn, a variant computes the grid `--calls` times, and the median counts. Before any timing,
 the script checks that the logits of all cells are equal. Compilation is timed separately. FLOPs

@@ -1,4 +1,4 @@
-"""Another package in its own process and environment, controlled by lines of text."""
+"""Runs another package in a process with its own environment, controlled by lines of text."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def start_fastest(python: str, script: str, folder: Path, line: str) -> Peer:
     """Start the script in two ways, time `line` several times in turns, and keep the faster one.
 
     PyTorch's threads use active waiting by default. This is fastest on an idle machine. With other
-    work on the machine, it can make a product of one millisecond take a hundred, so passive waiting
-    (sleeping threads) is faster.
+    work on the machine, active waiting can make a product of one millisecond take a hundred
+    milliseconds, so passive waiting (sleeping threads) is faster.
     """
     peers = [Peer(python, script, folder, **how) for how in ({}, _ASLEEP)]
     rounds = [[peer.ask(line)["seconds"] for peer in peers] for _ in range(_TRIALS)]

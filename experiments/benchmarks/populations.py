@@ -6,8 +6,8 @@ r"""Benchmark of training trials as one population, and of the overhead of launc
    do the same work:
    - `population`: one program; each core is a device with a share of the trials.
    - `in sequence`: the program of one run, for one trial after another, with all cores.
-   - `pool`: as in the launcher `local`: `--workers` processes with a part of the trials each; by
-     default one process per GPU or core.
+   - `pool`: `--workers` processes, each with a part of the trials, as in the launcher `local`. The
+     default is one process per GPU or core.
    The three ways run in turns. Compilation, evaluations and saves are not included. The peak is the
    throughput of square matrix products.
 2. `devices`: the population on 1, 2, 4 and 8 CPU devices of this machine. With more devices than
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         load = os.getloadavg()[0]
         made = {"case": {key: flags[key] for key in FLAGS if key not in ("out", "parts")}}
         measured = parts[name](flags)
-        # Not earlier, because this starts jax, which takes GPU memory that the workers need.
+        # This starts jax, which takes GPU memory that the workers need, so it comes last.
         out = result_file(flags["out"], "populations")
         found = json.loads(out.read_text()) if out.exists() else {}
         found[name] = {**made, "load_average": load, **measured, **made_on()}
