@@ -41,8 +41,8 @@ class DictionaryTrainingSettings:
       clip_norm: maximum global norm of the gradient.
       dead_after: a feature that has not fired for more than this many steps is dead.
       bias_at_mean: whether the decoder bias is initialised to the mean of a batch of targets. If
-        not, it is initialised to 0, as in SAELens. The latter recovers more of states that are sums
-        of sparse, non-negative features.
+        not, it is initialised to 0, as in SAELens; this recovers more of the true features if
+        states are sums of sparse, non-negative features.
       unit_decoder: whether decoder rows are kept at norm 1.
       frozen_decoder: whether decoder rows keep their random initialisation, as a baseline.
       resample_every: steps between resamplings of dead features; 0 means never.

@@ -79,7 +79,7 @@ class Member(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint, or `ALL_STEPS` if there are several."""
+        """The step of the checkpoint, or `ALL_STEPS` if the dictionary has several checkpoints."""
         return self.steps[0] if len(self.steps) == 1 else ALL_STEPS
 
     @property

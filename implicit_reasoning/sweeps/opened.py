@@ -160,7 +160,7 @@ class Runs(Sequence[Run]):
         )
 
     def phases(self) -> xr.Dataset:
-        """Return the step at which each trial reached each phase; nan if it did not reach it."""
+        """Return the step at which each trial reached each phase; nan if the trial did not."""
         against: dict[str, tuple[Splits, float | None]] = {}
         found = []
         for trial in self.names:

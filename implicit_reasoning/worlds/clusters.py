@@ -38,7 +38,9 @@ def clusters_of(dataset: Dataset, rows: Rows) -> Int[np.ndarray, " row"]:
 
 
 def clusterings(dataset: Dataset, rows: Rows) -> list[Int[np.ndarray, " row"]]:
-    """Return all clusterings of the rows of a split. Reports show the widest interval over these.
+    """Return all clusterings of the rows of a split.
+
+    Each clustering gives an interval, and reports show the widest of these intervals.
 
     Chains have one clustering for each bridge (e2, e3, ...). Other rows have one clustering for
     each fact (fact1, fact2, ...). If the rows have no facts, each row is its own cluster.

@@ -50,8 +50,8 @@ class Dataset:
         are also `answer2`, `position2`, and so on. Tasks of chains also have: e1, r1, e2, r2, ...,
         the entities and relations of the chain in `world`; fact1, ..., the facts of the chain;
         role1, ..., the roles of these facts (indices into `ROLES`); and exposure1, ..., the number
-        of training chains that use the row's fact at that hop. In tasks that teach other answers
-        than `world` has, `answer` is the taught answer.
+        of training chains that use the row's fact at that hop. In tasks that teach answers that
+        contradict `world`, `answer` is the taught answer.
       vocab: names of the tokens.
       positions: names of the positions of the longest prompts, such as ("e1", "r1", "r2").
       world: the world of the facts; None if the task has no facts.

@@ -106,7 +106,10 @@ class BatchTopK(AuxK):
     def encode(
         self, architecture: Architecture, params: Params, x: Inputs, sparsity: Scalar
     ) -> Encoded:
-        """Keep the largest outputs of a batch, `sparsity` per input on average; set others to 0."""
+        """Keep the activations with the largest outputs, `sparsity` per input on average.
+
+        All other activations of the batch are set to 0.
+        """
         pre = architecture.project(params, x) + params["b_enc"][None]
         acts = jax.nn.relu(pre)
         written = jax.lax.stop_gradient(acts * architecture.norms(params)[None]).astype(jnp.float32)
@@ -193,8 +196,8 @@ def largest_few(values: Float[Array, "row number"], count: Scalar) -> Array:
 def largest(values: Float[Array, "*row number"], count: Int[Array, ""] | int) -> Array:
     """Find the `count`-th largest number of each row by bisection of the bits.
 
-    Numbers may be negative. The bits of floats, read as integers, have the order of the floats if
-    all bits except the sign bit of negative numbers are flipped. Sorting takes ten times as long on
+    Numbers may be negative: for these, all bits except the sign bit are flipped. The bits of all
+    floats, read as integers, then have the order of the floats. Sorting takes ten times as long on
     CPUs and GPUs.
     """
     bits = _ordered(jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32))

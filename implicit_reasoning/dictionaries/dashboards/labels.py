@@ -36,7 +36,7 @@ class Label(NamedTuple):
       name: text of the label, such as `e2 @ r1 = <e_12>`.
       own_token: whether the variable is the token at the position itself.
       f1: F1 of "is active" for "has the value".
-      null: mean F1 of the concept's best features, the highest over permutations of the values.
+      null: highest mean F1 of the concept's best features in random permutations of the values.
       chance: the F1 that this feature and value exceed in at most `MAX_CHANCE` of permutations.
       average_precision: average precision of the activation.
       average_precision_null: the same as `null`, for average precision.
@@ -187,7 +187,7 @@ def both_by_chance(
 def make_label(
     found: Labelled, matches: Matches, nulls: Nulls, truth: StateTruth, feature: int
 ) -> Label | None:
-    """Return the label of a feature, or None if it matches no value of any concept.
+    """Return the label of a feature, or None if the feature matches no value of any concept.
 
     Args:
       found: the best-matching values of all features.
