@@ -134,7 +134,10 @@ def _renamed(config: Mapping[str, Any], where: str | os.PathLike[str]) -> dict[s
     for name, value in config.items():
         new = _OLD_NAMES.get(name, name)
         if new in found and found[new] != value:
-            raise InputError(f"{where} has both {new} = {found[new]!r} and {name} = {value!r}")
+            raise InputError(
+                f"{where} gives {new} twice, under an old and a new name, with different values: "
+                f"{found[new]!r} and {value!r}"
+            )
         found[new] = value
     return found
 

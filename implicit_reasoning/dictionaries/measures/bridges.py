@@ -56,8 +56,8 @@ def choose_bridges(source: ExampleSource) -> Bridges:
     found = concepts.get(f"e2@{dataset.positions[pos]}")
     if found is None or not source.where[pos]:
         raise NotApplicable(
-            f"the dictionaries read no states at position {dataset.positions[pos]!r}, or a bridge "
-            "has fewer than two facts there on average"
+            f"the dictionaries read no states at position {dataset.positions[pos]!r}, or bridges "
+            "have fewer than two first facts on average"
         )
     role = dataset.truth["role1"][places.rows[places.row[found.chosen]]]
     in_distribution = np.asarray(role == ROLES.index("I"))
