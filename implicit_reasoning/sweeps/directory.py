@@ -6,8 +6,9 @@
     populations/<n>/ stacked checkpoints and states of trials that were trained together
     report/          the report
 
-`sweep.json` and `journal.jsonl` describe all trials, for any number of trials. The process of a
-trial writes only in the directory of that trial; the launcher's process writes the other files.
+`sweep.json` and `journal.jsonl` have all trials, so that a sweep of many trials does not need many
+files. The process of a trial writes only in the directory of that trial. The launcher's process
+writes all other files.
 """
 
 from __future__ import annotations

@@ -183,11 +183,11 @@ def pending_trials(
 
 
 def _sameness(files: SweepLayout, sweep: Sweep) -> Callable[[str], bool]:
-    """Return a function that says whether a trial's saved configuration is the one of this sweep.
+    """Return a function that compares a trial's saved configuration with the one of this sweep.
 
     The function compares JSON and does not build the configuration of the trial, because there may
-    be thousands of trials. If the function returns False, `check_same` may still find that the two
-    configurations are equivalent.
+    be thousands of trials. It returns True if the two are identical. If it returns False,
+    `check_same` may still find that the two configurations are equivalent.
     """
     base = {FORMAT_VERSION: CONFIG_FORMAT, **flatten(to_json(sweep.base))}
 

@@ -1,6 +1,6 @@
-"""Parser for the text of a GrokkedTransformer folder, which returns one table of integers.
+"""Parses the text of a GrokkedTransformer folder into one table of integers.
 
-This module handles only the syntax; `exchange` handles the meaning of the rows.
+This module handles only the syntax; the module `exchange` handles the meaning of the rows.
 """
 
 from __future__ import annotations

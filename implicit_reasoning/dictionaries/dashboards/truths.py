@@ -49,7 +49,7 @@ class StateTruth:
         Args:
           concept: number of the concept.
           value: number of the concept's value.
-          state: index of the state into the places.
+          state: index of the state in the places.
         """
         true = int(self._columns[concept][state])
         if true < 0:

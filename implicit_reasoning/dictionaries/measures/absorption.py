@@ -88,7 +88,10 @@ class Absorption(DictionaryInstrument):
 
 
 def _others(values: Int[np.ndarray, " state"]) -> Int[np.ndarray, " state"]:
-    """Return, for each state, a bridge that is not its own; it is the same for equal bridges."""
+    """Return, for each state, a bridge that differs from its own.
+
+    All states with the same bridge get the same other bridge.
+    """
     distinct, place = np.unique(values, return_inverse=True)
     return np.roll(distinct, 1)[place]
 

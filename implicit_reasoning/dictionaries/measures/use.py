@@ -145,7 +145,7 @@ class SwapPrompts(NamedTuple):
 
     @classmethod
     def choose(cls, dataset: Dataset) -> SwapPrompts:
-        """Choose prompts to choose features on half of the first facts, and to swap on the rest."""
+        """Choose the prompts: half of the first facts to choose features, half to swap bridges."""
         fitted = rows_to_fit(dataset)
         e2 = dataset.truth["e2"][fitted].astype(np.int32)
         return cls(
