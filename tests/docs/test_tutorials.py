@@ -18,7 +18,8 @@ def cells(text):
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path, monkeypatch):
-    code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    # The whole path, so that the source of what it defines can be read from another folder.
+    code = compile(path.read_text(encoding="utf-8"), str(path.resolve()), "exec")
     monkeypatch.setenv("TUTORIAL_SIZE", "smoke")
     monkeypatch.setattr(plt, "show", plt.close)
     monkeypatch.chdir(tmp_path)
@@ -43,6 +44,16 @@ def test_its_page_shows_its_cells(path):
 def test_its_page_is_of_any_machine(path):
     page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert not re.search(r" at 0x[0-9a-f]{6}|/home/|/root/|/tmp/", page)
+
+
+def test_the_page_shows_what_runs_in_transformer_lens():
+    """The blocks of tutorial 3 that need PyTorch are the cells of a script."""
+    page = Path("docs/tutorials/3_patching_as_in_transformer_lens.md").read_text(encoding="utf-8")
+    script = Path("docs/tutorials/transformer_lens_part.py").read_text(encoding="utf-8")
+    *shown, last = cells(script)
+    assert len(shown) == 4 and "savez" in last[1]
+    for _, body in shown:
+        assert f"```python\n{body}\n```" in page
 
 
 def test_there_are_tutorials():

@@ -13,6 +13,11 @@ ROOT = HERE.parents[1]
 
 def run_in(peer, script, *arguments):
     """Run `scripts/<script>.py` with the peer's Python; its output on failure is the error."""
+    return run_file(peer, HERE / "scripts" / f"{script}.py", *arguments)
+
+
+def run_file(peer, file, *arguments, folder=None):
+    """Run a file with the peer's Python, in a folder or in the present one."""
     python = ROOT / ".peers" / peer / "bin" / "python"
     # The test is not skipped, because a check that silently does not run shows nothing.
     assert python.exists(), f"{python} is missing; `make test-peers` builds it"
@@ -21,7 +26,8 @@ def run_in(peer, script, *arguments):
     # which takes minutes on a busy machine.
     fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [python, HERE / "scripts" / f"{script}.py", *arguments],
+        [python, file, *arguments],
+        cwd=folder,
         env={**clean, **fixed},
         capture_output=True,
         text=True,

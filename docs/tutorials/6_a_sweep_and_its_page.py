@@ -1,0 +1,163 @@
+# %% [markdown]
+# # A sweep and its page
+#
+# **Question.** Does a larger weight decay make a model generalise sooner? And how much can 3, 8 or
+# 16 runs say about that?
+
+# %% [markdown]
+# ## Define the trials
+#
+# A *sweep* is one configuration and, for each trial, the fields that differ. Here weight decay has
+# two values. For each value there are eight runs: four worlds, each with two initialisations. The
+# world seed decides the facts and the held-out chains. The seed decides the initial weights and the
+# order of the data.
+
+# %%
+from implicit_reasoning.config import apply_overrides, load_config
+from implicit_reasoning.sweeps import Runs, grid, make_sweep, run_sweep
+
+changes = {
+    "steps": 2000,
+    "batch_size": 64,
+    "task.n_entities": 40,
+    "task.n_relations": 6,
+    "task.out_degree": 6,
+    "task.phi": 4.0,
+    "model.d_model": 64,
+    "model.n_heads": 4,
+    "model.d_mlp": 256,
+    "optimizer.learning_rate": 2e-3,
+    "evaluation.every": 50,
+    "checkpoints.every": 1000,
+}
+decays, worlds, seeds = (0.1, 1.0), range(4), range(2)
+
+# %% tags=["smoke"]
+import os
+
+if os.environ.get("TUTORIAL_SIZE") == "smoke":
+    from tests.training.tiny import TINY
+
+    changes, worlds, seeds = TINY, range(2), range(1)
+
+# %%
+config = apply_overrides(load_config("composition:pocket"), changes)
+trials = grid({"optimizer.weight_decay": decays, "task.world_seed": worlds, "seed": seeds})
+sweep = make_sweep(config, list(trials))
+print(
+    len(sweep.trials),
+    "trials in",
+    len(sweep.shapes),
+    "population; the first:",
+    next(iter(sweep.trials)),
+)
+
+# %% [markdown]
+# In a configuration file of your own, the same sweep is a function `sweep_decay()` that yields the
+# trials, and the command is `implicit_reasoning sweep --config=FILE --sweep=decay --workdir=DIR`.
+#
+# ## Train
+#
+# Trials that differ only in seeds, weight decay, learning rate or phi form a *population*: one
+# compiled program trains all of them at once. If you stop this cell, it continues when you run it
+# again.
+
+# %%
+statuses = run_sweep(sweep, "runs/tutorials/decay")
+print({status.state for status in statuses.values()})
+
+# %% [markdown]
+# ## Open and plot
+#
+# `Runs` is a sequence of runs. `runs[0]` opens like any run. A measurement of all of them is one
+# labelled array with the dimension `trial`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+runs = Runs("runs/tutorials/decay")
+accuracy = runs.metric("accuracy/test_ii")
+print(dict(accuracy.sizes), runs[0].dataset.sizes())
+
+colors = dict(zip(decays, ("#E69F00", "#0072B2"), strict=True))
+fields = accuracy["optimizer.weight_decay"]
+for decay in decays:
+    curves = accuracy[fields == decay]
+    plt.plot(accuracy.step, curves.T, color=colors[decay], linewidth=0.6, alpha=0.6)
+    label = f"weight decay {decay:g}, median of {len(curves)}"
+    plt.plot(accuracy.step, curves.median("trial"), color=colors[decay], linewidth=2.5, label=label)
+plt.xlabel("training step")
+plt.ylabel("accuracy, test_ii")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# How to read it: each thin line is one run, and the thick line is the median of the runs with the
+# same weight decay. `test_ii` has chains that were not trained on.
+#
+# ## Time to generalise
+#
+# `runs.phases()` has the step at which each run reached a phase. *In-distribution* is the first of
+# three evaluations in a row with .95 or more on `test_ii`. A run that did not get there has nan: we
+# know only that its time is longer than the training.
+
+# %%
+phases = runs.phases().to_dataframe()
+index = ["task.world_seed", "seed"]
+times = phases.pivot(index=index, columns="optimizer.weight_decay", values="in_distribution")
+print(times.to_string())
+
+# %%
+last = int(accuracy.step[-1])
+for decay in decays:
+    at = accuracy.step.values
+    waiting = [(times[decay].fillna(np.inf) > step).mean() for step in at]
+    reached = int(times[decay].notna().sum())
+    label = f"weight decay {decay:g}: {reached} of {len(times)} got there"
+    plt.step(at, waiting, where="post", color=colors[decay], linewidth=2, label=label)
+plt.xlabel("training step")
+plt.ylabel("fraction of runs not yet at .95")
+plt.ylim(-0.03, 1.03)
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# How to read it: a curve falls by one run each time that a run reaches .95 on `test_ii`. A curve
+# that ends above 0 belongs to runs that did not get there within the training.
+#
+# ## What can n runs say?
+#
+# Runs with the same world and the same seed differ in weight decay only, so we compare them in
+# pairs. If weight decay did not matter, each pair would favour either value with probability 1/2.
+# So even if all n pairs agree, a two-sided sign test cannot give less than `2 * (1/2) ** n`.
+
+# %%
+from scipy.stats import binomtest
+
+for n in (3, 4, 5, 8, 16):
+    print(f"{n:2} of {n:2} pairs agree: p = {binomtest(n, n).pvalue:.4f}")
+
+# %%
+low, high = (times[decay].fillna(np.inf) for decay in decays)
+decided = low != high  # neither run got there, or both at the same evaluation: no evidence
+sooner = int((high < low).sum())
+print(f"{decays[1]:g} is sooner in {sooner} of {int(decided.sum())} pairs that differ")
+if decided.any():
+    print(f"p over pairs: {binomtest(sooner, int(decided.sum())).pvalue:.4f}")
+by_world = (high < low).groupby("task.world_seed").all()
+print(f"worlds in which it is sooner for every seed: {int(by_world.sum())} of {len(by_world)}")
+print(f"p over worlds, if all agree: {binomtest(len(by_world), len(by_world)).pvalue:.4f}")
+
+# %% [markdown]
+# ## The page
+#
+# The command `sweep` writes this page at its end. From Python:
+
+# %%
+from implicit_reasoning.report import write_sweep_report
+
+page = write_sweep_report(runs)
+print(page)
+for figure in sorted((page.parent / "figures").glob("*.png")):
+    print(figure.name)
