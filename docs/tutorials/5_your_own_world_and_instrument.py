@@ -216,7 +216,9 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# TODO
+# How to read it: the dashed line has the chains that are trained on. The solid lines have chains
+# that are not, by whether their bridge is popular or rare. Both are answered in the end, but chains
+# through rare bridges much later.
 
 # %% [markdown]
 # ## Score the instrument against truth
@@ -250,7 +252,11 @@ for name, verdict in verdicts["same_bridge"].items():
     print(f"{name:24}{verdict:16}{verdicts['without_control'][name]}")
 
 # %% [markdown]
-# TODO
+# How to read it: *right* means that the instrument claims something, and nothing false. *wrong*
+# means that at least one claim is false. *silent* means that it claims nothing. With the control,
+# the instrument makes no false claim: it speaks about models that compute answers through the
+# bridge, and is silent about models that look them up. Without the control it is wrong. Here is
+# why:
 
 # %%
 for row in scores.rows:
@@ -282,7 +288,11 @@ axes[0].legend(title="state S[1, r1] from")
 plt.show()
 
 # %% [markdown]
-# TODO
+# How to read it: blue is the fraction of correct answers that stay correct with the state of
+# another fact with the same tail. Orange is the control, with another tail. The bands are 95%
+# intervals, clustered by bridge. A point is missing where fewer than 20 bridges have a correct
+# answer. Where blue is high and orange is low, the state carries the bridge and nothing else of it
+# is needed.
 
 # %%
 from implicit_reasoning.analysis import find_instrument
@@ -290,3 +300,6 @@ from implicit_reasoning.analysis import find_instrument
 claims = find_instrument(f"{own}:SameBridge").claims
 for step in result.step.values:
     print(step, [str(claim) for claim in sorted(claims(result.sel(step=step)))])
+
+# %% [markdown]
+# TODO
