@@ -298,14 +298,21 @@ ours["heads"] = np.array(
         for layer in range(model.spec.depth)
     ]
 )
-print("TransformerLens:", theirs["heads"].round(3), "here:", ours["heads"].round(3), sep="\n")
+for name, values in (("TransformerLens", theirs["heads"]), ("here", ours["heads"])):
+    print(name, values.round(3) + 0, sep="\n")
 
 # %% [markdown]
 # How to read it: each row is a layer, and each column a head. The number is the logit difference of
 # the clean prompts without this head, divided by the one with all heads. 1: the head is not needed.
-#
-# We do not count correct answers here. Without the last head of the mechanism all logits are about
-# equal, so that rounding would decide which one is the highest.
+
+# %%
+hook = ("blocks.3.attn.hook_z", lambda z, hook: remove(z, hook, 1))
+last = np.asarray(hooked.run_with_hooks(pairs.clean, fwd_hooks=[hook])[:, -1])
+print(f"without head 1 of layer 3: logits differ by at most {np.ptp(last, axis=-1).max():.1e}")
+
+# %% [markdown]
+# This is why we do not count correct answers here. Without this head rounding decides which logit
+# is the highest, and the two packages round differently.
 
 # %% [markdown]
 # ## Do the numbers agree?
@@ -320,7 +327,7 @@ for name, value in ours.items():
 # experiment gives the same numbers. Logits of up to 10 differ by 3e-5, and all other numbers by
 # less than 1e-6. Two things are different: parameters are an argument, and arrays cannot be changed
 # in place. For grids and checkpoints, write `Edit`s or use an instrument, because these are
-# compiled once. `Hooked` is for looking at single prompts.
+# compiled once. `Hooked` runs one operation at a time and is for looking at a few prompts.
 #
 # **Caveat.** The model is planted, so this page shows that the tools agree and find a mechanism
 # that is there. It does not show that a trained model has a mechanism that is so easy to see. It
