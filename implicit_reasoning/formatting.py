@@ -1,7 +1,7 @@
-"""Text and HTML that describe objects in notebooks and reports: numbers, fields, tables.
+"""Text and HTML that describe objects in notebooks and reports: numbers, fields and tables.
 
 The HTML has no scripts and no external resources. It inherits its colors from the page, so it is
-readable in light and dark themes. All data in it is escaped.
+readable in light and dark themes. All data in the HTML is escaped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def short_count(count: int) -> str:
-    """Return a count with three digits and a unit: `950`, `1.23k`, `45.6M`, `7B`."""
+    """Return a count with three significant digits and a unit: `950`, `1.23k`, `45.6M` or `7B`."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
@@ -47,16 +47,20 @@ def short_count(count: int) -> str:
 
 
 def listed(values: Sequence[Any], limit: int = MAX_ROWS) -> str:
-    """Return values with commas between them; of more than `limit` values, the first and a count.
+    """Return values separated by commas, or `none` if there are no values.
 
-    No values are shown as `none`.
+    If there are more than `limit` values, the text has the first `limit` values and says how many
+    more there are.
     """
     more = f" and {len(values) - limit:,} more" if len(values) > limit else ""
     return (", ".join(map(str, values[:limit])) or "none") + more
 
 
 def attempt(make: Callable[[], Any]) -> Any:
-    """Return `make()`, or a text with the error, because showing an object must never fail."""
+    """Return `make()` or, if it raises an exception, a text with the message of the exception.
+
+    Use this to show an object, because showing an object must never fail.
+    """
     try:
         return make()
     except Exception as error:
@@ -68,8 +72,8 @@ def card(kind: str, name: object, *parts: str) -> str:
 
     Args:
       kind: the type of the object.
-      name: what identifies the object; escaped.
-      *parts: HTML from `fields`, `table` and `note`; other text is escaped.
+      name: text that identifies the object. It is escaped.
+      *parts: results of `fields`, `table` and `note`. All other text is escaped.
     """
     title = Markup('<div class="ir-title">{} {}</div>').format(kind, name)
     body = Markup("").join((title, *parts))
@@ -84,15 +88,17 @@ def fields(values: Mapping[str, object]) -> Markup:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], limit: int = MAX_ROWS) -> Markup:
-    """Return the HTML of a table; cells are escaped, and cells that are not text are on the right.
+    """Return the HTML of a table. Cells are escaped; cells that are not text are aligned right.
 
     Args:
       header: the names of the columns.
-      rows: the rows, of the length of the header. A float has three digits; None is an empty cell.
-      limit: the maximum number of rows; a line below the table says how many are omitted.
+      rows: the rows; each must have one cell for each column. A float is shown with three decimal
+        places, and None as an empty cell.
+      limit: the maximum number of rows to show. If rows are omitted, a line below the table says
+        how many.
 
     Raises:
-      ValueError: a row has another length than the header.
+      ValueError: the number of cells in a row is not the number of columns.
     """
     shown = rows[:limit]
     head = Markup("").join(
@@ -110,7 +116,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], limit: int = 
 
 
 def note(text: object) -> Markup:
-    """Return the HTML of a line of text, which is escaped."""
+    """Return the HTML of a line of text. The text is escaped."""
     return Markup('<div class="ir-note">{}</div>').format(text)
 
 

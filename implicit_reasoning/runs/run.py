@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def n_params(self) -> int:
-        """The number of parameters of the model; no parameters are read."""
+        """The number of parameters of the model, computed without reading a checkpoint."""
         shapes = jax.eval_shape(lambda: self.model.init(jax.random.key(0)))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 

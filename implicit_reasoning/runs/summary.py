@@ -1,4 +1,4 @@
-"""The HTML that shows a run in a notebook; no parameters are read, and nothing is compiled."""
+"""The HTML that shows a run in a notebook. It is made without reading parameters or compiling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def run_html(run: Run) -> str:
-    """Return the HTML of a run. Parts whose files are missing or damaged say so."""
+    """Return the HTML of a run.
+
+    If a file is missing or damaged, the HTML has a message in place of the contents of that file.
+    """
     about = {
         "task": attempt(lambda: _task(run)),
         "model": attempt(lambda: _model(run)),
@@ -65,7 +68,7 @@ def _steps(run: Run) -> str:
 
 
 def _accuracies(run: Run) -> str:
-    """Return a table of the last evaluation, with the number of examples of each split."""
+    """Return a table of the accuracies at the last evaluation, with the examples of each split."""
     evaluated = (row for row in reversed(run.metrics) if _splits(row))
     last = next(evaluated, None)
     if last is None:

@@ -1,8 +1,8 @@
 """Progress bars, and messages above them, in terminals and in notebooks.
 
-All bars and messages of the package go through this module. In a Jupyter notebook a bar is a
-widget if ipywidgets is installed. Without ipywidgets it is text, as in a terminal. Text bars and
-messages are written to standard error.
+All bars and messages of the package go through this module. In a Jupyter notebook, a bar is a
+widget if ipywidgets is installed. Without ipywidgets, and in a terminal, a bar is text. Text bars
+and messages are written to standard error.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 else:
     with warnings.catch_warnings():
-        # In a notebook, `autonotebook` warns that it is experimental or that ipywidgets is missing.
+        # In a notebook, tqdm warns that `autonotebook` is experimental, or that ipywidgets is
+        # missing.
         warnings.simplefilter("ignore")
         from tqdm.autonotebook import tqdm
 
 
 class ProgressBar:
-    """Progress bar with estimated remaining time and latest values; a context manager.
+    """A progress bar with the estimated remaining time and the latest values of some quantities.
 
-    If the run has several processes, only the primary shows it.
+    It is a context manager. If a run has several processes, only the primary process shows the bar.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class ProgressBar:
           total: the number of steps at which the bar is full.
           done: the number of steps that are already done.
           title: text before the bar.
-          unit: name of a step.
+          unit: what one step is called, such as `step` or `checkpoint`.
           shown: whether to show the bar.
         """
         self._bar: tqdm[Any] = tqdm(
@@ -67,13 +68,13 @@ class ProgressBar:
         self._bar.update(count)
 
     def move_to(self, step: int, values: Mapping[str, str] | None = None) -> None:
-        """Move the bar to a step; show `values` next to it, if given."""
+        """Move the bar to a step, and show `values`, if given, next to the bar."""
         self.advance(step - self._bar.n)
         if values:
             self.show_values(values)
 
     def show_values(self, values: Mapping[str, str]) -> None:
-        """Show values next to the bar, in place of those before."""
+        """Show values next to the bar, in place of the previous values."""
         self._bar.set_postfix(values)
 
     def set_title(self, title: str) -> None:
@@ -86,10 +87,10 @@ class ProgressBar:
 
 
 def write(message: str) -> None:
-    """Write lines to standard error, above the visible text bars."""
+    """Write text to standard error, above the visible text bars."""
     tqdm.write(message, file=sys.stderr)
 
 
 def say(message: str) -> None:
-    """Write a message with the name of the package to standard error, as `write` does."""
+    """Write the package name and a message to standard error, above the visible text bars."""
     write(f"implicit_reasoning: {message}")

@@ -1,4 +1,7 @@
-"""Shares of answers that follow the chains and the triple of a fact, in the task `cue_conflict`."""
+"""The task `cue_conflict`: which of two cues about a fact the answers of a model follow.
+
+The triple of a fact teaches one bridge, and training chains with the same fact teach another one.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,18 @@ from implicit_reasoning.figures import BLUE, GREY, VERMILION, Figure, new_drawin
 from implicit_reasoning.worlds import Dataset
 
 OTHER = "other"
-"""Column name: `other/test_s1` is the share of answers that follow neither cue."""
+"""Name of a column: `other/test_s1` is the share of answers that follow neither of the two cues."""
 
 CUES = {"chains": BLUE, "fact": VERMILION}
 
 
 def cue_splits(dataset: Dataset) -> dict[str, list[str]]:
-    """Return the two splits of each number of chains: `{"test_s1": ["test_s1_chains", ...]}`.
+    """Return the two splits for each number of training chains.
 
-    Both splits have the same prompts, with the answers of either cue. The result is empty for other
-    tasks and has no split without probes.
+    For example, `test_s1` has the splits `test_s1_chains` and `test_s1_fact`. Both splits have the
+    same prompts. The first has the answers that follow the chains, and the second has the answers
+    that follow the triple. Splits without probe rows are omitted. For all other tasks, the result
+    is empty.
     """
     if "decoy_answer" not in dataset.truth:
         return {}
@@ -33,7 +38,10 @@ def cue_splits(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def cue_figure(rows: Sequence[Mapping[str, Any]], dataset: Dataset) -> Figure | None:
-    """Draw the shares of answers that follow the chains, the triple, and neither, over training."""
+    """Draw, over training, the shares of answers that follow the chains, the triple, or neither.
+
+    Return None if the task is not `cue_conflict` or no row has these shares.
+    """
     pairs = cue_splits(dataset)
     shown = [row for row in rows if all(f"{OTHER}/{name}" in row for name in pairs)]
     if not pairs or not shown:

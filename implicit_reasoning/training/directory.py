@@ -163,7 +163,7 @@ def record_start(path: Path, step: int, source: Mapping[str, Any] | None = None)
     Args:
       path: the file.
       step: the step at which training starts.
-      source: further fields, about the source of the initial parameters.
+      source: additional fields, about the checkpoint that the initial parameters come from.
     """
     start = {"step": step, "time": time.time(), **provenance(), **(source or {})}
     write_json(path, [*read_starts(path), start])

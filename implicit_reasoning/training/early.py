@@ -1,9 +1,9 @@
-"""Early supervision: facts are also read from the residual stream after earlier blocks.
+"""Early supervision: an additional loss for the states after blocks before the last block.
 
-The loss of an answer constrains only the last state at a position. In a model of two blocks, the
-second hop of a chain reads the state after the first block. Early supervision adds the loss of the
-facts once more for the states after earlier blocks. They are read through the final norm and the
-shared unembedding, so the model has no additional parameters.
+The usual loss of an answer constrains only the state after the last block. But in a model with two
+blocks, the second hop of a chain reads the state after the first block. Early supervision therefore
+adds a loss for the tail of a fact, read from the states after earlier blocks. These states are read
+through the final norm and the unembedding of the model, so there are no additional parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from implicit_reasoning.worlds.world import NONE
 
 
 class EarlyTargets(NamedTuple):
-    """Answers to read from earlier states; arrays of all training rows, or of one batch.
+    """The answers of early supervision, for all training rows or for the rows of one batch.
 
     Attributes:
       positions: the positions whose states are read, `[row, early_slot]`.
@@ -37,11 +37,11 @@ class EarlyTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class EarlySupervision:
-    """Static part of the additional loss.
+    """The static part of the additional loss.
 
     Attributes:
-      weight: the factor of the additional loss.
-      layers: the blocks whose output is read, counted from 0 in unrolled depth.
+      weight: the factor by which the additional loss is multiplied.
+      layers: the blocks whose outputs are read, counted from 0 in unrolled depth.
     """
 
     weight: float
@@ -49,7 +49,7 @@ class EarlySupervision:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites that are read."""
+        """The sites from which answers are read."""
         return tuple(f"blocks.{layer}.hook_resid_post" for layer in self.layers)
 
     def loss(
@@ -60,17 +60,18 @@ class EarlySupervision:
         targets: EarlyTargets,
         answers: Int[Array, "batch slot"],
     ) -> Float[Array, ""]:
-        """Return the weighted sum over layers of the loss of the early answers, in nats.
+        """Return the additional loss of a batch, in nats.
 
-        Like the loss of the answers, it is divided by the number of supervised slots of the batch.
-        With weight 1, the early answers of a layer thus count like additional supervised slots.
+        This is `weight` times the sum of the losses of all early answers over all layers, divided
+        by the number of supervised slots in the batch. The usual loss is divided by the same
+        number. If `weight` is 1, an early answer therefore counts as much as a usual answer.
 
         Args:
           model: the model.
-          params: its parameters.
-          states: the residual stream at `sites`.
+          params: the parameters of the model.
+          states: the residual stream at the sites in `sites`.
           targets: the early answers of the batch.
-          answers: the answers of the batch, whose slots are counted.
+          answers: the usual answers of the batch; their supervised slots are counted.
         """
         where = jnp.asarray(targets.positions)[None, :, :, None]
         read = jnp.take_along_axis(jnp.stack([states[site] for site in self.sites]), where, axis=2)
@@ -92,7 +93,7 @@ class EarlySettings:
         """Return the additional loss for a model, or None if its weight is 0.
 
         Raises:
-          InputError: a layer does not exist or is the last one, or the model has only one block.
+          InputError: a layer does not exist or is the last layer, or the model has only one block.
         """
         if not self.weight:
             return None
@@ -118,10 +119,11 @@ def early_targets(dataset: Dataset, rows: str) -> EarlyTargets:
     """Return the early answers of the training rows of a dataset as numpy arrays.
 
     Args:
-      dataset: the dataset of a task of chains.
-      rows: `atomic` for the answers of atomic rows; `chains` for the bridge entities of chains;
-        `all` for both. A bridge entity is read at the position where the atomic row of the first
-        fact is answered, if the chain begins with the tokens of that row.
+      dataset: a dataset whose task consists of chains.
+      rows: which rows get early answers. `atomic`: a row of a single fact gets its own answer.
+        `chains`: a chain gets the bridge entity, which is the answer to its first fact. `all`: both
+        kinds of rows. The answer to the first fact is read at the position at which the atomic row
+        of that fact is answered. A chain gets it only if it begins with the tokens of that row.
 
     Raises:
       InputError: the task does not consist of chains, or no training row has an early answer.

@@ -155,7 +155,7 @@ class ProbeMetrics:
             name: np.flatnonzero(dataset.split[self.rows] == index)
             for index, name in enumerate(dataset.splits)
         }
-        place = np.cumsum(dataset.probe) - 1  # from row number to probe row number
+        place = np.cumsum(dataset.probe) - 1  # for each row, its index among the probe rows
         self._unanswered = {split: place[rows] for split, rows in unanswered_rows(dataset).items()}
         self._cues = cue_splits(dataset)
         self._cross = Splits.of(dataset).cross

@@ -1,7 +1,7 @@
-"""Initial parameters from a checkpoint of another run: `init_from` in a configuration.
+"""Initial parameters from a checkpoint of another run: the configuration group `init_from`.
 
-Only the parameters are taken over. The moments of the optimizer start at 0, and the schedule of the
-learning rate starts again.
+Only the parameters are taken from the checkpoint. The moments of the optimizer start at 0, and the
+schedule of the learning rate starts at step 0.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from implicit_reasoning.model import Params, Transformer
 from implicit_reasoning.runs import Run
 
 LAST = -1
-"""Value of `init_from.step` for the last checkpoint."""
+"""The value of `init_from.step` that means the last checkpoint."""
 
 
 class Initial(NamedTuple):
-    """Initial parameters and where they come from.
+    """Initial parameters, and the checkpoint from which they were read.
 
     Attributes:
       params: the parameters as numpy arrays.
-      source: the run directory, the step and the fingerprint of the checkpoint, for provenance.
+      source: the run directory, the step and the fingerprint of the checkpoint, for
+        `provenance.json`.
     """
 
     params: Params
@@ -32,14 +33,18 @@ class Initial(NamedTuple):
 
 
 def read_initial(config: ConfigDict, model: Transformer) -> Initial | None:
-    """Read the initial parameters that a configuration names; None if it names none.
+    """Read the initial parameters from the checkpoint that `init_from` names.
 
     Args:
       config: the configuration of the run to train.
-      model: its model.
+      model: the model to train.
+
+    Returns:
+      The initial parameters, or None if `init_from.workdir` is empty.
 
     Raises:
-      InputError: the run or the checkpoint does not exist, or its parameters do not fit the model.
+      InputError: the run or the checkpoint does not exist, or the parameters in the checkpoint do
+        not fit the model.
     """
     workdir, step = config.init_from.workdir, config.init_from.step
     if not workdir:
@@ -61,7 +66,16 @@ def read_initial(config: ConfigDict, model: Transformer) -> Initial | None:
 
 
 def _check_shapes(workdir: str, params: Params, like: Params) -> None:
-    """Check that parameters have the names and shapes of a model."""
+    """Check that parameters have the names and shapes that a model needs.
+
+    Args:
+      workdir: the directory of the run that the parameters come from, for the message.
+      params: the parameters.
+      like: the shapes of the parameters of the model to train.
+
+    Raises:
+      InputError: a parameter is missing, unknown or has the wrong shape.
+    """
     found, wanted = _shapes(params), _shapes(like)
     for name in dict.fromkeys([*wanted, *found]):
         if found.get(name) != wanted.get(name):

@@ -73,7 +73,7 @@ def train(
 
 
 def check_initial(trials: Sequence[Trial]) -> None:
-    """Read the initial parameters of new trials, so that errors are found before files are written.
+    """Read the initial parameters of new trials before any file is written, to find errors early.
 
     Raises:
       InputError: the initial parameters of a trial cannot be read, or do not fit its model.
@@ -158,7 +158,7 @@ class ModelTraining:
         return state
 
     def _with_initial(self, state: TrainState) -> TrainState:
-        """Return the first state with the parameters that trials take from other runs."""
+        """Return the initial state, with the parameters that its trials take from other runs."""
         program, initial = self._program, [record.trial.initial for record in self.records]
         if not any(initial):
             return state

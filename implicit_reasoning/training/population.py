@@ -1,10 +1,10 @@
 """Training of a population: many trials whose arrays have equal shapes, trained by one program.
 
-Trials may differ in the seeds of initialisation and world, phi, learning rate and weight decay
-(`VARIED`). The training rows of all worlds are concatenated in one table; each trial stores the
-index of the first row of its world and the number of rows. A trial sees the same data in the same
-order as if it were trained alone, so its first losses are equal to those of a single run up to
-rounding.
+Trials may differ in the seeds of initialisation and world, the checkpoint of the initial
+parameters, phi, learning rate and weight decay (`VARIED`). The training rows of all worlds are
+concatenated in one table; each trial stores the index of the first row of its world and the number
+of rows. A trial sees the same data in the same order as if it were trained alone, so its first
+losses are equal to those of a single run up to rounding.
 
 The trial axis is sharded over all devices. If the number of trials is not a multiple of the number
 of devices, the axis is padded with copies of the first trial, whose results are ignored. A trial

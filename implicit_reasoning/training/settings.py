@@ -90,12 +90,12 @@ class Trial:
 
     @functools.cached_property
     def model(self) -> Transformer:
-        """Model in training precision."""
+        """The model with the dtype and precision of training."""
         return make_model(self.settings.model, self.dataset)
 
     @functools.cached_property
     def initial(self) -> Initial | None:
-        """Initial parameters from another run; None for a random initialisation.
+        """The initial parameters that come from another run; None if they are random.
 
         Raises:
           InputError: the parameters cannot be read, or they do not fit the model.

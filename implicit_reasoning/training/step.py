@@ -30,8 +30,8 @@ class TrainState(NamedTuple):
       finite: False from the first step at which the loss, the gradient or the rates were not
         finite. From that step on, the state does not change. `finite` is also False if the
         parameters at the end of `run` are not finite.
-      window: `loss` and `grad_norm` of the last `log_every` steps, each `[log_every]`. Step `s` is
-        at the index `s % log_every`.
+      window: the metrics in `StepRecipe.logged` for the last `log_every` steps, each `[log_every]`.
+        Step `s` is at the index `s % log_every`.
     """
 
     params: Params
@@ -42,13 +42,13 @@ class TrainState(NamedTuple):
 
 
 class RowTable(NamedTuple):
-    """Columns of training rows, or of the rows of one batch.
+    """The columns of all training rows, or of the rows of one batch.
 
     Attributes:
       tokens: the input tokens, `[row, pos]`.
       positions: the supervised positions in ascending order, `[row, slot]`.
       answers: the token to predict at each of these positions, `[row, slot]`; -1 for unused slots.
-      early: the answers to read from earlier states; None without early supervision.
+      early: the answers of early supervision; None if there is no early supervision.
     """
 
     tokens: Int[Array | np.ndarray, "row pos"]
@@ -120,7 +120,7 @@ class StepRecipe:
     def logged(self) -> tuple[str, ...]:
         """The metrics of a step that `TrainState.window` keeps.
 
-        `loss` is the loss of the answers. `early_loss` is the weighted additional loss.
+        `loss` is the loss of the answers. `early_loss` is the weighted loss of early supervision.
         """
         return ("loss", "grad_norm") + ("early_loss",) * (self.early is not None)
 
@@ -159,12 +159,12 @@ class StepRecipe:
     def loss(
         self, params: Params, batch: RowTable, edits: Mapping[str, Edit] | None
     ) -> tuple[Array, dict[str, Array]]:
-        """Return the loss to minimise, and its parts by name, in nats.
+        """Return the loss that training minimises, and its parts by name, in nats.
 
         Args:
           params: the parameters.
           batch: the rows of the batch.
-          edits: the edits that apply dropout; None for none.
+          edits: the edits that apply dropout; None if there is no dropout.
         """
         tokens, positions, answers = map(jnp.asarray, batch[:3])
         sites = self.early.sites if self.early else ()

@@ -1,7 +1,7 @@
-"""Test rows that no shortcut answers: the accuracy on them is not that of a shortcut.
+"""Test rows that no shortcut answers correctly, so that shortcuts cannot explain the accuracy.
 
-A rule may be right by chance, so these rows are harder than others. The accuracy of guessing on
-them is below the accuracy of guessing on all rows.
+A shortcut may be right by chance, so the remaining rows are harder: a guess is right less often on
+these rows than on all rows.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from implicit_reasoning.worlds.clusters import clusters_of
 from implicit_reasoning.worlds.shortcuts import scored_probes, shortcut_correctness
 
 MIN_BRIDGES = 20
-"""Splits with fewer bridges among the rows that no rule answers have no such accuracy."""
+"""The minimum number of bridges among the rows of a split that no shortcut answers correctly.
+
+For a split with fewer bridges, no accuracy on these rows is computed.
+"""
 
 ACCURACY, ROWS = "accuracy_unanswered", "unanswered"
-"""Column names; a column is `<name>/<split>`: the accuracy, and the number of rows."""
+"""Names of columns, each followed by `/<split>`: the accuracy on these rows, and their number."""
 
 
 def unanswered_rows(dataset: Dataset) -> dict[str, Int[np.ndarray, " row"]]:
-    """Return the rows of each test split of chains that no rule answers correctly.
+    """Return, for each test split of chains, the probe rows that no shortcut answers correctly.
 
-    The rules are all shortcuts, the cluster oracle among them. The rows are probes. The result has
-    no split whose rows have fewer than `MIN_BRIDGES` bridges, and no split of a task without
-    chains.
+    All shortcuts are used, including the cluster oracle. A split is omitted if these rows have
+    fewer than `MIN_BRIDGES` bridges. For a task without chains, the result is empty.
     """
     if "r2" not in dataset.truth:
         return {}
