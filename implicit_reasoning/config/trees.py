@@ -130,7 +130,9 @@ def _to_lists(value: Any) -> Any:
 
 
 def with_tuples(config: ConfigDict) -> ConfigDict:
-    """Return a deep copy in which lists are converted to tuples. References are kept.
+    """Return a deep copy in which lists are converted to tuples.
+
+    Fields that follow other fields by `get_ref` still follow them in the copy.
 
     Raises:
       InputError: a configuration cannot contain some values; the message lists all of them.

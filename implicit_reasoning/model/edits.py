@@ -229,8 +229,8 @@ class HookContext:
             raise InputError(_no_single_value(site))
         if site not in self._values:
             raise InputError(
-                f"{site} cannot be read here, because the forward pass has not passed this site "
-                "yet. Per-head inputs and attn.hook_result are passed only if they are edited or "
+                f"{site} cannot be read here, because the forward pass has not reached this site "
+                "yet. Per-head inputs and attn.hook_result are computed only if they are edited or "
                 "listed in `sites`"
             )
         return self._values[site]

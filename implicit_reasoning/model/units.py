@@ -55,7 +55,12 @@ class State(Unit):
 
 @dataclass(frozen=True)
 class Head(Unit):
-    """An attention head; `layer` counts blocks by unrolled depth."""
+    """An attention head.
+
+    Attributes:
+      layer: the index of the block. In a looped model, each pass through a block has its own index.
+      head: the index of the head in the block.
+    """
 
     layer: int
     head: int

@@ -115,8 +115,9 @@ def phases(rows: Sequence[Row], splits: Splits, cross_shortcut: float | None) ->
     Args:
       rows: the rows, ascending by step. Rows without an evaluation are skipped.
       splits: the splits of the dataset.
-      cross_shortcut: the lower end of the interval of the cross split must be above this accuracy;
-        see `phase_criteria`. If None, the cross-distribution phase is never reached.
+      cross_shortcut: an accuracy of shortcuts. The cross-distribution phase requires that the 95%
+        interval of the accuracy on the cross split is above it; see `phase_criteria`. If None, the
+        cross-distribution phase is never reached.
     """
 
     def series(

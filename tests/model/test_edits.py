@@ -290,5 +290,5 @@ def test_what_was_not_passed_cannot_be_read():
     assert hooks.passed("blocks.0.hook_mlp_out") and hooks.read("blocks.0.hook_mlp_out").shape == (
         2,
     )
-    with pytest.raises(InputError, match="the forward pass has not passed this site"):
+    with pytest.raises(InputError, match="the forward pass has not reached this site"):
         hooks.read("blocks.0.attn.hook_result")

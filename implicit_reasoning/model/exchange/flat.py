@@ -1,4 +1,4 @@
-"""Helpers for all weight formats: flat names, unrolled loops, and checks of names and shapes."""
+"""Helpers for all weight formats: dotted parameter names, looped models, checks of shapes."""
 
 from __future__ import annotations
 
@@ -83,6 +83,6 @@ def scale_queries(flat: dict[str, Any], layer: int, ratio: float) -> None:
 
 
 def on_device(flat: Mapping[str, Any]) -> Params:
-    """Convert parameters by dotted name to a nested dict, and move them to the device."""
+    """Convert a dict from dotted names to arrays into nested parameters on the device."""
     # `jnp.asarray` would compile one program per shape.
     return unflatten_params(jax.device_put(dict(flat)))

@@ -48,21 +48,23 @@ def cue_conflict(task: Any) -> Dataset:
     """Build the composition task with split facts, whose triple and chains contradict each other.
 
     A split fact has the role `S`. Its triple teaches the bridge `decoy`. It is the first fact of
-    1, 2 or 4 training chains, which follow another bridge, e2. It is never a second fact. Different
-    split facts have different bridges, for the triple as for the chains. All their chains, trained
-    or not, have a last relation that both bridges have, with different tails. Another fact that
-    leads to e2 is trained with the same last relation as each of the training chains.
+    1, 2 or 4 training chains, which follow another bridge, e2. It is never a second fact. No two
+    split facts share the bridge of their triples, or the bridge of their chains. Both bridges of a
+    split fact have a fact with the last relation of each of its chains, and the tails differ. For
+    each of its training chains, another training chain leads through e2 with the same last relation
+    and has another first fact.
 
     The other chains of the facts with n training chains are tested in two splits with the same
     prompts in the same order: in `test_s<n>_chains` the answer is the tail from e2, in
-    `test_s<n>_fact` it is the tail from `decoy`. So the accuracies of the two splits are the shares
-    of answers that follow the chains and the triple. The rest of the answers follows neither.
+    `test_s<n>_fact` it is the tail from `decoy`. So the accuracy on the first split is the share of
+    answers that follow the chains, and the accuracy on the second is the share that follow the
+    triple. The remaining answers follow neither.
 
     All other splits are those of `composition` with two hops. `id_triples` includes the triples of
-    the split facts. phi counts neither the split facts nor their chains. Two more truth columns
-    than `evidence.with_evidence` adds: `decoy`, the entity that the triple of the first fact
-    teaches, which differs from e2 for split facts only; and `decoy_answer`, the tail from `decoy`
-    (-1 for the chains of other facts). All other columns follow the chains, except that `answer` is
+    the split facts. phi counts neither the split facts nor their chains. The dataset has the
+    truth columns of `evidence.with_evidence` and two more. `decoy` is the entity that the triple of
+    the first fact teaches; it differs from e2 for split facts only. `decoy_answer` is the tail from
+    `decoy`, and -1 for the chains of other facts. All other columns follow the chains, except that `answer` is
     the taught or expected answer.
 
     Args:

@@ -169,13 +169,18 @@ def first_with_the_same_later_fact(
     which: Bool[np.ndarray, " chain"],
     among: Bool[np.ndarray, " chain"],
 ) -> Bool[np.ndarray, " chain"]:
-    """Return, for each second fact of the given chains, the first chain in order that has it too.
+    """Select, for each second fact of the given chains, one chain that has this second fact too.
+
+    It is the first such chain of `among` in the order `order`.
 
     Args:
       chains: all chains.
       order: their numbers in random order.
       which: the given chains.
       among: the chains from which the result is chosen.
+
+    Returns:
+      Whether each chain is selected, bool [chain].
     """
     possible = order[(among & used_later(chains, which))[order]]
     _, first = np.unique(chains.facts[possible, 1], return_index=True)
@@ -196,7 +201,9 @@ def _check(dataset: Dataset) -> None:
     if len(np.unique(world.facts.tail[cold])) < len(cold):
         raise RuntimeError("a bridge has two cold facts")
     if (dataset.exposure[cold, 0] != CHAINS_PER_FACT).any():
-        raise RuntimeError(f"a cold fact is not used in {CHAINS_PER_FACT} training chains")
+        raise RuntimeError(
+            f"a cold fact is not the first fact of exactly {CHAINS_PER_FACT} training chains"
+        )
     for step in RUNGS:
         rows = dataset.rows(f"test_c{step}")
         if (truth["evidence1"][rows] != step).any():
