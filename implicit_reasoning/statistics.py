@@ -4,7 +4,8 @@ For statements about answers, the independent unit is the bridge, the fact or th
 query (see `worlds.clusters`), because queries with the same bridge share a hidden state. An
 interval that treats queries as independent is therefore too narrow. A null distribution is also too
 narrow if labels are permuted between queries and not between clusters. For statements about
-training, the independent unit is the run. If several runs share a world, the independent unit is the world.
+training, the independent unit is the run. If several runs share a world, the independent unit is
+the world.
 """
 
 from __future__ import annotations
@@ -366,9 +367,9 @@ def max_statistic_p_values(
 
     A cell is, for example, a neuron, an edge or a feature. Each cell is compared with the largest
     statistic over all cells in each draw of the null: `(1 + #(max null >= observed)) / (1 +
-    draws)`. This controls the family-wise error rate: if all cells follow the null, the chance of one
-    or more p-values below alpha does not exceed alpha, however the cells depend on each other. The
-    smallest possible p-value is 1 / (1 + draws), so `draws` must be at least 1 / alpha - 1.
+    draws)`. This controls the family-wise error rate: if all cells follow the null, the chance of
+    one or more p-values below alpha does not exceed alpha, however the cells depend on each other.
+    The smallest possible p-value is 1 / (1 + draws), so `draws` must be at least 1 / alpha - 1.
 
     Args:
       observed: one statistic per cell. All statistics should have the same scale, because the cell

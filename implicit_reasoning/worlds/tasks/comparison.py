@@ -38,8 +38,9 @@ def comparison(task: Any) -> Dataset:
     equal to (1) or larger than (2) the value of entity2. For every attribute, a random fraction of
     the *entities* has the role `O`, and the others have the role `I`. The training rows consist of
     all facts and of `round(phi * n_id_facts)` comparisons of two `I` entities. The comparisons for
-    a smaller phi are a prefix of the comparisons for a larger phi. Each unordered pair of `I` entities is held out with probability
-    `holdout`. Held-out pairs are not trained on in either order, and are tested in both orders.
+    a smaller phi are a prefix of the comparisons for a larger phi. Each unordered pair of `I`
+    entities is held out with probability `holdout`. Held-out pairs are not trained on in either
+    order, and are tested in both orders.
 
     Args:
       task: settings with attributes world_seed, n_entities, n_attributes, n_values, ood_fraction;

@@ -61,11 +61,11 @@ def cue_conflict(task: Any) -> Dataset:
     triple. The remaining answers follow neither.
 
     All other splits are those of `composition` with two hops. `id_triples` includes the triples of
-    the split facts. phi counts neither the split facts nor their chains. The dataset has the
-    truth columns of `evidence.with_evidence` and two more. `decoy` is the entity that the triple of
-    the first fact teaches; it differs from e2 for split facts only. `decoy_answer` is the tail from
-    `decoy`, and -1 for the chains of other facts. All other columns follow the chains, except that `answer` is
-    the taught or expected answer.
+    the split facts. phi counts neither the split facts nor their chains. The dataset has the truth
+    columns of `evidence.with_evidence` and two more. `decoy` is the entity that the triple of the
+    first fact teaches; it differs from e2 for split facts only. `decoy_answer` is the tail from
+    `decoy`, and -1 for the chains of other facts. All other columns follow the chains, except that
+    `answer` is the taught or expected answer.
 
     Args:
       task: settings as for `composition`, without hops; facts_per_count (split facts for each
