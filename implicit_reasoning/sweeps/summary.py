@@ -1,4 +1,4 @@
-"""The HTML that shows a sweep in a notebook; runs are not opened."""
+"""Makes the HTML that shows a sweep in a notebook, without opening the runs of the sweep."""
 
 from __future__ import annotations
 

@@ -23,12 +23,13 @@ def with_evidence(dataset: Dataset) -> Dataset:
     The columns are int32 [row], -1 for rows that are not chains:
 
     - `evidence1`: the number of training chains of the row's prefix that are shared. A chain is
-      shared if another prefix with the same bridge is trained with the same last relation (the
+      shared if a second prefix with the same bridge is trained with the same last relation (the
       k-evidence of the coverage principle, arXiv 2505.20278).
-    - `peers`: the number of other prefixes in training that have the same bridge.
+    - `peers`: the number of prefixes in training that have the same bridge as the row's prefix,
+      without the row's prefix.
     - `row_completion_right` and `oracle_right`: whether the shortcuts `row_completion` and
-      `cluster_oracle` answer the row correctly (1) or not (0). For a training row the shortcuts
-      also see the row itself.
+      `cluster_oracle` answer the row correctly (1) or not (0). If the row is a training row, the
+      shortcuts also use the row itself.
 
     Args:
       dataset: a dataset of chains.
@@ -59,5 +60,5 @@ def evidence1(table: AnswerTable, clusters: Clusters) -> Int[np.ndarray, " prefi
 
 
 def peers(clusters: Clusters) -> Int[np.ndarray, " prefix"]:
-    """Return the number of other prefixes in training with the bridge of every prefix."""
+    """Return, for every prefix, the number of further training prefixes with the same bridge."""
     return clusters.n_prefixes[clusters.of] - clusters.is_trained

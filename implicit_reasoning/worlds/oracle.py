@@ -1,8 +1,8 @@
 """The cluster oracle: an upper bound for rules that group prefixes by their training chains.
 
-A rule such as row completion has to find out which prefixes lead to the same bridge. The oracle is
-told the bridge of every prefix except the asked one, which no model is told. It uses no single
-fact. What it cannot answer, training chains alone do not determine.
+A rule such as row completion has to find out which prefixes lead to the same bridge. The oracle
+knows the bridge of every prefix except the prefix to answer; no model is given this. The oracle
+uses no single fact. A chain that the oracle cannot answer is not determined by training chains.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _CELLS = 2**22
 
 
 def cluster_oracle(dataset: Dataset, rows: Rows) -> Rows:
-    """Predict the answer of the bridge whose training chains fit those of the asked prefix best.
+    """Predict from the bridge whose training chains agree best with those of the asked prefix.
 
-    The *entry* of a bridge at a last relation is the most frequent answer of its training chains
-    there. The rule knows an entry if a prefix other than the asked one contributes to it. A bridge
-    fits if no known entry contradicts a training chain of the asked prefix. The bridges that fit
-    and have a known entry at the asked relation are compared: those that agree with the most
-    training chains of the prefix vote for their entries, with one vote each.
+    The *entry* of a bridge for a last relation is the most frequent answer of the bridge's training
+    chains with this relation. The rule knows an entry if a prefix other than the asked prefix
+    contributes to the entry. A bridge fits if no known entry contradicts a training chain of the
+    asked prefix. Of the bridges that fit and have a known entry for the asked relation, those that
+    agree with the most training chains of the asked prefix have one vote each, for this entry.
 
-    Arguments and result are those of `modal_given_last`, which is also the fallback if there is no
-    vote or if the asked prefix has no training chain.
+    Arguments and result are those of `modal_given_last`. If no bridge votes, or if the asked prefix
+    has no training chain, the prediction is that of `modal_given_last`.
     """
     table = answer_table(dataset)
     clusters = clusters_of_prefixes(dataset, table)
@@ -57,7 +57,8 @@ class Clusters(NamedTuple):
 
     Attributes:
       of: the last bridge of every prefix, an entity number.
-      entry: the most frequent answer of each bridge at each last relation; -1 if there is none.
+      entry: the most frequent answer of each bridge for each last relation; -1 if there is no such
+        training chain.
       n_chains: the number of training chains of each bridge with each last relation.
       n_prefixes: the number of prefixes in training that lead to each bridge.
       is_trained: whether each prefix has a training chain.
@@ -76,13 +77,13 @@ class Clusters(NamedTuple):
         bridge: Int[np.ndarray, "..."],
         last: Int[np.ndarray, "..."],
     ) -> Int[np.ndarray, "..."]:
-        """Return entries of bridges; -1 if there is none, or if only the asked prefix contributes.
+        """Return entries of bridges; -1 if the rule does not know the entry.
 
         The arguments are broadcast against each other.
 
         Args:
           prefix: the asked prefix.
-          contributes: whether that prefix is trained with the last relation.
+          contributes: whether the asked prefix is trained with the last relation.
           bridge: the bridge of the entry.
           last: the last relation of the entry.
         """

@@ -2,7 +2,7 @@
 
 A model that answers held-out chains does not necessarily compose facts: it may complete a table of
 answers (`row_completion`). Compare every accuracy on test chains with the accuracies of these
-rules. No rule uses an atomic fact. `cluster_oracle` is told more than a model can know; see
+rules. No rule uses an atomic fact. `cluster_oracle` uses more than a model can know; see the module
 `oracle`.
 
 The rules read a row's truth, not its tokens, so they apply to every spelling. For a chain, they use

@@ -1,4 +1,4 @@
-"""Training rows as a table of answers, and elections among them, which the shortcuts use."""
+"""Training rows as a table of answers, and votes of training rows. The shortcuts use both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The task `cue_conflict`: facts whose triple teaches one bridge, and whose chains follow another.
+"""The task `cue_conflict`: the triple and the training chains of a fact have different bridges.
 
-Both cues are clear, and they contradict each other. A model that goes by single facts answers from
-the bridge of the triple. A model that goes by training chains answers from the bridge of the
-chains.
+The two cues contradict each other, and each cue alone is unambiguous. A model that uses single
+facts answers from the bridge of the triple. A model that uses training chains answers from the
+bridge of the chains.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def cue_conflict(task: Any) -> Dataset:
 
 
 def split_worlds(world: World, facts_per_count: int) -> tuple[World, World]:
-    """Choose split facts of a world at random, and another bridge for the chains of each.
+    """Choose split facts of a world at random, and for each a second bridge for its chains.
 
     Returns:
       Two worlds with the role `S` for the split facts. In the first, all tails are those of
@@ -149,10 +149,10 @@ def split_worlds(world: World, facts_per_count: int) -> tuple[World, World]:
 def _other_bridges(
     world: World, split: Int[np.ndarray, " fact"], needed: int
 ) -> Int[np.ndarray, " fact"]:
-    """Return a different bridge for each split fact, at random; -1 if there is none.
+    """Return a random second bridge for each split fact; -1 if no entity is suitable.
 
-    The bridge of the triple and the other bridge have `needed` relations in common, with different
-    tails, and an `I` fact leads to the other bridge.
+    The bridge of the triple and the second bridge have `needed` relations in common, with different
+    tails, and an `I` fact leads to the second bridge.
     """
     usable, inside = usable_tails(world), world.facts.role == ROLES.index("I")
     free = stream(world.seed, Stream.FEW_CHAINS, 0).permutation(np.unique(world.facts.tail[inside]))

@@ -31,13 +31,13 @@ class Cut(NamedTuple):
 
 
 class Exceptions(NamedTuple):
-    """Chains that a task treats apart from the others, bool [chain] each.
+    """Masks of chains that a task treats in a special way, bool [chain] each.
 
     Attributes:
       withheld: all-`I` chains that are neither trained on nor in the test split of all-`I` chains.
       required: all-`I` chains that are trained on for every phi. They are among the chains that phi
         counts.
-      added: other chains that are trained on. They are not among the chains that phi counts.
+      added: chains that are trained on in addition, and that phi does not count.
     """
 
     withheld: Bool[np.ndarray, " chain"]
@@ -55,7 +55,7 @@ def make_plain_world(task: Any) -> World:
 
 
 def spelling_of(task: Any) -> Spelling:
-    """Return how the settings spell chains."""
+    """Return the spelling of chains that the settings describe."""
     return Spelling(task.order, task.names, task.end_token)
 
 
@@ -87,13 +87,13 @@ def cut_chains(
     order: Int[np.ndarray, " chain"],
     exceptions: Exceptions | None = None,
 ) -> Cut:
-    """Return the splits of `composition`, except for the chains that a task treats apart.
+    """Return the splits of `composition`, except for the chains in `exceptions`.
 
     Args:
-      task: the settings of `composition`, without those of the world.
+      task: the settings of `composition`; those of the world are not used.
       chains: all chains of the world.
-      order: their numbers in random order.
-      exceptions: the chains that are treated apart; None for none.
+      order: the numbers of all chains in random order.
+      exceptions: the chains that are treated in a special way; None if there are none.
 
     Raises:
       InputError: a setting is out of bounds, or phi is too large or too small.

@@ -30,8 +30,8 @@ def with_identity(
     - `entities`: the split `identity_triples` has the row `[e] -> e` of every entity.
     - `chains`: the split `train_identity` has chains with a relation r_id that leads from every
       entity to itself: `(e, r_id, r2) -> T[e, r2]` for each fact that can be a second fact, and
-      `(e1, r1, r_id) -> e2` for each fact that can be a first fact. They are not counted by phi,
-      and they are training chains for shortcuts and for `evidence1`.
+      `(e1, r1, r_id) -> e2` for each fact that can be a first fact. phi does not count these
+      chains. Shortcuts and `evidence1` treat them as training chains.
 
     For chains, the world gets the relation r_id after all others. Its facts have the role `E` and
     are not taught as triples. The other splits do not change, except for the numbers of facts.
@@ -39,7 +39,8 @@ def with_identity(
     Args:
       task: the settings of the task.
       cut: the splits of the task.
-      private: facts of which no other prefix may be trained as a second fact; None for none.
+      private: the second facts of private chains, with which no further prefix may be trained; None
+        if there are none.
 
     Returns:
       The splits, and the rows of `identity_triples` by name of the split.
@@ -47,7 +48,7 @@ def with_identity(
     Raises:
       InputError: `task.identity` is unknown, or it adds chains and the task has more than two hops.
     """
-    # A user's task that calls `composition` may have settings from before this one existed.
+    # A user's task that calls `composition` may lack this setting, which was added later.
     kind = getattr(task, "identity", "")
     if kind not in KINDS:
         known = " or ".join(map(repr, KINDS))
@@ -63,7 +64,7 @@ def with_identity(
         cut = _with_chains(cut, none if private is None else private, random)
     if kind in ("entities", "both"):
         spelt = spell(entities, spelling.names)
-        # The end token is the last one of the vocabulary.
+        # The end token is the last token of the vocabulary.
         last = len(vocabulary(cut.chains.world, spelling)) - 1
         end = last if spelling.end_token else None
         rows["identity_triples"] = make_rows(spelt, spelt, {"e1": entities}, end)
@@ -99,7 +100,7 @@ def _with_chains(cut: Cut, private: Bool[np.ndarray, " fact"], random: np.random
 
 
 def _with_identity_relation(world: World) -> World:
-    """Return the world with one more relation, by which every entity leads to itself."""
+    """Return the world with one more relation, which leads from every entity to itself."""
     entities = np.arange(world.n_entities)[:, None]
     tail = np.concatenate([world.tail, entities], axis=1)
     role = np.concatenate([world.role, np.full_like(entities, ROLES.index("E"))], axis=1)

@@ -1,8 +1,9 @@
-"""The task `ladder`: facts that are used in two training chains, by the evidence in these chains.
+"""The task `ladder`: facts in two training chains, with different evidence from other chains.
 
-A model can answer a chain by the single facts, or by the training chains that share its bridge. In
-`composition` both give the same answer to nearly every chain of `test_ii`. Here they part: the
-rungs differ in the evidence that training chains give, and in nothing else.
+A model can answer a chain by the single facts, or by the training chains with the same bridge. In
+`composition`, both give the same answer to nearly every chain of `test_ii`. In `ladder`, facts are
+on one of several rungs. The rungs differ in the evidence that training chains give about the
+bridge, and in nothing else.
 """
 
 from __future__ import annotations
@@ -37,23 +38,25 @@ RUNGS = (0, 1, 2)
 """Number of shared training chains of the cold facts of each rung."""
 
 CHAINS_PER_FACT = 2
-"""Number of training chains of a cold fact. With four, the private cells give the bridge away."""
+"""Number of training chains of a cold fact. With four, the private chains reveal the bridge."""
 
 
 def ladder(task: Any) -> Dataset:
-    """Build the composition task with cold facts, which are used in two training chains each.
+    """Build the composition task with cold facts, each of which begins exactly two training chains.
 
-    A cold fact `p -> b` has the role `C`. It is taught as a triple, it is the first fact of exactly
-    two training chains, and it is used as a second fact like any `I` fact. A bridge has at most one
-    cold fact. A training chain of p with the last relation r2 is *shared* if another fact that
-    leads to b is also trained with r2, and *private* if no other fact is. The cold facts of rung s
-    (0, 1 or 2) have s shared and 2 - s private chains. So s is their `evidence1`, the evidence that
-    training chains give about their bridge, and the single fact says the same at every rung.
+    A cold fact `p -> b` leads from the prefix p = (e1, r1) to the bridge b, and has the role `C`.
+    It is taught as a triple, and it is used as a second fact like any `I` fact. A bridge has at
+    most one cold fact. A training chain of p with the last relation r2 is *shared* if a fact other
+    than `p -> b` leads to b and is also trained with r2, and *private* if not. The cold facts of
+    rung s (0, 1 or 2) have s shared and 2 - s private chains. s is therefore their `evidence1`, the
+    evidence that training chains give about their bridge. The evidence from the single fact is the
+    same at every rung.
 
-    The other chains of cold facts are tested as `test_c0`, `test_c1` and `test_c2`. The chains of
-    `I` facts that would make a private chain shared are not trained on; they are tested as
-    `test_private`. All other splits are those of `composition` with two hops. `id_triples` includes
-    the cold facts. phi counts neither the cold facts nor their chains.
+    The chains of cold facts that are not trained on are tested as `test_c0`, `test_c1` and
+    `test_c2`, by rung. The chains of `I` facts that would make a private chain shared are not
+    trained on; they are tested as `test_private`. All other splits are those of `composition` with
+    two hops. `id_triples` includes the cold facts. phi counts neither the cold facts nor their
+    chains.
 
     All chains have the truth columns of `evidence.with_evidence`.
 
@@ -118,9 +121,9 @@ def choose_facts(world: World, count: int, n_later: int) -> Int[np.ndarray, " fa
       n_later: number of `I` facts that each bridge must have for the second hop.
 
     Returns:
-      Fact numbers, int [fact]; fewer than `count` if there are not enough bridges. Each bridge also
-      has another `I` fact that leads to it. The facts for a smaller count are the first of those
-      for a larger one.
+      Fact numbers, int [fact]; fewer than `count` if there are not enough bridges. At least one
+      more `I` fact leads to each bridge. The facts for a smaller count are a prefix of the facts
+      for a larger count.
     """
     facts = world.facts
     inside = facts.role == ROLES.index("I")
@@ -134,7 +137,7 @@ def choose_facts(world: World, count: int, n_later: int) -> Int[np.ndarray, " fa
 
 
 def with_role_of(world: World, facts: Int[np.ndarray, " fact"], letter: str) -> World:
-    """Return the world in which some facts have another role."""
+    """Return a world in which the given facts have the role `letter`."""
     role = world.facts.role.copy()
     role[facts] = ROLES.index(letter)
     return world_from_table(world.tail, role, world.seed)
@@ -143,10 +146,12 @@ def with_role_of(world: World, facts: Int[np.ndarray, " fact"], letter: str) -> 
 def rank_by_first_fact(
     chains: Chains, order: Int[np.ndarray, " chain"], which: Bool[np.ndarray, " chain"]
 ) -> Int[np.ndarray, " chain"]:
-    """Return the place of some chains among those with the same first fact, in random order.
+    """Return the rank of each given chain among the given chains with the same first fact.
+
+    Chains are ranked by the random order.
 
     Returns:
-      int [chain], from 0; -1 for the other chains.
+      int [chain], from 0; -1 for chains that are not given.
     """
     some = order[which[order]]
     some = some[np.argsort(chains.facts[some, 0], kind="stable")]
@@ -190,10 +195,10 @@ def first_with_the_same_later_fact(
 
 
 def _check(dataset: Dataset) -> None:
-    """Check the finished dataset: its counts and its evidence are what the rungs promise.
+    """Check that the counts and the evidence of the finished dataset are those of the rungs.
 
     Raises:
-      RuntimeError: they are not, which is an error in the task.
+      RuntimeError: a count or the evidence is wrong, which is an error in the task.
     """
     truth, world = dataset.truth, dataset.world
     assert world is not None

@@ -27,7 +27,7 @@ def make_dataset(
       task: the settings.
       cut: the splits.
       answers: entities that replace the true answers of some splits.
-      private: facts of which no identity row may use the second hop; see `with_identity`.
+      private: second facts that no identity row may use; see `with_identity`.
     """
     cut, more = with_identity(task, cut, private)
     world, spelling, other = cut.chains.world, spelling_of(task), answers or {}
@@ -55,6 +55,6 @@ def decoys(dataset: Dataset, taught: World) -> Int[np.ndarray, " row"]:
       taught: the table, without the identity relation that `dataset.world` may have.
     """
     itself = np.arange(taught.n_entities, dtype=np.int32)
-    tail = np.column_stack([taught.tail, itself])  # an identity relation is the last one
+    tail = np.column_stack([taught.tail, itself])  # an identity relation is the last relation
     e1, r1 = dataset.truth["e1"], dataset.truth["r1"]
     return np.where(r1 >= 0, tail[e1, r1], np.int32(NONE))
