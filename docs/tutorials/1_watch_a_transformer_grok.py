@@ -252,5 +252,6 @@ for step in result.step.values:
 # **Caveat.** This is one run in one world: a curve, no claim about training.
 # [Three runs](../../results/pocket/README.md) agree with it. The intervals of `test_oi` are wide,
 # because only 36 bridges are independent. "No shortcut" means none of the three rules in the table
-# above. The logit lens shows that the bridge is there, not that it is used. `pocket` is a scale for
-# trying things. At `desk` the lag is [10,250 steps](../../results/desk/README.md).
+# above. The logit lens shows that the bridge is there, not that it is used:
+# [tutorial 2](2_decodable_or_used.md) asks whether it is. `pocket` is a scale for trying things. At
+# `desk` the lag is [10,250 steps](../../results/desk/README.md).
