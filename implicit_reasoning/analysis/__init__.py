@@ -1,33 +1,33 @@
 """Instruments measure the checkpoints of a run. They are scored on models of known mechanism.
 
-Instruments, grouped by what they do:
+The instruments are grouped by what they do:
 
-reading/        read states without changing the model: lenses, probes, geometry
-patching/       replace whole states and measure the effect on the answer
-variables/      swap or erase a single variable in a state
-behaviour.py    classify answers by kind
-used.py         compare, in one table, the decoding, the swap and the erasure of each variable
-truth/          score instruments on models whose mechanism is known
+reading/        reads states without changing the model: lenses, probes, geometry
+patching/       replaces whole states and measures the effect on the answer
+variables/      swaps or erases a single variable in a state
+behaviour.py    classifies answers by kind
+used.py         compares the variables that can be decoded with those that the model uses
+truth/          scores instruments on models whose mechanism is known
 
-Shared code:
+Modules that all instruments share:
 
-instrument.py   base classes of instruments
-claims.py       claims about a mechanism, and their comparison with the truth
-states.py       residual stream states and truth variables, used by most instruments
-facts.py        one row for each fact, with folds for cross-validation
-queries.py      selection of queries from the world (on the host)
-chunks.py       evaluation of examples in chunks; examples that do not count are skipped
-suffix.py       forward pass from a given layer to the logits of the answer
-subject.py      objects that can be measured: a run, or weights in memory
-runner.py       the runner, which measures all checkpoints in one compiled program
-seeds.py        measurement of several runs in one program
-sums.py         sums of outcomes by group and cluster, on the device
-aggregate.py    means by group, with confidence intervals and cluster counts
-storage.py      identity of results, and merging of results on disk
-labels.py       checks of the labels and options of an instrument
-api.py          `analyze(run, "lens")`, and the table of instruments
-drawing.py      plots that several instruments use
-figures.py      all figures of a run, for the report
+instrument.py   defines the base classes of instruments
+claims.py       defines claims about a mechanism, and compares them with the truth
+states.py       computes residual stream states and truth variables
+facts.py        chooses one row for each fact, and folds for cross-validation
+queries.py      chooses queries from the facts of the world, on the host
+chunks.py       evaluates examples in chunks, and skips examples that do not count
+suffix.py       computes the logits of the answer from the states of a given layer
+subject.py      defines the objects that can be measured: a run, or weights in memory
+runner.py       measures all checkpoints in one compiled program
+seeds.py        measures several runs in one program
+sums.py         sums outcomes by group and cluster, on the device
+aggregate.py    computes means by group, with confidence intervals and cluster counts
+storage.py      decides which saved results can be merged, and merges them on disk
+labels.py       checks that the labels and options of an instrument can be saved
+api.py          defines `analyze(run, "lens")` and the table of instruments
+drawing.py      draws the plots that several instruments use
+figures.py      draws all figures of a run, for the report
 """
 
 from implicit_reasoning.analysis.api import (

@@ -1,4 +1,7 @@
-"""Means by group, with confidence intervals, from outcomes by example or from sums by cluster."""
+"""Compute the mean outcome of each group, with its confidence interval.
+
+The mean is computed from one outcome per example, or from sums by cluster.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from implicit_reasoning.statistics import (
 )
 
 _BLOCK = 2**20
-"""Maximum number of cluster sums that are processed at the same time: 8 MB per float64 array."""
+"""Maximum number of cluster sums that are processed at the same time, 8 MB in float64."""
 
 
 def aggregate(
@@ -29,7 +32,9 @@ def aggregate(
     coords: Mapping[str, Sequence[Any]],
     steps: Sequence[int],
 ) -> xr.Dataset:
-    """Average the outputs by example over each group, and keep all other outputs unchanged.
+    """Average each output that has one outcome per example over the examples of each group.
+
+    Outputs that are not outcomes of examples are kept unchanged.
 
     The 95% confidence intervals use the spread between clusters. The result also has the number of
     examples, `n_examples`, and the number of distinct clusters, `n_states`, of each group. If
@@ -37,14 +42,14 @@ def aggregate(
 
     Args:
       instrument: the instrument that was run.
-      outputs: the outputs, each with a leading axis of steps. An output by example is either an
-        array of outcomes or a `DeviceSums`.
+      outputs: the outputs, each with a leading axis of steps. An output with one outcome per
+        example is either an array of outcomes or a `DeviceSums`.
       examples: the examples that were measured.
       coords: the labels of each dimension.
-      steps: the steps that were measured.
+      steps: the training steps of the checkpoints that were measured.
 
     Raises:
-      InputError: an outcome that counts is not finite.
+      InputError: an outcome that contributes to a mean is not finite.
     """
     by_example = {k: v for k, v in instrument.outputs.items() if v[-1:] == (EXAMPLE,)}
     parts = _Parts(examples)
@@ -143,9 +148,10 @@ class _Parts:
     def _by_group(
         self, dims: tuple[str, ...], of_cell: Callable[[int, int, int | None], np.ndarray]
     ) -> list[np.ndarray]:
-        """Stack the results of a function of a group, a place, and the axis of places.
+        """Call `of_cell(group, place, axis)` for each group and place, and stack the results.
 
-        If the outcomes have no axis of places, the axis is None and the only place is 0.
+        `axis` is the axis of places. If the outcomes have no such axis, it is None and the only
+        place is 0.
         """
         axis = dims.index(self.dims[0]) if self.dims and self.dims[0] in dims else None
         by_group = []

@@ -1,4 +1,4 @@
-"""The function `analyze(run, "lens")`, which measures missing steps and saves the result."""
+"""Measure runs with instruments by name, as in `analyze(run, "lens")`, and save the results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ INSTRUMENTS = {
     "erasure": f"{_HERE}.variables.erasure:Erasure",
     "das": f"{_HERE}.variables.das:Alignment",
 }
-"""Import paths of the built-in instruments by name. The report has the same order."""
+"""Import paths of the built-in instruments by name. The report shows instruments in this order."""
 
 
 def analyze(
@@ -70,7 +70,7 @@ def analyze(
       progress: show a progress bar on standard error.
 
     Returns:
-      The result, with all saved and new steps.
+      The result of all steps, both those that were saved before and those that are new.
 
     Raises:
       NotApplicable: the instrument cannot be used for this run's task.
@@ -197,7 +197,10 @@ def analyze_all(
     again: bool = False,
     progress: bool = True,
 ) -> list[str]:
-    """Run `analyze_runs` with several instruments, and write the table of `used.py` for each run.
+    """Run `analyze_runs` with several instruments, and save a table for each run.
+
+    The table `analysis/used.nc` compares the variables that can be decoded with those that the
+    model uses (see `used.table`). It is saved if the run has the results that it needs.
 
     Args:
       runs: one or several runs.
@@ -241,17 +244,18 @@ def default_instruments() -> list[Instrument]:
 def with_pairs(
     names: Sequence[str], pairs: str | None = None, metrics: Sequence[str] = ()
 ) -> list[Instrument]:
-    """Return instruments that use the given prompt pairs and metrics.
+    """Find instruments by name, and set the prompt pairs and metrics that they use.
 
     Args:
-      names: names of the instruments, as for `find_instrument`. If `names` is empty, the instrument
-        is `pair_patching`.
-      pairs: name or import path of a pairs function; default: the default pairs of the instrument.
-      metrics: names or import paths of metrics; default: the default metrics of the instrument.
+      names: names or import paths of instruments. An empty sequence means `pair_patching`.
+      pairs: name or import path of a function that makes prompt pairs. None keeps the default pairs
+        of each instrument.
+      metrics: names or import paths of metrics. An empty sequence keeps the default metrics of each
+        instrument.
 
     Raises:
-      InputError: an instrument takes no pairs and metrics, or an instrument or a function is not
-        found.
+      InputError: an instrument has no options `pairs` and `metrics`, or there is no instrument with
+        one of the names.
     """
     chosen: dict[str, Any] = {"pairs": pairs} if pairs else {}
     chosen |= {"metrics": tuple(metrics)} if metrics else {}
@@ -270,9 +274,10 @@ def with_pairs(
 
 
 def find_instrument(name: str | Instrument) -> Instrument:
-    """Return the instrument with a given name or import path, as for `analyze`.
+    """Return the instrument with a given name or import path.
 
-    An argument that is already an instrument is returned unchanged.
+    A name is a key of `INSTRUMENTS`; an import path is `package.module:Class` or
+    `/path/to/file.py:Class`. An argument that is already an instrument is returned unchanged.
     """
     found: Instrument = load_instrument(name, INSTRUMENTS, Instrument)
     return found
@@ -285,7 +290,7 @@ def load_instrument(name: Any, known: Mapping[str, str], form: type) -> Any:
       name: a key of `known`, a former name of a key, `package.module:Class`,
         `/path/to/file.py:Class`, or an instrument, which is returned unchanged.
       known: import paths by name.
-      form: the class of which the loaded class must be a subclass.
+      form: a base class. The loaded class must be a subclass of `form`.
 
     Raises:
       InputError: there is no instrument with this name or path.

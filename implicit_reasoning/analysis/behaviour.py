@@ -1,13 +1,13 @@
-"""Classification of right and wrong answers, and their agreement with shortcuts.
+"""Classify right and wrong answers, and measure how often answers agree with shortcuts.
 
 The kind of a wrong answer gives evidence about the mechanism:
 
 - If the answer is the bridge, the model may have skipped the second hop.
-- If the answer is an entity that r2 leads to from a head other than the bridge, the first hop may
-  be wrong.
+- If the answer is an entity that r2 leads to from an entity other than the bridge, the first hop
+  may be wrong.
 - If the answer is the most frequent answer after r2, the model may have used r2 only.
-- If the answer is that of row completion (see `worlds.shortcuts`), the model may have used no
-  facts.
+- If the answer is the one that the shortcut "row completion" predicts (see `worlds.shortcuts`), the
+  model may have used no facts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ _COMPARED = (*_CHEAP, "row_completion")  # rules that results of this instrument
 
 
 class Behaviour(Instrument):
-    """Instrument that classifies answers; see the module docstring."""
+    """Instrument that classifies each answer, for example as right, as the bridge or as no entity.
+
+    Wrong answers of different kinds point to different mechanisms. The instrument also measures how
+    often answers agree with shortcuts.
+    """
 
     name = "behaviour"
     definition = (
@@ -80,7 +84,7 @@ class Behaviour(Instrument):
     nulls = {"an entity at random": "chance"}
 
     def examples(self, model: Transformer, dataset: Dataset) -> Examples:
-        """Choose probe rows of every chain split. The cluster of a row is its bridge."""
+        """Choose rows of every split with full chains. The cluster of a row is its bridge."""
         splits = chain_splits(dataset)
         rows, group = choose_rows(dataset, splits, _MAX_ROWS)
         rules = {name: RULES[name].predict(dataset, rows) for name in _COMPARED}
@@ -104,7 +108,7 @@ class Behaviour(Instrument):
     def measure(
         self, model: Transformer, params: Params, inputs: Any, key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Compute the outcomes of every example."""
+        """Compute the kind of each answer, and whether each shortcut predicts the answer."""
         answer = final_logits(model, params, inputs["tokens"]).argmax(-1)
         kind = jnp.take_along_axis(inputs["kind"], answer[:, None], axis=1)[:, 0]
         predicted = inputs["predicted"]
@@ -120,13 +124,13 @@ class Behaviour(Instrument):
         return [_kinds(result), _agreement(result)]
 
     def claims(self, result: xr.Dataset) -> set[Claim]:
-        """Claim "memorised" if training chains are learnt and held-out chains are not composed.
+        """Claim "memorised" if the model learnt training chains but composes no held-out chains.
 
         Training chains are learnt if the lower end of the accuracy's interval is at least
         `MIN_LOWER_BOUND`. Held-out chains are not composed if the upper end of the accuracy's
         interval is at most 0.05 above the upper end for the best modal shortcut (`modal_r2` or
-        `modal_e1_r2`). Both conditions must hold for every training split and its test split, and
-        each test split must have at least `MIN_CLUSTERS` clusters.
+        `modal_e1_r2`). Both conditions must hold for every training split and the test split with
+        the same fact roles. Each of these test splits must have at least `MIN_CLUSTERS` clusters.
         """
         trained = [str(g) for g in result["group"].values if str(g).startswith("train_i")]
         pairs = [(g, g.replace("train", "test")) for g in trained]
@@ -147,7 +151,7 @@ class Behaviour(Instrument):
 def kinds_of_tokens(
     dataset: Dataset, rows: Int[np.ndarray, " row"], rules: dict[str, Int[np.ndarray, " row"]]
 ) -> Int[np.ndarray, "row token"]:
-    """Classify every token as a possible answer to every row.
+    """For each row, find the kind of answer that each token would be.
 
     Args:
       dataset: a dataset of a chain task.

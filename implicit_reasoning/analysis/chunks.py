@@ -1,10 +1,10 @@
-"""Evaluation of examples in chunks. Chunks without an example that counts are skipped.
+"""Evaluate examples in chunks, and skip the chunks in which no example counts.
 
-Patching takes most of an instrument's time, and most patches only count for queries that are
-answered correctly without a patch. Which queries these are depends on the checkpoint, and early
-checkpoints have few of them. Examples that count are therefore moved to the front, and the loop
-over chunks stops after the last example that counts. The number of iterations is traced, so a new
-number does not cause a recompilation.
+Patching takes most of an instrument's time. The outcomes of most patches count only for queries
+that the model answers correctly without a patch. The model at an early checkpoint answers few
+queries correctly. Examples that count are therefore moved to the front, and the loop over chunks
+stops after the last example that counts. The number of iterations is traced, so a new number does
+not cause a recompilation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def map_in_chunks(
     examples: Any,
     counted: Bool[Array, " example"] | None = None,
 ) -> dict[str, Array]:
-    """Compute `outcomes(examples)` in chunks of examples, to bound the memory for intermediates.
+    """Compute `outcomes(examples)` in chunks of examples. Chunks bound the memory that is needed.
 
     Args:
       outcomes: function of a pytree of arrays [example, ...]; returns outcomes [..., example].

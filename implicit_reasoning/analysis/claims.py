@@ -1,4 +1,4 @@
-"""Claims of instruments about a mechanism, and the comparison of claims with the truth.
+"""Define the claims that instruments make about a mechanism, and compare claims with the truth.
 
 A claim is a statement about a variable and a unit of the model (see `model.units`). Two examples
 are "e2 is decodable at layer 1, position r1" and "e2 is moved by head a2.h0". A `Mechanism` states
@@ -44,7 +44,9 @@ CLAIM_KINDS = _OF_STATES | _OF_COMPONENTS
 """All kinds of claims, each with its meaning."""
 
 MIN_CLUSTERS = 20
-"""A mean over fewer clusters (bridges, facts or prefixes) is not drawn and supports no claim.
+"""Minimum number of clusters (bridges, facts or prefixes) of a mean.
+
+A mean over fewer clusters is not drawn and supports no claim.
 
 With fewer clusters, the interval of a perfect result may be too wide for `MIN_LOWER_BOUND`.
 """
@@ -144,7 +146,7 @@ def claim_from_json(kept: Mapping[str, Any]) -> Claim:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """The claims that are true of a model.
+    """The claims about a model that are known to be true, and those that are open.
 
     Attributes:
       true: claims that are true.
@@ -185,16 +187,16 @@ def above_chance(
 ) -> xr.DataArray:
     """Return whether the measured values of an output are above their null control.
 
-    The lower end of the interval of the measured value must be at least `least`, at least
-    `MIN_TIMES_CHANCE` times the mean of the null control, and above the upper end of the interval
-    of the null control.
+    A measured value is above the control if the lower end of its interval meets three conditions.
+    The lower end is at least `least`. It is at least `MIN_TIMES_CHANCE` times the mean of the
+    control. It is above the upper end of the control's interval.
 
     Args:
       result: dataset with the variables `<name>`, `<name>_low` and `<name>_high`. Each holds both
         the measured values and the null control, under different labels.
       name: name of the output.
       null: `{dimension: (label of the measured values, label of the null control)}`.
-      least: minimum of the lower end of the interval of the measured value; default: any.
+      least: minimum for the lower end of the measured value's interval; default: no minimum.
 
     Returns:
       A bool array with the dimensions of the output that are not in `null`.
@@ -206,12 +208,12 @@ def above_chance(
 
 
 def known_means(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the means of an output; nan where fewer than `MIN_CLUSTERS` clusters count."""
+    """Return the means of an output. A mean over fewer than `MIN_CLUSTERS` clusters becomes nan."""
     return result[name].where(has_min_clusters(result, name))
 
 
 def has_min_clusters(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return whether each mean of an output is a mean over at least `MIN_CLUSTERS` clusters."""
+    """Return whether each mean of an output is computed from at least `MIN_CLUSTERS` clusters."""
     return result[f"{name}_n"] >= MIN_CLUSTERS
 
 
@@ -263,8 +265,8 @@ def claimed(kind: str, there: xr.DataArray) -> set[Claim]:
 
     Args:
       kind: kind of the claims.
-      there: bool array with the dimensions variable, layer, pos. The labels of a true value are the
-        variable and the state of its claim.
+      there: bool array with the dimensions variable, layer, pos. The labels of a true value give
+        the variable and the state (layer, pos) of one claim.
     """
     cells = there.transpose("variable", "layer", "pos").to_series()
     return {Claim(kind, *map(_plain, cell)) for cell, value in cells.items() if value}

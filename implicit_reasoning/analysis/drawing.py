@@ -1,4 +1,4 @@
-"""Plots that several instruments use: curves over training for each layer, heat maps, scatters."""
+"""Draw curves over training, heat maps and scatter plots, which several instruments use."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def curves(
       name: name of the output; `<name>_low` and `<name>_high`, if present, are drawn as a band.
       panels: title of each panel, with the labels to select for it.
       select: labels to select for the curves of all panels, but not for the null controls.
-      nulls: name of each null control, with the labels to select for it instead of `select`, and
-        its colour. The drawn line is the maximum over layers, so a curve above the line is above
-        the null control of every layer.
+      nulls: for each null control, by name, the labels to select instead of `select`, and a colour.
+        The control is drawn as one line, its maximum over layers. A curve above the line is
+        therefore above the null control of every layer.
       label: label of the y axis.
       ncols: number of panels per row; default: one row for all panels.
       highest: upper end of the y axis.
@@ -193,10 +193,11 @@ def maps_over_steps(
 
 
 def maps_by_variable(values: xr.DataArray) -> Drawing:
-    """Draw `heat_maps` of shares of cases by variable at a few checkpoints, for one or two groups.
+    """Draw a heat map for each variable, at a few checkpoints and for one or two groups.
 
-    The maps of a variable are in one column. A row of maps is left out if all its values are nan,
-    unless all values of all rows are nan.
+    The values are shares of cases. Each column of maps shows one variable, and each row shows one
+    checkpoint and group. A row is left out if all its values are nan, unless this holds for all
+    rows.
 
     Args:
       values: array with the dimensions step, group, variable, layer, pos and edit. The first label
@@ -221,7 +222,7 @@ def maps_by_variable(values: xr.DataArray) -> Drawing:
 
 
 def label_places(ax: Axes, values: xr.DataArray) -> None:
-    """Label the ticks of a map. Rows are the first dimension of `values`, columns the second."""
+    """Label the ticks of a map. The first dimension is on the y axis, the second on the x axis."""
     ax.grid(False)
     for axis, dim in zip((ax.yaxis, ax.xaxis), values.dims, strict=True):
         axis.set_ticks(range(values.sizes[dim]), [str(x) for x in values[dim].values])
@@ -262,8 +263,9 @@ def scatters(
         dimensions `point` and `axis` (of size 2).
       colors: for each point, the name of its group. Each group has one colour; there are at most
         seven groups.
-      markers: for each point, the name of its kind. Kind "id" is drawn as circles, or the first
-        kind in alphabetical order if there is no "id". All other kinds are drawn as crosses.
+      markers: for each point, the name of its kind. Points of kind "id" are circles. If there is no
+        kind "id", points of the first kind in alphabetical order are circles. All other points are
+        crosses.
       ncols: number of panels per row.
     """
     nrows = -(-len(panels) // ncols)

@@ -1,4 +1,4 @@
-"""Selection of one chain for each first fact, and cross-validation folds that hold out states.
+"""Choose one chain for each first fact, and assign cross-validation folds that hold out states.
 
 A state depends on its prefix only. A world of 100 entities with 10 facts each has 100 distinct
 states at position e1 and 1,000 at position r1, regardless of the number of queries. Instruments
@@ -26,14 +26,14 @@ GROUPS = {
     "E": "identity",
     "O": "ood",
 }
-"""Name of the group of the facts with each role. The leading group is the first that has facts."""
+"""The group of facts with each role. Claims are about the first group that has facts."""
 
 
 class FactRows(NamedTuple):
     """Rows of a dataset with distinct first facts.
 
     Attributes:
-      rows: int [row], rows that ask for all hops of a chain.
+      rows: int [row], rows of the dataset. The prompt of each row has all hops of a chain.
       groups: names of the groups that have a row, in the order of `GROUPS`. Claims are about the
         first group.
       group: int [row], the index in `groups` of each row's group.
@@ -52,8 +52,8 @@ def fact_rows(dataset: Dataset, most: int) -> FactRows:
 
     Args:
       dataset: a dataset of a chain task.
-      most: maximum number of facts. The result has more facts only if the first bridge that is
-        drawn has more.
+      most: maximum number of facts. The maximum is exceeded only if more than `most` facts lead to
+        the first drawn bridge.
 
     Raises:
       NotApplicable: the task is not a chain task.
@@ -81,7 +81,7 @@ def is_taught_atomic(
 
     Args:
       dataset: a dataset of a chain task.
-      rows: rows of the dataset; e1 and r1 are those of their first facts.
+      rows: rows of the dataset. The prompt (e1, r1) of a row is its first fact's head and relation.
       values: one entity for each row.
     """
     truth = dataset.truth
@@ -96,7 +96,7 @@ def is_taught_atomic(
 def is_training_prefix(
     dataset: Dataset, rows: Int[np.ndarray, " row"]
 ) -> Bool[np.ndarray, "pos row"]:
-    """Return whether the prefix of each row up to each position is also in a training row."""
+    """Return, for each position, whether each row's prefix is also the prefix of a training row."""
     # Compute the keys of all rows at once: keys from different calls are not comparable.
     keys = state_keys(dataset, np.arange(len(dataset)))
     return np.stack([np.isin(line[rows], line[: dataset.n_train]) for line in keys])
@@ -143,7 +143,7 @@ def state_folds(
     n_folds: int,
     together: Int[np.ndarray, " row"] | None = None,
 ) -> Int[np.ndarray, "layer pos row"]:
-    """Assign a fold to each row at each layer and position, such that equal states share a fold.
+    """Assign a fold to each row at each layer and position. Equal states are in the same fold.
 
     From layer 1 on, states are treated as equal if their prefixes are equal. At layer 0, a state is
     the embedding of one token, so states are equal if their tokens are equal.
@@ -154,8 +154,8 @@ def state_folds(
       n_layers: number of layers, including layer 0.
       n_folds: number of folds.
       together: a number for each row. From layer 1 on, rows with equal numbers share a fold. The
-        argument is ignored at positions where rows with different numbers have the same prefix (in
-        prompts that begin with relations).
+        numbers are ignored at a position where rows with different numbers have the same prefix.
+        Prompts that begin with relations have such positions.
     """
     folds = np.empty((n_layers, *prefixes.shape), np.int64)
     for pos, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):

@@ -1,4 +1,4 @@
-"""The figures of all results of a run, for the report."""
+"""Draw the figures of all results of a run, for the report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from implicit_reasoning.statistics import INTERVALS
 def figures(run: Run) -> list[Figure]:
     """Return the figures of all results of a run.
 
-    The table of decodability and use comes first, then the built-in instruments in the order of
-    `INSTRUMENTS`, then the instruments of the user. An instrument of the user whose file no longer
-    exists has no figures. If a result has a different version than its instrument, it is not drawn,
-    because its layout may differ, and a message is printed on standard error.
+    The table of decodability and use comes first. The figures of built-in instruments follow in the
+    order of `INSTRUMENTS`. The figures of the user's instruments are last. An instrument of the
+    user whose file no longer exists has no figures.
+
+    A result is not drawn if its version differs from the version of its instrument, because the
+    layout of the result may differ too. In this case, a message is printed on standard error.
     """
     names = result_names(run.files.analysis)
     order = list(INSTRUMENTS)

@@ -27,8 +27,8 @@ from implicit_reasoning.worlds import Dataset
 EXAMPLE = "example"
 """Name of the dimension of examples.
 
-It is the last dimension of every output that has one outcome per example. Such an output is
-averaged over the examples of each group.
+An output that has one outcome per example has this dimension last. The outcomes of such an output
+are averaged over the examples of each group.
 """
 
 SEED = 0
@@ -36,7 +36,7 @@ SEED = 0
 
 
 class NotApplicable(InputError):
-    """Raised by an instrument that cannot be used for a task. The message gives the reason."""
+    """Raised if an instrument cannot be used for a task. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Examples:
         prefix. If `cluster_dim` is given, the shape is [size of cluster_dim, example], because
         states at different positions have different clusters. An example whose cluster is -1 at a
         position does not count at that position.
-      cluster_dim: the dimension of the outcomes along which the cluster of an example changes, such
-        as "pos"; None if each example has one cluster.
-      coords: labels of those dimensions that depend on the examples, such as variables.
+      cluster_dim: a dimension of the outcomes, such as "pos". An example has one cluster for each
+        index along this dimension. None means that each example has only one cluster.
+      coords: labels of the dimensions whose labels are known only after the examples are chosen,
+        such as the names of variables.
     """
 
     inputs: Any
@@ -77,10 +78,11 @@ class BaseInstrument(abc.ABC):
         dimension is "example", the result has the mean over each group, and the ends of the mean's
         confidence interval as `<name>_low` and `<name>_high`. All other outputs are stored
         unchanged.
-      given: name of an output by example, with the name of a bool output that says which examples
-        count for it, such as the examples that are answered correctly without a patch. The bool
-        output has the dimensions of the output, or some of them. The result then also has
-        `<name>_n`, the number of clusters with an example that counts.
+      given: conditions on outputs. A key is the name of an output with one outcome per example. Its
+        value is the name of a bool output that says which examples count, such as the examples that
+        the model answers correctly without a patch. The bool output has some or all dimensions of
+        the first output. The result then also has `<name>_n`, the number of clusters with an
+        example that counts.
       nulls: null controls, by name. The value is either the labels that select the control from the
         outputs, such as `{"shuffled truth": {"truth": "shuffled"}}`, or the name of an output. If
         step 0 is measured, the untrained model is an additional control.
@@ -143,7 +145,9 @@ class BaseInstrument(abc.ABC):
                 )
 
     def counted(self, outputs: Mapping[str, Any], name: str, lead: tuple[str, ...] = ()) -> Any:
-        """Return a mask of the examples that count for an output; it broadcasts to its shape.
+        """Return a mask of the examples that count for an output.
+
+        The mask broadcasts to the shape of the output.
 
         Args:
           outputs: the outputs of `measure`, by name.
@@ -231,15 +235,15 @@ class Instrument(BaseInstrument):
     def coords(self, model: Transformer, dataset: Dataset) -> dict[str, Sequence[Any]]:
         """Return the labels of each dimension.
 
-        The default is the dimension `layer` with the layers of `residuals`, and the dimension `pos`
-        with the positions of the prompt. The labels of one dimension must be all strings, all
-        numbers or all bools.
+        By default, the dimension `layer` has the layers of the residual stream as labels, and the
+        dimension `pos` has the names of the prompt's positions. The labels of one dimension must be
+        all strings, all numbers or all bools.
         """
         return {"layer": range(model.spec.depth + 1), "pos": dataset.positions}
 
     def sites(self, model: Transformer) -> tuple[str, ...]:
-        """Return the sites that are read or edited; default: the residual sites.
+        """Return the sites that the instrument reads or edits; default: the residual sites.
 
-        The names of the sites are stored in the result. They do not change what is measured.
+        The names are stored in the result as information only. `measure` does not use them.
         """
         return model.resid_sites

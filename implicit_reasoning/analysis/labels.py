@@ -1,8 +1,8 @@
 """Check that the labels and options of an instrument can be saved.
 
 Results are netCDF files with JSON attributes. The checks run before anything is measured. Without
-the checks, a label or option that a file cannot hold would raise an error after the measurement, or
-would have a different value when the file is loaded.
+the checks, a label or option that a file cannot hold would cause an error after the measurement. It
+could also have a different value when the file is loaded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def plain(value: Any, what: str) -> Any:
 
     Args:
       value: the value, such as an instrument's options.
-      what: name of the value for the error message.
+      what: a plural noun phrase that names the value in the error message, such as "the options".
 
     Raises:
       InputError: JSON cannot represent the value.

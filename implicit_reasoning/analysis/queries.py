@@ -1,8 +1,9 @@
-"""Selection of queries for patching. It runs on the host and uses the true facts of the world.
+"""Choose queries for patching, on the host, from the true facts of the world.
 
-The candidates of a query are the chains that are equal to the query in some columns. The table of
-chains is sorted by these columns, so the candidates of a query are a contiguous range of the table.
-Every candidate is considered, so a query is dropped only if no candidate fits it.
+Patching pairs each query with a second query. The candidates for the second query are the chains
+that share some parts with the query, such as the first fact. The table of chains is sorted by these
+parts, so all candidates of a query are in one contiguous range of the table. Every candidate is
+considered, so a query is dropped only if no candidate fits.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Rows = Int[np.ndarray, "row"]
 
 
 class Queries(NamedTuple):
-    """Chains as queries, with their answers.
+    """Queries about chains, with their answers.
 
-    If a chain is a row of the dataset, the answer is that of the row. Otherwise the answer follows
-    from the facts of the world.
+    The answer to a query that is a row of the dataset is the answer in that row. The answer to any
+    other query follows from the facts of the world.
 
     Attributes:
       facts: int32 [question, hop], the number of the fact at each hop.
@@ -40,7 +41,7 @@ class Queries(NamedTuple):
     trained: Bool[np.ndarray, " question"]
 
     def only(self, keep: np.ndarray) -> Queries:
-        """Return the queries that are selected by an index array or a mask."""
+        """Return the queries that an index array or a mask selects."""
         return Queries(*(column[keep] for column in self))
 
 
@@ -60,7 +61,7 @@ def all_queries(dataset: Dataset) -> Queries:
 
 
 def queries_of_rows(dataset: Dataset, rows: Rows) -> Queries:
-    """Return the queries of some rows. The rows must ask for all hops of a chain."""
+    """Return the queries of some rows. The prompt of each row must have all hops of a chain."""
     facts = np.column_stack([column[rows] for column in columns(dataset.truth, "fact")])
     chains = Chains(world_of(dataset), facts)
     return Queries(facts, _parts(chains), dataset.truth["answer"][rows], rows < dataset.n_train)
@@ -87,7 +88,7 @@ def random_matches(
     fits: Callable[[np.ndarray, np.ndarray], np.ndarray],
     random: np.random.Generator,
 ) -> Int[np.ndarray, " row"]:
-    """For each row, draw a random item that has the key of the row and fits the row.
+    """For each row, draw a random item that has the row's key and for which `fits` is true.
 
     Args:
       asked: keys of the rows.
@@ -97,7 +98,7 @@ def random_matches(
       random: random generator for the choice.
 
     Returns:
-      The index of the item drawn for each row; -1 if no item with the key of the row fits.
+      The index of the item that was drawn for each row; -1 if there is no such item.
     """
     size = int(max(asked.max(initial=0), table.max(initial=0))) + 1
     keys = prefix_keys(np.concatenate([asked, table]), size)[:, -1]
@@ -117,7 +118,7 @@ def random_matches(
 def look_up_answers(
     questions: Queries, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, " question"]:
-    """Look up the answers to prompts with given parts.
+    """Look up the answers to prompts whose entity and relations are given.
 
     Args:
       questions: the queries to search. No two of them have the same parts.
@@ -138,13 +139,13 @@ def look_up_answers(
 def prompt_tokens(
     dataset: Dataset, parts: Int[np.ndarray, "question part"]
 ) -> Int[np.ndarray, "question pos"]:
-    """Return the tokens of the prompts with the given parts, in the token order of the dataset."""
+    """Return the tokens of prompts whose parts are given, in the token order of the dataset."""
     shift = np.array([0] + [world_of(dataset).n_entities] * dataset.hops, np.int32)
     return (parts + shift)[:, prompt_order(dataset)].astype(np.int32)
 
 
 def prompt_order(dataset: Dataset) -> list[int]:
-    """Return the index in (e1, r1, r2, ...) of the part at each position of a prompt."""
+    """Return which part is at each position of a prompt, as an index into (e1, r1, r2, ...)."""
     names = ["e1", *(f"r{hop + 1}" for hop in range(dataset.hops))]
     return [names.index(name) for name in dataset.positions]
 

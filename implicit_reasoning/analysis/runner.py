@@ -1,4 +1,4 @@
-"""The runner measures all checkpoints with one instrument in one compiled program.
+"""Measure all checkpoints with one instrument in one compiled program.
 
 Checkpoints are stacked along a leading axis. The program maps `Instrument.measure` over this axis.
 Each device of the mesh's `trial` axis computes an equal share of the checkpoints. The program is
@@ -61,7 +61,7 @@ class DeviceInputs(NamedTuple):
 
 
 class Runner:
-    """A compiled instrument for models of one shape. Call the runner with stacked checkpoints."""
+    """An instrument that is compiled for models of one shape. Call it with stacked checkpoints."""
 
     def __init__(self, instrument: Instrument, model: Transformer, *, together: int | None = None):
         """Prepare the runner without compiling.
@@ -106,8 +106,8 @@ class Runner:
 
         Args:
           examples: the examples that the instrument chose.
-          sizes: size of each dimension, from which the outputs to sum are chosen. None means that
-            no output is summed.
+          sizes: size of each dimension. The sizes decide which outputs are summed on the device.
+            None means that no output is summed.
           reference: parameters of the last checkpoint, if `Instrument.reference` is true.
         """
         inputs, where = examples.inputs, sharding.replicated(self.mesh)
@@ -124,7 +124,7 @@ class Runner:
 
     @property
     def stacked(self) -> NamedSharding:
-        """Sharding that places an equal share of the stacked checkpoints on each device."""
+        """The sharding that places an equal share of the stacked checkpoints on each device."""
         return NamedSharding(self.mesh, PartitionSpec("trial"))
 
     def __call__(
@@ -171,7 +171,7 @@ class Runner:
         return self._compile(params, shared, layout)
 
     def program(self, layout: SumsLayout | None = None) -> Callable[..., dict[str, Any]]:
-        """Return the function to compile. Its arguments are stacked parameters, inputs, key, pairs.
+        """Return the function to compile. It takes stacked parameters, inputs, a key and pairs.
 
         If `layout` is None, `pairs` is not used, and no output is summed.
         """
@@ -208,8 +208,8 @@ def measure(
       instrument: the instrument to run.
       subject: the subject to measure.
       steps: steps of the checkpoints; default: all.
-      runner: a runner of the same instrument for a model of the same shape; its compiled program is
-        reused. The default is a new runner.
+      runner: a runner whose compiled program is reused. It must be for `instrument` and for a model
+        of the same shape as the subject's model. The default is a new runner.
       progress: show a progress bar on standard error.
 
     Returns:

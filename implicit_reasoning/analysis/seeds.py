@@ -1,4 +1,4 @@
-"""Measurement of several runs at once, such as seeds of one model on one dataset.
+"""Measure several runs at once, such as runs that differ only in their seed.
 
 Runs with the same model and dataset have the same examples. The checkpoints of these runs are
 stacked and measured in one program, as if they belonged to one run. Each device computes some of
@@ -108,10 +108,11 @@ def measure_seeds(
 
 
 def group_by_model(instrument: Instrument, subjects: Sequence[Subject]) -> list[list[int]]:
-    """Return the sets of subjects that can be measured together, as indices into `subjects`.
+    """Group the subjects that can be measured together, and return their indices into `subjects`.
 
     An instrument with `reference = True` compares each checkpoint with the last checkpoint of the
-    same run. Its inputs differ between runs, so each of its subjects is measured separately.
+    same run. The inputs of such an instrument differ between runs, so each subject is measured
+    separately.
     """
     sets: dict[tuple[object, ...], list[int]] = {}
     for number, subject in enumerate(subjects):

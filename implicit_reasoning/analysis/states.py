@@ -1,7 +1,8 @@
-"""States of a model, and truth variables of its queries. Most instruments use both.
+"""Compute the states of a model, and the truth variables of its queries.
 
-`S[layer, pos]` is the residual stream after `layer` blocks, before the final norm. Layer 0 is the
-sum of token and position embeddings. Layer `depth` is the input of the final norm.
+Most instruments use both. `S[layer, pos]` is the residual stream after `layer` blocks, before the
+final norm. Layer 0 is the sum of token and position embeddings. Layer `depth` is the input of the
+final norm.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from implicit_reasoning.worlds.clusters import clusters_of
 def residuals(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "layer batch pos d_model"]:
-    """Return `S[layer, pos]` for every layer and position of a batch."""
+    """Return the residual stream at every layer and position.
+
+    Layer 0 is the sum of token and position embeddings.
+    """
     sites = model.resid_sites
     _, found = model.forward(params, tokens, sites=sites)
     return jnp.stack([found[site] for site in sites])
@@ -41,7 +45,7 @@ class Variables(NamedTuple):
       values: int32 [variable, row], entity or relation numbers; -1 if a row lacks the variable.
       tokens: int32 [variable, row], the token of each value; -1 if a row lacks the variable.
       kinds: "entity" or "relation", for each variable.
-      first_token: {"entity": 0, "relation": n_entities}, the token of entity 0 and of relation 0.
+      first_token: {"entity": 0, "relation": n_entities}, the first token of each kind.
       sizes: {"entity": n_entities, "relation": n_relations}, the number of values of each kind.
     """
 
@@ -58,7 +62,8 @@ def chain_variables(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Variable
 
     `answer` is the answer that training teaches. The last entity (e3 with two hops) is the answer
     that follows from the world. The last entity is included only if it differs from `answer` for
-    some chain. Only datasets of the task `shadow` have a `decoy`: the target of the atomic prompt.
+    some chain. `decoy` exists only in datasets of the tasks `shadow` and `cue_conflict`. It is the
+    answer that training teaches for the prompt (e1, r1), which can differ from the bridge e2.
 
     Args:
       dataset: a dataset of a chain task.
@@ -106,7 +111,7 @@ def need_chains(dataset: Dataset) -> None:
 
 
 def chain_splits(dataset: Dataset) -> tuple[str, ...]:
-    """Return the non-empty splits whose rows ask for all hops, in the order of the dataset.
+    """Return the non-empty splits whose prompts have all hops of a chain, in the dataset's order.
 
     Raises:
       NotApplicable: the task is not a chain task.
@@ -123,7 +128,7 @@ def chain_splits(dataset: Dataset) -> tuple[str, ...]:
 def choose_rows(
     dataset: Dataset, splits: Sequence[str], most: int
 ) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Return the first `most` probe rows of each split. Probe rows are in random order.
+    """Return the first `most` probe rows of each split. The dataset has them in random order.
 
     Returns:
       `(rows, group)`, both [row]; `group` is the index in `splits` of each row's split.
@@ -139,10 +144,11 @@ def prompts(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, 
 
 
 def state_keys(dataset: Dataset, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, "pos row"]:
-    """Return, for each position and row, a number for the prefix that ends at the position.
+    """Return, for each position and row, a number that identifies the row's prefix.
 
-    At one position, equal numbers mean equal prefixes. In a causal model a state depends on its
-    prefix only, so equal numbers also mean equal states.
+    The prefix is the tokens up to and including the position. Two rows with equal numbers at a
+    position have equal prefixes. In a causal model a state depends on its prefix only, so the
+    states of the two rows at the position are equal too.
     """
     return prefix_keys(prompts(dataset, rows), dataset.n_vocab).T
 

@@ -1,4 +1,4 @@
-"""Identity of results, merging of results, and writing of results to disk under a lock.
+"""Decide which results can be merged, merge them, and write them to disk under a lock.
 
 The identity of a result is its instrument, version, options, world and model (see `identity_of`).
 Results with equal identities are merged by step. The files `analysis/<instrument>.nc` of a run and
@@ -26,10 +26,10 @@ from implicit_reasoning.runtime.machine import provenance
 from implicit_reasoning.statistics import INTERVALS
 
 CHECKPOINTS = "checkpoints"
-"""Attribute of a run's result. Its value is a fingerprint of the parameters at each step."""
+"""Attribute of a run's result, with a fingerprint of the model's parameters at each step."""
 
 DICTIONARIES = "dictionaries"
-"""Attribute of a result for dictionaries. Its value is a fingerprint of them at each step."""
+"""Attribute of a result for dictionaries, with a fingerprint of the dictionaries at each step."""
 
 BY_STEP = (CHECKPOINTS, DICTIONARIES)
 
@@ -59,12 +59,12 @@ def attributes_of(
     identity: Mapping[str, Any],
     nulls: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the attributes of a result: its identity, and what its readers need.
+    """Return all attributes of a result: identity, definition, null controls and provenance.
 
     Args:
       instrument: the instrument that was run.
       identity: identity of the result.
-      nulls: its null controls; default: those that the instrument declares.
+      nulls: null controls of the result; default: those that the instrument declares.
     """
     found = dict(instrument.nulls if nulls is None else nulls)
     return {
@@ -140,7 +140,7 @@ def merge(old: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 def version_of_file(path: Path) -> tuple[int, int] | None:
     """Return the inode and modification time of a result file; None if the file does not exist.
 
-    The pair changes when a new file replaces the file.
+    The value changes when the file is replaced.
     """
     path = find_result(path)
     if not path.exists():
@@ -164,8 +164,9 @@ def save_merged(
       path: path of the file.
       new: the result to write.
       identity: identity of the result.
-      stale: `version_of_file` of a file whose contents are discarded. If the existing file has a
-        different version, its contents are merged. None means that any existing file is merged.
+      stale: what `version_of_file` returned for a file whose contents must be discarded. If the
+        existing file has a different version, another process replaced it, and its contents are
+        merged. None means that the contents of any existing file are merged.
 
     Raises:
       InputError: the existing file has a different identity, because another process wrote it.

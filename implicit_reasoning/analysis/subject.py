@@ -1,4 +1,4 @@
-"""Objects that instruments can measure: a run, or weights in memory."""
+"""Define the objects that instruments can measure: a run, or weights in memory."""
 
 from __future__ import annotations
 
@@ -78,5 +78,8 @@ class InMemory:
 
 @jax.jit
 def stack_trees(*trees: Any) -> Any:
-    """Stack all leaves in one compiled program, so that JAX does not compile one for each shape."""
+    """Stack pytrees along a new leading axis, in one compiled program.
+
+    Without `jit`, JAX would compile a program for each shape of a leaf.
+    """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

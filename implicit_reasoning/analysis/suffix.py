@@ -1,7 +1,4 @@
-"""Forward passes that compute the logits at the last position only.
-
-They start from the tokens or from the residual stream after a given layer.
-"""
+"""Compute the logits at the last position, from the tokens or from a given layer."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from implicit_reasoning.model.wirings import forward_at
 def final_logits(
     model: Transformer, params: Params, tokens: Int[Array, "batch pos"]
 ) -> Float[Array, "batch d_vocab"]:
-    """Compute the logits at the last position only."""
+    """Compute the logits at the last position of each prompt."""
     return forward_at(model, params, tokens)[0][:, 0]
 
 
@@ -24,7 +21,9 @@ def logits_from_layer(
     resid: Float[Array, "batch pos d_model"],
     layer: int,
 ) -> Float[Array, "batch d_vocab"]:
-    """Compute the logits at the last position from `S[layer]`. Only later layers are computed.
+    """Compute the logits at the last position from the residual stream after `layer` blocks.
+
+    The blocks before `layer` are not computed.
 
     Args:
       model: the model; static.
@@ -53,9 +52,9 @@ def answer_after_patch(
     Args:
       model: the model; static.
       params: parameters of one checkpoint.
-      resid: `S[layer]` before the patch.
-      layer: layer of the patch.
+      resid: the residual stream after `layer` blocks, before the patch.
+      layer: layer of the patch, 0 to `depth`.
       pos: position of the patch; may be traced.
-      states: new values of `S[layer, pos]`.
+      states: the states that replace `resid[:, pos]`.
     """
     return logits_from_layer(model, params, resid.at[:, pos].set(states), layer).argmax(-1)

@@ -1,4 +1,4 @@
-"""Sums of outcomes by group and cluster, on the device.
+"""Sum outcomes by group and cluster on the device.
 
 An instrument with many cells (neurons, edges) has one outcome for each cell and example. These
 outcomes may not fit into host memory. A confidence interval only needs the sum over each cluster
@@ -52,11 +52,11 @@ class SumsLayout(NamedTuple):
     """A hashable description of the sums, for use as a static argument.
 
     Attributes:
-      n_sums: number of (group, cluster) pairs at the place with the most pairs, padded to a
-        multiple of a fixed number.
+      n_sums: the maximum number of (group, cluster) pairs at any place, rounded up to a multiple of
+        a fixed number.
       n_groups: number of groups.
-      cluster_dim: the dimension of the outcomes whose indices are the places of
-        `GroupClusterPairs`; None if there is one place.
+      cluster_dim: a dimension of the outcomes. The places of `GroupClusterPairs` are the indices
+        along this dimension. None means that there is one place.
       outputs: names of the outputs that are summed.
     """
 
@@ -74,8 +74,8 @@ class DeviceSums(NamedTuple):
     Attributes:
       least: float32 [*cell, group], the smallest value in the group among the examples that count;
         infinite if no example counts.
-      sums: float32 [*cell, pair], the sum of `value - least` over those examples of the pair that
-        count.
+      sums: float32 [*cell, pair], the sum of `value - least` over the examples of the pair.
+        Examples that do not count are excluded.
       sizes: float32 [*cell, pair], the number of examples of the pair that count; None if all
         examples count.
       other: bool [place, example], whether the example has an outcome that counts and is neither 0
@@ -126,9 +126,9 @@ def outputs_to_sum(
 ) -> tuple[str, ...]:
     """Return the names of the outputs that are summed on the device.
 
-    These outputs have at least `MIN_OUTCOMES` outcomes per checkpoint, and at most half as many
-    sums as examples. An output with a condition in `Instrument.given` has twice as many sums,
-    because the device also counts the examples of each pair.
+    An output is summed if it has at least `MIN_OUTCOMES` outcomes per checkpoint, and at most half
+    as many sums as examples. An output with a condition in `Instrument.given` has twice as many
+    sums, because the device also counts the examples of each pair.
 
     Args:
       instrument: the instrument that declares the outputs.
@@ -150,9 +150,9 @@ def sum_outputs(
 ) -> dict[str, Any]:
     """Replace the outcomes of each output in `layout.outputs` by sums. JAX traces this function.
 
-    Two kinds of outputs are not summed. Integer outputs may have values that are too large for
-    float32. Outputs whose number of dimensions differs from the declared number are rejected later
-    by `Instrument.check`.
+    Two kinds of outputs are not summed. Integer outputs are not summed because float32 may not
+    represent their values. Outputs with a wrong number of dimensions are not summed because
+    `Instrument.check` rejects them later.
 
     Args:
       instrument: the instrument that declares the outputs.

@@ -1,11 +1,16 @@
-"""Comparison of the variables that can be decoded from a state with those that the model uses.
+"""Compare the variables that can be decoded from a state with those that the model uses.
 
-For each variable and state (layer, position), the table combines three results: the accuracy with
-which a linear reader decodes the variable, the share of answers that change as the world predicts
-when the variable's class mean is swapped, and the share of answers that do not change when the
-variable is erased. Many claims about representations rest on decoding alone. The table shows where
-the three results disagree. A variable is used if answers change with the swap. If answers also
-survive the erasure, the model can compute them without this representation.
+Many claims about representations rest on decoding alone. For each variable and state (layer,
+position), the table combines three results and shows where they disagree:
+
+- `decoded` is the accuracy with which a linear reader decodes the variable.
+- `follows` is the share of answers that change as the world predicts after a swap. A swap replaces
+  the class mean of the variable's value by the class mean of another value.
+- `stays_erased` is the share of answers that do not change after an erasure. An erasure removes
+  the variable from the state.
+
+A variable is used if the swap changes answers as predicted. If the erasure leaves answers
+unchanged, the model can also compute them without this representation.
 """
 
 from __future__ import annotations
@@ -60,16 +65,15 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 
     Args:
       results: results by instrument name. "mean_swap" and "erasure" are required. "probes", "lens"
-        and "decoding" are optional. The decoding accuracy is that of "probes" with held-out
-        prefixes. Without "probes", it is the accuracy on held-out states of the discriminant in
-        "erasure". The lens has a separate column, because it only reads what the unembedding reads.
-      group: group of queries. The default is the first test split, most of whose queries do not
-        occur in training. If the last checkpoint answers too few queries of the test split
-        correctly, the default is the first training split.
+        and "decoding" are optional. The decoding accuracy is taken from "probes", with held-out
+        prefixes. Without "probes", it is taken from "erasure", whose linear discriminant is tested
+        on held-out states.
+      group: group of queries. The default is the first test split. If the last checkpoint answers
+        too few queries of that split correctly, the default is the first training split.
 
     Returns:
-      A dataset with the dimensions step, variable, layer and pos. It has the labels that all
-      results share. Its variables are:
+      A dataset with the dimensions step, variable, layer and pos. It has only the labels that occur
+      in all results. Its data variables are:
 
       - `decoded`: decoding accuracy.
       - `lens`: share of states at which the logit lens ranks the variable's token first, if "lens"
@@ -83,11 +87,13 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
         minimum over the controls.
       - `n`: number of clusters with a query that counts.
       - `verdict`: one of `VERDICTS`; "" if `n` is too small or `decoded` is unknown.
-      - `by_construction`: whether training teaches the variable at this state, if "decoding" is
-        among the results.
+      - `by_construction`: whether the variable is a training target at this state, so that decoding
+        it is no evidence of composition. The data variable exists if "decoding" is among the
+        results.
 
-      All shares except `lens` and `stays_control` also have `_low` and `_high`, the ends of their
-      95% intervals. Verdicts use these ends, so wide intervals give the verdict "unclear".
+      All shares except `lens` and `stays_control` also have variables with the suffixes `_low` and
+      `_high`, the ends of the 95% intervals. Verdicts use these ends, so wide intervals give the
+      verdict "unclear".
 
     Raises:
       InputError: the result of the swap or of the erasure is missing.
@@ -129,9 +135,9 @@ def table(results: Mapping[str, xr.Dataset], group: str | None = None) -> xr.Dat
 def save_table(run: Run) -> None:
     """Write the table as `analysis/used.nc`, if the run has the required results.
 
-    The table is not written if the saved swap or erasure has a version other than the current
-    version, because the edits of the versions differ. A result is left out if its confidence
-    intervals use a different method than those of the swap.
+    The table needs results of the swap and the erasure of the current versions, because older
+    versions made other edits. A result is left out if its confidence intervals are computed by a
+    different method than those of the swap.
     """
     names = result_names(run.files.analysis)
     results = with_same_intervals({name: run.result(name) for name in names if name in _SOURCES})
@@ -144,7 +150,7 @@ def save_table(run: Run) -> None:
 
 
 def with_same_intervals(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the results whose confidence intervals use the same method as those of "mean_swap".
+    """Return the results whose confidence intervals are computed by the same method as "mean_swap".
 
     `statistics.INTERVALS` is the version of the method. If there is no result of "mean_swap",
     return all results.
@@ -170,7 +176,7 @@ def rows(made: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def disagreements(made: xr.Dataset) -> list[str]:
-    """Return a sentence for each entry of the last checkpoint where decoding and use disagree."""
+    """Describe, in one sentence each, where decoding and use disagree at the last checkpoint."""
     last = made.isel(step=[-1])
     sentences = []
     for row in rows(last):
@@ -237,8 +243,8 @@ def figures(results: Mapping[str, xr.Dataset], group: str | None = None) -> list
 def _answered_group(swap: xr.Dataset) -> str:
     """Return the default group of queries: the first test split, or the first training split.
 
-    The training split is the default only if no entry of the test split has at least `MIN_CLUSTERS`
-    clusters that count, at the last checkpoint.
+    The training split is the default only if every entry of the test split at the last checkpoint
+    has fewer than `MIN_CLUSTERS` clusters that count.
     """
     trained, tested = some_groups(swap)[0], some_groups(swap)[-1]
     count = swap["counterfactual_n"].sel(group=tested).isel(step=-1)
